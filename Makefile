@@ -1,0 +1,58 @@
+# Everything a person does here. `make help` lists it.
+PYTHON ?= python3
+# On Linux without a GPU, plain PyPI brings gigabytes of CUDA along; to avoid that:
+#   make install TORCH_INDEX=https://download.pytorch.org/whl/cpu
+TORCH_INDEX ?=
+BIN := .venv/bin
+READY := .venv/installed
+OUT ?= pinxit-demo
+
+.PHONY: help install demo test slow check lint quick fix figures clean
+.DEFAULT_GOAL := help
+
+help: ## this list
+	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1\t\2/p' Makefile | expand -t 18
+
+install: $(READY) ## make .venv with everything in it
+
+$(READY): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
+	  || { echo "pinxit needs Python 3.11 or newer; try: make PYTHON=python3.12 install" >&2; exit 1; }
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet -c constraints.txt $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) torch
+	$(BIN)/pip install --quiet -c constraints.txt -e '.[dev]'
+	@touch $(READY)
+
+demo: $(READY) ## teach a subject and a style, and write report.html (8 minutes)
+	$(BIN)/pinxit demo --out $(OUT)
+
+test: $(READY) ## every test but the slow group (15 minutes at most)
+	$(BIN)/pytest -m "not slow"
+
+slow: $(READY) ## the slow group: what the method must reach, over many subjects
+	$(BIN)/pytest -m slow || test $$? -eq 5 # 5: there is none yet
+
+check: lint quick ## before each commit (3 minutes at most)
+
+lint: $(READY)
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/basedpyright
+	$(BIN)/lint-imports
+	$(BIN)/python tools/budget.py
+	$(BIN)/pylint --disable=all --enable=duplicate-code --min-similarity-lines=6 \
+	  --ignore-imports=y --ignore-docstrings=y --ignore-comments=y src/pinxit
+	$(BIN)/python tools/tracked_size.py
+
+quick: $(READY)
+	OMP_NUM_THREADS=1 $(BIN)/pytest -q -m "not slow and not long"
+
+fix: $(READY) ## format, and mend what the linter can mend
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+figures: $(READY) ## every figure the docs quote, as JSON in docs/figures
+	$(BIN)/python tools/figures.py $(NAMES)
+
+clean: ## take away what can be made again, but no run and no demo
+	rm -rf .venv .pytest_cache .ruff_cache .hypothesis build dist

@@ -1,0 +1,227 @@
+"""Changes to a model that can be undone: new words, other words, tuned weights."""
+
+from collections.abc import Generator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from typing import Protocol, Self
+
+from torch import Tensor, nn
+
+from pinxit.errors import ConceptError
+from pinxit.model import Model
+from pinxit.text import Meaning
+
+
+@dataclass(frozen=True)
+class Part:
+    """An adapter as it is kept in a file: its kind, what it needs to know, and its tensors."""
+
+    kind: str
+    settings: Mapping[str, str]
+    tensors: Mapping[str, Tensor] = field(default_factory=dict[str, Tensor])
+
+
+class Adapter(Protocol):
+    """A change to a model: after `eject` the model is to the bit what it was before `inject`.
+
+    `touches_text` says whether prompts mean something else while it is trained, so that their
+    conditioning cannot be kept from step to step.
+    """
+
+    touches_text: bool
+
+    def inject(self, model: Model) -> None:
+        """Make the change."""
+        ...
+
+    def eject(self, model: Model) -> None:
+        """Undo it."""
+        ...
+
+    def weights(self) -> Mapping[str, nn.Parameter]:
+        """What training may change; nothing if it is fixed."""
+        ...
+
+    def part(self) -> Part:
+        """Itself, to be kept."""
+        ...
+
+    @classmethod
+    def restore(cls, part: Part, model: Model) -> Self:
+        """The adapter that was kept, for this model; ConceptError if it does not fit."""
+        ...
+
+
+@contextmanager
+def injected(model: Model, adapters: Sequence[Adapter]) -> Generator[Model]:
+    """The model with the adapters in it, in order; all are undone whatever happens."""
+    with ExitStack() as undo:
+        for adapter in adapters:
+            adapter.inject(model)
+            undo.callback(adapter.eject, model)
+        yield model
+
+
+class NewWord:
+    """A word with vectors of its own in every text tower (textual inversion, arXiv:2208.01618)."""
+
+    touches_text = True
+
+    def __init__(self, word: str, stand_in: str, tables: Mapping[str, Tensor]) -> None:
+        self.word = word
+        self.stand_in = stand_in
+        self.tables = {tower: nn.Parameter(table) for tower, table in tables.items()}
+
+    def inject(self, model: Model) -> None:
+        """The word means its vectors from now on."""
+        _define(model, self.word, Meaning(self.stand_in, self.tables))
+
+    def eject(self, model: Model) -> None:
+        """The word means nothing again."""
+        del model.words[self.word]
+
+    def weights(self) -> Mapping[str, nn.Parameter]:
+        """The tables, by tower."""
+        return self.tables
+
+    def part(self) -> Part:
+        """Its tables, and the word."""
+        settings = {"word": self.word, "stand_in": self.stand_in}
+        return Part("new-word", settings, _detached(self.tables))
+
+    @classmethod
+    def restore(cls, part: Part, model: Model) -> Self:
+        """The word again; ConceptError if the base's towers are others, or of another width."""
+        tables: dict[str, Tensor] = {}
+        for name, tower in model.towers.items():
+            if name not in part.tensors:
+                raise ConceptError(
+                    f"{part.settings['word']} has no vectors for the text tower `{name}` of "
+                    f"{model.name}, only for {', '.join(part.tensors)}",
+                    "use it with the kind of base it was trained on",
+                )
+            tables[name] = part.tensors[name].to(model.device)
+            _same_width(part.settings["word"], tables[name], tower.width, model)
+        return cls(part.settings["word"], part.settings["stand_in"], tables)
+
+
+class Alias:
+    """A word that stands for other words the base has, as DreamBooth's for its rare token."""
+
+    touches_text = False
+
+    def __init__(self, word: str, text: str) -> None:
+        self.word = word
+        self.text = text
+
+    def inject(self, model: Model) -> None:
+        """The word means the text from now on."""
+        _define(model, self.word, Meaning(self.text))
+
+    def eject(self, model: Model) -> None:
+        """The word means nothing again."""
+        del model.words[self.word]
+
+    def weights(self) -> Mapping[str, nn.Parameter]:
+        """Nothing: it is not trained."""
+        return {}
+
+    def part(self) -> Part:
+        """The word and its text."""
+        return Part("alias", {"word": self.word, "text": self.text})
+
+    @classmethod
+    def restore(cls, part: Part, model: Model) -> Self:  # noqa: ARG003
+        """The alias again; any model takes it."""
+        return cls(part.settings["word"], part.settings["text"])
+
+
+class TunedWeights:
+    """Other weights for a whole network of the model; the originals are kept aside untouched."""
+
+    def __init__(self, network: str, tensors: Mapping[str, Tensor], *, text: bool) -> None:
+        self.network = network
+        self.tuned = {name: nn.Parameter(tensor) for name, tensor in tensors.items()}
+        self.touches_text = text
+        self._originals: dict[str, nn.Parameter] = {}
+
+    @classmethod
+    def of(cls, model: Model, network: str) -> Self:
+        """A copy of the network's weights, in fp32, to be trained."""
+        weights = model.networks[network].named_parameters()
+        copies = {name: weight.detach().float().clone() for name, weight in weights}
+        return cls(network, copies, text=network in model.towers)
+
+    def inject(self, model: Model) -> None:
+        """The network has the tuned weights from now on."""
+        network = model.networks[self.network]
+        for name, weight in self.tuned.items():
+            self._originals[name] = _swap(network, name, weight)
+
+    def eject(self, model: Model) -> None:
+        """The network has its own weights again."""
+        network = model.networks[self.network]
+        for name, weight in self._originals.items():
+            _ = _swap(network, name, weight)
+        self._originals = {}
+
+    def weights(self) -> Mapping[str, nn.Parameter]:
+        """All of them, by their names in the network."""
+        return self.tuned
+
+    def part(self) -> Part:
+        """The weights, and whose they are."""
+        return Part("tuned-weights", {"network": self.network}, _detached(self.tuned))
+
+    @classmethod
+    def restore(cls, part: Part, model: Model) -> Self:
+        """The weights again; ConceptError if the base's network has others, or other shapes."""
+        network = part.settings["network"]
+        own = dict(model.networks[network].named_parameters()) if network in model.networks else {}
+        if own.keys() != part.tensors.keys():
+            raise ConceptError(
+                f"the concept has {len(part.tensors)} weights for `{network}`, and that of "
+                f"{model.name} has {len(own)} of its own",
+                "use it with the kind of base it was trained on",
+            )
+        for name, tensor in part.tensors.items():
+            if tensor.shape != own[name].shape:
+                raise ConceptError(
+                    f"`{network}.{name}` is {tuple(tensor.shape)} in the concept and "
+                    f"{tuple(own[name].shape)} in {model.name}",
+                    "use it with the kind of base it was trained on",
+                )
+        tensors = {name: tensor.to(model.device) for name, tensor in part.tensors.items()}
+        return cls(network, tensors, text=network in model.towers)
+
+
+def _define(model: Model, word: str, meaning: Meaning) -> None:
+    taken = {known.lower() for known in model.words}
+    if word.lower() in taken:
+        raise ConceptError(
+            f"two concepts want the word `{word}`",
+            "train one of them again with another --token, or use one at a time",
+        )
+    model.words[word] = meaning
+
+
+def _swap(network: nn.Module, name: str, weight: nn.Parameter) -> nn.Parameter:
+    """Put a weight into a network; the one that was there."""
+    path, _, leaf = name.rpartition(".")
+    module = network.get_submodule(path)
+    old = module.get_parameter(leaf)
+    setattr(module, leaf, weight)
+    return old
+
+
+def _same_width(word: str, table: Tensor, width: int, model: Model) -> None:
+    if table.shape[1] != width:
+        raise ConceptError(
+            f"{word} has vectors of {table.shape[1]} numbers, and those of {model.name} have "
+            f"{width}",
+            "use it with the kind of base it was trained on",
+        )
+
+
+def _detached(tensors: Mapping[str, nn.Parameter]) -> dict[str, Tensor]:
+    return {name: tensor.detach().cpu() for name, tensor in tensors.items()}

@@ -1,0 +1,113 @@
+"""What `pinxit train METHOD`, `--recipe` and `--resume` do: follow a run on the screen."""
+
+import re
+from collections.abc import Callable
+from contextlib import closing
+from pathlib import Path
+
+from pinxit import registry
+from pinxit.cli.flags import Values, command, flag, flags, word
+from pinxit.cli.screen import Report, bars, data, say
+from pinxit.method import Method, Preparing
+from pinxit.model import open_base
+from pinxit.recipe import Recipe
+from pinxit.run import Event, Run, Saved
+from pinxit.train import Step
+
+# How much the loss beside the bar remembers of the steps before.
+_SMOOTH = 0.95
+
+
+def __getattr__(name: str) -> Callable[..., None]:
+    """The command of a method, which the parser asks for by the method's name."""
+    if name not in registry.names("methods"):
+        raise AttributeError(name)
+    return method_command(name)
+
+
+def method_command(name: str) -> Callable[..., None]:
+    """`pinxit train NAME PICTURES`: flags for the recipe's fields and for the method's knobs."""
+    method: type[Method] = registry.load("methods", name)
+    about = Recipe.model_fields["pictures"].description or ""
+
+    def learn(given: Values) -> None:
+        knobs = {knob: given[knob] for knob in method.model_fields if knob in given}
+        own = {field: given[field] for field in Recipe.model_fields if field in given}
+        recipe = Recipe.model_validate({**own, "method": {"name": name, **knobs}})
+        begin(recipe, given.get("out"), given.get("device", "cpu"))
+
+    return command(
+        [
+            word("pictures", Path, about),
+            *flags(Recipe, leave_out=frozenset({"method", "pictures"})),
+            flag("out", Path, "folder for the run; must be new", "runs/ and the word"),
+            flag("device", str, "where to compute: cpu, cuda or mps", "cpu"),
+            *flags(method, group=f"Knobs of {name}"),
+        ],
+        learn,
+    )
+
+
+def by_recipe(file: Path, out: Path | None, device: str) -> None:
+    """Begin the run that a recipe's file describes."""
+    begin(Recipe.from_toml(file), out, device)
+
+
+def begin(recipe: Recipe, out: Path | None, device: str) -> None:
+    """Begin a run in a folder of its own."""
+    follow(Run.create(out or Path("runs") / _plain(recipe.token), recipe), device)
+
+
+def go_on(folder: Path, device: str) -> None:
+    """Go on with a run from its last checkpoint."""
+    follow(Run.open(folder), device)
+
+
+def follow(run: Run, device: str) -> None:
+    """Learn, with bars; after Ctrl-C say what was kept. The concept's path goes to stdout."""
+    recipe = run.recipe
+    model = open_base(recipe.base, device, recipe.precision or "auto")
+    told = _Told()
+    try:
+        with bars() as report, closing(run.learn(model)) as events:
+            for event in events:
+                told.hear(event, report)
+    except KeyboardInterrupt:
+        say(told.last_words(run.folder))
+        raise
+    say(f"{recipe.token} is learned; paint with it by --concept {run.folder}")
+    data(str(run.folder / "concept.safetensors"))
+
+
+class _Told:
+    """What the events of a run have said so far."""
+
+    def __init__(self) -> None:
+        self.step = 0
+        self.loss: float | None = None
+
+    def hear(self, event: Event, report: Report) -> None:
+        """Show one event."""
+        if isinstance(event, Preparing):
+            report(event.what, event.done, event.total)
+        elif isinstance(event, Step):
+            self.step = event.number
+            known = event.loss if self.loss is None else self.loss
+            self.loss = _SMOOTH * known + (1 - _SMOOTH) * event.loss
+            report("learning", event.number, event.total, f"loss {self.loss:.3f}")
+        elif isinstance(event, Saved):
+            self.step = event.number
+
+    def last_words(self, folder: Path) -> str:
+        """What a person who stopped the run wants to know."""
+        if self.step == 0:
+            return "stopped before a step was done: nothing new was learned"
+        return (
+            f"stopped after step {self.step}; what was learned is saved in {folder}\n"
+            f"hint: go on with pinxit train --resume {folder}"
+        )
+
+
+def _plain(token: str) -> str:
+    """A token as a folder's name."""
+    return re.sub(r"[^\w-]+", "-", token).strip("-") or "run"

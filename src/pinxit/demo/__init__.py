@@ -1,0 +1,45 @@
+"""The demonstration: a subject and a style, each learned from five pictures, and a report."""
+
+import time
+from pathlib import Path
+
+from pinxit.demo.chapters import Effort, style_chapter, subject_chapter
+from pinxit.demo.report import page
+from pinxit.demo.trial import Easel, Progress
+from pinxit.durable import replace_text
+from pinxit.errors import RunError
+from pinxit.model import open_base
+from pinxit.pocket.eyes import Eyes
+
+_RUNS, _REPORT = "runs", "report.html"
+
+
+def run_demo(out: Path, progress: Progress, effort: Effort | None = None) -> dict[str, object]:
+    """Learn, paint, measure, and write `report.html` and the runs into `out`; the scores.
+
+    A demo that was stopped goes on where it was. RunError if the folder holds anything else.
+    """
+    _must_be_ours(out)
+    effort = effort or Effort()
+    began = time.perf_counter()
+    model = open_base(effort.base)
+    eyes = effort.eyes or Eyes.load()
+    easel = Easel(model, progress, effort.count, effort.painting_steps)
+    chapters = (
+        subject_chapter(easel, effort, out / _RUNS, eyes),
+        style_chapter(easel, effort, out / _RUNS, eyes),
+    )
+    seconds = time.perf_counter() - began
+    replace_text(out / _REPORT, page(chapters, seconds))
+    scores: dict[str, object] = {chapter.name: chapter.plain() for chapter in chapters}
+    return {**scores, "seconds": seconds, "report": str(out / _REPORT)}
+
+
+def _must_be_ours(out: Path) -> None:
+    """RunError unless the folder is new, empty or an earlier demo's; nothing is written."""
+    if not out.exists() or (out / _RUNS).is_dir():
+        return
+    if not out.is_dir() or any(out.iterdir()):
+        raise RunError(
+            f"{out} exists already and is no demo's folder", "give another one with --out"
+        )

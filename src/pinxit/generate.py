@@ -1,0 +1,222 @@
+"""Painting: one denoising loop for every family, solver, concept and start."""
+
+from collections.abc import Generator, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, ClassVar, Self
+
+import torch
+from pydantic import Field, ValidationInfo, field_validator
+from torch import Tensor
+
+from pinxit.adapter import injected
+from pinxit.checked import Checked
+from pinxit.concept import Concept, combined
+from pinxit.durable import replace
+from pinxit.errors import PinxitError, RequestError, did_you_mean
+from pinxit.model import Conditioning, Model, Precision
+from pinxit.pictures import Picture
+from pinxit.pixels import to_image, to_pixels
+from pinxit.solvers import SOLVERS, Solver
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+_KEY = "pinxit"
+
+# Pictures are painted together while their latents have no more positions than this in all.
+_POSITIONS = 8192
+_MOST_TOGETHER = 16
+
+
+class Request(Checked):
+    """One act of painting: everything the pictures follow from, besides the base's weights."""
+
+    trouble: ClassVar[type[PinxitError]] = RequestError
+
+    prompt: str = Field(description="what to paint, learned words included")
+    negative: str = Field(default="", description="what to keep away from")
+    concepts: tuple[Path, ...] = Field(
+        default=(), description="run folders or concept files whose words the prompt uses"
+    )
+    count: int = Field(default=1, ge=1, description="how many pictures")
+    seed: int = Field(default=0, description="seed of the first picture; the next has the next")
+    steps: int = Field(default=25, ge=1, le=1000, description="denoising steps")
+    guidance: float = Field(default=5.0, ge=1, description="how closely to follow the prompt")
+    scheduler: str = Field(default="ddim", description=f"solver: {', '.join(SOLVERS)}")
+    width: int | None = Field(default=None, ge=8, description="pixels; else the base's size")
+    height: int | None = Field(default=None, ge=8, description="pixels; else the width")
+    init: Path | None = Field(default=None, description="a picture to start from")
+    strength: float = Field(default=0.6, gt=0, le=1, description="how much of it to paint anew")
+    base: str = Field(default="pocket", description="a base's name, or a folder")
+    precision: Precision | None = Field(default=None, description="numbers to compute in")
+
+    @field_validator("scheduler")
+    @classmethod
+    def _known(cls, name: str, _info: ValidationInfo) -> str:
+        if name not in SOLVERS:
+            raise RequestError(f"there is no scheduler `{name}`", did_you_mean(name, SOLVERS))
+        return name
+
+    @property
+    def seeds(self) -> tuple[int, ...]:
+        """The seed of each picture."""
+        return tuple(range(self.seed, self.seed + self.count))
+
+    def size(self, model: Model) -> tuple[int, int]:
+        """Width and height in pixels on this model; RequestError if its latents cannot have it."""
+        width = self.width or self.height or model.picture_size
+        height = self.height or width
+        for side in (width, height):
+            if side % model.factor:
+                raise RequestError(
+                    f"{model.name} cannot paint {width}x{height} pixels",
+                    f"take multiples of {model.factor}, such as "
+                    f"{_nearest(width, model.factor)}x{_nearest(height, model.factor)}",
+                )
+        return width, height
+
+    @classmethod
+    def from_png(cls, path: Path) -> Self:
+        """The request that a painted picture carries; RequestError if it carries none."""
+        from PIL import Image, UnidentifiedImageError
+
+        try:
+            with Image.open(path) as image:
+                text: object = image.info.get(_KEY)
+        except (OSError, UnidentifiedImageError) as trouble:
+            raise RequestError(
+                f"picture {path} cannot be read: {trouble}", "give a PNG that pinxit painted"
+            ) from trouble
+        if not isinstance(text, str):
+            raise RequestError(f"{path} carries no request", "give a PNG that pinxit painted")
+        return cls.model_validate_json(text)
+
+
+@dataclass(frozen=True)
+class Notice:
+    """Something to tell the user that does not stop the painting."""
+
+    message: str
+
+
+@dataclass(frozen=True)
+class Frame:
+    """One step of painting is done: `done` of `total`, and the latents as they are."""
+
+    done: int
+    total: int
+    latents: Tensor = field(repr=False)
+
+
+@dataclass(frozen=True)
+class Painted:
+    """A finished picture, the request that makes it again alone, and its latents (C, H, W)."""
+
+    image: "Image" = field(repr=False)
+    request: Request
+    latents: Tensor = field(repr=False)
+
+    def save(self, path: Path) -> None:
+        """Write a PNG that carries the request."""
+        from PIL.PngImagePlugin import PngInfo
+
+        info = PngInfo()
+        info.add_text(_KEY, self.request.model_dump_json(exclude_none=True))
+        replace(path, lambda beside: self.image.save(beside, "PNG", pnginfo=info))
+
+
+@torch.no_grad()
+def generate(
+    model: Model, request: Request, concepts: Sequence[Concept] = ()
+) -> Generator[Notice | Frame | Painted]:
+    """Paint what is asked for, telling of every step; the concepts are in the model meanwhile."""
+    width, height = request.size(model)
+    area = (width // model.factor) * (height // model.factor)
+    together = max(1, min(_MOST_TOGETHER, _POSITIONS // area))
+    groups = [request.seeds[at : at + together] for at in range(0, request.count, together)]
+    with injected(model, combined(concepts, model)):
+        yield from _notices(model, request, concepts)
+        told = model.condition([request.negative, request.prompt])
+        for number, seeds in enumerate(groups):
+            for event in _walk(model, request, told, seeds):
+                if isinstance(event, Frame):
+                    before = number * event.total
+                    yield Frame(before + event.done, event.total * len(groups), event.latents)
+                else:
+                    yield event
+
+
+def paint(
+    model: Model, request: Request | str, concepts: Sequence[Concept | Path | str] = ()
+) -> list[Painted]:
+    """The pictures asked for; a plain prompt will do for a request."""
+    if isinstance(request, str):
+        paths = tuple(Path(given).resolve() for given in concepts if not isinstance(given, Concept))
+        request = Request(prompt=request, concepts=paths)
+    loaded = [given if isinstance(given, Concept) else Concept.load(given) for given in concepts]
+    return [event for event in generate(model, request, loaded) if isinstance(event, Painted)]
+
+
+def _walk(
+    model: Model, request: Request, told: Conditioning, seeds: Sequence[int]
+) -> Iterator[Frame | Painted]:
+    """The denoising loop for some pictures together, each drawing from its own generator."""
+    draws = [torch.Generator().manual_seed(seed) for seed in seeds]
+    solver = Solver(request.scheduler, model.solver_config, request.steps)
+    latents = _start(model, request, solver, draws)
+    count = len(seeds)
+    guided = request.guidance > 1
+    both = Conditioning.stack([told[:1]] * count * guided + [told[1:]] * count)
+    for done, time in enumerate(solver.times, 1):
+        seen = solver.scaled(latents, time)
+        answer = model.denoise(torch.cat([seen, seen]) if guided else seen, time, both)
+        if guided:
+            without, answer = answer.chunk(2)
+            answer = without + request.guidance * (answer - without)
+        latents = solver.step(answer, time, latents, draws)
+        yield Frame(done, len(solver.times), latents)
+    placed = {"base": model.name, "precision": model.placement.precision, "count": 1}
+    for seed, kept, pixels in zip(seeds, latents, model.decode(latents), strict=True):
+        yield Painted(to_image(pixels), request.model_copy(update={**placed, "seed": seed}), kept)
+
+
+def _start(
+    model: Model, request: Request, solver: Solver, draws: Sequence[torch.Generator]
+) -> Tensor:
+    """The latents before the first step: noise, or the start picture with noise."""
+    width, height = request.size(model)
+    shape = (1, model.latent_channels, height // model.factor, width // model.factor)
+
+    def noise() -> Tensor:
+        return torch.cat([torch.randn(shape, generator=draw) for draw in draws]).to(model.device)
+
+    if request.init is None:
+        return solver.begin_with_noise(noise())
+    encoded = model.encode(to_pixels(_picture(request.init), width, height))
+    latents = encoded.mean + encoded.spread * noise()
+    return solver.begin_with_picture(latents, noise(), request.strength)
+
+
+def _picture(path: Path) -> "Image":
+    if not path.is_file():
+        raise RequestError(f"there is no picture {path}", "give a picture file with --init")
+    return Picture(path, None, "").open()
+
+
+def _notices(model: Model, request: Request, concepts: Sequence[Concept]) -> Iterator[Notice]:
+    """What the user should know before looking at the pictures."""
+    for what in (request.prompt, request.negative):
+        cut = model.cut(what)
+        if cut:
+            yield Notice(f"`{what}` is too long for {model.name}: cut was `{cut}`")
+    for concept in concepts:
+        if concept.provenance.base_hash != model.hash:
+            yield Notice(
+                f"{concept.token} was learned on another base than {model.name} "
+                f"({concept.provenance.base}): it may look different"
+            )
+
+
+def _nearest(side: int, factor: int) -> int:
+    return max(1, round(side / factor)) * factor

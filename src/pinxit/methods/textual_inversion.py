@@ -1,0 +1,123 @@
+"""Textual inversion: a new word whose vectors alone are learned (arXiv:2208.01618)."""
+
+from typing import Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from pinxit.adapter import NewWord
+from pinxit.draw import generator
+from pinxit.method import Learnable, Method, Plan, Pool, Subject, prompts_for
+from pinxit.model import Model
+from pinxit.pictures import Picture
+from pinxit.text import TextTower
+
+# Steps, batch size and rate, by the denoiser's size: the little base wants bold steps, and real
+# ones the rate of the authors' code. Tune here.
+_LITTLE = 100_000_000
+_PLANS = {"little": Plan(steps=300, batch_size=8, rate=1e-2), "real": Plan(2000, 2, 5e-3)}
+
+# The paper's appendix D, and the style list of the authors' code.
+_OBJECT_TEMPLATES = (
+    "a photo of a {}",
+    "a rendering of a {}",
+    "a cropped photo of the {}",
+    "the photo of a {}",
+    "a photo of a clean {}",
+    "a photo of a dirty {}",
+    "a dark photo of the {}",
+    "a photo of my {}",
+    "a photo of the cool {}",
+    "a close-up photo of a {}",
+    "a bright photo of the {}",
+    "a cropped photo of a {}",
+    "a photo of the {}",
+    "a good photo of the {}",
+    "a photo of one {}",
+    "a close-up photo of the {}",
+    "a rendition of the {}",
+    "a photo of the clean {}",
+    "a rendition of a {}",
+    "a photo of a nice {}",
+    "a good photo of a {}",
+    "a photo of the nice {}",
+    "a photo of the small {}",
+    "a photo of the weird {}",
+    "a photo of the large {}",
+    "a photo of a cool {}",
+    "a photo of a small {}",
+)
+_STYLE_TEMPLATES = (
+    "a painting in the style of {}",
+    "a rendering in the style of {}",
+    "a cropped painting in the style of {}",
+    "the painting in the style of {}",
+    "a clean painting in the style of {}",
+    "a dirty painting in the style of {}",
+    "a dark painting in the style of {}",
+    "a picture in the style of {}",
+    "a cool painting in the style of {}",
+    "a close-up painting in the style of {}",
+    "a bright painting in the style of {}",
+    "a cropped painting in the style of {}",
+    "a good painting in the style of {}",
+    "a close-up painting in the style of {}",
+    "a rendition in the style of {}",
+    "a nice painting in the style of {}",
+    "a small painting in the style of {}",
+    "a weird painting in the style of {}",
+    "a large painting in the style of {}",
+)
+
+
+class TextualInversion(Method):
+    """Learn a new word; the base stays as it is."""
+
+    vectors: int = Field(
+        default=1,
+        ge=1,
+        le=16,
+        description="vectors of the word: more look more like the pictures, and obey prompts less",
+    )
+    start: Literal["class-noun", "random"] = Field(
+        default="class-noun", description="what the vectors are before the first step"
+    )
+    captions: bool = Field(
+        default=False,
+        description="learn with the pictures' own captions where they have one, not templates",
+    )
+
+    def plan(self, model: Model, count: int) -> Plan:  # noqa: ARG002
+        """The steps hardly depend on the number of pictures: one word holds only so much."""
+        return _PLANS["little" if model.size < _LITTLE else "real"]
+
+    def adapters(self, model: Model, subject: Subject, rate: float) -> tuple[Learnable, ...]:
+        """The new word, with a table in every tower."""
+        tables = {name: self._table(tower, subject) for name, tower in model.towers.items()}
+        return (Learnable(NewWord(subject.token, subject.class_noun, tables), rate),)
+
+    def pools(
+        self,
+        model: Model,  # noqa: ARG002
+        subject: Subject,
+        pictures: tuple[Picture, ...],
+    ) -> tuple[Pool, ...]:
+        """The pictures under templates that name the new word, or under their captions."""
+        templates = _STYLE_TEMPLATES if subject.kind == "style" else _OBJECT_TEMPLATES
+        prompts = prompts_for(pictures, subject, templates, captions=self.captions)
+        return (Pool("own", pictures, prompts),)
+
+    def _table(self, tower: TextTower, subject: Subject) -> Tensor:
+        """The first vectors (n, width): the class noun's, in turn if it has fewer tokens than n.
+
+        With fewer vectors than the noun has tokens, each starts as the mean of its share of them.
+        """
+        if self.start == "random":
+            draws = generator(subject.seed, "start", tower.name)
+            spread = float(tower.embedding.weight.std())
+            return torch.randn(self.vectors, tower.width, generator=draws) * spread
+        known = tower.word_vectors(subject.class_noun)
+        if len(known) <= self.vectors:
+            return known[torch.arange(self.vectors) % len(known)]
+        return torch.stack([share.mean(0) for share in known.tensor_split(self.vectors)])

@@ -1,0 +1,1 @@
+"""Ways to judge pictures, one file each."""

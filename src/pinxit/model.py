@@ -1,0 +1,186 @@
+"""A loaded base model, and how one is opened: a family's class behind one set of verbs."""
+
+import hashlib
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from functools import cached_property
+from importlib.resources import files
+from pathlib import Path
+from typing import Literal, Self
+
+import torch
+from torch import Tensor, nn
+
+from pinxit import registry
+from pinxit.errors import ModelError, did_you_mean
+from pinxit.schedule import Schedule
+from pinxit.text import Meaning, TextTower
+
+Precision = Literal["fp32", "bf16"]
+DEVICES = ("cpu", "cuda", "mps")
+
+
+@dataclass(frozen=True)
+class Placement:
+    """Where a model runs, and in which numbers its networks compute."""
+
+    device: torch.device
+    precision: Precision
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """The autoencoder's view of pictures: mean and spread of their latents, (B, C, H, W) each."""
+
+    mean: Tensor
+    spread: Tensor
+
+
+@dataclass(frozen=True)
+class Conditioning:
+    """What the denoiser is told: a state for each token (B, L, D), and of the whole (B, P)."""
+
+    states: Tensor
+    pooled: Tensor | None = None
+
+    @classmethod
+    def stack(cls, parts: Sequence["Conditioning"]) -> "Conditioning":
+        """Several, one below the other."""
+        pooled = [part.pooled for part in parts if part.pooled is not None]
+        return cls(
+            torch.cat([part.states for part in parts]), torch.cat(pooled) if pooled else None
+        )
+
+    def __getitem__(self, at: slice) -> "Conditioning":
+        return Conditioning(self.states[at], None if self.pooled is None else self.pooled[at])
+
+
+class Model(ABC):
+    """A base model: pictures to latents and back, prompts to conditioning, and the denoiser.
+
+    `words` are the user's words in force and `networks` the parts whose weights may be changed;
+    only adapters touch either. Nothing here is trained as it stands: all weights are frozen.
+    """
+
+    name: str
+    folder: Path
+    placement: Placement
+    schedule: Schedule
+    towers: Mapping[str, TextTower]
+    networks: Mapping[str, nn.Module]
+    solver_config: Mapping[str, object]
+    picture_size: int
+    factor: int
+    latent_channels: int
+    words: dict[str, Meaning]
+
+    @classmethod
+    @abstractmethod
+    def suits(cls, folder: Path) -> bool:
+        """Whether the folder holds a base of this family."""
+
+    @classmethod
+    @abstractmethod
+    def open(cls, folder: Path, name: str, placement: Placement) -> Self:
+        """The base in the folder, its weights frozen; ModelError if something is missing."""
+
+    @abstractmethod
+    def encode(self, pixels: Tensor) -> Encoded:
+        """Pictures (B, 3, H, W) in [-1, 1] to latents, scaled as the denoiser takes them."""
+
+    @abstractmethod
+    def decode(self, latents: Tensor) -> Tensor:
+        """Latents to pictures (B, 3, H, W), nominally in [-1, 1]."""
+
+    @abstractmethod
+    def condition(self, prompts: Sequence[str]) -> Conditioning:
+        """What the prompts say, user's words understood; what is too long is cut."""
+
+    @abstractmethod
+    def denoise(self, latents: Tensor, times: Tensor, conditioning: Conditioning) -> Tensor:
+        """The network's answer (B, C, H, W) at times (B,) or (); fp32."""
+
+    @property
+    def device(self) -> torch.device:
+        """Where it runs."""
+        return self.placement.device
+
+    @cached_property
+    def hash(self) -> str:
+        """The fingerprint of the base: SHA-256 over its configuration and weight files."""
+        digest = hashlib.sha256()
+        for path in sorted(self.folder.glob("*/*")):
+            if path.name == "config.json" or path.suffix == ".safetensors":
+                digest.update(f"{path.parent.name}/{path.name}".encode())
+                with path.open("rb") as file:
+                    digest.update(hashlib.file_digest(file, "sha256").digest())
+        return digest.hexdigest()
+
+    @cached_property
+    def size(self) -> int:
+        """How many weights the denoiser has: what recipes' defaults go by."""
+        return sum(weight.numel() for weight in self.networks["denoiser"].parameters())
+
+    def cut(self, prompt: str) -> str:
+        """The end of a prompt that no tower has room for, "" if it fits."""
+        cuts = [tower.tokens([prompt], self.words).cut[0] for tower in self.towers.values()]
+        return min(cuts, key=len)
+
+    def computing(self) -> AbstractContextManager[object]:
+        """The numbers to compute in: a block of mixed precision, or nothing to do."""
+        if self.placement.precision == "fp32":
+            return nullcontext()
+        return torch.autocast(self.device.type, dtype=torch.bfloat16)
+
+
+def open_base(
+    base: str | Path = "pocket",
+    device: str = "cpu",
+    precision: Precision | Literal["auto"] = "auto",
+) -> Model:
+    """A base by name or by its folder in diffusers' layout; ModelError if there is none."""
+    folder = _folder(str(base))
+    placement = _placement(device, precision)
+    name = "pocket" if base == "pocket" else str(folder.resolve())
+    for family in _families():
+        if family.suits(folder):
+            return family.open(folder, name, placement)
+    raise ModelError(
+        f"{folder} is no base of a family that pinxit knows",
+        f"give a folder in diffusers' layout; families: {', '.join(registry.names('families'))}",
+    )
+
+
+def _families() -> Iterator[type[Model]]:
+    for name in registry.names("families"):
+        yield registry.load("families", name)
+
+
+def _folder(base: str) -> Path:
+    """The folder of a base: one that ships with pinxit, or the user's own."""
+    if base == "pocket":
+        return Path(str(files("pinxit"))) / "pocket" / "weights"
+    folder = Path(base).expanduser()
+    if not folder.is_dir():
+        raise ModelError(
+            f"there is no base `{base}`: it is neither a name nor a folder",
+            f"{did_you_mean(base, ['pocket'])}; or give a folder in diffusers' layout",
+        )
+    return folder
+
+
+def _placement(device: str, precision: Precision | Literal["auto"]) -> Placement:
+    kind = device.partition(":")[0]
+    present = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.mps.is_available()}
+    if kind not in present:
+        raise ModelError(f"there is no device `{device}`", did_you_mean(device, DEVICES))
+    if not present[kind]:
+        raise ModelError(
+            f"device `{device}` was asked for, and torch finds none here",
+            "use --device cpu, or install a torch build for this device",
+        )
+    if precision == "auto":
+        precision = "bf16" if kind == "cuda" else "fp32"
+    return Placement(torch.device(device), precision)

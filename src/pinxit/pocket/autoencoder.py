@@ -1,0 +1,130 @@
+"""pocket's autoencoder: 64x64 pictures to 6 channels of 16x16 latents and back."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import torch
+from diffusers import AutoencoderKL
+from diffusers.models.resnet import ResnetBlock2D
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.nn import functional as F
+
+from pinxit.pocket import data
+from pinxit.pocket.state import Trainer
+
+CHANNELS = (16, 32, 64)
+LATENTS = 6
+BATCH = 8
+LEAVES = 1  # of a batch, pictures with the statistics of photographs
+KL_WEIGHT = 1e-4
+HORIZON, FREEZE_AT = 2_400, 1_500  # the whole is trained on a longer schedule than it runs
+
+
+def build() -> AutoencoderKL:
+    """An untrained autoencoder of pocket's size."""
+    torch.manual_seed(11)
+    vae = AutoencoderKL(
+        down_block_types=("DownEncoderBlock2D",) * len(CHANNELS),
+        up_block_types=("UpDecoderBlock2D",) * len(CHANNELS),
+        block_out_channels=CHANNELS,
+        layers_per_block=1,
+        latent_channels=LATENTS,
+        norm_num_groups=4,
+        mid_block_add_attention=False,
+        sample_size=64,
+    )
+    with torch.no_grad():  # begin nearly noiseless and nearly linear: the first minutes count
+        vae.quant_conv.bias[LATENTS:] = -7.0
+        for layer in vae.modules():
+            if isinstance(layer, ResnetBlock2D):
+                layer.conv2.weight.mul_(0.1)
+    return vae.to(memory_format=torch.channels_last)
+
+
+def dead_leaves(rng: np.random.Generator, size: int = 64) -> NDArray[np.uint8]:
+    """A picture with a photograph's statistics: overlapping shaded discs under 1/f noise."""
+    y, x = np.mgrid[0:size, 0:size].astype(np.float32) / size
+    image = np.broadcast_to(rng.uniform(0, 1, 3), (size, size, 3)).astype(np.float32).copy()
+    for radius in np.sort(rng.pareto(1.6, 24) * 0.06)[::-1]:
+        cx, cy, angle = *rng.uniform(0, 1, 2), rng.uniform(0, 2 * np.pi)
+        inside = np.hypot(x - cx, (y - cy) * rng.uniform(0.6, 1.6)) < min(radius, 0.6)
+        shade = 1 + rng.uniform(0, 0.8) * ((x - cx) * np.cos(angle) + (y - cy) * np.sin(angle))
+        image[inside] = (rng.uniform(0, 1, 3) * shade[..., None])[inside]
+    spectrum = np.fft.rfft2(rng.standard_normal((3, size, size)))
+    fy, fx = np.fft.fftfreq(size)[:, None], np.fft.rfftfreq(size)[None]
+    noise = np.fft.irfft2(spectrum / np.maximum(np.hypot(fy, fx), 1 / size) ** 1.1)
+    noise = noise.mean(0, keepdims=True) + 0.35 * noise
+    noise *= rng.uniform(0.02, 0.22) / noise.std()
+    return np.round(np.clip(image + noise.transpose(1, 2, 0), 0, 1) * 255).astype(np.uint8)
+
+
+def pixels(images: NDArray[np.uint8]) -> Tensor:
+    """uint8 (N, H, W, 3) to floats (N, 3, H, W) in -1..1."""
+    x = torch.from_numpy(np.ascontiguousarray(images)).permute(0, 3, 1, 2)
+    return x.float().div(127.5).sub(1)
+
+
+def loss(vae: AutoencoderKL, x: Tensor, noise: torch.Generator) -> Tensor:
+    """Pixel errors, absolute and squared, errors of edges, and a touch of KL."""
+    posterior = vae.encode(x).latent_dist
+    y = vae.decode(posterior.sample(noise)).sample
+    error = y - x
+    edges = (error[..., 1:, :] - error[..., :-1, :]).abs().mean()
+    edges = edges + (error[..., 1:] - error[..., :-1]).abs().mean()
+    kl = posterior.kl().mean() / posterior.mean[0].numel()
+    return F.l1_loss(y, x) + 2.5 * error.square().mean() + 0.25 * edges + KL_WEIGHT * kl
+
+
+def whole(folder: Path, device: str = "cpu") -> Trainer:
+    """The training of encoder and decoder together, as it stands in the work folder."""
+    path, network = folder / "autoencoder.safetensors", build().to(device)
+    return Trainer(path, network, 3e-3, HORIZON, decay=0.998, orthogonal=True)
+
+
+def decoder(folder: Path, steps: int, device: str = "cpu") -> Trainer:
+    """The training of the decoder alone, behind the finished encoder."""
+    vae = whole(folder, device).averaged()
+    assert isinstance(vae, AutoencoderKL)
+    vae.encoder.requires_grad_(False)
+    vae.quant_conv.requires_grad_(False)
+    path = folder / "decoder.safetensors"
+    return Trainer(path, vae, 2e-3, steps, decay=0.998, orthogonal=True)
+
+
+def trained(folder: Path, device: str = "cpu") -> AutoencoderKL:
+    """The autoencoder as it stands, with averaged weights, not to be trained."""
+    vae = decoder(folder, 1, device).averaged()
+    assert isinstance(vae, AutoencoderKL)
+    return vae.requires_grad_(False).eval()
+
+
+def train(run: Trainer, folder: Path, steps: int, seconds: float) -> Iterator[str]:
+    """Train `whole` or `decoder` for a chunk of time; yields a line of figures now and then."""
+    vae = run.network
+    assert isinstance(vae, AutoencoderKL)
+    name = run.path.stem
+    shards = [data.load(path) for path in sorted((folder / "shards").glob("shard-1-*.npz"))]
+    for step in run.chunk(seconds, steps):
+        rng = np.random.default_rng((21, step))
+        shard = shards[int(rng.integers(len(shards)))]
+        images = shard.images[rng.integers(len(shard.images), size=BATCH - LEAVES)]
+        leaves = np.stack([dead_leaves(rng) for _ in range(LEAVES)])
+        x = pixels(np.concatenate([images, leaves]))
+        x = x.to(vae.device, memory_format=torch.channels_last)
+        value = loss(vae, x, torch.Generator(vae.device).manual_seed(step))
+        run.learn(value)
+        if step % 100 == 0:
+            yield f"{name} {step}/{steps} loss {value.item():.4f}"
+    yield f"{name} {run.step}/{steps}"
+
+
+@torch.no_grad()
+def psnr(vae: AutoencoderKL, x: Tensor) -> float:
+    """Mean over pictures of the peak signal-to-noise ratio of a round trip, in dB."""
+    y = vae.decode(vae.encode(x).latent_dist.mean).sample.clamp(-1, 1)
+    error = ((y - x) / 2).square().mean((1, 2, 3))
+    return float((-10 * error.log10()).mean())

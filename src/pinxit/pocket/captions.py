@@ -1,0 +1,179 @@
+"""Captions of pocket's scenes: what a picture shows, in many ways of saying it."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from pinxit.pocket.words import (
+    BROAD_NOUNS,
+    DETERMINERS,
+    MANNERS,
+    MEDIA,
+    MEDIUM_DETERMINERS,
+    MEDIUM_WORDS,
+    NEUTRAL_MEDIA,
+    PLACE_PHRASES,
+    SEEN,
+    STYLED_MEDIA,
+    SUBJECT_WORDS,
+    WHITE_GROUND,
+)
+from pinxit.pocket.world.attributes import LIVING, PLAIN, Scene
+
+MAX_TOKENS = 28  # of any caption, begin and end included
+
+_SMALL, _LARGE = 0.9, 1.1  # scales below and above which a size may be said
+_NAMED = 0.75  # share of a named subject's captions that use its name
+_PATTERN = 0.8
+_NONCE = 0.1
+_FACING = 0.25
+_DRAWS = 16  # one call for all of a caption's random numbers: three times as fast as one by one
+
+
+def caption(scene: Scene, rng: np.random.Generator, dense: float = 0.7) -> str:
+    """Say what a scene shows, in lower case without punctuation and never empty.
+
+    With probability `dense` the class (or name), the colour if it has a name, the background and
+    the style if it has a name are all said (an empty ground may stay unsaid); otherwise half are
+    short ("a red dog", "beach") and half leave out some of the four.
+    """
+    u: list[float] = rng.random(_DRAWS).tolist()
+    styled = scene.style in MEDIA
+    if u[0] < dense:
+        return _full(scene, u, True, True, styled)
+    rest = (u[0] - dense) / (1.0 - dense)
+    if rest < 0.5:
+        return _short(scene, u)
+    if rest < 0.6 and styled:
+        return _medium(STYLED_MEDIA, u, _modifiers(scene.scale, u)[0]) + _manner(scene.style, u[12])
+    return _full(scene, u, u[13] < 0.5, u[14] < 0.5, styled and u[15] < 0.5)
+
+
+def prompt(
+    class_noun: str,
+    colour: str | None,
+    background: str,
+    style: str,
+    pattern: str = "plain",
+    facing: str | None = None,
+) -> str:
+    """Write the canonical full prompt, as in "a pencil drawing of a red dog on the beach".
+
+    Raises ValueError for a style that has no words; `class_noun` may be any noun phrase.
+    """
+    if style not in MEDIA:
+        raise ValueError(f"the style {style!r} has no words: choose one of {', '.join(MEDIA)}")
+    noun = _phrase("a", colour, pattern if pattern != "plain" else None, class_noun)
+    where = f" {PLACE_PHRASES[background][0]}"
+    return f"a {MEDIA[style][0]} of {noun}{f' facing {facing}' if facing else ''}{where}"
+
+
+def _full(scene: Scene, u: list[float], colour: bool, place: bool, style: bool) -> str:
+    medium_word, subject_word = _modifiers(scene.scale, u)
+    text = _subject(scene, u, colour, subject_word)
+    if u[10] < _FACING:
+        text += f" facing {scene.facing}"
+    if place:
+        text += _place(scene, u)
+    head, manner = _medium_parts(scene, u, medium_word, style)
+    return f"{head} of {text}{manner}" if head else f"{text}{manner}"
+
+
+def _short(scene: Scene, u: list[float]) -> str:
+    kind = u[2]
+    if kind < 0.1 and scene.background != PLAIN:
+        return scene.background if u[3] < 0.5 else PLACE_PHRASES[scene.background][int(u[4] * 4)]
+    if kind < 0.18 and scene.style in MEDIA:
+        return _medium(MEDIA[scene.style], u, "")
+    text = _subject(scene, u, u[13] < 0.5, "", brief=True)
+    if kind < 0.45 and scene.style in MEDIA:
+        return f"{_medium(MEDIA[scene.style], u, '')} of {text}"
+    return text + _place(scene, u) if kind < 0.6 else text
+
+
+def _modifiers(scale: float, u: list[float]) -> tuple[str, str]:
+    """Choose at most one word beside the attributes: for the medium or for the subject."""
+    draw = u[1]
+    if draw < 0.14:
+        return MEDIUM_WORDS[int(draw / 0.14 * len(MEDIUM_WORDS))], ""
+    if draw < 0.28:
+        return "", SUBJECT_WORDS[int((draw - 0.14) / 0.14 * len(SUBJECT_WORDS))]
+    if _SMALL <= scale <= _LARGE or draw > 0.6:
+        return "", ""
+    if scale < _SMALL:
+        return ("small", "") if draw < 0.34 else ("", "small")
+    if draw < 0.42:
+        return "close-up", ""
+    return ("large", "") if draw < 0.46 else ("", "large")
+
+
+def _subject(scene: Scene, u: list[float], colour: bool, word: str, brief: bool = False) -> str:
+    noun = scene.subject.class_noun
+    named = scene.name if u[5] < _NAMED else None
+    shade = scene.colour if colour else None
+    pattern = scene.pattern if scene.pattern != "plain" and u[6] < _PATTERN else None
+    determiner = DETERMINERS[int(u[8] * len(DETERMINERS))]
+    if named:
+        determiner, noun = _name(named, noun, determiner, u[9])
+    elif u[7] < _NONCE:
+        noun = f"{SEEN[int(u[7] / _NONCE * len(SEEN))]} {noun}"
+    elif brief:
+        noun = _broad(noun, u[9])
+        determiner = "" if u[12] < 0.3 else determiner
+    return _phrase(determiner, word, shade, pattern, noun)
+
+
+def _name(name: str, noun: str, determiner: str, draw: float) -> tuple[str, str]:
+    """Use a proper noun as "tovi", "a tovi", "tovi the dog", "a tovi dog" or "tovi dog"."""
+    if draw < 0.25:
+        return "", name
+    if draw < 0.45:
+        return determiner, name
+    if draw < 0.6:
+        return "", f"{name} the {noun}"
+    return (determiner if draw < 0.92 else ""), f"{name} {noun}"
+
+
+def _broad(noun: str, draw: float) -> str:
+    """Say "animal" or "toy" for the class now and then, so that such nouns can start a word."""
+    if draw >= 0.2:
+        return noun
+    first = 0 if noun in LIVING else 1
+    return BROAD_NOUNS[first + int(draw / 0.2 * (len(BROAD_NOUNS) - first))]
+
+
+def _place(scene: Scene, u: list[float]) -> str:
+    phrases = PLACE_PHRASES[scene.background]
+    phrase = phrases[int(u[4] * len(phrases))]
+    # "white" would be taken for a colour where the subject's own has no name
+    if scene.background == PLAIN and scene.colour is not None and u[4] < 0.1:
+        phrase = WHITE_GROUND
+    return f" {phrase}" if phrase else ""
+
+
+def _medium_parts(scene: Scene, u: list[float], word: str, style: bool) -> tuple[str, str]:
+    """The words before "of" (or none) and those after the scene."""
+    draw = u[11]
+    if style and draw < 0.75:
+        return _medium(MEDIA[scene.style], u, word), ""
+    if style:
+        manner = _manner(scene.style, u[12])
+        return ("", manner) if draw > 0.96 else (_medium(STYLED_MEDIA, u, word), manner)
+    return ("", "") if draw < 0.5 else (_medium(NEUTRAL_MEDIA, u, word), "")
+
+
+def _medium(media: tuple[str, ...], u: list[float], word: str) -> str:
+    determiner = MEDIUM_DETERMINERS[int(u[2] * len(MEDIUM_DETERMINERS))]
+    return _phrase(determiner, word, media[int(u[3] * len(media))])
+
+
+def _manner(style: str, draw: float) -> str:
+    manners = MANNERS[style]
+    return f" in the style of {manners[int(draw * len(manners))]}"
+
+
+def _phrase(determiner: str, *words: str | None) -> str:
+    text = " ".join([word for word in words if word])
+    if determiner == "a" and text.startswith(("orange", "animal", "object")):
+        return f"an {text}"
+    return f"{determiner} {text}" if determiner else text

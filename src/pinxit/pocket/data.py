@@ -1,0 +1,115 @@
+"""The training pictures of pocket: scene i is a function of i, rendered once into shards."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import os
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pinxit.pocket.words import NAMES
+from pinxit.pocket.world import (
+    CLASSES,
+    HELD_OUT_STYLES,
+    STYLES,
+    Rendered,
+    Scene,
+    draw_scene,
+    draw_subject,
+    held_out,
+    named_subjects,
+    portrait,
+    render_styles,
+)
+
+SHARD = 4_000  # pictures
+LOOKS = 2  # styles each drawing is passed through
+TRAIN_SHARDS = 20
+VIEWS = 4  # pictures of one individual in a row, in the shards that teach likeness
+ALL_STYLES = (*STYLES, *HELD_OUT_STYLES)
+NAMED = named_subjects()
+
+
+def scenes_at(index: int, seed: int = 1) -> tuple[Scene, ...]:
+    """The two pictures of drawing `index`: one structure in two styles, neither held out."""
+    rng = np.random.default_rng((seed, index))
+    first = draw_scene(rng, NAMED, NAMES)
+    who, others = first.subject.class_noun, []
+    for style in rng.permutation([s for s in STYLES if s != first.style]).tolist():
+        if not held_out(who, first.colour, first.background, style):
+            others.append(style)
+    return first, *(dataclasses.replace(first, style=s) for s in others[: LOOKS - 1])
+
+
+def views_of(index: int, seed: int = 3) -> tuple[Scene, ...]:
+    """Four pictures of one individual: other places, facings, and now and then styles."""
+    rng = np.random.default_rng((seed, index))
+    who = draw_subject(rng, CLASSES[index % len(CLASSES)])
+    looks = [str(rng.choice(ALL_STYLES)) if rng.random() < 0.5 else "photo" for _ in range(VIEWS)]
+    return tuple(portrait(who, rng, style=look) for look in looks)
+
+
+@dataclass(frozen=True)
+class Shard:
+    """Rendered pictures: images (N, 64, 64, 3), masks (N, 64, 64), both uint8, and their truth."""
+
+    images: NDArray[np.uint8]
+    masks: NDArray[np.uint8]
+    keypoints: NDArray[np.float32]
+
+
+def render_shard(folder: Path, number: int, seed: int = 1) -> Path:
+    """Render one shard unless it is there; written beside and renamed, so never half there."""
+    path = folder / f"shard-{seed}-{number:03d}.npz"
+    if path.exists():
+        return path
+    pictures: list[Rendered] = []
+    for scene, styles in itertools.groupby(shard_scenes(number, seed), _structure):
+        pictures += render_styles(scene, tuple(s.style for s in styles))
+    beside = path.with_name(f".{os.getpid()}-{path.name}")
+    np.savez(
+        beside,
+        images=np.stack([p.image for p in pictures]),
+        masks=np.stack([p.mask for p in pictures]),
+        keypoints=np.stack([p.keypoints for p in pictures]),
+    )
+    beside.replace(path)
+    return path
+
+
+def render_all(folder: Path, shards: int, seed: int = 1, workers: int = 2) -> Iterator[Path]:
+    """Render `shards` shards on `workers` processes; yields each path as it is done, in order."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with ProcessPoolExecutor(workers) as pool:
+        jobs = [pool.submit(render_shard, folder, k, seed) for k in range(shards)]
+        for job in jobs:
+            yield job.result()
+
+
+def load(path: Path) -> Shard:
+    """Open a shard."""
+    with np.load(path) as file:
+        return Shard(file["images"], file["masks"], file["keypoints"])
+
+
+def shard_scenes(number: int, seed: int = 1) -> list[Scene]:
+    """The scenes of a shard, in the order of its pictures; seed 3 has views of individuals."""
+    make, each = (views_of, VIEWS) if seed == 3 else (scenes_at, LOOKS)
+    first, last = number * SHARD // each, (number + 1) * SHARD // each
+    return [scene for index in range(first, last) for scene in make(index, seed)]
+
+
+def scenes_of(path: Path) -> list[Scene]:
+    """The scenes of a shard by its file name."""
+    _, seed, number = path.stem.split("-")
+    return shard_scenes(int(number), int(seed))
+
+
+def _structure(scene: Scene) -> Scene:
+    return dataclasses.replace(scene, style="photo")

@@ -1,0 +1,134 @@
+"""pocket's eyes: one small network that says what a picture of its world shows."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Self
+
+import torch
+from safetensors.torch import load_file
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from pinxit.pocket.world import (
+    CLASSES,
+    COLOURS,
+    FACINGS,
+    HELD_OUT_STYLES,
+    HIDDEN,
+    PATTERNS,
+    PLACES,
+    STYLES,
+)
+
+UNNAMED = "unnamed"
+ANSWERS: dict[str, tuple[str, ...]] = {
+    "class": CLASSES,
+    "colour": (*COLOURS, UNNAMED),
+    "background": PLACES,
+    "style": (*STYLES, *HELD_OUT_STYLES),
+    "facing": FACINGS,
+    "pattern": PATTERNS,
+}
+WIDTHS = (32, 64, 128, 160)
+FEATURES = 320
+INSTANCE, SHARED = 64, 128  # widths of the instance embedding and of the text/image space
+NUMBERS = HIDDEN - 4  # hidden parameters that are numbers; the last four say which emblem
+
+
+@dataclass(frozen=True)
+class Seen:
+    """What the eyes make of N pictures.
+
+    answers: logits (N, choices) by question; hidden (N, 15) in 0..1; instance (N, 64) and shared
+    (N, 128) of length one; mask (N, 16, 16) in 0..1; keypoints (N, 4, 2) in fractions.
+    """
+
+    answers: dict[str, Tensor]
+    hidden: Tensor
+    instance: Tensor
+    shared: Tensor
+    mask: Tensor
+    keypoints: Tensor
+
+    def named(self, question: str) -> list[str]:
+        """The most likely answer to a question, a picture each."""
+        return [ANSWERS[question][i] for i in self.answers[question].argmax(1).tolist()]
+
+
+class Block(nn.Module):
+    """Two normalised 3x3 convolutions beside an identity."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.norm1, self.norm2 = nn.GroupNorm(8, width), nn.GroupNorm(8, width)
+        self.conv1 = nn.Conv2d(width, width, 3, padding=1)
+        self.conv2 = nn.Conv2d(width, width, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, C, H, W) to the same shape."""
+        return x + self.conv2(F.silu(self.norm2(self.conv1(F.silu(self.norm1(x))))))
+
+
+class Eyes(nn.Module):
+    """A shared trunk of convolutions and a head for each question about a 64x64 picture."""
+
+    def __init__(self, text_width: int = 192) -> None:
+        super().__init__()
+        w = WIDTHS
+        self.fine = nn.Sequential(
+            nn.Conv2d(3, w[0], 4, 2, 1), Block(w[0]), nn.Conv2d(w[0], w[1], 4, 2, 1), Block(w[1])
+        )
+        self.coarse = nn.Sequential(
+            nn.Conv2d(w[1], w[2], 4, 2, 1), Block(w[2]), nn.Conv2d(w[2], w[3], 4, 2, 1), Block(w[3])
+        )
+        self.squeeze = nn.Conv2d(w[3], 32, 1)
+        wide = 2 * w[3] + 32 * 16 + w[1] + 3
+        self.wide = nn.Sequential(nn.LayerNorm(wide), nn.Linear(wide, FEATURES), nn.SiLU())
+        self.questions = nn.ModuleDict({q: nn.Linear(FEATURES, len(a)) for q, a in ANSWERS.items()})
+        self.hidden = nn.Linear(FEATURES, HIDDEN)
+        self.instance = nn.Linear(FEATURES, INSTANCE)
+        self.shared = nn.Linear(FEATURES, SHARED)
+        self.keypoints = nn.Linear(FEATURES, 8)
+        self.up = nn.Conv2d(w[3], 64, 1)
+        self.mask = nn.Sequential(Block(w[1]), nn.GroupNorm(8, w[1]), nn.SiLU(), nn.Conv2d(64, 1, 1))
+        self.text = nn.Linear(text_width, SHARED, bias=False)
+        self.temperature = nn.Parameter(torch.tensor(2.3))
+
+    def forward(self, pixels: Tensor) -> Seen:
+        """Look at pictures (N, 3, 64, 64) in -1..1; differentiable."""
+        fine = self.fine(pixels)
+        coarse = self.coarse(fine)
+        deep = F.silu(coarse)
+        pooled = [deep.mean((2, 3)), deep.amax((2, 3)), self.squeeze(deep).flatten(1)]
+        features = self.wide(torch.cat([*pooled, fine.mean((2, 3)), pixels.mean((2, 3))], 1))
+        up = F.interpolate(self.up(coarse), size=fine.shape[-2:], mode="bilinear")
+        hidden = self.hidden(features)
+        return Seen(
+            answers={q: head(features) for q, head in self.questions.items()},
+            hidden=torch.cat([hidden[:, :NUMBERS].sigmoid(), hidden[:, NUMBERS:].softmax(1)], 1),
+            instance=F.normalize(self.instance(features), dim=1),
+            shared=F.normalize(self.shared(features), dim=1),
+            mask=self.mask(fine + up)[:, 0].sigmoid(),
+            keypoints=self.keypoints(features).view(-1, 4, 2),
+        )
+
+    @classmethod
+    def load(cls, folder: Path | None = None) -> Self:
+        """Open the packaged eyes (or those in a folder), in float32, not to be trained."""
+        path = (folder or Path(__file__).parent / "weights") / "eyes" / "eyes.safetensors"
+        tensors = {n: t.float() for n, t in load_file(path).items()}
+        eyes = cls(tensors["text.weight"].shape[1])
+        eyes.load_state_dict(tensors)
+        return eyes.requires_grad_(False).eval()
+
+    @torch.no_grad()
+    def look(self, pixels: Tensor, batch: int = 64) -> Seen:
+        """Look at any number of pictures (N, 3, H, W) in -1..1, brought to 64x64 where larger."""
+        if pixels.shape[-2:] != (64, 64):
+            pixels = F.interpolate(pixels, (64, 64), mode="bilinear", antialias=True)
+        parts = [self(part) for part in pixels.split(batch)]
+        answers = {q: torch.cat([p.answers[q] for p in parts]) for q in ANSWERS}
+        names = ("hidden", "instance", "shared", "mask", "keypoints")
+        return Seen(answers, *(torch.cat([getattr(p, n) for p in parts]) for n in names))

@@ -1,0 +1,91 @@
+"""Writing pocket as other programs open it: a Stable Diffusion folder of half-precision files."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+from pathlib import Path
+
+import diffusers
+import torch
+from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from pinxit.pocket import autoencoder, eyes_training, painter
+from pinxit.pocket.state import Trainer
+from pinxit.pocket.tokenizer import write_tokenizer
+
+SHARD = "12MB"
+INDEX = {
+    "_class_name": "StableDiffusionPipeline",
+    "feature_extractor": [None, None],
+    "image_encoder": [None, None],
+    "requires_safety_checker": False,
+    "safety_checker": [None, None],
+    "scheduler": ["diffusers", "DDIMScheduler"],
+    "text_encoder": ["transformers", "CLIPTextModel"],
+    "tokenizer": ["transformers", "CLIPTokenizer"],
+    "unet": ["diffusers", "UNet2DConditionModel"],
+    "vae": ["diffusers", "AutoencoderKL"],
+}
+
+
+def halves(network: nn.Module, prefix: str = "") -> dict[str, Tensor]:
+    """A network's tensors in half precision, plainly laid out."""
+    state = network.state_dict()
+    return {
+        prefix + n: (t.half() if t.is_floating_point() else t).contiguous().cpu()
+        for n, t in state.items()
+    }
+
+
+def write(work: Path, folder: Path) -> str:
+    """Write what stands in the work folder as a whole model; returns its hash."""
+    beside = folder.with_name(f".{folder.name}-new")
+    shutil.rmtree(beside, ignore_errors=True)
+    tokenizer = eyes_training.open_tokenizer(work)
+    pair = eyes_training.trained_pair(work, tokenizer)
+    vae = autoencoder.trained(work)
+    unet = Trainer(work / "painter.safetensors", painter.build(), 0.0, 1).averaged()
+    assert isinstance(unet, UNet2DConditionModel)
+    scale = painter.encode(work, vae).scale
+    vae.register_to_config(scaling_factor=round(scale, 5))
+    vae.half().save_pretrained(beside / "vae")
+    unet.half().save_pretrained(beside / "unet", max_shard_size=SHARD)
+    DDIMScheduler(**painter.SCHEDULE, set_alpha_to_one=False, steps_offset=1).save_pretrained(
+        beside / "scheduler"
+    )
+    write_tokenizer(beside / "tokenizer")
+    (beside / "text_encoder").mkdir()
+    # With the prefix other programs know, and the type that lets diffusers load it as float32.
+    config = json.loads(pair.text.config.to_json_string(use_diff=False))
+    config |= {"architectures": ["CLIPTextModel"], "dtype": "float32"}
+    (beside / "text_encoder" / "config.json").write_text(json.dumps(config, indent=2) + "\n")
+    text = halves(pair.text, "text_model.")
+    save_file(text, beside / "text_encoder" / "model.safetensors", {"format": "pt"})
+    (beside / "eyes").mkdir()
+    save_file(halves(pair.eyes), beside / "eyes" / "eyes.safetensors", {"format": "pt"})
+    index = INDEX | {"_diffusers_version": diffusers.__version__}
+    (beside / "model_index.json").write_text(json.dumps(index, indent=2) + "\n")
+    shutil.rmtree(folder, ignore_errors=True)
+    beside.rename(folder)
+    return digest(folder)
+
+
+def digest(folder: Path) -> str:
+    """SHA-256 over all weights of a model folder, by name."""
+    total = hashlib.sha256()
+    for path in sorted(folder.rglob("*.safetensors")):
+        total.update(path.relative_to(folder).as_posix().encode())
+        total.update(path.read_bytes())
+    return total.hexdigest()
+
+
+def halved(network: nn.Module) -> nn.Module:
+    """The network as it will be after packaging: rounded to half precision, computed in float."""
+    with torch.no_grad():
+        for parameter in network.parameters():
+            parameter.copy_(parameter.half().float())
+    return network

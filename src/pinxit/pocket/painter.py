@@ -1,0 +1,154 @@
+"""pocket's U-Net: how it is built, what it is shown in which order, and how it is trained."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from diffusers import AutoencoderKL, DDPMScheduler, UNet2DConditionModel
+from torch import Tensor
+from torch.nn import functional as F
+from transformers import CLIPTextModel, CLIPTokenizer
+
+from pinxit.pocket import autoencoder, data, eyes_training
+from pinxit.pocket.captions import caption
+from pinxit.pocket.state import Trainer
+from pinxit.pocket.world import PLACES, Scene
+
+CHANNELS = (64, 128, 192)
+BATCH = 32
+MIN_SNR = 5.0
+SUBJECT_WEIGHT = 1.0  # how much more an error counts on the subject
+UNSAID = 0.1  # share of pictures whose caption is dropped
+GROUND_FIRST = 0.25  # share of training that shows mostly plain ground
+SCHEDULE = {
+    "num_train_timesteps": 1000,
+    "beta_start": 0.00085,
+    "beta_end": 0.012,
+    "beta_schedule": "scaled_linear",
+    "prediction_type": "epsilon",
+    "clip_sample": False,
+}
+
+
+def build() -> UNet2DConditionModel:
+    """An untrained U-Net of pocket's size; the pooled text also shifts and scales every layer."""
+    torch.manual_seed(14)
+    return UNet2DConditionModel(
+        sample_size=16,
+        in_channels=autoencoder.LATENTS,
+        out_channels=autoencoder.LATENTS,
+        block_out_channels=CHANNELS,
+        layers_per_block=1,
+        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D", "DownBlock2D"),
+        up_block_types=("UpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
+        cross_attention_dim=eyes_training.TEXT_WIDTH,
+        attention_head_dim=4,
+        norm_num_groups=16,
+        addition_embed_type="text",
+        addition_embed_type_num_heads=8,
+        resnet_time_scale_shift="scale_shift",
+    ).to(memory_format=torch.channels_last)
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """All training pictures as latents: mean and std (N, 6, 16, 16) half, subject (N, 16, 16)."""
+
+    mean: Tensor
+    std: Tensor
+    subject: Tensor
+    scenes: list[Scene]
+    plain: Tensor  # indices of pictures on plain ground
+    scale: float
+
+
+@torch.no_grad()
+def encode(folder: Path, vae: AutoencoderKL, device: str = "cpu") -> Encoded:
+    """Encode every shard once (cached beside it) and measure the latents' scale."""
+    means, stds, subjects, scenes = [], [], [], []
+    for path in sorted((folder / "shards").glob("shard-1-*.npz")):
+        cache = folder / "latents" / path.with_suffix(".npz").name
+        if not cache.exists():
+            cache.parent.mkdir(exist_ok=True)
+            _encode_shard(path, cache, vae, device)
+        with np.load(cache) as file:
+            means.append(torch.from_numpy(file["mean"]))
+            stds.append(torch.from_numpy(file["std"]))
+            subjects.append(torch.from_numpy(file["subject"]))
+        scenes += data.scenes_of(path)
+    mean = torch.cat(means)
+    plain = torch.tensor([i for i, s in enumerate(scenes) if s.background == PLACES[-1]])
+    scale = 1 / float(mean[:: max(1, len(mean) // 4000)].float().std())
+    return Encoded(mean, torch.cat(stds), torch.cat(subjects), scenes, plain, scale)
+
+
+def _encode_shard(path: Path, cache: Path, vae: AutoencoderKL, device: str) -> None:
+    shard = data.load(path)
+    mean, std = [], []
+    for part in np.array_split(shard.images, max(1, len(shard.images) // 100)):
+        posterior = vae.encode(autoencoder.pixels(part).to(device)).latent_dist
+        mean.append(posterior.mean.half().cpu())
+        std.append(posterior.std.half().cpu())
+    mask = torch.from_numpy(shard.masks).float().div(255)
+    subject = F.avg_pool2d(mask[:, None], 4)[:, 0].half()
+    beside = cache.with_name(f".{cache.name}")
+    np.savez(beside, mean=torch.cat(mean), std=torch.cat(std), subject=subject)
+    beside.replace(cache)
+
+
+def chosen(encoded: Encoded, step: int, steps: int) -> np.ndarray:
+    """The pictures of a step: first mostly plain ground and photographs, then everything."""
+    rng = np.random.default_rng((41, step))
+    rows = rng.integers(len(encoded.scenes), size=BATCH)
+    if step < GROUND_FIRST * steps:
+        bare = encoded.plain[rng.integers(len(encoded.plain), size=BATCH)].numpy()
+        rows = np.where(rng.random(BATCH) < 0.6, bare, rows)
+    return rows
+
+
+def words(encoded: Encoded, rows: np.ndarray, step: int, steps: int) -> list[str]:
+    """A caption each, dense at first; a share dropped for guidance."""
+    rng = np.random.default_rng((42, step))
+    dense = 0.9 if step < 0.75 * steps else 0.7
+    said = [caption(encoded.scenes[int(i)], rng, dense) for i in rows]
+    return ["" if rng.random() < UNSAID else s for s in said]
+
+
+@torch.no_grad()
+def condition(text: CLIPTextModel, tokenizer: CLIPTokenizer, said: list[str]) -> Tensor:
+    """The text encoder's states (N, 32, width) for captions, padded as Stable Diffusion does."""
+    tokens = tokenizer(said, padding="max_length", truncation=True, return_tensors="pt")
+    return text(tokens.input_ids.to(text.device)).last_hidden_state
+
+
+def train(folder: Path, steps: int, seconds: float, device: str = "cpu") -> Iterator[str]:
+    """Train for a chunk of time; yields a line of figures now and then."""
+    tokenizer = eyes_training.open_tokenizer(folder)
+    text = eyes_training.trained_pair(folder, tokenizer).text.to(device)
+    encoded = encode(folder, autoencoder.trained(folder, device), device)
+    run = Trainer(folder / "painter.safetensors", build().to(device), 1e-3, steps, 200, 0.999)
+    alphas = DDPMScheduler(**SCHEDULE).alphas_cumprod.to(device)
+    for step in run.chunk(seconds):
+        rows = chosen(encoded, step, steps)
+        states = condition(text, tokenizer, words(encoded, rows, step, steps))
+        noise = torch.Generator().manual_seed(step)
+        mean, std = encoded.mean[rows].float(), encoded.std[rows].float()
+        clean = (mean + std * torch.randn(mean.shape, generator=noise)) * encoded.scale
+        extra = torch.randn(mean.shape, generator=noise)
+        t = torch.randint(1000, (BATCH,), generator=noise)
+        clean, extra, t = clean.to(device), extra.to(device), t.to(device)
+        a = alphas[t][:, None, None, None]
+        noisy = (a.sqrt() * clean + (1 - a).sqrt() * extra).to(memory_format=torch.channels_last)
+        guess = run.network(noisy, t, encoder_hidden_states=states).sample
+        weight = 1 + SUBJECT_WEIGHT * encoded.subject[rows].float().to(device)[:, None]
+        error = ((guess - extra).square() * weight).mean((1, 2, 3)) / weight.mean()
+        snr = alphas[t] / (1 - alphas[t])
+        loss = (error * snr.clamp(max=MIN_SNR) / snr).mean()
+        run.learn(loss)
+        if step % 100 == 0:
+            yield f"painter {step}/{steps} loss {loss.item():.4f}"
+    yield f"painter {run.step}/{steps}"

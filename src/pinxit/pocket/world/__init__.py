@@ -1,0 +1,45 @@
+"""pocket's world: captioned scenes with ground truth, deterministic in their seed."""
+
+from pinxit.pocket.world.attributes import (
+    BACKGROUNDS,
+    CLASSES,
+    COLOURS,
+    FACINGS,
+    HELD_OUT_STYLES,
+    HIDDEN,
+    PATTERNS,
+    PLACES,
+    STYLES,
+    Scene,
+    Subject,
+    distractors,
+    draw_subject,
+    held_out,
+    held_out_subjects,
+    named_subjects,
+)
+from pinxit.pocket.world.render import Rendered, draw_scene, portrait, render, render_styles
+
+__all__ = [
+    "BACKGROUNDS",
+    "CLASSES",
+    "COLOURS",
+    "FACINGS",
+    "HELD_OUT_STYLES",
+    "HIDDEN",
+    "PATTERNS",
+    "PLACES",
+    "STYLES",
+    "Rendered",
+    "Scene",
+    "Subject",
+    "distractors",
+    "draw_scene",
+    "draw_subject",
+    "held_out",
+    "held_out_subjects",
+    "named_subjects",
+    "portrait",
+    "render",
+    "render_styles",
+]

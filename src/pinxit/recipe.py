@@ -1,0 +1,129 @@
+"""Everything that decides a run, frozen, in one TOML file."""
+
+import tomllib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Self, cast
+
+from pydantic import BeforeValidator, Field, PlainSerializer
+
+from pinxit import registry
+from pinxit.checked import Checked
+from pinxit.errors import RecipeError
+from pinxit.method import Kind, Method, Subject
+from pinxit.model import Model, Precision
+
+
+def _method(given: object) -> object:
+    """A method from its name, or from its table `{name = ..., knobs ...}`."""
+    if isinstance(given, str):
+        given = {"name": given}
+    if not isinstance(given, Mapping):
+        return given
+    table = dict(cast("Mapping[str, object]", given))
+    if "name" not in table:
+        raise RecipeError(
+            "the recipe's method has no name",
+            f"write [method] with name = one of: {', '.join(registry.names('methods'))}",
+        )
+    method: type[Method] = registry.load("methods", str(table.pop("name")))
+    return method.model_validate(table)
+
+
+def _table(method: Method) -> dict[str, object]:
+    return {"name": method.name, **method.model_dump(exclude_none=True)}
+
+
+class Recipe(Checked):
+    """What to learn, from which pictures, on which base, how, and for how long.
+
+    `steps`, `batch_size` and `rate` are the method's advice unless given: `settled` fills them in.
+    """
+
+    method: Annotated[Method, BeforeValidator(_method), PlainSerializer(_table)]
+    pictures: Path = Field(description="folder with the pictures to learn from")
+    token: str = Field(description="the new word, best in angle brackets: <mytoy>")
+    class_noun: str = Field(description="what it is a kind of, in the base's words: toy")
+    kind: Kind = Field(default="object", description="whether the word is a thing or a style")
+    base: str = Field(default="pocket", description="a base's name, or a folder")
+    seed: int = Field(default=0, description="all randomness of the run follows from it")
+    steps: int | None = Field(default=None, ge=1, description="how many steps to learn")
+    batch_size: int | None = Field(default=None, ge=1, description="pictures of the subject a step")
+    rate: float | None = Field(default=None, gt=0, description="learning rate")
+    flip: bool = Field(default=True, description="show pictures mirrored half of the time")
+    clip: float = Field(default=1.0, gt=0, description="largest norm of a concept's gradient")
+    min_snr: float | None = Field(
+        default=None, gt=0, description="weigh times by min-SNR with this gamma; all alike if unset"
+    )
+    precision: Precision | None = Field(default=None, description="numbers to compute in")
+    preview_every: int = Field(default=100, ge=0, description="steps between previews, 0 for none")
+    checkpoint_every: int = Field(default=100, ge=1, description="steps between checkpoints")
+
+    @property
+    def subject(self) -> Subject:
+        """What is to be learned."""
+        return Subject(self.token, self.class_noun, self.kind, self.seed)
+
+    @classmethod
+    def from_toml(cls, path: Path) -> Self:
+        """A recipe from its file."""
+        try:
+            values = tomllib.loads(path.read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            raise RecipeError(
+                f"there is no recipe {path}", "give a TOML file; a run keeps its own as recipe.toml"
+            ) from None
+        except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as trouble:
+            raise RecipeError(
+                f"recipe {path} cannot be read: {trouble}", "mend the file: it must be TOML"
+            ) from trouble
+        return cls.model_validate(values)
+
+    def to_toml(self) -> str:
+        """Itself as TOML, complete."""
+        import tomli_w
+
+        return tomli_w.dumps(self.model_dump(mode="json", exclude_none=True))
+
+    def settled(self, model: Model, count: int) -> Self:
+        """The recipe with every number decided, for this base and so many pictures.
+
+        RecipeError if the token already means something, or the base does not know the class noun.
+        """
+        _check_words(model, self.subject)
+        if self.precision not in (None, model.placement.precision):
+            raise RecipeError(
+                f"the recipe computes in {self.precision}, and {model.name} is open in "
+                f"{model.placement.precision}",
+                f"open it with --precision {self.precision}",
+            )
+        plan = self.method.plan(model, count)
+        return self.model_copy(
+            update={
+                "pictures": self.pictures.expanduser().resolve(),
+                "steps": self.steps or plan.steps,
+                "batch_size": self.batch_size or plan.batch_size,
+                "rate": self.rate or plan.rate,
+                "base": model.name,
+                "precision": model.placement.precision,
+            }
+        )
+
+
+def _check_words(model: Model, subject: Subject) -> None:
+    token, noun = subject.token, subject.class_noun
+    if not token or token.split() != [token]:
+        raise RecipeError(
+            f"the token `{token}` is not one word", "write it in angle brackets, as <mytoy>"
+        )
+    for tower in model.towers.values():
+        if len(tower.ids(token)) == 1:
+            raise RecipeError(
+                f"the token `{token}` already means something to {model.name}",
+                f"take a new word, such as <my{token}>",
+            )
+        unknown = [word for word in noun.split() if not tower.knows(word)]
+        if unknown or not noun.split():
+            raise RecipeError(
+                f"{model.name} does not know the class noun `{noun}`", tower.nearest(noun)
+            )

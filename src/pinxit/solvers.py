@@ -1,0 +1,64 @@
+# pyright: standard
+"""Solvers by the names people know them by: diffusers' schedulers behind four verbs."""
+
+import inspect
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pinxit.errors import RequestError, did_you_mean
+
+_CLASSES = {
+    "ddim": "DDIMScheduler",
+    "ddpm": "DDPMScheduler",
+    "dpm++": "DPMSolverMultistepScheduler",
+    "euler": "EulerDiscreteScheduler",
+    "euler-a": "EulerAncestralDiscreteScheduler",
+    "heun": "HeunDiscreteScheduler",
+    "pndm": "PNDMScheduler",
+    "unipc": "UniPCMultistepScheduler",
+}
+SOLVERS = tuple(_CLASSES)
+
+
+class Solver:
+    """One walk from noise to a picture; it remembers its last answers, so it is used once."""
+
+    def __init__(self, name: str, config: Mapping[str, object], steps: int) -> None:
+        import diffusers
+
+        if name not in _CLASSES:
+            raise RequestError(f"there is no scheduler `{name}`", did_you_mean(name, SOLVERS))
+        self._scheduler: Any = getattr(diffusers, _CLASSES[name]).from_config(dict(config))
+        self._scheduler.set_timesteps(steps)
+        self._steps = steps
+        takes = inspect.signature(self._scheduler.step).parameters
+        self._takes_generators = "generator" in takes
+        self.times: Tensor = self._scheduler.timesteps
+
+    def begin_with_noise(self, noise: Tensor) -> Tensor:
+        """Unit noise, as strong as the first time wants it."""
+        return noise * self._scheduler.init_noise_sigma
+
+    def begin_with_picture(self, latents: Tensor, noise: Tensor, strength: float) -> Tensor:
+        """A picture's latents noised so that the last `strength` of the walk is left to do."""
+        left = min(int(self._steps * strength), self._steps)
+        first = (self._steps - left) * self._scheduler.order
+        self.times = self._scheduler.timesteps[first:]
+        if hasattr(self._scheduler, "set_begin_index"):
+            self._scheduler.set_begin_index(first)
+        return self._scheduler.add_noise(latents, noise, self.times[:1])
+
+    def scaled(self, latents: Tensor, time: Tensor) -> Tensor:
+        """The latents as the denoiser wants to see them at this time."""
+        return self._scheduler.scale_model_input(latents, time)
+
+    def step(
+        self, answer: Tensor, time: Tensor, latents: Tensor, draws: Sequence[torch.Generator]
+    ) -> Tensor:
+        """The latents one step nearer to a picture; picture i draws from `draws[i]` alone."""
+        if self._takes_generators:
+            return self._scheduler.step(answer, time, latents, generator=list(draws)).prev_sample
+        return self._scheduler.step(answer, time, latents).prev_sample

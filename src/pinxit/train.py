@@ -1,0 +1,187 @@
+"""Learning: one training step for every family and method, yielded one at a time."""
+
+import math
+import time
+from collections.abc import Callable, Generator, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from pinxit.adapter import Adapter, injected
+from pinxit.batches import Batch, Draws, Samples, batch
+from pinxit.durable import undisturbed
+from pinxit.errors import RunError
+from pinxit.method import Learnable
+from pinxit.model import Conditioning, Model
+from pinxit.pictures import Picture
+from pinxit.recipe import Recipe
+
+Tell = Callable[[Sequence[str]], Conditioning]
+
+
+@dataclass(frozen=True)
+class Step:
+    """One step of learning: its number from 1 on, and each concept's loss and gradient norm."""
+
+    number: int
+    total: int
+    losses: tuple[float, ...]
+    norms: tuple[float, ...]
+    rate: float
+    seconds: float
+
+    @property
+    def loss(self) -> float:
+        """The mean loss of the concepts."""
+        return sum(self.losses) / len(self.losses)
+
+
+@dataclass(frozen=True)
+class Learner:
+    """One concept being learned: what is trained for it, and on what."""
+
+    learnables: tuple[Learnable, ...]
+    samples: Samples
+
+    @property
+    def adapters(self) -> tuple[Adapter, ...]:
+        """All its adapters, in order."""
+        return tuple(learnable.adapter for learnable in self.learnables)
+
+    @property
+    def weights(self) -> list[nn.Parameter]:
+        """All its trained weights."""
+        return [weight for adapter in self.adapters for weight in adapter.weights().values()]
+
+
+class Lesson:
+    """Concepts learned together on one model: what is trained, and how far it is.
+
+    `state` and `restore` move it between processes to the last bit; nothing random is in it, for
+    all draws follow from the recipe's seed and the step.
+    """
+
+    def __init__(self, model: Model, recipe: Recipe, learners: Sequence[Learner]) -> None:
+        self.model = model
+        self.recipe = recipe
+        self.learners = tuple(learners)
+        self.done = 0
+        self.optimizer = torch.optim.AdamW(
+            [
+                {
+                    "params": list(learnable.adapter.weights().values()),
+                    "lr": learnable.rate,
+                    "weight_decay": learnable.decay,
+                }
+                for learner in self.learners
+                for learnable in learner.learnables
+                if learnable.adapter.weights()
+            ],
+        )
+
+    @classmethod
+    def of(cls, model: Model, recipe: Recipe, pictures: tuple[Picture, ...]) -> "Lesson":
+        """A settled recipe's lesson, at its beginning; all that must be prepared is there."""
+        assert recipe.batch_size and recipe.rate and recipe.steps, "the recipe is not settled"
+        subject = recipe.subject
+        pools = recipe.method.pools(model, subject, pictures)
+        draws = Draws(recipe.seed, subject.token, recipe.batch_size, recipe.flip)
+        learnables = recipe.method.adapters(model, subject, recipe.rate)
+        return cls(model, recipe, [Learner(learnables, Samples(model, pools, draws))])
+
+    @property
+    def adapters(self) -> tuple[Adapter, ...]:
+        """The adapters of all concepts."""
+        return tuple(adapter for learner in self.learners for adapter in learner.adapters)
+
+    def state(self) -> dict[str, Tensor]:
+        """Everything that changes as it learns: weights, moments, step."""
+        kept = {"done": torch.tensor(self.done)}
+        for number, weight in enumerate(self._weights()):
+            kept[f"weight.{number}"] = weight.detach()
+            for name, moment in self.optimizer.state[weight].items():
+                kept[f"{name}.{number}"] = moment
+        return kept
+
+    def restore(self, state: Mapping[str, Tensor]) -> None:
+        """Go on from a state that was kept."""
+        self.done = int(state["done"])
+        for number, weight in enumerate(self._weights()):
+            with torch.no_grad():
+                _ = weight.copy_(state[f"weight.{number}"])
+            names = ("step", "exp_avg", "exp_avg_sq") if self.done else ()
+            for name in names:
+                moment = state[f"{name}.{number}"]
+                on = moment.device if name == "step" else weight.device
+                self.optimizer.state[weight][name] = moment.to(on, copy=True)
+
+    def batch(self, step: int) -> Batch:
+        """The batch of a step, of all concepts."""
+        drawn = [
+            sample
+            for concept, learner in enumerate(self.learners)
+            for sample in learner.samples.draw(step, concept)
+        ]
+        return batch(drawn, self.model.device)
+
+    def tell(self) -> Tell:
+        """How prompts are told to the denoiser: anew each step where learning changes that."""
+        if any(adapter.touches_text for adapter in self.adapters):
+            return self.model.condition
+        prompts = [prompt for learner in self.learners for prompt in learner.samples.prompts]
+        with torch.no_grad():
+            kept = {prompt: self.model.condition([prompt]) for prompt in dict.fromkeys(prompts)}
+        return lambda wanted: Conditioning.stack([kept[prompt] for prompt in wanted])
+
+    def _weights(self) -> list[nn.Parameter]:
+        return [weight for learner in self.learners for weight in learner.weights]
+
+
+def objective(model: Model, drawn: Batch, tell: Tell, min_snr: float | None = None) -> Tensor:
+    """Each sample's weighted denoising error, (B,), for any family and any method."""
+    schedule = model.schedule
+    noisy = schedule.add_noise(drawn.latents, drawn.noise, drawn.times)
+    answer = model.denoise(noisy, drawn.times, tell(drawn.prompts))
+    target = schedule.target(drawn.latents, drawn.noise, drawn.times)
+    errors = (answer - target).square().mean(dim=(1, 2, 3))
+    return errors * drawn.weights * schedule.weight(drawn.times, min_snr)
+
+
+def train(lesson: Lesson) -> Generator[Step]:
+    """Learn, a step each time it is asked for the next, until the recipe's last.
+
+    The adapters are in the model from the first step until the generator is closed. RunError if a
+    loss or gradient is not finite; the lesson is then as it was before that step.
+    """
+    model, recipe = lesson.model, lesson.recipe
+    total = recipe.steps or 0
+    with injected(model, lesson.adapters):
+        tell = lesson.tell()
+        while lesson.done < total:
+            began = time.perf_counter()
+            drawn = lesson.batch(lesson.done)
+            with torch.enable_grad():
+                errors = objective(model, drawn, tell, recipe.min_snr)
+                losses = errors.new_zeros(len(lesson.learners)).index_add(0, drawn.concepts, errors)
+                losses.sum().backward()
+            norms = tuple(
+                float(nn.utils.clip_grad_norm_(learner.weights, recipe.clip))
+                for learner in lesson.learners
+            )
+            number, told = lesson.done + 1, tuple(map(float, losses.detach()))
+            _must_be_finite(number, told, norms)
+            with undisturbed():
+                lesson.optimizer.step()
+                lesson.optimizer.zero_grad()
+                lesson.done = number
+            seconds = time.perf_counter() - began
+            yield Step(number, total, told, norms, recipe.rate or 0.0, seconds)
+
+
+def _must_be_finite(number: int, losses: Sequence[float], norms: Sequence[float]) -> None:
+    if not all(map(math.isfinite, (*losses, *norms))):
+        raise RunError(
+            f"learning went wrong at step {number}: loss {losses}, gradient {norms}",
+            "try a lower --rate, or --precision fp32; what was learned before is kept",
+        )

@@ -1,0 +1,50 @@
+"""A plug-in is a file with one public class, found by name without importing it."""
+
+import subprocess
+import sys
+
+import pytest
+
+from pinxit import registry
+from pinxit.errors import PinxitError, RecipeError, RequestError
+
+EVERY = [(kind, name) for kind in registry.KINDS for name in registry.names(kind)]
+
+
+def test_the_two_methods_are_there() -> None:
+    assert {"textual-inversion", "dreambooth"} <= set(registry.names("methods"))
+
+
+@pytest.mark.parametrize(("kind", "name"), EVERY)
+def test_every_plug_in_is_one_public_class(kind: str, name: str) -> None:
+    plugin = registry.load(kind, name)
+    assert plugin.__doc__
+    assert registry.name_of(plugin) == name
+
+
+@pytest.mark.parametrize("kind", registry.KINDS)
+def test_an_unknown_name_is_answered_with_the_known_ones(kind: str) -> None:
+    with pytest.raises(PinxitError) as caught:
+        registry.load(kind, "no-such-thing")
+    assert "`no-such-thing`" in caught.value.message
+    assert "known: " in caught.value.hint
+
+
+def test_a_misspelt_method_and_a_misspelt_kind() -> None:
+    with pytest.raises(RecipeError) as caught:
+        registry.load("methods", "textual-invrsion")
+    assert caught.value.hint.startswith("did you mean textual-inversion?")
+    with pytest.raises(RequestError, match="no kind of plug-in `method`"):
+        registry.names("method")
+
+
+def test_listing_imports_no_plug_in() -> None:
+    code = (
+        "import sys; from pinxit import registry\n"
+        "[registry.names(kind) for kind in registry.KINDS]\n"
+        "print(sorted(m for m in sys.modules if m.startswith('pinxit.')))"
+    )
+    answer = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True
+    )
+    assert answer.stdout.strip() == "['pinxit.errors', 'pinxit.registry']"

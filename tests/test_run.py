@@ -1,0 +1,156 @@
+"""Runs: what is in the folder, and what going on with it needs."""
+
+import json
+import os
+import signal
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+
+from pinxit.durable import replace, replace_text, undisturbed
+from pinxit.errors import RunError
+from pinxit.model import Model, open_base
+from pinxit.prior import ClassPictures, cache_folder
+from pinxit.recipe import Recipe
+from pinxit.run import Preview, Run, teach
+from pinxit.train import Step
+
+
+def recipe(pictures: Path, **changed: object) -> Recipe:
+    small = {"steps": 4, "batch_size": 2, "preview_every": 0, "checkpoint_every": 2}
+    given = {"pictures": pictures, "token": "<mytoy>", "class_noun": "toy"}
+    return Recipe.model_validate({"method": "textual-inversion", **given, **small, **changed})
+
+
+def test_the_folder_tells_everything(model: Model, pictures: Path, tmp_path: Path) -> None:
+    run = Run.create(tmp_path / "runs" / "toy", recipe(pictures, preview_every=3))
+    events = list(run.learn(model))
+    kinds = [type(event).__name__ for event in events]
+    assert kinds == ["Step", "Step", "Saved", "Step", "Preview", "Step", "Preview", "Saved"]
+    assert all(event.path.is_file() for event in events if isinstance(event, Preview))
+    files = {str(path.relative_to(run.folder)) for path in run.folder.rglob("*") if path.is_file()}
+    assert files == {
+        "recipe.toml",
+        "journal.jsonl",
+        "previews/0000003.png",
+        "previews/0000004.png",
+        "checkpoints/0000004.safetensors",
+        "checkpoints/0000004.json",
+        "concept.safetensors",
+    }
+    steps = [event for event in events if isinstance(event, Step)]
+    assert [entry["losses"] for entry in run.journal()] == [list(step.losses) for step in steps]
+    assert Run.open(run.folder).recipe == run.recipe
+    about = run.concept.provenance
+    assert about.steps == 4
+    assert sorted(about.pictures) == ["0.png", "1.png", "2.png"]
+    assert about.versions["torch"] == torch.__version__
+    assert Recipe.model_validate(__import__("tomllib").loads(about.recipe)) == run.recipe
+
+
+def test_previews_change_nothing(model: Model, pictures: Path, tmp_path: Path) -> None:
+    with_them = teach(model, recipe(pictures, preview_every=1), tmp_path / "a")
+    without = teach(model, recipe(pictures), tmp_path / "b")
+    for one, other in zip(with_them.concept.parts, without.concept.parts, strict=True):
+        assert all(torch.equal(one.tensors[name], other.tensors[name]) for name in one.tensors)
+
+
+def test_folders_that_are_taken_or_no_run(model: Model, pictures: Path, tmp_path: Path) -> None:
+    run = teach(model, recipe(pictures), tmp_path / "run")
+    with pytest.raises(RunError, match="exists already") as caught:
+        Run.create(run.folder, recipe(pictures))
+    assert "--resume" in caught.value.hint
+    with pytest.raises(RunError, match="is no run folder"):
+        Run.open(pictures)
+    (tmp_path / "empty").mkdir()
+    assert Run.create(tmp_path / "empty", recipe(pictures)).folder.name == "empty"
+
+
+def test_more_steps_go_on_the_same_way(model: Model, pictures: Path, tmp_path: Path) -> None:
+    whole = teach(model, recipe(pictures, steps=6), tmp_path / "whole")
+    _ = teach(model, recipe(pictures, steps=4), tmp_path / "part")
+    more = Run.open(tmp_path / "part", steps=6)
+    assert [e.number for e in more.learn(model) if isinstance(e, Step)] == [5, 6]
+    mine, theirs = more.concept.parts[0].tensors, whole.concept.parts[0].tensors
+    assert all(torch.equal(mine[name], theirs[name]) for name in theirs)
+
+
+def test_a_damaged_checkpoint_is_never_used(model: Model, pictures: Path, tmp_path: Path) -> None:
+    run = teach(model, recipe(pictures), tmp_path / "run")
+    folder = run.folder / "checkpoints"
+    newest, manifest = folder / "0000004.safetensors", folder / "0000004.json"
+    good = newest.read_bytes()
+    newest.write_bytes(good[:-1] + bytes([good[-1] ^ 1]))
+    with pytest.raises(RunError, match=r"damaged: 0000004\.safetensors"):
+        list(Run.open(run.folder, steps=6).learn(model))
+    # An older sound one beside it, as a crash between the two leaves it, is gone on from.
+    entry = json.loads(manifest.read_text())
+    (folder / "0000003.safetensors").write_bytes(good)
+    (folder / "0000003.json").write_text(json.dumps({**entry, "step": 3}))
+    assert [e for e in Run.open(run.folder, steps=6).learn(model) if isinstance(e, Step)]
+
+
+def test_what_has_changed_is_named(
+    model: Model, nano: Path, pictures: Path, tmp_path: Path, copied: Callable[[Path], Path]
+) -> None:
+    run = teach(model, recipe(pictures), tmp_path / "run")
+    other = copied(nano)
+    (other / "unet" / "config.json").write_text(
+        (other / "unet" / "config.json").read_text().replace("{", "{ ", 1)
+    )
+    with pytest.raises(RunError, match="another base"):
+        list(Run.open(run.folder).learn(open_base(other)))
+    Image.new("RGB", (20, 20), "black").save(pictures / "1.png")
+    with pytest.raises(RunError, match=r"pictures have changed .*: 1\.png"):
+        list(Run.open(run.folder).learn(model))
+
+
+def test_a_loss_that_is_no_number_stops_it(model: Model, pictures: Path, tmp_path: Path) -> None:
+    run = Run.create(tmp_path / "run", recipe(pictures, rate=1e30))
+    with pytest.raises(RunError, match="learning went wrong at step"):
+        list(run.learn(model))
+    assert not model.words
+
+
+def test_class_pictures_are_painted_once(model: Model) -> None:
+    some = ClassPictures("a toy", 3)
+    told = [step.done for step in some.paint(model)]
+    assert told == [3]
+    found = some.found(model)
+    assert [picture.caption for picture in found] == ["a toy"] * 3
+    assert all(picture.class_picture for picture in found)
+    times = [picture.path.stat().st_mtime_ns for picture in found]
+    assert found[0].path.is_relative_to(cache_folder())
+    # More of them share the first; once lost, a picture comes back to the last bit.
+    found[1].path.unlink()
+    assert [step.done for step in ClassPictures("a toy", 10).paint(model)] == [8, 10]
+    again = ClassPictures("a toy", 10).found(model)
+    assert [picture.sha256 for picture in again[:3]] == [picture.sha256 for picture in found]
+    assert [p.path.stat().st_mtime_ns for p in ClassPictures("a toy", 10).found(model)][8:]
+    assert list(some.paint(model))
+    assert times[0] <= again[0].path.stat().st_mtime_ns
+
+
+def test_files_are_whole_or_not_there(tmp_path: Path) -> None:
+    file = tmp_path / "a.txt"
+    replace_text(file, "first")
+
+    def torn(beside: Path) -> None:
+        beside.write_text("sec")
+        raise OSError(28, "no space left on device")
+
+    with pytest.raises(OSError, match="no space"):
+        replace(file, torn)
+    assert file.read_text() == "first"
+    assert list(tmp_path.iterdir()) == [file]
+
+
+def test_ctrl_c_waits_for_the_end_of_a_step() -> None:
+    done = False
+    with pytest.raises(KeyboardInterrupt), undisturbed():
+        os.kill(os.getpid(), signal.SIGINT)
+        done = True
+    assert done
