@@ -78,7 +78,7 @@ def test_strength_is_how_much_is_painted_anew(model: Model, tmp_path: Path) -> N
 
 
 def test_what_the_user_should_know(model: Model) -> None:
-    request = changed(prompt="a dog " * 20 + "in the grass")
+    request = changed(prompt="a <mytoy> dog " * 20 + "in the grass", negative="<other>")
     notes = [
         event
         for event in generate(model, request, [concept(model, 32, "other")])
@@ -86,7 +86,9 @@ def test_what_the_user_should_know(model: Model) -> None:
     ]
     assert "cut was `" in notes[0].message
     assert notes[0].message.endswith("in the grass`")
-    assert "<mytoy> was learned on another base" in notes[1].message
+    assert "`<other>` is no word that was learned" in notes[1].message
+    assert "<mytoy> was learned on another base" in notes[2].message
+    assert len(notes) == 3
 
 
 @pytest.mark.parametrize(

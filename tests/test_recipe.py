@@ -80,6 +80,9 @@ def test_settled_holds_every_number(model: Model) -> None:
     assert made.pictures.is_absolute()
     assert made.settled(model, 5) == made
     assert recipe(steps=7, rate=0.5).settled(model, 5).steps == 7
+    settled = recipe(method="dreambooth").settled(model, 5)
+    assert "rare_token =" in settled.to_toml()
+    assert "prior_pictures = 48" in settled.to_toml()
     tuned = [recipe(method="dreambooth").settled(model, count).steps or 0 for count in (3, 5, 12)]
     assert tuned == sorted(set(tuned))
 
@@ -94,6 +97,11 @@ def test_settled_holds_every_number(model: Model) -> None:
         ({"class_noun": "toi"}, "does not know the class noun `toi`", "did you mean toy"),
         ({"class_noun": "red zebra"}, "does not know the class noun `red zebra`", ""),
         ({"class_noun": " "}, "does not know the class noun ` `", ""),
+        (
+            {"method": {"name": "dreambooth", "rare_token": "zebra"}},
+            "`zebra` is no single token",
+            "take one that is, such as",
+        ),
         ({"precision": "bf16"}, "the recipe computes in bf16", "--precision bf16"),
     ],
 )

@@ -17,8 +17,11 @@ FOLDER = ROOT / "docs" / "figures"
 
 # What is measured, by which command; run from the root with .venv/bin first on the path.
 COMMANDS: dict[str, str] = {
+    "pocket": "python -m pinxit.pocket measure --photographs ../shared/seed/pictures",
     "help-time": "python tools/help_time.py",
-    "demo": "pinxit demo --json",
+    "demo": "pinxit demo --out build/demo --json",
+    "subjects": "python tools/subjects.py",
+    "real-pictures": "python tools/real_pictures.py",
 }
 
 

@@ -1,14 +1,14 @@
 """Teach a Stable Diffusion model a subject or a style from a few pictures, and paint with it.
 
-    import pinxit
+import pinxit
 
-    model = pinxit.open_base("pocket")
-    recipe = pinxit.Recipe(
-        method="textual-inversion", pictures="toy/", token="<mytoy>", class_noun="toy"
-    )
-    run = pinxit.teach(model, recipe, "runs/mytoy")
-    pictures = pinxit.paint(model, "a photo of <mytoy> on the beach", [run.folder])
-    pinxit.sheet([picture.image for picture in pictures]).show()
+model = pinxit.open_base("pocket")
+recipe = pinxit.Recipe(
+    method="textual-inversion", pictures="toy/", token="<mytoy>", class_noun="toy"
+)
+run = pinxit.teach(model, recipe, "runs/mytoy")
+pictures = pinxit.paint(model, "a photo of <mytoy> on the beach", [run.folder])
+pinxit.sheet([picture.image for picture in pictures]).show()
 """
 
 from importlib import import_module

@@ -1,5 +1,6 @@
 """Painting: one denoising loop for every family, solver, concept and start."""
 
+import re
 from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -210,6 +211,10 @@ def _notices(model: Model, request: Request, concepts: Sequence[Concept]) -> Ite
         cut = model.cut(what)
         if cut:
             yield Notice(f"`{what}` is too long for {model.name}: cut was `{cut}`")
+    known = {word.lower() for word in model.words}
+    for word in re.findall(r"<[\w-]+>", f"{request.prompt} {request.negative}"):
+        if word.lower() not in known:
+            yield Notice(f"`{word}` is no word that was learned: give its run with --concept")
     for concept in concepts:
         if concept.provenance.base_hash != model.hash:
             yield Notice(

@@ -3,7 +3,7 @@
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, Self
 
 from pinxit import registry
 from pinxit.adapter import Adapter
@@ -81,6 +81,10 @@ class Method(Checked, ABC):
     @abstractmethod
     def plan(self, model: Model, count: int) -> Plan:
         """Sensible steps, batch size and rate for this base and so many pictures."""
+
+    def settled(self, model: Model, subject: Subject) -> Self:  # noqa: ARG002
+        """Itself with every knob decided for this base; RecipeError if one does not fit it."""
+        return self
 
     @abstractmethod
     def adapters(self, model: Model, subject: Subject, rate: float) -> tuple[Learnable, ...]:

@@ -8,12 +8,13 @@ from dataclasses import dataclass
 from functools import cached_property
 from importlib.resources import files
 from pathlib import Path
-from typing import Literal, Self
+from typing import ClassVar, Literal, Self
 
 import torch
 from torch import Tensor, nn
 
 from pinxit import registry
+from pinxit.durable import sha256
 from pinxit.errors import ModelError, did_you_mean
 from pinxit.schedule import Schedule
 from pinxit.text import Meaning, TextTower
@@ -64,6 +65,7 @@ class Model(ABC):
     only adapters touch either. Nothing here is trained as it stands: all weights are frozen.
     """
 
+    parts: ClassVar[tuple[str, ...]]
     name: str
     folder: Path
     placement: Placement
@@ -109,13 +111,11 @@ class Model(ABC):
 
     @cached_property
     def hash(self) -> str:
-        """The fingerprint of the base: SHA-256 over its configuration and weight files."""
+        """The fingerprint of the base: SHA-256 over the files of its parts."""
         digest = hashlib.sha256()
-        for path in sorted(self.folder.glob("*/*")):
-            if path.name == "config.json" or path.suffix == ".safetensors":
-                digest.update(f"{path.parent.name}/{path.name}".encode())
-                with path.open("rb") as file:
-                    digest.update(hashlib.file_digest(file, "sha256").digest())
+        for path in sorted(path for part in self.parts for path in (self.folder / part).iterdir()):
+            if path.suffix in (".json", ".safetensors", ".txt"):
+                digest.update(f"{path.parent.name}/{path.name}:{sha256(path)}\n".encode())
         return digest.hexdigest()
 
     @cached_property

@@ -100,6 +100,7 @@ class Recipe(Checked):
         plan = self.method.plan(model, count)
         return self.model_copy(
             update={
+                "method": self.method.settled(model, self.subject),
                 "pictures": self.pictures.expanduser().resolve(),
                 "steps": self.steps or plan.steps,
                 "batch_size": self.batch_size or plan.batch_size,

@@ -44,7 +44,7 @@ class Solver:
 
     def begin_with_picture(self, latents: Tensor, noise: Tensor, strength: float) -> Tensor:
         """A picture's latents noised so that the last `strength` of the walk is left to do."""
-        left = min(int(self._steps * strength), self._steps)
+        left = max(1, min(int(self._steps * strength), self._steps))
         first = (self._steps - left) * self._scheduler.order
         self.times = self._scheduler.timesteps[first:]
         if hasattr(self._scheduler, "set_begin_index"):

@@ -78,6 +78,7 @@ class Lesson:
                 for learnable in learner.learnables
                 if learnable.adapter.weights()
             ],
+            fused=True,
         )
 
     @classmethod
@@ -112,9 +113,8 @@ class Lesson:
                 _ = weight.copy_(state[f"weight.{number}"])
             names = ("step", "exp_avg", "exp_avg_sq") if self.done else ()
             for name in names:
-                moment = state[f"{name}.{number}"]
-                on = moment.device if name == "step" else weight.device
-                self.optimizer.state[weight][name] = moment.to(on, copy=True)
+                moment = state[f"{name}.{number}"].to(weight.device, copy=True)
+                self.optimizer.state[weight][name] = moment
 
     def batch(self, step: int) -> Batch:
         """The batch of a step, of all concepts."""

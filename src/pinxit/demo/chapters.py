@@ -115,9 +115,7 @@ def subject_chapter(easel: Easel, effort: Effort, runs: Path, eyes: "Eyes") -> C
         preview_every=0,
     )
     prior = {} if effort.prior_pictures is None else {"prior_pictures": effort.prior_pictures}
-    tuned = Recipe.model_validate(
-        {**words.model_dump(), "method": {"name": "dreambooth", **prior}}
-    )
+    tuned = Recipe.model_validate({**words.model_dump(), "method": {"name": "dreambooth", **prior}})
     chapter = _Writing(easel, prompts, scales, eyes, runs / "subject")
     columns = (chapter.base(f"a {NOUN}"), chapter.learned(words), chapter.learned(tuned))
     return Chapter("subject", SUBJECT_TOKEN, NOUN, references, prompts, columns)
@@ -174,7 +172,9 @@ class _Writing:
         return self._column(title, recipe.token, lesson)
 
     def _column(self, title: str, said: str, lesson: Lesson | None) -> Column:
-        paintings = self.easel.paint(self.prompts, lesson, f"painting the {self.runs.name}: {title}")
+        paintings = self.easel.paint(
+            self.prompts, lesson, f"painting the {self.runs.name}: {title}"
+        )
         scores = judge(paintings, self.scales, self.eyes)
         return Column(title, said, tuple(paintings), scores, lesson)
 

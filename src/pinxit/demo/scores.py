@@ -54,7 +54,9 @@ class Scale:
 
     def score(self, images: Sequence["Image"]) -> Score:
         """The mean over some pictures, on this scale."""
-        return Score(fmean(self.metric.score(images, self.references, ())), self.floor, self.ceiling)
+        return Score(
+            fmean(self.metric.score(images, self.references, ())), self.floor, self.ceiling
+        )
 
 
 @dataclass(frozen=True)

@@ -4,6 +4,7 @@ import time
 from collections.abc import Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
+from hashlib import sha256
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
@@ -11,6 +12,7 @@ from pinxit.concept import Concept
 from pinxit.generate import Frame, Painted, Request, generate
 from pinxit.method import Preparing
 from pinxit.model import Model
+from pinxit.pictures import read_pictures
 from pinxit.recipe import Recipe
 from pinxit.run import Run
 from pinxit.train import Step
@@ -78,10 +80,17 @@ class Easel:
     count: int = 2
     steps: int = 25
 
+    def tag(self, what: str) -> str:
+        """A short name for something made on this base: another base or recipe has another."""
+        return sha256(f"{self.model.hash}\n{what}".encode()).hexdigest()[:8]
+
     def teach(self, recipe: Recipe, folder: Path, task: str) -> Lesson:
-        """Learn in `folder`, or go on with the run that was stopped there."""
+        """Learn in a folder named after `folder`, or go on with the same run if it was stopped."""
+        count = len(read_pictures(recipe.pictures))
+        settled = recipe.settled(self.model, count)
+        folder = folder.with_name(f"{folder.name}-{self.tag(settled.to_toml())}")
         begun = (folder / "recipe.toml").is_file()
-        run = Run.open(folder) if begun else Run.create(folder, recipe)
+        run = Run.open(folder) if begun else Run.create(folder, settled)
         preparing, began = 0.0, time.perf_counter()
         with closing(run.learn(self.model)) as events:
             for event in events:

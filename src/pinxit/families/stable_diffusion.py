@@ -8,7 +8,6 @@ from typing import Any, Self
 
 import torch
 import transformers
-from diffusers.models.attention_processor import AttnProcessor, AttnProcessor2_0
 from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
@@ -21,12 +20,6 @@ from pinxit.model import Conditioning, Encoded, Model, Placement
 from pinxit.schedule import Schedule
 from pinxit.text import TextTower
 
-# Components are of these classes whatever model_index.json names: a file chooses no code.
-_PARTS = ("text_encoder", "tokenizer", "unet", "vae", "scheduler")
-
-# Below this many latent positions, torch's fused attention is slower on CPUs than plain products.
-_SHORT_SEQUENCE = 1024
-
 # They would draw progress bars of their own into ours.
 transformers.utils.logging.set_verbosity_error()
 transformers.utils.logging.disable_progress_bar()
@@ -36,6 +29,9 @@ logging.disable_progress_bar()
 
 class StableDiffusion(Model):
     """Stable Diffusion 1.x (arXiv:2112.10752), of any width, depth and size of picture."""
+
+    # Components are of the classes below whatever model_index.json names: a file chooses no code.
+    parts = ("text_encoder", "tokenizer", "unet", "vae", "scheduler")
 
     def __init__(
         self,
@@ -70,7 +66,7 @@ class StableDiffusion(Model):
     @classmethod
     def suits(cls, folder: Path) -> bool:
         """Whether the folder has these parts and no second text tower."""
-        has_parts = all((folder / part).is_dir() for part in _PARTS)
+        has_parts = all((folder / part).is_dir() for part in cls.parts)
         return has_parts and not (folder / "text_encoder_2").exists()
 
     @classmethod
@@ -86,9 +82,6 @@ class StableDiffusion(Model):
             network.eval().requires_grad_(False).to(placement.device)
         unet.to(memory_format=torch.channels_last)
         vae.to(memory_format=torch.channels_last)
-        positions = unet.config.sample_size**2
-        plain = placement.device.type == "cpu" and positions <= _SHORT_SEQUENCE
-        unet.set_attn_processor(AttnProcessor() if plain else AttnProcessor2_0())
         listed = folder / "tokenizer" / "rare_words.txt"
         rare = listed.read_text(encoding="utf-8").split() if listed.is_file() else ()
         length = encoder.config.max_position_embeddings

@@ -2,6 +2,7 @@
 
 import hashlib
 from collections.abc import Iterator
+from typing import Self
 
 from pydantic import Field
 
@@ -12,9 +13,11 @@ from pinxit.model import Model
 from pinxit.pictures import Picture
 from pinxit.prior import ClassPictures
 
-# Steps, batch size and rate by the denoiser's size, as in the paper for real ones. Tune here.
+# Steps, batch size and rate by the denoiser's size, as in the paper for real ones, and how many
+# class pictures. Tune here.
 _LITTLE = 100_000_000
 _PLANS = {"little": Plan(steps=200, batch_size=4, rate=2e-4), "real": Plan(800, 1, 5e-6)}
+_PRIOR = {"little": 48, "real": 200}
 _DECAY = 1e-2
 
 # How many of the rarest words a user's word may stand for: enough that two words seldom meet.
@@ -24,8 +27,8 @@ _CHOICE = 64
 class Dreambooth(Method):
     """Tune all of the base's denoiser to the subject."""
 
-    prior_pictures: int = Field(
-        default=48, ge=0, description="pictures of the class, painted by the base; 0 for none"
+    prior_pictures: int | None = Field(
+        default=None, ge=0, description="pictures of the class, painted by the base; 0 for none"
     )
     prior_weight: float = Field(
         default=1.0, ge=0, description="how much keeping the class counts against the subject"
@@ -45,13 +48,25 @@ class Dreambooth(Method):
 
     def plan(self, model: Model, count: int) -> Plan:
         """More pictures take more steps to be seen equally often."""
-        plan = _PLANS["little" if model.size < _LITTLE else "real"]
+        plan = _PLANS[_size(model)]
         share = min(max(count, 3), 12) / 5
         return Plan(round(plan.steps * share**0.5), plan.batch_size, plan.rate)
 
+    def settled(self, model: Model, subject: Subject) -> Self:
+        """With the rare token picked, or found to be one, and the class pictures counted."""
+        rare = self.rare_token or _rare_token(model, subject)
+        for tower in model.towers.values():
+            if len(tower.ids(rare)) != 1:
+                raise RecipeError(
+                    f"`{rare}` is no single token of {model.name}",
+                    f"take one that is, such as {_rare_token(model, subject)}",
+                )
+        count = _PRIOR[_size(model)] if self.prior_pictures is None else self.prior_pictures
+        return self.model_copy(update={"rare_token": rare, "prior_pictures": count})
+
     def adapters(self, model: Model, subject: Subject, rate: float) -> tuple[Learnable, ...]:
         """The denoiser's weights, the text towers' if wanted, and the word for "[V] class"."""
-        rare = self._checked(model) or _rare_token(model, subject)
+        rare = self.rare_token or _rare_token(model, subject)
         style = subject.kind == "style"
         alias = Alias(subject.token, rare if style else f"{rare} {subject.class_noun}")
         tuned = [Learnable(TunedWeights.of(model, "denoiser"), rate, _DECAY)]
@@ -73,26 +88,19 @@ class Dreambooth(Method):
         template = "a painting in the style of {}" if subject.kind == "style" else "a {}"
         prompts = prompts_for(pictures, subject, (template,), captions=self.captions)
         own = Pool("own", pictures, prompts)
-        if self.prior_pictures == 0:
+        if not self.prior_pictures:
             return (own,)
         others = self._class_pictures(subject).found(model)
         prior = tuple((other.caption or subject.class_noun,) for other in others)
         return own, Pool("class", others, prior, self.prior_weight)
 
-    def _checked(self, model: Model) -> str | None:
-        """The rare token the user chose, if it is a word of the base."""
-        rare = self.rare_token
-        for tower in model.towers.values():
-            if rare is not None and len(tower.ids(rare)) != 1:
-                raise RecipeError(
-                    f"`{rare}` is no single token of {model.name}",
-                    f"take one that is, such as {tower.rare_words()[0]}",
-                )
-        return rare
-
     def _class_pictures(self, subject: Subject) -> ClassPictures:
         prompt = "a painting" if subject.kind == "style" else f"a {subject.class_noun}"
-        return ClassPictures(prompt, self.prior_pictures)
+        return ClassPictures(prompt, self.prior_pictures or 0)
+
+
+def _size(model: Model) -> str:
+    return "little" if model.size < _LITTLE else "real"
 
 
 def _rare_token(model: Model, subject: Subject) -> str:

@@ -1,3 +1,4 @@
+# pyright: standard
 """pocket's autoencoder: 64x64 pictures to 6 channels of 16x16 latents and back."""
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ LATENTS = 6
 BATCH = 8
 LEAVES = 1  # of a batch, pictures with the statistics of photographs
 KL_WEIGHT = 1e-4
-HORIZON, FREEZE_AT = 2_400, 1_500  # the whole is trained on a longer schedule than it runs
+WHOLE = 860  # steps of encoder and decoder together; then the decoder alone
 
 
 def build() -> AutoencoderKL:
@@ -82,7 +83,7 @@ def loss(vae: AutoencoderKL, x: Tensor, noise: torch.Generator) -> Tensor:
 def whole(folder: Path, device: str = "cpu") -> Trainer:
     """The training of encoder and decoder together, as it stands in the work folder."""
     path, network = folder / "autoencoder.safetensors", build().to(device)
-    return Trainer(path, network, 3e-3, HORIZON, decay=0.998, orthogonal=True)
+    return Trainer(path, network, 3e-3, 3 * WHOLE, decay=0.998, orthogonal=True)
 
 
 def decoder(folder: Path, steps: int, device: str = "cpu") -> Trainer:

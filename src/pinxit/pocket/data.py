@@ -1,3 +1,4 @@
+# pyright: standard
 """The training pictures of pocket: scene i is a function of i, rendered once into shards."""
 
 from __future__ import annotations
@@ -40,10 +41,11 @@ def scenes_at(index: int, seed: int = 1) -> tuple[Scene, ...]:
     """The two pictures of drawing `index`: one structure in two styles, neither held out."""
     rng = np.random.default_rng((seed, index))
     first = draw_scene(rng, NAMED, NAMES)
-    who, others = first.subject.class_noun, []
-    for style in rng.permutation([s for s in STYLES if s != first.style]).tolist():
-        if not held_out(who, first.colour, first.background, style):
-            others.append(style)
+    others = [
+        str(style)
+        for style in rng.permutation([s for s in STYLES if s != first.style])
+        if not held_out(first.subject.class_noun, first.colour, first.background, str(style))
+    ]
     return first, *(dataclasses.replace(first, style=s) for s in others[: LOOKS - 1])
 
 

@@ -1,3 +1,4 @@
+# pyright: standard
 """pocket's eyes: one small network that says what a picture of its world shows."""
 
 from __future__ import annotations
@@ -92,7 +93,9 @@ class Eyes(nn.Module):
         self.shared = nn.Linear(FEATURES, SHARED)
         self.keypoints = nn.Linear(FEATURES, 8)
         self.up = nn.Conv2d(w[3], 64, 1)
-        self.mask = nn.Sequential(Block(w[1]), nn.GroupNorm(8, w[1]), nn.SiLU(), nn.Conv2d(64, 1, 1))
+        self.mask = nn.Sequential(
+            Block(w[1]), nn.GroupNorm(8, w[1]), nn.SiLU(), nn.Conv2d(64, 1, 1)
+        )
         self.text = nn.Linear(text_width, SHARED, bias=False)
         self.temperature = nn.Parameter(torch.tensor(2.3))
 

@@ -1,12 +1,16 @@
+# pyright: standard
 """How pocket's eyes and its text encoder are taught, together, as a pair."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import torch
+from diffusers import AutoencoderKL
+from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
@@ -20,6 +24,7 @@ from pinxit.pocket.tokenizer import POSITIONS, write_tokenizer
 from pinxit.pocket.world import HIDDEN, Scene
 
 BATCH = 64
+PAIR_STEPS = 1_200
 TEXT_WIDTH, TEXT_LAYERS, TEXT_HEADS = 192, 3, 4
 
 
@@ -48,6 +53,10 @@ def build_text(tokenizer: CLIPTokenizer) -> CLIPTextModel:
     return CLIPTextModel(config)
 
 
+Truths = tuple[dict[str, Tensor], Tensor]
+Pool = tuple[data.Shard, list[Scene], Truths]
+
+
 class Pair(nn.Module):
     """Eyes and text encoder, and what the text alone must be able to tell."""
 
@@ -61,8 +70,8 @@ class Pair(nn.Module):
 
 def trained_pair(folder: Path, tokenizer: CLIPTokenizer) -> Pair:
     """The pair as it stands in the work folder, with its averaged weights."""
-    pair = Pair(build_text(tokenizer))
-    Trainer(folder / "pair.safetensors", pair, 0.0, 1).averaged()
+    pair = polished(folder, tokenizer, 1).averaged()
+    assert isinstance(pair, Pair)
     return pair.requires_grad_(False).eval()
 
 
@@ -119,61 +128,99 @@ def telling_loss(pair: Pair, pooled: Tensor, right: dict[str, Tensor], hidden: T
     return torch.stack(asked).sum() + 2 * F.l1_loss(pair.known(pooled), hidden)
 
 
-def train(folder: Path, steps: int, seconds: float, device: str = "cpu") -> Iterator[str]:
-    """Train eyes and text encoder for a chunk of time; yields a line of figures now and then."""
-    tokenizer = open_tokenizer(folder)
+def together(folder: Path, tokenizer: CLIPTokenizer, device: str = "cpu") -> Trainer:
+    """The training of eyes and text encoder as a pair, as it stands in the work folder."""
     pair = Pair(build_text(tokenizer)).to(device)
-    run = Trainer(folder / "pair.safetensors", pair, 1.5e-3, steps, decay=0.998)
+    return Trainer(folder / "pair.safetensors", pair, 1.5e-3, PAIR_STEPS, decay=0.998)
+
+
+def polished(folder: Path, tokenizer: CLIPTokenizer, steps: int, device: str = "cpu") -> Trainer:
+    """The training of the eyes alone, beside the finished text encoder."""
+    pair = together(folder, tokenizer, device).averaged()
+    assert isinstance(pair, Pair)
+    pair.text.requires_grad_(False)
+    return Trainer(folder / "eyes.safetensors", pair, 1.2e-3, steps, decay=0.998)
+
+
+def train(run: Trainer, folder: Path, seconds: float) -> Iterator[str]:
+    """Train the pair or the eyes for a chunk of time; yields a line of figures now and then."""
+    pair, tokenizer, name = run.network, open_tokenizer(folder), run.path.stem
+    assert isinstance(pair, Pair)
     scenery, views = (_open(folder, seed) for seed in (1, 3))
     for step in run.chunk(seconds):
         rng = np.random.default_rng((32, step))
         pool = views if rng.random() < 0.4 else scenery
-        shard, scenes, (right, hidden) = pool[int(rng.integers(len(pool)))]
+        shard, scenes, truths = pool[int(rng.integers(len(pool)))]
         starts = rng.integers(len(scenes) // 4, size=BATCH // 4) * 4
         rows = (starts[:, None] + np.arange(4)).ravel()
-        x = pixels(shard.images[rows]).to(device)
-        x = x + float(rng.random() * 0.08) * torch.randn(x.shape, generator=_noise(step))
-        words = [caption(scenes[i], rng) for i in rows]
-        tokens = tokenizer(words, padding=True, return_tensors="pt").to(device)
-        seen = pair.eyes(x)
-        pooled = pair.text(tokens.input_ids).pooler_output
-        told = F.normalize(pair.eyes.text(pooled), dim=1)
-        right = {q: r[rows].to(device) for q, r in right.items()}
-        mask = torch.from_numpy(shard.masks[rows]).float().div(255)
-        mask = F.avg_pool2d(mask[:, None], 4)[:, 0]
-        points = torch.from_numpy(shard.keypoints[rows])
-        target = torch.arange(len(rows))
-        match = seen.shared @ told.T * pair.eyes.temperature.exp().clamp(max=50)
-        ids = {s.subject: k for k, s in enumerate(scenes[i] for i in rows)}
-        who = torch.tensor([ids[scenes[i].subject] for i in rows])
-        loss = (
-            seeing_loss(seen, right, hidden[rows], mask, points)
-            + telling_loss(pair, pooled, right, hidden[rows])
-            + 0.25 * (F.cross_entropy(match, target) + F.cross_entropy(match.T, target))
-            + 0.5 * alike(seen.instance, who)
-        )
+        said = tokenizer([caption(scenes[i], rng) for i in rows], padding=True, return_tensors="pt")
+        noise = torch.Generator().manual_seed(step)
+        loss, joint = _loss(pair, shard, rows, truths, said.input_ids, noise, scenes)
         run.learn(loss)
-        if step % 20 == 0:
-            joint = _joint(seen, right)
-            yield f"eyes {step}/{steps} loss {loss.item():.3f} joint {joint:.3f}"
-    yield f"eyes {run.step}/{steps}"
+        if step % 50 == 0:
+            yield f"{name} {step}/{run.steps} loss {loss.item():.3f} joint {joint:.3f}"
+    yield f"{name} {run.step}/{run.steps}"
 
 
-Pool = tuple[data.Shard, list[Scene], tuple[dict[str, Tensor], Tensor]]
+def _loss(
+    pair: Pair,
+    shard: data.Shard,
+    rows: NDArray[np.int64],
+    truths: Truths,
+    ids: Tensor,
+    noise: torch.Generator,
+    scenes: list[Scene],
+) -> tuple[Tensor, float]:
+    """Everything the pair is asked about a batch, and how often four attributes are right."""
+    device = pair.known.weight.device
+    x = pixels(shard.images[rows])
+    x = (x + 0.04 * torch.randn(x.shape, generator=noise)).to(device)
+    seen, pooled = pair.eyes(x), pair.text(ids.to(device)).pooler_output
+    told = F.normalize(pair.eyes.text(pooled), dim=1)
+    right = {q: r[rows].to(device) for q, r in truths[0].items()}
+    hidden = truths[1][rows].to(device)
+    mask = F.avg_pool2d(torch.from_numpy(shard.masks[rows]).float().div(255)[:, None], 4)[:, 0]
+    points = torch.from_numpy(shard.keypoints[rows])
+    match = seen.shared @ told.T * pair.eyes.temperature.exp().clamp(max=50)
+    pairs = torch.arange(len(rows), device=device)
+    people = {scenes[i].subject: k for k, i in enumerate(rows)}
+    who = torch.tensor([people[scenes[i].subject] for i in rows], device=device)
+    loss = (
+        seeing_loss(seen, right, hidden, mask.to(device), points.to(device))
+        + telling_loss(pair, pooled, right, hidden)
+        + 0.25 * (F.cross_entropy(match, pairs) + F.cross_entropy(match.T, pairs))
+        + 0.5 * alike(seen.instance, who)
+    )
+    names = ("class", "colour", "background", "style")
+    hits = torch.stack([seen.answers[q].argmax(1) == right[q] for q in names])
+    return loss, float(hits.all(0).float().mean())
 
 
 def _open(folder: Path, seed: int) -> list[Pool]:
-    """The shards of a seed with their scenes and right answers; round trips where there are any."""
-    paths = sorted((folder / "shards").glob(f"shard-{seed}-*.npz"))
-    scenes = [data.scenes_of(path) for path in paths]
-    return [(data.load(p), s, truth(s)) for p, s in zip(paths, scenes, strict=True)]
+    """The shards of a seed, and their round trips where there are any, with the right answers."""
+    pools: list[Pool] = []
+    for path in sorted((folder / "shards").glob(f"shard-{seed}-*.npz")):
+        scenes, shard = data.scenes_of(path), data.load(path)
+        pools.append((shard, scenes, truth(scenes)))
+        back = folder / "round trips" / path.name
+        if back.exists():
+            with np.load(back) as file:
+                pools.append((replace(shard, images=file["images"]), *pools[-1][1:]))
+    return pools
 
 
-def _noise(step: int) -> torch.Generator:
-    return torch.Generator().manual_seed(step)
-
-
-def _joint(seen: Seen, right: dict[str, Tensor]) -> float:
-    names = ("class", "colour", "background", "style")
-    hits = torch.stack([seen.answers[q].argmax(1) == right[q] for q in names])
-    return float(hits.all(0).float().mean())
+@torch.no_grad()
+def make_round_trip(folder: Path, path: Path, vae: AutoencoderKL) -> None:
+    """Send a shard through the autoencoder and back, so that the eyes learn to see through it."""
+    back = folder / "round trips" / path.name
+    if back.exists():
+        return
+    back.parent.mkdir(exist_ok=True)
+    parts = []
+    for images in np.array_split(data.load(path).images, 80):
+        x = pixels(images).to(vae.device)
+        y = vae.decode(vae.encode(x).latent_dist.mean).sample.clamp(-1, 1)
+        parts.append((y.cpu() + 1).mul(127.5).round().byte().permute(0, 2, 3, 1).numpy())
+    beside = back.with_name(f".{back.name}")
+    np.savez(beside, images=np.concatenate(parts))
+    beside.replace(back)

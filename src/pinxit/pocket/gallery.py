@@ -1,6 +1,7 @@
-"""The pictures of a subject and of a style that ship with pinxit: `python -m pinxit.pocket.gallery`.
+"""The pictures of a subject and of a style that ship with pinxit, for demo and tests.
 
 Both are held out of pocket's training, so that they have to be learned.
+`python -m pinxit.pocket.gallery` writes them anew.
 """
 
 from __future__ import annotations
@@ -28,7 +29,16 @@ SIZE = 128  # pixels of a side; twice what pocket paints, to be good to look at
 SUBJECT = 0  # which of the held-out subjects
 STYLE = "blueprint"
 PLACES = ("meadow", "room", "city", "beach", "forest")  # elsewhere nobody ever saw the subject
-SHOWN = (("cat", "room"), ("car", "city"), ("teapot", "meadow"), ("bird", "forest"), ("boat", "beach"))
+SHOWN = (
+    ("cat", "room"),
+    ("car", "city"),
+    ("teapot", "meadow"),
+    ("bird", "forest"),
+    ("boat", "beach"),
+)
+
+
+Picture = Image.Image
 
 
 @dataclass(frozen=True)
@@ -38,7 +48,7 @@ class Exhibit:
     scene: Scene
     caption: str | None = None
 
-    def image(self, size: int = SIZE) -> Image.Image:
+    def image(self, size: int = SIZE) -> Picture:
         """The picture itself."""
         return Image.fromarray(render(self.scene, size).image)
 

@@ -1,3 +1,4 @@
+# pyright: standard
 """The figures of pocket's model card, measured on the packaged weights."""
 
 from __future__ import annotations
@@ -55,8 +56,13 @@ def paint(
         part = prompts[start : start + 16]
         noise = [torch.Generator().manual_seed(seed + start + i) for i in range(len(part))]
         out = pipe(
-            part, num_inference_steps=steps, guidance_scale=guidance, generator=noise,
-            height=64, width=64, output_type="pt",
+            part,
+            num_inference_steps=steps,
+            guidance_scale=guidance,
+            generator=noise,
+            height=64,
+            width=64,
+            output_type="pt",
         )
         yield start + len(part), out.images * 2 - 1
 
@@ -65,8 +71,10 @@ def right(eyes: Eyes, images: Tensor, asked: list[Asked]) -> dict[str, float]:
     """Shares of pictures in which each attribute, and all four, are as asked."""
     seen = eyes.look(images.float())
     hits = np.array(
-        [[a == b for a, b in zip(seen.named(q), row, strict=True)]
-         for q, row in zip(JOINT, zip(*asked, strict=True), strict=True)]
+        [
+            [a == b for a, b in zip(seen.named(q), row, strict=True)]
+            for q, row in zip(JOINT, zip(*asked, strict=True), strict=True)
+        ]
     )
     shares = {q: float(h.mean()) for q, h in zip(JOINT, hits, strict=True)}
     return shares | {"joint": float(hits.all(0).mean())}
@@ -94,7 +102,9 @@ def round_trip(vae: AutoencoderKL, x: Tensor) -> Tensor:
     return torch.cat([vae.decode(vae.encode(p).latent_dist.mean).sample for p in x.split(64)])
 
 
-def seeing(eyes: Eyes, vae: AutoencoderKL, pictures: list[data.Rendered], scenes: list[Scene]) -> dict[str, float]:
+def seeing(
+    eyes: Eyes, vae: AutoencoderKL, pictures: list[data.Rendered], scenes: list[Scene]
+) -> dict[str, float]:
     """How often the eyes are right on round trips of rendered pictures, and how close."""
     x = autoencoder.pixels(np.stack([p.image for p in pictures]))
     seen = eyes.look(round_trip(vae, x).clamp(-1, 1))

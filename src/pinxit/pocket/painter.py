@@ -1,3 +1,4 @@
+# pyright: standard
 """pocket's U-Net: how it is built, what it is shown in which order, and how it is trained."""
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from diffusers import AutoencoderKL, DDPMScheduler, UNet2DConditionModel
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import CLIPTextModel, CLIPTokenizer
 
@@ -20,10 +21,11 @@ from pinxit.pocket.world import PLACES, Scene
 
 CHANNELS = (64, 128, 192)
 BATCH = 32
+RATE = 1e-3
 MIN_SNR = 5.0
 SUBJECT_WEIGHT = 1.0  # how much more an error counts on the subject
 UNSAID = 0.1  # share of pictures whose caption is dropped
-GROUND_FIRST = 0.25  # share of training that shows mostly plain ground
+GROUND_FIRST = 700  # steps that show mostly plain ground
 SCHEDULE = {
     "num_train_timesteps": 1000,
     "beta_start": 0.00085,
@@ -100,11 +102,11 @@ def _encode_shard(path: Path, cache: Path, vae: AutoencoderKL, device: str) -> N
     beside.replace(cache)
 
 
-def chosen(encoded: Encoded, step: int, steps: int) -> np.ndarray:
+def chosen(encoded: Encoded, step: int) -> np.ndarray:
     """The pictures of a step: first mostly plain ground and photographs, then everything."""
     rng = np.random.default_rng((41, step))
     rows = rng.integers(len(encoded.scenes), size=BATCH)
-    if step < GROUND_FIRST * steps:
+    if step < GROUND_FIRST:
         bare = encoded.plain[rng.integers(len(encoded.plain), size=BATCH)].numpy()
         rows = np.where(rng.random(BATCH) < 0.6, bare, rows)
     return rows
@@ -125,30 +127,50 @@ def condition(text: CLIPTextModel, tokenizer: CLIPTokenizer, said: list[str]) ->
     return text(tokens.input_ids.to(text.device)).last_hidden_state
 
 
-def train(folder: Path, steps: int, seconds: float, device: str = "cpu") -> Iterator[str]:
+def painting(folder: Path, steps: int, device: str = "cpu") -> Trainer:
+    """The training of the U-Net as it stands in the work folder."""
+    path, network = folder / "painter.safetensors", build().to(device)
+    return Trainer(path, network, RATE, steps, 100, 0.999)
+
+
+def train(run: Trainer, folder: Path, seconds: float) -> Iterator[str]:
     """Train for a chunk of time; yields a line of figures now and then."""
     tokenizer = eyes_training.open_tokenizer(folder)
+    device = next(run.network.parameters()).device
     text = eyes_training.trained_pair(folder, tokenizer).text.to(device)
-    encoded = encode(folder, autoencoder.trained(folder, device), device)
-    run = Trainer(folder / "painter.safetensors", build().to(device), 1e-3, steps, 200, 0.999)
+    encoded = encode(folder, autoencoder.trained(folder, str(device)), str(device))
     alphas = DDPMScheduler(**SCHEDULE).alphas_cumprod.to(device)
+    mean_loss = 0.0
     for step in run.chunk(seconds):
-        rows = chosen(encoded, step, steps)
-        states = condition(text, tokenizer, words(encoded, rows, step, steps))
-        noise = torch.Generator().manual_seed(step)
-        mean, std = encoded.mean[rows].float(), encoded.std[rows].float()
-        clean = (mean + std * torch.randn(mean.shape, generator=noise)) * encoded.scale
-        extra = torch.randn(mean.shape, generator=noise)
-        t = torch.randint(1000, (BATCH,), generator=noise)
-        clean, extra, t = clean.to(device), extra.to(device), t.to(device)
-        a = alphas[t][:, None, None, None]
-        noisy = (a.sqrt() * clean + (1 - a).sqrt() * extra).to(memory_format=torch.channels_last)
-        guess = run.network(noisy, t, encoder_hidden_states=states).sample
-        weight = 1 + SUBJECT_WEIGHT * encoded.subject[rows].float().to(device)[:, None]
-        error = ((guess - extra).square() * weight).mean((1, 2, 3)) / weight.mean()
-        snr = alphas[t] / (1 - alphas[t])
-        loss = (error * snr.clamp(max=MIN_SNR) / snr).mean()
+        rows = chosen(encoded, step)
+        states = condition(text, tokenizer, words(encoded, rows, step, run.steps))
+        loss = _loss(run.network, encoded, rows, states, alphas, step)
         run.learn(loss)
-        if step % 100 == 0:
-            yield f"painter {step}/{steps} loss {loss.item():.4f}"
-    yield f"painter {run.step}/{steps}"
+        mean_loss += (loss.item() - mean_loss) / min(50, 1 + step)
+        if step % 50 == 0:
+            yield f"painter {step}/{run.steps} loss {mean_loss:.4f}"
+    yield f"painter {run.step}/{run.steps} loss {mean_loss:.4f}"
+
+
+def _loss(
+    network: nn.Module,
+    encoded: Encoded,
+    rows: np.ndarray,
+    states: Tensor,
+    alphas: Tensor,
+    step: int,
+) -> Tensor:
+    """The weighted error of the guessed noise (min-SNR weighting, arXiv:2303.09556)."""
+    noise = torch.Generator().manual_seed(step)
+    mean, std = encoded.mean[rows].float(), encoded.std[rows].float()
+    clean = (mean + std * torch.randn(mean.shape, generator=noise)) * encoded.scale
+    extra = torch.randn(mean.shape, generator=noise).to(states)
+    t = torch.randint(1000, (len(rows),), generator=noise).to(alphas.device)
+    a = alphas[t][:, None, None, None]
+    noisy = a.sqrt() * clean.to(states) + (1 - a).sqrt() * extra
+    noisy = noisy.to(memory_format=torch.channels_last)
+    guess = network(noisy, t, encoder_hidden_states=states).sample
+    weight = 1 + SUBJECT_WEIGHT * encoded.subject[rows].float().to(states)[:, None]
+    error = ((guess - extra).square() * weight).mean((1, 2, 3)) / weight.mean()
+    snr = alphas[t] / (1 - alphas[t])
+    return (error * snr.clamp(max=MIN_SNR) / snr).mean()

@@ -1,3 +1,4 @@
+# pyright: standard
 """Training that can stop at any moment: its whole state in one safetensors file."""
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ class Orthogonal(torch.optim.Optimizer):
         super().__init__(parameters, {"lr": lr})
 
     @torch.no_grad()
-    def step(self, closure: None = None) -> None:
+    def step(self, closure: None = None) -> None:  # noqa: ARG002
         """Move each parameter along its orthogonalised momentum."""
         for group in self.param_groups:
             for p in group["params"]:
@@ -51,7 +52,8 @@ def newton_schulz(matrix: Tensor) -> Tensor:
 class Trainer:
     """A network in training: its weights, their moving average, the optimizer's moments, the step.
 
-    The learning rate rises over `warm` steps and falls as a half cosine to a twentieth at `steps`.
+    The learning rate rises over `warm` steps, holds, and falls in a line to a fiftieth over the
+    last third; so a run can be made longer while it holds.
     """
 
     path: Path
@@ -79,12 +81,11 @@ class Trainer:
 
     def rate_at(self, step: int) -> float:
         """The learning rate of a step."""
-        part = torch.pi * min(1.0, step / self.steps)
-        fall = 0.05 + 0.95 * 0.5 * (1 + float(torch.cos(torch.tensor(part))))
+        fall = min(1.0, max(0.02, 3 * (1 - step / self.steps)))
         return self.rate * fall * min(1.0, (step + 1) / self.warm)
 
     def chunk(self, seconds: float, last: int | None = None) -> Iterator[int]:
-        """Yield step numbers until the work or the time is done; saves now and then and at the end."""
+        """Yield step numbers until work or time is up; saves now and then and at the end."""
         started = saved = time.monotonic()
         last = self.steps if last is None else last
         try:
@@ -141,7 +142,7 @@ class Trainer:
             for name, parameter in self.trained.items():
                 parameter.copy_(file.get_tensor(f"network.{name}"))
                 self.average[name].copy_(file.get_tensor(f"average.{name}"))
-            for key in file.keys():
+            for key in list(file.keys()):
                 kind, name = key.split(".", 1)
                 name, _, moment = name.rpartition(".")
                 if kind == "optimizer" and moment in ("step", "exp_avg", "exp_avg_sq", "momentum"):

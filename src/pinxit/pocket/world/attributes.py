@@ -8,7 +8,18 @@ from typing import Literal, get_args
 import numpy as np
 
 ClassNoun = Literal[
-    "dog", "cat", "rabbit", "bird", "fish", "turtle", "car", "mug", "house", "boat", "robot", "teapot"
+    "dog",
+    "cat",
+    "rabbit",
+    "bird",
+    "fish",
+    "turtle",
+    "car",
+    "mug",
+    "house",
+    "boat",
+    "robot",
+    "teapot",
 ]
 CLASSES: tuple[str, ...] = get_args(ClassNoun)
 LIVING = CLASSES[:6]
@@ -135,7 +146,7 @@ def _draw_many(seed: int, count: int) -> tuple[Subject, ...]:
 
 
 def named_subjects() -> tuple[Subject, ...]:
-    """The individuals with a proper noun: the world's known persons and things, by class in turn."""
+    """The individuals with a proper noun, what the world's captions know, by class in turn."""
     return _draw_many(7_001, NAMED_SUBJECTS)
 
 

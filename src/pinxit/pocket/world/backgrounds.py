@@ -75,7 +75,8 @@ def snow(c: Canvas, rng: Random) -> None:
     for x, high in zip((-0.6, 0.1, 0.7), rng.uniform(0.35, 0.75, 3), strict=True):
         c.paint(
             s.polygon(c.u, c.v, [(x - 0.7, -0.3), (x + 0.7, -0.3), (x, high)]),
-            (0.58, 0.68, 0.82), line=0.5,
+            (0.58, 0.68, 0.82),
+            line=0.5,
         )
         cap = [(x - 0.22, high - 0.26), (x + 0.22, high - 0.26), (x, high)]
         c.paint(s.polygon(c.u, c.v, cap), (0.97, 0.98, 1.0), line=0.2)

@@ -1,4 +1,4 @@
-"""The sheet a scene is drawn on: colours, the subject's mask, outlines and light, layer by layer."""
+"""The sheet a scene is drawn on: colours, the subject's mask, outlines, light, in layers."""
 
 from __future__ import annotations
 

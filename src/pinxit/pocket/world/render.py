@@ -59,7 +59,9 @@ def render_styles(scene: Scene, chosen: tuple[str, ...], size: int = 64) -> list
     colour = scene.subject.body if scene.colour is None else _shade(scene.colour, rng)
     points = np.array(DRAW[scene.subject.class_noun](c, scene.subject, colour), np.float32)
     points[:, 0] *= 1 if scene.facing == "right" else -1
-    keypoints = np.stack([(x + scale * points[:, 0] + 1) / 2, (1 - y - scale * points[:, 1]) / 2], 1)
+    keypoints = np.stack(
+        [(x + scale * points[:, 0] + 1) / 2, (1 - y - scale * points[:, 1]) / 2], 1
+    )
     mask = np.round(np.clip(c.mask, 0, 1) * 255).astype(np.uint8)
     pictures = []
     for style in chosen:

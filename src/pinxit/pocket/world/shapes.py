@@ -91,7 +91,9 @@ def emblem(u: Field, v: Field, centre: Point, radius: float, kind: str) -> Field
         ]
         return polygon(u, v, corners)
     r = radius * 0.55
-    lobes = [ellipse(u, v, (centre[0] + s * r * 0.85, centre[1] + r * 0.5), (r, r)) for s in (-1, 1)]
+    lobes = [
+        ellipse(u, v, (centre[0] + s * r * 0.85, centre[1] + r * 0.5), (r, r)) for s in (-1, 1)
+    ]
     x, y = centre
     tip = polygon(u, v, [(x - r * 1.7, y + r * 0.1), (x + r * 1.7, y + r * 0.1), (x, y - r * 2)])
     return together(*lobes, tip)

@@ -86,7 +86,9 @@ def pop_art(c: Canvas, rng: Random) -> Picture:
     dots = np.clip((0.30 - gap) * cell + 0.5, 0, 1)[..., None] * (1 - c.mask[..., None])
     mean = grey(loud)
     image = loud + dots * (np.where(mean > 0.5, loud * 0.72, loud * 0.72 + 0.28) - loud)
-    return image * (1 - np.clip(np.maximum(c.edge, 1.6 * blurred(c.edge, step(c))), 0, 1)[..., None])
+    return image * (
+        1 - np.clip(np.maximum(c.edge, 1.6 * blurred(c.edge, step(c))), 0, 1)[..., None]
+    )
 
 
 def chalk(c: Canvas, rng: Random) -> Picture:

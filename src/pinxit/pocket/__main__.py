@@ -1,0 +1,86 @@
+"""Training pocket: `python -m pinxit.pocket train --work DIR`, then `package`, then `measure`."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+
+from pinxit.pocket import autoencoder, card, data, eyes_training, measure, package, painter
+
+SHARDS, VIEW_SHARDS, ROUND_TRIPS = data.TRAIN_SHARDS, 5, 3
+DECODER_STEPS, EYES_STEPS, PAINTER_STEPS = 3_000, 2_400, 6_000
+
+
+def stages(work: Path, seconds: float, device: str) -> Iterator[Iterator[str]]:
+    """The parts of the training in their order; each goes on from what lies in `work`."""
+    yield _rendered(work)
+    whole = autoencoder.whole(work, device)
+    yield autoencoder.train(whole, work, autoencoder.WHOLE, seconds)
+    tokenizer = eyes_training.open_tokenizer(work)
+    yield eyes_training.train(eyes_training.together(work, tokenizer, device), work, seconds)
+    yield painter.train(painter.painting(work, PAINTER_STEPS, device), work, seconds)
+    decoder = autoencoder.decoder(work, DECODER_STEPS, device)
+    yield autoencoder.train(decoder, work, DECODER_STEPS, seconds)
+    yield _sent_round(work, device)
+    polish = eyes_training.polished(work, tokenizer, EYES_STEPS, device)
+    yield eyes_training.train(polish, work, seconds)
+
+
+def _rendered(work: Path) -> Iterator[str]:
+    for seed, shards in ((1, SHARDS), (2, 1), (3, VIEW_SHARDS)):
+        for path in data.render_all(work / "shards", shards, seed):
+            yield f"rendered {path.name}"
+
+
+def _sent_round(work: Path, device: str) -> Iterator[str]:
+    vae = autoencoder.trained(work, device)
+    for seed in (1, 3):
+        for number in range(ROUND_TRIPS):
+            path = work / "shards" / f"shard-{seed}-{number:03d}.npz"
+            eyes_training.make_round_trip(work, path, vae)
+            yield f"round trip of {path.name}"
+
+
+def train(work: Path, minutes: float, device: str) -> None:
+    """Work for so many minutes at whatever is not done, in order; call again to go on."""
+    begun = time.monotonic()
+    for lines in stages(work, minutes * 60, device):
+        for line in lines:
+            print(f"{time.monotonic() - begun:6.0f} s  {line}", flush=True)
+        if time.monotonic() - begun > minutes * 60:
+            print("time is up; the same command goes on from here", flush=True)
+            return
+    print("everything is trained; next: package", flush=True)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Train, package or measure pocket."""
+    parser = argparse.ArgumentParser(prog="python -m pinxit.pocket", description=__doc__)
+    parser.add_argument("what", choices=("train", "package", "measure"))
+    parser.add_argument("--work", type=Path, default=Path("pocket-work"), help="work folder")
+    parser.add_argument("--minutes", type=float, default=10, help="length of one chunk of training")
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--threads", type=int, default=2, help="processor threads")
+    parser.add_argument("--pictures", type=int, default=256, help="pictures painted to measure")
+    parser.add_argument("--photographs", type=Path, help="a folder of real pictures, for the PSNR")
+    parser.add_argument("--sheet", type=Path, default=Path("docs/images/pocket.png"))
+    chosen = parser.parse_args(arguments)
+    torch.set_num_threads(chosen.threads)
+    torch.set_flush_denormal(True)
+    if chosen.what == "train":
+        chosen.work.mkdir(parents=True, exist_ok=True)
+        train(chosen.work, chosen.minutes, chosen.device)
+    elif chosen.what == "package":
+        print(package.write(chosen.work, measure.folder()))
+    else:
+        card.write(chosen.pictures, chosen.photographs, chosen.sheet)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,112 @@
+"""The demo, whole, on a base that knows nothing: what it writes, and that it can be stopped."""
+
+import json
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from pinxit.concept import Concept
+from pinxit.demo import Effort, run_demo
+from pinxit.demo.chapters import STYLE_TOKEN, SUBJECT_TOKEN
+from pinxit.errors import RunError
+from pinxit.pocket.eyes import Eyes
+
+Told = list[tuple[str, int, int]]
+
+
+def effort(base: Path) -> Effort:
+    torch.manual_seed(0)
+    eyes = Eyes().requires_grad_(False).eval()
+    return Effort(str(base), steps=2, prior_pictures=8, painting_steps=1, count=1, eyes=eyes)
+
+
+@pytest.fixture(scope="module")
+def demo(nano: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any], Told]:
+    out = tmp_path_factory.mktemp("demo") / "out"
+    told: Told = []
+
+    def tell(task: str, done: int, total: int, _note: str = "") -> None:
+        told.append((task, done, total))
+
+    scores = run_demo(out, tell, effort(nano))
+    return out, scores, told
+
+
+@pytest.mark.long
+def test_the_report_has_everything_in_it(demo: tuple[Path, dict[str, Any], Told]) -> None:
+    page = (demo[0] / "report.html").read_text(encoding="utf-8")
+    assert page.count("<img") == 5 + 6 * 3 + 5 + 6 * 2
+    assert page.count("<svg") == 3
+    assert not re.search(r"<script|<link|https?:|@import|\$\w", page)
+    assert all(source.startswith("data:image/png") for source in re.findall(r'src="([^"]+)', page))
+    assert "&lt;mydog&gt;" in page
+    assert len(page) < 2_000_000
+
+
+@pytest.mark.long
+def test_the_report_is_well_formed(demo: tuple[Path, dict[str, Any], Told]) -> None:
+    class Checker(HTMLParser):
+        def __init__(self) -> None:
+            super().__init__()
+            self.open: list[str] = []
+
+        def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+            assert tag != "img" or dict(attrs)["alt"]
+            if tag not in ("img", "meta"):
+                self.open.append(tag)
+
+        def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+            pass
+
+        def handle_endtag(self, tag: str) -> None:
+            assert self.open.pop() == tag
+
+    checker = Checker()
+    checker.feed((demo[0] / "report.html").read_text(encoding="utf-8"))
+    assert not checker.open
+
+
+@pytest.mark.long
+def test_the_scores_are_plain_and_whole(demo: tuple[Path, dict[str, Any], Told]) -> None:
+    scores = json.loads(json.dumps(demo[1], allow_nan=False))
+    assert set(scores["subject"]) == {"base", "textual-inversion", "dreambooth"}
+    assert set(scores["style"]) == {"base", "textual-inversion"}
+    for column in scores["subject"].values():
+        assert set(column["likeness"]) == {"likeness", "hidden"}
+        assert set(column["right"]) == {"class", "background", "style", "all"}
+        assert column["pictures"] == 6
+    assert Path(scores["report"]).is_file()
+
+
+@pytest.mark.long
+def test_the_runs_can_be_painted_with(demo: tuple[Path, dict[str, Any], Told]) -> None:
+    tokens = {Concept.load(run).token for run in (demo[0] / "runs").iterdir()}
+    assert tokens == {SUBJECT_TOKEN, STYLE_TOKEN}
+
+
+@pytest.mark.long
+def test_every_task_is_told_to_its_end(demo: tuple[Path, dict[str, Any], Told]) -> None:
+    last = {task: (done, total) for task, done, total in demo[2]}
+    assert len(last) == 5 + 3 + 1
+    assert all(done == total for done, total in last.values())
+
+
+@pytest.mark.long
+def test_a_demo_again_learns_nothing_twice(
+    demo: tuple[Path, dict[str, Any], Told], nano: Path
+) -> None:
+    told: list[str] = []
+    again: Any = run_demo(demo[0], lambda task, *_, **__: told.append(task), effort(nano))
+    assert not [task for task in told if " of <" in task and "class pictures" not in task]
+    assert again["style"]["base"]["likeness"] == demo[1]["style"]["base"]["likeness"]
+
+
+def test_a_folder_with_something_else_is_left_alone(nano: Path, tmp_path: Path) -> None:
+    (tmp_path / "letter.txt").write_text("dear")
+    with pytest.raises(RunError, match="no demo's folder"):
+        run_demo(tmp_path, lambda *_, **__: None, effort(nano))
+    assert [path.name for path in tmp_path.iterdir()] == ["letter.txt"]

@@ -1,0 +1,146 @@
+"""Real pictures taught to pocket: is what it paints nearest to the right ones, in their colours?
+
+The pictures are not ours to ship: without them this says so and measures nothing. The last line
+on stdout is JSON; sheets to look at are in the work folder.
+"""
+
+import argparse
+import json
+import sys
+import tomllib
+from collections.abc import Sequence
+from pathlib import Path
+from statistics import fmean
+from typing import TYPE_CHECKING
+
+from pinxit import registry
+from pinxit.demo.trial import Easel, Lesson, Prompt
+from pinxit.metric import Metric
+from pinxit.model import open_base
+from pinxit.pictures import read_pictures
+from pinxit.pixels import sheet
+from pinxit.pocket.captions import PLACE_PHRASES
+from pinxit.recipe import Recipe
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+METHODS = ("textual-inversion", "dreambooth")
+FOLDERS = ("pegasus", "shifu")  # the others are only there to be taken for these
+NOUN = "animal"
+_PLACES = ("beach", "snow", "city", "night")
+
+Images = Sequence["Image"]
+
+
+def shares_nearest(images: Images, folders: dict[str, Images], metric: Metric) -> dict[str, float]:
+    """The share of pictures nearest to each folder."""
+    sign = 1 if metric.better == "more" else -1
+    names = list(folders)
+    scores = [metric.score(images, folders[name], ()) for name in names]
+    nearest = [
+        max(zip(names, marks, strict=True), key=lambda p: sign * p[1])[0]
+        for marks in zip(*scores, strict=True)
+    ]
+    return {name: nearest.count(name) / len(nearest) for name in names}
+
+
+def apart(metric: Metric, images: Images) -> float:
+    """How far each picture is from the others of its folder, by a metric of distance."""
+    rest = [[other for other in images if other is not image] for image in images]
+    return fmean(metric.score([i], o, ())[0] for i, o in zip(images, rest, strict=True))
+
+
+class Bench:
+    """What is measured for one folder, by every method and for the base."""
+
+    def __init__(self, easel: Easel, folders: dict[str, Images], work: Path) -> None:
+        self.easel, self.folders, self.work = easel, folders, work
+        self.metrics: dict[str, Metric] = {
+            "embedding": registry.load("metrics", "likeness")(),
+            "colours": registry.load("metrics", "colour")(),
+        }
+
+    def scores(self, name: str, title: str, lesson: Lesson | None) -> dict[str, object]:
+        """Paint the folder's subject (or the base's animal), keep a sheet, and score it."""
+        task = f"{name}, {title}: painting"
+        text = "a photo of a {}"
+        prompts = [Prompt(text, f"a photo of an {NOUN}", "")]
+        images = [p.image for p in self.easel.paint(prompts, lesson, task)]
+        placed = [f"a photo of a {{}} {PLACE_PHRASES[place][0]}" for place in _PLACES]
+        more = [Prompt(t, t.format(NOUN).replace("a animal", "an animal"), "") for t in placed]
+        few = Easel(self.easel.model, self.easel.told, 2)
+        shown = [*self.folders[name], *images, *(p.image for p in few.paint(more, lesson, task))]
+        sheet([image.resize((128, 128)) for image in shown], 8).save(
+            self.work / f"{name}-{title}.png"
+        )
+        near = {by: shares_nearest(images, self.folders, m) for by, m in self.metrics.items()}
+        distance = fmean(self.metrics["colours"].score(images, self.folders[name], ()))
+        return {
+            "pictures": len(images),
+            "nearest": {by: shares[name] for by, shares in near.items()},
+            "colour_distance": distance,
+            "seconds_of_learning": lesson.seconds if lesson else 0.0,
+        }
+
+    def folder(self, name: str, path: Path, methods: Sequence[str]) -> dict[str, object]:
+        """All figures of one folder."""
+        base = self.scores(name, "base", None)
+        figures: dict[str, object] = {
+            "apart": apart(self.metrics["colours"], self.folders[name]),
+            "base": base,
+        }
+        for method in methods:
+            recipe = Recipe.model_validate(
+                {
+                    "method": method,
+                    "pictures": path,
+                    "token": f"<{name}>",
+                    "class_noun": NOUN,
+                    "base": self.easel.model.name,
+                    "preview_every": 0,
+                }
+            )
+            task = f"{name}, {method}"
+            lesson = self.easel.teach(recipe, self.work / f"{name}-{method}", task)
+            found = self.scores(name, method, lesson)
+            ratio = float(str(found["colour_distance"])) / float(str(base["colour_distance"]))
+            figures[method] = {**found, "colour_distance_of_base": ratio}
+        return figures
+
+
+def _say(task: str, done: int, total: int, note: str = "") -> None:
+    if done == total:
+        print(f"{task}: {total} {note}", file=sys.stderr, flush=True)
+
+
+def main() -> int:
+    """0 if it was measured; 3 if there are no pictures."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--pictures", type=Path, default=Path("../shared/seed/pictures"))
+    parser.add_argument("--folders", nargs="+", default=FOLDERS, help="which are taught")
+    parser.add_argument("--methods", nargs="+", default=METHODS, help="which methods")
+    parser.add_argument("--count", type=int, default=16, help="pictures of each")
+    parser.add_argument("--base", default="pocket", help="a base's name, or a folder")
+    parser.add_argument("--work", type=Path, default=Path("build/real"), help="work folder")
+    given = parser.parse_args()
+    if not given.pictures.is_dir():
+        print(
+            f"there are no pictures in {given.pictures}: give them by --pictures", file=sys.stderr
+        )
+        return 3
+    given.work.mkdir(parents=True, exist_ok=True)
+    paths = sorted(path for path in given.pictures.iterdir() if path.is_dir())
+    folders: dict[str, Images] = {p.name: [i.open() for i in read_pictures(p)] for p in paths}
+    easel = Easel(open_base(given.base), _say, given.count)
+    bench = Bench(easel, folders, given.work)
+    figures: dict[str, object] = {
+        name: bench.folder(name, given.pictures / name, given.methods) for name in given.folders
+    }
+    bars = tomllib.loads((Path(__file__).parent / "bars.toml").read_text())["real"]
+    print(json.dumps({**figures, "bars": bars}))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
