@@ -1,5 +1,6 @@
 """Teach a Stable Diffusion model a subject or a style from a few pictures, and paint with it.
 
+```python
 import pinxit
 
 model = pinxit.open_base("pocket")
@@ -9,6 +10,7 @@ recipe = pinxit.Recipe(
 run = pinxit.teach(model, recipe, "runs/mytoy")
 pictures = pinxit.paint(model, "a photo of <mytoy> on the beach", [run.folder])
 pinxit.sheet([picture.image for picture in pictures]).show()
+```
 """
 
 from importlib import import_module

@@ -111,10 +111,11 @@ class Lesson:
         for number, weight in enumerate(self._weights()):
             with torch.no_grad():
                 _ = weight.copy_(state[f"weight.{number}"])
-            names = ("step", "exp_avg", "exp_avg_sq") if self.done else ()
-            for name in names:
-                moment = state[f"{name}.{number}"].to(weight.device, copy=True)
-                self.optimizer.state[weight][name] = moment
+            for name in ("step", "exp_avg", "exp_avg_sq") if self.done else ():
+                kept = state[f"{name}.{number}"].to(weight.device)
+                # The fused step walks weights and moments in memory: they must lie the same way.
+                like = kept if name == "step" else weight.detach()
+                self.optimizer.state[weight][name] = torch.empty_like(like).copy_(kept)
 
     def batch(self, step: int) -> Batch:
         """The batch of a step, of all concepts."""

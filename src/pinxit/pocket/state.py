@@ -27,7 +27,7 @@ class Orthogonal(torch.optim.Optimizer):
         super().__init__(parameters, {"lr": lr})
 
     @torch.no_grad()
-    def step(self, closure: None = None) -> None:  # noqa: ARG002
+    def step(self) -> None:  # pyright: ignore[reportIncompatibleMethodOverride]
         """Move each parameter along its orthogonalised momentum."""
         for group in self.param_groups:
             for p in group["params"]:
@@ -110,7 +110,7 @@ class Trainer:
         keep = min(self.decay, (1 + self.step) / (10 + self.step))
         with torch.no_grad():
             names = list(self.trained)
-            torch._foreach_lerp_(
+            torch._foreach_lerp_(  # pyright: ignore[reportPrivateImportUsage]
                 [self.average[n] for n in names], [self.trained[n] for n in names], 1 - keep
             )
 

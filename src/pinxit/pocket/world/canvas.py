@@ -16,7 +16,8 @@ Colour = tuple[float, float, float]
 def grid(size: int) -> tuple[Field, Field]:
     """Coordinates of the pixels' centres: u to the right, v upwards, both in -1..1."""
     line = ((np.arange(size, dtype=np.float32) + 0.5) * 2 / size) - 1
-    return np.meshgrid(line, -line)
+    u, v = np.meshgrid(line, -line)
+    return u, v
 
 
 def shifted(colour: Colour, amount: float) -> Colour:
@@ -65,7 +66,8 @@ class Canvas:
         c, s = math.cos(tilt), math.sin(tilt)
         u, v = (self.u - x) / scale, (self.v - y) / scale
         u, v = c * u + s * v, c * v - s * u
-        self.u, self.v = (u if facing == "right" else -u), v
+        self.u = u if facing == "right" else -u
+        self.v = v
         self.pixel /= scale
         self.subject = True
 

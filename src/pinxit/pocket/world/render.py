@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -76,14 +76,15 @@ def _shade(colour: str, rng: np.random.Generator) -> Colour:
     return (r, g, b)
 
 
-def place(rng: np.random.Generator) -> dict[str, float]:
-    """A place and size for the subject: large in the picture, never cut off badly."""
-    return {
-        "x": float(rng.uniform(-0.08, 0.08)),
-        "y": float(rng.uniform(-0.10, 0.02)),
-        "scale": float(rng.uniform(0.86, 1.12)),
-        "seed": int(rng.integers(2**31)),
-    }
+def placed(scene: Scene, rng: np.random.Generator) -> Scene:
+    """The scene with its subject somewhere near the middle, large and never cut off badly."""
+    return replace(
+        scene,
+        x=float(rng.uniform(-0.08, 0.08)),
+        y=float(rng.uniform(-0.10, 0.02)),
+        scale=float(rng.uniform(0.86, 1.12)),
+        seed=int(rng.integers(2**31)),
+    )
 
 
 def draw_scene(
@@ -110,7 +111,7 @@ def draw_scene(
                 who, name, pattern = named[i], names[i], "plain"
         if not held_out(noun, colour, where, look):
             facing = str(rng.choice(FACINGS))
-            return Scene(who, colour, pattern, where, look, facing, **place(rng), name=name)
+            return placed(Scene(who, colour, pattern, where, look, facing, name=name), rng)
 
 
 def portrait(
@@ -119,4 +120,4 @@ def portrait(
     """A scene of one individual in its own colours, as a person would photograph it."""
     where = background or str(rng.choice(PLACES[:-1]))
     facing = str(rng.choice(FACINGS))
-    return Scene(who, None, "plain", where, style, facing, **place(rng))
+    return placed(Scene(who, None, "plain", where, style, facing), rng)

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from pinxit.pocket.world.canvas import Canvas
 
-Picture = NDArray[np.float32]
+Picture = NDArray[Any]
 Random = np.random.Generator
 
 

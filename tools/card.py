@@ -1,0 +1,138 @@
+"""Puts the measured figures into docs: every block between two marks is made from docs/figures.
+
+A block begins with `<!-- figures: NAME -->` and ends with `<!-- end -->`; NAME is a function here.
+`python tools/card.py` writes, `--check` fails if something is not as it would write it.
+"""
+
+import json
+import re
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parent.parent
+PAGES = ("docs/pocket.md", "docs/learning.md")
+BLOCK = re.compile(r"(<!-- figures: ([a-z-]+) -->\n).*?(<!-- end -->)", re.DOTALL)
+
+
+def kept(name: str) -> Any:
+    """The figures a command left in docs/figures."""
+    return json.loads((ROOT / "docs" / "figures" / f"{name}.json").read_text(encoding="utf-8"))
+
+
+def table(head: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
+    """A Markdown table; numbers between 0 and 1 as they are, all others as given."""
+    lines = [head, ["---"] * len(head), *rows]
+    return "\n".join("| " + " | ".join(map(str, line)) + " |" for line in lines) + "\n"
+
+
+def percent(share: float) -> str:
+    """A share as a whole percentage."""
+    return f"{100 * share:.0f}%"
+
+
+def origin(name: str) -> str:
+    """Where a figure comes from."""
+    found = kept(name)
+    machine = found["machine"]
+    where = f"{machine['processor']}, {machine['cores']} cores, torch {machine['torch']}"
+    return f"\nMeasured by `{found['command']}` at commit {found['commit']} on {where}.\n"
+
+
+def painting() -> str:
+    """How often pocket paints what it is asked for."""
+    rows = [
+        [result["guidance"], which, *(percent(result[which][q]) for q in QUESTIONS)]
+        for result in kept("pocket")["figures"]["painting"]
+        for which in ("seen", "held out")
+    ]
+    return table(["guidance", "combinations", *QUESTIONS], rows) + origin("pocket")
+
+
+QUESTIONS = ("class", "colour", "background", "style", "joint")
+
+
+def sizes() -> str:
+    """Megabytes, fidelity of the autoencoder, seconds a picture."""
+    figures = kept("pocket")["figures"]
+    rows = [[f"size of {name}", f"{size:.2f} MB"] for name, size in figures["megabytes"].items()]
+    rows += [[f"autoencoder, {what}", f"{db:.1f} dB"] for what, db in figures["psnr"].items()]
+    rows += [["one picture, 25 steps with guidance", f"{figures['seconds a picture']:.2f} s"]]
+    return table(["what", "figure"], rows)
+
+
+def eyes() -> str:
+    """How well the eyes see, through the autoencoder, what they were never shown."""
+    rows = [[name, f"{value:.3f}"] for name, value in kept("pocket")["figures"]["eyes"].items()]
+    return table(["question", "right, or error"], rows)
+
+
+def subjects() -> str:
+    """What words learned from five pictures are worth, over ten subjects."""
+    figures = kept("subjects")["figures"]
+    rows = [
+        [
+            method,
+            *(interval(found["share"][scale]) for scale in ("likeness", "hidden")),
+            percent(found["right"]["background"]),
+            percent(found["background_of_base"]),
+            f"{found['seconds_of_learning']:.0f} s",
+        ]
+        for method, found in figures.items()
+        if method != "base"
+    ]
+    head = ["method", "likeness", "hidden parameters", "background right", "of the base's", "time"]
+    return table(head, rows) + origin("subjects")
+
+
+def real() -> str:
+    """What was learned from the founding tutorial's pictures."""
+    figures = kept("real-pictures")["figures"]
+    rows = [
+        [
+            folder,
+            method,
+            *(percent(found["nearest"][by]) for by in ("embedding", "colours")),
+            f"{found['colour_distance_of_base']:.2f}",
+        ]
+        for folder, methods in figures.items()
+        for method, found in methods.items()
+        if isinstance(found, dict) and "colour_distance_of_base" in found
+    ]
+    head = ["pictures", "method", "nearest by embedding", "by colours", "colour distance / base's"]
+    return table(head, rows) + origin("real-pictures")
+
+
+def interval(found: dict[str, float]) -> str:
+    """A share with its 95% interval."""
+    return f"{percent(found['value'])} ({percent(found['low'])} to {percent(found['high'])})"
+
+
+BLOCKS: dict[str, Callable[[], str]] = {
+    f.__name__: f for f in (painting, sizes, eyes, subjects, real)
+}
+
+
+def filled(text: str) -> str:
+    """A page with every block made anew."""
+    return BLOCK.sub(lambda found: found[1] + BLOCKS[found[2]]() + found[3], text)
+
+
+def main() -> int:
+    """0, or 1 if a page was to be checked and is not up to date."""
+    stale = 0
+    for path in (ROOT / page for page in PAGES):
+        before = path.read_text(encoding="utf-8")
+        after = filled(before)
+        if "--check" in sys.argv:
+            stale += before != after
+        elif before != after:
+            _ = path.write_text(after, encoding="utf-8")
+    if stale:
+        print(f"{stale} pages are not what tools/card.py writes: run it", file=sys.stderr)
+    return min(stale, 1)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
