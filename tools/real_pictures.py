@@ -83,7 +83,9 @@ class Bench:
             "seconds_of_learning": lesson.seconds if lesson else 0.0,
         }
 
-    def folder(self, name: str, path: Path, methods: Sequence[str]) -> dict[str, object]:
+    def folder(
+        self, name: str, path: Path, methods: Sequence[str], steps: int | None
+    ) -> dict[str, object]:
         """All figures of one folder."""
         base = self.scores(name, "base", None)
         figures: dict[str, object] = {
@@ -98,6 +100,7 @@ class Bench:
                     "token": f"<{name}>",
                     "class_noun": NOUN,
                     "base": self.easel.model.name,
+                    "steps": steps,
                     "preview_every": 0,
                 }
             )
@@ -121,6 +124,7 @@ def main() -> int:
     parser.add_argument("--folders", nargs="+", default=FOLDERS, help="which are taught")
     parser.add_argument("--methods", nargs="+", default=METHODS, help="which methods")
     parser.add_argument("--count", type=int, default=16, help="pictures of each")
+    parser.add_argument("--steps", type=int, help="of learning, instead of the method's advice")
     parser.add_argument("--base", default="pocket", help="a base's name, or a folder")
     parser.add_argument("--work", type=Path, default=Path("build/real"), help="work folder")
     given = parser.parse_args()
@@ -135,7 +139,8 @@ def main() -> int:
     easel = Easel(open_base(given.base), _say, given.count)
     bench = Bench(easel, folders, given.work)
     figures: dict[str, object] = {
-        name: bench.folder(name, given.pictures / name, given.methods) for name in given.folders
+        name: bench.folder(name, given.pictures / name, given.methods, given.steps)
+        for name in given.folders
     }
     bars = tomllib.loads((Path(__file__).parent / "bars.toml").read_text())["real"]
     print(json.dumps({**figures, "bars": bars}))

@@ -75,6 +75,7 @@ def test_eject_happens_whatever_happens(method: str, model: Model, pictures: Pat
     assert not model.words
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("method", METHODS)
 def test_the_loss_falls(method: str, model: Model, pictures: Path) -> None:
     rate = 1e-2 if method == "textual-inversion" else 1e-3
@@ -110,6 +111,7 @@ def test_a_concept_survives_its_file(
     assert not torch.equal(painted[0], paint(model, asked)[0].latents)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("method", METHODS)
 def test_resumed_after_any_step_it_is_the_same_run(
     method: str, model: Model, pictures: Path, tmp_path: Path

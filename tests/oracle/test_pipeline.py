@@ -64,7 +64,11 @@ def apart(a: torch.Tensor, b: torch.Tensor) -> float:
     return float(((a - b).norm() / b.norm()).detach())
 
 
-@pytest.mark.parametrize("scheduler", sorted(SCHEDULERS))
+QUICK = ("ddim", "dpm++", "euler-a")
+REST = [pytest.param(name, marks=pytest.mark.long) for name in SCHEDULERS if name not in QUICK]
+
+
+@pytest.mark.parametrize("scheduler", [*QUICK, *REST])
 def test_latents_are_the_pipelines(model: Model, pipeline: Any, scheduler: str) -> None:
     seeds = (3, 4)
     mine = ours(model, scheduler, seeds)
@@ -80,7 +84,7 @@ def test_without_guidance_too(model: Model, pipeline: Any) -> None:
     assert apart(mine, theirs(pipeline, "ddim", (7,), guidance_scale=1.0)) <= CLOSE
 
 
-@pytest.mark.parametrize("scheduler", ["ddim", "euler-a", "dpm++", "heun"])
+@pytest.mark.parametrize("scheduler", QUICK)
 def test_from_a_picture_too(model: Model, tmp_path: Path, scheduler: str, pipeline: Any) -> None:
     picture = tmp_path / "start.png"
     gradient = torch.linspace(0, 255, 32).repeat(32, 1).byte().numpy()

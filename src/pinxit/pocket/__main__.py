@@ -13,7 +13,7 @@ import torch
 from pinxit.pocket import autoencoder, card, data, eyes_training, measure, package, painter
 
 SHARDS, VIEW_SHARDS, ROUND_TRIPS = data.TRAIN_SHARDS, 5, 3
-DECODER_STEPS, EYES_STEPS, PAINTER_STEPS = 900, 1_400, 3_600
+DECODER_STEPS, EYES_STEPS, PAINTER_STEPS = 900, 1_400, 2_900
 
 
 def stages(work: Path, seconds: float, device: str) -> Iterator[Iterator[str]]:
@@ -66,7 +66,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--minutes", type=float, default=10, help="length of one chunk of training")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--threads", type=int, default=2, help="processor threads")
-    parser.add_argument("--pictures", type=int, default=256, help="pictures painted to measure")
+    parser.add_argument("--pictures", type=int, default=128, help="pictures painted to measure")
     parser.add_argument("--photographs", type=Path, help="a folder of real pictures, for the PSNR")
     parser.add_argument("--sheet", type=Path, default=Path("docs/images/pocket.png"))
     chosen = parser.parse_args(arguments)

@@ -41,7 +41,7 @@ def build() -> AutoencoderKL:
         sample_size=64,
     )
     with torch.no_grad():  # begin nearly noiseless and nearly linear: the first minutes count
-        vae.quant_conv.bias[LATENTS:].fill_(-7.0)
+        vae.get_parameter("quant_conv.bias")[LATENTS:].fill_(-7.0)
         for layer in vae.modules():
             if isinstance(layer, ResnetBlock2D):
                 layer.conv2.weight.mul_(0.1)

@@ -21,7 +21,7 @@ from pinxit.pocket import autoencoder, data, measure, package
 from pinxit.pocket.eyes import Eyes
 from pinxit.pocket.world import Scene, render_styles
 
-GUIDANCE = (3.0, 5.0, 7.5)
+GUIDANCE = (3.0, 5.0)
 LOOKED_AT = 600  # rendered pictures the eyes are tested on
 
 
@@ -29,7 +29,7 @@ def write(pictures: int, photographs: Path | None, sheet: Path) -> None:
     """Measure everything; the last line printed is the figures as JSON. Saves a contact sheet."""
     eyes, folder = Eyes.load(), measure.folder()
     vae = AutoencoderKL.from_pretrained(folder / "vae").requires_grad_(False)
-    rendered, scenes = _unseen(LOOKED_AT)
+    rendered, scenes = unseen(LOOKED_AT)
     figures: dict[str, Any] = {"hash": package.digest(folder)}
     sizes = {p.name: _size(p) for p in sorted(folder.iterdir()) if p.is_dir()}
     figures["megabytes"] = sizes | {"all": sum(sizes.values())}
@@ -59,7 +59,7 @@ def _painted(eyes: Eyes, pictures: int, guidance: float) -> dict[str, Any]:
     return result
 
 
-def _unseen(count: int) -> tuple[list[Any], list[Scene]]:
+def unseen(count: int) -> tuple[list[Any], list[Scene]]:
     scenes = [s for i in range(count // data.LOOKS) for s in data.scenes_at(i, seed=4)]
     return [render_styles(s, (s.style,))[0] for s in scenes], scenes
 

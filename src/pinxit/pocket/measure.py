@@ -66,7 +66,7 @@ def paint(
             width=64,
             output_type="pt",
         )
-        yield start + len(part), out.images * 2 - 1
+        yield start + len(part), torch.as_tensor(out.images) * 2 - 1
 
 
 def right(eyes: Eyes, images: Tensor, asked: list[Asked]) -> dict[str, float]:

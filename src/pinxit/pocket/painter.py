@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -142,13 +143,13 @@ def train(run: Trainer, folder: Path, seconds: float) -> Iterator[str]:
     text = eyes_training.trained_pair(folder, tokenizer).text.to(device)
     encoded = encode(folder, autoencoder.trained(folder, str(device)), str(device))
     alphas = DDPMScheduler(**SCHEDULE).alphas_cumprod.to(device)
-    mean_loss = 0.0
+    mean_loss = math.nan
     for step in run.chunk(seconds):
         rows = chosen(encoded, step)
         states = condition(text, tokenizer, words(encoded, rows, step, run.steps))
         loss = _loss(run.network, encoded, rows, states, alphas, step)
         run.learn(loss)
-        mean_loss += (loss.item() - mean_loss) / min(50, 1 + step)
+        mean_loss = loss.item() if math.isnan(mean_loss) else 0.98 * mean_loss + 0.02 * loss.item()
         if step % 50 == 0:
             yield f"painter {step}/{run.steps} loss {mean_loss:.4f}"
     yield f"painter {run.step}/{run.steps} loss {mean_loss:.4f}"

@@ -1,0 +1,111 @@
+import itertools
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from pinxit.pocket import autoencoder, card, data, measure
+from pinxit.pocket.eyes import Eyes
+from pinxit.pocket.state import Trainer
+from pinxit.pocket.world import (
+    HELD_OUT_STYLES,
+    STYLES,
+    distractors,
+    draw_scene,
+    held_out,
+    held_out_subjects,
+    named_subjects,
+    render,
+    render_styles,
+)
+
+WEIGHTS = measure.folder()
+MEGABYTE = 1_000_000
+
+
+def test_a_scene_always_gives_the_same_pixels() -> None:
+    scene = draw_scene(np.random.default_rng(3))
+    assert (render(scene).image == render(scene).image).all()
+    assert render(scene, 128).image.shape == (128, 128, 3)
+
+
+def test_styles_change_the_picture_and_not_its_structure() -> None:
+    scene = draw_scene(np.random.default_rng(4))
+    looks = render_styles(scene, (*STYLES, *HELD_OUT_STYLES))
+    for a, b in itertools.pairwise(looks):
+        assert (a.mask == b.mask).all() and (a.keypoints == b.keypoints).all()
+        assert np.abs(a.image.astype(int) - b.image).mean() > 5
+
+
+def test_nothing_held_out_is_drawn_for_training() -> None:
+    scenes = [scene for index in range(400) for scene in data.scenes_at(index)]
+    kept = {*held_out_subjects(), *distractors()}
+    for scene in scenes:
+        who = scene.subject
+        assert scene.style in STYLES and who not in kept
+        assert not held_out(who.class_noun, scene.colour, scene.background, scene.style)
+    assert {scene.subject for scene in scenes if scene.name} <= set(named_subjects())
+
+
+def test_the_keypoints_lie_on_or_near_the_subject() -> None:
+    for index in range(24):
+        rendered = render(data.scenes_at(index)[0])
+        rows, columns = np.nonzero(rendered.mask > 127)
+        low = np.array([columns.min(), rows.min()]) / 64 - 0.12
+        high = np.array([columns.max(), rows.max()]) / 64 + 0.12
+        inside = np.clip(rendered.keypoints, 0, 1)
+        assert (inside >= low).all() and (inside <= high).all()
+
+
+@pytest.mark.parametrize("orthogonal", [False, True])
+def test_training_that_was_stopped_goes_on_to_the_same_bits(
+    tmp_path: Path, orthogonal: bool
+) -> None:
+    def trained(path: Path, *parts: int) -> dict[str, torch.Tensor]:
+        for part in parts:
+            torch.manual_seed(0)
+            run = Trainer(path, nn.Linear(6, 4), 1e-2, 12, 2, orthogonal=orthogonal)
+            for step in run.chunk(60, part):
+                x = torch.randn(5, 6, generator=torch.Generator().manual_seed(step))
+                run.learn(run.network(x).square().mean())
+        return dict(run.network.named_parameters()) | run.average
+
+    whole, stopped = trained(tmp_path / "a", 9), trained(tmp_path / "b", 4, 7, 9)
+    assert all(torch.equal(whole[name], stopped[name]) for name in whole)
+
+
+def test_the_weights_are_small_enough_to_ship() -> None:
+    sizes = {path: path.stat().st_size for path in WEIGHTS.rglob("*.safetensors")}
+    assert sum(sizes.values()) <= 32 * MEGABYTE
+    assert max(sizes.values()) <= 15 * MEGABYTE
+    names = {path.name for path in (WEIGHTS / "tokenizer").iterdir()}
+    assert {"vocab.json", "merges.txt"} <= names
+
+
+def test_training_needs_few_libraries() -> None:
+    code = "import sys, pinxit.pocket.__main__; print(*{m.split('.')[0] for m in sys.modules})"
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert not {"pydantic", "cyclopts", "rich", "peft"} & set(run.stdout.split())
+
+
+@pytest.mark.long
+def test_the_eyes_see_through_the_autoencoder() -> None:
+    from diffusers import AutoencoderKL
+
+    vae = AutoencoderKL.from_pretrained(WEIGHTS / "vae").requires_grad_(False)
+    rendered, scenes = card.unseen(300)
+    found = measure.seeing(Eyes.load(), vae, rendered, scenes)
+    assert found["joint"] >= 0.95  # 0.97 over the 600 pictures of the card
+    x = autoencoder.pixels(np.stack([picture.image for picture in rendered]))
+    assert autoencoder.psnr(vae, x) >= 26
+
+
+@pytest.mark.slow
+def test_pocket_paints_what_it_is_asked_for() -> None:
+    results = list(measure.painting(Eyes.load(), 64, 5.0))
+    assert results[-1]["seen"]["joint"] >= 0.5  # bars over the 128 of the card: 0.6 and 0.4
+    assert results[-1]["held out"]["joint"] >= 0.3
