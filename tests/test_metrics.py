@@ -127,11 +127,11 @@ def test_intervals_hold_what_they_should() -> None:
     assert (sure.value, sure.low, sure.high) == (0.5, 0.5, 0.5)
     draws = np.random.default_rng(0)
     held = 0
-    for _ in range(40):
+    for _ in range(20):
         found = bootstrap(draws.normal(1.0, 1.0, 30))
         assert found.low < found.value < found.high
         held += found.low < 1.0 < found.high
-    assert held >= 33
+    assert held >= 16
 
 
 def test_what_is_asked_is_what_the_prompt_was_written_from() -> None:

@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 Rows = NDArray[np.float64]
-_DRAWS = 4000
+_DRAWS = 2000
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from pinxit.pocket import autoencoder, data, measure, package
 from pinxit.pocket.eyes import Eyes
-from pinxit.pocket.world import Scene, render_styles
+from pinxit.pocket.world import Rendered, Scene, render_styles
 
 GUIDANCE = (3.0, 5.0)
 LOOKED_AT = 600  # rendered pictures the eyes are tested on
@@ -59,7 +59,8 @@ def _painted(eyes: Eyes, pictures: int, guidance: float) -> dict[str, Any]:
     return result
 
 
-def unseen(count: int) -> tuple[list[Any], list[Scene]]:
+def unseen(count: int) -> tuple[list[Rendered], list[Scene]]:
+    """Pictures of scenes that nothing was trained on, with the truth about them."""
     scenes = [s for i in range(count // data.LOOKS) for s in data.scenes_at(i, seed=4)]
     return [render_styles(s, (s.style,))[0] for s in scenes], scenes
 

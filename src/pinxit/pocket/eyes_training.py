@@ -96,7 +96,7 @@ def hidden_error(guess: Tensor, hidden: Tensor, own_colour: Tensor) -> Tensor:
     numbers = (guess[:, :NUMBERS] - hidden[:, :NUMBERS]).abs()
     numbers = torch.cat([numbers[:, :3] * own_colour[:, None], numbers[:, 3:]], 1)
     emblem = -(guess[:, NUMBERS:].clamp_min(1e-4).log() * hidden[:, NUMBERS:]).sum(1)
-    return numbers.mean(1) + 0.05 * emblem
+    return numbers.mean(1) + 0.08 * emblem
 
 
 def alike(embedding: Tensor, who: Tensor) -> Tensor:
@@ -118,7 +118,7 @@ def seeing_loss(
     asked = [F.cross_entropy(seen.answers[q], right[q]) for q in ANSWERS]
     return (
         torch.stack(asked).sum()
-        + 4 * hidden_error(seen.hidden, hidden, own).mean()
+        + 12 * hidden_error(seen.hidden, hidden, own).mean()
         + F.binary_cross_entropy(seen.mask, mask)
         + 4 * F.l1_loss(seen.keypoints, points)
     )

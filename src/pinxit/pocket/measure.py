@@ -16,7 +16,7 @@ from diffusers import AutoencoderKL, StableDiffusionPipeline
 from PIL import Image
 from torch import Tensor
 
-from pinxit.pocket import autoencoder, data
+from pinxit.pocket import autoencoder
 from pinxit.pocket.captions import prompt
 from pinxit.pocket.eyes import ANSWERS, UNNAMED, Eyes
 from pinxit.pocket.world import (
@@ -25,6 +25,7 @@ from pinxit.pocket.world import (
     COLOURS,
     HELD_OUT_STYLES,
     STYLES,
+    Rendered,
     Scene,
     held_out,
 )
@@ -105,7 +106,7 @@ def round_trip(vae: AutoencoderKL, x: Tensor) -> Tensor:
 
 
 def seeing(
-    eyes: Eyes, vae: AutoencoderKL, pictures: list[data.Rendered], scenes: list[Scene]
+    eyes: Eyes, vae: AutoencoderKL, pictures: list[Rendered], scenes: list[Scene]
 ) -> dict[str, float]:
     """How often the eyes are right on round trips of rendered pictures, and how close."""
     x = autoencoder.pixels(np.stack([p.image for p in pictures]))

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from pinxit.pocket import autoencoder, eyes_training, painter
 from pinxit.pocket.state import Trainer
 from pinxit.pocket.tokenizer import write_tokenizer
+from pinxit.pocket.words import SEEN
 
 SHARD = "12MB"
 INDEX = {
@@ -61,6 +62,8 @@ def write(work: Path, folder: Path) -> str:
         beside / "scheduler"
     )
     write_tokenizer(beside / "tokenizer")
+    # Words that mean nothing: DreamBooth lets the user's word stand for one of them.
+    (beside / "tokenizer" / "rare_words.txt").write_text("\n".join(SEEN) + "\n")
     (beside / "text_encoder").mkdir()
     # With the prefix other programs know, and the type that lets diffusers load it as float32.
     config = json.loads(pair.text.config.to_json_string(use_diff=False))
