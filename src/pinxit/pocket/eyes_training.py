@@ -102,7 +102,7 @@ def hidden_error(guess: Tensor, hidden: Tensor, own_colour: Tensor) -> Tensor:
 def alike(embedding: Tensor, who: Tensor) -> Tensor:
     """Supervised contrast: views of one individual together, all others apart."""
     logits = embedding @ embedding.T / 0.1
-    itself = torch.eye(len(who), dtype=torch.bool)
+    itself = torch.eye(len(who), dtype=torch.bool, device=who.device)
     logits = logits.masked_fill(itself, -1e4)
     same = (who[:, None] == who[None]) & ~itself
     rows = same.any(1)

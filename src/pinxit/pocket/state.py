@@ -148,6 +148,8 @@ class Trainer:
                 if kind == "optimizer" and moment in ("step", "exp_avg", "exp_avg_sq", "momentum"):
                     kept = self._optimizer_of(self.trained[name]).state[self.trained[name]]
                     kept[moment] = file.get_tensor(key)
+                    if moment == "step":
+                        kept[moment] = kept[moment].cpu()
 
     def _optimizer_of(self, parameter: nn.Parameter) -> torch.optim.Optimizer:
         return self.optimizers[int(parameter.ndim > 1)]
