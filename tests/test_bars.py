@@ -47,7 +47,7 @@ def test_real_pictures_are_learned(tmp_path: Path) -> None:
         for method in BARS["subjects"]:
             reached = found[folder][method]
             assert min(reached["nearest"].values()) >= BARS["real"]["nearest"]
-            assert reached["colour_distance_of_base"] <= BARS["real"]["colours"]
+            assert reached["colour_distance_of_base"]["together"] <= BARS["real"]["colours"]
 
 
 def test_the_figures_in_the_docs_are_of_all_ten_subjects() -> None:

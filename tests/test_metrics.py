@@ -112,6 +112,9 @@ def test_colours_are_compared_wherever_they_are(eyes: Eyes, images: list[Image.I
     far, near = colour.score([white, grey], [black], ())
     assert far == pytest.approx(0.5, abs=0.01)
     assert near < far
+    nearest = registry.load("metrics", "colour")(against="nearest")
+    assert nearest.score([white], [black, white], ()) == pytest.approx([0], abs=1e-9)
+    assert colour.between([white, black], [black, white]) == pytest.approx(0, abs=1e-9)
 
 
 def test_share_is_the_way_from_floor_to_ceiling_in_either_direction() -> None:

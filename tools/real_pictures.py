@@ -11,7 +11,7 @@ import tomllib
 from collections.abc import Sequence
 from pathlib import Path
 from statistics import fmean
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from pinxit import registry
 from pinxit.demo.trial import Easel, Lesson, Prompt
@@ -31,6 +31,7 @@ NOUN = "animal"
 _PLACES = ("beach", "snow", "city", "night")
 
 Images = Sequence["Image"]
+Figures = dict[str, Any]  # as they are kept in JSON
 
 
 def shares_nearest(images: Images, folders: dict[str, Images], metric: Metric) -> dict[str, float]:
@@ -45,10 +46,18 @@ def shares_nearest(images: Images, folders: dict[str, Images], metric: Metric) -
     return {name: nearest.count(name) / len(nearest) for name in names}
 
 
-def apart(metric: Metric, images: Images) -> float:
-    """How far each picture is from the others of its folder, by a metric of distance."""
+def distances(images: Images, references: Images) -> dict[str, float]:
+    """How far the colours are apart: all pictures together, and each from the nearest reference."""
+    colour = registry.load("metrics", "colour")
+    near = colour(against="nearest").score(images, references, ())
+    return {"together": colour().between(images, references), "nearest": fmean(near)}
+
+
+def apart(images: Images) -> float:
+    """How far a reference's colours are from the nearest other reference's."""
+    colour: Metric = registry.load("metrics", "colour")(against="nearest")
     rest = [[other for other in images if other is not image] for image in images]
-    return fmean(metric.score([i], o, ())[0] for i, o in zip(images, rest, strict=True))
+    return fmean(colour.score([i], o, ())[0] for i, o in zip(images, rest, strict=True))
 
 
 class Bench:
@@ -58,10 +67,10 @@ class Bench:
         self.easel, self.folders, self.work = easel, folders, work
         self.metrics: dict[str, Metric] = {
             "embedding": registry.load("metrics", "likeness")(),
-            "colours": registry.load("metrics", "colour")(),
+            "colours": registry.load("metrics", "colour")(against="nearest"),
         }
 
-    def scores(self, name: str, title: str, lesson: Lesson | None) -> dict[str, object]:
+    def scores(self, name: str, title: str, lesson: Lesson | None) -> Figures:
         """Paint the folder's subject (or the base's animal), keep a sheet, and score it."""
         task = f"{name}, {title}: painting"
         text = "a photo of a {}"
@@ -75,21 +84,18 @@ class Bench:
             self.work / f"{name}-{title}.png"
         )
         near = {by: shares_nearest(images, self.folders, m) for by, m in self.metrics.items()}
-        distance = fmean(self.metrics["colours"].score(images, self.folders[name], ()))
         return {
             "pictures": len(images),
             "nearest": {by: shares[name] for by, shares in near.items()},
-            "colour_distance": distance,
+            "colour_distance": distances(images, self.folders[name]),
             "seconds_of_learning": lesson.seconds if lesson else 0.0,
         }
 
-    def folder(
-        self, name: str, path: Path, methods: Sequence[str], steps: int | None
-    ) -> dict[str, object]:
+    def folder(self, name: str, path: Path, methods: Sequence[str], steps: int | None) -> Figures:
         """All figures of one folder."""
         base = self.scores(name, "base", None)
-        figures: dict[str, object] = {
-            "apart": apart(self.metrics["colours"], self.folders[name]),
+        figures: Figures = {
+            "apart": apart(self.folders[name]),
             "base": base,
         }
         for method in methods:
@@ -107,8 +113,11 @@ class Bench:
             task = f"{name}, {method}"
             lesson = self.easel.teach(recipe, self.work / f"{name}-{method}", task)
             found = self.scores(name, method, lesson)
-            ratio = float(str(found["colour_distance"])) / float(str(base["colour_distance"]))
-            figures[method] = {**found, "colour_distance_of_base": ratio}
+            ratios = {
+                how: distance / base["colour_distance"][how]
+                for how, distance in found["colour_distance"].items()
+            }
+            figures[method] = {**found, "colour_distance_of_base": ratios}
         return figures
 
 
@@ -138,7 +147,7 @@ def main() -> int:
     folders: dict[str, Images] = {p.name: [i.open() for i in read_pictures(p)] for p in paths}
     easel = Easel(open_base(given.base), _say, given.count)
     bench = Bench(easel, folders, given.work)
-    figures: dict[str, object] = {
+    figures: Figures = {
         name: bench.folder(name, given.pictures / name, given.methods, given.steps)
         for name in given.folders
     }

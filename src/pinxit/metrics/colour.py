@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -33,13 +33,14 @@ _RANKS = np.linspace(0, 100, 129)
 
 @dataclass(frozen=True)
 class Colour(Metric):
-    """Sliced Wasserstein distance in OKLab to all the references' pixels together.
+    """Sliced Wasserstein distance in OKLab to the references' pixels.
 
-    Where things are in the picture does not matter. `slices` is how many directions of colour
-    space are compared.
+    Where things are in the picture does not matter. `against` is the references all together, or
+    for each picture the nearest of them; `slices` is how many directions of colour space count.
     """
 
     better = "less"
+    against: Literal["all", "nearest"] = "all"
     slices: int = 24
 
     def score(
@@ -49,8 +50,16 @@ class Colour(Metric):
         prompts: Sequence[str] = (),  # noqa: ARG002
     ) -> list[float]:
         """A distance for each picture, 0 at best; black and white are about 0.5 apart."""
-        wanted = self._ranked(references)
-        return [float(np.abs(self._ranked([image]) - wanted).mean()) for image in images]
+        groups = [references] if self.against == "all" else [[one] for one in references]
+        wanted = [self._ranked(group) for group in groups]
+        return [
+            min(float(np.abs(ranked - other).mean()) for other in wanted)
+            for ranked in (self._ranked([image]) for image in images)
+        ]
+
+    def between(self, images: Sequence["Image"], references: Sequence["Image"]) -> float:
+        """The distance of all pictures together from all references together."""
+        return float(np.abs(self._ranked(images) - self._ranked(references)).mean())
 
     def _ranked(self, images: Sequence["Image"]) -> NDArray[np.float64]:
         """The colours' quantiles (129, slices) along each direction."""

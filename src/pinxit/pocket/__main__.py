@@ -13,7 +13,7 @@ import torch
 from pinxit.pocket import autoencoder, card, data, eyes_training, measure, package, painter
 
 SHARDS, VIEW_SHARDS, ROUND_TRIPS = data.TRAIN_SHARDS, 5, 3
-DECODER_STEPS, EYES_STEPS, PAINTER_STEPS = 900, 1_400, 2_900
+DECODER_STEPS, EYES_STEPS, PAINTER_STEPS = 780, 2_300, 2_900
 
 
 def stages(work: Path, seconds: float, device: str) -> Iterator[Iterator[str]]:

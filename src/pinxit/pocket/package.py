@@ -75,6 +75,8 @@ def write(work: Path, folder: Path) -> str:
     save_file(halves(pair.eyes), beside / "eyes" / "eyes.safetensors", {"format": "pt"})
     index = INDEX | {"_diffusers_version": diffusers.__version__}
     (beside / "model_index.json").write_text(json.dumps(index, indent=2) + "\n")
+    for path in beside.rglob("*.safetensors"):
+        path.chmod(0o644)  # safetensors' writer lets only the owner read
     shutil.rmtree(folder, ignore_errors=True)
     beside.rename(folder)
     return digest(folder)
