@@ -16,7 +16,7 @@ from pinxit.prior import ClassPictures
 # Steps, batch size and rate by the denoiser's size, as in the paper for real ones, and how many
 # class pictures. Tune here.
 _LITTLE = 100_000_000
-_PLANS = {"little": Plan(steps=260, batch_size=4, rate=2e-4), "real": Plan(800, 1, 5e-6)}
+_PLANS = {"little": Plan(steps=250, batch_size=4, rate=6e-4), "real": Plan(800, 1, 5e-6)}
 _PRIOR = {"little": 48, "real": 200}
 _DECAY = 1e-2
 
@@ -85,7 +85,7 @@ class Dreambooth(Method):
         self, model: Model, subject: Subject, pictures: tuple[Picture, ...]
     ) -> tuple[Pool, ...]:
         """The subject's pictures as "a [V] class", and the base's own as "a class"."""
-        template = "a painting in the style of {}" if subject.kind == "style" else "a {}"
+        template = "a painting in the style of {}" if subject.kind == "style" else "a photo of a {}"
         prompts = prompts_for(pictures, subject, (template,), captions=self.captions)
         own = Pool("own", pictures, prompts)
         if not self.prior_pictures:
@@ -95,7 +95,7 @@ class Dreambooth(Method):
         return own, Pool("class", others, prior, self.prior_weight)
 
     def _class_pictures(self, subject: Subject) -> ClassPictures:
-        prompt = "a painting" if subject.kind == "style" else f"a {subject.class_noun}"
+        prompt = "a painting" if subject.kind == "style" else f"a photo of a {subject.class_noun}"
         return ClassPictures(prompt, self.prior_pictures or 0)
 
 

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from pinxit.pocket import autoencoder, eyes_training, painter
 from pinxit.pocket.state import Trainer
 from pinxit.pocket.tokenizer import write_tokenizer
-from pinxit.pocket.words import SEEN
+from pinxit.pocket.words import UNSEEN
 
 SHARD = "12MB"
 INDEX = {
@@ -62,8 +62,9 @@ def write(work: Path, folder: Path) -> str:
         beside / "scheduler"
     )
     write_tokenizer(beside / "tokenizer")
-    # Words that mean nothing: DreamBooth lets the user's word stand for one of them.
-    (beside / "tokenizer" / "rare_words.txt").write_text("\n".join(SEEN) + "\n")
+    # DreamBooth lets the user's word stand for one of these. Words that captions did have between
+    # others are no use: the text encoder has learned to pass them over.
+    (beside / "tokenizer" / "rare_words.txt").write_text("\n".join(UNSEEN) + "\n")
     (beside / "text_encoder").mkdir()
     # With the prefix other programs know, and the type that lets diffusers load it as float32.
     config = json.loads(pair.text.config.to_json_string(use_diff=False))

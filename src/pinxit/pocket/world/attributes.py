@@ -63,6 +63,7 @@ KEYPOINTS = ("front", "back", "top", "base")
 HELD_OUT_SHARE = 0.1
 HELD_OUT_SUBJECTS = 30
 NAMED_SUBJECTS = 240
+CLEARLY_OTHER = 0.35  # distance in RGB between a subject's colours and its distractor's
 
 
 @dataclass(frozen=True)
@@ -156,5 +157,15 @@ def held_out_subjects() -> tuple[Subject, ...]:
 
 
 def distractors() -> tuple[Subject, ...]:
-    """For each held-out subject another individual of its class, the floor of likeness."""
-    return _draw_many(7_003, HELD_OUT_SUBJECTS)
+    """For each held-out subject another of its class in clearly other colours: likeness's floor."""
+    rng = np.random.default_rng(7_003)
+    return tuple(_unlike(subject, rng) for subject in held_out_subjects())
+
+
+def _unlike(subject: Subject, rng: np.random.Generator) -> Subject:
+    while True:
+        other = draw_subject(rng, subject.class_noun)
+        body = np.linalg.norm(np.subtract(other.body, subject.body))
+        mark = np.linalg.norm(np.subtract(other.mark, subject.mark))
+        if min(body, mark) > CLEARLY_OTHER and other.emblem != subject.emblem:
+            return other
