@@ -20,6 +20,7 @@ from pinxit.pocket.world import (
     Scene,
     Subject,
     distractors,
+    draw_subject,
     held_out_subjects,
     portrait,
     render,
@@ -81,10 +82,9 @@ def other_pictures(index: int, *, distractor: bool, seed: int = 12) -> list[Exhi
 def style_pictures(style: str = STYLE, seed: int = 14) -> list[Exhibit]:
     """Five things in the style; the captions say what they are, and nothing about the style."""
     rng = np.random.default_rng(seed)
-    firsts = {who.class_noun: who for who in reversed(distractors())}
     return [
         Exhibit(
-            portrait(firsts[noun], rng, background=place, style=style),
+            portrait(draw_subject(rng, noun), rng, background=place, style=style),
             f"a picture of a {noun} {PLACE_PHRASES[place][0]}",
         )
         for noun, place in SHOWN
