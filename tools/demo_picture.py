@@ -19,6 +19,10 @@ if TYPE_CHECKING:
 SIDE = 128
 
 
+def silent(task: str, done: int, total: int, note: str = "") -> None:  # noqa: ARG001
+    """Say nothing."""
+
+
 def main() -> None:
     """Paint the demo's subject again from what it learned, and lay the pictures out."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -26,7 +30,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("docs/images/demo.png"))
     given = parser.parse_args()
     effort = Effort()
-    easel = Easel(open_base(effort.base), lambda *_, **__: None)
+    easel = Easel(open_base(effort.base), silent)
     chapter = subject_chapter(easel, effort, given.demo / "runs", Eyes.load())
     shown: list[Image] = [*chapter.references]
     blank = chapter.references[0].copy()
