@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 SIDE = 128
 
 
-def silent(task: str, done: int, total: int, note: str = "") -> None:  # noqa: ARG001
+def silent(task: str, done: int, total: int, note: str = "") -> None:
     """Say nothing."""
 
 
