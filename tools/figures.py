@@ -20,7 +20,7 @@ COMMANDS: dict[str, str] = {
     "pocket": "python -m pinxit.pocket measure --photographs ../shared/seed/pictures",
     "help-time": "python tools/help_time.py",
     "demo": "pinxit demo --out build/demo --json",
-    "subjects": "python tools/subjects.py --subjects 4 --count 1",
+    "subjects": "python tools/subjects.py --count 1",
     "real-pictures": "python tools/real_pictures.py",
 }
 

@@ -16,7 +16,7 @@ from pinxit.prior import ClassPictures
 # Steps, batch size and rate by the denoiser's size, as in the paper for real ones, and how many
 # class pictures. Tune here.
 _LITTLE = 100_000_000
-_PLANS = {"little": Plan(steps=250, batch_size=4, rate=6e-4), "real": Plan(800, 1, 5e-6)}
+_PLANS = {"little": Plan(steps=200, batch_size=4, rate=3e-4), "real": Plan(800, 1, 5e-6)}
 _PRIOR = {"little": 48, "real": 200}
 _DECAY = 1e-2
 

@@ -15,12 +15,15 @@ import torch
 from diffusers import DDIMScheduler, UNet2DConditionModel
 from safetensors.torch import save_file
 from torch import Tensor, nn
+from transformers import CLIPTextModel, CLIPTokenizer
 
 from pinxit.pocket import autoencoder, eyes_training, painter
 from pinxit.pocket.state import Trainer
-from pinxit.pocket.tokenizer import write_tokenizer
+from pinxit.pocket.tokenizer import POSITIONS, write_tokenizer
 from pinxit.pocket.words import UNSEEN
+from pinxit.pocket.world import CLASSES
 
+RARE_WORDS = 4
 SHARD = "12MB"
 INDEX = {
     "_class_name": "StableDiffusionPipeline",
@@ -62,9 +65,9 @@ def write(work: Path, folder: Path) -> str:
         beside / "scheduler"
     )
     write_tokenizer(beside / "tokenizer")
-    # DreamBooth lets the user's word stand for one of these. Words that captions did have between
-    # others are no use: the text encoder has learned to pass them over.
-    (beside / "tokenizer" / "rare_words.txt").write_text("\n".join(UNSEEN) + "\n")
+    # DreamBooth lets the user's word stand for one of these.
+    rare = noticed(pair.text, tokenizer)[:RARE_WORDS]
+    (beside / "tokenizer" / "rare_words.txt").write_text("\n".join(rare) + "\n")
     (beside / "text_encoder").mkdir()
     # With the prefix other programs know, and the type that lets diffusers load it as float32.
     config = json.loads(pair.text.config.to_json_string(use_diff=False))
@@ -81,6 +84,21 @@ def write(work: Path, folder: Path) -> str:
     shutil.rmtree(folder, ignore_errors=True)
     beside.rename(folder)
     return digest(folder)
+
+
+@torch.no_grad()
+def noticed(text: CLIPTextModel, tokenizer: CLIPTokenizer) -> list[str]:
+    """The nonce words that no caption had, those first that move the text encoder most.
+
+    DreamBooth cannot hold on to what the encoder passes over, and it has learned to pass over words
+    that captions had between others; some of the rest it passes over, too.
+    """
+    words = ("", *(f"{word} " for word in UNSEEN))
+    prompts = [f"a photo of a {word}{noun}" for noun in CLASSES for word in words]
+    given = tokenizer(prompts, padding="max_length", max_length=POSITIONS, return_tensors="pt")
+    means = text(given.input_ids).last_hidden_state.mean(1).unflatten(0, (len(CLASSES), -1))
+    moved = (means[:, 1:] - means[:, :1]).norm(dim=-1).mean(0)
+    return [UNSEEN[at] for at in moved.argsort(descending=True).tolist()]
 
 
 def digest(folder: Path) -> str:
