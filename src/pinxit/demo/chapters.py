@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 NOUN = held_out_subjects()[gallery.SUBJECT].class_noun
 SUBJECT_TOKEN, STYLE_TOKEN = f"<my{NOUN}>", "<mystyle>"
 STYLE_NOUN = "painting"  # what the word for a style starts from
+_STYLE_VECTORS = 4  # one catches the colours at most; with more, places in the prompt count less
 
 # Three places where the subject was never seen, and three styles it was never seen in.
 _SUBJECT = (
@@ -135,7 +136,11 @@ def style_chapter(easel: Easel, effort: Effort, runs: Path, eyes: "Eyes") -> Cha
         for text in plain
     )
     recipe = Recipe(
-        method={"name": "textual-inversion", "captions": True},  # pyright: ignore[reportArgumentType]
+        method={  # pyright: ignore[reportArgumentType]
+            "name": "textual-inversion",
+            "captions": True,
+            "vectors": _STYLE_VECTORS,
+        },
         pictures=gallery.folder() / "style",
         token=STYLE_TOKEN,
         class_noun=STYLE_NOUN,
