@@ -21,7 +21,7 @@ COMMANDS: dict[str, str] = {
     "help-time": "python tools/help_time.py",
     "demo": "pinxit demo --out build/demo --json",
     "subjects": "python tools/subjects.py --count 1",
-    "real-pictures": "python tools/real_pictures.py",
+    "real-pictures": "python tools/real_pictures.py --steps 600",
 }
 
 
