@@ -90,7 +90,7 @@ def pickles() -> list[list[bytes]]:
         torch.save(value, file)
         raw = file.getvalue()
         start = raw.index(b"\x80\x02")
-        places = [place for _, _, place in pickletools.genops(raw[start:])]
+        places = [place or 0 for _, _, place in pickletools.genops(raw[start:])]
         ends = [*places[1:], places[-1] + 1]
         found.append([raw[start + a : start + b] for a, b in zip(places, ends, strict=True)])
     return found

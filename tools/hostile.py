@@ -390,7 +390,7 @@ def lies() -> Iterator[tuple[str, bytes]]:
             yield f"{label}, {layout.__name__}", layout(b"\x80\x02" + body + b".")
     good = b"\x80\x02" + tensor() + b"."
     for lie in ({"size": LONGEST // 2**40}, {"offset": 7}, {"method": 8}, {"packed": 1}):
-        yield f"archive with {lie}", in_zip(good, **lie)
+        yield f"archive with {lie}", in_zip(good, bytes(16), **lie)
     for lie in ({"count": 65535}, {"length": 10**9}, {"at": 10**9}, {"at": 0}, {"length": 0}):
         yield f"list of contents with {lie}", zipped([("a/data.pkl", good, {})], **lie)
     yield (

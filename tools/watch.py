@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from types import FrameType
+from typing import Any
 
 import torch
 
@@ -76,7 +77,7 @@ class Watch:
 
 def touch(value: object) -> None:
     """Read every number of every tensor, so that one outside its file shows; refuse odd kinds."""
-    waiting = [value]
+    waiting: list[Any] = [value]
     while waiting:
         value = waiting.pop()
         if type(value) is torch.Tensor:
