@@ -79,15 +79,15 @@ def touch(value: object) -> None:
     """Read every number of every tensor, so that one outside its file shows; refuse odd kinds."""
     waiting: list[Any] = [value]
     while waiting:
-        value = waiting.pop()
-        if type(value) is torch.Tensor:
-            _ = value.clone()
-        elif type(value) is dict:
-            waiting += [*value, *value.values()]
-        elif type(value) in (list, tuple):
-            waiting += value
-        elif not isinstance(value, _PLAIN):
-            raise TypeError(f"the reader made a {type(value).__name__}")
+        item: Any = waiting.pop()
+        if type(item) is torch.Tensor:
+            _ = item.clone()
+        elif type(item) is dict:
+            waiting += [*item, *item.values()]
+        elif type(item) in (list, tuple):
+            waiting += item
+        elif not isinstance(item, _PLAIN):
+            raise TypeError(f"the reader made a {type(item).__name__}")
 
 
 def _linux() -> bool:
