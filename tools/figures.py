@@ -22,6 +22,8 @@ COMMANDS: dict[str, str] = {
     "demo": "pinxit demo --out build/demo --json",
     "subjects": "python tools/subjects.py --count 1",
     "real-pictures": "python tools/real_pictures.py --steps 600",
+    "opening": "python tools/opening.py",
+    "security": "python tools/security.py --seconds 600",
 }
 
 
