@@ -1,6 +1,5 @@
 """A loaded base model, and how one is opened: a family's class behind one set of verbs."""
 
-import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -8,15 +7,15 @@ from dataclasses import dataclass
 from functools import cached_property
 from importlib.resources import files
 from pathlib import Path
-from typing import ClassVar, Literal, Self
+from typing import Literal, Self
 
 import torch
 from torch import Tensor, nn
 
 from pinxit import registry
-from pinxit.durable import sha256
 from pinxit.errors import ModelError, did_you_mean
 from pinxit.schedule import Schedule
+from pinxit.source import Folder, Source
 from pinxit.text import Meaning, TextTower
 
 Precision = Literal["fp32", "bf16"]
@@ -65,9 +64,7 @@ class Model(ABC):
     only adapters touch either. Nothing here is trained as it stands: all weights are frozen.
     """
 
-    parts: ClassVar[tuple[str, ...]]
-    name: str
-    folder: Path
+    source: Source
     placement: Placement
     schedule: Schedule
     towers: Mapping[str, TextTower]
@@ -80,13 +77,13 @@ class Model(ABC):
 
     @classmethod
     @abstractmethod
-    def suits(cls, folder: Path) -> bool:
-        """Whether the folder holds a base of this family."""
+    def suits(cls, source: Source) -> bool:
+        """Whether the source holds a base of this family."""
 
     @classmethod
     @abstractmethod
-    def open(cls, folder: Path, name: str, placement: Placement) -> Self:
-        """The base in the folder, its weights frozen; ModelError if something is missing."""
+    def open(cls, source: Source, placement: Placement) -> Self:
+        """The base from its source, its weights frozen; ModelError if something is missing."""
 
     @abstractmethod
     def encode(self, pixels: Tensor) -> Encoded:
@@ -109,14 +106,15 @@ class Model(ABC):
         """Where it runs."""
         return self.placement.device
 
-    @cached_property
+    @property
+    def name(self) -> str:
+        """How messages and recipes call the base."""
+        return self.source.name
+
+    @property
     def hash(self) -> str:
         """The fingerprint of the base: SHA-256 over the files of its parts."""
-        digest = hashlib.sha256()
-        for path in sorted(path for part in self.parts for path in (self.folder / part).iterdir()):
-            if path.suffix in (".json", ".safetensors", ".txt"):
-                digest.update(f"{path.parent.name}/{path.name}:{sha256(path)}\n".encode())
-        return digest.hexdigest()
+        return self.source.hash
 
     @cached_property
     def size(self) -> int:
@@ -141,14 +139,13 @@ def open_base(
     precision: Precision | Literal["auto"] = "auto",
 ) -> Model:
     """A base by name or by its folder in diffusers' layout; ModelError if there is none."""
-    folder = _folder(str(base))
+    source = _source(str(base))
     placement = _placement(device, precision)
-    name = "pocket" if base == "pocket" else str(folder.resolve())
     for family in _families():
-        if family.suits(folder):
-            return family.open(folder, name, placement)
+        if family.suits(source):
+            return family.open(source, placement)
     raise ModelError(
-        f"{folder} is no base of a family that pinxit knows",
+        f"{source.name} is no base of a family that pinxit knows",
         f"give a folder in diffusers' layout; families: {', '.join(registry.names('families'))}",
     )
 
@@ -158,17 +155,17 @@ def _families() -> Iterator[type[Model]]:
         yield registry.load("families", name)
 
 
-def _folder(base: str) -> Path:
-    """The folder of a base: one that ships with pinxit, or the user's own."""
+def _source(base: str) -> Source:
+    """Where a base is: it ships with pinxit, or it is the user's own."""
     if base == "pocket":
-        return Path(str(files("pinxit"))) / "pocket" / "weights"
+        return Folder(Path(str(files("pinxit"))) / "pocket" / "weights", base)
     folder = Path(base).expanduser()
     if not folder.is_dir():
         raise ModelError(
             f"there is no base `{base}`: it is neither a name nor a folder",
             f"{did_you_mean(base, ['pocket'])}; or give a folder in diffusers' layout",
         )
-    return folder
+    return Folder(folder, str(folder.resolve()))
 
 
 def _placement(device: str, precision: Precision | Literal["auto"]) -> Placement:
