@@ -16,8 +16,9 @@ from torch import Tensor, nn
 from pinxit import registry
 from pinxit.durable import sha256
 from pinxit.errors import ModelError, did_you_mean
+from pinxit.prompt import Meaning
 from pinxit.schedule import Schedule
-from pinxit.text import Meaning, TextTower
+from pinxit.text import TextTower
 
 Precision = Literal["fp32", "bf16"]
 DEVICES = ("cpu", "cuda", "mps")

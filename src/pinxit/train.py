@@ -128,11 +128,13 @@ class Lesson:
 
     def tell(self) -> Tell:
         """How prompts are told to the denoiser: anew each step where learning changes that."""
+        reading = self.recipe.reading
         if any(adapter.touches_text for adapter in self.adapters):
-            return self.model.condition
+            return lambda wanted: self.model.condition(wanted, reading)
         prompts = [prompt for learner in self.learners for prompt in learner.samples.prompts]
         with torch.no_grad():
-            kept = {prompt: self.model.condition([prompt]) for prompt in dict.fromkeys(prompts)}
+            every = dict.fromkeys(prompts)
+            kept = {prompt: self.model.condition([prompt], reading) for prompt in every}
         return lambda wanted: Conditioning.stack([kept[prompt] for prompt in wanted])
 
     def _weights(self) -> list[nn.Parameter]:

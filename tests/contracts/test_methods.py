@@ -17,6 +17,7 @@ from pinxit.run import Run, Saved, teach
 from pinxit.train import Lesson, Step, objective, train
 
 METHODS = registry.names("methods")
+FAMILIES = registry.names("families")
 # Knobs that make a method touch more of the model than its defaults do.
 DEEPER: dict[str, dict[str, object]] = {
     "dreambooth": {"train_text_encoder": True, "prior_pictures": 3},
