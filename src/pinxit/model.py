@@ -1,6 +1,5 @@
 """A loaded base model, and how one is opened: a family's class behind one set of verbs."""
 
-import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -8,17 +7,17 @@ from dataclasses import dataclass
 from functools import cached_property
 from importlib.resources import files
 from pathlib import Path
-from typing import ClassVar, Literal, Self
+from typing import Literal, Self
 
 import torch
 from torch import Tensor, nn
 
 from pinxit import registry
-from pinxit.durable import sha256
 from pinxit.errors import ModelError, did_you_mean
 from pinxit.prompt import Meaning
 from pinxit.schedule import Schedule
-from pinxit.text import TextTower
+from pinxit.source import Folder, Source
+from pinxit.text import LITERALLY, Reading, TextTower
 
 Precision = Literal["fp32", "bf16"]
 DEVICES = ("cpu", "cuda", "mps")
@@ -49,7 +48,7 @@ class Conditioning:
 
     @classmethod
     def stack(cls, parts: Sequence["Conditioning"]) -> "Conditioning":
-        """Several, one below the other."""
+        """Several of one length, one below the other."""
         pooled = [part.pooled for part in parts if part.pooled is not None]
         return cls(
             torch.cat([part.states for part in parts]), torch.cat(pooled) if pooled else None
@@ -66,9 +65,7 @@ class Model(ABC):
     only adapters touch either. Nothing here is trained as it stands: all weights are frozen.
     """
 
-    parts: ClassVar[tuple[str, ...]]
-    name: str
-    folder: Path
+    source: Source
     placement: Placement
     schedule: Schedule
     towers: Mapping[str, TextTower]
@@ -81,13 +78,13 @@ class Model(ABC):
 
     @classmethod
     @abstractmethod
-    def suits(cls, folder: Path) -> bool:
-        """Whether the folder holds a base of this family."""
+    def suits(cls, source: Source) -> bool:
+        """Whether the source holds a base of this family."""
 
     @classmethod
     @abstractmethod
-    def open(cls, folder: Path, name: str, placement: Placement) -> Self:
-        """The base in the folder, its weights frozen; ModelError if something is missing."""
+    def open(cls, source: Source, placement: Placement) -> Self:
+        """The base from its source, its weights frozen; ModelError if something is missing."""
 
     @abstractmethod
     def encode(self, pixels: Tensor) -> Encoded:
@@ -98,8 +95,8 @@ class Model(ABC):
         """Latents to pictures (B, 3, H, W), nominally in [-1, 1]."""
 
     @abstractmethod
-    def condition(self, prompts: Sequence[str]) -> Conditioning:
-        """What the prompts say, user's words understood; what is too long is cut."""
+    def condition(self, prompts: Sequence[str], reading: Reading = LITERALLY) -> Conditioning:
+        """What the prompts say, user's words understood: one length for all, the rest is cut."""
 
     @abstractmethod
     def denoise(self, latents: Tensor, times: Tensor, conditioning: Conditioning) -> Tensor:
@@ -110,23 +107,29 @@ class Model(ABC):
         """Where it runs."""
         return self.placement.device
 
-    @cached_property
+    @property
+    def grain(self) -> int:
+        """What a picture's sides must be multiples of, in pixels."""
+        return self.factor
+
+    @property
+    def name(self) -> str:
+        """How messages and recipes call the base."""
+        return self.source.name
+
+    @property
     def hash(self) -> str:
         """The fingerprint of the base: SHA-256 over the files of its parts."""
-        digest = hashlib.sha256()
-        for path in sorted(path for part in self.parts for path in (self.folder / part).iterdir()):
-            if path.suffix in (".json", ".safetensors", ".txt"):
-                digest.update(f"{path.parent.name}/{path.name}:{sha256(path)}\n".encode())
-        return digest.hexdigest()
+        return self.source.hash
 
     @cached_property
     def size(self) -> int:
         """How many weights the denoiser has: what recipes' defaults go by."""
         return sum(weight.numel() for weight in self.networks["denoiser"].parameters())
 
-    def cut(self, prompt: str) -> str:
+    def cut(self, prompt: str, reading: Reading = LITERALLY) -> str:
         """The end of a prompt that no tower has room for, "" if it fits."""
-        cuts = [tower.tokens([prompt], self.words).cut[0] for tower in self.towers.values()]
+        cuts = [tower.cut(prompt, self.words, reading) for tower in self.towers.values()]
         return min(cuts, key=len)
 
     def computing(self) -> AbstractContextManager[object]:
@@ -142,14 +145,13 @@ def open_base(
     precision: Precision | Literal["auto"] = "auto",
 ) -> Model:
     """A base by name or by its folder in diffusers' layout; ModelError if there is none."""
-    folder = _folder(str(base))
+    source = _source(str(base))
     placement = _placement(device, precision)
-    name = "pocket" if base == "pocket" else str(folder.resolve())
     for family in _families():
-        if family.suits(folder):
-            return family.open(folder, name, placement)
+        if family.suits(source):
+            return family.open(source, placement)
     raise ModelError(
-        f"{folder} is no base of a family that pinxit knows",
+        f"{source.name} is no base of a family that pinxit knows",
         f"give a folder in diffusers' layout; families: {', '.join(registry.names('families'))}",
     )
 
@@ -159,17 +161,17 @@ def _families() -> Iterator[type[Model]]:
         yield registry.load("families", name)
 
 
-def _folder(base: str) -> Path:
-    """The folder of a base: one that ships with pinxit, or the user's own."""
+def _source(base: str) -> Source:
+    """Where a base is: it ships with pinxit, or it is the user's own."""
     if base == "pocket":
-        return Path(str(files("pinxit"))) / "pocket" / "weights"
+        return Folder(Path(str(files("pinxit"))) / "pocket" / "weights", base)
     folder = Path(base).expanduser()
     if not folder.is_dir():
         raise ModelError(
             f"there is no base `{base}`: it is neither a name nor a folder",
             f"{did_you_mean(base, ['pocket'])}; or give a folder in diffusers' layout",
         )
-    return folder
+    return Folder(folder, str(folder.resolve()))
 
 
 def _placement(device: str, precision: Precision | Literal["auto"]) -> Placement:

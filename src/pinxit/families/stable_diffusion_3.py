@@ -36,9 +36,14 @@ class StableDiffusion3(LatentModel):
         schedule = Flow(source.config("scheduler").get("shift", 1.0))
         super().__init__(source, placement, self.transformer, towers, schedule)
         shape: Any = self.transformer.config
-        self.grain = self.factor * shape.patch_size
+        self._patch: int = shape.patch_size
         self._text_width: int = shape.joint_attention_dim
         self._t5 = _T5(source, placement) if source.has("text_encoder_3") else None
+
+    @property
+    def grain(self) -> int:
+        """A patch's side: the transformer takes no half ones."""
+        return self.factor * self._patch
 
     @classmethod
     def suits(cls, source: Source) -> bool:
