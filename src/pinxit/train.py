@@ -111,7 +111,9 @@ class Lesson:
         for number, weight in enumerate(self._weights()):
             with torch.no_grad():
                 _ = weight.copy_(state[f"weight.{number}"])
-            for name in ("step", "exp_avg", "exp_avg_sq") if self.done else ():
+            # A layer whose answer nobody takes, as the last of some towers, has no moments.
+            moments = ("step", "exp_avg", "exp_avg_sq") if f"step.{number}" in state else ()
+            for name in moments:
                 kept = state[f"{name}.{number}"].to(weight.device)
                 # The fused step walks weights and moments in memory: they must lie the same way.
                 like = kept if name == "step" else weight.detach()
