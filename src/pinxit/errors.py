@@ -6,7 +6,8 @@ PinxitError
 ├── RecipeError    a method, a knob, a token or a recipe file is not right
 ├── ConceptError   a learned concept cannot be read, written or used with this model
 ├── RunError       a run folder cannot be made, read or continued
-└── RequestError   a request to paint is not right
+├── RequestError   a request to paint is not right
+└── FileError      a file of another program cannot be read, or holds more than data
 """
 
 from collections.abc import Iterable
@@ -47,6 +48,10 @@ class RunError(PinxitError):
 
 class RequestError(PinxitError):
     """A request to paint is not right."""
+
+
+class FileError(PinxitError):
+    """A file of another program cannot be read, or holds more than data."""
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:
