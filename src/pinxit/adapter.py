@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from pinxit.errors import ConceptError
 from pinxit.model import Model
-from pinxit.text import Meaning
+from pinxit.prompt import Meaning
 
 
 @dataclass(frozen=True)

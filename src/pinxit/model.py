@@ -1,6 +1,5 @@
 """A loaded base model, and how one is opened: a family's class behind one set of verbs."""
 
-import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -8,16 +7,19 @@ from dataclasses import dataclass
 from functools import cached_property
 from importlib.resources import files
 from pathlib import Path
-from typing import ClassVar, Literal, Self
+from typing import Literal, Self
 
 import torch
 from torch import Tensor, nn
 
-from pinxit import registry
-from pinxit.durable import sha256
+from pinxit import hub, registry
 from pinxit.errors import ModelError, did_you_mean
+from pinxit.hub import Report
+from pinxit.prompt import Meaning
 from pinxit.schedule import Schedule
-from pinxit.text import Meaning, TextTower
+from pinxit.single_file import SingleFile
+from pinxit.source import PARTS, Folder, Source, WithVae
+from pinxit.text import LITERALLY, Reading, TextTower
 
 Precision = Literal["fp32", "bf16"]
 DEVICES = ("cpu", "cuda", "mps")
@@ -48,7 +50,7 @@ class Conditioning:
 
     @classmethod
     def stack(cls, parts: Sequence["Conditioning"]) -> "Conditioning":
-        """Several, one below the other."""
+        """Several of one length, one below the other."""
         pooled = [part.pooled for part in parts if part.pooled is not None]
         return cls(
             torch.cat([part.states for part in parts]), torch.cat(pooled) if pooled else None
@@ -65,9 +67,7 @@ class Model(ABC):
     only adapters touch either. Nothing here is trained as it stands: all weights are frozen.
     """
 
-    parts: ClassVar[tuple[str, ...]]
-    name: str
-    folder: Path
+    source: Source
     placement: Placement
     schedule: Schedule
     towers: Mapping[str, TextTower]
@@ -80,13 +80,13 @@ class Model(ABC):
 
     @classmethod
     @abstractmethod
-    def suits(cls, folder: Path) -> bool:
-        """Whether the folder holds a base of this family."""
+    def suits(cls, source: Source) -> bool:
+        """Whether the source holds a base of this family."""
 
     @classmethod
     @abstractmethod
-    def open(cls, folder: Path, name: str, placement: Placement) -> Self:
-        """The base in the folder, its weights frozen; ModelError if something is missing."""
+    def open(cls, source: Source, placement: Placement) -> Self:
+        """The base from its source, its weights frozen; ModelError if something is missing."""
 
     @abstractmethod
     def encode(self, pixels: Tensor) -> Encoded:
@@ -97,8 +97,8 @@ class Model(ABC):
         """Latents to pictures (B, 3, H, W), nominally in [-1, 1]."""
 
     @abstractmethod
-    def condition(self, prompts: Sequence[str]) -> Conditioning:
-        """What the prompts say, user's words understood; what is too long is cut."""
+    def condition(self, prompts: Sequence[str], reading: Reading = LITERALLY) -> Conditioning:
+        """What the prompts say, user's words understood: one length for all, the rest is cut."""
 
     @abstractmethod
     def denoise(self, latents: Tensor, times: Tensor, conditioning: Conditioning) -> Tensor:
@@ -109,23 +109,29 @@ class Model(ABC):
         """Where it runs."""
         return self.placement.device
 
-    @cached_property
+    @property
+    def grain(self) -> int:
+        """What a picture's sides must be multiples of, in pixels."""
+        return self.factor
+
+    @property
+    def name(self) -> str:
+        """How messages and recipes call the base."""
+        return self.source.name
+
+    @property
     def hash(self) -> str:
         """The fingerprint of the base: SHA-256 over the files of its parts."""
-        digest = hashlib.sha256()
-        for path in sorted(path for part in self.parts for path in (self.folder / part).iterdir()):
-            if path.suffix in (".json", ".safetensors", ".txt"):
-                digest.update(f"{path.parent.name}/{path.name}:{sha256(path)}\n".encode())
-        return digest.hexdigest()
+        return self.source.hash
 
     @cached_property
     def size(self) -> int:
         """How many weights the denoiser has: what recipes' defaults go by."""
         return sum(weight.numel() for weight in self.networks["denoiser"].parameters())
 
-    def cut(self, prompt: str) -> str:
+    def cut(self, prompt: str, reading: Reading = LITERALLY) -> str:
         """The end of a prompt that no tower has room for, "" if it fits."""
-        cuts = [tower.tokens([prompt], self.words).cut[0] for tower in self.towers.values()]
+        cuts = [tower.cut(prompt, self.words, reading) for tower in self.towers.values()]
         return min(cuts, key=len)
 
     def computing(self) -> AbstractContextManager[object]:
@@ -139,17 +145,28 @@ def open_base(
     base: str | Path = "pocket",
     device: str = "cpu",
     precision: Precision | Literal["auto"] = "auto",
+    vae: str | Path | None = None,
+    report: Report | None = None,
 ) -> Model:
-    """A base by name or by its folder in diffusers' layout; ModelError if there is none."""
-    folder = _folder(str(base))
+    """A base by name, hub id, folder in diffusers' layout or single file; ModelError if none.
+
+    `vae` is another autoencoder for it, given likewise. `report` is told of downloads.
+    """
     placement = _placement(device, precision)
-    name = "pocket" if base == "pocket" else str(folder.resolve())
+    source = _source(str(base), report or _silent)
+    if vae is not None:
+        source = WithVae(source, _vae(_source(str(vae), report or _silent)))
+    _must_paint(source)
     for family in _families():
-        if family.suits(folder):
-            return family.open(folder, name, placement)
+        if family.suits(source):
+            opened = family.open(source, placement)
+            source.close()
+            return opened
     raise ModelError(
-        f"{folder} is no base of a family that pinxit knows",
-        f"give a folder in diffusers' layout; families: {', '.join(registry.names('families'))}",
+        f"{source.name} is no base of a family that pinxit knows: it has "
+        f"{', '.join(filter(source.has, PARTS)) or 'no part of one'}",
+        f"families: {', '.join(registry.names('families'))}; a base is a folder in diffusers' "
+        "layout, a whole checkpoint in one file, or a hub id",
     )
 
 
@@ -158,17 +175,48 @@ def _families() -> Iterator[type[Model]]:
         yield registry.load("families", name)
 
 
-def _folder(base: str) -> Path:
-    """The folder of a base: one that ships with pinxit, or the user's own."""
+def _source(base: str, report: Report) -> Source:
+    """Where a base is: it ships with pinxit, or it is the user's own, or on the hub."""
     if base == "pocket":
-        return Path(str(files("pinxit"))) / "pocket" / "weights"
-    folder = Path(base).expanduser()
-    if not folder.is_dir():
+        return Folder(Path(str(files("pinxit"))) / "pocket" / "weights", base)
+    path, name = Path(base).expanduser(), ""
+    if not path.exists() and hub.looks_like_id(base):
+        path, name = hub.fetch(base, report), base
+    name = name or str(path.resolve())
+    if path.is_file():
+        return SingleFile(path, name)
+    if path.is_dir():
+        alone = (path / "config.json").is_file() and not (path / "vae").is_dir()
+        return Folder(path, name, "vae" if alone else None)
+    raise ModelError(
+        f"there is no base `{base}`: it is neither a name, a folder nor a file",
+        f"{did_you_mean(base, ['pocket'])}; or give a folder, a file or a hub id (owner/name)",
+    )
+
+
+def _vae(source: Source) -> Source:
+    if not source.has("vae"):
         raise ModelError(
-            f"there is no base `{base}`: it is neither a name nor a folder",
-            f"{did_you_mean(base, ['pocket'])}; or give a folder in diffusers' layout",
+            f"{source.name} has no autoencoder",
+            "give a folder with config.json and its weights, a file with a VAE, or another base",
         )
-    return folder
+    return source
+
+
+def _must_paint(source: Source) -> None:
+    """ModelError if the denoiser takes more than latents, as inpainting models do."""
+    denoiser = source.config("transformer" if source.has("transformer") else "unet")
+    taken, latents = denoiser.get("in_channels"), source.config("vae").get("latent_channels")
+    if isinstance(taken, int) and isinstance(latents, int) and taken != latents:
+        raise ModelError(
+            f"{source.name} takes {taken} channels, and pictures here have {latents}: it is made "
+            "for inpainting or another task",
+            "take a base that paints from text; an autoencoder must be of the base's family",
+        )
+
+
+def _silent(task: str, done: int, total: int) -> None:
+    """Tell nobody."""
 
 
 def _placement(device: str, precision: Precision | Literal["auto"]) -> Placement:
