@@ -17,7 +17,7 @@ from pinxit.families._networks import network
 from pinxit.model import Conditioning, Placement
 from pinxit.prompt import spoken
 from pinxit.schedule import Flow
-from pinxit.source import Source
+from pinxit.source import Source, read_json
 from pinxit.text import Reading, TextTower, Told
 
 # How many positions of the transformer's text are T5's, whether it is there or not.
@@ -91,6 +91,7 @@ class _T5:
 
     def __init__(self, source: Source, placement: Placement) -> None:
         file = source.tokenizer("tokenizer_3") / "tokenizer.json"
+        _ = read_json(file)  # it has limits that the tokenizers library has not
         try:
             self._tokenizer = Tokenizer.from_str(file.read_text(encoding="utf-8"))
         except Exception as trouble:  # the tokenizers library raises nothing narrower
