@@ -1,0 +1,168 @@
+"""What is written for others is opened by diffusers, with the same bits and the same pictures."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import diffusers
+import pytest
+import torch
+from torch import Tensor
+
+from pinxit import registry
+from pinxit.adapter import Alias, Part, injected
+from pinxit.concept import Concept, Provenance
+from pinxit.format import Target
+from pinxit.generate import Request, paint
+from pinxit.model import Model, open_base
+from pinxit.networks import PARTS
+from pinxit.source import Folder
+from transformers import CLIPTextConfig, CLIPTextModel
+
+WIDTH = 768
+PROMPT = "a photo of shifu riding on the beach"
+SINGLE = ("stable-diffusion-1", "stable-diffusion-2", "stable-diffusion-xl")
+
+
+def write(name: str, concept: Concept, out: Path, **target: Any) -> Path:
+    registry.load("formats", name)().write(concept, Target(out, **target))
+    return out
+
+
+@pytest.fixture(scope="module")
+def wide(bases: Callable[[str], Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A base whose text tower is as wide as Stable Diffusion 1.5's."""
+    folder = tmp_path_factory.mktemp("wide")
+    pipe = diffusers.StableDiffusionPipeline.from_pretrained(bases("stable-diffusion-1"))
+    settings = {**pipe.text_encoder.config.to_dict(), "hidden_size": WIDTH}
+    pipe.text_encoder = CLIPTextModel(CLIPTextConfig(**settings))
+    pipe.save_pretrained(folder)
+    return folder
+
+
+def shifu(seed: int = 0) -> Concept:
+    """A word of five vectors, as long as real ones."""
+    table = torch.randn(5, WIDTH, generator=torch.Generator().manual_seed(seed)) / 2
+    part = Part("new-word", {"word": "shifu", "stand_in": "a"}, {"text": table})
+    return Concept((part,), Provenance.foreign("shifu", {"name": "shifu"}))
+
+
+@pytest.mark.parametrize(
+    ("name", "ending", "token"),
+    [
+        ("a1111", ".pt", None),
+        ("a1111", ".safetensors", "shifu"),
+        ("emb-params", ".safetensors", "shifu"),
+        ("onetrainer", ".safetensors", "shifu"),
+        ("diffusers", ".safetensors", None),
+        ("diffusers", "", None),
+    ],
+)
+def test_a_word_steers_as_in_diffusers(
+    name: str, ending: str, token: str | None, wide: Path, tmp_path: Path
+) -> None:
+    out = write(name, shifu(), tmp_path / f"shifu{ending}")
+    pipe = diffusers.StableDiffusionPipeline.from_pretrained(wide, safety_checker=None)
+    pipe.load_textual_inversion(str(out), token=token)
+    theirs = pipe.encode_prompt(PROMPT, "cpu", 1, False)[0]
+    model = open_base(wide)
+
+    def ours(concept: Concept) -> Tensor:
+        with injected(model, concept.adapters(model)):
+            return model.condition([PROMPT]).states
+
+    assert apart(ours(Concept.load(out)), theirs) <= 1e-6
+    assert apart(ours(shifu(seed=1)), theirs) > 1e-3  # the control: other vectors
+
+
+@pytest.mark.parametrize("family", SINGLE)
+def test_a_single_file_is_what_diffusers_reads(
+    family: str, bases: Callable[[str], Path], tmp_path: Path
+) -> None:
+    """Our names are the inverse of its converter's: every weight of every network, to the bit."""
+    base = bases(family)
+    concept = changed(base)
+    kind = getattr(diffusers, Folder(base, "").config("")["_class_name"])
+    out = write("single-file", concept, tmp_path / "tuned.safetensors", base=str(base))
+    pipe = kind.from_single_file(out, config=str(base), local_files_only=True)
+    told = {part.settings["network"]: part.tensors for part in concept.parts[1:]}
+    compared = 0
+    for part in filter(Folder(base, "").has, (*PARTS, "vae")):
+        theirs = bare(getattr(pipe, part).state_dict())
+        ours = bare(told.get(PARTS.get(part, "")) or Folder(base, "").weights(part))
+        assert ours.keys() == theirs.keys() - {"embeddings.position_ids"}
+        assert all(torch.equal(ours[name], theirs[name]) for name in ours)
+        compared += len(ours)
+    assert compared > 200
+
+
+@pytest.mark.parametrize("numbers", ["fp16", "bf16"])
+def test_a_rounded_single_file(numbers: str, bases: Callable[[str], Path], tmp_path: Path) -> None:
+    from pinxit.tensors import read_safetensors
+
+    base = bases("stable-diffusion-1")
+    files = [
+        write(
+            "single-file", changed(base), tmp_path / f"{n}.safetensors", base=str(base), numbers=n
+        )
+        for n in (None, numbers)
+    ]
+    (exact, _), (rounded, said) = map(read_safetensors, files)
+    dtype = torch.float16 if numbers == "fp16" else torch.bfloat16
+    assert all(torch.equal(rounded[name], exact[name].to(dtype)) for name in exact)
+    assert said["modelspec.trigger_phrase"] == "sks dog"
+    assert files[1].stat().st_size < 0.6 * files[0].stat().st_size
+
+
+@pytest.mark.parametrize("numbers", [None, "fp16"])
+def test_a_folder_paints_the_same_in_diffusers(
+    numbers: Any, bases: Callable[[str], Path], tmp_path: Path
+) -> None:
+    base = bases("stable-diffusion-1")
+    out = write("diffusers", changed(base), tmp_path / "tuned", base=str(base), numbers=numbers)
+    again = Concept.load(out)
+    kept = changed(base)
+    assert again.words == ["<mytoy>"]
+    if numbers is None:
+        for one, other in zip(again.parts, kept.parts, strict=True):
+            assert bare(one.tensors).keys() == bare(other.tensors).keys()
+            assert all(torch.equal(t, bare(other.tensors)[n]) for n, t in bare(one.tensors).items())
+    asked = Request(prompt="a photo of <mytoy>", steps=4, guidance=3.0, base=str(base))
+    ours = latents(open_base(base), asked, again)
+    plain = asked.model_copy(update={"prompt": "a photo of sks dog"})
+    assert apart(latents(open_base(out), plain), ours) <= (1e-4 if numbers is None else 1e-2)
+    pipe = diffusers.StableDiffusionPipeline.from_pretrained(out)
+    pipe.scheduler = diffusers.DDIMScheduler.from_config(pipe.scheduler.config)
+    pipe.set_progress_bar_config(disable=True)
+    theirs = pipe(
+        "a photo of sks dog",
+        num_inference_steps=4,
+        guidance_scale=3.0,
+        generator=torch.Generator().manual_seed(0),
+        output_type="latent",
+    ).images
+    assert apart(ours, theirs) <= (1e-4 if numbers is None else 1e-2)
+    assert apart(latents(open_base(base), plain), theirs) > 1e-2  # the control: the base untuned
+
+
+def changed(base: Path) -> Concept:
+    """A base's denoiser and first text encoder, each weight moved, for `<mytoy>`, "sks dog"."""
+    draw = torch.Generator().manual_seed(3)
+    parts = [Alias("<mytoy>", "sks dog").part()]
+    for part in ("unet", "text_encoder"):
+        own = bare(Folder(base, "").weights(part))
+        moved = {n: t + 0.05 * torch.randn(t.shape, generator=draw) for n, t in own.items()}
+        parts.append(Part("tuned-weights", {"network": PARTS[part]}, moved))
+    return Concept(tuple(parts), Provenance.foreign("<mytoy>", {}))
+
+
+def latents(model: Model, asked: Request, *concepts: Concept) -> Tensor:
+    return torch.stack([painted.latents for painted in paint(model, asked, concepts)])
+
+
+def bare(weights: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {name.removeprefix("text_model."): tensor for name, tensor in weights.items()}
+
+
+def apart(a: Tensor, b: Tensor) -> float:
+    return float(((a - b).norm() / b.norm()).detach())
