@@ -2,11 +2,15 @@
 
 import os
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import cache
 from pathlib import Path
+from typing import Any
 
+import diffusers
 import pytest
 import torch
+import transformers
 from PIL import Image
 
 from pinxit.model import Model, open_base
@@ -26,6 +30,23 @@ def nano(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return save_nano(tmp_path_factory.mktemp("bases") / "nano")
 
 
+@pytest.fixture(scope="session")
+def bases(nano: Path) -> Callable[[str], Path]:
+    """The folder of a small base of a family, made when it is first asked for."""
+
+    @cache
+    def made(family: str) -> Path:
+        return nano if family == "nano" else save_family(family, nano.parent / family)
+
+    return made
+
+
+@pytest.fixture(scope="session")
+def opened(bases: Callable[[str], Path]) -> Callable[[str], Model]:
+    """The small base of a family, or the nano base, opened when it is first asked for."""
+    return cache(lambda family: open_base(bases(family)))
+
+
 @pytest.fixture(autouse=True, scope="session")
 def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """Tests keep class pictures to themselves."""
@@ -35,9 +56,9 @@ def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 
 
 @pytest.fixture(scope="session")
-def model(nano: Path) -> Model:
+def model(opened: Callable[[str], Model]) -> Model:
     """The nano base, open; whoever changes it must put it back, which is what adapters do."""
-    return open_base(nano)
+    return opened("nano")
 
 
 @pytest.fixture
@@ -52,72 +73,183 @@ def pictures(tmp_path: Path) -> Path:
 
 def save_nano(folder: Path, seed: int = 0, width: int = 32, picture: int = 32) -> Path:
     """A base like pocket in all but size: 16 latent channels, a short text, pooled text."""
-    from diffusers import (
-        AutoencoderKL,
-        DDIMScheduler,
-        StableDiffusionPipeline,
-        UNet2DConditionModel,
-    )
-    from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
-
-    tokenizer = CLIPTokenizer(**_vocabulary(), model_max_length=32)
     torch.manual_seed(seed)
-    encoder = CLIPTextModel(
-        CLIPTextConfig(
-            vocab_size=len(tokenizer),
-            hidden_size=width,
-            intermediate_size=2 * width,
-            num_hidden_layers=2,
-            num_attention_heads=2,
-            max_position_embeddings=32,
-            bos_token_id=tokenizer.bos_token_id,
-            eos_token_id=tokenizer.eos_token_id,
-            pad_token_id=tokenizer.pad_token_id,
-        )
+    tokenizer = _tokenizer(32)
+    pooled = {"addition_embed_type": "text", "addition_embed_type_num_heads": 2}
+    parts = {
+        "text_encoder": _clip(tokenizer, width),
+        "tokenizer": tokenizer,
+        "vae": _vae(16, picture, scaling_factor=0.7),
+        "unet": _unet(16, picture, width, (True, True), **pooled),
+        "scheduler": diffusers.DDIMScheduler(**_NOISE, clip_sample=False, set_alpha_to_one=False),
+    }
+    return _saved(diffusers.StableDiffusionPipeline, parts, folder)
+
+
+def save_family(family: str, folder: Path) -> Path:
+    """A base of a family: its real architecture, of random weights and as small as can be."""
+    torch.manual_seed(7)
+    tokenizer = _tokenizer(77)
+    parts = {
+        "text_encoder": _clip(tokenizer, 16),
+        "tokenizer": tokenizer,
+        "vae": _vae(4, 32, scaling_factor=0.2),
+    }
+    return {
+        "stable-diffusion-1": _save_1,
+        "stable-diffusion-2": _save_2,
+        "stable-diffusion-xl": _save_xl,
+        "stable-diffusion-3": _save_3,
+    }[family](folder, parts)
+
+
+def _save_1(folder: Path, parts: dict[str, Any]) -> Path:
+    noise = diffusers.PNDMScheduler(**_NOISE, skip_prk_steps=True, set_alpha_to_one=False)
+    parts |= {"unet": _unet(4, 32, 16), "scheduler": noise}
+    return _saved(diffusers.StableDiffusionPipeline, parts, folder)
+
+
+def _save_2(folder: Path, parts: dict[str, Any]) -> Path:
+    """As 2.1 for 768 pixels: velocities, OpenCLIP's text tower less its last layer."""
+    noise = diffusers.DDIMScheduler(**_NOISE, prediction_type="v_prediction", clip_sample=False)
+    parts |= {
+        "text_encoder": _clip(parts["tokenizer"], 16, hidden_act="gelu"),
+        "unet": _unet(4, 32, 16, use_linear_projection=True),
+        "scheduler": noise,
+    }
+    return _saved(diffusers.StableDiffusionPipeline, parts, folder)
+
+
+def _save_xl(folder: Path, parts: dict[str, Any]) -> Path:
+    second = _tokenizer(77, pad_token="!")
+    told = {
+        "addition_embed_type": "text_time",
+        "addition_time_embed_dim": 4,
+        "projection_class_embeddings_input_dim": 12 + 6 * 4,
+        "transformer_layers_per_block": (1, 2),
+        "use_linear_projection": True,
+    }
+    parts |= {
+        "text_encoder_2": _clip(second, 24, 12, hidden_act="gelu"),
+        "tokenizer_2": second,
+        "unet": _unet(4, 32, 16 + 24, (False, True), **told),
+        "scheduler": diffusers.EulerDiscreteScheduler(**_NOISE, timestep_spacing="leading"),
+    }
+    return _saved(diffusers.StableDiffusionXLPipeline, parts, folder)
+
+
+def _save_3(folder: Path, parts: dict[str, Any]) -> Path:
+    """As 3.5 medium: normalised queries and keys, one block with a second attention; with T5."""
+    second = _tokenizer(77, pad_token="!")
+    transformer = diffusers.SD3Transformer2DModel(
+        sample_size=4,
+        patch_size=2,
+        in_channels=16,
+        num_layers=2,
+        attention_head_dim=8,
+        num_attention_heads=2,
+        joint_attention_dim=48,
+        caption_projection_dim=16,
+        pooled_projection_dim=10 + 12,
+        out_channels=16,
+        pos_embed_max_size=8,
+        dual_attention_layers=(0,),
+        qk_norm="rms_norm",
     )
-    vae = AutoencoderKL(
+    t5 = transformers.T5Config(
+        vocab_size=64, d_model=48, d_kv=8, d_ff=32, num_layers=2, num_heads=2
+    )
+    parts |= {
+        "text_encoder": _clip(parts["tokenizer"], 16, 10),
+        "text_encoder_2": _clip(second, 24, 12, hidden_act="gelu"),
+        "tokenizer_2": second,
+        "text_encoder_3": transformers.T5EncoderModel(t5),
+        "tokenizer_3": _t5_tokenizer(),
+        "vae": _vae(16, 32, scaling_factor=1.5, shift_factor=0.06, use_quant_conv=False),
+        "transformer": transformer,
+        "scheduler": diffusers.FlowMatchEulerDiscreteScheduler(shift=3.0),
+    }
+    return _saved(diffusers.StableDiffusion3Pipeline, parts, folder)
+
+
+_NOISE = {
+    "beta_start": 0.00085,
+    "beta_end": 0.012,
+    "beta_schedule": "scaled_linear",
+    "steps_offset": 1,
+}
+
+
+def _saved(pipeline: Any, parts: Mapping[str, Any], folder: Path) -> Path:
+    unsafe = {"safety_checker": None, "feature_extractor": None, "requires_safety_checker": False}
+    alone = pipeline is diffusers.StableDiffusionPipeline
+    pipeline(**parts, **(unsafe if alone else {})).save_pretrained(folder)
+    return folder
+
+
+def _clip(tokenizer: Any, width: int, projected: int = 0, hidden_act: str = "quick_gelu") -> Any:
+    """A text tower; with a projection of the whole if it has a width."""
+    settings = transformers.CLIPTextConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=width,
+        intermediate_size=2 * width,
+        num_hidden_layers=2 if not projected else 3,
+        num_attention_heads=2,
+        max_position_embeddings=tokenizer.model_max_length,
+        hidden_act=hidden_act,
+        projection_dim=projected or width,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+    )
+    if projected:
+        return transformers.CLIPTextModelWithProjection(settings)
+    return transformers.CLIPTextModel(settings)
+
+
+def _vae(latents: int, picture: int, **changed: Any) -> Any:
+    return diffusers.AutoencoderKL(
         down_block_types=("DownEncoderBlock2D",) * 4,
         up_block_types=("UpDecoderBlock2D",) * 4,
         block_out_channels=(8, 8, 8, 8),
         layers_per_block=1,
-        latent_channels=16,
+        latent_channels=latents,
         norm_num_groups=4,
-        scaling_factor=0.7,
         sample_size=picture,
+        **changed,
     )
-    unet = UNet2DConditionModel(
+
+
+def _unet(
+    latents: int, picture: int, width: int, attends: Sequence[bool] = (True, False), **changed: Any
+) -> Any:
+    """A U-Net of two levels, of which some attend to the text."""
+    kinds = ["CrossAttn" * level for level in attends]
+    return diffusers.UNet2DConditionModel(
         sample_size=picture // 8,
-        in_channels=16,
-        out_channels=16,
+        in_channels=latents,
+        out_channels=latents,
         layers_per_block=1,
         block_out_channels=(16, 32),
-        down_block_types=("CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
-        up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D"),
+        down_block_types=[f"{kind}DownBlock2D" for kind in kinds],
+        up_block_types=[f"{kind}UpBlock2D" for kind in reversed(kinds)],
         cross_attention_dim=width,
         attention_head_dim=4,
         norm_num_groups=4,
-        addition_embed_type="text",
-        addition_embed_type_num_heads=2,
+        **changed,
     )
-    scheduler = DDIMScheduler(
-        beta_start=0.00085,
-        beta_end=0.012,
-        beta_schedule="scaled_linear",
-        clip_sample=False,
-        set_alpha_to_one=False,
-        steps_offset=1,
-    )
-    StableDiffusionPipeline(
-        vae=vae,
-        text_encoder=encoder,
-        tokenizer=tokenizer,
-        unet=unet,
-        scheduler=scheduler,
-        safety_checker=None,
-        feature_extractor=None,
-        requires_safety_checker=False,
-    ).save_pretrained(folder)
-    return folder
+
+
+def _tokenizer(length: int, **changed: Any) -> Any:
+    return transformers.CLIPTokenizer(**_vocabulary(), model_max_length=length, **changed)
+
+
+def _t5_tokenizer() -> Any:
+    """T5's kind of vocabulary: WORDS as they stand at a word's beginning, and the letters."""
+    special = [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0), ("▁", -3.0)]
+    words = [(f"▁{word}", -2.0) for word in WORDS]
+    letters = [(chr(code), -4.0) for code in range(ord("a"), ord("z") + 1)]
+    return transformers.T5Tokenizer(vocab=special + words + letters, extra_ids=0)
 
 
 def _vocabulary() -> dict[str, object]:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from pinxit.errors import ConceptError
 from pinxit.model import Model
 from pinxit.modelspec import fitting
-from pinxit.text import Meaning
+from pinxit.prompt import Meaning
 
 
 @dataclass(frozen=True)

@@ -34,7 +34,7 @@ class Batch:
 class _Sample:
     latents: Tensor
     noise: Tensor
-    time: int
+    time: float
     weight: float
     concept: int
     prompt: str

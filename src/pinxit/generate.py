@@ -14,11 +14,12 @@ from pinxit.adapter import injected
 from pinxit.checked import Checked
 from pinxit.concept import Concept, combined
 from pinxit.durable import replace
-from pinxit.errors import PinxitError, RequestError, did_you_mean
+from pinxit.errors import PinxitError, RequestError
 from pinxit.model import Conditioning, Model, Precision
 from pinxit.pictures import Picture
 from pinxit.pixels import to_image, to_pixels
-from pinxit.solvers import SOLVERS, Solver
+from pinxit.solvers import SOLVERS, Solver, solver_for
+from pinxit.text import CLIP_SKIP, Reading
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -44,7 +45,11 @@ class Request(Checked):
     seed: int = Field(default=0, description="seed of the first picture; the next has the next")
     steps: int = Field(default=25, ge=1, le=1000, description="denoising steps")
     guidance: float = Field(default=5.0, ge=1, description="how closely to follow the prompt")
-    scheduler: str = Field(default="ddim", description=f"solver: {', '.join(SOLVERS)}")
+    scheduler: str | None = Field(
+        default=None,
+        description=f"solver: {', '.join(SOLVERS)}; if unset ddim, or euler for rectified flows",
+    )
+    clip_skip: int | None = Field(default=None, ge=1, description=CLIP_SKIP)
     width: int | None = Field(default=None, ge=8, description="pixels; else the base's size")
     height: int | None = Field(default=None, ge=8, description="pixels; else the width")
     init: Path | None = Field(default=None, description="a picture to start from")
@@ -54,10 +59,8 @@ class Request(Checked):
 
     @field_validator("scheduler")
     @classmethod
-    def _known(cls, name: str, _info: ValidationInfo) -> str:
-        if name not in SOLVERS:
-            raise RequestError(f"there is no scheduler `{name}`", did_you_mean(name, SOLVERS))
-        return name
+    def _known(cls, name: str | None, _info: ValidationInfo) -> str | None:
+        return name and solver_for("diffusion", name)
 
     @property
     def seeds(self) -> tuple[int, ...]:
@@ -69,13 +72,18 @@ class Request(Checked):
         width = self.width or self.height or model.picture_size
         height = self.height or width
         for side in (width, height):
-            if side % model.factor:
+            if side % model.grain:
                 raise RequestError(
                     f"{model.name} cannot paint {width}x{height} pixels",
-                    f"take multiples of {model.factor}, such as "
-                    f"{_nearest(width, model.factor)}x{_nearest(height, model.factor)}",
+                    f"take multiples of {model.grain}, such as "
+                    f"{_nearest(width, model.grain)}x{_nearest(height, model.grain)}",
                 )
         return width, height
+
+    @property
+    def reading(self) -> Reading:
+        """How its prompts are read: weights in brackets, as long as the base takes them."""
+        return Reading(weights=True, long=True, clip_skip=self.clip_skip)
 
     @classmethod
     def from_png(cls, path: Path) -> Self:
@@ -138,7 +146,7 @@ def generate(
     groups = [request.seeds[at : at + together] for at in range(0, request.count, together)]
     with injected(model, combined(concepts, model)):
         yield from _notices(model, request, concepts)
-        told = model.condition([request.negative, request.prompt])
+        told = model.condition([request.negative, request.prompt], request.reading)
         for number, seeds in enumerate(groups):
             for event in _walk(model, request, told, seeds):
                 if isinstance(event, Frame):
@@ -164,7 +172,9 @@ def _walk(
 ) -> Iterator[Frame | Painted]:
     """The denoising loop for some pictures together, each drawing from its own generator."""
     draws = [torch.Generator().manual_seed(seed) for seed in seeds]
-    solver = Solver(request.scheduler, model.solver_config, request.steps)
+    kind = model.schedule.kind
+    name = solver_for(kind, request.scheduler)
+    solver = Solver(kind, name, model.solver_config, request.steps)
     latents = _start(model, request, solver, draws)
     count = len(seeds)
     guided = request.guidance > 1
@@ -178,6 +188,7 @@ def _walk(
         latents = solver.step(answer, time, latents, draws)
         yield Frame(done, len(solver.times), latents)
     placed = {"base": model.name, "precision": model.placement.precision, "count": 1}
+    placed |= {"scheduler": name}
     for seed, kept, pixels in zip(seeds, latents, model.decode(latents), strict=True):
         yield Painted(to_image(pixels), request.model_copy(update={**placed, "seed": seed}), kept)
 
@@ -208,7 +219,7 @@ def _picture(path: Path) -> "Image":
 def _notices(model: Model, request: Request, concepts: Sequence[Concept]) -> Iterator[Notice]:
     """What the user should know before looking at the pictures."""
     for what in (request.prompt, request.negative):
-        cut = model.cut(what)
+        cut = model.cut(what, request.reading)
         if cut:
             yield Notice(f"`{what}` is too long for {model.name}: cut was `{cut}`")
     known = {word.lower() for word in model.words}

@@ -10,7 +10,7 @@ from pinxit.adapter import Adapter
 from pinxit.checked import Checked
 from pinxit.model import Model
 from pinxit.pictures import Picture
-from pinxit.text import pattern
+from pinxit.prompt import pattern
 
 Kind = Literal["object", "style"]
 

@@ -14,9 +14,10 @@ from torch import Tensor, nn
 
 from pinxit import registry
 from pinxit.errors import ModelError, did_you_mean
+from pinxit.prompt import Meaning
 from pinxit.schedule import Schedule
 from pinxit.source import Folder, Source
-from pinxit.text import Meaning, TextTower
+from pinxit.text import LITERALLY, Reading, TextTower
 
 Precision = Literal["fp32", "bf16"]
 DEVICES = ("cpu", "cuda", "mps")
@@ -47,7 +48,7 @@ class Conditioning:
 
     @classmethod
     def stack(cls, parts: Sequence["Conditioning"]) -> "Conditioning":
-        """Several, one below the other."""
+        """Several of one length, one below the other."""
         pooled = [part.pooled for part in parts if part.pooled is not None]
         return cls(
             torch.cat([part.states for part in parts]), torch.cat(pooled) if pooled else None
@@ -94,8 +95,8 @@ class Model(ABC):
         """Latents to pictures (B, 3, H, W), nominally in [-1, 1]."""
 
     @abstractmethod
-    def condition(self, prompts: Sequence[str]) -> Conditioning:
-        """What the prompts say, user's words understood; what is too long is cut."""
+    def condition(self, prompts: Sequence[str], reading: Reading = LITERALLY) -> Conditioning:
+        """What the prompts say, user's words understood: one length for all, the rest is cut."""
 
     @abstractmethod
     def denoise(self, latents: Tensor, times: Tensor, conditioning: Conditioning) -> Tensor:
@@ -105,6 +106,11 @@ class Model(ABC):
     def device(self) -> torch.device:
         """Where it runs."""
         return self.placement.device
+
+    @property
+    def grain(self) -> int:
+        """What a picture's sides must be multiples of, in pixels."""
+        return self.factor
 
     @property
     def name(self) -> str:
@@ -121,9 +127,9 @@ class Model(ABC):
         """How many weights the denoiser has: what recipes' defaults go by."""
         return sum(weight.numel() for weight in self.networks["denoiser"].parameters())
 
-    def cut(self, prompt: str) -> str:
+    def cut(self, prompt: str, reading: Reading = LITERALLY) -> str:
         """The end of a prompt that no tower has room for, "" if it fits."""
-        cuts = [tower.tokens([prompt], self.words).cut[0] for tower in self.towers.values()]
+        cuts = [tower.cut(prompt, self.words, reading) for tower in self.towers.values()]
         return min(cuts, key=len)
 
     def computing(self) -> AbstractContextManager[object]:

@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Self, cast
 
+import torch
 from pydantic import BeforeValidator, Field, PlainSerializer
 
 from pinxit import registry
@@ -12,6 +13,7 @@ from pinxit.checked import Checked
 from pinxit.errors import RecipeError
 from pinxit.method import Kind, Method, Subject
 from pinxit.model import Model, Precision
+from pinxit.text import CLIP_SKIP, Reading
 
 
 def _method(given: object) -> object:
@@ -55,6 +57,9 @@ class Recipe(Checked):
     min_snr: float | None = Field(
         default=None, gt=0, description="weigh times by min-SNR with this gamma; all alike if unset"
     )
+    clip_skip: int | None = Field(
+        default=None, ge=1, description=f"{CLIP_SKIP}; paint with the same"
+    )
     precision: Precision | None = Field(default=None, description="numbers to compute in")
     preview_every: int = Field(default=100, ge=0, description="steps between previews, 0 for none")
     checkpoint_every: int = Field(default=100, ge=1, description="steps between checkpoints")
@@ -63,6 +68,11 @@ class Recipe(Checked):
     def subject(self) -> Subject:
         """What is to be learned."""
         return Subject(self.token, self.class_noun, self.kind, self.seed)
+
+    @property
+    def reading(self) -> Reading:
+        """How its prompts are read: literally, for a caption's brackets are no weights."""
+        return Reading(clip_skip=self.clip_skip)
 
     @classmethod
     def from_toml(cls, path: Path) -> Self:
@@ -88,9 +98,11 @@ class Recipe(Checked):
     def settled(self, model: Model, count: int) -> Self:
         """The recipe with every number decided, for this base and so many pictures.
 
-        RecipeError if the token already means something, or the base does not know the class noun.
+        RecipeError if the token already means something, the base does not know the class noun, or
+        its schedule does not know min-SNR.
         """
         _check_words(model, self.subject)
+        _ = model.schedule.weight(torch.zeros(1, dtype=torch.long), self.min_snr)
         if self.precision not in (None, model.placement.precision):
             raise RecipeError(
                 f"the recipe computes in {self.precision}, and {model.name} is open in "

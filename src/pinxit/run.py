@@ -130,7 +130,8 @@ class Run:
         """Paint what is learned so far; the adapters are in the model already."""
         subject = self.recipe.subject
         begin = "a painting in the style of" if subject.kind == "style" else "a photo of a"
-        request = Request(prompt=f"{begin} {subject.token}", count=_PREVIEW_COUNT)
+        prompt, clip_skip = f"{begin} {subject.token}", self.recipe.clip_skip
+        request = Request(prompt=prompt, count=_PREVIEW_COUNT, clip_skip=clip_skip)
         paper = sheet([painted.image for painted in paint(model, request)])
         path = self.folder / _PREVIEWS / f"{number:07}.png"
         replace(path, lambda beside: paper.save(beside, "PNG"))

@@ -1,18 +1,44 @@
 """The noise schedule: how pictures are noised, what the denoiser is asked for, and its weight."""
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal, Protocol
 
 import torch
 from torch import Tensor
 
+from pinxit.errors import RecipeError
+
+Kind = Literal["diffusion", "flow"]
 Prediction = Literal["epsilon", "v_prediction"]
 
 
+class Schedule(Protocol):
+    """The way from pictures to noise, and what a denoiser on it is asked for."""
+
+    kind: ClassVar[Kind]
+
+    def draw(self, generator: torch.Generator) -> float:
+        """A time to train at."""
+        ...
+
+    def add_noise(self, latents: Tensor, noise: Tensor, times: Tensor) -> Tensor:
+        """Latents (B, C, H, W) as they are at the given times (B,)."""
+        ...
+
+    def target(self, latents: Tensor, noise: Tensor, times: Tensor) -> Tensor:
+        """What the denoiser should answer."""
+        ...
+
+    def weight(self, times: Tensor, min_snr: float | None) -> Tensor:
+        """How much each time counts (B,); RecipeError if min-SNR means nothing here."""
+        ...
+
+
 @dataclass(frozen=True)
-class Schedule:
+class Diffusion:
     """A variance-preserving diffusion: `kept` is the share of signal left at each time, (T,)."""
 
+    kind: ClassVar[Kind] = "diffusion"
     kept: Tensor
     prediction: Prediction = "epsilon"
 
@@ -44,3 +70,39 @@ class Schedule:
     def _shares(self, times: Tensor) -> tuple[Tensor, Tensor]:
         kept = self.kept.to(times.device)[times].view(-1, 1, 1, 1)
         return kept.sqrt(), (1 - kept).sqrt()
+
+
+@dataclass(frozen=True)
+class Flow:
+    """A rectified flow: straight lines from pictures to noise (arXiv:2403.03206).
+
+    Times are shares of noise in thousandths; `shift` moves them towards noise, as large pictures
+    need it (section 5.3.2).
+    """
+
+    kind: ClassVar[Kind] = "flow"
+    shift: float = 1.0
+    steps: int = 1000
+
+    def draw(self, generator: torch.Generator) -> float:
+        """A time to train at: logit-normal, so that the middle is seen most (section 3.1)."""
+        share = float(torch.randn((), generator=generator).sigmoid())
+        return self.steps * self.shift * share / (1 + (self.shift - 1) * share)
+
+    def add_noise(self, latents: Tensor, noise: Tensor, times: Tensor) -> Tensor:
+        """The point of the line at the given times (B,)."""
+        share = (times / self.steps).view(-1, 1, 1, 1)
+        return (1 - share) * latents + share * noise
+
+    def target(self, latents: Tensor, noise: Tensor, times: Tensor) -> Tensor:  # noqa: ARG002
+        """The line's direction, which is the same all along."""
+        return noise - latents
+
+    def weight(self, times: Tensor, min_snr: float | None) -> Tensor:
+        """All times alike: how often they are drawn is their weight."""
+        if min_snr is not None:
+            raise RecipeError(
+                f"min-SNR of {min_snr} is asked for, and the base is a rectified flow",
+                "leave --min-snr out: such a base weighs its times by how often they are drawn",
+            )
+        return torch.ones_like(times, dtype=torch.float32)

@@ -9,29 +9,48 @@ import torch
 from torch import Tensor
 
 from pinxit.errors import RequestError, did_you_mean
+from pinxit.schedule import Kind
 
-_CLASSES = {
-    "ddim": "DDIMScheduler",
-    "ddpm": "DDPMScheduler",
-    "dpm++": "DPMSolverMultistepScheduler",
-    "euler": "EulerDiscreteScheduler",
-    "euler-a": "EulerAncestralDiscreteScheduler",
-    "heun": "HeunDiscreteScheduler",
-    "pndm": "PNDMScheduler",
-    "unipc": "UniPCMultistepScheduler",
+# By kind of schedule, the one that is taken if none is asked for first.
+_CLASSES: dict[Kind, dict[str, str]] = {
+    "diffusion": {
+        "ddim": "DDIMScheduler",
+        "ddpm": "DDPMScheduler",
+        "dpm++": "DPMSolverMultistepScheduler",
+        "euler": "EulerDiscreteScheduler",
+        "euler-a": "EulerAncestralDiscreteScheduler",
+        "heun": "HeunDiscreteScheduler",
+        "pndm": "PNDMScheduler",
+        "unipc": "UniPCMultistepScheduler",
+    },
+    "flow": {
+        "euler": "FlowMatchEulerDiscreteScheduler",
+        "heun": "FlowMatchHeunDiscreteScheduler",
+    },
 }
-SOLVERS = tuple(_CLASSES)
+SOLVERS = tuple(_CLASSES["diffusion"])
+
+
+def solver_for(kind: Kind, name: str | None) -> str:
+    """The solver's name, the usual one if none is given; RequestError if there is none such."""
+    known = _CLASSES[kind]
+    if name is not None and name not in known:
+        what = f"there is no scheduler `{name}`"
+        raise RequestError(
+            f"{what} for bases that are a rectified flow" if name in SOLVERS else what,
+            did_you_mean(name, known),
+        )
+    return name or next(iter(known))
 
 
 class Solver:
     """One walk from noise to a picture; it remembers its last answers, so it is used once."""
 
-    def __init__(self, name: str, config: Mapping[str, object], steps: int) -> None:
+    def __init__(self, kind: Kind, name: str, config: Mapping[str, object], steps: int) -> None:
         import diffusers
 
-        if name not in _CLASSES:
-            raise RequestError(f"there is no scheduler `{name}`", did_you_mean(name, SOLVERS))
-        self._scheduler: Any = getattr(diffusers, _CLASSES[name]).from_config(dict(config))
+        scheduler = getattr(diffusers, _CLASSES[kind][solver_for(kind, name)])
+        self._scheduler: Any = scheduler.from_config(dict(config))
         self._scheduler.set_timesteps(steps)
         self._steps = steps
         takes = inspect.signature(self._scheduler.step).parameters
@@ -40,7 +59,7 @@ class Solver:
 
     def begin_with_noise(self, noise: Tensor) -> Tensor:
         """Unit noise, as strong as the first time wants it."""
-        return noise * self._scheduler.init_noise_sigma
+        return noise * getattr(self._scheduler, "init_noise_sigma", 1.0)
 
     def begin_with_picture(self, latents: Tensor, noise: Tensor, strength: float) -> Tensor:
         """A picture's latents noised so that the last `strength` of the walk is left to do."""
@@ -49,10 +68,14 @@ class Solver:
         self.times = self._scheduler.timesteps[first:]
         if hasattr(self._scheduler, "set_begin_index"):
             self._scheduler.set_begin_index(first)
+        if hasattr(self._scheduler, "scale_noise"):
+            return self._scheduler.scale_noise(latents, self.times[:1], noise)
         return self._scheduler.add_noise(latents, noise, self.times[:1])
 
     def scaled(self, latents: Tensor, time: Tensor) -> Tensor:
         """The latents as the denoiser wants to see them at this time."""
+        if not hasattr(self._scheduler, "scale_model_input"):
+            return latents
         return self._scheduler.scale_model_input(latents, time)
 
     def step(

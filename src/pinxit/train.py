@@ -111,7 +111,9 @@ class Lesson:
         for number, weight in enumerate(self._weights()):
             with torch.no_grad():
                 _ = weight.copy_(state[f"weight.{number}"])
-            for name in ("step", "exp_avg", "exp_avg_sq") if self.done else ():
+            # A layer whose answer nobody takes, as the last of some towers, has no moments.
+            moments = ("step", "exp_avg", "exp_avg_sq") if f"step.{number}" in state else ()
+            for name in moments:
                 kept = state[f"{name}.{number}"].to(weight.device)
                 # The fused step walks weights and moments in memory: they must lie the same way.
                 like = kept if name == "step" else weight.detach()
@@ -128,11 +130,13 @@ class Lesson:
 
     def tell(self) -> Tell:
         """How prompts are told to the denoiser: anew each step where learning changes that."""
+        reading = self.recipe.reading
         if any(adapter.touches_text for adapter in self.adapters):
-            return self.model.condition
+            return lambda wanted: self.model.condition(wanted, reading)
         prompts = [prompt for learner in self.learners for prompt in learner.samples.prompts]
         with torch.no_grad():
-            kept = {prompt: self.model.condition([prompt]) for prompt in dict.fromkeys(prompts)}
+            every = dict.fromkeys(prompts)
+            kept = {prompt: self.model.condition([prompt], reading) for prompt in every}
         return lambda wanted: Conditioning.stack([kept[prompt] for prompt in wanted])
 
     def _weights(self) -> list[nn.Parameter]:

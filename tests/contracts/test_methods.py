@@ -1,5 +1,6 @@
-"""What every method there is must keep to, on the nano base."""
+"""What every method there is must keep to, on the nano base and on every family's."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -17,11 +18,20 @@ from pinxit.run import Run, Saved, teach
 from pinxit.train import Lesson, Step, objective, train
 
 METHODS = registry.names("methods")
+FAMILIES = registry.names("families")
+later = [pytest.param(family, marks=pytest.mark.long) for family in FAMILIES]
+on_every_base = pytest.mark.parametrize("model", ["nano", *FAMILIES], indirect=True)
+on_every_base_later = pytest.mark.parametrize("model", ["nano", *later], indirect=True)
 # Knobs that make a method touch more of the model than its defaults do.
 DEEPER: dict[str, dict[str, object]] = {
     "dreambooth": {"train_text_encoder": True, "prior_pictures": 3},
     "textual-inversion": {"vectors": 3, "captions": True},
 }
+
+
+@pytest.fixture
+def model(request: pytest.FixtureRequest, opened: Callable[[str], Model]) -> Model:
+    return opened(request.param)
 
 
 def recipe_for(method: str, pictures: Path, **changed: object) -> Recipe:
@@ -48,6 +58,7 @@ def weights_of(model: Model) -> dict[str, Tensor]:
 
 
 @pytest.mark.parametrize("method", METHODS)
+@on_every_base
 def test_eject_restores_to_the_last_bit(method: str, model: Model, pictures: Path) -> None:
     before = weights_of(model)
     kept = {name: tensor.detach().clone() for name, tensor in before.items()}
@@ -65,6 +76,7 @@ def test_eject_restores_to_the_last_bit(method: str, model: Model, pictures: Pat
 
 
 @pytest.mark.parametrize("method", METHODS)
+@on_every_base_later
 def test_eject_happens_whatever_happens(method: str, model: Model, pictures: Path) -> None:
     before = weights_of(model)
     lesson = lesson_for(model, recipe_for(method, pictures))
@@ -77,6 +89,7 @@ def test_eject_happens_whatever_happens(method: str, model: Model, pictures: Pat
 
 @pytest.mark.long
 @pytest.mark.parametrize("method", METHODS)
+@on_every_base_later
 def test_the_loss_falls(method: str, model: Model, pictures: Path) -> None:
     rate = 1e-2 if method == "textual-inversion" else 1e-3
     lesson = lesson_for(model, recipe_for(method, pictures, steps=25, batch_size=4, rate=rate))
@@ -94,6 +107,7 @@ def test_the_loss_falls(method: str, model: Model, pictures: Path) -> None:
 
 
 @pytest.mark.parametrize("method", METHODS)
+@on_every_base
 def test_a_concept_survives_its_file(
     method: str, model: Model, pictures: Path, tmp_path: Path
 ) -> None:
@@ -113,6 +127,7 @@ def test_a_concept_survives_its_file(
 
 @pytest.mark.long
 @pytest.mark.parametrize("method", METHODS)
+@on_every_base_later
 def test_resumed_after_any_step_it_is_the_same_run(
     method: str, model: Model, pictures: Path, tmp_path: Path
 ) -> None:
@@ -132,6 +147,7 @@ def test_resumed_after_any_step_it_is_the_same_run(
 
 
 @pytest.mark.parametrize("method", METHODS)
+@on_every_base_later
 def test_the_seed_decides(method: str, model: Model, pictures: Path, tmp_path: Path) -> None:
     runs = [
         teach(model, recipe_for(method, pictures, seed=seed), tmp_path / f"run-{number}")
@@ -142,6 +158,7 @@ def test_the_seed_decides(method: str, model: Model, pictures: Path, tmp_path: P
 
 
 @pytest.mark.parametrize("method", METHODS)
+@on_every_base_later
 def test_ctrl_c_in_the_consumer_saves(
     method: str, model: Model, pictures: Path, tmp_path: Path
 ) -> None:
