@@ -27,7 +27,7 @@ def hidden_in(path: Path) -> Mapping[str, Any]:
         with Image.open(path) as image:
             chunk: object = image.info.get(_CHUNK)
             if isinstance(chunk, str):
-                written = base64.b64decode(chunk[:_LONGEST])
+                written = base64.b64decode(chunk[:_LONGEST], validate=True)
             elif image.width * image.height <= _WIDEST:
                 written = _in_pixels(np.asarray(image.convert("RGB")))
             else:

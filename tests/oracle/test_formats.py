@@ -8,6 +8,7 @@ import diffusers
 import pytest
 import torch
 from torch import Tensor
+from transformers import CLIPTextConfig, CLIPTextModel
 
 from pinxit import registry
 from pinxit.adapter import Alias, Part, injected
@@ -17,7 +18,6 @@ from pinxit.generate import Request, paint
 from pinxit.model import Model, open_base
 from pinxit.networks import PARTS
 from pinxit.source import Folder
-from transformers import CLIPTextConfig, CLIPTextModel
 
 WIDTH = 768
 PROMPT = "a photo of shifu riding on the beach"
