@@ -2,6 +2,7 @@
 
 import ast
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -19,7 +20,13 @@ def engine() -> list[Path]:
     return sorted(path for path in files if path.relative_to(SOURCE).parts[0] not in ASIDE)
 
 
-def words(path: Path) -> Iterator[str]:
+@cache
+def words(path: Path) -> frozenset[str]:
+    """What a file's code says."""
+    return frozenset(_words(path))
+
+
+def _words(path: Path) -> Iterator[str]:
     """Every name and every string of a file's code; docstrings may tell of anything."""
     tree = ast.parse(path.read_text(encoding="utf-8"))
     told = {id(node.value) for node in ast.walk(tree) if isinstance(node, ast.Expr)}
@@ -41,4 +48,4 @@ def test_no_file_names_a_plug_in_of_another(kind: str) -> None:
         called = {name, stem, registry.load(kind, name).__name__, f"pinxit.{kind}.{stem}"}
         for path in engine():
             if path.stem != stem:
-                assert not called & set(words(path)), f"{path} names {name}"
+                assert not called & words(path), f"{path} names {name}"

@@ -11,8 +11,10 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from pinxit import registry
+
 ROOT = Path(__file__).resolve().parent.parent
-PAGES = ("docs/pocket.md", "docs/learning.md")
+PAGES = ("README.md", "docs/pocket.md", "docs/learning.md")
 BLOCK = re.compile(r"(<!-- figures: ([a-z-]+) -->\n).*?(<!-- end -->)", re.DOTALL)
 
 
@@ -104,13 +106,20 @@ def real() -> str:
     return table(head, rows) + origin("real-pictures")
 
 
+def families() -> str:
+    """Every family there is, as its plug-in's first line has it."""
+    told = [registry.summary("families", name).rstrip(".") for name in registry.names("families")]
+    rows = [[name, what[0].upper() + what[1:]] for name, what in (one.split(": ") for one in told)]
+    return table(["family", "what it is made of"], rows)
+
+
 def interval(found: dict[str, float]) -> str:
     """A share with its 95% interval."""
     return f"{percent(found['value'])} ({percent(found['low'])} to {percent(found['high'])})"
 
 
 BLOCKS: dict[str, Callable[[], str]] = {
-    f.__name__: f for f in (painting, sizes, eyes, subjects, real)
+    f.__name__: f for f in (painting, sizes, eyes, subjects, real, families)
 }
 
 

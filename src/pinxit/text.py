@@ -83,10 +83,7 @@ class Tokens:
 
 @dataclass(frozen=True)
 class Told:
-    """What a tower makes of prompts: a state for each token (B, W * L, D), and one of all (B, P).
-
-    The one of all is of the first window, and only some towers have it.
-    """
+    """What a tower says: a state a token (B, W * L, D), and perhaps one of all (B, P)."""
 
     states: Tensor
     pooled: Tensor | None

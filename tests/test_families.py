@@ -1,0 +1,111 @@
+"""What families have of their own: how they are told apart, which times, numbers and sizes."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from pinxit import registry
+from pinxit.adapter import NewWord, injected
+from pinxit.errors import RecipeError, RequestError
+from pinxit.generate import Request, paint
+from pinxit.model import Model, open_base
+from pinxit.recipe import Recipe
+from pinxit.schedule import Flow
+
+FAMILIES = registry.names("families")
+Opened = Callable[[str], Model]
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_each_base_is_of_one_family(family: str, opened: Opened) -> None:
+    source = opened(family).source
+    assert [name for name in FAMILIES if registry.load("families", name).suits(source)] == [family]
+    assert registry.name_of(type(opened(family))) == family
+
+
+def test_the_embedded_base_is_of_the_first_family(model: Model) -> None:
+    assert registry.name_of(type(model)) == "stable-diffusion-1"
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_new_word_is_learned_in_every_clip_tower(family: str, opened: Opened) -> None:
+    model = opened(family)
+    towers = model.towers.items()
+    assert len(towers) == (1 if family[-1] in "12" else 2)
+    added = NewWord("<mytoy>", "toy", {key: tower.word_vectors("dog") for key, tower in towers})
+    batch = torch.randn(1, model.latent_channels, 4, 4, generator=torch.Generator().manual_seed(0))
+    with injected(model, [added]):
+        told = model.condition(["a photo of a <mytoy>"])
+        model.denoise(batch, torch.tensor([500]), told).square().sum().backward()
+        assert model.words
+    for table in added.tables.values():
+        assert table.grad is not None
+        assert float(table.grad.abs().sum()) > 0
+    dog, toy = (model.condition([f"a photo of a {noun}"]) for noun in ("dog", "toy"))
+    clip = 77  # what comes after is T5's, which reads what the word stands for
+    assert torch.allclose(told.states[:, :clip], dog.states[:, :clip], atol=1e-6)
+    assert torch.equal(told.states[:, clip:], toy.states[:, clip:])
+
+
+def test_nothing_said_is_nothing_at_all_to_xl(opened: Opened) -> None:
+    told = opened("stable-diffusion-xl").condition(["", "a dog"])
+    assert told.pooled is not None
+    assert [bool(part.any()) for part in (*told.states, *told.pooled)] == [False, True] * 2
+
+
+@pytest.mark.parametrize("family", ["stable-diffusion-1", "stable-diffusion-xl"])
+def test_an_autoencoder_that_overflows_computes_in_full(
+    family: str, opened: Opened, bases: Callable[[str], Path]
+) -> None:
+    full, half = opened(family), open_base(bases(family), precision="bf16")
+    latents = torch.randn(1, 4, 4, 4, generator=torch.Generator().manual_seed(0))
+    assert torch.equal(half.decode(latents), full.decode(latents)) == family.endswith("xl")
+    told = [model.condition(["a dog"]).states for model in (full, half)]
+    assert not torch.equal(*told)
+
+
+def test_a_flow_is_painted_by_solvers_of_flows(opened: Opened) -> None:
+    model = opened("stable-diffusion-3")
+    asked = Request(prompt="a dog", steps=2)
+    painted = paint(model, asked)[0]
+    assert painted.request.scheduler == "euler"
+    assert torch.equal(painted.latents, paint(model, painted.request)[0].latents)
+    with pytest.raises(RequestError, match="no scheduler `ddim` for bases that are a rectified"):
+        paint(model, asked.model_copy(update={"scheduler": "ddim"}))
+
+
+def test_a_transformer_takes_whole_patches(opened: Opened) -> None:
+    model = opened("stable-diffusion-3")
+    with pytest.raises(RequestError, match="cannot paint 40x24") as caught:
+        paint(model, Request(prompt="a dog", width=40, height=24))
+    assert "multiples of 16" in caught.value.hint
+    assert paint(model, Request(prompt="a", width=48, height=16, steps=1))[0].image.size == (48, 16)
+
+
+def test_min_snr_on_a_flow_is_refused(opened: Opened, pictures: Path) -> None:
+    recipe = Recipe.model_validate(
+        {
+            "method": "textual-inversion",
+            "pictures": pictures,
+            "token": "<mytoy>",
+            "class_noun": "toy",
+            "min_snr": 5.0,
+        }
+    )
+    assert recipe.settled(opened("stable-diffusion-2"), 3).min_snr == 5.0
+    with pytest.raises(RecipeError, match=r"min-SNR of 5\.0 is asked for"):
+        recipe.settled(opened("stable-diffusion-3"), 3)
+
+
+def test_times_of_a_flow_are_logit_normal() -> None:
+    draws = torch.Generator().manual_seed(0)
+    times = torch.tensor([Flow().draw(draws) for _ in range(4000)]) / 1000
+    assert float(times.min()) > 0
+    assert float(times.max()) < 1
+    logits = times.logit()
+    assert abs(float(logits.mean())) < 0.05
+    assert abs(float(logits.std()) - 1) < 0.05
+    shifted = torch.tensor([Flow(3.0).draw(draws) for _ in range(4000)]) / 1000
+    assert abs(float((shifted / (3 - 2 * shifted)).median()) - 0.5) < 0.02
