@@ -160,7 +160,7 @@ def packed(tables: Mapping[str, Tensor], key: str) -> dict[str, Tensor]:
             f"the word has vectors for `{min(strange)}`, and this layout has no place for them",
             "keep it in the format it has, or in pinxit's own",
         )
-    if tables.keys() == {"text"}:
+    if set(tables) == {"text"}:
         return {key: tables["text"]}
     return {_TOWERS_BACK[tower]: table for tower, table in tables.items()}
 

@@ -54,15 +54,16 @@ def _in_pixels(pixels: NDArray[np.uint8]) -> bytes | None:
     rows, columns = np.flatnonzero(lit.any(1)), np.flatnonzero(lit.any(0))
     if not len(rows):
         return None
-    low_bits = pixels[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1] & 15
-    gaps = np.flatnonzero(~low_bits.any((0, 2)))
+    inside = pixels[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
+    low_bits = inside & np.uint8(15)
+    gaps = np.flatnonzero(low_bits.max((0, 2)) == 0)
     if len(gaps) < 2:
         return None
     low, high = _plain(low_bits[:, : gaps[0]]), _plain(low_bits[:, gaps[-1] + 1 :])
     if low.shape != high.shape:
         return None
     try:
-        return zlib.decompressobj().decompress((high << 4 | low).tobytes(), _LONGEST)
+        return zlib.decompressobj().decompress((high << np.uint8(4) | low).tobytes(), _LONGEST)
     except zlib.error:
         return None
 
@@ -70,12 +71,12 @@ def _in_pixels(pixels: NDArray[np.uint8]) -> bytes | None:
 def _plain(block: NDArray[np.uint8]) -> NDArray[np.uint8]:
     """A block of low bits without the noise that was laid over it."""
     noise = np.fromiter(islice(_noise(), block.size), np.uint8, block.size)
-    return block ^ (noise.reshape(block.shape) & 15)
+    return block ^ noise.reshape(block.shape)
 
 
 def _noise() -> Iterator[int]:
-    """The linear congruential generator of Numerical Recipes, from zero, modulo 255."""
+    """Low bits of the linear congruential generator of Numerical Recipes, from zero, mod 255."""
     state = 0
     while True:
         state = (1664525 * state + 1013904223) % 2**32
-        yield state % 255
+        yield state % 255 & 15

@@ -41,7 +41,7 @@ class A1111(Embedding):
 
     def pack(self, word: Word) -> Mapping[str, object]:
         """The word as they save it; for several text towers, as they read it."""
-        if word.tables.keys() != {"text"}:
+        if set(word.tables) != {"text"}:
             return packed(word.tables, EMB_PARAMS)
         step = word.told.get("step", "")
         return {
