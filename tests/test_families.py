@@ -81,6 +81,9 @@ def test_a_transformer_takes_whole_patches(opened: Opened) -> None:
     with pytest.raises(RequestError, match="cannot paint 40x24") as caught:
         paint(model, Request(prompt="a dog", width=40, height=24))
     assert "multiples of 16" in caught.value.hint
+    with pytest.raises(RequestError, match="cannot paint 144x32") as caught:
+        paint(model, Request(prompt="a dog", width=144, height=32))
+    assert "at most 128 a side" in caught.value.hint
     assert paint(model, Request(prompt="a", width=48, height=16, steps=1))[0].image.size == (48, 16)
 
 

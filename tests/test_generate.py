@@ -1,5 +1,6 @@
 """Painting: seeds, sizes, what a picture carries, what is said."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -111,6 +112,16 @@ def test_sizes_that_latents_cannot_have(model: Model) -> None:
     with pytest.raises(RequestError, match="cannot paint 30x30") as caught:
         paint(model, changed(width=30))
     assert "32x32" in caught.value.hint
+
+
+def test_clip_skip_is_remembered(model: Model) -> None:
+    taught = concept(model)
+    taught = replace(taught, provenance=replace(taught.provenance, recipe="clip_skip = 2"))
+    told = [
+        [event.message for event in generate(model, asked, [taught]) if isinstance(event, Notice)]
+        for asked in (QUICK, changed(clip_skip=2))
+    ]
+    assert told == [["<mytoy> was learned with --clip-skip 2: give it here too"], []]
 
 
 def test_a_start_that_is_no_picture(model: Model, tmp_path: Path) -> None:

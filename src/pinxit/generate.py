@@ -1,6 +1,7 @@
 """Painting: one denoising loop for every family, solver, concept and start."""
 
 import re
+import tomllib
 from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -54,7 +55,8 @@ class Request(Checked):
     height: int | None = Field(default=None, ge=8, description="pixels; else the width")
     init: Path | None = Field(default=None, description="a picture to start from")
     strength: float = Field(default=0.6, gt=0, le=1, description="how much of it to paint anew")
-    base: str = Field(default="pocket", description="a base's name, or a folder")
+    base: str = Field(default="pocket", description="a name, a folder, a file, or a hub id")
+    vae: str | None = Field(default=None, description="another autoencoder: folder, file, hub id")
     precision: Precision | None = Field(default=None, description="numbers to compute in")
 
     @field_validator("scheduler")
@@ -187,8 +189,8 @@ def _walk(
             answer = without + request.guidance * (answer - without)
         latents = solver.step(answer, time, latents, draws)
         yield Frame(done, len(solver.times), latents)
-    placed = {"base": model.name, "precision": model.placement.precision, "count": 1}
-    placed |= {"scheduler": name}
+    placed: dict[str, object] = {"base": model.name, "vae": model.source.vae, "count": 1}
+    placed |= {"precision": model.placement.precision, "scheduler": name}
     for seed, kept, pixels in zip(seeds, latents, model.decode(latents), strict=True):
         yield Painted(to_image(pixels), request.model_copy(update={**placed, "seed": seed}), kept)
 
@@ -232,6 +234,9 @@ def _notices(model: Model, request: Request, concepts: Sequence[Concept]) -> Ite
                 f"{concept.token} was learned on another base than {model.name} "
                 f"({concept.provenance.base}): it may look different"
             )
+        taught: int | None = tomllib.loads(concept.provenance.recipe).get("clip_skip")
+        if taught not in (None, request.clip_skip):
+            yield Notice(f"{concept.token} was learned with --clip-skip {taught}: give it here too")
 
 
 def _nearest(side: int, factor: int) -> int:

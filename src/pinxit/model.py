@@ -12,11 +12,13 @@ from typing import Literal, Self
 import torch
 from torch import Tensor, nn
 
-from pinxit import registry
+from pinxit import hub, registry
 from pinxit.errors import ModelError, did_you_mean
+from pinxit.hub import Report
 from pinxit.prompt import Meaning
 from pinxit.schedule import Schedule
-from pinxit.source import Folder, Source
+from pinxit.single_file import SingleFile
+from pinxit.source import PARTS, Folder, Source, WithVae
 from pinxit.text import LITERALLY, Reading, TextTower
 
 Precision = Literal["fp32", "bf16"]
@@ -143,16 +145,28 @@ def open_base(
     base: str | Path = "pocket",
     device: str = "cpu",
     precision: Precision | Literal["auto"] = "auto",
+    vae: str | Path | None = None,
+    report: Report | None = None,
 ) -> Model:
-    """A base by name or by its folder in diffusers' layout; ModelError if there is none."""
-    source = _source(str(base))
+    """A base by name, hub id, folder in diffusers' layout or single file; ModelError if none.
+
+    `vae` is another autoencoder for it, given likewise. `report` is told of downloads.
+    """
     placement = _placement(device, precision)
+    source = find_base(str(base), report)
+    if vae is not None:
+        source = WithVae(source, _vae(find_base(str(vae), report)))
+    _must_paint(source)
     for family in _families():
         if family.suits(source):
-            return family.open(source, placement)
+            opened = family.open(source, placement)
+            source.close()
+            return opened
     raise ModelError(
-        f"{source.name} is no base of a family that pinxit knows",
-        f"give a folder in diffusers' layout; families: {', '.join(registry.names('families'))}",
+        f"{source.name} is no base of a family that pinxit knows: it has "
+        f"{', '.join(filter(source.has, PARTS)) or 'no part of one'}",
+        f"families: {', '.join(registry.names('families'))}; a base is a folder in diffusers' "
+        "layout, a whole checkpoint in one file, or a hub id",
     )
 
 
@@ -161,17 +175,51 @@ def _families() -> Iterator[type[Model]]:
         yield registry.load("families", name)
 
 
-def _source(base: str) -> Source:
-    """Where a base is: it ships with pinxit, or it is the user's own."""
+def find_base(base: str, report: Report | None = None) -> Source:
+    """Where a base is: it ships with pinxit, or it is the user's own, or on the hub.
+
+    ModelError if it is nowhere.
+    """
     if base == "pocket":
         return Folder(Path(str(files("pinxit"))) / "pocket" / "weights", base)
-    folder = Path(base).expanduser()
-    if not folder.is_dir():
+    path, name = Path(base).expanduser(), ""
+    if not path.exists() and hub.looks_like_id(base):
+        path, name = hub.fetch(base, report or _silent), base
+    name = name or str(path.resolve())
+    if path.is_file():
+        return SingleFile(path, name)
+    if path.is_dir():
+        alone = (path / "config.json").is_file() and not (path / "vae").is_dir()
+        return Folder(path, name, "vae" if alone else None)
+    raise ModelError(
+        f"there is no base `{base}`: it is neither a name, a folder nor a file",
+        f"{did_you_mean(base, ['pocket'])}; or give a folder, a file or a hub id (owner/name)",
+    )
+
+
+def _vae(source: Source) -> Source:
+    if not source.has("vae"):
         raise ModelError(
-            f"there is no base `{base}`: it is neither a name nor a folder",
-            f"{did_you_mean(base, ['pocket'])}; or give a folder in diffusers' layout",
+            f"{source.name} has no autoencoder",
+            "give a folder with config.json and its weights, a file with a VAE, or another base",
         )
-    return Folder(folder, str(folder.resolve()))
+    return source
+
+
+def _must_paint(source: Source) -> None:
+    """ModelError if the denoiser takes more than latents, as inpainting models do."""
+    denoiser = source.config("transformer" if source.has("transformer") else "unet")
+    taken, latents = denoiser.get("in_channels"), source.config("vae").get("latent_channels")
+    if isinstance(taken, int) and isinstance(latents, int) and taken != latents:
+        raise ModelError(
+            f"{source.name} takes {taken} channels, and pictures here have {latents}: it is made "
+            "for inpainting or another task",
+            "take a base that paints from text; an autoencoder must be of the base's family",
+        )
+
+
+def _silent(task: str, done: int, total: int) -> None:
+    """Tell nobody."""
 
 
 def _placement(device: str, precision: Precision | Literal["auto"]) -> Placement:

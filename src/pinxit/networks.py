@@ -11,7 +11,7 @@ from pinxit.concept import Concept, Provenance, described
 from pinxit.errors import ConceptError
 from pinxit.format import CARRIED, Numbers, Target
 from pinxit.ldm import bare
-from pinxit.model import _source as find_base  # STAND-IN
+from pinxit.model import find_base
 from pinxit.opened import Opened
 from pinxit.source import Source
 

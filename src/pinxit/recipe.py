@@ -47,7 +47,8 @@ class Recipe(Checked):
     token: str = Field(description="the new word, best in angle brackets: <mytoy>")
     class_noun: str = Field(description="what it is a kind of, in the base's words: toy")
     kind: Kind = Field(default="object", description="whether the word is a thing or a style")
-    base: str = Field(default="pocket", description="a base's name, or a folder")
+    base: str = Field(default="pocket", description="a name, a folder, a file, or a hub id")
+    vae: str | None = Field(default=None, description="another autoencoder: folder, file, hub id")
     seed: int = Field(default=0, description="all randomness of the run follows from it")
     steps: int | None = Field(default=None, ge=1, description="how many steps to learn")
     batch_size: int | None = Field(default=None, ge=1, description="pictures of the subject a step")
@@ -118,6 +119,7 @@ class Recipe(Checked):
                 "batch_size": self.batch_size or plan.batch_size,
                 "rate": self.rate or plan.rate,
                 "base": model.name,
+                "vae": model.source.vae,
                 "precision": model.placement.precision,
             }
         )

@@ -2,18 +2,20 @@
 
 import hashlib
 import json
+import re
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from functools import cached_property
+from itertools import product
 from pathlib import Path
 from typing import Any, cast
 
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor
 
 from pinxit.durable import sha256
 from pinxit.errors import ModelError
+from pinxit.pickled import looks_pickled, read_pickled
+from pinxit.tensors import read_safetensors
 
 # The only parts a base can have, whatever its files say.
 NETWORKS = ("text_encoder", "text_encoder_2", "text_encoder_3", "transformer", "unet", "vae")
@@ -22,16 +24,17 @@ PARTS = (*NETWORKS, "scheduler", "tokenizer", "tokenizer_2", "tokenizer_3")
 _LARGEST_JSON = 32 * 2**20
 _STEMS = ("diffusion_pytorch_model", "model", "pytorch_model")
 _VARIANTS = ("", ".fp16", ".bf16", ".fp32")
-_WANTED = "a part needs config.json and its weights as safetensors"
+_WANTED = "a part needs config.json and its weights, best as safetensors"
 
 
 class Source(ABC):
     """The parts of a base by their names in diffusers' layout, wherever they are kept.
 
-    `name` is how messages and recipes call the base.
+    `name` is how messages and recipes call the base, `vae` another autoencoder it is opened with.
     """
 
     name: str
+    vae: str | None = None
 
     @abstractmethod
     def has(self, part: str) -> bool:
@@ -53,6 +56,9 @@ class Source(ABC):
     def fingerprints(self) -> Iterator[str]:
         """A line for each file that counts: what it is for, and its SHA-256."""
 
+    def close(self) -> None:  # noqa: B027
+        """Let go of weights that are held; only name, settings and hash are asked for after."""
+
     @cached_property
     def hash(self) -> str:
         """The fingerprint of the base: SHA-256 over the files of its parts."""
@@ -60,19 +66,20 @@ class Source(ABC):
 
 
 class Folder(Source):
-    """A base in diffusers' layout: a folder for each part."""
+    """A base in diffusers' layout: a folder for each part; `alone` has its files in no folder."""
 
-    def __init__(self, folder: Path, name: str) -> None:
+    def __init__(self, folder: Path, name: str, alone: str | None = None) -> None:
         self.folder = folder
         self.name = name
+        self._alone = alone
 
     def has(self, part: str) -> bool:
         """Whether there is a folder of that name."""
-        return part in PARTS and (self.folder / part).is_dir()
+        return part == self._alone or (part in PARTS and self._at(part).is_dir())
 
     def config(self, part: str) -> dict[str, Any]:
         """What the part's JSON files say, a tokenizer's special tokens included."""
-        folder = self.folder / part
+        folder = self._at(part)
         if not part:
             return _settings(folder / "model_index.json")
         if part == "scheduler":
@@ -83,63 +90,98 @@ class Folder(Source):
         return _settings(folder / "config.json")
 
     def weights(self, part: str) -> dict[str, Tensor]:
-        """The tensors of a part, from one file or from all files of its index."""
-        found: dict[str, Tensor] = {}
-        for path in self._shards(part):
-            try:
-                found |= load_file(path)
-            except (OSError, SafetensorError) as trouble:
-                raise ModelError(
-                    f"{self.name}/{part} cannot be opened: {path.name}: {trouble}",
-                    "copy or download the base again",
-                ) from trouble
-        return found
+        """The tensors of a part, from one file or from several."""
+        files = [path for path in self._weight_files(part) if path.suffix != ".json"]
+        if not files:
+            raise ModelError(f"{self.name}/{part} cannot be opened: it has no weights", _WANTED)
+        return {name: held for path in files for name, held in read_weights(path)[0].items()}
 
     def tokenizer(self, part: str) -> Path:
         """The part's own folder."""
-        return self.folder / part
+        return self._at(part)
 
     def fingerprints(self) -> Iterator[str]:
         """Those of the settings, the vocabularies, and the weights that are opened."""
-        for path in sorted(path for part in PARTS if self.has(part) for path in self._files(part)):
-            yield f"{path.parent.name}/{path.name}:{sha256(path)}\n"
+        for part in sorted(filter(self.has, PARTS)):
+            texts = (path for path in self._at(part).iterdir() if path.suffix in (".json", ".txt"))
+            plain = {path for path in texts if ".index." not in path.name}
+            for path in sorted(plain.union(self._weight_files(part) if part in NETWORKS else ())):
+                yield f"{part}/{path.name}:{sha256(path)}\n"
 
-    def _files(self, part: str) -> set[Path]:
-        """The files of a part that count."""
-        folder = self.folder / part
-        plain = {path for path in folder.iterdir() if path.suffix in (".json", ".txt")}
-        if part not in NETWORKS:
-            return plain
-        index = self._weight_file(part)
-        others = {path for path in plain if ".index." in path.name}
-        return plain - others | {index, *self._shards(part)}
+    def _at(self, part: str) -> Path:
+        return self.folder if part == self._alone else self.folder / part
 
-    def _weight_file(self, part: str) -> Path:
-        """The file, or the index of files, that holds a part's weights."""
-        folder = self.folder / part
-        for variant in _VARIANTS:
-            for stem in _STEMS:
-                for name in (
-                    f"{stem}{variant}.safetensors",
-                    f"{stem}{variant}.safetensors.index.json",
-                    f"{stem}.safetensors.index{variant}.json",
-                ):
-                    if (folder / name).is_file():
-                        return folder / name
-        raise ModelError(f"{self.name}/{part} cannot be opened: it has no weights", _WANTED)
+    def _weight_files(self, part: str) -> list[Path]:
+        folder = self._at(part)
+        return [folder / name for name in weight_files([path.name for path in folder.iterdir()])]
 
-    def _shards(self, part: str) -> list[Path]:
-        """The files that hold a part's weights."""
-        path = self._weight_file(part)
-        if path.suffix != ".json":
-            return [path]
-        listed = _settings(path).get("weight_map")
-        table = cast("dict[str, object]", listed) if isinstance(listed, dict) else {"": ""}
-        names = {str(name) for name in table.values()}
-        for name in names:
-            if Path(name).name != name:
-                raise ModelError(f"{path} lists `{name}`, which is no file's name", _WANTED)
-        return [path.parent / name for name in sorted(names)]
+
+class WithVae(Source):
+    """A base whose autoencoder is taken from elsewhere."""
+
+    def __init__(self, base: Source, other: Source) -> None:
+        self.name = base.name
+        self.vae = other.name
+        self._base = base
+        self._other = other
+
+    def has(self, part: str) -> bool:
+        """Whether either has it."""
+        return part == "vae" or self._base.has(part)
+
+    def config(self, part: str) -> dict[str, Any]:
+        """The base's; of the autoencoder its own, and the base's where it says nothing."""
+        told = self._base.config(part)
+        return told | self._other.config(part) if part == "vae" else told
+
+    def weights(self, part: str) -> dict[str, Tensor]:
+        """Those of the one that the part is from."""
+        return (self._other if part == "vae" else self._base).weights(part)
+
+    def tokenizer(self, part: str) -> Path:
+        """The base's."""
+        return self._base.tokenizer(part)
+
+    def fingerprints(self) -> Iterator[str]:
+        """All of both."""
+        yield from self._base.fingerprints()
+        yield from self._other.fingerprints()
+
+    def close(self) -> None:
+        """Let go of both."""
+        self._base.close()
+        self._other.close()
+
+
+def weight_files(names: Collection[str]) -> list[str]:
+    """Which of a folder's files hold a network's weights: one, or several and their index.
+
+    Safetensors come first, and full precision; none if there are none.
+    """
+    for kind, variant, stem in product(("safetensors", "bin"), _VARIANTS, _STEMS):
+        whole = f"{stem}{variant}.{kind}"
+        if whole in names:
+            return [whole]
+        shard = re.compile(rf"{re.escape(stem + variant)}-\d+-of-\d+\.{kind}")
+        shards = [name for name in names if shard.fullmatch(name)]
+        if shards:
+            index = {f"{whole}.index.json", f"{stem}.{kind}.index{variant}.json"}
+            return [*shards, *index.intersection(names)]
+    return []
+
+
+def read_weights(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """The tensors of a file, whatever it is called, and what it says of itself.
+
+    FileError if it cannot be read, or holds what could be code.
+    """
+    if not looks_pickled(path):
+        return read_safetensors(path)
+    held = read_pickled(path)
+    while isinstance(held, dict) and isinstance(held.get("state_dict"), dict):
+        held = cast("dict[object, object]", held["state_dict"])
+    table = cast("dict[object, object]", held) if isinstance(held, dict) else {}
+    return {str(name): tensor for name, tensor in table.items() if isinstance(tensor, Tensor)}, {}
 
 
 def read_json(path: Path) -> object:

@@ -15,6 +15,7 @@ from pinxit.model import Model
 from pinxit.pictures import read_pictures
 from pinxit.recipe import Recipe
 from pinxit.run import Run, Saved, teach
+from pinxit.text import Reading
 from pinxit.train import Lesson, Step, objective, train
 
 METHODS = registry.names("methods")
@@ -144,6 +145,22 @@ def test_resumed_after_any_step_it_is_the_same_run(
             for name, tensor in part.tensors.items():
                 assert torch.equal(tensor, again.concept.parts[number].tensors[name])
         assert losses(again) == losses(whole)
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("model", ["stable-diffusion-1"], indirect=True)
+def test_what_is_learned_from_is_read_literally(method: str, model: Model, pictures: Path) -> None:
+    (pictures / "0.txt").write_text("a (red:1.5) toy")
+    recipe = recipe_for(method, pictures, clip_skip=2)
+    knobs = recipe.method.model_copy(update={"captions": True})
+    lesson = lesson_for(model, recipe.model_copy(update={"method": knobs}))
+    caption = next(prompt for prompt in lesson.learners[0].samples.prompts if "(" in prompt)
+    assert caption == "a (red:1.5) <mytoy>"
+    with injected(model, lesson.adapters):
+        told = lesson.tell()([caption]).states
+        assert torch.equal(told, model.condition([caption], Reading(clip_skip=2)).states)
+        for reading in (Reading(), Reading(weights=True, clip_skip=2)):
+            assert not torch.allclose(told, model.condition([caption], reading).states, atol=1e-4)
 
 
 @pytest.mark.parametrize("method", METHODS)

@@ -13,9 +13,10 @@ from pinxit.batches import Batch
 from pinxit.generate import Request, paint
 from pinxit.model import Model, open_base
 from pinxit.pixels import to_pixels
-from pinxit.solvers import _CLASSES as SCHEDULERS
+from pinxit.solvers import _CLASSES
 from pinxit.train import objective
 
+SCHEDULERS = _CLASSES["diffusion"]
 PROMPT = "a photo of a red dog on the beach"
 GUIDANCE = 5.0
 CLOSE = 1e-4

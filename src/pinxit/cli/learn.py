@@ -7,9 +7,9 @@ from pathlib import Path
 
 from pinxit import registry
 from pinxit.cli.flags import Values, command, flag, flags, word
+from pinxit.cli.opening import opened
 from pinxit.cli.screen import Report, bars, data, say
 from pinxit.method import Method, Preparing
-from pinxit.model import open_base
 from pinxit.recipe import Recipe
 from pinxit.run import Event, Run, Saved
 from pinxit.train import Step
@@ -66,7 +66,7 @@ def go_on(folder: Path, device: str) -> None:
 def follow(run: Run, device: str) -> None:
     """Learn, with bars; after Ctrl-C say what was kept. The concept's path goes to stdout."""
     recipe = run.recipe
-    model = open_base(recipe.base, device, recipe.precision or "auto")
+    model = opened(recipe, device)
     told = _Told()
     try:
         with bars() as report, closing(run.learn(model)) as events:

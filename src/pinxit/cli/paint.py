@@ -8,13 +8,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pinxit.cli.flags import Values, command, flag, flags, word
+from pinxit.cli.opening import opened
 from pinxit.cli.screen import bars, data, say
 from pinxit.concept import Concept
 from pinxit.durable import replace
 from pinxit.errors import RequestError
 from pinxit.generate import Frame, Notice, Painted, Request
 from pinxit.generate import generate as painting
-from pinxit.model import Model, open_base
+from pinxit.model import Model
 from pinxit.pixels import sheet
 
 if TYPE_CHECKING:
@@ -30,7 +31,7 @@ def _generate(given: Values) -> None:
     if out.exists() and not out.is_dir():
         raise RequestError(f"{out} is no folder", "give a folder for the pictures with --out")
     request, concepts = _asked(given)
-    model = open_base(request.base, given.get("device", "cpu"), request.precision or "auto")
+    model = opened(request, given.get("device", "cpu"))
     kept: list[Path] = []
     try:
         _paint(model, request, concepts, _Album(out, kept))

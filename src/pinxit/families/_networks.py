@@ -2,7 +2,7 @@
 """Networks and tokenizers of known classes, built from a source's settings and weights."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
@@ -160,9 +160,10 @@ def _vocabulary(folder: Path) -> tuple[dict[str, int], list[tuple[str, str]]]:
     """Tokens with their ids, and the pairs that merge, first ones first."""
     pairs: Any
     if (folder / "merges.txt").is_file():
-        tokens: Any = read_json(folder / "vocab.json")
         lines = (folder / "merges.txt").read_text(encoding="utf-8").splitlines()
         pairs = [line.split(" ") for line in lines if line and not line.startswith("#version")]
+        listed = folder / "vocab.json"
+        tokens: Any = read_json(listed) if listed.is_file() else _in_order(pairs)
     else:
         whole: Any = read_json(folder / "tokenizer.json")
         found = whole.get("model") if isinstance(whole, dict) else None
@@ -172,6 +173,15 @@ def _vocabulary(folder: Path) -> tuple[dict[str, int], list[tuple[str, str]]]:
     if not sound or not all(isinstance(pair, list) and len(pair) == 2 for pair in pairs):
         raise ModelError(f"{folder} holds no CLIP vocabulary", "copy or download the base again")
     return tokens, [(first, second) for first, second in pairs]
+
+
+def _in_order(pairs: Sequence[list[str]]) -> dict[str, int]:
+    """CLIP's vocabulary as its merges make it: bytes, bytes that end a word, what is merged."""
+    seen = [*range(33, 127), *range(161, 173), *range(174, 256)]
+    letters = [*map(chr, seen), *(chr(256 + at) for at in range(256 - len(seen)))]
+    ends = [f"{letter}</w>" for letter in letters]
+    tokens = [*letters, *ends, *map("".join, pairs), "<|startoftext|>", "<|endoftext|>"]
+    return {token: at for at, token in enumerate(tokens)}
 
 
 def _mark(config: dict[str, Any], name: str) -> str:

@@ -11,13 +11,13 @@ from torch import Tensor
 from torch.nn import functional as F
 from transformers import CLIPTextModelWithProjection, T5EncoderModel
 
-from pinxit.errors import ModelError
+from pinxit.errors import ModelError, RequestError
 from pinxit.families._latent import LatentModel, clip_tower
 from pinxit.families._networks import network
 from pinxit.model import Conditioning, Placement
 from pinxit.prompt import spoken
 from pinxit.schedule import Flow
-from pinxit.source import Source
+from pinxit.source import Source, read_json
 from pinxit.text import Reading, TextTower, Told
 
 # How many positions of the transformer's text are T5's, whether it is there or not.
@@ -37,6 +37,7 @@ class StableDiffusion3(LatentModel):
         super().__init__(source, placement, self.transformer, towers, schedule)
         shape: Any = self.transformer.config
         self._patch: int = shape.patch_size
+        self._most: int = shape.pos_embed_max_size * self.grain
         self._text_width: int = shape.joint_attention_dim
         self._t5 = _T5(source, placement) if source.has("text_encoder_3") else None
 
@@ -58,7 +59,13 @@ class StableDiffusion3(LatentModel):
         return cls(source, placement, towers)
 
     def denoise(self, latents: Tensor, times: Tensor, conditioning: Conditioning) -> Tensor:
-        """The transformer's answer."""
+        """The transformer's answer; RequestError for pictures beyond the places it knows."""
+        height, width = (side * self.factor for side in latents.shape[2:])
+        if max(height, width) > self._most:
+            raise RequestError(
+                f"{self.name} cannot paint {width}x{height} pixels",
+                f"it knows at most {self._most} a side",
+            )
         assert conditioning.pooled is not None
         with self.computing():
             found = self.transformer(
@@ -91,6 +98,7 @@ class _T5:
 
     def __init__(self, source: Source, placement: Placement) -> None:
         file = source.tokenizer("tokenizer_3") / "tokenizer.json"
+        _ = read_json(file)  # it has limits that the tokenizers library has not
         try:
             self._tokenizer = Tokenizer.from_str(file.read_text(encoding="utf-8"))
         except Exception as trouble:  # the tokenizers library raises nothing narrower
