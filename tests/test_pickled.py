@@ -2,6 +2,7 @@
 
 import pickle
 import re
+import struct
 import zipfile
 from collections import OrderedDict
 from pathlib import Path
@@ -149,6 +150,38 @@ def test_names_of_lightning_stay_names(tmp_path: Path) -> None:
     read = read_pickled(path)
     name = "pytorch_lightning.callbacks.model_checkpoint.ModelCheckpoint"
     assert read == {"callbacks": {name: {}}}
+
+
+def test_archives_packed_again_and_of_over_4_gigabytes(tmp_path: Path) -> None:
+    weights = {"a": torch.randn(5), "b": torch.randn(3).half()}
+    path, again = tmp_path / "x.pt", tmp_path / "y.pt"
+    torch.save(weights, path)
+    with zipfile.ZipFile(path) as old, zipfile.ZipFile(again, "w") as new:
+        for name in old.namelist():
+            new.writestr(name, old.read(name))  # nowhere near a multiple of 64
+    assert same(read_pickled(again), weights)
+    whole = again.read_bytes()
+    at = whole.index(b"PK\1\2")
+    lines, end = whole[at : whole.rindex(b"PK\5\6")], whole[whole.rindex(b"PK\5\6") :]
+    wide = b"".join(
+        line[:20]
+        + b"\xff" * 8
+        + line[28:30]
+        + b"\x1c\0"
+        + line[32:42]
+        + b"\xff" * 4
+        + line[46:]
+        + struct.pack("<HHQQQ", 1, 24, *struct.unpack("<II", line[20:28])[::-1], place)
+        for line, place in (
+            (b"PK\1\2" + rest, int.from_bytes(rest[38:42], "little"))
+            for rest in lines.split(b"PK\1\2")[1:]
+        )
+    )
+    count = int.from_bytes(end[10:12], "little")
+    last = struct.pack("<4sQHHIIQQQQ", b"PK\6\6", 44, 45, 45, 0, 0, count, count, len(wide), at)
+    last += struct.pack("<4sIQI", b"PK\6\7", 0, at + len(wide), 1)
+    _ = again.write_bytes(whole[:at] + wide + last + end[:10] + b"\xff" * 10 + b"\0\0")
+    assert same(read_pickled(again), weights)
 
 
 @pytest.mark.skipif(not SEED.exists(), reason="the seed's embeddings are not here")

@@ -186,6 +186,13 @@ def test_captions_in_file_names(folder: Path, name: str, caption: str | None) ->
     assert picture.caption == caption
 
 
+def test_a_caption_has_a_limit(folder: Path) -> None:
+    corner_marked().save(folder / "b.png")
+    (folder / "b.txt").write_text("red " * 20_000)
+    with pytest.raises(PictureError, match=r"b\.png \(its caption b\.txt is over 65536 bytes\)"):
+        read_pictures(folder)
+
+
 def test_a_text_beside_the_picture_is_its_caption(folder: Path) -> None:
     corner_marked().save(folder / "00003-0-a woman.png")
     (folder / "00003-0-a woman.txt").write_text("\ufeffa toy\n on a  table\n", encoding="utf-8")

@@ -15,7 +15,7 @@ from pinxit import registry
 from pinxit.format import Format
 
 ROOT = Path(__file__).resolve().parent.parent
-PAGES = ("README.md", "docs/pocket.md", "docs/learning.md")
+PAGES = ("README.md", "docs/pocket.md", "docs/learning.md", "docs/security.md")
 BLOCK = re.compile(r"(<!-- figures: ([a-z-]+) -->\n).*?(<!-- end -->)", re.DOTALL)
 
 
@@ -129,8 +129,42 @@ def interval(found: dict[str, float]) -> str:
     return f"{percent(found['value'])} ({percent(found['low'])} to {percent(found['high'])})"
 
 
+def hostile() -> str:
+    """What came of the files that are made to do harm, and of the damaged ones."""
+    figures = kept("security")["figures"]
+    counts = ("code run", "crashes", "hangs", "refused", "read")
+    names, seed = figures["hostile"]["names"], figures["fuzzed"]["seed"]
+    rows: list[tuple[str, Any, str]] = [
+        (f"hostile, of {names:,} names", figures["hostile"], "hostile files"),
+        (f"damaged at random, seed {seed}", figures["fuzzed"], "inputs"),
+    ]
+    table_rows = [
+        [what, f"{found[total]:,}", *(f"{found[count]:,}" for count in counts)]
+        for what, found, total in rows
+    ]
+    return table(["files", "tried", *counts], table_rows) + origin("security")
+
+
+def opening() -> str:
+    """Seconds and memory that a checkpoint of Stable Diffusion 1.5's size takes to open."""
+    figures = kept("security")["figures"]["opening"]
+    rows = [
+        [
+            f"{layout}, {figures[f'{layout} GB']} GB",
+            {"torch": "torch.load", "pinxit": "pinxit"}[who],
+            *(f"{found[key]:.2f} s" for key in ("open", "open, processor", "used, processor")),
+            f"{found['peak GB']:.2f} GB",
+        ]
+        for layout in ("zip", "legacy")
+        for who, found in ((who, figures[f"{layout}, {who}"]) for who in ("torch", "pinxit"))
+    ]
+    head = ["file", "opened by", "seconds", "of processor", "and every number read", "memory"]
+    return table(head, rows)
+
+
 BLOCKS: dict[str, Callable[[], str]] = {
-    f.__name__: f for f in (painting, sizes, eyes, subjects, real, families, formats)
+    f.__name__: f
+    for f in (painting, sizes, eyes, subjects, real, families, formats, hostile, opening)
 }
 
 

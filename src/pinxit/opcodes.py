@@ -30,6 +30,10 @@ class Name(str):
     __slots__ = ()
 
 
+class Unfinished:
+    """What one of our own functions makes for another of them, and a file may not leave behind."""
+
+
 class Reading:
     """One pickle of a file, from `at` to `end` at most, and the values on its stack.
 
@@ -207,6 +211,8 @@ def _bounded(root: object) -> object:
         value, depth = waiting.pop()
         inside = list(value.values()) if type(value) is dict else value
         if not isinstance(inside, list | tuple):
+            if isinstance(inside, Unfinished):
+                raise RefusedError("it has a part of a tensor where a value should be")
             continue
         seen += len(inside)
         if seen > UNFOLDED or depth > DEPTH:

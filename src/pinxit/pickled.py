@@ -20,7 +20,7 @@ from torch import Tensor
 
 from pinxit.archives import Span, members, pickle_of
 from pinxit.errors import FileError
-from pinxit.opcodes import Form, Name, Reading, RefusedError
+from pinxit.opcodes import Form, Name, Reading, RefusedError, Unfinished
 
 _MAGIC = 0x1950A86A20F9469CFC6C
 _PROTOCOL = 1001
@@ -87,7 +87,7 @@ def read_pickled(path: Path) -> object:
 
 
 @dataclass(frozen=True)
-class _Storage:
+class _Storage(Unfinished):
     """The bytes of a storage, and the type that the file gives its numbers."""
 
     raw: Tensor
@@ -191,7 +191,8 @@ class _File:
         if storage is None:
             raise RefusedError("it has a storage that no tensor needs")
         size = storage.raw.numel()
-        head = self.data[at : at + 8]
+        _ = self.file.seek(at)
+        head = self.file.read(8)
         if int.from_bytes(head, "little") * storage.dtype.itemsize != size or len(head) < 8:
             raise RefusedError("a storage has another size than its tensors say, or breaks off")
         self._read_into(storage.raw, at + 8)

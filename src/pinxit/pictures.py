@@ -13,6 +13,7 @@ if TYPE_CHECKING:
 
 # Files that people and programs put beside pictures; anything else must be a picture.
 _COMPANIONS = frozenset({".txt", ".md", ".json", ".jsonl", ".ini", ".db"})
+_CAPTION_BYTES = 2**16
 _A1111_NAME = re.compile(r"\d+-\d+(?:-(?P<caption>.*))?", re.DOTALL)
 
 
@@ -135,6 +136,8 @@ def _caption(path: Path) -> str | None:
     """The words for a picture: from the text file beside it, else from its own name, else none."""
     beside = path.with_suffix(".txt")
     if beside.is_file():
+        if beside.stat().st_size > _CAPTION_BYTES:
+            raise _UnreadableError(f"its caption {beside.name} is over {_CAPTION_BYTES} bytes")
         try:
             text = beside.read_text(encoding="utf-8-sig")
         except UnicodeDecodeError:
