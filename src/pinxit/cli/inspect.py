@@ -43,7 +43,8 @@ def inspect(
         _tell("vocabulary", _vocabulary(base))
     _tell("origin", _origin(concept))
     also = f", or as `{concept.nickname}`" if concept.nickname not in ("", concept.token) else ""
-    _tell("to use", f"write {concept.token} in a prompt{also}, with --concept {file}")
+    written = f"write {concept.token} in a prompt{also}, with " if concept.words else ""
+    _tell("to use", f"{written}--concept {file}{'' if concept.words else f', or --base {file}'}")
     _tell("opens in", layout.used_by)
     for odd in _oddities(found, concept) or ["nothing"]:
         _tell("suspicious", odd)

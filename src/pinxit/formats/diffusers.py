@@ -20,7 +20,7 @@ class Diffusers(Embedding):
 
     holds = ("words", "networks")
     endings = (".safetensors", "")
-    used_by = "diffusers; ComfyUI and AUTOMATIC1111 where a word is one file"
+    used_by = "diffusers; a word in one file also in ComfyUI and AUTOMATIC1111"
 
     def recognises(self, found: Opened) -> bool:
         """By a folder's list of networks, or by one table whose key may be a word."""
