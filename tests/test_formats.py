@@ -190,7 +190,14 @@ def test_what_is_no_table_is_refused(content: dict[str, Tensor], tmp_path: Path)
         Concept.load(tmp_path / "odd.safetensors")
 
 
-@pytest.mark.parametrize("said", ["{", "[]", '{"format": 1, "parts": [{}], "provenance": {}}', "9"])
+WHOLE = Concept(
+    (Part("new-word", {"word": "x", "stand_in": "a"}, {}),), Provenance.foreign("x", {})
+).about
+
+
+@pytest.mark.parametrize(
+    "said", ["{", "[]", "9", WHOLE.replace("stand_in", "other"), WHOLE.replace('"x"', "3")]
+)
 def test_a_damaged_description_is_refused(said: str, tmp_path: Path) -> None:
     for key, content in ((CARRIED, "emb_params"), ("pinxit", "0.text")):
         save_file({content: TABLE}, tmp_path / "odd.safetensors", {key: said})

@@ -228,7 +228,8 @@ def _swap(network: nn.Module, name: str, weight: nn.Parameter) -> nn.Parameter:
 
 def word_widths(tables: Mapping[str, Tensor]) -> dict[str, int]:
     """How many numbers a word's vectors have for each text tower; others' extra tables left out."""
-    return {name: tables[name].shape[-1] for name in sorted(tables) if "." not in name}
+    own = {name: tables[name] for name in sorted(tables) if "." not in name}
+    return {name: table.shape[1] if table.ndim == 2 else 0 for name, table in own.items()}
 
 
 def _fitting(widths: Mapping[str, int]) -> str:

@@ -20,10 +20,16 @@ from pinxit.opened import Opened, opened
 if TYPE_CHECKING:
     from pinxit.format import Format
 
+# The kinds of parts, and the settings that each must have.
 _KINDS: dict[str, type[Adapter]] = {
     "new-word": NewWord,
     "alias": Alias,
     "tuned-weights": TunedWeights,
+}
+_NEEDED = {
+    "new-word": {"word", "stand_in"},
+    "alias": {"word", "text"},
+    "tuned-weights": {"network"},
 }
 _FORMAT = 1
 _LIBRARIES = ("torch", "diffusers", "transformers", "safetensors")
@@ -67,6 +73,11 @@ class _PartAbout:
 
     kind: str
     settings: dict[str, str]
+
+    def __post_init__(self) -> None:
+        missing = _NEEDED.get(self.kind, set()) - self.settings.keys()
+        if missing:
+            raise ValueError(f"a part of the kind {self.kind} lacks {', '.join(sorted(missing))}")
 
 
 @dataclass(frozen=True)

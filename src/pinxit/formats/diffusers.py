@@ -76,23 +76,25 @@ def _weights(folder: Path, part: str) -> Path:
 def _write_folder(concept: Concept, source: Source, target: Target) -> None:
     """A whole base with the tuned networks, whole or not at all."""
     beside = target.out.with_name(f".{target.out.name}-new")
-    shutil.rmtree(beside, ignore_errors=True)
-    for part, weights in completed(concept, source, target.numbers):
-        config = source.config(part)
-        if part.startswith("text_encoder"):
-            # The prefix is what all releases of transformers read; the type lets the encoder open
-            # in fp32 like the rest, whatever numbers are in the file.
-            weights = {_prefixed(name): tensor for name, tensor in weights.items()}
-            config = {**config, "dtype": "float32"}
-        _write_json(beside / part / "config.json", config)
-        about = metadata(concept, source, weights, target.out.name)
-        replace_tensors(_weights(beside, part), weights, about)
-    _write_json(beside / "scheduler" / "scheduler_config.json", source.config("scheduler"))
-    for part in filter(source.has, ("tokenizer", "tokenizer_2", "tokenizer_3")):
-        shutil.copytree(source.tokenizer(part), beside / part)
-        _write_vocabulary(beside / part)
-    _write_json(beside / "model_index.json", source.config(""))
-    beside.rename(target.out)
+    try:
+        for part, weights in completed(concept, source, target.numbers):
+            config = source.config(part)
+            if part.startswith("text_encoder"):
+                # The prefix is what all releases of transformers read; the type lets the encoder
+                # open in fp32 like the rest, whatever numbers are in the file.
+                weights = {_prefixed(name): tensor for name, tensor in weights.items()}
+                config = {**config, "dtype": "float32"}
+            _write_json(beside / part / "config.json", config)
+            about = metadata(concept, source, weights, target.out.name)
+            replace_tensors(_weights(beside, part), weights, about)
+        _write_json(beside / "scheduler" / "scheduler_config.json", source.config("scheduler"))
+        for part in filter(source.has, ("tokenizer", "tokenizer_2", "tokenizer_3")):
+            shutil.copytree(source.tokenizer(part), beside / part)
+            _write_vocabulary(beside / part)
+        _write_json(beside / "model_index.json", source.config(""))
+        beside.rename(target.out)
+    finally:
+        shutil.rmtree(beside, ignore_errors=True)
 
 
 def _prefixed(name: str) -> str:
