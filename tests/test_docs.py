@@ -2,6 +2,7 @@
 
 import re
 import shlex
+from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
 
 import pytest
@@ -24,6 +25,18 @@ def test_every_command_in_the_readme_is_understood(typed: str) -> None:
 
 def test_there_are_commands_to_check() -> None:
     assert len(COMMANDS) >= 8
+
+
+@pytest.mark.parametrize("kind", ["families", "formats"])
+def test_tables_of_plug_ins_are_what_the_plug_ins_say(kind: str) -> None:
+    tool = spec_from_file_location("card", ROOT / "tools" / "card.py")
+    assert tool
+    assert tool.loader
+    card = module_from_spec(tool)
+    tool.loader.exec_module(card)
+    written = re.search(rf"<!-- figures: {kind} -->\n(.*?)<!-- end -->", README, re.DOTALL)
+    assert written
+    assert written[1] == card.BLOCKS[kind](), "run tools/card.py"
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from pinxit import registry
+from pinxit.format import Format
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = ("README.md", "docs/pocket.md", "docs/learning.md", "docs/security.md")
@@ -113,6 +114,16 @@ def families() -> str:
     return table(["family", "what it is made of"], rows)
 
 
+def formats() -> str:
+    """Every format there is: what it holds, what its files are called, and who opens them."""
+    rows: list[list[object]] = []
+    for name in registry.names("formats"):
+        layout: type[Format] = registry.load("formats", name)
+        endings = " ".join(f"`{ending}`" if ending else "folder" for ending in layout.endings)
+        rows.append([f"`{name}`", " and ".join(layout.holds), endings, layout.used_by])
+    return table(["format", "holds", "written as", "opened by"], rows)
+
+
 def interval(found: dict[str, float]) -> str:
     """A share with its 95% interval."""
     return f"{percent(found['value'])} ({percent(found['low'])} to {percent(found['high'])})"
@@ -153,7 +164,7 @@ def opening() -> str:
 
 BLOCKS: dict[str, Callable[[], str]] = {
     f.__name__: f
-    for f in (painting, sizes, eyes, subjects, real, families, hostile, opening)
+    for f in (painting, sizes, eyes, subjects, real, families, formats, hostile, opening)
 }
 
 

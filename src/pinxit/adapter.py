@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from pinxit.errors import ConceptError
 from pinxit.model import Model
+from pinxit.modelspec import fitting
 from pinxit.prompt import Meaning
 
 
@@ -92,17 +93,22 @@ class NewWord:
     @classmethod
     def restore(cls, part: Part, model: Model) -> Self:
         """The word again; ConceptError if the base's towers are others, or of another width."""
-        tables: dict[str, Tensor] = {}
+        word, widths = part.settings["word"], word_widths(part.tensors)
+        if widths.keys() != model.towers.keys():
+            raise ConceptError(
+                f"{word} has vectors for the text towers {', '.join(widths) or 'of no base'}, and "
+                f"{model.name} has {', '.join(model.towers)}",
+                _fitting(widths),
+            )
         for name, tower in model.towers.items():
-            if name not in part.tensors:
+            if widths[name] != tower.width:
                 raise ConceptError(
-                    f"{part.settings['word']} has no vectors for the text tower `{name}` of "
-                    f"{model.name}, only for {', '.join(part.tensors)}",
-                    "use it with the kind of base it was trained on",
+                    f"{word} has vectors of {widths[name]} numbers, and those of {model.name} "
+                    f"have {tower.width}",
+                    _fitting(widths),
                 )
-            tables[name] = part.tensors[name].to(model.device)
-            _same_width(part.settings["word"], tables[name], tower.width, model)
-        return cls(part.settings["word"], part.settings["stand_in"], tables)
+        tables = {name: part.tensors[name].to(model.device) for name in widths}
+        return cls(word, part.settings["stand_in"], tables)
 
 
 class Alias:
@@ -178,20 +184,26 @@ class TunedWeights:
         """The weights again; ConceptError if the base's network has others, or other shapes."""
         network = part.settings["network"]
         own = dict(model.networks[network].named_parameters()) if network in model.networks else {}
-        if own.keys() != part.tensors.keys():
+        # Releases of transformers name a text tower's weights with this prefix or without.
+        named = {name.removeprefix("text_model."): name for name in own}
+        kept = {
+            named.get(name.removeprefix("text_model."), name): tensor
+            for name, tensor in part.tensors.items()
+        }
+        if own.keys() != kept.keys():
             raise ConceptError(
                 f"the concept has {len(part.tensors)} weights for `{network}`, and that of "
                 f"{model.name} has {len(own)} of its own",
                 "use it with the kind of base it was trained on",
             )
-        for name, tensor in part.tensors.items():
+        for name, tensor in kept.items():
             if tensor.shape != own[name].shape:
                 raise ConceptError(
                     f"`{network}.{name}` is {tuple(tensor.shape)} in the concept and "
                     f"{tuple(own[name].shape)} in {model.name}",
                     "use it with the kind of base it was trained on",
                 )
-        tensors = {name: tensor.to(model.device) for name, tensor in part.tensors.items()}
+        tensors = {name: tensor.to(own[name]) for name, tensor in kept.items()}
         return cls(network, tensors, text=network in model.towers)
 
 
@@ -214,13 +226,17 @@ def _swap(network: nn.Module, name: str, weight: nn.Parameter) -> nn.Parameter:
     return old
 
 
-def _same_width(word: str, table: Tensor, width: int, model: Model) -> None:
-    if table.shape[1] != width:
-        raise ConceptError(
-            f"{word} has vectors of {table.shape[1]} numbers, and those of {model.name} have "
-            f"{width}",
-            "use it with the kind of base it was trained on",
-        )
+def word_widths(tables: Mapping[str, Tensor]) -> dict[str, int]:
+    """How many numbers a word's vectors have for each text tower; others' extra tables left out."""
+    own = {name: tables[name] for name in sorted(tables) if "." not in name}
+    return {name: table.shape[1] if table.ndim == 2 else 0 for name, table in own.items()}
+
+
+def _fitting(widths: Mapping[str, int]) -> str:
+    """The hint for a word that does not fit a base."""
+    kind = fitting(list(widths.values()))
+    named = f"a base of {kind.title}" if kind else "the kind of base it was trained on"
+    return f"it fits {named}: give one with --base"
 
 
 def _detached(tensors: Mapping[str, nn.Parameter]) -> dict[str, Tensor]:

@@ -5,22 +5,32 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, Self
+from typing import TYPE_CHECKING
 
-from safetensors import SafetensorError, safe_open
+from pydantic import TypeAdapter, ValidationError
 from torch import Tensor
 
+from pinxit import registry
 from pinxit.adapter import Adapter, Alias, NewWord, Part, TunedWeights
 from pinxit.durable import replace_tensors
 from pinxit.errors import ConceptError
 from pinxit.model import Model
+from pinxit.opened import Opened, opened
 
+if TYPE_CHECKING:
+    from pinxit.format import Format
+
+# The kinds of parts, and the settings that each must have.
 _KINDS: dict[str, type[Adapter]] = {
     "new-word": NewWord,
     "alias": Alias,
     "tuned-weights": TunedWeights,
 }
-_KEY = "pinxit"
+_NEEDED = {
+    "new-word": {"word", "stand_in"},
+    "alias": {"word", "text"},
+    "tuned-weights": {"network"},
+}
 _FORMAT = 1
 _LIBRARIES = ("torch", "diffusers", "transformers", "safetensors")
 
@@ -32,7 +42,11 @@ def versions() -> dict[str, str]:
 
 @dataclass(frozen=True)
 class Provenance:
-    """Where a concept came from: enough to make it again, and to know what it fits."""
+    """Where a concept came from: enough to make it again, and to know what it fits.
+
+    `told` is what another program's file says of it, in that program's own terms; what no file
+    told is empty.
+    """
 
     token: str
     class_noun: str
@@ -43,19 +57,70 @@ class Provenance:
     pictures: Mapping[str, str]
     recipe: str
     versions: Mapping[str, str] = field(default_factory=versions)
+    told: Mapping[str, str] = field(default_factory=dict[str, str])
+
+    @classmethod
+    def foreign(cls, token: str, told: Mapping[str, str], base: str = "") -> "Provenance":
+        """What a file of another program tells, and no more."""
+        steps = told.get("step", "")
+        number = int(steps) if steps.isdecimal() else 0
+        return cls(token, "", "", base, "", number, {}, "", {}, told)
+
+
+@dataclass(frozen=True)
+class _PartAbout:
+    """A part without its tensors."""
+
+    kind: str
+    settings: dict[str, str]
+
+    def __post_init__(self) -> None:
+        missing = _NEEDED.get(self.kind, set()) - self.settings.keys()
+        if missing:
+            raise ValueError(f"a part of the kind {self.kind} lacks {', '.join(sorted(missing))}")
+
+
+@dataclass(frozen=True)
+class _About:
+    """All there is to know of a concept besides its tensors."""
+
+    format: int
+    parts: list[_PartAbout]
+    provenance: Provenance
 
 
 @dataclass(frozen=True)
 class Concept:
-    """Something learned, ready to be put into a model."""
+    """Something learned, ready to be put into a model.
+
+    `nickname` is the name of the file it was opened from, which a prompt may use for its word.
+    """
 
     parts: tuple[Part, ...]
     provenance: Provenance
+    nickname: str = ""
 
     @property
     def token(self) -> str:
         """The word to write in a prompt."""
         return self.provenance.token
+
+    @property
+    def tuned(self) -> bool:
+        """Whether it replaces whole networks."""
+        return any("network" in part.settings for part in self.parts)
+
+    @property
+    def words(self) -> list[str]:
+        """Every word that it defines."""
+        return [part.settings["word"] for part in self.parts if "word" in part.settings]
+
+    @property
+    def about(self) -> str:
+        """Itself without its tensors, as JSON that `described` reads."""
+        parts = [_PartAbout(part.kind, dict(part.settings)) for part in self.parts]
+        about = _About(_FORMAT, parts, self.provenance)
+        return json.dumps(asdict(about), ensure_ascii=False)
 
     def adapters(self, model: Model) -> tuple[Adapter, ...]:
         """The changes it makes to this model; ConceptError if it does not fit."""
@@ -66,31 +131,53 @@ class Concept:
         tensors: dict[str, Tensor] = {}
         for number, part in enumerate(self.parts):
             tensors |= {f"{number}.{name}": tensor for name, tensor in part.tensors.items()}
-        parts = [{"kind": part.kind, "settings": dict(part.settings)} for part in self.parts]
-        about = {"format": _FORMAT, "parts": parts, "provenance": asdict(self.provenance)}
-        replace_tensors(path, tensors, {_KEY: json.dumps(about, ensure_ascii=False)})
+        replace_tensors(path, tensors, {"pinxit": self.about})
 
     @classmethod
-    def load(cls, path: Path | str) -> Self:
-        """A concept from its file or from the folder of its run; ConceptError if it is none."""
-        path = Path(path)
-        file = path / "concept.safetensors" if path.is_dir() else path
-        if not file.is_file():
-            kind = "a run without a result so far" if path.is_dir() else "not there"
-            raise ConceptError(
-                f"concept {path} is {kind}", "give a run folder or its concept.safetensors"
-            )
-        tensors, about = _read(file)
-        parts = tuple(
-            Part(part["kind"], part["settings"], _of_part(tensors, number))
-            for number, part in enumerate(about["parts"])
+    def load(cls, path: Path | str) -> "Concept":
+        """A concept from a file of any format, or from a run's folder; ConceptError if none."""
+        found = opened(Path(path))
+        concept = recognised(found).read(found)
+        return cls(
+            concept.parts, concept.provenance, "" if Path(path).is_dir() else found.path.stem
         )
-        unknown = [part.kind for part in parts if part.kind not in _KINDS]
-        if about["format"] != _FORMAT or unknown:
-            raise ConceptError(
-                f"concept {file} was written by a later pinxit", "update pinxit to use it"
-            )
-        return cls(parts, Provenance(**about["provenance"]))
+
+
+def recognised(found: Opened) -> "Format":
+    """The format of a file by its content; ConceptError if no format has such content."""
+    for name in registry.names("formats"):
+        format_: Format = registry.load("formats", name)()
+        if format_.recognises(found):
+            return format_
+    held = sorted(found.content) or ["nothing known"]
+    more = f" and {len(held) - 3} more" if len(held) > 3 else ""
+    raise ConceptError(
+        f"{found.path} has no layout that pinxit knows: it holds {', '.join(held[:3])}{more}",
+        f"formats that it reads: {', '.join(registry.names('formats'))}",
+    )
+
+
+def described(about: str, tables: Mapping[str, Mapping[str, Tensor]], path: Path) -> Concept:
+    """The concept that `about` was written for, with its tensors; ConceptError if it is damaged.
+
+    The tensors are given by the number of their part, or by the network that they are of.
+    """
+    try:
+        found = TypeAdapter(_About).validate_json(about)
+    except ValidationError as trouble:
+        raise ConceptError(
+            f"what {path} says of itself is damaged: {str(trouble).splitlines()[0]}",
+            "take the file from a copy",
+        ) from trouble
+    if found.format != _FORMAT or any(part.kind not in _KINDS for part in found.parts):
+        raise ConceptError(
+            f"concept {path} was written by a later pinxit", "update pinxit to use it"
+        )
+    parts: list[Part] = []
+    for number, part in enumerate(found.parts):
+        by_network = tables.get(part.settings.get("network", ""), {})
+        parts.append(Part(part.kind, part.settings, tables.get(str(number), by_network)))
+    return Concept(tuple(parts), found.provenance)
 
 
 def combined(concepts: Sequence[Concept], model: Model) -> tuple[Adapter, ...]:
@@ -104,32 +191,17 @@ def combined(concepts: Sequence[Concept], model: Model) -> tuple[Adapter, ...]:
                     f"{tuned[network]} and {concept.token} each replace the whole `{network}`",
                     "use one of them, with words learned by textual inversion beside it",
                 )
-    return tuple(adapter for concept in concepts for adapter in concept.adapters(model))
+    adapters = [adapter for concept in concepts for adapter in concept.adapters(model)]
+    return tuple(adapters + nicknames(concepts))
 
 
-def _read(file: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """The tensors and the description of a concept's file."""
-    try:
-        with safe_open(file, framework="pt") as opened:
-            described: str | None = (opened.metadata() or {}).get(_KEY)
-            names: list[str] = list(opened.keys())
-            tensors: dict[str, Tensor] = {name: opened.get_tensor(name) for name in names}
-    except (OSError, SafetensorError) as trouble:
-        raise ConceptError(
-            f"concept {file} cannot be read: {trouble}", "it is damaged or no safetensors file"
-        ) from trouble
-    if described is None:
-        raise ConceptError(
-            f"{file} is a safetensors file that pinxit did not write",
-            "give a run folder or its concept.safetensors",
-        )
-    return tensors, json.loads(described)
-
-
-def _of_part(tensors: Mapping[str, Tensor], number: int) -> dict[str, Tensor]:
-    start = f"{number}."
-    return {
-        name.removeprefix(start): tensor
-        for name, tensor in tensors.items()
-        if name.startswith(start)
-    }
+def nicknames(concepts: Sequence[Concept]) -> list[Adapter]:
+    """Words named as their files are, but for names that are taken or stand for two."""
+    taken = [word.lower() for concept in concepts for word in concept.words]
+    taken += [concept.nickname.lower() for concept in concepts]
+    meant = [(concept.nickname, part) for concept in concepts for part in concept.parts[:1]]
+    return [
+        Alias(nickname, part.settings.get("text") or part.settings["word"])
+        for nickname, part in meant
+        if nickname and "word" in part.settings and taken.count(nickname.lower()) == 1
+    ]

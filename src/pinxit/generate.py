@@ -229,7 +229,7 @@ def _notices(model: Model, request: Request, concepts: Sequence[Concept]) -> Ite
         if word.lower() not in known:
             yield Notice(f"`{word}` is no word that was learned: give its run with --concept")
     for concept in concepts:
-        if concept.provenance.base_hash != model.hash:
+        if concept.provenance.base_hash not in ("", model.hash):
             yield Notice(
                 f"{concept.token} was learned on another base than {model.name} "
                 f"({concept.provenance.base}): it may look different"

@@ -153,9 +153,9 @@ def open_base(
     `vae` is another autoencoder for it, given likewise. `report` is told of downloads.
     """
     placement = _placement(device, precision)
-    source = _source(str(base), report or _silent)
+    source = find_base(str(base), report)
     if vae is not None:
-        source = WithVae(source, _vae(_source(str(vae), report or _silent)))
+        source = WithVae(source, _vae(find_base(str(vae), report)))
     _must_paint(source)
     for family in _families():
         if family.suits(source):
@@ -175,13 +175,16 @@ def _families() -> Iterator[type[Model]]:
         yield registry.load("families", name)
 
 
-def _source(base: str, report: Report) -> Source:
-    """Where a base is: it ships with pinxit, or it is the user's own, or on the hub."""
+def find_base(base: str, report: Report | None = None) -> Source:
+    """Where a base is: it ships with pinxit, or it is the user's own, or on the hub.
+
+    ModelError if it is nowhere.
+    """
     if base == "pocket":
         return Folder(Path(str(files("pinxit"))) / "pocket" / "weights", base)
     path, name = Path(base).expanduser(), ""
     if not path.exists() and hub.looks_like_id(base):
-        path, name = hub.fetch(base, report), base
+        path, name = hub.fetch(base, report or _silent), base
     name = name or str(path.resolve())
     if path.is_file():
         return SingleFile(path, name)

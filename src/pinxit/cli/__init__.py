@@ -28,6 +28,8 @@ app = App(
 )
 app.command("pinxit.cli.train:train", name="train", help="Learn a word from pictures.")
 app.command("pinxit.cli.paint:generate", name="generate", help="Paint a prompt.")
+app.command("pinxit.cli.inspect:inspect", name="inspect", help="Say what a concept's file is.")
+app.command("pinxit.cli.convert:convert", name="convert", help="Write it as others open it.")
 app.command("pinxit.cli.show:demo", name="demo", help="Learn, paint and measure; write a report.")
 app.command("pinxit.cli.show:plugins", name="list", help="List methods, families, metrics, ...")
 

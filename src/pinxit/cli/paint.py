@@ -54,8 +54,9 @@ def _asked(given: Values) -> tuple[Request, list[Concept]]:
     else:
         typed.setdefault("count", _COUNT)
     concepts = [Concept.load(path) for path in typed.get("concepts", ())]
-    if concepts:
-        typed.setdefault("base", concepts[0].provenance.base)
+    bases = [concept.provenance.base for concept in concepts if concept.provenance.base]
+    if bases:
+        typed.setdefault("base", bases[0])
     return Request.model_validate(typed), concepts
 
 
@@ -110,7 +111,7 @@ def _paint(model: Model, request: Request, concepts: Sequence[Concept], album: _
 generate = command(
     [
         word("prompt", str, "what to paint, learned words included", required=False),
-        flag("concept", list[Path], "a run folder or concept file; may be given several times"),
+        flag("concept", list[Path], "a run folder, or a file in any format; as often as you like"),
         flag("count", int, "how many pictures", str(_COUNT)),
         flag("size", str, "pixels, as 64 or 96x64", "the base's"),
         *flags(Request, leave_out=_OWN),

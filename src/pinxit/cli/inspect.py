@@ -1,0 +1,122 @@
+"""`pinxit inspect`: what a file is, what it fits, where it is from, and what is odd about it."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+from cyclopts import Parameter
+
+from pinxit import registry
+from pinxit.cli.screen import data, printable
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from pinxit.adapter import Part
+    from pinxit.concept import Concept
+    from pinxit.opened import Opened
+
+# No training leaves a vector this long beside words of length one half or so.
+_HUGE = 1000.0
+
+
+def inspect(
+    file: Annotated[Path, Parameter(help="a concept in any format, or a run folder")],
+    *,
+    base: Annotated[
+        str | None, Parameter(help="a base to compare the vectors with: a name, folder or file")
+    ] = None,
+) -> None:
+    """Say what a file holds, what it fits, what it was trained on, and what is odd about it."""
+    from pinxit.concept import Concept, recognised
+    from pinxit.opened import opened
+
+    found = opened(file)
+    layout = recognised(found)
+    concept = Concept.load(file)
+    name = registry.name_of(type(layout))
+    _tell("format", f"{name}: {registry.summary('formats', name)}")
+    for part in concept.parts:
+        for label, text in _part(part):
+            _tell(label, text)
+    if base is not None:
+        _tell("vocabulary", _vocabulary(base))
+    _tell("origin", _origin(concept))
+    also = f", or as `{concept.nickname}`" if concept.nickname not in ("", concept.token) else ""
+    written = f"write {concept.token} in a prompt{also}, with " if concept.words else ""
+    _tell("to use", f"{written}--concept {file}{'' if concept.words else f', or --base {file}'}")
+    _tell("opens in", layout.used_by)
+    for odd in _oddities(found, concept) or ["nothing"]:
+        _tell("suspicious", odd)
+
+
+def _tell(label: str, text: str) -> None:
+    data(f"{label:12}{printable(text)}")
+
+
+def _part(part: "Part") -> Iterator[tuple[str, str]]:
+    """What one part is, and what it fits."""
+    from pinxit import modelspec
+    from pinxit.adapter import word_widths
+
+    if "text" in part.settings:
+        yield "word", f"{part.settings['word']}, which stands for `{part.settings['text']}`"
+    elif "network" in part.settings:
+        count = sum(tensor.numel() for tensor in part.tensors.values())
+        numbers = {str(tensor.dtype).removeprefix("torch.") for tensor in part.tensors.values()}
+        yield "network", f"{part.settings['network']}, {count:,} weights, {', '.join(numbers)}"
+        kind = modelspec.attending(part.tensors)
+        if kind:
+            yield "fits", kind.title
+    else:
+        yield "word", f"{part.settings['word']}, new"
+        for tower, table in part.tensors.items():
+            count, width = table.shape
+            yield "vectors", f"{count} of {width} numbers for `{tower}`, of length {_norms(table)}"
+        kind = modelspec.fitting(list(word_widths(part.tensors).values()))
+        yield "fits", kind.title if kind else "no kind of base that has a name, by its width"
+
+
+def _norms(table: "Tensor") -> str:
+    lengths = table.float().norm(dim=1)
+    low, high = float(lengths.min()), float(lengths.max())
+    return f"{low:.3g}" if low == high else f"{low:.3g} to {high:.3g}"
+
+
+def _vocabulary(base: str) -> str:
+    """How long the vectors of a base's own words are."""
+    from pinxit.model import open_base
+
+    model = open_base(base)
+    tables = {name: tower.embedding.weight.detach() for name, tower in model.towers.items()}
+    told = [f"of length {_norms(t)} for `{name}`, width {t.shape[1]}" for name, t in tables.items()]
+    return f"{model.name}'s words are {'; '.join(told)}"
+
+
+def _origin(concept: "Concept") -> str:
+    """What is known of where it came from."""
+    known = concept.provenance
+    told = [f"{name} {value}" for name, value in known.told.items()]
+    if known.method:
+        told = [f"{known.method}, {known.steps} steps, {len(known.pictures)} pictures", *told]
+    return ", ".join([*told, *([f"base {known.base}"] if known.base else [])]) or "it does not say"
+
+
+def _oddities(found: "Opened", concept: "Concept") -> list[str]:
+    """What a person should know before using the file."""
+    odd: list[str] = []
+    safe = found.path.suffix == ".safetensors"
+    if found.container != "folder" and safe != (found.container == "safetensors"):
+        odd.append(f"{found.path.name} is in truth a {found.container}")
+    for part in concept.parts:
+        for name, tensor in part.tensors.items():
+            broken = int((~tensor.isfinite()).sum())
+            if broken:
+                odd.append(f"{broken} of {name}'s numbers are infinite or no numbers")
+            elif "network" not in part.settings:
+                lengths = tensor.float().norm(dim=1)
+                if (lengths == 0).any() or (lengths > _HUGE).any():
+                    odd.append(f"{name} has vectors of length {_norms(tensor)}")
+                if "." in name:
+                    odd.append(f"{name} is for behind the text tower, which pinxit does not use")
+    return odd

@@ -1,0 +1,32 @@
+"""pinxit's own: words and tuned networks with all that is known of them."""
+
+from torch import Tensor
+
+from pinxit.concept import Concept, described
+from pinxit.format import Format, Target
+from pinxit.opened import Opened
+
+
+class Pinxit(Format):
+    """One safetensors file: the tensors by part, and a description in its metadata."""
+
+    holds = ("words", "networks")
+    endings = (".safetensors",)
+    used_by = "pinxit"
+
+    def recognises(self, found: Opened) -> bool:
+        """By the description."""
+        return "pinxit" in found.metadata
+
+    def read(self, found: Opened) -> Concept:
+        """The concept as it was saved."""
+        parts: dict[str, dict[str, Tensor]] = {}
+        for name, tensor in found.tensors.items():
+            number, _, inner = name.partition(".")
+            parts.setdefault(number, {})[inner] = tensor
+        return described(found.metadata["pinxit"], parts, found.path)
+
+    def write(self, concept: Concept, target: Target) -> None:
+        """The concept as it is."""
+        target.must_be_plain()
+        concept.save(target.out)
