@@ -8,7 +8,9 @@ import pytest
 from pinxit.errors import ModelError, PinxitError, RecipeError
 from pinxit.method import Subject, captioned
 from pinxit.model import Model, open_base
+from pinxit.pictures import read_pictures
 from pinxit.recipe import Recipe
+from pinxit.train import Lesson
 
 GIVEN: dict[str, object] = {
     "method": "textual-inversion",
@@ -69,6 +71,17 @@ def test_a_file_that_is_no_toml(tmp_path: Path, text: str) -> None:
         Recipe.from_toml(tmp_path / "bad.toml")
     with pytest.raises(RecipeError, match="there is no recipe"):
         Recipe.from_toml(tmp_path / "none.toml")
+
+
+def test_the_size_is_the_bases_or_a_multiple_of_its_grain(model: Model, pictures: Path) -> None:
+    assert recipe().settled(model, 3).size == model.picture_size
+    smaller = recipe(size=16, pictures=pictures).settled(model, 3)
+    drawn = Lesson.of(model, smaller, read_pictures(pictures)).batch(0)
+    assert drawn.latents.shape[2:] == (16 // model.factor, 16 // model.factor)
+    with pytest.raises(RecipeError) as caught:
+        recipe(size=17).settled(model, 3)
+    assert "17 pixels" in caught.value.message
+    assert f"multiple of {model.grain}" in caught.value.hint
 
 
 def test_settled_holds_every_number(model: Model) -> None:

@@ -43,14 +43,15 @@ class _Sample:
 class Samples:
     """One concept's pictures as latents, and the samples drawn from them.
 
-    Everything about a sample is drawn from (seed, concept, pool, step, slot).
+    They are encoded at `side` pixels wide and high. Everything about a sample is drawn from (seed,
+    concept, pool, step, slot).
     """
 
-    def __init__(self, model: Model, pools: Sequence[Pool], draws: "Draws") -> None:
+    def __init__(self, model: Model, pools: Sequence[Pool], draws: "Draws", side: int) -> None:
         self._pools = tuple(pools)
         self._draws = draws
         self._schedule = model.schedule
-        self._latents = {pool.name: _encoded(model, pool.pictures) for pool in pools}
+        self._latents = {pool.name: _encoded(model, pool.pictures, side) for pool in pools}
 
     def draw(self, step: int, concept: int) -> list[_Sample]:
         """The concept's samples in the batch of a step."""
@@ -108,10 +109,9 @@ def _shuffled(draws: Draws, pool: Pool, place: int) -> int:
 
 
 def _encoded(
-    model: Model, pictures: Sequence[Picture]
+    model: Model, pictures: Sequence[Picture], side: int
 ) -> list[tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]]:
     """For each picture mean and spread of its latents, as it is and mirrored; on the CPU."""
-    side = model.picture_size
     kept: list[tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]] = []
     for first in range(0, len(pictures), _ENCODED_TOGETHER):
         some = pictures[first : first + _ENCODED_TOGETHER]

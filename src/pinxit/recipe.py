@@ -53,6 +53,9 @@ class Recipe(Checked):
     steps: int | None = Field(default=None, ge=1, description="how many steps to learn")
     batch_size: int | None = Field(default=None, ge=1, description="pictures of the subject a step")
     rate: float | None = Field(default=None, gt=0, description="learning rate")
+    size: int | None = Field(
+        default=None, ge=8, description="pixels of a side to learn at; else the base's size"
+    )
     flip: bool = Field(default=True, description="show pictures mirrored half of the time")
     clip: float = Field(default=1.0, gt=0, description="largest norm of a concept's gradient")
     min_snr: float | None = Field(
@@ -99,8 +102,8 @@ class Recipe(Checked):
     def settled(self, model: Model, count: int) -> Self:
         """The recipe with every number decided, for this base and so many pictures.
 
-        RecipeError if the token already means something, the base does not know the class noun, or
-        its schedule does not know min-SNR.
+        RecipeError if the token already means something, the base does not know the class noun,
+        cannot have the size, or its schedule does not know min-SNR.
         """
         _check_words(model, self.subject)
         _ = model.schedule.weight(torch.zeros(1, dtype=torch.long), self.min_snr)
@@ -111,6 +114,11 @@ class Recipe(Checked):
                 f"open it with --precision {self.precision}",
             )
         plan = self.method.plan(model, count)
+        size = self.size or model.picture_size
+        if size % model.grain:
+            raise RecipeError(
+                f"{model.name} cannot learn at {size} pixels", f"take a multiple of {model.grain}"
+            )
         return self.model_copy(
             update={
                 "method": self.method.settled(model, self.subject),
@@ -118,6 +126,7 @@ class Recipe(Checked):
                 "steps": self.steps or plan.steps,
                 "batch_size": self.batch_size or plan.batch_size,
                 "rate": self.rate or plan.rate,
+                "size": size,
                 "base": model.name,
                 "vae": model.source.vae,
                 "precision": model.placement.precision,

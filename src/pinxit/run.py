@@ -131,7 +131,8 @@ class Run:
         subject = self.recipe.subject
         begin = "a painting in the style of" if subject.kind == "style" else "a photo of a"
         prompt, clip_skip = f"{begin} {subject.token}", self.recipe.clip_skip
-        request = Request(prompt=prompt, count=_PREVIEW_COUNT, clip_skip=clip_skip)
+        side = self.recipe.size
+        request = Request(prompt=prompt, count=_PREVIEW_COUNT, clip_skip=clip_skip, width=side)
         paper = sheet([painted.image for painted in paint(model, request)])
         path = self.folder / _PREVIEWS / f"{number:07}.png"
         replace(path, lambda beside: paper.save(beside, "PNG"))

@@ -89,7 +89,8 @@ class Lesson:
         pools = recipe.method.pools(model, subject, pictures)
         draws = Draws(recipe.seed, subject.token, recipe.batch_size, recipe.flip)
         learnables = recipe.method.adapters(model, subject, recipe.rate)
-        return cls(model, recipe, [Learner(learnables, Samples(model, pools, draws))])
+        samples = Samples(model, pools, draws, recipe.size or model.picture_size)
+        return cls(model, recipe, [Learner(learnables, samples)])
 
     @property
     def adapters(self) -> tuple[Adapter, ...]:

@@ -10,6 +10,7 @@ from pinxit.cli.flags import Values, command, flag, flags, word
 from pinxit.cli.opening import opened
 from pinxit.cli.screen import Report, bars, data, say
 from pinxit.method import Method, Preparing
+from pinxit.pictures import read_pictures
 from pinxit.recipe import Recipe
 from pinxit.run import Event, Run, Saved
 from pinxit.train import Step
@@ -66,6 +67,7 @@ def go_on(folder: Path, device: str) -> None:
 def follow(run: Run, device: str) -> None:
     """Learn, with bars; after Ctrl-C say what was kept. The concept's path goes to stdout."""
     recipe = run.recipe
+    _ = read_pictures(recipe.pictures)  # what is wrong with them is said before a large base opens
     model = opened(recipe, device)
     told = _Told()
     try:
