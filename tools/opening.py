@@ -1,7 +1,7 @@
 """A checkpoint of Stable Diffusion 1.5's size, opened by our reader and by torch: time and memory.
 
-`python tools/opening.py [--gigabytes G] [--rounds N]` prints figures as one line of JSON. The file lies in
-build/ while it is measured. Torch may run what is in a file; this one is our own.
+`python tools/opening.py [--gigabytes G] [--rounds N]` prints figures as one line of JSON. The file
+lies in build/ while it is measured. Torch may run what is in a file; this one is our own.
 """
 
 import argparse
