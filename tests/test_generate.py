@@ -146,6 +146,9 @@ def test_a_concept_of_another_width(model: Model) -> None:
 def test_concepts_that_are_none(model: Model, tmp_path: Path) -> None:
     with pytest.raises(ConceptError, match="is not there"):
         Concept.load(tmp_path / "none")
+    with pytest.raises(ConceptError, match="is no run"):
+        Concept.load(tmp_path)
+    (tmp_path / "recipe.toml").touch()
     with pytest.raises(ConceptError, match="a run without a result"):
         Concept.load(tmp_path)
     file = tmp_path / "concept.safetensors"

@@ -22,7 +22,7 @@ COMMANDS: dict[str, str] = {
     "demo": "pinxit demo --out build/demo --json",
     "subjects": "python tools/subjects.py --count 1",
     "real-pictures": "python tools/real_pictures.py --steps 600",
-    "opening": "python tools/opening.py",
+    "opening": "python tools/opening.py --gigabytes 2.13 --rounds 1",
     "security": "python tools/security.py --seconds 600",
 }
 
