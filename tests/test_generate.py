@@ -148,9 +148,11 @@ def test_concepts_that_are_none(model: Model, tmp_path: Path) -> None:
         Concept.load(tmp_path / "none")
     with pytest.raises(ConceptError, match="is no run"):
         Concept.load(tmp_path)
-    (tmp_path / "recipe.toml").touch()
+    begun = tmp_path / "recipe.toml"
+    begun.touch()
     with pytest.raises(ConceptError, match="a run without a result"):
         Concept.load(tmp_path)
+    begun.unlink()
     file = tmp_path / "concept.safetensors"
     file.write_bytes(b"\x10\x00\x00\x00\x00\x00\x00\x00nonsense")
     with pytest.raises(ConceptError, match="cannot be read"):

@@ -1,4 +1,4 @@
-# pyright: standard
+# pyright: standard, reportPrivateImportUsage=false
 """Bases on the Hugging Face hub: only the files that are needed, and none that is code."""
 
 import re
