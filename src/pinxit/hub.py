@@ -1,4 +1,4 @@
-# pyright: standard
+# pyright: standard, reportPrivateImportUsage=false
 """Bases on the Hugging Face hub: only the files that are needed, and none that is code."""
 
 import re
@@ -47,8 +47,11 @@ def fetch(base: str, report: Report) -> Path:
         if not wanted:
             raise _no_base(base, sizes)
         bar: Any = _bar(f"downloading {base} (MB)", _missing(repo, sizes, wanted), report)
+        # One after another: when one of several fails, the library closes the others' connection.
         folder = Path(
-            snapshot_download(repo, allow_patterns=wanted, local_files_only=offline, tqdm_class=bar)
+            snapshot_download(
+                repo, allow_patterns=wanted, local_files_only=offline, tqdm_class=bar, max_workers=1
+            )
         )
     except errors.GatedRepoError as trouble:
         raise _not_allowed(repo) from trouble

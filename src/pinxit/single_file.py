@@ -58,7 +58,7 @@ class SingleFile(Source):
         self.path = path
         self.name = name
         self._stored, about = read_weights(path)
-        self.title, self._parts = self._recognised()
+        self._parts = self._recognised()
         self._changes = self._prediction(about)
 
     def has(self, part: str) -> bool:
@@ -92,30 +92,30 @@ class SingleFile(Source):
         """Let go of the file."""
         self._stored.clear()
 
-    def _recognised(self) -> tuple[str, dict[str, _Part]]:
-        """The layout that the file has most of, and its parts that are there."""
-        best: tuple[list[str], str, dict[str, _Part]] | None = None
+    def _recognised(self) -> dict[str, _Part]:
+        """The parts that are there of the layout that the file has most of."""
+        best: tuple[list[str], dict[str, _Part]] | None = None
         for path in sorted(_LAYOUTS.glob("*.json")):
             layout = json.loads(path.read_text(encoding="utf-8"))
-            parts = {name: _Part(**part) for name, part in layout["parts"].items()}
+            parts = {name: _Part(**part) for name, part in layout.items()}
             there = {name: part for name, part in parts.items() if part.is_in(self._stored)}
             if any(part.kind in _MARKS for part in there.values()):
                 missing = [name for name in parts if name not in there]
                 if best is None or len(missing) < len(best[0]):
-                    best = (missing, layout["title"], there)
+                    best = (missing, there)
         if best is None:
             raise ModelError(
                 f"{self.path} is no base that pinxit knows: it holds {len(self._stored)} tensors, "
                 f"such as `{next(iter(self._stored), '')}`",
                 "pinxit inspect tells what a file is; a base is a whole checkpoint",
             )
-        missing, title, there = best
+        missing, there = best
         if set(missing) - {"vae"}:
             raise ModelError(
                 f"{self.path} is no whole base: it lacks {', '.join(missing)}",
                 "take the checkpoint with its text encoders, or a folder in diffusers' layout",
             )
-        return title, there
+        return there
 
     def _prediction(self, about: Mapping[str, str]) -> dict[str, dict[str, Any]]:
         """What settings change if the denoiser was trained to predict velocities.

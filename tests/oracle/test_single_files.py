@@ -3,17 +3,19 @@
 import importlib.util
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import diffusers
 import pytest
 import torch
 import transformers
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import nn
 
-from pinxit.families._networks import network
-from pinxit.model import Placement
+from pinxit import registry
+from pinxit.errors import ModelError
+from pinxit.families._networks import clip_tokenizer, network
+from pinxit.model import Placement, open_base
 from pinxit.single_file import SingleFile
 
 _HERE = Path(__file__).parent
@@ -184,3 +186,132 @@ def test_networks_are_those_of_diffusers(layout: str, saved: Any) -> None:
         wanted = theirs(kind, part, file, folder).state_dict()
         assert mine.keys() == wanted.keys()
         assert all(torch.equal(mine[name], wanted[name]) for name in wanted)
+
+
+FAMILIES = {layout: f"stable-diffusion-{layout.removeprefix('sd')}" for layout in LAYOUTS}
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_the_family_is_seen_in_the_file(layout: str, saved: Any) -> None:
+    model = open_base(saved(layout)[0])
+    assert registry.name_of(type(model)) == FAMILIES[layout]
+    assert model.picture_size == {"sd1": 64, "sd2": 64, "xl": 128, "sd3": 128}[layout] * 2
+
+
+def test_what_the_file_is_called_says_nothing(saved: Any, tmp_path: Path) -> None:
+    """A pickle of torch's under another name, in half precision, with all that trainers add."""
+    whole = load_file(saved("sd1")[0])
+    halves = {name: tensor.half() for name, tensor in whole.items()}
+    torch.save({"state_dict": halves, "global_step": 7}, tmp_path / "base.safetensors")
+    model = open_base(tmp_path / "base.safetensors")
+    wanted = whole["model.diffusion_model.out.2.weight"]
+    found = model.networks["denoiser"].state_dict()["conv_out.weight"]
+    assert found.dtype == torch.float32
+    assert torch.equal(found, wanted.half().float())
+    assert not torch.equal(found, wanted)
+
+
+def changed(saved: Any, tmp_path: Path, change: Callable[[dict[str, Any]], object]) -> Path:
+    whole = load_file(saved("sd2")[0])
+    change(whole)
+    save_file(whole, tmp_path / "base.safetensors")
+    return tmp_path / "base.safetensors"
+
+
+SPREAD = "model.diffusion_model.output_blocks.11.1.transformer_blocks.0.norm1.bias"
+
+
+@pytest.mark.parametrize(
+    ("change", "beside", "velocity", "size"),
+    [
+        (lambda w: w, "", False, 64),
+        (lambda w: w, 'parameterization: "v"', True, 96),
+        (lambda w: w.update({"v_pred": torch.ones(1)}), "", True, 96),
+        (lambda w: w.update({"v_pred": torch.ones(1)}), "parameterization: eps", False, 64),
+        (lambda w: w.update({SPREAD: torch.tensor([-0.2, 0.2])}), "", True, 96),
+        (lambda w: w.update({SPREAD: torch.tensor([-0.02, 0.02])}), "", False, 64),
+    ],
+)
+def test_velocities_are_told_apart(
+    saved: Any, tmp_path: Path, change: Any, beside: str, velocity: bool, size: int
+) -> None:
+    file = changed(saved, tmp_path, change)
+    if beside:
+        file.with_suffix(".yaml").write_text(f"model:\n  params:\n    {beside}\n")
+    source = SingleFile(file, "it")
+    kind = "v_prediction" if velocity else "epsilon"
+    assert source.config("scheduler")["prediction_type"] == kind
+    assert source.config("unet")["sample_size"] == size
+
+
+def without(*starts: str) -> Callable[[dict[str, Any]], object]:
+    return lambda w: [w.pop(name) for name in list(w) if name.startswith(starts)]
+
+
+def inpainting(weights: dict[str, Any]) -> None:
+    weights["model.diffusion_model.input_blocks.0.0.weight"] = torch.zeros(64, 9, 3, 3)
+
+
+@pytest.mark.parametrize(
+    ("change", "message", "hint"),
+    [
+        (without("cond_stage"), "is no whole base: it lacks text_encoder", "text encoders"),
+        (without("model."), "is no whole base: it lacks unet", "checkpoint"),
+        (without("first_stage"), "it has text_encoder, unet, scheduler, tokenizer", "families"),
+        (without("model", "cond", "first"), "is no base that pinxit knows: it holds 0", "inspect"),
+        (without("model.diffusion_model.out.2.bias"), "its weights lack conv_out.bias", "same"),
+        (inpainting, "takes 9 channels, and pictures here have 4", "paints from text"),
+        (lambda w: w.update(edm_mean=torch.zeros(4)), "schedule that pinxit does not", "another"),
+    ],
+)
+def test_files_that_are_no_base(
+    saved: Any, tmp_path: Path, change: Any, message: str, hint: str
+) -> None:
+    with pytest.raises(ModelError) as caught:
+        open_base(changed(saved, tmp_path, change))
+    assert message in caught.value.message
+    assert hint in caught.value.hint
+
+
+def test_another_autoencoder(saved: Any, tmp_path: Path) -> None:
+    """As a file in either naming, or as a folder; scaled as it says, or else as the base says."""
+    file, parts = saved("sd1")
+    torch.manual_seed(9)
+    other = vae(4, scaling_factor=0.5)
+    other.save_pretrained(tmp_path / "folder")
+    state = {name: tensor.clone() for name, tensor in other.state_dict().items()}
+    save_file(state, tmp_path / "named.safetensors")
+    save_file(
+        {name: tensor.contiguous() for name, tensor in ldm.autoencoder(state, 2, "").items()},
+        tmp_path / "ldm.safetensors",
+    )
+    plain = SingleFile(file, "it")
+    given = tmp_path / "folder", tmp_path / "named.safetensors", tmp_path / "ldm.safetensors"
+    for path, scale in zip(given, (0.5, 0.18215, 0.18215), strict=True):
+        model = open_base(file, vae=path)
+        assert model.source.vae == str(path)
+        assert model.hash != plain.hash
+        kept = cast("Any", model).vae
+        assert all(torch.equal(kept.state_dict()[name], state[name]) for name in state)
+        assert kept.config["scaling_factor"] == scale
+    with pytest.raises(ModelError, match="has no autoencoder"):
+        open_base(file, vae=parts / "text_encoder")
+
+
+def test_its_words_are_clips() -> None:
+    """True ids of CLIP's own tokenizer, and the last ones; the vocabulary ships with pinxit."""
+    source = SingleFile.__new__(SingleFile)
+    source._parts = {}
+    tokenizer = clip_tokenizer(source, "tokenizer")
+    assert tokenizer.encode("a photo of a cat", add_special_tokens=False) == [
+        320,
+        1125,
+        539,
+        320,
+        2368,
+    ]
+    words = tokenizer.encode("Stable Diffusion, 1.5!", add_special_tokens=False)
+    assert words == [10492, 18656, 9364, 267, 272, 269, 276, 256]
+    assert tokenizer.encode("sks dog", add_special_tokens=False) == [48136, 1929]
+    assert len(tokenizer.get_vocab()) == 49408
+    assert (tokenizer.bos_token_id, tokenizer.eos_token_id) == (49406, 49407)
