@@ -1,8 +1,10 @@
 """Torch's files of others open to exactly what torch reads from them, and to nothing more."""
 
+import gc
 import pickle
 import re
 import struct
+import sys
 import zipfile
 from collections import OrderedDict
 from pathlib import Path
@@ -112,6 +114,20 @@ def test_writing_to_a_tensor_leaves_the_file_alone(save: Save) -> None:
     read_pickled(path).fill_(1.0)
     assert path.read_bytes() == before
     assert read_pickled(path).sum() == 0
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux lists what is mapped")
+def test_a_files_memory_goes_with_its_tensors(tmp_path: Path) -> None:
+    path = tmp_path / "x.pt"
+    torch.save(torch.zeros(1000), path)
+    gc.disable()
+    try:
+        read = read_pickled(path)
+        assert str(path) in Path("/proc/self/maps").read_text()
+        del read
+        assert str(path) not in Path("/proc/self/maps").read_text()
+    finally:
+        gc.enable()
 
 
 def test_parameters_are_plain_tensors(save: Save) -> None:

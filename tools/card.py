@@ -147,7 +147,7 @@ def hostile() -> str:
 
 def opening() -> str:
     """Seconds and memory that a checkpoint of Stable Diffusion 1.5's size takes to open."""
-    figures = kept("security")["figures"]["opening"]
+    figures = kept("opening")["figures"]
     rows = [
         [
             f"{layout}, {figures[f'{layout} GB']} GB",
@@ -159,7 +159,7 @@ def opening() -> str:
         for who, found in ((who, figures[f"{layout}, {who}"]) for who in ("torch", "pinxit"))
     ]
     head = ["file", "opened by", "seconds", "of processor", "and every number read", "memory"]
-    return table(head, rows)
+    return table(head, rows) + origin("opening")
 
 
 BLOCKS: dict[str, Callable[[], str]] = {

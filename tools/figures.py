@@ -22,7 +22,8 @@ COMMANDS: dict[str, str] = {
     "demo": "pinxit demo --out build/demo --json",
     "subjects": "python tools/subjects.py --subjects 4 --count 1",
     "real-pictures": "python tools/real_pictures.py",
-    "security": "python tools/security.py --seconds 720",
+    "opening": "python tools/opening.py --gigabytes 2.13 --rounds 1",
+    "security": "python tools/security.py --seconds 600",
 }
 
 

@@ -1,7 +1,7 @@
 """A checkpoint of Stable Diffusion 1.5's size, opened by our reader and by torch: time and memory.
 
-`python tools/opening.py [--gigabytes G]` prints figures as one line of JSON. The file lies in
-build/ while it is measured. Torch may run what is in a file; this one is our own.
+`python tools/opening.py [--gigabytes G] [--rounds N]` prints figures as one line of JSON. The file
+lies in build/ while it is measured. Torch may run what is in a file; this one is our own.
 """
 
 import argparse
@@ -22,7 +22,6 @@ from pinxit.pickled import read_pickled
 
 ROOT = Path(__file__).resolve().parent.parent
 TENSORS = 1131  # U-Net, autoencoder and text encoder together
-ROUNDS = 3
 READERS = ("torch", "pinxit")
 
 
@@ -64,7 +63,7 @@ def opened(path: Path, reader: str) -> dict[str, float]:
     }
 
 
-def measure(gigabytes: float) -> dict[str, Any]:
+def measure(gigabytes: float, times: int) -> dict[str, Any]:
     """Both readers on both layouts, in turns, each time in a process of its own."""
     (ROOT / "build").mkdir(exist_ok=True)
     found: dict[str, Any] = {"tensors": TENSORS}
@@ -74,7 +73,7 @@ def measure(gigabytes: float) -> dict[str, Any]:
             _ask("--make", layout, str(path), str(gigabytes))
             found[f"{layout} GB"] = round(path.stat().st_size / 1e9, 2)
             rounds = [
-                {who: _ask("--open", who, str(path)) for who in READERS} for _ in range(ROUNDS)
+                {who: _ask("--open", who, str(path)) for who in READERS} for _ in range(times)
             ]
         if len({once[who]["sum"] for once in rounds for who in READERS}) != 1:
             raise ValueError("the readers do not read the same")
@@ -97,6 +96,7 @@ def main() -> None:
     """Print the figures, or do one process's share."""
     parser = argparse.ArgumentParser(description=__doc__)
     _ = parser.add_argument("--gigabytes", type=float, default=4.27)
+    _ = parser.add_argument("--rounds", type=int, default=3, help="medians of so many")
     _ = parser.add_argument("--make", nargs=3)
     _ = parser.add_argument("--open", nargs=2)
     asked = parser.parse_args()
@@ -107,7 +107,7 @@ def main() -> None:
     elif asked.open:
         answer = opened(Path(asked.open[1]), asked.open[0])
     else:
-        answer = measure(asked.gigabytes)
+        answer = measure(asked.gigabytes, asked.rounds)
     print(json.dumps(answer))
 
 

@@ -104,12 +104,6 @@ class _File:
         self.storages: dict[str, _Storage] = {}
         self.promised = 0  # bytes of storages that are still to come
         self.left = _COPIES * len(self.data)
-        self.forms: dict[str, Form] = {
-            **_FORMS,
-            "torch._utils._rebuild_tensor": self._tensor,
-            "torch._utils._rebuild_tensor_v2": self._tensor,
-            "torch._utils._rebuild_tensor_v3": self._tensor,
-        }
 
     def value(self) -> object:
         """What the file holds."""
@@ -118,6 +112,12 @@ class _File:
         if self.data[:1] == b"\x80":
             return self._of_pickles()
         raise RefusedError("it does not begin like a file of torch's")
+
+    def _reading(self, start: int, end: int, stored: Form) -> Reading:
+        # Made anew and not kept: a file that holds its own methods would outlive its tensors.
+        tensors = [f"torch._utils._rebuild_tensor{version}" for version in ("", "_v2", "_v3")]
+        forms = {**_FORMS, **dict.fromkeys(tensors, self._tensor)}
+        return Reading(self.data, start, end, forms, stored, _NAMES)
 
     def _of_archive(self) -> object:
         found = members(self.data)
@@ -131,7 +131,7 @@ class _File:
             key.removeprefix(inside): found[key] for key in found if key.startswith(inside)
         }
         start, end = found[name]
-        return Reading(self.data, start, end, self.forms, self._mapped, _NAMES).value()
+        return self._reading(start, end, self._mapped).value()
 
     def _of_pickles(self) -> object:
         magic, at = self._plain(0)
@@ -141,7 +141,7 @@ class _File:
             raise RefusedError("it is a pickle, but none that torch wrote")
         if type(system) is not dict or system.get("little_endian") != (sys.byteorder == "little"):
             raise RefusedError("its numbers have the byte order of another kind of machine")
-        reading = Reading(self.data, at, len(self.data), self.forms, self._allotted, _NAMES)
+        reading = self._reading(at, len(self.data), self._allotted)
         value = reading.value()
         keys, at = self._plain(reading.at)
         if type(keys) is not list or len(keys) != len(self.storages):
