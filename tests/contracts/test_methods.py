@@ -128,7 +128,7 @@ def test_a_concept_survives_its_file(
 
 @pytest.mark.long
 @pytest.mark.parametrize("method", METHODS)
-@on_every_base_later
+@pytest.mark.parametrize("model", ["nano", "stable-diffusion-xl"], indirect=True)
 def test_resumed_after_any_step_it_is_the_same_run(
     method: str, model: Model, pictures: Path, tmp_path: Path
 ) -> None:
