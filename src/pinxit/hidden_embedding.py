@@ -51,7 +51,7 @@ def _in_pixels(pixels: NDArray[np.uint8]) -> bytes | None:
     Both blocks are parted from the picture by a column whose low bits are all zero.
     """
     lit = (pixels > 0).all(2)
-    rows, columns = np.flatnonzero(lit.any(1)), np.flatnonzero(lit.any(0))
+    rows, columns = np.flatnonzero(np.any(lit, 1)), np.flatnonzero(np.any(lit, 0))
     if not len(rows):
         return None
     inside = pixels[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]

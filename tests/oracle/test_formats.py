@@ -23,7 +23,12 @@ from pinxit.tensors import read_safetensors
 
 WIDTH = 768
 PROMPT = "a photo of shifu riding on the beach"
-SINGLE = ("stable-diffusion-1", "stable-diffusion-2", "stable-diffusion-xl")
+LONG = pytest.mark.long
+SINGLE = (
+    "stable-diffusion-1",
+    pytest.param("stable-diffusion-2", marks=LONG),
+    pytest.param("stable-diffusion-xl", marks=LONG),
+)
 
 
 def write(name: str, concept: Concept, out: Path, **target: Any) -> Path:
@@ -53,11 +58,11 @@ def shifu(seed: int = 0) -> Concept:
     ("name", "ending", "token"),
     [
         ("a1111", ".pt", None),
-        ("a1111", ".safetensors", "shifu"),
         ("emb-params", ".safetensors", "shifu"),
-        ("onetrainer", ".safetensors", "shifu"),
-        ("diffusers", ".safetensors", None),
-        ("diffusers", "", None),
+        pytest.param("a1111", ".safetensors", "shifu", marks=LONG),
+        pytest.param("onetrainer", ".safetensors", "shifu", marks=LONG),
+        pytest.param("diffusers", ".safetensors", None, marks=LONG),
+        pytest.param("diffusers", "", None, marks=LONG),
     ],
 )
 def test_a_word_steers_as_in_diffusers(
@@ -114,6 +119,7 @@ def test_a_rounded_single_file(numbers: str, bases: Callable[[str], Path], tmp_p
     assert files[1].stat().st_size < 0.6 * files[0].stat().st_size
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("numbers", [None, "fp16"])
 def test_a_folder_paints_the_same_in_diffusers(
     numbers: Any, bases: Callable[[str], Path], tmp_path: Path
@@ -141,7 +147,7 @@ def test_a_folder_paints_the_same_in_diffusers(
 
 
 @pytest.mark.parametrize("family", SINGLE)
-@pytest.mark.parametrize("name", ["single-file", "diffusers"])
+@pytest.mark.parametrize("name", ["single-file", pytest.param("diffusers", marks=LONG)])
 def test_a_tuned_base_comes_back_to_the_bit(
     name: str, family: str, bases: Callable[[str], Path], tmp_path: Path
 ) -> None:
