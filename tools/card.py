@@ -97,7 +97,7 @@ def real() -> str:
             folder,
             method,
             *(percent(found["nearest"][by]) for by in ("embedding", "colours")),
-            f"{found['colour_distance_of_base']:.2f}",
+            f"{found['colour_distance_of_base']['together']:.2f}",
         ]
         for folder, methods in figures.items()
         for method, found in methods.items()
