@@ -198,7 +198,7 @@ def find_base(base: str, report: Report | None = None) -> Source:
 
 
 def _vae(source: Source) -> Source:
-    if not source.has("vae"):
+    if not source.has("vae") or "latent_channels" not in source.config("vae"):
         raise ModelError(
             f"{source.name} has no autoencoder",
             "give a folder with config.json and its weights, a file with a VAE, or another base",

@@ -9,6 +9,8 @@ from torch import Tensor
 
 Weights = Mapping[str, Tensor]
 
+_MOST = 256  # layers of anything
+
 
 def settings(kind: str, weights: Weights) -> dict[str, Any]:
     """Widths, depths and channels of a network whose tensors have diffusers' names."""
@@ -31,7 +33,10 @@ def heads(told: Mapping[str, Any], head_width: int | None) -> dict[str, Any]:
 def count(names: Collection[str], numbered: str) -> int:
     """How many things are numbered in the names that begin so."""
     found = (re.match(numbered, name) for name in names)
-    return 1 + max((int(match[1]) for match in found if match), default=-1)
+    most = 1 + max((int(match[1]) for match in found if match), default=-1)
+    if most > _MOST:
+        raise ValueError(f"{numbered} up to {most}")
+    return most
 
 
 def _unet(weights: Weights) -> dict[str, Any]:

@@ -3,7 +3,8 @@
 
 import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Generator, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
@@ -72,13 +73,26 @@ class SingleFile(Source):
         kind, told = self._parts[part].kind, dict(self._parts[part].settings)
         if kind in _MARKS:
             blank = {name: empty(t.shape, device="meta") for name, t in self._stored.items()}
-            told |= shapes.settings(kind, _converted(self._parts[part], blank))
-            told |= shapes.heads(told, told.pop("head_width", None))
+            with self._whole(part):
+                told |= shapes.settings(kind, _converted(self._parts[part], blank))
+                told |= shapes.heads(told, told.pop("head_width", None))
         return told | self._changes.get(part, {})
 
     def weights(self, part: str) -> _Weights:
         """The tensors of a part under diffusers' names."""
-        return _converted(self._parts[part], self._stored)
+        with self._whole(part):
+            return _converted(self._parts[part], self._stored)
+
+    @contextmanager
+    def _whole(self, part: str) -> Generator[None]:
+        """ModelError if the part lacks tensors that each of its kind has."""
+        try:
+            yield
+        except (LookupError, StopIteration, TypeError, ValueError, RuntimeError) as trouble:
+            raise ModelError(
+                f"{self.path} has a {part} that is not as in checkpoints: {trouble!r}",
+                "download it again, or take another base",
+            ) from trouble
 
     def tokenizer(self, part: str) -> Path:  # noqa: ARG002
         """CLIP's vocabulary, which ships with pinxit."""
@@ -150,7 +164,7 @@ class SingleFile(Source):
 
     def _is_second(self) -> bool:
         """Whether it is Stable Diffusion 2, of which there are two that look alike."""
-        return len(self._parts) < 6 and self._parts["text_encoder"].kind == "open-clip"
+        return self.has("text_encoder") and self._parts["text_encoder"].kind == "open-clip"
 
 
 def _converted(part: _Part, stored: Mapping[str, Tensor]) -> _Weights:

@@ -261,6 +261,8 @@ def inpainting(weights: dict[str, Any]) -> None:
         (without("model", "cond", "first"), "is no base that pinxit knows: it holds 0", "inspect"),
         (without("model.diffusion_model.out.2.bias"), "its weights lack conv_out.bias", "same"),
         (inpainting, "takes 9 channels, and pictures here have 4", "paints from text"),
+        (without("model.diffusion_model.input_blocks.1"), "has a unet that is not as in", "again"),
+        (lambda w: w.update({"first_stage_model.encoder.down.999999999.x": torch.ones(1)}), "", ""),
         (lambda w: w.update(edm_mean=torch.zeros(4)), "schedule that pinxit does not", "another"),
     ],
 )

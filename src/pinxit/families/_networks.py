@@ -45,7 +45,7 @@ def network(
     The class is the caller's, whatever the source's settings name: a file chooses no code.
     ModelError if settings and weights do not make one.
     """
-    where = f"{source.name}/{part} cannot be opened as a {kind.__name__}"
+    where = f"{source.name}/{part} cannot be opened as {kind.__name__}"
     config = source.config(part)
     _check_numbers(config, where)
     stored = source.weights(part)
