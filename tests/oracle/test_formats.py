@@ -16,7 +16,7 @@ from pinxit.adapter import Alias, Part, injected
 from pinxit.concept import Concept, Provenance
 from pinxit.format import Target
 from pinxit.generate import Request, paint
-from pinxit.model import Model, open_base
+from pinxit.model import Model, find_base, open_base
 from pinxit.networks import PARTS
 from pinxit.source import Folder
 from pinxit.tensors import read_safetensors
@@ -160,6 +160,8 @@ def test_a_tuned_base_comes_back_to_the_bit(
         (p.kind, p.settings) for p in concept.parts
     ]
     assert all(same(*pair) for pair in zip(again.parts, concept.parts, strict=True))
+    noise = [find_base(str(found)).config("scheduler") for found in (base, out)]
+    assert len({told.get("prediction_type", "epsilon") for told in noise}) == 1
     # Without our description, as another program writes it, every network counts as tuned; and
     # from there to the other layout and back nothing is lost either.
     forget(out)
