@@ -72,6 +72,23 @@ def test_a_picture_is_painted_again_and_nothing_is_written_over(pinxit: Pinxit, 
         assert one.tobytes() != other.tobytes()
 
 
+@pytest.mark.usefixtures("pictures")
+def test_a_concept_brings_its_autoencoder_along(pinxit: Pinxit, nano: Path) -> None:
+    _ = pinxit(*training(nano, "--steps", "1", "--out", "run", "--vae", str(nano)))
+    given = pinxit("generate", "<mytoy>", "--concept", "run", "--count", "1", "--steps", "1")
+    assert Request.from_png(Path(given[0])).vae == str(nano)
+
+
+def test_a_reader_that_has_seen_enough_is_no_trouble() -> None:
+    code = "import sys; from pinxit.cli import main; sys.exit(main(['list']))"
+    listing = subprocess.Popen(
+        [sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    )
+    assert listing.stdout
+    listing.stdout.close()
+    assert (listing.communicate()[1], listing.returncode) == (b"", 0)
+
+
 def test_a_start_picture(pinxit: Pinxit, nano: Path, pictures: Path) -> None:
     start = ["--init", str(pictures / "0.png"), "--strength", "0.5"]
     (path,) = pinxit("generate", "a toy", "--base", str(nano), "--count", "1", *start)

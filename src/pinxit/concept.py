@@ -1,11 +1,12 @@
 """What was learned: tensors, how they change a model, and where they came from, in one file."""
 
 import json
+import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from pydantic import TypeAdapter, ValidationError
 from torch import Tensor
@@ -58,6 +59,14 @@ class Provenance:
     recipe: str
     versions: Mapping[str, str] = field(default_factory=versions)
     told: Mapping[str, str] = field(default_factory=dict[str, str])
+
+    @property
+    def choices(self) -> Mapping[str, Any]:
+        """What its recipe said, key by key; nothing if there is none that can be read."""
+        try:
+            return tomllib.loads(self.recipe)
+        except tomllib.TOMLDecodeError:
+            return {}
 
     @classmethod
     def foreign(cls, token: str, told: Mapping[str, str], base: str = "") -> "Provenance":

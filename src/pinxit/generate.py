@@ -1,7 +1,6 @@
 """Painting: one denoising loop for every family, solver, concept and start."""
 
 import re
-import tomllib
 from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -234,7 +233,7 @@ def _notices(model: Model, request: Request, concepts: Sequence[Concept]) -> Ite
                 f"{concept.token} was learned on another base than {model.name} "
                 f"({concept.provenance.base}): it may look different"
             )
-        taught: int | None = tomllib.loads(concept.provenance.recipe).get("clip_skip")
+        taught: int | None = concept.provenance.choices.get("clip_skip")
         if taught not in (None, request.clip_skip):
             yield Notice(f"{concept.token} was learned with --clip-skip {taught}: give it here too")
 

@@ -26,7 +26,7 @@ def heads(told: Mapping[str, Any], head_width: int | None) -> dict[str, Any]:
     if head_width is None:
         return {}
     if "hidden_size" in told:
-        return {"num_attention_heads": told["hidden_size"] // head_width}
+        return {"num_attention_heads": max(1, told["hidden_size"] // head_width)}
     return {"attention_head_dim": [width // head_width for width in told["block_out_channels"]]}
 
 

@@ -1,5 +1,6 @@
 """The command line: parse, call, print. Commands are imported only when they are typed."""
 
+import os
 import sys
 from collections.abc import Sequence
 
@@ -47,4 +48,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return BAD_INPUT
     except KeyboardInterrupt:
         return INTERRUPTED
+    except BrokenPipeError:  # whoever reads the answer, as `head`, has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     return 0

@@ -54,9 +54,9 @@ def _asked(given: Values) -> tuple[Request, list[Concept]]:
     else:
         typed.setdefault("count", _COUNT)
     concepts = [Concept.load(path) for path in typed.get("concepts", ())]
-    bases = [concept.provenance.base for concept in concepts if concept.provenance.base]
-    if bases:
-        typed.setdefault("base", bases[0])
+    learned = [concept.provenance for concept in concepts if concept.provenance.base]
+    if learned and "base" not in typed:
+        typed |= {"base": learned[0].base, "vae": typed.get("vae", learned[0].choices.get("vae"))}
     return Request.model_validate(typed), concepts
 
 
