@@ -1,4 +1,4 @@
-# pyright: standard, reportPrivateImportUsage=false
+# pyright: standard, reportPrivateImportUsage=false, reportArgumentType=false
 """Real shapes, random weights: time and memory that a base of full size takes.
 
 Makes a checkpoint with exactly the shapes of Stable Diffusion 1.5 or XL as a folder in half

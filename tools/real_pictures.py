@@ -25,7 +25,8 @@ from pinxit.recipe import Recipe
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-METHODS = ("textual-inversion", "dreambooth")
+# A word of one vector cannot say what photographs look like to a base that has seen none.
+METHODS: dict[str, dict[str, int]] = {"textual-inversion": {"vectors": 8}, "dreambooth": {}}
 FOLDERS = ("pegasus", "shifu")  # the others are only there to be taken for these
 NOUN = "animal"
 _PLACES = ("beach", "snow", "city", "night")
@@ -101,7 +102,7 @@ class Bench:
         for method in methods:
             recipe = Recipe.model_validate(
                 {
-                    "method": method,
+                    "method": {"name": method, **METHODS[method]},
                     "pictures": path,
                     "token": f"<{name}>",
                     "class_noun": NOUN,
@@ -131,7 +132,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--pictures", type=Path, default=Path("../shared/seed/pictures"))
     parser.add_argument("--folders", nargs="+", default=FOLDERS, help="which are taught")
-    parser.add_argument("--methods", nargs="+", default=METHODS, help="which methods")
+    parser.add_argument("--methods", nargs="+", default=list(METHODS), help="which methods")
     parser.add_argument("--count", type=int, default=16, help="pictures of each")
     parser.add_argument("--steps", type=int, help="of learning, instead of the method's advice")
     parser.add_argument("--base", default="pocket", help="a base's name, or a folder")
