@@ -11,7 +11,7 @@ from pinxit import registry
 from pinxit.adapter import injected
 from pinxit.concept import Concept
 from pinxit.generate import Request, paint
-from pinxit.model import Model
+from pinxit.model import Model, open_base
 from pinxit.pictures import read_pictures
 from pinxit.recipe import Recipe
 from pinxit.run import Run, Saved, teach
@@ -194,3 +194,20 @@ def test_ctrl_c_in_the_consumer_saves(
 
 def losses(run: Run) -> list[object]:
     return [entry["losses"] for entry in run.journal()]
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("method", METHODS)
+def test_in_half_precision_only_what_learns_is_kept_whole(
+    method: str, family: str, bases: Callable[[str], Path], pictures: Path
+) -> None:
+    half = open_base(bases(family), precision="bf16")
+    lesson = lesson_for(half, recipe_for(method, pictures, steps=2))
+    before = weights_of(half)
+    assert {tensor.dtype for tensor in before.values()} == {torch.bfloat16}
+    assert {w.dtype for learner in lesson.learners for w in learner.weights} == {torch.float32}
+    assert len(list(train(lesson))) == 2
+    after = weights_of(half)
+    assert all(after[name] is tensor for name, tensor in before.items())
+    with injected(half, lesson.adapters):
+        assert paint(half, Request(prompt="<mytoy>", steps=2))[0].latents.isfinite().all()

@@ -38,7 +38,7 @@ class LatentModel(Model):
         self.placement = placement
         self.schedule = schedule
         self.solver_config = source.config("scheduler")
-        self.vae = network(AutoencoderKL, source, "vae", placement)
+        self.vae = network(AutoencoderKL, source, "vae", placement, exact=True)
         self.towers = {tower.name: tower for tower in towers}
         encoders: dict[str, Any] = {tower.name: tower.encoder for tower in towers}
         self.networks = {"denoiser": denoiser, **encoders}
@@ -105,7 +105,7 @@ class OneTower(NoisePredictor):
 
     @classmethod
     def open(cls, source: Source, placement: Placement) -> Self:
-        """The base, in fp32 and frozen, laid out for its device."""
+        """The base, frozen, laid out for its device."""
         # Where the U-Net also pools the text, it has learned to do so over one window.
         long = source.config("unet").get("addition_embed_type") != "text"
         return cls(source, placement, [clip_tower(CLIPTextModel, source, 1, placement, long=long)])

@@ -38,11 +38,13 @@ def network(
     source: Source,
     part: str,
     placement: Placement,
-    dtype: torch.dtype = torch.float32,
+    *,
+    exact: bool = False,
 ) -> _N:
-    """A part of a base as a network of the given class: frozen, in `dtype`, on its device.
+    """A part of a base as a network of the given class: frozen, on its device.
 
-    The class is the caller's, whatever the source's settings name: a file chooses no code.
+    Its weights are in the numbers that are computed in, or in fp32 if they must be `exact`. The
+    class is the caller's, whatever the source's settings name: a file chooses no code.
     ModelError if settings and weights do not make one.
     """
     where = f"{source.name}/{part} cannot be opened as {kind.__name__}"
@@ -57,7 +59,8 @@ def network(
             f"{where}: its settings make none: {_first_line(trouble)}",
             "copy or download the base again",
         ) from trouble
-    _fill(made, stored, where, dtype)
+    half = placement.precision == "bf16" and not exact
+    _fill(made, stored, where, torch.bfloat16 if half else torch.float32)
     made.eval().requires_grad_(False)
     return made.to(placement.device, memory_format=torch.channels_last)
 

@@ -53,7 +53,7 @@ class StableDiffusion3(LatentModel):
 
     @classmethod
     def open(cls, source: Source, placement: Placement) -> Self:
-        """The base, in fp32 and frozen, laid out for its device."""
+        """The base, frozen, laid out for its device."""
         kind = CLIPTextModelWithProjection
         towers = [clip_tower(kind, source, n, placement, penultimate=True) for n in (1, 2)]
         return cls(source, placement, towers)

@@ -26,7 +26,7 @@ class StableDiffusionXl(NoisePredictor):
 
     @classmethod
     def open(cls, source: Source, placement: Placement) -> Self:
-        """The base, in fp32 and frozen, laid out for its device."""
+        """The base, frozen, laid out for its device."""
         kinds = (CLIPTextModel, CLIPTextModelWithProjection)
         towers = [
             clip_tower(kind, source, number, placement, penultimate=True)
