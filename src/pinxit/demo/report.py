@@ -27,9 +27,9 @@ _ABOUT = {
     ),
     "style": (
         "A style",
-        "A way of drawing that the base never saw. <code>{token}</code> learned it from pictures "
-        "of five things, and draws others in it. Beside it is what the base paints when no style "
-        "is named.",
+        "A way of drawing that the base never saw. <code>{token}</code> was taught by pictures of "
+        "five things. Below are other things, as the base paints them when no style is named, and "
+        "in the style of the word.",
     ),
 }
 # What each scale is called, with the names of its ends.
