@@ -121,6 +121,7 @@ def unreachable(server: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
     point_to("http://127.0.0.1:9", monkeypatch)
 
 
+@pytest.mark.long
 def test_downloaded_once_then_from_the_cache(
     here: Hub, model: Model, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -173,6 +174,7 @@ def test_one_file_of_a_model(here: Hub, tmp_path: Path) -> None:
     assert hub.fetch("owner/single/v1.safetensors", lambda *_: None).read_bytes() == b"nothing"
 
 
+@pytest.mark.long
 def test_what_can_be_wrong(here: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
     def told(base: str) -> tuple[str, str]:
         with pytest.raises(ModelError) as caught:
