@@ -3,7 +3,7 @@
 import json
 import tomllib
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -146,10 +146,11 @@ class Concept:
     def load(cls, path: Path | str) -> "Concept":
         """A concept from a file of any format, or from a run's folder; ConceptError if none."""
         found = opened(Path(path))
-        concept = recognised(found).read(found)
-        return cls(
-            concept.parts, concept.provenance, "" if Path(path).is_dir() else found.path.stem
-        )
+        return recognised(found).read(found).opened_as(Path(path))
+
+    def opened_as(self, path: Path) -> "Concept":
+        """Itself with the nickname that a file gives it, and a folder does not."""
+        return replace(self, nickname="" if path.is_dir() else path.stem)
 
 
 def recognised(found: Opened) -> "Format":

@@ -5,7 +5,6 @@ OpenCLIP). Which of their numbered blocks a diffusers block becomes follows from
 layers each block has, and that is read off the names.
 """
 
-import re
 from collections.abc import Collection, Mapping
 from itertools import accumulate
 
@@ -13,6 +12,7 @@ import torch
 from torch import Tensor
 
 from pinxit.errors import ConceptError
+from pinxit.shapes import count
 
 
 def _table(pairs: str) -> dict[str, str]:
@@ -101,7 +101,7 @@ def open_clip(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
     places = dict(_OPEN_CLIP)
     named = {bare(name): tensor for name, tensor in weights.items()}
     found: dict[str, Tensor] = {}
-    for layer in range(_count(named, r"encoder\.layers\.(\d+)\.")):
+    for layer in range(count(named, r"encoder\.layers\.(\d+)\.")):
         ours, theirs = f"encoder.layers.{layer}", f"transformer.resblocks.{layer}"
         places |= _under(ours, theirs, _LAYER)
         for kind in ("weight", "bias"):
@@ -138,14 +138,8 @@ def _under(ours: str, theirs: str, places: Mapping[str, str]) -> dict[str, str]:
 
 def _layers(names: Collection[str], blocks: str) -> list[int]:
     """How many residual layers each block has."""
-    count = _count(names, rf"{blocks}\.(\d+)\.")
-    return [_count(names, rf"{blocks}\.{block}\.resnets\.(\d+)\.") for block in range(count)]
-
-
-def _count(names: Collection[str], numbered: str) -> int:
-    """How many things are numbered in the names that begin so."""
-    matches = (re.match(numbered, name) for name in names)
-    return 1 + max((int(match[1]) for match in matches if match), default=-1)
+    every = range(count(names, rf"{blocks}\.(\d+)\."))
+    return [count(names, rf"{blocks}\.{block}\.resnets\.(\d+)\.") for block in every]
 
 
 def _place(name: str, places: Mapping[str, str]) -> str:

@@ -28,12 +28,12 @@ def inspect(
     ] = None,
 ) -> None:
     """Say what a file holds, what it fits, what it was trained on, and what is odd about it."""
-    from pinxit.concept import Concept, recognised
+    from pinxit.concept import recognised
     from pinxit.opened import opened
 
     found = opened(file)
     layout = recognised(found)
-    concept = Concept.load(file)
+    concept = layout.read(found).opened_as(file)
     name = registry.name_of(type(layout))
     _tell("format", f"{name}: {registry.summary('formats', name)}")
     for part in concept.parts:

@@ -2,7 +2,7 @@
 """Networks and tokenizers of known classes, built from a source's settings and weights."""
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
@@ -14,6 +14,7 @@ from transformers import CLIPTokenizer
 
 from pinxit.errors import ModelError
 from pinxit.model import Placement
+from pinxit.pocket.tokenizer import vocabulary
 from pinxit.source import Source, read_json
 
 # They would draw progress bars of their own into ours, and warn of what we do on purpose.
@@ -161,30 +162,29 @@ def _named(key: str, wanted: Mapping[str, Tensor]) -> str:
 
 def _vocabulary(folder: Path) -> tuple[dict[str, int], list[tuple[str, str]]]:
     """Tokens with their ids, and the pairs that merge, first ones first."""
+    tokens: Any = None
     pairs: Any
     if (folder / "merges.txt").is_file():
         lines = (folder / "merges.txt").read_text(encoding="utf-8").splitlines()
         pairs = [line.split(" ") for line in lines if line and not line.startswith("#version")]
         listed = folder / "vocab.json"
-        tokens: Any = read_json(listed) if listed.is_file() else _in_order(pairs)
+        tokens = read_json(listed) if listed.is_file() else None
     else:
         whole: Any = read_json(folder / "tokenizer.json")
         found = whole.get("model") if isinstance(whole, dict) else None
-        tokens, pairs = (found or {}).get("vocab"), (found or {}).get("merges")
+        tokens, pairs = (found or {}).get("vocab") or (), (found or {}).get("merges")
         pairs = [pair.split(" ") if isinstance(pair, str) else pair for pair in pairs or ()]
-    sound = isinstance(tokens, dict) and all(isinstance(at, int) for at in tokens.values())
-    if not sound or not all(isinstance(pair, list) and len(pair) == 2 for pair in pairs):
+    sound = all(isinstance(pair, list) and len(pair) == 2 for pair in pairs)
+    merges = [(first, second) for first, second in pairs] if sound else []
+    if tokens is None:  # as CLIP's own: all else follows from what is merged
+        tokens = vocabulary(merges)
+    if not sound or not isinstance(tokens, dict) or not all(map(_is_id, tokens.values())):
         raise ModelError(f"{folder} holds no CLIP vocabulary", "copy or download the base again")
-    return tokens, [(first, second) for first, second in pairs]
+    return tokens, merges
 
 
-def _in_order(pairs: Sequence[list[str]]) -> dict[str, int]:
-    """CLIP's vocabulary as its merges make it: bytes, bytes that end a word, what is merged."""
-    seen = [*range(33, 127), *range(161, 173), *range(174, 256)]
-    letters = [*map(chr, seen), *(chr(256 + at) for at in range(256 - len(seen)))]
-    ends = [f"{letter}</w>" for letter in letters]
-    tokens = [*letters, *ends, *map("".join, pairs), "<|startoftext|>", "<|endoftext|>"]
-    return {token: at for at, token in enumerate(tokens)}
+def _is_id(at: object) -> bool:
+    return isinstance(at, int)
 
 
 def _mark(config: dict[str, Any], name: str) -> str:
