@@ -56,7 +56,7 @@ class Conditioning:
             torch.cat([part.states for part in parts]), torch.cat(pooled) if pooled else None
         )
 
-    def __getitem__(self, at: slice) -> "Conditioning":
+    def __getitem__(self, at: slice | Tensor) -> "Conditioning":
         return Conditioning(self.states[at], None if self.pooled is None else self.pooled[at])
 
 
