@@ -71,7 +71,7 @@ class Conditioning:
             self.states.to(dtype), None if self.pooled is None else self.pooled.to(dtype)
         )
 
-    def __getitem__(self, at: slice) -> "Conditioning":
+    def __getitem__(self, at: slice | Tensor) -> "Conditioning":
         return Conditioning(self.states[at], None if self.pooled is None else self.pooled[at])
 
 
