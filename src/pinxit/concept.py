@@ -15,6 +15,7 @@ from pinxit import registry
 from pinxit.adapter import Adapter, Alias, NewWord, Part, TunedWeights
 from pinxit.durable import replace_tensors
 from pinxit.errors import ConceptError
+from pinxit.lora import PART, LowRank
 from pinxit.model import Model
 from pinxit.opened import Opened, opened
 
@@ -26,11 +27,13 @@ _KINDS: dict[str, type[Adapter]] = {
     "new-word": NewWord,
     "alias": Alias,
     "tuned-weights": TunedWeights,
+    PART: LowRank,
 }
 _NEEDED = {
     "new-word": {"word", "stand_in"},
     "alias": {"word", "text"},
     "tuned-weights": {"network"},
+    PART: {"target", "kind"},
 }
 _FORMAT = 1
 _LIBRARIES = ("torch", "diffusers", "transformers", "safetensors")
@@ -103,11 +106,13 @@ class Concept:
     """Something learned, ready to be put into a model.
 
     `nickname` is the name of the file it was opened from, which a prompt may use for its word.
+    `strength` is how much of its LoRA counts: 0 is none of it, 1 is all.
     """
 
     parts: tuple[Part, ...]
     provenance: Provenance
     nickname: str = ""
+    strength: float = 1.0
 
     @property
     def token(self) -> str:
@@ -133,7 +138,16 @@ class Concept:
 
     def adapters(self, model: Model) -> tuple[Adapter, ...]:
         """The changes it makes to this model; ConceptError if it does not fit."""
-        return tuple(_KINDS[part.kind].restore(part, model) for part in self.parts)
+        adapters = tuple(_KINDS[part.kind].restore(part, model) for part in self.parts)
+        weighed = [adapter for adapter in adapters if isinstance(adapter, LowRank)]
+        if self.strength != 1 and not weighed:
+            raise ConceptError(
+                f"{self.token} cannot have the strength {self.strength:g}: it holds no LoRA",
+                f"leave the strength out; a word is weighed in the prompt: ({self.token}:1.2)",
+            )
+        for adapter in weighed:
+            adapter.strength = self.strength
+        return adapters
 
     def save(self, path: Path) -> None:
         """Write it as one safetensors file, whole or not at all."""
@@ -191,7 +205,10 @@ def described(about: str, tables: Mapping[str, Mapping[str, Tensor]], path: Path
 
 
 def combined(concepts: Sequence[Concept], model: Model) -> tuple[Adapter, ...]:
-    """The changes of several concepts together; ConceptError if two want the same network."""
+    """The changes of several concepts together, those that replace whole networks first.
+
+    ConceptError if two of them want the same network.
+    """
     tuned: dict[str, str] = {}
     for concept in concepts:
         for part in concept.parts:
@@ -202,7 +219,12 @@ def combined(concepts: Sequence[Concept], model: Model) -> tuple[Adapter, ...]:
                     "use one of them, with words learned by textual inversion beside it",
                 )
     adapters = [adapter for concept in concepts for adapter in concept.adapters(model)]
-    return tuple(adapters + nicknames(concepts))
+    return tuple(sorted(adapters, key=_added) + nicknames(concepts))
+
+
+def _added(adapter: Adapter) -> bool:
+    """Whether it adds to weights that another may replace."""
+    return isinstance(adapter, LowRank)
 
 
 def nicknames(concepts: Sequence[Concept]) -> list[Adapter]:
