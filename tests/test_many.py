@@ -16,7 +16,7 @@ from pinxit.adapter import injected
 from pinxit.errors import RecipeError, RunError
 from pinxit.generate import Request, paint
 from pinxit.many import Grouped, Many, learn_many, read_subjects
-from pinxit.model import Model, open_base
+from pinxit.model import Model, Placement, open_base
 from pinxit.pictures import read_pictures
 from pinxit.recipe import Recipe
 from pinxit.run import Failed, Run, Saved, teach
@@ -49,6 +49,7 @@ def double(nano: Path, monkeypatch: pytest.MonkeyPatch):
     vectors = TextTower.word_vectors
     monkeypatch.setattr(TextTower, "word_vectors", lambda *given: vectors(*given).double())
     monkeypatch.setattr(Tensor, "float", Tensor.double)
+    monkeypatch.setattr(Placement, "dtype", torch.float64)
     torch.set_default_dtype(torch.float64)
     yield model
     torch.set_default_dtype(torch.float32)
