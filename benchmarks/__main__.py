@@ -87,7 +87,8 @@ def done(job: Job, cache: Path) -> Outcome | None:
     took = f"{time.perf_counter() - began:.0f} s"
     if answer.returncode:
         lines = answer.stderr.strip().splitlines() or [f"exit status {answer.returncode}"]
-        print(f"{job.method}, {job.side}: failed after {took}: {" ".join(lines[-2:])}", file=sys.stderr)
+        why = " ".join(lines[-2:])
+        print(f"{job.method}, {job.side}: failed after {took}: {why}", file=sys.stderr)
         return None
     outcome = Outcome(**json.loads(answer.stdout.splitlines()[-1]))
     each = sum(outcome.steps) / len(outcome.steps)

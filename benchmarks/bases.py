@@ -1,12 +1,15 @@
 # pyright: standard, reportPrivateImportUsage=false, reportArgumentType=false
 """The bases that are measured: pocket, a folder of one's own, or real shapes of random weights."""
 
+import json
 import shutil
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
 from torch import nn
+
+from pinxit.pocket.tokenizer import vocabulary
 
 NAMES = ("pocket", "sd15", "xl")
 
@@ -98,15 +101,12 @@ def folder(base: str, work: Path) -> Path:
 
 def _write(name: str, place: Path) -> None:
     """Write a whole base in fp32, one network after the other so that memory holds only one."""
-    import json
-
     import torch
     from diffusers import DDIMScheduler
 
     _ = torch.manual_seed(0)
     for part in networks(name):
         made(name, part).save_pretrained(place / part)
-    clip = Path(str(files("pinxit"))) / "layouts" / "clip"
     index = {"_class_name": "StableDiffusionPipeline", "scheduler": ["diffusers", "DDIMScheduler"]}
     index |= {"unet": ["diffusers", "UNet2DConditionModel"], "vae": ["diffusers", "AutoencoderKL"]}
     index["text_encoder"] = ["transformers", "CLIPTextModel"]
@@ -117,6 +117,21 @@ def _write(name: str, place: Path) -> None:
         index["text_encoder_2"] = ["transformers", "CLIPTextModelWithProjection"]
         index["tokenizer_2"] = ["transformers", "CLIPTokenizer"]
     for key in (key for key in index if key.startswith("tokenizer")):
-        _ = shutil.copytree(clip, place / key)
+        _write_tokenizer(place / key)
     DDIMScheduler(**_NOISE).save_pretrained(place / "scheduler")
     _ = (place / "model_index.json").write_text(json.dumps(index, indent=2))
+
+
+def _write_tokenizer(place: Path) -> None:
+    """CLIP's, with the two vocabulary files that other programs open."""
+    layout = Path(str(files("pinxit"))) / "layouts" / "clip" / "merges.txt"
+    lines = layout.read_text(encoding="utf-8").splitlines()
+    pairs = [line.split(" ") for line in lines if line and not line.startswith("#version")]
+    place.mkdir(parents=True)
+    _ = shutil.copy(layout, place)
+    tokens = json.dumps(vocabulary([(first, second) for first, second in pairs]))
+    _ = (place / "vocab.json").write_text(tokens, encoding="utf-8")
+    settings = {"tokenizer_class": "CLIPTokenizer", "model_max_length": 77}
+    settings |= {"bos_token": "<|startoftext|>", "eos_token": "<|endoftext|>"}
+    settings |= {"unk_token": "<|endoftext|>", "pad_token": "<|endoftext|>"}
+    _ = (place / "tokenizer_config.json").write_text(json.dumps(settings), encoding="utf-8")
