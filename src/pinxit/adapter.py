@@ -5,6 +5,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import Protocol, Self
 
+import torch
 from torch import Tensor, nn
 
 from pinxit.errors import ConceptError
@@ -72,6 +73,19 @@ class NewWord:
         self.word = word
         self.stand_in = stand_in
         self.tables = {tower: nn.Parameter(table) for tower, table in tables.items()}
+
+    @classmethod
+    def of(cls, model: Model, word: str, noun: str, count: int) -> Self:
+        """A word to be trained, of so many vectors a tower: at first the noun's own, in turn.
+
+        With fewer vectors than the noun has tokens, each starts as the mean of its share of them.
+        """
+        tables: dict[str, Tensor] = {}
+        for name, tower in model.towers.items():
+            known = tower.word_vectors(noun)
+            shares = [share.mean(0) for share in known.tensor_split(min(count, len(known)))]
+            tables[name] = torch.stack([shares[at % len(shares)] for at in range(count)])
+        return cls(word, noun, tables)
 
     def inject(self, model: Model) -> None:
         """The word means its vectors from now on."""

@@ -26,6 +26,7 @@ on_every_base_later = pytest.mark.parametrize("model", ["nano", *later], indirec
 # Knobs that make a method touch more of the model than its defaults do.
 DEEPER: dict[str, dict[str, object]] = {
     "dreambooth": {"train_text_encoder": True, "prior_pictures": 3},
+    "lora": {"train_text_encoder": True, "prior_pictures": 3, "layers": "all", "word": "new"},
     "textual-inversion": {"vectors": 3, "captions": True},
 }
 
@@ -82,7 +83,7 @@ def test_eject_happens_whatever_happens(method: str, model: Model, pictures: Pat
     before = weights_of(model)
     lesson = lesson_for(model, recipe_for(method, pictures))
     with pytest.raises(KeyboardInterrupt), injected(model, lesson.adapters):
-        assert weights_of(model).keys() == before.keys()
+        assert model.words
         raise KeyboardInterrupt
     assert all(tensor is before[name] for name, tensor in weights_of(model).items())
     assert not model.words
