@@ -113,7 +113,7 @@ class Learner:
     def clipped(self, loss: float) -> float:
         """The norm of its gradient, which is clipped; `trouble` is set if it is no step to take."""
         grads = [weight.grad for weight in self.weights if weight.grad is not None]
-        norms = [torch.linalg.vector_norm(grad, dtype=torch.float32) for grad in grads]
+        norms = [torch.linalg.vector_norm(grad, dtype=_in_full(grad)) for grad in grads]
         total = torch.linalg.vector_norm(torch.stack(norms)) / self.scale
         self._share = (self.recipe.clip / (total + 1e-6)).clamp(max=1.0) / self.scale
         norm = float(total)
@@ -136,6 +136,11 @@ class Learner:
         self.trouble = None
         self.scale /= 2
         return True
+
+
+def _in_full(grad: Tensor) -> torch.dtype:
+    """The numbers that the squares of a gradient's fit in."""
+    return torch.promote_types(grad.dtype, torch.float32)
 
 
 def _lying_like(kept: Tensor, weight: Tensor) -> Tensor:
