@@ -21,6 +21,7 @@ from pinxit.opened import Opened
 from pinxit.peft_layers import WEIGHTS, split
 
 Layer = dict[str, Tensor]
+Changes = dict[tuple[str, str], dict[str, Layer]]  # by network and kind, then by layer
 
 ALPHA, MAGNITUDE = "alpha", "lora_magnitude_vector"
 # What diffusers' files say of ranks and alphas under.
@@ -91,8 +92,8 @@ class AdapterFile(Format):
         told = {name: found.metadata[name] for name in sorted(news)}
         return Concept(tuple(parts), Provenance.foreign(token, told))
 
-    def changes(self, concept: Concept) -> dict[tuple[str, str], dict[str, Layer]]:
-        """A concept's changes, by network and kind; ConceptError if this layout cannot hold it."""
+    def changes(self, concept: Concept) -> Changes:
+        """What a concept changes; ConceptError if this layout cannot hold it."""
         parts = [part for part in concept.parts if part.kind == PART]
         if concept.tuned or not parts:
             what = "a tuned base" if concept.tuned else "a word"
@@ -108,7 +109,7 @@ class AdapterFile(Format):
                 "files of this layout",
                 f"write it with --format {others}",
             )
-        found: dict[tuple[str, str], dict[str, Layer]] = {}
+        found: Changes = {}
         for part in parts:
             layers = by_layer(part)
             whole = {n: _whole(layers[n], f"{concept.token}: the layer `{n}`")[1] for n in layers}

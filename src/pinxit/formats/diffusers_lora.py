@@ -46,7 +46,7 @@ class DiffusersLora(AdapterFile):
     """A file or a folder with one; the word of a pivotal run in a file of its own, `_emb`."""
 
     endings = (".safetensors", "")
-    used_by = "diffusers' `load_lora_weights`, ComfyUI"
+    used_by = "diffusers' `load_lora_weights`"
     kinds = frozenset({"lora", "dora"})
 
     def recognises(self, found: Opened) -> bool:
@@ -67,7 +67,7 @@ class DiffusersLora(AdapterFile):
             tensors[name] = tensor.flatten() if name == MAGNITUDE else tensor
             said = told.get(match[1] or "unet", {})
             if name == "lora_A.weight" and said:
-                tensors["alpha"] = _alpha(said, layer, len(tensor) if tensor.ndim else 1)
+                tensors[ALPHA] = _alpha(said, layer, len(tensor) if tensor.ndim else 1)
         beside = _beside(found.path)
         if beside.is_file():
             word = opened(beside)
@@ -117,11 +117,10 @@ def _packed(prefix: str, layers: Mapping[str, Layer]) -> Layer:
         place = f"{prefix}.text_model.{layer}" if full else f"{prefix}.{layer}"
         for name, tensor in held.items():
             if name == MAGNITUDE:
-                square = held["lora_A.weight"].ndim == 4
-                end = ".weight" if prefix in _TARGETS else ""
-                tensors[place + "." + name + end] = (
-                    tensor.reshape(1, -1, 1, 1) if square else tensor
-                )
+                # transformers finds it only so, and the others also so.
+                end = f"{name}.weight" if prefix in _TARGETS else name
+                shape = (1, -1, 1, 1) if held["lora_A.weight"].ndim == 4 else (-1,)
+                tensors[f"{place}.{end}"] = tensor.reshape(shape)
             elif name != ALPHA:
                 tensors[f"{place}.{name}"] = tensor
     return tensors
@@ -166,10 +165,9 @@ def _told(found: Opened) -> dict[str, dict[str, Any]]:
 def _alpha(said: Mapping[str, Any], layer: str, rank: int) -> Tensor:
     """What the settings say of a layer: peft matches the ends of names."""
     pattern: Any = said.get("alpha_pattern")
-    found: Any = said.get("lora_alpha", 8)  # as peft itself
-    for key, value in pattern.items() if isinstance(pattern, dict) else ():
-        if f".{layer}".endswith(f".{bare(key.strip('^$'))}"):
-            found = value
+    others = cast("dict[str, Any]", pattern) if isinstance(pattern, dict) else {}
+    own = (v for key, v in others.items() if f".{layer}".endswith(f".{bare(key.strip('^$'))}"))
+    found: Any = next(own, said.get("lora_alpha", 8))  # as peft itself
     sound = isinstance(found, int | float) and -1e30 < found < 1e30
     alpha = float(found) if sound else math.nan
     return torch.tensor(alpha * math.sqrt(rank) if said.get("use_rslora") else alpha)

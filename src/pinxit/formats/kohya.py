@@ -2,7 +2,6 @@
 
 import json
 import re
-from collections.abc import Mapping, Sequence
 from hashlib import file_digest
 from pathlib import Path
 
@@ -19,6 +18,7 @@ from pinxit.lora_files import (
     DAMAGED,
     MAGNITUDE,
     AdapterFile,
+    Changes,
     Held,
     Layer,
     card,
@@ -68,7 +68,7 @@ class Kohya(AdapterFile):
     """Layers' names with `_`, `lora_down`, `lora_up` and alpha; words are bundled."""
 
     endings = (".safetensors",)
-    used_by = "AUTOMATIC1111, Forge, ComfyUI, InvokeAI, kohya; diffusers' `load_lora_weights`"
+    used_by = "AUTOMATIC1111, Forge, ComfyUI, InvokeAI, kohya; a plain LoRA also in diffusers"
     kinds = frozenset({"lora", "dora", "loha", "lokr"})
 
     def recognises(self, found: Opened) -> bool:
@@ -116,8 +116,7 @@ class Kohya(AdapterFile):
             if part.kind == "new-word":
                 vectors, word = packed(part.tensors, _WORD), part.settings["word"]
                 tensors |= {f"bundle_emb.{word}.{name}": table for name, table in vectors.items()}
-        layers = {kind: list(held.values()) for (_, kind), held in changes.items()}
-        about = card(concept, target.out) | _said(concept, layers, target.out.stem, xl=xl)
+        about = card(concept, target.out) | _said(concept, changes, target.out.stem, xl=xl)
         replace_tensors(target.out, tensors, about)
         replace_tensors(target.out, tensors, about | {"sshs_model_hash": _hash(target.out)})
 
@@ -148,16 +147,17 @@ def _mend(tensors: Layer, where: str) -> None:
     """DoRA's norms in a row, and a convolution in three factors as the same in two."""
     scale, up = tensors.get(MAGNITUDE), tensors.get("lora_B.weight")
     if scale is not None:
-        if up is not None and len(scale.flatten(1) if scale.ndim > 1 else scale) != len(up):
+        if up is not None and scale.ndim > 1 and len(scale) == 1 < up.shape[:1].numel():
             raise ConceptError(
                 f"{where} has DoRA's scales for what it takes in, {tuple(scale.shape)}",
                 "pinxit reads those for what a layer gives out, as LyCORIS writes by itself",
             )
         tensors[MAGNITUDE] = scale.flatten()
     middle, down = tensors.get("lora_mid.weight"), tensors.get("lora_A.weight")
-    if middle is not None and down is not None and middle.ndim == 4:
-        first = down.flatten(1) if down.ndim > 1 else down[:, None]
-        if middle.shape[1] == len(first) and middle[0, 0].numel() <= _KERNEL:
+    if middle is not None and down is not None and middle.ndim == down.ndim == 4:
+        first = down.flatten(1)
+        small = middle.shape[2] * middle.shape[3] <= _KERNEL
+        if middle.shape[:2] == (len(first), len(first)) and small:
             del tensors["lora_mid.weight"]
             tensors["lora_A.weight"] = torch.einsum("omkl,mi->oikl", middle.float(), first.float())
 
@@ -176,23 +176,21 @@ def _is_xl(concept: Concept) -> bool:
     return told.startswith("sdxl") or second or deep or (kind is not None and len(kind.widths) > 1)
 
 
-def _said(
-    concept: Concept, layers: Mapping[str, Sequence[Layer]], name: str, *, xl: bool
-) -> dict[str, str]:
+def _said(concept: Concept, changes: Changes, name: str, *, xl: bool) -> dict[str, str]:
     """What kohya's trainer would have said; what another program said goes before."""
     known, kind = concept.provenance, fits(concept.parts)
-    every = [layer for held in layers.values() for layer in held]
+    layers = [layer for held in changes.values() for layer in held.values()]
+    kinds = {kind for _, kind in changes}
     version = "sdxl_base_v1-0" if xl else _VERSIONS.get(kind.context if kind else 0, "")
-    plain = layers.keys() == {"lora"}
-    args = {"algo": min(layers.keys() - {"dora"}, default="lora"), "dora_wd": str("dora" in layers)}
+    args = {"algo": min(kinds - {"dora"}, default="lora"), "dora_wd": str("dora" in kinds)}
     said = {
         "ss_base_model_version": version,
         "ss_v2": str(version == _VERSIONS[1024]),
         "ss_output_name": name,
-        "ss_network_module": "networks.lora" if plain else "lycoris.kohya",
-        "ss_network_args": json.dumps({} if plain else args),
-        "ss_network_dim": _only({rank_of(layer) for layer in every}),
-        "ss_network_alpha": _only({float(layer[ALPHA]) for layer in every}),
+        "ss_network_module": "networks.lora" if kinds == {"lora"} else "lycoris.kohya",
+        "ss_network_args": json.dumps({} if kinds == {"lora"} else args),
+        "ss_network_dim": _only({rank_of(layer) for layer in layers}),
+        "ss_network_alpha": _only({float(layer[ALPHA]) for layer in layers}),
         "ss_sd_model_name": Path(known.base).name,
         "ss_steps": str(known.steps or ""),
         "ss_num_train_images": str(len(known.pictures) or ""),
