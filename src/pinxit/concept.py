@@ -1,6 +1,8 @@
 """What was learned: tensors, how they change a model, and where they came from, in one file."""
 
 import json
+import math
+import re
 import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
@@ -14,7 +16,7 @@ from torch import Tensor
 from pinxit import registry
 from pinxit.adapter import Adapter, Alias, NewWord, Part, TunedWeights
 from pinxit.durable import replace_tensors
-from pinxit.errors import ConceptError
+from pinxit.errors import ConceptError, RequestError
 from pinxit.lora import PART, LowRank
 from pinxit.model import Model
 from pinxit.opened import Opened, opened
@@ -36,6 +38,8 @@ _NEEDED = {
     PART: {"target", "kind"},
 }
 _FORMAT = 1
+# `FILE:STRENGTH`
+_WEIGHED = re.compile(r"(.+):([+-]?(?:\d+\.?\d*|\.\d+)(?:e[+-]?\d+)?)", re.DOTALL | re.IGNORECASE)
 _LIBRARIES = ("torch", "diffusers", "transformers", "safetensors")
 
 
@@ -162,9 +166,46 @@ class Concept:
         found = opened(Path(path))
         return recognised(found).read(found).opened_as(Path(path))
 
+    def at(self, strength: float) -> "Concept":
+        """Itself with another strength."""
+        return replace(self, strength=strength)
+
     def opened_as(self, path: Path) -> "Concept":
         """Itself with the nickname that a file gives it, and a folder does not."""
         return replace(self, nickname="" if path.is_dir() else path.stem)
+
+
+@dataclass(frozen=True)
+class Pick:
+    """A concept as it is asked for: where it is, and how much of its LoRA is to count."""
+
+    path: Path
+    strength: float = 1.0
+
+    @classmethod
+    def of(cls, given: str | Path) -> "Pick":
+        """From `FILE` or `FILE:STRENGTH`; what is there is meant by its whole name."""
+        path, drive = Path(given), Path(given).drive
+        found = _WEIGHED.fullmatch(str(given).removeprefix(drive))
+        if found is None or path.exists():
+            return cls(path)
+        strength = float(found[2])
+        if not math.isfinite(strength):
+            raise RequestError(f"`{given}` has no strength that can be", "take one such as 0.7")
+        return cls(Path(drive + found[1]), strength)
+
+    def __str__(self) -> str:
+        written = str(self.path)
+        whole = self.strength == 1 and not _WEIGHED.fullmatch(written)
+        return written if whole else f"{written}:{self.strength!r}"
+
+    def resolved(self) -> "Pick":
+        """Itself with the whole path, which is true from any folder."""
+        return replace(self, path=self.path.resolve())
+
+    def open(self) -> Concept:
+        """The concept; ConceptError if there is none."""
+        return Concept.load(self.path).at(self.strength)
 
 
 def recognised(found: Opened) -> "Format":

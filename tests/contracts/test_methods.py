@@ -83,7 +83,7 @@ def test_eject_happens_whatever_happens(method: str, model: Model, pictures: Pat
     before = weights_of(model)
     lesson = lesson_for(model, recipe_for(method, pictures))
     with pytest.raises(KeyboardInterrupt), injected(model, lesson.adapters):
-        assert weights_of(model).keys() == before.keys()
+        assert model.words
         raise KeyboardInterrupt
     assert all(tensor is before[name] for name, tensor in weights_of(model).items())
     assert not model.words
