@@ -129,6 +129,11 @@ class Concept:
         return any("network" in part.settings for part in self.parts)
 
     @property
+    def weighable(self) -> bool:
+        """Whether it changes single layers, so that more or less of it can count."""
+        return any(part.kind == PART for part in self.parts)
+
+    @property
     def words(self) -> list[str]:
         """Every word that it defines."""
         return [part.settings["word"] for part in self.parts if "word" in part.settings]

@@ -165,7 +165,7 @@ def _whole(tensors: Layer, where: str) -> tuple[str, Layer]:
     if not _match(tensors):
         shapes = ", ".join(f"{name} {tuple(t.shape)}" for name, t in sorted(tensors.items()))
         raise ConceptError(f"{where} has tensors that do not match: {shapes}", DAMAGED)
-    alpha = float(tensors.get(ALPHA, torch.zeros(())))
+    alpha = float(tensors[ALPHA].real) if ALPHA in tensors else 0.0
     if not abs(alpha) <= _HUGE:
         raise ConceptError(f"{where} has an alpha of {alpha:g}", DAMAGED)
     # Without alpha, or with none, a change counts once.
@@ -176,8 +176,8 @@ def _match(tensors: Layer) -> bool:
     """Whether all are numbers, and the factors have one rank."""
     flat = (ALPHA, MAGNITUDE)
     for name, tensor in tensors.items():
-        enough = tensor.ndim >= 2 or name in flat
-        if not (enough and tensor.is_floating_point() and tensor.numel()):
+        sides = tensor.ndim >= 2 or name in flat
+        if not (sides and tensor.numel() and (tensor.is_floating_point() or name == ALPHA)):
             return False
     ranks: set[int] = set()
     for left, right, between in _FACTORS:
