@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor, nn
 
-from pinxit.adapter import Adapter, injected
+from pinxit.adapter import Adapter, Change, Joinable, Shared, injected
 from pinxit.batches import Batch, Draws, Samples, batch
 from pinxit.durable import undisturbed
 from pinxit.errors import RunError
@@ -133,6 +133,7 @@ class Lesson:
         self.model = model
         self.learners = tuple(learners)
         self.recipe = self.learners[0].recipe
+        self.changes = tuple(self._changes())
 
     @classmethod
     def of(cls, model: Model, recipe: Recipe, pictures: tuple[Picture, ...]) -> "Lesson":
@@ -153,6 +154,12 @@ class Lesson:
         ]
         return batch(drawn, self.model.device)
 
+    def serve(self, concepts: Tensor) -> None:
+        """The samples (B,) that the model now gets are of these concepts; if one is given, all."""
+        for change in self.changes:
+            if isinstance(change, Shared):
+                change.serve(concepts)
+
     def tell(self) -> Tell:
         """How prompts are told to the denoiser: anew each step where learning changes that."""
         reading = self.recipe.reading
@@ -165,6 +172,15 @@ class Lesson:
             every = dict.fromkeys(prompts)
             kept = {prompt: self.model.condition([prompt], reading) for prompt in every}
         return lambda wanted: Conditioning.stack([kept[prompt] for prompt in wanted])
+
+    def _changes(self) -> Iterator[Change]:
+        """What is to be in the model: the adapters, joined where they have to be."""
+        for several in zip(*(learner.adapters for learner in self.learners), strict=True):
+            first = several[0]
+            if len(several) > 1 and isinstance(first, Joinable):
+                yield first.joined(several)
+            else:
+                yield from several
 
 
 def _each_once(tell: Tell, wanted: Sequence[str]) -> Conditioning:
@@ -191,13 +207,14 @@ def train(lesson: Lesson) -> Generator[Step]:
     stay in the batch meanwhile, so that its shape, and with it all rounding, follows from the step.
     """
     model, learners = lesson.model, lesson.learners
-    with injected(model, lesson.adapters):
+    with injected(model, lesson.changes):
         tell = lesson.tell()
         while any(learner.learning for learner in learners):
             began = time.perf_counter()
             step = min(learner.done for learner in learners if learner.learning)
             there = [n for n, one in enumerate(learners) if not one.trouble and step < one.total]
             drawn = lesson.batch(step, there)
+            lesson.serve(drawn.concepts)
             with torch.enable_grad():
                 errors = objective(model, drawn, tell, lesson.recipe.min_snr)
                 losses = errors.new_zeros(len(learners)).index_add(0, drawn.concepts, errors)
