@@ -35,6 +35,11 @@ class Lora(Tuning):
     vectors: int = Field(default=1, ge=1, le=16, description="vectors of a new word")
     word_rate: float | None = Field(default=None, gt=0, description="rate of a new word")
 
+    @property
+    def apart(self) -> bool:
+        """Plain LoRAs of the denoiser can each be kept to its own samples."""
+        return self.kind == "lora" and not self.train_text_encoder
+
     def plan(self, model: Model, count: int) -> Plan:
         """More pictures take more steps to be seen equally often."""
         plan = _PLANS[size(model)]
