@@ -14,7 +14,7 @@ from pinxit.durable import undisturbed
 from pinxit.errors import RunError
 from pinxit.memory import Choice, Saved, choose, free
 from pinxit.model import Conditioning, Model
-from pinxit.optimizer import STATE, AdamW, Group, bytes_of_state
+from pinxit.optimizer import STATE, AdamW, Group, bytes_of_state, norm
 from pinxit.pictures import Picture, by_content, fingerprint
 from pinxit.recipe import Recipe
 
@@ -113,16 +113,14 @@ class Learner:
     def clipped(self, loss: float) -> float:
         """The norm of its gradient, which is clipped; `trouble` is set if it is no step to take."""
         grads = [weight.grad for weight in self.weights if weight.grad is not None]
-        norms = [torch.linalg.vector_norm(grad, dtype=_in_full(grad)) for grad in grads]
-        total = torch.linalg.vector_norm(torch.stack(norms)) / self.scale
+        total = norm(grads) / self.scale
         self._share = (self.recipe.clip / (total + 1e-6)).clamp(max=1.0) / self.scale
-        norm = float(total)
-        if not (math.isfinite(loss) and math.isfinite(norm)):
+        if not (math.isfinite(loss) and total.isfinite()):
             self.trouble = RunError(
-                f"learning went wrong at step {self.done + 1}: loss {loss}, gradient {norm}",
+                f"learning went wrong at step {self.done + 1}: loss {loss}, gradient {total:g}",
                 "try a lower --rate, or --precision fp32; what was learned before is kept",
             )
-        return norm
+        return float(total)
 
     def step(self) -> None:
         """Change what is trained by its gradient, as far as that was not clipped."""
@@ -136,11 +134,6 @@ class Learner:
         self.trouble = None
         self.scale /= 2
         return True
-
-
-def _in_full(grad: Tensor) -> torch.dtype:
-    """The numbers that the squares of a gradient's fit in."""
-    return torch.promote_types(grad.dtype, torch.float32)
 
 
 def _lying_like(kept: Tensor, weight: Tensor) -> Tensor:
