@@ -47,8 +47,8 @@ class Step:
     def shares(self) -> Iterator[tuple[int, "Step"]]:
         """For each concept's place its own step, with an equal part of the time."""
         seconds = self.seconds / max(1, len(self.concepts))
-        for place, loss, norm in zip(self.concepts, self.losses, self.norms, strict=True):
-            alone = replace(self, losses=(loss,), norms=(norm,), seconds=seconds, concepts=(0,))
+        for place, loss, size in zip(self.concepts, self.losses, self.norms, strict=True):
+            alone = replace(self, losses=(loss,), norms=(size,), seconds=seconds, concepts=(0,))
             yield place, alone
 
 
