@@ -58,8 +58,8 @@ class LatentModel(Model):
             suit_cpu(denoiser)
 
     def rest(self, *names: str) -> None:
-        """Let networks' weights leave memory until they are needed."""
-        for name in set(names) - self._resting:
+        """Let networks' weights, or all, leave memory until they are needed."""
+        for name in set(names or self._all) - self._resting:
             emptied(self._all[name])
             self._resting.add(name)
 
