@@ -34,7 +34,7 @@ transformers_logging.set_verbosity_error()
 transformers_logging.disable_progress_bar()
 _RARE = "sks"
 _LORA_RANK = 4
-_ATTENTION = ["to_q", "to_k", "to_v", "to_out.0"]
+ATTENTION = ["to_q", "to_k", "to_v", "to_out.0"]
 
 
 @dataclass(frozen=True)
@@ -188,7 +188,7 @@ class Lora(Loop):
             r=_LORA_RANK,
             lora_alpha=_LORA_RANK,
             init_lora_weights="gaussian",
-            target_modules=_ATTENTION,
+            target_modules=ATTENTION,
         )
         self.unet.add_adapter(settings)
         self.unet.train()

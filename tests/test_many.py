@@ -25,7 +25,17 @@ from pinxit.train import Learner, Lesson, Step
 
 NAMES = ("ape", "bee", "cow")
 SMALL = {"class_noun": "toy", "steps": 6, "batch_size": 2, "preview_every": 0}
-WORD = {"name": "textual-inversion"}
+WORD: dict[str, object] = {"name": "textual-inversion"}
+# With convolutions, with a scale, and with class pictures beside the subject's.
+LORA: dict[str, object] = {
+    "name": "lora",
+    "rank": 2,
+    "alpha": 3.0,
+    "layers": "all",
+    "prior_pictures": 2,
+}
+PIVOTAL: dict[str, object] = {**LORA, "word": "new", "layers": "attention"}
+METHODS = pytest.mark.parametrize("method", [WORD, LORA, PIVOTAL], ids=["word", "lora", "both"])
 
 
 @pytest.fixture
@@ -61,8 +71,13 @@ def recipes(subjects: Path, **changed: object) -> list[Recipe]:
 
 
 def learners(model: Model, some: Sequence[Recipe]) -> list[Learner]:
-    read = [(recipe, read_pictures(recipe.pictures)) for recipe in some]
-    return [Learner(model, recipe.settled(model, len(some)), some) for recipe, some in read]
+    found: list[Learner] = []
+    for recipe in some:
+        pictures = read_pictures(recipe.pictures)
+        settled = recipe.settled(model, len(pictures))
+        _ = list(settled.method.prepare(model, settled.subject))
+        found.append(Learner(model, settled, pictures))
+    return found
 
 
 def learned(model: Model, *together: Learner) -> list[Tensor]:
@@ -89,10 +104,11 @@ def clipped_together(monkeypatch: pytest.MonkeyPatch, all_of_them: Sequence[Lear
     monkeypatch.setattr(Learner, "clipped", clipped)
 
 
+@METHODS
 def test_together_is_what_it_is_alone(
-    double: Model, subjects: Path, monkeypatch: pytest.MonkeyPatch
+    double: Model, subjects: Path, method: object, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    some = recipes(subjects, steps=20, clip=1e-4)
+    some = recipes(subjects, method=method, batch_size=1, steps=20, clip=1e-4)
     alone = [learned(double, one)[0] for one in learners(double, some)]
     assert alone[0].dtype == torch.float64
     start = [torch.cat([w.flatten() for w in one.weights]) for one in learners(double, some)]
@@ -104,10 +120,11 @@ def test_together_is_what_it_is_alone(
 
 
 @pytest.mark.long
+@METHODS
 def test_pictures_painted_with_it_are_the_same(
-    model: Model, subjects: Path, monkeypatch: pytest.MonkeyPatch
+    model: Model, subjects: Path, method: object, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    some = recipes(subjects, steps=50, clip=1e-4)
+    some = recipes(subjects, method=method, batch_size=1, steps=50, clip=1e-4)
 
     def painted(*together: Learner) -> list[Any]:
         learned(model, *together)
@@ -126,6 +143,37 @@ def test_pictures_painted_with_it_are_the_same(
     wrong = learners(model, some)
     clipped_together(monkeypatch, wrong)
     assert furthest(painted(*wrong), alone) > 2
+
+
+@METHODS
+def test_what_is_no_number_reaches_no_other(model: Model, subjects: Path, method: object) -> None:
+    some = recipes(subjects, method=method, batch_size=1, steps=3)
+    well = learned(model, *learners(model, some))
+    together = learners(model, some)
+    with torch.no_grad():
+        _ = together[1].weights[0].fill_(torch.nan)
+    ape, _, cow = learned(model, *together)
+    assert [learner.done for learner in together] == [3, 0, 3]
+    assert "wrong at step 1" in str(together[1].trouble)
+    assert apart([ape, cow], [well[0], well[2]]) < 1e-4
+
+
+@pytest.mark.long
+@METHODS
+def test_previews_show_each_its_own(
+    model: Model, subjects: Path, method: object, tmp_path: Path
+) -> None:
+    given = {"method": method, "steps": 2, "batch_size": 1, "preview_every": 2, "rate": 0.1}
+    runs = teach_many(model, subjects, tmp_path / "out", **given)
+    shown = [preview(run) for run in runs.values()]
+    alone = [preview(teach(model, r.recipe, tmp_path / n)) for n, r in runs.items()]
+    for n, picture in enumerate(shown):
+        assert np.abs(picture - alone[n]).max() <= 2
+        assert np.abs(picture - alone[n - 1]).max() > 2
+
+
+def preview(run: Run) -> Any:
+    return np.asarray(Image.open(run.folder / "previews" / "0000002.png"), dtype=int)
 
 
 def tensors(folder: Path) -> dict[str, Tensor]:
@@ -147,7 +195,7 @@ def teach_many(model: Model, subjects: Path, out: Path, **changed: object) -> di
 
 @pytest.mark.long
 def test_each_has_a_run_as_if_alone(model: Model, subjects: Path, tmp_path: Path) -> None:
-    runs = teach_many(model, subjects, tmp_path / "out", preview_every=4)
+    runs = teach_many(model, subjects, tmp_path / "out")
     assert list(runs) == list(NAMES)
     for name, run in runs.items():
         alone = teach(model, run.recipe, tmp_path / "alone" / name)

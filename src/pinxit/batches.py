@@ -12,6 +12,8 @@ from pinxit.model import Model
 from pinxit.pictures import Picture
 from pinxit.pixels import to_pixels
 
+# Pictures are encoded together while they have no more pixels than this in all, and so many.
+_PIXELS = 2**17
 _ENCODED_TOGETHER = 8
 
 
@@ -129,8 +131,9 @@ def _encoded(
 ) -> list[tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]]:
     """For each picture mean and spread of its latents, as it is and mirrored; on the CPU."""
     kept: list[tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]] = []
-    for first in range(0, len(pictures), _ENCODED_TOGETHER):
-        some = pictures[first : first + _ENCODED_TOGETHER]
+    together = min(_ENCODED_TOGETHER, max(1, _PIXELS // side**2))
+    for first in range(0, len(pictures), together):
+        some = pictures[first : first + together]
         pixels = torch.cat([to_pixels(picture.open(), side, side) for picture in some])
         plain, mirrored = model.encode(pixels), model.encode(pixels.flip(-1))
         kept += [

@@ -2,7 +2,7 @@
 """Small weights beside a network's layers that change what the layers do: LoRA and its kin."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any, Literal, Self
@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from pinxit.adapter import Part
 from pinxit.draw import generator
 from pinxit.errors import ConceptError, RecipeError, did_you_mean
+from pinxit.low_ranks import Factors, LowRanks
 from pinxit.model import Model
 from pinxit.peft_layers import (
     KINDS,
@@ -122,6 +123,13 @@ class LowRank:
         """The layers are the base's own again."""
         self._undo.close()
 
+    @classmethod
+    def joined(cls, several: Sequence[Self]) -> LowRanks:
+        """Plain ones of one target and form, each for its own concept's samples."""
+        first = several[0]
+        assert {one.kind for one in several} == {"lora"}, "only plain LoRA can be joined"
+        return LowRanks(first.target, {name: _factors(several, name) for name in first.layers})
+
     def weights(self) -> Mapping[str, nn.Parameter]:
         """All of them, by layer and name, while they are learned."""
         held = self.layers.items() if self.strength is None else ()
@@ -155,6 +163,15 @@ class LowRank:
             _must_fit(f"`{target}.{name}`", layer, kind, held, model)
             layers[name] = {key: placed(key, tensor, layer) for key, tensor in held.items()}
         return cls(target, kind, layers, alphas, text=target in model.towers, strength=1.0)
+
+
+def _factors(several: Sequence[LowRank], layer: str) -> Factors:
+    """What several plain LoRAs have for a layer."""
+    down = [one.layers[layer]["lora_A.weight"] for one in several]
+    up = [one.layers[layer]["lora_B.weight"] for one in several]
+    ranks = [len(weight) for weight in down]
+    scale = [one.alphas.get(layer, rank) / rank for one, rank in zip(several, ranks, strict=True)]
+    return Factors(down, up, scale)
 
 
 def _chosen(model: Model, target: str, form: Form) -> dict[str, Any]:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from pinxit.adapter import Adapter, injected
+from pinxit.adapter import Adapter, Change, Joinable, Shared, injected
 from pinxit.batches import Batch, Draws, Samples, batch
 from pinxit.durable import undisturbed
 from pinxit.errors import RunError
@@ -113,7 +113,7 @@ class Learner:
     def clipped(self, loss: float) -> float:
         """The norm of its gradient, which is clipped; `trouble` is set if it is no step to take."""
         grads = [weight.grad for weight in self.weights if weight.grad is not None]
-        norms = [torch.linalg.vector_norm(grad, dtype=torch.float32) for grad in grads]
+        norms = [torch.linalg.vector_norm(grad, dtype=_in_full(grad)) for grad in grads]
         total = torch.linalg.vector_norm(torch.stack(norms)) / self.scale
         self._share = (self.recipe.clip / (total + 1e-6)).clamp(max=1.0) / self.scale
         norm = float(total)
@@ -138,6 +138,11 @@ class Learner:
         return True
 
 
+def _in_full(grad: Tensor) -> torch.dtype:
+    """The numbers that the squares of a gradient's fit in."""
+    return torch.promote_types(grad.dtype, torch.float32)
+
+
 def _lying_like(kept: Tensor, weight: Tensor) -> Tensor:
     """A moment as its weight lies in memory: the step walks both; a count of steps as it is."""
     like = weight.detach() if kept.ndim else kept
@@ -157,6 +162,7 @@ class Lesson:
         self.learners = tuple(learners)
         self.recipe = self.learners[0].recipe
         self.choice: Choice | None = None
+        self.changes = tuple(self._changes())
 
     @classmethod
     def of(cls, model: Model, recipe: Recipe, pictures: tuple[Picture, ...]) -> "Lesson":
@@ -186,6 +192,12 @@ class Lesson:
         """Let what the next steps do not need leave memory, as after a preview."""
         self.model.rest("autoencoder", *(() if self.touches_text else self.model.towers))
 
+    def serve(self, concepts: Tensor) -> None:
+        """The samples (B,) that the model now gets are of these concepts; if one is given, all."""
+        for change in self.changes:
+            if isinstance(change, Shared):
+                change.serve(concepts)
+
     def tell(self) -> Tell:
         """How prompts are told to the denoiser: anew each step where learning changes that."""
         reading = self.recipe.reading
@@ -198,6 +210,15 @@ class Lesson:
             every = dict.fromkeys(prompts)
             kept = {prompt: self.model.condition([prompt], reading) for prompt in every}
         return lambda wanted: Conditioning.stack([kept[prompt] for prompt in wanted])
+
+    def _changes(self) -> Iterator[Change]:
+        """What is to be in the model: the adapters, joined where they have to be."""
+        for several in zip(*(learner.adapters for learner in self.learners), strict=True):
+            first = several[0]
+            if len(several) > 1 and isinstance(first, Joinable):
+                yield first.joined(several)
+            else:
+                yield from several
 
 
 def _each_once(tell: Tell, wanted: Sequence[str]) -> Conditioning:
@@ -225,7 +246,7 @@ def train(lesson: Lesson) -> Generator[Step]:
     RunError if memory does not suffice.
     """
     learners = lesson.learners
-    with injected(lesson.model, lesson.adapters):
+    with injected(lesson.model, lesson.changes):
         tell = lesson.tell()
         while any(learner.learning for learner in learners):
             began = time.perf_counter()
@@ -269,6 +290,7 @@ def _gradients(lesson: Lesson, drawn: Batch, tell: Tell) -> list[float]:
         try:
             for first in range(0, len(drawn), choice.together):
                 some = drawn[first : first + choice.together]
+                lesson.serve(some.concepts)
                 with torch.enable_grad():
                     errors = objective(model, some, tell, lesson.recipe.min_snr)
                     (errors.sum() * scale).backward()
@@ -292,6 +314,7 @@ def _fitting(lesson: Lesson, one: Batch, samples: int, tell: Tell) -> Choice:
     weights = [weight for learner in lesson.learners for weight in learner.weights]
     awake = ["denoiser", *(lesson.model.towers if lesson.touches_text else ())]
     held = [w for name in awake for w in lesson.model.networks[name].parameters()]
+    lesson.serve(one.concepts)
     with torch.enable_grad(), Saved([*weights, *held]) as saved:
         _ = objective(lesson.model, one, tell, lesson.recipe.min_snr)
     states = sum(

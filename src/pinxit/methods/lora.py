@@ -42,6 +42,11 @@ class Lora(Tuning):
     word_rate: float | None = Field(default=None, gt=0, description="rate of a new word")
 
     @property
+    def apart(self) -> bool:
+        """Plain LoRAs of the denoiser can each be kept to its own samples."""
+        return self.adapter == "lora" and not self.train_text_encoder
+
+    @property
     def says_rare(self) -> bool:
         """Unless it learns a new word."""
         return self.word == "rare"
