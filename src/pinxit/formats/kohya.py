@@ -61,6 +61,7 @@ _PLACES = re.compile(
 # By the width of what the denoiser reads.
 _VERSIONS = {768: "sd_v1", 1024: "sd_v2"}
 _DEEP = re.compile(r"transformer_blocks\.[1-9]")
+_LONGEST = 200  # letters: no layer's name has more
 _KERNEL = 49  # numbers: no convolution here is wider than 7
 
 
@@ -123,7 +124,7 @@ class Kohya(AdapterFile):
 
 def _dotted(path: str) -> str | None:
     """A layer by its name in diffusers; None if no U-Net and no text tower of CLIP's has it."""
-    found = _NAME.findall(path)
+    found = _NAME.findall(path[:_LONGEST])
     name = ".".join(found)
     layer = moved(name, _DIFFUSERS) or bare(name)
     return layer if "_".join(found) == path and _PLACES.match(layer) else None
