@@ -88,6 +88,11 @@ class TextualInversion(Method):
         description="learn with the pictures' own captions where they have one, not templates",
     )
 
+    @property
+    def apart(self) -> bool:
+        """A word acts in the prompts that have it."""
+        return True
+
     def plan(self, model: Model, count: int) -> Plan:  # noqa: ARG002
         """The steps hardly depend on the number of pictures: one word holds only so much."""
         return _PLANS["little" if model.size < _LITTLE else "real"]
