@@ -29,6 +29,19 @@ class Batch:
     concepts: Tensor
     prompts: tuple[str, ...]
 
+    def __len__(self) -> int:
+        return len(self.prompts)
+
+    def __getitem__(self, at: slice) -> "Batch":
+        return Batch(
+            self.latents[at],
+            self.noise[at],
+            self.times[at],
+            self.weights[at],
+            self.concepts[at],
+            self.prompts[at],
+        )
+
 
 @dataclass(frozen=True)
 class _Sample:

@@ -6,17 +6,22 @@ from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from pinxit.adapter import Adapter, Change, Joinable, Shared, injected
 from pinxit.batches import Batch, Draws, Samples, batch
 from pinxit.durable import undisturbed
 from pinxit.errors import RunError
+from pinxit.memory import Choice, Saved, choose, free
 from pinxit.model import Conditioning, Model
+from pinxit.optimizer import STATE, AdamW, Group, bytes_of_state
 from pinxit.pictures import Picture, by_content, fingerprint
 from pinxit.recipe import Recipe
 
 Tell = Callable[[Sequence[str]], Conditioning]
+
+# Half-precision gradients of a loss as it is would round to nothing; halved when they overflow.
+_FP16_SCALE = 2.0**12
 
 
 @dataclass(frozen=True)
@@ -69,18 +74,14 @@ class Learner:
         self.learnables = recipe.method.adapters(model, subject, recipe.rate)
         self.adapters = tuple(learnable.adapter for learnable in self.learnables)
         self.weights = [weight for one in self.adapters for weight in one.weights().values()]
-        self.optimizer = torch.optim.AdamW(
+        self.optimizer = AdamW(
             [
-                {
-                    "params": list(learnable.adapter.weights().values()),
-                    "lr": learnable.rate,
-                    "weight_decay": learnable.decay,
-                }
-                for learnable in self.learnables
-                if learnable.adapter.weights()
-            ],
-            fused=True,
+                Group(list(one.adapter.weights().values()), one.rate, one.decay)
+                for one in self.learnables
+            ]
         )
+        self.scale = _FP16_SCALE if model.placement.precision == "fp16" else 1.0
+        self._share = torch.ones(())
 
     @property
     def learning(self) -> bool:
@@ -89,10 +90,10 @@ class Learner:
 
     def state(self) -> dict[str, Tensor]:
         """Everything that changes as it learns: weights, moments, step."""
-        kept = {"done": torch.tensor(self.done)}
+        kept = {"done": torch.tensor(self.done), "scale": torch.tensor(self.scale)}
         for number, weight in enumerate(self.weights):
             kept[f"weight.{number}"] = weight.detach()
-            for name, moment in self.optimizer.state[weight].items():
+            for name, moment in self.optimizer.state.get(weight, {}).items():
                 kept[f"{name}.{number}"] = moment
         return kept
 
@@ -103,22 +104,47 @@ class Learner:
             with torch.no_grad():
                 _ = weight.copy_(state[f"weight.{number}"])
             # A layer whose answer nobody takes, as the last of some towers, has no moments.
-            moments = ("step", "exp_avg", "exp_avg_sq") if f"step.{number}" in state else ()
-            for name in moments:
-                kept = state[f"{name}.{number}"].to(weight.device)
-                # The fused step walks weights and moments in memory: they must lie the same way.
-                like = kept if name == "step" else weight.detach()
-                self.optimizer.state[weight][name] = torch.empty_like(like).copy_(kept)
+            names = [name for name in STATE if f"{name}.{number}" in state]
+            if names:
+                self.optimizer.state[weight] = {
+                    name: _lying_like(state[f"{name}.{number}"], weight) for name in names
+                }
 
     def clipped(self, loss: float) -> float:
         """The norm of its gradient, which is clipped; `trouble` is set if it is no step to take."""
-        norm = float(nn.utils.clip_grad_norm_(self.weights, self.recipe.clip))
+        grads = [weight.grad for weight in self.weights if weight.grad is not None]
+        norms = [
+            torch.linalg.vector_norm(grad, dtype=torch.promote_types(grad.dtype, torch.float32))
+            for grad in grads
+        ]
+        total = torch.linalg.vector_norm(torch.stack(norms)) / self.scale
+        self._share = (self.recipe.clip / (total + 1e-6)).clamp(max=1.0) / self.scale
+        norm = float(total)
         if not (math.isfinite(loss) and math.isfinite(norm)):
             self.trouble = RunError(
                 f"learning went wrong at step {self.done + 1}: loss {loss}, gradient {norm}",
                 "try a lower --rate, or --precision fp32; what was learned before is kept",
             )
         return norm
+
+    def step(self) -> None:
+        """Change what is trained by its gradient, as far as that was not clipped."""
+        self.optimizer.step(self._share)
+        self.done += 1
+
+    def overflowed(self) -> bool:
+        """Whether halves may have been too small for its gradient; it is smaller from now on."""
+        if self.trouble is None or self.scale <= 1:
+            return False
+        self.trouble = None
+        self.scale /= 2
+        return True
+
+
+def _lying_like(kept: Tensor, weight: Tensor) -> Tensor:
+    """A moment as its weight lies in memory: the step walks both; a count of steps as it is."""
+    like = weight.detach() if kept.ndim else kept
+    return torch.empty_like(like, dtype=kept.dtype, device=weight.device).copy_(kept)
 
 
 class Lesson:
@@ -134,6 +160,7 @@ class Lesson:
         self.learners = tuple(learners)
         self.recipe = self.learners[0].recipe
         self.changes = tuple(self._changes())
+        self.choice: Choice | None = None
 
     @classmethod
     def of(cls, model: Model, recipe: Recipe, pictures: tuple[Picture, ...]) -> "Lesson":
@@ -145,6 +172,11 @@ class Lesson:
         """The adapters of all concepts."""
         return tuple(adapter for learner in self.learners for adapter in learner.adapters)
 
+    @property
+    def touches_text(self) -> bool:
+        """Whether prompts mean something else after each step."""
+        return any(adapter.touches_text for adapter in self.adapters)
+
     def batch(self, step: int, concepts: Sequence[int] = ()) -> Batch:
         """The batch of a step, of some concepts or all."""
         drawn = [
@@ -154,16 +186,25 @@ class Lesson:
         ]
         return batch(drawn, self.model.device)
 
+    def errors(self, some: Batch, tell: Tell) -> Tensor:
+        """Each sample's weighted denoising error, (B,)."""
+        self.serve(some.concepts)
+        return objective(self.model, some, tell, self.recipe.min_snr)
+
     def serve(self, concepts: Tensor) -> None:
         """The samples (B,) that the model now gets are of these concepts; if one is given, all."""
         for change in self.changes:
             if isinstance(change, Shared):
                 change.serve(concepts)
 
+    def make_room(self) -> None:
+        """Let what the next steps do not need leave memory, as after a preview."""
+        self.model.rest("autoencoder", *(() if self.touches_text else self.model.towers))
+
     def tell(self) -> Tell:
         """How prompts are told to the denoiser: anew each step where learning changes that."""
         reading = self.recipe.reading
-        if any(adapter.touches_text for adapter in self.adapters):
+        if self.touches_text:
             return lambda wanted: _each_once(
                 lambda some: self.model.condition(some, reading), wanted
             )
@@ -205,30 +246,28 @@ def train(lesson: Lesson) -> Generator[Step]:
     The adapters are in the model from the first step until the generator is closed. Learners that
     are ahead of others, as after a crash between two checkpoints, wait for them; their samples
     stay in the batch meanwhile, so that its shape, and with it all rounding, follows from the step.
+    RunError if memory does not suffice.
     """
-    model, learners = lesson.model, lesson.learners
-    with injected(model, lesson.changes):
+    learners = lesson.learners
+    with injected(lesson.model, lesson.changes):
         tell = lesson.tell()
         while any(learner.learning for learner in learners):
             began = time.perf_counter()
+            lesson.make_room()
             step = min(learner.done for learner in learners if learner.learning)
             there = [n for n, one in enumerate(learners) if not one.trouble and step < one.total]
-            drawn = lesson.batch(step, there)
-            lesson.serve(drawn.concepts)
-            with torch.enable_grad():
-                errors = objective(model, drawn, tell, lesson.recipe.min_snr)
-                losses = errors.new_zeros(len(learners)).index_add(0, drawn.concepts, errors)
-                losses.sum().backward()
-            told = losses.detach().tolist()
+            told = _gradients(lesson, lesson.batch(step, there), tell)
             turn = [n for n in there if learners[n].done == step]
             norms = {n: learners[n].clipped(told[n]) for n in turn}
-            well = tuple(n for n in turn if not learners[n].trouble)
+            again = any([learners[n].overflowed() for n in turn])
+            well = tuple(n for n in turn if not learners[n].trouble and not again)
             with undisturbed():
                 for n in well:
-                    learners[n].optimizer.step()
-                    learners[n].done = step + 1
+                    learners[n].step()
             for n in there:
                 learners[n].optimizer.zero_grad()
+            if again:
+                continue
             yield Step(
                 number=step + 1,
                 total=max(learner.total for learner in learners),
@@ -238,3 +277,51 @@ def train(lesson: Lesson) -> Generator[Step]:
                 seconds=time.perf_counter() - began,
                 concepts=well,
             )
+
+
+def _gradients(lesson: Lesson, drawn: Batch, tell: Tell) -> list[float]:
+    """Each learner's loss on a batch, its gradients left with the weights, scaled.
+
+    As much of the batch is worked on together as memory has room for.
+    """
+    model, learners = lesson.model, lesson.learners
+    scales = torch.tensor([learner.scale for learner in learners], device=model.device)
+    while True:
+        choice = lesson.choice = lesson.choice or _fitting(lesson, drawn[:1], len(drawn), tell)
+        model.economise(choice.economise)
+        losses = torch.zeros(len(learners), device=model.device)
+        try:
+            for first in range(0, len(drawn), choice.together):
+                some = drawn[first : first + choice.together]
+                with torch.enable_grad():
+                    errors = lesson.errors(some, tell)
+                    (errors * scales[some.concepts]).sum().backward()
+                losses = losses.index_add(0, some.concepts, errors.detach().to(losses))
+            return losses.tolist()
+        except torch.OutOfMemoryError as trouble:
+            for learner in learners:
+                learner.optimizer.zero_grad()
+            lesson.choice = choice.smaller()
+            if lesson.choice is None:
+                raise RunError(
+                    f"there is not enough memory on {model.device} for one picture",
+                    "take a smaller --size, or a method that trains less",
+                ) from trouble
+        finally:
+            model.economise(False)
+
+
+def _fitting(lesson: Lesson, one: Batch, samples: int, tell: Tell) -> Choice:
+    """How to work on batches of so many samples, by what the first one takes."""
+    weights = [weight for learner in lesson.learners for weight in learner.weights]
+    awake = ["denoiser", *(lesson.model.towers if lesson.touches_text else ())]
+    held = [w for name in awake for w in lesson.model.networks[name].parameters()]
+    with torch.enable_grad(), Saved([*weights, *held]) as saved:
+        _ = lesson.errors(one, tell)
+    states = sum(
+        bytes_of_state(weight)
+        for learner in lesson.learners
+        for weight in learner.weights
+        if weight not in learner.optimizer.state
+    )
+    return choose(samples, saved.bytes, states, free(lesson.model.device))

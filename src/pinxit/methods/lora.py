@@ -20,7 +20,7 @@ _WORD_RATES = {"little": 1e-2, "real": 1e-3}
 class Lora(Tuning):
     """Learn small weights beside the layers, in a file of a few megabytes."""
 
-    kind: Kind = Field(default="lora", description="how the weights change a layer")
+    adapter: Kind = Field(default="lora", description="how the weights change a layer")
     rank: int = Field(
         default=4, ge=1, le=1024, description="how much they can hold; of oft, a block's side"
     )
@@ -38,7 +38,7 @@ class Lora(Tuning):
     @property
     def apart(self) -> bool:
         """Plain LoRAs of the denoiser can each be kept to its own samples."""
-        return self.kind == "lora" and not self.train_text_encoder
+        return self.adapter == "lora" and not self.train_text_encoder
 
     def plan(self, model: Model, count: int) -> Plan:
         """More pictures take more steps to be seen equally often."""
@@ -47,7 +47,7 @@ class Lora(Tuning):
 
     def adapters(self, model: Model, subject: Subject, rate: float) -> tuple[Learnable, ...]:
         """The word, the denoiser's small weights, and the text towers' if wanted."""
-        form = Form(self.kind, self.rank, self.alpha or self.rank, self.layers)
+        form = Form(self.adapter, self.rank, self.alpha or self.rank, self.layers)
         rates = {"denoiser": rate}
         if self.train_text_encoder:
             rates |= dict.fromkeys(model.towers, rate * self.text_rate)
