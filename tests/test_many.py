@@ -53,13 +53,15 @@ def subjects(tmp_path: Path) -> Path:
 @pytest.fixture
 def double(nano: Path, monkeypatch: pytest.MonkeyPatch):
     """The nano base in float64, and everything computed in it."""
-    model = open_base(nano)
-    for network in model.networks.values():
+    model: Any = open_base(nano)
+    for network in model._all.values():
         network.double()
+    _ = model._vae.encoder.register_forward_pre_hook(lambda _, given: (given[0].double(),))
     vectors = TextTower.word_vectors
     monkeypatch.setattr(TextTower, "word_vectors", lambda *given: vectors(*given).double())
-    monkeypatch.setattr(Tensor, "float", Tensor.double)
     monkeypatch.setattr(Placement, "dtype", torch.float64)
+    monkeypatch.setattr(Tensor, "float", Tensor.double)
+    monkeypatch.setattr(model, "rest", lambda *_: None)  # what wakes is read again, in float32
     torch.set_default_dtype(torch.float64)
     yield model
     torch.set_default_dtype(torch.float32)

@@ -100,6 +100,7 @@ class Learner:
     def restore(self, state: Mapping[str, Tensor]) -> None:
         """Go on from a state that was kept."""
         self.done = int(state["done"])
+        self.scale = float(state.get("scale", torch.tensor(self.scale)))
         for number, weight in enumerate(self.weights):
             with torch.no_grad():
                 _ = weight.copy_(state[f"weight.{number}"])
@@ -154,8 +155,8 @@ class Lesson:
         self.model = model
         self.learners = tuple(learners)
         self.recipe = self.learners[0].recipe
-        self.choice: Choice | None = None
         self.changes = tuple(self._changes())
+        self.choice: Choice | None = None
 
     @classmethod
     def of(cls, model: Model, recipe: Recipe, pictures: tuple[Picture, ...]) -> "Lesson":
@@ -181,15 +182,20 @@ class Lesson:
         ]
         return batch(drawn, self.model.device)
 
-    def make_room(self) -> None:
-        """Let what the next steps do not need leave memory, as after a preview."""
-        self.model.rest("autoencoder", *(() if self.touches_text else self.model.towers))
+    def errors(self, some: Batch, tell: Tell) -> Tensor:
+        """Each sample's weighted denoising error, (B,)."""
+        self.serve(some.concepts)
+        return objective(self.model, some, tell, self.recipe.min_snr)
 
     def serve(self, concepts: Tensor) -> None:
         """The samples (B,) that the model now gets are of these concepts; if one is given, all."""
         for change in self.changes:
             if isinstance(change, Shared):
                 change.serve(concepts)
+
+    def make_room(self) -> None:
+        """Let what the next steps do not need leave memory, as after a preview."""
+        self.model.rest("autoencoder", *(() if self.touches_text else self.model.towers))
 
     def tell(self) -> Tell:
         """How prompts are told to the denoiser: anew each step where learning changes that."""
@@ -275,7 +281,7 @@ def _gradients(lesson: Lesson, drawn: Batch, tell: Tell) -> list[float]:
     As much of the batch is worked on together as memory has room for.
     """
     model, learners = lesson.model, lesson.learners
-    scale = learners[0].scale
+    scales = torch.tensor([learner.scale for learner in learners], device=model.device)
     while True:
         choice = lesson.choice = lesson.choice or _fitting(lesson, drawn[:1], len(drawn), tell)
         model.economise(choice.economise)
@@ -283,10 +289,9 @@ def _gradients(lesson: Lesson, drawn: Batch, tell: Tell) -> list[float]:
         try:
             for first in range(0, len(drawn), choice.together):
                 some = drawn[first : first + choice.together]
-                lesson.serve(some.concepts)
                 with torch.enable_grad():
-                    errors = objective(model, some, tell, lesson.recipe.min_snr)
-                    (errors.sum() * scale).backward()
+                    errors = lesson.errors(some, tell)
+                    (errors * scales[some.concepts]).sum().backward()
                 losses = losses.index_add(0, some.concepts, errors.detach().to(losses))
             return losses.tolist()
         except torch.OutOfMemoryError as trouble:
@@ -307,9 +312,8 @@ def _fitting(lesson: Lesson, one: Batch, samples: int, tell: Tell) -> Choice:
     weights = [weight for learner in lesson.learners for weight in learner.weights]
     awake = ["denoiser", *(lesson.model.towers if lesson.touches_text else ())]
     held = [w for name in awake for w in lesson.model.networks[name].parameters()]
-    lesson.serve(one.concepts)
     with torch.enable_grad(), Saved([*weights, *held]) as saved:
-        _ = objective(lesson.model, one, tell, lesson.recipe.min_snr)
+        _ = lesson.errors(one, tell)
     states = sum(
         bytes_of_state(weight)
         for learner in lesson.learners
