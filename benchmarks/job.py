@@ -48,10 +48,10 @@ class Job:
 class Outcome:
     """What it took: seconds of the clock and of the processor, and gigabytes at most.
 
-    A step is one of all `concepts` together; `first` is the first, in which caches are filled; `steps` are all others. `loading_gb` and
-    `steps_gb` are the peaks of resident memory before the first step and since (0 if the system
-    does not tell them apart), `peak_gb` the higher one, and `anonymous_gb` the peak of memory that
-    is no file's.
+    A step is one of all `concepts` together; `first` is the first, in which caches are filled, and
+    `steps` are all others. `loading_gb` and `steps_gb` are the peaks of resident memory before the
+    first step and since (0 if the system does not tell them apart), `peak_gb` the higher one, and
+    `anonymous_gb` the peak of memory that is no file's.
     """
 
     concepts: int
