@@ -3,8 +3,9 @@
 from collections.abc import Generator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
-from typing import Protocol, Self
+from typing import Protocol, Self, runtime_checkable
 
+import torch
 from torch import Tensor, nn
 
 from pinxit.errors import ConceptError
@@ -22,14 +23,8 @@ class Part:
     tensors: Mapping[str, Tensor] = field(default_factory=dict[str, Tensor])
 
 
-class Adapter(Protocol):
-    """A change to a model: after `eject` the model is to the bit what it was before `inject`.
-
-    `touches_text` says whether prompts mean something else while it is trained, so that their
-    conditioning cannot be kept from step to step.
-    """
-
-    touches_text: bool
+class Change(Protocol):
+    """A change to a model: after `eject` the model is to the bit what it was before `inject`."""
 
     def inject(self, model: Model) -> None:
         """Make the change."""
@@ -38,6 +33,35 @@ class Adapter(Protocol):
     def eject(self, model: Model) -> None:
         """Undo it."""
         ...
+
+
+@runtime_checkable
+class Shared(Change, Protocol):
+    """Changes of several concepts at once, each to its own samples of a batch."""
+
+    def serve(self, concepts: Tensor) -> None:
+        """Sample n is of the concept `concepts[n]` from now on; if there is one, so are all."""
+        ...
+
+
+@runtime_checkable
+class Joinable(Protocol):
+    """An adapter of which several must be joined, to be in a model at once."""
+
+    @classmethod
+    def joined(cls, several: Sequence[Self]) -> Shared:
+        """Theirs as one change, by concept in this order; it reads their weights as they are."""
+        ...
+
+
+class Adapter(Change, Protocol):
+    """A change that can be kept, and perhaps trained.
+
+    `touches_text` says whether prompts mean something else while it is trained, so that their
+    conditioning cannot be kept from step to step.
+    """
+
+    touches_text: bool
 
     def weights(self) -> Mapping[str, nn.Parameter]:
         """What training may change; nothing if it is fixed."""
@@ -54,7 +78,7 @@ class Adapter(Protocol):
 
 
 @contextmanager
-def injected(model: Model, adapters: Sequence[Adapter]) -> Generator[Model]:
+def injected(model: Model, adapters: Sequence[Change]) -> Generator[Model]:
     """The model with the adapters in it, in order; all are undone whatever happens."""
     with ExitStack() as undo:
         for adapter in adapters:
@@ -72,6 +96,19 @@ class NewWord:
         self.word = word
         self.stand_in = stand_in
         self.tables = {tower: nn.Parameter(table) for tower, table in tables.items()}
+
+    @classmethod
+    def of(cls, model: Model, word: str, noun: str, count: int) -> Self:
+        """A word to be trained, of so many vectors a tower: at first the noun's own, in turn.
+
+        With fewer vectors than the noun has tokens, each starts as the mean of its share of them.
+        """
+        tables: dict[str, Tensor] = {}
+        for name, tower in model.towers.items():
+            known = tower.word_vectors(noun)
+            shares = [share.mean(0) for share in known.tensor_split(min(count, len(known)))]
+            tables[name] = torch.stack([shares[at % len(shares)] for at in range(count)])
+        return cls(word, noun, tables)
 
     def inject(self, model: Model) -> None:
         """The word means its vectors from now on."""
@@ -143,33 +180,34 @@ class Alias:
 
 
 class TunedWeights:
-    """Other weights for a whole network of the model; the originals are kept aside untouched."""
+    """Other weights for a whole network of the model; its own leave memory meanwhile."""
 
     def __init__(self, network: str, tensors: Mapping[str, Tensor], *, text: bool) -> None:
         self.network = network
         self.tuned = {name: nn.Parameter(tensor) for name, tensor in tensors.items()}
         self.touches_text = text
+        self._inside = nn.Module()
         self._originals: dict[str, nn.Parameter] = {}
 
     @classmethod
     def of(cls, model: Model, network: str) -> Self:
-        """A copy of the network's weights, in fp32, to be trained."""
-        weights = model.networks[network].named_parameters()
-        copies = {name: weight.detach().float().clone() for name, weight in weights}
-        return cls(network, copies, text=network in model.towers)
+        """The network's weights, to be trained: they are the adapter's own from now on."""
+        own = {name: w.detach() for name, w in model.networks[network].named_parameters()}
+        model.rest(network)
+        return cls(network, own, text=network in model.towers)
 
     def inject(self, model: Model) -> None:
         """The network has the tuned weights from now on."""
-        network = model.networks[self.network]
+        self._inside = model.vacated(self.network)
         for name, weight in self.tuned.items():
-            self._originals[name] = _swap(network, name, weight)
+            self._originals[name] = _swap(self._inside, name, weight)
 
     def eject(self, model: Model) -> None:
-        """The network has its own weights again."""
-        network = model.networks[self.network]
+        """The network has its own weights again, read anew when they are needed."""
         for name, weight in self._originals.items():
-            _ = _swap(network, name, weight)
+            _ = _swap(self._inside, name, weight)
         self._originals = {}
+        model.rest(self.network)
 
     def weights(self) -> Mapping[str, nn.Parameter]:
         """All of them, by their names in the network."""
@@ -203,7 +241,7 @@ class TunedWeights:
                     f"{tuple(own[name].shape)} in {model.name}",
                     "use it with the kind of base it was trained on",
                 )
-        tensors = {name: tensor.to(own[name]) for name, tensor in kept.items()}
+        tensors = {name: _laid_out(tensor).to(own[name]) for name, tensor in kept.items()}
         return cls(network, tensors, text=network in model.towers)
 
 
@@ -224,6 +262,11 @@ def _swap(network: nn.Module, name: str, weight: nn.Parameter) -> nn.Parameter:
     old = module.get_parameter(leaf)
     setattr(module, leaf, weight)
     return old
+
+
+def _laid_out(tensor: Tensor) -> Tensor:
+    """A convolution's weights as they are multiplied fastest."""
+    return tensor.contiguous(memory_format=torch.channels_last) if tensor.ndim == 4 else tensor
 
 
 def word_widths(tables: Mapping[str, Tensor]) -> dict[str, int]:

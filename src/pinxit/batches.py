@@ -12,6 +12,8 @@ from pinxit.model import Model
 from pinxit.pictures import Picture
 from pinxit.pixels import to_pixels
 
+# Pictures are encoded together while they have no more pixels than this in all, and so many.
+_PIXELS = 2**17
 _ENCODED_TOGETHER = 8
 
 
@@ -29,6 +31,19 @@ class Batch:
     concepts: Tensor
     prompts: tuple[str, ...]
 
+    def __len__(self) -> int:
+        return len(self.prompts)
+
+    def __getitem__(self, at: slice) -> "Batch":
+        return Batch(
+            self.latents[at],
+            self.noise[at],
+            self.times[at],
+            self.weights[at],
+            self.concepts[at],
+            self.prompts[at],
+        )
+
 
 @dataclass(frozen=True)
 class _Sample:
@@ -44,7 +59,7 @@ class Samples:
     """One concept's pictures as latents, and the samples drawn from them.
 
     They are encoded at `side` pixels wide and high. Everything about a sample is drawn from (seed,
-    concept, pool, step, slot).
+    the pictures' content, pool, step, slot).
     """
 
     def __init__(self, model: Model, pools: Sequence[Pool], draws: "Draws", side: int) -> None:
@@ -81,7 +96,10 @@ class Samples:
 
 @dataclass(frozen=True)
 class Draws:
-    """What a concept's random draws follow from, and how many samples of each pool a step takes."""
+    """What a concept's random draws follow from, and how many samples of each pool a step takes.
+
+    `concept` is the fingerprint of its pictures: neither its word nor its folder's name matters.
+    """
 
     seed: int
     concept: str
@@ -113,8 +131,9 @@ def _encoded(
 ) -> list[tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]]:
     """For each picture mean and spread of its latents, as it is and mirrored; on the CPU."""
     kept: list[tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]] = []
-    for first in range(0, len(pictures), _ENCODED_TOGETHER):
-        some = pictures[first : first + _ENCODED_TOGETHER]
+    together = min(_ENCODED_TOGETHER, max(1, _PIXELS // side**2))
+    for first in range(0, len(pictures), together):
+        some = pictures[first : first + together]
         pixels = torch.cat([to_pixels(picture.open(), side, side) for picture in some])
         plain, mirrored = model.encode(pixels), model.encode(pixels.flip(-1))
         kept += [

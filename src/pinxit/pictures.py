@@ -2,6 +2,7 @@
 
 import hashlib
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -60,6 +61,17 @@ def read_pictures(folder: Path) -> tuple[Picture, ...]:
             "repair them or take them out of the folder; nothing was started",
         )
     return tuple(pictures)
+
+
+def by_content(pictures: Iterable[Picture]) -> tuple[Picture, ...]:
+    """Pictures in an order that follows from what is in them, whatever their names are."""
+    return tuple(sorted(pictures, key=lambda picture: picture.sha256))
+
+
+def fingerprint(pictures: Iterable[Picture]) -> str:
+    """The fingerprint of what is in some pictures, whatever their names and their order are."""
+    digests = "".join(picture.sha256 for picture in by_content(pictures))
+    return hashlib.sha256(digests.encode()).hexdigest()
 
 
 class _UnreadableError(Exception):

@@ -2,27 +2,34 @@
 
 import math
 import time
-from collections.abc import Callable, Generator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from pinxit.adapter import Adapter, injected
+from pinxit.adapter import Adapter, Change, Joinable, Shared, injected
 from pinxit.batches import Batch, Draws, Samples, batch
 from pinxit.durable import undisturbed
 from pinxit.errors import RunError
-from pinxit.method import Learnable
+from pinxit.memory import Choice, Saved, choose, free
 from pinxit.model import Conditioning, Model
-from pinxit.pictures import Picture
+from pinxit.optimizer import STATE, AdamW, Group, bytes_of_state
+from pinxit.pictures import Picture, by_content, fingerprint
 from pinxit.recipe import Recipe
 
 Tell = Callable[[Sequence[str]], Conditioning]
 
+# Half-precision gradients of a loss as it is would round to nothing; halved when they overflow.
+_FP16_SCALE = 2.0**12
+
 
 @dataclass(frozen=True)
 class Step:
-    """One step of learning: its number from 1 on, and each concept's loss and gradient norm."""
+    """One step of learning: its number from 1 on, and each concept's loss and gradient norm.
+
+    `concepts` are the places in the lesson of those that took it; not all do, if some have left.
+    """
 
     number: int
     total: int
@@ -30,118 +37,194 @@ class Step:
     norms: tuple[float, ...]
     rate: float
     seconds: float
+    concepts: tuple[int, ...] = (0,)
 
     @property
     def loss(self) -> float:
         """The mean loss of the concepts."""
         return sum(self.losses) / len(self.losses)
 
+    def shares(self) -> Iterator[tuple[int, "Step"]]:
+        """For each concept's place its own step, with an equal part of the time."""
+        seconds = self.seconds / max(1, len(self.concepts))
+        for place, loss, norm in zip(self.concepts, self.losses, self.norms, strict=True):
+            alone = replace(self, losses=(loss,), norms=(norm,), seconds=seconds, concepts=(0,))
+            yield place, alone
 
-@dataclass(frozen=True)
+
 class Learner:
-    """One concept being learned: what is trained for it, and on what."""
-
-    learnables: tuple[Learnable, ...]
-    samples: Samples
-
-    @property
-    def adapters(self) -> tuple[Adapter, ...]:
-        """All its adapters, in order."""
-        return tuple(learnable.adapter for learnable in self.learnables)
-
-    @property
-    def weights(self) -> list[nn.Parameter]:
-        """All its trained weights."""
-        return [weight for adapter in self.adapters for weight in adapter.weights().values()]
-
-
-class Lesson:
-    """Concepts learned together on one model: what is trained, and how far it is.
+    """One concept being learned: what is trained for it, on what, and how far it is.
 
     `state` and `restore` move it between processes to the last bit; nothing random is in it, for
-    all draws follow from the recipe's seed and the step.
+    all draws follow from the recipe's seed, the pictures and the step. `trouble` is why it cannot
+    go on, if it cannot: it is then as it was before the step that failed.
     """
 
-    def __init__(self, model: Model, recipe: Recipe, learners: Sequence[Learner]) -> None:
+    def __init__(self, model: Model, recipe: Recipe, pictures: Sequence[Picture]) -> None:
+        assert recipe.batch_size and recipe.rate and recipe.steps, "the recipe is not settled"
         self.model = model
         self.recipe = recipe
-        self.learners = tuple(learners)
+        self.total = recipe.steps
         self.done = 0
-        self.optimizer = torch.optim.AdamW(
-            [
-                {
-                    "params": list(learnable.adapter.weights().values()),
-                    "lr": learnable.rate,
-                    "weight_decay": learnable.decay,
-                }
-                for learner in self.learners
-                for learnable in learner.learnables
-                if learnable.adapter.weights()
-            ],
-            fused=True,
-        )
-
-    @classmethod
-    def of(cls, model: Model, recipe: Recipe, pictures: tuple[Picture, ...]) -> "Lesson":
-        """A settled recipe's lesson, at its beginning; all that must be prepared is there."""
-        assert recipe.batch_size and recipe.rate and recipe.steps, "the recipe is not settled"
+        self.trouble: RunError | None = None
         subject = recipe.subject
-        pools = recipe.method.pools(model, subject, pictures)
-        draws = Draws(recipe.seed, subject.token, recipe.batch_size, recipe.flip)
-        learnables = recipe.method.adapters(model, subject, recipe.rate)
-        samples = Samples(model, pools, draws, recipe.size or model.picture_size)
-        return cls(model, recipe, [Learner(learnables, samples)])
+        pools = recipe.method.pools(model, subject, by_content(pictures))
+        draws = Draws(recipe.seed, fingerprint(pictures), recipe.batch_size, recipe.flip)
+        self.samples = Samples(model, pools, draws, recipe.size or model.picture_size)
+        self.learnables = recipe.method.adapters(model, subject, recipe.rate)
+        self.adapters = tuple(learnable.adapter for learnable in self.learnables)
+        self.weights = [weight for one in self.adapters for weight in one.weights().values()]
+        self.optimizer = AdamW(
+            [
+                Group(list(one.adapter.weights().values()), one.rate, one.decay)
+                for one in self.learnables
+            ]
+        )
+        self.scale = _FP16_SCALE if model.placement.precision == "fp16" else 1.0
+        self._share = torch.ones(())
 
     @property
-    def adapters(self) -> tuple[Adapter, ...]:
-        """The adapters of all concepts."""
-        return tuple(adapter for learner in self.learners for adapter in learner.adapters)
+    def learning(self) -> bool:
+        """Whether steps are ahead of it."""
+        return self.trouble is None and self.done < self.total
 
     def state(self) -> dict[str, Tensor]:
         """Everything that changes as it learns: weights, moments, step."""
-        kept = {"done": torch.tensor(self.done)}
-        for number, weight in enumerate(self._weights()):
+        kept = {"done": torch.tensor(self.done), "scale": torch.tensor(self.scale)}
+        for number, weight in enumerate(self.weights):
             kept[f"weight.{number}"] = weight.detach()
-            for name, moment in self.optimizer.state[weight].items():
+            for name, moment in self.optimizer.state.get(weight, {}).items():
                 kept[f"{name}.{number}"] = moment
         return kept
 
     def restore(self, state: Mapping[str, Tensor]) -> None:
         """Go on from a state that was kept."""
         self.done = int(state["done"])
-        for number, weight in enumerate(self._weights()):
+        for number, weight in enumerate(self.weights):
             with torch.no_grad():
                 _ = weight.copy_(state[f"weight.{number}"])
             # A layer whose answer nobody takes, as the last of some towers, has no moments.
-            moments = ("step", "exp_avg", "exp_avg_sq") if f"step.{number}" in state else ()
-            for name in moments:
-                kept = state[f"{name}.{number}"].to(weight.device)
-                # The fused step walks weights and moments in memory: they must lie the same way.
-                like = kept if name == "step" else weight.detach()
-                self.optimizer.state[weight][name] = torch.empty_like(like).copy_(kept)
+            names = [name for name in STATE if f"{name}.{number}" in state]
+            if names:
+                self.optimizer.state[weight] = {
+                    name: _lying_like(state[f"{name}.{number}"], weight) for name in names
+                }
 
-    def batch(self, step: int) -> Batch:
-        """The batch of a step, of all concepts."""
+    def clipped(self, loss: float) -> float:
+        """The norm of its gradient, which is clipped; `trouble` is set if it is no step to take."""
+        grads = [weight.grad for weight in self.weights if weight.grad is not None]
+        norms = [torch.linalg.vector_norm(grad, dtype=_in_full(grad)) for grad in grads]
+        total = torch.linalg.vector_norm(torch.stack(norms)) / self.scale
+        self._share = (self.recipe.clip / (total + 1e-6)).clamp(max=1.0) / self.scale
+        norm = float(total)
+        if not (math.isfinite(loss) and math.isfinite(norm)):
+            self.trouble = RunError(
+                f"learning went wrong at step {self.done + 1}: loss {loss}, gradient {norm}",
+                "try a lower --rate, or --precision fp32; what was learned before is kept",
+            )
+        return norm
+
+    def step(self) -> None:
+        """Change what is trained by its gradient, as far as that was not clipped."""
+        self.optimizer.step(self._share)
+        self.done += 1
+
+    def overflowed(self) -> bool:
+        """Whether halves may have been too small for its gradient; it is smaller from now on."""
+        if self.trouble is None or self.scale <= 1:
+            return False
+        self.trouble = None
+        self.scale /= 2
+        return True
+
+
+def _in_full(grad: Tensor) -> torch.dtype:
+    """The numbers that the squares of a gradient's fit in."""
+    return torch.promote_types(grad.dtype, torch.float32)
+
+
+def _lying_like(kept: Tensor, weight: Tensor) -> Tensor:
+    """A moment as its weight lies in memory: the step walks both; a count of steps as it is."""
+    like = weight.detach() if kept.ndim else kept
+    return torch.empty_like(like, dtype=kept.dtype, device=weight.device).copy_(kept)
+
+
+class Lesson:
+    """Concepts learned together on one model.
+
+    A sample is changed by no other of its batch, and draws, clipping and optimizer are each
+    learner's own: what one learns is what it would learn alone, to rounding. Their recipes must
+    read prompts alike and weigh times alike.
+    """
+
+    def __init__(self, model: Model, learners: Sequence[Learner]) -> None:
+        self.model = model
+        self.learners = tuple(learners)
+        self.recipe = self.learners[0].recipe
+        self.choice: Choice | None = None
+        self.changes = tuple(self._changes())
+
+    @classmethod
+    def of(cls, model: Model, recipe: Recipe, pictures: tuple[Picture, ...]) -> "Lesson":
+        """A settled recipe's lesson, at its beginning; all that must be prepared is there."""
+        return cls(model, [Learner(model, recipe, pictures)])
+
+    @property
+    def adapters(self) -> tuple[Adapter, ...]:
+        """The adapters of all concepts."""
+        return tuple(adapter for learner in self.learners for adapter in learner.adapters)
+
+    @property
+    def touches_text(self) -> bool:
+        """Whether prompts mean something else after each step."""
+        return any(adapter.touches_text for adapter in self.adapters)
+
+    def batch(self, step: int, concepts: Sequence[int] = ()) -> Batch:
+        """The batch of a step, of some concepts or all."""
         drawn = [
             sample
-            for concept, learner in enumerate(self.learners)
-            for sample in learner.samples.draw(step, concept)
+            for concept in concepts or range(len(self.learners))
+            for sample in self.learners[concept].samples.draw(step, concept)
         ]
         return batch(drawn, self.model.device)
+
+    def make_room(self) -> None:
+        """Let what the next steps do not need leave memory, as after a preview."""
+        self.model.rest("autoencoder", *(() if self.touches_text else self.model.towers))
+
+    def serve(self, concepts: Tensor) -> None:
+        """The samples (B,) that the model now gets are of these concepts; if one is given, all."""
+        for change in self.changes:
+            if isinstance(change, Shared):
+                change.serve(concepts)
 
     def tell(self) -> Tell:
         """How prompts are told to the denoiser: anew each step where learning changes that."""
         reading = self.recipe.reading
-        if any(adapter.touches_text for adapter in self.adapters):
-            return lambda wanted: self.model.condition(wanted, reading)
+        if self.touches_text:
+            return lambda wanted: _each_once(
+                lambda some: self.model.condition(some, reading), wanted
+            )
         prompts = [prompt for learner in self.learners for prompt in learner.samples.prompts]
         with torch.no_grad():
             every = dict.fromkeys(prompts)
             kept = {prompt: self.model.condition([prompt], reading) for prompt in every}
         return lambda wanted: Conditioning.stack([kept[prompt] for prompt in wanted])
 
-    def _weights(self) -> list[nn.Parameter]:
-        return [weight for learner in self.learners for weight in learner.weights]
+    def _changes(self) -> Iterator[Change]:
+        """What is to be in the model: the adapters, joined where they have to be."""
+        for several in zip(*(learner.adapters for learner in self.learners), strict=True):
+            first = several[0]
+            if len(several) > 1 and isinstance(first, Joinable):
+                yield first.joined(several)
+            else:
+                yield from several
+
+
+def _each_once(tell: Tell, wanted: Sequence[str]) -> Conditioning:
+    """What is told of prompts, some of which may be the same."""
+    places = {prompt: place for place, prompt in enumerate(dict.fromkeys(wanted))}
+    return tell(list(places))[torch.tensor([places[prompt] for prompt in wanted])]
 
 
 def objective(model: Model, drawn: Batch, tell: Tell, min_snr: float | None = None) -> Tensor:
@@ -155,39 +238,89 @@ def objective(model: Model, drawn: Batch, tell: Tell, min_snr: float | None = No
 
 
 def train(lesson: Lesson) -> Generator[Step]:
-    """Learn, a step each time it is asked for the next, until the recipe's last.
+    """Learn, a step each time it is asked for the next, until all learners are done or in trouble.
 
-    The adapters are in the model from the first step until the generator is closed. RunError if a
-    loss or gradient is not finite; the lesson is then as it was before that step.
+    The adapters are in the model from the first step until the generator is closed. Learners that
+    are ahead of others, as after a crash between two checkpoints, wait for them; their samples
+    stay in the batch meanwhile, so that its shape, and with it all rounding, follows from the step.
+    RunError if memory does not suffice.
     """
-    model, recipe = lesson.model, lesson.recipe
-    total = recipe.steps or 0
-    with injected(model, lesson.adapters):
+    learners = lesson.learners
+    with injected(lesson.model, lesson.changes):
         tell = lesson.tell()
-        while lesson.done < total:
+        while any(learner.learning for learner in learners):
             began = time.perf_counter()
-            drawn = lesson.batch(lesson.done)
-            with torch.enable_grad():
-                errors = objective(model, drawn, tell, recipe.min_snr)
-                losses = errors.new_zeros(len(lesson.learners)).index_add(0, drawn.concepts, errors)
-                losses.sum().backward()
-            norms = tuple(
-                float(nn.utils.clip_grad_norm_(learner.weights, recipe.clip))
-                for learner in lesson.learners
-            )
-            number, told = lesson.done + 1, tuple(map(float, losses.detach()))
-            _must_be_finite(number, told, norms)
+            lesson.make_room()
+            step = min(learner.done for learner in learners if learner.learning)
+            there = [n for n, one in enumerate(learners) if not one.trouble and step < one.total]
+            told = _gradients(lesson, lesson.batch(step, there), tell)
+            turn = [n for n in there if learners[n].done == step]
+            norms = {n: learners[n].clipped(told[n]) for n in turn}
+            again = any([learners[n].overflowed() for n in turn])
+            well = tuple(n for n in turn if not learners[n].trouble and not again)
             with undisturbed():
-                lesson.optimizer.step()
-                lesson.optimizer.zero_grad()
-                lesson.done = number
-            seconds = time.perf_counter() - began
-            yield Step(number, total, told, norms, recipe.rate or 0.0, seconds)
+                for n in well:
+                    learners[n].step()
+            for n in there:
+                learners[n].optimizer.zero_grad()
+            if again:
+                continue
+            yield Step(
+                number=step + 1,
+                total=max(learner.total for learner in learners),
+                losses=tuple(told[n] for n in well),
+                norms=tuple(norms[n] for n in well),
+                rate=lesson.recipe.rate or 0.0,
+                seconds=time.perf_counter() - began,
+                concepts=well,
+            )
 
 
-def _must_be_finite(number: int, losses: Sequence[float], norms: Sequence[float]) -> None:
-    if not all(map(math.isfinite, (*losses, *norms))):
-        raise RunError(
-            f"learning went wrong at step {number}: loss {losses}, gradient {norms}",
-            "try a lower --rate, or --precision fp32; what was learned before is kept",
-        )
+def _gradients(lesson: Lesson, drawn: Batch, tell: Tell) -> list[float]:
+    """Each learner's loss on a batch, its gradients left with the weights, scaled.
+
+    As much of the batch is worked on together as memory has room for.
+    """
+    model, learners = lesson.model, lesson.learners
+    scale = learners[0].scale
+    while True:
+        choice = lesson.choice = lesson.choice or _fitting(lesson, drawn[:1], len(drawn), tell)
+        model.economise(choice.economise)
+        losses = torch.zeros(len(learners), device=model.device)
+        try:
+            for first in range(0, len(drawn), choice.together):
+                some = drawn[first : first + choice.together]
+                lesson.serve(some.concepts)
+                with torch.enable_grad():
+                    errors = objective(model, some, tell, lesson.recipe.min_snr)
+                    (errors.sum() * scale).backward()
+                losses = losses.index_add(0, some.concepts, errors.detach().to(losses))
+            return losses.tolist()
+        except torch.OutOfMemoryError as trouble:
+            for learner in learners:
+                learner.optimizer.zero_grad()
+            lesson.choice = choice.smaller()
+            if lesson.choice is None:
+                raise RunError(
+                    f"there is not enough memory on {model.device} for one picture",
+                    "take a smaller --size, or a method that trains less",
+                ) from trouble
+        finally:
+            model.economise(False)
+
+
+def _fitting(lesson: Lesson, one: Batch, samples: int, tell: Tell) -> Choice:
+    """How to work on batches of so many samples, by what the first one takes."""
+    weights = [weight for learner in lesson.learners for weight in learner.weights]
+    awake = ["denoiser", *(lesson.model.towers if lesson.touches_text else ())]
+    held = [w for name in awake for w in lesson.model.networks[name].parameters()]
+    lesson.serve(one.concepts)
+    with torch.enable_grad(), Saved([*weights, *held]) as saved:
+        _ = objective(lesson.model, one, tell, lesson.recipe.min_snr)
+    states = sum(
+        bytes_of_state(weight)
+        for learner in lesson.learners
+        for weight in learner.weights
+        if weight not in learner.optimizer.state
+    )
+    return choose(samples, saved.bytes, states, free(lesson.model.device))
