@@ -13,7 +13,7 @@ from pinxit.errors import RunError
 from pinxit.generate import Request, paint
 from pinxit.method import Preparing
 from pinxit.model import Model
-from pinxit.pictures import Picture, read_pictures
+from pinxit.pictures import Picture
 from pinxit.pixels import sheet
 from pinxit.recipe import Recipe
 from pinxit.train import Lesson, Step, train
@@ -82,7 +82,7 @@ class Run:
 
         However it ends (the last step, Ctrl-C, the generator closed), what was learned is saved.
         """
-        pictures = read_pictures(self.recipe.pictures)
+        pictures = self.recipe.read_pictures()
         self.recipe = recipe = self.recipe.settled(model, len(pictures))
         yield from recipe.method.prepare(model, recipe.subject)
         lesson = Lesson.of(model, recipe, pictures)
