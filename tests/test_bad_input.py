@@ -87,7 +87,7 @@ CASES: list[Case] = [
     ("folder for a recipe", lambda _: ["train", "--recipe", "taken"], "taken", "TOML"),
     ("no run to resume", lambda _: ["train", "--resume", "taken"], "taken", "recipe.toml"),
     ("no run at all", lambda _: ["train", "--resume", "nowhere"], "nowhere", "recipe.toml"),
-    ("no method", lambda _: ["train"], "train", "dreambooth, textual-inversion"),
+    ("no method", lambda _: ["train"], "train", "dreambooth, lora, textual-inversion"),
     ("unknown command", lambda _: ["tarin"], "tarin", "did you mean train?"),
     ("unknown kind", lambda _: ["list", "metods"], "metods", "did you mean methods?"),
     ("no prompt", lambda _: ["generate"], "prompt", "--like"),

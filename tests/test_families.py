@@ -1,5 +1,6 @@
 """What families have of their own: how they are told apart, which times, numbers and sizes."""
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -8,9 +9,9 @@ import torch
 
 from pinxit import registry
 from pinxit.adapter import NewWord, injected
-from pinxit.errors import RecipeError, RequestError
+from pinxit.errors import ModelError, RecipeError, RequestError
 from pinxit.generate import Request, paint
-from pinxit.model import Model, open_base
+from pinxit.model import Model, Precision, open_base
 from pinxit.recipe import Recipe
 from pinxit.schedule import Flow
 
@@ -56,14 +57,48 @@ def test_nothing_said_is_nothing_at_all_to_xl(opened: Opened) -> None:
 
 
 @pytest.mark.parametrize("family", ["stable-diffusion-1", "stable-diffusion-xl"])
-def test_an_autoencoder_that_overflows_computes_in_full(
-    family: str, opened: Opened, bases: Callable[[str], Path]
+@pytest.mark.parametrize("precision", ["fp16", "bf16"])
+def test_autoencoders_overflow_in_halves_and_compute_in_full(
+    family: str, precision: Precision, opened: Opened, bases: Callable[[str], Path]
 ) -> None:
-    full, half = opened(family), open_base(bases(family), precision="bf16")
+    full, half = opened(family), open_base(bases(family), precision=precision)
     latents = torch.randn(1, 4, 4, 4, generator=torch.Generator().manual_seed(0))
-    assert torch.equal(half.decode(latents), full.decode(latents)) == family.endswith("xl")
+    assert torch.equal(half.decode(latents), full.decode(latents))
     told = [model.condition(["a dog"]).states for model in (full, half)]
     assert not torch.equal(*told)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_network_that_rests_is_the_same_when_it_wakes(
+    family: str, bases: Callable[[str], Path]
+) -> None:
+    model = open_base(bases(family))
+    before = model.hash, paint(model, Request(prompt="a dog", steps=2))[0].latents
+    states = {
+        name: {key: tensor.clone() for key, tensor in network.state_dict().items()}
+        for name, network in model.networks.items()
+    }
+    sleeping = dict(model.networks)
+    model.rest(*sleeping, "autoencoder")
+    assert all(not w.numel() for network in sleeping.values() for w in network.parameters())
+    for name, state in states.items():
+        found = model.networks[name].state_dict()
+        assert found.keys() == state.keys()
+        assert all(torch.equal(found[key], tensor) for key, tensor in state.items())
+    model.rest(*sleeping, "autoencoder")
+    assert model.hash == before[0]
+    assert torch.equal(paint(model, Request(prompt="a dog", steps=2))[0].latents, before[1])
+
+
+def test_a_base_that_went_away_is_missed_in_words(
+    tmp_path: Path, bases: Callable[[str], Path]
+) -> None:
+    folder = shutil.copytree(bases("stable-diffusion-1"), tmp_path / "base")
+    model = open_base(folder)
+    model.rest("denoiser")
+    shutil.rmtree(folder / "unet")
+    with pytest.raises(ModelError, match="cannot be read again"):
+        _ = paint(model, Request(prompt="a dog", steps=2))
 
 
 def test_a_flow_is_painted_by_solvers_of_flows(opened: Opened) -> None:

@@ -89,7 +89,7 @@ def test_the_weights_are_small_enough_to_ship() -> None:
 def test_training_needs_few_libraries() -> None:
     code = "import sys, pinxit.pocket.__main__; print(*{m.split('.')[0] for m in sys.modules})"
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert not {"pydantic", "cyclopts", "rich", "peft"} & set(run.stdout.split())
+    assert not {"pydantic", "cyclopts", "rich"} & set(run.stdout.split())
 
 
 @pytest.mark.long

@@ -5,6 +5,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import Protocol, Self
 
+import torch
 from torch import Tensor, nn
 
 from pinxit.errors import ConceptError
@@ -72,6 +73,19 @@ class NewWord:
         self.word = word
         self.stand_in = stand_in
         self.tables = {tower: nn.Parameter(table) for tower, table in tables.items()}
+
+    @classmethod
+    def of(cls, model: Model, word: str, noun: str, count: int) -> Self:
+        """A word to be trained, of so many vectors a tower: at first the noun's own, in turn.
+
+        With fewer vectors than the noun has tokens, each starts as the mean of its share of them.
+        """
+        tables: dict[str, Tensor] = {}
+        for name, tower in model.towers.items():
+            known = tower.word_vectors(noun)
+            shares = [share.mean(0) for share in known.tensor_split(min(count, len(known)))]
+            tables[name] = torch.stack([shares[at % len(shares)] for at in range(count)])
+        return cls(word, noun, tables)
 
     def inject(self, model: Model) -> None:
         """The word means its vectors from now on."""
@@ -143,33 +157,34 @@ class Alias:
 
 
 class TunedWeights:
-    """Other weights for a whole network of the model; the originals are kept aside untouched."""
+    """Other weights for a whole network of the model; its own leave memory meanwhile."""
 
     def __init__(self, network: str, tensors: Mapping[str, Tensor], *, text: bool) -> None:
         self.network = network
         self.tuned = {name: nn.Parameter(tensor) for name, tensor in tensors.items()}
         self.touches_text = text
+        self._inside = nn.Module()
         self._originals: dict[str, nn.Parameter] = {}
 
     @classmethod
     def of(cls, model: Model, network: str) -> Self:
-        """A copy of the network's weights, in fp32, to be trained."""
-        weights = model.networks[network].named_parameters()
-        copies = {name: weight.detach().float().clone() for name, weight in weights}
-        return cls(network, copies, text=network in model.towers)
+        """The network's weights, to be trained: they are the adapter's own from now on."""
+        own = {name: w.detach() for name, w in model.networks[network].named_parameters()}
+        model.rest(network)
+        return cls(network, own, text=network in model.towers)
 
     def inject(self, model: Model) -> None:
         """The network has the tuned weights from now on."""
-        network = model.networks[self.network]
+        self._inside = model.vacated(self.network)
         for name, weight in self.tuned.items():
-            self._originals[name] = _swap(network, name, weight)
+            self._originals[name] = _swap(self._inside, name, weight)
 
     def eject(self, model: Model) -> None:
-        """The network has its own weights again."""
-        network = model.networks[self.network]
+        """The network has its own weights again, read anew when they are needed."""
         for name, weight in self._originals.items():
-            _ = _swap(network, name, weight)
+            _ = _swap(self._inside, name, weight)
         self._originals = {}
+        model.rest(self.network)
 
     def weights(self) -> Mapping[str, nn.Parameter]:
         """All of them, by their names in the network."""
@@ -203,7 +218,7 @@ class TunedWeights:
                     f"{tuple(own[name].shape)} in {model.name}",
                     "use it with the kind of base it was trained on",
                 )
-        tensors = {name: tensor.to(own[name]) for name, tensor in kept.items()}
+        tensors = {name: _laid_out(tensor).to(own[name]) for name, tensor in kept.items()}
         return cls(network, tensors, text=network in model.towers)
 
 
@@ -224,6 +239,11 @@ def _swap(network: nn.Module, name: str, weight: nn.Parameter) -> nn.Parameter:
     old = module.get_parameter(leaf)
     setattr(module, leaf, weight)
     return old
+
+
+def _laid_out(tensor: Tensor) -> Tensor:
+    """A convolution's weights as they are multiplied fastest."""
+    return tensor.contiguous(memory_format=torch.channels_last) if tensor.ndim == 4 else tensor
 
 
 def word_widths(tables: Mapping[str, Tensor]) -> dict[str, int]:

@@ -44,7 +44,7 @@ class Samples:
     """One concept's pictures as latents, and the samples drawn from them.
 
     They are encoded at `side` pixels wide and high. Everything about a sample is drawn from (seed,
-    concept, pool, step, slot).
+    the pictures' content, pool, step, slot).
     """
 
     def __init__(self, model: Model, pools: Sequence[Pool], draws: "Draws", side: int) -> None:
@@ -81,7 +81,10 @@ class Samples:
 
 @dataclass(frozen=True)
 class Draws:
-    """What a concept's random draws follow from, and how many samples of each pool a step takes."""
+    """What a concept's random draws follow from, and how many samples of each pool a step takes.
+
+    `concept` is the fingerprint of its pictures: neither its word nor its folder's name matters.
+    """
 
     seed: int
     concept: str

@@ -1,6 +1,8 @@
 """Options that check themselves: frozen, nothing unknown, and errors in the user's words."""
 
+import tomllib
 from collections.abc import Mapping
+from pathlib import Path
 from typing import ClassVar, Self
 
 from pydantic import (
@@ -44,6 +46,20 @@ class Checked(BaseModel):
         given: object = first["input"]
         message = first["msg"][0].lower() + first["msg"][1:]
         return f"`{name}` of {cls.title()} cannot be {given!r}: {message}", _about(cls, name)
+
+
+def read_toml(path: Path, what: str) -> dict[str, object]:
+    """The values of a TOML file, which a message calls `what`; RecipeError if it is none."""
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise RecipeError(
+            f"there is no {what} {path}", "give a TOML file; a run keeps its own as recipe.toml"
+        ) from None
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as trouble:
+        raise RecipeError(
+            f"{what} {path} cannot be read: {trouble}", "mend the file: it must be TOML"
+        ) from trouble
 
 
 def _about(options: type[Checked], name: str) -> str:

@@ -1,6 +1,8 @@
 """What was learned: tensors, how they change a model, and where they came from, in one file."""
 
 import json
+import math
+import re
 import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
@@ -14,7 +16,8 @@ from torch import Tensor
 from pinxit import registry
 from pinxit.adapter import Adapter, Alias, NewWord, Part, TunedWeights
 from pinxit.durable import replace_tensors
-from pinxit.errors import ConceptError
+from pinxit.errors import ConceptError, RequestError
+from pinxit.lora import PART, LowRank
 from pinxit.model import Model
 from pinxit.opened import Opened, opened
 
@@ -26,13 +29,17 @@ _KINDS: dict[str, type[Adapter]] = {
     "new-word": NewWord,
     "alias": Alias,
     "tuned-weights": TunedWeights,
+    PART: LowRank,
 }
 _NEEDED = {
     "new-word": {"word", "stand_in"},
     "alias": {"word", "text"},
     "tuned-weights": {"network"},
+    PART: {"target", "kind"},
 }
 _FORMAT = 1
+# `FILE:STRENGTH`
+_WEIGHED = re.compile(r"(.+):([+-]?(?:\d+\.?\d*|\.\d+)(?:e[+-]?\d+)?)", re.DOTALL | re.IGNORECASE)
 _LIBRARIES = ("torch", "diffusers", "transformers", "safetensors")
 
 
@@ -103,11 +110,13 @@ class Concept:
     """Something learned, ready to be put into a model.
 
     `nickname` is the name of the file it was opened from, which a prompt may use for its word.
+    `strength` is how much of its LoRA counts: 0 is none of it, 1 is all.
     """
 
     parts: tuple[Part, ...]
     provenance: Provenance
     nickname: str = ""
+    strength: float = 1.0
 
     @property
     def token(self) -> str:
@@ -133,7 +142,16 @@ class Concept:
 
     def adapters(self, model: Model) -> tuple[Adapter, ...]:
         """The changes it makes to this model; ConceptError if it does not fit."""
-        return tuple(_KINDS[part.kind].restore(part, model) for part in self.parts)
+        adapters = tuple(_KINDS[part.kind].restore(part, model) for part in self.parts)
+        weighed = [adapter for adapter in adapters if isinstance(adapter, LowRank)]
+        if self.strength != 1 and not weighed:
+            raise ConceptError(
+                f"{self.token} cannot have the strength {self.strength:g}: it holds no LoRA",
+                f"leave the strength out; a word is weighed in the prompt: ({self.token}:1.2)",
+            )
+        for adapter in weighed:
+            adapter.strength = self.strength
+        return adapters
 
     def save(self, path: Path) -> None:
         """Write it as one safetensors file, whole or not at all."""
@@ -148,9 +166,46 @@ class Concept:
         found = opened(Path(path))
         return recognised(found).read(found).opened_as(Path(path))
 
+    def at(self, strength: float) -> "Concept":
+        """Itself with another strength."""
+        return replace(self, strength=strength)
+
     def opened_as(self, path: Path) -> "Concept":
         """Itself with the nickname that a file gives it, and a folder does not."""
         return replace(self, nickname="" if path.is_dir() else path.stem)
+
+
+@dataclass(frozen=True)
+class Pick:
+    """A concept as it is asked for: where it is, and how much of its LoRA is to count."""
+
+    path: Path
+    strength: float = 1.0
+
+    @classmethod
+    def of(cls, given: str | Path) -> "Pick":
+        """From `FILE` or `FILE:STRENGTH`; what is there is meant by its whole name."""
+        path, drive = Path(given), Path(given).drive
+        found = _WEIGHED.fullmatch(str(given).removeprefix(drive))
+        if found is None or path.exists():
+            return cls(path)
+        strength = float(found[2])
+        if not math.isfinite(strength):
+            raise RequestError(f"`{given}` has no strength that can be", "take one such as 0.7")
+        return cls(Path(drive + found[1]), strength)
+
+    def __str__(self) -> str:
+        written = str(self.path)
+        whole = self.strength == 1 and not _WEIGHED.fullmatch(written)
+        return written if whole else f"{written}:{self.strength!r}"
+
+    def resolved(self) -> "Pick":
+        """Itself with the whole path, which is true from any folder."""
+        return replace(self, path=self.path.resolve())
+
+    def open(self) -> Concept:
+        """The concept; ConceptError if there is none."""
+        return Concept.load(self.path).at(self.strength)
 
 
 def recognised(found: Opened) -> "Format":
@@ -191,7 +246,10 @@ def described(about: str, tables: Mapping[str, Mapping[str, Tensor]], path: Path
 
 
 def combined(concepts: Sequence[Concept], model: Model) -> tuple[Adapter, ...]:
-    """The changes of several concepts together; ConceptError if two want the same network."""
+    """The changes of several concepts together, those that replace whole networks first.
+
+    ConceptError if two of them want the same network.
+    """
     tuned: dict[str, str] = {}
     for concept in concepts:
         for part in concept.parts:
@@ -202,7 +260,12 @@ def combined(concepts: Sequence[Concept], model: Model) -> tuple[Adapter, ...]:
                     "use one of them, with words learned by textual inversion beside it",
                 )
     adapters = [adapter for concept in concepts for adapter in concept.adapters(model)]
-    return tuple(adapters + nicknames(concepts))
+    return tuple(sorted(adapters, key=_added) + nicknames(concepts))
+
+
+def _added(adapter: Adapter) -> bool:
+    """Whether it adds to weights that another may replace."""
+    return isinstance(adapter, LowRank)
 
 
 def nicknames(concepts: Sequence[Concept]) -> list[Adapter]:

@@ -4,15 +4,15 @@ import re
 from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar, Self
+from typing import TYPE_CHECKING, Annotated, ClassVar, Self
 
 import torch
-from pydantic import Field, ValidationInfo, field_validator
+from pydantic import BeforeValidator, Field, PlainSerializer, ValidationInfo, field_validator
 from torch import Tensor
 
 from pinxit.adapter import injected
 from pinxit.checked import Checked
-from pinxit.concept import Concept, combined
+from pinxit.concept import Concept, Pick, combined
 from pinxit.durable import replace
 from pinxit.errors import PinxitError, RequestError
 from pinxit.model import Conditioning, Model, Precision
@@ -31,6 +31,10 @@ _POSITIONS = 8192
 _MOST_TOGETHER = 16
 
 
+def _pick(given: object) -> object:
+    return Pick.of(given) if isinstance(given, str | Path) else given
+
+
 class Request(Checked):
     """One act of painting: everything the pictures follow from, besides the base's weights."""
 
@@ -38,8 +42,8 @@ class Request(Checked):
 
     prompt: str = Field(description="what to paint, learned words included")
     negative: str = Field(default="", description="what to keep away from")
-    concepts: tuple[Path, ...] = Field(
-        default=(), description="run folders or concept files whose words the prompt uses"
+    concepts: tuple[Annotated[Pick, BeforeValidator(_pick), PlainSerializer(str)], ...] = Field(
+        default=(), description="run folders or concept files to paint with, as FILE or FILE:0.7"
     )
     count: int = Field(default=1, ge=1, description="how many pictures")
     seed: int = Field(default=0, description="seed of the first picture; the next has the next")
@@ -160,11 +164,12 @@ def generate(
 def paint(
     model: Model, request: Request | str, concepts: Sequence[Concept | Path | str] = ()
 ) -> list[Painted]:
-    """The pictures asked for; a plain prompt will do for a request."""
+    """The pictures asked for; a plain prompt will do for a request, FILE:0.7 for a concept."""
+    picks = [given if isinstance(given, Concept) else Pick.of(given) for given in concepts]
     if isinstance(request, str):
-        paths = tuple(Path(given).resolve() for given in concepts if not isinstance(given, Concept))
-        request = Request(prompt=request, concepts=paths)
-    loaded = [given if isinstance(given, Concept) else Concept.load(given) for given in concepts]
+        files = [pick for pick in picks if isinstance(pick, Pick)]
+        request = Request(prompt=request, concepts=tuple(pick.resolved() for pick in files))
+    loaded = [pick if isinstance(pick, Concept) else pick.open() for pick in picks]
     return [event for event in generate(model, request, loaded) if isinstance(event, Painted)]
 
 

@@ -78,6 +78,14 @@ class Method(Checked, ABC):
         """Its name, which is its file's."""
         return registry.name_of(type(self))
 
+    @property
+    def apart(self) -> bool:
+        """Whether what it trains for a concept acts on that concept's samples alone.
+
+        Several concepts may then share a batch; otherwise each needs the base to itself.
+        """
+        return False
+
     @abstractmethod
     def plan(self, model: Model, count: int) -> Plan:
         """Sensible steps, batch size and rate for this base and so many pictures."""

@@ -2,7 +2,6 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import cached_property
 from importlib.resources import files
@@ -21,16 +20,26 @@ from pinxit.single_file import SingleFile
 from pinxit.source import PARTS, Folder, Source, WithVae
 from pinxit.text import LITERALLY, Reading, TextTower
 
-Precision = Literal["fp32", "bf16"]
+Precision = Literal["fp32", "fp16", "bf16"]
 DEVICES = ("cpu", "cuda", "mps")
+
+# Denoisers with fewer weights are little: on a CPU they compute in fp32, which costs them nothing.
+LITTLE = 100_000_000
+
+_DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
 
 @dataclass(frozen=True)
 class Placement:
-    """Where a model runs, and in which numbers its networks compute."""
+    """Where a model runs, and in which numbers its networks are kept and compute."""
 
     device: torch.device
     precision: Precision
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Torch's word for the precision."""
+        return _DTYPES[self.precision]
 
 
 @dataclass(frozen=True)
@@ -56,7 +65,13 @@ class Conditioning:
             torch.cat([part.states for part in parts]), torch.cat(pooled) if pooled else None
         )
 
-    def __getitem__(self, at: slice) -> "Conditioning":
+    def to(self, dtype: torch.dtype) -> "Conditioning":
+        """In other numbers."""
+        return Conditioning(
+            self.states.to(dtype), None if self.pooled is None else self.pooled.to(dtype)
+        )
+
+    def __getitem__(self, at: slice | Tensor) -> "Conditioning":
         return Conditioning(self.states[at], None if self.pooled is None else self.pooled[at])
 
 
@@ -65,6 +80,7 @@ class Model(ABC):
 
     `words` are the user's words in force and `networks` the parts whose weights may be changed;
     only adapters touch either. Nothing here is trained as it stands: all weights are frozen.
+    Networks may rest: their weights are out of memory until they are needed, and read again then.
     """
 
     source: Source
@@ -104,6 +120,18 @@ class Model(ABC):
     def denoise(self, latents: Tensor, times: Tensor, conditioning: Conditioning) -> Tensor:
         """The network's answer (B, C, H, W) at times (B,) or (); fp32."""
 
+    @abstractmethod
+    def rest(self, *names: str) -> None:
+        """Let these networks' weights, or those of "autoencoder", leave memory till needed."""
+
+    @abstractmethod
+    def vacated(self, name: str) -> nn.Module:
+        """A network whose own weights left memory, to be given others until `rest` is called."""
+
+    @abstractmethod
+    def economise(self, wanted: bool) -> None:
+        """Whether the backward pass computes again what it would else keep in memory."""
+
     @property
     def device(self) -> torch.device:
         """Where it runs."""
@@ -134,12 +162,6 @@ class Model(ABC):
         cuts = [tower.cut(prompt, self.words, reading) for tower in self.towers.values()]
         return min(cuts, key=len)
 
-    def computing(self) -> AbstractContextManager[object]:
-        """The numbers to compute in: a block of mixed precision, or nothing to do."""
-        if self.placement.precision == "fp32":
-            return nullcontext()
-        return torch.autocast(self.device.type, dtype=torch.bfloat16)
-
 
 def open_base(
     base: str | Path = "pocket",
@@ -152,14 +174,15 @@ def open_base(
 
     `vae` is another autoencoder for it, given likewise. `report` is told of downloads.
     """
-    placement = _placement(device, precision)
+    place = _device(device)
     source = find_base(str(base), report)
     if vae is not None:
         source = WithVae(source, _vae(find_base(str(vae), report)))
     _must_paint(source)
     for family in _families():
         if family.suits(source):
-            opened = family.open(source, placement)
+            suited = _suited(place, source) if precision == "auto" else precision
+            opened = family.open(source, Placement(place, suited))
             source.close()
             return opened
     raise ModelError(
@@ -222,7 +245,7 @@ def _silent(task: str, done: int, total: int) -> None:
     """Tell nobody."""
 
 
-def _placement(device: str, precision: Precision | Literal["auto"]) -> Placement:
+def _device(device: str) -> torch.device:
     kind = device.partition(":")[0]
     present = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.mps.is_available()}
     if kind not in present:
@@ -232,6 +255,21 @@ def _placement(device: str, precision: Precision | Literal["auto"]) -> Placement
             f"device `{device}` was asked for, and torch finds none here",
             "use --device cpu, or install a torch build for this device",
         )
-    if precision == "auto":
-        precision = "bf16" if kind == "cuda" else "fp32"
-    return Placement(torch.device(device), precision)
+    return torch.device(device)
+
+
+def _suited(device: torch.device, source: Source) -> Precision:
+    """The numbers in which a device computes a base fast: halves where it multiplies halves."""
+    if device.type == "cuda":
+        return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
+    denoiser = source.weights("transformer" if source.has("transformer") else "unet")
+    if device.type == "mps" or sum(weight.numel() for weight in denoiser.values()) < LITTLE:
+        return "fp32"
+    told: Mapping[str, object] = getattr(torch.cpu, "get_capabilities", dict[str, object])()
+    # Intel's processors without matrix units multiply bf16 at half the speed of fp16 and fp32.
+    order: tuple[tuple[str, Precision], ...] = (
+        ("amx_bf16", "bf16"),
+        ("avx512_fp16", "fp16"),
+        ("avx512_bf16", "bf16"),
+    )
+    return next((precision for unit, precision in order if told.get(unit)), "fp32")

@@ -10,7 +10,6 @@ import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from io import BufferedReader
-from mmap import ACCESS_COPY, mmap
 from pathlib import Path
 from types import UnionType
 from typing import Any
@@ -20,6 +19,7 @@ from torch import Tensor
 
 from pinxit.archives import Span, members, pickle_of
 from pinxit.errors import FileError
+from pinxit.mapped import mapped
 from pinxit.opcodes import Form, Name, Reading, RefusedError, Unfinished
 
 _MAGIC = 0x1950A86A20F9469CFC6C
@@ -99,7 +99,7 @@ class _File:
 
     def __init__(self, file: BufferedReader) -> None:
         self.file = file
-        self.data = mmap(file.fileno(), 0, access=ACCESS_COPY)
+        self.data = mapped(file)
         self.spans: Mapping[str, Span] = {}  # of storages in an archive, by key
         self.storages: dict[str, _Storage] = {}
         self.promised = 0  # bytes of storages that are still to come

@@ -20,6 +20,11 @@ _MARKS = re.compile(
 _PARTNER = {")": "(", "]": "["}
 
 
+def file_name(word: str) -> str:
+    """A word as a file's name."""
+    return re.sub(r"[^\w-]+", "-", word).strip("-") or "run"
+
+
 @dataclass(frozen=True)
 class Meaning:
     """What a user's word stands for: other words, or new vectors written over theirs.

@@ -1,6 +1,5 @@
 """Everything that decides a run, frozen, in one TOML file."""
 
-import tomllib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Self, cast
@@ -9,7 +8,7 @@ import torch
 from pydantic import BeforeValidator, Field, PlainSerializer
 
 from pinxit import registry
-from pinxit.checked import Checked
+from pinxit.checked import Checked, read_toml
 from pinxit.errors import RecipeError
 from pinxit.method import Kind, Method, Subject
 from pinxit.model import Model, Precision
@@ -91,17 +90,7 @@ class Recipe(Checked):
     @classmethod
     def from_toml(cls, path: Path) -> Self:
         """A recipe from its file."""
-        try:
-            values = tomllib.loads(path.read_text(encoding="utf-8"))
-        except FileNotFoundError:
-            raise RecipeError(
-                f"there is no recipe {path}", "give a TOML file; a run keeps its own as recipe.toml"
-            ) from None
-        except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as trouble:
-            raise RecipeError(
-                f"recipe {path} cannot be read: {trouble}", "mend the file: it must be TOML"
-            ) from trouble
-        return cls.model_validate(values)
+        return cls.model_validate(read_toml(path, "recipe"))
 
     def to_toml(self) -> str:
         """Itself as TOML, complete."""

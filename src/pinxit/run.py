@@ -1,22 +1,22 @@
 """A run is a folder: recipe, journal of steps, previews, checkpoints, and what was learned."""
 
 import json
-from collections.abc import Generator, Mapping
-from contextlib import closing
+from collections.abc import Generator, Iterator, Mapping, Sequence
+from contextlib import ExitStack, closing
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from pinxit.checkpoint import Manifest, keep, newest
 from pinxit.concept import Concept, Provenance
 from pinxit.durable import replace, replace_text
-from pinxit.errors import RunError
+from pinxit.errors import PinxitError, RunError
 from pinxit.generate import Request, paint
 from pinxit.method import Preparing
 from pinxit.model import Model
 from pinxit.pictures import Picture
 from pinxit.pixels import sheet
 from pinxit.recipe import Recipe
-from pinxit.train import Lesson, Step, train
+from pinxit.train import Learner, Lesson, Step, train
 
 _RECIPE = "recipe.toml"
 _JOURNAL = "journal.jsonl"
@@ -42,7 +42,15 @@ class Saved:
     path: Path
 
 
+@dataclass(frozen=True)
+class Failed:
+    """A run cannot begin or go on; what it learned before stays."""
+
+    error: PinxitError
+
+
 Event = Preparing | Step | Preview | Saved
+Told = Event | Failed
 
 
 class Run:
@@ -51,6 +59,8 @@ class Run:
     def __init__(self, folder: Path, recipe: Recipe) -> None:
         self.folder = folder
         self.recipe = recipe
+        self.pictures: tuple[Picture, ...] = ()
+        self._saved = 0
 
     @classmethod
     def create(cls, folder: Path | str, recipe: Recipe) -> "Run":
@@ -67,10 +77,21 @@ class Run:
     def open(cls, folder: Path | str, steps: int | None = None) -> "Run":
         """A run that was begun, perhaps to go on for more steps; RunError if the folder is none."""
         folder = Path(folder)
-        if not (folder / _RECIPE).is_file():
+        if not cls.begun(folder):
             raise RunError(f"{folder} is no run folder", f"a run folder has a {_RECIPE}")
         recipe = Recipe.from_toml(folder / _RECIPE)
         return cls(folder, recipe.model_copy(update={"steps": steps or recipe.steps}))
+
+    @staticmethod
+    def begun(folder: Path) -> bool:
+        """Whether there is a run in a folder."""
+        return (folder / _RECIPE).is_file()
+
+    @property
+    def finished(self) -> bool:
+        """Whether all its steps were learned and saved."""
+        saved = (self.folder / _CONCEPT).is_file()
+        return saved and self.concept.provenance.steps == self.recipe.steps
 
     @property
     def concept(self) -> Concept:
@@ -82,25 +103,42 @@ class Run:
 
         However it ends (the last step, Ctrl-C, the generator closed), what was learned is saved.
         """
-        pictures = self.recipe.read_pictures()
-        self.recipe = recipe = self.recipe.settled(model, len(pictures))
-        yield from recipe.method.prepare(model, recipe.subject)
-        lesson = Lesson.of(model, recipe, pictures)
-        self._begin(lesson, pictures)
-        saved = lesson.done
-        with closing(train(lesson)) as steps:
-            try:
-                for step in steps:
-                    self._note(step)
-                    yield step
-                    if _due(step, recipe.preview_every):
-                        yield self._preview(model, step.number)
-                    if _due(step, recipe.checkpoint_every):
-                        saved = self._keep(lesson, pictures)
-                        yield Saved(saved, self.folder / _CONCEPT)
-            finally:
-                if lesson.done > saved:
-                    _ = self._keep(lesson, pictures)
+        self.settle(model)
+        with closing(learn_together(model, [self])) as told:
+            for _, event in told:
+                if isinstance(event, Failed):
+                    raise event.error
+                yield event
+
+    def settle(self, model: Model) -> None:
+        """Read the pictures, and decide every number of the recipe for them and this base."""
+        self.pictures = self.recipe.read_pictures()
+        self.recipe = self.recipe.settled(model, len(self.pictures))
+
+    def prepare(self, model: Model) -> Iterator[Preparing]:
+        """Make what the method needs before the first step, and is not there yet."""
+        return self.recipe.method.prepare(model, self.recipe.subject)
+
+    def begin(self, model: Model) -> Learner:
+        """Its learner, at the beginning or at the last checkpoint."""
+        learner = Learner(model, self.recipe, self.pictures)
+        self._begin(learner)
+        self._saved = learner.done
+        return learner
+
+    def follow(self, step: Step, learner: Learner) -> Generator[Event]:
+        """Do and tell what is due after a step that was noted."""
+        yield step
+        if _due(step, self.recipe.preview_every):
+            yield self._preview(learner.model, step.number)
+        if _due(step, self.recipe.checkpoint_every):
+            self.keep(learner)
+            yield Saved(step.number, self.folder / _CONCEPT)
+
+    def keep(self, learner: Learner) -> None:
+        """Save what is not yet: the learner, to go on from, and the concept, to paint with."""
+        if learner.done > self._saved:
+            self._saved = self._keep(learner)
 
     def journal(self) -> list[dict[str, object]]:
         """Every step so far, as it was noted."""
@@ -108,21 +146,22 @@ class Run:
         lines = file.read_text(encoding="utf-8").splitlines() if file.is_file() else []
         return [json.loads(line) for line in lines if line.endswith("}")]
 
-    def _begin(self, lesson: Lesson, pictures: tuple[Picture, ...]) -> None:
-        """Write a new run's recipe, or bring the lesson to where this one stopped."""
+    def _begin(self, learner: Learner) -> None:
+        """Write a new run's recipe, or bring the learner to where this one stopped."""
         (self.folder / _PREVIEWS).mkdir(parents=True, exist_ok=True)
         replace_text(self.folder / _RECIPE, self.recipe.to_toml())
         found = newest(self.folder / _CHECKPOINTS)
         if found:
             manifest, state = found
-            _must_be_same(manifest, lesson.model, _fingerprints(pictures))
-            lesson.restore(state)
-        noted = [entry for entry in self.journal() if _number(entry) <= lesson.done]
+            _must_be_same(manifest, learner.model, _fingerprints(self.pictures))
+            learner.restore(state)
+        noted = [entry for entry in self.journal() if _number(entry) <= learner.done]
         replace_text(self.folder / _JOURNAL, "".join(map(_line, noted)))
 
-    def _note(self, step: Step) -> None:
+    def note(self, step: Step) -> None:
         """Add a step to the journal."""
         entry = asdict(step)
+        del entry["concepts"]
         with (self.folder / _JOURNAL).open("a", encoding="utf-8") as file:
             _ = file.write(_line(entry))
 
@@ -138,11 +177,10 @@ class Run:
         replace(path, lambda beside: paper.save(beside, "PNG"))
         return Preview(number, path)
 
-    def _keep(self, lesson: Lesson, pictures: tuple[Picture, ...]) -> int:
-        """Save the lesson, to go on from, and the concept, to paint with; the step they are of."""
-        model, recipe = lesson.model, self.recipe
-        fingerprints = _fingerprints(pictures)
-        step = keep(self.folder / _CHECKPOINTS, lesson.state(), model.hash, fingerprints)
+    def _keep(self, learner: Learner) -> int:
+        model, recipe = learner.model, self.recipe
+        fingerprints = _fingerprints(self.pictures)
+        step = keep(self.folder / _CHECKPOINTS, learner.state(), model.hash, fingerprints)
         provenance = Provenance(
             token=recipe.token,
             class_noun=recipe.class_noun,
@@ -153,9 +191,44 @@ class Run:
             pictures=fingerprints,
             recipe=recipe.to_toml(),
         )
-        parts = tuple(adapter.part() for adapter in lesson.adapters)
+        parts = tuple(adapter.part() for adapter in learner.adapters)
         Concept(parts, provenance).save(self.folder / _CONCEPT)
         return step
+
+
+def learn_together(model: Model, runs: Sequence[Run]) -> Generator[tuple[Run, Told]]:
+    """Begin, or go on with, several settled runs in one batch, telling whose each event is.
+
+    A run that fails is told of and leaves; the others go on. However it ends, all is saved.
+    """
+    begun: dict[Run, Learner] = {}
+    for run in runs:
+        yield from ((run, event) for event in _beginning(model, run, begun))
+    if not begun:
+        return
+    at, failed = list(begun), set[Run]()
+    with closing(train(Lesson(model, list(begun.values())))) as steps, ExitStack() as ends:
+        for run, learner in begun.items():
+            _ = ends.callback(run.keep, learner)
+        for step in steps:
+            shares = [(at[place], share) for place, share in step.shares()]
+            for run, share in shares:
+                run.note(share)
+            for run, share in shares:
+                yield from ((run, event) for event in run.follow(share, begun[run]))
+            for run in at:
+                trouble = begun[run].trouble
+                if trouble and run not in failed:
+                    failed.add(run)
+                    yield run, Failed(trouble)
+
+
+def _beginning(model: Model, run: Run, begun: dict[Run, Learner]) -> Generator[Told]:
+    try:
+        yield from run.prepare(model)
+        begun[run] = run.begin(model)
+    except PinxitError as error:
+        yield Failed(error)
 
 
 def teach(model: Model, recipe: Recipe, folder: Path | str) -> Run:

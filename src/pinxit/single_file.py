@@ -79,7 +79,9 @@ class SingleFile(Source):
         return told | self._changes.get(part, {})
 
     def weights(self, part: str) -> _Weights:
-        """The tensors of a part under diffusers' names."""
+        """The tensors of a part under diffusers' names; of a closed file they are read again."""
+        if not self._stored:
+            self._stored, _ = read_weights(self.path)
         with self._whole(part):
             return _converted(self._parts[part], self._stored)
 
@@ -104,7 +106,7 @@ class SingleFile(Source):
 
     def close(self) -> None:
         """Let go of the file."""
-        self._stored.clear()
+        self._stored = {}
 
     def _recognised(self) -> dict[str, _Part]:
         """The parts that are there of the layout that the file has most of."""

@@ -293,7 +293,7 @@ def test_another_autoencoder(saved: Any, tmp_path: Path) -> None:
         model = open_base(file, vae=path)
         assert model.source.vae == str(path)
         assert model.hash != plain.hash
-        kept = cast("Any", model).vae
+        kept = cast("Any", model)._vae
         assert all(torch.equal(kept.state_dict()[name], state[name]) for name in state)
         assert kept.config["scaling_factor"] == scale
     with pytest.raises(ModelError, match="has no autoencoder"):

@@ -58,6 +58,7 @@ def _part(part: "Part") -> Iterator[tuple[str, str]]:
     """What one part is, and what it fits."""
     from pinxit import modelspec
     from pinxit.adapter import word_widths
+    from pinxit.peft_layers import split
 
     if "text" in part.settings:
         yield "word", f"{part.settings['word']}, which stands for `{part.settings['text']}`"
@@ -68,6 +69,12 @@ def _part(part: "Part") -> Iterator[tuple[str, str]]:
         kind = modelspec.attending(part.tensors)
         if kind:
             yield "fits", kind.title
+    elif "target" in part.settings:
+        places = {name: split(name) or ("", name) for name in part.tensors}
+        layers = {layer for layer, _ in places.values()}
+        count = sum(part.tensors[n].numel() for n, (_, leaf) in places.items() if leaf != "alpha")
+        beside = f"beside {len(layers)} layers of `{part.settings['target']}`"
+        yield "adapter", f"{part.settings['kind']} {beside}, {count:,} weights"
     else:
         yield "word", f"{part.settings['word']}, new"
         for tower, table in part.tensors.items():
@@ -113,7 +120,7 @@ def _oddities(found: "Opened", concept: "Concept") -> list[str]:
             broken = int((~tensor.isfinite()).sum())
             if broken:
                 odd.append(f"{broken} of {name}'s numbers are infinite or no numbers")
-            elif "network" not in part.settings:
+            elif "word" in part.settings:
                 lengths = tensor.float().norm(dim=1)
                 if (lengths == 0).any() or (lengths > _HUGE).any():
                     odd.append(f"{name} has vectors of length {_norms(tensor)}")

@@ -1,6 +1,5 @@
 """What `pinxit train METHOD`, `--recipe` and `--resume` do: follow a run on the screen."""
 
-import re
 from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
@@ -11,6 +10,7 @@ from pinxit.cli.flags import Values, command, flag, flags, word
 from pinxit.cli.opening import opened
 from pinxit.cli.screen import Report, bars, data, say
 from pinxit.method import Method, Preparing
+from pinxit.prompt import file_name
 from pinxit.recipe import Recipe
 from pinxit.run import Event, Run, Saved
 from pinxit.survey import survey
@@ -59,7 +59,7 @@ def by_recipe(file: Path, out: Path | None, device: str) -> None:
 
 def begin(recipe: Recipe, out: Path | None, device: str) -> None:
     """Begin a run in a folder of its own."""
-    follow(Run.create(out or Path("runs") / _plain(recipe.token), recipe), device)
+    follow(Run.create(out or Path("runs") / file_name(recipe.token), recipe), device)
 
 
 def go_on(folder: Path, device: str) -> None:
@@ -113,8 +113,3 @@ class _Told:
             f"stopped after step {self.step}; what was learned is saved in {folder}\n"
             f"hint: go on with pinxit train --resume {folder}"
         )
-
-
-def _plain(token: str) -> str:
-    """A token as a folder's name."""
-    return re.sub(r"[^\w-]+", "-", token).strip("-") or "run"

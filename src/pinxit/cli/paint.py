@@ -53,11 +53,13 @@ def _asked(given: Values) -> tuple[Request, list[Concept]]:
         raise RequestError("there is no prompt", "type what to paint, or give --like PNG")
     else:
         typed.setdefault("count", _COUNT)
-    concepts = [Concept.load(path) for path in typed.get("concepts", ())]
+    request = Request.model_validate(typed)
+    concepts = [pick.open() for pick in request.concepts]
     learned = [concept.provenance for concept in concepts if concept.provenance.base]
     if learned and "base" not in typed:
-        typed |= {"base": learned[0].base, "vae": typed.get("vae", learned[0].choices.get("vae"))}
-    return Request.model_validate(typed), concepts
+        vae = typed.get("vae", learned[0].choices.get("vae"))
+        request = request.model_copy(update={"base": learned[0].base, "vae": vae})
+    return request, concepts
 
 
 def _size(text: str) -> tuple[int, int]:
@@ -111,7 +113,7 @@ def _paint(model: Model, request: Request, concepts: Sequence[Concept], album: _
 generate = command(
     [
         word("prompt", str, "what to paint, learned words included", required=False),
-        flag("concept", list[Path], "a run folder, or a file in any format; as often as you like"),
+        flag("concept", list[str], "a run folder or a file in any format; of a LoRA also FILE:0.7"),
         flag("count", int, "how many pictures", str(_COUNT)),
         flag("size", str, "pixels, as 64 or 96x64", "the base's"),
         *flags(Request, leave_out=_OWN),

@@ -15,6 +15,13 @@ for _name in registry.names("methods"):
         f"pinxit.cli.learn:{_name}", name=_name, help=registry.summary("methods", _name)
     )
 
+many = App(name="train-many", help="Learn many words at once from pictures of many subjects.")
+
+for _name in registry.names("methods"):
+    _ = many.command(
+        f"pinxit.cli.many:{_name}", name=_name, help=registry.summary("methods", _name)
+    )
+
 _FLAGS = ("--recipe", "--resume", "--out", "--device")
 
 
@@ -42,6 +49,25 @@ def by_file(
         learn.go_on(resume, device)
     elif recipe is not None:
         learn.by_recipe(recipe, out, device)
+
+
+@many.default
+def many_by_folder(
+    *words: Annotated[str, Parameter(show=False, allow_leading_hyphen=True)],
+    resume: Annotated[Path | None, Parameter(help="the folder of subjects to go on with")] = None,
+    device: Annotated[str, Parameter(help="where to compute: cpu, cuda or mps")] = "cpu",
+) -> None:
+    """Go on with subjects that were begun."""
+    _no_stray(words)
+    if resume is None:
+        raise RecipeError(
+            "`pinxit train-many` needs a method and subjects, or a folder to go on with",
+            "type `pinxit train-many METHOD SUBJECTS ...`, or --resume FOLDER; "
+            f"methods: {', '.join(registry.names('methods'))}",
+        )
+    from pinxit.cli import many as learn
+
+    learn.go_on(resume, device)
 
 
 def _no_stray(words: tuple[str, ...]) -> None:

@@ -8,7 +8,7 @@ from hashlib import sha256
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
-from pinxit.concept import Concept
+from pinxit.concept import Concept, Pick
 from pinxit.generate import Frame, Painted, Request, generate
 from pinxit.method import Preparing
 from pinxit.model import Model
@@ -105,7 +105,7 @@ class Easel:
     def paint(self, prompts: Sequence[Prompt], lesson: Lesson | None, task: str) -> list[Painting]:
         """Paint each prompt `count` times; seeds are the same with and without a lesson."""
         concepts = () if lesson is None else (lesson.concept,)
-        paths = () if lesson is None else (lesson.run.folder.resolve(),)
+        paths = () if lesson is None else (Pick(lesson.run.folder.resolve()),)
         paintings: list[Painting] = []
         for number, prompt in enumerate(prompts):
             request = Request(

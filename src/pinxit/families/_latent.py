@@ -2,9 +2,8 @@
 """What the families share: an autoencoder's latents, CLIP's text towers, and a U-Net's noise."""
 
 from abc import abstractmethod
-from collections.abc import Sequence
-from contextlib import AbstractContextManager, nullcontext
-from typing import Any, ClassVar, Self
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, Self, TypeVar
 
 import torch
 from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
@@ -13,18 +12,18 @@ from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
 from torch import Tensor, nn
 from transformers import CLIPTextModel, CLIPTextModelWithProjection
 
-from pinxit.families._networks import clip_tokenizer, network, rare_words
-from pinxit.model import Conditioning, Encoded, Model, Placement
+from pinxit.families._cpu import suit_cpu
+from pinxit.families._networks import clip_tokenizer, emptied, network, rare_words, refill
+from pinxit.model import LITTLE, Conditioning, Encoded, Model, Placement
 from pinxit.schedule import Diffusion, Schedule
 from pinxit.source import Source
 from pinxit.text import LITERALLY, Reading, TextTower, Told, told
 
+_T = TypeVar("_T")
+
 
 class LatentModel(Model):
     """A denoiser of an autoencoder's latents that CLIP's text towers tell what to paint."""
-
-    # Some autoencoders overflow in half precision, and say so in their settings.
-    heeds_upcast: ClassVar[bool] = False
 
     def __init__(
         self,
@@ -38,40 +37,77 @@ class LatentModel(Model):
         self.placement = placement
         self.schedule = schedule
         self.solver_config = source.config("scheduler")
-        self.vae = network(AutoencoderKL, source, "vae", placement, exact=True)
-        self.towers = {tower.name: tower for tower in towers}
+        self._vae = network(AutoencoderKL, source, "vae", placement, torch.float32)
+        self.towers = _Waking({tower.name: tower for tower in towers}, self._awake)
         encoders: dict[str, Any] = {tower.name: tower.encoder for tower in towers}
-        self.networks = {"denoiser": denoiser, **encoders}
+        self._all: dict[str, Any] = {"denoiser": denoiser, **encoders, "autoencoder": self._vae}
+        self._parts = dict(zip(encoders, ("text_encoder", "text_encoder_2"), strict=False))
+        self._parts["denoiser"] = "transformer" if source.has("transformer") else "unet"
+        self._parts["autoencoder"] = "vae"
+        self._resting: set[str] = set()
+        self.networks = _Waking({"denoiser": denoiser, **encoders}, self._awake)
         self.words = {}
         shape: Any = denoiser.config
-        scale: Any = self.vae.config
+        scale: Any = self._vae.config
         self.factor = 2 ** (len(scale.block_out_channels) - 1)
         self.latent_channels = shape.in_channels
         self.picture_size = shape.sample_size * self.factor
         self._scale: float = scale.scaling_factor
         self._shift: float = scale.get("shift_factor") or 0.0
-        self._exact = self.heeds_upcast and bool(scale.force_upcast)
+        if placement.device.type == "cpu" and self.size >= LITTLE:
+            suit_cpu(denoiser)
+
+    def rest(self, *names: str) -> None:
+        """Let networks' weights leave memory until they are needed."""
+        for name in set(names) - self._resting:
+            emptied(self._all[name])
+            self._resting.add(name)
+
+    def vacated(self, name: str) -> nn.Module:
+        """A network without its own weights, taken to have others from now on."""
+        if name not in self._resting:
+            emptied(self._all[name])
+        self._resting.discard(name)
+        return self._all[name]
 
     @torch.no_grad()
     def encode(self, pixels: Tensor) -> Encoded:
         """Pictures to latents, shifted and scaled as the denoiser takes them."""
-        with self._coding():
-            found = self.vae.encode(pixels.to(self.device), return_dict=False)[0]
-        mean = (found.mean.float() - self._shift) * self._scale
-        return Encoded(mean, found.std.float() * self._scale)
+        vae = self._awake("autoencoder")
+        found = vae.encode(pixels.to(self.device), return_dict=False)[0]
+        return Encoded((found.mean - self._shift) * self._scale, found.std * self._scale)
 
     @torch.no_grad()
     def decode(self, latents: Tensor) -> Tensor:
         """Latents to pictures."""
-        with self._coding():
-            unscaled: Any = latents / self._scale + self._shift
-            return self.vae.decode(unscaled, return_dict=False)[0].float()
+        vae = self._awake("autoencoder")
+        return vae.decode(latents / self._scale + self._shift, return_dict=False)[0]
 
     def condition(self, prompts: Sequence[str], reading: Reading = LITERALLY) -> Conditioning:
         """What the towers say of the prompts, put together as the denoiser takes it."""
-        with self.computing():
-            found = told(tuple(self.towers.values()), prompts, self.words, reading)
-            return self._joined(prompts, reading, found)
+        found = told(tuple(self.towers.values()), prompts, self.words, reading)
+        return self._joined(prompts, reading, found)
+
+    def denoise(self, latents: Tensor, times: Tensor, conditioning: Conditioning) -> Tensor:
+        """The denoiser's answer, computed in the placement's numbers."""
+        network = self._awake("denoiser")
+        kept = self.placement.dtype
+        return self._answer(network, latents.to(kept), times, conditioning.to(kept)).float()
+
+    def economise(self, wanted: bool) -> None:
+        """Whether the denoiser computes again in the backward pass what it would else keep."""
+        network = self._all["denoiser"]
+        (
+            network.enable_gradient_checkpointing
+            if wanted
+            else network.disable_gradient_checkpointing
+        )()
+
+    @abstractmethod
+    def _answer(
+        self, network: Any, latents: Tensor, times: Tensor, conditioning: Conditioning
+    ) -> Tensor:
+        """What the denoiser says, in its own numbers."""
 
     @abstractmethod
     def _joined(
@@ -79,19 +115,42 @@ class LatentModel(Model):
     ) -> Conditioning:
         """What the towers found in the prompts, as the denoiser takes it."""
 
-    def _coding(self) -> AbstractContextManager[object]:
-        """The numbers that the autoencoder computes in."""
-        return nullcontext() if self._exact else self.computing()
+    def _awake(self, name: str) -> Any:
+        """One of the networks, with its weights in memory."""
+        if name in self._resting:
+            refill(self._all[name], self.source, self._parts[name])
+            self.source.close()
+            self._resting.discard(name)
+        return self._all[name]
+
+
+class _Waking(Mapping[str, _T]):
+    """Things of which each is a network's own: one that rests wakes when it is asked for."""
+
+    def __init__(self, held: Mapping[str, _T], wake: Callable[[str], object]) -> None:
+        self._held = held
+        self._wake = wake
+
+    def __getitem__(self, name: str) -> _T:
+        found = self._held[name]
+        _ = self._wake(name)
+        return found
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._held)
+
+    def __len__(self) -> int:
+        return len(self._held)
 
 
 class NoisePredictor(LatentModel):
     """A U-Net on a diffusion's schedule."""
 
     def __init__(self, source: Source, placement: Placement, towers: Sequence[TextTower]) -> None:
-        self.unet = network(UNet2DConditionModel, source, "unet", placement)
+        unet = network(UNet2DConditionModel, source, "unet", placement)
         noise: Any = DDPMScheduler.from_config(source.config("scheduler"))
         schedule = Diffusion(noise.alphas_cumprod, noise.config.prediction_type)
-        super().__init__(source, placement, self.unet, towers, schedule)
+        super().__init__(source, placement, unet, towers, schedule)
 
 
 class OneTower(NoisePredictor):
@@ -110,10 +169,11 @@ class OneTower(NoisePredictor):
         long = source.config("unet").get("addition_embed_type") != "text"
         return cls(source, placement, [clip_tower(CLIPTextModel, source, 1, placement, long=long)])
 
-    def denoise(self, latents: Tensor, times: Tensor, conditioning: Conditioning) -> Tensor:
+    def _answer(
+        self, network: Any, latents: Tensor, times: Tensor, conditioning: Conditioning
+    ) -> Tensor:
         """The U-Net's answer."""
-        with self.computing():
-            return self.unet(latents, times, conditioning.states, return_dict=False)[0].float()
+        return network(latents, times, conditioning.states, return_dict=False)[0]
 
     def _joined(
         self,

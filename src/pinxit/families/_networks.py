@@ -12,7 +12,8 @@ import transformers
 from torch import Tensor, nn
 from transformers import CLIPTokenizer
 
-from pinxit.errors import ModelError
+from pinxit.errors import ModelError, PinxitError
+from pinxit.mapped import forget_pages
 from pinxit.model import Placement
 from pinxit.pocket.tokenizer import vocabulary
 from pinxit.source import Source, read_json
@@ -39,14 +40,13 @@ def network(
     source: Source,
     part: str,
     placement: Placement,
-    *,
-    exact: bool = False,
+    dtype: torch.dtype | None = None,
 ) -> _N:
     """A part of a base as a network of the given class: frozen, on its device.
 
-    Its weights are in the numbers that are computed in, or in fp32 if they must be `exact`. The
-    class is the caller's, whatever the source's settings name: a file chooses no code.
-    ModelError if settings and weights do not make one.
+    Its weights are in the placement's numbers unless it needs others. The class is the caller's,
+    whatever the source's settings name: a file chooses no code. ModelError if settings and
+    weights do not make one.
     """
     where = f"{source.name}/{part} cannot be opened as {kind.__name__}"
     config = source.config(part)
@@ -60,10 +60,32 @@ def network(
             f"{where}: its settings make none: {_first_line(trouble)}",
             "copy or download the base again",
         ) from trouble
-    half = placement.precision == "bf16" and not exact
-    _fill(made, stored, where, torch.bfloat16 if half else torch.float32)
+    own = _suited(made, stored, where, placement.device, dtype or placement.dtype)
+    made.load_state_dict(own, assign=True)
+    if getattr(made, "all_tied_weights_keys", {}):
+        cast("Any", made).tie_weights()
+    _restore_positions(made)
     made.eval().requires_grad_(False)
-    return made.to(placement.device, memory_format=torch.channels_last)
+    return made.to(placement.device)
+
+
+def emptied(made: nn.Module) -> None:
+    """Let a network's weights leave memory; `refill` brings them back."""
+    for weight in made.parameters():
+        weight.data = torch.empty(0, dtype=weight.dtype, device=weight.device)
+
+
+def refill(made: nn.Module, source: Source, part: str) -> None:
+    """Read an emptied network's weights again, to the bit; ModelError if they are there no more."""
+    where = f"{source.name}/{part} cannot be read again"
+    weights = dict(made.named_parameters())
+    like = next(iter(weights.values()))
+    try:
+        own = _suited(made, source.weights(part), where, like.device, like.dtype)
+    except (OSError, PinxitError) as trouble:
+        raise ModelError(f"{where}: {trouble}", "bring the base's files back") from trouble
+    for name, weight in weights.items():
+        weight.data = own[name]
 
 
 def clip_tokenizer(source: Source, part: str) -> CLIPTokenizer:
@@ -103,8 +125,14 @@ def _unfilled(kind: Any, config: dict[str, Any]) -> Any:
     return kind(settings(**{key: config[key] for key in described if key in config}))
 
 
-def _fill(made: nn.Module, stored: dict[str, Tensor], where: str, dtype: torch.dtype) -> None:
-    """Put the stored tensors into a network, which takes them as its own."""
+def _suited(
+    made: nn.Module,
+    stored: dict[str, Tensor],
+    where: str,
+    device: torch.device,
+    dtype: torch.dtype,
+) -> dict[str, Tensor]:
+    """The stored tensors by a network's names, in its numbers, laid out for its device."""
     wanted = made.state_dict()
     named = {_named(key, wanted): key for key in stored}
     tied: Mapping[str, str] = getattr(made, "all_tied_weights_keys", {})
@@ -112,22 +140,28 @@ def _fill(made: nn.Module, stored: dict[str, Tensor], where: str, dtype: torch.d
         named.setdefault(key, named.get(twin, twin))
         named.setdefault(twin, named[key])
     _check_fit({new: stored[old] for new, old in named.items() if old in stored}, wanted, where)
-    with torch.no_grad():
-        own = {key: stored[named[key]].to(dtype, copy=True) for key in wanted}
-    made.load_state_dict(own, assign=True)
-    if tied:
-        cast("Any", made).tie_weights()
-    _restore_positions(made)
+    own: dict[str, Tensor] = {}
+    for key in wanted:
+        tensor = stored[named[key]]
+        layout = torch.channels_last if tensor.ndim == 4 else torch.preserve_format
+        own[key] = tensor.to(device, dtype, copy=True, memory_format=layout)
+        forget_pages(tensor.nbytes)
+    return own
 
 
 def _check_fit(given: Mapping[str, Tensor], wanted: Mapping[str, Tensor], where: str) -> None:
-    """ModelError if the stored tensors are not those of the network, by name and by shape."""
+    """ModelError if the stored tensors are not those of the network, by name and by shape.
+
+    A network that was emptied has forgotten its shapes, which were checked when it was opened.
+    """
     also = given.keys() - wanted.keys()
     misfits = {
         "lack": [key for key in wanted if key not in given],
         "also have": sorted(key for key in also if not key.endswith("position_ids")),
         "have another shape for": [
-            key for key in wanted if key in given and given[key].shape != wanted[key].shape
+            key
+            for key in wanted
+            if key in given and wanted[key].numel() and given[key].shape != wanted[key].shape
         ],
     }
     for trouble, keys in misfits.items():

@@ -32,10 +32,10 @@ class StableDiffusion3(LatentModel):
     """
 
     def __init__(self, source: Source, placement: Placement, towers: Sequence[TextTower]) -> None:
-        self.transformer = network(SD3Transformer2DModel, source, "transformer", placement)
+        transformer = network(SD3Transformer2DModel, source, "transformer", placement)
         schedule = Flow(source.config("scheduler").get("shift", 1.0))
-        super().__init__(source, placement, self.transformer, towers, schedule)
-        shape: Any = self.transformer.config
+        super().__init__(source, placement, transformer, towers, schedule)
+        shape: Any = transformer.config
         self._patch: int = shape.patch_size
         self._most: int = shape.pos_embed_max_size * self.grain
         self._text_width: int = shape.joint_attention_dim
@@ -58,7 +58,9 @@ class StableDiffusion3(LatentModel):
         towers = [clip_tower(kind, source, n, placement, penultimate=True) for n in (1, 2)]
         return cls(source, placement, towers)
 
-    def denoise(self, latents: Tensor, times: Tensor, conditioning: Conditioning) -> Tensor:
+    def _answer(
+        self, network: Any, latents: Tensor, times: Tensor, conditioning: Conditioning
+    ) -> Tensor:
         """The transformer's answer; RequestError for pictures beyond the places it knows."""
         height, width = (side * self.factor for side in latents.shape[2:])
         if max(height, width) > self._most:
@@ -67,15 +69,8 @@ class StableDiffusion3(LatentModel):
                 f"it knows at most {self._most} a side",
             )
         assert conditioning.pooled is not None
-        with self.computing():
-            found = self.transformer(
-                latents,
-                conditioning.states,
-                conditioning.pooled,
-                times.expand(len(latents)),
-                return_dict=False,
-            )
-        return found[0].float()
+        told, pooled = conditioning.states, conditioning.pooled
+        return network(latents, told, pooled, times.expand(len(latents)), return_dict=False)[0]
 
     def _joined(
         self, prompts: Sequence[str], reading: Reading, found: Sequence[Told]
@@ -108,7 +103,9 @@ class _T5:
             ) from trouble
         self._tokenizer.no_padding()
         self._tokenizer.no_truncation()
-        self._encoder = network(T5EncoderModel, source, "text_encoder_3", placement)
+        # Its largest states are beyond fp16's largest number.
+        dtype = torch.bfloat16 if placement.precision == "fp16" else placement.dtype
+        self._encoder = network(T5EncoderModel, source, "text_encoder_3", placement, dtype)
         self._device = placement.device
 
     @torch.no_grad()

@@ -2,7 +2,7 @@
 """Stable Diffusion XL: two text towers, a U-Net that is also told of the whole and of sizes."""
 
 from collections.abc import Sequence
-from typing import Self
+from typing import Any, Self
 
 import torch
 from torch import Tensor
@@ -16,8 +16,6 @@ from pinxit.text import Reading, Told
 
 class StableDiffusionXl(NoisePredictor):
     """Stable Diffusion XL (arXiv:2307.01952), the base and its fine-tunes, not the refiner."""
-
-    heeds_upcast = True
 
     @classmethod
     def suits(cls, source: Source) -> bool:
@@ -34,16 +32,16 @@ class StableDiffusionXl(NoisePredictor):
         ]
         return cls(source, placement, towers)
 
-    def denoise(self, latents: Tensor, times: Tensor, conditioning: Conditioning) -> Tensor:
+    def _answer(
+        self, network: Any, latents: Tensor, times: Tensor, conditioning: Conditioning
+    ) -> Tensor:
         """The U-Net's answer for pictures that were never cropped nor of another size."""
         height, width = (side * self.factor for side in latents.shape[2:])
-        sizes = latents.new_tensor([[height, width, 0, 0, height, width]])
+        # Half precision does not hold every number of pixels.
+        sizes = torch.tensor([[height, width, 0, 0, height, width]], device=latents.device)
         added = {"text_embeds": conditioning.pooled, "time_ids": sizes.expand(len(latents), -1)}
-        with self.computing():
-            found = self.unet(
-                latents, times, conditioning.states, added_cond_kwargs=added, return_dict=False
-            )
-        return found[0].float()
+        told = conditioning.states
+        return network(latents, times, told, added_cond_kwargs=added, return_dict=False)[0]
 
     def _joined(
         self,

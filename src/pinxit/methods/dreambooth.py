@@ -1,116 +1,29 @@
 """DreamBooth: the whole network tuned to "a [V] class", the class kept alive (arXiv:2208.12242)."""
 
-import hashlib
-from collections.abc import Iterator
-from typing import Self
-
-from pydantic import Field
-
-from pinxit.adapter import Alias, TunedWeights
-from pinxit.errors import RecipeError
-from pinxit.method import Learnable, Method, Plan, Pool, Preparing, Subject, prompts_for
+from pinxit.adapter import TunedWeights
+from pinxit.method import Learnable, Plan, Subject
 from pinxit.model import Model
-from pinxit.pictures import Picture
-from pinxit.prior import ClassPictures
+from pinxit.tuning import Tuning, share_of_steps, size
 
-# Steps, batch size and rate by the denoiser's size, as in the paper for real ones, and how many
-# class pictures. Tune here.
-_LITTLE = 100_000_000
+# Steps, batch size and rate by the denoiser's size, as in the paper for real ones. Tune here.
 _PLANS = {"little": Plan(steps=200, batch_size=4, rate=3e-4), "real": Plan(800, 1, 5e-6)}
-_PRIOR = {"little": 48, "real": 200}
 _DECAY = 1e-2
 
-# How many of the rarest words a user's word may stand for: enough that two words seldom meet.
-_CHOICE = 64
 
-
-class Dreambooth(Method):
+class Dreambooth(Tuning):
     """Tune all of the base's denoiser to the subject."""
-
-    prior_pictures: int | None = Field(
-        default=None, ge=0, description="pictures of the class, painted by the base; 0 for none"
-    )
-    prior_weight: float = Field(
-        default=1.0, ge=0, description="how much keeping the class counts against the subject"
-    )
-    train_text_encoder: bool = Field(
-        default=False, description="tune the text encoder too: truer likeness, more memory"
-    )
-    text_rate: float = Field(
-        default=0.1, gt=0, description="the text encoder's rate, as a share of the denoiser's"
-    )
-    rare_token: str | None = Field(
-        default=None, description="the base's own word to use; picked if it is not given"
-    )
-    captions: bool = Field(
-        default=False, description="learn with the pictures' own captions where they have one"
-    )
 
     def plan(self, model: Model, count: int) -> Plan:
         """More pictures take more steps to be seen equally often."""
-        plan = _PLANS[_size(model)]
-        share = min(max(count, 3), 12) / 5
-        return Plan(round(plan.steps * share**0.5), plan.batch_size, plan.rate)
-
-    def settled(self, model: Model, subject: Subject) -> Self:
-        """With the rare token picked, or found to be one, and the class pictures counted."""
-        rare = self.rare_token or _rare_token(model, subject)
-        for tower in model.towers.values():
-            if len(tower.ids(rare)) != 1:
-                raise RecipeError(
-                    f"`{rare}` is no single token of {model.name}",
-                    f"take one that is, such as {_rare_token(model, subject)}",
-                )
-        count = _PRIOR[_size(model)] if self.prior_pictures is None else self.prior_pictures
-        return self.model_copy(update={"rare_token": rare, "prior_pictures": count})
+        plan = _PLANS[size(model)]
+        return Plan(round(plan.steps * share_of_steps(count)), plan.batch_size, plan.rate)
 
     def adapters(self, model: Model, subject: Subject, rate: float) -> tuple[Learnable, ...]:
         """The denoiser's weights, the text towers' if wanted, and the word for "[V] class"."""
-        rare = self.rare_token or _rare_token(model, subject)
-        style = subject.kind == "style"
-        alias = Alias(subject.token, rare if style else f"{rare} {subject.class_noun}")
         tuned = [Learnable(TunedWeights.of(model, "denoiser"), rate, _DECAY)]
         if self.train_text_encoder:
             tuned += [
                 Learnable(TunedWeights.of(model, tower), rate * self.text_rate, _DECAY)
                 for tower in model.towers
             ]
-        return (Learnable(alias, 0.0), *tuned)
-
-    def prepare(self, model: Model, subject: Subject) -> Iterator[Preparing]:
-        """Paint those class pictures that no earlier run has painted."""
-        yield from self._class_pictures(subject).paint(model)
-
-    def pools(
-        self, model: Model, subject: Subject, pictures: tuple[Picture, ...]
-    ) -> tuple[Pool, ...]:
-        """The subject's pictures as "a [V] class", and the base's own as "a class"."""
-        template = "a painting in the style of {}" if subject.kind == "style" else "a photo of a {}"
-        prompts = prompts_for(pictures, subject, (template,), captions=self.captions)
-        own = Pool("own", pictures, prompts)
-        if not self.prior_pictures:
-            return (own,)
-        others = self._class_pictures(subject).found(model)
-        prior = tuple((other.caption or subject.class_noun,) for other in others)
-        return own, Pool("class", others, prior, self.prior_weight)
-
-    def _class_pictures(self, subject: Subject) -> ClassPictures:
-        prompt = "a painting" if subject.kind == "style" else f"a photo of a {subject.class_noun}"
-        return ClassPictures(prompt, self.prior_pictures or 0)
-
-
-def _size(model: Model) -> str:
-    return "little" if model.size < _LITTLE else "real"
-
-
-def _rare_token(model: Model, subject: Subject) -> str:
-    """An existing word that means next to nothing; which one follows from the user's word."""
-    tower = next(iter(model.towers.values()))
-    rare = tower.rare_words()[:_CHOICE]
-    if not rare:
-        raise RecipeError(
-            f"{model.name} has no rare short word that `{subject.token}` could stand for",
-            "name one of its words with --rare-token",
-        )
-    digest = hashlib.sha256(subject.token.encode()).digest()
-    return rare[int.from_bytes(digest[:4], "big") % len(rare)]
+        return (Learnable(self.alias(model, subject), 0.0), *tuned)

@@ -88,14 +88,22 @@ class TextualInversion(Method):
         description="learn with the pictures' own captions where they have one, not templates",
     )
 
+    @property
+    def apart(self) -> bool:
+        """A word acts in the prompts that have it."""
+        return True
+
     def plan(self, model: Model, count: int) -> Plan:  # noqa: ARG002
         """The steps hardly depend on the number of pictures: one word holds only so much."""
         return _PLANS["little" if model.size < _LITTLE else "real"]
 
     def adapters(self, model: Model, subject: Subject, rate: float) -> tuple[Learnable, ...]:
         """The new word, with a table in every tower."""
-        tables = {name: self._table(tower, subject) for name, tower in model.towers.items()}
-        return (Learnable(NewWord(subject.token, subject.class_noun, tables), rate),)
+        word = NewWord.of(model, subject.token, subject.class_noun, self.vectors)
+        if self.start == "random":
+            tables = {name: self._random(tower, subject) for name, tower in model.towers.items()}
+            word = NewWord(subject.token, subject.class_noun, tables)
+        return (Learnable(word, rate),)
 
     def pools(
         self,
@@ -108,16 +116,8 @@ class TextualInversion(Method):
         prompts = prompts_for(pictures, subject, templates, captions=self.captions)
         return (Pool("own", pictures, prompts),)
 
-    def _table(self, tower: TextTower, subject: Subject) -> Tensor:
-        """The first vectors (n, width): the class noun's, in turn if it has fewer tokens than n.
-
-        With fewer vectors than the noun has tokens, each starts as the mean of its share of them.
-        """
-        if self.start == "random":
-            draws = generator(subject.seed, "start", tower.name)
-            spread = float(tower.embedding.weight.std())
-            return torch.randn(self.vectors, tower.width, generator=draws) * spread
-        known = tower.word_vectors(subject.class_noun)
-        if len(known) <= self.vectors:
-            return known[torch.arange(self.vectors) % len(known)]
-        return torch.stack([share.mean(0) for share in known.tensor_split(self.vectors)])
+    def _random(self, tower: TextTower, subject: Subject) -> Tensor:
+        """First vectors (n, width) drawn from the seed, as long as the tower's own are."""
+        draws = generator(subject.seed, "start", tower.name)
+        spread = float(tower.embedding.weight.std())
+        return torch.randn(self.vectors, tower.width, generator=draws) * spread

@@ -1,0 +1,138 @@
+# pyright: standard, reportPrivateImportUsage=false, reportAttributeAccessIssue=false
+"""What a large denoiser's layers are on a CPU, where the libraries' own are slow at its shapes.
+
+Its convolutions have far more weights than places to use them: the libraries lay the weights out
+anew at every call, which takes longer than to multiply. As one product of matrices the weights are
+read as they lie (docs/performance.md).
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+# Neighbourhoods of a picture are laid side by side for so many numbers at a time.
+_NUMBERS = 2**25
+
+
+def suit_cpu(denoiser: nn.Module) -> None:
+    """Give a large denoiser the layers that compute fast here; its weights and names stay."""
+    for module in denoiser.modules():
+        if type(module) is nn.Conv2d and module.groups == 1 and module.dilation == (1, 1):
+            # The very same layer otherwise: adapters and files find in it what they look for.
+            module.__class__ = _MatrixConv
+
+
+class _MatrixConv(nn.Conv2d):
+    """A convolution as products of matrices."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        """The convolution of pictures (B, C, H, W)."""
+        padding: Any = self.padding
+        return _Convolution.apply(input, self.weight, self.bias, self.stride, padding)
+
+
+class _Convolution(torch.autograd.Function):
+    """Keeps its input for the backward pass only if its weights are trained."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        pictures: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        stride: tuple[int, int],
+        padding: tuple[int, int],
+    ) -> Tensor:
+        """The convolution, (B, O, H', W') in channels_last."""
+        ctx.places, ctx.shape = (stride, padding), pictures.shape
+        ctx.save_for_backward(pictures if ctx.needs_input_grad[1] else None, weight)
+        found = [
+            F.linear(rows.flatten(0, 2).flatten(1), _flat(weight), bias).unflatten(
+                0, rows.shape[:3]
+            )
+            for rows in _neighbourhoods(pictures, weight, stride, padding)
+        ]
+        return (found[0] if len(found) == 1 else torch.cat(found, 1)).permute(0, 3, 1, 2)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        """The gradients by pictures, weights and bias, each if it is wanted."""
+        pictures, weight = ctx.saved_tensors
+        wanted, (stride, padding) = ctx.needs_input_grad, ctx.places
+        grad = grads[0].permute(0, 2, 3, 1)
+        by_weight = by_bias = by_pictures = None
+        if wanted[0]:
+            by_pictures = _scattered(grad, weight, ctx.shape, stride, padding)
+        if wanted[1]:
+            by_weight = _products(grad, pictures, weight, stride, padding)
+        if wanted[2]:
+            by_bias = grad.sum((0, 1, 2))
+        return by_pictures, by_weight, by_bias, None, None
+
+
+def _flat(weight: Tensor) -> Tensor:
+    """Weights (O, C, K, K) as a matrix (O, K * K * C); in channels_last without a copy."""
+    return weight.permute(0, 2, 3, 1).flatten(1)
+
+
+def _neighbourhoods(
+    pictures: Tensor, weight: Tensor, stride: tuple[int, int], padding: tuple[int, int]
+) -> tuple[Tensor, ...]:
+    """What each place of the answer is made of, (B, rows, W', K, K, C), some rows at a time."""
+    tall, wide = weight.shape[2:]
+    inside = pictures.permute(0, 2, 3, 1)
+    if any(padding):
+        inside = F.pad(inside, (0, 0, padding[1], padding[1], padding[0], padding[0]))
+    windows = inside.unfold(1, tall, stride[0]).unfold(2, wide, stride[1]).permute(0, 1, 2, 4, 5, 3)
+    rows = max(1, _NUMBERS // (windows[:, :1].numel() or 1))
+    return windows.split(rows, 1)
+
+
+def _scattered(
+    grad: Tensor,
+    weight: Tensor,
+    shape: torch.Size,
+    stride: tuple[int, int],
+    padding: tuple[int, int],
+) -> Tensor:
+    """The gradient by the pictures: each place's is given back to those that it was made of."""
+    count, channels, height, width = shape
+    tall, wide = weight.shape[2:]
+    inside = grad.new_zeros(count, height + 2 * padding[0], width + 2 * padding[1], channels)
+    rows = max(1, _NUMBERS // (grad[:, :1].numel() // grad.shape[3] * tall * wide * channels or 1))
+    for first in range(0, grad.shape[1], rows):
+        some = grad[:, first : first + rows]
+        parts = (some.flatten(0, 2) @ _flat(weight)).view(*some.shape[:3], tall, wide, channels)
+        for y in range(tall):
+            for x in range(wide):
+                top = first * stride[0] + y
+                into = inside[
+                    :,
+                    top : top + stride[0] * some.shape[1] : stride[0],
+                    x : x + stride[1] * some.shape[2] : stride[1],
+                ]
+                into += parts[:, :, :, y, x]
+    cut = inside[:, padding[0] : padding[0] + height, padding[1] : padding[1] + width]
+    return cut.permute(0, 3, 1, 2)
+
+
+def _products(
+    grad: Tensor,
+    pictures: Tensor,
+    weight: Tensor,
+    stride: tuple[int, int],
+    padding: tuple[int, int],
+) -> Tensor:
+    """The gradient by the weights, (O, C, K, K)."""
+    total: Tensor | None = None
+    first = 0
+    for rows in _neighbourhoods(pictures, weight, stride, padding):
+        some = grad[:, first : first + rows.shape[1]].flatten(0, 2)
+        found = some.T @ rows.flatten(0, 2).flatten(1)
+        total = found if total is None else total + found
+        first += rows.shape[1]
+    assert total is not None
+    tall, wide = weight.shape[2:]
+    return total.view(len(weight), tall, wide, -1).permute(0, 3, 1, 2)

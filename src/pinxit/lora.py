@@ -1,0 +1,216 @@
+# pyright: standard, reportPrivateImportUsage=false
+"""Small weights beside a network's layers that change what the layers do: LoRA and its kin."""
+
+import re
+from collections.abc import Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass
+from typing import Any, Literal, Self
+
+import torch
+from torch import Tensor, nn
+
+from pinxit.adapter import Part
+from pinxit.draw import generator
+from pinxit.errors import ConceptError, RecipeError, did_you_mean
+from pinxit.model import Model
+from pinxit.peft_layers import (
+    KINDS,
+    WEIGHTS,
+    Kind,
+    Tensors,
+    filled,
+    fits,
+    fresh,
+    kept,
+    merged,
+    own_layer,
+    placed,
+    split,
+    takes,
+)
+
+Layers = Literal["cross-attention", "attention", "transformer", "all"]
+
+PART = "lora"  # what a part of any kind is called
+
+_BLOCKS = "attentions|transformer_blocks|layers"
+_GROUPS: dict[Layers, str] = {
+    # A text tower has only self-attention, a transformer on pictures and text only joint ones.
+    "cross-attention": r"\.(attn2?|self_attn)\.",
+    "attention": r"\.(attn\d?|self_attn)\.",
+    "transformer": rf"(^|\.)({_BLOCKS})\.\d+\.",
+    "all": rf"(^|\.)({_BLOCKS}|resnets|downsamplers|upsamplers)\.\d+\.",
+}
+_NORM = re.compile(r"\.norm\w*\.")
+_FITTING = "use it with the kind of base it was trained on"
+_DAMAGED = "the file is damaged, or was put together by hand"
+
+
+@dataclass(frozen=True)
+class Form:
+    """What to lay beside which layers: the kind, and its rank, which for oft is a block's size.
+
+    A change counts alpha / rank times.
+    """
+
+    kind: Kind
+    rank: int
+    alpha: float
+    layers: Layers
+
+
+class LowRank:
+    """Small weights beside the layers of one network, fp32: LoRA (arXiv:2106.09685) and its kin.
+
+    While they are learned (`strength` is None), each layer is one of peft's around the base's.
+    What was learned is added to the layers' weights instead, `strength` times.
+    """
+
+    def __init__(
+        self,
+        target: str,
+        kind: Kind,
+        layers: Mapping[str, Tensors],
+        alphas: Mapping[str, float],
+        *,
+        text: bool,
+        strength: float | None = None,
+    ) -> None:
+        self.target = target
+        self.kind: Kind = kind
+        self.layers = {
+            layer: {name: nn.Parameter(tensor) for name, tensor in tensors.items()}
+            for layer, tensors in layers.items()
+        }
+        self.alphas = dict(alphas)
+        self.touches_text = text
+        self.strength = strength
+        self._undo = ExitStack()
+
+    @classmethod
+    def of(cls, model: Model, target: str, form: Form, seed: int) -> Self:
+        """Fresh weights, which change nothing yet, to be trained; they follow from the seed."""
+        layers: dict[str, Tensors] = {}
+        with torch.random.fork_rng([]), torch.no_grad():
+            for name, layer in _chosen(model, target, form).items():
+                start = generator(seed, "start", target, name)
+                torch.default_generator.manual_seed(start.initial_seed())
+                layers[name] = fresh(layer, form.kind, form.rank)
+        alphas = {} if form.kind == "oft" else dict.fromkeys(layers, form.alpha)
+        return cls(target, form.kind, layers, alphas, text=target in model.towers)
+
+    def inject(self, model: Model) -> None:
+        """The layers are changed from now on."""
+        network = model.networks[self.target]
+        paths = _paths(network)
+        with torch.random.fork_rng([]), torch.no_grad(), ExitStack() as undo:
+            for name, weights in self.layers.items():
+                layer, alpha = network.get_submodule(paths[name]), self.alphas.get(name)
+                if self.strength is None:
+                    undo.callback(network.set_submodule, paths[name], layer)
+                    network.set_submodule(paths[name], filled(layer, self.kind, weights, alpha))
+                else:
+                    base = own_layer(layer)
+                    undo.callback(setattr, base, "weight", base.weight)
+                    own, changed = merged(base, self.kind, weights, alpha)
+                    changed = torch.lerp(own, changed, self.strength)
+                    weight = torch.empty_like(base.weight).copy_(changed)
+                    base.weight = nn.Parameter(weight, requires_grad=False)
+            self._undo = undo.pop_all()
+
+    def eject(self, model: Model) -> None:  # noqa: ARG002
+        """The layers are the base's own again."""
+        self._undo.close()
+
+    def weights(self) -> Mapping[str, nn.Parameter]:
+        """All of them, by layer and name, while they are learned."""
+        held = self.layers.items() if self.strength is None else ()
+        return {f"{layer}.{name}": w for layer, some in held for name, w in some.items()}
+
+    def part(self) -> Part:
+        """The weights by layer, and of each layer alpha."""
+        tensors: dict[str, Tensor] = {}
+        for layer, held in self.layers.items():
+            tensors |= {f"{layer}.{name}": kept(name, weight) for name, weight in held.items()}
+            if layer in self.alphas:
+                tensors[f"{layer}.alpha"] = torch.tensor(self.alphas[layer])
+        return Part(PART, {"target": self.target, "kind": self.kind}, tensors)
+
+    @classmethod
+    def restore(cls, part: Part, model: Model) -> Self:
+        """What was learned; ConceptError if layers or shapes are not those of the base."""
+        target, kind = part.settings["target"], part.settings["kind"]
+        if kind not in KINDS:
+            raise ConceptError(f"no adapter is of the kind `{kind}`", did_you_mean(kind, KINDS))
+        if target not in model.networks:
+            has = ", ".join(model.networks)
+            raise ConceptError(
+                f"the concept changes the network `{target}`, and {model.name} has {has}", _FITTING
+            )
+        layers, alphas = _by_layer(part.tensors)
+        network = model.networks[target]
+        paths = _paths(network)
+        for name, held in layers.items():
+            layer = own_layer(network.get_submodule(paths[name])) if name in paths else None
+            _must_fit(f"`{target}.{name}`", layer, kind, held, model)
+            layers[name] = {key: placed(key, tensor, layer) for key, tensor in held.items()}
+        return cls(target, kind, layers, alphas, text=target in model.towers, strength=1.0)
+
+
+def _chosen(model: Model, target: str, form: Form) -> dict[str, Any]:
+    """The layers of a network that a form is for; RecipeError if there are none."""
+    network = model.networks[target]
+    chosen = {
+        name: network.get_submodule(path)
+        for name, path in _paths(network).items()
+        if re.search(_GROUPS[form.layers], name) and not _NORM.search(name)
+    }
+    layers = {name: layer for name, layer in chosen.items() if takes(layer, form.kind)}
+    if not layers:
+        raise RecipeError(
+            f"`{target}` of {model.name} has no {form.layers} layers for {form.kind}",
+            "take more with --layers all",
+        )
+    return layers
+
+
+def _paths(network: nn.Module) -> dict[str, str]:
+    """Where layers are by their names, which in some text towers have a prefix."""
+    return {path.removeprefix("text_model."): path for path, _ in network.named_modules()}
+
+
+def _by_layer(tensors: Tensors) -> tuple[dict[str, Tensors], dict[str, float]]:
+    """The weights of each layer, and its alpha; ConceptError for names that no kind has."""
+    layers: dict[str, dict[str, Tensor]] = {}
+    alphas: dict[str, float] = {}
+    for name, tensor in tensors.items():
+        layer, leaf = split(name) or ("", "")
+        if not layer or (leaf == "alpha" and tensor.numel() != 1):
+            shape = tuple(tensor.shape)
+            raise ConceptError(f"`{name}` {shape} of the concept is no adapter's", _DAMAGED)
+        held = layers.setdefault(layer, {})
+        if leaf == "alpha":
+            alphas[layer] = float(tensor)
+        else:
+            held[leaf] = tensor
+    return dict(layers), alphas
+
+
+def _must_fit(where: str, layer: Any, kind: Kind, weights: Tensors, model: Model) -> None:
+    """ConceptError if a base's layer cannot be changed by such weights."""
+    if layer is None or not takes(layer, kind):
+        raise ConceptError(
+            f"the concept changes {where}, and {model.name} has no such layer", _FITTING
+        )
+    shapes = ", ".join(f"{name} {tuple(weight.shape)}" for name, weight in weights.items())
+    if set(weights) not in WEIGHTS[kind]:
+        raise ConceptError(
+            f"the concept's {kind} for {where} is not whole: it has {shapes or 'nothing'}", _DAMAGED
+        )
+    with torch.random.fork_rng([]):
+        if not fits(layer, kind, weights):
+            own = tuple(layer.weight.shape)
+            raise ConceptError(
+                f"{where} is {own} in {model.name}, and the concept has {shapes} for it", _FITTING
+            )
