@@ -101,7 +101,82 @@ def read_pictures(
     return tuple(pictures)
 
 
-from collections.abc import Iterable, Iterator
+def by_content(pictures: Iterable[Picture]) -> tuple[Picture, ...]:
+    """Pictures in an order that follows from what is in them, whatever their names are."""
+    return tuple(sorted(pictures, key=lambda picture: picture.sha256))
+
+
+def fingerprint(pictures: Iterable[Picture]) -> str:
+    """The fingerprint of what is in some pictures, whatever their names and their order are."""
+    digests = "".join(picture.sha256 for picture in by_content(pictures))
+    return hashlib.sha256(digests.encode()).hexdigest()
+
+
+def must_be_usable(folder: Path, bad: list[Entry], count: int, skip_bad: bool) -> None:
+    """PictureError naming the bad ones among so many files, if there are any and they matter."""
+    if bad and not skip_bad:
+        named = ", ".join(f"{entry.path.name} ({'; '.join(entry.said)})" for entry in bad)
+        raise PictureError(
+            f"{len(bad)} of {count} files in {folder} cannot be read as pictures: {named}",
+            "repair them, take them out of the folder, or leave them out by --skip-bad; "
+            "nothing was started",
+        )
+
+
+def must_hold(folder: Path, count: int) -> None:
+    """PictureError if there is no picture in a folder."""
+    if not count:
+        folders = sorted(path.name for path in folder.iterdir() if path.is_dir())
+        deeper = f"it holds the folders {', '.join(folders)}: give one of them" if folders else ""
+        raise PictureError(
+            f"there is no picture in {folder}",
+            deeper or "put 3 to 12 pictures of the subject or style into it",
+        )
+
+
+def look_through(folder: Path, masks: Masks = "beside") -> Iterator[Entry]:
+    """Each file of a folder that a person may take for a picture, by name, decoded one by one."""
+    files = _files(folder)
+    known = {part for path in files for part in (path.name, path.stem)}
+    beside = {path: name for path in files if (name := _masked(path)) is not None}
+    for path in files:
+        if path.is_dir():
+            yield Entry(path, ("a folder",))
+        elif path not in beside:
+            own = next((at for at, of in beside.items() if of in (path.name, path.stem)), None)
+            yield _entry(path, {"beside": own, "alpha": path, "none": None}[masks])
+        elif beside[path] not in known:
+            yield Entry(path, ("a mask of no picture",), refused=True)
+
+
+def _masked(path: Path) -> str | None:
+    """Which picture a file is the mask of, by its name."""
+    name = path.name.lower()
+    ends = (len(ending) for ending in _MASK_ENDINGS if name.endswith(ending))
+    return next((path.name[:-length] for length in ends), None)
+
+
+def _entry(path: Path, mask: Path | None) -> Entry:
+    suffix = path.suffix.lower()
+    try:
+        if suffix in _RAW:
+            raise UnreadableError("a camera's raw file: develop it to JPEG or PNG")
+        decoded = decode(path)
+        kept = None
+        if mask and (mask != path or decoded.opacity):
+            kept = Mask(mask, _sha256(mask))
+            _ = _mask_pixels(kept, path, decoded)
+        picture = Picture(path, _caption(path), _sha256(path), mask=kept)
+        return Entry(path, decoded.notes, picture=picture, decoded=decoded)
+    except NoPictureError as trouble:
+        return Entry(path, (str(trouble),), refused=suffix in _PICTURES)
+    except (UnreadableError, OSError) as trouble:
+        return Entry(path, (str(trouble),), refused=True)
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _files(folder: Path) -> list[Path]:

@@ -255,7 +255,10 @@ def _number(entry: Mapping[str, object]) -> int:
 
 
 def _fingerprints(pictures: tuple[Picture, ...]) -> dict[str, str]:
-    return {picture.path.name: picture.sha256 for picture in pictures}
+    """What each picture and its mask hold, by the picture's name."""
+    masks = (f"+{picture.mask.sha256}" if picture.mask else "" for picture in pictures)
+    known = zip(pictures, masks, strict=True)
+    return {picture.path.name: picture.sha256 + mask for picture, mask in known}
 
 
 def _must_be_same(manifest: Manifest, model: Model, pictures: dict[str, str]) -> None:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from pinxit.adapter import Adapter, injected
-from pinxit.batches import Batch, Draws, Samples, batch
+from pinxit.batches import Batch, Draws, Samples, parts
 from pinxit.durable import undisturbed
 from pinxit.errors import RunError
 from pinxit.model import Conditioning, Model
@@ -144,14 +144,14 @@ class Lesson:
         """The adapters of all concepts."""
         return tuple(adapter for learner in self.learners for adapter in learner.adapters)
 
-    def batch(self, step: int, concepts: Sequence[int] = ()) -> Batch:
-        """The batch of a step, of some concepts or all."""
+    def batches(self, step: int, concepts: Sequence[int] = ()) -> tuple[Batch, ...]:
+        """The batch of a step, of some concepts or all: in a part for each shape of pictures."""
         drawn = [
             sample
             for concept in concepts or range(len(self.learners))
             for sample in self.learners[concept].samples.draw(step, concept)
         ]
-        return batch(drawn, self.model.device)
+        return parts(drawn, self.model.device)
 
     def tell(self) -> Tell:
         """How prompts are told to the denoiser: anew each step where learning changes that."""
@@ -179,8 +179,15 @@ def objective(model: Model, drawn: Batch, tell: Tell, min_snr: float | None = No
     noisy = schedule.add_noise(drawn.latents, drawn.noise, drawn.times)
     answer = model.denoise(noisy, drawn.times, tell(drawn.prompts))
     target = schedule.target(drawn.latents, drawn.noise, drawn.times)
-    errors = (answer - target).square().mean(dim=(1, 2, 3))
+    errors = _mean((answer - target).square(), drawn.mask)
     return errors * drawn.weights * schedule.weight(drawn.times, min_snr)
+
+
+def _mean(errors: Tensor, mask: Tensor | None) -> Tensor:
+    """Each sample's mean error, (B,), over all of the picture or over what its mask shows."""
+    if mask is None:
+        return errors.mean(dim=(1, 2, 3))
+    return (errors.mean(dim=1, keepdim=True) * mask).sum(dim=(1, 2, 3)) / mask.sum(dim=(1, 2, 3))
 
 
 def train(lesson: Lesson) -> Generator[Step]:
@@ -197,12 +204,13 @@ def train(lesson: Lesson) -> Generator[Step]:
             began = time.perf_counter()
             step = min(learner.done for learner in learners if learner.learning)
             there = [n for n, one in enumerate(learners) if not one.trouble and step < one.total]
-            drawn = lesson.batch(step, there)
-            with torch.enable_grad():
-                errors = objective(model, drawn, tell, lesson.recipe.min_snr)
-                losses = errors.new_zeros(len(learners)).index_add(0, drawn.concepts, errors)
-                losses.sum().backward()
-            told = losses.detach().tolist()
+            losses = torch.zeros(len(learners), device=model.device)
+            for drawn in lesson.batches(step, there):
+                with torch.enable_grad():
+                    errors = objective(model, drawn, tell, lesson.recipe.min_snr)
+                    errors.sum().backward()
+                losses = losses.index_add(0, drawn.concepts, errors.detach())
+            told = losses.tolist()
             turn = [n for n in there if learners[n].done == step]
             norms = {n: learners[n].clipped(told[n]) for n in turn}
             well = tuple(n for n in turn if not learners[n].trouble)
