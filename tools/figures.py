@@ -24,6 +24,7 @@ COMMANDS: dict[str, str] = {
     "real-pictures": "python tools/real_pictures.py --steps 600",
     "opening": "python tools/opening.py --gigabytes 2.13 --rounds 1",
     "pictures": "python tools/odd_pictures.py --mutants 10000",
+    "crops": "python tools/crops.py",
     "security": "python tools/security.py --every 1 --seconds 1260",
 }
 
