@@ -81,9 +81,7 @@ class LatentModel(Model):
     def decode(self, latents: Tensor) -> Tensor:
         """Latents to pictures."""
         vae = self._awake("autoencoder")
-        return vae.decode(latents.to(torch.float32) / self._scale + self._shift, return_dict=False)[
-            0
-        ]
+        return vae.decode(latents.float() / self._scale + self._shift, return_dict=False)[0]
 
     def condition(self, prompts: Sequence[str], reading: Reading = LITERALLY) -> Conditioning:
         """What the towers say of the prompts, put together as the denoiser takes it."""
