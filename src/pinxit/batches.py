@@ -58,6 +58,13 @@ class Samples:
         slots = range(self._draws.size)
         return [self._sample(pool, step, slot, concept) for pool in self._pools for slot in slots]
 
+    def shown(self, step: int) -> list[str]:
+        """The names of the pictures that the samples of a step are of, in the same order."""
+        size = self._draws.size
+        places = [(pool, step * size + slot) for pool in self._pools for slot in range(size)]
+        which = [(pool, _shuffled(self._draws, pool, place)) for pool, place in places]
+        return [pool.pictures[at].path.name for pool, at in which]
+
     @property
     def prompts(self) -> tuple[str, ...]:
         """Every prompt that can be drawn."""

@@ -1,37 +1,31 @@
 """A run is a folder: recipe, journal of steps, previews, checkpoints, and what was learned."""
 
-import json
-from collections.abc import Generator, Mapping
-from contextlib import closing
+from collections.abc import Generator, Iterator
+from contextlib import closing, contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from pinxit.checkpoint import Manifest, keep, newest
 from pinxit.concept import Concept, Provenance
-from pinxit.durable import replace, replace_text
-from pinxit.errors import RunError
-from pinxit.generate import Request, paint
+from pinxit.durable import alone, make_folder, replace_text, sweep, undisturbed
+from pinxit.errors import DiskError, PinxitError, RunError
+from pinxit.journal import Journal
 from pinxit.method import Preparing
 from pinxit.model import Model
 from pinxit.pictures import Picture, read_pictures
-from pinxit.pixels import sheet
+from pinxit.preview import Preview, preview
 from pinxit.recipe import Recipe
-from pinxit.train import Lesson, Step, train
+from pinxit.train import DivergedError, Lesson, Step, train
 
 _RECIPE = "recipe.toml"
 _JOURNAL = "journal.jsonl"
 _CONCEPT = "concept.safetensors"
 _CHECKPOINTS = "checkpoints"
 _PREVIEWS = "previews"
-_PREVIEW_COUNT = 4
 
-
-@dataclass(frozen=True)
-class Preview:
-    """A sheet of pictures painted with what is learned so far."""
-
-    number: int
-    path: Path
+# What a run is slowed down to when its learning has gone wrong.
+_GENTLER = 0.5
+_BROKEN = "are of one colour: a lower --rate or --precision fp32 may help"
 
 
 @dataclass(frozen=True)
@@ -42,7 +36,14 @@ class Saved:
     path: Path
 
 
-Event = Preparing | Step | Preview | Saved
+@dataclass(frozen=True)
+class Notice:
+    """Something that went otherwise than it should, and what was done about it."""
+
+    text: str
+
+
+Event = Preparing | Step | Preview | Saved | Notice
 
 
 class Run:
@@ -51,12 +52,13 @@ class Run:
     def __init__(self, folder: Path, recipe: Recipe) -> None:
         self.folder = folder
         self.recipe = recipe
+        self.notes = Journal(folder / _JOURNAL)
 
     @classmethod
     def create(cls, folder: Path | str, recipe: Recipe) -> "Run":
         """A run that has not begun; nothing is written yet. RunError if the folder is taken."""
         folder = Path(folder)
-        if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        if folder.exists() and (not folder.is_dir() or any(folder.glob("[!.]*"))):
             raise RunError(
                 f"{folder} exists already",
                 f"go on with it by --resume {folder}, or give another --out",
@@ -64,29 +66,124 @@ class Run:
         return cls(folder, recipe)
 
     @classmethod
-    def open(cls, folder: Path | str, steps: int | None = None) -> "Run":
-        """A run that was begun, perhaps to go on for more steps; RunError if the folder is none."""
+    def open(
+        cls,
+        folder: Path | str,
+        steps: int | None = None,
+        pictures: Path | None = None,
+        base: str | None = None,
+    ) -> "Run":
+        """A run that was begun, perhaps to go on for more steps; RunError if the folder is none.
+
+        Pictures and base that are elsewhere now may be given. A pictures' folder that is gone is
+        looked for beside the run's folder and above it.
+        """
         folder = Path(folder)
         if not (folder / _RECIPE).is_file():
             raise RunError(f"{folder} is no run folder", f"a run folder has a {_RECIPE}")
         recipe = Recipe.from_toml(folder / _RECIPE)
-        return cls(folder, recipe.model_copy(update={"steps": steps or recipe.steps}))
+        changed = {
+            "steps": recipe.steps if steps is None else steps,
+            "pictures": pictures or _moved(recipe.pictures, folder),
+            "base": base or recipe.base,
+        }
+        return cls(folder, Recipe.model_validate({**recipe.model_dump(), **changed}))
 
     @property
     def concept(self) -> Concept:
         """What was learned; ConceptError if nothing was yet."""
         return Concept.load(self.folder)
 
+    def pictures(self) -> tuple[Picture, ...]:
+        """The pictures it learns from; PictureError if some are no pictures, RunError if gone."""
+        if (self.folder / _RECIPE).is_file() and not self.recipe.pictures.is_dir():
+            raise RunError(
+                f"the run's pictures are not in {self.recipe.pictures} any more",
+                f"pinxit train --resume {self.folder} --pictures FOLDER says where they are",
+            )
+        return read_pictures(self.recipe.pictures)
+
     def learn(self, model: Model) -> Generator[Event]:
         """Begin, or go on from the last checkpoint; every event is on the disk when it is told.
 
         However it ends (the last step, Ctrl-C, the generator closed), what was learned is saved.
+        If learning goes wrong it goes back and tries once more, gently. RunError if it goes wrong
+        again or if another process has the folder; DiskError if the disk takes no more.
         """
-        pictures = read_pictures(self.recipe.pictures)
+        pictures = self.pictures()
         self.recipe = recipe = self.recipe.settled(model, len(pictures))
-        yield from recipe.method.prepare(model, recipe.subject)
-        lesson = Lesson.of(model, recipe, pictures)
-        self._begin(lesson, pictures)
+        make_folder(self.folder)
+        with self._resumable(), alone(self.folder):
+            if not (self.folder / _RECIPE).is_file():
+                replace_text(self.folder / _RECIPE, recipe.to_toml())
+            yield from recipe.method.prepare(model, recipe.subject)
+            wrong = yield from self._attempt(model, pictures)
+            if wrong:
+                yield Notice(wrong)
+                _ = yield from self._attempt(model, pictures, wrong)
+
+    def journal(self) -> list[dict[str, object]]:
+        """Every step so far, as it was noted."""
+        return self.notes.steps()
+
+    def _attempt(
+        self, model: Model, pictures: tuple[Picture, ...], wrong: str | None = None
+    ) -> Generator[Event, None, str | None]:
+        """Learn to the end; what went wrong if it did, unless something had gone wrong before.
+
+        The lesson is gone when it returns, so that a second attempt needs no second memory.
+        """
+        lesson = Lesson.of(model, self.recipe, pictures)
+        yield from self._begin(lesson, pictures, wrong)
+        try:
+            yield from self._steps(model, lesson, pictures)
+        except DivergedError as trouble:
+            if lesson.pace < 1:
+                raise
+            return trouble.message
+        return None
+
+    def _begin(
+        self, lesson: Lesson, pictures: tuple[Picture, ...], wrong: str | None
+    ) -> Generator[Event]:
+        """Bring the lesson to where the run stopped, or to where it was before it went wrong."""
+        sweep(self.folder)
+        every = self.recipe.checkpoint_every if wrong else 1
+        found = newest(self.folder / _CHECKPOINTS, every)
+        if found:
+            fingerprints = _fingerprints(pictures)
+            found.manifest.must_fit(lesson.model, fingerprints, self.recipe.steps or 0)
+            lesson.restore(found.state)
+            for file in found.damaged:
+                yield Notice(f"{file} is damaged: going on from step {lesson.done}")
+        elif not wrong:
+            yield from self._afresh()
+        replace_text(self.folder / _RECIPE, self.recipe.to_toml())
+        make_folder(self.folder / _PREVIEWS)
+        self.notes.go_back(lesson.done)
+        if wrong:
+            lesson.slow_down(_GENTLER)
+            self.notes.note({"number": lesson.done + 1, "pace": lesson.pace, "because": wrong})
+            yield Notice(f"going on from step {lesson.done} with {_GENTLER:.0%} of the rate")
+        elif found and not self._concept_is(self._provenance(lesson, pictures)):
+            self._keep_concept(lesson, pictures)
+
+    def _afresh(self) -> Iterator[Event]:
+        """A notice that steps are lost; RunError if checkpoints are."""
+        if (self.folder / _CONCEPT).is_file():
+            raise RunError(
+                f"the checkpoints of {self.folder} are gone",
+                f"bring its folder {_CHECKPOINTS} back from a copy, or begin a new run",
+            )
+        lost = len(self.journal())
+        if lost:
+            yield Notice(f"{lost} steps were not kept: it begins again at the first")
+
+    def _steps(
+        self, model: Model, lesson: Lesson, pictures: tuple[Picture, ...]
+    ) -> Generator[Event]:
+        """Learn to the end, noting, showing and keeping as the recipe says."""
+        recipe = self.recipe
         saved = lesson.done
         with closing(train(lesson)) as steps:
             try:
@@ -94,68 +191,77 @@ class Run:
                     self._note(step)
                     yield step
                     if _due(step, recipe.preview_every):
-                        yield self._preview(model, step.number)
+                        shown = preview(model, recipe, step.number, self.folder / _PREVIEWS)
+                        yield shown
+                        if shown.flat:
+                            yield Notice(f"{shown.flat} previews of step {step.number} {_BROKEN}")
                     if _due(step, recipe.checkpoint_every):
                         saved = self._keep(lesson, pictures)
                         yield Saved(saved, self.folder / _CONCEPT)
+            except (DiskError, DivergedError):
+                saved = lesson.done  # there is no room for it, or it is not worth keeping
+                raise
             finally:
                 if lesson.done > saved:
-                    _ = self._keep(lesson, pictures)
-
-    def journal(self) -> list[dict[str, object]]:
-        """Every step so far, as it was noted."""
-        file = self.folder / _JOURNAL
-        lines = file.read_text(encoding="utf-8").splitlines() if file.is_file() else []
-        return [json.loads(line) for line in lines if line.endswith("}")]
-
-    def _begin(self, lesson: Lesson, pictures: tuple[Picture, ...]) -> None:
-        """Write a new run's recipe, or bring the lesson to where this one stopped."""
-        (self.folder / _PREVIEWS).mkdir(parents=True, exist_ok=True)
-        replace_text(self.folder / _RECIPE, self.recipe.to_toml())
-        found = newest(self.folder / _CHECKPOINTS)
-        if found:
-            manifest, state = found
-            _must_be_same(manifest, lesson.model, _fingerprints(pictures))
-            lesson.restore(state)
-        noted = [entry for entry in self.journal() if _number(entry) <= lesson.done]
-        replace_text(self.folder / _JOURNAL, "".join(map(_line, noted)))
+                    with undisturbed():
+                        _ = self._keep(lesson, pictures)
 
     def _note(self, step: Step) -> None:
         """Add a step to the journal."""
-        entry = asdict(step)
-        with (self.folder / _JOURNAL).open("a", encoding="utf-8") as file:
-            _ = file.write(_line(entry))
-
-    def _preview(self, model: Model, number: int) -> Preview:
-        """Paint what is learned so far; the adapters are in the model already."""
-        subject = self.recipe.subject
-        begin = "a painting in the style of" if subject.kind == "style" else "a photo of a"
-        prompt, clip_skip = f"{begin} {subject.token}", self.recipe.clip_skip
-        side = self.recipe.size
-        request = Request(prompt=prompt, count=_PREVIEW_COUNT, clip_skip=clip_skip, width=side)
-        paper = sheet([painted.image for painted in paint(model, request)])
-        path = self.folder / _PREVIEWS / f"{number:07}.png"
-        replace(path, lambda beside: paper.save(beside, "PNG"))
-        return Preview(number, path)
+        self.notes.note(asdict(step))
 
     def _keep(self, lesson: Lesson, pictures: tuple[Picture, ...]) -> int:
         """Save the lesson, to go on from, and the concept, to paint with; the step they are of."""
-        model, recipe = lesson.model, self.recipe
-        fingerprints = _fingerprints(pictures)
-        step = keep(self.folder / _CHECKPOINTS, lesson.state(), model.hash, fingerprints)
-        provenance = Provenance(
+        state = lesson.state()
+        broken = [name for name, tensor in state.items() if not tensor.isfinite().all()]
+        if broken:
+            raise DivergedError(
+                f"learning went wrong by step {lesson.done}: {len(broken)} of {len(state)} tensors "
+                "are not finite",
+                "try a lower --rate, or --precision fp32; what was kept before is sound",
+            )
+        self.notes.flush()
+        manifest = Manifest(lesson.done, lesson.model.hash, _fingerprints(pictures))
+        keep(self.folder / _CHECKPOINTS, state, manifest, self.recipe.checkpoint_every)
+        self._keep_concept(lesson, pictures)
+        return lesson.done
+
+    def _keep_concept(self, lesson: Lesson, pictures: tuple[Picture, ...]) -> None:
+        """Save what is learned so far, to paint with."""
+        parts = tuple(adapter.part() for adapter in lesson.adapters)
+        Concept(parts, self._provenance(lesson, pictures)).save(self.folder / _CONCEPT)
+
+    def _concept_is(self, provenance: Provenance) -> bool:
+        """Whether the concept is there, sound, and of this step and recipe."""
+        try:
+            return self.concept.provenance == provenance
+        except PinxitError:
+            return False
+
+    def _provenance(self, lesson: Lesson, pictures: tuple[Picture, ...]) -> Provenance:
+        recipe, model = self.recipe, lesson.model
+        return Provenance(
             token=recipe.token,
             class_noun=recipe.class_noun,
             method=recipe.method.name,
             base=model.name,
             base_hash=model.hash,
-            steps=step,
-            pictures=fingerprints,
+            steps=lesson.done,
+            pictures=_fingerprints(pictures),
             recipe=recipe.to_toml(),
         )
-        parts = tuple(adapter.part() for adapter in lesson.adapters)
-        Concept(parts, provenance).save(self.folder / _CONCEPT)
-        return step
+
+    @contextmanager
+    def _resumable(self) -> Generator[None]:
+        """What to do after the disk took no more."""
+        try:
+            yield
+        except DiskError as trouble:
+            raise DiskError(
+                trouble.message,
+                f"{trouble.hint}, then go on with pinxit train --resume {self.folder}; "
+                "what was kept before is sound",
+            ) from trouble
 
 
 def teach(model: Model, recipe: Recipe, folder: Path | str) -> Run:
@@ -171,29 +277,11 @@ def _due(step: Step, every: int) -> bool:
     return every > 0 and (step.number % every == 0 or step.number == step.total)
 
 
-def _line(entry: Mapping[str, object]) -> str:
-    return json.dumps(entry, allow_nan=False) + "\n"
-
-
-def _number(entry: Mapping[str, object]) -> int:
-    number = entry["number"]
-    assert isinstance(number, int)
-    return number
+def _moved(pictures: Path, folder: Path) -> Path:
+    """Where a run's pictures are: where they were, or by their folder's name beside the run."""
+    places = [pictures, *(above / pictures.name for above in (folder, *folder.resolve().parents))]
+    return next((place for place in places if place.is_dir()), pictures)
 
 
 def _fingerprints(pictures: tuple[Picture, ...]) -> dict[str, str]:
     return {picture.path.name: picture.sha256 for picture in pictures}
-
-
-def _must_be_same(manifest: Manifest, model: Model, pictures: dict[str, str]) -> None:
-    """RunError if the run would go on from other pictures or on another base."""
-    if manifest.base_hash != model.hash:
-        raise RunError(
-            f"the run was begun on another base than {model.name}", "bring that base back"
-        )
-    changed = {name for name, _ in pictures.items() ^ manifest.pictures.items()}
-    if changed:
-        raise RunError(
-            f"the pictures have changed since the run was begun: {', '.join(sorted(changed))}",
-            "put them back as they were, or begin a new run",
-        )

@@ -20,6 +20,10 @@ from pinxit.recipe import Recipe
 Tell = Callable[[Sequence[str]], Conditioning]
 
 
+class DivergedError(RunError):
+    """A loss or a gradient, or what they made of the weights, is no finite number."""
+
+
 @dataclass(frozen=True)
 class Step:
     """One step of learning: its number from 1 on, and each concept's loss and gradient norm."""
@@ -67,6 +71,7 @@ class Lesson:
         self.recipe = recipe
         self.learners = tuple(learners)
         self.done = 0
+        self.pace = 1.0
         self.optimizer = torch.optim.AdamW(
             [
                 {
@@ -97,9 +102,16 @@ class Lesson:
         """The adapters of all concepts."""
         return tuple(adapter for learner in self.learners for adapter in learner.adapters)
 
+    def slow_down(self, factor: float) -> None:
+        """Learn at a share of the rate from now on; it is part of the state."""
+        self.pace *= factor
+        for group in self.optimizer.param_groups:
+            group["lr"] *= factor
+
     def state(self) -> dict[str, Tensor]:
-        """Everything that changes as it learns: weights, moments, step."""
-        kept = {"done": torch.tensor(self.done)}
+        """Everything that changes as it learns: weights, moments, step, pace."""
+        pace = torch.tensor(self.pace, dtype=torch.float64)
+        kept = {"done": torch.tensor(self.done), "pace": pace}
         for number, weight in enumerate(self._weights()):
             kept[f"weight.{number}"] = weight.detach()
             for name, moment in self.optimizer.state[weight].items():
@@ -109,6 +121,7 @@ class Lesson:
     def restore(self, state: Mapping[str, Tensor]) -> None:
         """Go on from a state that was kept."""
         self.done = int(state["done"])
+        self.slow_down(float(state["pace"]))
         for number, weight in enumerate(self._weights()):
             with torch.no_grad():
                 _ = weight.copy_(state[f"weight.{number}"])
@@ -176,18 +189,27 @@ def train(lesson: Lesson) -> Generator[Step]:
                 for learner in lesson.learners
             )
             number, told = lesson.done + 1, tuple(map(float, losses.detach()))
-            _must_be_finite(number, told, norms)
+            _must_be_finite(lesson, errors, norms)
             with undisturbed():
                 lesson.optimizer.step()
                 lesson.optimizer.zero_grad()
                 lesson.done = number
             seconds = time.perf_counter() - began
-            yield Step(number, total, told, norms, recipe.rate or 0.0, seconds)
+            yield Step(number, total, told, norms, (recipe.rate or 0.0) * lesson.pace, seconds)
 
 
-def _must_be_finite(number: int, losses: Sequence[float], norms: Sequence[float]) -> None:
-    if not all(map(math.isfinite, (*losses, *norms))):
-        raise RunError(
-            f"learning went wrong at step {number}: loss {losses}, gradient {norms}",
-            "try a lower --rate, or --precision fp32; what was learned before is kept",
-        )
+def _must_be_finite(lesson: Lesson, errors: Tensor, norms: Sequence[float]) -> None:
+    """DivergedError if a sample's error or a gradient is not, naming the pictures it came from."""
+    good = errors.detach().isfinite().tolist()
+    if all(good) and all(map(math.isfinite, norms)):
+        return
+    shown = [name for learner in lesson.learners for name in learner.samples.shown(lesson.done)]
+    blamed = (
+        shown if all(good) else [name for name, fine in zip(shown, good, strict=True) if not fine]
+    )
+    raise DivergedError(
+        f"learning went wrong at step {lesson.done + 1}: the errors of the samples are "
+        f"{', '.join(f'{error:.3g}' for error in errors.tolist())}, the gradient's norm "
+        f"{', '.join(f'{norm:.3g}' for norm in norms)}, with {', '.join(dict.fromkeys(blamed))}",
+        "try a lower --rate, or --precision fp32; what was kept before is sound",
+    )

@@ -8,11 +8,10 @@ from pathlib import Path
 from pinxit import registry
 from pinxit.cli.flags import Values, command, flag, flags, word
 from pinxit.cli.opening import opened
-from pinxit.cli.screen import Report, bars, data, say
+from pinxit.cli.screen import Report, bars, data, say, stoppable
 from pinxit.method import Method, Preparing
-from pinxit.pictures import read_pictures
 from pinxit.recipe import Recipe
-from pinxit.run import Event, Run, Saved
+from pinxit.run import Event, Notice, Run, Saved
 from pinxit.train import Step
 
 # How much the loss beside the bar remembers of the steps before.
@@ -59,19 +58,21 @@ def begin(recipe: Recipe, out: Path | None, device: str) -> None:
     follow(Run.create(out or Path("runs") / _plain(recipe.token), recipe), device)
 
 
-def go_on(folder: Path, device: str) -> None:
-    """Go on with a run from its last checkpoint."""
-    follow(Run.open(folder), device)
+def go_on(
+    folder: Path, device: str, steps: int | None, pictures: Path | None, base: str | None
+) -> None:
+    """Go on with a run from its last checkpoint, perhaps for more steps, or after it was moved."""
+    follow(Run.open(folder, steps, pictures, base), device)
 
 
 def follow(run: Run, device: str) -> None:
-    """Learn, with bars; after Ctrl-C say what was kept. The concept's path goes to stdout."""
+    """Learn, with bars; when stopped say what was kept. The concept's path goes to stdout."""
     recipe = run.recipe
-    _ = read_pictures(recipe.pictures)  # what is wrong with them is said before a large base opens
+    _ = run.pictures()  # what is wrong with them is said before a large base opens
     model = opened(recipe, device)
     told = _Told()
     try:
-        with bars() as report, closing(run.learn(model)) as events:
+        with stoppable(), bars() as report, closing(run.learn(model)) as events:
             for event in events:
                 told.hear(event, report)
     except KeyboardInterrupt:
@@ -99,6 +100,8 @@ class _Told:
             report("learning", event.number, event.total, f"loss {self.loss:.3f}")
         elif isinstance(event, Saved):
             self.step = event.number
+        elif isinstance(event, Notice):
+            say(f"note: {event.text}")
 
     def last_words(self, folder: Path) -> str:
         """What a person who stopped the run wants to know."""
