@@ -42,6 +42,14 @@ class Disk:
         self._fault = fault
         self._open: dict[int, Path] = {}
 
+    def dies(self, crash: type[BaseException]) -> None:
+        """Nothing is done to it any more: it was the last moment of the process."""
+
+        def stopped(*_: object) -> OSError:
+            raise crash
+
+        self._fault = stopped
+
     def __getattr__(self, name: str) -> Any:
         return getattr(os, name)
 
@@ -71,7 +79,9 @@ class Disk:
     def close(self, handle: int) -> None:
         """Close; the system does so even if it complains."""
         os.close(handle)
-        _ = self._begin("close")
+        if handle in self._open:
+            del self._open[handle]
+            _ = self._begin("close")
 
     def replace(self, old: Path, new: Path) -> None:
         """Rename."""

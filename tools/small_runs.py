@@ -2,7 +2,7 @@
 
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from contextlib import contextmanager
 from functools import cache
 from hashlib import sha256
@@ -61,7 +61,7 @@ class Workshop:
             }
         )
 
-    def events(self, folder: Path, recipe: Recipe) -> Iterator[Event]:
+    def events(self, folder: Path, recipe: Recipe) -> Generator[Event]:
         """Go on with a run if it was begun, else begin it, as a person would."""
         begun = (folder / "recipe.toml").is_file()
         return (Run.open(folder) if begun else Run.create(folder, recipe)).learn(self.model)

@@ -126,7 +126,8 @@ def alone(folder: Path) -> Generator[None]:
     try:
         yield
     finally:
-        os.close(handle)
+        with suppress(OSError):  # nothing was written
+            os.close(handle)
 
 
 @contextmanager
