@@ -63,7 +63,7 @@ def stops(shop: Workshop, asked: argparse.Namespace) -> Figures:
     return {"steps": asked.steps, "methods": len(METHODS), "differing": 0, **found}
 
 
-def crashes(shop: Workshop, _: argparse.Namespace) -> Figures:
+def crashes(shop: Workshop, asked: argparse.Namespace) -> Figures:
     """Each call of several saves is the last: what does a disk hold then, whatever it lost?"""
     found = Counter[str]()
     for method in METHODS:
@@ -75,12 +75,16 @@ def crashes(shop: Workshop, _: argparse.Namespace) -> Figures:
             with instead_of_os(disk):
                 save(folder, states[lesson.done])
             surely += [surely[-1]] * (len(disk.log) - len(surely)) + [lesson.done]
+        kinds = ["", *(call.kind for call in disk.log), ""]
         for call in range(len(disk.log) + 1):
+            amid = kinds[call] == kinds[call + 1] == "write"
+            if amid and call % asked.writes:
+                continue
+            found["calls"] += 1
             for state in after_power_loss(disk.log, call):
                 there = real(shop, state, folder)
                 found["states"] += 1
                 found["lost"] += not right(there, states, surely[min(call, len(surely) - 1)])
-                found["calls"] = max(found["calls"], call)
     return {"lost": 0, **found}
 
 
@@ -272,6 +276,7 @@ def main() -> None:
     _ = parser.add_argument("--crashes", type=int, default=200)
     _ = parser.add_argument("--flips", type=int, default=10_000)
     _ = parser.add_argument("--kills", type=int, default=0)
+    _ = parser.add_argument("--writes", type=int, default=50, help="of many in a row, each n-th")
     _ = parser.add_argument("--seed", type=int, default=0)
     asked = parser.parse_args()
     figures = Figures()

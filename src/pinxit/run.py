@@ -53,6 +53,7 @@ class Run:
         self.folder = folder
         self.recipe = recipe
         self.notes = Journal(folder / _JOURNAL)
+        self.kept = 0  # the step that the disk surely has
 
     @classmethod
     def create(cls, folder: Path | str, recipe: Recipe) -> "Run":
@@ -158,6 +159,7 @@ class Run:
                 yield Notice(f"{file} is damaged: going on from step {lesson.done}")
         elif not wrong:
             yield from self._afresh()
+        self.kept = lesson.done
         replace_text(self.folder / _RECIPE, self.recipe.to_toml())
         make_folder(self.folder / _PREVIEWS)
         self.notes.go_back(lesson.done)
@@ -177,14 +179,14 @@ class Run:
             )
         lost = len(self.journal())
         if lost:
-            yield Notice(f"{lost} steps were not kept: it begins again at the first")
+            yield Notice(f"{lost} steps were not kept: it begins again at 1")
 
     def _steps(
         self, model: Model, lesson: Lesson, pictures: tuple[Picture, ...]
     ) -> Generator[Event]:
         """Learn to the end, noting, showing and keeping as the recipe says."""
         recipe = self.recipe
-        saved = lesson.done
+        worth = True
         with closing(train(lesson)) as steps:
             try:
                 for step in steps:
@@ -196,22 +198,22 @@ class Run:
                         if shown.flat:
                             yield Notice(f"{shown.flat} previews of step {step.number} {_BROKEN}")
                     if _due(step, recipe.checkpoint_every):
-                        saved = self._keep(lesson, pictures)
-                        yield Saved(saved, self.folder / _CONCEPT)
+                        self._keep(lesson, pictures)
+                        yield Saved(self.kept, self.folder / _CONCEPT)
             except (DiskError, DivergedError):
-                saved = lesson.done  # there is no room for it, or it is not worth keeping
+                worth = False  # there is no room for it, or nothing good in it
                 raise
             finally:
-                if lesson.done > saved:
+                if worth and lesson.done > self.kept:
                     with undisturbed():
-                        _ = self._keep(lesson, pictures)
+                        self._keep(lesson, pictures)
 
     def _note(self, step: Step) -> None:
         """Add a step to the journal."""
         self.notes.note(asdict(step))
 
-    def _keep(self, lesson: Lesson, pictures: tuple[Picture, ...]) -> int:
-        """Save the lesson, to go on from, and the concept, to paint with; the step they are of."""
+    def _keep(self, lesson: Lesson, pictures: tuple[Picture, ...]) -> None:
+        """Save the lesson, to go on from, and the concept, to paint with."""
         state = lesson.state()
         broken = [name for name, tensor in state.items() if not tensor.isfinite().all()]
         if broken:
@@ -224,7 +226,7 @@ class Run:
         manifest = Manifest(lesson.done, lesson.model.hash, _fingerprints(pictures))
         keep(self.folder / _CHECKPOINTS, state, manifest, self.recipe.checkpoint_every)
         self._keep_concept(lesson, pictures)
-        return lesson.done
+        self.kept = lesson.done
 
     def _keep_concept(self, lesson: Lesson, pictures: tuple[Picture, ...]) -> None:
         """Save what is learned so far, to paint with."""
@@ -260,7 +262,7 @@ class Run:
             raise DiskError(
                 trouble.message,
                 f"{trouble.hint}, then go on with pinxit train --resume {self.folder}; "
-                "what was kept before is sound",
+                "step {self.kept} is kept",
             ) from trouble
 
 

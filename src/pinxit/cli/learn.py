@@ -11,7 +11,7 @@ from pinxit.cli.opening import opened
 from pinxit.cli.screen import Report, bars, data, say, stoppable
 from pinxit.method import Method, Preparing
 from pinxit.recipe import Recipe
-from pinxit.run import Event, Notice, Run, Saved
+from pinxit.run import Event, Notice, Run
 from pinxit.train import Step
 
 # How much the loss beside the bar remembers of the steps before.
@@ -76,7 +76,7 @@ def follow(run: Run, device: str) -> None:
             for event in events:
                 told.hear(event, report)
     except KeyboardInterrupt:
-        say(told.last_words(run.folder))
+        say(_last_words(run))
         raise
     say(f"{recipe.token} is learned; paint with it by --concept {run.folder}")
     data(str(run.folder / "concept.safetensors"))
@@ -86,7 +86,6 @@ class _Told:
     """What the events of a run have said so far."""
 
     def __init__(self) -> None:
-        self.step = 0
         self.loss: float | None = None
 
     def hear(self, event: Event, report: Report) -> None:
@@ -94,23 +93,21 @@ class _Told:
         if isinstance(event, Preparing):
             report(event.what, event.done, event.total)
         elif isinstance(event, Step):
-            self.step = event.number
             known = event.loss if self.loss is None else self.loss
             self.loss = _SMOOTH * known + (1 - _SMOOTH) * event.loss
             report("learning", event.number, event.total, f"loss {self.loss:.3f}")
-        elif isinstance(event, Saved):
-            self.step = event.number
         elif isinstance(event, Notice):
             say(f"note: {event.text}")
 
-    def last_words(self, folder: Path) -> str:
-        """What a person who stopped the run wants to know."""
-        if self.step == 0:
-            return "stopped before a step was done: nothing new was learned"
-        return (
-            f"stopped after step {self.step}; what was learned is saved in {folder}\n"
-            f"hint: go on with pinxit train --resume {folder}"
-        )
+
+def _last_words(run: Run) -> str:
+    """What a person who stopped the run wants to know."""
+    if run.kept == 0:
+        return "stopped before a step was done: nothing new was learned"
+    return (
+        f"stopped after step {run.kept}; what was learned is saved in {run.folder}\n"
+        f"hint: go on with pinxit train --resume {run.folder}"
+    )
 
 
 def _plain(token: str) -> str:
