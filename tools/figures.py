@@ -23,6 +23,7 @@ COMMANDS: dict[str, str] = {
     "subjects": "python tools/subjects.py --count 1",
     "real-pictures": "python tools/real_pictures.py --steps 600",
     "opening": "python tools/opening.py --gigabytes 2.13 --rounds 1",
+    "reliability": "python tools/reliability.py --kills 1000",
     "security": "python tools/security.py --every 1 --seconds 1260",
 }
 

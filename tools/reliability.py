@@ -91,7 +91,7 @@ def crashes(shop: Workshop, asked: argparse.Namespace) -> Figures:
 def lessons(shop: Workshop, method: str, count: int = 4) -> Iterator[Lesson]:
     """A lesson after each of its first steps."""
     run = Run.create(shop.folder / "never", shop.recipe(method))
-    pictures = run.pictures()
+    pictures = run.read_pictures()
     recipe = run.recipe.settled(shop.model, len(pictures))
     _ = list(recipe.method.prepare(shop.model, recipe.subject))
     lesson = Lesson.of(shop.model, recipe, pictures)

@@ -95,7 +95,7 @@ class Run:
         """What was learned; ConceptError if nothing was yet."""
         return Concept.load(self.folder)
 
-    def pictures(self) -> tuple[Picture, ...]:
+    def read_pictures(self) -> tuple[Picture, ...]:
         """The pictures it learns from; PictureError if some are no pictures, RunError if gone."""
         if (self.folder / _RECIPE).is_file() and not self.recipe.pictures.is_dir():
             raise RunError(
@@ -111,7 +111,7 @@ class Run:
         If learning goes wrong it goes back and tries once more, gently. RunError if it goes wrong
         again or if another process has the folder; DiskError if the disk takes no more.
         """
-        pictures = self.pictures()
+        pictures = self.read_pictures()
         self.recipe = recipe = self.recipe.settled(model, len(pictures))
         make_folder(self.folder)
         with self._resumable(), alone(self.folder):

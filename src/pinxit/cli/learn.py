@@ -68,7 +68,7 @@ def go_on(
 def follow(run: Run, device: str) -> None:
     """Learn, with bars; when stopped say what was kept. The concept's path goes to stdout."""
     recipe = run.recipe
-    _ = run.pictures()  # what is wrong with them is said before a large base opens
+    _ = run.read_pictures()  # what is wrong with them is said before a large base opens
     model = opened(recipe, device)
     told = _Told()
     try:
