@@ -251,6 +251,33 @@ def test_other_signals_are_like_ctrl_c(
     assert signal.getsignal(number) == signal.SIG_DFL
 
 
+def test_an_interrupt_in_the_midst_of_a_step_loses_no_line(
+    model: Model, pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = teach(model, recipe(pictures), tmp_path / "whole")
+    step = torch.optim.AdamW.step
+
+    def interrupted(self: torch.optim.AdamW) -> None:
+        _ = step(self)
+        signal.raise_signal(signal.SIGINT)
+
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        for number in (1, 2, 3):
+            run = (Run.open if number > 1 else lambda f: Run.create(f, recipe(pictures)))(
+                tmp_path / "run"
+            )
+            with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+                patch.setattr(torch.optim.AdamW, "step", interrupted)
+                list(run.learn(model))
+            assert run.concept.provenance.steps == len(run.journal()) == number
+    finally:
+        _ = signal.signal(signal.SIGINT, before)
+    _ = list(Run.open(tmp_path / "run").learn(model))
+    assert [e["losses"] for e in run.journal()] == [e["losses"] for e in whole.journal()]
+    assert Run.open(run.folder).concept.about == whole.concept.about
+
+
 def test_flags_of_going_on(
     nano: Path, pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -54,6 +54,7 @@ class Run:
         self.recipe = recipe
         self.notes = Journal(folder / _JOURNAL)
         self.kept = 0  # the step that the disk surely has
+        self._noted = 0
 
     @classmethod
     def create(cls, folder: Path | str, recipe: Recipe) -> "Run":
@@ -159,7 +160,7 @@ class Run:
                 yield Notice(f"{file} is damaged: going on from step {lesson.done}")
         elif not wrong:
             yield from self._afresh()
-        self.kept = lesson.done
+        self.kept = self._noted = lesson.done
         replace_text(self.folder / _RECIPE, self.recipe.to_toml())
         make_folder(self.folder / _PREVIEWS)
         self.notes.go_back(lesson.done)
@@ -206,11 +207,15 @@ class Run:
             finally:
                 if worth and lesson.done > self.kept:
                     with undisturbed():
+                        if lesson.last and lesson.last.number > self._noted:
+                            self._note(lesson.last)  # an interrupt came before it was told
                         self._keep(lesson, pictures)
 
     def _note(self, step: Step) -> None:
         """Add a step to the journal."""
-        self.notes.note(asdict(step))
+        with undisturbed():
+            self.notes.note(asdict(step))
+            self._noted = step.number
 
     def _keep(self, lesson: Lesson, pictures: tuple[Picture, ...]) -> None:
         """Save the lesson, to go on from, and the concept, to paint with."""
@@ -262,7 +267,7 @@ class Run:
             raise DiskError(
                 trouble.message,
                 f"{trouble.hint}, then go on with pinxit train --resume {self.folder}; "
-                "step {self.kept} is kept",
+                f"step {self.kept} is kept",
             ) from trouble
 
 

@@ -72,6 +72,7 @@ class Lesson:
         self.learners = tuple(learners)
         self.done = 0
         self.pace = 1.0
+        self.last: Step | None = None
         self.optimizer = torch.optim.AdamW(
             [
                 {
@@ -194,8 +195,11 @@ def train(lesson: Lesson) -> Generator[Step]:
                 lesson.optimizer.step()
                 lesson.optimizer.zero_grad()
                 lesson.done = number
-            seconds = time.perf_counter() - began
-            yield Step(number, total, told, norms, (recipe.rate or 0.0) * lesson.pace, seconds)
+                seconds = time.perf_counter() - began
+                lesson.last = Step(
+                    number, total, told, norms, (recipe.rate or 0.0) * lesson.pace, seconds
+                )
+            yield lesson.last
 
 
 def _must_be_finite(lesson: Lesson, errors: Tensor, norms: Sequence[float]) -> None:
