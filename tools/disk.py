@@ -113,7 +113,7 @@ class Disk:
 class _File:
     """A file's bytes, and those that the disk surely has."""
 
-    bytes: bytes = b""
+    bytes: bytearray = field(default_factory=bytearray)
     sure: bytes = b""
 
 
@@ -141,7 +141,7 @@ class _Volume:
     def _flush(self, path: Path) -> None:
         file = self.names.get(path)
         if file is not None:
-            file.sure = file.bytes
+            file.sure = bytes(file.bytes)
             return
         for call, about in self.suspense:
             if call.path.parent == path:
@@ -196,9 +196,9 @@ def _garbage(file: _File) -> bytes:
 
 # What becomes of bytes that were written and not flushed.
 _TORN: tuple[Callable[[_File], bytes], ...] = (
-    lambda file: file.bytes,
+    lambda file: bytes(file.bytes),
     lambda file: file.sure,
-    lambda file: file.bytes[: (len(file.sure) + len(file.bytes)) // 2],
+    lambda file: bytes(file.bytes[: (len(file.sure) + len(file.bytes)) // 2]),
     lambda file: file.sure + bytes(len(file.bytes) - len(file.sure)),
     _garbage,
 )

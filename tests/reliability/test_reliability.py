@@ -21,7 +21,7 @@ NEVER = ("lost", "differing", "silent restarts", "failed", "unreported", "unseen
 ENOUGH = {
     "kills": 20,
     "stops": 2 * 29 * 2,
-    "states": 1000,
+    "states": 800,
     "crashes": 200,
     "errors": 100,
     "runs": 6,
