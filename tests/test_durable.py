@@ -22,7 +22,8 @@ from pinxit.generate import Painted
 from pinxit.journal import Journal
 from pinxit.model import Model
 from pinxit.recipe import Recipe
-from pinxit.run import Notice, Run, teach
+from pinxit.run import Run, teach
+from pinxit.run_folder import Notice
 from pinxit.tensors import in_pieces, read_safetensors, sealed
 from pinxit.train import DivergedError, Step
 

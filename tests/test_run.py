@@ -15,7 +15,8 @@ from pinxit.model import Model, open_base
 from pinxit.preview import Preview
 from pinxit.prior import ClassPictures, cache_folder
 from pinxit.recipe import Recipe
-from pinxit.run import Notice, Run, teach
+from pinxit.run import Run, teach
+from pinxit.run_folder import Notice
 from pinxit.train import Step
 
 

@@ -19,7 +19,7 @@ from pathlib import Path
 
 from pinxit.checkpoint import newest
 from pinxit.recipe import Recipe
-from pinxit.run import Notice, Saved
+from pinxit.run_folder import Notice, Saved
 from pinxit.train import Step
 from small_runs import METHODS, Workshop, mark, workshop
 

@@ -27,7 +27,8 @@ from pinxit.checkpoint import Found, Manifest, keep, newest
 from pinxit.concept import Concept
 from pinxit.errors import DiskError, PinxitError
 from pinxit.recipe import Recipe
-from pinxit.run import Notice, Run, Saved
+from pinxit.run import Run
+from pinxit.run_folder import Notice, Saved
 from pinxit.train import Lesson, Step, train
 from small_runs import METHODS, Workshop, instead_of_os, mark, workshop
 

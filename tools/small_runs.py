@@ -15,7 +15,8 @@ from PIL import Image
 from pinxit import durable, registry
 from pinxit.model import Model, open_base
 from pinxit.recipe import Recipe
-from pinxit.run import Event, Run
+from pinxit.run import Run
+from pinxit.run_folder import Event
 
 METHODS = registry.names("methods")
 STEPS = 12

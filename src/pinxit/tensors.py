@@ -60,7 +60,7 @@ def read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
                     name: _view(data, 8 + length, entries[name])
                     if entries[name]["dtype"] in _DTYPES
                     else opened.get_tensor(name)
-                    for name in entries.keys() - {"__metadata__"}
+                    for name in opened.keys()  # noqa: SIM118  # it is no mapping
                 }
                 metadata = opened.metadata() or {}
         seal = tensors.pop(SEAL, None)

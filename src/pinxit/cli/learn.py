@@ -12,7 +12,8 @@ from pinxit.cli.screen import Report, bars, data, say, stoppable
 from pinxit.method import Method, Preparing
 from pinxit.prompt import file_name
 from pinxit.recipe import Recipe
-from pinxit.run import Event, Notice, Run
+from pinxit.run import Run
+from pinxit.run_folder import Event, Notice
 from pinxit.survey import survey
 from pinxit.train import Step
 

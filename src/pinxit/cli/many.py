@@ -13,7 +13,8 @@ from pinxit.many import Grouped, Many, learn_many
 from pinxit.method import Method, Preparing
 from pinxit.prompt import file_name
 from pinxit.recipe import Recipe
-from pinxit.run import Failed, Run, Saved, Told
+from pinxit.run import Run
+from pinxit.run_folder import Failed, Saved, Told
 from pinxit.train import Step
 
 _OWN = frozenset({"method", "pictures", "token", "class_noun"})
