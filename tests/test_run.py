@@ -30,7 +30,8 @@ def test_the_folder_tells_everything(model: Model, pictures: Path, tmp_path: Pat
     run = Run.create(tmp_path / "runs" / "toy", recipe(pictures, preview_every=3))
     events = list(run.learn(model))
     kinds = [type(event).__name__ for event in events]
-    assert kinds == ["Step", "Step", "Saved", "Step", "Preview", "Step", "Preview", "Saved"]
+    assert kinds[:2] == ["Preparing", "Chosen"]
+    assert kinds[2:] == ["Step", "Step", "Saved", "Step", "Preview", "Step", "Preview", "Saved"]
     assert all(event.path.is_file() for event in events if isinstance(event, Preview))
     files = {str(path.relative_to(run.folder)) for path in run.folder.rglob("*") if path.is_file()}
     assert files == {

@@ -2,7 +2,7 @@
 
 import argparse
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager
 from itertools import islice
 from typing import Any
@@ -58,22 +58,22 @@ def poisoned(shop: Workshop, stage: str, *, lasting: bool) -> Iterator[None]:
     """A step has a number that is none; not when it is tried again, unless it lasts."""
     now = False
     kind = type(shop.model)
-    batch, denoise = Lesson.batch, kind.denoise
+    batches, denoise = Lesson.batches, kind.denoise
 
     def spoilt(tensor: Tensor) -> Tensor:
         return tensor * torch.nan if now else tensor
 
-    def drawn(self: Lesson, step: int) -> Any:
+    def drawn(self: Lesson, step: int, concepts: Sequence[int] = ()) -> Any:
         nonlocal now
-        now = step == _AT - 1 and (lasting or self.pace == 1)
-        made = batch(self, step)
+        now = step == _AT - 1 and (lasting or self.learners[0].pace == 1)
+        made = batches(self, step, concepts)
         weight = next(w for learner in self.learners for w in learner.weights)
         if now and stage == "weight":
             weight.data[(0,) * weight.ndim] = torch.nan
         if now and stage == "gradient":
             handle = weight.register_hook(lambda gradient: (handle.remove(), spoilt(gradient))[1])
         if stage == "latents":
-            object.__setattr__(made, "latents", spoilt(made.latents))
+            object.__setattr__(made[0], "latents", spoilt(made[0].latents))
         return made
 
     def answered(self: Any, latents: Tensor, times: Tensor, told: Conditioning) -> Tensor:
@@ -82,5 +82,5 @@ def poisoned(shop: Workshop, stage: str, *, lasting: bool) -> Iterator[None]:
         answer = denoise(self, latents, times, told)
         return spoilt(answer) if stage == "denoiser" else answer
 
-    with patch.object(Lesson, "batch", drawn), patch.object(kind, "denoise", answered):
+    with patch.object(Lesson, "batches", drawn), patch.object(kind, "denoise", answered):
         yield

@@ -126,7 +126,7 @@ def formats() -> str:
     for name in registry.names("formats"):
         layout: type[Format] = registry.load("formats", name)
         endings = " ".join(f"`{ending}`" if ending else "folder" for ending in layout.endings)
-        rows.append([f"`{name}`", " and ".join(layout.holds), endings, layout.used_by])
+        rows.append([f"`{name}`", ", ".join(layout.holds), endings, layout.used_by])
     return table(["format", "holds", "written as", "opened by"], rows)
 
 

@@ -29,7 +29,7 @@ from pinxit.errors import DiskError, PinxitError
 from pinxit.recipe import Recipe
 from pinxit.run import Run
 from pinxit.run_folder import Notice, Saved
-from pinxit.train import Lesson, Step, train
+from pinxit.train import Learner, Lesson, Step, train
 from small_runs import METHODS, Workshop, instead_of_os, mark, workshop
 
 Figures = dict[str, Any]
@@ -89,16 +89,15 @@ def crashes(shop: Workshop, asked: argparse.Namespace) -> Figures:
     return {"lost": 0, **found}
 
 
-def lessons(shop: Workshop, method: str, count: int = 4) -> Iterator[Lesson]:
-    """A lesson after each of its first steps."""
+def lessons(shop: Workshop, method: str, count: int = 4) -> Iterator[Learner]:
+    """A learner after each of its first steps."""
     run = Run.create(shop.folder / "never", shop.recipe(method))
-    pictures = run.read_pictures()
-    recipe = run.recipe.settled(shop.model, len(pictures))
-    _ = list(recipe.method.prepare(shop.model, recipe.subject))
-    lesson = Lesson.of(shop.model, recipe, pictures)
+    run.settle(shop.model)
+    _ = list(run.prepare(shop.model))
+    lesson = Lesson.of(shop.model, run.recipe, run.pictures)
     with closing(train(lesson)) as steps:
         for _ in islice(steps, count):
-            yield lesson
+            yield lesson.learners[0]
 
 
 def save(folder: Path, state: dict[str, Tensor]) -> None:

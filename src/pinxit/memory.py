@@ -36,6 +36,11 @@ class Choice:
             return Choice(self.together // 2, self.economise)
         return None if self.economise else Choice(1, economise=True)
 
+    @property
+    def noted(self) -> dict[str, int]:
+        """What was chosen, without what it was chosen by: as `read` takes it."""
+        return {"together": self.together, "economise": self.economise}
+
     @classmethod
     def read(cls, noted: object) -> "Choice | None":
         """One that was noted as a table of its fields; None if it is no such table."""

@@ -9,7 +9,7 @@ from pinxit.errors import PinxitError, RunError
 from pinxit.method import Preparing
 from pinxit.model import Model
 from pinxit.recipe import Recipe
-from pinxit.run_folder import RECIPE, Event, Failed, Notice, RunFolder, Told
+from pinxit.run_folder import RECIPE, Chosen, Event, Failed, Notice, RunFolder, Told
 from pinxit.train import Learner, Lesson, train
 
 
@@ -159,7 +159,7 @@ def _learning(model: Model, begun: Mapping[Run, Learner]) -> Generator[tuple[Run
                 noted = lesson.choice
                 for run in at:
                     run.choose(noted)
-                yield at[0], Notice(noted.told(model.placement.precision))
+                yield at[0], Chosen(noted.told(model.placement.precision))
             for run, share in shares:
                 for event in run.follow(share, begun[run]):
                     yield run, event

@@ -38,7 +38,14 @@ class Saved:
 
 @dataclass(frozen=True)
 class Notice:
-    """Something that went otherwise than it should, or was chosen, and what was done about it."""
+    """Something that went otherwise than it should, and what was done about it."""
+
+    text: str
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """How steps are computed from now on, and why."""
 
     text: str
 
@@ -50,7 +57,7 @@ class Failed:
     error: PinxitError
 
 
-Event = Preparing | Step | Preview | Saved | Notice
+Event = Preparing | Step | Preview | Saved | Notice | Chosen
 Told = Event | Failed
 
 
@@ -97,7 +104,7 @@ class RunFolder:
             self.notes.go_back(learner.done)
             if wrong:
                 learner.pace *= _GENTLER
-                self.notes.note({"number": learner.done + 1, "pace": learner.pace, "why": wrong})
+                self.notes.note({"number": learner.done + 1, "pace": learner.pace, "because": wrong})
                 yield Notice(f"going on from step {learner.done} with {_GENTLER:.0%} of the rate")
             elif found and not self._concept_is(self._provenance(learner)):
                 self._keep_concept(learner)
@@ -128,7 +135,7 @@ class RunFolder:
     def choose(self, choice: Choice) -> None:
         """Add to the journal how steps are computed from now on."""
         with self.resumable():
-            self.notes.note({"chosen": asdict(choice)})
+            self.notes.note({"chosen": choice.noted})
 
     @property
     def chosen(self) -> Choice | None:

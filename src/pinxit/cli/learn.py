@@ -13,7 +13,7 @@ from pinxit.method import Method, Preparing
 from pinxit.prompt import file_name
 from pinxit.recipe import Recipe
 from pinxit.run import Run
-from pinxit.run_folder import Event, Notice
+from pinxit.run_folder import Chosen, Event, Notice
 from pinxit.survey import survey
 from pinxit.train import Step
 
@@ -104,6 +104,8 @@ class _Told:
             known = event.loss if self.loss is None else self.loss
             self.loss = _SMOOTH * known + (1 - _SMOOTH) * event.loss
             report("learning", event.number, event.total, f"loss {self.loss:.3f}")
+        elif isinstance(event, Chosen):
+            say(event.text)
         elif isinstance(event, Notice):
             say(f"note: {event.text}")
 

@@ -1,4 +1,4 @@
-"""pinxit's own: words and tuned networks with all that is known of them."""
+"""pinxit's own: words, adapters and tuned networks with all that is known of them."""
 
 from torch import Tensor
 
@@ -14,7 +14,7 @@ _UNSEALED = '{"format": 1,'
 class Pinxit(Format):
     """One safetensors file: the tensors by part, and a description in its metadata."""
 
-    holds = ("words", "networks")
+    holds = ("words", "adapters", "networks")
     endings = (".safetensors",)
     used_by = "pinxit"
 
