@@ -25,7 +25,6 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks import bases
 
-LORA_RANK = 4
 SIZES = {"sd15": (256, 512), "xl": (1024,)}
 KINDS = ("convolution", "linear", "attention")
 
@@ -250,7 +249,7 @@ def _with_lora(unet: Any) -> int:
     """Put layers of low rank beside the attention's; how many weights they have."""
     from peft import LoraConfig
 
-    from benchmarks.plain import ATTENTION
+    from benchmarks.plain import ATTENTION, LORA_RANK
 
     unet.add_adapter(LoraConfig(r=LORA_RANK, lora_alpha=LORA_RANK, target_modules=ATTENTION))
     return sum(weight.numel() for weight in unet.parameters() if weight.requires_grad)

@@ -53,13 +53,15 @@ def subjects(tmp_path: Path) -> Path:
 @pytest.fixture
 def double(nano: Path, monkeypatch: pytest.MonkeyPatch):
     """The nano base in float64, and everything computed in it."""
-    model = open_base(nano)
-    for network in model.networks.values():
+    model: Any = open_base(nano)
+    for network in model._all.values():
         network.double()
+    _ = model._vae.encoder.register_forward_pre_hook(lambda _, given: (given[0].double(),))
     vectors = TextTower.word_vectors
     monkeypatch.setattr(TextTower, "word_vectors", lambda *given: vectors(*given).double())
-    monkeypatch.setattr(Tensor, "float", Tensor.double)
     monkeypatch.setattr(Placement, "dtype", torch.float64)
+    monkeypatch.setattr(Tensor, "float", Tensor.double)
+    monkeypatch.setattr(model, "rest", lambda *_: None)  # what wakes is read again, in float32
     torch.set_default_dtype(torch.float64)
     yield model
     torch.set_default_dtype(torch.float32)
@@ -319,11 +321,11 @@ def test_one_that_goes_wrong_or_ends_leaves_the_others(
         wrong = self.recipe.token == "<bee>" and self.done == 4
         return clip(self, torch.nan if wrong else loss)
 
-    batches = Lesson.batch
+    batches = Lesson.batches
     monkeypatch.setattr(Learner, "clipped", clipped)
     monkeypatch.setattr(
         Lesson,
-        "batch",
+        "batches",
         lambda self, step, some=(): sizes.append(len(some)) or batches(self, step, some),
     )
     events = learn_many_events(model, list(runs.values()))

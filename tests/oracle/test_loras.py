@@ -82,7 +82,7 @@ def ours(model: Model, *concepts: Concept) -> Sayings:
         return told.states, model.denoise(NOISE, TIMES, both)
 
 
-def apart(a: Sayings, b: Sayings) -> tuple[float, float]:
+def apart(a: Sayings, b: Sayings) -> tuple[float, ...]:
     """How far the meanings are apart, and the answers."""
     return tuple(float(((x - y).norm() / y.norm()).detach()) for x, y in zip(a, b, strict=True))
 
@@ -257,7 +257,7 @@ def test_what_diffusers_saves(
             continue
         config = peft.LoraConfig(
             r=RANK,
-            lora_alpha=ALPHA,
+            lora_alpha=int(ALPHA),
             target_modules=["to_q", "to_out.0", "conv1", "q_proj", "fc1"],
             rank_pattern={"to_q": 2, "q_proj": 2},
             alpha_pattern={"conv1": 3.0, "fc1": 3.0},

@@ -35,8 +35,8 @@ _KEY = re.compile(
     r"\.(lora_A|lora_B|down|up|lora_magnitude_vector|alpha)(?:\.default)?(?:\.weight)?"
 )
 _SURE = re.compile(r".+[._](lora_A|lora_B|lora\.down|lora\.up|lora_linear_layer\.(down|up)).*")
-_TENSORS = {"lora_A": "lora_A.weight", "down": "lora_A.weight"}
-_TENSORS |= {"lora_B": "lora_B.weight", "up": "lora_B.weight"}
+_A, _B = "lora_A.weight", "lora_B.weight"
+_TENSORS = {"lora_A": _A, "down": _A, "lora_B": _B, "up": _B}
 _TARGETS = {"text_encoder": "text", "text_encoder_2": "text_2"}
 _PREFIXES = {target: prefix for prefix, target in _TARGETS.items()}
 _WEIGHTS = "pytorch_lora_weights"
@@ -66,7 +66,7 @@ class DiffusersLora(AdapterFile):
             tensors = held.layers.setdefault((target, layer), {})
             tensors[name] = tensor.flatten() if name == MAGNITUDE else tensor
             said = told.get(match[1] or "unet", {})
-            if name == "lora_A.weight" and said:
+            if name == _A and said:
                 tensors[ALPHA] = _alpha(said, layer, len(tensor) if tensor.ndim else 1)
         beside = _beside(found.path)
         if beside.is_file():
@@ -119,7 +119,7 @@ def _packed(prefix: str, layers: Mapping[str, Layer]) -> Layer:
             if name == MAGNITUDE:
                 # transformers finds it only so, and the others also so.
                 end = f"{name}.weight" if prefix in _TARGETS else name
-                shape = (1, -1, 1, 1) if held["lora_A.weight"].ndim == 4 else (-1,)
+                shape = (1, -1, 1, 1) if held[_A].ndim == 4 else (-1,)
                 tensors[f"{place}.{end}"] = tensor.reshape(shape)
             elif name != ALPHA:
                 tensors[f"{place}.{name}"] = tensor

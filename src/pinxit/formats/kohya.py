@@ -28,8 +28,11 @@ from pinxit.lora_files import (
 from pinxit.opened import Opened
 
 # Their names of a layer's tensors, and peft's; all others are called alike.
-_OURS = {"lora_down.weight": "lora_A.weight", "lora_up.weight": "lora_B.weight"}
-_OURS |= {"dora_scale": MAGNITUDE}
+_OURS = {
+    "lora_down.weight": "lora_A.weight",
+    "lora_up.weight": "lora_B.weight",
+    "dora_scale": MAGNITUDE,
+}
 _THEIRS = {ours: theirs for theirs, ours in _OURS.items()}
 _TARGETS = {"unet": "denoiser", "te": "text", "te1": "text", "te2": "text_2"}
 # One of diffusers' converters leaves a `.` here and there.
@@ -49,11 +52,12 @@ _NAME = re.compile(
 )
 # XL's layers have the names of Stability's code, whose blocks all have two residual layers.
 _SGM = denoiser_places([2] * 4, [3] * 4, [True] * 4)
-_DIFFUSERS = {theirs: ours for ours, theirs in _SGM.items()}
-_DIFFUSERS |= {  # where a block does not attend
+# Where a block does not attend, its upsampler comes before.
+_UPSAMPLERS = {
     f"output_blocks.{3 * block + 2}.1.conv": f"up_blocks.{block}.upsamplers.0.conv"
     for block in range(4)
 }
+_DIFFUSERS = {theirs: ours for ours, theirs in _SGM.items()} | _UPSAMPLERS
 _PLACES = re.compile(
     r"(down_blocks|mid_block|up_blocks|conv_in|conv_out|time_embedding|add_embedding|encoder"
     r"|text_projection)(\.|$)"
@@ -61,6 +65,7 @@ _PLACES = re.compile(
 # By the width of what the denoiser reads.
 _VERSIONS = {768: "sd_v1", 1024: "sd_v2"}
 _DEEP = re.compile(r"transformer_blocks\.[1-9]")
+_LONGEST = 200  # letters: no layer's name has more
 _KERNEL = 49  # numbers: no convolution here is wider than 7
 
 
@@ -123,7 +128,7 @@ class Kohya(AdapterFile):
 
 def _dotted(path: str) -> str | None:
     """A layer by its name in diffusers; None if no U-Net and no text tower of CLIP's has it."""
-    found = _NAME.findall(path)
+    found = _NAME.findall(path[:_LONGEST])
     name = ".".join(found)
     layer = moved(name, _DIFFUSERS) or bare(name)
     return layer if "_".join(found) == path and _PLACES.match(layer) else None
