@@ -205,10 +205,6 @@ class Pick:
         whole = self.strength == 1 and not _WEIGHED.fullmatch(written)
         return written if whole else f"{written}:{self.strength!r}"
 
-    def resolved(self) -> "Pick":
-        """Itself with the whole path, which is true from any folder."""
-        return replace(self, path=self.path.resolve())
-
     def open(self) -> Concept:
         """The concept; ConceptError if there is none."""
         return Concept.load(self.path).at(self.strength)
