@@ -2,9 +2,9 @@
 # Measures pinxit against the plain loop on a machine with a GPU, at the shapes of SD 1.5 and
 # 512x512 pixels, in one call of less than ten minutes:
 #   bash gpu/speed.sh
-# The wheels that the machine lacks (diffusers, pydantic, cyclopts, tomli-w, pi-heif; `pip download
-# --no-deps` brings them, as in .library/device/README.md) lie in .whl. Results come back as JSON in
-# $OUT, one file for a batch of one and one for eight concepts in a batch, with what was printed.
+# The wheels that the machine lacks (diffusers, importlib_metadata, pydantic, pydantic_core,
+# annotated_types, typing_inspection; peft if it is older than 0.21) lie in .whl. Results come back
+# as JSON in $OUT, after every job anew: one file for one concept, one for eight in a batch.
 # To try it where there is no GPU: DEVICE=cpu BASE=some/folder SIZE=32 STEPS=2 bash gpu/speed.sh
 set -euo pipefail
 cd "$(dirname "$0")/.."
