@@ -104,6 +104,9 @@ def main() -> int:
     """0 if every job went well."""
     given = asked()
     place = bases.folder(given.base, given.work)
+    shown = {"base": given.base, "size": given.size or _SIZES.get(given.base, 256)}
+    settings = {**vars(given), **shown, "work": str(given.work), "json": str(given.json)}
+    file = None if given.json is None or str(given.json) == "-" else given.json
     found: report.Found = {}
     failed = 0
     with tempfile.TemporaryDirectory() as cache:
@@ -113,16 +116,15 @@ def main() -> int:
                 for side, job in turns.items():
                     outcome = done(job, Path(cache))
                     failed += outcome is None
-                    if outcome is not None:
-                        found.setdefault(method, {}).setdefault(side, []).append(outcome)
-    shown = {"base": given.base, "size": given.size or _SIZES.get(given.base, 256)}
-    settings = {**vars(given), **shown, "work": str(given.work), "json": str(given.json)}
+                    if outcome is None:
+                        continue
+                    found.setdefault(method, {}).setdefault(side, []).append(outcome)
+                    if file:  # after every job: who stops it keeps what was measured
+                        text = json.dumps(report.plain(found, settings), indent=1)
+                        _ = file.write_text(text + "\n", encoding="utf-8")
     print(report.table(found, settings))
-    if given.json and str(given.json) == "-":
+    if given.json and not file:
         print(json.dumps(report.plain(found, settings)))
-    elif given.json:
-        text = json.dumps(report.plain(found, settings), indent=1)
-        _ = given.json.write_text(text + "\n", encoding="utf-8")
     return min(failed, 1)
 
 

@@ -109,7 +109,8 @@ class Networks:
         told: dict[str, Any] = {}
         if unet.config.addition_embed_type == "text_time":
             told = {"text_embeds": _empty(1, 1280), "time_ids": _empty(1, 6)}
-        length = self.parts["text_encoder"].config.max_position_embeddings
+        tower: Any = self.parts["text_encoder"]
+        length: int = tower.config.max_position_embeddings
 
         def answer() -> Tensor:
             states = _empty(1, length, width).requires_grad_(context)
@@ -160,7 +161,8 @@ def needs(networks: Networks) -> dict[str, Need]:
             0,
         )
     }
-    tables: list[Any] = [parts[tower].get_input_embeddings() for tower in networks.towers]
+    read_by: list[Any] = [parts[tower] for tower in networks.towers]
+    tables: list[Any] = [tower.get_input_embeddings() for tower in read_by]
     for table in tables:
         table.requires_grad_(True)
     told = networks.counted(networks.read())
@@ -237,7 +239,7 @@ def _products_for_attention() -> Iterator[None]:
 
 def _kinds(flops: FlopCounterMode) -> dict[str, int]:
     """Operations so far by kind."""
-    found = dict.fromkeys(KINDS, 0)
+    found: dict[str, int] = dict.fromkeys(KINDS, 0)
     for operation, count in flops.get_flop_counts().get("Global", {}).items():
         name = str(operation)
         kind = "convolution" if "conv" in name else "attention" if "bmm" in name else "linear"

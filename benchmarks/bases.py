@@ -106,7 +106,8 @@ def _write(name: str, place: Path) -> None:
 
     _ = torch.manual_seed(0)
     for part in networks(name):
-        made(name, part).save_pretrained(place / part)
+        network: Any = made(name, part)
+        network.save_pretrained(place / part)
     index = {"_class_name": "StableDiffusionPipeline", "scheduler": ["diffusers", "DDIMScheduler"]}
     index |= {"unet": ["diffusers", "UNet2DConditionModel"], "vae": ["diffusers", "AutoencoderKL"]}
     index["text_encoder"] = ["transformers", "CLIPTextModel"]

@@ -4,6 +4,7 @@ import time
 
 import torch
 
+_PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 _ROUNDS = 5
 
 
@@ -12,7 +13,7 @@ def product_rates(device: torch.device) -> dict[str, float]:
     side = 8192 if device.type == "cuda" else 2048
     return {
         name: _rate(torch.randn(side, side, device=device, dtype=dtype))
-        for name, dtype in (("fp32", torch.float32), ("bf16", torch.bfloat16))
+        for name, dtype in _PRECISIONS.items()
     }
 
 

@@ -41,9 +41,9 @@ SCALES = ("likeness", "hidden")
 
 # Steps and pictures of the subject in each: about as much as learning needs, on one core.
 _PLANS: dict[str, dict[str, Any]] = {
-    "textual-inversion": {"steps": 200, "batch_size": 4},
-    "lora": {"steps": 150, "batch_size": 2},
-    "dreambooth": {"steps": 150, "batch_size": 2},
+    "textual-inversion": {"steps": 120, "batch_size": 4},
+    "lora": {"steps": 120, "batch_size": 2},
+    "dreambooth": {"steps": 100, "batch_size": 2},
 }
 _KNOBS: dict[str, dict[str, Any]] = {
     "lora": {"rank": 4, "prior_pictures": 0},
@@ -60,7 +60,6 @@ class Bench:
     """What all trials share: the subject's pictures and noun, and the models."""
 
     subject: int
-    precision: str
     pictures: Path
 
     @property
@@ -163,33 +162,40 @@ def difference(ours: Sequence[float], theirs: Sequence[float]) -> dict[str, obje
     return {"value": value, "low": low, "high": high, "within noise": low <= 0 <= high}
 
 
-def measured(bench: Bench, methods: Sequence[str], seeds: int, share: float) -> dict[str, object]:
-    """Every method's scores by both sides, and their differences."""
+def measured(
+    bench: Bench, precisions: Sequence[str], methods: Sequence[str], seeds: int, share: float
+) -> dict[str, object]:
+    """Every method's scores by both sides, and the differences, by pinxit's precisions."""
     painter, eyes = open_base("pocket", precision="fp32"), Eyes.load()
-    pupil = open_base("pocket", precision=bench.precision)  # pyright: ignore[reportArgumentType]
+    pupils: dict[str, Model] = {
+        precision: open_base("pocket", precision=precision)  # pyright: ignore[reportArgumentType]
+        for precision in precisions
+    }
     count = len(read_pictures(bench.pictures))
     found: dict[str, object] = {}
     for method in methods:
-        rows: dict[str, list[Scores]] = {"pinxit": [], "plain": []}
+        rows: dict[str, list[Scores]] = {}
         for seed in range(seeds):
             recipe = bench.recipe(method, seed, share)
-            mine, exact = (recipe.settled(model, count) for model in (pupil, painter))
-            for side, parts in (
-                ("pinxit", by_pinxit(pupil, mine)),
-                ("plain", by_plain_loop(painter, exact)),
-            ):
+            learned = {"plain": by_plain_loop(painter, recipe.settled(painter, count))}
+            for precision, pupil in pupils.items():
+                learned[precision] = by_pinxit(pupil, recipe.settled(pupil, count))
+            for side, parts in learned.items():
                 origin = Provenance(TOKEN, bench.noun, method, "pocket", painter.hash, 0, {}, "")
-                rows[side].append(scored(bench, painter, eyes, Concept(parts, origin)))
+                rows.setdefault(side, []).append(
+                    scored(bench, painter, eyes, Concept(parts, origin))
+                )
                 print(f"{method}, {side}, seed {seed}: {rows[side][-1]}", file=sys.stderr)
+        scores = {s: {k: [row[k] for row in rows[s]] for k in SCALES} for s in rows}
         found[method] = {
-            **{s: {k: _told([r[k] for r in rows[s]]) for k in SCALES} for s in rows},
-            "difference": {
-                k: difference(*([row[k] for row in rows[s]] for s in ("pinxit", "plain")))
-                for k in SCALES
-            },
             "steps": bench.recipe(method, 0, share).steps,
+            "scores": {s: {k: _told(scores[s][k]) for k in SCALES} for s in rows},
+            "difference": {
+                precision: {k: difference(scores[precision][k], scores["plain"][k]) for k in SCALES}
+                for precision in pupils
+            },
         }
-    return {"seeds": seeds, "precision": pupil.placement.precision, "methods": found}
+    return {"seeds": seeds, "methods": found}
 
 
 def _told(scores: Sequence[float]) -> dict[str, object]:
@@ -202,7 +208,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.learning", description=__doc__)
     _ = parser.add_argument("--methods", nargs="+", choices=known, default=known, help="which")
     _ = parser.add_argument("--seeds", type=int, default=5, choices=range(2, 7), help="how many")
-    _ = parser.add_argument("--precision", default="auto", help="of pinxit; else what it chooses")
+    _ = parser.add_argument("--precisions", nargs="+", default=["bf16"], help="of pinxit")
     _ = parser.add_argument("--subject", type=int, default=gallery.SUBJECT, help="held-out subject")
     _ = parser.add_argument("--share", type=float, default=1.0, help="of the steps, for a trial")
     given = parser.parse_args()
@@ -214,8 +220,9 @@ def main() -> None:
         shown = gallery.portraits(subject, gallery.PLACES, (11, given.subject))
         for number, exhibit in enumerate(shown):
             exhibit.image().save(pictures / f"{number}.png")
-        bench = Bench(given.subject, given.precision, pictures)
-        print(json.dumps(measured(bench, given.methods, given.seeds, given.share)))
+        bench = Bench(given.subject, pictures)
+        found = measured(bench, given.precisions, given.methods, given.seeds, given.share)
+        print(json.dumps(found))
 
 
 if __name__ == "__main__":

@@ -124,7 +124,7 @@ class Loop(ABC):
         states = self.text(ids)[0].to(self.dtype)
         answer = self.unet(noisy, times, states).sample
         errors = functional.mse_loss(answer.float(), noise.float(), reduction="none")
-        return sum(share.mean() for share in errors.chunk(len(self.shown)))
+        return torch.stack([share.mean() for share in errors.chunk(len(self.shown))]).sum()
 
     def _drawn(self, share: Shown) -> tuple[Tensor, Tensor]:
         """A share's pictures as pixels in [-1, 1], and their prompts as tokens."""

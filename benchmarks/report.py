@@ -38,12 +38,12 @@ def peak(outcome: Outcome) -> float:
 def table(found: Found, settings: Mapping[str, object]) -> str:
     """Everything to look at; `needed` is the rate of the operations that a step cannot do without.
 
-    Beside it stands the rate of a large matrix product in both precisions: the machine's most.
+    Beside it stands the rate of a large matrix product in each precision: the machine's most.
     """
     head = (
         f"{'method':18} {'side':7} {'s a step':>9} {'(from, to)':>16} {'processor':>10} "
-        f"{'first':>7} {'loading':>8} {'peak GB':>8} {'steps GB':>9} {'GFLOP/s fp32, bf16':>19} "
-        f"{'needed':>7}"
+        f"{'first':>7} {'loading':>8} {'peak GB':>8} {'steps GB':>9} "
+        f"{'GFLOP/s fp32, bf16, fp16':>25} {'needed':>7}"
     )
     lines = [_machine(found, settings), "", head]
     for method, sides in found.items():
@@ -103,12 +103,12 @@ def _row(method: str, side: str, rounds: Sequence[Outcome], need: float) -> str:
     def middle(of: Callable[[Outcome], float]) -> float:
         return median(map(of, rounds))
 
-    rates = ", ".join(f"{max(one.gflops[k] for one in rounds):.0f}" for k in ("fp32", "bf16"))
+    rates = ", ".join(f"{max(one.gflops[k] for one in rounds):.0f}" for k in rounds[0].gflops)
     return (
         f"{method:18} {side:7} {median(each):9.3f} {f'({min(each):.3f}, {max(each):.3f})':>16} "
         f"{middle(processor):10.3f} {middle(lambda one: one.first):7.2f} "
         f"{middle(lambda one: one.loading):8.1f} {middle(peak):8.2f} "
-        f"{middle(lambda one: one.steps_gb):9.2f} {rates:>19} "
+        f"{middle(lambda one: one.steps_gb):9.2f} {rates:>25} "
         + (f"{need / median(each) / 1e9:7.0f}" if need else "")
     )
 

@@ -9,6 +9,7 @@ import re
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from statistics import fmean, median
 from typing import Any
 
 from pinxit import registry
@@ -21,6 +22,7 @@ PAGES = (
     "docs/learning.md",
     "docs/security.md",
     "docs/reliability.md",
+    "docs/performance.md",
 )
 BLOCK = re.compile(r"(<!-- figures: ([a-z-]+) -->\n).*?(<!-- end -->)", re.DOTALL)
 
@@ -204,21 +206,102 @@ def reliability() -> str:
     return table(["what", "tried", "found"], rows) + origin("reliability")
 
 
-BLOCKS: dict[str, Callable[[], str]] = {
-    f.__name__: f
-    for f in (
-        painting,
-        sizes,
-        eyes,
-        subjects,
-        real,
-        families,
-        formats,
-        hostile,
-        opening,
-        reliability,
-    )
-}
+def arithmetic() -> str:
+    """What each method cannot do without, counted."""
+    rows = [
+        [
+            *base.split(),
+            method,
+            *(f"{found['by_kind'][kind] / 1e12:.2f}" for kind in KINDS),
+            f"{found['operations'] / 1e12:.2f}",
+            f"{found['plain'] / 1e12:.2f}",
+            f"{found['trained'] / 1e6:.1f}",
+            f"{2 * found['activations'] / 1e9:.2f}",
+            f"{found['gigabytes']:.1f}",
+        ]
+        for base, figures in kept("arithmetic")["figures"].items()
+        for method, found in figures["methods"].items()
+    ]
+    head = ["base", "pixels", "method", *KINDS, "all", "plain loop"]
+    head += ["trained, M", "activations, GB", "least memory, GB"]
+    return table(head, rows) + origin("arithmetic")
+
+
+KINDS = ("convolution", "linear", "attention")
+
+
+def floor() -> str:
+    """The least time of a step, by the rate at which a machine multiplies matrices."""
+    rows = [
+        [*base.split(), method, *(f"{found['operations'] / rate:.3g} s" for rate in RATES.values())]
+        for base, figures in kept("arithmetic")["figures"].items()
+        for method, found in figures["methods"].items()
+    ]
+    return table(["base", "pixels", "method", *RATES], rows)
+
+
+RATES = {"at 0.25 TFLOP/s": 0.25e12, "at 0.5 TFLOP/s": 0.5e12, "at 800 TFLOP/s": 800e12}
+
+
+def speed() -> str:
+    """Seconds, memory and ratios of every measurement against the plain loop that was kept."""
+    rows: list[list[object]] = []
+    names = [name for name in SPEEDS if (ROOT / "docs" / "figures" / f"{name}.json").is_file()]
+    for name in names:
+        figures = kept(name)["figures"]
+        for method, sides in figures["outcomes"].items():
+            seconds, memory = (
+                [f"{median(map(of, sides[side])):.3g}" for side in ("plain", "pinxit")]
+                for of in (_seconds, _gigabytes)
+            )
+            ratios = figures["ratios"][method]
+            told = [_spread(ratios[by]) for by in ("speed", "processor", "memory")]
+            rows.append([figures["settings"]["base"], method, *seconds, *memory, *told])
+    head = ["base", "method", "plain, s a step", "pinxit, s", "plain, GB", "pinxit, GB"]
+    head += ["faster", "less processor time", "less memory"]
+    return table(head, rows) + "".join(map(origin, names)) if names else "Not measured yet.\n"
+
+
+SPEEDS = ("speed", "speed-pocket")
+
+
+def _spread(ratio: dict[str, float]) -> str:
+    return f"{ratio['median']:.2f} ({ratio['least']:.2f} to {ratio['most']:.2f})"
+
+
+def _seconds(outcome: dict[str, Any]) -> float:
+    return fmean(outcome["steps"]) / outcome["concepts"]
+
+
+def _gigabytes(outcome: dict[str, Any]) -> float:
+    return outcome["device_gb"] or outcome["peak_gb"]
+
+
+def unharmed() -> str:
+    """Scores after equal steps by pinxit and by the plain loop."""
+    if not (ROOT / "docs" / "figures" / "learning-unharmed.json").is_file():
+        return "Not measured yet.\n"
+    rows = [
+        [
+            method,
+            precision,
+            scale,
+            *(percent(found["scores"][side][scale]["mean"]) for side in (precision, "plain")),
+            interval(apart),
+            "yes" if apart["within noise"] else "no",
+        ]
+        for method, found in kept("learning-unharmed")["figures"]["methods"].items()
+        for precision, scales in found["difference"].items()
+        for scale, apart in scales.items()
+    ]
+    head = ["method", "pinxit in", "scale", "pinxit", "plain loop", "difference", "within noise"]
+    return table(head, rows) + origin("learning-unharmed")
+
+
+LEARNED = (painting, sizes, eyes, subjects, real)
+FILES = (families, formats, hostile, opening, reliability)
+TIMES = (arithmetic, floor, speed, unharmed)
+BLOCKS: dict[str, Callable[[], str]] = {f.__name__: f for f in (*LEARNED, *FILES, *TIMES)}
 
 
 def filled(text: str) -> str:

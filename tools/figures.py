@@ -24,10 +24,12 @@ COMMANDS: dict[str, str] = {
     "real-pictures": "python tools/real_pictures.py --steps 600",
     "opening": "python tools/opening.py --gigabytes 2.13 --rounds 1",
     "arithmetic": "python -m benchmarks.arithmetic",
-    "learning-unharmed": "python -m benchmarks.learning",
     "pictures": "python tools/odd_pictures.py --mutants 10000",
     "crops": "python tools/crops.py",
     "reliability": "python tools/reliability.py --kills 1000",
+    "learning-unharmed": "python -m benchmarks.learning --precisions fp16 bf16",
+    "speed-pocket": "python -m benchmarks --rounds 5 --steps 20 --json -",
+    "speed": "python -m benchmarks --base sd15 --rounds 3 --steps 3 --json -",
     "security": "python tools/security.py --every 1 --seconds 1260",
 }
 

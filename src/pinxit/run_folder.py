@@ -104,7 +104,9 @@ class RunFolder:
             self.notes.go_back(learner.done)
             if wrong:
                 learner.pace *= _GENTLER
-                self.notes.note({"number": learner.done + 1, "pace": learner.pace, "because": wrong})
+                self.notes.note(
+                    {"number": learner.done + 1, "pace": learner.pace, "because": wrong}
+                )
                 yield Notice(f"going on from step {learner.done} with {_GENTLER:.0%} of the rate")
             elif found and not self._concept_is(self._provenance(learner)):
                 self._keep_concept(learner)
