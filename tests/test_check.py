@@ -1,5 +1,7 @@
 """`pinxit check`, and what `pinxit train` says of pictures before it begins."""
 
+import re
+import shlex
 from pathlib import Path
 
 import numpy as np
@@ -218,3 +220,15 @@ def test_train_leaves_out_what_it_is_told_to(
     assert "left out: bad.png: no picture format" in said
     assert "left out: film.mp4" in said
     assert "odd: copy.png: the same file as 0.png" in said
+
+
+def test_the_commands_in_the_docs_run(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(folder.parent)
+    folder.rename(folder.parent / "my-toy")
+    page = Path(__file__).parent.parent / "docs" / "reliability.md"
+    commands = re.findall(r"^pinxit (check .+?)(?:  +#.*)?$", page.read_text(), re.MULTILINE)
+    assert len(commands) == 2
+    for command in commands:
+        assert main(shlex.split(command)) == 0
+    assert Path("my-toy-check.png").is_file()
+    assert Path("looked-at.png").is_file()

@@ -15,7 +15,13 @@ from pinxit import registry
 from pinxit.format import Format
 
 ROOT = Path(__file__).resolve().parent.parent
-PAGES = ("README.md", "docs/pocket.md", "docs/learning.md", "docs/security.md")
+PAGES = (
+    "README.md",
+    "docs/pocket.md",
+    "docs/learning.md",
+    "docs/security.md",
+    "docs/reliability.md",
+)
 BLOCK = re.compile(r"(<!-- figures: ([a-z-]+) -->\n).*?(<!-- end -->)", re.DOTALL)
 
 
@@ -162,9 +168,38 @@ def opening() -> str:
     return table(head, rows) + origin("opening")
 
 
+def crops() -> str:
+    """How much of a subject is kept by crops."""
+    found = kept("crops")["figures"]["kept"]
+    rows = [
+        (name, *(f"{share:.1%}" for share in shares.values())) for name, shares in found.items()
+    ]
+    head = ("subject kept: it is", *next(iter(found.values())))
+    return table(head, rows) + origin("crops")
+
+
+def pictures() -> str:
+    """What became of odd pictures and of damaged ones."""
+    found = kept("pictures")["figures"]
+    damaged = found["damaged"]
+    first = [f"{found[what]} {what}" for what in ("used", "refused", "left out", "silent")]
+    rows = [
+        ("kinds of odd pictures", f"{found['kinds']}: {', '.join(first)}"),
+        ("judged wrongly", len(found["wrong"])),
+        ("damaged files", f"{damaged['mutants']:,}: {damaged['refused']:,} refused, rest read"),
+        *((what, damaged[what]) for what in ("crashes", "hangs", "not named")),
+        ("slowest", f"{damaged['slowest seconds']} s"),
+        ("most memory", f"{damaged['megabytes at most']} MB"),
+    ]
+    return table(("what", "figure"), rows) + origin("pictures")
+
+
 BLOCKS: dict[str, Callable[[], str]] = {
     f.__name__: f
-    for f in (painting, sizes, eyes, subjects, real, families, formats, hostile, opening)
+    for f in (
+        *(painting, sizes, eyes, subjects, real, families, formats, hostile, opening),
+        *(crops, pictures),
+    )
 }
 
 
