@@ -116,7 +116,7 @@ def test_ctrl_c_keeps_what_was_learned_and_resume_goes_on(
 ) -> None:
     whole = training(nano, "--steps", "4", "--out", "whole")
     pinxit(*whole)
-    noted = Run._note  # pyright: ignore[reportPrivateUsage]
+    noted = Run.note
 
     def interrupted(self: Run, step: Step) -> None:
         noted(self, step)
@@ -124,7 +124,7 @@ def test_ctrl_c_keeps_what_was_learned_and_resume_goes_on(
             raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(Run, "_note", interrupted)
+        patch.setattr(Run, "note", interrupted)
         assert main(training(nano, "--steps", "4", "--out", "run")) == 130
     said = capsys.readouterr().err
     assert "what was learned is saved in run" in said

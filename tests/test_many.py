@@ -16,7 +16,7 @@ from pinxit.adapter import injected
 from pinxit.errors import RecipeError, RunError
 from pinxit.generate import Request, paint
 from pinxit.many import Grouped, Many, learn_many, read_subjects
-from pinxit.model import Model, open_base
+from pinxit.model import Model, Placement, open_base
 from pinxit.pictures import read_pictures
 from pinxit.recipe import Recipe
 from pinxit.run import Failed, Run, Saved, teach
@@ -25,7 +25,17 @@ from pinxit.train import Learner, Lesson, Step
 
 NAMES = ("ape", "bee", "cow")
 SMALL = {"class_noun": "toy", "steps": 6, "batch_size": 2, "preview_every": 0}
-WORD = {"name": "textual-inversion"}
+WORD: dict[str, object] = {"name": "textual-inversion"}
+# With convolutions, with a scale, and with class pictures beside the subject's.
+LORA: dict[str, object] = {
+    "name": "lora",
+    "rank": 2,
+    "alpha": 3.0,
+    "layers": "all",
+    "prior_pictures": 2,
+}
+PIVOTAL: dict[str, object] = {**LORA, "word": "new", "layers": "attention"}
+METHODS = pytest.mark.parametrize("method", [WORD, LORA, PIVOTAL], ids=["word", "lora", "both"])
 
 
 @pytest.fixture
@@ -43,12 +53,15 @@ def subjects(tmp_path: Path) -> Path:
 @pytest.fixture
 def double(nano: Path, monkeypatch: pytest.MonkeyPatch):
     """The nano base in float64, and everything computed in it."""
-    model = open_base(nano)
-    for network in model.networks.values():
+    model: Any = open_base(nano)
+    for network in model._all.values():
         network.double()
+    _ = model._vae.encoder.register_forward_pre_hook(lambda _, given: (given[0].double(),))
     vectors = TextTower.word_vectors
     monkeypatch.setattr(TextTower, "word_vectors", lambda *given: vectors(*given).double())
+    monkeypatch.setattr(Placement, "dtype", torch.float64)
     monkeypatch.setattr(Tensor, "float", Tensor.double)
+    monkeypatch.setattr(model, "rest", lambda *_: None)  # what wakes is read again, in float32
     torch.set_default_dtype(torch.float64)
     yield model
     torch.set_default_dtype(torch.float32)
@@ -60,8 +73,13 @@ def recipes(subjects: Path, **changed: object) -> list[Recipe]:
 
 
 def learners(model: Model, some: Sequence[Recipe]) -> list[Learner]:
-    read = [(recipe, read_pictures(recipe.pictures)) for recipe in some]
-    return [Learner(model, recipe.settled(model, len(some)), some) for recipe, some in read]
+    found: list[Learner] = []
+    for recipe in some:
+        pictures = read_pictures(recipe.pictures)
+        settled = recipe.settled(model, len(pictures))
+        _ = list(settled.method.prepare(model, settled.subject))
+        found.append(Learner(model, settled, pictures))
+    return found
 
 
 def learned(model: Model, *together: Learner) -> list[Tensor]:
@@ -88,10 +106,11 @@ def clipped_together(monkeypatch: pytest.MonkeyPatch, all_of_them: Sequence[Lear
     monkeypatch.setattr(Learner, "clipped", clipped)
 
 
+@METHODS
 def test_together_is_what_it_is_alone(
-    double: Model, subjects: Path, monkeypatch: pytest.MonkeyPatch
+    double: Model, subjects: Path, method: object, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    some = recipes(subjects, steps=20, clip=1e-4)
+    some = recipes(subjects, method=method, batch_size=1, steps=20, clip=1e-4)
     alone = [learned(double, one)[0] for one in learners(double, some)]
     assert alone[0].dtype == torch.float64
     start = [torch.cat([w.flatten() for w in one.weights]) for one in learners(double, some)]
@@ -103,10 +122,11 @@ def test_together_is_what_it_is_alone(
 
 
 @pytest.mark.long
+@METHODS
 def test_pictures_painted_with_it_are_the_same(
-    model: Model, subjects: Path, monkeypatch: pytest.MonkeyPatch
+    model: Model, subjects: Path, method: object, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    some = recipes(subjects, steps=50, clip=1e-4)
+    some = recipes(subjects, method=method, batch_size=1, steps=50, clip=1e-4)
 
     def painted(*together: Learner) -> list[Any]:
         learned(model, *together)
@@ -125,6 +145,37 @@ def test_pictures_painted_with_it_are_the_same(
     wrong = learners(model, some)
     clipped_together(monkeypatch, wrong)
     assert furthest(painted(*wrong), alone) > 2
+
+
+@METHODS
+def test_what_is_no_number_reaches_no_other(model: Model, subjects: Path, method: object) -> None:
+    some = recipes(subjects, method=method, batch_size=1, steps=3)
+    well = learned(model, *learners(model, some))
+    together = learners(model, some)
+    with torch.no_grad():
+        _ = together[1].weights[0].fill_(torch.nan)
+    ape, _, cow = learned(model, *together)
+    assert [learner.done for learner in together] == [3, 0, 3]
+    assert "wrong at step 1" in str(together[1].trouble)
+    assert apart([ape, cow], [well[0], well[2]]) < 1e-4
+
+
+@pytest.mark.long
+@METHODS
+def test_previews_show_each_its_own(
+    model: Model, subjects: Path, method: object, tmp_path: Path
+) -> None:
+    given = {"method": method, "steps": 2, "batch_size": 1, "preview_every": 2, "rate": 0.1}
+    runs = teach_many(model, subjects, tmp_path / "out", **given)
+    shown = [preview(run) for run in runs.values()]
+    alone = [preview(teach(model, r.recipe, tmp_path / n)) for n, r in runs.items()]
+    for n, picture in enumerate(shown):
+        assert np.abs(picture - alone[n]).max() <= 2
+        assert np.abs(picture - alone[n - 1]).max() > 2
+
+
+def preview(run: Run) -> Any:
+    return np.asarray(Image.open(run.folder / "previews" / "0000002.png"), dtype=int)
 
 
 def tensors(folder: Path) -> dict[str, Tensor]:
@@ -146,7 +197,7 @@ def teach_many(model: Model, subjects: Path, out: Path, **changed: object) -> di
 
 @pytest.mark.long
 def test_each_has_a_run_as_if_alone(model: Model, subjects: Path, tmp_path: Path) -> None:
-    runs = teach_many(model, subjects, tmp_path / "out", preview_every=4)
+    runs = teach_many(model, subjects, tmp_path / "out")
     assert list(runs) == list(NAMES)
     for name, run in runs.items():
         alone = teach(model, run.recipe, tmp_path / "alone" / name)
@@ -270,11 +321,11 @@ def test_one_that_goes_wrong_or_ends_leaves_the_others(
         wrong = self.recipe.token == "<bee>" and self.done == 4
         return clip(self, torch.nan if wrong else loss)
 
-    batches = Lesson.batch
+    batches = Lesson.batches
     monkeypatch.setattr(Learner, "clipped", clipped)
     monkeypatch.setattr(
         Lesson,
-        "batch",
+        "batches",
         lambda self, step, some=(): sizes.append(len(some)) or batches(self, step, some),
     )
     events = learn_many_events(model, list(runs.values()))

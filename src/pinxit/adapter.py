@@ -3,7 +3,7 @@
 from collections.abc import Generator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
-from typing import Protocol, Self
+from typing import Protocol, Self, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -23,14 +23,8 @@ class Part:
     tensors: Mapping[str, Tensor] = field(default_factory=dict[str, Tensor])
 
 
-class Adapter(Protocol):
-    """A change to a model: after `eject` the model is to the bit what it was before `inject`.
-
-    `touches_text` says whether prompts mean something else while it is trained, so that their
-    conditioning cannot be kept from step to step.
-    """
-
-    touches_text: bool
+class Change(Protocol):
+    """A change to a model: after `eject` the model is to the bit what it was before `inject`."""
 
     def inject(self, model: Model) -> None:
         """Make the change."""
@@ -39,6 +33,35 @@ class Adapter(Protocol):
     def eject(self, model: Model) -> None:
         """Undo it."""
         ...
+
+
+@runtime_checkable
+class Shared(Change, Protocol):
+    """Changes of several concepts at once, each to its own samples of a batch."""
+
+    def serve(self, concepts: Tensor) -> None:
+        """Sample n is of the concept `concepts[n]` from now on; if there is one, so are all."""
+        ...
+
+
+@runtime_checkable
+class Joinable(Protocol):
+    """An adapter of which several must be joined, to be in a model at once."""
+
+    @classmethod
+    def joined(cls, several: Sequence[Self]) -> Shared:
+        """Theirs as one change, by concept in this order; it reads their weights as they are."""
+        ...
+
+
+class Adapter(Change, Protocol):
+    """A change that can be kept, and perhaps trained.
+
+    `touches_text` says whether prompts mean something else while it is trained, so that their
+    conditioning cannot be kept from step to step.
+    """
+
+    touches_text: bool
 
     def weights(self) -> Mapping[str, nn.Parameter]:
         """What training may change; nothing if it is fixed."""
@@ -55,7 +78,7 @@ class Adapter(Protocol):
 
 
 @contextmanager
-def injected(model: Model, adapters: Sequence[Adapter]) -> Generator[Model]:
+def injected(model: Model, adapters: Sequence[Change]) -> Generator[Model]:
     """The model with the adapters in it, in order; all are undone whatever happens."""
     with ExitStack() as undo:
         for adapter in adapters:

@@ -14,6 +14,8 @@ from pinxit.model import Model
 from pinxit.pictures import Picture
 from pinxit.pixels import to_pixels
 
+# Pictures are encoded together while they have no more pixels than this in all, and so many.
+_PIXELS = 2**17
 _ENCODED_TOGETHER = 8
 
 
@@ -32,6 +34,20 @@ class Batch:
     concepts: Tensor
     prompts: tuple[str, ...]
     mask: Tensor | None = None
+
+    def __len__(self) -> int:
+        return len(self.prompts)
+
+    def __getitem__(self, at: slice) -> "Batch":
+        return Batch(
+            self.latents[at],
+            self.noise[at],
+            self.times[at],
+            self.weights[at],
+            self.concepts[at],
+            self.prompts[at],
+            None if self.mask is None else self.mask[at],
+        )
 
 
 @dataclass(frozen=True)
@@ -163,7 +179,7 @@ def _encoded(model: Model, pictures: Sequence[Picture], side: int) -> list[tuple
         pixels, mask = _framed(model, picture, side)
         group = waiting.setdefault(pixels.shape, {})
         group[number] = pixels, mask
-        if len(group) == _ENCODED_TOGETHER:
+        if len(group) >= min(_ENCODED_TOGETHER, _PIXELS // pixels[0, 0].numel()):
             encode(group)
     for group in filter(None, waiting.values()):
         encode(group)

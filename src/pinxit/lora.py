@@ -2,7 +2,7 @@
 """Small weights beside a network's layers that change what the layers do: LoRA and its kin."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any, Literal, Self
@@ -13,10 +13,10 @@ from torch import Tensor, nn
 from pinxit.adapter import Part
 from pinxit.draw import generator
 from pinxit.errors import ConceptError, RecipeError, did_you_mean
+from pinxit.low_ranks import Factors, LowRanks
 from pinxit.model import Model
 from pinxit.peft_layers import (
     KINDS,
-    WEIGHTS,
     Kind,
     Tensors,
     filled,
@@ -123,6 +123,13 @@ class LowRank:
         """The layers are the base's own again."""
         self._undo.close()
 
+    @classmethod
+    def joined(cls, several: Sequence[Self]) -> LowRanks:
+        """Plain ones of one target and form, each for its own concept's samples."""
+        first = several[0]
+        assert {one.kind for one in several} == {"lora"}, "only plain LoRA can be joined"
+        return LowRanks(first.target, {name: _factors(several, name) for name in first.layers})
+
     def weights(self) -> Mapping[str, nn.Parameter]:
         """All of them, by layer and name, while they are learned."""
         held = self.layers.items() if self.strength is None else ()
@@ -156,6 +163,15 @@ class LowRank:
             _must_fit(f"`{target}.{name}`", layer, kind, held, model)
             layers[name] = {key: placed(key, tensor, layer) for key, tensor in held.items()}
         return cls(target, kind, layers, alphas, text=target in model.towers, strength=1.0)
+
+
+def _factors(several: Sequence[LowRank], layer: str) -> Factors:
+    """What several plain LoRAs have for a layer."""
+    down = [one.layers[layer]["lora_A.weight"] for one in several]
+    up = [one.layers[layer]["lora_B.weight"] for one in several]
+    ranks = [len(weight) for weight in down]
+    scale = [one.alphas.get(layer, rank) / rank for one, rank in zip(several, ranks, strict=True)]
+    return Factors(down, up, scale)
 
 
 def _chosen(model: Model, target: str, form: Form) -> dict[str, Any]:
@@ -203,14 +219,12 @@ def _must_fit(where: str, layer: Any, kind: Kind, weights: Tensors, model: Model
         raise ConceptError(
             f"the concept changes {where}, and {model.name} has no such layer", _FITTING
         )
-    shapes = ", ".join(f"{name} {tuple(weight.shape)}" for name, weight in weights.items())
-    if set(weights) not in WEIGHTS[kind]:
-        raise ConceptError(
-            f"the concept's {kind} for {where} is not whole: it has {shapes or 'nothing'}", _DAMAGED
-        )
     with torch.random.fork_rng([]):
         if not fits(layer, kind, weights):
             own = tuple(layer.weight.shape)
+            held = ", ".join(f"{name} {tuple(weight.shape)}" for name, weight in weights.items())
             raise ConceptError(
-                f"{where} is {own} in {model.name}, and the concept has {shapes} for it", _FITTING
+                f"{where} is {own} in {model.name}, and the concept has {held or 'nothing'} for it "
+                f"as {kind}",
+                _FITTING,
             )

@@ -10,6 +10,8 @@ from torch import Tensor, nn
 _BETAS = (0.9, 0.999)
 _EPS = 1e-8
 
+STATE = ("step", "exp_avg", "exp_avg_sq", "rest")
+
 # Half-precision weights are computed in full this many at a time: few enough for a processor's
 # cache, enough for a GPU.
 _TOGETHER = {"cpu": 2**17, "cuda": 2**25}
@@ -28,7 +30,7 @@ class Group:
     decay: float = 0.0
 
 
-class AdamW(torch.optim.Optimizer):
+class AdamW:
     """Adam with decoupled weight decay (arXiv:1711.05101), its memory small for halves.
 
     A weight in half precision has `rest` beside it, what rounding took from it, so that small steps
@@ -36,24 +38,35 @@ class AdamW(torch.optim.Optimizer):
     """
 
     def __init__(self, groups: Sequence[Group]) -> None:
-        tables = [
-            {"params": list(group.weights), "lr": group.rate, "weight_decay": group.decay}
-            for group in groups
-            if group.weights
-        ]
-        super().__init__(tables, {})
+        self.groups = tuple(groups)
+        self.state: dict[nn.Parameter, dict[str, Tensor]] = {}
 
     @torch.no_grad()
-    def step(self, closure: None = None) -> None:  # noqa: ARG002  # pyright: ignore[reportIncompatibleMethodOverride]
-        """Change every weight that has a gradient."""
-        for group in self.param_groups:
-            for weight in group["params"]:
+    def step(self, share: Tensor) -> None:
+        """Change every weight that has a gradient, of which so large a share counts."""
+        for group in self.groups:
+            for weight in group.weights:
                 if weight.grad is not None:
-                    kept = self.state[weight]
-                    if not kept:
-                        kept |= _beginning(weight)
+                    kept = self.state.setdefault(weight, {}) or _beginning(weight)
+                    self.state[weight] = kept
                     kept["step"] += 1
-                    _step(weight, kept, group["lr"], group["weight_decay"])
+                    _step(weight, kept, group, share)
+
+    def zero_grad(self) -> None:
+        """Forget the gradients."""
+        for group in self.groups:
+            for weight in group.weights:
+                weight.grad = None
+
+
+def norm(tensors: Sequence[Tensor]) -> Tensor:
+    """The norm of all their numbers together, computed in full a part at a time."""
+    parts = [
+        torch.linalg.vector_norm(part.to(torch.promote_types(part.dtype, torch.float32)))
+        for tensor in tensors
+        for part in (_in_memory(tensor).split(2**20) if tensor.dtype.itemsize == 2 else (tensor,))
+    ]
+    return torch.linalg.vector_norm(torch.stack(parts))
 
 
 def bytes_of_state(weight: Tensor) -> int:
@@ -72,12 +85,12 @@ def _beginning(weight: Tensor) -> dict[str, Tensor]:
     }
 
 
-def _step(weight: Tensor, kept: dict[str, Tensor], rate: float, decay: float) -> None:
+def _step(weight: Tensor, kept: dict[str, Tensor], group: Group, share: Tensor) -> None:
     grad = weight.grad
     assert grad is not None
     moments = [kept["exp_avg"], kept["exp_avg_sq"]]
     if "rest" not in kept:
-        _fused([weight.detach(), grad, *moments], kept["step"], rate, decay)
+        _fused([weight.detach(), grad.mul_(share), *moments], kept["step"], group)
         return
     size = _TOGETHER[weight.device.type if weight.is_cuda else "cpu"]
     full = [torch.empty(min(size, weight.numel()), device=weight.device) for _ in range(4)]
@@ -88,7 +101,8 @@ def _step(weight: Tensor, kept: dict[str, Tensor], rate: float, decay: float) ->
         for into, half in zip(some, (own, slope, mean, square), strict=True):
             _ = into.copy_(half)
         _ = some[0].add_(rest)
-        _fused(some, kept["step"], rate, decay)
+        _ = some[1].mul_(share)
+        _fused(some, kept["step"], group)
         _ = own.copy_(some[0])
         _ = rest.copy_(some[0].sub_(own))
         _ = mean.copy_(some[2])
@@ -97,7 +111,7 @@ def _step(weight: Tensor, kept: dict[str, Tensor], rate: float, decay: float) ->
         _ = square.view(torch.int16).copy_(finer.bitwise_right_shift_(16))
 
 
-def _fused(tensors: list[Tensor], step: Tensor, rate: float, decay: float) -> None:
+def _fused(tensors: list[Tensor], step: Tensor, group: Group) -> None:
     """One step on a weight, its gradient and its two moments, in one pass over memory."""
     fused: Any = torch._fused_adamw_  # pyright: ignore[reportPrivateUsage]
     weight, grad, mean, square = tensors
@@ -108,10 +122,10 @@ def _fused(tensors: list[Tensor], step: Tensor, rate: float, decay: float) -> No
         [square],
         [],
         [step],
-        lr=rate,
+        lr=group.rate,
         beta1=_BETAS[0],
         beta2=_BETAS[1],
-        weight_decay=decay,
+        weight_decay=group.decay,
         eps=_EPS,
         amsgrad=False,
         maximize=False,

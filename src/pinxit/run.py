@@ -6,6 +6,8 @@ from contextlib import ExitStack, closing
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+import torch
+
 from pinxit.checkpoint import Manifest, keep, newest
 from pinxit.concept import Concept, Provenance
 from pinxit.durable import replace, replace_text
@@ -207,14 +209,16 @@ def learn_together(model: Model, runs: Sequence[Run]) -> Generator[tuple[Run, To
     if not begun:
         return
     at, failed = list(begun), set[Run]()
-    with closing(train(Lesson(model, list(begun.values())))) as steps, ExitStack() as ends:
+    lesson = Lesson(model, list(begun.values()))
+    with closing(train(lesson)) as steps, ExitStack() as ends:
         for run, learner in begun.items():
             _ = ends.callback(run.keep, learner)
         for step in steps:
-            shares = [(at[place], share) for place, share in step.shares()]
-            for run, share in shares:
+            shares = [(place, at[place], share) for place, share in step.shares()]
+            for _, run, share in shares:
                 run.note(share)
-            for run, share in shares:
+            for place, run, share in shares:
+                lesson.serve(torch.tensor([place]))
                 yield from ((run, event) for event in run.follow(share, begun[run]))
             for run in at:
                 trouble = begun[run].trouble

@@ -6,17 +6,22 @@ from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from pinxit.adapter import Adapter, injected
+from pinxit.adapter import Adapter, Change, Joinable, Shared, injected
 from pinxit.batches import Batch, Draws, Samples, parts
 from pinxit.durable import undisturbed
 from pinxit.errors import RunError
+from pinxit.memory import Choice, Saved, choose, free
 from pinxit.model import Conditioning, Model
+from pinxit.optimizer import STATE, AdamW, Group, bytes_of_state, norm
 from pinxit.pictures import Picture, by_content, fingerprint
 from pinxit.recipe import Recipe
 
 Tell = Callable[[Sequence[str]], Conditioning]
+
+# Half-precision gradients of a loss as it is would round to nothing; halved when they overflow.
+_FP16_SCALE = 2.0**12
 
 
 @dataclass(frozen=True)
@@ -42,8 +47,8 @@ class Step:
     def shares(self) -> Iterator[tuple[int, "Step"]]:
         """For each concept's place its own step, with an equal part of the time."""
         seconds = self.seconds / max(1, len(self.concepts))
-        for place, loss, norm in zip(self.concepts, self.losses, self.norms, strict=True):
-            alone = replace(self, losses=(loss,), norms=(norm,), seconds=seconds, concepts=(0,))
+        for place, loss, size in zip(self.concepts, self.losses, self.norms, strict=True):
+            alone = replace(self, losses=(loss,), norms=(size,), seconds=seconds, concepts=(0,))
             yield place, alone
 
 
@@ -69,18 +74,14 @@ class Learner:
         self.learnables = recipe.method.adapters(model, subject, recipe.rate)
         self.adapters = tuple(learnable.adapter for learnable in self.learnables)
         self.weights = [weight for one in self.adapters for weight in one.weights().values()]
-        self.optimizer = torch.optim.AdamW(
+        self.optimizer = AdamW(
             [
-                {
-                    "params": list(learnable.adapter.weights().values()),
-                    "lr": learnable.rate,
-                    "weight_decay": learnable.decay,
-                }
-                for learnable in self.learnables
-                if learnable.adapter.weights()
-            ],
-            fused=True,
+                Group(list(one.adapter.weights().values()), one.rate, one.decay)
+                for one in self.learnables
+            ]
         )
+        self.scale = _FP16_SCALE if model.placement.precision == "fp16" else 1.0
+        self._share = torch.ones(())
 
     @property
     def learning(self) -> bool:
@@ -89,36 +90,57 @@ class Learner:
 
     def state(self) -> dict[str, Tensor]:
         """Everything that changes as it learns: weights, moments, step."""
-        kept = {"done": torch.tensor(self.done)}
+        kept = {"done": torch.tensor(self.done), "scale": torch.tensor(self.scale)}
         for number, weight in enumerate(self.weights):
             kept[f"weight.{number}"] = weight.detach()
-            for name, moment in self.optimizer.state[weight].items():
+            for name, moment in self.optimizer.state.get(weight, {}).items():
                 kept[f"{name}.{number}"] = moment
         return kept
 
     def restore(self, state: Mapping[str, Tensor]) -> None:
         """Go on from a state that was kept."""
         self.done = int(state["done"])
+        self.scale = float(state.get("scale", torch.tensor(self.scale)))
         for number, weight in enumerate(self.weights):
             with torch.no_grad():
                 _ = weight.copy_(state[f"weight.{number}"])
             # A layer whose answer nobody takes, as the last of some towers, has no moments.
-            moments = ("step", "exp_avg", "exp_avg_sq") if f"step.{number}" in state else ()
-            for name in moments:
-                kept = state[f"{name}.{number}"].to(weight.device)
-                # The fused step walks weights and moments in memory: they must lie the same way.
-                like = kept if name == "step" else weight.detach()
-                self.optimizer.state[weight][name] = torch.empty_like(like).copy_(kept)
+            names = [name for name in STATE if f"{name}.{number}" in state]
+            if names:
+                self.optimizer.state[weight] = {
+                    name: _lying_like(state[f"{name}.{number}"], weight) for name in names
+                }
 
     def clipped(self, loss: float) -> float:
         """The norm of its gradient, which is clipped; `trouble` is set if it is no step to take."""
-        norm = float(nn.utils.clip_grad_norm_(self.weights, self.recipe.clip))
-        if not (math.isfinite(loss) and math.isfinite(norm)):
+        grads = [weight.grad for weight in self.weights if weight.grad is not None]
+        total = norm(grads) / self.scale
+        self._share = (self.recipe.clip / (total + 1e-6)).clamp(max=1.0) / self.scale
+        if not (math.isfinite(loss) and total.isfinite()):
             self.trouble = RunError(
-                f"learning went wrong at step {self.done + 1}: loss {loss}, gradient {norm}",
+                f"learning went wrong at step {self.done + 1}: loss {loss}, gradient {total:g}",
                 "try a lower --rate, or --precision fp32; what was learned before is kept",
             )
-        return norm
+        return float(total)
+
+    def step(self) -> None:
+        """Change what is trained by its gradient, as far as that was not clipped."""
+        self.optimizer.step(self._share)
+        self.done += 1
+
+    def overflowed(self) -> bool:
+        """Whether halves may have been too small for its gradient; it is smaller from now on."""
+        if self.trouble is None or self.scale <= 1:
+            return False
+        self.trouble = None
+        self.scale /= 2
+        return True
+
+
+def _lying_like(kept: Tensor, weight: Tensor) -> Tensor:
+    """A moment as its weight lies in memory: the step walks both; a count of steps as it is."""
+    like = weight.detach() if kept.ndim else kept
+    return torch.empty_like(like, dtype=kept.dtype, device=weight.device).copy_(kept)
 
 
 class Lesson:
@@ -133,6 +155,8 @@ class Lesson:
         self.model = model
         self.learners = tuple(learners)
         self.recipe = self.learners[0].recipe
+        self.changes = tuple(self._changes())
+        self.choice: Choice | None = None
 
     @classmethod
     def of(cls, model: Model, recipe: Recipe, pictures: tuple[Picture, ...]) -> "Lesson":
@@ -144,6 +168,11 @@ class Lesson:
         """The adapters of all concepts."""
         return tuple(adapter for learner in self.learners for adapter in learner.adapters)
 
+    @property
+    def touches_text(self) -> bool:
+        """Whether prompts mean something else after each step."""
+        return any(adapter.touches_text for adapter in self.adapters)
+
     def batches(self, step: int, concepts: Sequence[int] = ()) -> tuple[Batch, ...]:
         """The batch of a step, of some concepts or all: in a part for each shape of pictures."""
         drawn = [
@@ -153,10 +182,25 @@ class Lesson:
         ]
         return parts(drawn, self.model.device)
 
+    def errors(self, some: Batch, tell: Tell) -> Tensor:
+        """Each sample's weighted denoising error, (B,)."""
+        self.serve(some.concepts)
+        return objective(self.model, some, tell, self.recipe.min_snr)
+
+    def serve(self, concepts: Tensor) -> None:
+        """The samples (B,) that the model now gets are of these concepts; if one is given, all."""
+        for change in self.changes:
+            if isinstance(change, Shared):
+                change.serve(concepts)
+
+    def make_room(self) -> None:
+        """Let what the next steps do not need leave memory, as after a preview."""
+        self.model.rest("autoencoder", *(() if self.touches_text else self.model.towers))
+
     def tell(self) -> Tell:
         """How prompts are told to the denoiser: anew each step where learning changes that."""
         reading = self.recipe.reading
-        if any(adapter.touches_text for adapter in self.adapters):
+        if self.touches_text:
             return lambda wanted: _each_once(
                 lambda some: self.model.condition(some, reading), wanted
             )
@@ -165,6 +209,15 @@ class Lesson:
             every = dict.fromkeys(prompts)
             kept = {prompt: self.model.condition([prompt], reading) for prompt in every}
         return lambda wanted: Conditioning.stack([kept[prompt] for prompt in wanted])
+
+    def _changes(self) -> Iterator[Change]:
+        """What is to be in the model: the adapters, joined where they have to be."""
+        for several in zip(*(learner.adapters for learner in self.learners), strict=True):
+            first = several[0]
+            if len(several) > 1 and isinstance(first, Joinable):
+                yield first.joined(several)
+            else:
+                yield from several
 
 
 def _each_once(tell: Tell, wanted: Sequence[str]) -> Conditioning:
@@ -196,30 +249,28 @@ def train(lesson: Lesson) -> Generator[Step]:
     The adapters are in the model from the first step until the generator is closed. Learners that
     are ahead of others, as after a crash between two checkpoints, wait for them; their samples
     stay in the batch meanwhile, so that its shape, and with it all rounding, follows from the step.
+    RunError if memory does not suffice.
     """
-    model, learners = lesson.model, lesson.learners
-    with injected(model, lesson.adapters):
+    learners = lesson.learners
+    with injected(lesson.model, lesson.changes):
         tell = lesson.tell()
         while any(learner.learning for learner in learners):
             began = time.perf_counter()
+            lesson.make_room()
             step = min(learner.done for learner in learners if learner.learning)
             there = [n for n, one in enumerate(learners) if not one.trouble and step < one.total]
-            losses = torch.zeros(len(learners), device=model.device)
-            for drawn in lesson.batches(step, there):
-                with torch.enable_grad():
-                    errors = objective(model, drawn, tell, lesson.recipe.min_snr)
-                    errors.sum().backward()
-                losses = losses.index_add(0, drawn.concepts, errors.detach())
-            told = losses.tolist()
+            told = _gradients(lesson, lesson.batches(step, there), tell)
             turn = [n for n in there if learners[n].done == step]
             norms = {n: learners[n].clipped(told[n]) for n in turn}
-            well = tuple(n for n in turn if not learners[n].trouble)
+            again = any([learners[n].overflowed() for n in turn])
+            well = tuple(n for n in turn if not learners[n].trouble and not again)
             with undisturbed():
                 for n in well:
-                    learners[n].optimizer.step()
-                    learners[n].done = step + 1
+                    learners[n].step()
             for n in there:
                 learners[n].optimizer.zero_grad()
+            if again:
+                continue
             yield Step(
                 number=step + 1,
                 total=max(learner.total for learner in learners),
@@ -229,3 +280,56 @@ def train(lesson: Lesson) -> Generator[Step]:
                 seconds=time.perf_counter() - began,
                 concepts=well,
             )
+
+
+def _gradients(lesson: Lesson, parts: Sequence[Batch], tell: Tell) -> list[float]:
+    """Each learner's loss on the parts of a batch, its gradients left with the weights, scaled.
+
+    As much of the batch is worked on together as memory has room for.
+    """
+    model, learners = lesson.model, lesson.learners
+    scales = torch.tensor([learner.scale for learner in learners], device=model.device)
+    while True:
+        choice = lesson.choice = lesson.choice or _fitting(lesson, parts, tell)
+        model.economise(choice.economise)
+        losses = torch.zeros(len(learners), device=model.device)
+        try:
+            for some in _cut(parts, choice.together):
+                with torch.enable_grad():
+                    errors = lesson.errors(some, tell)
+                    (errors * scales[some.concepts]).sum().backward()
+                losses = losses.index_add(0, some.concepts, errors.detach().to(losses))
+            return losses.tolist()
+        except torch.OutOfMemoryError as trouble:
+            for learner in learners:
+                learner.optimizer.zero_grad()
+            lesson.choice = choice.smaller()
+            if lesson.choice is None:
+                raise RunError(
+                    f"there is not enough memory on {model.device} for one picture",
+                    "take a smaller --size, or a method that trains less",
+                ) from trouble
+        finally:
+            model.economise(False)
+
+
+def _cut(parts: Sequence[Batch], together: int) -> Iterator[Batch]:
+    for part in parts:
+        yield from (part[at : at + together] for at in range(0, len(part), together))
+
+
+def _fitting(lesson: Lesson, parts: Sequence[Batch], tell: Tell) -> Choice:
+    """How to work on such batches, by what one sample of the largest takes."""
+    largest = max(parts, key=lambda part: part.latents[0].numel())
+    weights = [weight for learner in lesson.learners for weight in learner.weights]
+    awake = ["denoiser", *(lesson.model.towers if lesson.touches_text else ())]
+    held = [w for name in awake for w in lesson.model.networks[name].parameters()]
+    with torch.enable_grad(), Saved([*weights, *held]) as saved:
+        _ = lesson.errors(largest[:1], tell)
+    states = sum(
+        bytes_of_state(weight)
+        for learner in lesson.learners
+        for weight in learner.weights
+        if weight not in learner.optimizer.state
+    )
+    return choose(sum(map(len, parts)), saved.bytes, states, free(lesson.model.device))

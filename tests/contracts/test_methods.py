@@ -26,7 +26,12 @@ on_every_base_later = pytest.mark.parametrize("model", ["nano", *later], indirec
 # Knobs that make a method touch more of the model than its defaults do.
 DEEPER: dict[str, dict[str, object]] = {
     "dreambooth": {"train_text_encoder": True, "prior_pictures": 3},
-    "lora": {"train_text_encoder": True, "prior_pictures": 3, "layers": "all", "word": "new"},
+    "lora": {
+        "train_text_encoder": True,
+        "prior_pictures": 3,
+        "layers": "transformer",
+        "word": "new",
+    },
     "textual-inversion": {"vectors": 3, "captions": True},
 }
 

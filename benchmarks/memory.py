@@ -1,0 +1,66 @@
+"""Peaks of memory of this process, as the system counts them."""
+
+import threading
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+import torch
+
+_STATUS = Path("/proc/self/status")
+_OFTEN = 0.01  # seconds between two looks
+
+
+class Peaks:
+    """Watches memory while it is open; all in gigabytes."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._cuda = device if device.type == "cuda" else None
+        self._anonymous = 0.0
+        self._loading = 0.0
+        self._done = threading.Event()
+        self._watch = threading.Thread(target=self._look, daemon=True)
+
+    def __enter__(self) -> Self:
+        self._watch.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        trouble: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._done.set()
+        self._watch.join()
+
+    def loaded(self) -> None:
+        """The first step begins: its peak is counted apart, where the system can forget one."""
+        self._loading = _status().get("VmHWM", 0.0)
+        try:
+            _ = Path("/proc/self/clear_refs").write_text("5")
+        except OSError:
+            self._loading = 0.0
+
+    def gigabytes(self) -> dict[str, float]:
+        """What was highest."""
+        steps = _status().get("VmHWM", 0.0)
+        held = torch.cuda.max_memory_allocated(self._cuda) / 1e9 if self._cuda else 0.0
+        return {
+            "peak_gb": max(self._loading, steps),
+            "loading_gb": self._loading,
+            "steps_gb": steps if self._loading else 0.0,
+            "anonymous_gb": self._anonymous,
+            "device_gb": held,
+        }
+
+    def _look(self) -> None:
+        while not self._done.wait(_OFTEN):
+            self._anonymous = max(self._anonymous, _status().get("RssAnon", 0.0))
+
+
+def _status() -> dict[str, float]:
+    """The system's sizes of this process in gigabytes; none where there is no such file."""
+    lines = _STATUS.read_text().splitlines() if _STATUS.is_file() else []
+    sizes = (line.split() for line in lines if line.endswith(" kB"))
+    return {name.rstrip(":"): int(size) * 1024 / 1e9 for name, size, _ in sizes}
