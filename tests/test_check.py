@@ -78,7 +78,7 @@ def test_what_is_so_of_all_is_said(folder: Path) -> None:
     assert "only 2: 3 to 12" in worries(folder)[""][0]
     for number in range(50):
         photo(100 + number).save(folder / f"more{number}.png")
-    assert any(said.startswith("52 pictures: more than") for said in worries(folder)[""])
+    assert any(said.startswith("52 pictures, 3 to 12 are usual") for said in worries(folder)[""])
 
 
 def test_pictures_that_are_all_alike(tmp_path: Path) -> None:

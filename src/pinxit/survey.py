@@ -56,7 +56,6 @@ class Survey:
     """All that was found in a folder: pictures, files that are refused, others left out."""
 
     folder: Path
-    side: int
     looks: tuple[Look, ...]
     refused: tuple[Entry, ...]
     left_out: tuple[Entry, ...]
@@ -91,9 +90,9 @@ class Survey:
         said: list[str] = []
         count, pictures = len(self.looks), [look.picture for look in self.looks]
         if 0 < count < _FEW:
-            said.append(f"only {count}: 3 to 12 from several sides and places teach more")
+            said.append(f"only {count}: 3 to 12 from several sides and places are usual")
         if count > _MANY:
-            said.append(f"{count} pictures: more than a word can hold; the best 12 do as well")
+            said.append(f"{count} pictures, 3 to 12 are usual: see that each shows the subject")
         if count >= _FEW and alike.min() >= _ALIKE:
             said.append("all look alike: place and pose will be learned along")
         without = {
@@ -119,7 +118,7 @@ def survey(folder: Path, side: int, grain: int = 8, masks: Masks = "beside") -> 
             looks.append(_look(entry.picture, entry.decoded.image, entry.said, (side, grain)))
         else:
             (refused if entry.refused else left_out).append(entry)
-    return Survey(folder, side, tuple(looks), tuple(refused), tuple(left_out))
+    return Survey(folder, tuple(looks), tuple(refused), tuple(left_out))
 
 
 def _look(
