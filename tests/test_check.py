@@ -185,6 +185,8 @@ def test_check_refuses_with_a_status(
     assert out.is_file()
     assert main(["check", str(folder), "--out", str(folder / "sheet.png")]) == 2
     assert "would be one of the pictures" in capsys.readouterr().err
+    assert main(["check", str(folder), "--out", str(tmp_path / "no" / "sheet.png")]) == 2
+    assert "cannot be written" in capsys.readouterr().err
     (tmp_path / "none").mkdir()
     assert main(["check", str(tmp_path / "none")]) == 2
     assert "there is no picture in" in capsys.readouterr().err

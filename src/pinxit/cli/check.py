@@ -39,7 +39,13 @@ def check(
     found = survey(pictures, max(size // 8, 1) * 8, masks=masks)
     show(found)
     if found.looks or found.refused:
-        replace(out, lambda beside: contact_sheet(found).save(beside, "PNG"))
+        paper = contact_sheet(found)
+        try:
+            replace(out, lambda beside: paper.save(beside, "PNG"))
+        except OSError as trouble:
+            raise PictureError(
+                f"the contact sheet {out} cannot be written: {trouble}", "give another --out"
+            ) from trouble
         say(f"the contact sheet is {out}")
     must_be_usable(pictures, len(found.looks), found.refused)
 
