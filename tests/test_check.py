@@ -1,5 +1,7 @@
 """`pinxit check`, and what `pinxit train` says of pictures before it begins."""
 
+import re
+import shlex
 from pathlib import Path
 
 import numpy as np
@@ -48,7 +50,7 @@ def test_copies_are_named_however_they_were_made(folder: Path) -> None:
     first.crop((1, 1, 95, 95)).save(folder / "trimmed.png")
     Image.eval(first, lambda level: level * 3 // 4).save(folder / "darker.png")
     found = worries(folder)
-    assert "the same file as 0.png" in found["copy.png"]
+    assert found["copy.png"] == ["the same as 0.png"]
     for name in ("saved-anew.jpg", "smaller.png", "trimmed.png", "darker.png"):
         assert "nearly the same as 0.png" in found[name]
     assert not found.keys() & {"0.png", "1.png", "2.png", "3.png"}
@@ -76,7 +78,7 @@ def test_what_is_so_of_all_is_said(folder: Path) -> None:
     assert "only 2: 3 to 12" in worries(folder)[""][0]
     for number in range(50):
         photo(100 + number).save(folder / f"more{number}.png")
-    assert any(said.startswith("52 pictures: more than") for said in worries(folder)[""])
+    assert any(said.startswith("52 pictures, 3 to 12 are usual") for said in worries(folder)[""])
 
 
 def test_pictures_that_are_all_alike(tmp_path: Path) -> None:
@@ -183,6 +185,8 @@ def test_check_refuses_with_a_status(
     assert out.is_file()
     assert main(["check", str(folder), "--out", str(folder / "sheet.png")]) == 2
     assert "would be one of the pictures" in capsys.readouterr().err
+    assert main(["check", str(folder), "--out", str(tmp_path / "no" / "sheet.png")]) == 2
+    assert "cannot be written" in capsys.readouterr().err
     (tmp_path / "none").mkdir()
     assert main(["check", str(tmp_path / "none")]) == 2
     assert "there is no picture in" in capsys.readouterr().err
@@ -217,4 +221,16 @@ def test_train_leaves_out_what_it_is_told_to(
     assert "5 pictures, 1 refused, 1 left out" in said
     assert "left out: bad.png: no picture format" in said
     assert "left out: film.mp4" in said
-    assert "odd: copy.png: the same file as 0.png" in said
+    assert "odd: copy.png: the same as 0.png" in said
+
+
+def test_the_commands_in_the_docs_run(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(folder.parent)
+    folder.rename(folder.parent / "my-toy")
+    page = Path(__file__).parent.parent / "docs" / "reliability.md"
+    commands = re.findall(r"^pinxit (check .+?)(?:  +#.*)?$", page.read_text(), re.MULTILINE)
+    assert len(commands) == 2
+    for command in commands:
+        assert main(shlex.split(command)) == 0
+    assert Path("my-toy-check.png").is_file()
+    assert Path("looked-at.png").is_file()

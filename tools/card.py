@@ -298,8 +298,34 @@ def unharmed() -> str:
     return table(head, rows) + origin("learning-unharmed")
 
 
+def crops() -> str:
+    """How much of a subject is kept by crops."""
+    found = kept("crops")["figures"]["kept"]
+    rows = [
+        (name, *(f"{share:.1%}" for share in shares.values())) for name, shares in found.items()
+    ]
+    head = ("subject kept: it is", *next(iter(found.values())))
+    return table(head, rows) + origin("crops")
+
+
+def pictures() -> str:
+    """What became of odd pictures and of damaged ones."""
+    found = kept("pictures")["figures"]
+    damaged = found["damaged"]
+    first = [f"{found[what]} {what}" for what in ("used", "refused", "left out", "silent")]
+    rows = [
+        ("kinds of odd pictures", f"{found['kinds']}: {', '.join(first)}"),
+        ("judged wrongly", len(found["wrong"])),
+        ("damaged files", f"{damaged['mutants']:,}: {damaged['refused']:,} refused, rest read"),
+        *((what, damaged[what]) for what in ("crashes", "hangs", "not named")),
+        ("slowest", f"{damaged['slowest seconds']} s"),
+        ("most memory", f"{damaged['megabytes at most']} MB"),
+    ]
+    return table(("what", "figure"), rows) + origin("pictures")
+
+
 LEARNED = (painting, sizes, eyes, subjects, real)
-FILES = (families, formats, hostile, opening, reliability)
+FILES = (families, formats, hostile, opening, reliability, crops, pictures)
 TIMES = (arithmetic, floor, speed, unharmed)
 BLOCKS: dict[str, Callable[[], str]] = {f.__name__: f for f in (*LEARNED, *FILES, *TIMES)}
 

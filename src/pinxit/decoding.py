@@ -131,30 +131,22 @@ def _in_srgb(image: "Image", profile: bytes | None, notes: list[str]) -> "Image"
     from PIL import ImageCms
 
     if image.mode == "LAB":
-        told = ImageCms.ImageCmsProfile(ImageCms.createProfile("LAB"))
-    elif profile and image.mode in ("RGB", "RGBA", "CMYK", "L", "P", "LA"):
-        try:
-            told = ImageCms.ImageCmsProfile(BytesIO(profile))
-            described = ImageCms.getProfileDescription(told).strip()
-        except Exception:
-            notes.append("its colour profile is damaged: left out of account")
-            return image
-        if "srgb" in described.lower():
+        profile = ImageCms.ImageCmsProfile(ImageCms.createProfile("LAB")).tobytes()
+    if not profile or image.mode not in ("RGB", "RGBA", "CMYK", "L", "P", "LA", "LAB"):
+        return image
+    try:
+        told = ImageCms.ImageCmsProfile(BytesIO(profile))
+        if "srgb" in ImageCms.getProfileDescription(told).lower():
             return image
         if image.mode in ("P", "LA"):
             image = image.convert("RGBA" if image.has_transparency_data else "RGB")
-    else:
-        return image
-    srgb = ImageCms.createProfile("sRGB")
-    mode = "RGBA" if image.mode == "RGBA" else "RGB"
-    try:
+        mode, srgb = "RGBA" if image.mode == "RGBA" else "RGB", ImageCms.createProfile("sRGB")
         made = ImageCms.profileToProfile(image, told, srgb, outputMode=mode)
     except Exception:
-        notes.append("its colour profile does not fit: left out of account")
+        notes.append("its colour profile is damaged or does not fit: left out of account")
         return image
-    assert made is not None
     notes.append(f"{image.mode} by its colour profile to sRGB")
-    return made
+    return made or image
 
 
 def _banded(image: "Image", change: "Callable[[Image], Image]") -> "Image":

@@ -87,10 +87,11 @@ def salience(small: "Image") -> NDArray[np.float64]:
 
     smooth = small.convert("RGB").filter(ImageFilter.GaussianBlur(1))
     colours = np.asarray(smooth, dtype=np.float64) / 255
-    rim = np.concatenate([colours[:2].reshape(-1, 3), colours[:, :2].reshape(-1, 3)])
-    rim = np.concatenate([rim, colours[-2:].reshape(-1, 3), colours[:, -2:].reshape(-1, 3)])
-    spread = rim.T @ rim / len(rim) - np.outer(rim.mean(0), rim.mean(0)) + 1e-3 * np.eye(3)
+    inside = np.zeros(colours.shape[:2], dtype=bool)
+    inside[2:-2, 2:-2] = True
+    rim = colours[~inside]
     off = colours - rim.mean(0)
+    spread = np.cov(rim.T, bias=True) + 1e-3 * np.eye(3)
     unlike = np.sqrt(np.einsum("hwi,ij,hwj->hw", off, np.linalg.inv(spread), off))
     down, right = np.gradient(colours.mean(2))
     edges = np.hypot(down, right)

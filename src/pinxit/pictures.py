@@ -2,7 +2,7 @@
 
 import hashlib
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -96,8 +96,7 @@ def read_pictures(
             pictures.append(entry.picture)
         elif entry.refused:
             bad.append(entry)
-    must_be_usable(folder, bad, len(pictures) + len(bad), skip_bad)
-    must_hold(folder, len(pictures))
+    must_be_usable(folder, len(pictures), () if skip_bad else bad)
     return tuple(pictures)
 
 
@@ -112,19 +111,16 @@ def fingerprint(pictures: Iterable[Picture]) -> str:
     return hashlib.sha256(digests.encode()).hexdigest()
 
 
-def must_be_usable(folder: Path, bad: list[Entry], count: int, skip_bad: bool) -> None:
-    """PictureError naming the bad ones among so many files, if there are any and they matter."""
-    if bad and not skip_bad:
+def must_be_usable(folder: Path, count: int, bad: Sequence[Entry]) -> None:
+    """PictureError naming the bad ones beside so many pictures, or saying that there are none."""
+    if bad:
         named = ", ".join(f"{entry.path.name} ({'; '.join(entry.said)})" for entry in bad)
         raise PictureError(
-            f"{len(bad)} of {count} files in {folder} cannot be read as pictures: {named}",
+            f"{len(bad)} of {len(bad) + count} files in {folder} cannot be read as pictures: "
+            + named,
             "repair them, take them out of the folder, or leave them out by --skip-bad; "
             "nothing was started",
         )
-
-
-def must_hold(folder: Path, count: int) -> None:
-    """PictureError if there is no picture in a folder."""
     if not count:
         folders = sorted(path.name for path in folder.iterdir() if path.is_dir())
         deeper = f"it holds the folders {', '.join(folders)}: give one of them" if folders else ""

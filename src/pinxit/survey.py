@@ -1,5 +1,6 @@
 """A look at a folder of pictures before anything is learned: what is used, and what is odd."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -55,7 +56,6 @@ class Survey:
     """All that was found in a folder: pictures, files that are refused, others left out."""
 
     folder: Path
-    side: int
     looks: tuple[Look, ...]
     refused: tuple[Entry, ...]
     left_out: tuple[Entry, ...]
@@ -63,13 +63,14 @@ class Survey:
     def worries(self) -> dict[str, list[str]]:
         """What is suspicious: by file name, and under "" what is so of all of them together."""
         found: dict[str, list[str]] = {look.name: self._own(look) for look in self.looks}
-        found[""] = self._of_all()
+        alike = _likeness(self.looks) if self.looks else np.zeros((0, 0))
         for number, look in enumerate(self.looks):
-            for other in self.looks[:number]:
-                if look.picture.sha256 == other.picture.sha256:
-                    found[look.name].append(f"the same file as {other.name}")
-                elif _likeness(look, other) >= _SAME:
-                    found[look.name].append(f"nearly the same as {other.name}")
+            before = np.flatnonzero(alike[number, :number] >= _SAME)
+            if len(before):
+                other = self.looks[int(before[0])]
+                same = look.picture.sha256 == other.picture.sha256
+                found[look.name].append(f"{'' if same else 'nearly '}the same as {other.name}")
+        found[""] = self._of_all(alike)
         return {name: said for name, said in found.items() if said}
 
     def _own(self, look: Look) -> list[str]:
@@ -85,15 +86,14 @@ class Survey:
             said.append(f"its mask shows {look.masked:.2%} of it")
         return said
 
-    def _of_all(self) -> list[str]:
+    def _of_all(self, alike: NDArray[np.float64]) -> list[str]:
         said: list[str] = []
         count, pictures = len(self.looks), [look.picture for look in self.looks]
         if 0 < count < _FEW:
-            said.append(f"only {count}: 3 to 12 from several sides and places teach more")
+            said.append(f"only {count}: 3 to 12 from several sides and places are usual")
         if count > _MANY:
-            said.append(f"{count} pictures: more than a word can hold; the best 12 do as well")
-        pairs = [_likeness(a, b) for n, a in enumerate(self.looks) for b in self.looks[:n]]
-        if count >= _FEW and min(pairs) >= _ALIKE:
+            said.append(f"{count} pictures, 3 to 12 are usual: see that each shows the subject")
+        if count >= _FEW and alike.min() >= _ALIKE:
             said.append("all look alike: place and pose will be learned along")
         without = {
             "caption": [picture.path.name for picture in pictures if not picture.caption],
@@ -118,7 +118,7 @@ def survey(folder: Path, side: int, grain: int = 8, masks: Masks = "beside") -> 
             looks.append(_look(entry.picture, entry.decoded.image, entry.said, (side, grain)))
         else:
             (refused if entry.refused else left_out).append(entry)
-    return Survey(folder, side, tuple(looks), tuple(refused), tuple(left_out))
+    return Survey(folder, tuple(looks), tuple(refused), tuple(left_out))
 
 
 def _look(
@@ -130,11 +130,8 @@ def _look(
     shape = framing.shape_for(image.size, *learned_at)
     centre = framing.centring(image, shape, mask)
     thumb = image.resize((_THUMB, _THUMB), Image.Resampling.BOX, reducing_gap=3.0)
-    small = image.copy() if max(image.size) <= _SHOWN else None
-    if small is None:
-        scale = _SHOWN / max(image.size)
-        fitting = (max(1, round(image.width * scale)), max(1, round(image.height * scale)))
-        small = image.resize(fitting, Image.Resampling.LANCZOS, reducing_gap=3.0)
+    small = image.copy()
+    small.thumbnail((_SHOWN, _SHOWN))
     return Look(
         picture,
         image.size,
@@ -161,10 +158,14 @@ def _sharpness(image: "Image", side: int) -> float:
     return float(np.percentile(np.abs(turns), 99.5) / (high - low + 1))
 
 
-def _likeness(one: Look, other: Look) -> float:
-    """From -1 to 1: how alike two pictures' thumbnails are, brightness and contrast aside."""
-    a, b = (look.thumb.mean(axis=2) for look in (one, other))
-    a, b = a - a.mean(), b - b.mean()
-    if max(a.std(), b.std()) < _FLAT:  # nothing but their colours to go by
-        return float(np.abs(one.thumb - other.thumb).mean() < 2 * _FLAT)
-    return float((a * b).sum() / max(np.sqrt((a * a).sum() * (b * b).sum()), 1e-9))
+def _likeness(looks: Sequence[Look]) -> NDArray[np.float64]:
+    """From -1 to 1, (n, n): how alike their thumbnails are, brightness and contrast aside."""
+    colours = np.stack([look.thumb for look in looks]).reshape(len(looks), -1, 3)
+    grey = colours.mean(axis=2)
+    grey -= grey.mean(axis=1, keepdims=True)
+    lengths = np.linalg.norm(grey, axis=1)
+    alike = grey @ grey.T / np.maximum(np.outer(lengths, lengths), 1e-9)
+    for flat in np.flatnonzero(lengths < _FLAT * _THUMB):  # nothing but colours to go by
+        same = np.abs(colours - colours[flat]).mean(axis=(1, 2)) < 2 * _FLAT
+        alike[flat] = alike[:, flat] = same
+    return alike

@@ -9,7 +9,7 @@ from cyclopts import Parameter
 from pinxit.cli.screen import say, table
 from pinxit.durable import replace
 from pinxit.errors import PictureError
-from pinxit.pictures import Entry, Masks, must_be_usable, must_hold
+from pinxit.pictures import Masks, must_be_usable
 from pinxit.pixels import sheet
 
 if TYPE_CHECKING:
@@ -39,43 +39,35 @@ def check(
     found = survey(pictures, max(size // 8, 1) * 8, masks=masks)
     show(found)
     if found.looks or found.refused:
-        replace(out, lambda beside: contact_sheet(found).save(beside, "PNG"))
+        paper = contact_sheet(found)
+        try:
+            replace(out, lambda beside: paper.save(beside, "PNG"))
+        except OSError as trouble:
+            raise PictureError(
+                f"the contact sheet {out} cannot be written: {trouble}", "give another --out"
+            ) from trouble
         say(f"the contact sheet is {out}")
-    must_be_usable(pictures, list(found.refused), len(found.looks) + len(found.refused), False)
-    must_hold(pictures, len(found.looks))
+    must_be_usable(pictures, len(found.looks), found.refused)
 
 
 def show(found: "Survey") -> None:
     """The table: a row for each file, and what is odd of all together below it."""
     worries = found.worries()
-    rows = [
-        (look.name, "odd" if look.name in worries else "used", *_framed(look), _said(look, worries))
-        for look in found.looks
-    ]
-    rows += [(entry.path.name, "REFUSED", "", "", "; ".join(entry.said)) for entry in found.refused]
-    rows += [(entry.path.name, "left out", "", "", _why(entry)) for entry in found.left_out]
+    rows = [_row(look, worries.get(look.name, [])) for look in found.looks]
+    for verdict, entries in (("REFUSED", found.refused), ("left out", found.left_out)):
+        rows += [(one.path.name, verdict, "", "", "; ".join(one.said)) for one in entries]
     table(("file", "verdict", "size", "learned at", "remarks"), rows)
-    say(summary(found))
+    say(_summary(found))
     for worry in worries.get("", []):
         say(f"odd: {worry}")
 
 
-def summary(found: "Survey") -> str:
-    """One line: how many pictures, refused and left out."""
-    counts = {"refused": len(found.refused), "left out": len(found.left_out)}
-    also = "".join(f", {count} {what}" for what, count in counts.items() if count)
-    masked = sum(look.masked is not None for look in found.looks)
-    return f"{len(found.looks)} pictures{f', {masked} with masks' if masked else ''}{also}"
-
-
 def before_learning(found: "Survey", skip_bad: bool) -> None:
     """What a person should know before a run begins; PictureError if it cannot begin."""
-    bad = list(found.refused)
-    must_be_usable(found.folder, bad, len(found.looks) + len(bad), skip_bad)
-    must_hold(found.folder, len(found.looks))
-    say(summary(found))
-    for entry in (*bad, *found.left_out):
-        say(f"left out: {entry.path.name}: {_why(entry)}")
+    must_be_usable(found.folder, len(found.looks), () if skip_bad else found.refused)
+    say(_summary(found))
+    for entry in (*found.refused, *found.left_out):
+        say(f"left out: {entry.path.name}: {'; '.join(entry.said)}")
     for name, said in found.worries().items():
         say(f"odd: {name}{': ' if name else ''}{'; '.join(said)}")
 
@@ -123,18 +115,20 @@ def _labelled(image: "Image | None", name: str, said: Sequence[str], colour: str
     return tile
 
 
-def _framed(look: "Look") -> tuple[str, str]:
+def _row(look: "Look", worries: Sequence[str]) -> tuple[str, ...]:
     left, top, right, bottom = look.box
     cut = 1 - (right - left) * (bottom - top) / (look.size[0] * look.size[1])
     learned = f"{look.shape[0]}x{look.shape[1]}" + (f", {cut:.0%} cut off" if cut > 0.005 else "")
-    return f"{look.size[0]}x{look.size[1]}", learned
+    said = [*worries, *look.said]
+    said += [f"mask shows {look.masked:.0%}"] if look.masked is not None else []
+    said += [f"caption: {look.picture.caption}"] if look.picture.caption else []
+    size = f"{look.size[0]}x{look.size[1]}"
+    return look.name, "odd" if worries else "used", size, learned, "; ".join(said)
 
 
-def _said(look: "Look", worries: dict[str, list[str]]) -> str:
-    caption = [f"caption: {look.picture.caption}"] if look.picture.caption else []
-    mask = [f"mask shows {look.masked:.0%}"] if look.masked is not None else []
-    return "; ".join([*worries.get(look.name, []), *look.said, *mask, *caption])
-
-
-def _why(entry: Entry) -> str:
-    return "; ".join(entry.said)
+def _summary(found: "Survey") -> str:
+    """One line: how many pictures, refused and left out."""
+    masked = sum(look.masked is not None for look in found.looks)
+    counts = {"with masks": masked, "refused": len(found.refused), "left out": len(found.left_out)}
+    also = "".join(f", {count} {what}" for what, count in counts.items() if count)
+    return f"{len(found.looks)} pictures{also}"
