@@ -35,7 +35,11 @@ LORA: dict[str, object] = {
     "prior_pictures": 2,
 }
 PIVOTAL: dict[str, object] = {**LORA, "word": "new", "layers": "attention"}
-METHODS = pytest.mark.parametrize("method", [WORD, LORA, PIVOTAL], ids=["word", "lora", "both"])
+_LATER = [
+    pytest.param(LORA, id="lora", marks=pytest.mark.long),
+    pytest.param(PIVOTAL, id="both", marks=pytest.mark.long),
+]
+METHODS = pytest.mark.parametrize("method", [pytest.param(WORD, id="word"), *_LATER])
 
 
 @pytest.fixture
