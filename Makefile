@@ -6,8 +6,9 @@ TORCH_INDEX ?=
 BIN := .venv/bin
 READY := .venv/installed
 OUT ?= pinxit-demo
+BASE ?= pocket
 
-.PHONY: help install demo test slow check lint quick fix figures clean
+.PHONY: help install demo bench test slow check lint quick fix figures clean
 .DEFAULT_GOAL := help
 
 help: ## this list
@@ -25,6 +26,9 @@ $(READY): pyproject.toml constraints.txt
 
 demo: $(READY) ## teach a subject and a style, and write report.html (8 minutes)
 	$(BIN)/pinxit demo --out $(OUT)
+
+bench: $(READY) ## times and memory against a plain loop (pocket: 5 minutes; BASE=sd15: an hour)
+	$(BIN)/python -m benchmarks --base $(BASE)
 
 test: $(READY) ## every test but the slow group (15 minutes at most)
 	$(BIN)/pytest -m "not slow"

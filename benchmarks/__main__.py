@@ -17,10 +17,9 @@ from importlib.resources import files
 from pathlib import Path
 
 from benchmarks import bases, report
-from benchmarks.job import METHODS, SIDES, Job, Outcome
+from benchmarks.job import METHODS, SIDES, TOGETHER, Job, Outcome
 
 ROOT = Path(__file__).parent.parent
-_NOUNS = {"pocket": "car"}
 _SIZES = {"pocket": 64}  # all others are learned at 256 pixels, as the times in issue 4
 
 
@@ -37,12 +36,13 @@ def asked() -> argparse.Namespace:
     _ = add("--pictures", type=int, default=1, help="painted in a round, a first one apart")
     _ = add("--painting-steps", type=int, default=25, help="of each picture")
     _ = add("--batch", type=int, default=1, help="pictures of the subject in a step")
+    _ = add("--concepts", type=int, default=1, help="that pinxit learns in one batch")
     _ = add("--size", type=int, help="pixels of a side; 256, and of pocket 64")
-    _ = add("--noun", help="the subject's class, in the base's words")
+    _ = add("--noun", default="dog", help="the subject's class, in the base's words")
     _ = add("--device", default="cpu", help="cpu or cuda")
     _ = add("--precision", default="auto", help="of pinxit: fp32, bf16, or what it chooses itself")
     _ = add("--plain-precision", choices=("fp32", "bf16"), help="fp32; on a GPU mixed bf16")
-    _ = add("--json", type=Path, help="a file for every number")
+    _ = add("--json", type=Path, help="a file for every number; - for stdout")
     _ = add("--work", type=Path, default=_cache(), help="where bases of random weights are kept")
     return parser.parse_args()
 
@@ -57,10 +57,11 @@ def jobs(given: argparse.Namespace, base: Path, method: str) -> dict[str, Job]:
             side=side,
             method=method,
             base=str(base),
-            noun=given.noun or _NOUNS.get(given.base, "dog"),
+            noun=given.noun,
             size=given.size or _SIZES.get(given.base, 256),
             steps=count + 1,
             batch=given.batch,
+            concepts=given.concepts if side == "pinxit" and method in TOGETHER else 1,
             painting=given.painting_steps,
             device=given.device,
             precision=precision[side],
@@ -91,8 +92,11 @@ def done(job: Job, cache: Path) -> Outcome | None:
         print(f"{job.method}, {job.side}: failed after {took}: {why}", file=sys.stderr)
         return None
     outcome = Outcome(**json.loads(answer.stdout.splitlines()[-1]))
-    each = sum(outcome.steps) / len(outcome.steps)
-    print(f"{job.method}, {job.side}: {each:.3f} s a step ({took})", file=sys.stderr, flush=True)
+    print(
+        f"{job.method}, {job.side}: {report.seconds(outcome):.3f} s a step ({took})",
+        file=sys.stderr,
+        flush=True,
+    )
     return outcome
 
 
@@ -114,7 +118,9 @@ def main() -> int:
     shown = {"base": given.base, "size": given.size or _SIZES.get(given.base, 256)}
     settings = {**vars(given), **shown, "work": str(given.work), "json": str(given.json)}
     print(report.table(found, settings))
-    if given.json:
+    if given.json and str(given.json) == "-":
+        print(json.dumps(report.plain(found, settings)))
+    elif given.json:
         text = json.dumps(report.plain(found, settings), indent=1)
         _ = given.json.write_text(text + "\n", encoding="utf-8")
     return min(failed, 1)

@@ -9,11 +9,13 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
+from itertools import pairwise
 from pathlib import Path
 
 Side = Callable[["Job"], Iterator[None]]
 
 METHODS = ("textual-inversion", "lora", "dreambooth", "generation")
+TOGETHER = ("textual-inversion", "lora")  # of these pinxit learns several concepts in one batch
 SIDES = ("plain", "pinxit")
 TOKEN = "<mytoy>"
 GUIDANCE = 7.5
@@ -30,6 +32,7 @@ class Job:
     size: int
     steps: int
     batch: int
+    concepts: int
     painting: int
     device: str
     precision: str
@@ -45,12 +48,13 @@ class Job:
 class Outcome:
     """What it took: seconds of the clock and of the processor, and gigabytes at most.
 
-    `first` is the first step, in which caches are filled; `steps` are all others. `loading_gb` and
-    `steps_gb` are the peaks of resident memory before the first step and since (0 if the system
-    does not tell them apart), `peak_gb` the higher one, and `anonymous_gb` the peak of memory that
-    is no file's.
+    A step is one of all `concepts` together; `first` is the first, in which caches are filled, and
+    `steps` are all others. `loading_gb` and `steps_gb` are the peaks of resident memory before the
+    first step and since (0 if the system does not tell them apart), `peak_gb` the higher one, and
+    `anonymous_gb` the peak of memory that is no file's.
     """
 
+    concepts: int
     loading: float
     first: float
     steps: tuple[float, ...]
@@ -86,10 +90,11 @@ def measured(job: Job) -> Outcome:
             ends.append(time.perf_counter())
             used.append(time.process_time())
     return Outcome(
+        concepts=job.concepts,
         loading=loaded - began,
         first=ends[0] - loaded,
-        steps=tuple(after - before for before, after in zip(ends, ends[1:], strict=False)),
-        processor=tuple(after - before for before, after in zip(used, used[1:], strict=False)),
+        steps=tuple(after - before for before, after in pairwise(ends)),
+        processor=tuple(after - before for before, after in pairwise(used)),
         **peaks.gigabytes(),
         threads=torch.get_num_threads(),
         gflops=product_rates(torch.device(job.device)),

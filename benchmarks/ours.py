@@ -1,17 +1,17 @@
 """pinxit's side, through its public ways: a recipe, a lesson and its steps; a request."""
 
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from benchmarks.job import GUIDANCE, TOKEN, Job
 from pinxit.generate import Request, generate
 from pinxit.model import Model, open_base
-from pinxit.pictures import read_pictures
+from pinxit.pictures import Picture, read_pictures
 from pinxit.recipe import Recipe
-from pinxit.train import Lesson, train
+from pinxit.train import Learner, Lesson, train
 
-_KNOBS = {"lora": {"rank": 4}, "dreambooth": {"prior_pictures": 8}}
+_KNOBS = {"lora": {"rank": 4, "prior_pictures": 0}, "dreambooth": {"prior_pictures": 8}}
 
 
 def opened(job: Job) -> Model:
@@ -23,31 +23,42 @@ def learned(job: Job) -> Iterator[None]:
     """Ready, then a step each time."""
     model = opened(job)
     pictures = read_pictures(job.pictures)
-    recipe = Recipe.model_validate(
+    recipes = [_recipe(job, number).settled(model, len(pictures)) for number in range(job.concepts)]
+    lesson = _lesson(model, recipes, pictures)
+    yield
+    for _ in train(lesson):
+        yield
+
+
+def _recipe(job: Job, number: int) -> Recipe:
+    """The same for every concept but for its word and its randomness."""
+    return Recipe.model_validate(
         {
             "method": {"name": job.method, **_KNOBS.get(job.method, {})},
             "pictures": job.pictures,
-            "token": TOKEN,
+            "token": TOKEN if not number else f"<mytoy-{number}>",
             "class_noun": job.noun,
             "base": job.base,
+            "seed": number,
             "steps": job.steps,
             "batch_size": job.batch,
             "size": job.size,
             "preview_every": 0,
         }
-    ).settled(model, len(pictures))
-    with_any = pictures[0].path
+    )
+
+
+def _lesson(model: Model, recipes: Sequence[Recipe], pictures: tuple[Picture, ...]) -> Lesson:
+    """A lesson of one or more concepts; for class pictures, which are seldom there, any will do."""
     while True:
         try:
-            lesson = Lesson.of(model, recipe, pictures)
-            break
-        except FileNotFoundError as missing:  # a class picture; for its time any picture will do
+            if len(recipes) == 1:
+                return Lesson.of(model, recipes[0], pictures)
+            return Lesson(model, [Learner(model, recipe, pictures) for recipe in recipes])
+        except FileNotFoundError as missing:
             place = Path(missing.filename)
             place.parent.mkdir(parents=True, exist_ok=True)
-            _ = shutil.copy(with_any, place)
-    yield
-    for _ in train(lesson):
-        yield
+            _ = shutil.copy(pictures[0].path, place)
 
 
 def painted(job: Job) -> Iterator[None]:

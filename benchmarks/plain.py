@@ -33,8 +33,8 @@ logging.set_verbosity_error()
 transformers_logging.set_verbosity_error()
 transformers_logging.disable_progress_bar()
 _RARE = "sks"
-_LORA_RANK = 4
-_ATTENTION = ["to_q", "to_k", "to_v", "to_out.0"]
+LORA_RANK = 4
+ATTENTION = ["to_q", "to_k", "to_v", "to_out.0"]
 
 
 @dataclass(frozen=True)
@@ -98,6 +98,13 @@ class Loop(ABC):
             self.optimizer.step()
             self.cleared()
             yield loss.detach().item()
+
+    def begun(self, noun: str) -> None:  # noqa: B027
+        """Before the first step; only a new word has to do with the class noun."""
+
+    @abstractmethod
+    def learned(self) -> dict[str, Tensor]:
+        """What was learned: weights by their names, the new word's vector by the word."""
 
     def cleared(self) -> None:
         """After a step."""
@@ -168,6 +175,10 @@ class TextualInversion(Loop):
         with torch.no_grad():
             self.table.weight[self.row] = self.table.weight[first].clone()
 
+    def learned(self) -> dict[str, Tensor]:
+        """The new row."""
+        return {TOKEN: self.table.weight[self.row].detach().clone()}
+
     def cleared(self) -> None:
         """All rows but the new one are put back."""
         super().cleared()
@@ -185,10 +196,10 @@ class Lora(Loop):
     def trained(self) -> list[nn.Parameter]:
         """Both factors of every layer."""
         settings = LoraConfig(
-            r=_LORA_RANK,
-            lora_alpha=_LORA_RANK,
+            r=LORA_RANK,
+            lora_alpha=LORA_RANK,
             init_lora_weights="gaussian",
-            target_modules=_ATTENTION,
+            target_modules=ATTENTION,
         )
         self.unet.add_adapter(settings)
         self.unet.train()
@@ -196,6 +207,17 @@ class Lora(Loop):
         for weight in trained:
             weight.data = weight.data.float()
         return trained
+
+    def learned(self) -> dict[str, Tensor]:
+        """Both factors of every layer, and how much they count."""
+        named = self.unet.named_parameters()
+        found = {
+            name.replace(".default", ""): weight.detach()
+            for name, weight in named
+            if weight.requires_grad
+        }
+        layers = {name.partition(".lora_")[0] for name in found}
+        return found | {f"{layer}.alpha": torch.tensor(float(LORA_RANK)) for layer in layers}
 
 
 class Dreambooth(Loop):
@@ -208,6 +230,10 @@ class Dreambooth(Loop):
         """The whole U-Net."""
         self.unet.requires_grad_(True).train()
         return list(self.unet.parameters())
+
+    def learned(self) -> dict[str, Tensor]:
+        """All weights."""
+        return {name: weight.detach() for name, weight in self.unet.named_parameters()}
 
     def cleared(self) -> None:
         """The scripts fill gradients with zeros, and do not give them back."""
@@ -231,8 +257,7 @@ def learned(job: Job) -> Iterator[None]:
     if kind is Dreambooth:
         shown.append(Shown(files, ((f"a photo of a {job.noun}",),) * len(files)))
     loop = kind(job.base, shown, knobs, job.device, job.precision)
-    if isinstance(loop, TextualInversion):
-        loop.begun(job.noun)
+    loop.begun(job.noun)
     yield
     for number, _ in enumerate(loop.steps(), 1):
         yield

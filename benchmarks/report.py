@@ -1,13 +1,17 @@
 """What was measured, as ratios between the sides, with their spread over the rounds."""
 
+import json
 import os
 import platform
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from importlib.metadata import version
+from pathlib import Path
 from statistics import fmean, median
 
 from benchmarks.job import Outcome
+
+FIGURES = Path(__file__).parent.parent / "docs" / "figures"
 
 Found = dict[str, dict[str, list[Outcome]]]  # by method, by side, a round each
 
@@ -17,13 +21,13 @@ SCRIPTS = {"textual-inversion": 11.0, "lora": 8.3, "dreambooth": 40.0}
 
 
 def seconds(outcome: Outcome) -> float:
-    """Of a step, by the clock: the mean over a round's steps."""
-    return fmean(outcome.steps)
+    """Of a step of one concept, by the clock: the mean over a round's steps."""
+    return fmean(outcome.steps) / outcome.concepts
 
 
 def processor(outcome: Outcome) -> float:
     """Of a step, as the processor counts them; what else runs on the machine hardly matters."""
-    return fmean(outcome.processor)
+    return fmean(outcome.processor) / outcome.concepts
 
 
 def peak(outcome: Outcome) -> float:
@@ -32,14 +36,19 @@ def peak(outcome: Outcome) -> float:
 
 
 def table(found: Found, settings: Mapping[str, object]) -> str:
-    """Everything to look at."""
+    """Everything to look at; `needed` is the rate of the operations that a step cannot do without.
+
+    Beside it stands the rate of a large matrix product in both precisions: the machine's most.
+    """
     head = (
         f"{'method':18} {'side':7} {'s a step':>9} {'(from, to)':>16} {'processor':>10} "
-        f"{'first':>7} {'loading':>8} {'peak GB':>8} {'steps GB':>9} {'GFLOP/s fp32, bf16':>19}"
+        f"{'first':>7} {'loading':>8} {'peak GB':>8} {'steps GB':>9} {'GFLOP/s fp32, bf16':>19} "
+        f"{'needed':>7}"
     )
     lines = [_machine(found, settings), "", head]
     for method, sides in found.items():
-        lines += [_row(method, side, rounds) for side, rounds in sides.items()]
+        need = _needed(method, settings)
+        lines += [_row(method, side, rounds, need) for side, rounds in sides.items()]
     ratios = [_ratios(method, sides) for method, sides in found.items() if len(sides) > 1]
     if ratios:
         lines += ["", "plain loop / pinxit, medians over rounds (least, most):", *ratios]
@@ -83,23 +92,36 @@ def _machine(found: Found, settings: Mapping[str, object]) -> str:
     threads = sorted({one.threads for one in every})
     return (
         f"{settings['base']} at {settings['size']}x{settings['size']}, batch {settings['batch']}, "
-        f"on {settings['device']}, threads {threads}, torch {version('torch')}"
+        f"concepts {settings['concepts']}, on {settings['device']}, threads {threads}, "
+        f"torch {version('torch')}"
     )
 
 
-def _row(method: str, side: str, rounds: Sequence[Outcome]) -> str:
+def _row(method: str, side: str, rounds: Sequence[Outcome], need: float) -> str:
     each = [seconds(outcome) for outcome in rounds]
 
     def middle(of: Callable[[Outcome], float]) -> float:
         return median(map(of, rounds))
 
-    rates = "%.0f, %.0f" % tuple(max(one.gflops[k] for one in rounds) for k in ("fp32", "bf16"))
+    rates = ", ".join(f"{max(one.gflops[k] for one in rounds):.0f}" for k in ("fp32", "bf16"))
     return (
         f"{method:18} {side:7} {median(each):9.3f} {f'({min(each):.3f}, {max(each):.3f})':>16} "
         f"{middle(processor):10.3f} {middle(lambda one: one.first):7.2f} "
         f"{middle(lambda one: one.loading):8.1f} {middle(peak):8.2f} "
-        f"{middle(lambda one: one.steps_gb):9.2f} {rates:>19}"
+        f"{middle(lambda one: one.steps_gb):9.2f} {rates:>19} "
+        + (f"{need / median(each) / 1e9:7.0f}" if need else "")
     )
+
+
+def _needed(method: str, settings: Mapping[str, object]) -> float:
+    """The operations that a step cannot do without, where they were counted; else 0."""
+    batch, kept = settings["batch"], FIGURES / "arithmetic.json"
+    counted = json.loads(kept.read_text(encoding="utf-8"))["figures"] if kept.is_file() else {}
+    found = counted.get(f"{settings['base']} {settings['size']}")
+    if not found or (method == "generation" and settings["painting_steps"] != 25):
+        return 0.0
+    assert isinstance(batch, int)
+    return found["methods"][method]["operations"] * (1 if method == "generation" else batch)
 
 
 def _ratio(

@@ -325,11 +325,11 @@ def test_one_that_goes_wrong_or_ends_leaves_the_others(
         wrong = self.recipe.token == "<bee>" and self.done == 4
         return clip(self, torch.nan if wrong else loss)
 
-    batches = Lesson.batch
+    batches = Lesson.batches
     monkeypatch.setattr(Learner, "clipped", clipped)
     monkeypatch.setattr(
         Lesson,
-        "batch",
+        "batches",
         lambda self, step, some=(): sizes.append(len(some)) or batches(self, step, some),
     )
     events = learn_many_events(model, list(runs.values()))

@@ -76,7 +76,7 @@ def test_a_file_that_is_no_toml(tmp_path: Path, text: str) -> None:
 def test_the_size_is_the_bases_or_a_multiple_of_its_grain(model: Model, pictures: Path) -> None:
     assert recipe().settled(model, 3).size == model.picture_size
     smaller = recipe(size=16, pictures=pictures).settled(model, 3)
-    drawn = Lesson.of(model, smaller, read_pictures(pictures)).batch(0)
+    (drawn,) = Lesson.of(model, smaller, read_pictures(pictures)).batches(0)
     assert drawn.latents.shape[2:] == (16 // model.factor, 16 // model.factor)
     with pytest.raises(RecipeError) as caught:
         recipe(size=17).settled(model, 3)

@@ -23,6 +23,10 @@ COMMANDS: dict[str, str] = {
     "subjects": "python tools/subjects.py --count 1",
     "real-pictures": "python tools/real_pictures.py --steps 600",
     "opening": "python tools/opening.py --gigabytes 2.13 --rounds 1",
+    "arithmetic": "python -m benchmarks.arithmetic",
+    "learning-unharmed": "python -m benchmarks.learning",
+    "pictures": "python tools/odd_pictures.py --mutants 10000",
+    "crops": "python tools/crops.py",
     "security": "python tools/security.py --every 1 --seconds 1260",
 }
 

@@ -17,6 +17,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from pinxit.bases import Bases
     from pinxit.concept import Concept
     from pinxit.errors import PinxitError
     from pinxit.generate import Request, paint
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
     from pinxit.run import Run, teach
 
 __all__ = [
+    "Bases",
     "Concept",
     "PinxitError",
     "Recipe",
@@ -41,6 +43,7 @@ __all__ = [
 
 # Where each name lives: imported when it is first asked for, since torch takes seconds.
 _HOMES = {
+    "Bases": "bases",
     "Concept": "concept",
     "PinxitError": "errors",
     "Recipe": "recipe",

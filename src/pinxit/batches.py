@@ -3,15 +3,19 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from pinxit.draw import generator
+from pinxit.framing import box, centring, shape_for
 from pinxit.method import Pool
 from pinxit.model import Model
 from pinxit.pictures import Picture
 from pinxit.pixels import to_pixels
 
+# Pictures are encoded together while they have no more pixels than this in all, and so many.
+_PIXELS = 2**17
 _ENCODED_TOGETHER = 8
 
 
@@ -20,6 +24,7 @@ class Batch:
     """Samples to learn from: clean latents and noise (B, C, H, W), times, weights, concepts (B,).
 
     The weights of a concept's samples add up so that its loss is the weighted sum of their errors.
+    `mask` (B, 1, H, W) says where errors count, from 0 to 1; everywhere if there is none.
     """
 
     latents: Tensor
@@ -28,6 +33,7 @@ class Batch:
     weights: Tensor
     concepts: Tensor
     prompts: tuple[str, ...]
+    mask: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.prompts)
@@ -40,7 +46,17 @@ class Batch:
             self.weights[at],
             self.concepts[at],
             self.prompts[at],
+            None if self.mask is None else self.mask[at],
         )
+
+
+@dataclass(frozen=True)
+class _View:
+    """A picture as it is, or mirrored: mean and spread of its latents, and its mask (1, H, W)."""
+
+    mean: Tensor
+    spread: Tensor
+    mask: Tensor | None
 
 
 @dataclass(frozen=True)
@@ -51,13 +67,15 @@ class _Sample:
     weight: float
     concept: int
     prompt: str
+    mask: Tensor | None
 
 
 class Samples:
     """One concept's pictures as latents, and the samples drawn from them.
 
-    They are encoded at `side` pixels wide and high. Everything about a sample is drawn from (seed,
-    the pictures' content, pool, step, slot).
+    Square ones are encoded at `side` pixels wide and high, others in the shape of about that area
+    that least is cut off for. Everything about a sample is drawn from (seed, the pictures' content,
+    pool, step, slot).
     """
 
     def __init__(self, model: Model, pools: Sequence[Pool], draws: "Draws", side: int) -> None:
@@ -84,12 +102,12 @@ class Samples:
         prompts = pool.prompts[which]
         prompt = prompts[int(torch.randint(len(prompts), (), generator=own))]
         mirrored = int(torch.rand((), generator=own) < 0.5) if draws.flip else 0
-        mean, spread = self._latents[pool.name][which][mirrored]
-        latents = mean + spread * torch.randn(mean.shape, generator=own)
-        noise = torch.randn(mean.shape, generator=own)
+        view = self._latents[pool.name][which][mirrored]
+        latents = view.mean + view.spread * torch.randn(view.mean.shape, generator=own)
+        noise = torch.randn(view.mean.shape, generator=own)
         time = self._schedule.draw(own)
         weight = pool.weight * pool.pictures[which].weight / draws.size
-        return _Sample(latents, noise, time, weight, concept, prompt)
+        return _Sample(latents, noise, time, weight, concept, prompt, view.mask)
 
 
 @dataclass(frozen=True)
@@ -105,8 +123,16 @@ class Draws:
     flip: bool
 
 
-def batch(samples: Sequence[_Sample], device: torch.device) -> Batch:
-    """Samples of one or several concepts, together on the device."""
+def parts(samples: Sequence[_Sample], device: torch.device) -> tuple[Batch, ...]:
+    """Samples of one or several concepts on the device, those of one shape together."""
+    shapes = dict.fromkeys(sample.latents.shape for sample in samples)
+    return tuple(
+        _batch([sample for sample in samples if sample.latents.shape == shape], device)
+        for shape in shapes
+    )
+
+
+def _batch(samples: Sequence[_Sample], device: torch.device) -> Batch:
     return Batch(
         torch.stack([sample.latents for sample in samples]).to(device),
         torch.stack([sample.noise for sample in samples]).to(device),
@@ -114,7 +140,16 @@ def batch(samples: Sequence[_Sample], device: torch.device) -> Batch:
         torch.tensor([sample.weight for sample in samples], device=device),
         torch.tensor([sample.concept for sample in samples], device=device),
         tuple(sample.prompt for sample in samples),
+        _masks(samples, device),
     )
+
+
+def _masks(samples: Sequence[_Sample], device: torch.device) -> Tensor | None:
+    """The masks of all samples if any has one; one without is wholly its subject."""
+    if all(sample.mask is None for sample in samples):
+        return None
+    whole = torch.ones_like(samples[0].latents[:1])
+    return torch.stack([whole if one.mask is None else one.mask for one in samples]).to(device)
 
 
 def _shuffled(draws: Draws, pool: Pool, place: int) -> int:
@@ -124,20 +159,43 @@ def _shuffled(draws: Draws, pool: Pool, place: int) -> int:
     return int(torch.randperm(len(pool.pictures), generator=order)[at])
 
 
-def _encoded(
-    model: Model, pictures: Sequence[Picture], side: int
-) -> list[tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]]:
-    """For each picture mean and spread of its latents, as it is and mirrored; on the CPU."""
-    kept: list[tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]] = []
-    for first in range(0, len(pictures), _ENCODED_TOGETHER):
-        some = pictures[first : first + _ENCODED_TOGETHER]
-        pixels = torch.cat([to_pixels(picture.open(), side, side) for picture in some])
+def _encoded(model: Model, pictures: Sequence[Picture], side: int) -> list[tuple[_View, _View]]:
+    """Each picture's view as it is and mirrored; on the CPU."""
+    kept: dict[int, tuple[_View, _View]] = {}
+    waiting: dict[torch.Size, dict[int, tuple[Tensor, Tensor | None]]] = {}
+
+    def encode(some: dict[int, tuple[Tensor, Tensor | None]]) -> None:
+        pixels = torch.cat([pixels for pixels, _ in some.values()])
         plain, mirrored = model.encode(pixels), model.encode(pixels.flip(-1))
-        kept += [
-            (
-                (plain.mean[at].cpu(), plain.spread[at].cpu()),
-                (mirrored.mean[at].cpu(), mirrored.spread[at].cpu()),
+        for at, (number, (_, mask)) in enumerate(some.items()):
+            flipped = None if mask is None else mask.flip(-1)
+            kept[number] = (
+                _View(plain.mean[at].cpu(), plain.spread[at].cpu(), mask),
+                _View(mirrored.mean[at].cpu(), mirrored.spread[at].cpu(), flipped),
             )
-            for at in range(len(some))
-        ]
-    return kept
+        some.clear()
+
+    for number, picture in enumerate(pictures):
+        pixels, mask = _framed(model, picture, side)
+        group = waiting.setdefault(pixels.shape, {})
+        group[number] = pixels, mask
+        if len(group) >= min(_ENCODED_TOGETHER, _PIXELS // pixels[0, 0].numel()):
+            encode(group)
+    for group in filter(None, waiting.values()):
+        encode(group)
+    return [kept[number] for number in range(len(pictures))]
+
+
+def _framed(model: Model, picture: Picture, side: int) -> tuple[Tensor, Tensor | None]:
+    """A picture cropped to the shape it is learned in, and its mask as the latents lie."""
+    from PIL import Image
+
+    image, mask = picture.opened()
+    width, height = shape = shape_for(image.size, side, model.grain)
+    centre = centring(image, shape, mask)
+    pixels = to_pixels(image, width, height, centre)
+    if mask is None:
+        return pixels, None
+    cells = (width // model.factor, height // model.factor)
+    kept = mask.resize(cells, Image.Resampling.BOX, box(image.size, shape, centre))
+    return pixels, torch.from_numpy(np.asarray(kept, dtype=np.float32) / 255).unsqueeze(0)

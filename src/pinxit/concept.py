@@ -78,7 +78,7 @@ class Provenance:
     @classmethod
     def foreign(cls, token: str, told: Mapping[str, str], base: str = "") -> "Provenance":
         """What a file of another program tells, and no more."""
-        steps = told.get("step", "")
+        steps = told.get("step") or told.get("ss_steps", "")
         number = int(steps) if steps.isdecimal() else 0
         return cls(token, "", "", base, "", number, {}, "", {}, told)
 
@@ -127,6 +127,11 @@ class Concept:
     def tuned(self) -> bool:
         """Whether it replaces whole networks."""
         return any("network" in part.settings for part in self.parts)
+
+    @property
+    def weighable(self) -> bool:
+        """Whether it changes single layers, so that more or less of it can count."""
+        return any(part.kind == PART for part in self.parts)
 
     @property
     def words(self) -> list[str]:
@@ -225,7 +230,8 @@ def recognised(found: Opened) -> "Format":
 def described(about: str, tables: Mapping[str, Mapping[str, Tensor]], path: Path) -> Concept:
     """The concept that `about` was written for, with its tensors; ConceptError if it is damaged.
 
-    The tensors are given by the number of their part, or by the network that they are of.
+    The tensors are given by the number of their part, or by what it is of: a network, a network
+    and a kind of change (`text.lora`), a word (`word <toy>`).
     """
     try:
         found = TypeAdapter(_About).validate_json(about)
@@ -240,9 +246,16 @@ def described(about: str, tables: Mapping[str, Mapping[str, Tensor]], path: Path
         )
     parts: list[Part] = []
     for number, part in enumerate(found.parts):
-        by_network = tables.get(part.settings.get("network", ""), {})
-        parts.append(Part(part.kind, part.settings, tables.get(str(number), by_network)))
+        own = tables.get(str(number)) or tables.get(_place(part.settings), {})
+        parts.append(Part(part.kind, part.settings, own))
     return Concept(tuple(parts), found.provenance)
+
+
+def _place(settings: Mapping[str, str]) -> str:
+    """What a part is of, which no other part of its concept is."""
+    if "target" in settings:
+        return f"{settings['target']}.{settings['kind']}"
+    return settings.get("network") or f"word {settings.get('word', '')}"
 
 
 def combined(concepts: Sequence[Concept], model: Model) -> tuple[Adapter, ...]:

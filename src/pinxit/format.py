@@ -28,7 +28,7 @@ EMB_PARAMS = "emb_params"
 # Keys of files that only their own name names.
 NAMELESS = frozenset({*TOWERS, EMB_PARAMS, "emp_params", "*"})
 # What a word of others stands on: its vectors are written over it, so any known word would do.
-_STAND_IN = "a"
+STAND_IN = "a"
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,7 @@ class Target:
 
 
 class Format(ABC):
-    """Files of one layout; `holds` words, networks or both, `used_by` is who opens them."""
+    """Files of one layout; `holds` words, networks, adapters; `used_by` is who opens them."""
 
     holds: ClassVar[tuple[str, ...]]
     endings: ClassVar[tuple[str, ...]]
@@ -100,14 +100,14 @@ class Embedding(Format):
         """A concept of the file's words."""
         words = self.unpack(found)
         for word in words:
-            _must_be_tables(found, word)
+            must_be_tables(found, word)
         carried = found.text(CARRIED)
         if carried:
             tables = {str(number): word.tables for number, word in enumerate(words)}
             return described(carried, tables, found.path)
         tokens = [word.name if word.name not in ("", "*") else found.path.stem for word in words]
         parts = [
-            Part("new-word", {"word": token, "stand_in": _STAND_IN}, word.tables)
+            Part("new-word", {"word": token, "stand_in": STAND_IN}, word.tables)
             for token, word in zip(tokens, words, strict=True)
         ]
         return Concept(tuple(parts), Provenance.foreign(tokens[0], words[0].told))
@@ -139,7 +139,8 @@ def only_word(concept: Concept) -> Word:
         held = ", ".join(part.settings.get("word") or part.kind for part in concept.parts)
         raise ConceptError(
             f"{concept.token} is no single learned word, it holds: {held}",
-            "an embedding file holds one word; tuned networks go to `diffusers` or `single-file`",
+            "an embedding file holds one word; a LoRA goes to `kohya` or `diffusers-lora`, tuned "
+            "networks to `diffusers` or `single-file`",
         )
     known = concept.provenance
     steps = {"step": str(known.steps)} if known.steps else {}
@@ -170,7 +171,7 @@ def flat(table: Tensor) -> Tensor:
     return table.reshape(1, -1) if table.ndim == 1 else table
 
 
-def _must_be_tables(found: Opened, word: Word) -> None:
+def must_be_tables(found: Opened, word: Word) -> None:
     """ConceptError if what should be a word's tables are not (n, width) tables of one length."""
     tables = word.tables.values()
     good = all(t.ndim == 2 and t.numel() and t.is_floating_point() for t in tables)

@@ -5,7 +5,7 @@ OpenCLIP). Which of their numbered blocks a diffusers block becomes follows from
 layers each block has, and that is read off the names.
 """
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from itertools import accumulate
 
 import torch
@@ -50,10 +50,25 @@ _CONVOLVED = (".q.weight", ".k.weight", ".v.weight", ".proj_out.weight")
 
 def denoiser(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """A U-Net's weights as a single file names them."""
+    up = _layers(weights, "up_blocks")
+    attends = [
+        any(name.startswith(f"up_blocks.{block}.attentions.") for name in weights)
+        for block in range(len(up))
+    ]
+    places = denoiser_places(_layers(weights, "down_blocks"), up, attends)
+    return {_place(name, places): tensor for name, tensor in weights.items()}
+
+
+def denoiser_places(
+    down: Sequence[int], up: Sequence[int], attends: Sequence[bool]
+) -> dict[str, str]:
+    """Where the parts of a U-Net go whose blocks have so many residual layers.
+
+    `attends` says which of the upward blocks attend to the text.
+    """
     places = dict(_DENOISER)
     for number in (0, 1):
         places |= _under(f"mid_block.resnets.{number}", f"middle_block.{2 * number}", _RESIDUAL)
-    down, up = _layers(weights, "down_blocks"), _layers(weights, "up_blocks")
     # Their input blocks begin with conv_in, and count each downsampler.
     for block, end in enumerate(accumulate(layers + 1 for layers in down)):
         places |= _block(f"down_blocks.{block}", "input_blocks", end - down[block], down[block])
@@ -61,10 +76,9 @@ def denoiser(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
     # An upsampler stands in the block's last output block, behind its attention if it has any.
     for block, end in enumerate(accumulate(up)):
         places |= _block(f"up_blocks.{block}", "output_blocks", end - up[block], up[block])
-        attends = any(name.startswith(f"up_blocks.{block}.attentions.") for name in weights)
-        upsampler = f"output_blocks.{end - 1}.{2 if attends else 1}.conv"
+        upsampler = f"output_blocks.{end - 1}.{2 if attends[block] else 1}.conv"
         places[f"up_blocks.{block}.upsamplers.0.conv"] = upsampler
-    return {_place(name, places): tensor for name, tensor in weights.items()}
+    return places
 
 
 def autoencoder(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -142,13 +156,19 @@ def _layers(names: Collection[str], blocks: str) -> list[int]:
     return [count(names, rf"{blocks}\.{block}\.resnets\.(\d+)\.") for block in every]
 
 
-def _place(name: str, places: Mapping[str, str]) -> str:
-    """Where a weight goes: the longest beginning of its name that has a place decides."""
+def moved(name: str, places: Mapping[str, str]) -> str | None:
+    """Where a name goes: the longest beginning of it that has a place decides."""
     beginning = name
     while beginning and beginning not in places:
         beginning = beginning.rpartition(".")[0]
-    if beginning:
-        return places[beginning] + name.removeprefix(beginning)
+    return places[beginning] + name.removeprefix(beginning) if beginning else None
+
+
+def _place(name: str, places: Mapping[str, str]) -> str:
+    """Where a weight goes."""
+    place = moved(name, places)
+    if place:
+        return place
     raise ConceptError(
         f"a single file has no place for the weight `{name}`",
         "no single files are made for this kind of base: write a folder in diffusers' layout",

@@ -17,7 +17,6 @@ from pinxit.low_ranks import Factors, LowRanks
 from pinxit.model import Model
 from pinxit.peft_layers import (
     KINDS,
-    WEIGHTS,
     Kind,
     Tensors,
     filled,
@@ -220,14 +219,12 @@ def _must_fit(where: str, layer: Any, kind: Kind, weights: Tensors, model: Model
         raise ConceptError(
             f"the concept changes {where}, and {model.name} has no such layer", _FITTING
         )
-    shapes = ", ".join(f"{name} {tuple(weight.shape)}" for name, weight in weights.items())
-    if set(weights) not in WEIGHTS[kind]:
-        raise ConceptError(
-            f"the concept's {kind} for {where} is not whole: it has {shapes or 'nothing'}", _DAMAGED
-        )
     with torch.random.fork_rng([]):
         if not fits(layer, kind, weights):
             own = tuple(layer.weight.shape)
+            held = ", ".join(f"{name} {tuple(weight.shape)}" for name, weight in weights.items())
             raise ConceptError(
-                f"{where} is {own} in {model.name}, and the concept has {shapes} for it", _FITTING
+                f"{where} is {own} in {model.name}, and the concept has {held or 'nothing'} for it "
+                f"as {kind}",
+                _FITTING,
             )

@@ -122,7 +122,7 @@ class Model(ABC):
 
     @abstractmethod
     def rest(self, *names: str) -> None:
-        """Let these networks' weights, or those of "autoencoder", leave memory till needed."""
+        """Let weights of these networks, or of all, leave memory; "autoencoder" is one too."""
 
     @abstractmethod
     def vacated(self, name: str) -> nn.Module:

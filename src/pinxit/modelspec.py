@@ -32,7 +32,11 @@ def fitting(widths: Sequence[int]) -> Kind | None:
 def attending(weights: Mapping[str, Tensor]) -> Kind | None:
     """The kind of base whose denoiser this is, by the width of what its cross-attention reads."""
     keys = (tensor for name, tensor in weights.items() if name.endswith("attn2.to_k.weight"))
-    width = next((tensor.shape[1] for tensor in keys), 0)
+    return reading(next((tensor.shape[1] for tensor in keys), 0))
+
+
+def reading(width: int) -> Kind | None:
+    """The kind of base whose denoiser reads conditioning of this width."""
     return next((kind for kind in KINDS if kind.context == width), None)
 
 

@@ -31,9 +31,10 @@ def source_of(concept: Concept, target: Target) -> Source:
     """The base that completes a concept of tuned networks; ConceptError if it is none."""
     base = target.base or concept.provenance.base
     if not concept.tuned:
+        what, name = ("a LoRA", "kohya") if concept.weighable else ("a word", "emb-params")
         raise ConceptError(
-            f"{concept.token} is a word, and {target.out} would be a whole base",
-            "write it with --format emb-params or another one for embeddings",
+            f"{concept.token} is {what}, and {target.out} would be a whole base",
+            f"write it with --format {name} or another one for its kind",
         )
     if not base:
         raise ConceptError(f"{concept.token} does not say which base it was tuned on", _BASE_HINT)

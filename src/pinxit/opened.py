@@ -14,8 +14,14 @@ from pinxit.tensors import read_safetensors
 Container = Literal["safetensors", "pickle", "picture", "folder"]
 
 _PICTURES = (b"\x89PNG", b"RIFF", b"\xff\xd8\xff", b"\xff\x0a", b"\x00\x00\x00\x0cJXL")
-# What a folder of a run, or of a word trained by diffusers' scripts, keeps its result in.
-_RESULTS = ("concept.safetensors", "learned_embeds.safetensors", "learned_embeds.bin")
+# What a folder of a run, or of what diffusers' scripts trained, keeps its result in.
+_RESULTS = (
+    "concept.safetensors",
+    "pytorch_lora_weights.safetensors",
+    "pytorch_lora_weights.bin",
+    "learned_embeds.safetensors",
+    "learned_embeds.bin",
+)
 
 
 @dataclass(frozen=True)

@@ -59,6 +59,16 @@ class AdamW:
                 weight.grad = None
 
 
+def norm(tensors: Sequence[Tensor]) -> Tensor:
+    """The norm of all their numbers together, computed in full a part at a time."""
+    parts = [
+        torch.linalg.vector_norm(part.to(torch.promote_types(part.dtype, torch.float32)))
+        for tensor in tensors
+        for part in (_in_memory(tensor).split(2**20) if tensor.dtype.itemsize == 2 else (tensor,))
+    ]
+    return torch.linalg.vector_norm(torch.stack(parts))
+
+
 def bytes_of_state(weight: Tensor) -> int:
     """How much memory the optimizer takes for a weight, its gradient included."""
     return weight.nbytes + sum(kept.nbytes for kept in _beginning(weight.to("meta")).values())

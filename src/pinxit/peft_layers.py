@@ -87,7 +87,9 @@ def merged(layer: Any, kind: Kind, weights: Tensors, alpha: float | None) -> tup
 
 
 def fits(layer: Any, kind: Kind, weights: Tensors) -> bool:
-    """Whether weights have the shapes that the layer wants: peft tries, with shapes alone."""
+    """Whether a layer's weights are whole and have the shapes that it wants: peft tries."""
+    if set(weights) not in WEIGHTS[kind]:
+        return False
     if kind == "oft":
         wide, (blocks, free) = layer.weight[0].numel(), weights["oft_R.weight"].shape
         size = wide // blocks if blocks else 0

@@ -2,20 +2,40 @@
 
 import hashlib
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
+from pinxit.decoding import Decoded, NoPictureError, UnreadableError, decode
 from pinxit.errors import PictureError
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-# Files that people and programs put beside pictures; anything else must be a picture.
-_COMPANIONS = frozenset({".txt", ".md", ".json", ".jsonl", ".ini", ".db"})
+Masks = Literal["beside", "alpha", "none"]
+
+# Files that people and programs put beside pictures; nobody needs to be told of them.
+_COMPANIONS = frozenset({".txt", ".md", ".json", ".jsonl", ".ini", ".db", ".xmp", ".aae"})
+# Names that promise a picture: whoever gave one wants to know that it is not learned from.
+_RAW = frozenset({".dng", ".cr2", ".cr3", ".nef", ".arw", ".orf", ".rw2", ".raf", ".raw"})
+_PICTURES = _RAW.union(
+    (".png", ".apng", ".jpg", ".jpeg", ".jpe", ".jfif", ".webp", ".gif", ".tif", ".tiff", ".bmp"),
+    (".avif", ".heic", ".heif", ".hif", ".jp2", ".j2k", ".jxl", ".psd", ".xcf", ".svg", ".eps"),
+    (".tga", ".ppm", ".pgm", ".qoi", ".ico", ".exr", ".hdr"),
+)
+# What the mask of toy.jpg is called: toy.mask.png or toy.jpg.mask.png; OneTrainer's name too.
+_MASK_ENDINGS = (".mask.png", "-masklabel.png")
 _CAPTION_BYTES = 2**16
 _A1111_NAME = re.compile(r"\d+-\d+(?:-(?P<caption>.*))?", re.DOTALL)
+
+
+@dataclass(frozen=True)
+class Mask:
+    """Where the subject is, white on black: a file beside the picture, or its own opacity."""
+
+    path: Path
+    sha256: str
 
 
 @dataclass(frozen=True)
@@ -30,36 +50,54 @@ class Picture:
     sha256: str
     weight: float = 1.0
     class_picture: bool = False
+    mask: Mask | None = None
 
     def open(self) -> "Image":
         """Its pixels: upright, RGB, 8 bits, what was transparent on white; PictureError if gone."""
+        return self.opened()[0]
+
+    def opened(self) -> "tuple[Image, Image | None]":
+        """Its pixels, and its mask (L, of the same size) if it has one; PictureError if gone."""
         try:
-            return _pixels(self.path)
-        except _UnreadableError as trouble:
+            decoded = decode(self.path)
+            return decoded.image, _mask_pixels(self.mask, self.path, decoded)
+        except UnreadableError as trouble:
             raise PictureError(
                 f"picture {self.path} cannot be read any more: {trouble}",
                 "put the file back as it was when the run was started",
             ) from trouble
 
 
-def read_pictures(folder: Path) -> tuple[Picture, ...]:
-    """Every picture of a folder, by file name; one PictureError names all that cannot be read."""
-    files = _files(folder)
+@dataclass(frozen=True)
+class Entry:
+    """What became of one file of a folder: a picture with its pixels, or why it is none.
+
+    `said` tells what was done to it or what is wrong; a `refused` one was meant to be a picture.
+    """
+
+    path: Path
+    said: tuple[str, ...]
+    refused: bool = False
+    picture: Picture | None = None
+    decoded: Decoded | None = None
+
+
+def read_pictures(
+    folder: Path, masks: Masks = "beside", *, skip_bad: bool = False
+) -> tuple[Picture, ...]:
+    """Every picture of a folder, by file name; one PictureError names all that cannot be read.
+
+    Files that neither are pictures nor are called so are left out, bad ones too with `skip_bad`.
+    """
     pictures: list[Picture] = []
-    bad: list[str] = []
-    for path in files:
-        try:
-            _ = _pixels(path)
-            digest = hashlib.sha256(path.read_bytes()).hexdigest()
-            pictures.append(Picture(path, _caption(path), digest))
-        except _UnreadableError as trouble:
-            bad.append(f"{path.name} ({trouble})")
-    if bad:
-        raise PictureError(
-            f"{len(bad)} of {len(files)} files in {folder} cannot be read as pictures: "
-            + ", ".join(bad),
-            "repair them or take them out of the folder; nothing was started",
-        )
+    bad: list[Entry] = []
+    for entry in look_through(folder, masks):
+        if entry.picture:
+            pictures.append(entry.picture)
+        elif entry.refused:
+            bad.append(entry)
+    must_be_usable(folder, bad, len(pictures) + len(bad), skip_bad)
+    must_hold(folder, len(pictures))
     return tuple(pictures)
 
 
@@ -74,74 +112,109 @@ def fingerprint(pictures: Iterable[Picture]) -> str:
     return hashlib.sha256(digests.encode()).hexdigest()
 
 
-class _UnreadableError(Exception):
-    """Why one file is no picture, in a few words."""
+def must_be_usable(folder: Path, bad: list[Entry], count: int, skip_bad: bool) -> None:
+    """PictureError naming the bad ones among so many files, if there are any and they matter."""
+    if bad and not skip_bad:
+        named = ", ".join(f"{entry.path.name} ({'; '.join(entry.said)})" for entry in bad)
+        raise PictureError(
+            f"{len(bad)} of {count} files in {folder} cannot be read as pictures: {named}",
+            "repair them, take them out of the folder, or leave them out by --skip-bad; "
+            "nothing was started",
+        )
+
+
+def must_hold(folder: Path, count: int) -> None:
+    """PictureError if there is no picture in a folder."""
+    if not count:
+        folders = sorted(path.name for path in folder.iterdir() if path.is_dir())
+        deeper = f"it holds the folders {', '.join(folders)}: give one of them" if folders else ""
+        raise PictureError(
+            f"there is no picture in {folder}",
+            deeper or "put 3 to 12 pictures of the subject or style into it",
+        )
+
+
+def look_through(folder: Path, masks: Masks = "beside") -> Iterator[Entry]:
+    """Each file of a folder that a person may take for a picture, by name, decoded one by one."""
+    files = _files(folder)
+    known = {part for path in files for part in (path.name, path.stem)}
+    beside = {path: name for path in files if (name := _masked(path)) is not None}
+    for path in files:
+        if path.is_dir():
+            yield Entry(path, ("a folder",))
+        elif path not in beside:
+            own = next((at for at, of in beside.items() if of in (path.name, path.stem)), None)
+            yield _entry(path, {"beside": own, "alpha": path, "none": None}[masks])
+        elif beside[path] not in known:
+            yield Entry(path, ("a mask of no picture",), refused=True)
+
+
+def _masked(path: Path) -> str | None:
+    """Which picture a file is the mask of, by its name."""
+    name = path.name.lower()
+    ends = (len(ending) for ending in _MASK_ENDINGS if name.endswith(ending))
+    return next((path.name[:-length] for length in ends), None)
+
+
+def _entry(path: Path, mask: Path | None) -> Entry:
+    suffix = path.suffix.lower()
+    try:
+        if suffix in _RAW:
+            raise UnreadableError("a camera's raw file: develop it to JPEG or PNG")
+        decoded = decode(path)
+        kept = None
+        if mask and (mask != path or decoded.opacity):
+            kept = Mask(mask, _sha256(mask))
+            _ = _mask_pixels(kept, path, decoded)
+        picture = Picture(path, _caption(path), _sha256(path), mask=kept)
+        return Entry(path, decoded.notes, picture=picture, decoded=decoded)
+    except NoPictureError as trouble:
+        return Entry(path, (str(trouble),), refused=suffix in _PICTURES)
+    except (UnreadableError, OSError) as trouble:
+        return Entry(path, (str(trouble),), refused=True)
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _files(folder: Path) -> list[Path]:
-    """The files of a folder that ought to be pictures; PictureError if there are none."""
+    """What is in a folder but hidden files and companions; PictureError if it is none."""
     if not folder.exists():
         raise PictureError(
             f"there is no folder {folder}", "give the folder that holds the pictures"
         )
     if not folder.is_dir():
         raise PictureError(f"{folder} is no folder", f"give the folder it is in: {folder.parent}")
-    inside = sorted(path for path in folder.iterdir() if not path.name.startswith("."))
-    folders = [path.name for path in inside if path.is_dir()]
-    files = [path for path in inside if not path.is_dir()]
-    files = [path for path in files if path.suffix.lower() not in _COMPANIONS]
-    if not files:
-        deeper = f"it holds the folders {', '.join(folders)}: give one of them" if folders else ""
-        raise PictureError(
-            f"there is no picture in {folder}",
-            deeper or "put 3 to 12 pictures of the subject or style into it",
-        )
-    return files
-
-
-def _pixels(path: Path) -> "Image":
-    """The decoded picture, upright and RGB; _UnreadableError says what is wrong with the file."""
-    from PIL import Image, ImageOps, UnidentifiedImageError
-
-    if not path.is_file():  # a dangling link, or a pipe that would block us for ever
-        raise _UnreadableError("not a regular file")
     try:
-        if path.stat().st_size == 0:
-            raise _UnreadableError("empty file")
-        with Image.open(path) as image:
-            image.load()
-            return _rgb(ImageOps.exif_transpose(image))
-    except UnidentifiedImageError:
-        raise _UnreadableError("no picture format that Pillow knows") from None
-    except Image.DecompressionBombError:
-        raise _UnreadableError("more pixels than a photograph has") from None
-    # Pillow's decoders raise these, and no tree of their own, on damaged bytes.
-    except (OSError, ValueError, SyntaxError, EOFError, IndexError) as trouble:
-        raise _UnreadableError(f"damaged: {trouble}") from trouble
+        inside = sorted(path for path in folder.iterdir() if not path.name.startswith("."))
+    except OSError as trouble:
+        raise PictureError(
+            f"the folder {folder} cannot be read: {trouble.strerror}", "mend its permissions"
+        ) from trouble
+    return [path for path in inside if path.suffix.lower() not in _COMPANIONS]
 
 
-def _rgb(image: "Image") -> "Image":
-    """The picture as 8-bit RGB; transparent parts become white, 16 bits are scaled, not clipped."""
-    from PIL import Image
-
-    if image.mode.startswith("I") or image.mode == "F":
-        return _eight_bits(image).convert("RGB")
-    if image.has_transparency_data:
-        layer = image.convert("RGBA")
-        ground = Image.new("RGBA", layer.size, "white")
-        return Image.alpha_composite(ground, layer).convert("RGB")
-    return image.convert("RGB")
-
-
-def _eight_bits(image: "Image") -> "Image":
-    """A grey picture of 16 or more bits, or of floats, in 8 bits."""
-    import numpy as np
-    from PIL import Image
-
-    grey = np.nan_to_num(np.asarray(image, dtype=np.float64))
-    # An integer file means 0..65535; floats are 0..1 by custom, or already 0..255.
-    top = 65535.0 if image.mode != "F" else 1.0 if grey.max() <= 1.0 else 255.0
-    return Image.fromarray((grey / top * 255.0).round().clip(0, 255).astype(np.uint8))
+def _mask_pixels(mask: Mask | None, path: Path, decoded: Decoded) -> "Image | None":
+    """The mask at the picture's size; UnreadableError if it fits the picture in no way."""
+    if mask is None:
+        return None
+    grey = decoded.opacity if mask.path == path else None
+    if grey is None:
+        try:
+            grey = decode(mask.path).image.convert("L")
+        except UnreadableError as trouble:
+            raise UnreadableError(f"its mask {mask.path.name}: {trouble}") from trouble
+    size = decoded.image.size
+    if abs(grey.width * size[1] / (grey.height * size[0]) - 1) > 0.02:
+        raise UnreadableError(
+            f"its mask {mask.path.name} has another shape: {grey.width}x{grey.height} for "
+            f"{size[0]}x{size[1]}"
+        )
+    if not grey.getbbox():
+        raise UnreadableError(f"its mask {mask.path.name} is black all over")
+    return grey.resize(size) if grey.size != size else grey
 
 
 def _caption(path: Path) -> str | None:
@@ -149,11 +222,11 @@ def _caption(path: Path) -> str | None:
     beside = path.with_suffix(".txt")
     if beside.is_file():
         if beside.stat().st_size > _CAPTION_BYTES:
-            raise _UnreadableError(f"its caption {beside.name} is over {_CAPTION_BYTES} bytes")
+            raise UnreadableError(f"its caption {beside.name} is over {_CAPTION_BYTES} bytes")
         try:
             text = beside.read_text(encoding="utf-8-sig")
         except UnicodeDecodeError:
-            raise _UnreadableError(f"its caption {beside.name} is not UTF-8 text") from None
+            raise UnreadableError(f"its caption {beside.name} is not UTF-8 text") from None
     else:
         text = _caption_in_name(path.stem)
     return " ".join(text.split()) or None

@@ -13,11 +13,14 @@ if TYPE_CHECKING:
 _GAP = 4
 
 
-def to_pixels(image: "Image", width: int, height: int) -> Tensor:
-    """A picture's middle in the wanted shape, (1, 3, H, W) in [-1, 1]."""
+def to_pixels(
+    image: "Image", width: int, height: int, centring: tuple[float, float] = (0.5, 0.5)
+) -> Tensor:
+    """A picture's middle, or another part, in the wanted shape, (1, 3, H, W) in [-1, 1]."""
     from PIL import Image, ImageOps
 
-    fitted = ImageOps.fit(image.convert("RGB"), (width, height), Image.Resampling.LANCZOS)
+    size = (width, height)
+    fitted = ImageOps.fit(image.convert("RGB"), size, Image.Resampling.LANCZOS, 0, centring)
     levels = torch.from_numpy(np.array(fitted, dtype=np.float32))
     return (levels / 127.5 - 1).permute(2, 0, 1).unsqueeze(0)
 

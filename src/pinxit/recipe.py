@@ -12,6 +12,7 @@ from pinxit.checked import Checked, read_toml
 from pinxit.errors import RecipeError
 from pinxit.method import Kind, Method, Subject
 from pinxit.model import Model, Precision
+from pinxit.pictures import Masks, Picture, read_pictures
 from pinxit.text import CLIP_SKIP, Reading
 
 
@@ -55,6 +56,11 @@ class Recipe(Checked):
     size: int | None = Field(
         default=None, ge=8, description="pixels of a side to learn at; else the base's size"
     )
+    masks: Masks = Field(
+        default="beside",
+        description="learn the subject only: toy.mask.png beside toy.jpg, pictures' alpha, or none",
+    )
+    skip_bad: bool = Field(default=False, description="leave pictures out that cannot be read")
     flip: bool = Field(default=True, description="show pictures mirrored half of the time")
     clip: float = Field(default=1.0, gt=0, description="largest norm of a concept's gradient")
     min_snr: float | None = Field(
@@ -71,6 +77,10 @@ class Recipe(Checked):
     def subject(self) -> Subject:
         """What is to be learned."""
         return Subject(self.token, self.class_noun, self.kind, self.seed)
+
+    def read_pictures(self) -> tuple[Picture, ...]:
+        """Its pictures, with their masks; PictureError names those that cannot be read."""
+        return read_pictures(self.pictures, self.masks, skip_bad=self.skip_bad)
 
     @property
     def reading(self) -> Reading:

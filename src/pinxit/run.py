@@ -15,7 +15,7 @@ from pinxit.errors import PinxitError, RunError
 from pinxit.generate import Request, paint
 from pinxit.method import Preparing
 from pinxit.model import Model
-from pinxit.pictures import Picture, read_pictures
+from pinxit.pictures import Picture
 from pinxit.pixels import sheet
 from pinxit.recipe import Recipe
 from pinxit.train import Learner, Lesson, Step, train
@@ -114,7 +114,7 @@ class Run:
 
     def settle(self, model: Model) -> None:
         """Read the pictures, and decide every number of the recipe for them and this base."""
-        self.pictures = read_pictures(self.recipe.pictures)
+        self.pictures = self.recipe.read_pictures()
         self.recipe = self.recipe.settled(model, len(self.pictures))
 
     def prepare(self, model: Model) -> Iterator[Preparing]:
@@ -259,7 +259,10 @@ def _number(entry: Mapping[str, object]) -> int:
 
 
 def _fingerprints(pictures: tuple[Picture, ...]) -> dict[str, str]:
-    return {picture.path.name: picture.sha256 for picture in pictures}
+    """What each picture and its mask hold, by the picture's name."""
+    masks = (f"+{picture.mask.sha256}" if picture.mask else "" for picture in pictures)
+    known = zip(pictures, masks, strict=True)
+    return {picture.path.name: picture.sha256 + mask for picture, mask in known}
 
 
 def _must_be_same(manifest: Manifest, model: Model, pictures: dict[str, str]) -> None:

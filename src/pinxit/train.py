@@ -9,12 +9,12 @@ import torch
 from torch import Tensor
 
 from pinxit.adapter import Adapter, Change, Joinable, Shared, injected
-from pinxit.batches import Batch, Draws, Samples, batch
+from pinxit.batches import Batch, Draws, Samples, parts
 from pinxit.durable import undisturbed
 from pinxit.errors import RunError
 from pinxit.memory import Choice, Saved, choose, free
 from pinxit.model import Conditioning, Model
-from pinxit.optimizer import STATE, AdamW, Group, bytes_of_state
+from pinxit.optimizer import STATE, AdamW, Group, bytes_of_state, norm
 from pinxit.pictures import Picture, by_content, fingerprint
 from pinxit.recipe import Recipe
 
@@ -47,8 +47,8 @@ class Step:
     def shares(self) -> Iterator[tuple[int, "Step"]]:
         """For each concept's place its own step, with an equal part of the time."""
         seconds = self.seconds / max(1, len(self.concepts))
-        for place, loss, norm in zip(self.concepts, self.losses, self.norms, strict=True):
-            alone = replace(self, losses=(loss,), norms=(norm,), seconds=seconds, concepts=(0,))
+        for place, loss, size in zip(self.concepts, self.losses, self.norms, strict=True):
+            alone = replace(self, losses=(loss,), norms=(size,), seconds=seconds, concepts=(0,))
             yield place, alone
 
 
@@ -100,6 +100,7 @@ class Learner:
     def restore(self, state: Mapping[str, Tensor]) -> None:
         """Go on from a state that was kept."""
         self.done = int(state["done"])
+        self.scale = float(state.get("scale", torch.tensor(self.scale)))
         for number, weight in enumerate(self.weights):
             with torch.no_grad():
                 _ = weight.copy_(state[f"weight.{number}"])
@@ -113,19 +114,14 @@ class Learner:
     def clipped(self, loss: float) -> float:
         """The norm of its gradient, which is clipped; `trouble` is set if it is no step to take."""
         grads = [weight.grad for weight in self.weights if weight.grad is not None]
-        norms = [
-            torch.linalg.vector_norm(grad, dtype=torch.promote_types(grad.dtype, torch.float32))
-            for grad in grads
-        ]
-        total = torch.linalg.vector_norm(torch.stack(norms)) / self.scale
+        total = norm(grads) / self.scale
         self._share = (self.recipe.clip / (total + 1e-6)).clamp(max=1.0) / self.scale
-        norm = float(total)
-        if not (math.isfinite(loss) and math.isfinite(norm)):
+        if not (math.isfinite(loss) and total.isfinite()):
             self.trouble = RunError(
-                f"learning went wrong at step {self.done + 1}: loss {loss}, gradient {norm}",
+                f"learning went wrong at step {self.done + 1}: loss {loss}, gradient {total:g}",
                 "try a lower --rate, or --precision fp32; what was learned before is kept",
             )
-        return norm
+        return float(total)
 
     def step(self) -> None:
         """Change what is trained by its gradient, as far as that was not clipped."""
@@ -177,14 +173,14 @@ class Lesson:
         """Whether prompts mean something else after each step."""
         return any(adapter.touches_text for adapter in self.adapters)
 
-    def batch(self, step: int, concepts: Sequence[int] = ()) -> Batch:
-        """The batch of a step, of some concepts or all."""
+    def batches(self, step: int, concepts: Sequence[int] = ()) -> tuple[Batch, ...]:
+        """The batch of a step, of some concepts or all: in a part for each shape of pictures."""
         drawn = [
             sample
             for concept in concepts or range(len(self.learners))
             for sample in self.learners[concept].samples.draw(step, concept)
         ]
-        return batch(drawn, self.model.device)
+        return parts(drawn, self.model.device)
 
     def errors(self, some: Batch, tell: Tell) -> Tensor:
         """Each sample's weighted denoising error, (B,)."""
@@ -236,8 +232,15 @@ def objective(model: Model, drawn: Batch, tell: Tell, min_snr: float | None = No
     noisy = schedule.add_noise(drawn.latents, drawn.noise, drawn.times)
     answer = model.denoise(noisy, drawn.times, tell(drawn.prompts))
     target = schedule.target(drawn.latents, drawn.noise, drawn.times)
-    errors = (answer - target).square().mean(dim=(1, 2, 3))
+    errors = _mean((answer - target).square(), drawn.mask)
     return errors * drawn.weights * schedule.weight(drawn.times, min_snr)
+
+
+def _mean(errors: Tensor, mask: Tensor | None) -> Tensor:
+    """Each sample's mean error, (B,), over all of the picture or over what its mask shows."""
+    if mask is None:
+        return errors.mean(dim=(1, 2, 3))
+    return (errors.mean(dim=1, keepdim=True) * mask).sum(dim=(1, 2, 3)) / mask.sum(dim=(1, 2, 3))
 
 
 def train(lesson: Lesson) -> Generator[Step]:
@@ -256,7 +259,7 @@ def train(lesson: Lesson) -> Generator[Step]:
             lesson.make_room()
             step = min(learner.done for learner in learners if learner.learning)
             there = [n for n, one in enumerate(learners) if not one.trouble and step < one.total]
-            told = _gradients(lesson, lesson.batch(step, there), tell)
+            told = _gradients(lesson, lesson.batches(step, there), tell)
             turn = [n for n in there if learners[n].done == step]
             norms = {n: learners[n].clipped(told[n]) for n in turn}
             again = any([learners[n].overflowed() for n in turn])
@@ -279,20 +282,19 @@ def train(lesson: Lesson) -> Generator[Step]:
             )
 
 
-def _gradients(lesson: Lesson, drawn: Batch, tell: Tell) -> list[float]:
-    """Each learner's loss on a batch, its gradients left with the weights, scaled.
+def _gradients(lesson: Lesson, parts: Sequence[Batch], tell: Tell) -> list[float]:
+    """Each learner's loss on the parts of a batch, its gradients left with the weights, scaled.
 
     As much of the batch is worked on together as memory has room for.
     """
     model, learners = lesson.model, lesson.learners
     scales = torch.tensor([learner.scale for learner in learners], device=model.device)
     while True:
-        choice = lesson.choice = lesson.choice or _fitting(lesson, drawn[:1], len(drawn), tell)
+        choice = lesson.choice = lesson.choice or _fitting(lesson, parts, tell)
         model.economise(choice.economise)
         losses = torch.zeros(len(learners), device=model.device)
         try:
-            for first in range(0, len(drawn), choice.together):
-                some = drawn[first : first + choice.together]
+            for some in _cut(parts, choice.together):
                 with torch.enable_grad():
                     errors = lesson.errors(some, tell)
                     (errors * scales[some.concepts]).sum().backward()
@@ -311,17 +313,23 @@ def _gradients(lesson: Lesson, drawn: Batch, tell: Tell) -> list[float]:
             model.economise(False)
 
 
-def _fitting(lesson: Lesson, one: Batch, samples: int, tell: Tell) -> Choice:
-    """How to work on batches of so many samples, by what the first one takes."""
+def _cut(parts: Sequence[Batch], together: int) -> Iterator[Batch]:
+    for part in parts:
+        yield from (part[at : at + together] for at in range(0, len(part), together))
+
+
+def _fitting(lesson: Lesson, parts: Sequence[Batch], tell: Tell) -> Choice:
+    """How to work on such batches, by what one sample of the largest takes."""
+    largest = max(parts, key=lambda part: part.latents[0].numel())
     weights = [weight for learner in lesson.learners for weight in learner.weights]
     awake = ["denoiser", *(lesson.model.towers if lesson.touches_text else ())]
     held = [w for name in awake for w in lesson.model.networks[name].parameters()]
     with torch.enable_grad(), Saved([*weights, *held]) as saved:
-        _ = lesson.errors(one, tell)
+        _ = lesson.errors(largest[:1], tell)
     states = sum(
         bytes_of_state(weight)
         for learner in lesson.learners
         for weight in learner.weights
         if weight not in learner.optimizer.state
     )
-    return choose(samples, saved.bytes, states, free(lesson.model.device))
+    return choose(sum(map(len, parts)), saved.bytes, states, free(lesson.model.device))

@@ -1,19 +1,20 @@
 """What methods share that tune a base's own networks: a rare word, and class pictures."""
 
 import hashlib
-from collections.abc import Iterator
-from typing import Literal, Self
+from collections.abc import Iterator, Mapping
+from typing import ClassVar, Literal, Self
 
 from pydantic import Field
 
 from pinxit.adapter import Alias
 from pinxit.errors import RecipeError
-from pinxit.method import Method, Pool, Preparing, Subject, prompts_for
-from pinxit.model import Model
+from pinxit.method import Method, Plan, Pool, Preparing, Subject, prompts_for
+from pinxit.model import LITTLE, Model
 from pinxit.pictures import Picture
 from pinxit.prior import ClassPictures
 
-_LITTLE = 100_000_000
+Size = Literal["little", "real"]
+
 # How many class pictures, by the denoiser's size; for real ones as in DreamBooth's paper.
 _PRIOR = {"little": 48, "real": 200}
 # How many of the rarest words a user's word may stand for: enough that two words seldom meet.
@@ -21,7 +22,12 @@ _CHOICE = 64
 
 
 class Tuning(Method):
-    """A method that learns "a [V] class" and keeps the class alive (arXiv:2208.12242)."""
+    """A method that learns "a [V] class" and keeps the class alive (arXiv:2208.12242).
+
+    `plans` are for five pictures.
+    """
+
+    plans: ClassVar[Mapping[Size, Plan]]
 
     prior_pictures: int | None = Field(
         default=None, ge=0, description="pictures of the class, painted by the base; 0 for none"
@@ -42,8 +48,22 @@ class Tuning(Method):
         default=False, description="learn with the pictures' own captions where they have one"
     )
 
+    @property
+    def says_rare(self) -> bool:
+        """Whether the subject goes by a rare word of the base's."""
+        return True
+
+    def plan(self, model: Model, count: int) -> Plan:
+        """More pictures take more steps to be seen equally often."""
+        plan, share = self.plans[size(model)], min(max(count, 3), 12) / 5
+        return Plan(round(plan.steps * share**0.5), plan.batch_size, plan.rate)
+
     def settled(self, model: Model, subject: Subject) -> Self:
-        """With the rare token picked, or found to be one, and the class pictures counted."""
+        """With the class pictures counted, and the rare token picked, or found to be one."""
+        count = _PRIOR[size(model)] if self.prior_pictures is None else self.prior_pictures
+        counted = self.model_copy(update={"prior_pictures": count})
+        if not self.says_rare:
+            return counted
         rare = self.rare_token or _rare_token(model, subject)
         for tower in model.towers.values():
             if len(tower.ids(rare)) != 1:
@@ -51,8 +71,7 @@ class Tuning(Method):
                     f"`{rare}` is no single token of {model.name}",
                     f"take one that is, such as {_rare_token(model, subject)}",
                 )
-        count = _PRIOR[size(model)] if self.prior_pictures is None else self.prior_pictures
-        return self.model_copy(update={"rare_token": rare, "prior_pictures": count})
+        return counted.model_copy(update={"rare_token": rare})
 
     def prepare(self, model: Model, subject: Subject) -> Iterator[Preparing]:
         """Paint those class pictures that no earlier run has painted."""
@@ -82,14 +101,9 @@ class Tuning(Method):
         return ClassPictures(prompt, self.prior_pictures or 0)
 
 
-def size(model: Model) -> Literal["little", "real"]:
+def size(model: Model) -> Size:
     """Which plans and defaults a base wants, by its denoiser's size."""
-    return "little" if model.size < _LITTLE else "real"
-
-
-def share_of_steps(count: int) -> float:
-    """How many more steps so many pictures take than five, to be seen nearly as often."""
-    return (min(max(count, 3), 12) / 5) ** 0.5
+    return "little" if model.size < LITTLE else "real"
 
 
 def _rare_token(model: Model, subject: Subject) -> str:

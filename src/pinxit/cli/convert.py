@@ -9,11 +9,11 @@ from pinxit import registry
 from pinxit.cli.screen import data, say
 from pinxit.errors import ConceptError
 
-# What the ending of OUT means for a word, and for tuned networks.
+# What the ending of OUT means for a word, for a LoRA, and for tuned networks.
 _USUAL = {
-    ".safetensors": ("emb-params", "single-file"),
-    ".pt": ("a1111", "single-file"),
-    "": ("diffusers", "diffusers"),
+    ".safetensors": ("emb-params", "kohya", "single-file"),
+    ".pt": ("a1111", "kohya", "single-file"),
+    "": ("diffusers", "diffusers-lora", "diffusers"),
 }
 
 
@@ -32,12 +32,13 @@ def convert(
         Parameter(help="round a base's numbers; every bit is kept if not given"),
     ] = None,
 ) -> None:
-    """Write a learned word or a tuned base as another program opens it."""
+    """Write a learned word, a LoRA or a tuned base as another program opens it."""
     from pinxit.concept import Concept
     from pinxit.format import Format, Target
 
     concept = Concept.load(file)
-    name = format_ or _USUAL.get(out.suffix, ("emb-params", "diffusers"))[concept.tuned]
+    which = 2 if concept.tuned else int(concept.weighable)
+    name = format_ or _USUAL.get(out.suffix, ("emb-params", "kohya", "diffusers"))[which]
     written: Format = registry.load("formats", name)()
     if out.suffix not in written.endings:
         endings = " or ".join(ending or "nothing, being a folder" for ending in written.endings)

@@ -1,5 +1,6 @@
 """`pinxit inspect`: what a file is, what it fits, where it is from, and what is odd about it."""
 
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -16,6 +17,11 @@ if TYPE_CHECKING:
     from pinxit.concept import Concept
     from pinxit.opened import Opened
 
+# What trainers write of themselves that few people ask for.
+_WORDY = re.compile(
+    r"(ss_|sshs_|modelspec\.)"
+    r"(?!(base_model_version|sd_model_name|steps|output_name|title|author|trigger_phrase)$)"
+)
 # No training leaves a vector this long beside words of length one half or so.
 _HUGE = 1000.0
 
@@ -44,7 +50,10 @@ def inspect(
     _tell("origin", _origin(concept))
     also = f", or as `{concept.nickname}`" if concept.nickname not in ("", concept.token) else ""
     written = f"write {concept.token} in a prompt{also}, with " if concept.words else ""
-    _tell("to use", f"{written}--concept {file}{'' if concept.words else f', or --base {file}'}")
+    more = "" if concept.words else f", or --base {file}"
+    if concept.weighable:
+        more = f", or {file}:0.7 for less of it"
+    _tell("to use", f"{written}--concept {file}{more}")
     _tell("opens in", layout.used_by)
     for odd in _oddities(found, concept) or ["nothing"]:
         _tell("suspicious", odd)
@@ -58,7 +67,6 @@ def _part(part: "Part") -> Iterator[tuple[str, str]]:
     """What one part is, and what it fits."""
     from pinxit import modelspec
     from pinxit.adapter import word_widths
-    from pinxit.peft_layers import split
 
     if "text" in part.settings:
         yield "word", f"{part.settings['word']}, which stands for `{part.settings['text']}`"
@@ -70,11 +78,7 @@ def _part(part: "Part") -> Iterator[tuple[str, str]]:
         if kind:
             yield "fits", kind.title
     elif "target" in part.settings:
-        places = {name: split(name) or ("", name) for name in part.tensors}
-        layers = {layer for layer, _ in places.values()}
-        count = sum(part.tensors[n].numel() for n, (_, leaf) in places.items() if leaf != "alpha")
-        beside = f"beside {len(layers)} layers of `{part.settings['target']}`"
-        yield "adapter", f"{part.settings['kind']} {beside}, {count:,} weights"
+        yield from _change(part)
     else:
         yield "word", f"{part.settings['word']}, new"
         for tower, table in part.tensors.items():
@@ -82,6 +86,26 @@ def _part(part: "Part") -> Iterator[tuple[str, str]]:
             yield "vectors", f"{count} of {width} numbers for `{tower}`, of length {_norms(table)}"
         kind = modelspec.fitting(list(word_widths(part.tensors).values()))
         yield "fits", kind.title if kind else "no kind of base that has a name, by its width"
+
+
+def _change(part: "Part") -> Iterator[tuple[str, str]]:
+    """What a LoRA or one of its kin changes in a network, and how much."""
+    from pinxit.lora_files import by_layer, fits, rank_of
+
+    layers, kind = by_layer(part), part.settings["kind"]
+    weights = {name: t for name, t in part.tensors.items() if not name.endswith(".alpha")}
+    numbers = {str(tensor.dtype).removeprefix("torch.") for tensor in weights.values()}
+    count = sum(tensor.numel() for tensor in weights.values())
+    beside = f"beside {len(layers)} layers of `{part.settings['target']}`"
+    yield "adapter", f"{kind} {beside}, {count:,} weights, {', '.join(sorted(numbers))}"
+    if kind != "oft":
+        ranks = sorted({rank_of(held) for held in layers.values()})
+        alphas = sorted({float(held["alpha"]) for held in layers.values() if "alpha" in held})
+        told = [" to ".join(f"{n:g}" for n in (*s[:1], *s[1:][-1:])) for s in (ranks, alphas)]
+        yield "rank", f"{told[0]}, alpha {told[1] or 'the same'}"
+    base = fits([part])
+    if base:
+        yield "fits", base.title
 
 
 def _norms(table: "Tensor") -> str:
@@ -103,7 +127,7 @@ def _vocabulary(base: str) -> str:
 def _origin(concept: "Concept") -> str:
     """What is known of where it came from."""
     known = concept.provenance
-    told = [f"{name} {value}" for name, value in known.told.items()]
+    told = [f"{name} {value}" for name, value in known.told.items() if not _WORDY.match(name)]
     if known.method:
         told = [f"{known.method}, {known.steps} steps, {len(known.pictures)} pictures", *told]
     return ", ".join([*told, *([f"base {known.base}"] if known.base else [])]) or "it does not say"

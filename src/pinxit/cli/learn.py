@@ -5,18 +5,21 @@ from contextlib import closing
 from pathlib import Path
 
 from pinxit import registry
+from pinxit.cli.check import before_learning
 from pinxit.cli.flags import Values, command, flag, flags, word
 from pinxit.cli.opening import opened
 from pinxit.cli.screen import Report, bars, data, say
 from pinxit.method import Method, Preparing
-from pinxit.pictures import read_pictures
 from pinxit.prompt import file_name
 from pinxit.recipe import Recipe
 from pinxit.run import Event, Run, Saved
+from pinxit.survey import survey
 from pinxit.train import Step
 
 # How much the loss beside the bar remembers of the steps before.
 _SMOOTH = 0.95
+# What bases are taken to learn at before they are open.
+_SIDES = {"pocket": 64}
 
 
 def __getattr__(name: str) -> Callable[..., None]:
@@ -67,7 +70,9 @@ def go_on(folder: Path, device: str) -> None:
 def follow(run: Run, device: str) -> None:
     """Learn, with bars; after Ctrl-C say what was kept. The concept's path goes to stdout."""
     recipe = run.recipe
-    _ = read_pictures(recipe.pictures)  # what is wrong with them is said before a large base opens
+    # What is wrong with them is said before a large base opens, which may be of another size.
+    side = recipe.size or _SIDES.get(recipe.base, 512)
+    before_learning(survey(recipe.pictures, side, masks=recipe.masks), recipe.skip_bad)
     model = opened(recipe, device)
     told = _Told()
     try:

@@ -3,7 +3,7 @@
 import re
 import sys
 import time
-from collections.abc import Generator
+from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Protocol
 
@@ -34,6 +34,23 @@ def say(message: str) -> None:
 def data(line: str) -> None:
     """A line for a program, on stdout."""
     print(line, flush=True)
+
+
+def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    """Rows for the person, on stdout; for another program, lines with tabs and no head."""
+    if not sys.stdout.isatty():
+        for row in rows:
+            data("\t".join(printable(cell).replace("\n", " ") for cell in row))
+        return
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    lines = Table(*head, box=box.SIMPLE_HEAD, pad_edge=False)
+    for row in rows:
+        lines.add_row(*(Text(printable(cell)) for cell in row))
+    Console().print(lines)
 
 
 def complain(error: PinxitError) -> None:

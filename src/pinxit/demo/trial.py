@@ -12,7 +12,6 @@ from pinxit.concept import Concept, Pick
 from pinxit.generate import Frame, Painted, Request, generate
 from pinxit.method import Preparing
 from pinxit.model import Model
-from pinxit.pictures import read_pictures
 from pinxit.recipe import Recipe
 from pinxit.run import Run
 from pinxit.train import Step
@@ -86,7 +85,7 @@ class Easel:
 
     def teach(self, recipe: Recipe, folder: Path, task: str) -> Lesson:
         """Learn in a folder named after `folder`, or go on with the same run if it was stopped."""
-        count = len(read_pictures(recipe.pictures))
+        count = len(recipe.read_pictures())
         settled = recipe.settled(self.model, count)
         folder = folder.with_name(f"{folder.name}-{self.tag(settled.to_toml())}")
         begun = (folder / "recipe.toml").is_file()

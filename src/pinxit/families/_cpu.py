@@ -9,19 +9,27 @@ read as they lie (docs/performance.md).
 from typing import Any
 
 import torch
+from diffusers.models.attention_processor import AttnProcessor, AttnProcessor2_0
 from torch import Tensor, nn
 from torch.nn import functional as F
+
+# Attention that has no more scores than this keeps them all; the library's, which computes them
+# again in tiles, takes longer then.
+_SCORES = 2**24
 
 # Neighbourhoods of a picture are laid side by side for so many numbers at a time.
 _NUMBERS = 2**25
 
 
-def suit_cpu(denoiser: nn.Module) -> None:
+def suit_cpu(denoiser: Any) -> None:
     """Give a large denoiser the layers that compute fast here; its weights and names stay."""
     for module in denoiser.modules():
         if type(module) is nn.Conv2d and module.groups == 1 and module.dilation == (1, 1):
             # The very same layer otherwise: adapters and files find in it what they look for.
             module.__class__ = _MatrixConv
+    processors = getattr(denoiser, "attn_processors", {}).values()
+    if processors and all(type(one) is AttnProcessor2_0 for one in processors):
+        denoiser.set_attn_processor(_Attention())
 
 
 class _MatrixConv(nn.Conv2d):
@@ -136,3 +144,24 @@ def _products(
     assert total is not None
     tall, wide = weight.shape[2:]
     return total.view(len(weight), tall, wide, -1).permute(0, 3, 1, 2)
+
+
+class _Attention:
+    """Attention of one kind or the other, by how many scores it has."""
+
+    def __init__(self) -> None:
+        self._whole, self._tiled = AttnProcessor(), AttnProcessor2_0()
+
+    def __call__(
+        self,
+        attn: Any,
+        hidden_states: Tensor,
+        encoder_hidden_states: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        temb: Tensor | None = None,
+    ) -> Tensor:
+        """What the layer makes of its states, which are told others or one another."""
+        told = hidden_states if encoder_hidden_states is None else encoder_hidden_states
+        scores = len(hidden_states) * attn.heads * hidden_states.shape[1] * told.shape[1]
+        way = self._whole if scores <= _SCORES else self._tiled
+        return way(attn, hidden_states, encoder_hidden_states, attention_mask, temb)

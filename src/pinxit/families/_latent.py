@@ -58,8 +58,8 @@ class LatentModel(Model):
             suit_cpu(denoiser)
 
     def rest(self, *names: str) -> None:
-        """Let networks' weights leave memory until they are needed."""
-        for name in set(names) - self._resting:
+        """Let networks' weights, or all, leave memory until they are needed."""
+        for name in set(names or self._all) - self._resting:
             emptied(self._all[name])
             self._resting.add(name)
 
@@ -81,7 +81,7 @@ class LatentModel(Model):
     def decode(self, latents: Tensor) -> Tensor:
         """Latents to pictures."""
         vae = self._awake("autoencoder")
-        return vae.decode(latents / self._scale + self._shift, return_dict=False)[0]
+        return vae.decode(latents.float() / self._scale + self._shift, return_dict=False)[0]
 
     def condition(self, prompts: Sequence[str], reading: Reading = LITERALLY) -> Conditioning:
         """What the towers say of the prompts, put together as the denoiser takes it."""

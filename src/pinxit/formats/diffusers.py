@@ -1,6 +1,7 @@
 """diffusers': `learned_embeds` for a word, a folder of networks for a tuned base."""
 
 import json
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,8 @@ from pinxit.opened import Opened, opened
 from pinxit.source import Source
 
 _WORD = "learned_embeds.safetensors"
+# In the names of tensors of a LoRA, and of no word.
+_LAYER = re.compile(r"^lora_(unet|te\d?)_|[._]lora[_.]|\.(hada|lokr|oft)_")
 
 
 class Diffusers(Embedding):
@@ -26,6 +29,7 @@ class Diffusers(Embedding):
         """By a folder's list of networks, or by one table whose key may be a word."""
         shapes = {name: tensor.ndim for name, tensor in found.tensors.items()}
         lone = len(shapes) == 1 and not shapes.keys() & NAMELESS and max(shapes.values()) <= 2
+        lone = lone and not _LAYER.search(min(shapes))
         return found.container == "folder" or (lone and "pinxit" not in found.metadata)
 
     def read(self, found: Opened) -> Concept:

@@ -1,22 +1,20 @@
 """DreamBooth: the whole network tuned to "a [V] class", the class kept alive (arXiv:2208.12242)."""
 
+from typing import ClassVar
+
 from pinxit.adapter import TunedWeights
 from pinxit.method import Learnable, Plan, Subject
 from pinxit.model import Model
-from pinxit.tuning import Tuning, share_of_steps, size
+from pinxit.tuning import Tuning
 
-# Steps, batch size and rate by the denoiser's size, as in the paper for real ones. Tune here.
-_PLANS = {"little": Plan(steps=200, batch_size=4, rate=3e-4), "real": Plan(800, 1, 5e-6)}
 _DECAY = 1e-2
 
 
 class Dreambooth(Tuning):
     """Tune all of the base's denoiser to the subject."""
 
-    def plan(self, model: Model, count: int) -> Plan:
-        """More pictures take more steps to be seen equally often."""
-        plan = _PLANS[size(model)]
-        return Plan(round(plan.steps * share_of_steps(count)), plan.batch_size, plan.rate)
+    # As in the paper for real ones. Tune here.
+    plans: ClassVar = {"little": Plan(200, 4, rate=3e-4), "real": Plan(800, 1, rate=5e-6)}
 
     def adapters(self, model: Model, subject: Subject, rate: float) -> tuple[Learnable, ...]:
         """The denoiser's weights, the text towers' if wanted, and the word for "[V] class"."""

@@ -1,6 +1,6 @@
 """LoRA and its kin: small weights beside the base's, which stay as they are (arXiv:2106.09685)."""
 
-from typing import Literal
+from typing import ClassVar, Literal, Self
 
 from pydantic import Field
 
@@ -9,16 +9,18 @@ from pinxit.lora import Form, Layers, LowRank
 from pinxit.method import Learnable, Plan, Subject
 from pinxit.model import Model
 from pinxit.peft_layers import Kind
-from pinxit.tuning import Tuning, share_of_steps, size
+from pinxit.tuning import Size, Tuning, size
 
-# Steps, batch size and rate by the denoiser's size. Tune here.
-_PLANS = {"little": Plan(steps=300, batch_size=4, rate=2e-3), "real": Plan(1000, 1, 1e-4)}
+# A little base has so few layers with attention that they hold less than a subject.
+_LAYERS: dict[Size, Layers] = {"little": "all", "real": "transformer"}
 # How fast a new word is learned beside them.
 _WORD_RATES = {"little": 1e-2, "real": 1e-3}
 
 
 class Lora(Tuning):
     """Learn small weights beside the layers, in a file of a few megabytes."""
+
+    plans: ClassVar = {"little": Plan(300, 4, rate=1e-3), "real": Plan(1000, 1, rate=1e-4)}
 
     adapter: Kind = Field(default="lora", description="how the weights change a layer")
     rank: int = Field(
@@ -27,7 +29,11 @@ class Lora(Tuning):
     alpha: float | None = Field(
         default=None, gt=0, description="they count alpha / rank times; the rank if unset"
     )
-    layers: Layers = Field(default="attention", description="which layers; all has convolutions")
+    layers: Layers | None = Field(
+        default=None,
+        description="which layers: transformer has attention and what is between, all has "
+        "convolutions too; unset, transformer of a real base",
+    )
     word: Literal["rare", "new"] = Field(
         default="rare",
         description="rare: the base's rare word before the class noun; new: vectors learned too",
@@ -40,14 +46,20 @@ class Lora(Tuning):
         """Plain LoRAs of the denoiser can each be kept to its own samples."""
         return self.adapter == "lora" and not self.train_text_encoder
 
-    def plan(self, model: Model, count: int) -> Plan:
-        """More pictures take more steps to be seen equally often."""
-        plan = _PLANS[size(model)]
-        return Plan(round(plan.steps * share_of_steps(count)), plan.batch_size, plan.rate)
+    @property
+    def says_rare(self) -> bool:
+        """Unless it learns a new word."""
+        return self.word == "rare"
+
+    def settled(self, model: Model, subject: Subject) -> Self:
+        """With the layers chosen too."""
+        layers = self.layers or _LAYERS[size(model)]
+        return super().settled(model, subject).model_copy(update={"layers": layers})
 
     def adapters(self, model: Model, subject: Subject, rate: float) -> tuple[Learnable, ...]:
         """The word, the denoiser's small weights, and the text towers' if wanted."""
-        form = Form(self.adapter, self.rank, self.alpha or self.rank, self.layers)
+        layers = self.layers or _LAYERS[size(model)]
+        form = Form(self.adapter, self.rank, self.alpha or self.rank, layers)
         rates = {"denoiser": rate}
         if self.train_text_encoder:
             rates |= dict.fromkeys(model.towers, rate * self.text_rate)
@@ -55,7 +67,7 @@ class Lora(Tuning):
             Learnable(LowRank.of(model, target, form, subject.seed), own)
             for target, own in rates.items()
         ]
-        if self.word == "rare":
+        if self.says_rare:
             return (Learnable(self.alias(model, subject), 0.0), *tuned)
         word = NewWord.of(model, subject.token, subject.class_noun, self.vectors)
         return (Learnable(word, self.word_rate or _WORD_RATES[size(model)]), *tuned)

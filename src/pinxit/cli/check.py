@@ -1,0 +1,140 @@
+"""`pinxit check`: what of a folder of pictures would be learned from, and what is odd about it."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+from cyclopts import Parameter
+
+from pinxit.cli.screen import say, table
+from pinxit.durable import replace
+from pinxit.errors import PictureError
+from pinxit.pictures import Entry, Masks, must_be_usable, must_hold
+from pinxit.pixels import sheet
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+    from pinxit.survey import Look, Survey
+
+_TILE = (264, 292)
+_LABEL = 34
+
+
+def check(
+    pictures: Annotated[Path, Parameter(help="folder with the pictures to learn from")],
+    *,
+    size: Annotated[int, Parameter(help="pixels of a side to learn at")] = 512,
+    masks: Annotated[Masks, Parameter(help="where masks are: as for train")] = "beside",
+    out: Annotated[
+        Path | None, Parameter(help="the contact sheet; FOLDER-check.png beside it if not given")
+    ] = None,
+) -> None:
+    """Say what would be learned from, how it would be cropped, and what is refused or odd."""
+    from pinxit.survey import survey
+
+    out = out or Path(f"{pictures.resolve()}-check.png")
+    if out.resolve().parent == pictures.resolve():
+        raise PictureError(f"{out} would be one of the pictures", "give an --out elsewhere")
+    found = survey(pictures, max(size // 8, 1) * 8, masks=masks)
+    show(found)
+    if found.looks or found.refused:
+        replace(out, lambda beside: contact_sheet(found).save(beside, "PNG"))
+        say(f"the contact sheet is {out}")
+    must_be_usable(pictures, list(found.refused), len(found.looks) + len(found.refused), False)
+    must_hold(pictures, len(found.looks))
+
+
+def show(found: "Survey") -> None:
+    """The table: a row for each file, and what is odd of all together below it."""
+    worries = found.worries()
+    rows = [
+        (look.name, "odd" if look.name in worries else "used", *_framed(look), _said(look, worries))
+        for look in found.looks
+    ]
+    rows += [(entry.path.name, "REFUSED", "", "", "; ".join(entry.said)) for entry in found.refused]
+    rows += [(entry.path.name, "left out", "", "", _why(entry)) for entry in found.left_out]
+    table(("file", "verdict", "size", "learned at", "remarks"), rows)
+    say(summary(found))
+    for worry in worries.get("", []):
+        say(f"odd: {worry}")
+
+
+def summary(found: "Survey") -> str:
+    """One line: how many pictures, refused and left out."""
+    counts = {"refused": len(found.refused), "left out": len(found.left_out)}
+    also = "".join(f", {count} {what}" for what, count in counts.items() if count)
+    masked = sum(look.masked is not None for look in found.looks)
+    return f"{len(found.looks)} pictures{f', {masked} with masks' if masked else ''}{also}"
+
+
+def before_learning(found: "Survey", skip_bad: bool) -> None:
+    """What a person should know before a run begins; PictureError if it cannot begin."""
+    bad = list(found.refused)
+    must_be_usable(found.folder, bad, len(found.looks) + len(bad), skip_bad)
+    must_hold(found.folder, len(found.looks))
+    say(summary(found))
+    for entry in (*bad, *found.left_out):
+        say(f"left out: {entry.path.name}: {_why(entry)}")
+    for name, said in found.worries().items():
+        say(f"odd: {name}{': ' if name else ''}{'; '.join(said)}")
+
+
+def contact_sheet(found: "Survey") -> "Image":
+    """Every picture with the rectangle that is learned from, and the refused ones as red tiles."""
+    worries = found.worries()
+    tiles = [_tile(look, worries.get(look.name, [])) for look in found.looks]
+    tiles += [_labelled(None, entry.path.name, entry.said, "red") for entry in found.refused]
+    return sheet(tiles)
+
+
+def _tile(look: "Look", worries: Sequence[str]) -> "Image":
+    from PIL import Image, ImageDraw
+
+    scale = look.small.width / look.size[0]
+    edges = [round(edge * scale) for edge in look.box]
+    left, top, right, bottom = edges[0], edges[1], max(edges[2] - 1, 0), max(edges[3] - 1, 0)
+    dim = Image.blend(look.small, Image.new("RGB", look.small.size, "white"), 0.65)
+    dim.paste(look.small.crop((left, top, right + 1, bottom + 1)), (left, top))
+    colour = "orange" if worries else "green"
+    if right > left and bottom > top:
+        ImageDraw.Draw(dim).rectangle((left, top, right, bottom), outline=colour, width=2)
+    learned = f"{look.shape[0]}x{look.shape[1]}"
+    return _labelled(dim, look.name, worries or [f"learned at {learned}"], colour)
+
+
+def _labelled(image: "Image | None", name: str, said: Sequence[str], colour: str) -> "Image":
+    """A tile of one size, with the file's name and a line below it."""
+    from PIL import Image, ImageDraw, ImageFont
+
+    tile = Image.new("RGB", _TILE, "white")
+    pen, font = ImageDraw.Draw(tile), ImageFont.load_default(11)
+    room = _TILE[1] - _LABEL
+    if image:
+        tile.paste(image, ((_TILE[0] - image.width) // 2, (room - image.height) // 2))
+    else:
+        pen.line((60, 60, _TILE[0] - 60, room - 60), fill=colour, width=3)
+        pen.line((60, room - 60, _TILE[0] - 60, 60), fill=colour, width=3)
+    for row, text in enumerate((name, "; ".join(said))):
+        shown = text.encode("ascii", "replace").decode()
+        while shown and pen.textlength(shown, font) > _TILE[0] - 8:
+            shown = shown[: int(len(shown) * 0.95)]
+        pen.text((4, room + 1 + 16 * row), shown, "black" if row == 0 else colour, font)
+    return tile
+
+
+def _framed(look: "Look") -> tuple[str, str]:
+    left, top, right, bottom = look.box
+    cut = 1 - (right - left) * (bottom - top) / (look.size[0] * look.size[1])
+    learned = f"{look.shape[0]}x{look.shape[1]}" + (f", {cut:.0%} cut off" if cut > 0.005 else "")
+    return f"{look.size[0]}x{look.size[1]}", learned
+
+
+def _said(look: "Look", worries: dict[str, list[str]]) -> str:
+    caption = [f"caption: {look.picture.caption}"] if look.picture.caption else []
+    mask = [f"mask shows {look.masked:.0%}"] if look.masked is not None else []
+    return "; ".join([*worries.get(look.name, []), *look.said, *mask, *caption])
+
+
+def _why(entry: Entry) -> str:
+    return "; ".join(entry.said)
