@@ -146,9 +146,7 @@ def main() -> int:
     models = tuple(open_base(base, given.device, given.precision) for _ in range(2))
     size = given.size or models[0].picture_size
     rounds = [measured(given, (models[0], models[1]), size) for _ in range(given.rounds)]
-    print(
-        f"{given.base}, {size} pixels, {given.concepts} concepts, {_WHOLE} steps each, {vars(given)}"
-    )
+    print(f"{given.base}, {size} pixels, {given.concepts} concepts, {_WHOLE} steps, {vars(given)}")
     for at, pictures in enumerate(given.batches):
         told = [ratios(one[at], given) for one in rounds]
         for name in told[0]:
