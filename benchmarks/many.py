@@ -75,14 +75,18 @@ def subjects(folder: Path, count: int, side: int) -> Path:
 def ticking(model: Model, many: Many, names: list[str], out: Path, clock: Clock) -> Iterator[None]:
     """Learn some of the subjects together; a pause after each step of all of them."""
     runs = [run for name, run in many.runs(out).items() if name in names]
-    heard = 0
+    heard, prepared = 0, False
     began = time.perf_counter(), time.process_time()
     with closing(learn_many(model, runs)) as events:
         for event in events:
             heard += isinstance(event, tuple) and isinstance(event[1], Step)
             if heard == len(runs):
-                clock.steps.append(_since(began))
-                heard = 0
+                # Before the first step pictures are encoded: it is no step like the others.
+                if prepared:
+                    clock.steps.append(_since(began))
+                else:
+                    clock.besides = _plus(clock.besides, _since(began))
+                heard, prepared = 0, True
                 yield
                 began = time.perf_counter(), time.process_time()
             elif not heard:
