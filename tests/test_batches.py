@@ -19,8 +19,8 @@ from pinxit.model import Model
 from pinxit.pictures import Picture, read_pictures
 from pinxit.pixels import to_pixels
 from pinxit.recipe import Recipe
-from pinxit.run import Run, Step
-from pinxit.train import Learner, Lesson, objective, train
+from pinxit.run import Run
+from pinxit.train import Learner, Lesson, Step, objective, train
 
 SIDE = 64
 SHAPES = {

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from pinxit.cli import app
+from pinxit.cli import app, main
 
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
@@ -21,6 +21,21 @@ def test_every_command_in_the_readme_is_understood(typed: str) -> None:
     if "--help" in words:
         return  # test_help.py
     app.parse_args(words, exit_on_error=False, print_error=False)
+
+
+def test_every_command_of_reliability_runs(
+    nano: Path, pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    pictures.rename("my-toy")
+    begin = "train textual-inversion my-toy --token <t> --class-noun toy --out runs/toy --steps 1"
+    assert main([*begin.split(), "--preview-every", "0", "--base", str(nano)]) == 0
+    page = (ROOT / "docs" / "reliability.md").read_text(encoding="utf-8")
+    commands = re.findall(r"^pinxit (.+)$", page, re.MULTILINE)
+    assert len(commands) >= 4
+    for typed in commands:
+        words = typed.partition("#")[0].replace("FOLDER", str(nano))
+        assert main(shlex.split(re.sub(r"--steps \d+", "--steps 2", words))) == 0, typed
 
 
 def test_there_are_commands_to_check() -> None:

@@ -11,7 +11,7 @@ def test_every_error_is_a_pinxit_error_and_is_in_the_tree() -> None:
         kind for kind in vars(errors).values() if getattr(kind, "__module__", "") == errors.__name__
     ]
     kinds = [kind for kind in kinds if isinstance(kind, type)]
-    assert len(kinds) == 8
+    assert len(kinds) == 9
     for kind in kinds:
         assert issubclass(kind, errors.PinxitError)
         assert kind.__name__ in tree

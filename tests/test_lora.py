@@ -1,6 +1,7 @@
 """LoRA and its kin: peft's numbers, the base untouched, strengths, and what does not fit."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,10 @@ from pinxit.generate import Request, paint
 from pinxit.lora import PART, Form, Layers, LowRank
 from pinxit.model import Model, open_base
 from pinxit.peft_layers import KINDS, Kind
+from pinxit.pictures import read_pictures
+from pinxit.recipe import Recipe
+from pinxit.run import Run, teach
+from pinxit.train import Lesson, Step, objective
 
 every_kind = pytest.mark.parametrize("kind", KINDS)
 CONFIGS: dict[str, Callable[..., Any]] = {
@@ -90,6 +95,7 @@ def test_inject_and_eject(kind: Kind, target: str, model: Model) -> None:
     assert adapter.touches_text == (target == "text")
 
 
+@pytest.mark.long
 @every_kind
 def test_it_is_what_peft_computes(kind: Kind, nano: Path, model: Model) -> None:
     adapter = learned(model, kind, layers="all")
@@ -120,6 +126,7 @@ def test_strength(kind: Kind, model: Model) -> None:
     assert moved[2] == pytest.approx(float((whole - plain).norm()), rel=1e-4)
 
 
+@pytest.mark.long
 def test_two_together_add_up_and_other_kinds_nest(model: Model) -> None:
     one, two = learned(model, "lora", 1), learned(model, "loha", 2)
     own = {name: tensor.clone() for name, tensor in weights_of(model).items()}
@@ -219,6 +226,7 @@ def test_the_seed_decides_and_nothing_else_is_drawn(model: Model) -> None:
     assert any(not torch.equal(other.weights()[name], w) for name, w in one.weights().items())
 
 
+@pytest.mark.long
 @every_kind
 @pytest.mark.parametrize("autocast", [False, True])
 def test_beside_a_frozen_base_in_bf16(
@@ -402,3 +410,40 @@ def test_a_word_has_no_strength(model: Model) -> None:
     tuned = concept(TunedWeights.of(model, "denoiser").part(), "<b>")
     with pytest.raises(ConceptError, match="it holds no LoRA"):
         _ = combined([tuned.at(0.5)], model)
+
+
+@pytest.mark.long
+@every_kind
+def test_every_kind_learns_and_goes_on(
+    kind: Kind, model: Model, pictures: Path, tmp_path: Path
+) -> None:
+    method = {"name": "lora", "adapter": kind, "prior_pictures": 0, "rank": 4, "layers": "all"}
+    recipe = Recipe.model_validate(
+        {
+            **{"method": method, "pictures": pictures, "token": "<mytoy>", "class_noun": "toy"},
+            **{"steps": 30, "batch_size": 4, "rate": 1e-2, "preview_every": 0},
+        }
+    )
+    whole = teach(model, recipe, tmp_path / "whole")
+    losses = [float(entry["losses"][0]) for entry in whole.journal()]
+    stopped = Run.create(tmp_path / "stopped", recipe)
+    with closing(stopped.learn(model)) as events:
+        _ = next(event for event in events if isinstance(event, Step) and event.number == 3)
+    for _ in (again := Run.open(stopped.folder)).learn(model):
+        pass
+    for ours, others in zip(whole.concept.parts, again.concept.parts, strict=True):
+        assert all(torch.equal(others.tensors[name], t) for name, t in ours.tensors.items())
+    plain = Lesson.of(model, whole.recipe, read_pictures(pictures))
+    with torch.no_grad():
+        before = errors(plain, ())
+        assert errors(plain, whole.concept.adapters(model)) < before
+    assert losses == [float(entry["losses"][0]) for entry in again.journal()]
+
+
+def errors(lesson: Lesson, adapters: Sequence[Adapter]) -> float:
+    """The loss over samples that no step had."""
+    with injected(lesson.model, [*lesson.adapters[:1], *adapters[1:]]):
+        tell = lesson.tell()
+        return sum(
+            float(objective(lesson.model, lesson.batch(10_000 + n), tell).sum()) for n in range(8)
+        )

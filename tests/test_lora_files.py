@@ -435,6 +435,9 @@ def test_what_inspect_says_of_it(tmp_path: Path, capsys: pytest.CaptureFixture[s
         "suspicious  nothing",
     ):
         assert line in said
+    Kohya().write(pivotal(xl=True), Target(file))
+    assert main(["inspect", str(file)]) == 0
+    assert "fits        Stable Diffusion 1.x" not in capsys.readouterr().out
     theirs = {"ss_base_model_version": "sd_v1", "ss_tag_frequency": "{}", "ss_sd_model_name": "b"}
     saved(file, kohyas(alpha=NUMBER(1.0)), theirs)
     assert main(["inspect", str(file)]) == 0

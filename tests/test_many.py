@@ -20,7 +20,8 @@ from pinxit.many import Grouped, Many, learn_many, read_subjects
 from pinxit.model import Model, Placement, open_base
 from pinxit.pictures import read_pictures
 from pinxit.recipe import Recipe
-from pinxit.run import Failed, Run, Saved, teach
+from pinxit.run import Run, teach
+from pinxit.run_folder import Failed, Saved
 from pinxit.text import TextTower
 from pinxit.train import Learner, Lesson, Step
 

@@ -1,6 +1,5 @@
 """Runs: what is in the folder, and what going on with it needs."""
 
-import json
 import os
 import signal
 from collections.abc import Callable
@@ -11,11 +10,13 @@ import torch
 from PIL import Image
 
 from pinxit.durable import replace, replace_text, undisturbed
-from pinxit.errors import RunError
+from pinxit.errors import DiskError, RunError
 from pinxit.model import Model, open_base
+from pinxit.preview import Preview
 from pinxit.prior import ClassPictures, cache_folder
 from pinxit.recipe import Recipe
-from pinxit.run import Preview, Run, teach
+from pinxit.run import Run, teach
+from pinxit.run_folder import Notice
 from pinxit.train import Step
 
 
@@ -29,7 +30,8 @@ def test_the_folder_tells_everything(model: Model, pictures: Path, tmp_path: Pat
     run = Run.create(tmp_path / "runs" / "toy", recipe(pictures, preview_every=3))
     events = list(run.learn(model))
     kinds = [type(event).__name__ for event in events]
-    assert kinds == ["Step", "Step", "Saved", "Step", "Preview", "Step", "Preview", "Saved"]
+    assert kinds[:2] == ["Preparing", "Chosen"]
+    assert kinds[2:] == ["Step", "Step", "Saved", "Step", "Preview", "Step", "Preview", "Saved"]
     assert all(event.path.is_file() for event in events if isinstance(event, Preview))
     files = {str(path.relative_to(run.folder)) for path in run.folder.rglob("*") if path.is_file()}
     assert files == {
@@ -37,8 +39,9 @@ def test_the_folder_tells_everything(model: Model, pictures: Path, tmp_path: Pat
         "journal.jsonl",
         "previews/0000003.png",
         "previews/0000004.png",
+        "checkpoints/0000002.safetensors",
         "checkpoints/0000004.safetensors",
-        "checkpoints/0000004.json",
+        ".lock",
         "concept.safetensors",
     }
     steps = [event for event in events if isinstance(event, Step)]
@@ -74,23 +77,29 @@ def test_more_steps_go_on_the_same_way(model: Model, pictures: Path, tmp_path: P
     _ = teach(model, recipe(pictures, steps=4), tmp_path / "part")
     more = Run.open(tmp_path / "part", steps=6)
     assert [e.number for e in more.learn(model) if isinstance(e, Step)] == [5, 6]
-    mine, theirs = more.concept.parts[0].tensors, whole.concept.parts[0].tensors
-    assert all(torch.equal(mine[name], theirs[name]) for name in theirs)
+    assert _learned(more) == _learned(whole)
+    with pytest.raises(RunError, match="has done 6 steps already, more than 5"):
+        list(Run.open(tmp_path / "part", steps=5).learn(model))
 
 
 def test_a_damaged_checkpoint_is_never_used(model: Model, pictures: Path, tmp_path: Path) -> None:
+    whole = teach(model, recipe(pictures), tmp_path / "whole")
     run = teach(model, recipe(pictures), tmp_path / "run")
-    folder = run.folder / "checkpoints"
-    newest, manifest = folder / "0000004.safetensors", folder / "0000004.json"
-    good = newest.read_bytes()
-    newest.write_bytes(good[:-1] + bytes([good[-1] ^ 1]))
-    with pytest.raises(RunError, match=r"damaged: 0000004\.safetensors"):
-        list(Run.open(run.folder, steps=6).learn(model))
-    # An older sound one beside it, as a crash between the two leaves it, is gone on from.
-    entry = json.loads(manifest.read_text())
-    (folder / "0000003.safetensors").write_bytes(good)
-    (folder / "0000003.json").write_text(json.dumps({**entry, "step": 3}))
-    assert [e for e in Run.open(run.folder, steps=6).learn(model) if isinstance(e, Step)]
+    older, newest = sorted((run.folder / "checkpoints").iterdir())
+    _flip(newest)
+    told = list(Run.open(run.folder).learn(model))
+    notices = [event.text for event in told if isinstance(event, Notice)]
+    assert notices == [f"{newest} is damaged: going on from step 2"]
+    assert [event.number for event in told if isinstance(event, Step)] == [3, 4]
+    assert _learned(run) == _learned(whole)
+    _flip(newest)
+    _flip(older)
+    with pytest.raises(RunError, match=r"damaged: 0000004\.safetensors, 0000002\.safetensors"):
+        list(Run.open(run.folder).learn(model))
+    newest.unlink()
+    older.unlink()
+    with pytest.raises(RunError, match=r"checkpoints of .* are gone"):
+        list(Run.open(run.folder).learn(model))
 
 
 def test_what_has_changed_is_named(
@@ -142,8 +151,9 @@ def test_files_are_whole_or_not_there(tmp_path: Path) -> None:
         beside.write_text("sec")
         raise OSError(28, "no space left on device")
 
-    with pytest.raises(OSError, match="no space"):
+    with pytest.raises(DiskError, match=r"a\.txt cannot be written: no space") as caught:
         replace(file, torn)
+    assert caught.value.hint == "free some space on that disk"
     assert file.read_text() == "first"
     assert list(tmp_path.iterdir()) == [file]
 
@@ -158,3 +168,15 @@ def test_ctrl_c_waits_for_the_end_of_a_step() -> None:
     finally:
         _ = signal.signal(signal.SIGINT, before)
     assert done
+
+
+def _flip(file: Path) -> None:
+    """Damage the last bit."""
+    good = file.read_bytes()
+    _ = file.write_bytes(good[:-1] + bytes([good[-1] ^ 1]))
+
+
+def _learned(run: Run) -> tuple[bytes, object]:
+    """The concept to the last byte, and the losses."""
+    steps = [(entry["number"], entry["losses"], entry["norms"]) for entry in run.journal()]
+    return (run.folder / "concept.safetensors").read_bytes(), steps

@@ -15,7 +15,13 @@ from pinxit import registry
 from pinxit.format import Format
 
 ROOT = Path(__file__).resolve().parent.parent
-PAGES = ("README.md", "docs/pocket.md", "docs/learning.md", "docs/security.md")
+PAGES = (
+    "README.md",
+    "docs/pocket.md",
+    "docs/learning.md",
+    "docs/security.md",
+    "docs/reliability.md",
+)
 BLOCK = re.compile(r"(<!-- figures: ([a-z-]+) -->\n).*?(<!-- end -->)", re.DOTALL)
 
 
@@ -120,7 +126,7 @@ def formats() -> str:
     for name in registry.names("formats"):
         layout: type[Format] = registry.load("formats", name)
         endings = " ".join(f"`{ending}`" if ending else "folder" for ending in layout.endings)
-        rows.append([f"`{name}`", " and ".join(layout.holds), endings, layout.used_by])
+        rows.append([f"`{name}`", ", ".join(layout.holds), endings, layout.used_by])
     return table(["format", "holds", "written as", "opened by"], rows)
 
 
@@ -162,9 +168,56 @@ def opening() -> str:
     return table(head, rows) + origin("opening")
 
 
+def reliability() -> str:
+    """What came of kills, crashes, faults and damage."""
+    of = kept("reliability")["figures"]
+    stops, flips, faults, kills = of["stops"], of["flips"], of["faults"], of["kills"]
+    turned = flips["in what it says of itself"] + flips["in the rest"]
+    silent = {"lost": 0, "differing": 0, "silent restarts": 0}
+    tried: list[tuple[str, int, dict[str, int], tuple[str, ...]]] = [
+        (f"kills, in {kills['runs']} runs", kills["kills"], kills, tuple(silent)),
+        (f"stops, after each of {stops['steps']} steps", stops["stops"], stops, ("differing",)),
+        (
+            f"disk states, at {of['crashes']['calls']} calls",
+            of["crashes"]["states"],
+            of["crashes"],
+            ("lost",),
+        ),
+        ("power cuts, then on to the end", of["runs"]["crashes"], of["runs"], tuple(silent)),
+        ("faults of one call of a save", faults["errors"], faults, ("unreported", "lost")),
+        ("writes that are cut short", faults["short write"], faults, ("unreported", "lost")),
+        ("full disks, then space", faults["full"]["runs"], faults["full"], ("differing",)),
+        ("bits turned", turned, flips, ("unseen",)),
+        ("files cut off", flips["cut off"], flips, ("unseen",)),
+        ("good files read between", flips["cut off"], flips, ("false alarms",)),
+        (
+            "numbers that are none",
+            of["numbers"]["stages"],
+            of["numbers"],
+            ("differing", "saved broken"),
+        ),
+    ]
+    rows = [
+        [what, f"{count:,}", ", ".join(f"{found[name]} {name}" for name in names)]
+        for what, count, found, names in tried
+    ]
+    return table(["what", "tried", "found"], rows) + origin("reliability")
+
+
 BLOCKS: dict[str, Callable[[], str]] = {
     f.__name__: f
-    for f in (painting, sizes, eyes, subjects, real, families, formats, hostile, opening)
+    for f in (
+        painting,
+        sizes,
+        eyes,
+        subjects,
+        real,
+        families,
+        formats,
+        hostile,
+        opening,
+        reliability,
+    )
 }
 
 

@@ -27,6 +27,7 @@ COMMANDS: dict[str, str] = {
     "learning-unharmed": "python -m benchmarks.learning",
     "pictures": "python tools/odd_pictures.py --mutants 10000",
     "crops": "python tools/crops.py",
+    "reliability": "python tools/reliability.py --kills 1000",
     "security": "python tools/security.py --every 1 --seconds 1260",
 }
 

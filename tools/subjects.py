@@ -28,7 +28,7 @@ from pinxit.pocket.eyes import Eyes
 from pinxit.pocket.world import BACKGROUNDS, held_out_subjects
 from pinxit.recipe import Recipe
 
-METHODS = ("textual-inversion", "dreambooth")
+METHODS = ("textual-inversion", "dreambooth", "lora")
 BASE = "base"
 TOKEN = "<mytoy>"
 REFERENCES = 5

@@ -1,6 +1,6 @@
 """Batches: pictures encoded once, and drawn so that each sample follows from its place alone."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -9,7 +9,7 @@ from torch import Tensor
 
 from pinxit.draw import generator
 from pinxit.framing import box, centring, shape_for
-from pinxit.method import Pool
+from pinxit.method import Pool, Preparing
 from pinxit.model import Model
 from pinxit.pictures import Picture
 from pinxit.pixels import to_pixels
@@ -24,7 +24,8 @@ class Batch:
     """Samples to learn from: clean latents and noise (B, C, H, W), times, weights, concepts (B,).
 
     The weights of a concept's samples add up so that its loss is the weighted sum of their errors.
-    `mask` (B, 1, H, W) says where errors count, from 0 to 1; everywhere if there is none.
+    `mask` (B, 1, H, W) says where errors count, from 0 to 1; everywhere if there is none. `shown`
+    are the names of the pictures.
     """
 
     latents: Tensor
@@ -34,6 +35,7 @@ class Batch:
     concepts: Tensor
     prompts: tuple[str, ...]
     mask: Tensor | None = None
+    shown: tuple[str, ...] = ()
 
     def __len__(self) -> int:
         return len(self.prompts)
@@ -47,6 +49,7 @@ class Batch:
             self.concepts[at],
             self.prompts[at],
             None if self.mask is None else self.mask[at],
+            self.shown[at],
         )
 
 
@@ -68,6 +71,7 @@ class _Sample:
     concept: int
     prompt: str
     mask: Tensor | None
+    shown: str
 
 
 class Samples:
@@ -81,11 +85,26 @@ class Samples:
     def __init__(self, model: Model, pools: Sequence[Pool], draws: "Draws", side: int) -> None:
         self._pools = tuple(pools)
         self._draws = draws
-        self._schedule = model.schedule
-        self._latents = {pool.name: _encoded(model, pool.pictures, side) for pool in pools}
+        self._model = model
+        self._side = side
+        self._latents: dict[str, list[tuple[_View, _View]]] = {}
+
+    def encode(self) -> Iterator[Preparing]:
+        """Encode the pictures, telling how many are done; it is done anyway when one is drawn."""
+        total, before = sum(len(pool.pictures) for pool in self._pools), 0
+        for pool in self._pools:
+            kept: dict[int, tuple[_View, _View]] = {}
+            for some in _encoded(self._model, pool.pictures, self._side):
+                kept |= some
+                yield Preparing("pictures encoded", before + len(kept), total)
+            self._latents[pool.name] = [kept[number] for number in range(len(kept))]
+            before += len(kept)
 
     def draw(self, step: int, concept: int) -> list[_Sample]:
         """The concept's samples in the batch of a step."""
+        if not self._latents:
+            for _ in self.encode():
+                pass
         slots = range(self._draws.size)
         return [self._sample(pool, step, slot, concept) for pool in self._pools for slot in slots]
 
@@ -105,9 +124,11 @@ class Samples:
         view = self._latents[pool.name][which][mirrored]
         latents = view.mean + view.spread * torch.randn(view.mean.shape, generator=own)
         noise = torch.randn(view.mean.shape, generator=own)
-        time = self._schedule.draw(own)
-        weight = pool.weight * pool.pictures[which].weight / draws.size
-        return _Sample(latents, noise, time, weight, concept, prompt, view.mask)
+        time = self._model.schedule.draw(own)
+        shown = pool.pictures[which]
+        weight = pool.weight * shown.weight / draws.size
+        name = shown.path.name
+        return _Sample(latents, noise, time, weight, concept, prompt, view.mask, name)
 
 
 @dataclass(frozen=True)
@@ -141,6 +162,7 @@ def _batch(samples: Sequence[_Sample], device: torch.device) -> Batch:
         torch.tensor([sample.concept for sample in samples], device=device),
         tuple(sample.prompt for sample in samples),
         _masks(samples, device),
+        tuple(sample.shown for sample in samples),
     )
 
 
@@ -159,31 +181,35 @@ def _shuffled(draws: Draws, pool: Pool, place: int) -> int:
     return int(torch.randperm(len(pool.pictures), generator=order)[at])
 
 
-def _encoded(model: Model, pictures: Sequence[Picture], side: int) -> list[tuple[_View, _View]]:
-    """Each picture's view as it is and mirrored; on the CPU."""
-    kept: dict[int, tuple[_View, _View]] = {}
+def _encoded(
+    model: Model, pictures: Sequence[Picture], side: int
+) -> Iterator[dict[int, tuple[_View, _View]]]:
+    """Pictures' views as they are and mirrored, by number, those of a shape together; on CPU."""
     waiting: dict[torch.Size, dict[int, tuple[Tensor, Tensor | None]]] = {}
-
-    def encode(some: dict[int, tuple[Tensor, Tensor | None]]) -> None:
-        pixels = torch.cat([pixels for pixels, _ in some.values()])
-        plain, mirrored = model.encode(pixels), model.encode(pixels.flip(-1))
-        for at, (number, (_, mask)) in enumerate(some.items()):
-            flipped = None if mask is None else mask.flip(-1)
-            kept[number] = (
-                _View(plain.mean[at].cpu(), plain.spread[at].cpu(), mask),
-                _View(mirrored.mean[at].cpu(), mirrored.spread[at].cpu(), flipped),
-            )
-        some.clear()
-
     for number, picture in enumerate(pictures):
         pixels, mask = _framed(model, picture, side)
         group = waiting.setdefault(pixels.shape, {})
         group[number] = pixels, mask
         if len(group) >= min(_ENCODED_TOGETHER, _PIXELS // pixels[0, 0].numel()):
-            encode(group)
-    for group in filter(None, waiting.values()):
-        encode(group)
-    return [kept[number] for number in range(len(pictures))]
+            yield _views(model, waiting.pop(pixels.shape))
+    yield from (_views(model, group) for group in waiting.values())
+
+
+def _views(
+    model: Model, some: Mapping[int, tuple[Tensor, Tensor | None]]
+) -> dict[int, tuple[_View, _View]]:
+    pixels = torch.cat([pixels for pixels, _ in some.values()])
+    both = model.encode(pixels), model.encode(pixels.flip(-1))
+    masks = [mask for _, mask in some.values()]
+    mirrored = [None if mask is None else mask.flip(-1) for mask in masks]
+    plain, flipped = (
+        [
+            _View(mean.cpu(), spread.cpu(), mask)
+            for mean, spread, mask in zip(found.mean, found.spread, kept, strict=True)
+        ]
+        for found, kept in zip(both, (masks, mirrored), strict=True)
+    )
+    return dict(zip(some, zip(plain, flipped, strict=True), strict=True))
 
 
 def _framed(model: Model, picture: Picture, side: int) -> tuple[Tensor, Tensor | None]:

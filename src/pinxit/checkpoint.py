@@ -1,72 +1,94 @@
-"""Checkpoints: whole and proven, or not there; the last one goes only when the next is proven."""
+"""Checkpoints: whole and proven, or not there; the last ones go only when the next is proven."""
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-import torch
-from safetensors.torch import load_file
 from torch import Tensor
 
-from pinxit.durable import replace_tensors, replace_text, sha256
-from pinxit.errors import RunError
+from pinxit.durable import make_folder, remove, replace_tensors
+from pinxit.errors import FileError, RunError
+from pinxit.model import Model
+from pinxit.tensors import SEAL, damaged, read_safetensors
+
+_KEY = "pinxit.checkpoint"
+_KEPT = 2
 
 
 @dataclass(frozen=True)
 class Manifest:
-    """What a checkpoint is: its step, the fingerprint of its file, and of what it followed from."""
+    """What a checkpoint is: its step, and what it followed from."""
 
     step: int
-    sha256: str
     base_hash: str
     pictures: Mapping[str, str]
 
+    def must_fit(self, model: Model, pictures: Mapping[str, str], steps: int) -> None:
+        """RunError if a run would go on from it with other pictures, another base, or backwards."""
+        if self.base_hash != model.hash:
+            raise RunError(
+                f"the run was begun on another base than {model.name}", "bring that base back"
+            )
+        changed = {name for name, _ in pictures.items() ^ self.pictures.items()}
+        if changed:
+            raise RunError(
+                f"the pictures have changed since the run was begun: {', '.join(sorted(changed))}",
+                "put them back as they were, or begin a new run",
+            )
+        if self.step > steps:
+            raise RunError(
+                f"the run has done {self.step} steps already, more than {steps}",
+                f"give it more with --steps {self.step + 100}",
+            )
 
-def keep(
-    folder: Path, state: Mapping[str, Tensor], base_hash: str, pictures: Mapping[str, str]
-) -> int:
-    """Keep a lesson's state, prove it by reading it back, then remove older ones; its step."""
-    step = int(state["done"])
-    folder.mkdir(exist_ok=True)
-    file = folder / f"{step:07}.safetensors"
-    replace_tensors(file, state, {})
-    back = load_file(file)
-    if not all(torch.equal(back[name], tensor.cpu()) for name, tensor in state.items()):
+
+@dataclass(frozen=True)
+class Found:
+    """A sound checkpoint, and newer ones that are damaged."""
+
+    manifest: Manifest
+    state: Mapping[str, Tensor]
+    damaged: tuple[Path, ...]
+
+
+def keep(folder: Path, state: Mapping[str, Tensor], manifest: Manifest, every: int) -> None:
+    """Keep a lesson's state, prove it by reading it back, then remove what it makes needless.
+
+    What stays is the state itself, and the last one before it whose step is a multiple of `every`:
+    to go on from if the newest is damaged, or if learning goes wrong after it.
+    """
+    make_folder(folder)
+    file = folder / f"{manifest.step:07}.safetensors"
+    replace_tensors(file, state, {_KEY: json.dumps(asdict(manifest))}, seal=True)
+    regular = [path for path in _numbered(folder, every) if path.stem < file.stem]
+    stay = {file, *regular[-(_KEPT - 1) :]}
+    remove(*(path for path in folder.iterdir() if path not in stay))
+
+
+def newest(folder: Path, every: int = 1) -> Found | None:
+    """The newest sound checkpoint whose step is a multiple of `every`, None if there is none.
+
+    RunError if there are some, and all are damaged.
+    """
+    bad: list[Path] = []
+    for file in reversed(_numbered(folder, every)):
+        try:
+            state, metadata = read_safetensors(file)
+            if SEAL not in metadata or _KEY not in metadata:
+                raise damaged(file)
+            return Found(Manifest(**json.loads(metadata[_KEY])), state, tuple(bad))
+        except FileError:
+            bad.append(file)
+    if bad:
         raise RunError(
-            f"checkpoint {file} reads back otherwise than it was written",
-            "the disk is not to be trusted; older checkpoints were kept",
-        )
-    manifest = Manifest(step, sha256(file), base_hash, dict(pictures))
-    replace_text(file.with_suffix(".json"), json.dumps(asdict(manifest), indent=1))
-    for path in sorted(folder.iterdir()):
-        if path.stem != file.stem:
-            path.unlink()
-    return step
-
-
-def newest(folder: Path) -> tuple[Manifest, dict[str, Tensor]] | None:
-    """The newest sound checkpoint, None if none was ever kept; RunError if all are damaged."""
-    damaged: list[str] = []
-    for file in sorted(folder.glob("*.json"), reverse=True):
-        found = next(_sound(file), None)
-        if found:
-            return found
-        damaged.append(file.with_suffix(".safetensors").name)
-    if damaged:
-        raise RunError(
-            f"every checkpoint in {folder} is damaged: {', '.join(damaged)}",
+            f"every checkpoint in {folder} is damaged: {', '.join(file.name for file in bad)}",
             "bring the folder back from a copy, or begin a new run",
         )
     return None
 
 
-def _sound(file: Path) -> Iterator[tuple[Manifest, dict[str, Tensor]]]:
-    """The checkpoint of a manifest, if both are as they were written."""
-    tensors = file.with_suffix(".safetensors")
-    try:
-        manifest = Manifest(**json.loads(file.read_text(encoding="utf-8")))
-    except (OSError, ValueError, TypeError):
-        return
-    if tensors.is_file() and sha256(tensors) == manifest.sha256:
-        yield manifest, load_file(tensors)
+def _numbered(folder: Path, every: int) -> list[Path]:
+    """The checkpoints at multiples of a step, oldest first."""
+    files = sorted(folder.glob("[0-9]*.safetensors"))
+    return [file for file in files if file.stem.isdecimal() and int(file.stem) % every == 0]

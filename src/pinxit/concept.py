@@ -37,7 +37,8 @@ _NEEDED = {
     "tuned-weights": {"network"},
     PART: {"target", "kind"},
 }
-_FORMAT = 1
+# The second format has a seal.
+_FORMAT = 2
 # `FILE:STRENGTH`
 _WEIGHED = re.compile(r"(.+):([+-]?(?:\d+\.?\d*|\.\d+)(?:e[+-]?\d+)?)", re.DOTALL | re.IGNORECASE)
 _LIBRARIES = ("torch", "diffusers", "transformers", "safetensors")
@@ -163,7 +164,7 @@ class Concept:
         tensors: dict[str, Tensor] = {}
         for number, part in enumerate(self.parts):
             tensors |= {f"{number}.{name}": tensor for name, tensor in part.tensors.items()}
-        replace_tensors(path, tensors, {"pinxit": self.about})
+        replace_tensors(path, tensors, {"pinxit": self.about}, seal=True)
 
     @classmethod
     def load(cls, path: Path | str) -> "Concept":
@@ -204,10 +205,6 @@ class Pick:
         whole = self.strength == 1 and not _WEIGHED.fullmatch(written)
         return written if whole else f"{written}:{self.strength!r}"
 
-    def resolved(self) -> "Pick":
-        """Itself with the whole path, which is true from any folder."""
-        return replace(self, path=self.path.resolve())
-
     def open(self) -> Concept:
         """The concept; ConceptError if there is none."""
         return Concept.load(self.path).at(self.strength)
@@ -240,7 +237,7 @@ def described(about: str, tables: Mapping[str, Mapping[str, Tensor]], path: Path
             f"what {path} says of itself is damaged: {str(trouble).splitlines()[0]}",
             "take the file from a copy",
         ) from trouble
-    if found.format != _FORMAT or any(part.kind not in _KINDS for part in found.parts):
+    if found.format not in (1, _FORMAT) or any(part.kind not in _KINDS for part in found.parts):
         raise ConceptError(
             f"concept {path} was written by a later pinxit", "update pinxit to use it"
         )

@@ -1,42 +1,106 @@
-"""Files that are whole or not there, and steps that an interrupt does not tear."""
+"""Files that are whole or not there, and steps that an interrupt does not tear.
 
+All that changes the disk goes through `os` here, so that tests can let any call of it fail.
+"""
+
+import errno
 import os
 import signal
 import threading
-from collections.abc import Callable, Generator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Generator, Iterable, Mapping
+from contextlib import contextmanager, suppress
 from hashlib import file_digest
 from pathlib import Path
-from types import FrameType
 
-from safetensors.torch import save_file  # pyright: ignore[reportUnknownVariableType]
 from torch import Tensor
+
+from pinxit.errors import DiskError, RunError
+from pinxit.tensors import in_pieces, sealed
+
+# Windows would change line ends, and cannot open folders.
+_WRITE = os.O_WRONLY | os.O_CREAT | getattr(os, "O_BINARY", 0)
+_WINDOWS = os.name == "nt"
+_PIECE = 2**24
+
+_FULL = (errno.ENOSPC, errno.EDQUOT)
+_FORBIDDEN = (errno.EACCES, errno.EPERM, errno.EROFS)
+_NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
+_LOCK = ".lock"
+_STOPS = [signal.SIGINT, signal.SIGTERM, *([] if _WINDOWS else [signal.SIGHUP])]
 
 
 def replace(path: Path, write: Callable[[Path], None]) -> None:
     """Let `write` fill a file beside `path`, flush it to the disk, and put it in its place."""
-    beside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        beside.touch()
-        mode = beside.stat().st_mode
+    with _beside(path) as beside:
         write(beside)
-        beside.chmod(mode)  # safetensors' writer makes files that only their owner reads
-        _flush(beside)
-        beside.replace(path)
-    finally:
-        beside.unlink(missing_ok=True)
-    _flush(path.parent)
+        flush(beside)
+
+
+def replace_bytes(path: Path, pieces: Iterable[bytes | memoryview]) -> None:
+    """A file of these pieces, whole or not at all."""
+    with _beside(path) as beside:
+        _fill(beside, pieces, os.O_TRUNC, last=True)
 
 
 def replace_text(path: Path, text: str) -> None:
     """A text file, whole or not at all."""
-    replace(path, lambda beside: _ignore(beside.write_text(text, encoding="utf-8")))
+    replace_bytes(path, [text.encode()])
 
 
-def replace_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
-    """A safetensors file, whole or not at all."""
-    packed = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-    replace(path, lambda beside: save_file(packed, beside, dict(metadata)))
+def replace_tensors(
+    path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str], *, seal: bool = False
+) -> None:
+    """A safetensors file, whole or not at all.
+
+    With a seal it is proven before it takes its place, by reading it back from the disk.
+    """
+    with _beside(path) as beside:
+        _fill(beside, in_pieces(tensors, metadata, seal=seal), os.O_TRUNC, last=True)
+        if seal and not sealed(beside):
+            raise DiskError(
+                f"{path} reads back otherwise than it was written",
+                "the disk is not to be trusted; what was there before was kept",
+            )
+
+
+def append(path: Path, text: str) -> None:
+    """Add to a file; it is on the disk once `flush` is called."""
+    with _in_words(path):
+        _fill(path, [text.encode()], os.O_APPEND, last=False)
+
+
+def flush(path: Path) -> None:
+    """Make the disk have what was written to a file, or the names in a folder."""
+    if _WINDOWS and path.is_dir():
+        return
+    with _in_words(path):
+        handle = os.open(path, os.O_RDWR if _WINDOWS else os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
+
+
+def make_folder(path: Path) -> None:
+    """A folder and those above it, whose names are on the disk."""
+    if path.is_dir():
+        return
+    make_folder(path.parent)
+    with _in_words(path), suppress(FileExistsError):
+        os.mkdir(path)
+    flush(path.parent)
+
+
+def remove(*paths: Path) -> None:
+    """Take files away."""
+    for path in paths:
+        with _in_words(path), suppress(FileNotFoundError):
+            os.unlink(path)
+
+
+def sweep(folder: Path) -> None:
+    """Take away what a killed process left beside the files it meant to replace."""
+    remove(*folder.rglob(".*.tmp"))
 
 
 def sha256(path: Path) -> str:
@@ -46,29 +110,96 @@ def sha256(path: Path) -> str:
 
 
 @contextmanager
-def undisturbed() -> Generator[None]:
-    """Hold Ctrl-C back until the block is done, so that it is done whole or not begun."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    held: list[tuple[int, FrameType | None]] = []
-    before = signal.signal(signal.SIGINT, lambda number, frame: held.append((number, frame)))
+def alone(folder: Path) -> Generator[None]:
+    """Keep other processes out of a folder; RunError if one is in it. Dies with the process."""
+    file = folder / _LOCK
+    with _in_words(file):
+        handle = os.open(file, os.O_RDWR | os.O_CREAT, 0o666)
+    try:
+        _lock(handle)
+    except OSError as trouble:
+        if trouble.errno not in _NO_LOCKS:  # some network drives have none
+            os.close(handle)
+            raise RunError(
+                f"another process is at work in {folder}", "wait for it, or stop it first"
+            ) from trouble
     try:
         yield
     finally:
-        _ = signal.signal(signal.SIGINT, before)
-        if held and callable(before):
-            _ = before(*held[0])
+        with suppress(OSError):  # nothing was written
+            os.close(handle)
 
 
-def _flush(path: Path) -> None:
-    """Make the disk have what was written to a file, or the names in a folder."""
-    handle = os.open(path, os.O_RDONLY)
+@contextmanager
+def undisturbed() -> Generator[None]:
+    """Hold Ctrl-C and the like back until the block is done, so that it is whole or not begun."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    held: list[int] = []
+    before = [signal.signal(number, lambda got, _: held.append(got)) for number in _STOPS]
     try:
-        os.fsync(handle)
+        yield
+    finally:
+        for number, handler in zip(_STOPS, before, strict=True):
+            _ = signal.signal(number, handler)
+        if held:
+            signal.raise_signal(held[0])
+
+
+@contextmanager
+def _beside(path: Path) -> Generator[Path]:
+    """A file to be filled and flushed; it is put in the place of `path`, or goes again."""
+    beside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    with _in_words(path):
+        try:
+            yield beside
+            os.replace(beside, path)
+        except BaseException:
+            with suppress(OSError):
+                os.unlink(beside)
+            raise
+        flush(path.parent)
+
+
+def _fill(path: Path, pieces: Iterable[bytes | memoryview], mode: int, *, last: bool) -> None:
+    """Write to a file; after the last piece the disk has it, and reading it asks the disk."""
+    handle = os.open(path, _WRITE | mode, 0o666)
+    try:
+        for piece in pieces:
+            rest = memoryview(piece)
+            while rest:
+                rest = rest[os.write(handle, rest[:_PIECE]) :]
+        if last:
+            os.fsync(handle)
+            if hasattr(os, "posix_fadvise"):
+                os.posix_fadvise(handle, 0, 0, os.POSIX_FADV_DONTNEED)
     finally:
         os.close(handle)
 
 
-def _ignore(_result: object) -> None:
-    """For calls whose result says nothing here."""
+@contextmanager
+def _in_words(path: Path) -> Generator[None]:
+    """The system's complaint as a DiskError."""
+    try:
+        yield
+    except OSError as trouble:
+        hint = "the disk may be failing: bring what is on it to safety"
+        if trouble.errno in _FULL:
+            hint = "free some space on that disk"
+        if trouble.errno in _FORBIDDEN:
+            hint = "make its folder one that you may write to"
+        said = trouble.strerror or str(trouble)
+        raise DiskError(f"{path} cannot be written: {said}", hint) from trouble
+
+
+def _lock(handle: int) -> None:
+    """Lock a file, for as long as it is open; OSError if another has done so."""
+    if _WINDOWS:
+        import msvcrt
+
+        msvcrt.locking(handle, msvcrt.LK_NBLCK, 1)  # pyright: ignore[reportAttributeAccessIssue]
+    else:
+        import fcntl
+
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -7,6 +7,7 @@ PinxitError
 ├── ConceptError   a learned concept cannot be read, written or used with this model
 ├── RunError       a run folder cannot be made, read or continued
 ├── RequestError   a request to paint is not right
+├── DiskError      a file cannot be written, or not so that it stays
 └── FileError      a file of another program cannot be read, or holds more than data
 """
 
@@ -48,6 +49,10 @@ class RunError(PinxitError):
 
 class RequestError(PinxitError):
     """A request to paint is not right."""
+
+
+class DiskError(PinxitError):
+    """A file cannot be written, or not so that it stays."""
 
 
 class FileError(PinxitError):

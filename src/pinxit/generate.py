@@ -167,8 +167,9 @@ def paint(
     """The pictures asked for; a plain prompt will do for a request, FILE:0.7 for a concept."""
     picks = [given if isinstance(given, Concept) else Pick.of(given) for given in concepts]
     if isinstance(request, str):
-        files = [pick for pick in picks if isinstance(pick, Pick)]
-        request = Request(prompt=request, concepts=tuple(pick.resolved() for pick in files))
+        files = (pick for pick in picks if isinstance(pick, Pick))
+        whole = tuple(Pick(pick.path.resolve(), pick.strength) for pick in files)
+        request = Request(prompt=request, concepts=whole)
     loaded = [pick if isinstance(pick, Concept) else pick.open() for pick in picks]
     return [event for event in generate(model, request, loaded) if isinstance(event, Painted)]
 

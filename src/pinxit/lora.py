@@ -4,7 +4,7 @@
 import re
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal, Self
 
 import torch
@@ -19,6 +19,7 @@ from pinxit.peft_layers import (
     KINDS,
     Kind,
     Tensors,
+    Weights,
     filled,
     fits,
     fresh,
@@ -60,6 +61,7 @@ class Form:
     layers: Layers
 
 
+@dataclass(eq=False)
 class LowRank:
     """Small weights beside the layers of one network, fp32: LoRA (arXiv:2106.09685) and its kin.
 
@@ -67,38 +69,25 @@ class LowRank:
     What was learned is added to the layers' weights instead, `strength` times.
     """
 
-    def __init__(
-        self,
-        target: str,
-        kind: Kind,
-        layers: Mapping[str, Tensors],
-        alphas: Mapping[str, float],
-        *,
-        text: bool,
-        strength: float | None = None,
-    ) -> None:
-        self.target = target
-        self.kind: Kind = kind
-        self.layers = {
-            layer: {name: nn.Parameter(tensor) for name, tensor in tensors.items()}
-            for layer, tensors in layers.items()
-        }
-        self.alphas = dict(alphas)
-        self.touches_text = text
-        self.strength = strength
-        self._undo = ExitStack()
+    target: str
+    kind: Kind
+    layers: dict[str, Weights]
+    alphas: Mapping[str, float]
+    touches_text: bool
+    strength: float | None = None
+    _undo: ExitStack = field(default_factory=ExitStack, init=False, repr=False)
 
     @classmethod
     def of(cls, model: Model, target: str, form: Form, seed: int) -> Self:
         """Fresh weights, which change nothing yet, to be trained; they follow from the seed."""
-        layers: dict[str, Tensors] = {}
+        layers: dict[str, Weights] = {}
         with torch.random.fork_rng([]), torch.no_grad():
             for name, layer in _chosen(model, target, form).items():
                 start = generator(seed, "start", target, name)
                 torch.default_generator.manual_seed(start.initial_seed())
                 layers[name] = fresh(layer, form.kind, form.rank)
         alphas = {} if form.kind == "oft" else dict.fromkeys(layers, form.alpha)
-        return cls(target, form.kind, layers, alphas, text=target in model.towers)
+        return cls(target, form.kind, layers, alphas, target in model.towers)
 
     def inject(self, model: Model) -> None:
         """The layers are changed from now on."""
@@ -155,14 +144,15 @@ class LowRank:
             raise ConceptError(
                 f"the concept changes the network `{target}`, and {model.name} has {has}", _FITTING
             )
-        layers, alphas = _by_layer(part.tensors)
+        tensors, alphas = _by_layer(part.tensors)
+        layers: dict[str, Weights] = {}
         network = model.networks[target]
         paths = _paths(network)
-        for name, held in layers.items():
+        for name, held in tensors.items():
             layer = own_layer(network.get_submodule(paths[name])) if name in paths else None
             _must_fit(f"`{target}.{name}`", layer, kind, held, model)
             layers[name] = {key: placed(key, tensor, layer) for key, tensor in held.items()}
-        return cls(target, kind, layers, alphas, text=target in model.towers, strength=1.0)
+        return cls(target, kind, layers, alphas, target in model.towers, strength=1.0)
 
 
 def _factors(several: Sequence[LowRank], layer: str) -> Factors:
@@ -196,7 +186,7 @@ def _paths(network: nn.Module) -> dict[str, str]:
     return {path.removeprefix("text_model."): path for path, _ in network.named_modules()}
 
 
-def _by_layer(tensors: Tensors) -> tuple[dict[str, Tensors], dict[str, float]]:
+def _by_layer(tensors: Tensors) -> tuple[dict[str, dict[str, Tensor]], dict[str, float]]:
     """The weights of each layer, and its alpha; ConceptError for names that no kind has."""
     layers: dict[str, dict[str, Tensor]] = {}
     alphas: dict[str, float] = {}
@@ -210,7 +200,7 @@ def _by_layer(tensors: Tensors) -> tuple[dict[str, Tensors], dict[str, float]]:
             alphas[layer] = float(tensor)
         else:
             held[leaf] = tensor
-    return dict(layers), alphas
+    return layers, alphas
 
 
 def _must_fit(where: str, layer: Any, kind: Kind, weights: Tensors, model: Model) -> None:

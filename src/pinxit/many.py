@@ -16,7 +16,8 @@ from pinxit.model import Model
 from pinxit.pictures import fingerprint
 from pinxit.prompt import file_name, pattern
 from pinxit.recipe import Recipe
-from pinxit.run import Failed, Run, Told, learn_together
+from pinxit.run import Run, learn_together
+from pinxit.run_folder import Failed, Told
 
 _FILE = "many.toml"
 # Pictures in one batch. A picture of 64 costs pocket a third of what one alone costs, and hardly

@@ -36,6 +36,26 @@ class Choice:
             return Choice(self.together // 2, self.economise)
         return None if self.economise else Choice(1, economise=True)
 
+    @property
+    def noted(self) -> dict[str, int]:
+        """What was chosen, without what it was chosen by: as `read` takes it."""
+        return {"together": self.together, "economise": self.economise}
+
+    @classmethod
+    def read(cls, noted: object) -> "Choice | None":
+        """One that was noted as a table of its fields; None if it is no such table."""
+        try:
+            return cls(**noted) if isinstance(noted, dict) else None
+        except TypeError:
+            return None
+
+    def told(self, precision: str) -> str:
+        """What was chosen and why, in words."""
+        how = f"{self.together} at a time" if self.together > 1 else "one sample at a time"
+        anew = ", states computed anew in the backward pass" if self.economise else ""
+        why = f"; takes {_gb(self.needed)} of the {_gb(self.free)} that are free"
+        return f"learns in {precision}, {how}{anew}{why if self.needed else ''}"
+
 
 def choose(samples: int, each: int, fixed: int, free: int) -> Choice:
     """How to learn from so many samples, of which each keeps so many bytes for its backward pass.

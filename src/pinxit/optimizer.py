@@ -1,7 +1,7 @@
 """AdamW for weights in full and in half precision, whose steps half precision cannot show."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -42,15 +42,15 @@ class AdamW:
         self.state: dict[nn.Parameter, dict[str, Tensor]] = {}
 
     @torch.no_grad()
-    def step(self, share: Tensor) -> None:
-        """Change every weight that has a gradient, of which so large a share counts."""
+    def step(self, share: Tensor, pace: float = 1.0) -> None:
+        """Change every weight that has a gradient: a share of it counts, and of its rate."""
         for group in self.groups:
             for weight in group.weights:
                 if weight.grad is not None:
                     kept = self.state.setdefault(weight, {}) or _beginning(weight)
                     self.state[weight] = kept
                     kept["step"] += 1
-                    _step(weight, kept, group, share)
+                    _step(weight, kept, replace(group, rate=group.rate * pace), share)
 
     def zero_grad(self) -> None:
         """Forget the gradients."""

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 Kind = Literal["lora", "dora", "loha", "lokr", "oft"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
 Tensors = Mapping[str, Tensor]
+Weights = Mapping[str, nn.Parameter]
 
 _LORA = {"lora_A.weight", "lora_B.weight"}
 _LOHA = {"hada_w1_a", "hada_w1_b", "hada_w2_a", "hada_w2_b"}
@@ -44,11 +45,11 @@ def takes(layer: nn.Module, kind: Kind) -> bool:
     return isinstance(layer, nn.Linear)
 
 
-def fresh(layer: Any, kind: Kind, rank: int) -> dict[str, Tensor]:
+def fresh(layer: Any, kind: Kind, rank: int) -> Weights:
     """New weights for a layer, fp32, that change nothing yet; drawn from torch's generator."""
     made = _wrapped(_twin(layer, layer.weight.float()), kind, rank)
     return {
-        name.replace(f".{_OURS}", "").replace("vector.weight", "vector"): weight.detach()
+        name.replace(f".{_OURS}", "").replace("vector.weight", "vector"): weight
         for name, weight in made.named_parameters()
         if not name.startswith("base_layer.")
     }
@@ -104,11 +105,11 @@ def fits(layer: Any, kind: Kind, weights: Tensors) -> bool:
     return found.shape == blank.weight.shape and (norm is None or norm.numel() == len(found))
 
 
-def placed(name: str, tensor: Tensor, layer: Any) -> Tensor:
+def placed(name: str, tensor: Tensor, layer: Any) -> nn.Parameter:
     """A kept weight in fp32 on the layer's device, in the shape that peft has it."""
     if name == _MAGNITUDE and layer.weight.ndim == 4:
         tensor = tensor.reshape(1, -1, 1, 1)
-    return tensor.to(layer.weight.device, torch.float32)
+    return nn.Parameter(tensor.to(layer.weight.device, torch.float32))
 
 
 def kept(name: str, weight: Tensor) -> Tensor:
@@ -140,20 +141,18 @@ def _wrapped(layer: nn.Module, kind: Kind, rank: int) -> Any:
     from peft.tuners import loha, lokr, lora, oft
 
     base = own_layer(layer)
-    name = "Conv2d" if isinstance(base, nn.Conv2d) else "Linear"
-    made: Any
-    if kind == "loha":
-        made = getattr(loha, name)(base, _OURS, config=peft.LoHaConfig(), r=rank, alpha=rank)
-    elif kind == "lokr":
-        made = getattr(lokr, name)(base, _OURS, config=peft.LoKrConfig(), r=rank, alpha=rank)
+    tuner: Any = {"loha": loha, "lokr": lokr, "oft": oft}.get(kind, lora)
+    config: Any = peft.LoraConfig(use_dora=kind == "dora")
+    ranked = {"r": rank, "lora_alpha": rank}
+    if kind in ("loha", "lokr"):
+        config = {"loha": peft.LoHaConfig, "lokr": peft.LoKrConfig}[kind]()
+        ranked = {"r": rank, "alpha": rank}
     elif kind == "oft":
         wide = base.weight[0].numel()
         block = max(size for size in range(1, min(rank, wide) + 1) if wide % size == 0)
-        config = peft.OFTConfig(r=0, oft_block_size=block)
-        made = getattr(oft, name)(base, _OURS, config=config, r=0)
-    else:
-        config = peft.LoraConfig(r=rank, lora_alpha=rank, use_dora=kind == "dora")
-        made = getattr(lora, name)(base, _OURS, config=config, r=rank, lora_alpha=rank)
+        config, ranked = peft.OFTConfig(r=0, oft_block_size=block), {"r": 0}
+    type_ = tuner.Conv2d if isinstance(base, nn.Conv2d) else tuner.Linear
+    made = type_(base, _OURS, config=config, **ranked)
     made.base_layer = layer  # peft needs to know the own one's shape, and goes around what is there
     # In training mode some kinds draw from torch's generator, to leave layers out.
     return made.eval()

@@ -24,6 +24,10 @@ Tell = Callable[[Sequence[str]], Conditioning]
 _FP16_SCALE = 2.0**12
 
 
+class DivergedError(RunError):
+    """A loss or a gradient, or what they made of the weights, is no finite number."""
+
+
 @dataclass(frozen=True)
 class Step:
     """One step of learning: its number from 1 on, and each concept's loss and gradient norm.
@@ -66,7 +70,8 @@ class Learner:
         self.recipe = recipe
         self.total = recipe.steps
         self.done = 0
-        self.trouble: RunError | None = None
+        self.pace = 1.0
+        self.trouble: DivergedError | None = None
         subject = recipe.subject
         pools = recipe.method.pools(model, subject, by_content(pictures))
         draws = Draws(recipe.seed, fingerprint(pictures), recipe.batch_size, recipe.flip)
@@ -89,8 +94,9 @@ class Learner:
         return self.trouble is None and self.done < self.total
 
     def state(self) -> dict[str, Tensor]:
-        """Everything that changes as it learns: weights, moments, step."""
-        kept = {"done": torch.tensor(self.done), "scale": torch.tensor(self.scale)}
+        """Everything that changes as it learns: weights, moments, step, pace."""
+        told = {"done": self.done, "scale": self.scale, "pace": self.pace}
+        kept = {name: torch.tensor(value, dtype=torch.float64) for name, value in told.items()}
         for number, weight in enumerate(self.weights):
             kept[f"weight.{number}"] = weight.detach()
             for name, moment in self.optimizer.state.get(weight, {}).items():
@@ -100,7 +106,7 @@ class Learner:
     def restore(self, state: Mapping[str, Tensor]) -> None:
         """Go on from a state that was kept."""
         self.done = int(state["done"])
-        self.scale = float(state.get("scale", torch.tensor(self.scale)))
+        self.scale, self.pace = float(state["scale"]), float(state["pace"])
         for number, weight in enumerate(self.weights):
             with torch.no_grad():
                 _ = weight.copy_(state[f"weight.{number}"])
@@ -111,21 +117,27 @@ class Learner:
                     name: _lying_like(state[f"{name}.{number}"], weight) for name in names
                 }
 
-    def clipped(self, loss: float) -> float:
-        """The norm of its gradient, which is clipped; `trouble` is set if it is no step to take."""
+    def clipped(self, loss: float, errors: Mapping[str, float]) -> float:
+        """The norm of its gradient, which is clipped; `trouble` is set if it is no step to take.
+
+        The errors are those of the pictures that were shown.
+        """
         grads = [weight.grad for weight in self.weights if weight.grad is not None]
         total = norm(grads) / self.scale
         self._share = (self.recipe.clip / (total + 1e-6)).clamp(max=1.0) / self.scale
         if not (math.isfinite(loss) and total.isfinite()):
-            self.trouble = RunError(
-                f"learning went wrong at step {self.done + 1}: loss {loss}, gradient {total:g}",
-                "try a lower --rate, or --precision fp32; what was learned before is kept",
+            bad = [name for name, error in errors.items() if not math.isfinite(error)]
+            self.trouble = DivergedError(
+                f"learning went wrong at step {self.done + 1}: the errors of the samples are "
+                f"{', '.join(f'{error:.3g}' for error in errors.values())}, the gradient's norm "
+                f"{total:.3g}, with {', '.join(bad or errors)}",
+                "try a lower --rate, or --precision fp32; what was kept before is sound",
             )
         return float(total)
 
     def step(self) -> None:
         """Change what is trained by its gradient, as far as that was not clipped."""
-        self.optimizer.step(self._share)
+        self.optimizer.step(self._share, self.pace)
         self.done += 1
 
     def overflowed(self) -> bool:
@@ -157,6 +169,7 @@ class Lesson:
         self.recipe = self.learners[0].recipe
         self.changes = tuple(self._changes())
         self.choice: Choice | None = None
+        self.last: Step | None = None
 
     @classmethod
     def of(cls, model: Model, recipe: Recipe, pictures: tuple[Picture, ...]) -> "Lesson":
@@ -261,28 +274,37 @@ def train(lesson: Lesson) -> Generator[Step]:
             there = [n for n, one in enumerate(learners) if not one.trouble and step < one.total]
             told = _gradients(lesson, lesson.batches(step, there), tell)
             turn = [n for n in there if learners[n].done == step]
-            norms = {n: learners[n].clipped(told[n]) for n in turn}
+            norms = {n: learners[n].clipped(told[n].total, told[n].by_picture) for n in turn}
             again = any([learners[n].overflowed() for n in turn])
             well = tuple(n for n in turn if not learners[n].trouble and not again)
             with undisturbed():
                 for n in well:
                     learners[n].step()
-            for n in there:
-                learners[n].optimizer.zero_grad()
-            if again:
-                continue
-            yield Step(
-                number=step + 1,
-                total=max(learner.total for learner in learners),
-                losses=tuple(told[n] for n in well),
-                norms=tuple(norms[n] for n in well),
-                rate=lesson.recipe.rate or 0.0,
-                seconds=time.perf_counter() - began,
-                concepts=well,
-            )
+                for n in there:
+                    learners[n].optimizer.zero_grad()
+                if again:
+                    continue
+                lesson.last = Step(
+                    number=step + 1,
+                    total=max(learner.total for learner in learners),
+                    losses=tuple(told[n].total for n in well),
+                    norms=tuple(norms[n] for n in well),
+                    rate=(lesson.recipe.rate or 0.0) * min(learners[n].pace for n in turn),
+                    seconds=time.perf_counter() - began,
+                    concepts=well,
+                )
+            yield lesson.last
 
 
-def _gradients(lesson: Lesson, parts: Sequence[Batch], tell: Tell) -> list[float]:
+@dataclass
+class _Loss:
+    """A learner's loss on a batch, and the error of each picture that was in it."""
+
+    total: float
+    by_picture: dict[str, float]
+
+
+def _gradients(lesson: Lesson, parts: Sequence[Batch], tell: Tell) -> list[_Loss]:
     """Each learner's loss on the parts of a batch, its gradients left with the weights, scaled.
 
     As much of the batch is worked on together as memory has room for.
@@ -293,13 +315,17 @@ def _gradients(lesson: Lesson, parts: Sequence[Batch], tell: Tell) -> list[float
         choice = lesson.choice = lesson.choice or _fitting(lesson, parts, tell)
         model.economise(choice.economise)
         losses = torch.zeros(len(learners), device=model.device)
+        pictures: list[dict[str, float]] = [{} for _ in learners]
         try:
             for some in _cut(parts, choice.together):
                 with torch.enable_grad():
                     errors = lesson.errors(some, tell)
                     (errors * scales[some.concepts]).sum().backward()
                 losses = losses.index_add(0, some.concepts, errors.detach().to(losses))
-            return losses.tolist()
+                found = zip(some.concepts.tolist(), some.shown, errors.tolist(), strict=True)
+                for n, name, error in found:
+                    pictures[n][name] = error
+            return [_Loss(*both) for both in zip(losses.tolist(), pictures, strict=True)]
         except torch.OutOfMemoryError as trouble:
             for learner in learners:
                 learner.optimizer.zero_grad()

@@ -14,7 +14,8 @@ from pinxit.generate import Request, paint
 from pinxit.model import Model, Precision, open_base
 from pinxit.pictures import read_pictures
 from pinxit.recipe import Recipe
-from pinxit.run import Run, Saved, teach
+from pinxit.run import Run, teach
+from pinxit.run_folder import Saved
 from pinxit.text import Reading
 from pinxit.train import Lesson, Step, objective, train
 

@@ -166,6 +166,26 @@ def without_alpha(name: str, tensor: Tensor) -> Tensor | None:
     return None if name.endswith(".alpha") else tensor
 
 
+@LONG
+@pytest.mark.parametrize("target", ["denoiser", "text"])
+def test_every_layer_counts_as_it_should(
+    target: str, base: Callable[[str], Path], tmp_path: Path
+) -> None:
+    model = open_base(base("1"))
+    concept = learned(model, "lora", targets=target)
+    (part,) = concept.parts
+    own = {n: torch.tensor(3.0) for n in part.tensors if n.endswith(("to_k.alpha", "k_proj.alpha"))}
+    parts = (Part(part.kind, part.settings, {**part.tensors, **own}),)
+    mixed = Concept(parts, concept.provenance)
+    file = write("diffusers-lora", mixed, tmp_path / "toy.safetensors")
+    assert own
+    assert same(ours(model, mixed), theirs(pipeline(base("1"), file)))
+    # The control, and what the guide says: of kohya's files diffusers reads one alpha a network.
+    file = write("kohya", mixed, tmp_path / "kohyas.safetensors")
+    assert same(ours(model, Concept.load(file)), ours(model, mixed))
+    assert max(apart(ours(model, mixed), theirs(pipeline(base("1"), file)))) > FAR
+
+
 # Where converters go wrong, and ours not: alpha, the text tower of Stable Diffusion 1, DoRA.
 
 

@@ -1,6 +1,7 @@
 """The command line: parse, call, print. Commands are imported only when they are typed."""
 
 import os
+import signal
 import sys
 from collections.abc import Sequence
 
@@ -10,7 +11,7 @@ from pinxit.cli.screen import complain, usage_error
 from pinxit.errors import PinxitError
 
 BAD_INPUT = 2
-INTERRUPTED = 130
+SIGNALLED = 128
 
 
 def _version() -> str:
@@ -38,7 +39,7 @@ app.command("pinxit.cli.show:plugins", name="list", help="List methods, families
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one command; the exit status: 0, 2 for what the user can mend, 130 for Ctrl-C."""
+    """Run one command; the exit status: 0, 2 for what the user can mend, 128 + n for a signal."""
     given = sys.argv[1:] if arguments is None else arguments
     try:
         app(given, exit_on_error=False, print_error=False)
@@ -48,8 +49,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except CycloptsError as error:
         complain(usage_error(error))
         return BAD_INPUT
-    except KeyboardInterrupt:
-        return INTERRUPTED
+    except KeyboardInterrupt as stopped:
+        return SIGNALLED + next(iter(stopped.args), signal.SIGINT)
     except BrokenPipeError:  # whoever reads the answer, as `head`, has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     return 0

@@ -103,7 +103,8 @@ def _change(part: "Part") -> Iterator[tuple[str, str]]:
         alphas = sorted({float(held["alpha"]) for held in layers.values() if "alpha" in held})
         told = [" to ".join(f"{n:g}" for n in (*s[:1], *s[1:][-1:])) for s in (ranks, alphas)]
         yield "rank", f"{told[0]}, alpha {told[1] or 'the same'}"
-    base = fits([part])
+    # The first text tower of several kinds of base is the same.
+    base = fits([part]) if part.settings["target"] == "denoiser" else None
     if base:
         yield "fits", base.title
 

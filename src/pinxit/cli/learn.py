@@ -8,11 +8,12 @@ from pinxit import registry
 from pinxit.cli.check import before_learning
 from pinxit.cli.flags import Values, command, flag, flags, word
 from pinxit.cli.opening import opened
-from pinxit.cli.screen import Report, bars, data, say
+from pinxit.cli.screen import Report, bars, data, say, stoppable
 from pinxit.method import Method, Preparing
 from pinxit.prompt import file_name
 from pinxit.recipe import Recipe
-from pinxit.run import Event, Run, Saved
+from pinxit.run import Run
+from pinxit.run_folder import Chosen, Event, Notice
 from pinxit.survey import survey
 from pinxit.train import Step
 
@@ -62,25 +63,28 @@ def begin(recipe: Recipe, out: Path | None, device: str) -> None:
     follow(Run.create(out or Path("runs") / file_name(recipe.token), recipe), device)
 
 
-def go_on(folder: Path, device: str) -> None:
-    """Go on with a run from its last checkpoint."""
-    follow(Run.open(folder), device)
+def go_on(
+    folder: Path, device: str, steps: int | None, pictures: Path | None, base: str | None
+) -> None:
+    """Go on with a run from its last checkpoint, perhaps for more steps, or after it was moved."""
+    follow(Run.open(folder, steps, pictures, base), device)
 
 
 def follow(run: Run, device: str) -> None:
-    """Learn, with bars; after Ctrl-C say what was kept. The concept's path goes to stdout."""
+    """Learn, with bars; when stopped say what was kept. The concept's path goes to stdout."""
     recipe = run.recipe
     # What is wrong with them is said before a large base opens, which may be of another size.
+    run.find_pictures()
     side = recipe.size or _SIDES.get(recipe.base, 512)
     before_learning(survey(recipe.pictures, side, masks=recipe.masks), recipe.skip_bad)
     model = opened(recipe, device)
     told = _Told()
     try:
-        with bars() as report, closing(run.learn(model)) as events:
+        with stoppable(), bars() as report, closing(run.learn(model)) as events:
             for event in events:
                 told.hear(event, report)
     except KeyboardInterrupt:
-        say(told.last_words(run.folder))
+        say(_last_words(run))
         raise
     say(f"{recipe.token} is learned; paint with it by --concept {run.folder}")
     data(str(run.folder / "concept.safetensors"))
@@ -90,7 +94,6 @@ class _Told:
     """What the events of a run have said so far."""
 
     def __init__(self) -> None:
-        self.step = 0
         self.loss: float | None = None
 
     def hear(self, event: Event, report: Report) -> None:
@@ -98,18 +101,20 @@ class _Told:
         if isinstance(event, Preparing):
             report(event.what, event.done, event.total)
         elif isinstance(event, Step):
-            self.step = event.number
             known = event.loss if self.loss is None else self.loss
             self.loss = _SMOOTH * known + (1 - _SMOOTH) * event.loss
             report("learning", event.number, event.total, f"loss {self.loss:.3f}")
-        elif isinstance(event, Saved):
-            self.step = event.number
+        elif isinstance(event, Chosen):
+            say(event.text)
+        elif isinstance(event, Notice):
+            say(f"note: {event.text}")
 
-    def last_words(self, folder: Path) -> str:
-        """What a person who stopped the run wants to know."""
-        if self.step == 0:
-            return "stopped before a step was done: nothing new was learned"
-        return (
-            f"stopped after step {self.step}; what was learned is saved in {folder}\n"
-            f"hint: go on with pinxit train --resume {folder}"
-        )
+
+def _last_words(run: Run) -> str:
+    """What a person who stopped the run wants to know."""
+    if run.kept == 0:
+        return "stopped before a step was done: nothing new was learned"
+    return (
+        f"stopped after step {run.kept}; what was learned is saved in {run.folder}\n"
+        f"hint: go on with pinxit train --resume {run.folder}"
+    )

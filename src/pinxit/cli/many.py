@@ -13,7 +13,8 @@ from pinxit.many import Grouped, Many, learn_many
 from pinxit.method import Method, Preparing
 from pinxit.prompt import file_name
 from pinxit.recipe import Recipe
-from pinxit.run import Failed, Run, Saved, Told
+from pinxit.run import Run
+from pinxit.run_folder import Chosen, Failed, Notice, Saved, Told
 from pinxit.train import Step
 
 _OWN = frozenset({"method", "pictures", "token", "class_noun"})
@@ -118,6 +119,10 @@ class _Board:
             self.done[run] = event.number
             total = sum(one.recipe.steps or 0 for one in self.done)
             report("learning", sum(self.done.values()), total, f"loss {event.loss:.3f}")
+        elif isinstance(event, Chosen):
+            say(event.text)
+        elif isinstance(event, Notice):
+            say(f"note: {name}: {event.text}")
         elif isinstance(event, Saved) and event.number == run.recipe.steps:
             say(f"{run.recipe.token} is learned; paint with it by --concept {run.folder}")
         elif isinstance(event, Failed):

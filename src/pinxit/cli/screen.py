@@ -1,7 +1,9 @@
 """What a person sees: messages and bars on stderr, data on stdout."""
 
 import re
+import signal
 import sys
+import threading
 import time
 from collections.abc import Generator, Sequence
 from contextlib import contextmanager
@@ -117,6 +119,26 @@ def bars() -> Generator[Report]:
     above = sys.stdout.isatty()
     with Progress(*columns, console=console, redirect_stdout=above) as progress:
         yield _Bars(progress)
+
+
+@contextmanager
+def stoppable() -> Generator[None]:
+    """Stop for SIGTERM, and when the terminal closes, as for Ctrl-C; nohup stays what it is."""
+
+    def stop(number: int, _: object) -> None:
+        raise KeyboardInterrupt(number)
+
+    wanted = (getattr(signal, name, None) for name in ("SIGTERM", "SIGHUP"))
+    mine = threading.current_thread() is threading.main_thread()
+    numbers = [number for number in wanted if number and mine]
+    numbers = [number for number in numbers if signal.getsignal(number) == signal.SIG_DFL]
+    for number in numbers:
+        _ = signal.signal(number, stop)
+    try:
+        yield
+    finally:
+        for number in numbers:
+            _ = signal.signal(number, signal.SIG_DFL)
 
 
 class _Bars:

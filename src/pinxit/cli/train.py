@@ -22,7 +22,7 @@ for _name in registry.names("methods"):
         f"pinxit.cli.many:{_name}", name=_name, help=registry.summary("methods", _name)
     )
 
-_FLAGS = ("--recipe", "--resume", "--out", "--device")
+_FLAGS = ("--recipe", "--resume", "--out", "--device", "--steps", "--pictures", "--base")
 
 
 @train.default
@@ -32,6 +32,9 @@ def by_file(
     resume: Annotated[Path | None, Parameter(help="the folder of a run to go on with")] = None,
     out: Annotated[Path | None, Parameter(help="folder for the run of a recipe")] = None,
     device: Annotated[str, Parameter(help="where to compute: cpu, cuda or mps")] = "cpu",
+    steps: Annotated[int | None, Parameter(help="with --resume: how many steps in all")] = None,
+    pictures: Annotated[Path | None, Parameter(help="with --resume: where they are now")] = None,
+    base: Annotated[str | None, Parameter(help="with --resume: where it is now")] = None,
 ) -> None:
     """Learn as a recipe says, or go on with a run that was stopped."""
     _no_stray(words)
@@ -43,10 +46,16 @@ def by_file(
             "type `pinxit train METHOD PICTURES ...`, or one of --recipe FILE and --resume RUN; "
             f"methods: {', '.join(registry.names('methods'))}",
         )
+    given = {"--steps": steps, "--pictures": pictures, "--base": base}
+    stray = [flag for flag, value in given.items() if value is not None]
+    if recipe is not None and stray:
+        raise RecipeError(
+            f"{stray[0]} goes with --resume", f"write it into {recipe}, or type a method's command"
+        )
     from pinxit.cli import learn
 
     if resume is not None:
-        learn.go_on(resume, device)
+        learn.go_on(resume, device, steps, pictures, base)
     elif recipe is not None:
         learn.by_recipe(recipe, out, device)
 

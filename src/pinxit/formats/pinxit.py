@@ -1,16 +1,20 @@
-"""pinxit's own: words and tuned networks with all that is known of them."""
+"""pinxit's own: words, adapters and tuned networks with all that is known of them."""
 
 from torch import Tensor
 
 from pinxit.concept import Concept, described
 from pinxit.format import Format, Target
 from pinxit.opened import Opened
+from pinxit.tensors import SEAL, damaged
+
+# How a concept of the first format begins to tell of itself.
+_UNSEALED = '{"format": 1,'
 
 
 class Pinxit(Format):
     """One safetensors file: the tensors by part, and a description in its metadata."""
 
-    holds = ("words", "networks")
+    holds = ("words", "adapters", "networks")
     endings = (".safetensors",)
     used_by = "pinxit"
 
@@ -19,12 +23,16 @@ class Pinxit(Format):
         return "pinxit" in found.metadata
 
     def read(self, found: Opened) -> Concept:
-        """The concept as it was saved."""
+        """The concept as it was saved; FileError if it has lost its seal."""
+        about = found.metadata["pinxit"]
         parts: dict[str, dict[str, Tensor]] = {}
         for name, tensor in found.tensors.items():
             number, _, inner = name.partition(".")
             parts.setdefault(number, {})[inner] = tensor
-        return described(found.metadata["pinxit"], parts, found.path)
+        concept = described(about, parts, found.path)
+        if SEAL not in found.metadata and not about.startswith(_UNSEALED):
+            raise damaged(found.path)
+        return concept
 
     def write(self, concept: Concept, target: Target) -> None:
         """The concept as it is."""

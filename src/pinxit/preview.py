@@ -1,0 +1,39 @@
+"""Previews: a sheet of pictures painted with what is learned so far."""
+
+from dataclasses import dataclass
+from io import BytesIO
+from pathlib import Path
+
+from pinxit.durable import replace_bytes
+from pinxit.generate import Request, paint
+from pinxit.model import Model
+from pinxit.pixels import sheet
+from pinxit.recipe import Recipe
+
+_COUNT = 4
+# A picture whose channels each stay within so many of 256 values shows nothing.
+_FLAT = 4
+
+
+@dataclass(frozen=True)
+class Preview:
+    """A sheet of pictures painted after a step; so many of them are of one colour."""
+
+    number: int
+    path: Path
+    flat: int = 0
+
+
+def preview(model: Model, recipe: Recipe, number: int, folder: Path) -> Preview:
+    """Paint what is learned so far into a folder; the adapters are in the model already."""
+    subject = recipe.subject
+    begin = "a painting in the style of" if subject.kind == "style" else "a photo of a"
+    prompt, clip_skip = f"{begin} {subject.token}", recipe.clip_skip
+    request = Request(prompt=prompt, count=_COUNT, clip_skip=clip_skip, width=recipe.size)
+    images = [painted.image for painted in paint(model, request)]
+    paper = BytesIO()
+    sheet(images).save(paper, "PNG")
+    path = folder / f"{number:07}.png"
+    replace_bytes(path, [paper.getvalue()])
+    spans = [[high - low for low, high in image.getextrema()] for image in images]
+    return Preview(number, path, sum(max(span) < _FLAT for span in spans))

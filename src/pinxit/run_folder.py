@@ -1,0 +1,232 @@
+"""A run's folder: its recipe, journal of steps, previews, checkpoints, and what was learned."""
+
+from collections.abc import Generator, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from pinxit.checkpoint import Manifest, keep, newest
+from pinxit.concept import Concept, Provenance
+from pinxit.durable import make_folder, replace_text, sweep, undisturbed
+from pinxit.errors import DiskError, PinxitError, RunError
+from pinxit.journal import Journal
+from pinxit.memory import Choice
+from pinxit.method import Preparing
+from pinxit.pictures import Picture
+from pinxit.preview import Preview, preview
+from pinxit.recipe import Recipe
+from pinxit.train import DivergedError, Learner, Step
+
+RECIPE = "recipe.toml"
+_JOURNAL = "journal.jsonl"
+_CONCEPT = "concept.safetensors"
+_CHECKPOINTS = "checkpoints"
+_PREVIEWS = "previews"
+
+# What a run is slowed down to when its learning has gone wrong.
+_GENTLER = 0.5
+_BROKEN = "are of one colour: a lower --rate or --precision fp32 may help"
+
+
+@dataclass(frozen=True)
+class Saved:
+    """What was learned is on the disk, up to this step."""
+
+    number: int
+    path: Path
+
+
+@dataclass(frozen=True)
+class Notice:
+    """Something that went otherwise than it should, and what was done about it."""
+
+    text: str
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """How steps are computed from now on, and why."""
+
+    text: str
+
+
+@dataclass(frozen=True)
+class Failed:
+    """A run cannot begin or go on; what it learned before stays."""
+
+    error: PinxitError
+
+
+Event = Preparing | Step | Preview | Saved | Notice | Chosen
+Told = Event | Failed
+
+
+class RunFolder:
+    """What is in a run's folder, and the only writer into it."""
+
+    def __init__(self, folder: Path, recipe: Recipe) -> None:
+        self.folder = folder
+        self.recipe = recipe
+        self.pictures: tuple[Picture, ...] = ()
+        self.notes = Journal(folder / _JOURNAL)
+        self.kept = 0  # the step that the disk surely has
+        self._noted = 0
+        self._full = False
+
+    @property
+    def concept(self) -> Concept:
+        """What was learned; ConceptError if nothing was yet."""
+        return Concept.load(self.folder)
+
+    def write_recipe(self) -> None:
+        """Make the folder a run's, to go on with, before anything that takes long."""
+        if not (self.folder / RECIPE).is_file():
+            with self.resumable():
+                replace_text(self.folder / RECIPE, self.recipe.to_toml())
+
+    def begin(self, learner: Learner, wrong: str | None = None) -> Generator[Event]:
+        """Bring a new learner to where the run stopped, or to where it was before it went wrong."""
+        with self.resumable():
+            sweep(self.folder)
+            every = self.recipe.checkpoint_every if wrong else 1
+            found = newest(self.folder / _CHECKPOINTS, every)
+            if found:
+                steps, pictures = self.recipe.steps or 0, _fingerprints(self.pictures)
+                found.manifest.must_fit(learner.model, pictures, steps)
+                learner.restore(found.state)
+                for file in found.damaged:
+                    yield Notice(f"{file} is damaged: going on from step {learner.done}")
+            elif not wrong:
+                yield from self._afresh()
+            self.kept = self._noted = learner.done
+            replace_text(self.folder / RECIPE, self.recipe.to_toml())
+            make_folder(self.folder / _PREVIEWS)
+            self.notes.go_back(learner.done)
+            if wrong:
+                learner.pace *= _GENTLER
+                self.notes.note({"number": learner.done + 1, "pace": learner.pace, "because": wrong})
+                yield Notice(f"going on from step {learner.done} with {_GENTLER:.0%} of the rate")
+            elif found and not self._concept_is(self._provenance(learner)):
+                self._keep_concept(learner)
+
+    def follow(self, step: Step, learner: Learner) -> Generator[Event]:
+        """Do and tell what is due after a step that was noted."""
+        yield step
+        if _due(step, self.recipe.preview_every):
+            with self.resumable():
+                place = self.folder / _PREVIEWS
+                shown = preview(learner.model, self.recipe, step.number, place)
+            yield shown
+            if shown.flat:
+                yield Notice(f"{shown.flat} previews of step {step.number} {_BROKEN}")
+        if _due(step, self.recipe.checkpoint_every):
+            self.keep(learner)
+            yield Saved(step.number, self.folder / _CONCEPT)
+
+    def note(self, step: Step) -> None:
+        """Add a step to the journal if it is not there."""
+        if step.number > self._noted:
+            entry = asdict(step)
+            del entry["concepts"]
+            with self.resumable(), undisturbed():
+                self.notes.note(entry)
+                self._noted = step.number
+
+    def choose(self, choice: Choice) -> None:
+        """Add to the journal how steps are computed from now on."""
+        with self.resumable():
+            self.notes.note({"chosen": choice.noted})
+
+    @property
+    def chosen(self) -> Choice | None:
+        """How steps were computed last; None if none was."""
+        entries = [entry["chosen"] for entry in self.notes.entries() if "chosen" in entry]
+        return Choice.read(entries[-1]) if entries else None
+
+    def keep(self, learner: Learner) -> None:
+        """Save what is not yet: the learner, to go on from, and the concept, to paint with.
+
+        DivergedError if it holds numbers that are none. What went wrong is not kept, and nothing
+        on a disk that is full.
+        """
+        if learner.done <= self.kept or learner.trouble or self._full:
+            return
+        state = learner.state()
+        broken = [name for name, tensor in state.items() if not tensor.isfinite().all()]
+        if broken:
+            raise DivergedError(
+                f"learning went wrong by step {learner.done}: {len(broken)} of {len(state)} "
+                "tensors are not finite",
+                "try a lower --rate, or --precision fp32; what was kept before is sound",
+            )
+        with self.resumable():
+            self.notes.flush()
+            manifest = Manifest(learner.done, learner.model.hash, _fingerprints(self.pictures))
+            keep(self.folder / _CHECKPOINTS, state, manifest, self.recipe.checkpoint_every)
+            self._keep_concept(learner)
+            self.kept = learner.done
+
+    def journal(self) -> list[dict[str, object]]:
+        """Every step so far, as it was noted."""
+        return self.notes.steps()
+
+    @contextmanager
+    def resumable(self) -> Generator[None]:
+        """What to do after the disk took no more."""
+        try:
+            yield
+        except DiskError as trouble:
+            self._full = True
+            raise DiskError(
+                trouble.message,
+                f"{trouble.hint}, then go on with pinxit train --resume {self.folder}; "
+                f"step {self.kept} is kept",
+            ) from trouble
+
+    def _afresh(self) -> Iterator[Event]:
+        """A notice that steps are lost; RunError if checkpoints are."""
+        if (self.folder / _CONCEPT).is_file():
+            raise RunError(
+                f"the checkpoints of {self.folder} are gone",
+                f"bring its folder {_CHECKPOINTS} back from a copy, or begin a new run",
+            )
+        lost = len(self.journal())
+        if lost:
+            yield Notice(f"{lost} steps were not kept: it begins again at 1")
+
+    def _keep_concept(self, learner: Learner) -> None:
+        """Save what is learned so far, to paint with."""
+        parts = tuple(adapter.part() for adapter in learner.adapters)
+        Concept(parts, self._provenance(learner)).save(self.folder / _CONCEPT)
+
+    def _concept_is(self, provenance: Provenance) -> bool:
+        """Whether the concept is there, sound, and of this step and recipe."""
+        try:
+            return self.concept.provenance == provenance
+        except PinxitError:
+            return False
+
+    def _provenance(self, learner: Learner) -> Provenance:
+        recipe, model = self.recipe, learner.model
+        return Provenance(
+            token=recipe.token,
+            class_noun=recipe.class_noun,
+            method=recipe.method.name,
+            base=model.name,
+            base_hash=model.hash,
+            steps=learner.done,
+            pictures=_fingerprints(self.pictures),
+            recipe=recipe.to_toml(),
+        )
+
+
+def _due(step: Step, every: int) -> bool:
+    """Whether something done now and then, and at the end, is to be done after this step."""
+    return every > 0 and (step.number % every == 0 or step.number == step.total)
+
+
+def _fingerprints(pictures: tuple[Picture, ...]) -> dict[str, str]:
+    """What each picture and its mask hold, by the picture's name."""
+    masks = (f"+{picture.mask.sha256}" if picture.mask else "" for picture in pictures)
+    known = zip(pictures, masks, strict=True)
+    return {picture.path.name: picture.sha256 + mask for picture, mask in known}
