@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from pinxit import train
 from pinxit.adapter import injected
+from pinxit.cli import main
 from pinxit.errors import RecipeError, RunError
 from pinxit.generate import Request, paint
 from pinxit.many import Grouped, Many, learn_many, read_subjects
@@ -36,7 +37,11 @@ LORA: dict[str, object] = {
     "prior_pictures": 2,
 }
 PIVOTAL: dict[str, object] = {**LORA, "word": "new", "layers": "attention"}
-METHODS = pytest.mark.parametrize("method", [WORD, LORA, PIVOTAL], ids=["word", "lora", "both"])
+_LATER = [
+    pytest.param(LORA, id="lora", marks=pytest.mark.long),
+    pytest.param(PIVOTAL, id="both", marks=pytest.mark.long),
+]
+METHODS = pytest.mark.parametrize("method", [pytest.param(WORD, id="word"), *_LATER])
 
 
 @pytest.fixture
@@ -410,3 +415,34 @@ def test_folders_that_hold_no_subjects(tmp_path: Path) -> None:
             _ = read_subjects(given)
     with pytest.raises(RunError, match=r"many\.toml"):
         _ = Many.open(tmp_path)
+
+
+def test_typed(
+    nano: Path, subjects: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(subjects.parent)
+    good = (subjects / "bee" / "0.png").read_bytes()
+    (subjects / "bee" / "0.png").write_bytes(b"no picture")
+    typed = ["train-many", "textual-inversion", "subjects", "--class-noun", "toy"]
+    typed += ["--base", str(nano), "--steps", "2", "--preview-every", "0"]
+    assert main(typed) == 2
+    said = capsys.readouterr()
+    assert said.out.splitlines() == [
+        f"runs/subjects/{name}/concept.safetensors" for name in ("ape", "cow")
+    ]
+    assert "bee is left out: 1 of 2 files in" in said.err
+    assert "1 of 3 subjects were not learned: bee" in said.err
+    assert "pinxit train-many --resume runs/subjects" in said.err
+    assert "learned together: 2\n" in said.err
+    (subjects / "bee" / "0.png").write_bytes(good)
+    assert main(typed) == 2  # the folder is taken
+    assert "--resume runs/subjects" in capsys.readouterr().err
+    assert main([*typed, "--seed", "1", "--resume", "runs/subjects"]) == 2
+    assert "begun with other subjects or choices" in capsys.readouterr().err
+    assert main([*typed, "--resume", "runs/subjects"]) == 0
+    assert len(capsys.readouterr().out.splitlines()) == 3
+    assert main(["train-many", "--resume", "runs/subjects"]) == 0
+    assert len(capsys.readouterr().out.splitlines()) == 3
+    assert main(["train-many"]) == 2
+    assert "needs a method and subjects" in capsys.readouterr().err
+    assert main(["generate", "<bee>", "--concept", "runs/subjects/bee", "--steps", "1"]) == 0

@@ -20,9 +20,9 @@ from pinxit.run import Run, learn_together
 from pinxit.run_folder import Failed, Told
 
 _FILE = "many.toml"
-# Latent positions in one batch: 64 pictures of 64x64 pixels on pocket, beyond which a processor
-# gains nothing (docs/log.md).
-_POSITIONS = 64 * 16 * 16
+# Pictures in one batch. A picture of 64 costs pocket a third of what one alone costs, and hardly
+# less than one of 16 (docs/log.md); what does not fit into memory is cut by the step itself.
+_PICTURES = 64
 
 
 class Subject(Checked):
@@ -44,7 +44,9 @@ class Many(Checked):
     """Subjects by name, each with its recipe, and how many at most share a batch."""
 
     together: int | None = Field(
-        default=None, ge=1, description="most concepts in one batch; else by the pictures' size"
+        default=None,
+        ge=1,
+        description="most concepts in one batch; else as many as have 64 pictures",
     )
     subjects: dict[str, Recipe]
 
@@ -137,21 +139,22 @@ def learn_many(
             sound.append(run)
         except PinxitError as error:
             yield run, Failed(error)
-    grouped = _grouped(model, sound, together)
+    grouped = _grouped(sound, together)
     yield grouped
     for group in grouped.groups:
         if not all(run.finished for run in group):
             yield from learn_together(model, group)
 
 
-def _grouped(model: Model, runs: Sequence[Run], together: int | None) -> Grouped:
+def _grouped(runs: Sequence[Run], together: int | None) -> Grouped:
     """Runs by their pictures' content, so that neither names nor order matter, in even groups.
 
     Runs that were begun stay together when they go on, and none has to wait for a new one.
     """
     sharing = [run for run in runs if run.recipe.method.apart and not _names_another(run, runs)]
     alone = [run for run in runs if run not in sharing]
-    most = together or _most(model, sharing)
+    pictures = max((run.recipe.batch_size or 1 for run in sharing), default=1)
+    most = together or max(1, _PICTURES // pictures)
     groups: list[tuple[Run, ...]] = []
     for begun in (True, False):
         some = [run for run in sharing if Run.begun(run.folder) == begun]
@@ -175,21 +178,8 @@ def _share(runs: list[Run], count: int, at: int) -> list[Run]:
     return runs[first : first + small + (at < more)]
 
 
-def _most(model: Model, runs: Sequence[Run]) -> int:
-    """How many runs a batch has room for."""
-    sizes = [
-        (run.recipe.batch_size or 1)
-        * ((run.recipe.size or model.picture_size) // model.factor) ** 2
-        for run in runs
-    ]
-    return max(1, _POSITIONS // max(sizes, default=1))
-
-
 def _names_another(run: Run, runs: Sequence[Run]) -> bool:
     """Whether a caption has another's word, which it would then be taken for."""
-    others = pattern(tuple(other.recipe.token for other in runs if other is not run))
-    return (
-        any(others.search(picture.caption or "") for picture in run.pictures)
-        if len(runs) > 1
-        else False
-    )
+    others = [pattern((other.recipe.token,)) for other in runs if other is not run]
+    captions = [picture.caption or "" for picture in run.pictures]
+    return any(other.search(caption) for other in others for caption in captions)

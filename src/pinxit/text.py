@@ -5,6 +5,7 @@ from collections.abc import Generator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from difflib import get_close_matches
+from functools import lru_cache, partial
 from typing import Any, Protocol
 
 import torch
@@ -123,6 +124,7 @@ class TextTower:
         self._penultimate = penultimate
         self._long = long
         self._rare = tuple(rare)
+        self._ids = lru_cache(4096)(partial(tokenizer.encode, add_special_tokens=False))
 
     @property
     def embedding(self) -> nn.Embedding:
@@ -136,7 +138,7 @@ class TextTower:
 
     def ids(self, text: str) -> list[int]:
         """The tokens of a text, without the marks of beginning and end."""
-        return self.tokenizer.encode(text, add_special_tokens=False)
+        return list(self._ids(text))
 
     def knows(self, word: str) -> bool:
         """Whether the vocabulary has the word; a large one spells any word in a few pieces."""
@@ -254,10 +256,9 @@ class TextTower:
     def _windows(self, marks: Sequence[_Mark], count: int) -> list[list[_Mark]]:
         """A prompt in so many windows of the tower's length; what is too long is cut."""
         given = self.tokenizer
-        begin, end = _Mark(given.bos_token_id), _Mark(given.eos_token_id)
-        pad = [_Mark(given.pad_token_id)] * self._room
+        begin, end, pad = map(_Mark, (given.bos_token_id, given.eos_token_id, given.pad_token_id))
         shares = [marks[at * self._room : (at + 1) * self._room] for at in range(count)]
-        return [[begin, *share, end, *pad[len(share) :]] for share in shares]
+        return [[begin, *share, end, *[pad] * (self._room - len(share))] for share in shares]
 
     def _spell(self, prompt: str, words: Mapping[str, Meaning], reading: Reading) -> list[_Mark]:
         """The tokens of one prompt, however long."""

@@ -134,6 +134,6 @@ class _Board:
         learned = [(name, run) for run, name in self.names.items() if run.finished]
         width = max((len(name) for name, _ in learned), default=0)
         for name, run in learned:
-            loss = run.journal()[-1]["losses"]
-            say(f"{name:{width}}  {run.recipe.steps:5} steps  loss {loss}  {run.folder}")
+            loss = str(run.journal()[-1]["losses"]).strip("[]")
+            say(f"{name:{width}}  {run.recipe.steps:5} steps  loss {loss:.6}  {run.folder}")
             data(str(run.folder / "concept.safetensors"))
