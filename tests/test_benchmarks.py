@@ -12,17 +12,17 @@ import torch
 
 from benchmarks import report
 from benchmarks.arithmetic import counted
-from benchmarks.job import METHODS, SIDES, Outcome
+from benchmarks.job import METHODS, SIDES, Job, Outcome, measured
 
 ROOT = Path(__file__).parent.parent
 
 
 @pytest.fixture(scope="module")
 def found(nano: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    """Every method by both sides on the nano base, one short round."""
+    """One method by both sides on the nano base, one short round, each in its own process."""
     kept = tmp_path_factory.mktemp("benchmarks") / "found.json"
     asked = [sys.executable, "-m", "benchmarks", "--base", str(nano), "--json", str(kept)]
-    asked += ["--rounds", "1", "--steps", "2", "--painting-steps", "3", "--size", "32"]
+    asked += ["--rounds", "1", "--steps", "2", "--methods", "lora", "--size", "32"]
     alone = {**os.environ, "OMP_NUM_THREADS": "1"}
     ran = subprocess.run(asked, cwd=ROOT, env=alone, capture_output=True, text=True, check=False)
     assert ran.returncode == 0, ran.stderr
@@ -30,15 +30,26 @@ def found(nano: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any
 
 
 @pytest.mark.long
-@pytest.mark.parametrize("method", METHODS)
-def test_every_method_is_measured_by_both_sides(found: dict[str, Any], method: str) -> None:
+def test_both_sides_are_measured_and_compared(found: dict[str, Any]) -> None:
     for side in SIDES:
-        (outcome,) = found["outcomes"][method][side]
-        assert len(outcome["steps"]) == (1 if method == "generation" else 2)
-        assert min(outcome["steps"]) > 0
+        (outcome,) = found["outcomes"]["lora"][side]
+        assert len(outcome["steps"]) == 2
         assert outcome["peak_gb"] > 0.1  # a Python with torch is larger
-    assert found["ratios"][method]["speed"]["median"] > 0
-    assert f"\n{method}" in found["table"]
+    assert found["ratios"]["lora"]["speed"]["median"] > 0
+    assert "\nlora" in found["table"]
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("side", SIDES)
+@pytest.mark.parametrize("method", METHODS)
+def test_every_method_has_both_sides(
+    nano: Path, pictures: Path, monkeypatch: pytest.MonkeyPatch, method: str, side: str
+) -> None:
+    monkeypatch.setenv("PINXIT_BENCH_PICTURES", str(pictures))
+    job = Job(side, method, str(nano), "dog", 32, 3, 1, 1, 3, "cpu", "fp32")
+    outcome = measured(job)
+    assert len(outcome.steps) == 2
+    assert min(outcome.steps) > 0
 
 
 def test_ratios_are_of_turns_side_by_side() -> None:
