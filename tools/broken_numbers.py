@@ -21,7 +21,7 @@ _STAGES = ("latents", "conditioning", "denoiser", "gradient", "weight")
 _AT = 7
 
 
-def numbers(shop: Workshop, _: argparse.Namespace) -> dict[str, int]:
+def numbers(shop: Workshop, _asked: argparse.Namespace) -> dict[str, int]:
     """A number that is none gets in at each stage of a step: once, and every time."""
     found = Counter[str]()
     for method in METHODS:
@@ -59,6 +59,7 @@ def poisoned(shop: Workshop, stage: str, *, lasting: bool) -> Iterator[None]:
     now = False
     kind = type(shop.model)
     batch, denoise = Lesson.batch, kind.denoise
+    hooked: list[Any] = []
 
     def spoilt(tensor: Tensor) -> Tensor:
         return tensor * torch.nan if now else tensor
@@ -71,7 +72,9 @@ def poisoned(shop: Workshop, stage: str, *, lasting: bool) -> Iterator[None]:
         if now and stage == "weight":
             weight.data[(0,) * weight.ndim] = torch.nan
         if now and stage == "gradient":
-            handle = weight.register_hook(lambda gradient: (handle.remove(), spoilt(gradient))[1])
+            hooked.append(weight.register_hook(spoilt))
+        elif hooked:
+            hooked.pop().remove()
         if stage == "latents":
             object.__setattr__(made, "latents", spoilt(made.latents))
         return made

@@ -163,7 +163,7 @@ def resumed(shop: Workshop, folder: Path, recipe: Recipe, surely: int, wanted: s
     return found
 
 
-def faults(shop: Workshop, _: argparse.Namespace) -> Figures:
+def faults(shop: Workshop, _asked: argparse.Namespace) -> Figures:
     """Each call of a save fails, in each way, once or from then on; space comes back later."""
     found = Counter[str]()
     first, second = (
@@ -238,7 +238,10 @@ def flips(shop: Workshop, asked: argparse.Namespace) -> Figures:
     for other in (folder / "checkpoints").iterdir():
         if other != checkpoint:
             other.unlink()
-    readers = {concept: Concept.load, checkpoint: lambda _: newest(folder / "checkpoints")}
+    readers: dict[Path, Callable[[Path], object]] = {
+        concept: Concept.load,
+        checkpoint: lambda file: newest(file.parent),
+    }
     for file, read in readers.items():
         good = file.read_bytes()
         header = 8 * (8 + int.from_bytes(good[:8], "little"))
