@@ -192,7 +192,7 @@ def faults(shop: Workshop, _asked: argparse.Namespace) -> Figures:
             found["lost"] += not right(folder, states, 2 if not reported else 1)
             save(folder, second)
             found["lost"] += not right(folder, states, 2)
-    return {"unreported": 0, "lost": 0, **found, "full": full(shop)}
+    return {"unreported": 0, "lost": 0, **found, **full(shop)}
 
 
 def fault(kind: str, at: int, lasting: bool) -> Callable[[int, str], OSError | int | None]:
@@ -208,7 +208,7 @@ def fault(kind: str, at: int, lasting: bool) -> Callable[[int, str], OSError | i
     return trouble
 
 
-def full(shop: Workshop) -> Figures:
+def full(shop: Workshop) -> dict[str, int]:
     """The disk is full from some call of a run on; then there is space, and it goes on."""
     found, recipe = Counter[str](), shop.recipe(METHODS[-1])
     wanted = shop.whole(shop.folder / "roomy", recipe)
@@ -223,7 +223,7 @@ def full(shop: Workshop) -> Figures:
                 _ = list(shop.events(folder, recipe))
             except DiskError as error:
                 found["reported"] += "space" in error.hint
-        found["runs"] += 1
+        found["full disks"] += 1
         found["differing"] += shop.whole(folder, recipe) != wanted
     return {"differing": 0, **found}
 
@@ -286,7 +286,7 @@ def main() -> None:
     for part in asked.parts or PARTS:
         with workshop() as shop:
             figures[part] = PARTS[part](shop, asked)
-        print(part, figures[part], file=sys.stderr)
+        print(part, figures[part], file=sys.stderr, flush=True)
     if asked.kills:
         kill = [sys.executable, str(Path(__file__).with_name("kill.py")), "--kills"]
         answer = subprocess.run([*kill, str(asked.kills)], capture_output=True, check=True)
