@@ -207,7 +207,8 @@ _TORN: tuple[Callable[[_File], bytes], ...] = (
 def laid_out(state: dict[Path, bytes | None], root: Path, target: Path) -> None:
     """Make a state real: what was in `root` is in `target`; what has no folder is lost."""
     target.mkdir()
-    for path in sorted(state, key=lambda path: len(path.parts)):
+    inside = [path for path in state if path.is_relative_to(root)]
+    for path in sorted(inside, key=lambda path: len(path.parts)):
         place = target / path.relative_to(root)
         content = state[path]
         if place.parent.is_dir():
