@@ -200,6 +200,7 @@ def reliability() -> str:
             ", ".join(f"{figures[part][name]} {name}" for name in never),
         ]
         for part, lines in TRIED.items()
+        if part in figures
         for what, count, never in lines
     ]
     return table(["what", "tried", "found"], rows) + origin("reliability")
