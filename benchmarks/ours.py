@@ -6,10 +6,11 @@ from pathlib import Path
 
 from benchmarks.job import GUIDANCE, TOKEN, Job
 from pinxit.generate import Request, generate
+from pinxit.learner import Learner
 from pinxit.model import Model, open_base
 from pinxit.pictures import Picture, read_pictures
 from pinxit.recipe import Recipe
-from pinxit.train import Learner, Lesson, train
+from pinxit.train import Lesson, train
 
 _KNOBS = {"lora": {"rank": 4, "prior_pictures": 0}, "dreambooth": {"prior_pictures": 8}}
 

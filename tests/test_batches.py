@@ -15,12 +15,13 @@ from pinxit import registry
 from pinxit.adapter import injected
 from pinxit.batches import parts
 from pinxit.errors import RunError
+from pinxit.learner import Learner
 from pinxit.model import Model
 from pinxit.pictures import Picture, read_pictures
 from pinxit.pixels import to_pixels
 from pinxit.recipe import Recipe
 from pinxit.run import Run
-from pinxit.train import Learner, Lesson, Step, objective, train
+from pinxit.train import Lesson, Step, objective, train
 
 SIDE = 64
 SHAPES = {

@@ -21,13 +21,14 @@ from pinxit.durable import alone, replace_tensors
 from pinxit.errors import DiskError, FileError, RunError
 from pinxit.generate import Painted
 from pinxit.journal import Journal
+from pinxit.learner import DivergedError
 from pinxit.model import Model
 from pinxit.optimizer import AdamW
 from pinxit.recipe import Recipe
 from pinxit.run import Run, teach
 from pinxit.run_folder import Notice
 from pinxit.tensors import in_pieces, read_safetensors, sealed
-from pinxit.train import DivergedError, Step
+from pinxit.train import Step
 
 
 def recipe(pictures: Path, **changed: object) -> Recipe:

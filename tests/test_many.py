@@ -16,6 +16,7 @@ from pinxit.adapter import injected
 from pinxit.cli import main
 from pinxit.errors import RecipeError, RunError
 from pinxit.generate import Request, paint
+from pinxit.learner import Learner
 from pinxit.many import Grouped, Many, learn_many, read_subjects
 from pinxit.model import Model, Placement, open_base
 from pinxit.pictures import read_pictures
@@ -23,7 +24,7 @@ from pinxit.recipe import Recipe
 from pinxit.run import Run, teach
 from pinxit.run_folder import Failed, Saved
 from pinxit.text import TextTower
-from pinxit.train import Learner, Lesson, Step
+from pinxit.train import Lesson, Step
 
 NAMES = ("ape", "bee", "cow")
 SMALL = {"class_noun": "toy", "steps": 6, "batch_size": 2, "preview_every": 0}
@@ -323,9 +324,9 @@ def test_one_that_goes_wrong_or_ends_leaves_the_others(
     runs = many.model_copy(update={"subjects": {**many.subjects, "ape": short}}).runs(table)
     clip, sizes = Learner.clipped, list[int]()
 
-    def clipped(self: Learner, loss: float) -> float:
+    def clipped(self: Learner, loss: float, errors: Mapping[str, float]) -> float:
         wrong = self.recipe.token == "<bee>" and self.done == 4
-        return clip(self, torch.nan if wrong else loss)
+        return clip(self, torch.nan if wrong else loss, errors)
 
     batches = Lesson.batches
     monkeypatch.setattr(Learner, "clipped", clipped)

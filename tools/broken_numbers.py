@@ -12,16 +12,17 @@ import torch
 from torch import Tensor
 
 from pinxit.checkpoint import newest
+from pinxit.learner import DivergedError
 from pinxit.model import Conditioning
 from pinxit.run import Run
-from pinxit.train import DivergedError, Lesson, Step
+from pinxit.train import Lesson, Step
 from small_runs import METHODS, Workshop
 
 _STAGES = ("latents", "conditioning", "denoiser", "gradient", "weight")
 _AT = 7
 
 
-def numbers(shop: Workshop, _: argparse.Namespace) -> dict[str, int]:
+def numbers(shop: Workshop, _asked: argparse.Namespace) -> dict[str, int]:
     """A number that is none gets in at each stage of a step: once, and every time."""
     found = Counter[str]()
     for method in METHODS:
@@ -59,6 +60,7 @@ def poisoned(shop: Workshop, stage: str, *, lasting: bool) -> Iterator[None]:
     now = False
     kind = type(shop.model)
     batches, denoise = Lesson.batches, kind.denoise
+    hooked: list[Any] = []
 
     def spoilt(tensor: Tensor) -> Tensor:
         return tensor * torch.nan if now else tensor
@@ -71,7 +73,9 @@ def poisoned(shop: Workshop, stage: str, *, lasting: bool) -> Iterator[None]:
         if now and stage == "weight":
             weight.data[(0,) * weight.ndim] = torch.nan
         if now and stage == "gradient":
-            handle = weight.register_hook(lambda gradient: (handle.remove(), spoilt(gradient))[1])
+            hooked.append(weight.register_hook(spoilt))
+        elif hooked:
+            hooked.pop().remove()
         if stage == "latents":
             object.__setattr__(made[0], "latents", spoilt(made[0].latents))
         return made

@@ -170,38 +170,40 @@ def opening() -> str:
     return table(head, rows) + origin("opening")
 
 
+_NEVER = ("lost", "differing", "silent restarts")
+# Of each part: what was tried, which figure counts it, and what must not be found.
+TRIED: dict[str, tuple[tuple[str, str, tuple[str, ...]], ...]] = {
+    "kills": (("kills of processes, in {runs} runs", "kills", _NEVER),),
+    "stops": (("stops, after each of {steps} steps", "stops", ("differing",)),),
+    "crashes": (("disk states, at {calls} calls of saves", "states", ("lost",)),),
+    "runs": (("power cuts, then on to the end", "crashes", _NEVER),),
+    "faults": (
+        ("faults of a call of a save", "errors", ("unreported", "lost")),
+        ("writes that are cut short", "short write", ("lost",)),
+        ("disks that fill up in a run, then have space", "full disks", ("differing",)),
+    ),
+    "flips": (
+        ("bits turned in what files say of themselves", "in what it says of itself", ("unseen",)),
+        ("bits turned in the rest", "in the rest", ("unseen",)),
+        ("files cut off", "cut off", ("unseen",)),
+        ("good files read between", "cut off", ("false alarms",)),
+    ),
+    "numbers": (("numbers that are none", "stages", ("differing", "saved broken")),),
+}
+
+
 def reliability() -> str:
     """What came of kills, crashes, faults and damage."""
-    of = kept("reliability")["figures"]
-    stops, flips, faults, kills = of["stops"], of["flips"], of["faults"], of["kills"]
-    turned = flips["in what it says of itself"] + flips["in the rest"]
-    silent = {"lost": 0, "differing": 0, "silent restarts": 0}
-    tried: list[tuple[str, int, dict[str, int], tuple[str, ...]]] = [
-        (f"kills, in {kills['runs']} runs", kills["kills"], kills, tuple(silent)),
-        (f"stops, after each of {stops['steps']} steps", stops["stops"], stops, ("differing",)),
-        (
-            f"disk states, at {of['crashes']['calls']} calls",
-            of["crashes"]["states"],
-            of["crashes"],
-            ("lost",),
-        ),
-        ("power cuts, then on to the end", of["runs"]["crashes"], of["runs"], tuple(silent)),
-        ("faults of one call of a save", faults["errors"], faults, ("unreported", "lost")),
-        ("writes that are cut short", faults["short write"], faults, ("unreported", "lost")),
-        ("full disks, then space", faults["full"]["runs"], faults["full"], ("differing",)),
-        ("bits turned", turned, flips, ("unseen",)),
-        ("files cut off", flips["cut off"], flips, ("unseen",)),
-        ("good files read between", flips["cut off"], flips, ("false alarms",)),
-        (
-            "numbers that are none",
-            of["numbers"]["stages"],
-            of["numbers"],
-            ("differing", "saved broken"),
-        ),
-    ]
+    figures = kept("reliability")["figures"]
     rows = [
-        [what, f"{count:,}", ", ".join(f"{found[name]} {name}" for name in names)]
-        for what, count, found, names in tried
+        [
+            what.format(**figures[part]),
+            f"{figures[part][count]:,}",
+            ", ".join(f"{figures[part][name]} {name}" for name in never),
+        ]
+        for part, lines in TRIED.items()
+        if part in figures
+        for what, count, never in lines
     ]
     return table(["what", "tried", "found"], rows) + origin("reliability")
 

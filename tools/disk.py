@@ -113,7 +113,7 @@ class Disk:
 class _File:
     """A file's bytes, and those that the disk surely has."""
 
-    bytes: bytearray = field(default_factory=bytearray)
+    held: bytearray = field(default_factory=bytearray)
     sure: bytes = b""
 
 
@@ -130,7 +130,7 @@ class _Volume:
         if call.kind == "write":
             file = self.names[call.path]
             assert file is not None
-            file.bytes += call.data
+            file.held += call.data
         elif call.kind == "flush":
             self._flush(call.path)
         else:
@@ -141,7 +141,7 @@ class _Volume:
     def _flush(self, path: Path) -> None:
         file = self.names.get(path)
         if file is not None:
-            file.sure = bytes(file.bytes)
+            file.sure = bytes(file.held)
             return
         for call, about in self.suspense:
             if call.path.parent == path:
@@ -190,16 +190,16 @@ def _subsets(count: int) -> Iterator[tuple[int, ...]]:
 
 
 def _garbage(file: _File) -> bytes:
-    lost = len(file.bytes) - len(file.sure)
+    lost = len(file.held) - len(file.sure)
     return file.sure + random.Random(lost).randbytes(lost)
 
 
 # What becomes of bytes that were written and not flushed.
 _TORN: tuple[Callable[[_File], bytes], ...] = (
-    lambda file: bytes(file.bytes),
+    lambda file: bytes(file.held),
     lambda file: file.sure,
-    lambda file: bytes(file.bytes[: (len(file.sure) + len(file.bytes)) // 2]),
-    lambda file: file.sure + bytes(len(file.bytes) - len(file.sure)),
+    lambda file: bytes(file.held[: (len(file.sure) + len(file.held)) // 2]),
+    lambda file: file.sure + bytes(len(file.held) - len(file.sure)),
     _garbage,
 )
 
@@ -207,7 +207,8 @@ _TORN: tuple[Callable[[_File], bytes], ...] = (
 def laid_out(state: dict[Path, bytes | None], root: Path, target: Path) -> None:
     """Make a state real: what was in `root` is in `target`; what has no folder is lost."""
     target.mkdir()
-    for path in sorted(state, key=lambda path: len(path.parts)):
+    inside = [path for path in state if path.is_relative_to(root)]
+    for path in sorted(inside, key=lambda path: len(path.parts)):
         place = target / path.relative_to(root)
         content = state[path]
         if place.parent.is_dir():

@@ -108,8 +108,8 @@ def main() -> None:
         recipes = {method: shop.recipe(method) for method in METHODS}
         wanted, seconds = dict[str, str](), dict[str, float]()
         for method, recipe in recipes.items():
+            folder = shop.folder / f"whole-{method}"
             for _ in range(2):  # the first paints the class pictures
-                folder = shop.folder / f"whole-{method}"
                 shutil.rmtree(folder, ignore_errors=True)
                 began = time.perf_counter()
                 _, status = os.waitpid(learn(shop, folder, recipe, _Said()), 0)

@@ -26,10 +26,11 @@ from disk import Disk, after_power_loss, laid_out
 from pinxit.checkpoint import Found, Manifest, keep, newest
 from pinxit.concept import Concept
 from pinxit.errors import DiskError, PinxitError
+from pinxit.learner import Learner
 from pinxit.recipe import Recipe
 from pinxit.run import Run
 from pinxit.run_folder import Notice, Saved
-from pinxit.train import Learner, Lesson, Step, train
+from pinxit.train import Lesson, Step, train
 from small_runs import METHODS, Workshop, instead_of_os, mark, workshop
 
 Figures = dict[str, Any]
@@ -163,7 +164,7 @@ def resumed(shop: Workshop, folder: Path, recipe: Recipe, surely: int, wanted: s
     return found
 
 
-def faults(shop: Workshop, _: argparse.Namespace) -> Figures:
+def faults(shop: Workshop, _asked: argparse.Namespace) -> Figures:
     """Each call of a save fails, in each way, once or from then on; space comes back later."""
     found = Counter[str]()
     first, second = (
@@ -192,7 +193,7 @@ def faults(shop: Workshop, _: argparse.Namespace) -> Figures:
             found["lost"] += not right(folder, states, 2 if not reported else 1)
             save(folder, second)
             found["lost"] += not right(folder, states, 2)
-    return {"unreported": 0, "lost": 0, **found, "full": full(shop)}
+    return {"unreported": 0, "lost": 0, **found, **full(shop)}
 
 
 def fault(kind: str, at: int, lasting: bool) -> Callable[[int, str], OSError | int | None]:
@@ -208,7 +209,7 @@ def fault(kind: str, at: int, lasting: bool) -> Callable[[int, str], OSError | i
     return trouble
 
 
-def full(shop: Workshop) -> Figures:
+def full(shop: Workshop) -> dict[str, int]:
     """The disk is full from some call of a run on; then there is space, and it goes on."""
     found, recipe = Counter[str](), shop.recipe(METHODS[-1])
     wanted = shop.whole(shop.folder / "roomy", recipe)
@@ -223,7 +224,7 @@ def full(shop: Workshop) -> Figures:
                 _ = list(shop.events(folder, recipe))
             except DiskError as error:
                 found["reported"] += "space" in error.hint
-        found["runs"] += 1
+        found["full disks"] += 1
         found["differing"] += shop.whole(folder, recipe) != wanted
     return {"differing": 0, **found}
 
@@ -238,7 +239,10 @@ def flips(shop: Workshop, asked: argparse.Namespace) -> Figures:
     for other in (folder / "checkpoints").iterdir():
         if other != checkpoint:
             other.unlink()
-    readers = {concept: Concept.load, checkpoint: lambda _: newest(folder / "checkpoints")}
+    readers: dict[Path, Callable[[Path], object]] = {
+        concept: Concept.load,
+        checkpoint: lambda file: newest(file.parent),
+    }
     for file, read in readers.items():
         good = file.read_bytes()
         header = 8 * (8 + int.from_bytes(good[:8], "little"))
@@ -283,7 +287,7 @@ def main() -> None:
     for part in asked.parts or PARTS:
         with workshop() as shop:
             figures[part] = PARTS[part](shop, asked)
-        print(part, figures[part], file=sys.stderr)
+        print(part, figures[part], file=sys.stderr, flush=True)
     if asked.kills:
         kill = [sys.executable, str(Path(__file__).with_name("kill.py")), "--kills"]
         answer = subprocess.run([*kill, str(asked.kills)], capture_output=True, check=True)

@@ -1,12 +1,12 @@
 """Runs of every method on a base of random weights, small enough to be stopped a thousand times."""
 
 import os
-import sys
-from collections.abc import Generator, Iterator
+from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager
-from functools import cache
+from functools import cached_property
 from hashlib import sha256
 from pathlib import Path
+from runpy import run_path
 from tempfile import TemporaryDirectory
 from typing import Any
 
@@ -29,9 +29,8 @@ class Workshop:
     """A folder with a base and pictures, where runs are made."""
 
     def __init__(self, folder: Path) -> None:
-        sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests"))
-        from conftest import save_nano
-
+        tests = Path(__file__).resolve().parent.parent / "tests"
+        save_nano: Callable[[Path], Path] = run_path(str(tests / "conftest.py"))["save_nano"]
         self.folder = folder
         os.environ["PINXIT_CACHE"] = str(folder / "cache")
         self.base = save_nano(folder / "base")
@@ -41,8 +40,7 @@ class Workshop:
             picture = Image.new("RGB", (40 + number, 48), colour)
             picture.save(self.pictures / f"{number}.png")
 
-    @property
-    @cache  # noqa: B019
+    @cached_property
     def model(self) -> Model:
         """The base, open."""
         return open_base(self.base)

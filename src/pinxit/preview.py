@@ -1,14 +1,19 @@
 """Previews: a sheet of pictures painted with what is learned so far."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
+from typing import TYPE_CHECKING, cast
 
 from pinxit.durable import replace_bytes
 from pinxit.generate import Request, paint
 from pinxit.model import Model
 from pinxit.pixels import sheet
 from pinxit.recipe import Recipe
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
 
 _COUNT = 4
 # A picture whose channels each stay within so many of 256 values shows nothing.
@@ -35,5 +40,10 @@ def preview(model: Model, recipe: Recipe, number: int, folder: Path) -> Preview:
     sheet(images).save(paper, "PNG")
     path = folder / f"{number:07}.png"
     replace_bytes(path, [paper.getvalue()])
-    spans = [[high - low for low, high in image.getextrema()] for image in images]
-    return Preview(number, path, sum(max(span) < _FLAT for span in spans))
+    return Preview(number, path, sum(_is_flat(image) for image in images))
+
+
+def _is_flat(image: "Image") -> bool:
+    """Whether a picture is of one colour."""
+    channels = cast("Iterable[tuple[int, int]]", image.getextrema())
+    return max(high - low for low, high in channels) < _FLAT

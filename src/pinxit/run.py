@@ -6,11 +6,12 @@ from pathlib import Path
 
 from pinxit.durable import alone, make_folder, undisturbed
 from pinxit.errors import PinxitError, RunError
+from pinxit.learner import Learner
 from pinxit.method import Preparing
 from pinxit.model import Model
 from pinxit.recipe import Recipe
 from pinxit.run_folder import RECIPE, Chosen, Event, Failed, Notice, RunFolder, Told
-from pinxit.train import Learner, Lesson, train
+from pinxit.train import Lesson, train
 
 
 class Run(RunFolder):

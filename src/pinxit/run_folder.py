@@ -10,12 +10,13 @@ from pinxit.concept import Concept, Provenance
 from pinxit.durable import make_folder, replace_text, sweep, undisturbed
 from pinxit.errors import DiskError, PinxitError, RunError
 from pinxit.journal import Journal
+from pinxit.learner import DivergedError, Learner
 from pinxit.memory import Choice
 from pinxit.method import Preparing
 from pinxit.pictures import Picture
 from pinxit.preview import Preview, preview
 from pinxit.recipe import Recipe
-from pinxit.train import DivergedError, Learner, Step
+from pinxit.train import Step
 
 RECIPE = "recipe.toml"
 _JOURNAL = "journal.jsonl"

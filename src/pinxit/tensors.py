@@ -138,4 +138,4 @@ def _entry(kind: str, shape: list[int], begin: int, end: int) -> dict[str, objec
 
 def _bytes(tensor: Tensor) -> memoryview:
     flat = tensor.detach().cpu().contiguous().reshape(-1)
-    return memoryview(flat.view(torch.uint8).numpy())
+    return flat.view(torch.uint8).numpy().data

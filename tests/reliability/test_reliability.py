@@ -24,7 +24,6 @@ ENOUGH = {
     "states": 800,
     "crashes": 200,
     "errors": 100,
-    "runs": 6,
     "in the rest": 20_000,
     "stages": 10,
 }
@@ -59,8 +58,7 @@ def test_nothing_is_lost(found: dict[str, Any], part: str) -> None:
 
 @pytest.mark.slow
 def test_what_goes_wrong_is_mended_or_reported(found: dict[str, Any]) -> None:
-    numbers, full = found["numbers"], found["faults"]["full"]
+    numbers, faults = found["numbers"], found["faults"]
     assert numbers["mended"] == numbers["reported"] == numbers["stages"]
     assert numbers["saved broken"] == 0
-    assert full["reported"] == full["runs"]
-    assert full["differing"] == 0
+    assert faults["reported"] == faults["full disks"] > 30

@@ -1,0 +1,120 @@
+"""A learner: one concept's adapters, samples and optimizer, and how far it is."""
+
+import math
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+from pinxit.batches import Draws, Samples
+from pinxit.errors import RunError
+from pinxit.model import Model
+from pinxit.optimizer import STATE, AdamW, Group, norm
+from pinxit.pictures import Picture, by_content, fingerprint
+from pinxit.recipe import Recipe
+
+# Half-precision gradients of a loss as it is would round to nothing; halved when they overflow.
+_FP16_SCALE = 2.0**12
+
+
+class DivergedError(RunError):
+    """A loss or a gradient, or what they made of the weights, is no finite number."""
+
+
+class Learner:
+    """One concept being learned: what is trained for it, on what, and how far it is.
+
+    `state` and `restore` move it between processes to the last bit; nothing random is in it, for
+    all draws follow from the recipe's seed, the pictures and the step. `trouble` is why it cannot
+    go on, if it cannot: it is then as it was before the step that failed.
+    """
+
+    def __init__(self, model: Model, recipe: Recipe, pictures: Sequence[Picture]) -> None:
+        assert recipe.batch_size and recipe.rate and recipe.steps, "the recipe is not settled"
+        self.model = model
+        self.recipe = recipe
+        self.total = recipe.steps
+        self.done = 0
+        self.pace = 1.0
+        self.trouble: DivergedError | None = None
+        subject = recipe.subject
+        pools = recipe.method.pools(model, subject, by_content(pictures))
+        draws = Draws(recipe.seed, fingerprint(pictures), recipe.batch_size, recipe.flip)
+        self.samples = Samples(model, pools, draws, recipe.size or model.picture_size)
+        self.learnables = recipe.method.adapters(model, subject, recipe.rate)
+        self.adapters = tuple(learnable.adapter for learnable in self.learnables)
+        self.weights = [weight for one in self.adapters for weight in one.weights().values()]
+        self.optimizer = AdamW(
+            [
+                Group(list(one.adapter.weights().values()), one.rate, one.decay)
+                for one in self.learnables
+            ]
+        )
+        self.scale = _FP16_SCALE if model.placement.precision == "fp16" else 1.0
+        self._share = torch.ones(())
+
+    @property
+    def learning(self) -> bool:
+        """Whether steps are ahead of it."""
+        return self.trouble is None and self.done < self.total
+
+    def state(self) -> dict[str, Tensor]:
+        """Everything that changes as it learns: weights, moments, step, pace."""
+        told = {"done": self.done, "scale": self.scale, "pace": self.pace}
+        kept = {name: torch.tensor(value, dtype=torch.float64) for name, value in told.items()}
+        for number, weight in enumerate(self.weights):
+            kept[f"weight.{number}"] = weight.detach()
+            for name, moment in self.optimizer.state.get(weight, {}).items():
+                kept[f"{name}.{number}"] = moment
+        return kept
+
+    def restore(self, state: Mapping[str, Tensor]) -> None:
+        """Go on from a state that was kept."""
+        self.done = int(state["done"])
+        self.scale, self.pace = float(state["scale"]), float(state["pace"])
+        for number, weight in enumerate(self.weights):
+            with torch.no_grad():
+                _ = weight.copy_(state[f"weight.{number}"])
+            # A layer whose answer nobody takes, as the last of some towers, has no moments.
+            names = [name for name in STATE if f"{name}.{number}" in state]
+            if names:
+                self.optimizer.state[weight] = {
+                    name: _lying_like(state[f"{name}.{number}"], weight) for name in names
+                }
+
+    def clipped(self, loss: float, errors: Mapping[str, float]) -> float:
+        """The norm of its gradient, which is clipped; `trouble` is set if it is no step to take.
+
+        The errors are those of the pictures that were shown.
+        """
+        grads = [weight.grad for weight in self.weights if weight.grad is not None]
+        total = norm(grads) / self.scale
+        self._share = (self.recipe.clip / (total + 1e-6)).clamp(max=1.0) / self.scale
+        if not (math.isfinite(loss) and total.isfinite()):
+            bad = [name for name, error in errors.items() if not math.isfinite(error)]
+            self.trouble = DivergedError(
+                f"learning went wrong at step {self.done + 1}: the errors of the samples are "
+                f"{', '.join(f'{error:.3g}' for error in errors.values())}, the gradient's norm "
+                f"{total:.3g}, with {', '.join(bad or errors)}",
+                "try a lower --rate, or --precision fp32; what was kept before is sound",
+            )
+        return float(total)
+
+    def step(self) -> None:
+        """Change what is trained by its gradient, as far as that was not clipped."""
+        self.optimizer.step(self._share, self.pace)
+        self.done += 1
+
+    def overflowed(self) -> bool:
+        """Whether halves may have been too small for its gradient; it is smaller from now on."""
+        if self.trouble is None or self.scale <= 1:
+            return False
+        self.trouble = None
+        self.scale /= 2
+        return True
+
+
+def _lying_like(kept: Tensor, weight: Tensor) -> Tensor:
+    """A moment as its weight lies in memory: the step walks both; a count of steps as it is."""
+    like = weight.detach() if kept.ndim else kept
+    return torch.empty_like(like, dtype=kept.dtype, device=weight.device).copy_(kept)
