@@ -1,6 +1,6 @@
 """Many concepts in one batch: each is what it would be alone, whatever happens to the others."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -105,7 +105,7 @@ def clipped_together(monkeypatch: pytest.MonkeyPatch, all_of_them: Sequence[Lear
     """The mistake that keeps concepts from being alone: one norm for all their gradients."""
     weights = [weight for one in all_of_them for weight in one.weights]
 
-    def clipped(self: Learner, _loss: float) -> float:
+    def clipped(self: Learner, _loss: float, _errors: Mapping[str, float]) -> float:
         if self is not all_of_them[0]:
             return 0.0
         return float(nn.utils.clip_grad_norm_(weights, self.recipe.clip))
