@@ -104,7 +104,7 @@ def clipped_together(monkeypatch: pytest.MonkeyPatch, all_of_them: Sequence[Lear
     """The mistake that keeps concepts from being alone: one norm for all their gradients."""
     weights = [weight for one in all_of_them for weight in one.weights]
 
-    def clipped(self: Learner, _loss: float) -> float:
+    def clipped(self: Learner, _loss: float, _by_picture: object) -> float:
         if self is not all_of_them[0]:
             return 0.0
         return float(nn.utils.clip_grad_norm_(weights, self.recipe.clip))
@@ -323,9 +323,9 @@ def test_one_that_goes_wrong_or_ends_leaves_the_others(
     runs = many.model_copy(update={"subjects": {**many.subjects, "ape": short}}).runs(table)
     clip, sizes = Learner.clipped, list[int]()
 
-    def clipped(self: Learner, loss: float) -> float:
+    def clipped(self: Learner, loss: float, by_picture: Any) -> float:
         wrong = self.recipe.token == "<bee>" and self.done == 4
-        return clip(self, torch.nan if wrong else loss)
+        return clip(self, torch.nan if wrong else loss, by_picture)
 
     batches = Lesson.batches
     monkeypatch.setattr(Learner, "clipped", clipped)
@@ -335,7 +335,7 @@ def test_one_that_goes_wrong_or_ends_leaves_the_others(
         lambda self, step, some=(): sizes.append(len(some)) or batches(self, step, some),
     )
     events = learn_many_events(model, list(runs.values()))
-    assert sizes == [3, 3, 3, 2, 2, 1]
+    assert sizes == [3, 3, 3, 2, 2, 1, *[1] * 5]  # and a second attempt of the one that went wrong
     (failed,) = [(run, event.error) for run, event in events if isinstance(event, Failed)]
     assert failed[0] is runs["bee"]
     assert "wrong at step 5" in failed[1].message
