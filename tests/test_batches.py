@@ -4,6 +4,7 @@ from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -77,10 +78,16 @@ def test_square_pictures_are_what_they_always_were(model: Model, pictures: Path)
     shown = [ImageOps.fit(p.open(), (32, 32), Image.Resampling.LANCZOS) for p in by_sha(pictures)]
     levels = torch.from_numpy(np.stack([np.asarray(image, dtype="f4") for image in shown]))
     found = model.encode((levels / 127.5 - 1).permute(0, 3, 1, 2))
-    view = lesson(model, pictures, size=32).learners[0].samples._latents["own"]
+    view = views_of(lesson(model, pictures, size=32))
     for number in range(3):
         assert torch.equal(view[number][0].mean, found.mean[number])
         assert torch.equal(view[number][0].spread, found.spread[number])
+
+
+def views_of(one: Lesson) -> Any:
+    samples = one.learners[0].samples
+    _ = list(samples.encode())
+    return samples._latents["own"]
 
 
 def by_sha(folder: Path) -> list[Picture]:
@@ -206,7 +213,7 @@ def test_a_mask_is_mirrored_and_cropped_with_its_picture(model: Model, folder: P
     masked(folder, "square.png", (0, 0, 40, 80))
     masked(folder, "wide.png", (60, 20, 80, 40))
     one = lesson(model, folder)
-    views = one.learners[0].samples._latents["own"]
+    views = views_of(one)
     found = {(*v[0].mean.shape[1:], v[0].mask is not None): v for v in views}
     plain, mirrored = found[8, 8, True]
     assert torch.equal(plain.mask.flip(-1), mirrored.mask)

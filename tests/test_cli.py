@@ -119,8 +119,9 @@ def test_ctrl_c_keeps_what_was_learned_and_resume_goes_on(
     noted = Run.note
 
     def interrupted(self: Run, step: Step) -> None:
+        new = step.number > len(self.journal())
         noted(self, step)
-        if step.number == 2:
+        if new and step.number == 2:
             raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
