@@ -16,6 +16,7 @@ from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any
 from statistics import median
 
 import numpy as np
@@ -95,9 +96,9 @@ def ticking(model: Model, many: Many, names: list[str], out: Path, clock: Clock)
     clock.besides = _plus(clock.besides, _since(began))
 
 
-def measured(given: argparse.Namespace, models: tuple[Model, Model], size: int) -> list[dict]:
+def measured(given: argparse.Namespace, models: tuple[Model, Model], size: int) -> list[dict[str, Any]]:
     """What a round of both sides took, for each batch size."""
-    found: list[dict] = []
+    found: list[dict[str, Any]] = []
     for pictures in given.batches:
         with tempfile.TemporaryDirectory() as work:
             place = subjects(Path(work) / "subjects", given.concepts, min(size, 512))
@@ -124,7 +125,7 @@ def measured(given: argparse.Namespace, models: tuple[Model, Model], size: int) 
     return found
 
 
-def ratios(one: dict, given: argparse.Namespace) -> dict[str, float]:
+def ratios(one: dict[str, Any], given: argparse.Namespace) -> dict[str, float]:
     """Concepts an hour in both ways, pictures a second, and how many times more together."""
     told: dict[str, float] = {}
     for which, name in enumerate(("wall", "processor")):
