@@ -16,8 +16,8 @@ from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
 from statistics import median
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -96,7 +96,9 @@ def ticking(model: Model, many: Many, names: list[str], out: Path, clock: Clock)
     clock.besides = _plus(clock.besides, _since(began))
 
 
-def measured(given: argparse.Namespace, models: tuple[Model, Model], size: int) -> list[dict[str, Any]]:
+def measured(
+    given: argparse.Namespace, models: tuple[Model, Model], size: int
+) -> list[dict[str, Any]]:
     """What a round of both sides took, for each batch size."""
     found: list[dict[str, Any]] = []
     for pictures in given.batches:

@@ -26,7 +26,6 @@ DEVICES = ("cpu", "cuda", "mps")
 # Denoisers with fewer weights are little: on a CPU they compute in fp32, which costs them nothing.
 LITTLE = 100_000_000
 
-_EXACT: Precision = "fp32"
 _DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
 
@@ -273,4 +272,5 @@ def _suited(device: torch.device, source: Source) -> Precision:
         ("avx512_fp16", "fp16"),
         ("avx512_bf16", "bf16"),
     )
-    return next((precision for unit, precision in order if told.get(unit)), _EXACT)
+    fast = [precision for unit, precision in order if told.get(unit)]
+    return fast[0] if fast else "fp32"

@@ -41,7 +41,9 @@ class LatentModel(Model):
         self.towers = _Waking({tower.name: tower for tower in towers}, self._awake)
         encoders: dict[str, Any] = {tower.name: tower.encoder for tower in towers}
         self._all: dict[str, Any] = {"denoiser": denoiser, **encoders, "autoencoder": self._vae}
-        self._parts: dict[str, str] = dict(zip(encoders, ("text_encoder", "text_encoder_2"), strict=False))
+        self._parts: dict[str, str] = dict(
+            zip(encoders, ("text_encoder", "text_encoder_2"), strict=False)
+        )
         self._parts["denoiser"] = "transformer" if source.has("transformer") else "unet"
         self._parts["autoencoder"] = "vae"
         self._resting: set[str] = set()
