@@ -272,5 +272,5 @@ def _suited(device: torch.device, source: Source) -> Precision:
         ("avx512_fp16", "fp16"),
         ("avx512_bf16", "bf16"),
     )
-    fast = [precision for unit, precision in order if told.get(unit)]
+    fast: list[Precision] = [precision for unit, precision in order if told.get(unit)]
     return fast[0] if fast else "fp32"
