@@ -445,5 +445,7 @@ def errors(lesson: Lesson, adapters: Sequence[Adapter]) -> float:
     with injected(lesson.model, [*lesson.adapters[:1], *adapters[1:]]):
         tell = lesson.tell()
         return sum(
-            float(objective(lesson.model, lesson.batch(10_000 + n), tell).sum()) for n in range(8)
+            float(objective(lesson.model, part, tell).sum())
+            for n in range(8)
+            for part in lesson.batches(10_000 + n)
         )

@@ -4,6 +4,8 @@ from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing
 from pathlib import Path
 
+import torch
+
 from pinxit.durable import alone, make_folder, undisturbed
 from pinxit.errors import PinxitError, RunError
 from pinxit.learner import Learner
@@ -162,6 +164,7 @@ def _learning(model: Model, begun: Mapping[Run, Learner]) -> Generator[tuple[Run
                     run.choose(noted)
                 yield at[0], Chosen(noted.told(model.placement.precision))
             for run, share in shares:
+                lesson.serve(torch.tensor([at.index(run)]))  # whose previews are painted
                 for event in run.follow(share, begun[run]):
                     yield run, event
 

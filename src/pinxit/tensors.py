@@ -53,7 +53,8 @@ def read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
             length = int.from_bytes(file.read(8), "little")
             if length > HEADER_BYTES:
                 raise ValueError(f"its header says it has {length} bytes, over {HEADER_BYTES}")
-            entries: dict[str, Any] = json.loads(file.read(length))
+            # Bytes would be tried as other encodings too, whose modules are found by the header.
+            entries: dict[str, Any] = json.loads(file.read(length).decode("utf-8"))
             with safe_open(path, framework="pt") as opened:  # which checks all that it says
                 data = mapped(file)
                 tensors = {
