@@ -156,13 +156,13 @@ def _learning(model: Model, begun: Mapping[Run, Learner]) -> Generator[tuple[Run
             _ = ends.callback(_end, run, learner, lesson, at.index(run))
         for step in steps:
             shares = [(at[place], share) for place, share in step.shares()]
-            for run, share in shares:
-                run.note(share)
             if lesson.choice and lesson.choice != noted:
                 noted = lesson.choice
                 for run in at:
                     run.choose(noted)
                 yield at[0], Chosen(noted.told(model.placement.precision))
+            for run, share in shares:
+                run.note(share)
             for run, share in shares:
                 lesson.serve(torch.tensor([at.index(run)]))  # whose previews are painted
                 for event in run.follow(share, begun[run]):
