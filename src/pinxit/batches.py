@@ -15,7 +15,7 @@ from pinxit.pictures import Picture
 from pinxit.pixels import to_pixels
 
 # Pictures are encoded together while they have no more pixels than this in all, and so many.
-_PIXELS = 2**17
+_PIXELS = 2**16
 _ENCODED_TOGETHER = 8
 
 
@@ -90,7 +90,7 @@ class Samples:
         self._latents: dict[str, list[tuple[_View, _View]]] = {}
 
     def encode(self) -> Iterator[Preparing]:
-        """Encode the pictures, telling how many are done; it is done anyway when one is drawn."""
+        """Encode the pictures, telling how many are done."""
         total, before = sum(len(pool.pictures) for pool in self._pools), 0
         for pool in self._pools:
             kept: dict[int, tuple[_View, _View]] = {}
@@ -100,11 +100,15 @@ class Samples:
             self._latents[pool.name] = [kept[number] for number in range(len(kept))]
             before += len(kept)
 
-    def draw(self, step: int, concept: int) -> list[_Sample]:
-        """The concept's samples in the batch of a step."""
+    def ready(self) -> None:
+        """Encode the pictures if that was not done."""
         if not self._latents:
             for _ in self.encode():
                 pass
+
+    def draw(self, step: int, concept: int) -> list[_Sample]:
+        """The concept's samples in the batch of a step."""
+        self.ready()
         slots = range(self._draws.size)
         return [self._sample(pool, step, slot, concept) for pool in self._pools for slot in slots]
 
@@ -190,7 +194,7 @@ def _encoded(
         pixels, mask = _framed(model, picture, side)
         group = waiting.setdefault(pixels.shape, {})
         group[number] = pixels, mask
-        if len(group) >= min(_ENCODED_TOGETHER, _PIXELS // pixels[0, 0].numel()):
+        if len(group) >= min(_ENCODED_TOGETHER, max(1, _PIXELS // pixels[0, 0].numel())):
             yield _views(model, waiting.pop(pixels.shape))
     yield from (_views(model, group) for group in waiting.values())
 

@@ -159,6 +159,8 @@ def train(lesson: Lesson) -> Generator[Step]:
     RunError if memory does not suffice.
     """
     learners = lesson.learners
+    for learner in learners:
+        learner.samples.ready()
     with injected(lesson.model, lesson.changes):
         tell = lesson.tell()
         while any(learner.learning for learner in learners):
