@@ -12,7 +12,11 @@ from pinxit.pictures import Picture, read_pictures
 from pinxit.recipe import Recipe
 from pinxit.train import Lesson, train
 
-_KNOBS = {"lora": {"rank": 4, "prior_pictures": 0}, "dreambooth": {"prior_pictures": 8}}
+_KNOBS = {
+    # Beside the layers that the plain loop has its LoRA beside.
+    "lora": {"rank": 4, "layers": "attention", "prior_pictures": 0},
+    "dreambooth": {"prior_pictures": 8},
+}
 
 
 def opened(job: Job) -> Model:
