@@ -18,6 +18,7 @@ from collections import Counter
 from pathlib import Path
 
 from pinxit.checkpoint import newest
+from pinxit.journal import Journal
 from pinxit.recipe import Recipe
 from pinxit.run_folder import Notice, Saved
 from pinxit.train import Step
@@ -75,7 +76,7 @@ def one_run(
     surely = 0  # what was told to be saved, by any process of this run
     for turn in range(_KILLS_A_RUN + 1):
         before = newest(folder / "checkpoints")
-        journal = (folder / "journal.jsonl").is_file() and (folder / "journal.jsonl").stat().st_size
+        journal = Journal(folder / "journal.jsonl").steps()
         said.clear()
         child = learn(shop, folder, recipe, said)
         if turn < _KILLS_A_RUN:

@@ -142,7 +142,7 @@ def runs(shop: Workshop, asked: argparse.Namespace) -> Figures:
                 known = event.number if isinstance(event, Saved) else saved[-1]
                 saved += [saved[-1]] * (len(disk.log) - len(saved)) + [known]
         wanted = mark(root / "run")
-        for _ in range(asked.crashes // len(METHODS)):
+        for _ in range(-(-asked.crashes // len(METHODS))):
             call = chance.randrange(len(disk.log) + 1)
             state = chance.choice(list(after_power_loss(disk.log, call)))
             surely = saved[min(call, len(saved) - 1)]
