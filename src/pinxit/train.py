@@ -101,7 +101,9 @@ class Lesson:
                 change.serve(concepts)
 
     def make_room(self) -> None:
-        """Let what the next steps do not need leave memory, as after a preview."""
+        """Let what the next steps do not need leave memory, as after encoding or a preview."""
+        for learner in self.learners:
+            learner.samples.ready()
         self.model.rest("autoencoder", *(() if self.touches_text else self.model.towers))
 
     def tell(self) -> Tell:
@@ -159,8 +161,6 @@ def train(lesson: Lesson) -> Generator[Step]:
     RunError if memory does not suffice.
     """
     learners = lesson.learners
-    for learner in learners:
-        learner.samples.ready()
     with injected(lesson.model, lesson.changes):
         tell = lesson.tell()
         while any(learner.learning for learner in learners):
