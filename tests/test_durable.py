@@ -19,14 +19,13 @@ from pinxit.cli import main
 from pinxit.concept import Concept
 from pinxit.durable import alone, replace_tensors
 from pinxit.errors import DiskError, FileError, RunError
-from pinxit.generate import Painted
+from pinxit.generate import Notice, Painted
 from pinxit.journal import Journal
 from pinxit.learner import DivergedError
 from pinxit.model import Model
 from pinxit.optimizer import AdamW
 from pinxit.recipe import Recipe
 from pinxit.run import Run, teach
-from pinxit.run_folder import Notice
 from pinxit.tensors import in_pieces, read_safetensors, sealed
 from pinxit.train import Step
 
@@ -38,7 +37,7 @@ def recipe(pictures: Path, **changed: object) -> Recipe:
 
 
 def notices(run: Run, model: Model) -> list[str]:
-    return [event.text for event in run.learn(model) if isinstance(event, Notice)]
+    return [event.message for event in run.learn(model) if isinstance(event, Notice)]
 
 
 @pytest.fixture
@@ -200,7 +199,7 @@ def test_learning_that_goes_wrong_goes_back_once(
     steps = [event for event in told if isinstance(event, Step)]
     assert [step.number for step in steps] == [1, 2, 3, 3, 4, 5]  # the first call only measures
     assert steps[-1].rate == steps[0].rate / 2
-    wrong, back = (event.text for event in told if isinstance(event, Notice))
+    wrong, back = (event.message for event in told if isinstance(event, Notice))
     assert wrong.startswith("learning went wrong at step 4: the errors of the samples are nan")
     assert wrong.endswith(".png")
     assert back == "going on from step 2 with 50% of the rate"

@@ -11,12 +11,12 @@ from PIL import Image
 
 from pinxit.durable import replace, replace_text, undisturbed
 from pinxit.errors import DiskError, RunError
+from pinxit.generate import Notice
 from pinxit.model import Model, open_base
 from pinxit.preview import Preview
 from pinxit.prior import ClassPictures, cache_folder
 from pinxit.recipe import Recipe
 from pinxit.run import Run, teach
-from pinxit.run_folder import Notice
 from pinxit.train import Step
 
 
@@ -88,7 +88,7 @@ def test_a_damaged_checkpoint_is_never_used(model: Model, pictures: Path, tmp_pa
     older, newest = sorted((run.folder / "checkpoints").iterdir())
     _flip(newest)
     told = list(Run.open(run.folder).learn(model))
-    notices = [event.text for event in told if isinstance(event, Notice)]
+    notices = [event.message for event in told if isinstance(event, Notice)]
     assert notices == [f"{newest} is damaged: going on from step 2"]
     assert [event.number for event in told if isinstance(event, Step)] == [3, 4]
     assert _learned(run) == _learned(whole)

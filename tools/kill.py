@@ -18,9 +18,10 @@ from collections import Counter
 from pathlib import Path
 
 from pinxit.checkpoint import newest
+from pinxit.generate import Notice
 from pinxit.journal import Journal
 from pinxit.recipe import Recipe
-from pinxit.run_folder import Notice, Saved
+from pinxit.run_folder import Saved
 from pinxit.train import Step
 from small_runs import METHODS, Workshop, mark, workshop
 

@@ -26,10 +26,11 @@ from disk import Disk, after_power_loss, laid_out
 from pinxit.checkpoint import Found, Manifest, keep, newest
 from pinxit.concept import Concept
 from pinxit.errors import DiskError, PinxitError
+from pinxit.generate import Notice
 from pinxit.learner import Learner
 from pinxit.recipe import Recipe
 from pinxit.run import Run
-from pinxit.run_folder import Notice, Saved
+from pinxit.run_folder import Saved
 from pinxit.train import Lesson, Step, train
 from small_runs import METHODS, Workshop, instead_of_os, mark, workshop
 

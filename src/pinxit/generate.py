@@ -109,7 +109,7 @@ class Request(Checked):
 
 @dataclass(frozen=True)
 class Notice:
-    """Something to tell the user that does not stop the painting."""
+    """Something to tell the user that does not stop the painting or the learning."""
 
     message: str
 

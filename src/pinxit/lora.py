@@ -26,6 +26,7 @@ from pinxit.peft_layers import (
     kept,
     merged,
     own_layer,
+    paths_of,
     placed,
     split,
     takes,
@@ -92,7 +93,7 @@ class LowRank:
     def inject(self, model: Model) -> None:
         """The layers are changed from now on."""
         network = model.networks[self.target]
-        paths = _paths(network)
+        paths = paths_of(network)
         with torch.random.fork_rng([]), torch.no_grad(), ExitStack() as undo:
             for name, weights in self.layers.items():
                 layer, alpha = network.get_submodule(paths[name]), self.alphas.get(name)
@@ -147,7 +148,7 @@ class LowRank:
         tensors, alphas = _by_layer(part.tensors)
         layers: dict[str, Weights] = {}
         network = model.networks[target]
-        paths = _paths(network)
+        paths = paths_of(network)
         for name, held in tensors.items():
             layer = own_layer(network.get_submodule(paths[name])) if name in paths else None
             _must_fit(f"`{target}.{name}`", layer, kind, held, model)
@@ -169,7 +170,7 @@ def _chosen(model: Model, target: str, form: Form) -> dict[str, Any]:
     network = model.networks[target]
     chosen = {
         name: network.get_submodule(path)
-        for name, path in _paths(network).items()
+        for name, path in paths_of(network).items()
         if re.search(_GROUPS[form.layers], name) and not _NORM.search(name)
     }
     layers = {name: layer for name, layer in chosen.items() if takes(layer, form.kind)}
@@ -179,11 +180,6 @@ def _chosen(model: Model, target: str, form: Form) -> dict[str, Any]:
             "take more with --layers all",
         )
     return layers
-
-
-def _paths(network: nn.Module) -> dict[str, str]:
-    """Where layers are by their names, which in some text towers have a prefix."""
-    return {path.removeprefix("text_model."): path for path, _ in network.named_modules()}
 
 
 def _by_layer(tensors: Tensors) -> tuple[dict[str, dict[str, Tensor]], dict[str, float]]:

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from pinxit.model import Model
+from pinxit.peft_layers import paths_of
 
 
 @dataclass(frozen=True)
@@ -41,12 +42,10 @@ class LowRanks:
 
     def inject(self, model: Model) -> None:
         """The layers are changed from now on."""
-        paths = {
-            path.removeprefix("text_model."): path
-            for path, _ in model.networks[self.target].named_modules()
-        }
+        network = model.networks[self.target]
+        paths = paths_of(network)
         for name, factors in self.layers.items():
-            layer = model.networks[self.target].get_submodule(paths[name])
+            layer = network.get_submodule(paths[name])
             handle = layer.register_forward_hook(self._changed(factors))
             _ = self._undo.callback(handle.remove)
 

@@ -32,6 +32,11 @@ _RANKED = ("lora_A.weight", "hada_w1_b", "lokr_w2_b", "lokr_w1_b")
 _OURS = "default"  # what peft calls an adapter that nobody named
 
 
+def paths_of(network: nn.Module) -> dict[str, str]:
+    """Where layers are by their names, which in some text towers have a prefix."""
+    return {path.removeprefix("text_model."): path for path, _ in network.named_modules()}
+
+
 def own_layer(layer: nn.Module) -> Any:
     """The network's own layer, also where peft's are around it."""
     found: Any = layer

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from pinxit.decoding import Decoded, NoPictureError, UnreadableError, decode
+from pinxit.durable import sha256
 from pinxit.errors import PictureError
 
 if TYPE_CHECKING:
@@ -80,6 +81,7 @@ class Entry:
     refused: bool = False
     picture: Picture | None = None
     decoded: Decoded | None = None
+    mask: "Image | None" = None
 
 
 def read_pictures(
@@ -158,21 +160,16 @@ def _entry(path: Path, mask: Path | None) -> Entry:
         if suffix in _RAW:
             raise UnreadableError("a camera's raw file: develop it to JPEG or PNG")
         decoded = decode(path)
-        kept = None
+        kept = seen = None
         if mask and (mask != path or decoded.opacity):
-            kept = Mask(mask, _sha256(mask))
-            _ = _mask_pixels(kept, path, decoded)
-        picture = Picture(path, _caption(path), _sha256(path), mask=kept)
-        return Entry(path, decoded.notes, picture=picture, decoded=decoded)
+            kept = Mask(mask, sha256(mask))
+            seen = _mask_pixels(kept, path, decoded)
+        picture = Picture(path, _caption(path), sha256(path), mask=kept)
+        return Entry(path, decoded.notes, picture=picture, decoded=decoded, mask=seen)
     except NoPictureError as trouble:
         return Entry(path, (str(trouble),), refused=suffix in _PICTURES)
     except (UnreadableError, OSError) as trouble:
         return Entry(path, (str(trouble),), refused=True)
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _files(folder: Path) -> list[Path]:

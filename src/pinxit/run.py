@@ -8,11 +8,12 @@ import torch
 
 from pinxit.durable import alone, make_folder, undisturbed
 from pinxit.errors import PinxitError, RunError
+from pinxit.generate import Notice
 from pinxit.learner import Learner
 from pinxit.method import Preparing
 from pinxit.model import Model
 from pinxit.recipe import Recipe
-from pinxit.run_folder import RECIPE, Chosen, Event, Failed, Notice, RunFolder, Told
+from pinxit.run_folder import RECIPE, Chosen, Event, Failed, RunFolder, Told
 from pinxit.train import Lesson, train
 
 

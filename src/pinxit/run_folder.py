@@ -9,6 +9,7 @@ from pinxit.checkpoint import Manifest, keep, newest
 from pinxit.concept import Concept, Provenance
 from pinxit.durable import make_folder, replace_text, sweep, undisturbed
 from pinxit.errors import DiskError, PinxitError, RunError
+from pinxit.generate import Notice
 from pinxit.journal import Journal
 from pinxit.learner import DivergedError, Learner
 from pinxit.memory import Choice
@@ -35,13 +36,6 @@ class Saved:
 
     number: int
     path: Path
-
-
-@dataclass(frozen=True)
-class Notice:
-    """Something that went otherwise than it should, and what was done about it."""
-
-    text: str
 
 
 @dataclass(frozen=True)

@@ -115,18 +115,16 @@ def survey(folder: Path, side: int, grain: int = 8, masks: Masks = "beside") -> 
     left_out: list[Entry] = []
     for entry in look_through(folder, masks):
         if entry.picture and entry.decoded:
-            looks.append(_look(entry.picture, entry.decoded.image, entry.said, (side, grain)))
+            looks.append(_look(entry, entry.picture, entry.decoded.image, (side, grain)))
         else:
             (refused if entry.refused else left_out).append(entry)
     return Survey(folder, tuple(looks), tuple(refused), tuple(left_out))
 
 
-def _look(
-    picture: Picture, image: "Image", said: tuple[str, ...], learned_at: tuple[int, int]
-) -> Look:
+def _look(entry: Entry, picture: Picture, image: "Image", learned_at: tuple[int, int]) -> Look:
     from PIL import Image
 
-    mask = picture.opened()[1] if picture.mask else None
+    mask = entry.mask
     shape = framing.shape_for(image.size, *learned_at)
     centre = framing.centring(image, shape, mask)
     thumb = image.resize((_THUMB, _THUMB), Image.Resampling.BOX, reducing_gap=3.0)
@@ -135,7 +133,7 @@ def _look(
     return Look(
         picture,
         image.size,
-        said,
+        entry.said,
         shape,
         framing.box(image.size, shape, centre),
         float(np.asarray(mask).mean() / 255) if mask else None,

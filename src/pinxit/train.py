@@ -209,7 +209,8 @@ def _gradients(lesson: Lesson, parts: Sequence[Batch], tell: Tell) -> list[_Loss
     scales = torch.tensor([learner.scale for learner in learners], device=model.device)
     while True:
         choice = lesson.choice = lesson.choice or _fitting(lesson, parts, tell)
-        model.economise(choice.economise)
+        if choice.economise:
+            model.economise(True)
         losses = torch.zeros(len(learners), device=model.device)
         pictures: list[dict[str, float]] = [{} for _ in learners]
         try:
@@ -232,7 +233,8 @@ def _gradients(lesson: Lesson, parts: Sequence[Batch], tell: Tell) -> list[_Loss
                     "take a smaller --size, or a method that trains less",
                 ) from trouble
         finally:
-            model.economise(False)
+            if choice.economise:
+                model.economise(False)
 
 
 def _cut(parts: Sequence[Batch], together: int) -> Iterator[Batch]:

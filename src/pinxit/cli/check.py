@@ -40,12 +40,7 @@ def check(
     show(found)
     if found.looks or found.refused:
         paper = contact_sheet(found)
-        try:
-            replace(out, lambda beside: paper.save(beside, "PNG"))
-        except OSError as trouble:
-            raise PictureError(
-                f"the contact sheet {out} cannot be written: {trouble}", "give another --out"
-            ) from trouble
+        replace(out, lambda beside: paper.save(beside, "PNG"))
         say(f"the contact sheet is {out}")
     must_be_usable(pictures, len(found.looks), found.refused)
 

@@ -9,11 +9,12 @@ from pinxit.cli.check import before_learning
 from pinxit.cli.flags import Values, command, flag, flags, word
 from pinxit.cli.opening import opened
 from pinxit.cli.screen import Report, bars, data, say, stoppable
+from pinxit.generate import Notice
 from pinxit.method import Method, Preparing
 from pinxit.prompt import file_name
 from pinxit.recipe import Recipe
 from pinxit.run import Run
-from pinxit.run_folder import Chosen, Event, Notice
+from pinxit.run_folder import Chosen, Event
 from pinxit.survey import survey
 from pinxit.train import Step
 
@@ -36,9 +37,7 @@ def method_command(name: str) -> Callable[..., None]:
     about = Recipe.model_fields["pictures"].description or ""
 
     def learn(given: Values) -> None:
-        knobs = {knob: given[knob] for knob in method.model_fields if knob in given}
-        own = {field: given[field] for field in Recipe.model_fields if field in given}
-        recipe = Recipe.model_validate({**own, "method": {"name": name, **knobs}})
+        recipe = Recipe.model_validate(choices(name, method, given))
         begin(recipe, given.get("out"), given.get("device", "cpu"))
 
     return command(
@@ -51,6 +50,13 @@ def method_command(name: str) -> Callable[..., None]:
         ],
         learn,
     )
+
+
+def choices(name: str, method: type[Method], given: Values) -> dict[str, object]:
+    """What was typed of a recipe's fields and of a method's knobs, as a recipe has it."""
+    knobs = {knob: given[knob] for knob in method.model_fields if knob in given}
+    own = {field: given[field] for field in Recipe.model_fields if field in given}
+    return {**own, "method": {"name": name, **knobs}}
 
 
 def by_recipe(file: Path, out: Path | None, device: str) -> None:
@@ -107,7 +113,7 @@ class _Told:
         elif isinstance(event, Chosen):
             say(event.text)
         elif isinstance(event, Notice):
-            say(f"note: {event.text}")
+            say(f"note: {event.message}")
 
 
 def _last_words(run: Run) -> str:

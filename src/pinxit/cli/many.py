@@ -6,15 +6,17 @@ from pathlib import Path
 
 from pinxit import registry
 from pinxit.cli.flags import Values, command, flag, flags, word
+from pinxit.cli.learn import choices
 from pinxit.cli.opening import opened
 from pinxit.cli.screen import Report, bars, data, say
 from pinxit.errors import RunError
+from pinxit.generate import Notice
 from pinxit.many import Grouped, Many, learn_many
 from pinxit.method import Method, Preparing
 from pinxit.prompt import file_name
 from pinxit.recipe import Recipe
 from pinxit.run import Run
-from pinxit.run_folder import Chosen, Failed, Notice, Saved, Told
+from pinxit.run_folder import Chosen, Failed, Saved, Told
 from pinxit.train import Step
 
 _OWN = frozenset({"method", "pictures", "token", "class_noun"})
@@ -32,9 +34,7 @@ def method_command(name: str) -> Callable[..., None]:
     method: type[Method] = registry.load("methods", name)
 
     def learn(given: Values) -> None:
-        knobs = {knob: given[knob] for knob in method.model_fields if knob in given}
-        common = {field: given[field] for field in Recipe.model_fields if field in given}
-        common = {**common, "method": {"name": name, **knobs}}
+        common = choices(name, method, given)
         many = Many.of(given["subjects"], common, given.get("together"))
         device = given.get("device", "cpu")
         if "resume" in given:
@@ -122,7 +122,7 @@ class _Board:
         elif isinstance(event, Chosen):
             say(event.text)
         elif isinstance(event, Notice):
-            say(f"note: {name}: {event.text}")
+            say(f"note: {name}: {event.message}")
         elif isinstance(event, Saved) and event.number == run.recipe.steps:
             say(f"{run.recipe.token} is learned; paint with it by --concept {run.folder}")
         elif isinstance(event, Failed):

@@ -12,10 +12,10 @@ from pinxit.method import Learnable, Method, Plan, Pool, Subject, prompts_for
 from pinxit.model import Model
 from pinxit.pictures import Picture
 from pinxit.text import TextTower
+from pinxit.tuning import size
 
 # Steps, batch size and rate, by the denoiser's size: the little base wants bold steps, and real
 # ones the rate of the authors' code. Tune here.
-_LITTLE = 100_000_000
 _PLANS = {"little": Plan(steps=300, batch_size=8, rate=1e-2), "real": Plan(2000, 2, 5e-3)}
 
 # The paper's appendix D, and the style list of the authors' code.
@@ -95,7 +95,7 @@ class TextualInversion(Method):
 
     def plan(self, model: Model, count: int) -> Plan:  # noqa: ARG002
         """The steps hardly depend on the number of pictures: one word holds only so much."""
-        return _PLANS["little" if model.size < _LITTLE else "real"]
+        return _PLANS[size(model)]
 
     def adapters(self, model: Model, subject: Subject, rate: float) -> tuple[Learnable, ...]:
         """The new word, with a table in every tower."""
