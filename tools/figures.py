@@ -27,7 +27,7 @@ COMMANDS: dict[str, str] = {
     "pictures": "python tools/odd_pictures.py --mutants 10000",
     "crops": "python tools/crops.py",
     "reliability": "python tools/reliability.py --kills 1000",
-    "learning-unharmed": "python -m benchmarks.learning --precisions fp16 bf16",
+    "learning-unharmed": "python -m benchmarks.learning --precisions int8 fp16",
     "speed-pocket": "python -m benchmarks --rounds 5 --steps 20 --json -",
     "speed": "python -m benchmarks --base sd15 --rounds 2 --steps 2 --json -",
     "security": "python tools/security.py --every 1 --seconds 1260",
