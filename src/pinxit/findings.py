@@ -95,7 +95,7 @@ class Findings:
             judge.verdict(images, prompts),
             judge.verdict(judge.plain, judge.prompts).prompt,
             sum(copied(judge, images)),
-            strays(judge, images, prompts),
+            strays(astray(judge, images, prompts)),
         )
 
 
@@ -111,20 +111,33 @@ def copied(judge: Judge, images: Sequence["Image"]) -> list[bool]:
     return [mark > limit for mark in nearest.score(images, known, ())]
 
 
-def strays(judge: Judge, images: Sequence["Image"], prompts: Sequence[Prompt]) -> dict[str, Stray]:
-    """Places asked for and learned ones seen in their stead; nothing where no eyes know places."""
+def astray(
+    judge: Judge, images: Sequence["Image"], prompts: Sequence[Prompt]
+) -> list[tuple[str, str | None]]:
+    """For each picture the place asked for, and the learned one that is seen in its stead if any.
+
+    Nothing where no eyes know places.
+    """
     eyes = judge.sight.eyes
     if eyes is None:
-        return {}
+        return []
     learned = set(eyes.look(stacked(judge.pictures)).named("background"))
     seen = eyes.look(stacked(images)).named("background")
     places = [asked(prompt.meant).get("background", "") for prompt in prompts]
+    return [
+        (wanted, there if wanted and there != wanted and there in learned else None)
+        for wanted, there in zip(places, seen, strict=True)
+    ]
+
+
+def strays(came: Sequence[tuple[str, str | None]]) -> dict[str, Stray]:
+    """How many went astray, by the place they were asked for in."""
     found: dict[str, Stray] = {}
-    for place in dict.fromkeys(filter(None, places)):
-        came = [there for wanted, there in zip(places, seen, strict=True) if wanted == place]
-        wrong = Counter(there for there in came if there != place and there in learned)
+    for place in dict.fromkeys(wanted for wanted, _ in came):
+        here = [there for wanted, there in came if wanted == place]
+        wrong = Counter(there for there in here if there is not None)
         if wrong:
-            found[place] = Stray(wrong.total(), len(came), wrong.most_common(1)[0][0])
+            found[place] = Stray(wrong.total(), len(here), wrong.most_common(1)[0][0])
     return found
 
 
