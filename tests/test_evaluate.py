@@ -93,7 +93,8 @@ def test_every_run_has_every_figure_with_its_interval(
 ) -> None:
     groups = json.loads(json.dumps(evaluated[0], allow_nan=False))["groups"]
     assert [set(group["runs"]) for group in groups] == [{"word", "small"}, {"another"}]
-    names = {"likeness", "dino", "clip-i", "prompt", "clip-t", "best", "variety", "copies", "drift"}
+    names = {"likeness", "prompt", "best", "variety", "copies", "drift"}
+    names |= {"raw dino", "raw clip-i", "raw clip-t"}
     for group in groups:
         assert group["pictures"] == 24
         for run in group["runs"].values():

@@ -33,12 +33,19 @@ def test_nothing_is_said_of_what_is_sound() -> None:
     assert sentences(SOUND) == ["nothing is wrong that these figures show"]
 
 
+ONE = Stray(1, 2, "meadow")
+
+
 @pytest.mark.parametrize(
     ("change", "said"),
     [
         (
             {"strays": {"beach": Stray(7, 8, "meadow"), "night": Stray(1, 8, "room")}},
             "copies the pictures' background: 7 of 8 on the beach came out in a meadow; try",
+        ),
+        (
+            {"strays": dict.fromkeys(("beach", "night", "snow", "city", "room"), ONE)},
+            "copies the pictures' background: 5 of 16 came out in a learned place that",
         ),
         ({"copies": 6}, "copies its pictures: 6 of 16 are nearly one that it was learned from"),
         ({"verdict": Verdict(0.8, 0.5)}, "prompts count too little: 50% of what they ask for is"),

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 _LITTLE_LIKE = 0.4  # of the way from floor to ceiling
 _FORGETFUL = 0.75  # of what the base meets of prompts
 _COPYING = 0.1  # of all pictures
-_LEAKING = 0.5  # of the pictures of one place
+_LEAKING, _LEAKING_IN_ALL = 0.5, 0.3  # of the pictures of one place, and of all
 _DRIFTING = 0.3  # of the way from floor to ceiling
 _ALIKE = 0.6  # of the base's variety
 _LONG = 3.0  # times a word of the vocabulary
@@ -141,14 +141,25 @@ def strays(came: Sequence[tuple[str, str | None]]) -> dict[str, Stray]:
     return found
 
 
-def _wrong(found: Findings) -> Iterator[str]:
+def _leak(found: Findings) -> str:
+    """Where pictures came out that were asked for elsewhere, if many did."""
     worst = max(found.strays.items(), key=lambda one: one[1].count / one[1].of, default=None)
     if worst and worst[1].count >= 2 and worst[1].count >= _LEAKING * worst[1].of:
-        place, stray = PLACE_PHRASES[worst[0]][0], worst[1]
+        place, stray = worst
+        where = f"{stray.of} {PLACE_PHRASES[place][0]} came out {PLACE_PHRASES[stray.seen][0]}"
+        return f"{stray.count} of {where}"
+    if found.leaked >= _LEAKING_IN_ALL:
+        count = sum(stray.count for stray in found.strays.values())
+        return f"{count} of {found.pictures} came out in a learned place that was not asked for"
+    return ""
+
+
+def _wrong(found: Findings) -> Iterator[str]:
+    leak = _leak(found)
+    if leak:
         yield (
-            f"copies the pictures' background: {stray.count} of {stray.of} {place} came out "
-            f"{PLACE_PHRASES[stray.seen][0]}; try pictures in other places, masks (toy.mask.png "
-            "beside toy.jpg), or captions that say what is around it"
+            f"copies the pictures' background: {leak}; try pictures in other places, masks "
+            "(toy.mask.png beside toy.jpg), or captions that say what is around it"
         )
     if found.copies > _COPYING * found.pictures:
         yield (

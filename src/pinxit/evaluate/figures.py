@@ -3,7 +3,7 @@
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
-from functools import partial
+from functools import cache, partial
 from itertools import combinations
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
@@ -125,11 +125,15 @@ class Table:
             known=known,
         )
         others = self._painted(self._classmates(sitting), None, ())
+        real, shown = judge.likeness.references, lookalikes or others
         anchors = {
-            "the real pictures": _real(judge),
-            "others of the class": _likenesses(judge, lookalikes or others, 1),
+            "the real pictures": _likenesses(judge, lambda metric: apart(metric, real), 1),
+            "others of the class": _likenesses(judge, lambda m: m.score(shown, real, ()), 1),
             "the base without the word": figures(judge, judge.plain),
         }
+        if len(judge.pictures) > 1:
+            pairs = _apart(sight.apart, [judge.pictures])
+            anchors["the real pictures"]["variety"] = bootstrap(pairs)
         entries = tuple(self._entry(judge, one, others) for one in contenders)
         return Group(judge, anchors, entries)
 
@@ -171,15 +175,15 @@ class Table:
 
 def figures(judge: Judge, images: Sequence["Image"]) -> Figures:
     """The figures of pictures painted of the judge's prompts, with intervals over prompts."""
-    count, prompts = judge.sitting.count, judge.prompts
-    found = _likenesses(judge, images, count)
+    count, prompts, scale = judge.sitting.count, judge.prompts, judge.likeness
+    scored = cache(lambda metric: metric.score(images, scale.references, ()))
+    found = _likenesses(judge, scored, count)
     marks = judge.sight.asked.score(images, (), [prompt.meant for prompt in prompts])
     met = _by_prompt([share(mark, *judge.met) for mark in marks], count)
-    likeness = judge.likeness.metric.score(images, judge.likeness.references, ())
-    both = np.stack([_shares(judge.likeness, likeness, count), met], 1)
     found["prompt"] = bootstrap(met)
     if judge.sight.eyes is None:
-        found[_name(judge.sight.asked)] = bootstrap(_by_prompt(marks, count))
+        found[_raw(judge.sight.asked)] = bootstrap(_by_prompt(marks, count))
+    both = np.stack([_shares(scale, scored(scale.metric), count), met], 1)
     found["best"] = bootstrap(both, _best)
     if count > 1:
         found["variety"] = bootstrap(_variety(judge, images))
@@ -190,27 +194,11 @@ def figures(judge: Judge, images: Sequence["Image"]) -> Figures:
     return found
 
 
-def _likenesses(judge: Judge, images: Sequence["Image"], count: int) -> Figures:
+def _likenesses(judge: Judge, marks: Callable[[Metric], Sequence[float]], count: int) -> Figures:
     """How like the subject pictures are, as a share and by each metric."""
-    found: Figures = {}
-    scale, shown = judge.likeness, judge.likeness.references
-    for metric in (scale.metric, *judge.sight.also):
-        marks = metric.score(images, shown, ())
-        if metric is scale.metric:
-            found["likeness"] = bootstrap(_shares(scale, marks, count))
-        found[_name(metric)] = bootstrap(_by_prompt(marks, count))
-    return found
-
-
-def _real(judge: Judge) -> Figures:
-    """What the pictures that were learned from reach, each against the others."""
-    scale = judge.likeness
-    found = {"likeness": bootstrap(_shares(scale, apart(scale.metric, scale.references), 1))}
-    for metric in (scale.metric, *judge.sight.also):
-        found[_name(metric)] = bootstrap(np.array(apart(metric, scale.references)))
-    if len(judge.pictures) > 1:
-        found["variety"] = bootstrap(_apart(judge.sight.apart, [judge.pictures]))
-    return found
+    scale, metrics = judge.likeness, (judge.likeness.metric, *judge.sight.also)
+    found = {_raw(metric): bootstrap(_by_prompt(marks(metric), count)) for metric in metrics}
+    return {**found, "likeness": bootstrap(_shares(scale, marks(scale.metric), count))}
 
 
 def _variety(judge: Judge, images: Sequence["Image"]) -> Rows:
@@ -247,5 +235,6 @@ def _best(rows: Rows) -> float:
     return math.sqrt(likeness * prompt)
 
 
-def _name(metric: Metric) -> str:
-    return registry.name_of(type(metric))
+def _raw(metric: Metric) -> str:
+    """What a metric's own figure is called, which is no share of anything."""
+    return f"raw {registry.name_of(type(metric))}"

@@ -26,8 +26,8 @@ _METHOD = (
     "geometric mean. <b>Variety</b> is how far apart pictures of one prompt are, by {apart}. "
     "<b>Copies</b> are pictures that nearly are one of those learned from; <b>learned "
     "background</b>, those in a place that was learned and not asked for. <b>Class drift</b> is "
-    "how far the class noun alone has gone towards the subject. The last columns are the metrics "
-    "as they are ({metrics}). Small figures are 95% intervals over prompts."
+    "how far the class noun alone has gone towards the subject. Raw figures are the metrics' own. "
+    "Small figures are 95% intervals over prompts."
 )
 _LEDE = (
     "{runs} on the same prompts and the same seeds, none of them chosen. Up is more like the "
@@ -214,12 +214,10 @@ def _over(some: Sequence[Figures], name: str) -> Interval | None:
 
 def _explained(group: Group) -> str:
     sight = group.judge.sight
-    names = [type(metric).__module__.rpartition(".")[2].replace("_", "-") for metric in sight.also]
     counted = "the share of what a prompt asks for (class, place, manner) that pocket's eyes see"
     anchored = "CLIP's cosine, from that of wrong prompts (0%) to that of the base (100%)"
     thumbnails = "thumbnails' correlation"
     return _METHOD.format(
         prompts=counted if sight.eyes else anchored,
         apart=thumbnails if sight.eyes else "DINO's cosine",
-        metrics=", ".join(["likeness", *names]),
     )
