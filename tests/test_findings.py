@@ -58,7 +58,10 @@ ONE = Stray(1, 2, "meadow")
         ({"verdict": Verdict(-0.3, 0.9)}, "is not like its pictures yet: 0% of the way"),
         ({"drift": 0.6}, "changes the whole class: without the word too, it is 60% of the way"),
         ({"variety": 0.2}, "paints the same again: pictures of one prompt differ 0.20, and 0.70"),
-        ({"word": Word(7.3, 0.1)}, "its word is 7.3 times as long as the base's words"),
+        (
+            {"word": Word(7.3, 0.1), "verdict": Verdict(0.8, 0.8)},
+            "its word is 7.3 times as long as the base's words",
+        ),
     ],
 )
 def test_what_is_wrong_is_said_with_its_figures_and_what_to_try(
@@ -68,6 +71,10 @@ def test_what_is_wrong_is_said_with_its_figures_and_what_to_try(
     assert len(found) == 1
     assert found[0].startswith(said)
     assert "; try " in found[0]
+
+
+def test_a_long_word_that_hinders_nothing_is_not_spoken_of() -> None:
+    assert sentences(replace(SOUND, word=Word(7.3, 0.1))) == sentences(SOUND)
 
 
 def test_what_was_not_looked_at_is_not_spoken_of() -> None:

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 # From which figure on something is said. Tune here.
 _LITTLE_LIKE = 0.4  # of the way from floor to ceiling
-_FORGETFUL = 0.75  # of what the base meets of prompts
+_FORGETFUL, _HINDERED = 0.75, 0.9  # of what the base meets of prompts
 _COPYING = 0.1  # of all pictures
 _LEAKING, _LEAKING_IN_ALL = 0.5, 0.3  # of the pictures of one place, and of all
 _DRIFTING = 0.3  # of the way from floor to ceiling
@@ -205,7 +205,8 @@ def _wrong(found: Findings) -> Iterator[str]:
             f"paints the same again: pictures of one prompt differ {found.variety:.2f}, and "
             f"{found.base_variety:.2f} without the word; try fewer steps, or more pictures"
         )
-    if found.word and found.word.length > _LONG:
+    hindered = found.verdict.prompt < _HINDERED * found.base_prompt
+    if found.word and found.word.length > _LONG and hindered:
         yield (
             f"its word is {found.word.length:.1f} times as long as the base's words, and drowns "
             "those beside it; try a lower --rate, or fewer steps"

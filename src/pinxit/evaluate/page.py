@@ -163,10 +163,8 @@ def _cell(name: str, figure: Interval | None) -> str:
     if figure is None:
         return "–"
     form = ".0%" if name in _SHARES and name != "variety" else ".2f"
-    if figure.low == figure.high:
-        return f"{figure.value:{form}}"
-    low, high = (format(end, form).rstrip("%") for end in (figure.low, figure.high))
-    return f"{figure.value:{form}} <i>{low} to {high}</i>"
+    value, low, high = (format(end, f"z{form}") for end in (figure.value, figure.low, figure.high))
+    return value if low == high else f"{value} <i>{low.rstrip('%')} to {high.rstrip('%')}</i>"
 
 
 def _grid(group: Group) -> str:
