@@ -1,7 +1,6 @@
 """Evaluation: learned words painted with a fixed set of prompts, measured, and a report."""
 
 from collections.abc import Callable, Mapping, Sequence
-from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -34,23 +33,18 @@ def evaluate(
     """
     _must_be_ours(out)
     contenders = [Contender.of(path, given or {}) for path in paths]
-    together: dict[tuple[object, ...], list[Contender]] = {}
-    for contender in _distinct(contenders):
-        together.setdefault(contender.subject, []).append(contender)
+    bases: dict[object, dict[object, list[Contender]]] = {}
+    for one in _distinct(contenders):
+        bases.setdefault(one.subject[0], {}).setdefault(one.subject, []).append(one)
     make_folder(out / _PICTURES)
     groups: list[Group] = []
-    for _, same in groupby(sorted(together.values(), key=_base), key=_base):
-        at_hand = list(same)
+    for subjects in bases.values():
+        at_hand = list(subjects.values())
         model = opened(at_hand[0][0].recipe)
         table = Table(model, effort or Effort(), out / _PICTURES, told)
         groups += [table.group(some, _lookalikes(some[0], contenders)) for some in at_hand]
     replace_text(out / REPORT, page(groups))
     return {"groups": [group.plain() for group in groups], "report": str(out / REPORT)}
-
-
-def _base(some: Sequence[Contender]) -> tuple[str, str, str]:
-    recipe = some[0].recipe
-    return recipe.base, recipe.vae or "", recipe.precision or ""
 
 
 def _lookalikes(one: Contender, contenders: Sequence[Contender]) -> "list[Image]":
@@ -60,7 +54,7 @@ def _lookalikes(one: Contender, contenders: Sequence[Contender]) -> "list[Image]
     others = {
         other.subject: other.pictures
         for other in contenders
-        if other.recipe.class_noun == one.recipe.class_noun and other.subject[0] != one.subject[0]
+        if other.recipe.class_noun == one.recipe.class_noun and other.subject[1] != one.subject[1]
     }
     return [picture.open() for pictures in others.values() for picture in pictures]
 

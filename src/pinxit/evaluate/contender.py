@@ -68,16 +68,9 @@ class Contender:
     @property
     def subject(self) -> tuple[object, ...]:
         """What those have in common that are judged by the same pictures on the same base."""
-        recipe = self.recipe
-        return (
-            fingerprint(self.pictures),
-            recipe.class_noun,
-            recipe.kind,
-            recipe.base,
-            recipe.vae,
-            recipe.size,
-            recipe.clip_skip,
-        )
+        one = self.recipe
+        base = (one.base, one.vae, one.precision)
+        return (base, fingerprint(self.pictures), one.class_noun, one.kind, one.size, one.clip_skip)
 
 
 def _mean(losses: object) -> float:

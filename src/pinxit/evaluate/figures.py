@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass, field, replace
 from functools import cache, partial
 from itertools import combinations
 from pathlib import Path
+from statistics import fmean
 from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
@@ -114,11 +115,11 @@ class Table:
         prompts = named or suited_set(self.model, recipe)
         sitting = Sitting(recipe, prompts, effort.count, effort.steps)
         _ = self._painted(sitting, None, ())
-        known = Known(tuple(lookalikes))
+        known, pictures = Known(tuple(lookalikes)), first.pictures
         judge = Judge.of(
             self.model,
             recipe,
-            first.pictures,
+            pictures,
             folder=self.folder,
             sight=sight,
             sitting=sitting,
@@ -175,7 +176,11 @@ class Table:
 def figures(judge: Judge, images: Sequence["Image"]) -> Figures:
     """The figures of pictures painted of the judge's prompts, with intervals over prompts."""
     count, prompts, scale = judge.sitting.count, judge.prompts, judge.likeness
-    scored = cache(lambda metric: metric.score(images, scale.references, ()))
+
+    @cache
+    def scored(metric: Metric) -> list[float]:
+        return metric.score(images, scale.references, ())
+
     found = _likenesses(judge, scored, count)
     marks = judge.sight.asked.score(images, (), [prompt.meant for prompt in prompts])
     met = _by_prompt([share(mark, *judge.met) for mark in marks], count)
@@ -210,12 +215,11 @@ def _variety(judge: Judge, images: Sequence["Image"]) -> Rows:
 
 def _apart(metric: Metric, groups: Sequence[Sequence["Image"]]) -> Rows:
     """One less the mean likeness of all pairs of a group."""
-    return np.array(
-        [
-            1 - np.mean([metric.score([one], [other], ())[0] for one, other in combinations(g, 2)])
-            for g in groups
-        ]
-    )
+
+    def alike(group: Sequence["Image"]) -> float:
+        return fmean(metric.score([a], [b], ())[0] for a, b in combinations(group, 2))
+
+    return np.array([1 - alike(group) for group in groups], dtype=np.float64)
 
 
 def _shares(scale: Scale, marks: Sequence[float], count: int) -> Rows:
@@ -224,8 +228,8 @@ def _shares(scale: Scale, marks: Sequence[float], count: int) -> Rows:
 
 def _by_prompt(marks: Sequence[float], count: int) -> Rows:
     """The mean of each prompt's pictures: they are alike, and only prompts are drawn anew."""
-    rows = np.array(marks, dtype=np.float64).reshape(-1, count)
-    return np.average(rows, axis=1)
+    groups = [marks[at : at + count] for at in range(0, len(marks), count)]
+    return np.array([fmean(group) for group in groups], dtype=np.float64)
 
 
 def _best(rows: Rows) -> float:
