@@ -27,6 +27,11 @@ class Journal:
         """The steps among the entries."""
         return [entry for entry in self.entries() if "losses" in entry]
 
+    def looks(self) -> dict[int, float]:
+        """What the loss of the fixed samples was after which steps."""
+        found = ((_number(entry), entry.get("fixed")) for entry in self.entries())
+        return {step: loss for step, loss in found if isinstance(loss, float)}
+
     def note(self, entry: Mapping[str, object]) -> None:
         """Add an entry."""
         append(self._file, _line(entry))

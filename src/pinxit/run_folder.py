@@ -24,6 +24,7 @@ _JOURNAL = "journal.jsonl"
 _CONCEPT = "concept.safetensors"
 _CHECKPOINTS = "checkpoints"
 _PREVIEWS = "previews"
+_CONCEPTS = "concepts"
 
 # What a run is slowed down to when its learning has gone wrong.
 _GENTLER = 0.5
@@ -52,7 +53,14 @@ class Failed:
     error: PinxitError
 
 
-Event = Preparing | Step | Preview | Saved | Notice | Chosen
+@dataclass(frozen=True)
+class Stopped:
+    """Enough is learned after this step, earlier than the recipe allows."""
+
+    number: int
+
+
+Event = Preparing | Step | Preview | Saved | Notice | Chosen | Stopped
 Told = Event | Failed
 
 
@@ -66,6 +74,7 @@ class RunFolder:
         self.notes = Journal(folder / _JOURNAL)
         self.kept = 0  # the step that the disk surely has
         self._noted = 0
+        self._seen = -1  # the step of the last look that was noted
         self._full = False
 
     @property
@@ -97,6 +106,7 @@ class RunFolder:
             replace_text(self.folder / RECIPE, self.recipe.to_toml())
             make_folder(self.folder / _PREVIEWS)
             self.notes.go_back(learner.done)
+            self._seen = max(self.notes.looks(), default=-1)
             if wrong:
                 learner.pace *= _GENTLER
                 self.notes.note(
@@ -109,14 +119,20 @@ class RunFolder:
     def follow(self, step: Step, learner: Learner) -> Generator[Event]:
         """Do and tell what is due after a step that was noted."""
         yield step
-        if _due(step, self.recipe.preview_every):
+        yield from self._looked(learner)
+        last = not learner.learning
+        if _due(step, self.recipe.preview_every, last):
             with self.resumable():
                 place = self.folder / _PREVIEWS
                 shown = preview(learner.model, self.recipe, step.number, place)
             yield shown
             if shown.flat:
                 yield Notice(f"{shown.flat} previews of step {step.number} {_BROKEN}")
-        if _due(step, self.recipe.checkpoint_every):
+        if _due(step, self.recipe.keep_every, last=False):
+            with self.resumable():
+                make_folder(self.folder / _CONCEPTS)
+                self._save_concept(learner, f"{_CONCEPTS}/{step.number:07}.safetensors")
+        if _due(step, self.recipe.checkpoint_every, last):
             self.keep(learner)
             yield Saved(step.number, self.folder / _CONCEPT)
 
@@ -193,8 +209,22 @@ class RunFolder:
 
     def _keep_concept(self, learner: Learner) -> None:
         """Save what is learned so far, to paint with."""
+        self._save_concept(learner, _CONCEPT)
+
+    def _save_concept(self, learner: Learner, name: str) -> None:
         parts = tuple(adapter.part() for adapter in learner.adapters)
-        Concept(parts, self._provenance(learner)).save(self.folder / _CONCEPT)
+        Concept(parts, self._provenance(learner)).save(self.folder / name)
+
+    def _looked(self, learner: Learner) -> Iterator[Event]:
+        """Note what the looks at the fixed samples found, and tell if they end the run."""
+        found = {step: loss for step, loss in learner.looks.items() if step > self._seen}
+        with self.resumable():
+            for step, loss in found.items():
+                self.notes.note({"number": step, "fixed": loss})
+            self._seen = max(self._seen, *found, -1)
+            if learner.done < (self.recipe.steps or 0) and learner.done == learner.total:
+                self.notes.note({"number": learner.done, "stopped": learner.done})
+                yield Stopped(learner.done)
 
     def _concept_is(self, provenance: Provenance) -> bool:
         """Whether the concept is there, sound, and of this step and recipe."""
@@ -217,9 +247,9 @@ class RunFolder:
         )
 
 
-def _due(step: Step, every: int) -> bool:
-    """Whether something done now and then, and at the end, is to be done after this step."""
-    return every > 0 and (step.number % every == 0 or step.number == step.total)
+def _due(step: Step, every: int, last: bool) -> bool:
+    """Whether something done now and then, and after the last step, is to be done after this."""
+    return every > 0 and (step.number % every == 0 or last)
 
 
 def _fingerprints(pictures: tuple[Picture, ...]) -> dict[str, str]:
