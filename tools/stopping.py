@@ -30,7 +30,7 @@ from pinxit.recipe import Recipe
 from pinxit.run import Run
 from pinxit.run_folder import Failed
 from pinxit.train import Step
-from subjects import REFERENCES, TOKEN, Row, Trial, chosen, real
+from subjects import Row, Trial, chosen, real
 
 GRID = (50, 100, 200, 300, 500, 800, 1200, 2000, 3000)
 # A share so small that nothing ever settles to it: the fixed samples are looked at all the way.

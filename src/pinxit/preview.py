@@ -1,4 +1,4 @@
-"""Previews: a sheet of pictures painted with what is learned so far."""
+"""Previews: a sheet of pictures painted with what is learned so far, and what they are worth."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -15,6 +15,8 @@ from pinxit.recipe import Recipe
 if TYPE_CHECKING:
     from PIL.Image import Image
 
+    from pinxit.judge import Judge, Verdict
+
 _COUNT = 4
 # A picture whose channels each stay within so many of 256 values shows nothing.
 _FLAT = 4
@@ -22,25 +24,44 @@ _FLAT = 4
 
 @dataclass(frozen=True)
 class Preview:
-    """A sheet of pictures painted after a step; so many of them are of one colour."""
+    """A sheet of pictures painted after a step; so many of them are of one colour.
+
+    With a judge there is a verdict on them.
+    """
 
     number: int
     path: Path
     flat: int = 0
+    verdict: "Verdict | None" = None
 
 
-def preview(model: Model, recipe: Recipe, number: int, folder: Path) -> Preview:
-    """Paint what is learned so far into a folder; the adapters are in the model already."""
-    subject = recipe.subject
-    begin = "a painting in the style of" if subject.kind == "style" else "a photo of a"
-    prompt, clip_skip = f"{begin} {subject.token}", recipe.clip_skip
-    request = Request(prompt=prompt, count=_COUNT, clip_skip=clip_skip, width=recipe.size)
-    images = [painted.image for painted in paint(model, request)]
+def preview(
+    model: Model, recipe: Recipe, number: int, folder: Path, judge: "Judge | None" = None
+) -> Preview:
+    """Paint what is learned so far into a folder; the adapters are in the model already.
+
+    A judge's prompts are painted if there is one, and else one prompt four times.
+    """
+    if judge is None:
+        images, verdict = _four(model, recipe), None
+    else:
+        from pinxit.portfolio import Portfolio
+
+        images = judge.sitting.pictures(model, recipe.token, Portfolio())
+        verdict = judge.verdict(images, judge.prompts)
     paper = BytesIO()
     sheet(images).save(paper, "PNG")
     path = folder / f"{number:07}.png"
     replace_bytes(path, [paper.getvalue()])
-    return Preview(number, path, sum(_is_flat(image) for image in images))
+    return Preview(number, path, sum(_is_flat(image) for image in images), verdict)
+
+
+def _four(model: Model, recipe: Recipe) -> "list[Image]":
+    subject = recipe.subject
+    begin = "a painting in the style of" if subject.kind == "style" else "a photo of a"
+    prompt, clip_skip = f"{begin} {subject.token}", recipe.clip_skip
+    request = Request(prompt=prompt, count=_COUNT, clip_skip=clip_skip, width=recipe.size)
+    return [painted.image for painted in paint(model, request)]
 
 
 def _is_flat(image: "Image") -> bool:

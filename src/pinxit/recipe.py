@@ -82,6 +82,7 @@ class Recipe(Checked):
     )
     preview_every: int = Field(default=100, ge=0, description="steps between previews, 0 for none")
     checkpoint_every: int = Field(default=100, ge=1, description="steps between checkpoints")
+    score: bool = Field(default=True, description="score previews, and keep the best of the run")
     keep_every: int = Field(
         default=0, ge=0, description="steps between concepts that all stay, 0 for none"
     )

@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 
 from pinxit.durable import alone, make_folder, undisturbed
-from pinxit.errors import PinxitError, RunError
+from pinxit.errors import PinxitError, RequestError, RunError
 from pinxit.generate import Notice
 from pinxit.learner import Learner
 from pinxit.method import Preparing
@@ -15,6 +15,9 @@ from pinxit.model import Model
 from pinxit.recipe import Recipe
 from pinxit.run_folder import RECIPE, Chosen, Event, Failed, RunFolder, Told
 from pinxit.train import Lesson, train
+
+# What the judge compares with, painted without the word.
+_PLAIN = "plain"
 
 
 class Run(RunFolder):
@@ -53,7 +56,10 @@ class Run(RunFolder):
             "pictures": pictures or _moved(recipe.pictures, folder),
             "base": base or recipe.base,
         }
-        return cls(folder, Recipe.model_validate({**recipe.model_dump(), **changed}))
+        run = cls(folder, Recipe.model_validate({**recipe.model_dump(), **changed}))
+        if steps and run.stopped and steps > run.stopped:  # it is to learn on all the same
+            run.recipe = run.recipe.model_copy(update={"stop": 0.0})
+        return run
 
     @staticmethod
     def begun(folder: Path) -> bool:
@@ -62,9 +68,9 @@ class Run(RunFolder):
 
     @property
     def finished(self) -> bool:
-        """Whether all its steps were learned and saved."""
+        """Whether all its steps were learned and saved, or as many as are enough."""
         try:
-            return self.concept.provenance.steps == self.recipe.steps
+            return self.concept.provenance.steps in (self.recipe.steps, self.stopped)
         except PinxitError:
             return False
 
@@ -99,6 +105,18 @@ class Run(RunFolder):
     def prepare(self, model: Model) -> Iterator[Preparing]:
         """Make what the method needs before the first step, and is not there yet."""
         return self.recipe.method.prepare(model, self.recipe.subject)
+
+    def call_judge(self, model: Model) -> Iterator[Notice]:
+        """Have the previews scored, if they are to be and there is who can judge them."""
+        recipe = self.recipe
+        if self.judge or not (recipe.score and recipe.preview_every):
+            return
+        from pinxit.judge import Judge
+
+        try:
+            self.judge = Judge.of(model, recipe, self.pictures, folder=self.folder / _PLAIN)
+        except RequestError as trouble:
+            yield Notice(f"previews are not scored, for {trouble.message}")
 
 
 def learn_together(model: Model, runs: Sequence[Run]) -> Generator[tuple[Run, Told]]:
@@ -143,6 +161,7 @@ def _beginning(
 ) -> Generator[Event]:
     run.write_recipe()
     yield from run.prepare(model)
+    yield from run.call_judge(model)
     learner = begun[run] = Learner(model, run.recipe, run.pictures)
     yield from run.begin(learner, before)
     if learner.learning:

@@ -4,7 +4,10 @@ from collections.abc import Generator, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
+from pinxit import best
+from pinxit.best import Scored
 from pinxit.checkpoint import Manifest, keep, newest
 from pinxit.concept import Concept, Provenance
 from pinxit.durable import make_folder, replace_text, sweep, undisturbed
@@ -18,6 +21,9 @@ from pinxit.pictures import Picture
 from pinxit.preview import Preview, preview
 from pinxit.recipe import Recipe
 from pinxit.train import Step
+
+if TYPE_CHECKING:
+    from pinxit.judge import Judge
 
 RECIPE = "recipe.toml"
 _JOURNAL = "journal.jsonl"
@@ -59,8 +65,13 @@ class Stopped:
 
     number: int
 
+    @property
+    def text(self) -> str:
+        """Itself in words."""
+        return f"enough is learned after step {self.number} (--stop 0 takes all steps)"
 
-Event = Preparing | Step | Preview | Saved | Notice | Chosen | Stopped
+
+Event = Preparing | Step | Preview | Scored | Saved | Notice | Chosen | Stopped
 Told = Event | Failed
 
 
@@ -73,14 +84,34 @@ class RunFolder:
         self.pictures: tuple[Picture, ...] = ()
         self.notes = Journal(folder / _JOURNAL)
         self.kept = 0  # the step that the disk surely has
+        self.judge: Judge | None = None  # who scores its previews
         self._noted = 0
         self._seen = -1  # the step of the last look that was noted
         self._full = False
 
     @property
     def concept(self) -> Concept:
-        """What was learned; ConceptError if nothing was yet."""
-        return Concept.load(self.folder)
+        """What was learned last; ConceptError if nothing was yet."""
+        return Concept.load(self.folder / _CONCEPT)
+
+    @property
+    def best(self) -> int | None:
+        """After which step it scored best, if it was scored."""
+        found = best.kept(self.folder)
+        return found.provenance.steps if found else None
+
+    @property
+    def result(self) -> Path:
+        """What to paint with: the best, or what was learned last if nothing was scored."""
+        found = self.folder / best.FILE
+        return found if found.is_file() else self.folder / _CONCEPT
+
+    @property
+    def stopped(self) -> int | None:
+        """After which step enough was learned, if before the recipe's last."""
+        entries = self.notes.entries() if self.recipe.stop else []
+        found = [step for entry in entries if isinstance(step := entry.get("stopped"), int)]
+        return found[-1] if found else None
 
     def write_recipe(self) -> None:
         """Make the folder a run's, to go on with, before anything that takes long."""
@@ -107,6 +138,7 @@ class RunFolder:
             make_folder(self.folder / _PREVIEWS)
             self.notes.go_back(learner.done)
             self._seen = max(self.notes.looks(), default=-1)
+            yield from self._looked(learner)
             if wrong:
                 learner.pace *= _GENTLER
                 self.notes.note(
@@ -124,14 +156,20 @@ class RunFolder:
         if _due(step, self.recipe.preview_every, last):
             with self.resumable():
                 place = self.folder / _PREVIEWS
-                shown = preview(learner.model, self.recipe, step.number, place)
+                shown = preview(learner.model, self.recipe, step.number, place, self.judge)
             yield shown
             if shown.flat:
                 yield Notice(f"{shown.flat} previews of step {step.number} {_BROKEN}")
+            if shown.verdict:
+                with self.resumable():
+                    found = best.offer(self.folder, self._learned(learner), shown.verdict)
+                    self.notes.note({"number": step.number, **found.scores})
+                yield found
         if _due(step, self.recipe.keep_every, last=False):
             with self.resumable():
                 make_folder(self.folder / _CONCEPTS)
-                self._save_concept(learner, f"{_CONCEPTS}/{step.number:07}.safetensors")
+                name = f"{step.number:07}.safetensors"
+                self._learned(learner).save(self.folder / _CONCEPTS / name)
         if _due(step, self.recipe.checkpoint_every, last):
             self.keep(learner)
             yield Saved(step.number, self.folder / _CONCEPT)
@@ -209,11 +247,11 @@ class RunFolder:
 
     def _keep_concept(self, learner: Learner) -> None:
         """Save what is learned so far, to paint with."""
-        self._save_concept(learner, _CONCEPT)
+        self._learned(learner).save(self.folder / _CONCEPT)
 
-    def _save_concept(self, learner: Learner, name: str) -> None:
+    def _learned(self, learner: Learner) -> Concept:
         parts = tuple(adapter.part() for adapter in learner.adapters)
-        Concept(parts, self._provenance(learner)).save(self.folder / name)
+        return Concept(parts, self._provenance(learner))
 
     def _looked(self, learner: Learner) -> Iterator[Event]:
         """Note what the looks at the fixed samples found, and tell if they end the run."""
@@ -222,8 +260,9 @@ class RunFolder:
             for step, loss in found.items():
                 self.notes.note({"number": step, "fixed": loss})
             self._seen = max(self._seen, *found, -1)
-            if learner.done < (self.recipe.steps or 0) and learner.done == learner.total:
-                self.notes.note({"number": learner.done, "stopped": learner.done})
+            if learner.done == learner.total < (self.recipe.steps or 0):
+                if self.stopped != learner.done:
+                    self.notes.note({"number": learner.done, "stopped": learner.done})
                 yield Stopped(learner.done)
 
     def _concept_is(self, provenance: Provenance) -> bool:

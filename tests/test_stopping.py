@@ -1,0 +1,199 @@
+"""Stopping: the fixed samples, when a run has learned enough, and which step is the best."""
+
+from collections.abc import Callable, Sequence
+from contextlib import closing
+from dataclasses import dataclass
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+from PIL import Image
+
+from pinxit import learner, run_folder
+from pinxit.best import Scored
+from pinxit.concept import Concept
+from pinxit.errors import FileError
+from pinxit.many import learn_many
+from pinxit.model import Model
+from pinxit.preview import Preview
+from pinxit.recipe import Recipe
+from pinxit.run import Run, teach
+from pinxit.run_folder import Stopped
+from pinxit.stopping import settled
+from pinxit.train import Lesson, Step
+
+Rule = Callable[[Sequence[float], float], bool]
+
+
+def recipe(pictures: Path, **changed: object) -> Recipe:
+    small = {"steps": 8, "batch_size": 2, "preview_every": 0, "checkpoint_every": 3}
+    given = {"pictures": pictures, "token": "<mytoy>", "class_noun": "toy"}
+    looks = {"look_every": 2, "stop": 1.0}
+    return Recipe.model_validate(
+        {"method": "textual-inversion", **given, **small, **looks, **changed}
+    )
+
+
+@pytest.fixture
+def rule(monkeypatch: pytest.MonkeyPatch) -> Callable[[Rule], None]:
+    """Puts another rule in the place of the real one, which wants more looks than a test has."""
+    return lambda other: monkeypatch.setattr(learner, "settled", other)
+
+
+def four_looks(losses: Sequence[float], share: float) -> bool:
+    return share > 0 and len(losses) >= 4
+
+
+def test_fixed_samples_stay(model: Model, pictures: Path) -> None:
+    one = Lesson.of(model, recipe(pictures).settled(model, 3), recipe(pictures).read_pictures())
+    samples = one.learners[0].samples
+    first, again = samples.fixed(8, 0), samples.fixed(8, 0)
+    for a, b in zip(first, again, strict=True):
+        assert torch.equal(a.latents, b.latents)
+        assert torch.equal(a.noise, b.noise)
+        assert (a.time, a.prompt, a.shown) == (b.time, b.prompt, b.shown)
+    assert sum(sample.weight for sample in first) == pytest.approx(1)
+    shown = [sample.shown for sample in first]
+    assert sorted(map(shown.count, set(shown))) == [2, 3, 3]
+    times = [sample.time for sample in first]
+    assert times == sorted(times)
+    assert min(times) < 250
+    assert max(times) > 750
+    drawn = samples.draw(0, 0)
+    assert not torch.equal(first[0].noise, drawn[0].noise)
+
+
+def test_looking_changes_nothing(model: Model, pictures: Path, tmp_path: Path) -> None:
+    seen = teach(model, recipe(pictures, stop=1e-12), tmp_path / "seen")
+    unseen = teach(model, recipe(pictures, stop=0), tmp_path / "unseen")
+    assert list(seen.notes.looks()) == [0, 2, 4, 6]
+    assert not unseen.notes.looks()
+    assert _steps(seen) == _steps(unseen)
+    one, other = (run.concept.parts[0].tensors for run in (seen, unseen))
+    assert all(torch.equal(one[name], other[name]) for name in one)
+
+
+@pytest.mark.parametrize("at", range(1, 7))
+def test_a_run_that_goes_on_stops_at_the_same_step(
+    model: Model, pictures: Path, tmp_path: Path, rule: Callable[[Rule], None], at: int
+) -> None:
+    rule(four_looks)
+    whole = Run.create(tmp_path / "whole", recipe(pictures))
+    events = list(whole.learn(model))
+    assert [event.number for event in events if isinstance(event, Stopped)] == [6]
+    assert [event.number for event in events if isinstance(event, Step)] == [1, 2, 3, 4, 5, 6]
+    assert whole.finished
+    part = Run.create(tmp_path / "part", recipe(pictures))
+    with closing(part.learn(model)) as going:
+        for event in going:
+            if isinstance(event, Step) and event.number == at:
+                break
+    again = Run.open(part.folder)
+    _ = list(again.learn(model))
+    assert Run.open(part.folder).finished
+    assert (again.folder / "concept.safetensors").read_bytes() == (
+        whole.folder / "concept.safetensors"
+    ).read_bytes()
+    assert _steps(again) == _steps(whole)
+    assert again.notes.looks() == whole.notes.looks()
+
+
+def test_more_steps_on_request(
+    model: Model, pictures: Path, tmp_path: Path, rule: Callable[[Rule], None]
+) -> None:
+    rule(four_looks)
+    run = teach(model, recipe(pictures), tmp_path / "run")
+    assert not [e for e in Run.open(run.folder).learn(model) if isinstance(e, Step)]
+    more = Run.open(run.folder, steps=9)
+    assert not more.finished
+    assert [e.number for e in more.learn(model) if isinstance(e, Step)] == [7, 8, 9]
+    rule(lambda *_: False)
+    whole = teach(model, recipe(pictures, steps=9), tmp_path / "whole")
+    assert _steps(whole) == _steps(more)
+
+
+def test_each_of_many_stops_alone(
+    model: Model, pictures: Path, tmp_path: Path, rule: Callable[[Rule], None]
+) -> None:
+    others = tmp_path / "others"
+    others.mkdir()
+    for number, colour in enumerate(("teal", "gold")):
+        Image.new("RGB", (48, 48), colour).save(others / f"{number}.png")
+    alone = teach(model, recipe(pictures, stop=1e-12), tmp_path / "alone")
+    first = alone.notes.looks()[0]
+    rule(lambda losses, _: len(losses) >= 3 and abs(losses[0] - first) < first * 1e-4)
+    one = Run(tmp_path / "one", recipe(pictures))
+    other = Run(tmp_path / "other", recipe(others, token="<another>"))
+    told = [event for event in learn_many(model, [one, other]) if isinstance(event, tuple)]
+    assert [(run, e.number) for run, e in told if isinstance(e, Stopped)] == [(one, 4)]
+    assert one.concept.provenance.steps == 4
+    assert other.concept.provenance.steps == 8
+    assert one.finished
+    assert other.finished
+    near = [number for number in alone.notes.looks() if number <= 4]
+    for number in near:
+        assert one.notes.looks()[number] == pytest.approx(alone.notes.looks()[number], rel=1e-4)
+
+
+@dataclass
+class Judge:
+    """Scores previews by a list."""
+
+    scores: list[float]
+
+    def preview(
+        self, model: object, recipe: object, number: int, folder: Path, _: object
+    ) -> object:
+        assert model
+        assert recipe
+        best = self.scores[number // 2 - 1]
+        verdict = SimpleNamespace(likeness=best, prompt=best, best=best)
+        return Preview(number, folder / "none.png", 0, verdict)  # pyright: ignore[reportArgumentType]
+
+
+def test_the_best_is_kept(
+    model: Model, pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    judge = Judge([0.2, 0.9, 0.9, 0.5])
+    monkeypatch.setattr(run_folder, "preview", judge.preview)
+    monkeypatch.setattr(Run, "call_judge", lambda *_: iter(()))
+    given = recipe(pictures, preview_every=2, stop=0, keep_every=4)
+    run = Run.create(tmp_path / "run", given)
+    scored = [event for event in run.learn(model) if isinstance(event, Scored)]
+    assert [event.best for event in scored] == [True, True, False, False]
+    assert (run.best, run.concept.provenance.steps) == (4, 8)
+    assert run.result.name == "best.safetensors"
+    # The folder is the best; the last, and those that stay, are had by name.
+    assert Concept.load(run.folder).provenance.steps == 4
+    assert Concept.load(run.folder).provenance.scores["best"] == 0.9
+    kept = sorted((run.folder / "concepts").iterdir())
+    assert [Concept.load(file).provenance.steps for file in kept] == [4, 8]
+    entries = [entry["best"] for entry in run.notes.entries() if "best" in entry]
+    assert entries == judge.scores
+
+    # A run that stops in between comes to the same best, to the byte.
+    part = Run.create(tmp_path / "part", given)
+    with closing(part.learn(model)) as going:
+        for event in going:
+            if isinstance(event, Scored) and event.number == 4:
+                break
+    _ = list(Run.open(part.folder).learn(model))
+    assert part.result.read_bytes() == run.result.read_bytes()
+
+    # What is damaged is told, and replaced when something is scored again.
+    run.result.write_bytes(run.result.read_bytes()[:-9])
+    with pytest.raises(FileError, match=r"best\.safetensors"):
+        Concept.load(run.folder)
+    assert Concept.load(run.folder / "concept.safetensors").provenance.steps == 8
+    judge.scores.append(0.1)
+    _ = list(Run.open(run.folder, steps=10).learn(model))
+    assert run.best == 10
+
+
+def test_settled() -> None:
+    assert not settled([], 0.1)
+
+
+def _steps(run: Run) -> list[object]:
+    return [(entry["number"], entry["losses"], entry["norms"]) for entry in run.journal()]
