@@ -2,13 +2,10 @@
 
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from pinxit.concept import Concept
 from pinxit.errors import PinxitError
-
-if TYPE_CHECKING:
-    from pinxit.judge import Verdict
+from pinxit.judge import Verdict
 
 FILE = "best.safetensors"
 _SCORE = "best"
@@ -36,7 +33,7 @@ class Scored:
         return {"likeness": self.likeness, "prompt": self.prompt, _SCORE: self.score}
 
 
-def offer(folder: Path, concept: Concept, verdict: "Verdict") -> Scored:
+def offer(folder: Path, concept: Concept, verdict: Verdict) -> Scored:
     """Keep what was just scored if it is the best of the run so far.
 
     The file itself says what it scored, so that nothing else must be kept in step with it: a run

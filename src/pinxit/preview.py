@@ -8,14 +8,14 @@ from typing import TYPE_CHECKING, cast
 
 from pinxit.durable import replace_bytes
 from pinxit.generate import Request, paint
+from pinxit.judge import Judge, Verdict
 from pinxit.model import Model
 from pinxit.pixels import sheet
+from pinxit.portfolio import Portfolio
 from pinxit.recipe import Recipe
 
 if TYPE_CHECKING:
     from PIL.Image import Image
-
-    from pinxit.judge import Judge, Verdict
 
 _COUNT = 4
 # A picture whose channels each stay within so many of 256 values shows nothing.
@@ -32,11 +32,11 @@ class Preview:
     number: int
     path: Path
     flat: int = 0
-    verdict: "Verdict | None" = None
+    verdict: Verdict | None = None
 
 
 def preview(
-    model: Model, recipe: Recipe, number: int, folder: Path, judge: "Judge | None" = None
+    model: Model, recipe: Recipe, number: int, folder: Path, judge: Judge | None = None
 ) -> Preview:
     """Paint what is learned so far into a folder; the adapters are in the model already.
 
@@ -45,8 +45,6 @@ def preview(
     if judge is None:
         images, verdict = _four(model, recipe), None
     else:
-        from pinxit.portfolio import Portfolio
-
         images = judge.sitting.pictures(model, recipe.token, Portfolio())
         verdict = judge.verdict(images, judge.prompts)
     paper = BytesIO()

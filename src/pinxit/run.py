@@ -9,6 +9,7 @@ import torch
 from pinxit.durable import alone, make_folder, undisturbed
 from pinxit.errors import PinxitError, RequestError, RunError
 from pinxit.generate import Notice
+from pinxit.judge import Judge
 from pinxit.learner import Learner
 from pinxit.method import Preparing
 from pinxit.model import Model
@@ -111,10 +112,10 @@ class Run(RunFolder):
         recipe = self.recipe
         if self.judge or not (recipe.score and recipe.preview_every):
             return
-        from pinxit.judge import Judge
-
         try:
-            self.judge = Judge.of(model, recipe, self.pictures, folder=self.folder / _PLAIN)
+            judge = Judge.of(model, recipe, self.pictures, folder=self.folder / _PLAIN)
+            _ = judge.verdict(judge.plain, judge.prompts)  # that it will have one of any pictures
+            self.judge = judge
         except RequestError as trouble:
             yield Notice(f"previews are not scored, for {trouble.message}")
 

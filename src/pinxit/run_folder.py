@@ -4,7 +4,6 @@ from collections.abc import Generator, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from pinxit import best
 from pinxit.best import Scored
@@ -14,6 +13,7 @@ from pinxit.durable import make_folder, replace_text, sweep, undisturbed
 from pinxit.errors import DiskError, PinxitError, RunError
 from pinxit.generate import Notice
 from pinxit.journal import Journal
+from pinxit.judge import Judge
 from pinxit.learner import DivergedError, Learner
 from pinxit.memory import Choice
 from pinxit.method import Preparing
@@ -21,9 +21,6 @@ from pinxit.pictures import Picture
 from pinxit.preview import Preview, preview
 from pinxit.recipe import Recipe
 from pinxit.train import Step
-
-if TYPE_CHECKING:
-    from pinxit.judge import Judge
 
 RECIPE = "recipe.toml"
 _JOURNAL = "journal.jsonl"
