@@ -222,7 +222,7 @@ def test_what_is_broken_is_never_kept(
         return [Painted(Image.new("RGB", (8, 8)), None, None)] * 4
 
     monkeypatch.setattr("pinxit.preview.paint", black)
-    run = Run.create(tmp_path / "other", recipe(pictures, steps=1, preview_every=1))
+    run = Run.create(tmp_path / "other", recipe(pictures, steps=1, preview_every=1, score=False))
     (said,) = notices(run, model)
     assert said.startswith("4 previews of step 1 are of one colour")
 

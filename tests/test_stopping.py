@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
-from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -13,14 +13,19 @@ from PIL import Image
 from pinxit import learner, run_folder
 from pinxit.best import Scored
 from pinxit.concept import Concept
-from pinxit.errors import FileError
+from pinxit.errors import FileError, RequestError
+from pinxit.findings import Findings
+from pinxit.generate import Notice
+from pinxit.judge import Judge, Sight, Sitting, Verdict
 from pinxit.many import learn_many
 from pinxit.model import Model
+from pinxit.pocket.eyes import Eyes
 from pinxit.preview import Preview
+from pinxit.prompt_set import brief, prompt_set
 from pinxit.recipe import Recipe
 from pinxit.run import Run, teach
 from pinxit.run_folder import Stopped
-from pinxit.stopping import settled
+from pinxit.stopping import SAMPLES, settled, steps_between_looks
 from pinxit.train import Lesson, Step
 
 Rule = Callable[[Sequence[float], float], bool]
@@ -137,7 +142,7 @@ def test_each_of_many_stops_alone(
 
 
 @dataclass
-class Judge:
+class Scores:
     """Scores previews by a list."""
 
     scores: list[float]
@@ -148,14 +153,14 @@ class Judge:
         assert model
         assert recipe
         best = self.scores[number // 2 - 1]
-        verdict = SimpleNamespace(likeness=best, prompt=best, best=best)
-        return Preview(number, folder / "none.png", 0, verdict)  # pyright: ignore[reportArgumentType]
+        found = Findings(8, Verdict(best, best), base_prompt=1.0, copies=0)
+        return Preview(number, folder / "none.png", 0, found)
 
 
 def test_the_best_is_kept(
     model: Model, pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    judge = Judge([0.2, 0.9, 0.9, 0.5])
+    judge = Scores([0.2, 0.9, 0.9, 0.5])
     monkeypatch.setattr(run_folder, "preview", judge.preview)
     monkeypatch.setattr(Run, "call_judge", lambda *_: iter(()))
     given = recipe(pictures, preview_every=2, stop=0, keep_every=4)
@@ -164,6 +169,7 @@ def test_the_best_is_kept(
     assert [event.best for event in scored] == [True, True, False, False]
     assert (run.best, run.concept.provenance.steps) == (4, 8)
     assert run.result.name == "best.safetensors"
+    assert not [said for said in run.wrong if "not like its pictures" in said]
     # The folder is the best; the last, and those that stay, are had by name.
     assert Concept.load(run.folder).provenance.steps == 4
     assert Concept.load(run.folder).provenance.scores["best"] == 0.9
@@ -191,8 +197,80 @@ def test_the_best_is_kept(
     assert run.best == 10
 
 
+def test_previews_are_judged_as_it_goes(
+    model: Model, pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    torch.manual_seed(0)
+    blind = Sight.of_pocket(Eyes().requires_grad_(False).eval(), "object")
+    given = recipe(pictures, preview_every=4, steps=8, stop=0)
+    sitting = Sitting(given, brief(prompt_set("objects", "dog"), 2), steps=1)
+    real = Judge.of
+
+    def of(*asked: Any, folder: Path) -> Judge:
+        return real(*asked, folder=folder, sight=blind, sitting=sitting)
+
+    monkeypatch.setattr(Judge, "of", of)
+    run = Run.create(tmp_path / "run", given)
+    events = list(run.learn(model))
+    assert not [event.message for event in events if isinstance(event, Notice)]
+    scored = [event for event in events if isinstance(event, Scored)]
+    assert [event.number for event in scored] == [4, 8]
+    assert scored[0].best
+    assert run.wrong == list(scored[-1].wrong if scored[-1].best else scored[0].wrong)
+    assert len(list((run.folder / "plain").iterdir())) == 2
+    # The same again, and with a stop in between: the same scores.
+    part = Run.create(tmp_path / "part", given)
+    with closing(part.learn(model)) as going:
+        for event in going:
+            if isinstance(event, Step) and event.number == 5:
+                break
+    told = [event for event in Run.open(part.folder).learn(model) if isinstance(event, Scored)]
+    assert told == scored[1:]
+    assert part.result.read_bytes() == run.result.read_bytes()
+
+
+def test_a_base_that_nobody_can_judge_is_learned_all_the_same(
+    model: Model, pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def of(*_: object, **__: object) -> None:
+        raise RequestError("pictures cannot be judged by no-one: gone", "look elsewhere")
+
+    monkeypatch.setattr(Judge, "of", of)
+    run = Run.create(tmp_path / "run", recipe(pictures, steps=2, preview_every=2))
+    events = list(run.learn(model))
+    (said,) = [event.message for event in events if isinstance(event, Notice)]
+    assert said == "previews are not scored, for pictures cannot be judged by no-one: gone"
+    assert [event.number for event in events if isinstance(event, Preview)] == [2]
+    assert run.result.name == "concept.safetensors"
+
+
+def falling(*sizes: float) -> list[float]:
+    """Thirteen losses: the first, and two windows that each have one."""
+    first, before, now = sizes
+    return [first, *[before] * 6, *[now] * 6]
+
+
 def test_settled() -> None:
-    assert not settled([], 0.1)
+    assert settled(falling(1.0, 0.5, 0.5), 0.05)
+    assert settled(falling(1.0, 0.5, 0.48), 0.05)
+    assert settled(falling(1.0, 0.5, 0.6), 0.05)
+    assert settled(falling(1.0, 1.2, 1.2), 0.05)
+    assert not settled(falling(1.0, 0.5, 0.4), 0.05)
+    assert not settled(falling(1.0, 0.5, 0.48), 0.03)
+    assert not settled(falling(1.0, 0.5, 0.5)[1:], 0.05)
+    assert not settled(falling(1.0, 0.5, 0.5), 0.0)
+    assert not settled([], 0.05)
+    # A steady fall is none that has ended, however slow it is.
+    assert not any(settled([1 - n / 1e4 for n in range(count)], 0.05) for count in range(60))
+
+
+@pytest.mark.parametrize(
+    ("advised", "batch", "every"),
+    [(300, 8, 8), (300, 4, 8), (2000, 2, 50), (1000, 1, 25), (9, 9, 3)],
+)
+def test_looks_are_cheap(advised: int, batch: int, every: int) -> None:
+    assert steps_between_looks(advised, batch) == every
+    assert SAMPLES / (3 * batch * every) < 0.12
 
 
 def _steps(run: Run) -> list[object]:

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from pinxit.concept import Concept
 from pinxit.errors import PinxitError
-from pinxit.judge import Verdict
+from pinxit.findings import Findings, sentences
 
 FILE = "best.safetensors"
 _SCORE = "best"
@@ -13,13 +13,17 @@ _SCORE = "best"
 
 @dataclass(frozen=True)
 class Scored:
-    """What a run's previews were worth after a step, and whether none before were worth more."""
+    """What a run's previews were worth after a step, and what is wrong with them in sentences.
+
+    `best` says whether they were worth more than any before.
+    """
 
     number: int
     likeness: float
     prompt: float
     score: float
     best: bool
+    wrong: tuple[str, ...] = ()
 
     @property
     def text(self) -> str:
@@ -33,15 +37,16 @@ class Scored:
         return {"likeness": self.likeness, "prompt": self.prompt, _SCORE: self.score}
 
 
-def offer(folder: Path, concept: Concept, verdict: Verdict) -> Scored:
+def offer(folder: Path, concept: Concept, findings: Findings) -> Scored:
     """Keep what was just scored if it is the best of the run so far.
 
     The file itself says what it scored, so that nothing else must be kept in step with it: a run
     that goes back and learns the same again finds it there, no worse and no better.
     """
-    number, before = concept.provenance.steps, kept(folder)
+    number, before, verdict = concept.provenance.steps, kept(folder), findings.verdict
     best = before is None or verdict.best > before.provenance.scores.get(_SCORE, 0.0)
-    found = Scored(number, verdict.likeness, verdict.prompt, verdict.best, best)
+    said = tuple(sentences(findings))
+    found = Scored(number, verdict.likeness, verdict.prompt, verdict.best, best, said)
     if best:
         replace(concept, provenance=replace(concept.provenance, scores=found.scores)).save(
             folder / FILE

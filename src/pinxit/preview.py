@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
 from pinxit.durable import replace_bytes
+from pinxit.findings import Findings
 from pinxit.generate import Request, paint
-from pinxit.judge import Judge, Verdict
+from pinxit.judge import Judge
 from pinxit.model import Model
 from pinxit.pixels import sheet
 from pinxit.portfolio import Portfolio
@@ -26,13 +27,13 @@ _FLAT = 4
 class Preview:
     """A sheet of pictures painted after a step; so many of them are of one colour.
 
-    With a judge there is a verdict on them.
+    With a judge there is what it finds in them.
     """
 
     number: int
     path: Path
     flat: int = 0
-    verdict: Verdict | None = None
+    findings: Findings | None = None
 
 
 def preview(
@@ -43,15 +44,15 @@ def preview(
     A judge's prompts are painted if there is one, and else one prompt four times.
     """
     if judge is None:
-        images, verdict = _four(model, recipe), None
+        images, found = _four(model, recipe), None
     else:
         images = judge.sitting.pictures(model, recipe.token, Portfolio())
-        verdict = judge.verdict(images, judge.prompts)
+        found = Findings.of(judge, images, judge.prompts)
     paper = BytesIO()
     sheet(images).save(paper, "PNG")
     path = folder / f"{number:07}.png"
     replace_bytes(path, [paper.getvalue()])
-    return Preview(number, path, sum(_is_flat(image) for image in images), verdict)
+    return Preview(number, path, sum(_is_flat(image) for image in images), found)
 
 
 def _four(model: Model, recipe: Recipe) -> "list[Image]":

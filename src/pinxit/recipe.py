@@ -74,11 +74,11 @@ class Recipe(Checked):
     stop: float = Field(
         default=0.0,
         ge=0,
-        description="learned enough when the loss of fixed samples has settled to this share; "
-        "0 takes all steps",
+        description="learned enough when the loss of fixed samples falls by less than this share "
+        "of all it fell; 0 takes all steps",
     )
     look_every: int | None = Field(
-        default=None, ge=1, description="steps between looks at them; else as cost 4% of the time"
+        default=None, ge=1, description="steps between looks at those samples"
     )
     preview_every: int = Field(default=100, ge=0, description="steps between previews, 0 for none")
     checkpoint_every: int = Field(default=100, ge=1, description="steps between checkpoints")
@@ -139,7 +139,7 @@ class Recipe(Checked):
                 "pictures": self.pictures.expanduser().resolve(),
                 "steps": self.steps or plan.steps,
                 "batch_size": batch_size,
-                "look_every": self.look_every or steps_between_looks(batch_size),
+                "look_every": self.look_every or steps_between_looks(plan.steps, batch_size),
                 "rate": self.rate or plan.rate,
                 "size": size,
                 "base": model.name,

@@ -4,6 +4,7 @@ from collections.abc import Generator, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 from pinxit import best
 from pinxit.best import Scored
@@ -98,6 +99,12 @@ class RunFolder:
         return found.provenance.steps if found else None
 
     @property
+    def wrong(self) -> list[str]:
+        """What is wrong with the best, in sentences; none if nothing was scored."""
+        noted = [entry for entry in self.notes.entries() if "wrong" in entry]
+        return next((entry["wrong"] for entry in noted if entry["number"] == self.best), [])
+
+    @property
     def result(self) -> Path:
         """What to paint with: the best, or what was learned last if nothing was scored."""
         found = self.folder / best.FILE
@@ -106,9 +113,8 @@ class RunFolder:
     @property
     def stopped(self) -> int | None:
         """After which step enough was learned, if before the recipe's last."""
-        entries = self.notes.entries() if self.recipe.stop else []
-        found = [step for entry in entries if isinstance(step := entry.get("stopped"), int)]
-        return found[-1] if found else None
+        found = [entry["stopped"] for entry in self.notes.entries() if "stopped" in entry]
+        return found[-1] if found and self.recipe.stop else None
 
     def write_recipe(self) -> None:
         """Make the folder a run's, to go on with, before anything that takes long."""
@@ -157,10 +163,10 @@ class RunFolder:
             yield shown
             if shown.flat:
                 yield Notice(f"{shown.flat} previews of step {step.number} {_BROKEN}")
-            if shown.verdict:
+            if shown.findings:
                 with self.resumable():
-                    found = best.offer(self.folder, self._learned(learner), shown.verdict)
-                    self.notes.note({"number": step.number, **found.scores})
+                    found = best.offer(self.folder, self._learned(learner), shown.findings)
+                    self.notes.note({"number": step.number, **found.scores, "wrong": found.wrong})
                 yield found
         if _due(step, self.recipe.keep_every, last=False):
             with self.resumable():
@@ -214,7 +220,7 @@ class RunFolder:
             self._keep_concept(learner)
             self.kept = learner.done
 
-    def journal(self) -> list[dict[str, object]]:
+    def journal(self) -> list[dict[str, Any]]:
         """Every step so far, as it was noted."""
         return self.notes.steps()
 

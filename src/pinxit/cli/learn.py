@@ -94,6 +94,8 @@ def follow(run: Run, device: str) -> None:
         say(_last_words(run))
         raise
     say(f"{recipe.token} is learned; paint with it by --concept {run.folder}{_which(run)}")
+    for said in run.wrong:
+        say(f"what its previews show: {said}")
     data(str(run.result))
 
 
