@@ -183,7 +183,7 @@ def _learning(model: Model, begun: Mapping[Run, Learner]) -> Generator[tuple[Run
                     run.choose(noted)
                 yield at[0], Chosen(noted.told(model.placement.precision))
             for run, share in shares:
-                run.note(share)
+                run.note(share, begun[run])
             for run, share in shares:
                 lesson.serve(torch.tensor([at.index(run)]))  # whose previews are painted
                 for event in run.follow(share, begun[run]):
@@ -195,7 +195,7 @@ def _end(run: Run, learner: Learner, lesson: Lesson, place: int) -> None:
     with undisturbed():
         for at, share in lesson.last.shares() if lesson.last else ():
             if at == place:
-                run.note(share)
+                run.note(share, learner)
         run.keep(learner)
 
 

@@ -18,7 +18,7 @@ from pinxit.judge import Judge
 from pinxit.learner import DivergedError, Learner
 from pinxit.memory import Choice
 from pinxit.method import Preparing
-from pinxit.pictures import Picture
+from pinxit.pictures import Picture, fingerprints
 from pinxit.preview import Preview, preview
 from pinxit.recipe import Recipe
 from pinxit.train import Step
@@ -129,7 +129,7 @@ class RunFolder:
             every = self.recipe.checkpoint_every if wrong else 1
             found = newest(self.folder / _CHECKPOINTS, every)
             if found:
-                steps, pictures = self.recipe.steps or 0, _fingerprints(self.pictures)
+                steps, pictures = self.recipe.steps or 0, fingerprints(self.pictures)
                 found.manifest.must_fit(learner.model, pictures, steps)
                 learner.restore(found.state)
                 for file in found.damaged:
@@ -141,7 +141,8 @@ class RunFolder:
             make_folder(self.folder / _PREVIEWS)
             self.notes.go_back(learner.done)
             self._seen = max(self.notes.looks(), default=-1)
-            yield from self._looked(learner)
+            self._note_looks(learner, learner.done)
+            yield from self._ended(learner)
             if wrong:
                 learner.pace *= _GENTLER
                 self.notes.note(
@@ -154,7 +155,7 @@ class RunFolder:
     def follow(self, step: Step, learner: Learner) -> Generator[Event]:
         """Do and tell what is due after a step that was noted."""
         yield step
-        yield from self._looked(learner)
+        yield from self._ended(learner)
         last = not learner.learning
         if _due(step, self.recipe.preview_every, last):
             with self.resumable():
@@ -177,14 +178,16 @@ class RunFolder:
             self.keep(learner)
             yield Saved(step.number, self.folder / _CONCEPT)
 
-    def note(self, step: Step) -> None:
-        """Add a step to the journal if it is not there."""
-        if step.number > self._noted:
-            entry = asdict(step)
-            del entry["concepts"]
-            with self.resumable(), undisturbed():
+    def note(self, step: Step, learner: Learner) -> None:
+        """Add a step, and looks at the fixed samples, to the journal if they are not there."""
+        with self.resumable(), undisturbed():
+            self._note_looks(learner, step.number - 1)
+            if step.number > self._noted:
+                entry = asdict(step)
+                del entry["concepts"]
                 self.notes.note(entry)
                 self._noted = step.number
+            self._note_looks(learner, step.number)
 
     def choose(self, choice: Choice) -> None:
         """Add to the journal how steps are computed from now on."""
@@ -215,7 +218,7 @@ class RunFolder:
             )
         with self.resumable():
             self.notes.flush()
-            manifest = Manifest(learner.done, learner.model.hash, _fingerprints(self.pictures))
+            manifest = Manifest(learner.done, learner.model.hash, fingerprints(self.pictures))
             keep(self.folder / _CHECKPOINTS, state, manifest, self.recipe.checkpoint_every)
             self._keep_concept(learner)
             self.kept = learner.done
@@ -256,17 +259,19 @@ class RunFolder:
         parts = tuple(adapter.part() for adapter in learner.adapters)
         return Concept(parts, self._provenance(learner))
 
-    def _looked(self, learner: Learner) -> Iterator[Event]:
-        """Note what the looks at the fixed samples found, and tell if they end the run."""
-        found = {step: loss for step, loss in learner.looks.items() if step > self._seen}
-        with self.resumable():
-            for step, loss in found.items():
+    def _note_looks(self, learner: Learner, until: int) -> None:
+        for step, loss in learner.looks.items():
+            if self._seen < step <= until:
                 self.notes.note({"number": step, "fixed": loss})
-            self._seen = max(self._seen, *found, -1)
-            if learner.done == learner.total < (self.recipe.steps or 0):
-                if self.stopped != learner.done:
+                self._seen = step
+
+    def _ended(self, learner: Learner) -> Iterator[Event]:
+        """Note and tell that a run is done before its time."""
+        if learner.done == learner.total < (self.recipe.steps or 0):
+            if self.stopped != learner.done:
+                with self.resumable():
                     self.notes.note({"number": learner.done, "stopped": learner.done})
-                yield Stopped(learner.done)
+            yield Stopped(learner.done)
 
     def _concept_is(self, provenance: Provenance) -> bool:
         """Whether the concept is there, sound, and of this step and recipe."""
@@ -284,7 +289,7 @@ class RunFolder:
             base=model.name,
             base_hash=model.hash,
             steps=learner.done,
-            pictures=_fingerprints(self.pictures),
+            pictures=fingerprints(self.pictures),
             recipe=recipe.to_toml(),
         )
 
@@ -292,10 +297,3 @@ class RunFolder:
 def _due(step: Step, every: int, last: bool) -> bool:
     """Whether something done now and then, and after the last step, is to be done after this."""
     return every > 0 and (step.number % every == 0 or last)
-
-
-def _fingerprints(pictures: tuple[Picture, ...]) -> dict[str, str]:
-    """What each picture and its mask hold, by the picture's name."""
-    masks = (f"+{picture.mask.sha256}" if picture.mask else "" for picture in pictures)
-    known = zip(pictures, masks, strict=True)
-    return {picture.path.name: picture.sha256 + mask for picture, mask in known}

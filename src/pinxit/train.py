@@ -170,8 +170,7 @@ def train(lesson: Lesson) -> Generator[Step]:
             step = min(learner.done for learner in learners if learner.learning)
             there = [n for n, one in enumerate(learners) if not one.trouble and step < one.total]
             drawn = lesson.batches(step, there)
-            lesson.choice = lesson.choice or _fitting(lesson, drawn, tell)
-            if _look(lesson, tell):
+            if _look(lesson, tell, drawn):
                 continue
             told = _gradients(lesson, drawn, tell)
             turn = [n for n in there if learners[n].done == step]
@@ -194,25 +193,24 @@ def train(lesson: Lesson) -> Generator[Step]:
                     seconds=time.perf_counter() - began,
                     concepts=well,
                 )
-            _ = _look(lesson, tell)
+            _ = _look(lesson, tell, drawn)
             yield lesson.last
 
 
 @torch.no_grad()
-def _look(lesson: Lesson, tell: Tell) -> bool:
+def _look(lesson: Lesson, tell: Tell, drawn: Sequence[Batch]) -> bool:
     """Let learners that are due look at their fixed samples; whether one is done by that.
 
     Each looks alone, so that who else learns does not change a bit of what it sees. After a step
     none is due twice; before one only those are that begin, or were interrupted at this point.
     """
+    choice = lesson.choice = lesson.choice or _fitting(lesson, drawn, tell)
     before = sum(learner.learning for learner in lesson.learners)
     for n, learner in enumerate(lesson.learners):
         if learner.looks_now:
             fixed = parts(learner.samples.fixed(SAMPLES, n), lesson.model.device)
-            together = lesson.choice.together if lesson.choice else 1
-            learner.look(
-                sum(float(lesson.errors(some, tell).sum()) for some in _cut(fixed, together))
-            )
+            pieces = _cut(fixed, choice.together)
+            learner.look(sum(float(lesson.errors(some, tell).sum()) for some in pieces))
     return sum(learner.learning for learner in lesson.learners) < before
 
 

@@ -121,10 +121,8 @@ class _Board:
             self.done[run] = event.number
             total = sum(self.enough.get(one, one.recipe.steps or 0) for one in self.done)
             report("learning", sum(self.done.values()), total, f"loss {event.loss:.3f}")
-        elif isinstance(event, Chosen):
-            say(event.text)
-        elif isinstance(event, Scored | Stopped):
-            self._judged(run, event)
+        elif isinstance(event, Chosen | Scored | Stopped):
+            self._tell(run, event)
         elif isinstance(event, Notice):
             say(f"note: {name}: {event.message}")
         elif isinstance(event, Saved) and self._last(run, event.number):
@@ -133,10 +131,11 @@ class _Board:
             del self.done[run]
             say(f"{name} is left out: {event.error.message}\nhint: {event.error.hint}")
 
-    def _judged(self, run: Run, event: Scored | Stopped) -> None:
+    def _tell(self, run: Run, event: Chosen | Scored | Stopped) -> None:
         if isinstance(event, Stopped):
             self.enough[run] = event.number
-        say(f"{self.names[run]}: {event.text}")
+        whose = "" if isinstance(event, Chosen) else f"{self.names[run]}: "
+        say(f"{whose}{event.text}")
 
     def _last(self, run: Run, number: int) -> bool:
         return number in (run.recipe.steps, self.enough.get(run))
