@@ -21,7 +21,7 @@ from pinxit.durable import alone, replace_tensors
 from pinxit.errors import DiskError, FileError, RunError
 from pinxit.generate import Notice, Painted
 from pinxit.journal import Journal
-from pinxit.learner import DivergedError
+from pinxit.learner import DivergedError, Learner
 from pinxit.model import Model
 from pinxit.optimizer import AdamW
 from pinxit.recipe import Recipe
@@ -240,8 +240,8 @@ def test_other_signals_are_like_ctrl_c(
     monkeypatch.chdir(tmp_path)
     noted = Run.note
 
-    def stopped(self: Run, step: Step) -> None:
-        noted(self, step)
+    def stopped(self: Run, step: Step, learner: Learner) -> None:
+        noted(self, step, learner)
         if step.number == 2:
             os.kill(os.getpid(), number)
 

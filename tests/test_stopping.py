@@ -50,6 +50,10 @@ def four_looks(losses: Sequence[float], share: float) -> bool:
     return share > 0 and len(losses) >= 4
 
 
+def never(_: Sequence[float], __: float) -> bool:
+    return False
+
+
 def test_fixed_samples_stay(model: Model, pictures: Path) -> None:
     one = Lesson.of(model, recipe(pictures).settled(model, 3), recipe(pictures).read_pictures())
     samples = one.learners[0].samples
@@ -113,7 +117,7 @@ def test_more_steps_on_request(
     more = Run.open(run.folder, steps=9)
     assert not more.finished
     assert [e.number for e in more.learn(model) if isinstance(e, Step)] == [7, 8, 9]
-    rule(lambda *_: False)
+    rule(never)
     whole = teach(model, recipe(pictures, steps=9), tmp_path / "whole")
     assert _steps(whole) == _steps(more)
 
@@ -127,7 +131,11 @@ def test_each_of_many_stops_alone(
         Image.new("RGB", (48, 48), colour).save(others / f"{number}.png")
     alone = teach(model, recipe(pictures, stop=1e-12), tmp_path / "alone")
     first = alone.notes.looks()[0]
-    rule(lambda losses, _: len(losses) >= 3 and abs(losses[0] - first) < first * 1e-4)
+
+    def after_three(losses: Sequence[float], _: float) -> bool:
+        return len(losses) >= 3 and abs(losses[0] - first) < first * 1e-4
+
+    rule(after_three)
     one = Run(tmp_path / "one", recipe(pictures))
     other = Run(tmp_path / "other", recipe(others, token="<another>"))
     told = [event for event in learn_many(model, [one, other]) if isinstance(event, tuple)]

@@ -117,10 +117,12 @@ def learn(model: Model, longs: Sequence[Long]) -> None:
         return
     with closing(learn_many(model, runs)) as told:
         for one in told:
-            event = one[1] if isinstance(one, tuple) else None
+            if not isinstance(one, tuple):
+                continue
+            run, event = one
             if isinstance(event, Failed):
                 raise event.error
-            if isinstance(event, Step) and event.number % 50 == 0 and one[0] is runs[0]:
+            if isinstance(event, Step) and event.number % 50 == 0 and run is runs[0]:
                 print(f"step {event.number}", file=sys.stderr, flush=True)
 
 

@@ -72,7 +72,7 @@ class Recipe(Checked):
     )
     precision: Precision | None = Field(default=None, description="numbers to compute in")
     stop: float = Field(
-        default=0.0,
+        default=0.05,
         ge=0,
         description="learned enough when the loss of fixed samples falls by less than this share "
         "of all it fell; 0 takes all steps",

@@ -167,8 +167,7 @@ def train(lesson: Lesson) -> Generator[Step]:
         while any(learner.learning for learner in learners):
             began = time.perf_counter()
             lesson.make_room()
-            step = min(learner.done for learner in learners if learner.learning)
-            there = [n for n, one in enumerate(learners) if not one.trouble and step < one.total]
+            step, there = _next(learners)
             drawn = lesson.batches(step, there)
             if _look(lesson, tell, drawn):
                 continue
@@ -195,6 +194,12 @@ def train(lesson: Lesson) -> Generator[Step]:
                 )
             _ = _look(lesson, tell, drawn)
             yield lesson.last
+
+
+def _next(learners: Sequence[Learner]) -> tuple[int, list[int]]:
+    """The next step, counted from 0, and whose samples are in its batch."""
+    step = min(learner.done for learner in learners if learner.learning)
+    return step, [n for n, one in enumerate(learners) if not one.trouble and step < one.total]
 
 
 @torch.no_grad()
