@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 _LITTLE_LIKE = 0.4  # of the way from floor to ceiling
 _FORGETFUL = 0.75  # of what the base meets of prompts
 _COPYING = 0.1  # of all pictures
-_LEAKING = 0.5  # of the pictures of one place
+_LEAKING, _LEAKING_IN_ALL = 0.5, 0.3  # of the pictures of one place, and of all
 _DRIFTING = 0.3  # of the way from floor to ceiling
 _ALIKE = 0.6  # of the base's variety
 _LONG = 3.0  # times a word of the vocabulary
@@ -95,7 +95,7 @@ class Findings:
             judge.verdict(images, prompts),
             judge.verdict(judge.plain, judge.prompts).prompt,
             sum(copied(judge, images)),
-            strays(judge, images, prompts),
+            strays(astray(judge, images, prompts)),
         )
 
 
@@ -111,31 +111,55 @@ def copied(judge: Judge, images: Sequence["Image"]) -> list[bool]:
     return [mark > limit for mark in nearest.score(images, known, ())]
 
 
-def strays(judge: Judge, images: Sequence["Image"], prompts: Sequence[Prompt]) -> dict[str, Stray]:
-    """Places asked for and learned ones seen in their stead; nothing where no eyes know places."""
+def astray(
+    judge: Judge, images: Sequence["Image"], prompts: Sequence[Prompt]
+) -> list[tuple[str, str | None]]:
+    """For each picture the place asked for, and the learned one that is seen in its stead if any.
+
+    Nothing where no eyes know places.
+    """
     eyes = judge.sight.eyes
     if eyes is None:
-        return {}
+        return []
     learned = set(eyes.look(stacked(judge.pictures)).named("background"))
     seen = eyes.look(stacked(images)).named("background")
     places = [asked(prompt.meant).get("background", "") for prompt in prompts]
+    return [
+        (wanted, there if wanted and there != wanted and there in learned else None)
+        for wanted, there in zip(places, seen, strict=True)
+    ]
+
+
+def strays(came: Sequence[tuple[str, str | None]]) -> dict[str, Stray]:
+    """How many went astray, by the place they were asked for in."""
     found: dict[str, Stray] = {}
-    for place in dict.fromkeys(filter(None, places)):
-        came = [there for wanted, there in zip(places, seen, strict=True) if wanted == place]
-        wrong = Counter(there for there in came if there != place and there in learned)
+    for place in dict.fromkeys(wanted for wanted, _ in came):
+        here = [there for wanted, there in came if wanted == place]
+        wrong = Counter(there for there in here if there is not None)
         if wrong:
-            found[place] = Stray(wrong.total(), len(came), wrong.most_common(1)[0][0])
+            found[place] = Stray(wrong.total(), len(here), wrong.most_common(1)[0][0])
     return found
 
 
-def _wrong(found: Findings) -> Iterator[str]:
+def _leak(found: Findings) -> str:
+    """Where pictures came out that were asked for elsewhere, if many did."""
     worst = max(found.strays.items(), key=lambda one: one[1].count / one[1].of, default=None)
     if worst and worst[1].count >= 2 and worst[1].count >= _LEAKING * worst[1].of:
-        place, stray = PLACE_PHRASES[worst[0]][0], worst[1]
+        place, stray = worst
+        where = f"{stray.of} {PLACE_PHRASES[place][0]} came out {PLACE_PHRASES[stray.seen][0]}"
+        return f"{stray.count} of {where}"
+    if found.leaked >= _LEAKING_IN_ALL:
+        count = sum(stray.count for stray in found.strays.values())
+        return f"{count} of {found.pictures} came out in a learned place that was not asked for"
+    return ""
+
+
+def _wrong(found: Findings) -> Iterator[str]:
+    leak = _leak(found)
+    if leak:
         yield (
-            f"copies the pictures' background: {stray.count} of {stray.of} {place} came out "
-            f"{PLACE_PHRASES[stray.seen][0]}; try pictures in other places, masks (toy.mask.png "
-            "beside toy.jpg), or captions that say what is around it"
+            f"copies the pictures' background: {leak}; try pictures in other places, masks "
+            "(toy.mask.png beside toy.jpg), or captions that say what is around it"
         )
     if found.copies > _COPYING * found.pictures:
         yield (
