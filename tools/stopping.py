@@ -198,7 +198,7 @@ def summary(longs: Sequence[Long], rows: Sequence[dict[int, Row]], share: float)
         "by subject": [{step: row[step] for step in sorted(row)} for row in rows],
         "peak": peak,
         "stops": stops,
-        "steps to the peak's": fmean(stops) / peak,
+        "of the peak": fmean(stops) / peak,
         "best at the stop": stopped,
         "lost": 1 - stopped / grid[peak],
         "lost by the last": 1 - grid[max(grid)] / grid[peak],
