@@ -253,9 +253,9 @@ def test_a_base_that_nobody_can_judge_is_learned_all_the_same(
 
 
 def falling(*sizes: float) -> list[float]:
-    """Thirteen losses: the first, and two windows that each have one."""
+    """Seventeen losses: the first, and two windows that each have one."""
     first, before, now = sizes
-    return [first, *[before] * 6, *[now] * 6]
+    return [first, *[before] * 8, *[now] * 8]
 
 
 def test_settled() -> None:

@@ -44,7 +44,9 @@ def offer(folder: Path, concept: Concept, findings: Findings) -> Scored:
     that goes back and learns the same again finds it there, no worse and no better.
     """
     number, before, verdict = concept.provenance.steps, kept(folder), findings.verdict
-    best = before is None or verdict.best > before.provenance.scores.get(_SCORE, 0.0)
+    was = before.provenance.scores if before else {}
+    # Where nothing is alike at all, what is least unlike.
+    best = (verdict.best, verdict.likeness) > (was.get(_SCORE, -1.0), was.get("likeness", 0.0))
     said = tuple(sentences(findings))
     found = Scored(number, verdict.likeness, verdict.prompt, verdict.best, best, said)
     if best:
