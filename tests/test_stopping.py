@@ -1,6 +1,7 @@
 """Stopping: the fixed samples, when a run has learned enough, and which step is the best."""
 
-from collections.abc import Callable, Sequence
+import shutil
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
@@ -97,15 +98,16 @@ def test_a_run_that_goes_on_stops_at_the_same_step(
     with closing(part.learn(model)) as going:
         for event in going:
             if isinstance(event, Step) and event.number == at:
+                # As if the process were killed here; the other way it is stopped in order.
+                shutil.copytree(part.folder, tmp_path / "killed")
                 break
-    again = Run.open(part.folder)
-    _ = list(again.learn(model))
-    assert Run.open(part.folder).finished
-    assert (again.folder / "concept.safetensors").read_bytes() == (
-        whole.folder / "concept.safetensors"
-    ).read_bytes()
-    assert _steps(again) == _steps(whole)
-    assert again.notes.looks() == whole.notes.looks()
+    for folder in (part.folder, tmp_path / "killed"):
+        again = Run.open(folder)
+        _ = list(again.learn(model))
+        assert Run.open(folder).finished
+        assert _entries(again) == _entries(whole)
+        files = [run.folder / "concept.safetensors" for run in (again, whole)]
+        assert files[0].read_bytes() == files[1].read_bytes()
 
 
 def test_more_steps_on_request(
@@ -165,12 +167,16 @@ class Scores:
         return Preview(number, folder / "none.png", 0, found)
 
 
+def nobody(_: Run, __: Model) -> Iterator[Notice]:
+    yield from ()
+
+
 def test_the_best_is_kept(
     model: Model, pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     judge = Scores([0.2, 0.9, 0.9, 0.5])
     monkeypatch.setattr(run_folder, "preview", judge.preview)
-    monkeypatch.setattr(Run, "call_judge", lambda *_: iter(()))
+    monkeypatch.setattr(Run, "call_judge", nobody)
     given = recipe(pictures, preview_every=2, stop=0, keep_every=4)
     run = Run.create(tmp_path / "run", given)
     scored = [event for event in run.learn(model) if isinstance(event, Scored)]
@@ -279,6 +285,11 @@ def test_settled() -> None:
 def test_looks_are_cheap(advised: int, batch: int, every: int) -> None:
     assert steps_between_looks(advised, batch) == every
     assert SAMPLES / (3 * batch * every) < 0.12
+
+
+def _entries(run: Run) -> list[dict[str, Any]]:
+    """The journal, but for times."""
+    return [{k: v for k, v in e.items() if k != "seconds"} for e in run.notes.entries()]
 
 
 def _steps(run: Run) -> list[object]:
