@@ -7,9 +7,10 @@ from PIL import Image
 
 from pinxit.adapter import NewWord
 from pinxit.concept import Concept, Provenance
-from pinxit.findings import Findings, Stray, Word, astray, copied, sentences, strays
+from pinxit.findings import Findings, Stray, Word, astray, copied, grounds, sentences, strays
 from pinxit.judge import Judge, Sight, Sitting, Verdict
 from pinxit.metric import Scale
+from pinxit.metrics.colour import Colour
 from pinxit.model import Model
 from pinxit.pocket import gallery
 from pinxit.pocket.eyes import Eyes
@@ -46,6 +47,10 @@ ONE = Stray(1, 2, "meadow")
         (
             {"strays": dict.fromkeys(("beach", "night", "snow", "city", "room"), ONE)},
             "copies the pictures' background: 5 of 16 came out in a learned place that",
+        ),
+        (
+            {"ground": 0.7},
+            "copies the pictures' background: what is around the subject goes 70% of the way",
         ),
         ({"copies": 6}, "copies its pictures: 6 of 16 are nearly one that it was learned from"),
         ({"verdict": Verdict(0.8, 0.5)}, "prompts count too little: 50% of what they ask for is"),
@@ -104,6 +109,16 @@ def test_a_learned_place_in_another_s_stead_is_seen(judge: Judge) -> None:
     assert came == [("snow", None), ("snow", "meadow"), ("snow", "meadow"), ("snow", None)]
     assert strays(came) == {"snow": Stray(2, 4, "meadow")}
     assert not strays(astray(judge, views("snow"), judge.prompts))
+
+
+def test_surroundings_are_compared_where_masks_say_what_they_are(judge: Judge) -> None:
+    by_colour = replace(judge.sight, eyes=None, apart=Colour())
+    green, sand = (Image.new("RGB", (64, 64), c) for c in ("green", "khaki"))
+    masked = replace(judge, sight=by_colour, plain=(sand,), pictures=(green,), grounds=(green,))
+    assert grounds(masked, [green, sand]) == pytest.approx([1, 0])
+    assert Findings.of(masked, [green, sand], judge.prompts * 2).ground == pytest.approx(0.5)
+    assert grounds(replace(masked, grounds=()), [green]) == []
+    assert grounds(replace(judge, grounds=(green,)), [green]) == []  # pocket's eyes know places
 
 
 def test_a_copy_is_counted_and_the_subject_elsewhere_is_none(judge: Judge) -> None:

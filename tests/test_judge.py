@@ -4,11 +4,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, ImageOps
 
 from pinxit.adapter import NewWord, injected
 from pinxit.errors import RequestError
-from pinxit.judge import Judge, Known, Sight, Sitting, Verdict, on_mask, speaks_pocket
+from pinxit.judge import Judge, Known, Sight, Sitting, Verdict, off_mask, on_mask, speaks_pocket
 from pinxit.metrics.clip_t import ClipT
 from pinxit.metrics.dino import Dino
 from pinxit.model import Model, open_base
@@ -130,6 +130,9 @@ def test_only_the_subject_is_compared_where_there_is_a_mask() -> None:
     assert cut.size == (5, 10)
     assert cut.getextrema() == ((255, 255), (0, 0), (0, 0))
     assert on_mask(image, None) is image
+    around = off_mask(image, mask)
+    assert around.getpixel((0, 0)) == (255, 0, 0)
+    assert around.getpixel((7, 7)) == on_mask(image, ImageOps.invert(mask)).getpixel((7, 7))
 
 
 @pytest.mark.long

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from pinxit import registry
 from pinxit.concept import Concept
 from pinxit.judge import Judge, Verdict
-from pinxit.metric import apart, stacked
+from pinxit.metric import Scale, apart, share, stacked
 from pinxit.model import Model
 from pinxit.pocket.asked import asked
 from pinxit.pocket.words import PLACE_PHRASES
@@ -69,7 +69,8 @@ class Word:
 class Findings:
     """What pictures of a word show; `base_prompt` and `base_variety` are of the base without it.
 
-    `strays` are by the place that was asked for. What was not looked at is None.
+    `strays` are by the place that was asked for; `ground` is how far pictures go from the base's
+    to the learned ones' surroundings, where eyes know no places. What was not looked at is None.
     """
 
     pictures: int
@@ -81,6 +82,7 @@ class Findings:
     base_variety: float | None = None
     drift: float | None = None
     word: Word | None = None
+    ground: float | None = None
 
     @property
     def leaked(self) -> float:
@@ -90,12 +92,14 @@ class Findings:
     @classmethod
     def of(cls, judge: Judge, images: Sequence["Image"], prompts: Sequence[Prompt]) -> "Findings":
         """What a judge finds in pictures of the word, each painted of one of the prompts."""
+        around = grounds(judge, images)
         return cls(
             len(images),
             judge.verdict(images, prompts),
             judge.verdict(judge.plain, judge.prompts).prompt,
             sum(copied(judge, images)),
             strays(astray(judge, images, prompts)),
+            ground=fmean(around) if around else None,
         )
 
 
@@ -141,6 +145,18 @@ def strays(came: Sequence[tuple[str, str | None]]) -> dict[str, Stray]:
     return found
 
 
+def grounds(judge: Judge, images: Sequence["Image"]) -> list[float]:
+    """How far each picture goes from the base's to what is around the subject in the learned ones.
+
+    1 is what those reach themselves; nothing where their masks do not say what is around it.
+    """
+    if not judge.grounds or judge.sight.eyes:
+        return []
+    scale = Scale.of(judge.sight.apart, judge.grounds, judge.plain, judge.pictures)
+    marks = scale.metric.score(images, judge.grounds, ())
+    return [share(mark, scale.floor, scale.ceiling) for mark in marks]
+
+
 def _leak(found: Findings) -> str:
     """Where pictures came out that were asked for elsewhere, if many did."""
     worst = max(found.strays.items(), key=lambda one: one[1].count / one[1].of, default=None)
@@ -151,6 +167,8 @@ def _leak(found: Findings) -> str:
     if found.leaked >= _LEAKING_IN_ALL:
         count = sum(stray.count for stray in found.strays.values())
         return f"{count} of {found.pictures} came out in a learned place that was not asked for"
+    if found.ground is not None and found.ground > _LEAKING:
+        return f"what is around the subject goes {found.ground:.0%} of the way to theirs"
     return ""
 
 

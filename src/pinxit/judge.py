@@ -148,7 +148,8 @@ class Judge:
 
     `met` is what prompts that have nothing to do with a picture reach, and what the base reaches
     with its own words; `plain` are the base's pictures without the word, `pictures` those that
-    were learned from, as a whole.
+    were learned from, as a whole, and `grounds` what is around the subject in them, if all have
+    masks.
     """
 
     sight: Sight
@@ -157,6 +158,7 @@ class Judge:
     met: tuple[float, float]
     plain: tuple["Image", ...] = field(repr=False)
     pictures: tuple["Image", ...] = field(repr=False)
+    grounds: tuple["Image", ...] = field(default=(), repr=False)
 
     @classmethod
     def of(
@@ -182,7 +184,9 @@ class Judge:
         shown = references(pictures, masked=recipe.kind == "object" and not sight.eyes)
         scale = Scale.of(sight.likeness, shown, known.lookalikes or plain, known.others)
         whole = tuple(references(pictures, masked=False))
-        return cls(sight, sitting, scale, anchors(sight, plain, sitting), plain, whole)
+        masked = all(picture.mask for picture in pictures)
+        around = tuple(off_mask(*picture.opened()) for picture in pictures) if masked else ()
+        return cls(sight, sitting, scale, anchors(sight, plain, sitting), plain, whole, around)
 
     @property
     def prompts(self) -> tuple[Prompt, ...]:
@@ -229,6 +233,13 @@ def on_mask(image: "Image", mask: "Image | None") -> "Image":
     if mask is None:
         return image
     return Image.composite(image, Image.new("RGB", image.size, _GREY), mask).crop(mask.getbbox())
+
+
+def off_mask(image: "Image", mask: "Image | None") -> "Image":
+    """A picture with its subject made grey; itself without a mask."""
+    from PIL import Image
+
+    return Image.composite(Image.new("RGB", image.size, _GREY), image, mask) if mask else image
 
 
 def _metric(name: str, **settings: object) -> Metric:

@@ -15,7 +15,7 @@ from pinxit import registry
 from pinxit.checked import Checked
 from pinxit.errors import PinxitError, RequestError
 from pinxit.evaluate.contender import Contender
-from pinxit.findings import Findings, Word, astray, copied, sentences
+from pinxit.findings import Findings, Word, astray, copied, grounds, sentences
 from pinxit.interval import Interval, Rows, bootstrap
 from pinxit.judge import CLIP, DINO, Judge, Known, Sight, Sitting, suited_set
 from pinxit.metric import Metric, Scale, apart, share
@@ -140,14 +140,13 @@ class Table:
     def _entry(self, judge: Judge, one: Contender, others: Sequence["Image"]) -> Entry:
         images = self._painted(judge.sitting, one.concept.token, (one,))
         found = figures(judge, images)
-        if one.acts_alone:
-            drifted = others
-        else:
+        found["drift"] = Interval(0, 0, 0)
+        if not one.acts_alone:
             drifted = self._painted(self._classmates(judge.sitting), None, (one,))
-        # Against the base's own of the same prompt, whatever the likeness of those is.
-        scale = Scale.of(judge.sight.likeness, judge.likeness.references, others)
-        marks = scale.metric.score(drifted, scale.references, ())
-        found["drift"] = bootstrap(_shares(scale, marks, 1))
+            # Against the base's own of the same prompt, whatever the likeness of those is.
+            scale = Scale.of(judge.sight.likeness, judge.likeness.references, others)
+            marks = scale.metric.score(drifted, scale.references, ())
+            found["drift"] = bootstrap(_shares(scale, marks, 1))
         findings = replace(
             Findings.of(judge, images, judge.prompts),
             variety=found["variety"].value if "variety" in found else None,
@@ -188,9 +187,9 @@ def figures(judge: Judge, images: Sequence["Image"]) -> Figures:
     if count > 1:
         found["variety"] = bootstrap(_variety(judge, images))
     found["copies"] = bootstrap(_by_prompt(copied(judge, images), count))
-    came = astray(judge, images, prompts)
-    if came:
-        found["background"] = bootstrap(_by_prompt([there is not None for _, there in came], count))
+    leaks = grounds(judge, images) or [bool(there) for _, there in astray(judge, images, prompts)]
+    if leaks:
+        found["background"] = bootstrap(_by_prompt(leaks, count))
     return found
 
 

@@ -25,7 +25,7 @@ _METHOD = (
     "real pictures, each against the others). <b>Prompts met</b> is {prompts}. <b>Both</b> is the "
     "geometric mean. <b>Variety</b> is how far apart pictures of one prompt are, by {apart}. "
     "<b>Copies</b> are pictures that nearly are one of those learned from; <b>learned "
-    "background</b>, those in a place that was learned and not asked for. <b>Class drift</b> is "
+    "background</b>, {leak}. <b>Class drift</b> is "
     "how far the class noun alone has gone towards the subject. Raw figures are the metrics' own. "
     "Small figures are 95% intervals over prompts."
 )
@@ -68,13 +68,15 @@ def _front(groups: Sequence[Group]) -> str:
         f'<text class="dim" text-anchor="end" x="{_LEFT - 1}" y="{_up(y) + 1:.1f}">{said}</text>'
         for y, said in ((0, "floor"), (1, "ceiling"))
     )
-    axis = "".join(
+    ends += f'<text class="dim" x="0" y="{_up(0.5) + 1:.1f}">likeness</text>'
+    axis = f'<text class="dim" x="{_across(1) + 7:.1f}" y="{_up(_LOW) + 5:.1f}">prompts met</text>'
+    axis += "".join(
         f'<text class="dim" text-anchor="middle" x="{_across(x):.1f}" y="{_up(_LOW) + 5:.1f}">'
         f"{x:.0%}</text>"
         for x in (0, 0.25, 0.5, 0.75, 1)
     )
     return (
-        f'<svg class="front" viewBox="0 0 {_SIDE + _LEFT + 14} {_SIDE * 0.6 + 8:.0f}" role="img" '
+        f'<svg class="front" viewBox="0 0 {_SIDE + _LEFT + 26} {_SIDE * 0.6 + 8:.0f}" role="img" '
         f'aria-label="likeness over prompts met">{curves}{ends}{axis}{"".join(marks)}</svg>'
     )
 
@@ -161,6 +163,8 @@ def _cell(name: str, figure: Interval | None) -> str:
     if figure is None:
         return "–"
     form = ".0%" if name in _SHARES and name != "variety" else ".2f"
+    if figure.low == figure.high:
+        return f"{figure.value:{form}}"
     low, high = (format(end, form).rstrip("%") for end in (figure.low, figure.high))
     return f"{figure.value:{form}} <i>{low} to {high}</i>"
 
@@ -217,7 +221,10 @@ def _explained(group: Group) -> str:
     counted = "the share of what a prompt asks for (class, place, manner) that pocket's eyes see"
     anchored = "CLIP's cosine, from that of wrong prompts (0%) to that of the base (100%)"
     thumbnails = "thumbnails' correlation"
+    places = "those in a place that was learned and not asked for"
+    around = "how far they go to what is around the subject in the real pictures, if masks say so"
     return _METHOD.format(
         prompts=counted if sight.eyes else anchored,
+        leak=places if sight.eyes else around,
         apart=thumbnails if sight.eyes else "DINO's cosine",
     )
