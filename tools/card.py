@@ -343,7 +343,7 @@ def stopping() -> str:
         [
             method,
             f"{figures['peak']}: {figures['grid'][str(figures['peak'])]:.3f}",
-            ", ".join(map(str, figures["stops"])),
+            f"{', '.join(map(str, figures['stops']))}: {figures['stopped']} of themselves",
             f"{figures['of the peak']:.2f}",
             f"{figures['best at the stop']:.3f}",
             percent(figures["lost"]),

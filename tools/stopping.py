@@ -62,6 +62,11 @@ class Long:
         return self.given.steps or _SIZES[self.method][1]
 
     @property
+    def budgets(self) -> list[int]:
+        """The grid as far as it goes, and its end."""
+        return [*(step for step in GRID if step < self.steps), self.steps]
+
+    @property
     def folder(self) -> Path:
         """Where its pictures, its run and its scores are."""
         return self.given.work / f"{self.method}-{self.batch_size}" / f"{self.subject:02}"
@@ -175,7 +180,7 @@ def measured(model: Model, eyes: Eyes, longs: Sequence[Long]) -> Iterator[dict[i
     """For each subject what every budget, and stopping, is worth."""
     learn(model, longs)
     for long in longs:
-        steps = [step for step in GRID if step <= long.steps]
+        steps = long.budgets
         stop = long.stop(long.given.share)
         row = {step: score(model, eyes, long, step) for step in sorted({*steps, stop})}
         for step in steps if long.given.judged else ():
@@ -185,7 +190,7 @@ def measured(model: Model, eyes: Eyes, longs: Sequence[Long]) -> Iterator[dict[i
 
 def summary(longs: Sequence[Long], rows: Sequence[dict[int, Row]], share: float) -> Row:
     """Figures over subjects: the grid, where stopping comes and what it loses, what is kept."""
-    grid = {step: fmean(row[step]["best"] for row in rows) for step in GRID if step in rows[0]}
+    grid = {step: fmean(row[step]["best"] for row in rows) for step in longs[0].budgets}
     peak = max(grid, key=lambda step: grid[step])
     stops = [long.stop(share) for long in longs]
     stopped = fmean(row[stop]["best"] for row, stop in zip(rows, stops, strict=True))
@@ -198,6 +203,7 @@ def summary(longs: Sequence[Long], rows: Sequence[dict[int, Row]], share: float)
         "by subject": [{step: row[step] for step in sorted(row)} for row in rows],
         "peak": peak,
         "stops": stops,
+        "stopped": sum(stop < long.steps for stop, long in zip(stops, longs, strict=True)),
         "of the peak": fmean(stops) / peak,
         "best at the stop": stopped,
         "lost": 1 - stopped / grid[peak],
