@@ -1,6 +1,6 @@
 """Changes to a model that can be undone: new words, other words, tuned weights."""
 
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import Protocol, Self, runtime_checkable
@@ -92,10 +92,17 @@ class NewWord:
 
     touches_text = True
 
-    def __init__(self, word: str, stand_in: str, tables: Mapping[str, Tensor]) -> None:
+    def __init__(
+        self,
+        word: str,
+        stand_in: str,
+        tables: Mapping[str, Tensor],
+        lengths: Mapping[str, float] | None = None,
+    ) -> None:
         self.word = word
         self.stand_in = stand_in
         self.tables = {tower: nn.Parameter(table) for tower, table in tables.items()}
+        self.vectors = self.tables if lengths is None else _Directed(self.tables, lengths)
 
     @classmethod
     def of(cls, model: Model, word: str, noun: str, count: int) -> Self:
@@ -110,9 +117,13 @@ class NewWord:
             tables[name] = torch.stack([shares[at % len(shares)] for at in range(count)])
         return cls(word, noun, tables)
 
+    def lengths(self) -> dict[str, float]:
+        """How long its vectors are on average, by tower; to a millionth, for threads round."""
+        return {name: round(float(t.norm(dim=1).mean()), 6) for name, t in self.tables.items()}
+
     def inject(self, model: Model) -> None:
         """The word means its vectors from now on."""
-        _define(model, self.word, Meaning(self.stand_in, self.tables))
+        _define(model, self.word, Meaning(self.stand_in, self.vectors))
 
     def eject(self, model: Model) -> None:
         """The word means nothing again."""
@@ -123,9 +134,9 @@ class NewWord:
         return self.tables
 
     def part(self) -> Part:
-        """Its tables, and the word."""
+        """Its vectors, and the word."""
         settings = {"word": self.word, "stand_in": self.stand_in}
-        return Part("new-word", settings, _detached(self.tables))
+        return Part("new-word", settings, _detached(self.vectors))
 
     @classmethod
     def restore(cls, part: Part, model: Model) -> Self:
@@ -146,6 +157,23 @@ class NewWord:
                 )
         tables = {name: part.tensors[name].to(model.device) for name in widths}
         return cls(word, part.settings["stand_in"], tables)
+
+
+class _Directed(Mapping[str, Tensor]):
+    """Tables of vectors that all have their tower's length: only their directions are learned."""
+
+    def __init__(self, tables: Mapping[str, Tensor], lengths: Mapping[str, float]) -> None:
+        self._tables = tables
+        self._lengths = lengths
+
+    def __getitem__(self, tower: str) -> Tensor:
+        return nn.functional.normalize(self._tables[tower], dim=-1) * self._lengths[tower]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._tables)
+
+    def __len__(self) -> int:
+        return len(self._tables)
 
 
 class Alias:
@@ -282,5 +310,5 @@ def _fitting(widths: Mapping[str, int]) -> str:
     return f"it fits {named}: give one with --base"
 
 
-def _detached(tensors: Mapping[str, nn.Parameter]) -> dict[str, Tensor]:
+def _detached(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {name: tensor.detach().cpu() for name, tensor in tensors.items()}

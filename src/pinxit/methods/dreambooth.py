@@ -14,7 +14,9 @@ class Dreambooth(Tuning):
     """Tune all of the base's denoiser to the subject."""
 
     # As in the paper for real ones. Tune here.
-    plans: ClassVar = {"little": Plan(200, 4, rate=3e-4), "real": Plan(800, 1, rate=5e-6)}
+    plans: ClassVar = dict.fromkeys(
+        ("object", "style"), {"little": Plan(200, 4, rate=3e-4), "real": Plan(800, 1, rate=5e-6)}
+    )
 
     def adapters(self, model: Model, subject: Subject, rate: float) -> tuple[Learnable, ...]:
         """The denoiser's weights, the text towers' if wanted, and the word for "[V] class"."""
