@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from pinxit.demo.scores import ASKED, judge, subject_scales
-from pinxit.demo.trial import Easel, Prompt
+from pinxit.demo.trial import Easel
 from pinxit.durable import replace_text
 from pinxit.interval import Rows, bootstrap, mean_share
 from pinxit.model import open_base
@@ -26,6 +26,7 @@ from pinxit.pocket import gallery
 from pinxit.pocket.captions import prompt
 from pinxit.pocket.eyes import Eyes
 from pinxit.pocket.world import BACKGROUNDS, held_out_subjects
+from pinxit.prompt_set import Prompt
 from pinxit.recipe import Recipe
 
 METHODS = ("textual-inversion", "dreambooth", "lora")

@@ -12,7 +12,9 @@ from string import Template
 from typing import TYPE_CHECKING
 
 from pinxit.demo.chapters import Chapter, Column
-from pinxit.demo.scores import ASKED, Score
+from pinxit.demo.scores import ASKED
+from pinxit.demo.trial import said
+from pinxit.metric import Score
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -119,7 +121,7 @@ def _grid(chapter: Chapter) -> str:
 def _painted(column: Column, template: str) -> Iterable[str]:
     for painting in column.paintings:
         if painting.prompt.template == template:
-            about = f"{painting.prompt.said(column.lesson)}, seed {painting.seed}, {column.title}"
+            about = f"{said(painting.prompt, column.lesson)}, seed {painting.seed}, {column.title}"
             yield _picture(painting.image, about)
 
 
