@@ -119,7 +119,9 @@ class NewWord:
 
     def lengths(self) -> dict[str, float]:
         """How long its vectors are on average, by tower; to a millionth, for threads round."""
-        return {name: round(float(t.norm(dim=1).mean()), 6) for name, t in self.tables.items()}
+        return {
+            name: round(t.detach().norm(dim=1).mean().item(), 6) for name, t in self.tables.items()
+        }
 
     def inject(self, model: Model) -> None:
         """The word means its vectors from now on."""
