@@ -5,11 +5,11 @@ from typing import ClassVar
 from pinxit.adapter import TunedWeights
 from pinxit.method import Learnable, Plan, Subject
 from pinxit.model import Model
-from pinxit.tuning import Tuning
+from pinxit.tuning import Size, Tuning
 
 _DECAY = 1e-2
 # As in the paper for real bases. Tune here.
-_PLANS = {"little": Plan(200, 4, rate=3e-4), "real": Plan(800, 1, rate=5e-6)}
+_PLANS: dict[Size, Plan] = {"little": Plan(200, 4, rate=3e-4), "real": Plan(800, 1, rate=5e-6)}
 
 
 class Dreambooth(Tuning):
