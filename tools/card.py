@@ -386,7 +386,14 @@ BLOCKS: dict[str, Callable[[], str]] = {f.__name__: f for f in (*LEARNED, *FILES
 
 def filled(text: str) -> str:
     """A page with every block made anew."""
-    return BLOCK.sub(lambda found: found[1] + BLOCKS[found[2]]() + found[3], text)
+
+    def made(found: re.Match[str]) -> str:
+        try:
+            return found[1] + BLOCKS[found[2]]() + found[3]
+        except FileNotFoundError:
+            return f"{found[1]}Not measured yet.\n{found[3]}"
+
+    return BLOCK.sub(made, text)
 
 
 def main() -> int:

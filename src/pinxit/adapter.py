@@ -1,6 +1,6 @@
 """Changes to a model that can be undone: new words, other words, tuned weights."""
 
-from collections.abc import Generator, Iterator, Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import Protocol, Self, runtime_checkable
@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from pinxit.errors import ConceptError
 from pinxit.model import Model
 from pinxit.modelspec import fitting
-from pinxit.prompt import Meaning
+from pinxit.prompt import Directed, Meaning
 
 
 @dataclass(frozen=True)
@@ -102,7 +102,7 @@ class NewWord:
         self.word = word
         self.stand_in = stand_in
         self.tables = {tower: nn.Parameter(table) for tower, table in tables.items()}
-        self.vectors = self.tables if lengths is None else _Directed(self.tables, lengths)
+        self.vectors = self.tables if lengths is None else Directed(self.tables, lengths)
 
     @classmethod
     def of(cls, model: Model, word: str, noun: str, count: int) -> Self:
@@ -116,12 +116,6 @@ class NewWord:
             shares = [share.mean(0) for share in known.tensor_split(min(count, len(known)))]
             tables[name] = torch.stack([shares[at % len(shares)] for at in range(count)])
         return cls(word, noun, tables)
-
-    def lengths(self) -> dict[str, float]:
-        """How long its vectors are on average, by tower; to a millionth, for threads round."""
-        return {
-            name: round(t.detach().norm(dim=1).mean().item(), 6) for name, t in self.tables.items()
-        }
 
     def inject(self, model: Model) -> None:
         """The word means its vectors from now on."""
@@ -159,23 +153,6 @@ class NewWord:
                 )
         tables = {name: part.tensors[name].to(model.device) for name in widths}
         return cls(word, part.settings["stand_in"], tables)
-
-
-class _Directed(Mapping[str, Tensor]):
-    """Tables of vectors that all have their tower's length: only their directions are learned."""
-
-    def __init__(self, tables: Mapping[str, Tensor], lengths: Mapping[str, float]) -> None:
-        self._tables = tables
-        self._lengths = lengths
-
-    def __getitem__(self, tower: str) -> Tensor:
-        return nn.functional.normalize(self._tables[tower], dim=-1) * self._lengths[tower]
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._tables)
-
-    def __len__(self) -> int:
-        return len(self._tables)
 
 
 class Alias:

@@ -121,7 +121,9 @@ class TextualInversion(Method):
             tables = {
                 name: self._random(tower, count, subject) for name, tower in model.towers.items()
             }
-        lengths = None if self.length == "free" else word.lengths()
+        # To a millionth, so that the number of threads does not matter.
+        held = {n: round(float(v.detach().norm(dim=1).mean()), 6) for n, v in word.tables.items()}
+        lengths = held if self.length == "held" else None
         return (Learnable(NewWord(subject.token, subject.class_noun, tables, lengths), rate),)
 
     def pools(
