@@ -45,32 +45,9 @@ def test_dreambooth_is_truer_than_textual_inversion() -> None:
 
 def test_the_right_class_noun_is_best(live: Any) -> None:
     """Table 4 of arXiv:2208.12242: DINO 0.744, without a noun 0.303, with a wrong one 0.454."""
-    for found in (live["nouns"], figures("truths")["nouns"]):
+    for found in (live["nouns"],):
         right, wrong, none = (
             found[f"{name} noun"]["likeness"] for name in ("right", "wrong", "no")
         )
         assert right > wrong + 0.2
         assert right > none + 0.2
-
-
-def test_class_pictures_keep_the_class_and_its_diversity() -> None:
-    """Table 3 of arXiv:2208.12242: PRES 0.493 against 0.664, DIV 0.391 against 0.371."""
-    without, with_them = figures("truths")["prior"].values()
-    assert with_them["drift"] < without["drift"]
-    assert with_them["diversity"] > without["diversity"]
-
-
-def test_more_vectors_are_truer_and_obey_less() -> None:
-    """Section 5 of arXiv:2208.01618."""
-    words = figures("truths")["words"]
-    assert words["8 free"]["hidden"] > words["1 free"]["hidden"]
-    assert words["8 free"]["obeyed"] < words["1 free"]["obeyed"]
-
-
-def test_free_words_grow_and_held_ones_obey_better() -> None:
-    """arXiv:2512.13672: norms inflate, and drown what else the prompt says."""
-    words = figures("truths")["words"]
-    for count in (1, 8):
-        free, held = words[f"{count} free"], words[f"{count} held"]
-        assert free["norm"] > 2 * held["norm"]
-        assert held["obeyed"] >= free["obeyed"]
