@@ -122,7 +122,7 @@ def styles() -> str:
         [
             style,
             way.replace("-", " "),
-            *(percent(found["caught"][scale]) for scale in ("colour", "gram")),
+            *(percent(round(found["caught"][scale], 2) + 0.0) for scale in ("colour", "gram")),
             *(percent(found["right"][asked]) for asked in ("style", "class", "background")),
             percent(found["leaked"]),
             f"{found['nearest']:.2f}",

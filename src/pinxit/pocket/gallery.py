@@ -28,7 +28,7 @@ from pinxit.pocket.world import (
 
 SIZE = 128  # pixels of a side; twice what pocket paints, to be good to look at
 SUBJECT = 0  # which of the held-out subjects
-STYLE = "sepia"
+STYLE = "blueprint"
 PLACES = ("meadow", "room", "city", "beach", "forest")  # elsewhere nobody ever saw the subject
 SHOWN = (
     ("cat", "room"),
