@@ -35,15 +35,19 @@ if TYPE_CHECKING:
 
 Knobs = Mapping[str, Any]
 _TUNED: Knobs = {"name": "dreambooth", "prior_pictures": 0}
+_KEPT: Knobs = {**_TUNED, "prior_pictures": 16}
 _WORD: Knobs = {"name": "textual-inversion"}
 _QUESTIONS = ("class", "colour", "background", "style")
-WRONG, NONE = "wrong noun", "no noun"
+RIGHT, WRONG, NONE = "right noun", "wrong noun", "no noun"
 # By group and trial: the method's knobs, and the recipe's. Short where the sign is clear.
 GROUPS: dict[str, dict[str, tuple[Knobs, Knobs]]] = {
-    "nouns": {name: (_TUNED, {"steps": 100}) for name in ("right noun", WRONG, NONE)},
+    "nouns": {
+        **{name: (_TUNED, {"steps": 100}) for name in (RIGHT, WRONG, NONE)},
+        **{f"{name}, class kept": (_KEPT, {"steps": 100}) for name in (RIGHT, WRONG, NONE)},
+    },
     "prior": {
         "without class pictures": (_TUNED, {"steps": 200}),
-        "with class pictures": ({**_TUNED, "prior_pictures": 16}, {"steps": 200}),
+        "with class pictures": (_KEPT, {"steps": 200}),
     },
     "words": {
         f"{count} {length}": (
@@ -70,7 +74,7 @@ class Trial:
         """What the word is said to be a kind of: "thing" says as good as nothing."""
         right = held_out_subjects()[self.subject].class_noun
         wrong = CLASSES[(CLASSES.index(right) + 6) % len(CLASSES)]
-        return {WRONG: wrong, NONE: "thing"}.get(self.name, right)
+        return {WRONG: wrong, NONE: "thing"}.get(self.name.partition(",")[0], right)
 
     def recipe(self, base: str) -> Recipe:
         """How it is taught; its pictures are written first."""
@@ -109,7 +113,10 @@ def measured(easel: Easel, eyes: Eyes, trial: Trial) -> dict[str, float]:
     task = f"subject {trial.subject}, {trial.name}"
     recipe = trial.recipe(easel.model.name)
     tag = easel.tag(recipe.settled(easel.model, subjects.REFERENCES).to_toml())
-    file = trial.work / f"{trial.subject:02}-{trial.name.replace(' ', '-')}-{tag}.json"
+    file = (
+        trial.work
+        / f"{trial.subject:02}-{trial.name.replace(',', '').replace(' ', '-')}-{tag}.json"
+    )
     if file.is_file():
         return json.loads(file.read_text(encoding="utf-8"))
     lesson = easel.teach(recipe, trial.work / f"{trial.subject:02}-run", task)
@@ -178,7 +185,7 @@ def main() -> None:
     """Measure, telling of it on stderr."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--groups", nargs="+", default=tuple(GROUPS), help="which signs")
-    parser.add_argument("--subjects", type=int, default=2, help="how many")
+    parser.add_argument("--subjects", type=int, default=1, help="how many")
     parser.add_argument("--work", type=Path, default=Path("build/truths"), help="work folder")
     given = parser.parse_args()
 
