@@ -39,8 +39,8 @@ def demo(nano: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, di
 @pytest.mark.long
 def test_the_report_has_everything_in_it(demo: tuple[Path, dict[str, Any], Told]) -> None:
     page = (demo[0] / "report.html").read_text(encoding="utf-8")
-    assert page.count("<img") == 5 + 6 * 3 + 5 + 6 * 2
-    assert page.count("<svg") == 3
+    assert page.count("<img") == 5 + 6 * 3 + 5 + 6 * 3
+    assert page.count("<svg") == 4
     assert not re.search(r"<script|<link|https?:|@import|\$\w", page)
     assert all(source.startswith("data:image/png") for source in re.findall(r'src="([^"]+)', page))
     assert "&lt;mydog&gt;" in page
@@ -56,7 +56,7 @@ def test_the_report_is_well_formed(demo: tuple[Path, dict[str, Any], Told]) -> N
 def test_the_scores_are_plain_and_whole(demo: tuple[Path, dict[str, Any], Told]) -> None:
     scores = json.loads(json.dumps(demo[1], allow_nan=False))
     assert set(scores["subject"]) == {"base", "textual-inversion", "dreambooth"}
-    assert set(scores["style"]) == {"base", "textual-inversion"}
+    assert set(scores["style"]) == {"base", "textual-inversion", "lora"}
     for column in scores["subject"].values():
         assert set(column["likeness"]) == {"likeness", "hidden"}
         assert set(column["right"]) == {"class", "background", "style", "all"}
@@ -73,7 +73,7 @@ def test_the_runs_can_be_painted_with(demo: tuple[Path, dict[str, Any], Told]) -
 @pytest.mark.long
 def test_every_task_is_told_to_its_end(demo: tuple[Path, dict[str, Any], Told]) -> None:
     last = {task: (done, total) for task, done, total in demo[2]}
-    assert len(last) == 5 + 3 + 1 + 3  # three runs encode their pictures
+    assert len(last) == 6 + 4 + 1 + 4  # four runs encode their pictures
     assert all(done == total for done, total in last.values())
 
 

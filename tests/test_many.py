@@ -38,7 +38,9 @@ LORA: dict[str, object] = {
     "prior_pictures": 2,
 }
 PIVOTAL: dict[str, object] = {**LORA, "word": "new", "layers": "attention"}
+HELD: dict[str, object] = {**WORD, "vectors": 2, "length": "held"}
 _LATER = [
+    pytest.param(HELD, id="held", marks=pytest.mark.long),
     pytest.param(LORA, id="lora", marks=pytest.mark.long),
     pytest.param(PIVOTAL, id="both", marks=pytest.mark.long),
 ]

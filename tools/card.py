@@ -20,6 +20,7 @@ PAGES = (
     "README.md",
     "docs/pocket.md",
     "docs/learning.md",
+    "docs/styles.md",
     "docs/security.md",
     "docs/reliability.md",
     "docs/performance.md",
@@ -114,6 +115,57 @@ def real() -> str:
     ]
     head = ["pictures", "method", "nearest by embedding", "by colours", "colour distance / base's"]
     return table(head, rows) + origin("real-pictures")
+
+
+def styles() -> str:
+    """How much of the held-out styles was caught, and what leaked."""
+    rows = [
+        [
+            style,
+            way.replace("-", " "),
+            *(percent(round(found["caught"][scale], 2) + 0.0) for scale in ("colour", "gram")),
+            *(percent(found["right"][asked]) for asked in ("style", "class", "background")),
+            percent(found["leaked"]),
+            f"{found['nearest']:.2f}",
+            f"{found['seconds']:.0f} s" if found["seconds"] else "",
+        ]
+        for style, ways in kept("styles")["figures"].items()
+        for way, found in ways.items()
+    ]
+    head = ["style", "painted by", "colours", "manner", "style seen", "thing right", "place right"]
+    return table([*head, "leaked", "nearest", "learned in"], rows) + origin("styles")
+
+
+TRUTHS: dict[str, tuple[str, ...]] = {
+    "nouns": ("likeness", "hidden"),
+    "prior": ("likeness", "drift", "drift of the base", "diversity", "diversity of the base"),
+    "words": ("likeness", "hidden", "norm", "colour", "background", "style", "obeyed"),
+}
+
+
+def nouns() -> str:
+    """What the class noun is worth."""
+    return _truths("nouns")
+
+
+def prior() -> str:
+    """What class pictures are worth."""
+    return _truths("prior")
+
+
+def words() -> str:
+    """What more vectors, and holding their length, are worth."""
+    return _truths("words")
+
+
+def _truths(group: str) -> str:
+    """What a group of trials found, a row each."""
+    scales = TRUTHS[group]
+    rows = [
+        [name, *(f"{found[scale]:.2f}" for scale in scales)]
+        for name, found in kept("truths")["figures"][group].items()
+    ]
+    return table(["trial", *scales], rows) + origin("truths")
 
 
 def families() -> str:
@@ -356,7 +408,7 @@ def stopping() -> str:
     return best + "\n" + table(head, stops) + origin("stopping")
 
 
-LEARNED = (painting, sizes, eyes, subjects, real, stopping)
+LEARNED = (painting, sizes, eyes, subjects, real, styles, nouns, prior, words, stopping)
 FILES = (families, formats, hostile, opening, reliability, crops, pictures)
 TIMES = (arithmetic, floor, speed, unharmed)
 BLOCKS: dict[str, Callable[[], str]] = {f.__name__: f for f in (*LEARNED, *FILES, *TIMES)}
@@ -364,7 +416,14 @@ BLOCKS: dict[str, Callable[[], str]] = {f.__name__: f for f in (*LEARNED, *FILES
 
 def filled(text: str) -> str:
     """A page with every block made anew."""
-    return BLOCK.sub(lambda found: found[1] + BLOCKS[found[2]]() + found[3], text)
+
+    def made(found: re.Match[str]) -> str:
+        try:
+            return found[1] + BLOCKS[found[2]]() + found[3]
+        except FileNotFoundError:
+            return f"{found[1]}Not measured yet.\n{found[3]}"
+
+    return BLOCK.sub(made, text)
 
 
 def main() -> int:

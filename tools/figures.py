@@ -22,6 +22,8 @@ COMMANDS: dict[str, str] = {
     "demo": "pinxit demo --out build/demo --json",
     "subjects": "python tools/subjects.py --count 1",
     "stopping": "python tools/stopping.py --judged",
+    "styles": "python tools/styles.py",
+    "truths": "python tools/truths.py",
     "real-pictures": "python tools/real_pictures.py --steps 600",
     "opening": "python tools/opening.py --gigabytes 2.13 --rounds 1",
     "arithmetic": "python -m benchmarks.arithmetic",

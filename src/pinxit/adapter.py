@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from pinxit.errors import ConceptError
 from pinxit.model import Model
 from pinxit.modelspec import fitting
-from pinxit.prompt import Meaning
+from pinxit.prompt import Directed, Meaning
 
 
 @dataclass(frozen=True)
@@ -92,10 +92,17 @@ class NewWord:
 
     touches_text = True
 
-    def __init__(self, word: str, stand_in: str, tables: Mapping[str, Tensor]) -> None:
+    def __init__(
+        self,
+        word: str,
+        stand_in: str,
+        tables: Mapping[str, Tensor],
+        lengths: Mapping[str, float] | None = None,
+    ) -> None:
         self.word = word
         self.stand_in = stand_in
         self.tables = {tower: nn.Parameter(table) for tower, table in tables.items()}
+        self.vectors = self.tables if lengths is None else Directed(self.tables, lengths)
 
     @classmethod
     def of(cls, model: Model, word: str, noun: str, count: int) -> Self:
@@ -112,7 +119,7 @@ class NewWord:
 
     def inject(self, model: Model) -> None:
         """The word means its vectors from now on."""
-        _define(model, self.word, Meaning(self.stand_in, self.tables))
+        _define(model, self.word, Meaning(self.stand_in, self.vectors))
 
     def eject(self, model: Model) -> None:
         """The word means nothing again."""
@@ -123,9 +130,9 @@ class NewWord:
         return self.tables
 
     def part(self) -> Part:
-        """Its tables, and the word."""
+        """Its vectors, and the word."""
         settings = {"word": self.word, "stand_in": self.stand_in}
-        return Part("new-word", settings, _detached(self.tables))
+        return Part("new-word", settings, _detached(self.vectors))
 
     @classmethod
     def restore(cls, part: Part, model: Model) -> Self:
@@ -296,5 +303,5 @@ def _fitting(widths: Mapping[str, int]) -> str:
     return f"it fits {named}: give one with --base"
 
 
-def _detached(tensors: Mapping[str, nn.Parameter]) -> dict[str, Tensor]:
+def _detached(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {name: tensor.detach().cpu() for name, tensor in tensors.items()}

@@ -87,7 +87,7 @@ class Method(Checked, ABC):
         return False
 
     @abstractmethod
-    def plan(self, model: Model, count: int) -> Plan:
+    def plan(self, model: Model, subject: Subject, count: int) -> Plan:
         """Sensible steps, batch size and rate for this base and so many pictures."""
 
     def settled(self, model: Model, subject: Subject) -> Self:  # noqa: ARG002
@@ -110,9 +110,18 @@ class Method(Checked, ABC):
 
 
 def prompts_for(
-    pictures: Sequence[Picture], subject: Subject, templates: Sequence[str], *, captions: bool
+    pictures: Sequence[Picture],
+    subject: Subject,
+    templates: Sequence[str],
+    *,
+    captions: bool | None,
 ) -> tuple[tuple[str, ...], ...]:
-    """For each picture its own caption with the subject's word in it, or else all the templates."""
+    """For each picture its own caption with the subject's word in it, or else all the templates.
+
+    Captions count where they are wanted and, if nothing is said, for a style: what they say of the
+    things in the pictures the word need not take (docs/styles.md).
+    """
+    captions = subject.kind == "style" if captions is None else captions
     filled = tuple(template.format(subject.token) for template in templates)
     return tuple(
         (captioned(picture.caption, subject),) if captions and picture.caption else filled

@@ -1,10 +1,11 @@
 """What a prompt says: the user's own words, and weights written in brackets."""
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from torch import Tensor
+from torch.nn.functional import normalize
 
 # How much a pair of brackets without a number changes: up for round ones, down for square ones.
 _STRONGER = 1.1
@@ -23,6 +24,26 @@ _PARTNER = {")": "(", "]": "["}
 def file_name(word: str) -> str:
     """A word as a file's name."""
     return re.sub(r"[^\w-]+", "-", word).strip("-") or "run"
+
+
+class Directed(Mapping[str, Tensor]):
+    """Tables of vectors that all have their tower's length: only their directions are learned.
+
+    As in directional textual inversion (arXiv:2512.13672).
+    """
+
+    def __init__(self, tables: Mapping[str, Tensor], lengths: Mapping[str, float]) -> None:
+        self._tables = tables
+        self._lengths = lengths
+
+    def __getitem__(self, tower: str) -> Tensor:
+        return normalize(self._tables[tower], dim=-1) * self._lengths[tower]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._tables)
+
+    def __len__(self) -> int:
+        return len(self._tables)
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from pydantic import Field
 
 from pinxit.adapter import Alias
 from pinxit.errors import RecipeError
-from pinxit.method import Method, Plan, Pool, Preparing, Subject, prompts_for
+from pinxit.method import Kind, Method, Plan, Pool, Preparing, Subject, prompts_for
 from pinxit.model import LITTLE, Model
 from pinxit.pictures import Picture
 from pinxit.prior import ClassPictures
@@ -24,13 +24,15 @@ _CHOICE = 64
 class Tuning(Method):
     """A method that learns "a [V] class" and keeps the class alive (arXiv:2208.12242).
 
-    `plans` are for five pictures.
+    `plans` are for five pictures, by what is learned and the base's size.
     """
 
-    plans: ClassVar[Mapping[Size, Plan]]
+    plans: ClassVar[Mapping[Kind, Mapping[Size, Plan]]]
 
     prior_pictures: int | None = Field(
-        default=None, ge=0, description="pictures of the class, painted by the base; 0 for none"
+        default=None,
+        ge=0,
+        description="pictures of the class, painted by the base; 0 for none, as for a style",
     )
     prior_weight: float = Field(
         default=1.0, ge=0, description="how much keeping the class counts against the subject"
@@ -44,8 +46,9 @@ class Tuning(Method):
     rare_token: str | None = Field(
         default=None, description="the base's own word to use; picked if it is not given"
     )
-    captions: bool = Field(
-        default=False, description="learn with the pictures' own captions where they have one"
+    captions: bool | None = Field(
+        default=None,
+        description="learn with the pictures' own captions where they have one; unset, a style",
     )
 
     @property
@@ -53,14 +56,15 @@ class Tuning(Method):
         """Whether the subject goes by a rare word of the base's."""
         return True
 
-    def plan(self, model: Model, count: int) -> Plan:
+    def plan(self, model: Model, subject: Subject, count: int) -> Plan:
         """More pictures take more steps to be seen equally often."""
-        plan, share = self.plans[size(model)], min(max(count, 3), 12) / 5
+        plan, share = self.plans[subject.kind][size(model)], min(max(count, 3), 12) / 5
         return Plan(round(plan.steps * share**0.5), plan.batch_size, plan.rate)
 
     def settled(self, model: Model, subject: Subject) -> Self:
         """With the class pictures counted, and the rare token picked, or found to be one."""
-        count = _PRIOR[size(model)] if self.prior_pictures is None else self.prior_pictures
+        wanted = 0 if subject.kind == "style" else _PRIOR[size(model)]
+        count = wanted if self.prior_pictures is None else self.prior_pictures
         counted = self.model_copy(update={"prior_pictures": count})
         if not self.says_rare:
             return counted

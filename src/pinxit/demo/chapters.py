@@ -1,4 +1,4 @@
-"""The two halves of the demo: a subject taught by two methods, and a style taught by one."""
+"""The two halves of the demo: a subject and a style, each taught by two methods."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -23,7 +23,6 @@ if TYPE_CHECKING:
 NOUN = held_out_subjects()[gallery.SUBJECT].class_noun
 SUBJECT_TOKEN, STYLE_TOKEN = f"<my{NOUN}>", "<mystyle>"
 STYLE_NOUN = "painting"  # what the word for a style starts from
-_STYLE_VECTORS = 4  # one catches the colours at most; with more, places in the prompt count less
 
 # Three places where the subject was never seen, and three styles it was never seen in.
 _SUBJECT = (
@@ -125,10 +124,10 @@ def subject_chapter(easel: Easel, effort: Effort, runs: Path, eyes: "Eyes") -> C
 
 
 def style_chapter(easel: Easel, effort: Effort, runs: Path, eyes: "Eyes") -> Chapter:
-    """The style, by textual inversion, beside what the base paints."""
+    """The style, by textual inversion and by LoRA, beside what the base paints."""
     references = _references("style")
     photos, others = (
-        [exhibit.image() for exhibit in gallery.style_pictures(style, seed=15)]
+        [exhibit.image() for exhibit in gallery.style_pictures(style, 15, _STYLE)]
         for style in ("photo", gallery.STYLE)
     )
     scales = style_scales(references, photos, others)
@@ -137,12 +136,8 @@ def style_chapter(easel: Easel, effort: Effort, runs: Path, eyes: "Eyes") -> Cha
         Prompt(f"{text} in the style of {{}}", text, f"{text} in the style of {gallery.STYLE}")
         for text in plain
     )
-    recipe = Recipe(
-        method={  # pyright: ignore[reportArgumentType]
-            "name": "textual-inversion",
-            "captions": True,
-            "vectors": _STYLE_VECTORS,
-        },
+    words = Recipe(
+        method="textual-inversion",  # pyright: ignore[reportArgumentType]
         pictures=gallery.folder() / "style",
         token=STYLE_TOKEN,
         class_noun=STYLE_NOUN,
@@ -152,7 +147,8 @@ def style_chapter(easel: Easel, effort: Effort, runs: Path, eyes: "Eyes") -> Cha
         preview_every=0,
     )
     chapter = _Writing(easel, prompts, scales, eyes, runs / "style")
-    columns = (chapter.base("no style named"), chapter.learned(recipe))
+    lora = Recipe.model_validate({**words.model_dump(), "method": "lora"})
+    columns = (chapter.base("no style named"), chapter.learned(words), chapter.learned(lora))
     return Chapter("style", STYLE_TOKEN, gallery.STYLE, references, prompts, columns)
 
 

@@ -20,8 +20,9 @@ _ABOUT = {
     "style": (
         "A style",
         "A way of drawing that the base never saw. <code>{token}</code> was taught by pictures of "
-        "five things. Below are other things, as the base paints them when no style is named, and "
-        "in the style of the word.",
+        "five things, whose captions say what they show: as a word alone, and as small weights "
+        "beside the network's. Below are other things, as the base paints them when no style is "
+        "named, and in the style of the word.",
     ),
 }
 # What each scale is called, with the names of its ends.
@@ -33,6 +34,7 @@ _SCALES = {
         "look-alike",
         "subject",
     ),
+    "gram": ("The style's manner", "by distance of Gram matrices", "a photo", "the style"),
     "colour": ("The style's colours", "by distance of colour histograms", "a photo", "the style"),
 }
 _LEDE = (
@@ -46,7 +48,7 @@ _METHOD = (
     "of the same thing reach. “As asked” is the share of pictures in which the class, the place, "
     "the style, and all three of them, are seen as the prompt has them."
 )
-_TITLES = {"base": "the base", "dreambooth": "DreamBooth"}
+_TITLES = {"base": "the base", "dreambooth": "DreamBooth", "lora": "LoRA"}
 _EDGE = 12.5  # of the track's width, in percent: where floor and ceiling are
 
 

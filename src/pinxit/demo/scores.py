@@ -61,6 +61,6 @@ def subject_scales(
 def style_scales(
     references: Sequence["Image"], photos: Sequence["Image"], others: Sequence["Image"]
 ) -> dict[str, Scale]:
-    """The colours of a style, between photos and more pictures in the style."""
-    metric = registry.load("metrics", "colour")()
-    return {"colour": Scale.of(metric, references, photos, others)}
+    """The colours and the manner of a style, between the same things' photos and the truth."""
+    metrics = {name: registry.load("metrics", name)() for name in ("colour", "gram")}
+    return {name: Scale.of(m, references, photos, others) for name, m in metrics.items()}

@@ -6,13 +6,16 @@ from pydantic import Field
 
 from pinxit.adapter import NewWord
 from pinxit.lora import Form, Layers, LowRank
-from pinxit.method import Learnable, Plan, Subject
+from pinxit.method import Kind, Learnable, Plan, Subject
 from pinxit.model import Model
-from pinxit.peft_layers import Kind
+from pinxit.peft_layers import Kind as Adapted
 from pinxit.tuning import Size, Tuning, size
 
 # A little base has so few layers with attention that they hold less than a subject.
 _LAYERS: dict[Size, Layers] = {"little": "all", "real": "transformer"}
+# By what is learned: how it is said, and of how many vectors a new word is. A style has no class
+# noun to lean on, and no rare word is near it (docs/styles.md).
+_WORDS: dict[Kind, tuple[str, int]] = {"object": ("rare", 1), "style": ("new", 2)}
 # How fast a new word is learned beside them.
 _WORD_RATES = {"little": 1e-2, "real": 1e-3}
 
@@ -20,9 +23,12 @@ _WORD_RATES = {"little": 1e-2, "real": 1e-3}
 class Lora(Tuning):
     """Learn small weights beside the layers, in a file of a few megabytes."""
 
-    plans: ClassVar = {"little": Plan(300, 4, rate=1e-3), "real": Plan(1000, 1, rate=1e-4)}
+    plans: ClassVar = {
+        "object": {"little": Plan(300, 4, rate=1e-3), "real": Plan(1000, 1, rate=1e-4)},
+        "style": {"little": Plan(300, 4, rate=1e-3), "real": Plan(1000, 1, rate=1e-4)},
+    }
 
-    adapter: Kind = Field(default="lora", description="how the weights change a layer")
+    adapter: Adapted = Field(default="lora", description="how the weights change a layer")
     rank: int = Field(
         default=4, ge=1, le=1024, description="how much they can hold; of oft, a block's side"
     )
@@ -34,11 +40,17 @@ class Lora(Tuning):
         description="which layers: transformer has attention and what is between, all has "
         "convolutions too; unset, transformer of a real base",
     )
-    word: Literal["rare", "new"] = Field(
-        default="rare",
-        description="rare: the base's rare word before the class noun; new: vectors learned too",
+    word: Literal["rare", "new"] | None = Field(
+        default=None,
+        description="rare: the base's rare word before the class noun; new: vectors learned too; "
+        "unset, rare for a thing and new for a style",
     )
-    vectors: int = Field(default=1, ge=1, le=16, description="vectors of a new word")
+    vectors: int | None = Field(
+        default=None,
+        ge=1,
+        le=16,
+        description="vectors of a new word; unset, one for a thing and two for a style",
+    )
     word_rate: float | None = Field(default=None, gt=0, description="rate of a new word")
 
     @property
@@ -49,12 +61,17 @@ class Lora(Tuning):
     @property
     def says_rare(self) -> bool:
         """Unless it learns a new word."""
-        return self.word == "rare"
+        return self.word != "new"
 
     def settled(self, model: Model, subject: Subject) -> Self:
-        """With the layers chosen too."""
-        layers = self.layers or _LAYERS[size(model)]
-        return super().settled(model, subject).model_copy(update={"layers": layers})
+        """With the layers and the word chosen too."""
+        word, vectors = _WORDS[subject.kind]
+        chosen = {
+            "layers": self.layers or _LAYERS[size(model)],
+            "word": self.word or word,
+            "vectors": self.vectors or vectors,
+        }
+        return super(Lora, self.model_copy(update=chosen)).settled(model, subject)
 
     def adapters(self, model: Model, subject: Subject, rate: float) -> tuple[Learnable, ...]:
         """The word, the denoiser's small weights, and the text towers' if wanted."""
@@ -69,5 +86,5 @@ class Lora(Tuning):
         ]
         if self.says_rare:
             return (Learnable(self.alias(model, subject), 0.0), *tuned)
-        word = NewWord.of(model, subject.token, subject.class_noun, self.vectors)
+        word = NewWord.of(model, subject.token, subject.class_noun, self.vectors or 1)
         return (Learnable(word, self.word_rate or _WORD_RATES[size(model)]), *tuned)

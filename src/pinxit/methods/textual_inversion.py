@@ -1,6 +1,7 @@
 """Textual inversion: a new word whose vectors alone are learned (arXiv:2208.01618)."""
 
-from typing import Literal
+from collections.abc import Mapping
+from typing import Literal, Self
 
 import torch
 from pydantic import Field
@@ -8,7 +9,7 @@ from torch import Tensor
 
 from pinxit.adapter import NewWord
 from pinxit.draw import generator
-from pinxit.method import Learnable, Method, Plan, Pool, Subject, prompts_for
+from pinxit.method import Kind, Learnable, Method, Plan, Pool, Subject, prompts_for
 from pinxit.model import Model
 from pinxit.pictures import Picture
 from pinxit.text import TextTower
@@ -17,6 +18,9 @@ from pinxit.tuning import size
 # Steps, batch size and rate, by the denoiser's size: the little base wants bold steps, and real
 # ones the rate of the authors' code. Tune here.
 _PLANS = {"little": Plan(steps=300, batch_size=8, rate=1e-2), "real": Plan(2000, 2, 5e-3)}
+
+# A style is more than one vector holds; with more, places in the prompt count less.
+_VECTORS: dict[Kind, int] = {"object": 1, "style": 4}
 
 # The paper's appendix D, and the style list of the authors' code.
 _OBJECT_TEMPLATES = (
@@ -74,18 +78,25 @@ _STYLE_TEMPLATES = (
 class TextualInversion(Method):
     """Learn a new word; the base stays as it is."""
 
-    vectors: int = Field(
-        default=1,
+    vectors: int | None = Field(
+        default=None,
         ge=1,
         le=16,
-        description="vectors of the word: more look more like the pictures, and obey prompts less",
+        description="vectors of the word: more look more like the pictures, and obey prompts less; "
+        "unset, one for a thing and four for a style",
     )
     start: Literal["class-noun", "random"] = Field(
         default="class-noun", description="what the vectors are before the first step"
     )
-    captions: bool = Field(
-        default=False,
-        description="learn with the pictures' own captions where they have one, not templates",
+    length: Literal["held", "free"] = Field(
+        default="free",
+        description="held: the vectors stay as long as the class noun's, and learn a direction; "
+        "free: they may grow, and then count more than the prompt's other words",
+    )
+    captions: bool | None = Field(
+        default=None,
+        description="learn with the pictures' own captions where they have one, not templates; "
+        "unset, a style",
     )
 
     @property
@@ -93,17 +104,27 @@ class TextualInversion(Method):
         """A word acts in the prompts that have it."""
         return True
 
-    def plan(self, model: Model, count: int) -> Plan:  # noqa: ARG002
+    def plan(self, model: Model, subject: Subject, count: int) -> Plan:  # noqa: ARG002
         """The steps hardly depend on the number of pictures: one word holds only so much."""
         return _PLANS[size(model)]
 
+    def settled(self, model: Model, subject: Subject) -> Self:  # noqa: ARG002
+        """With the vectors counted."""
+        return self.model_copy(update={"vectors": self.vectors or _VECTORS[subject.kind]})
+
     def adapters(self, model: Model, subject: Subject, rate: float) -> tuple[Learnable, ...]:
         """The new word, with a table in every tower."""
-        word = NewWord.of(model, subject.token, subject.class_noun, self.vectors)
+        count = self.vectors or _VECTORS[subject.kind]
+        word = NewWord.of(model, subject.token, subject.class_noun, count)
+        tables: Mapping[str, Tensor] = word.tables
         if self.start == "random":
-            tables = {name: self._random(tower, subject) for name, tower in model.towers.items()}
-            word = NewWord(subject.token, subject.class_noun, tables)
-        return (Learnable(word, rate),)
+            tables = {
+                name: self._random(tower, count, subject) for name, tower in model.towers.items()
+            }
+        # To a millionth, so that the number of threads does not matter.
+        held = {n: round(float(v.detach().norm(dim=1).mean()), 6) for n, v in word.tables.items()}
+        lengths = held if self.length == "held" else None
+        return (Learnable(NewWord(subject.token, subject.class_noun, tables, lengths), rate),)
 
     def pools(
         self,
@@ -116,8 +137,8 @@ class TextualInversion(Method):
         prompts = prompts_for(pictures, subject, templates, captions=self.captions)
         return (Pool("own", pictures, prompts),)
 
-    def _random(self, tower: TextTower, subject: Subject) -> Tensor:
+    def _random(self, tower: TextTower, count: int, subject: Subject) -> Tensor:
         """First vectors (n, width) drawn from the seed, as long as the tower's own are."""
         draws = generator(subject.seed, "start", tower.name)
         spread = float(tower.embedding.weight.std())
-        return torch.randn(self.vectors, tower.width, generator=draws) * spread
+        return torch.randn(count, tower.width, generator=draws) * spread

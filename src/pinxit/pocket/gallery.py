@@ -28,7 +28,7 @@ from pinxit.pocket.world import (
 
 SIZE = 128  # pixels of a side; twice what pocket paints, to be good to look at
 SUBJECT = 0  # which of the held-out subjects
-STYLE = "sepia"
+STYLE = "blueprint"
 PLACES = ("meadow", "room", "city", "beach", "forest")  # elsewhere nobody ever saw the subject
 SHOWN = (
     ("cat", "room"),
@@ -79,15 +79,20 @@ def other_pictures(index: int, *, distractor: bool, seed: int = 12) -> list[Exhi
     return portraits(who, BACKGROUNDS, (seed, index, int(distractor)))
 
 
-def style_pictures(style: str = STYLE, seed: int = 14) -> list[Exhibit]:
-    """Five things in the style; the captions say what they are, and nothing about the style."""
+def style_pictures(
+    style: str = STYLE, seed: int = 14, things: Sequence[tuple[str, str]] = SHOWN
+) -> list[Exhibit]:
+    """Things in the style, five unless others are given, as (class, place).
+
+    The captions say what they are, and nothing about the style.
+    """
     rng = np.random.default_rng(seed)
     return [
         Exhibit(
             portrait(draw_subject(rng, noun), rng, background=place, style=style),
             f"a picture of a {noun} {PLACE_PHRASES[place][0]}",
         )
-        for noun, place in SHOWN
+        for noun, place in things
     ]
 
 
