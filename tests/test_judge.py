@@ -4,15 +4,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, ImageOps
 
 from pinxit.adapter import NewWord, injected
 from pinxit.errors import RequestError
-from pinxit.judge import Judge, Known, Sight, Sitting, Verdict, on_mask, speaks_pocket
-from pinxit.metrics.attributes import Attributes
+from pinxit.judge import Judge, Known, Sight, Sitting, Verdict, off_mask, on_mask, speaks_pocket
 from pinxit.metrics.clip_t import ClipT
 from pinxit.metrics.dino import Dino
-from pinxit.metrics.likeness import Likeness
 from pinxit.model import Model, open_base
 from pinxit.pocket import gallery
 from pinxit.pocket.asked import asked
@@ -33,8 +31,7 @@ def recipe(pictures: Path, **more: object) -> Recipe:
 def blind() -> Sight:
     """Eyes that were never trained: they see, and understand nothing."""
     torch.manual_seed(0)
-    eyes = Eyes().requires_grad_(False).eval()
-    return Sight(Likeness(eyes=eyes), Attributes(eyes=eyes, questions=("class",)), exact=True)
+    return Sight.of_pocket(Eyes().requires_grad_(False).eval(), "object")
 
 
 def test_a_verdict_is_best_where_both_are() -> None:
@@ -115,7 +112,7 @@ def test_photographs_are_judged_by_dino_and_clip_between_anchors(
     (tmp_path / "clip").mkdir()
     dino, clip = (str(save_seeing(kind, tmp_path / kind)) for kind in ("dino", "clip"))
     sight = Sight.of(model, "object", dino, clip)
-    assert sight == Sight(Dino(weights=dino), ClipT(weights=clip), exact=False)
+    assert (sight.likeness, sight.asked) == (Dino(weights=dino), ClipT(weights=clip))
     asking = recipe(pictures)
     sitting = Sitting(asking, brief(prompt_set("objects", "dog"), 3), **QUICK)
     judge = Judge.of(model, asking, asking.read_pictures(), sight=sight, sitting=sitting)
@@ -133,6 +130,9 @@ def test_only_the_subject_is_compared_where_there_is_a_mask() -> None:
     assert cut.size == (5, 10)
     assert cut.getextrema() == ((255, 255), (0, 0), (0, 0))
     assert on_mask(image, None) is image
+    around = off_mask(image, mask)
+    assert around.getpixel((0, 0)) == (255, 0, 0)
+    assert around.getpixel((7, 7)) == on_mask(image, ImageOps.invert(mask)).getpixel((7, 7))
 
 
 @pytest.mark.long

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from pinxit.errors import ConceptError
 from pinxit.model import Model
 from pinxit.modelspec import fitting
-from pinxit.prompt import Directed, Meaning
+from pinxit.prompt import Meaning
 
 
 @dataclass(frozen=True)
@@ -92,17 +92,11 @@ class NewWord:
 
     touches_text = True
 
-    def __init__(
-        self,
-        word: str,
-        stand_in: str,
-        tables: Mapping[str, Tensor],
-        lengths: Mapping[str, float] | None = None,
-    ) -> None:
+    def __init__(self, word: str, stand_in: str, tables: Mapping[str, Tensor]) -> None:
         self.word = word
         self.stand_in = stand_in
         self.tables = {tower: nn.Parameter(table) for tower, table in tables.items()}
-        self.vectors = self.tables if lengths is None else Directed(self.tables, lengths)
+        self.vectors: Mapping[str, Tensor] = self.tables
 
     @classmethod
     def of(cls, model: Model, word: str, noun: str, count: int) -> Self:
@@ -198,7 +192,11 @@ class TunedWeights:
 
     @classmethod
     def of(cls, model: Model, network: str) -> Self:
-        """The network's weights, to be trained: they are the adapter's own from now on."""
+        """The network's weights, to be trained: they are the adapter's own from now on.
+
+        ConceptError if they are in 8 bits.
+        """
+        _must_be_whole(model, network)
         own = {name: w.detach() for name, w in model.networks[network].named_parameters()}
         model.rest(network)
         return cls(network, own, text=network in model.towers)
@@ -228,6 +226,7 @@ class TunedWeights:
     def restore(cls, part: Part, model: Model) -> Self:
         """The weights again; ConceptError if the base's network has others, or other shapes."""
         network = part.settings["network"]
+        _must_be_whole(model, network)
         own = dict(model.networks[network].named_parameters()) if network in model.networks else {}
         # Releases of transformers name a text tower's weights with this prefix or without.
         named = {name.removeprefix("text_model."): name for name in own}
@@ -252,9 +251,17 @@ class TunedWeights:
         return cls(network, tensors, text=network in model.towers)
 
 
+def _must_be_whole(model: Model, network: str) -> None:
+    if model.placement.precision == "int8" and network == "denoiser":
+        raise ConceptError(
+            f"a denoiser's weights cannot be tuned, or take the place of others, in 8 bits, and "
+            f"{model.name} is open so",
+            "open it with another --precision",
+        )
+
+
 def _define(model: Model, word: str, meaning: Meaning) -> None:
-    taken = {known.lower() for known in model.words}
-    if word.lower() in taken:
+    if word.lower() in {known.lower() for known in model.words}:
         raise ConceptError(
             f"two concepts want the word `{word}`",
             "train one of them again with another --token, or use one at a time",

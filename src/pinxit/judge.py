@@ -10,9 +10,11 @@ from typing import TYPE_CHECKING, Self
 from pinxit import registry
 from pinxit.concept import Concept
 from pinxit.generate import Request
+from pinxit.method import Kind
 from pinxit.metric import Metric, Scale, share
 from pinxit.model import Model
 from pinxit.pictures import Picture
+from pinxit.pocket.eyes import Eyes
 from pinxit.pocket.words import NAMES
 from pinxit.portfolio import Portfolio
 from pinxit.prompt_set import Prompt, brief, prompt_set, suited
@@ -49,29 +51,41 @@ class Verdict:
 class Sight:
     """What pictures are judged by: likeness to the references, and how a prompt is met.
 
-    `exact` says that the latter is a share of what was asked, which needs no anchors.
+    `eyes` are pocket's, where it is pocket's world that is looked at: then what a prompt asks for
+    is counted, and needs no anchors. `apart` tells pictures of one prompt apart, and `also` has
+    other likenesses to be told beside the first.
     """
 
     likeness: Metric
     asked: Metric
-    exact: bool
+    apart: Metric
+    also: tuple[Metric, ...] = ()
+    eyes: Eyes | None = None
 
     @classmethod
-    def of(cls, model: Model, kind: str, dino: str = DINO, clip: str = CLIP) -> Self:
+    def of(cls, model: Model, kind: Kind, dino: str = DINO, clip: str = CLIP) -> Self:
         """Pocket's own eyes for a base that speaks pocket's words; otherwise DINO and CLIP.
 
         Those are hub ids or folders; RequestError if they cannot be had. A style is judged by its
         manner, and on photographs by CLIP.
         """
-        style = kind == "style"
         if speaks_pocket(model):
-            questions = ("class", "background") if style else ("class", "background", "style")
-            asked = registry.load("metrics", "attributes")(questions=questions)
-            like = registry.load("metrics", "gram" if style else "likeness")()
-            return cls(like, asked, exact=True)
-        like = registry.load("metrics", "clip-i" if style else "dino")
-        asked = registry.load("metrics", "clip-t")(weights=clip)
-        return cls(like(weights=clip if style else dino), asked, exact=False)
+            return cls.of_pocket(Eyes.load(), kind)
+        like = _metric("dino", weights=dino), _metric("clip-i", weights=clip)
+        asked = _metric("clip-t", weights=clip)
+        if kind == "style":
+            return cls(like[1], asked, like[0], (_metric("gram"),))
+        return cls(like[0], asked, like[0], like[1:])
+
+    @classmethod
+    def of_pocket(cls, eyes: Eyes, kind: Kind) -> Self:
+        """What pocket's eyes see; thumbnails tell pictures apart."""
+        if kind == "style":
+            asked = _metric("attributes", eyes=eyes, questions=("class", "background"))
+            return cls(_metric("gram"), asked, _metric("nearest"), (_metric("colour"),), eyes)
+        asked = _metric("attributes", eyes=eyes, questions=("class", "background", "style"))
+        like, also = _metric("likeness", eyes=eyes), _metric("hidden", eyes=eyes)
+        return cls(like, asked, _metric("nearest"), (also,), eyes)
 
 
 @dataclass(frozen=True)
@@ -133,7 +147,9 @@ class Judge:
     """Scores pictures of one word: its scale of likeness, and what prompts reach.
 
     `met` is what prompts that have nothing to do with a picture reach, and what the base reaches
-    with its own words; `plain` are the base's pictures without the word.
+    with its own words; `plain` are the base's pictures without the word, `pictures` those that
+    were learned from, as a whole, and `grounds` what is around the subject in them, if all have
+    masks.
     """
 
     sight: Sight
@@ -141,6 +157,8 @@ class Judge:
     likeness: Scale
     met: tuple[float, float]
     plain: tuple["Image", ...] = field(repr=False)
+    pictures: tuple["Image", ...] = field(repr=False)
+    grounds: tuple["Image", ...] = field(default=(), repr=False)
 
     @classmethod
     def of(
@@ -163,9 +181,12 @@ class Judge:
         sight = sight or Sight.of(model, recipe.kind)
         sitting = sitting or Sitting(recipe, brief(suited_set(model, recipe), _PROMPTS))
         plain = sitting.pictures(model, None, Portfolio(folder))
-        shown = references(pictures, masked=recipe.kind == "object" and not sight.exact)
+        shown = references(pictures, masked=recipe.kind == "object" and not sight.eyes)
         scale = Scale.of(sight.likeness, shown, known.lookalikes or plain, known.others)
-        return cls(sight, sitting, scale, anchors(sight, plain, sitting), plain)
+        whole = tuple(references(pictures, masked=False))
+        masked = all(picture.mask for picture in pictures)
+        around = tuple(off_mask(*picture.opened()) for picture in pictures) if masked else ()
+        return cls(sight, sitting, scale, anchors(sight, plain, sitting), plain, whole, around)
 
     @property
     def prompts(self) -> tuple[Prompt, ...]:
@@ -186,7 +207,7 @@ class Judge:
 
 def anchors(sight: Sight, plain: Sequence["Image"], sitting: Sitting) -> tuple[float, float]:
     """What the base's pictures reach under one another's prompts, and under their own."""
-    if sight.exact:
+    if sight.eyes:
         return 0.0, 1.0
     meant = [prompt.meant for prompt in sitting.each]
     turned = [*meant[sitting.count :], *meant[: sitting.count]]
@@ -212,6 +233,17 @@ def on_mask(image: "Image", mask: "Image | None") -> "Image":
     if mask is None:
         return image
     return Image.composite(image, Image.new("RGB", image.size, _GREY), mask).crop(mask.getbbox())
+
+
+def off_mask(image: "Image", mask: "Image | None") -> "Image":
+    """A picture with its subject made grey; itself without a mask."""
+    from PIL import Image
+
+    return Image.composite(Image.new("RGB", image.size, _GREY), image, mask) if mask else image
+
+
+def _metric(name: str, **settings: object) -> Metric:
+    return registry.load("metrics", name)(**settings)
 
 
 def speaks_pocket(model: Model) -> bool:
