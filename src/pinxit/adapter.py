@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from pinxit.errors import ConceptError
 from pinxit.model import Model
 from pinxit.modelspec import fitting
-from pinxit.prompt import Directed, Meaning
+from pinxit.prompt import Meaning
 
 
 @dataclass(frozen=True)
@@ -92,17 +92,11 @@ class NewWord:
 
     touches_text = True
 
-    def __init__(
-        self,
-        word: str,
-        stand_in: str,
-        tables: Mapping[str, Tensor],
-        lengths: Mapping[str, float] | None = None,
-    ) -> None:
+    def __init__(self, word: str, stand_in: str, tables: Mapping[str, Tensor]) -> None:
         self.word = word
         self.stand_in = stand_in
         self.tables = {tower: nn.Parameter(table) for tower, table in tables.items()}
-        self.vectors = self.tables if lengths is None else Directed(self.tables, lengths)
+        self.vectors: Mapping[str, Tensor] = self.tables
 
     @classmethod
     def of(cls, model: Model, word: str, noun: str, count: int) -> Self:
@@ -267,8 +261,7 @@ def _must_be_whole(model: Model, network: str) -> None:
 
 
 def _define(model: Model, word: str, meaning: Meaning) -> None:
-    taken = {known.lower() for known in model.words}
-    if word.lower() in taken:
+    if word.lower() in {known.lower() for known in model.words}:
         raise ConceptError(
             f"two concepts want the word `{word}`",
             "train one of them again with another --token, or use one at a time",

@@ -12,6 +12,7 @@ from pinxit.draw import generator
 from pinxit.method import Kind, Learnable, Method, Plan, Pool, Subject, prompts_for
 from pinxit.model import Model
 from pinxit.pictures import Picture
+from pinxit.prompt import Directed
 from pinxit.text import TextTower
 from pinxit.tuning import size
 
@@ -121,10 +122,13 @@ class TextualInversion(Method):
             tables = {
                 name: self._random(tower, count, subject) for name, tower in model.towers.items()
             }
-        # To a millionth, so that the number of threads does not matter.
-        held = {n: round(float(v.detach().norm(dim=1).mean()), 6) for n, v in word.tables.items()}
-        lengths = held if self.length == "held" else None
-        return (Learnable(NewWord(subject.token, subject.class_noun, tables, lengths), rate),)
+        learned = NewWord(subject.token, subject.class_noun, tables)
+        if self.length == "held":
+            # To a millionth, so that the number of threads does not matter.
+            nouns = {n: float(v.detach().norm(dim=1).mean()) for n, v in word.tables.items()}
+            lengths = {name: round(length, 6) for name, length in nouns.items()}
+            learned.vectors = Directed(learned.tables, lengths)
+        return (Learnable(learned, rate),)
 
     def pools(
         self,
