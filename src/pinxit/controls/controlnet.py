@@ -124,7 +124,8 @@ class _File(Source):
         unet = cast("Any", model.networks["denoiser"])
         with torch.device("meta"):
             made = ControlNetModel.from_unet(unet, load_weights_from_unet=False)
-        self._config = dict(cast("Any", made).config)
+        heads = {"addition_embed_type_num_heads": unet.config.addition_embed_type_num_heads}
+        self._config = {**cast("Any", made).config, **heads}
 
     def has(self, part: str) -> bool:
         """Nothing but itself."""
