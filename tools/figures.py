@@ -21,6 +21,7 @@ COMMANDS: dict[str, str] = {
     "help-time": "python tools/help_time.py",
     "demo": "pinxit demo --out build/demo --json",
     "subjects": "python tools/subjects.py --count 1",
+    "transfer": "python tools/transfer.py",
     "real-pictures": "python tools/real_pictures.py --steps 600",
     "opening": "python tools/opening.py --gigabytes 2.13 --rounds 1",
     "arithmetic": "python -m benchmarks.arithmetic",

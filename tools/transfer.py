@@ -11,6 +11,7 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from itertools import pairwise
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -45,12 +46,13 @@ from pinxit.recipe import Recipe
 # Styles that pocket has words for, and the one that has to be learned.
 STYLES = ("watercolour", "pencil", "chalk", "cartoon", "pop art")
 LEARNED, TOKEN = gallery.STYLE, "<mystyle>"
-KEEPS = {
-    "img2img": (0.0, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9),
-    "inversion": (0.0, 0.1, 0.2, 0.4, 0.6, 0.8, 1.0),
+# Of each control at a guidance, how much is kept: first what `pinxit transfer` takes if nothing is
+# typed; then img2img with as little guidance as the default has.
+KEEPS: dict[tuple[str, float], tuple[float, ...]] = {
+    ("img2img", 5): (0.0, 0.2, 0.4, 0.6, 0.8),
+    ("img2img", 2.5): (0.2, 0.5),
+    ("inversion", 2.5): (0.0, 0.2, 0.4, 0.6, 1.0),
 }
-# What `pinxit transfer` takes if nothing is typed, and for img2img what the other takes too.
-GUIDANCES = {"img2img": (5.0, 2.5), "inversion": (2.5,)}
 _SEED = 77
 Row = dict[str, Any]
 
@@ -193,7 +195,7 @@ class Bench:
             given: Row = {"name": control, "picture": self.picture(judge.photo, label)}
             if control != "img2img":
                 given["shows"] = item.shows
-            for keep in KEEPS[control]:
+            for keep in KEEPS[control, guidance]:
                 image = self.paint(item.asked, {**given, "keep": keep}, guidance=guidance)
                 _ = self.picture(image, f"{label}-{control}-{guidance:g}-{keep:g}")
                 found[f"{keep:g}"] = judge.score(image)
@@ -207,12 +209,12 @@ class Bench:
 def curves(bench: Bench, chosen: Sequence[Item]) -> Row:
     """Means over items, by control and guidance, at every `keep`; and both ends."""
     found = Row()
-    for control, guidances in KEEPS.items():
-        for guidance in GUIDANCES[control]:
-            rows = [bench.curve(item, control, guidance) for item in chosen]
-            found[f"{control} {guidance:g}"] = {
-                keep: _mean([row["keeps"][keep] for row in rows]) for keep in rows[0]["keeps"]
-            }
+    for (control, guidance), keeps in KEEPS.items():
+        rows = [bench.curve(item, control, guidance) for item in chosen]
+        found[f"{control} {guidance:g}"] = {
+            f"{keep:g}": _mean([row["keeps"][f"{keep:g}"] for row in rows]) for keep in keeps
+        }
+        if control == "inversion":
             found |= {end: _mean([row[end] for row in rows]) for end in ("photo", "true")}
     return {"pictures": len(chosen), "curves": found, **lead(found)}
 
@@ -230,7 +232,7 @@ def lead(found: Row) -> Row:
     ours = list(found["inversion 2.5"].values())
     theirs = [p for name, curve in found.items() if "img2img" in name for p in curve.values()]
     leads = {
-        f"{keep}": round(point["iou"] - reached([p for p in theirs], point["style"]), 4)
+        keep: round(point["iou"] - reached(theirs, point["style"]), 4)
         for keep, point in found["inversion 2.5"].items()
     }
     ahead = [
@@ -252,7 +254,7 @@ def reached(points: Sequence[Row], style: float) -> float:
     """
     ordered = sorted(points, key=lambda point: point["style"])
     best = [p["iou"] for p in ordered if p["style"] >= style]
-    for low, high in zip(ordered, ordered[1:], strict=False):
+    for low, high in pairwise(ordered):
         if low["style"] < style <= high["style"]:
             share = (style - low["style"]) / (high["style"] - low["style"])
             best.append(low["iou"] + share * (high["iou"] - low["iou"]))
@@ -288,7 +290,7 @@ def same_seeds(bench: Bench, chosen: Sequence[Item]) -> Row:
     def one(item: Item) -> Row:
         first = bench.paint(item.shows, seed=item.number)
         found: Row = {}
-        for keep in (0.0, 0.4, 0.6, 0.8, 1.0):
+        for keep in (0.0, 0.5, 0.8, 1.0):
             control = {"name": "same-seed", "keep": keep, "shows": item.shows}
             image = bench.paint(item.asked, control, seed=item.number)
             _ = bench.picture(image, f"seed-{item.number:02}-{keep:g}")
@@ -303,7 +305,7 @@ def same_seeds(bench: Bench, chosen: Sequence[Item]) -> Row:
 
 
 def poses(bench: Bench, count: int) -> Row:
-    """A subject in a new place, by masactrl and by the prompt alone: how like it is to its photo."""
+    """A subject in a new place, by masactrl and by the prompt alone: how like its photo."""
     eyes = Eyes.load()
 
     def one(number: int) -> Row:
@@ -318,7 +320,7 @@ def poses(bench: Bench, count: int) -> Row:
         path = bench.picture(image, f"pose-{number:02}")
         looks = eyes.look(torch.cat([to_pixels(i, 64, 64) for i in (image, other)]))
         found: Row = {"likeness true": float(looks.instance[0] @ looks.instance[1])}
-        for keep in (0.0, 0.5, 0.7, 0.9):
+        for keep in (0.0, 0.7, 0.9):
             control = {"name": "masactrl", "picture": path, "shows": shows, "keep": keep}
             made = bench.paint(asked, control, seed=number)
             _ = bench.picture(made, f"pose-{number:02}-{keep:g}")
@@ -341,7 +343,8 @@ def taught(model: Model, folder: Path) -> Lesson:
     """The held-out style as the demo learns it."""
     recipe = Recipe.model_validate(
         {
-            "method": {"name": "textual-inversion", "captions": True, "vectors": 4},
+            "method": {"name": "lora", "captions": True},
+            "steps": 150,
             "pictures": gallery.folder() / "style",
             "token": TOKEN,
             "class_noun": "painting",
@@ -380,8 +383,8 @@ def main() -> int:
     """Measure, and print it."""
     parser = argparse.ArgumentParser(description=__doc__)
     _ = parser.add_argument("--work", type=Path, default=Path("build/transfer"))
-    _ = parser.add_argument("--count", type=int, default=15, help="pictures for styles with words")
-    _ = parser.add_argument("--learned", type=int, default=8, help="pictures for the learned style")
+    _ = parser.add_argument("--count", type=int, default=12, help="pictures for styles with words")
+    _ = parser.add_argument("--learned", type=int, default=6, help="pictures for the learned style")
     given = parser.parse_args()
     bench = Bench(open_base("pocket"), given.work)
     chosen = items(given.count)
