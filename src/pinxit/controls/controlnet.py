@@ -17,7 +17,7 @@ from pinxit.edges import edges
 from pinxit.errors import ModelError, RequestError
 from pinxit.families._networks import network
 from pinxit.model import Model
-from pinxit.source import Folder, Source, read_weights
+from pinxit.source import Folder, read_weights
 
 
 class ControlNet(Pictured):
@@ -59,14 +59,14 @@ class _Steering:
                 "take another --control, or a base with a U-Net",
             )
         self._network = _opened(self._control.weights, model)
-        for name in ("in_channels", "cross_attention_dim", "block_out_channels"):
-            own, wanted = self._network.config[name], unet.config[name]
-            if own != wanted and [*_listed(own)] != [*_listed(wanted)]:
-                raise RequestError(
-                    f"{self._control.weights} is made for another kind of base than {model.name}: "
-                    f"its {name} is {own}, not {wanted}",
-                    "take a ControlNet of the base's family",
-                )
+        shapes = ("in_channels", "cross_attention_dim", "block_out_channels")
+        own, wanted = ([str(n.config[one]) for one in shapes] for n in (self._network, unet))
+        if [one.strip("()[]") for one in own] != [one.strip("()[]") for one in wanted]:
+            raise RequestError(
+                f"{self._control.weights} is made for another kind of base than {model.name}: its "
+                f"channels and widths are {' '.join(own)}, and not {' '.join(wanted)}",
+                "take a ControlNet of the base's family",
+            )
         self._pixels = self._pixels.to(model.device, model.placement.dtype)
         self._hook = unet.register_forward_pre_hook(self._steered, with_kwargs=True)
 
@@ -93,10 +93,6 @@ class _Steering:
         return given, {**named, **seen}
 
 
-def _listed(value: object) -> tuple[object, ...]:
-    return tuple(value) if isinstance(value, list | tuple) else (value,)
-
-
 def _opened(weights: str, model: Model) -> nn.Module:
     """The network, frozen; ModelError if there is none."""
     from diffusers.models.controlnets.controlnet import ControlNetModel
@@ -113,23 +109,18 @@ def _opened(weights: str, model: Model) -> nn.Module:
     return network(ControlNetModel, source, "controlnet", model.placement)
 
 
-class _File(Source):
+class _File(Folder):
     """A ControlNet in one file, of diffusers' names or of its authors'; shaped as the base is."""
 
     def __init__(self, path: Path, model: Model) -> None:
         from diffusers.models.controlnets.controlnet import ControlNetModel
 
-        self.name = str(path)
-        self._path = path
+        super().__init__(path, str(path), "controlnet")
         unet = cast("Any", model.networks["denoiser"])
         with torch.device("meta"):
             made = ControlNetModel.from_unet(unet, load_weights_from_unet=False)
         heads = {"addition_embed_type_num_heads": unet.config.addition_embed_type_num_heads}
         self._config = {**cast("Any", made).config, **heads}
-
-    def has(self, part: str) -> bool:
-        """Nothing but itself."""
-        return part == "controlnet"
 
     def config(self, part: str) -> dict[str, Any]:  # noqa: ARG002
         """As the base's U-Net has it."""
@@ -139,12 +130,4 @@ class _File(Source):
         """The tensors, by diffusers' names."""
         from diffusers.loaders.single_file_utils import convert_controlnet_checkpoint
 
-        return convert_controlnet_checkpoint(read_weights(self._path)[0], self._config)
-
-    def tokenizer(self, part: str) -> Path:
-        """None."""
-        raise ModelError(f"{self.name} has no {part}", "it is no base")
-
-    def fingerprints(self) -> Generator[str]:
-        """None is asked for."""
-        yield from ()
+        return convert_controlnet_checkpoint(read_weights(self.folder)[0], self._config)

@@ -16,15 +16,15 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Transfers:
-    """Pictures by row and column: what the base paints of a text, then each learned style."""
+    """Pictures row by row: what the base paints of a prompt, then of it in each learned style."""
 
     titles: tuple[str, ...]
     prompts: tuple[str, ...]
-    rows: tuple[tuple["Image", ...], ...] = field(repr=False)
+    images: tuple["Image", ...] = field(repr=False)
 
     def sheet(self) -> "Image":
         """All of them on one."""
-        return sheet([image for row in self.rows for image in row], len(self.titles))
+        return sheet(self.images, len(self.titles))
 
 
 def transfers(
@@ -33,27 +33,23 @@ def transfers(
     """Paint each prompt, then the same with each word for a style, from the same seed and held."""
     held = control_of({"name": "same-seed"})
     assert isinstance(held, Control)
-    rows: list[tuple[Image, ...]] = []
+    images: list[Image] = []
     total = len(prompts) * (1 + len(lessons)) * easel.steps
-    done = 0
     for seed, prompt in enumerate(prompts):
-        row: list[Image] = []
-        for lesson in (None, *lessons):
-            request = Request(prompt=prompt, base=easel.model.name, seed=seed, steps=easel.steps)
-            concepts: Sequence[Concept] = ()
-            if lesson is not None:
-                said = {"prompt": f"{prompt} in the style of {lesson.run.recipe.token}"}
-                paths = (Pick(lesson.run.folder.resolve()),)
-                request = request.model_copy(
-                    update={**said, "controls": (held,), "concepts": paths}
-                )
-                concepts = (lesson.concept,)
+        plain = Request(prompt=prompt, base=easel.model.name, seed=seed, steps=easel.steps)
+        asked: list[tuple[Request, tuple[Concept, ...]]] = [(plain, ())]
+        for lesson in lessons:
+            styled = {
+                "prompt": f"{prompt} in the style of {lesson.run.recipe.token}",
+                "controls": (held,),
+                "concepts": (Pick(lesson.run.folder.resolve()),),
+            }
+            asked.append((plain.model_copy(update=styled), (lesson.concept,)))
+        for request, concepts in asked:
             for event in generate(easel.model, request, concepts):
                 if isinstance(event, Frame):
-                    done += 1
-                    easel.told(task, done, total)
+                    easel.told(task, len(images) * easel.steps + event.done, total)
                 elif isinstance(event, Painted):
-                    row.append(event.image)
-        rows.append(tuple(row))
+                    images.append(event.image)
     tokens = (lesson.run.recipe.token for lesson in lessons)
-    return Transfers(("from text", *tokens), tuple(prompts), tuple(rows))
+    return Transfers(("from text", *tokens), tuple(prompts), tuple(images))
