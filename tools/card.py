@@ -339,7 +339,7 @@ def learned() -> str:
 
 def _curves(style: str) -> str:
     found = kept("transfer")["figures"][style]["curves"]
-    rows: list[list[object]] = [
+    rows = [
         [what, keep, *_transferred(point)]
         for what, curve in found.items()
         if what not in ("photo", "true")
@@ -375,7 +375,7 @@ def ahead() -> str:
 def seeds() -> str:
     """What stays of a painted picture when its seed is painted with a style, and new poses."""
     found = kept("transfer")["figures"]
-    rows: list[list[object]] = [
+    rows = [
         ["same-seed", keep, f"{found['same seed'][f'iou {keep}']:.2f}", "mask IoU with the first"]
         for keep in ("0", "0.5", "0.8", "1")
     ]

@@ -54,6 +54,7 @@ KEEPS: dict[tuple[str, float], tuple[float, ...]] = {
     ("inversion", 2.5): (0.0, 0.2, 0.4, 0.6, 1.0),
 }
 _SEED = 77
+_FEW = 8  # pictures for what is looked at beside the curves
 Row = dict[str, Any]
 
 
@@ -391,8 +392,8 @@ def main() -> int:
     figures: Row = {
         "returned": returned(bench, chosen),
         "words": curves(bench, chosen),
-        "same seed": same_seeds(bench, chosen),
-        "poses": poses(bench, given.count),
+        "same seed": same_seeds(bench, chosen[:_FEW]),
+        "poses": poses(bench, _FEW),
     }
     shown(bench, chosen, given.work / "words.png")
     if given.learned:
