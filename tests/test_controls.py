@@ -191,6 +191,12 @@ def test_transfer_is_typed_like_this(
     assert control["keep"] == 0.4
     assert control["picture"] == str(picture.resolve())
     assert request.guidance == 2.5
+    assert main(["transfer", "given.png", "a red cat", *small, "--keep", "1"]) == 0
+    told = capsys.readouterr()
+    assert "the prompt says only what the picture shows" in told.err
+    assert main(["generate", "--like", told.out.strip(), "--out", "again"]) == 0
+    again = Path(capsys.readouterr().out.strip())
+    assert again.read_bytes() == Path(told.out.strip()).read_bytes()
 
     painted = ["generate", "a dog", *small, "--seed", "7", "--count", "1", "--out", "dogs"]
     assert main(painted) == 0

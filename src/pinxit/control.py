@@ -154,14 +154,17 @@ class Pictured(Control):
 
 
 def prepared(
-    walk: Walk, controls: Sequence[Control], told: Conditioning, plain: str
+    walk: Walk, controls: Sequence[Control], told: Conditioning, texts: Sequence[str | None]
 ) -> Generator[Frame, None, tuple[list[Hold], int]]:
-    """What each control does on the walk, and how many times were passed to find that out."""
+    """What each control does on the walk, and how many times were passed to find that out.
+
+    `texts` is what its samples beside are told, None if it has none: `told` from row 2 on.
+    """
     holds: list[Hold] = []
     done, each = 0, len(walk.times.unique())
     total = len(walk.times) + each * sum(control.passes for control in controls)
-    for control in controls:
-        if control.beside(plain) is not None:
+    for control, text in zip(controls, texts, strict=True):
+        if text is not None:
             role = walk.role + 1
             own = Conditioning.stack([told[:1], told[role + 1 : role + 2]])
             walk = replace(walk, role=role, told=own)

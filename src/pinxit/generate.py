@@ -141,15 +141,18 @@ def generate(
     """Paint what is asked for, telling of every step; the concepts are in the model meanwhile."""
     width, height = request.size(model)
     area = (width // model.factor) * (height // model.factor)
-    together = max(1, min(_MOST_TOGETHER, _POSITIONS // area))
+    plain = plainly(request.prompt, concepts)
+    beside = [control.beside(plain) for control in request.controls]
+    texts = [text for text in beside if text is not None]
+    together = max(1, min(_MOST_TOGETHER, _POSITIONS // area) // (1 + len(texts)))
     groups = [request.seeds[at : at + together] for at in range(0, request.count, together)]
     with injected(model, combined(concepts, model)):
         yield from _notices(model, request, concepts)
-        plain = plainly(request.prompt, concepts)
-        texts = [text for one in request.controls if (text := one.beside(plain)) is not None]
+        if request.prompt in texts:
+            yield Notice("the prompt says only what the picture shows: say that with --shows")
         told = model.condition([request.negative, request.prompt, *texts], request.reading)
         for number, seeds in enumerate(groups):
-            for event in _walk(model, request, told, seeds, plain):
+            for event in _walk(model, request, told, seeds, beside):
                 if isinstance(event, Frame):
                     before = number * event.total
                     yield Frame(before + event.done, event.total * len(groups), event.latents)
@@ -171,11 +174,16 @@ def paint(
 
 
 def _walk(
-    model: Model, request: Request, told: Conditioning, seeds: Sequence[int], plain: str
+    model: Model,
+    request: Request,
+    told: Conditioning,
+    seeds: Sequence[int],
+    texts: Sequence[str | None],
 ) -> Iterator[Frame | Painted]:
     """The denoising loop for some pictures together, each drawing from its own generator.
 
-    `told` is what the negative prompt, the prompt, and each control's samples beside are told.
+    `told` is what the negative prompt, the prompt, and samples beside are told; `texts` says which
+    controls have some.
     """
     kind, config = model.schedule.kind, model.solver_config
     name = solver_for(kind, request.scheduler)
@@ -190,7 +198,7 @@ def _walk(
         role=0,
         roles=len(told.states) - 2,
     )
-    holds, before = yield from prepared(walk, request.controls, told, plain)
+    holds, before = yield from prepared(walk, request.controls, told, texts)
     latents = _start(walk, request, solver, holds)
     beside = [one for hold in holds if (one := hold.beside(latents)) is not None]
     rows, count = torch.cat([latents, *beside]), len(seeds)

@@ -91,7 +91,7 @@ class Accompanied(Control):
     """A control that paints another picture beside each, unless it is to keep nothing of it."""
 
     keep: float = Field(
-        default=0.6, ge=0, le=1, description="0: the prompt only; 1: the whole picture"
+        default=0.4, ge=0, le=1, description="0: the prompt only; 1: the whole picture"
     )
     shows: str | None = Field(
         default=None,
