@@ -12,12 +12,15 @@ from pinxit.adapter import NewWord
 from pinxit.cli import main
 from pinxit.concept import Concept, Provenance
 from pinxit.control import Walk, plainly
+from pinxit.demo.transfers import transfers
+from pinxit.demo.trial import Easel
 from pinxit.edges import edges
 from pinxit.errors import ModelError, RequestError
 from pinxit.generate import Request, paint
 from pinxit.held import inverted
 from pinxit.model import Model, open_base
 from pinxit.pixels import to_pixels
+from pinxit.recipe import Recipe
 from pinxit.schedule import Diffusion, Flow, Schedule
 from pinxit.solvers import SOLVERS, Solver
 
@@ -88,7 +91,7 @@ def test_noise_that_is_found_leads_back(
         return rows
 
     side = model.picture_size
-    told = model.condition(["", PROMPT])
+    told = model.condition([PROMPT])
     walk = Walk(model, fresh, (side, side), (0,), [torch.Generator()], told, 1, 1)
     own = model.encode(walk.pixels(picture)).mean
     finding = inverted(walk, picture)
@@ -162,20 +165,45 @@ def test_edges_are_thin_and_where_they_are() -> None:
         ([{"name": "same-seed", "keep": 1.5}], "`keep` of the control same-seed cannot be 1.5"),
         ([{"name": "img2img", "picture": "none.png"}], "there is no picture none.png"),
         ([{"name": "img2img", "picture": "GIVEN"}] * 2, "cannot begin with two others"),
+        ([{"name": "mask", "picture": "GIVEN", "mask": "WIDE"}], "has another shape"),
         ([{"name": "controlnet", "picture": "GIVEN", "weights": "nowhere"}], "ControlNet"),
     ],
 )
 def test_controls_that_cannot_be(
     model: Model, picture: Path, controls: list[dict[str, object]], message: str
 ) -> None:
-    given = [
-        {key: picture if value == "GIVEN" else value for key, value in one.items()}
-        for one in controls
-    ]
+    wide = picture.with_name("wide.png")
+    Image.new("L", (40, 32)).save(wide)
+    files: dict[object, object] = {"GIVEN": picture, "WIDE": wide}
+    given = [{key: files.get(value, value) for key, value in one.items()} for one in controls]
     with pytest.raises((RequestError, ModelError)) as caught:
         latents(model, *given)
     assert message in caught.value.message
     assert caught.value.hint
+
+
+def test_one_text_in_every_style(model: Model, pictures: Path, tmp_path: Path) -> None:
+    told: list[int] = []
+
+    def tell(task: str, done: int, total: int, note: str = "") -> None:  # noqa: ARG001
+        told.append(done)
+
+    easel = Easel(model, tell, count=1, steps=2)
+    asked = {"method": "textual-inversion", "kind": "style", "steps": 1, "preview_every": 0}
+    asked |= {"pictures": pictures, "token": "<mine>", "class_noun": "painting"}
+    recipe = Recipe.model_validate({**asked, "base": model.name})
+    lesson = easel.teach(recipe, tmp_path / "style", "learning")
+    told.clear()
+    found = transfers(easel, ["a red dog", "a blue cat"], [lesson, lesson])
+    assert found.titles == ("from text", "<mine>", "<mine>")
+    assert told == list(range(1, 13))
+    assert len(found.images) == 6
+    assert (
+        found.images[3].tobytes()
+        == paint(model, Request(prompt="a blue cat", seed=1, steps=2))[0].image.tobytes()
+    )
+    assert found.images[1].tobytes() == found.images[2].tobytes() != found.images[0].tobytes()
+    assert found.sheet().width > 3 * 32
 
 
 def test_transfer_is_typed_like_this(

@@ -39,9 +39,9 @@ class Frame:
 class Walk:
     """Some pictures about to be painted together, as a control may know them.
 
-    `told` is what the prompt without the picture says (1, L, D), and what the samples beside are
-    told, if there are any. The rows of a batch are the pictures, then as many beside them for each
-    of `roles`; `role` says which of these are the control's own, from 1 on.
+    The rows of a batch are the pictures, then as many beside them for each of `roles`: the
+    control's own are those of the number `role`, from 1 on, and `told` (1, L, D) is what they are
+    told.
     """
 
     model: Model
@@ -166,8 +166,7 @@ def prepared(
     for control, text in zip(controls, texts, strict=True):
         if text is not None:
             role = walk.role + 1
-            own = Conditioning.stack([told[:1], told[role + 1 : role + 2]])
-            walk = replace(walk, role=role, told=own)
+            walk = replace(walk, role=role, told=told[role + 1 : role + 2])
         passing = control.begin(walk)
         while True:
             try:

@@ -194,7 +194,7 @@ def _walk(
         size=request.size(model),
         seeds=seeds,
         draws=[torch.Generator().manual_seed(seed) for seed in seeds],
-        told=told[:2],
+        told=told[1:2],
         role=0,
         roles=len(told.states) - 2,
     )

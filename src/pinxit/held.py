@@ -19,10 +19,10 @@ def inverted(walk: Walk, picture: Path) -> Generator[Tensor, None, list[Tensor]]
     Yields it at each time on the way into noise; latents (N, C, H, W) for every time at last.
     """
     model, clean = walk.model, walk.model.encode(walk.pixels(picture)).mean
-    schedule, latents, told = model.schedule, clean, walk.told[1:]
+    schedule, latents = model.schedule, clean
     before, noises = torch.zeros(1, device=model.device), dict[float, Tensor]()
     for time in walk.times.to(model.device).unique():  # upwards; some solvers look twice
-        answer = model.denoise(latents, time, told)
+        answer = model.denoise(latents, time, walk.told)
         latents = schedule.add_noise(*schedule.parted(latents, answer, before), time.view(1))
         before = time.view(1)
         # What would noise the picture itself to the same latents, in whatever scale a solver has.

@@ -10,6 +10,7 @@ from torch.nn import functional as F
 
 from pinxit.control import Hold, Pictured, Walk, opened
 from pinxit.draw import generator
+from pinxit.errors import RequestError
 from pinxit.pixels import to_pixels
 
 
@@ -27,7 +28,14 @@ class Mask(Pictured):
 
 class _Blend(Hold):
     def __init__(self, walk: Walk, control: Mask) -> None:
-        white = to_pixels(opened(control.mask), *walk.size).mean(1, keepdim=True) / 2 + 0.5
+        mask, picture = opened(control.mask), opened(control.picture)
+        if abs(mask.width * picture.height / (mask.height * picture.width) - 1) > 0.02:
+            raise RequestError(
+                f"mask {control.mask} has another shape than the picture: {mask.width}x"
+                f"{mask.height} for {picture.width}x{picture.height}",
+                "draw it on the picture, at any size",
+            )
+        white = to_pixels(mask, *walk.size).mean(1, keepdim=True) / 2 + 0.5
         self._free = (1 - white if control.outside else white).to(walk.model.device)
         self._own = walk.pixels(control.picture).to(walk.model.device)
         self._coarse = (F.avg_pool2d(self._free, walk.model.factor) > 0.5).float()
