@@ -30,7 +30,7 @@ from pinxit.metrics.colour import Colour
 from pinxit.model import Model, open_base
 from pinxit.pixels import sheet, to_image, to_pixels
 from pinxit.pocket import gallery
-from pinxit.pocket.captions import prompt
+from pinxit.pocket.captions import PLACE_PHRASES, prompt
 from pinxit.pocket.eyes import ANSWERS, Eyes
 from pinxit.pocket.world import (
     BACKGROUNDS,
@@ -51,7 +51,7 @@ LEARNED, TOKEN = gallery.STYLE, "<mystyle>"
 KEEPS: dict[tuple[str, float], tuple[float, ...]] = {
     ("img2img", 5): (0.0, 0.2, 0.4, 0.6, 0.8),
     ("img2img", 2.5): (0.2, 0.5),
-    ("inversion", 2.5): (0.0, 0.2, 0.4, 0.6, 1.0),
+    ("inversion", 2.5): (0.0, 0.2, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9),
 }
 _SEED = 77
 _FEW = 8  # pictures for what is looked at beside the curves
@@ -69,7 +69,10 @@ class Item:
 
     @property
     def shows(self) -> str:
-        """What a person would say the picture shows."""
+        """What a person would say the picture shows; where a style is learned, as its captions."""
+        if self.word:
+            place = PLACE_PHRASES[self.scene.background][0]
+            return f"a picture of a {self.scene.subject.class_noun} {place}"
         return prompt(self.scene.subject.class_noun, None, self.scene.background, "photo")
 
     @property
@@ -191,20 +194,22 @@ class Bench:
         """An item at every `keep` of a control."""
         label = f"{'learned' if item.word else 'words'}-{item.number:02}"
 
-        def measure() -> Row:
-            judge, found = Judge(self.model, item), Row()
+        def measure(keep: float) -> Row:
             given: Row = {"name": control, "picture": self.picture(judge.photo, label)}
             if control != "img2img":
                 given["shows"] = item.shows
-            for keep in KEEPS[control, guidance]:
-                image = self.paint(item.asked, {**given, "keep": keep}, guidance=guidance)
-                _ = self.picture(image, f"{label}-{control}-{guidance:g}-{keep:g}")
-                found[f"{keep:g}"] = judge.score(image)
-            _ = self.picture(judge.true, f"{label}-true")
-            ends = {"photo": judge.score(judge.photo), "true": judge.score(judge.true)}
-            return {"keeps": found, **ends}
+            image = self.paint(item.asked, {**given, "keep": keep}, guidance=guidance)
+            _ = self.picture(image, f"{label}-{control}-{guidance:g}-{keep:g}")
+            return judge.score(image)
 
-        return self.kept(f"{label}-{control}-{guidance:g}", measure)
+        judge = Judge(self.model, item)
+        _ = self.picture(judge.true, f"{label}-true")
+        return {
+            f"{keep:g}": self.kept(
+                f"{label}-{control}-{guidance:g}-{keep:g}", lambda k=keep: measure(k)
+            )
+            for keep in KEEPS[control, guidance]
+        } | {"photo": judge.score(judge.photo), "true": judge.score(judge.true)}
 
 
 def curves(bench: Bench, chosen: Sequence[Item]) -> Row:
@@ -213,7 +218,7 @@ def curves(bench: Bench, chosen: Sequence[Item]) -> Row:
     for (control, guidance), keeps in KEEPS.items():
         rows = [bench.curve(item, control, guidance) for item in chosen]
         found[f"{control} {guidance:g}"] = {
-            f"{keep:g}": _mean([row["keeps"][f"{keep:g}"] for row in rows]) for keep in keeps
+            f"{keep:g}": _mean([row[f"{keep:g}"] for row in rows]) for keep in keeps
         }
         if control == "inversion":
             found |= {end: _mean([row[end] for row in rows]) for end in ("photo", "true")}
@@ -291,7 +296,7 @@ def same_seeds(bench: Bench, chosen: Sequence[Item]) -> Row:
     def one(item: Item) -> Row:
         first = bench.paint(item.shows, seed=item.number)
         found: Row = {}
-        for keep in (0.0, 0.5, 0.8, 1.0):
+        for keep in (0.0, 0.2, 0.5, 0.8):
             control = {"name": "same-seed", "keep": keep, "shows": item.shows}
             image = bench.paint(item.asked, control, seed=item.number)
             _ = bench.picture(image, f"seed-{item.number:02}-{keep:g}")
@@ -344,8 +349,14 @@ def taught(model: Model, folder: Path) -> Lesson:
     """The held-out style as the demo learns it."""
     recipe = Recipe.model_validate(
         {
-            "method": {"name": "lora", "captions": True},
-            "steps": 150,
+            "method": {
+                "name": "lora",
+                "captions": True,
+                "word": "new",
+                "vectors": 2,
+                "prior_pictures": 0,
+            },
+            "steps": 200,
             "pictures": gallery.folder() / "style",
             "token": TOKEN,
             "class_noun": "painting",
@@ -371,7 +382,7 @@ def shown(bench: Bench, chosen: Sequence[Item], path: Path) -> None:
         for what in (
             "img2img-5-0.6",
             "img2img-5-0.3",
-            *(f"inversion-2.5-{k}" for k in (1, 0.6, 0.2)),
+            *(f"inversion-2.5-{k}" for k in (0.8, 0.5, 0.2)),
         ):
             yield bench.folder / "pictures" / f"{label}-{what}.png"
         yield bench.folder / "pictures" / f"{label}-true.png"

@@ -3,13 +3,14 @@
 from abc import abstractmethod
 from collections.abc import Generator, Sequence
 from pathlib import Path
+from typing import Self
 
 import torch
 from pydantic import Field
 from torch import Tensor
 
 from pinxit.control import Control, Hold, Walk
-from pinxit.sharing import Sharing
+from pinxit.sharing import FEATURES, PLACES, Sharing
 from pinxit.solvers import Solver
 
 
@@ -40,9 +41,11 @@ def noised(walk: Walk, picture: Path) -> list[Tensor]:
 
 
 class Beside(Hold):
-    """Another picture beside each, on a path that is known or of its own: while `held` says so,
-    layers answer for both what they answer for it, and if `corrected`, its deviations from the
-    path are the picture's too (direct inversion, arXiv:2310.01506; edit-friendly, 2304.06140).
+    """Another picture beside each, on a path that is known or of its own.
+
+    In the first `same` of the steps the pictures are what is beside them. In those that are `held`
+    layers answer for both what they answer for it, and where a path is followed its deviations from
+    there are the pictures' too (direct inversion, arXiv:2310.01506; edit-friendly, 2304.06140).
     """
 
     def __init__(
@@ -51,24 +54,31 @@ class Beside(Hold):
         layers: Sequence[str],
         held: range,
         path: Sequence[Tensor] | None = None,
-        *,
-        corrected: bool = False,
+        same: int | None = None,
     ) -> None:
         self._sharing = Sharing(layers, walk.role, walk.roles + 1, len(walk.seeds))
         self.adapters = (self._sharing,)
         self._held = held
         self._path = path
-        self._corrected = corrected
+        self._same = same
         self._role = walk.role
         self._batch = (walk.roles + 1, len(walk.seeds))
 
+    @classmethod
+    def slid(cls, walk: Walk, keep: float, path: Sequence[Tensor] | None = None) -> Self:
+        """In the place of what is beside: up to a half held longer, beyond it the same longer."""
+        steps = len(walk.times)
+        same = max(0, round((2 * keep - 1) * steps))
+        held = range(same, round((same + steps) / 2) if keep > 0.5 else round(keep * steps))
+        return cls(walk, (PLACES, FEATURES), held, path, same)
+
     def start(self, solver: Solver) -> Tensor | None:  # noqa: ARG002
         """The path's first latents if it is followed, else noise as ever."""
-        return self._path[0] if self._path and self._corrected else None
+        return None if self._path is None or self._same is None else self._path[0]
 
     def beside(self, start: Tensor) -> Tensor:
         """The path's first latents; without a path, what the pictures begin with."""
-        return self._path[0] if self._path else start
+        return start if self._path is None else self._path[0]
 
     def before(self, at: int, rows: Tensor) -> Tensor:
         """Whether layers share is settled."""
@@ -77,13 +87,14 @@ class Beside(Hold):
 
     def after(self, at: int, rows: Tensor) -> Tensor:
         """What is beside is on its path again."""
-        if self._path is None:
-            return rows
         parts = rows.unflatten(0, self._batch).clone()
-        deviation = self._path[at + 1] - parts[self._role]
-        if self._corrected and at in self._held:
-            parts[0] += deviation
-        parts[self._role] = self._path[at + 1]
+        if self._path is not None:
+            deviation = self._path[at + 1] - parts[self._role]
+            parts[self._role] = self._path[at + 1]
+            if self._same is not None and at in self._held:
+                parts[0] += deviation
+        if self._same is not None and at < self._same:
+            parts[0] = parts[self._role]
         return parts.flatten(0, 1)
 
 
@@ -91,7 +102,7 @@ class Accompanied(Control):
     """A control that paints another picture beside each, unless it is to keep nothing of it."""
 
     keep: float = Field(
-        default=0.4, ge=0, le=1, description="0: the prompt only; 1: the whole picture"
+        default=0.5, ge=0, le=1, description="0: the prompt only; 1: the whole picture"
     )
     shows: str | None = Field(
         default=None,

@@ -8,14 +8,13 @@ from torch import Tensor
 
 from pinxit.control import Pictured, Walk
 from pinxit.held import Accompanied, Beside, inverted, noised
-from pinxit.sharing import FEATURES, PLACES
 
 
 class Inversion(Accompanied, Pictured):
     """Paint the picture again beside the new one, and change what the prompts say differently.
 
-    Of the first steps the picture's own deviations, its queries and keys, and its features of one
-    decoder block are the new picture's too.
+    Of steps that are held the picture's own deviations, its queries and keys, and its features of
+    one decoder block are the new picture's too.
     """
 
     guidance: ClassVar[tuple[float, float] | None] = (2.5, 7.5)
@@ -29,5 +28,4 @@ class Inversion(Accompanied, Pictured):
     def _begin(self, walk: Walk) -> Generator[Tensor, None, Beside]:
         found = self.path == "inverted"
         path = (yield from inverted(walk, self.picture)) if found else noised(walk, self.picture)
-        held = range(round(self.keep * len(walk.times)))
-        return Beside(walk, (PLACES, FEATURES), held, path, corrected=True)
+        return Beside.slid(walk, self.keep, path)

@@ -6,7 +6,6 @@ from torch import Tensor
 
 from pinxit.control import Walk
 from pinxit.held import Accompanied, Beside
-from pinxit.sharing import FEATURES, PLACES
 
 
 class SameSeed(Accompanied):
@@ -14,5 +13,4 @@ class SameSeed(Accompanied):
 
     def _begin(self, walk: Walk) -> Generator[Tensor, None, Beside]:
         yield from ()
-        held = range(round(self.keep * len(walk.times)))
-        return Beside(walk, (PLACES, FEATURES), held)
+        return Beside.slid(walk, self.keep)
