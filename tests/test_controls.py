@@ -236,7 +236,7 @@ def test_transfer_is_typed_like_this(
     assert control["name"] == "inversion"
     assert control["keep"] == 0.4
     assert control["picture"] == str(picture.resolve())
-    assert request.guidance == 2.5
+    assert request.guidance == 2
     assert main(["transfer", "given.png", "a red cat", *small, "--keep", "1"]) == 0
     told = capsys.readouterr()
     assert "the prompt says only what the picture shows" in told.err

@@ -47,11 +47,11 @@ from pinxit.recipe import Recipe
 STYLES = ("watercolour", "pencil", "chalk", "cartoon", "pop art")
 LEARNED, TOKEN = gallery.STYLE, "<mystyle>"
 # Of each control at a guidance, how much is kept: first what `pinxit transfer` takes if nothing is
-# typed; then img2img with as little guidance as the default has.
+# typed; then img2img with little guidance, as the default has.
 KEEPS: dict[tuple[str, float], tuple[float, ...]] = {
     ("img2img", 5): (0.0, 0.2, 0.4, 0.6, 0.8),
     ("img2img", 2.5): (0.2, 0.5),
-    ("inversion", 2.5): (0.0, 0.2, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9),
+    ("inversion", 2): (0.0, 0.2, 0.5, 0.7, 0.8),
 }
 _SEED = 77
 _FEW = 8  # pictures for what is looked at beside the curves
@@ -235,11 +235,11 @@ def lead(found: Row) -> Row:
     Of each control the best that reaches so much style counts: `lead` at the style of each point
     of the default's curve, and `ahead` of img2img's points by the default's best with no less.
     """
-    ours = list(found["inversion 2.5"].values())
+    ours = list(found["inversion 2"].values())
     theirs = [p for name, curve in found.items() if "img2img" in name for p in curve.values()]
     leads = {
         keep: round(point["iou"] - reached(theirs, point["style"]), 4)
-        for keep, point in found["inversion 2.5"].items()
+        for keep, point in found["inversion 2"].items()
     }
     ahead = [
         {
@@ -275,7 +275,7 @@ def returned(bench: Bench, chosen: Sequence[Item]) -> Row:
         pixels = to_pixels(image, 64, 64)
         own = to_image(bench.model.decode(bench.model.encode(pixels).mean)[0])
         control = {"name": "inversion", "picture": bench.picture(image, "whole"), "keep": 1}
-        back = bench.paint(item.shows, control, guidance=2.5)
+        back = bench.paint(item.shows, control, guidance=2.0)
         return {
             "autoencoder": _psnr(own, image),
             "keep 1": _psnr(back, image),
@@ -382,7 +382,7 @@ def shown(bench: Bench, chosen: Sequence[Item], path: Path) -> None:
         for what in (
             "img2img-5-0.6",
             "img2img-5-0.3",
-            *(f"inversion-2.5-{k}" for k in (0.8, 0.5, 0.2)),
+            *(f"inversion-2-{k}" for k in (0.8, 0.5, 0.2)),
         ):
             yield bench.folder / "pictures" / f"{label}-{what}.png"
         yield bench.folder / "pictures" / f"{label}-true.png"

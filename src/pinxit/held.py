@@ -68,7 +68,7 @@ class Beside(Hold):
     def slid(cls, walk: Walk, keep: float, path: Sequence[Tensor] | None = None) -> Self:
         """In the place of what is beside: up to a half held longer, beyond it the same longer."""
         steps = len(walk.times)
-        same = max(0, round((2 * keep - 1) * steps))
+        same = round(max(0, 2 * keep - 1) ** 2 * steps)
         held = range(same, round((same + steps) / 2) if keep > 0.5 else round(keep * steps))
         return cls(walk, (PLACES, FEATURES), held, path, same)
 

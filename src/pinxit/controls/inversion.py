@@ -17,7 +17,7 @@ class Inversion(Accompanied, Pictured):
     one decoder block are the new picture's too.
     """
 
-    guidance: ClassVar[tuple[float, float] | None] = (2.5, 7.5)
+    guidance: ClassVar[tuple[float, float] | None] = (2.0, 7.5)
     passes: ClassVar[int] = 1
 
     path: Literal["inverted", "noised"] = Field(
