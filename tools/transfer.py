@@ -381,7 +381,7 @@ def shown(bench: Bench, chosen: Sequence[Item], path: Path) -> None:
         yield bench.folder / "pictures" / f"{label}.png"
         for what in (
             "img2img-5-0.6",
-            "img2img-5-0.3",
+            "img2img-5-0.4",
             *(f"inversion-2-{k}" for k in (0.8, 0.5, 0.2)),
         ):
             yield bench.folder / "pictures" / f"{label}-{what}.png"
@@ -396,7 +396,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     _ = parser.add_argument("--work", type=Path, default=Path("build/transfer"))
     _ = parser.add_argument("--count", type=int, default=12, help="pictures for styles with words")
-    _ = parser.add_argument("--learned", type=int, default=6, help="pictures for the learned style")
+    _ = parser.add_argument("--learned", type=int, default=4, help="pictures for the learned style")
     given = parser.parse_args()
     bench = Bench(open_base("pocket"), given.work)
     chosen = items(given.count)

@@ -41,7 +41,7 @@ class Walk:
 
     The rows of a batch are the pictures, then as many beside them for each of `roles`: the
     control's own are those of the number `role`, from 1 on, and `told` (1, L, D) is what they are
-    told.
+    told. `reweighed` is whether concepts have changed the base's own weights.
     """
 
     model: Model
@@ -52,6 +52,7 @@ class Walk:
     told: Conditioning
     role: int
     roles: int
+    reweighed: bool = False
 
     @property
     def times(self) -> Tensor:

@@ -144,6 +144,7 @@ def generate(
     plain = plainly(request.prompt, concepts)
     beside = [control.beside(plain) for control in request.controls]
     texts = [text for text in beside if text is not None]
+    reweighed = any(concept.weighable or concept.tuned for concept in concepts)
     together = max(1, min(_MOST_TOGETHER, _POSITIONS // area) // (1 + len(texts)))
     groups = [request.seeds[at : at + together] for at in range(0, request.count, together)]
     with injected(model, combined(concepts, model)):
@@ -152,7 +153,7 @@ def generate(
             yield Notice("the prompt says only what the picture shows: say that with --shows")
         told = model.condition([request.negative, request.prompt, *texts], request.reading)
         for number, seeds in enumerate(groups):
-            for event in _walk(model, request, told, seeds, beside):
+            for event in _walk(model, request, told, seeds, beside, reweighed):
                 if isinstance(event, Frame):
                     before = number * event.total
                     yield Frame(before + event.done, event.total * len(groups), event.latents)
@@ -179,6 +180,7 @@ def _walk(
     told: Conditioning,
     seeds: Sequence[int],
     texts: Sequence[str | None],
+    reweighed: bool,
 ) -> Iterator[Frame | Painted]:
     """The denoising loop for some pictures together, each drawing from its own generator.
 
@@ -195,6 +197,7 @@ def _walk(
         seeds=seeds,
         draws=[torch.Generator().manual_seed(seed) for seed in seeds],
         told=told[1:2],
+        reweighed=reweighed,
         role=0,
         roles=len(told.states) - 2,
     )

@@ -20,12 +20,15 @@ class Inversion(Accompanied, Pictured):
     guidance: ClassVar[tuple[float, float] | None] = (2.0, 7.5)
     passes: ClassVar[int] = 1
 
-    path: Literal["inverted", "noised"] = Field(
-        default="inverted",
-        description="the picture's noise: found, or drawn from the seed, for variety and speed",
+    path: Literal["inverted", "noised"] | None = Field(
+        default=None,
+        description="the picture's noise: found, or drawn from the seed for variety and speed; if "
+        "unset found, but drawn where weights were learned",
     )
 
     def _begin(self, walk: Walk) -> Generator[Tensor, None, Beside]:
-        found = self.path == "inverted"
-        path = (yield from inverted(walk, self.picture)) if found else noised(walk, self.picture)
+        # Weights that have learned a style find it nowhere in a photo: what they miss, its colours,
+        # goes into the noise that they find, and would come back.
+        drawn = walk.reweighed if self.path is None else self.path == "noised"
+        path = noised(walk, self.picture) if drawn else (yield from inverted(walk, self.picture))
         return Beside.slid(walk, self.keep, path)
