@@ -184,8 +184,7 @@ def _walk(
 ) -> Iterator[Frame | Painted]:
     """The denoising loop for some pictures together, each drawing from its own generator.
 
-    `told` is what the negative prompt, the prompt, and samples beside are told; `texts` says which
-    controls have some.
+    `told` is what the negative prompt, the prompt, and samples beside are told: those in `texts`.
     """
     kind, config = model.schedule.kind, model.solver_config
     name = solver_for(kind, request.scheduler)
