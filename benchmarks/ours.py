@@ -49,6 +49,7 @@ def _recipe(job: Job, number: int) -> Recipe:
             "batch_size": job.batch,
             "size": job.size,
             "preview_every": 0,
+            "stop": 0,
         }
     )
 

@@ -27,7 +27,8 @@ one, other, pictures, out = sys.argv[1:]
 bases, peaks = Bases(), []
 for turn in range(6):
     recipe = Recipe(method={"name": "dreambooth", "prior_pictures": 0}, pictures=pictures,
-                    token="<mytoy>", class_noun="toy", steps=2, preview_every=2, base=one)
+                    token="<mytoy>", class_noun="toy", steps=2, preview_every=2, base=one,
+                    score=False)
     run = teach(bases.open(one), recipe, f"{out}/{turn}")
     paint(bases.open(one), Request(prompt="a toy", steps=2))
     paint(bases.open(other), Request(prompt="a toy", steps=2))

@@ -13,6 +13,7 @@ from PIL import Image
 
 from pinxit.cli import main, screen
 from pinxit.cli.paint import Request
+from pinxit.learner import Learner
 from pinxit.run import Run
 from pinxit.train import Step
 
@@ -118,9 +119,9 @@ def test_ctrl_c_keeps_what_was_learned_and_resume_goes_on(
     pinxit(*whole)
     noted = Run.note
 
-    def interrupted(self: Run, step: Step) -> None:
+    def interrupted(self: Run, step: Step, learner: Learner) -> None:
         new = step.number > len(self.journal())
-        noted(self, step)
+        noted(self, step, learner)
         if new and step.number == 2:
             raise KeyboardInterrupt
 

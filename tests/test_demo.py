@@ -2,7 +2,6 @@
 
 import json
 import re
-from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +13,7 @@ from pinxit.demo import Effort, run_demo
 from pinxit.demo.chapters import STYLE_TOKEN, SUBJECT_TOKEN
 from pinxit.errors import RunError
 from pinxit.pocket.eyes import Eyes
+from tests.pages import must_be_well_formed
 
 Told = list[tuple[str, int, int]]
 
@@ -49,25 +49,7 @@ def test_the_report_has_everything_in_it(demo: tuple[Path, dict[str, Any], Told]
 
 @pytest.mark.long
 def test_the_report_is_well_formed(demo: tuple[Path, dict[str, Any], Told]) -> None:
-    class Checker(HTMLParser):
-        def __init__(self) -> None:
-            super().__init__()
-            self.open: list[str] = []
-
-        def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-            assert tag != "img" or dict(attrs)["alt"]
-            if tag not in ("img", "meta"):
-                self.open.append(tag)
-
-        def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-            pass
-
-        def handle_endtag(self, tag: str) -> None:
-            assert self.open.pop() == tag
-
-    checker = Checker()
-    checker.feed((demo[0] / "report.html").read_text(encoding="utf-8"))
-    assert not checker.open
+    must_be_well_formed((demo[0] / "report.html").read_text(encoding="utf-8"))
 
 
 @pytest.mark.long

@@ -76,7 +76,9 @@ def test_the_readmes_python_runs(
     monkeypatch.setattr("PIL.Image.Image.show", lambda _: None)
     pictures.rename(tmp_path / "my-toy")
     code = code.replace('"pocket"', repr(str(nano)))
-    code = code.replace('class_noun="toy"', f'class_noun="toy", base={str(nano)!r}, steps=2')
+    code = code.replace(
+        'class_noun="toy"', f'class_noun="toy", base={str(nano)!r}, steps=2, score=False'
+    )
     names: dict[str, object] = {}
     exec(code, names)
     assert len(names["painted"]) == 1  # pyright: ignore[reportArgumentType]

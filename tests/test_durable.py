@@ -21,7 +21,7 @@ from pinxit.durable import alone, replace_tensors
 from pinxit.errors import DiskError, FileError, RunError
 from pinxit.generate import Notice, Painted
 from pinxit.journal import Journal
-from pinxit.learner import DivergedError
+from pinxit.learner import DivergedError, Learner
 from pinxit.model import Model
 from pinxit.optimizer import AdamW
 from pinxit.recipe import Recipe
@@ -222,7 +222,7 @@ def test_what_is_broken_is_never_kept(
         return [Painted(Image.new("RGB", (8, 8)), None, None)] * 4
 
     monkeypatch.setattr("pinxit.preview.paint", black)
-    run = Run.create(tmp_path / "other", recipe(pictures, steps=1, preview_every=1))
+    run = Run.create(tmp_path / "other", recipe(pictures, steps=1, preview_every=1, score=False))
     (said,) = notices(run, model)
     assert said.startswith("4 previews of step 1 are of one colour")
 
@@ -240,8 +240,8 @@ def test_other_signals_are_like_ctrl_c(
     monkeypatch.chdir(tmp_path)
     noted = Run.note
 
-    def stopped(self: Run, step: Step) -> None:
-        noted(self, step)
+    def stopped(self: Run, step: Step, learner: Learner) -> None:
+        noted(self, step, learner)
         if step.number == 2:
             os.kill(os.getpid(), number)
 

@@ -173,6 +173,7 @@ def test_previews_show_each_its_own(
     model: Model, subjects: Path, method: object, tmp_path: Path
 ) -> None:
     given = {"method": method, "steps": 2, "batch_size": 1, "preview_every": 2, "rate": 0.1}
+    given["score"] = False
     runs = teach_many(model, subjects, tmp_path / "out", **given)
     shown = [preview(run) for run in runs.values()]
     alone = [preview(teach(model, r.recipe, tmp_path / n)) for n, r in runs.items()]

@@ -2,22 +2,27 @@
 
 from collections.abc import Sequence
 from dataclasses import fields, is_dataclass
+from functools import cache
+from pathlib import Path
+from tempfile import mkdtemp
 
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, ImageOps
 
 from pinxit import registry
 from pinxit.errors import RequestError
 from pinxit.interval import bootstrap, mean_share
-from pinxit.metric import Metric, share, stacked
+from pinxit.metric import Metric, Scale, share, stacked
 from pinxit.pocket import captions, gallery
 from pinxit.pocket.asked import asked
 from pinxit.pocket.eyes import Eyes
 from pinxit.pocket.world import BACKGROUNDS, CLASSES, COLOURS, STYLES, draw_scene
+from tests.seeing import save_seeing
 
 NAMES = registry.names("metrics")
+ASKING = {"attributes", "clip-t"}  # they compare with the prompt
 PROMPTS = ("a photo of a red dog on the beach", "a pencil drawing of a mug in a room")
 
 
@@ -33,10 +38,19 @@ def images() -> list[Image.Image]:
     return [exhibit.image(64) for exhibit in gallery.other_pictures(3, distractor=False)[:4]]
 
 
+@cache
+def seeing(kind: str) -> str:
+    """A folder with a little network of the kind that was never trained."""
+    return str(save_seeing(kind, Path(mkdtemp())))
+
+
 def made(name: str, eyes: Eyes) -> Metric:
     kind = registry.load("metrics", name)
     assert is_dataclass(kind)
-    return kind(eyes=eyes) if "eyes" in {f.name for f in fields(kind)} else kind()
+    settings = {f.name for f in fields(kind)}
+    if "weights" in settings:
+        return kind(weights=seeing("clip" if name.startswith("clip") else "dino"))
+    return kind(eyes=eyes) if "eyes" in settings else kind()
 
 
 def scores(
@@ -66,7 +80,7 @@ def test_a_picture_alone_scores_as_among_others(
     assert alone == pytest.approx(together, abs=1e-5)
 
 
-@pytest.mark.parametrize("name", [name for name in NAMES if name != "attributes"])
+@pytest.mark.parametrize("name", sorted({*NAMES} - ASKING))
 def test_the_reference_itself_scores_best_in_the_declared_direction(
     name: str, eyes: Eyes, images: list[Image.Image]
 ) -> None:
@@ -115,6 +129,34 @@ def test_colours_are_compared_wherever_they_are(eyes: Eyes, images: list[Image.I
     nearest = registry.load("metrics", "colour")(against="nearest")
     assert nearest.score([white], [black, white], ()) == pytest.approx([0], abs=1e-9)
     assert colour.between([white, black], [black, white]) == pytest.approx(0, abs=1e-9)
+
+
+def test_a_manner_is_told_from_others_by_gram_whatever_is_shown(eyes: Eyes) -> None:
+    gram, shown = made("gram", eyes), [e.image() for e in gallery.style_pictures("sepia", 14)]
+    same, photo = ([e.image() for e in gallery.style_pictures(s, 15)] for s in ("sepia", "photo"))
+    assert max(gram.score(same, shown, ())) < min(gram.score(photo, shown, ()))
+
+
+def test_a_copy_is_found_mirrored_and_in_other_light(eyes: Eyes, images: list[Image.Image]) -> None:
+    nearest = made("nearest", eyes)
+    copy = ImageOps.mirror(images[1].resize((48, 48))).point(lambda level: int(level * 0.7))
+    found, another = nearest.score([copy, images[0]], images[1:], ())
+    assert found > 0.98
+    assert another < 0.9
+
+
+def test_a_scale_has_its_ends(eyes: Eyes, images: list[Image.Image]) -> None:
+    colour = made("colour", eyes)
+    white, grey, black = (Image.new("RGB", (8, 8), c) for c in ("white", "grey", "black"))
+    scale = Scale.of(colour, [white, grey], [black])
+    assert scale.score([black]).share == pytest.approx(0)
+    assert scale.ceiling == pytest.approx(colour.score([grey], [white], ())[0])
+    given = Scale.of(colour, [white], [black], [grey])
+    assert given.score([grey]).share == pytest.approx(1)
+    assert given.score([white]).share > 1
+    alone = Scale.of(made("likeness", eyes), images[:1], images[1:2])
+    mirrored = made("likeness", eyes).score([ImageOps.mirror(images[0])], images[:1], ())
+    assert alone.ceiling == pytest.approx(mirrored[0])
 
 
 def test_share_is_the_way_from_floor_to_ceiling_in_either_direction() -> None:

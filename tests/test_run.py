@@ -21,7 +21,7 @@ from pinxit.train import Step
 
 
 def recipe(pictures: Path, **changed: object) -> Recipe:
-    small = {"steps": 4, "batch_size": 2, "preview_every": 0, "checkpoint_every": 2}
+    small = {"steps": 4, "batch_size": 2, "preview_every": 0, "checkpoint_every": 2, "score": False}
     given = {"pictures": pictures, "token": "<mytoy>", "class_noun": "toy"}
     return Recipe.model_validate({"method": "textual-inversion", **given, **small, **changed})
 

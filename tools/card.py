@@ -24,6 +24,7 @@ PAGES = (
     "docs/reliability.md",
     "docs/performance.md",
     "docs/transfer.md",
+    "docs/stopping.md",
 )
 BLOCK = re.compile(r"(<!-- figures: ([a-z-]+) -->\n).*?(<!-- end -->)", re.DOTALL)
 
@@ -386,7 +387,36 @@ def seeds() -> str:
     return table(["control", "keep", "figure", "which is"], rows)
 
 
-LEARNED = (transfer, learned, ahead, seeds, painting, sizes, eyes, subjects, real)
+def _cell(grid: dict[str, float], step: int) -> str:
+    return f"{grid[str(step)]:.3f}" if str(step) in grid else "-"
+
+
+def stopping() -> str:
+    """Where a grid of budgets peaks, and where stopping comes."""
+    found = kept("stopping")["figures"]
+    steps = sorted({int(step) for figures in found.values() for step in figures["grid"]})
+    grid = [
+        [method, len(figures["subjects"]), *(_cell(figures["grid"], step) for step in steps)]
+        for method, figures in found.items()
+    ]
+    stops = [
+        [
+            method,
+            f"{figures['peak']}: {figures['grid'][str(figures['peak'])]:.3f}",
+            f"{', '.join(map(str, figures['stops']))}: {figures['stopped']} of themselves",
+            f"{figures['of the peak']:.2f}",
+            f"{figures['best at the stop']:.3f}",
+            percent(figures["lost"]),
+            f"{100 * figures['cost']:.1f}%",
+        ]
+        for method, figures in found.items()
+    ]
+    head = ["method", "peak", "stops after", "of the peak's steps", "best there", "lost", "looking"]
+    best = table(["best after", "subjects", *map(str, steps)], grid)
+    return best + "\n" + table(head, stops) + origin("stopping")
+
+
+LEARNED = (transfer, learned, ahead, seeds, painting, sizes, eyes, subjects, real, stopping)
 FILES = (families, formats, hostile, opening, reliability, crops, pictures)
 TIMES = (arithmetic, floor, speed, unharmed)
 BLOCKS: dict[str, Callable[[], str]] = {f.__name__: f for f in (*LEARNED, *FILES, *TIMES)}

@@ -56,6 +56,8 @@ class Workshop:
                 "batch_size": 1,
                 "steps": steps,
                 "preview_every": 0,
+                "stop": 1e-12,
+                "look_every": 2,
                 "checkpoint_every": every,
             }
         )

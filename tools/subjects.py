@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from pinxit.demo.scores import ASKED, judge, subject_scales
-from pinxit.demo.trial import Easel, Prompt
+from pinxit.demo.trial import Easel
 from pinxit.durable import replace_text
 from pinxit.interval import Rows, bootstrap, mean_share
 from pinxit.model import open_base
@@ -26,6 +26,7 @@ from pinxit.pocket import gallery
 from pinxit.pocket.captions import prompt
 from pinxit.pocket.eyes import Eyes
 from pinxit.pocket.world import BACKGROUNDS, held_out_subjects
+from pinxit.prompt_set import Prompt
 from pinxit.recipe import Recipe
 
 METHODS = ("textual-inversion", "dreambooth", "lora")
@@ -71,7 +72,7 @@ class Trial:
         """How it is taught; the reference pictures are written first."""
         pictures = self.folder / "pictures"
         pictures.mkdir(parents=True, exist_ok=True)
-        for number, image in enumerate(_real(self.subject)[0]):
+        for number, image in enumerate(real(self.subject)[0]):
             image.save(pictures / f"{number}.png")
         choices = {"steps": self.given.steps, "rate": self.given.rate, "base": base}
         word = {"token": TOKEN, "class_noun": self.noun, "method": self.method}
@@ -89,7 +90,7 @@ def measured(easel: Easel, eyes: Eyes, trial: Trial) -> Row:
     if file.is_file():
         return json.loads(file.read_text(encoding="utf-8"))
     paintings = easel.paint(trial.prompts(), lesson, f"{task}: painting")
-    references, lookalikes, others = _real(trial.subject)
+    references, lookalikes, others = real(trial.subject)
     hidden = held_out_subjects()[trial.subject].hidden().tolist()
     scales = subject_scales(references, lookalikes, others, hidden, eyes)
     seconds = lesson.seconds if lesson else 0.0
@@ -120,7 +121,7 @@ def summary(rows: Mapping[str, Sequence[Row]]) -> dict[str, object]:
     return figures
 
 
-def _real(subject: int) -> tuple[list[gallery.Picture], ...]:
+def real(subject: int) -> tuple[list[gallery.Picture], ...]:
     """The references, pictures of a look-alike, and more pictures of the subject."""
     places = np.random.default_rng((_SEED, subject)).permutation(BACKGROUNDS)[:REFERENCES]
     shown = gallery.portraits(held_out_subjects()[subject], places.tolist(), (_SEED, subject))

@@ -191,7 +191,11 @@ class TunedWeights:
 
     @classmethod
     def of(cls, model: Model, network: str) -> Self:
-        """The network's weights, to be trained: they are the adapter's own from now on."""
+        """The network's weights, to be trained: they are the adapter's own from now on.
+
+        ConceptError if they are in 8 bits.
+        """
+        _must_be_whole(model, network)
         own = {name: w.detach() for name, w in model.networks[network].named_parameters()}
         model.rest(network)
         return cls(network, own, text=network in model.towers)
@@ -221,6 +225,7 @@ class TunedWeights:
     def restore(cls, part: Part, model: Model) -> Self:
         """The weights again; ConceptError if the base's network has others, or other shapes."""
         network = part.settings["network"]
+        _must_be_whole(model, network)
         own = dict(model.networks[network].named_parameters()) if network in model.networks else {}
         # Releases of transformers name a text tower's weights with this prefix or without.
         named = {name.removeprefix("text_model."): name for name in own}
@@ -243,6 +248,15 @@ class TunedWeights:
                 )
         tensors = {name: _laid_out(tensor).to(own[name]) for name, tensor in kept.items()}
         return cls(network, tensors, text=network in model.towers)
+
+
+def _must_be_whole(model: Model, network: str) -> None:
+    if model.placement.precision == "int8" and network == "denoiser":
+        raise ConceptError(
+            f"a denoiser's weights cannot be tuned, or take the place of others, in 8 bits, and "
+            f"{model.name} is open so",
+            "open it with another --precision",
+        )
 
 
 def _define(model: Model, word: str, meaning: Meaning) -> None:

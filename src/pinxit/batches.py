@@ -1,7 +1,7 @@
 """Batches: pictures encoded once, and drawn so that each sample follows from its place alone."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -17,6 +17,8 @@ from pinxit.pixels import to_pixels
 # Pictures are encoded together while they have no more pixels than this in all, and so many.
 _PIXELS = 2**16
 _ENCODED_TOGETHER = 8
+# A fixed sample's time is the middle one of so many, so that few samples see all times.
+_TIMES_EACH = 15
 
 
 @dataclass(frozen=True)
@@ -118,10 +120,32 @@ class Samples:
         every = (prompt for pool in self._pools for some in pool.prompts for prompt in some)
         return tuple(dict.fromkeys(every))
 
+    def fixed(self, count: int, concept: int) -> list[_Sample]:
+        """Samples of the subject that are the same whenever they are asked for.
+
+        Its pictures come in turn, and the times are spread as those that are learned from.
+        """
+        self.ready()
+        pool, draws = self._pools[0], self._draws
+        own = generator(draws.seed, draws.concept, "fixed times")
+        times = sorted(self._model.schedule.draw(own) for _ in range(count * _TIMES_EACH))
+        return [
+            replace(
+                self._at(pool, slot % len(pool.pictures), concept, "fixed", slot),
+                time=times[slot * _TIMES_EACH + _TIMES_EACH // 2],
+                weight=1 / count,
+            )
+            for slot in range(count)
+        ]
+
     def _sample(self, pool: Pool, step: int, slot: int, concept: int) -> _Sample:
+        which = _shuffled(self._draws, pool, step * self._draws.size + slot)
+        return self._at(pool, which, concept, step, slot)
+
+    def _at(self, pool: Pool, which: int, concept: int, *purpose: str | int) -> _Sample:
+        """A sample of a picture of the pool, drawn for a purpose."""
         draws = self._draws
-        which = _shuffled(draws, pool, step * draws.size + slot)
-        own = generator(draws.seed, draws.concept, pool.name, step, slot)
+        own = generator(draws.seed, draws.concept, pool.name, *purpose)
         prompts = pool.prompts[which]
         prompt = prompts[int(torch.randint(len(prompts), (), generator=own))]
         mirrored = int(torch.rand((), generator=own) < 0.5) if draws.flip else 0

@@ -54,7 +54,7 @@ class Provenance:
     """Where a concept came from: enough to make it again, and to know what it fits.
 
     `told` is what another program's file says of it, in that program's own terms; what no file
-    told is empty.
+    told is empty. `scores` are those that it was kept for.
     """
 
     token: str
@@ -67,6 +67,7 @@ class Provenance:
     recipe: str
     versions: Mapping[str, str] = field(default_factory=versions)
     told: Mapping[str, str] = field(default_factory=dict[str, str])
+    scores: Mapping[str, float] = field(default_factory=dict[str, float])
 
     @property
     def choices(self) -> Mapping[str, Any]:

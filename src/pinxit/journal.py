@@ -3,6 +3,7 @@
 import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 from pinxit.durable import append, flush, replace_text
 
@@ -17,15 +18,20 @@ class Journal:
     def __init__(self, file: Path) -> None:
         self._file = file
 
-    def entries(self) -> list[dict[str, object]]:
+    def entries(self) -> list[dict[str, Any]]:
         """All that was noted; a line that was torn is left out."""
         there = self._file.is_file()
         text = self._file.read_text(encoding="utf-8", errors="replace") if there else ""
         return list(_entries(text))
 
-    def steps(self) -> list[dict[str, object]]:
+    def steps(self) -> list[dict[str, Any]]:
         """The steps among the entries."""
         return [entry for entry in self.entries() if "losses" in entry]
+
+    def looks(self) -> dict[int, float]:
+        """What the loss of the fixed samples was after which steps."""
+        found = ((_number(entry), entry.get("fixed")) for entry in self.entries())
+        return {step: loss for step, loss in found if isinstance(loss, float)}
 
     def note(self, entry: Mapping[str, object]) -> None:
         """Add an entry."""
@@ -41,7 +47,7 @@ class Journal:
         replace_text(self._file, "".join(map(_line, kept)))
 
 
-def _entries(text: str) -> Iterator[dict[str, object]]:
+def _entries(text: str) -> Iterator[dict[str, Any]]:
     for line in text.splitlines():
         try:
             yield dict(json.loads(line))

@@ -12,6 +12,7 @@ from pinxit.model import Model
 from pinxit.optimizer import STATE, AdamW, Group, norm
 from pinxit.pictures import Picture, by_content, fingerprint
 from pinxit.recipe import Recipe
+from pinxit.stopping import settled
 
 # Half-precision gradients of a loss as it is would round to nothing; halved when they overflow.
 _FP16_SCALE = 2.0**12
@@ -26,7 +27,8 @@ class Learner:
 
     `state` and `restore` move it between processes to the last bit; nothing random is in it, for
     all draws follow from the recipe's seed, the pictures and the step. `trouble` is why it cannot
-    go on, if it cannot: it is then as it was before the step that failed.
+    go on, if it cannot: it is then as it was before the step that failed. `looks` is the loss of
+    its fixed samples after some steps; once that has settled, no step is ahead.
     """
 
     def __init__(self, model: Model, recipe: Recipe, pictures: Sequence[Picture]) -> None:
@@ -37,6 +39,7 @@ class Learner:
         self.done = 0
         self.pace = 1.0
         self.trouble: DivergedError | None = None
+        self.looks: dict[int, float] = {}
         subject = recipe.subject
         pools = recipe.method.pools(model, subject, by_content(pictures))
         draws = Draws(recipe.seed, fingerprint(pictures), recipe.batch_size, recipe.flip)
@@ -58,6 +61,17 @@ class Learner:
         """Whether steps are ahead of it."""
         return self.trouble is None and self.done < self.total
 
+    @property
+    def looks_now(self) -> bool:
+        """Whether it is to look at its fixed samples before its next step."""
+        due = self.recipe.stop > 0 and self.done % (self.recipe.look_every or 1) == 0
+        return due and self.learning and self.done not in self.looks
+
+    def look(self, loss: float) -> None:
+        """What the loss of its fixed samples is now; it stops here if that has settled."""
+        self.looks[self.done] = loss
+        self._heed()
+
     def state(self) -> dict[str, Tensor]:
         """Everything that changes as it learns: weights, moments, step, pace."""
         told = {"done": self.done, "scale": self.scale, "pace": self.pace}
@@ -66,12 +80,17 @@ class Learner:
             kept[f"weight.{number}"] = weight.detach()
             for name, moment in self.optimizer.state.get(weight, {}).items():
                 kept[f"{name}.{number}"] = moment
+        if self.looks:
+            kept["looks"] = torch.tensor(list(self.looks.items()), dtype=torch.float64)
         return kept
 
     def restore(self, state: Mapping[str, Tensor]) -> None:
         """Go on from a state that was kept."""
         self.done = int(state["done"])
         self.scale, self.pace = float(state["scale"]), float(state["pace"])
+        pairs = state["looks"].tolist() if "looks" in state else []
+        self.looks = {int(step): loss for step, loss in pairs}
+        self._heed()
         for number, weight in enumerate(self.weights):
             with torch.no_grad():
                 _ = weight.copy_(state[f"weight.{number}"])
@@ -81,6 +100,10 @@ class Learner:
                 self.optimizer.state[weight] = {
                     name: _lying_like(state[f"{name}.{number}"], weight) for name in names
                 }
+
+    def _heed(self) -> None:
+        if settled(list(self.looks.values()), self.recipe.stop):
+            self.total = self.done
 
     def clipped(self, loss: float, errors: Mapping[str, float]) -> float:
         """The norm of its gradient, which is clipped; `trouble` is set if it is no step to take.

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from pinxit.adapter import Part
 from pinxit.draw import generator
 from pinxit.errors import ConceptError, RecipeError, did_you_mean
+from pinxit.int8 import put
 from pinxit.low_ranks import Factors, LowRanks
 from pinxit.model import Model
 from pinxit.peft_layers import (
@@ -80,7 +81,16 @@ class LowRank:
 
     @classmethod
     def of(cls, model: Model, target: str, form: Form, seed: int) -> Self:
-        """Fresh weights, which change nothing yet, to be trained; they follow from the seed."""
+        """Fresh weights, which change nothing yet, to be trained; they follow from the seed.
+
+        RecipeError if the base's layers are in 8 bits, beside which plain LoRA alone is learned.
+        """
+        if model.placement.precision == "int8" and form.kind != "lora":
+            raise RecipeError(
+                f"{form.kind} is learned from layers' weights, and those of {model.name} are "
+                "open in 8 bits",
+                "take plain LoRA, or another --precision",
+            )
         layers: dict[str, Weights] = {}
         with torch.random.fork_rng([]), torch.no_grad():
             for name, layer in _chosen(model, target, form).items():
@@ -102,11 +112,8 @@ class LowRank:
                     network.set_submodule(paths[name], filled(layer, self.kind, weights, alpha))
                 else:
                     base = own_layer(layer)
-                    undo.callback(setattr, base, "weight", base.weight)
                     own, changed = merged(base, self.kind, weights, alpha)
-                    changed = torch.lerp(own, changed, self.strength)
-                    weight = torch.empty_like(base.weight).copy_(changed)
-                    base.weight = nn.Parameter(weight, requires_grad=False)
+                    undo.callback(put(base, torch.lerp(own, changed, self.strength)))
             self._undo = undo.pop_all()
 
     def eject(self, model: Model) -> None:  # noqa: ARG002

@@ -20,13 +20,14 @@ from pinxit.single_file import SingleFile
 from pinxit.source import PARTS, Folder, Source, WithVae
 from pinxit.text import LITERALLY, Reading, TextTower
 
-Precision = Literal["fp32", "fp16", "bf16"]
+Precision = Literal["fp32", "fp16", "bf16", "int8"]
 DEVICES = ("cpu", "cuda", "mps")
 
 # Denoisers with fewer weights are little: on a CPU they compute in fp32, which costs them nothing.
 LITTLE = 100_000_000
 
-_DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+# Where layers are in 8 bits, all else is in full.
+_DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16}
 
 
 @dataclass(frozen=True)
@@ -38,8 +39,8 @@ class Placement:
 
     @property
     def dtype(self) -> torch.dtype:
-        """Torch's word for the precision."""
-        return _DTYPES[self.precision]
+        """The numbers of all that is not in 8 bits."""
+        return _DTYPES.get(self.precision, torch.float32)
 
 
 @dataclass(frozen=True)
@@ -182,6 +183,8 @@ def open_base(
     for family in _families():
         if family.suits(source):
             suited = _suited(place, source) if precision == "auto" else precision
+            if suited == "int8":
+                _must_take_int8(place)
             opened = family.open(source, Placement(place, suited))
             source.close()
             return opened
@@ -258,6 +261,21 @@ def _device(device: str) -> torch.device:
     return torch.device(device)
 
 
+def _must_take_int8(device: torch.device) -> None:
+    if device.type != "cpu" or not _units().intersection(("avx512_vnni", "avx_vnni", "amx_int8")):
+        raise ModelError(
+            f"int8 is for processors that multiply integers of 8 bits, and `{device}` is none "
+            "that pinxit knows to",
+            "leave --precision out",
+        )
+
+
+def _units() -> set[str]:
+    """What the processor has for products of matrices, as far as torch tells."""
+    told: Mapping[str, object] = getattr(torch.cpu, "get_capabilities", dict[str, object])()
+    return {unit for unit, there in told.items() if there is True}
+
+
 def _suited(device: torch.device, source: Source) -> Precision:
     """The numbers in which a device computes a base fast: halves where it multiplies halves."""
     if device.type == "cuda":
@@ -265,12 +283,11 @@ def _suited(device: torch.device, source: Source) -> Precision:
     denoiser = source.weights("transformer" if source.has("transformer") else "unet")
     if device.type == "mps" or sum(weight.numel() for weight in denoiser.values()) < LITTLE:
         return "fp32"
-    told: Mapping[str, object] = getattr(torch.cpu, "get_capabilities", dict[str, object])()
     # Intel's processors without matrix units multiply bf16 at half the speed of fp16 and fp32.
     order: tuple[tuple[str, Precision], ...] = (
         ("amx_bf16", "bf16"),
         ("avx512_fp16", "fp16"),
         ("avx512_bf16", "bf16"),
     )
-    fast: list[Precision] = [precision for unit, precision in order if told.get(unit)]
+    fast: list[Precision] = [precision for unit, precision in order if unit in _units()]
     return fast[0] if fast else "fp32"

@@ -14,8 +14,10 @@ from pinxit.tensors import read_safetensors
 Container = Literal["safetensors", "pickle", "picture", "folder"]
 
 _PICTURES = (b"\x89PNG", b"RIFF", b"\xff\xd8\xff", b"\xff\x0a", b"\x00\x00\x00\x0cJXL")
-# What a folder of a run, or of what diffusers' scripts trained, keeps its result in.
+# What a folder of a run, or of what diffusers' scripts trained, keeps its result in; the best of
+# a run comes before its last.
 _RESULTS = (
+    "best.safetensors",
     "concept.safetensors",
     "pytorch_lora_weights.safetensors",
     "pytorch_lora_weights.bin",

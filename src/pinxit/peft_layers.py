@@ -9,6 +9,8 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor, nn
 
+from pinxit.int8 import full
+
 Kind = Literal["lora", "dora", "loha", "lokr", "oft"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
 Tensors = Mapping[str, Tensor]
@@ -52,7 +54,7 @@ def takes(layer: nn.Module, kind: Kind) -> bool:
 
 def fresh(layer: Any, kind: Kind, rank: int) -> Weights:
     """New weights for a layer, fp32, that change nothing yet; drawn from torch's generator."""
-    made = _wrapped(_twin(layer, layer.weight.float()), kind, rank)
+    made = _wrapped(_twin(layer, full(layer)), kind, rank)
     return {
         name.replace(f".{_OURS}", "").replace("vector.weight", "vector"): weight
         for name, weight in made.named_parameters()
@@ -87,9 +89,9 @@ def filled(layer: nn.Module, kind: Kind, weights: Tensors, alpha: float | None) 
 
 def merged(layer: Any, kind: Kind, weights: Tensors, alpha: float | None) -> tuple[Tensor, Tensor]:
     """A layer's weight without the change and with it, fp32."""
-    twin = _twin(layer, layer.weight.float())
+    twin = _twin(layer, full(layer))
     filled(twin, kind, weights, alpha).merge()
-    return layer.weight.float(), twin.weight
+    return full(layer), twin.weight
 
 
 def fits(layer: Any, kind: Kind, weights: Tensors) -> bool:

@@ -107,6 +107,13 @@ def by_content(pictures: Iterable[Picture]) -> tuple[Picture, ...]:
     return tuple(sorted(pictures, key=lambda picture: picture.sha256))
 
 
+def fingerprints(pictures: tuple[Picture, ...]) -> dict[str, str]:
+    """What each picture and its mask hold, by the picture's name."""
+    masks = (f"+{picture.mask.sha256}" if picture.mask else "" for picture in pictures)
+    known = zip(pictures, masks, strict=True)
+    return {picture.path.name: picture.sha256 + mask for picture, mask in known}
+
+
 def fingerprint(pictures: Iterable[Picture]) -> str:
     """The fingerprint of what is in some pictures, whatever their names and their order are."""
     digests = "".join(picture.sha256 for picture in by_content(pictures))

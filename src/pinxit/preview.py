@@ -1,4 +1,4 @@
-"""Previews: a sheet of pictures painted with what is learned so far."""
+"""Previews: a sheet of pictures painted with what is learned so far, and what they are worth."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -7,9 +7,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
 from pinxit.durable import replace_bytes
+from pinxit.findings import Findings
 from pinxit.generate import Request, paint
+from pinxit.judge import Judge
 from pinxit.model import Model
 from pinxit.pixels import sheet
+from pinxit.portfolio import Portfolio
 from pinxit.recipe import Recipe
 
 if TYPE_CHECKING:
@@ -22,25 +25,42 @@ _FLAT = 4
 
 @dataclass(frozen=True)
 class Preview:
-    """A sheet of pictures painted after a step; so many of them are of one colour."""
+    """A sheet of pictures painted after a step; so many of them are of one colour.
+
+    With a judge there is what it finds in them.
+    """
 
     number: int
     path: Path
     flat: int = 0
+    findings: Findings | None = None
 
 
-def preview(model: Model, recipe: Recipe, number: int, folder: Path) -> Preview:
-    """Paint what is learned so far into a folder; the adapters are in the model already."""
-    subject = recipe.subject
-    begin = "a painting in the style of" if subject.kind == "style" else "a photo of a"
-    prompt, clip_skip = f"{begin} {subject.token}", recipe.clip_skip
-    request = Request(prompt=prompt, count=_COUNT, clip_skip=clip_skip, width=recipe.size)
-    images = [painted.image for painted in paint(model, request)]
+def preview(
+    model: Model, recipe: Recipe, number: int, folder: Path, judge: Judge | None = None
+) -> Preview:
+    """Paint what is learned so far into a folder; the adapters are in the model already.
+
+    A judge's prompts are painted if there is one, and else one prompt four times.
+    """
+    if judge is None:
+        images, found = _four(model, recipe), None
+    else:
+        images = judge.sitting.pictures(model, recipe.token, Portfolio())
+        found = Findings.of(judge, images, judge.prompts)
     paper = BytesIO()
     sheet(images).save(paper, "PNG")
     path = folder / f"{number:07}.png"
     replace_bytes(path, [paper.getvalue()])
-    return Preview(number, path, sum(_is_flat(image) for image in images))
+    return Preview(number, path, sum(_is_flat(image) for image in images), found)
+
+
+def _four(model: Model, recipe: Recipe) -> "list[Image]":
+    subject = recipe.subject
+    begin = "a painting in the style of" if subject.kind == "style" else "a photo of a"
+    prompt, clip_skip = f"{begin} {subject.token}", recipe.clip_skip
+    request = Request(prompt=prompt, count=_COUNT, clip_skip=clip_skip, width=recipe.size)
+    return [painted.image for painted in paint(model, request)]
 
 
 def _is_flat(image: "Image") -> bool:

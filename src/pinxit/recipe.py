@@ -13,6 +13,7 @@ from pinxit.errors import RecipeError
 from pinxit.method import Kind, Method, Subject
 from pinxit.model import Model, Precision
 from pinxit.pictures import Masks, Picture, read_pictures
+from pinxit.stopping import steps_between_looks
 from pinxit.text import CLIP_SKIP, Reading
 
 
@@ -70,8 +71,21 @@ class Recipe(Checked):
         default=None, ge=1, description=f"{CLIP_SKIP}; paint with the same"
     )
     precision: Precision | None = Field(default=None, description="numbers to compute in")
+    stop: float = Field(
+        default=0.05,
+        ge=0,
+        description="learned enough when the loss of fixed samples falls by less than this share "
+        "of all it fell; 0 takes all steps",
+    )
+    look_every: int | None = Field(
+        default=None, ge=1, description="steps between looks at those samples"
+    )
     preview_every: int = Field(default=100, ge=0, description="steps between previews, 0 for none")
     checkpoint_every: int = Field(default=100, ge=1, description="steps between checkpoints")
+    score: bool = Field(default=True, description="score previews, and keep the best of the run")
+    keep_every: int = Field(
+        default=0, ge=0, description="steps between concepts that all stay, 0 for none"
+    )
 
     @property
     def subject(self) -> Subject:
@@ -114,6 +128,7 @@ class Recipe(Checked):
             )
         plan = self.method.plan(model, count)
         size = self.size or model.picture_size
+        batch_size = self.batch_size or plan.batch_size
         if size % model.grain:
             raise RecipeError(
                 f"{model.name} cannot learn at {size} pixels", f"take a multiple of {model.grain}"
@@ -123,7 +138,8 @@ class Recipe(Checked):
                 "method": self.method.settled(model, self.subject),
                 "pictures": self.pictures.expanduser().resolve(),
                 "steps": self.steps or plan.steps,
-                "batch_size": self.batch_size or plan.batch_size,
+                "batch_size": batch_size,
+                "look_every": self.look_every or steps_between_looks(plan.steps, batch_size),
                 "rate": self.rate or plan.rate,
                 "size": size,
                 "base": model.name,

@@ -7,14 +7,18 @@ from pathlib import Path
 import torch
 
 from pinxit.durable import alone, make_folder, undisturbed
-from pinxit.errors import PinxitError, RunError
+from pinxit.errors import PinxitError, RequestError, RunError
 from pinxit.generate import Notice
+from pinxit.judge import Judge
 from pinxit.learner import Learner
 from pinxit.method import Preparing
 from pinxit.model import Model
 from pinxit.recipe import Recipe
 from pinxit.run_folder import RECIPE, Chosen, Event, Failed, RunFolder, Told
 from pinxit.train import Lesson, train
+
+# What the judge compares with, painted without the word.
+_PLAIN = "plain"
 
 
 class Run(RunFolder):
@@ -53,7 +57,10 @@ class Run(RunFolder):
             "pictures": pictures or _moved(recipe.pictures, folder),
             "base": base or recipe.base,
         }
-        return cls(folder, Recipe.model_validate({**recipe.model_dump(), **changed}))
+        run = cls(folder, Recipe.model_validate({**recipe.model_dump(), **changed}))
+        if steps and run.stopped and steps > run.stopped:  # it is to learn on all the same
+            run.recipe = run.recipe.model_copy(update={"stop": 0.0})
+        return run
 
     @staticmethod
     def begun(folder: Path) -> bool:
@@ -62,9 +69,9 @@ class Run(RunFolder):
 
     @property
     def finished(self) -> bool:
-        """Whether all its steps were learned and saved."""
+        """Whether all its steps were learned and saved, or as many as are enough."""
         try:
-            return self.concept.provenance.steps == self.recipe.steps
+            return self.concept.provenance.steps in (self.recipe.steps, self.stopped)
         except PinxitError:
             return False
 
@@ -99,6 +106,18 @@ class Run(RunFolder):
     def prepare(self, model: Model) -> Iterator[Preparing]:
         """Make what the method needs before the first step, and is not there yet."""
         return self.recipe.method.prepare(model, self.recipe.subject)
+
+    def call_judge(self, model: Model) -> Iterator[Notice]:
+        """Have the previews scored, if they are to be and there is who can judge them."""
+        recipe = self.recipe
+        if self.judge or not (recipe.score and recipe.preview_every):
+            return
+        try:
+            judge = Judge.of(model, recipe, self.pictures, folder=self.folder / _PLAIN)
+            _ = judge.verdict(judge.plain, judge.prompts)  # that it will have one of any pictures
+            self.judge = judge
+        except RequestError as trouble:
+            yield Notice(f"previews are not scored, for {trouble.message}")
 
 
 def learn_together(model: Model, runs: Sequence[Run]) -> Generator[tuple[Run, Told]]:
@@ -143,6 +162,7 @@ def _beginning(
 ) -> Generator[Event]:
     run.write_recipe()
     yield from run.prepare(model)
+    yield from run.call_judge(model)
     learner = begun[run] = Learner(model, run.recipe, run.pictures)
     yield from run.begin(learner, before)
     if learner.learning:
@@ -163,7 +183,7 @@ def _learning(model: Model, begun: Mapping[Run, Learner]) -> Generator[tuple[Run
                     run.choose(noted)
                 yield at[0], Chosen(noted.told(model.placement.precision))
             for run, share in shares:
-                run.note(share)
+                run.note(share, begun[run])
             for run, share in shares:
                 lesson.serve(torch.tensor([at.index(run)]))  # whose previews are painted
                 for event in run.follow(share, begun[run]):
@@ -175,7 +195,7 @@ def _end(run: Run, learner: Learner, lesson: Lesson, place: int) -> None:
     with undisturbed():
         for at, share in lesson.last.shares() if lesson.last else ():
             if at == place:
-                run.note(share)
+                run.note(share, learner)
         run.keep(learner)
 
 

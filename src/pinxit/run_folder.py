@@ -4,17 +4,21 @@ from collections.abc import Generator, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
+from pinxit import best
+from pinxit.best import Scored
 from pinxit.checkpoint import Manifest, keep, newest
 from pinxit.concept import Concept, Provenance
 from pinxit.durable import make_folder, replace_text, sweep, undisturbed
 from pinxit.errors import DiskError, PinxitError, RunError
 from pinxit.generate import Notice
 from pinxit.journal import Journal
+from pinxit.judge import Judge
 from pinxit.learner import DivergedError, Learner
 from pinxit.memory import Choice
 from pinxit.method import Preparing
-from pinxit.pictures import Picture
+from pinxit.pictures import Picture, fingerprints
 from pinxit.preview import Preview, preview
 from pinxit.recipe import Recipe
 from pinxit.train import Step
@@ -24,6 +28,7 @@ _JOURNAL = "journal.jsonl"
 _CONCEPT = "concept.safetensors"
 _CHECKPOINTS = "checkpoints"
 _PREVIEWS = "previews"
+_CONCEPTS = "concepts"
 
 # What a run is slowed down to when its learning has gone wrong.
 _GENTLER = 0.5
@@ -52,7 +57,19 @@ class Failed:
     error: PinxitError
 
 
-Event = Preparing | Step | Preview | Saved | Notice | Chosen
+@dataclass(frozen=True)
+class Stopped:
+    """Enough is learned after this step, earlier than the recipe allows."""
+
+    number: int
+
+    @property
+    def text(self) -> str:
+        """Itself in words."""
+        return f"enough is learned after step {self.number} (--stop 0 takes all steps)"
+
+
+Event = Preparing | Step | Preview | Scored | Saved | Notice | Chosen | Stopped
 Told = Event | Failed
 
 
@@ -65,13 +82,39 @@ class RunFolder:
         self.pictures: tuple[Picture, ...] = ()
         self.notes = Journal(folder / _JOURNAL)
         self.kept = 0  # the step that the disk surely has
+        self.judge: Judge | None = None  # who scores its previews
         self._noted = 0
+        self._seen = -1  # the step of the last look that was noted
         self._full = False
 
     @property
     def concept(self) -> Concept:
-        """What was learned; ConceptError if nothing was yet."""
-        return Concept.load(self.folder)
+        """What was learned last; ConceptError if nothing was yet."""
+        return Concept.load(self.folder / _CONCEPT)
+
+    @property
+    def best(self) -> int | None:
+        """After which step it scored best, if it was scored."""
+        found = best.kept(self.folder)
+        return found.provenance.steps if found else None
+
+    @property
+    def wrong(self) -> list[str]:
+        """What is wrong with the best, in sentences; none if nothing was scored."""
+        noted = [entry for entry in self.notes.entries() if "wrong" in entry]
+        return next((entry["wrong"] for entry in noted if entry["number"] == self.best), [])
+
+    @property
+    def result(self) -> Path:
+        """What to paint with: the best, or what was learned last if nothing was scored."""
+        found = self.folder / best.FILE
+        return found if found.is_file() else self.folder / _CONCEPT
+
+    @property
+    def stopped(self) -> int | None:
+        """After which step enough was learned, if before the recipe's last."""
+        found = [entry["stopped"] for entry in self.notes.entries() if "stopped" in entry]
+        return found[-1] if found and self.recipe.stop else None
 
     def write_recipe(self) -> None:
         """Make the folder a run's, to go on with, before anything that takes long."""
@@ -86,7 +129,7 @@ class RunFolder:
             every = self.recipe.checkpoint_every if wrong else 1
             found = newest(self.folder / _CHECKPOINTS, every)
             if found:
-                steps, pictures = self.recipe.steps or 0, _fingerprints(self.pictures)
+                steps, pictures = self.recipe.steps or 0, fingerprints(self.pictures)
                 found.manifest.must_fit(learner.model, pictures, steps)
                 learner.restore(found.state)
                 for file in found.damaged:
@@ -97,6 +140,9 @@ class RunFolder:
             replace_text(self.folder / RECIPE, self.recipe.to_toml())
             make_folder(self.folder / _PREVIEWS)
             self.notes.go_back(learner.done)
+            self._seen = max(self.notes.looks(), default=-1)
+            self._note_looks(learner, learner.done)
+            yield from self._ended(learner)
             if wrong:
                 learner.pace *= _GENTLER
                 self.notes.note(
@@ -109,25 +155,39 @@ class RunFolder:
     def follow(self, step: Step, learner: Learner) -> Generator[Event]:
         """Do and tell what is due after a step that was noted."""
         yield step
-        if _due(step, self.recipe.preview_every):
+        yield from self._ended(learner)
+        last = not learner.learning
+        if _due(step, self.recipe.preview_every, last):
             with self.resumable():
                 place = self.folder / _PREVIEWS
-                shown = preview(learner.model, self.recipe, step.number, place)
+                shown = preview(learner.model, self.recipe, step.number, place, self.judge)
             yield shown
             if shown.flat:
                 yield Notice(f"{shown.flat} previews of step {step.number} {_BROKEN}")
-        if _due(step, self.recipe.checkpoint_every):
+            if shown.findings:
+                with self.resumable():
+                    found = best.offer(self.folder, self._learned(learner), shown.findings)
+                    self.notes.note({"number": step.number, **found.scores, "wrong": found.wrong})
+                yield found
+        if _due(step, self.recipe.keep_every, last=False):
+            with self.resumable():
+                make_folder(self.folder / _CONCEPTS)
+                name = f"{step.number:07}.safetensors"
+                self._learned(learner).save(self.folder / _CONCEPTS / name)
+        if _due(step, self.recipe.checkpoint_every, last):
             self.keep(learner)
             yield Saved(step.number, self.folder / _CONCEPT)
 
-    def note(self, step: Step) -> None:
-        """Add a step to the journal if it is not there."""
-        if step.number > self._noted:
-            entry = asdict(step)
-            del entry["concepts"]
-            with self.resumable(), undisturbed():
+    def note(self, step: Step, learner: Learner) -> None:
+        """Add a step, and looks at the fixed samples, to the journal if they are not there."""
+        with self.resumable(), undisturbed():
+            self._note_looks(learner, step.number - 1)
+            if step.number > self._noted:
+                entry = asdict(step)
+                del entry["concepts"]
                 self.notes.note(entry)
                 self._noted = step.number
+            self._note_looks(learner, step.number)
 
     def choose(self, choice: Choice) -> None:
         """Add to the journal how steps are computed from now on."""
@@ -158,12 +218,12 @@ class RunFolder:
             )
         with self.resumable():
             self.notes.flush()
-            manifest = Manifest(learner.done, learner.model.hash, _fingerprints(self.pictures))
+            manifest = Manifest(learner.done, learner.model.hash, fingerprints(self.pictures))
             keep(self.folder / _CHECKPOINTS, state, manifest, self.recipe.checkpoint_every)
             self._keep_concept(learner)
             self.kept = learner.done
 
-    def journal(self) -> list[dict[str, object]]:
+    def journal(self) -> list[dict[str, Any]]:
         """Every step so far, as it was noted."""
         return self.notes.steps()
 
@@ -193,8 +253,25 @@ class RunFolder:
 
     def _keep_concept(self, learner: Learner) -> None:
         """Save what is learned so far, to paint with."""
+        self._learned(learner).save(self.folder / _CONCEPT)
+
+    def _learned(self, learner: Learner) -> Concept:
         parts = tuple(adapter.part() for adapter in learner.adapters)
-        Concept(parts, self._provenance(learner)).save(self.folder / _CONCEPT)
+        return Concept(parts, self._provenance(learner))
+
+    def _note_looks(self, learner: Learner, until: int) -> None:
+        for step, loss in learner.looks.items():
+            if self._seen < step <= until:
+                self.notes.note({"number": step, "fixed": loss})
+                self._seen = step
+
+    def _ended(self, learner: Learner) -> Iterator[Event]:
+        """Note and tell that a run is done before its time."""
+        if learner.done == learner.total < (self.recipe.steps or 0):
+            if self.stopped != learner.done:
+                with self.resumable():
+                    self.notes.note({"number": learner.done, "stopped": learner.done})
+            yield Stopped(learner.done)
 
     def _concept_is(self, provenance: Provenance) -> bool:
         """Whether the concept is there, sound, and of this step and recipe."""
@@ -212,18 +289,11 @@ class RunFolder:
             base=model.name,
             base_hash=model.hash,
             steps=learner.done,
-            pictures=_fingerprints(self.pictures),
+            pictures=fingerprints(self.pictures),
             recipe=recipe.to_toml(),
         )
 
 
-def _due(step: Step, every: int) -> bool:
-    """Whether something done now and then, and at the end, is to be done after this step."""
-    return every > 0 and (step.number % every == 0 or step.number == step.total)
-
-
-def _fingerprints(pictures: tuple[Picture, ...]) -> dict[str, str]:
-    """What each picture and its mask hold, by the picture's name."""
-    masks = (f"+{picture.mask.sha256}" if picture.mask else "" for picture in pictures)
-    known = zip(pictures, masks, strict=True)
-    return {picture.path.name: picture.sha256 + mask for picture, mask in known}
+def _due(step: Step, every: int, last: bool) -> bool:
+    """Whether something done now and then, and after the last step, is to be done after this."""
+    return every > 0 and (step.number % every == 0 or last)

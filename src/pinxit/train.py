@@ -17,6 +17,7 @@ from pinxit.model import Conditioning, Model
 from pinxit.optimizer import bytes_of_state
 from pinxit.pictures import Picture
 from pinxit.recipe import Recipe
+from pinxit.stopping import SAMPLES
 
 Tell = Callable[[Sequence[str]], Conditioning]
 
@@ -166,9 +167,11 @@ def train(lesson: Lesson) -> Generator[Step]:
         while any(learner.learning for learner in learners):
             began = time.perf_counter()
             lesson.make_room()
-            step = min(learner.done for learner in learners if learner.learning)
-            there = [n for n, one in enumerate(learners) if not one.trouble and step < one.total]
-            told = _gradients(lesson, lesson.batches(step, there), tell)
+            step, there = _next(learners)
+            drawn = lesson.batches(step, there)
+            if _look(lesson, tell, drawn):
+                continue
+            told = _gradients(lesson, drawn, tell)
             turn = [n for n in there if learners[n].done == step]
             norms = {n: learners[n].clipped(told[n].total, told[n].by_picture) for n in turn}
             again = any([learners[n].overflowed() for n in turn])
@@ -189,7 +192,31 @@ def train(lesson: Lesson) -> Generator[Step]:
                     seconds=time.perf_counter() - began,
                     concepts=well,
                 )
+            _ = _look(lesson, tell, drawn)
             yield lesson.last
+
+
+def _next(learners: Sequence[Learner]) -> tuple[int, list[int]]:
+    """The next step, counted from 0, and whose samples are in its batch."""
+    step = min(learner.done for learner in learners if learner.learning)
+    return step, [n for n, one in enumerate(learners) if not one.trouble and step < one.total]
+
+
+@torch.no_grad()
+def _look(lesson: Lesson, tell: Tell, drawn: Sequence[Batch]) -> bool:
+    """Let learners that are due look at their fixed samples; whether one is done by that.
+
+    Each looks alone, so that who else learns does not change a bit of what it sees. After a step
+    none is due twice; before one only those are that begin, or were interrupted at this point.
+    """
+    choice = lesson.choice = lesson.choice or _fitting(lesson, drawn, tell)
+    before = sum(learner.learning for learner in lesson.learners)
+    for n, learner in enumerate(lesson.learners):
+        if learner.looks_now:
+            fixed = parts(learner.samples.fixed(SAMPLES, n), lesson.model.device)
+            pieces = _cut(fixed, choice.together)
+            learner.look(sum(float(lesson.errors(some, tell).sum()) for some in pieces))
+    return sum(learner.learning for learner in lesson.learners) < before
 
 
 @dataclass
@@ -208,7 +235,8 @@ def _gradients(lesson: Lesson, parts: Sequence[Batch], tell: Tell) -> list[_Loss
     model, learners = lesson.model, lesson.learners
     scales = torch.tensor([learner.scale for learner in learners], device=model.device)
     while True:
-        choice = lesson.choice = lesson.choice or _fitting(lesson, parts, tell)
+        choice = lesson.choice
+        assert choice
         if choice.economise:
             model.economise(True)
         losses = torch.zeros(len(learners), device=model.device)

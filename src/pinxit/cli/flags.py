@@ -60,6 +60,12 @@ def word(name: str, kind: object, explained: str, *, required: bool = True) -> A
     )
 
 
+def words(name: str, kind: object, explained: str) -> Argument:
+    """Positional arguments, as many as one likes."""
+    shown = Annotated[kind, Parameter(help=explained)]
+    return Argument(name, Argument.VAR_POSITIONAL, annotation=shown)
+
+
 def _flag(name: str, field: FieldInfo, group: str) -> Argument:
     explained = (field.description or "") + _bounds(field)
     if field.is_required():

@@ -5,6 +5,7 @@ from contextlib import closing
 from pathlib import Path
 
 from pinxit import registry
+from pinxit.best import Scored
 from pinxit.cli.check import before_learning
 from pinxit.cli.flags import Values, command, flag, flags, word
 from pinxit.cli.opening import opened
@@ -14,7 +15,7 @@ from pinxit.method import Method, Preparing
 from pinxit.prompt import file_name
 from pinxit.recipe import Recipe
 from pinxit.run import Run
-from pinxit.run_folder import Chosen, Event
+from pinxit.run_folder import Chosen, Event, Stopped
 from pinxit.survey import survey
 from pinxit.train import Step
 
@@ -92,8 +93,10 @@ def follow(run: Run, device: str) -> None:
     except KeyboardInterrupt:
         say(_last_words(run))
         raise
-    say(f"{recipe.token} is learned; paint with it by --concept {run.folder}")
-    data(str(run.folder / "concept.safetensors"))
+    say(f"{recipe.token} is learned; paint with it by --concept {run.folder}{_which(run)}")
+    for said in run.wrong:
+        say(f"what its previews show: {said}")
+    data(str(run.result))
 
 
 class _Told:
@@ -110,10 +113,18 @@ class _Told:
             known = event.loss if self.loss is None else self.loss
             self.loss = _SMOOTH * known + (1 - _SMOOTH) * event.loss
             report("learning", event.number, event.total, f"loss {self.loss:.3f}")
-        elif isinstance(event, Chosen):
+        elif isinstance(event, Chosen | Scored | Stopped):
             say(event.text)
         elif isinstance(event, Notice):
             say(f"note: {event.message}")
+
+
+def _which(run: Run) -> str:
+    """Which step the result is of, if it is not the last."""
+    last = run.folder / "concept.safetensors"
+    if run.result == last or run.best == run.concept.provenance.steps:
+        return ""
+    return f"\nit is that of step {run.best}, which scored best; the last is {last}"
 
 
 def _last_words(run: Run) -> str:

@@ -5,6 +5,7 @@ from contextlib import closing
 from pathlib import Path
 
 from pinxit import registry
+from pinxit.best import Scored
 from pinxit.cli.flags import Values, command, flag, flags, word
 from pinxit.cli.learn import choices
 from pinxit.cli.opening import opened
@@ -16,7 +17,7 @@ from pinxit.method import Method, Preparing
 from pinxit.prompt import file_name
 from pinxit.recipe import Recipe
 from pinxit.run import Run
-from pinxit.run_folder import Chosen, Failed, Saved, Told
+from pinxit.run_folder import Chosen, Failed, Saved, Stopped, Told
 from pinxit.train import Step
 
 _OWN = frozenset({"method", "pictures", "token", "class_noun"})
@@ -104,6 +105,7 @@ class _Board:
     def __init__(self, runs: dict[str, Run]) -> None:
         self.names = {run: name for name, run in runs.items()}
         self.done = dict.fromkeys(self.names, 0)
+        self.enough: dict[Run, int] = {}  # after which step, of those that stopped early
 
     def hear(self, told: Grouped | tuple[Run, Told], report: Report) -> None:
         """Show one event."""
@@ -117,17 +119,26 @@ class _Board:
             report(f"{name}: {event.what}", event.done, event.total)
         elif isinstance(event, Step):
             self.done[run] = event.number
-            total = sum(one.recipe.steps or 0 for one in self.done)
+            total = sum(self.enough.get(one, one.recipe.steps or 0) for one in self.done)
             report("learning", sum(self.done.values()), total, f"loss {event.loss:.3f}")
-        elif isinstance(event, Chosen):
-            say(event.text)
+        elif isinstance(event, Chosen | Scored | Stopped):
+            self._tell(run, event)
         elif isinstance(event, Notice):
             say(f"note: {name}: {event.message}")
-        elif isinstance(event, Saved) and event.number == run.recipe.steps:
+        elif isinstance(event, Saved) and self._last(run, event.number):
             say(f"{run.recipe.token} is learned; paint with it by --concept {run.folder}")
         elif isinstance(event, Failed):
             del self.done[run]
             say(f"{name} is left out: {event.error.message}\nhint: {event.error.hint}")
+
+    def _tell(self, run: Run, event: Chosen | Scored | Stopped) -> None:
+        if isinstance(event, Stopped):
+            self.enough[run] = event.number
+        whose = "" if isinstance(event, Chosen) else f"{self.names[run]}: "
+        say(f"{whose}{event.text}")
+
+    def _last(self, run: Run, number: int) -> bool:
+        return number in (run.recipe.steps, self.enough.get(run))
 
     def sum_up(self) -> None:
         """A line for each concept that was learned."""
@@ -135,5 +146,6 @@ class _Board:
         width = max((len(name) for name, _ in learned), default=0)
         for name, run in learned:
             loss = str(run.journal()[-1]["losses"]).strip("[]")
-            say(f"{name:{width}}  {run.recipe.steps:5} steps  loss {loss:.6}  {run.folder}")
-            data(str(run.folder / "concept.safetensors"))
+            steps = run.concept.provenance.steps
+            say(f"{name:{width}}  {steps:5} steps  loss {loss:.6}  {run.folder}")
+            data(str(run.result))

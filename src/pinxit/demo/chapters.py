@@ -5,12 +5,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pinxit.demo.scores import Scale, Scores, judge, style_scales, subject_scales
-from pinxit.demo.trial import Easel, Lesson, Painting, Prompt
+from pinxit.demo.scores import Scores, judge, style_scales, subject_scales
+from pinxit.demo.trial import Easel, Lesson, Painting
+from pinxit.metric import Scale
 from pinxit.pictures import read_pictures
 from pinxit.pocket import gallery
 from pinxit.pocket.captions import PLACE_PHRASES, prompt
 from pinxit.pocket.world import held_out_subjects
+from pinxit.prompt_set import Prompt
 from pinxit.recipe import Recipe
 
 if TYPE_CHECKING:

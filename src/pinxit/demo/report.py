@@ -1,21 +1,13 @@
 """The demo's report: one page with everything in it, for a screen of any size."""
 
-import os
-import platform
-from base64 import b64encode
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterator, Sequence
 from html import escape
-from importlib.metadata import version
-from importlib.resources import files
-from io import BytesIO
-from string import Template
-from typing import TYPE_CHECKING
 
 from pinxit.demo.chapters import Chapter, Column
-from pinxit.demo.scores import ASKED, Score
-
-if TYPE_CHECKING:
-    from PIL.Image import Image
+from pinxit.demo.scores import ASKED
+from pinxit.demo.trial import said
+from pinxit.metric import Score
+from pinxit.page import Shown, curve, duration, fill, grid, strip, table
 
 _ABOUT = {
     "subject": (
@@ -56,37 +48,37 @@ _METHOD = (
 )
 _TITLES = {"base": "the base", "dreambooth": "DreamBooth"}
 _EDGE = 12.5  # of the track's width, in percent: where floor and ceiling are
-_SMOOTH = 0.95
 
 
 def page(chapters: Sequence[Chapter], seconds: float) -> str:
     """The whole report as HTML, pictures included."""
-    template = Template((files("pinxit.demo") / "report.html").read_text(encoding="utf-8"))
-    where = f"{os.cpu_count()} cores, {platform.system()}, Python {platform.python_version()}, "
-    return template.substitute(
-        lede=_LEDE.format(minutes=_time(seconds)),
-        where=f"{where}torch {version('torch')}, pinxit {version('pinxit')}",
-        chapters="\n".join(map(_chapter, chapters)),
-        times="\n".join(
-            _times(chapter, column) for chapter in chapters for column in chapter.columns
-        ),
-        method=_METHOD,
+    head = ("what", "steps", "learning", "one picture")
+    times = table(
+        head, (_times(chapter, column) for chapter in chapters for column in chapter.columns)
+    )
+    body = "\n".join(map(_chapter, chapters))
+    return fill(
+        "the demonstration",
+        "Two words the model did not know, learned from five pictures each",
+        _LEDE.format(minutes=duration(seconds)),
+        f"{body}<section><h2>Time</h2>{times}<h3>How the scores are made</h3>"
+        f"<p>{_METHOD}</p></section>",
     )
 
 
 def _chapter(chapter: Chapter) -> str:
     title, about = _ABOUT[chapter.name]
     told = about.format(meaning=escape(chapter.meaning), token=escape(chapter.token))
-    strip = "".join(
-        _picture(image, "a picture it was learned from") for image in chapter.references
-    )
     scales = "".join(_scale(name, chapter.columns) for name in chapter.columns[0].scores.likeness)
-    losses = "".join(_losses(at, column) for at, column in enumerate(chapter.columns))
+    losses = "".join(
+        curve(_name(column), column.lesson.losses if column.lesson else (), at)
+        for at, column in enumerate(chapter.columns)
+    )
     return f"""<section>
 <h2>{title}: <code>{escape(chapter.token)}</code></h2>
 <p>{told}</p>
 <h3>What it was learned from</h3>
-<div class="strip">{strip}</div>
+{strip(chapter.references)}
 <h3>What is painted</h3>
 {_grid(chapter)}
 <h3>How like it is</h3>
@@ -100,27 +92,21 @@ def _chapter(chapter: Chapter) -> str:
 
 def _grid(chapter: Chapter) -> str:
     """A row for each prompt, a column for each way of painting it."""
-    count = f'style="--n: {len(chapter.columns)}"'
-    heads = "".join(
-        f'<div><b class="k{at}">{_name(column)}</b> <span>{escape(column.said)}</span></div>'
-        for at, column in enumerate(chapter.columns)
-    )
-    rows: list[str] = []
-    for prompt in chapter.prompts:
-        said = escape(prompt.template.format(chapter.token))
-        cells = "".join(
-            f'<div class="pair">{"".join(_painted(column, prompt.template))}</div>'
-            for column in chapter.columns
+    rows = (
+        (
+            prompt.saying(chapter.token),
+            [[*_painted(column, prompt.template)] for column in chapter.columns],
         )
-        rows.append(f'<div class="row" {count}><p>{said}</p>{cells}</div>')
-    return f'<div><div class="heads" {count}>{heads}</div>{"".join(rows)}</div>'
+        for prompt in chapter.prompts
+    )
+    return grid([(_name(column), column.said) for column in chapter.columns], rows)
 
 
-def _painted(column: Column, template: str) -> Iterable[str]:
+def _painted(column: Column, template: str) -> Iterator[Shown]:
     for painting in column.paintings:
         if painting.prompt.template == template:
-            about = f"{painting.prompt.said(column.lesson)}, seed {painting.seed}, {column.title}"
-            yield _picture(painting.image, about)
+            told = f"{said(painting.prompt, column.lesson)}, seed {painting.seed}, {column.title}"
+            yield Shown(painting.image, told)
 
 
 def _scale(name: str, columns: Sequence[Column]) -> str:
@@ -145,71 +131,22 @@ def _place(at: int, column: Column, score: Score) -> str:
 
 def _right(columns: Sequence[Column]) -> str:
     """The shares of pictures with each thing as asked."""
-    heads = "".join(f"<th>{name}</th>" for name in (*ASKED, "all"))
-    rows = "".join(
-        f'<tr><td class="k{at}">{_name(column)}</td>'
-        + "".join(f"<td>{column.scores.right[name]:.0%}</td>" for name in (*ASKED, "all"))
-        + f"<td>{column.scores.pictures}</td></tr>"
+    rows = (
+        (
+            f'<span class="k{at}">{_name(column)}</span>',
+            *(f"{column.scores.right[name]:.0%}" for name in (*ASKED, "all")),
+            str(column.scores.pictures),
+        )
         for at, column in enumerate(columns)
     )
-    return f'<div class="wide"><table><tr><th></th>{heads}<th>of</th></tr>{rows}</table></div>'
+    return table(("", *ASKED, "all", "of"), rows)
 
 
-def _losses(at: int, column: Column) -> str:
-    """The loss of each step, and smoothed; nothing for what was not learned."""
-    if column.lesson is None or not column.lesson.losses:
-        return ""
-    losses = column.lesson.losses
-    smooth = list(_smoothed(losses))
-    top = max(smooth) * 1.3
-    lines = "".join(
-        f'<polyline class="{kind}" points="{_points(values, top)}"/>'
-        for kind, values in (("raw", losses), ("smooth", smooth))
-    )
-    return f"""<div class="card k{at}"><h4>{_name(column)}</h4>
-<span class="faint">{losses[0]:.3f} at first, {smooth[-1]:.3f} smoothed at the end</span>
-<svg viewBox="0 0 100 100" preserveAspectRatio="none" role="img" aria-label="loss">{lines}</svg>
-<div class="axis"><span>step 1</span><span>{len(losses)}</span></div></div>"""
-
-
-def _smoothed(losses: Sequence[float]) -> Iterable[float]:
-    """A running mean that weighs the last steps most, the first ones without a bias."""
-    kept, weight = 0.0, 0.0
-    for loss in losses:
-        kept = _SMOOTH * kept + (1 - _SMOOTH) * loss
-        weight = _SMOOTH * weight + (1 - _SMOOTH)
-        yield kept / weight
-
-
-def _points(values: Sequence[float], top: float) -> str:
-    last = max(len(values) - 1, 1)
-    return " ".join(
-        f"{100 * at / last:.2f},{100 - 100 * min(value / top, 1):.2f}"
-        for at, value in enumerate(values)
-    )
-
-
-def _times(chapter: Chapter, column: Column) -> str:
+def _times(chapter: Chapter, column: Column) -> Sequence[str]:
     lesson = column.lesson
-    learned = f"<td>{len(lesson.losses)}</td><td>{_time(lesson.seconds)}</td>" if lesson else None
-    return (
-        f"<tr><td>{chapter.name}, {_name(column)}</td>{learned or '<td>–</td><td>–</td>'}"
-        f"<td>{column.seconds:.2f} s</td></tr>"
-    )
+    learned = (str(len(lesson.losses)), duration(lesson.seconds)) if lesson else ("–", "–")
+    return (f"{chapter.name}, {_name(column)}", *learned, f"{column.seconds:.2f} s")
 
 
 def _name(column: Column) -> str:
     return _TITLES.get(column.title) or escape(column.title.replace("-", " "))
-
-
-def _time(seconds: float) -> str:
-    minutes, rest = divmod(round(seconds), 60)
-    return f"{minutes}\u00a0min {rest}\u00a0s" if minutes else f"{rest}\u00a0s"
-
-
-def _picture(image: "Image", about: str) -> str:
-    """A picture inside the page."""
-    held = BytesIO()
-    image.save(held, "PNG", optimize=True)
-    data = b64encode(held.getvalue()).decode("ascii")
-    return f'<img alt="{escape(about)}" title="{escape(about)}" src="data:image/png;base64,{data}">'

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from pinxit import registry
 from pinxit.demo.trial import Painting
-from pinxit.metric import Metric, share
+from pinxit.metric import Scale, Score
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -15,48 +15,6 @@ if TYPE_CHECKING:
     from pinxit.pocket.eyes import Eyes
 
 ASKED = ("class", "background", "style")
-
-
-@dataclass(frozen=True)
-class Score:
-    """A mean of a metric, between what look-alikes and more real pictures reach."""
-
-    value: float
-    floor: float
-    ceiling: float
-
-    @property
-    def share(self) -> float:
-        """The share of the way from floor to ceiling."""
-        return share(self.value, self.floor, self.ceiling)
-
-
-@dataclass(frozen=True)
-class Scale:
-    """A metric with what it says of look-alikes (floor) and of more real pictures (ceiling)."""
-
-    metric: Metric
-    references: tuple["Image", ...]
-    floor: float
-    ceiling: float
-
-    @classmethod
-    def of(
-        cls,
-        metric: Metric,
-        references: Sequence["Image"],
-        lookalikes: Sequence["Image"],
-        others: Sequence["Image"],
-    ) -> "Scale":
-        """The scale that these real pictures make."""
-        low, high = (fmean(metric.score(some, references, ())) for some in (lookalikes, others))
-        return cls(metric, tuple(references), low, high)
-
-    def score(self, images: Sequence["Image"]) -> Score:
-        """The mean over some pictures, on this scale."""
-        return Score(
-            fmean(self.metric.score(images, self.references, ())), self.floor, self.ceiling
-        )
 
 
 @dataclass(frozen=True)

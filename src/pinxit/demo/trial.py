@@ -12,6 +12,7 @@ from pinxit.concept import Concept, Pick
 from pinxit.generate import Frame, Painted, Request, generate
 from pinxit.method import Preparing
 from pinxit.model import Model
+from pinxit.prompt_set import Prompt
 from pinxit.recipe import Recipe
 from pinxit.run import Run
 from pinxit.train import Step
@@ -44,20 +45,9 @@ class Lesson:
         return self.run.concept
 
 
-@dataclass(frozen=True)
-class Prompt:
-    """Something to paint: `template` has `{}` for the word, `plain` does without the word.
-
-    `meant` is what the picture should show, in words that pocket's eyes know.
-    """
-
-    template: str
-    plain: str
-    meant: str
-
-    def said(self, lesson: Lesson | None) -> str:
-        """What the model is told, with the word if there was a lesson."""
-        return self.plain if lesson is None else self.template.format(lesson.run.recipe.token)
+def said(prompt: Prompt, lesson: Lesson | None) -> str:
+    """What the model is told, with the word if there was a lesson."""
+    return prompt.plain if lesson is None else prompt.saying(lesson.run.recipe.token)
 
 
 @dataclass(frozen=True)
@@ -109,7 +99,7 @@ class Easel:
         paintings: list[Painting] = []
         for number, prompt in enumerate(prompts):
             request = Request(
-                prompt=prompt.said(lesson),
+                prompt=said(prompt, lesson),
                 concepts=paths,
                 base=self.model.name,
                 count=self.count,

@@ -6,6 +6,7 @@ anew at every call, which takes longer than to multiply. As one product of matri
 read as they lie (docs/performance.md).
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -13,9 +14,9 @@ from diffusers.models.attention_processor import AttnProcessor, AttnProcessor2_0
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-# Attention that has no more scores than this keeps them all; the library's, which computes them
-# again in tiles, takes longer then.
-_SCORES = 2**24
+# Attention whose scores take fewer bytes than this keeps them all; the library's, which computes
+# them again in tiles, takes longer then. What is larger the allocator gets anew each time.
+_SCORES = 2**25
 
 # Neighbourhoods of a picture are laid side by side for so many numbers at a time.
 _NUMBERS = 2**25
@@ -57,10 +58,10 @@ class _Convolution(torch.autograd.Function):
         ctx.places, ctx.shape = (stride, padding), pictures.shape
         ctx.save_for_backward(pictures if ctx.needs_input_grad[1] else None, weight)
         found = [
-            F.linear(rows.flatten(0, 2).flatten(1), _flat(weight), bias).unflatten(
-                0, rows.shape[:3]
+            F.linear(rows.flatten(0, 2).flatten(1), flat(weight), bias).unflatten(0, rows.shape[:3])
+            for rows in neighbourhoods(
+                pictures.permute(0, 2, 3, 1), weight.shape[2:], stride, padding
             )
-            for rows in _neighbourhoods(pictures, weight, stride, padding)
         ]
         return (found[0] if len(found) == 1 else torch.cat(found, 1)).permute(0, 3, 1, 2)
 
@@ -72,7 +73,14 @@ class _Convolution(torch.autograd.Function):
         grad = grads[0].permute(0, 2, 3, 1)
         by_weight = by_bias = by_pictures = None
         if wanted[0]:
-            by_pictures = _scattered(grad, weight, ctx.shape, stride, padding)
+            by_pictures = scattered(
+                grad,
+                lambda some: some @ flat(weight),
+                weight.shape[2:],
+                ctx.shape,
+                stride,
+                padding,
+            )
         if wanted[1]:
             by_weight = _products(grad, pictures, weight, stride, padding)
         if wanted[2]:
@@ -80,17 +88,19 @@ class _Convolution(torch.autograd.Function):
         return by_pictures, by_weight, by_bias, None, None
 
 
-def _flat(weight: Tensor) -> Tensor:
+def flat(weight: Tensor) -> Tensor:
     """Weights (O, C, K, K) as a matrix (O, K * K * C); in channels_last without a copy."""
     return weight.permute(0, 2, 3, 1).flatten(1)
 
 
-def _neighbourhoods(
-    pictures: Tensor, weight: Tensor, stride: tuple[int, int], padding: tuple[int, int]
+def neighbourhoods(
+    inside: Tensor, kernel: tuple[int, ...], stride: tuple[int, int], padding: tuple[int, int]
 ) -> tuple[Tensor, ...]:
-    """What each place of the answer is made of, (B, rows, W', K, K, C), some rows at a time."""
-    tall, wide = weight.shape[2:]
-    inside = pictures.permute(0, 2, 3, 1)
+    """What each place of the answer is made of, (B, rows, W', K, K, C), some rows at a time.
+
+    `inside` is the pictures as (B, H, W, C).
+    """
+    tall, wide = kernel
     if any(padding):
         inside = F.pad(inside, (0, 0, padding[1], padding[1], padding[0], padding[0]))
     windows = inside.unfold(1, tall, stride[0]).unfold(2, wide, stride[1]).permute(0, 1, 2, 4, 5, 3)
@@ -98,30 +108,37 @@ def _neighbourhoods(
     return windows.split(rows, 1)
 
 
-def _scattered(
+def scattered(
     grad: Tensor,
-    weight: Tensor,
+    product: Callable[[Tensor], Tensor],
+    kernel: tuple[int, ...],
     shape: torch.Size,
     stride: tuple[int, int],
     padding: tuple[int, int],
 ) -> Tensor:
-    """The gradient by the pictures: each place's is given back to those that it was made of."""
-    count, channels, height, width = shape
-    tall, wide = weight.shape[2:]
-    inside = grad.new_zeros(count, height + 2 * padding[0], width + 2 * padding[1], channels)
-    rows = max(1, _NUMBERS // (grad[:, :1].numel() // grad.shape[3] * tall * wide * channels or 1))
+    """The gradient by pictures of this shape: each place's is given back to those it was made of.
+
+    `grad` is (B, H', W', O), and `product` makes of some rows of it the gradient by neighbourhoods.
+    """
+    (count, channels, height, width), (tall, wide) = shape, kernel
+    inside: Tensor | None = None
+    rows = max(1, _NUMBERS // (grad[:, :1, :, 0].numel() * tall * wide * channels or 1))
     for first in range(0, grad.shape[1], rows):
-        some = grad[:, first : first + rows]
-        parts = (some.flatten(0, 2) @ _flat(weight)).view(*some.shape[:3], tall, wide, channels)
+        parts = product(grad[:, first : first + rows]).unflatten(3, (tall, wide, channels))
+        if inside is None:
+            inside = parts.new_zeros(
+                count, height + 2 * padding[0], width + 2 * padding[1], channels
+            )
         for y in range(tall):
             for x in range(wide):
                 top = first * stride[0] + y
                 into = inside[
                     :,
-                    top : top + stride[0] * some.shape[1] : stride[0],
-                    x : x + stride[1] * some.shape[2] : stride[1],
+                    top : top + stride[0] * parts.shape[1] : stride[0],
+                    x : x + stride[1] * parts.shape[2] : stride[1],
                 ]
                 into += parts[:, :, :, y, x]
+    assert inside is not None
     cut = inside[:, padding[0] : padding[0] + height, padding[1] : padding[1] + width]
     return cut.permute(0, 3, 1, 2)
 
@@ -136,7 +153,7 @@ def _products(
     """The gradient by the weights, (O, C, K, K)."""
     total: Tensor | None = None
     first = 0
-    for rows in _neighbourhoods(pictures, weight, stride, padding):
+    for rows in neighbourhoods(pictures.permute(0, 2, 3, 1), weight.shape[2:], stride, padding):
         some = grad[:, first : first + rows.shape[1]].flatten(0, 2)
         found = some.T @ rows.flatten(0, 2).flatten(1)
         total = found if total is None else total + found
@@ -163,5 +180,6 @@ class _Attention:
         """What the layer makes of its states, which are told others or one another."""
         told = hidden_states if encoder_hidden_states is None else encoder_hidden_states
         scores = len(hidden_states) * attn.heads * hidden_states.shape[1] * told.shape[1]
-        way = self._whole if scores <= _SCORES else self._tiled
+        whole = scores * hidden_states.element_size() < _SCORES
+        way = self._whole if whole else self._tiled
         return way(attn, hidden_states, encoder_hidden_states, attention_mask, temb)

@@ -13,6 +13,8 @@ from torch import Tensor, nn
 from transformers import CLIPTokenizer
 
 from pinxit.errors import ModelError, PinxitError
+from pinxit.families._int8 import in_int8
+from pinxit.int8 import rounded
 from pinxit.mapped import forget_pages
 from pinxit.model import Placement
 from pinxit.pocket.tokenizer import vocabulary
@@ -55,18 +57,19 @@ def network(
     try:
         with torch.device("meta"):
             made = _unfilled(kind, config)
+            if placement.precision == "int8" and part in ("unet", "transformer"):
+                in_int8(made)
     except (TypeError, ValueError, RuntimeError, KeyError, ArithmeticError) as trouble:
         raise ModelError(
             f"{where}: its settings make none: {_first_line(trouble)}",
             "copy or download the base again",
         ) from trouble
     own = _suited(made, stored, where, placement.device, dtype or placement.dtype)
-    made.load_state_dict(own, assign=True)
+    made.requires_grad_(False).load_state_dict(own, assign=True)
     if getattr(made, "all_tied_weights_keys", {}):
         cast("Any", made).tie_weights()
     _restore_positions(made)
-    made.eval().requires_grad_(False)
-    return made.to(placement.device)
+    return made.eval().to(placement.device)
 
 
 def emptied(made: nn.Module) -> None:
@@ -79,7 +82,7 @@ def refill(made: nn.Module, source: Source, part: str) -> None:
     """Read an emptied network's weights again, to the bit; ModelError if they are there no more."""
     where = f"{source.name}/{part} cannot be read again"
     weights = dict(made.named_parameters())
-    like = next(iter(weights.values()))
+    like = next(weight for weight in weights.values() if weight.is_floating_point())
     try:
         own = _suited(made, source.weights(part), where, like.device, like.dtype)
     except (OSError, PinxitError) as trouble:
@@ -144,7 +147,12 @@ def _suited(
     for key in wanted:
         tensor = stored[named[key]]
         layout = torch.channels_last if tensor.ndim == 4 else torch.preserve_format
-        own[key] = tensor.to(device, dtype, copy=True, memory_format=layout)
+        if wanted[key].dtype == torch.int8:
+            own[key], scale = rounded(tensor)
+            own[key] = own[key].to(device, memory_format=layout)
+            made.get_submodule(key.rpartition(".")[0]).scale = scale.to(device)
+        else:
+            own[key] = tensor.to(device, dtype, copy=True, memory_format=layout)
         forget_pages(tensor.nbytes)
     return own
 

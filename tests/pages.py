@@ -1,0 +1,27 @@
+"""Whether a page is what browsers need not guess at."""
+
+from html.parser import HTMLParser
+
+
+def must_be_well_formed(page: str) -> None:
+    """Fails where a tag is closed that was not the last to open, or a picture says nothing."""
+    checker = _Checker()
+    checker.feed(page)
+    assert not checker.open
+
+
+class _Checker(HTMLParser):
+    def __init__(self) -> None:
+        super().__init__()
+        self.open: list[str] = []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        assert tag != "img" or dict(attrs)["alt"]
+        if tag not in ("img", "meta"):
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        pass
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
