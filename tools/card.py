@@ -24,6 +24,7 @@ PAGES = (
     "docs/security.md",
     "docs/reliability.md",
     "docs/performance.md",
+    "docs/transfer.md",
     "docs/stopping.md",
 )
 BLOCK = re.compile(r"(<!-- figures: ([a-z-]+) -->\n).*?(<!-- end -->)", re.DOTALL)
@@ -379,6 +380,65 @@ def pictures() -> str:
     return table(("what", "figure"), rows) + origin("pictures")
 
 
+def transfer() -> str:
+    """What is kept of a picture, and gained of a style, over each control's slider."""
+    return _curves("words") + origin("transfer")
+
+
+def learned() -> str:
+    """The same for a style that had to be learned."""
+    return _curves("learned")
+
+
+def _curves(style: str) -> str:
+    found = kept("transfer")["figures"][style]["curves"]
+    rows = [
+        [what, keep, *_transferred(point)]
+        for what, curve in found.items()
+        if what not in ("photo", "true")
+        for keep, point in curve.items()
+    ]
+    ends = {"photo": "the picture itself", "true": "what it truly looks like"}
+    rows += [[title, "", *_transferred(found[end])] for end, title in ends.items()]
+    head = ["control, guidance", "keep", "mask IoU", "points off", "class", "facing", "style"]
+    return table([*head, "probe", "colours", "Gram"], rows)
+
+
+def _transferred(point: dict[str, float]) -> list[str]:
+    """Structure, then style."""
+    structure = [f"{point['iou']:.2f}", f"{point['points']:.3f}"]
+    right = [percent(point[what]) for what in ("class", "facing")]
+    return [*structure, *right, *(f"{point[by]:.2f}" for by in ("style", *GAINED))]
+
+
+GAINED = ("probe", "colours", "gram")
+
+
+def ahead() -> str:
+    """How much more of the mask the default keeps than img2img."""
+    rows = [
+        [name, f"{one['style']:.2f}", *(f"{one[key]:.2f}" for key in ("iou", "default", "ahead"))]
+        for name, style in (("words", "words"), ("learned", "learned"))
+        for one in kept("transfer")["figures"][style]["ahead"]
+    ]
+    head = ["style is", "gained by img2img", "its mask IoU", "the default's best", "more"]
+    return table(head, rows)
+
+
+def seeds() -> str:
+    """What stays of a painted picture when its seed is painted with a style, and new poses."""
+    found = kept("transfer")["figures"]
+    rows = [
+        ["same-seed", keep, f"{found['same seed'][f'iou {keep}']:.2f}", "mask IoU with the first"]
+        for keep in ("0", "0.2", "0.5", "0.8")
+    ]
+    rows += [
+        ["masactrl", keep, f"{found['poses'][f'likeness {keep}']:.2f}", "likeness to the picture"]
+        for keep in ("0", "0.7", "0.9")
+    ]
+    return table(["control", "keep", "figure", "which is"], rows)
+
+
 def _cell(grid: dict[str, float], step: int) -> str:
     return f"{grid[str(step)]:.3f}" if str(step) in grid else "-"
 
@@ -409,9 +469,10 @@ def stopping() -> str:
 
 
 LEARNED = (painting, sizes, eyes, subjects, real, styles, nouns, prior, words, stopping)
+TRANSFERS = (transfer, learned, ahead, seeds)
 FILES = (families, formats, hostile, opening, reliability, crops, pictures)
 TIMES = (arithmetic, floor, speed, unharmed)
-BLOCKS: dict[str, Callable[[], str]] = {f.__name__: f for f in (*LEARNED, *FILES, *TIMES)}
+BLOCKS: dict[str, Callable[[], str]] = {f.__name__: f for f in (*LEARNED, *TRANSFERS, *FILES, *TIMES)}
 
 
 def filled(text: str) -> str:

@@ -23,6 +23,7 @@ COMMANDS: dict[str, str] = {
     "subjects": "python tools/subjects.py --count 1",
     "styles": "python tools/styles.py",
     "truths": "python tools/truths.py",
+    "transfer": "python tools/transfer.py",
     "stopping": "python tools/stopping.py --judged",
     "real-pictures": "python tools/real_pictures.py --steps 600",
     "opening": "python tools/opening.py --gigabytes 2.13 --rounds 1",

@@ -13,11 +13,11 @@ from torch import Tensor
 from pinxit.adapter import injected
 from pinxit.checked import Checked
 from pinxit.concept import Concept, Pick, combined
+from pinxit.control import Controlled, Frame, Hold, Walk, plainly, prepared
 from pinxit.durable import replace
 from pinxit.errors import PinxitError, RequestError
 from pinxit.model import Conditioning, Model, Precision
-from pinxit.pictures import Picture
-from pinxit.pixels import to_image, to_pixels
+from pinxit.pixels import to_image
 from pinxit.solvers import SOLVERS, Solver, solver_for
 from pinxit.text import CLIP_SKIP, Reading
 
@@ -58,6 +58,9 @@ class Request(Checked):
     height: int | None = Field(default=None, ge=8, description="pixels; else the width")
     init: Path | None = Field(default=None, description="a picture to start from")
     strength: float = Field(default=0.6, gt=0, le=1, description="how much of it to paint anew")
+    controls: tuple[Controlled, ...] = Field(
+        default=(), description="what holds structure of a picture: see `pinxit transfer`"
+    )
     base: str = Field(default="pocket", description="a name, a folder, a file, or a hub id")
     vae: str | None = Field(default=None, description="another autoencoder: folder, file, hub id")
     precision: Precision | None = Field(default=None, description="numbers to compute in")
@@ -115,15 +118,6 @@ class Notice:
 
 
 @dataclass(frozen=True)
-class Frame:
-    """One step of painting is done: `done` of `total`, and the latents as they are."""
-
-    done: int
-    total: int
-    latents: Tensor = field(repr=False)
-
-
-@dataclass(frozen=True)
 class Painted:
     """A finished picture, the request that makes it again alone, and its latents (C, H, W)."""
 
@@ -147,13 +141,19 @@ def generate(
     """Paint what is asked for, telling of every step; the concepts are in the model meanwhile."""
     width, height = request.size(model)
     area = (width // model.factor) * (height // model.factor)
-    together = max(1, min(_MOST_TOGETHER, _POSITIONS // area))
+    plain = plainly(request.prompt, concepts)
+    beside = [control.beside(plain) for control in request.controls]
+    texts = [text for text in beside if text is not None]
+    reweighed = any(concept.weighable or concept.tuned for concept in concepts)
+    together = max(1, min(_MOST_TOGETHER, _POSITIONS // area) // (1 + len(texts)))
     groups = [request.seeds[at : at + together] for at in range(0, request.count, together)]
     with injected(model, combined(concepts, model)):
         yield from _notices(model, request, concepts)
-        told = model.condition([request.negative, request.prompt], request.reading)
+        if request.prompt in texts:
+            yield Notice("the prompt says only what the picture shows: say that with --shows")
+        told = model.condition([request.negative, request.prompt, *texts], request.reading)
         for number, seeds in enumerate(groups):
-            for event in _walk(model, request, told, seeds):
+            for event in _walk(model, request, told, seeds, beside, reweighed):
                 if isinstance(event, Frame):
                     before = number * event.total
                     yield Frame(before + event.done, event.total * len(groups), event.latents)
@@ -175,52 +175,82 @@ def paint(
 
 
 def _walk(
-    model: Model, request: Request, told: Conditioning, seeds: Sequence[int]
+    model: Model,
+    request: Request,
+    told: Conditioning,
+    seeds: Sequence[int],
+    texts: Sequence[str | None],
+    reweighed: bool,
 ) -> Iterator[Frame | Painted]:
-    """The denoising loop for some pictures together, each drawing from its own generator."""
-    draws = [torch.Generator().manual_seed(seed) for seed in seeds]
-    kind = model.schedule.kind
+    """The denoising loop for some pictures together, each drawing from its own generator.
+
+    `told` is what the negative prompt, the prompt, and samples beside are told: those in `texts`.
+    """
+    kind, config = model.schedule.kind, model.solver_config
     name = solver_for(kind, request.scheduler)
-    solver = Solver(kind, name, model.solver_config, request.steps)
-    latents = _start(model, request, solver, draws)
-    count = len(seeds)
-    guided = request.guidance > 1
-    both = Conditioning.stack([told[:1]] * count * guided + [told[1:]] * count)
-    for done, time in enumerate(solver.times, 1):
-        seen = solver.scaled(latents, time)
-        answer = model.denoise(torch.cat([seen, seen]) if guided else seen, time, both)
-        if guided:
-            without, answer = answer.chunk(2)
-            answer = without + request.guidance * (answer - without)
-        latents = solver.step(answer, time, latents, draws)
-        yield Frame(done, len(solver.times), latents)
+    solver = Solver(kind, name, config, request.steps)
+    walk = Walk(
+        model=model,
+        solver=lambda: Solver(kind, name, config, request.steps),
+        size=request.size(model),
+        seeds=seeds,
+        draws=[torch.Generator().manual_seed(seed) for seed in seeds],
+        told=told[1:2],
+        reweighed=reweighed,
+        role=0,
+        roles=len(told.states) - 2,
+    )
+    holds, before = yield from prepared(walk, request.controls, told, texts)
+    latents = _start(walk, request, solver, holds)
+    beside = [one for hold in holds if (one := hold.beside(latents)) is not None]
+    rows, count = torch.cat([latents, *beside]), len(seeds)
+    draws = [_copied(draw) for _ in range(walk.roles + 1) for draw in walk.draws]
+    each = [told[at : at + 1] for at in range(1, walk.roles + 2) for _ in seeds]
+    both = Conditioning.stack([told[:1]] * len(rows) * (request.guidance > 1) + each)
+    total, first = before + len(solver.times), len(walk.times) - len(solver.times)
+    with injected(model, [adapter for hold in holds for adapter in hold.adapters]):
+        for at, time in enumerate(solver.times, first):
+            for hold in holds:
+                rows = hold.before(at, rows)
+            answer = _answer(model, solver.scaled(rows, time), time, both, request.guidance)
+            rows = solver.step(answer, time, rows, draws)
+            for hold in holds:
+                rows = hold.after(at, rows)
+            yield Frame(before + at - first + 1, total, rows[:count])
+    pixels = model.decode(rows[:count])
+    for hold in holds:
+        pixels = hold.finished(pixels)
     placed: dict[str, object] = {"base": model.name, "vae": model.source.vae, "count": 1}
     placed |= {"precision": model.placement.precision, "scheduler": name}
-    for seed, kept, pixels in zip(seeds, latents, model.decode(latents), strict=True):
-        yield Painted(to_image(pixels), request.model_copy(update={**placed, "seed": seed}), kept)
+    for seed, kept, shown in zip(seeds, rows, pixels, strict=False):
+        yield Painted(to_image(shown), request.model_copy(update={**placed, "seed": seed}), kept)
 
 
-def _start(
-    model: Model, request: Request, solver: Solver, draws: Sequence[torch.Generator]
+def _start(walk: Walk, request: Request, solver: Solver, holds: Sequence[Hold]) -> Tensor:
+    """The latents before the first step: noise, or what the start picture or a control says."""
+    starts = [start for hold in holds if (start := hold.start(solver)) is not None]
+    if request.init is not None:
+        starts.append(walk.begin_with(solver, request.init, request.strength))
+    if len(starts) > 1:
+        raise RequestError(
+            "a picture cannot begin with two others", "take one of --init and the controls"
+        )
+    return starts[0] if starts else solver.begin_with_noise(walk.noise())
+
+
+def _answer(
+    model: Model, rows: Tensor, time: Tensor, told: Conditioning, guidance: float
 ) -> Tensor:
-    """The latents before the first step: noise, or the start picture with noise."""
-    width, height = request.size(model)
-    shape = (1, model.latent_channels, height // model.factor, width // model.factor)
-
-    def noise() -> Tensor:
-        return torch.cat([torch.randn(shape, generator=draw) for draw in draws]).to(model.device)
-
-    if request.init is None:
-        return solver.begin_with_noise(noise())
-    encoded = model.encode(to_pixels(_picture(request.init), width, height))
-    latents = encoded.mean + encoded.spread * noise()
-    return solver.begin_with_picture(latents, noise(), request.strength)
+    """What the denoiser says of rows; where guidance leads away, `told` has first from what."""
+    if guidance <= 1:
+        return model.denoise(rows, time, told)
+    without, answer = model.denoise(torch.cat([rows, rows]), time, told).chunk(2)
+    return without + guidance * (answer - without)
 
 
-def _picture(path: Path) -> "Image":
-    if not path.is_file():
-        raise RequestError(f"there is no picture {path}", "give a picture file with --init")
-    return Picture(path, None, "").open()
+def _copied(draw: torch.Generator) -> torch.Generator:
+    """Another generator that draws the same."""
+    return torch.Generator().set_state(draw.get_state())
 
 
 def _notices(model: Model, request: Request, concepts: Sequence[Concept]) -> Iterator[Notice]:

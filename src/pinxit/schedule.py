@@ -29,6 +29,10 @@ class Schedule(Protocol):
         """What the denoiser should answer."""
         ...
 
+    def parted(self, noisy: Tensor, answer: Tensor, times: Tensor) -> tuple[Tensor, Tensor]:
+        """The latents and the noise that noisy latents are made of, if the answer is right."""
+        ...
+
     def weight(self, times: Tensor, min_snr: float | None) -> Tensor:
         """How much each time counts (B,); RecipeError if min-SNR means nothing here."""
         ...
@@ -58,6 +62,13 @@ class Diffusion:
         signal, spread = self._shares(times)
         return signal * noise - spread * latents
 
+    def parted(self, noisy: Tensor, answer: Tensor, times: Tensor) -> tuple[Tensor, Tensor]:
+        """The latents and the noise: one of the two is the answer, or both follow from it."""
+        signal, spread = self._shares(times)
+        if self.prediction == "epsilon":
+            return (noisy - spread * answer) / signal, answer
+        return signal * noisy - spread * answer, signal * answer + spread * noisy
+
     def weight(self, times: Tensor, min_snr: float | None) -> Tensor:
         """How much each time counts (B,): all alike, or by min-SNR's rule (arXiv:2303.09556)."""
         if min_snr is None:
@@ -68,7 +79,8 @@ class Diffusion:
         return ratio.clamp(max=min_snr) / (ratio + velocity)
 
     def _shares(self, times: Tensor) -> tuple[Tensor, Tensor]:
-        kept = self.kept.to(times.device)[times].view(-1, 1, 1, 1)
+        # Times of some solvers lie between two.
+        kept = self.kept.to(times.device)[times.float().round().long()].view(-1, 1, 1, 1)
         return kept.sqrt(), (1 - kept).sqrt()
 
 
@@ -97,6 +109,11 @@ class Flow:
     def target(self, latents: Tensor, noise: Tensor, times: Tensor) -> Tensor:  # noqa: ARG002
         """The line's direction, which is the same all along."""
         return noise - latents
+
+    def parted(self, noisy: Tensor, answer: Tensor, times: Tensor) -> tuple[Tensor, Tensor]:
+        """Both ends of the line through the noisy latents."""
+        share = (times / self.steps).view(-1, 1, 1, 1)
+        return noisy - share * answer, noisy + (1 - share) * answer
 
     def weight(self, times: Tensor, min_snr: float | None) -> Tensor:
         """All times alike: how often they are drawn is their weight."""

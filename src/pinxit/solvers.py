@@ -68,9 +68,13 @@ class Solver:
         self.times = self._scheduler.timesteps[first:]
         if hasattr(self._scheduler, "set_begin_index"):
             self._scheduler.set_begin_index(first)
+        return self.noised(latents, noise, self.times[0])
+
+    def noised(self, latents: Tensor, noise: Tensor, time: Tensor) -> Tensor:
+        """A picture's latents as the walk has them at one of its times, asked for once."""
         if hasattr(self._scheduler, "scale_noise"):
-            return self._scheduler.scale_noise(latents, self.times[:1], noise)
-        return self._scheduler.add_noise(latents, noise, self.times[:1])
+            return self._scheduler.scale_noise(latents, time.reshape(1), noise)
+        return self._scheduler.add_noise(latents, noise, time.reshape(1))
 
     def scaled(self, latents: Tensor, time: Tensor) -> Tensor:
         """The latents as the denoiser wants to see them at this time."""

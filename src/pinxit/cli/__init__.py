@@ -32,6 +32,7 @@ app.command("pinxit.cli.train:train", name="train", help="Learn a word from pict
 app.command("pinxit.cli.train:many", name="train-many", help="Learn many words at once.")
 app.command("pinxit.cli.check:check", name="check", help="Look at pictures before learning.")
 app.command("pinxit.cli.paint:generate", name="generate", help="Paint a prompt.")
+app.command("pinxit.cli.transfer:transfer", name="transfer", help="Paint a picture anew.")
 app.command("pinxit.cli.evaluate:evaluate", name="evaluate", help="Judge words; write a report.")
 app.command("pinxit.cli.inspect:inspect", name="inspect", help="Say what a concept's file is.")
 app.command("pinxit.cli.convert:convert", name="convert", help="Write it as others open it.")

@@ -1,8 +1,9 @@
 """`pinxit generate`: a request from flags or from a picture, painted with bars."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import closing
+from inspect import Parameter
 from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -23,15 +24,17 @@ if TYPE_CHECKING:
 
 _OUT = Path("painted")
 _COUNT = 4
-_OWN = frozenset({"prompt", "concepts", "width", "height", "count"})
+_OWN = frozenset({"prompt", "concepts", "width", "height", "count", "controls"})
 
 
-def _generate(given: Values) -> None:
+def paint_as(given: Values, suited: Callable[[Request, Model], Request]) -> None:
+    """Paint what was typed into the folder that was typed; `suited` fits it to the open base."""
     out = given.get("out", _OUT)
     if out.exists() and not out.is_dir():
         raise RequestError(f"{out} is no folder", "give a folder for the pictures with --out")
     request, concepts = _asked(given)
     model = opened(request, given.get("device", "cpu"))
+    request = suited(request, model)
     kept: list[Path] = []
     try:
         _paint(model, request, concepts, _Album(out, kept))
@@ -110,16 +113,23 @@ def _paint(model: Model, request: Request, concepts: Sequence[Concept], album: _
         album.keep_sheet(images)
 
 
+def painting_flags(count: int, size: str, but: frozenset[str] = frozenset()) -> list[Parameter]:
+    """The flags of a request, but for some of its fields, and of where pictures go."""
+    return [
+        flag("concept", list[str], "a run folder or a file in any format; of a LoRA also FILE:0.7"),
+        flag("count", int, "how many pictures", str(count)),
+        flag("size", str, "pixels, as 64 or 96x64", size),
+        *flags(Request, leave_out=_OWN | but),
+        flag("device", str, "where to compute: cpu, cuda or mps", "cpu"),
+        flag("out", Path, "folder for the pictures", str(_OUT)),
+    ]
+
+
 generate = command(
     [
         word("prompt", str, "what to paint, learned words included", required=False),
-        flag("concept", list[str], "a run folder or a file in any format; of a LoRA also FILE:0.7"),
-        flag("count", int, "how many pictures", str(_COUNT)),
-        flag("size", str, "pixels, as 64 or 96x64", "the base's"),
-        *flags(Request, leave_out=_OWN),
-        flag("device", str, "where to compute: cpu, cuda or mps", "cpu"),
-        flag("out", Path, "folder for the pictures", str(_OUT)),
+        *painting_flags(_COUNT, "the base's"),
         flag("like", Path, "a PNG that pinxit painted: its request again, unless typed otherwise"),
     ],
-    _generate,
+    lambda given: paint_as(given, lambda request, _: request),
 )

@@ -1,0 +1,1 @@
+"""Ways to hold a picture in place while another is painted."""
