@@ -472,7 +472,9 @@ LEARNED = (painting, sizes, eyes, subjects, real, styles, nouns, prior, words, s
 TRANSFERS = (transfer, learned, ahead, seeds)
 FILES = (families, formats, hostile, opening, reliability, crops, pictures)
 TIMES = (arithmetic, floor, speed, unharmed)
-BLOCKS: dict[str, Callable[[], str]] = {f.__name__: f for f in (*LEARNED, *TRANSFERS, *FILES, *TIMES)}
+BLOCKS: dict[str, Callable[[], str]] = {
+    f.__name__: f for f in (*LEARNED, *TRANSFERS, *FILES, *TIMES)
+}
 
 
 def filled(text: str) -> str:

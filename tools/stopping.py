@@ -246,8 +246,7 @@ def main() -> None:
     parser.add_argument("--painting-steps", type=int, default=12)
     parser.add_argument("--work", type=Path, default=Path("build/stopping"), help="work folder")
     parser.add_argument("--judged", action="store_true", help="ask the runs' own judge too")
-    share = Recipe.model_fields["stop"].default
-    parser.add_argument("--share", type=float, default=share, help="as recipes have it in `stop`")
+    parser.add_argument("--share", type=float, default=0.05, help="as recipes have it in `stop`")
     given = parser.parse_args()
     model, eyes = open_base("pocket"), Eyes.load()
     figures: Row = {}

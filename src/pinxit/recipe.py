@@ -72,10 +72,10 @@ class Recipe(Checked):
     )
     precision: Precision | None = Field(default=None, description="numbers to compute in")
     stop: float = Field(
-        default=0.05,
+        default=0,
         ge=0,
         description="learned enough when the loss of fixed samples falls by less than this share "
-        "of all it fell; 0 takes all steps",
+        "of all it fell, such as 0.05; 0 takes all steps",
     )
     look_every: int | None = Field(
         default=None, ge=1, description="steps between looks at those samples"

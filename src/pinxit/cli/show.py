@@ -29,15 +29,19 @@ def demo(
     out: Annotated[Path, Parameter(help="folder for the report and the pictures")] = Path(
         "pinxit-demo"
     ),
+    full: Annotated[
+        bool, Parameter(negative="", help="carry pictures into the style, and plot every word, too")
+    ] = False,
     json_: Annotated[
         bool, Parameter(name="--json", negative="", help="print the scores as JSON, last of all")
     ] = False,
 ) -> None:
     """Teach a subject and a style from five pictures each, paint with them, and measure."""
     from pinxit.demo import run_demo
+    from pinxit.demo.chapters import Effort
 
     with bars() as report:
-        scores = run_demo(out, report)
+        scores = run_demo(out, report, Effort(full=full))
     say(f"the report is {out / 'report.html'}")
     if json_:
         data(json.dumps(scores))

@@ -4,6 +4,7 @@ import time
 from pathlib import Path
 
 from pinxit.demo.chapters import Effort, style_chapter, subject_chapter
+from pinxit.demo.full import sections
 from pinxit.demo.report import page
 from pinxit.demo.trial import Easel, Progress
 from pinxit.durable import replace_text
@@ -11,7 +12,7 @@ from pinxit.errors import RunError
 from pinxit.model import open_base
 from pinxit.pocket.eyes import Eyes
 
-_RUNS, _REPORT = "runs", "report.html"
+_RUNS, _PICTURES, _REPORT = "runs", "pictures", "report.html"
 
 
 def run_demo(out: Path, progress: Progress, effort: Effort | None = None) -> dict[str, object]:
@@ -29,8 +30,9 @@ def run_demo(out: Path, progress: Progress, effort: Effort | None = None) -> dic
         subject_chapter(easel, effort, out / _RUNS, eyes),
         style_chapter(easel, effort, out / _RUNS, eyes),
     )
+    more = sections(easel, chapters, out / _PICTURES) if effort.full else ""
     seconds = time.perf_counter() - began
-    replace_text(out / _REPORT, page(chapters, seconds))
+    replace_text(out / _REPORT, page(chapters, seconds, more))
     scores: dict[str, object] = {chapter.name: chapter.plain() for chapter in chapters}
     return {**scores, "seconds": seconds, "report": str(out / _REPORT)}
 

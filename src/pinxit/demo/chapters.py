@@ -93,6 +93,7 @@ class Effort:
     painting_steps: int = 25
     count: int = 2
     eyes: "Eyes | None" = None
+    full: bool = False
 
 
 def subject_chapter(easel: Easel, effort: Effort, runs: Path, eyes: "Eyes") -> Chapter:

@@ -52,8 +52,8 @@ _TITLES = {"base": "the base", "dreambooth": "DreamBooth", "lora": "LoRA"}
 _EDGE = 12.5  # of the track's width, in percent: where floor and ceiling are
 
 
-def page(chapters: Sequence[Chapter], seconds: float) -> str:
-    """The whole report as HTML, pictures included."""
+def page(chapters: Sequence[Chapter], seconds: float, more: str = "") -> str:
+    """The whole report as HTML, pictures included, with `more` sections before the times."""
     head = ("what", "steps", "learning", "one picture")
     times = table(
         head, (_times(chapter, column) for chapter in chapters for column in chapter.columns)
@@ -63,7 +63,7 @@ def page(chapters: Sequence[Chapter], seconds: float) -> str:
         "the demonstration",
         "Two words the model did not know, learned from five pictures each",
         _LEDE.format(minutes=duration(seconds)),
-        f"{body}<section><h2>Time</h2>{times}<h3>How the scores are made</h3>"
+        f"{body}{more}<section><h2>Time</h2>{times}<h3>How the scores are made</h3>"
         f"<p>{_METHOD}</p></section>",
     )
 

@@ -47,12 +47,12 @@ def page(groups: Sequence[Group]) -> str:
         "an evaluation",
         "How like the pictures, and how much as prompts say",
         _LEDE.format(runs=runs),
-        f"{_front(groups)}{told}{sections}<section><h2>How figures are made</h2>"
+        f"{front(groups)}{told}{sections}<section><h2>How figures are made</h2>"
         f"<p>{_explained(groups[0])}</p></section>",
     )
 
 
-def _front(groups: Sequence[Group]) -> str:
+def front(groups: Sequence[Group]) -> str:
     """Every run as a point: fidelity over editability, with the base beside them."""
     marks: list[str] = []
     for at, group in enumerate(groups):

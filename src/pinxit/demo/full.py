@@ -1,0 +1,64 @@
+"""What the full demo has beside: pictures carried into the style, and words on one plot."""
+
+from collections.abc import Sequence
+from html import escape
+from pathlib import Path
+
+from pinxit.demo.chapters import Chapter
+from pinxit.demo.transfers import transfers
+from pinxit.demo.trial import Easel, Lesson
+from pinxit.durable import make_folder
+from pinxit.evaluate.contender import Contender
+from pinxit.evaluate.figures import Effort, Table
+from pinxit.evaluate.page import front
+from pinxit.page import Shown, grid
+
+# Things and places of which the style's pictures show none together.
+_PROMPTS = (
+    "a picture of a dog on the beach",
+    "a picture of a house in the forest",
+    "a picture of a robot in the city",
+    "a picture of a mug in a room",
+)
+_TRANSFER = (
+    "Each row is one picture painted from text, and then the same seed again with a word for the "
+    "style in the prompt, held in place by what the first picture's layers attended to."
+)
+_FRONT = (
+    "Every learned word as a point: up is more like its pictures, right is more as prompts say; "
+    "the curves join points that are equally good at both. Painted by the prompts and judged as "
+    "<code>pinxit evaluate</code> does."
+)
+
+
+def sections(easel: Easel, chapters: Sequence[Chapter], folder: Path) -> str:
+    """Both as HTML; pictures painted for the plot are kept in the folder."""
+    lessons = {chapter.name: _lessons(chapter) for chapter in chapters}
+    held = transfers(easel, _PROMPTS, lessons["style"], "transferring pictures into the style")
+    names = ["from text", *(lesson.run.recipe.method.name for lesson in lessons["style"])]
+    wide = len(names)
+    rows = (
+        (
+            escape(prompt),
+            [[Shown(image, prompt)] for image in held.images[wide * n : wide * n + wide]],
+        )
+        for n, prompt in enumerate(held.prompts)
+    )
+    make_folder(folder)
+    table = Table(easel.model, Effort(count=1, steps=easel.steps), folder, easel.told)
+    groups = [table.group([_contender(lesson) for lesson in some]) for some in lessons.values()]
+    return (
+        f"<section><h2>Carried into the style</h2><p>{_TRANSFER}</p>"
+        f"{grid([(name, '') for name in names], rows)}</section>"
+        f"<section><h2>Likeness and obedience</h2><p>{_FRONT}</p>{front(groups)}</section>"
+    )
+
+
+def _contender(lesson: Lesson) -> Contender:
+    recipe = lesson.run.recipe
+    title = f"{recipe.token}, {recipe.method.name.replace('-', ' ')}"
+    return Contender.of(lesson.run.folder, {}).called(title)
+
+
+def _lessons(chapter: Chapter) -> list[Lesson]:
+    return [column.lesson for column in chapter.columns if column.lesson]
