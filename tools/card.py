@@ -312,13 +312,15 @@ def speed() -> str:
             )
             ratios = figures["ratios"][method]
             told = [_spread(ratios[by]) for by in ("speed", "processor", "memory")]
-            rows.append([figures["settings"]["base"], method, *seconds, *memory, *told])
-    head = ["base", "method", "plain, s a step", "pinxit, s", "plain, GB", "pinxit, GB"]
+            precision = figures["settings"]["precision"]
+            shown = f"{figures['settings']['base']}, {precision}"
+            rows.append([shown, method, *seconds, *memory, *told])
+    head = ["base, precision", "method", "plain, s a step", "pinxit, s", "plain, GB", "pinxit, GB"]
     head += ["faster", "less processor time", "less memory"]
     return table(head, rows) + "".join(map(origin, names)) if names else "Not measured yet.\n"
 
 
-SPEEDS = ("speed", "speed-pocket")
+SPEEDS = ("speed", "speed-int8", "speed-pocket")
 
 
 def _spread(ratio: dict[str, float]) -> str:

@@ -33,6 +33,8 @@ COMMANDS: dict[str, str] = {
     "reliability": "python tools/reliability.py --kills 1000",
     "learning-unharmed": "python -m benchmarks.learning --precisions int8 fp16",
     "speed-pocket": "python -m benchmarks --rounds 5 --steps 20 --json -",
+    "speed-int8": "python -m benchmarks --base sd15 --methods textual-inversion lora generation "
+    "--rounds 2 --steps 3 --precision int8 --json -",
     "speed": "python -m benchmarks --base sd15 --rounds 2 --steps 2 --json -",
     "security": "python tools/security.py --every 1 --seconds 1260",
 }
