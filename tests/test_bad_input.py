@@ -102,7 +102,7 @@ CASES: list[Case] = [
     ("no steps", lambda p: p.generate("--steps", "0"), "0", "steps"),
     ("no pictures", lambda p: p.generate("--count", "0"), "0", "count"),
     ("strength too high", lambda p: p.generate("--strength", "1.5"), "1.5", "strength"),
-    ("no start picture", lambda p: p.generate("--init", "no.png"), "no.png", "--init"),
+    ("no start picture", lambda p: p.generate("--init", "no.png"), "no.png", "picture file"),
     ("bad start picture", lambda p: p.generate("--init", "rubbish/a.png"), "a.png", ""),
     ("no request in it", lambda _: ["generate", "--like", "pictures/0.png"], "0.png", "PNG"),
     ("no picture to repeat", lambda _: ["generate", "--like", "no.png"], "no.png", "PNG"),
