@@ -12,12 +12,14 @@ from PIL import Image
 from pinxit.durable import replace, replace_text, undisturbed
 from pinxit.errors import DiskError, RunError
 from pinxit.generate import Notice
+from pinxit.learner import Learner
 from pinxit.model import Model, open_base
+from pinxit.pictures import read_pictures
 from pinxit.preview import Preview
 from pinxit.prior import ClassPictures, cache_folder
 from pinxit.recipe import Recipe
 from pinxit.run import Run, teach
-from pinxit.train import Step
+from pinxit.train import Lesson, Step, train
 
 
 def recipe(pictures: Path, **changed: object) -> Recipe:
@@ -80,6 +82,25 @@ def test_more_steps_go_on_the_same_way(model: Model, pictures: Path, tmp_path: P
     assert _learned(more) == _learned(whole)
     with pytest.raises(RunError, match="has done 6 steps already, more than 5"):
         list(Run.open(tmp_path / "part", steps=5).learn(model))
+
+
+def test_a_word_is_kept_as_the_mean_of_its_later_steps(
+    model: Model, pictures: Path, tmp_path: Path
+) -> None:
+    """The weights of arXiv:1212.1824, and what is learned does not know of them."""
+    learner = Learner(model, recipe(pictures, steps=6).settled(model, 3), read_pictures(pictures))
+    words = [learner.weights[0].detach().clone() for _ in train(Lesson(model, [learner]))]
+    shares: list[float] = []
+    for step in range(1, 7):
+        shares = [share * (step - 1) / (step + 3) for share in shares] + [4 / (step + 3)]
+    mean = sum(share * word for share, word in zip(shares, words, strict=True))
+    with learner.settled_down():
+        assert torch.allclose(learner.weights[0], torch.as_tensor(mean), atol=1e-6)
+    assert torch.equal(learner.weights[0], words[-1])
+    run = teach(model, recipe(pictures, steps=6), tmp_path / "run")
+    (kept,) = run.concept.parts[0].tensors.values()
+    assert torch.allclose(kept, torch.as_tensor(mean), atol=1e-6)
+    assert not torch.allclose(kept, words[-1], atol=1e-4)
 
 
 def test_a_damaged_checkpoint_is_never_used(model: Model, pictures: Path, tmp_path: Path) -> None:

@@ -1,7 +1,8 @@
 """A learner: one concept's adapters, samples and optimizer, and how far it is."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor
@@ -16,6 +17,8 @@ from pinxit.stopping import settled
 
 # Half-precision gradients of a loss as it is would round to nothing; halved when they overflow.
 _FP16_SCALE = 2.0**12
+# How much more later steps count in a mean: the n-th as n to this power.
+_LATE = 3
 
 
 class DivergedError(RunError):
@@ -47,12 +50,23 @@ class Learner:
         self.learnables = recipe.method.adapters(model, subject, recipe.rate)
         self.adapters = tuple(learnable.adapter for learnable in self.learnables)
         self.weights = [weight for one in self.adapters for weight in one.weights().values()]
+        swinging = [
+            weight
+            for one in self.learnables
+            if one.swings
+            for weight in one.adapter.weights().values()
+        ]
         self.optimizer = AdamW(
             [
                 Group(list(one.adapter.weights().values()), one.rate, one.decay)
                 for one in self.learnables
             ]
         )
+        self.means = {
+            number: weight.detach().clone()
+            for number, weight in enumerate(self.weights)
+            if any(weight is one for one in swinging)
+        }
         self.scale = _FP16_SCALE if model.placement.precision == "fp16" else 1.0
         self._share = torch.ones(())
 
@@ -80,6 +94,7 @@ class Learner:
             kept[f"weight.{number}"] = weight.detach()
             for name, moment in self.optimizer.state.get(weight, {}).items():
                 kept[f"{name}.{number}"] = moment
+        kept |= {f"mean.{number}": mean for number, mean in self.means.items()}
         if self.looks:
             kept["looks"] = torch.tensor(list(self.looks.items()), dtype=torch.float64)
         return kept
@@ -94,6 +109,8 @@ class Learner:
         for number, weight in enumerate(self.weights):
             with torch.no_grad():
                 _ = weight.copy_(state[f"weight.{number}"])
+            if number in self.means:
+                _ = self.means[number].copy_(state.get(f"mean.{number}", weight.detach()))
             # A layer whose answer nobody takes, as the last of some towers, has no moments.
             names = [name for name in STATE if f"{name}.{number}" in state]
             if names:
@@ -127,6 +144,27 @@ class Learner:
         """Change what is trained by its gradient, as far as that was not clipped."""
         self.optimizer.step(self._share, self.pace)
         self.done += 1
+        for number, mean in self.means.items():
+            _ = mean.lerp_(self.weights[number].detach(), (_LATE + 1) / (self.done + _LATE))
+
+    @contextmanager
+    def settled_down(self) -> Generator[None]:
+        """With the mean of its later steps in place of weights that swing, to paint with or keep.
+
+        The mean is Shamir and Zhang's (arXiv:1212.1824), of about the last quarter of the steps
+        however many there are, so that a run for more steps is the same run.
+        """
+        last = {number: self.weights[number].detach().clone() for number in self.means}
+        self._put(self.means)
+        try:
+            yield
+        finally:
+            self._put(last)
+
+    def _put(self, values: Mapping[int, Tensor]) -> None:
+        with torch.no_grad():
+            for number, value in values.items():
+                _ = self.weights[number].copy_(value)
 
     def overflowed(self) -> bool:
         """Whether halves may have been too small for its gradient; it is smaller from now on."""

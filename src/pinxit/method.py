@@ -36,11 +36,15 @@ class Plan:
 
 @dataclass(frozen=True)
 class Learnable:
-    """An adapter with the speed it learns at and how strongly its weights are pulled to zero."""
+    """An adapter with the speed it learns at and how strongly its weights are pulled to zero.
+
+    One that swings as it learns is painted and kept as the mean of its later steps.
+    """
 
     adapter: Adapter
     rate: float
     decay: float = 0.0
+    swings: bool = False
 
 
 @dataclass(frozen=True)

@@ -107,8 +107,8 @@ class RunFolder:
     @property
     def result(self) -> Path:
         """What to paint with: the best, or what was learned last if nothing was scored."""
-        found = self.folder / best.FILE
-        return found if found.is_file() else self.folder / _CONCEPT
+        kept = self.folder / best.FILE
+        return kept if kept.is_file() else self.folder / _CONCEPT
 
     @property
     def stopped(self) -> int | None:
@@ -127,10 +127,9 @@ class RunFolder:
         with self.resumable():
             sweep(self.folder)
             every = self.recipe.checkpoint_every if wrong else 1
-            found = newest(self.folder / _CHECKPOINTS, every)
-            if found:
-                steps, pictures = self.recipe.steps or 0, fingerprints(self.pictures)
-                found.manifest.must_fit(learner.model, pictures, steps)
+            if found := newest(self.folder / _CHECKPOINTS, every):
+                steps = self.recipe.steps or 0
+                found.manifest.must_fit(learner.model, fingerprints(self.pictures), steps)
                 learner.restore(found.state)
                 for file in found.damaged:
                     yield Notice(f"{file} is damaged: going on from step {learner.done}")
@@ -158,22 +157,21 @@ class RunFolder:
         yield from self._ended(learner)
         last = not learner.learning
         if _due(step, self.recipe.preview_every, last):
-            with self.resumable():
+            with self.resumable(), learner.settled_down():
                 place = self.folder / _PREVIEWS
                 shown = preview(learner.model, self.recipe, step.number, place, self.judge)
             yield shown
             if shown.flat:
                 yield Notice(f"{shown.flat} previews of step {step.number} {_BROKEN}")
             if shown.findings:
-                with self.resumable():
-                    found = best.offer(self.folder, self._learned(learner), shown.findings)
+                with self.resumable(), self._learned(learner) as concept:
+                    found = best.offer(self.folder, concept, shown.findings)
                     self.notes.note({"number": step.number, **found.scores, "wrong": found.wrong})
                 yield found
         if _due(step, self.recipe.keep_every, last=False):
             with self.resumable():
                 make_folder(self.folder / _CONCEPTS)
-                name = f"{step.number:07}.safetensors"
-                self._learned(learner).save(self.folder / _CONCEPTS / name)
+                self._keep_concept(learner, f"{_CONCEPTS}/{step.number:07}.safetensors")
         if _due(step, self.recipe.checkpoint_every, last):
             self.keep(learner)
             yield Saved(step.number, self.folder / _CONCEPT)
@@ -197,8 +195,8 @@ class RunFolder:
     @property
     def chosen(self) -> Choice | None:
         """How steps were computed last; None if none was."""
-        entries = [entry["chosen"] for entry in self.notes.entries() if "chosen" in entry]
-        return Choice.read(entries[-1]) if entries else None
+        noted = [entry["chosen"] for entry in self.notes.entries() if "chosen" in entry]
+        return Choice.read(noted[-1]) if noted else None
 
     def keep(self, learner: Learner) -> None:
         """Save what is not yet: the learner, to go on from, and the concept, to paint with.
@@ -209,17 +207,17 @@ class RunFolder:
         if learner.done <= self.kept or learner.trouble or self._full:
             return
         state = learner.state()
-        broken = [name for name, tensor in state.items() if not tensor.isfinite().all()]
+        broken = sum(not tensor.isfinite().all() for tensor in state.values())
         if broken:
             raise DivergedError(
-                f"learning went wrong by step {learner.done}: {len(broken)} of {len(state)} "
-                "tensors are not finite",
+                f"learning went wrong by step {learner.done}: {broken} of {len(state)} tensors "
+                "are not finite",
                 "try a lower --rate, or --precision fp32; what was kept before is sound",
             )
         with self.resumable():
             self.notes.flush()
-            manifest = Manifest(learner.done, learner.model.hash, fingerprints(self.pictures))
-            keep(self.folder / _CHECKPOINTS, state, manifest, self.recipe.checkpoint_every)
+            about = Manifest(learner.done, learner.model.hash, fingerprints(self.pictures))
+            keep(self.folder / _CHECKPOINTS, state, about, self.recipe.checkpoint_every)
             self._keep_concept(learner)
             self.kept = learner.done
 
@@ -251,13 +249,16 @@ class RunFolder:
         if lost:
             yield Notice(f"{lost} steps were not kept: it begins again at 1")
 
-    def _keep_concept(self, learner: Learner) -> None:
-        """Save what is learned so far, to paint with."""
-        self._learned(learner).save(self.folder / _CONCEPT)
+    def _keep_concept(self, learner: Learner, name: str = _CONCEPT) -> None:
+        with self._learned(learner) as so_far:
+            so_far.save(self.folder / name)
 
-    def _learned(self, learner: Learner) -> Concept:
-        parts = tuple(adapter.part() for adapter in learner.adapters)
-        return Concept(parts, self._provenance(learner))
+    @contextmanager
+    def _learned(self, learner: Learner) -> Generator[Concept]:
+        """What is learned so far; its tensors are so only as long as this is open."""
+        with learner.settled_down():
+            parts = tuple(adapter.part() for adapter in learner.adapters)
+            yield Concept(parts, self._provenance(learner))
 
     def _note_looks(self, learner: Learner, until: int) -> None:
         for step, loss in learner.looks.items():

@@ -128,7 +128,7 @@ class TextualInversion(Method):
             nouns = {n: float(v.detach().norm(dim=1).mean()) for n, v in word.tables.items()}
             lengths = {name: round(length, 6) for name, length in nouns.items()}
             learned.vectors = Directed(learned.tables, lengths)
-        return (Learnable(learned, rate),)
+        return (Learnable(learned, rate, swings=True),)
 
     def pools(
         self,
