@@ -176,6 +176,16 @@ def test_bars_on_a_terminal_and_lines_in_a_log(
     assert "2/2" in capsys.readouterr().err
 
 
+def test_bars_inside_of_bars_are_the_same() -> None:
+    with screen.bars() as report:
+        with screen.bars() as inside:
+            assert inside is report
+        with screen.bars() as inside:
+            assert inside is report
+    with screen.bars() as other:
+        assert other is not report
+
+
 def test_data_stays_on_stdout_while_bars_run_on_a_terminal() -> None:
     code = (
         "from pinxit.cli import screen\n"

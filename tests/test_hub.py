@@ -126,7 +126,8 @@ def test_downloaded_once_then_from_the_cache(
     here: Hub, model: Model, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     told: list[tuple[str, int, int]] = []
-    found = open_base("owner/nano", report=lambda *args: told.append(args))
+    with hub.telling(lambda *args: told.append(args)):
+        found = open_base("owner/nano")
     assert found.name == "owner/nano"
     assert found.hash == model.hash
     assert told[-1] == ("downloading owner/nano (MB)", told[-1][2], told[-1][2])
@@ -134,7 +135,8 @@ def test_downloaded_once_then_from_the_cache(
     got = {path.split("/resolve/")[1].partition("/")[2] for path in here.asked if "resolve" in path}
     assert "unet/diffusion_pytorch_model.safetensors" in got
     here.asked.clear()
-    open_base("owner/nano", report=lambda *args: pytest.fail(f"downloads again: {args}"))
+    with hub.telling(lambda *args: pytest.fail(f"downloads again: {args}")):
+        open_base("owner/nano")
     assert not [path for path in here.asked if "resolve" in path]
     unreachable(here, monkeypatch)
     assert open_base("owner/nano").hash == model.hash
@@ -171,7 +173,7 @@ def test_one_file_of_a_model(here: Hub, tmp_path: Path) -> None:
     with pytest.raises(ModelError, match="no base in diffusers' layout") as caught:
         open_base("owner/single")
     assert "give one of its files: owner/single/v1.safetensors" in caught.value.hint
-    assert hub.fetch("owner/single/v1.safetensors", lambda *_: None).read_bytes() == b"nothing"
+    assert hub.fetch("owner/single/v1.safetensors").read_bytes() == b"nothing"
 
 
 @pytest.mark.long

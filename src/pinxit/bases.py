@@ -4,7 +4,6 @@ from collections import OrderedDict
 from pathlib import Path
 from typing import Literal
 
-from pinxit.hub import Report
 from pinxit.model import Model, Precision, open_base
 
 _Asked = tuple[str, str, str, str]
@@ -26,7 +25,6 @@ class Bases:
         device: str = "cpu",
         precision: Precision | Literal["auto"] = "auto",
         vae: str | Path | None = None,
-        report: Report | None = None,
     ) -> Model:
         """A base as `open_base` opens it, or as it was left by the job before; ModelError."""
         asked = (str(base), device, precision, str(vae or ""))
@@ -34,6 +32,6 @@ class Bases:
             while len(self._warm) >= self._most:
                 _, longest_unused = self._warm.popitem(last=False)
                 longest_unused.rest()
-            self._warm[asked] = open_base(base, device, precision, vae, report)
+            self._warm[asked] = open_base(base, device, precision, vae)
         self._warm.move_to_end(asked)
         return self._warm[asked]

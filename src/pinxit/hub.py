@@ -2,7 +2,9 @@
 """Bases on the Hugging Face hub: only the files that are needed, and none that is code."""
 
 import re
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Generator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +13,8 @@ from pinxit.source import NETWORKS, PARTS, weight_files
 
 # Told how far a task is: what it is, and how much is done of how much.
 Report = Callable[[str, int, int], None]
+# Who is told of downloads: a base, a judge's eyes or a control may need one, far from the screen.
+_TOLD: ContextVar[Report | None] = ContextVar("told", default=None)
 
 _ID = re.compile(r"[\w.-]+/[\w.-]+(/.+\.(safetensors|ckpt))?")
 _SETTINGS = re.compile(r"[^/]*(?<!\.index)\.json|(merges|rare_words)\.txt|spiece\.model")
@@ -30,7 +34,17 @@ def looks_like_id(base: str) -> bool:
     return _ID.fullmatch(base) is not None and ".." not in base
 
 
-def fetch(base: str, report: Report) -> Path:
+@contextmanager
+def telling(report: Report) -> Generator[None]:
+    """Downloads inside are told of, with how far they are in MB."""
+    before = _TOLD.set(report)
+    try:
+        yield
+    finally:
+        _TOLD.reset(before)
+
+
+def fetch(base: str) -> Path:
     """The folder or file of a base on the hub, from the cache as far as it is there.
 
     ModelError says what to do if there is no such base, or no network, or no leave to have it.
@@ -46,7 +60,7 @@ def fetch(base: str, report: Report) -> Path:
         wanted = [path for path in file if path in sizes] if file else _wanted(sizes)
         if not wanted:
             raise _no_base(base, sizes)
-        bar: Any = _bar(f"downloading {base} (MB)", _missing(repo, sizes, wanted), report)
+        bar: Any = _bar(f"downloading {base} (MB)", _missing(repo, sizes, wanted))
         # One after another: when one of several fails, the library closes the others' connection.
         folder = Path(
             snapshot_download(
@@ -111,9 +125,11 @@ def _missing(repo: str, sizes: dict[str, int], wanted: list[str]) -> int:
     )
 
 
-def _bar(task: str, total: int, report: Report) -> type:
+def _bar(task: str, total: int) -> type:
     """The library's bar, which draws nothing and tells us."""
     from huggingface_hub.utils import tqdm
+
+    report = _TOLD.get()
 
     class Told(tqdm):
         def __init__(self, *given: Any, **named: Any) -> None:
@@ -124,7 +140,7 @@ def _bar(task: str, total: int, report: Report) -> type:
 
         def update(self, n: float | None = 1) -> None:
             self.done += int(n or 0)
-            if self.counts and total:
+            if report and self.counts and total:
                 report(task, min(self.done, total) // _MEGABYTE, max(1, total // _MEGABYTE))
 
     return Told

@@ -13,7 +13,6 @@ from torch import Tensor, nn
 
 from pinxit import hub, registry
 from pinxit.errors import ModelError, did_you_mean
-from pinxit.hub import Report
 from pinxit.prompt import Meaning
 from pinxit.schedule import Schedule
 from pinxit.single_file import SingleFile
@@ -169,16 +168,15 @@ def open_base(
     device: str = "cpu",
     precision: Precision | Literal["auto"] = "auto",
     vae: str | Path | None = None,
-    report: Report | None = None,
 ) -> Model:
     """A base by name, hub id, folder in diffusers' layout or single file; ModelError if none.
 
-    `vae` is another autoencoder for it, given likewise. `report` is told of downloads.
+    `vae` is another autoencoder for it, given likewise.
     """
     place = _device(device)
-    source = find_base(str(base), report)
+    source = find_base(str(base))
     if vae is not None:
-        source = WithVae(source, _vae(find_base(str(vae), report)))
+        source = WithVae(source, _vae(find_base(str(vae))))
     _must_paint(source)
     for family in _families():
         if family.suits(source):
@@ -201,7 +199,7 @@ def _families() -> Iterator[type[Model]]:
         yield registry.load("families", name)
 
 
-def find_base(base: str, report: Report | None = None) -> Source:
+def find_base(base: str) -> Source:
     """Where a base is: it ships with pinxit, or it is the user's own, or on the hub.
 
     ModelError if it is nowhere.
@@ -210,7 +208,7 @@ def find_base(base: str, report: Report | None = None) -> Source:
         return Folder(Path(str(files("pinxit"))) / "pocket" / "weights", base)
     path, name = Path(base).expanduser(), ""
     if not path.exists() and hub.looks_like_id(base):
-        path, name = hub.fetch(base, report or _silent), base
+        path, name = hub.fetch(base), base
     name = name or str(path.resolve())
     if path.is_file():
         return SingleFile(path, name)
@@ -242,10 +240,6 @@ def _must_paint(source: Source) -> None:
             "for inpainting or another task",
             "take a base that paints from text; an autoencoder must be of the base's family",
         )
-
-
-def _silent(task: str, done: int, total: int) -> None:
-    """Tell nobody."""
 
 
 def _device(device: str) -> torch.device:

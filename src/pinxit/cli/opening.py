@@ -9,8 +9,8 @@ from pinxit.recipe import Recipe
 
 def opened(asked: Recipe | Request, device: str) -> Model:
     """The base that was asked for; a line says of which family it is found to be."""
-    with bars() as report:
-        model = open_base(asked.base, device, asked.precision or "auto", asked.vae, report=report)
+    with bars():
+        model = open_base(asked.base, device, asked.precision or "auto", asked.vae)
     if asked.base != "pocket":
         told = model.solver_config.get("prediction_type")
         predicts = f", predicts {told}" if told else ""

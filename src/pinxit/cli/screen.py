@@ -7,6 +7,7 @@ import threading
 import time
 from collections.abc import Generator, Sequence
 from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import TYPE_CHECKING, Protocol
 
 from cyclopts import CycloptsError, UnknownCommandError
@@ -26,6 +27,9 @@ class Report(Protocol):
     def __call__(self, task: str, done: int, total: int, note: str = "") -> None:
         """`done` of `total` steps of the task are over; `note` stands beside the bar."""
         ...
+
+
+_SHOWN: ContextVar[Report | None] = ContextVar("shown", default=None)
 
 
 def say(message: str) -> None:
@@ -90,7 +94,26 @@ def usage_error(error: CycloptsError) -> PinxitError:
 
 @contextmanager
 def bars() -> Generator[Report]:
-    """A bar with the time left for every task reported; plain lines where no terminal is."""
+    """A bar with the time left for every task reported; plain lines where no terminal is.
+
+    Downloads are tasks, whoever needs one. Bars inside of bars are the same.
+    """
+    if outer := _SHOWN.get():
+        yield outer
+        return
+    from pinxit.hub import telling
+
+    with _bars() as report:
+        before = _SHOWN.set(report)
+        try:
+            with telling(report):
+                yield report
+        finally:
+            _SHOWN.reset(before)
+
+
+@contextmanager
+def _bars() -> Generator[Report]:
     from rich.console import Console
 
     console = Console(stderr=True)

@@ -99,7 +99,7 @@ def _opened(weights: str, model: Model) -> nn.Module:
 
     path = Path(weights).expanduser()
     if not path.exists() and hub.looks_like_id(weights):
-        path = hub.fetch(weights, lambda task, done, total: None)  # noqa: ARG005
+        path = hub.fetch(weights)
     if not weights or not path.exists():
         raise ModelError(
             f"there is no ControlNet `{weights}`",

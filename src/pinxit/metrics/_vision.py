@@ -142,7 +142,7 @@ def _found(weights: str) -> Path:
     folder = Path(weights).expanduser()
     if not folder.is_dir():
         try:
-            folder = hub.fetch(weights, lambda *_: None)
+            folder = hub.fetch(weights)
         except ModelError as trouble:
             raise RequestError(
                 f"pictures cannot be judged by {weights}: {trouble.message}",
