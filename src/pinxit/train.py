@@ -215,7 +215,8 @@ def _look(lesson: Lesson, tell: Tell, drawn: Sequence[Batch]) -> bool:
         if learner.looks_now:
             fixed = parts(learner.samples.fixed(SAMPLES, n), lesson.model.device)
             pieces = _cut(fixed, choice.together)
-            learner.look(sum(float(lesson.errors(some, tell).sum()) for some in pieces))
+            with learner.settled_down():
+                learner.look(sum(float(lesson.errors(some, tell).sum()) for some in pieces))
     return sum(learner.learning for learner in lesson.learners) < before
 
 
