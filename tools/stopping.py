@@ -37,7 +37,7 @@ from pinxit.train import Lesson, Step, train
 from subjects import Row, Trial, chosen, real
 
 GRID = (50, 100, 200, 300, 500, 800, 1200, 2000, 3000)
-# Any share lets a run look at its fixed samples; here nothing ever settles, and they go all the way.
+# Any share lets a run look at its fixed samples; nothing settles here, so they go all the way.
 _LOOKING = 1.0
 _TIMED = 5
 # Pictures a step, and steps of the long runs.
