@@ -349,14 +349,7 @@ def taught(model: Model, folder: Path) -> Lesson:
     """The held-out style as the demo learns it."""
     recipe = Recipe.model_validate(
         {
-            "method": {
-                "name": "lora",
-                "captions": True,
-                "word": "new",
-                "vectors": 2,
-                "prior_pictures": 0,
-            },
-            "steps": 200,
+            "method": "lora",
             "pictures": gallery.folder() / "style",
             "token": TOKEN,
             "class_noun": "painting",
