@@ -43,7 +43,7 @@ SCALES = ("likeness", "hidden")
 _PLANS: dict[str, dict[str, Any]] = {
     "textual-inversion": {"steps": 120, "batch_size": 4},
     "lora": {"steps": 120, "batch_size": 2},
-    "dreambooth": {"steps": 100, "batch_size": 2},
+    "dreambooth": {"steps": 30, "batch_size": 2},
 }
 _KNOBS: dict[str, dict[str, Any]] = {
     "lora": {"rank": 4, "prior_pictures": 0},
