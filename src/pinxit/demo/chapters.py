@@ -44,6 +44,9 @@ _STYLE = (
 )
 
 
+_NAMES = {"base": "the base", "dreambooth": "DreamBooth", "lora": "LoRA"}
+
+
 @dataclass(frozen=True)
 class Column:
     """What one way of painting made of a chapter's prompts, and what it is worth."""
@@ -53,6 +56,11 @@ class Column:
     paintings: tuple[Painting, ...]
     scores: Scores
     lesson: Lesson | None = None
+
+    @property
+    def name(self) -> str:
+        """What to call it on a page."""
+        return _NAMES.get(self.title) or self.title.replace("-", " ")
 
     @property
     def seconds(self) -> float:

@@ -4,9 +4,9 @@ from collections.abc import Sequence
 from html import escape
 from pathlib import Path
 
-from pinxit.demo.chapters import Chapter
+from pinxit.demo.chapters import Chapter, Column
 from pinxit.demo.transfers import transfers
-from pinxit.demo.trial import Easel, Lesson
+from pinxit.demo.trial import Easel
 from pinxit.durable import make_folder
 from pinxit.evaluate.contender import Contender
 from pinxit.evaluate.figures import Effort, Table
@@ -33,32 +33,29 @@ _FRONT = (
 
 def sections(easel: Easel, chapters: Sequence[Chapter], folder: Path) -> str:
     """Both as HTML; pictures painted for the plot are kept in the folder."""
-    lessons = {chapter.name: _lessons(chapter) for chapter in chapters}
-    held = transfers(easel, _PROMPTS, lessons["style"], "transferring pictures into the style")
-    names = ["from text", *(lesson.run.recipe.method.name for lesson in lessons["style"])]
-    wide = len(names)
+    learned = {
+        chapter.name: [column for column in chapter.columns if column.lesson]
+        for chapter in chapters
+    }
+    styles = learned["style"]
+    lessons = [column.lesson for column in styles if column.lesson]
+    held = transfers(easel, _PROMPTS, lessons, "transferring pictures into the style")
+    heads = [("from text", ""), *((escape(column.name), column.said) for column in styles)]
+    wide = len(heads)
     rows = (
-        (
-            escape(prompt),
-            [[Shown(image, prompt)] for image in held.images[wide * n : wide * n + wide]],
-        )
+        (prompt, [[Shown(image, prompt)] for image in held.images[wide * n : wide * n + wide]])
         for n, prompt in enumerate(held.prompts)
     )
     make_folder(folder)
     table = Table(easel.model, Effort(count=1, steps=easel.steps), folder, easel.told)
-    groups = [table.group([_contender(lesson) for lesson in some]) for some in lessons.values()]
+    groups = [table.group([_contender(column) for column in some]) for some in learned.values()]
     return (
         f"<section><h2>Carried into the style</h2><p>{_TRANSFER}</p>"
-        f"{grid([(name, '') for name in names], rows)}</section>"
+        f"{grid(heads, rows)}</section>"
         f"<section><h2>Likeness and obedience</h2><p>{_FRONT}</p>{front(groups)}</section>"
     )
 
 
-def _contender(lesson: Lesson) -> Contender:
-    recipe = lesson.run.recipe
-    title = f"{recipe.token}, {recipe.method.name.replace('-', ' ')}"
-    return Contender.of(lesson.run.folder, {}).called(title)
-
-
-def _lessons(chapter: Chapter) -> list[Lesson]:
-    return [column.lesson for column in chapter.columns if column.lesson]
+def _contender(column: Column) -> Contender:
+    assert column.lesson
+    return Contender.of(column.lesson.run.folder, {}).called(f"{column.said}, {column.name}")

@@ -48,7 +48,6 @@ _METHOD = (
     "of the same thing reach. “As asked” is the share of pictures in which the class, the place, "
     "the style, and all three of them, are seen as the prompt has them."
 )
-_TITLES = {"base": "the base", "dreambooth": "DreamBooth", "lora": "LoRA"}
 _EDGE = 12.5  # of the track's width, in percent: where floor and ceiling are
 
 
@@ -73,7 +72,7 @@ def _chapter(chapter: Chapter) -> str:
     told = about.format(meaning=escape(chapter.meaning), token=escape(chapter.token))
     scales = "".join(_scale(name, chapter.columns) for name in chapter.columns[0].scores.likeness)
     losses = "".join(
-        curve(_name(column), column.lesson.losses if column.lesson else (), at)
+        curve(escape(column.name), column.lesson.losses if column.lesson else (), at)
         for at, column in enumerate(chapter.columns)
     )
     return f"""<section>
@@ -101,7 +100,7 @@ def _grid(chapter: Chapter) -> str:
         )
         for prompt in chapter.prompts
     )
-    return grid([(_name(column), column.said) for column in chapter.columns], rows)
+    return grid([(escape(column.name), column.said) for column in chapter.columns], rows)
 
 
 def _painted(column: Column, template: str) -> Iterator[Shown]:
@@ -125,7 +124,7 @@ def _scale(name: str, columns: Sequence[Column]) -> str:
 def _place(at: int, column: Column, score: Score) -> str:
     left = _EDGE + min(max(score.share, -0.15), 1.15) * (100 - 2 * _EDGE)
     return (
-        f'<span class="k{at}">{_name(column)}</span>'
+        f'<span class="k{at}">{escape(column.name)}</span>'
         f'<div class="track k{at}"><i style="left: {left:.1f}%"></i></div>'
         f'<span class="num">{score.share:.0%}</span>'
     )
@@ -135,7 +134,7 @@ def _right(columns: Sequence[Column]) -> str:
     """The shares of pictures with each thing as asked."""
     rows = (
         (
-            f'<span class="k{at}">{_name(column)}</span>',
+            f'<span class="k{at}">{escape(column.name)}</span>',
             *(f"{column.scores.right[name]:.0%}" for name in (*ASKED, "all")),
             str(column.scores.pictures),
         )
@@ -147,8 +146,4 @@ def _right(columns: Sequence[Column]) -> str:
 def _times(chapter: Chapter, column: Column) -> Sequence[str]:
     lesson = column.lesson
     learned = (str(len(lesson.losses)), duration(lesson.seconds)) if lesson else ("–", "–")
-    return (f"{chapter.name}, {_name(column)}", *learned, f"{column.seconds:.2f} s")
-
-
-def _name(column: Column) -> str:
-    return _TITLES.get(column.title) or escape(column.title.replace("-", " "))
+    return (f"{chapter.name}, {escape(column.name)}", *learned, f"{column.seconds:.2f} s")
