@@ -259,9 +259,9 @@ def test_a_base_that_nobody_can_judge_is_learned_all_the_same(
 
 
 def falling(*sizes: float) -> list[float]:
-    """Seventeen losses: the first, and two windows that each have one."""
+    """The first loss, and two windows that each have one."""
     first, before, now = sizes
-    return [first, *[before] * 8, *[now] * 8]
+    return [first, *[before] * 12, *[now] * 12]
 
 
 def test_settled() -> None:

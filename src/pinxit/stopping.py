@@ -14,7 +14,7 @@ SAMPLES = 8
 _LOOKS = 40  # in as many steps as the method advises
 _LEARNED_BETWEEN = 24  # pictures at least
 # How many looks are taken together, against the swings of single steps.
-_WINDOW = 8
+_WINDOW = 12
 
 
 def steps_between_looks(advised: int, batch_size: int) -> int:
