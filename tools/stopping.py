@@ -234,6 +234,10 @@ def cost(model: Model, long: Long) -> float:
     return median(looks) / (median(looks) + every * median(steps))
 
 
+def _never(losses: Sequence[float], share: float) -> bool:  # noqa: ARG001
+    return False
+
+
 def main() -> None:
     """Learn, score and sum up, telling of it on stderr."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -250,7 +254,7 @@ def main() -> None:
     parser.add_argument("--share", type=float, default=0.05, help="as recipes have it in `stop`")
     given = parser.parse_args()
     model, eyes = open_base("pocket"), Eyes.load()
-    learner.settled = lambda losses, share: False  # noqa: ARG005
+    learner.settled = _never
     figures: Row = {}
     for method in given.methods:
         longs = [Long(subject, method, given) for subject in chosen(given.subjects)]
