@@ -114,7 +114,7 @@ def test_what_cannot_judge_is_an_error_with_a_way_out(
     with pytest.raises(RequestError, match="cannot be opened"):
         Onlooker(str(folder))
 
-    def unreachable(name: str, _report: object) -> Path:
+    def unreachable(name: str) -> Path:
         raise ModelError(f"`{name}` is not on this machine as a whole", "connect once")
 
     monkeypatch.setattr("pinxit.hub.fetch", unreachable)
