@@ -238,6 +238,7 @@ def test_other_signals_are_like_ctrl_c(
     status: int,
 ) -> None:
     monkeypatch.chdir(tmp_path)
+    signal.signal(number, signal.SIG_DFL)  # the tests may run under nohup
     noted = Run.note
 
     def stopped(self: Run, step: Step, learner: Learner) -> None:
