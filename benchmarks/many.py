@@ -110,7 +110,6 @@ def measured(
                 "steps": given.concepts,
                 "batch_size": pictures,
                 "preview_every": 0,
-                "stop": 0,
                 "size": size,
             }
             many = Many.of(place, common, given.concepts)

@@ -49,7 +49,6 @@ def _recipe(job: Job, number: int) -> Recipe:
             "batch_size": job.batch,
             "size": job.size,
             "preview_every": 0,
-            "stop": 0,
         }
     )
 

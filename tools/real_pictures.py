@@ -21,6 +21,7 @@ from pinxit.pictures import read_pictures
 from pinxit.pixels import sheet
 from pinxit.pocket.captions import PLACE_PHRASES
 from pinxit.recipe import Recipe
+from subjects import say
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -122,11 +123,6 @@ class Bench:
         return figures
 
 
-def _say(task: str, done: int, total: int, note: str = "") -> None:
-    if done == total:
-        print(f"{task}: {total} {note}", file=sys.stderr, flush=True)
-
-
 def main() -> int:
     """0 if it was measured; 3 if there are no pictures."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -146,7 +142,7 @@ def main() -> int:
     given.work.mkdir(parents=True, exist_ok=True)
     paths = sorted(path for path in given.pictures.iterdir() if path.is_dir())
     folders: dict[str, Images] = {p.name: [i.open() for i in read_pictures(p)] for p in paths}
-    easel = Easel(open_base(given.base), _say, given.count)
+    easel = Easel(open_base(given.base), say, given.count)
     bench = Bench(easel, folders, given.work)
     figures: Figures = {
         name: bench.folder(name, given.pictures / name, given.methods, given.steps)

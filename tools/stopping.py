@@ -34,7 +34,7 @@ from pinxit.run import Run
 from pinxit.run_folder import Failed
 from pinxit.stopping import settled
 from pinxit.train import Lesson, Step, train
-from subjects import Row, Trial, chosen, real
+from subjects import Row, Trial, chosen, real, written
 
 GRID = (50, 100, 200, 300, 500, 800, 1200, 2000, 3000)
 # Any share lets a run look at its fixed samples; nothing settles here, so they go all the way.
@@ -80,10 +80,7 @@ class Long:
     def run(self, base: str) -> Run:
         """Its run, as it stands."""
         given, folder = self.given, self.folder / "run"
-        pictures = self.folder / "pictures"
-        pictures.mkdir(parents=True, exist_ok=True)
-        for number, image in enumerate(real(self.subject)[0]):
-            image.save(pictures / f"{number}.png")
+        pictures = written(self.subject, self.folder / "pictures")
         if Run.begun(folder):
             return Run.open(folder, self.steps)
         every = {"look_every": given.every, "keep_every": given.every, "checkpoint_every": 50}

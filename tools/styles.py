@@ -7,7 +7,6 @@ is all of it as JSON.
 
 import argparse
 import json
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,6 +27,7 @@ from pinxit.pocket.eyes import Eyes
 from pinxit.pocket.world import BACKGROUNDS, CLASSES, HELD_OUT_STYLES
 from pinxit.prompt_set import Prompt
 from pinxit.recipe import Recipe
+from subjects import say
 
 METHODS = ("textual-inversion", "lora")
 # The nearest that the base has words for.
@@ -155,11 +155,6 @@ def summary(rows: dict[str, list[Row]]) -> dict[str, object]:
     return figures
 
 
-def _say(task: str, done: int, total: int, note: str = "") -> None:
-    if done == total:
-        print(f"{task}: {total} {note}", file=sys.stderr, flush=True)
-
-
 def main() -> None:
     """Measure, telling of it on stderr."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -170,7 +165,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, help="of learning, instead of the method's advice")
     parser.add_argument("--work", type=Path, default=Path("build/styles"), help="work folder")
     given = parser.parse_args()
-    easel, eyes = Easel(open_base(given.base), _say, given.count), Eyes.load()
+    easel, eyes = Easel(open_base(given.base), say, given.count), Eyes.load()
     ways = ("rendered", "photos", "base", "in words", *given.methods)
     rows = {
         way: [measured(easel, eyes, Trial(style, way, given)) for style in given.styles]

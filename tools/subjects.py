@@ -70,10 +70,7 @@ class Trial:
 
     def recipe(self, base: str) -> Recipe:
         """How it is taught; the reference pictures are written first."""
-        pictures = self.folder / "pictures"
-        pictures.mkdir(parents=True, exist_ok=True)
-        for number, image in enumerate(real(self.subject)[0]):
-            image.save(pictures / f"{number}.png")
+        pictures = written(self.subject, self.folder / "pictures")
         choices = {"steps": self.given.steps, "rate": self.given.rate, "base": base}
         word = {"token": TOKEN, "class_noun": self.noun, "method": self.method}
         return Recipe.model_validate({**choices, **word, "pictures": pictures, "preview_every": 0})
@@ -130,6 +127,14 @@ def real(subject: int) -> tuple[list[gallery.Picture], ...]:
     return tuple([e.image() for e in some] for some in (shown, look_alikes, others))
 
 
+def written(subject: int, folder: Path) -> Path:
+    """The folder with the references in it, as files."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for number, image in enumerate(real(subject)[0]):
+        image.save(folder / f"{number}.png")
+    return folder
+
+
 def _rows(rows: Sequence[Row], scale: str) -> Rows:
     """Rows of (value, floor, ceiling)."""
     scores: list[dict[str, float]] = [row["likeness"][scale] for row in rows]
@@ -140,7 +145,8 @@ def _mean(rows: Sequence[Row], name: str) -> float:
     return fmean(float(row["right"][name]) for row in rows)
 
 
-def _say(task: str, done: int, total: int, note: str = "") -> None:
+def say(task: str, done: int, total: int, note: str = "") -> None:
+    """Tell on stderr of what is done."""
     if done == total:
         print(f"{task}: {total} {note}", file=sys.stderr, flush=True)
 
@@ -157,7 +163,7 @@ def main() -> None:
     parser.add_argument("--work", type=Path, default=Path("build/subjects"), help="work folder")
     given = parser.parse_args()
     model, eyes = open_base(given.base), Eyes.load()
-    easel = Easel(model, _say, given.count)
+    easel = Easel(model, say, given.count)
     rows: dict[str, list[Row]] = {method: [] for method in (BASE, *given.methods)}
     for subject in chosen(given.subjects):
         for method, some in rows.items():

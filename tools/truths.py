@@ -7,7 +7,6 @@ measurement goes on. The last line on stdout is all of it as JSON.
 import argparse
 import json
 import re
-import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
@@ -78,10 +77,7 @@ class Trial:
 
     def recipe(self, base: str) -> Recipe:
         """How it is taught; its pictures are written first."""
-        pictures = self.work / f"{self.subject:02}-pictures"
-        pictures.mkdir(parents=True, exist_ok=True)
-        for number, image in enumerate(subjects.real(self.subject)[0]):
-            image.save(pictures / f"{number}.png")
+        pictures = subjects.written(self.subject, self.work / f"{self.subject:02}-pictures")
         method, knobs = GROUPS[self.group][self.name]
         word = {"token": subjects.TOKEN, "class_noun": self.noun, "method": dict(method)}
         return Recipe.model_validate(
@@ -188,12 +184,7 @@ def main() -> None:
     parser.add_argument("--subjects", type=int, default=1, help="how many")
     parser.add_argument("--work", type=Path, default=Path("build/truths"), help="work folder")
     given = parser.parse_args()
-
-    def say(task: str, done: int, total: int, note: str = "") -> None:
-        if done == total:
-            print(f"{task}: {total} {note}", file=sys.stderr, flush=True)
-
-    easel, eyes = Easel(open_base("pocket"), say, count=1), Eyes.load()
+    easel, eyes = Easel(open_base("pocket"), subjects.say, count=1), Eyes.load()
     figures: dict[str, object] = {}
     for group in given.groups:
         for name in GROUPS[group]:

@@ -81,6 +81,19 @@ def flush(path: Path) -> None:
             os.close(handle)
 
 
+def must_be_ours(folder: Path, mark: str, whose: str) -> None:
+    """RunError unless a folder is new, empty or has the mark of an earlier one; nothing is written.
+
+    `mark` is a folder in it; `whose` says what it would be, as "no demo's".
+    """
+    if not folder.exists() or (folder / mark).is_dir():
+        return
+    if not folder.is_dir() or any(folder.iterdir()):
+        raise RunError(
+            f"{folder} exists already and is {whose} folder", "give another one with --out"
+        )
+
+
 def make_folder(path: Path) -> None:
     """A folder and those above it, whose names are on the disk."""
     if path.is_dir():

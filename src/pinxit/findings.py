@@ -96,7 +96,7 @@ class Findings:
         return cls(
             len(images),
             judge.verdict(images, prompts),
-            judge.verdict(judge.plain, judge.prompts).prompt,
+            judge.base_prompt,
             sum(copied(judge, images)),
             strays(astray(judge, images, prompts)),
             ground=fmean(around) if around else None,

@@ -11,8 +11,16 @@ _NOT_NOUGHT = 1e-30
 
 def rounded(weight: Tensor) -> tuple[Tensor, Tensor]:
     """A weight (O, ...) as integers of 8 bits, and a scale (O,), one for each of its rows."""
-    scale = weight.flatten(1).abs().amax(1).float().clamp_min(_NOT_NOUGHT) / _MOST
-    return (weight.float() / _beside(scale, weight)).round_().to(torch.int8), scale
+    whole, scale = in_groups(weight.float(), weight.ndim - 1)
+    return whole, scale.flatten()
+
+
+def in_groups(numbers: Tensor, sides: int) -> tuple[Tensor, Tensor]:
+    """Numbers as integers of 8 bits, and the scale of each group over the last `sides` sides."""
+    over = tuple(range(-sides, 0))
+    size = torch.maximum(numbers.amax(over, keepdim=True), numbers.amin(over, keepdim=True).neg())
+    size = size.clamp_min_(_NOT_NOUGHT) / _MOST
+    return (numbers / size).round_().to(torch.int8), size
 
 
 def full(layer: nn.Module) -> Tensor:

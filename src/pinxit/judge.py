@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from statistics import fmean
 from typing import TYPE_CHECKING, Self
@@ -118,14 +119,13 @@ class Sitting:
         model: Model,
         word: str | None,
         portfolio: Portfolio,
-        concepts: Sequence[Concept] = (),
         told: Callable[[int, int], None] | None = None,
     ) -> "tuple[Image, ...]":
         """All of them, with the word, or without one in the base's own words."""
         images: list[Image] = []
         for done, prompt in enumerate(self.prompts, 1):
             said = prompt.plain if word is None else prompt.saying(word)
-            images += portfolio.pictures(model, self._request(model, said, prompt.seed), concepts)
+            images += portfolio.pictures(model, self._request(model, said, prompt.seed))
             if told:
                 told(done, len(self.prompts))
         return tuple(images)
@@ -193,16 +193,24 @@ class Judge:
         """A short fixed set, each with its seed, to score a run by as it goes."""
         return self.sitting.each
 
+    @cached_property
+    def base_prompt(self) -> float:
+        """How well the base's pictures without the word meet the prompts."""
+        return self._prompts_met(self.plain, self.prompts)
+
     def verdict(self, images: Sequence["Image"], prompts: Sequence[Prompt]) -> Verdict:
         """What these pictures are worth, each painted of one of the prompts with the word."""
-        marks = self.sight.asked.score(images, (), [prompt.meant for prompt in prompts])
-        return Verdict(self.likeness.score(images).share, share(fmean(marks), *self.met))
+        return Verdict(self.likeness.score(images).share, self._prompts_met(images, prompts))
 
     def look(self, model: Model, concepts: Sequence[Concept] = ()) -> Verdict:
         """Paint the prompts with the word, which is in the model already or given, and judge."""
         token = self.sitting.recipe.token
-        images = self.sitting.pictures(model, token, Portfolio(), concepts)
+        images = self.sitting.pictures(model, token, Portfolio(concepts=concepts))
         return self.verdict(images, self.prompts)
+
+    def _prompts_met(self, images: Sequence["Image"], prompts: Sequence[Prompt]) -> float:
+        marks = self.sight.asked.score(images, (), [prompt.meant for prompt in prompts])
+        return share(fmean(marks), *self.met)
 
 
 def anchors(sight: Sight, plain: Sequence["Image"], sitting: Sitting) -> tuple[float, float]:

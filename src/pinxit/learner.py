@@ -50,12 +50,7 @@ class Learner:
         self.learnables = recipe.method.adapters(model, subject, recipe.rate)
         self.adapters = tuple(learnable.adapter for learnable in self.learnables)
         self.weights = [weight for one in self.adapters for weight in one.weights().values()]
-        swinging = [
-            weight
-            for one in self.learnables
-            if one.swings
-            for weight in one.adapter.weights().values()
-        ]
+        swings = [one.swings for one in self.learnables for _ in one.adapter.weights()]
         self.optimizer = AdamW(
             [
                 Group(list(one.adapter.weights().values()), one.rate, one.decay)
@@ -65,7 +60,7 @@ class Learner:
         self.means = {
             number: weight.detach().clone()
             for number, weight in enumerate(self.weights)
-            if any(weight is one for one in swinging)
+            if swings[number]
         }
         self.scale = _FP16_SCALE if model.placement.precision == "fp16" else 1.0
         self._share = torch.ones(())

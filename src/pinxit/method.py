@@ -91,7 +91,7 @@ class Method(Checked, ABC):
         return False
 
     @abstractmethod
-    def plan(self, model: Model, subject: Subject, count: int) -> Plan:
+    def plan(self, model: Model, count: int) -> Plan:
         """Sensible steps, batch size and rate for this base and so many pictures."""
 
     def settled(self, model: Model, subject: Subject) -> Self:  # noqa: ARG002

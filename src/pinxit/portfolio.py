@@ -2,6 +2,7 @@
 
 import hashlib
 from collections.abc import Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -17,34 +18,38 @@ if TYPE_CHECKING:
 
 
 class Portfolio:
-    """Pictures in a folder, named after everything they follow from; nothing is kept without one.
+    """Pictures with some concepts, kept in a folder and named after everything they follow from.
 
-    A request that is all there is not painted again.
+    A request that is all there is not painted again. Without a folder nothing is kept.
     """
 
-    def __init__(self, folder: Path | None = None) -> None:
+    def __init__(self, folder: Path | None = None, concepts: Sequence[Concept] = ()) -> None:
         self.folder = folder
+        self.concepts = concepts
 
-    def pictures(
-        self, model: Model, request: Request, concepts: Sequence[Concept] = ()
-    ) -> "list[Image]":
+    def pictures(self, model: Model, request: Request) -> "list[Image]":
         """The pictures of a request, painted if they are not there."""
         from PIL import Image
 
-        files = self._files(model, request, concepts)
+        files = self._files(model, request)
         if files and all(file.is_file() for file in files):
             return [Image.open(file).convert("RGB") for file in files]
-        painted = [e for e in generate(model, request, concepts) if isinstance(e, Painted)]
+        painted = [e for e in generate(model, request, self.concepts) if isinstance(e, Painted)]
+        if self.folder:
+            make_folder(self.folder)
         for picture, file in zip(painted, files, strict=bool(files)):
-            make_folder(file.parent)
             picture.save(file)
         return [picture.image for picture in painted]
 
-    def _files(self, model: Model, request: Request, concepts: Sequence[Concept]) -> list[Path]:
+    @cached_property
+    def _by(self) -> list[str]:
+        """What each concept holds, and how much of it counts: gigabytes are read only once."""
+        return [f"{fingerprint(concept)} {concept.strength}" for concept in self.concepts]
+
+    def _files(self, model: Model, request: Request) -> list[Path]:
         if self.folder is None:
             return []
-        told = [model.hash, model.placement.precision, request.model_dump_json()]
-        told += [f"{fingerprint(concept)} {concept.strength}" for concept in concepts]
+        told = [model.hash, model.placement.precision, request.model_dump_json(), *self._by]
         tag = hashlib.sha256("\n".join(told).encode()).hexdigest()[:16]
         return [self.folder / f"{tag}-{seed}.png" for seed in request.seeds]
 

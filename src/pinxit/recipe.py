@@ -126,7 +126,7 @@ class Recipe(Checked):
                 f"{model.placement.precision}",
                 f"open it with --precision {self.precision}",
             )
-        plan = self.method.plan(model, self.subject, count)
+        plan = self.method.plan(model, count)
         size = self.size or model.picture_size
         batch_size = self.batch_size or plan.batch_size
         if size % model.grain:

@@ -101,8 +101,8 @@ class RunFolder:
     @property
     def wrong(self) -> list[str]:
         """What is wrong with the best, in sentences; none if nothing was scored."""
-        noted = [entry for entry in self.notes.entries() if "wrong" in entry]
-        return next((entry["wrong"] for entry in noted if entry["number"] == self.best), [])
+        step, noted = self.best, (entry for entry in self.notes.entries() if "wrong" in entry)
+        return next((entry["wrong"] for entry in noted if entry["number"] == step), [])
 
     @property
     def result(self) -> Path:

@@ -8,7 +8,7 @@ from pydantic import Field
 
 from pinxit.adapter import Alias
 from pinxit.errors import RecipeError
-from pinxit.method import Kind, Method, Plan, Pool, Preparing, Subject, prompts_for
+from pinxit.method import Method, Plan, Pool, Preparing, Subject, prompts_for
 from pinxit.model import LITTLE, Model
 from pinxit.pictures import Picture
 from pinxit.prior import ClassPictures
@@ -24,10 +24,10 @@ _CHOICE = 64
 class Tuning(Method):
     """A method that learns "a [V] class" and keeps the class alive (arXiv:2208.12242).
 
-    `plans` are for five pictures, by what is learned and the base's size.
+    `plans` are for five pictures, by the base's size.
     """
 
-    plans: ClassVar[Mapping[Kind, Mapping[Size, Plan]]]
+    plans: ClassVar[Mapping[Size, Plan]]
 
     prior_pictures: int | None = Field(
         default=None,
@@ -56,9 +56,9 @@ class Tuning(Method):
         """Whether the subject goes by a rare word of the base's."""
         return True
 
-    def plan(self, model: Model, subject: Subject, count: int) -> Plan:
+    def plan(self, model: Model, count: int) -> Plan:
         """More pictures take more steps to be seen equally often."""
-        plan, share = self.plans[subject.kind][size(model)], min(max(count, 3), 12) / 5
+        plan, share = self.plans[size(model)], min(max(count, 3), 12) / 5
         return Plan(round(plan.steps * share**0.5), plan.batch_size, plan.rate)
 
     def settled(self, model: Model, subject: Subject) -> Self:

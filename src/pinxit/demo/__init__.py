@@ -7,8 +7,7 @@ from pinxit.demo.chapters import Effort, style_chapter, subject_chapter
 from pinxit.demo.full import sections
 from pinxit.demo.report import page
 from pinxit.demo.trial import Easel, Progress
-from pinxit.durable import replace_text
-from pinxit.errors import RunError
+from pinxit.durable import must_be_ours, replace_text
 from pinxit.model import open_base
 from pinxit.pocket.eyes import Eyes
 
@@ -20,7 +19,7 @@ def run_demo(out: Path, progress: Progress, effort: Effort | None = None) -> dic
 
     A demo that was stopped goes on where it was. RunError if the folder holds anything else.
     """
-    _must_be_ours(out)
+    must_be_ours(out, _RUNS, "no demo's")
     effort = effort or Effort()
     began = time.perf_counter()
     model = open_base(effort.base)
@@ -35,13 +34,3 @@ def run_demo(out: Path, progress: Progress, effort: Effort | None = None) -> dic
     replace_text(out / _REPORT, page(chapters, seconds, more))
     scores: dict[str, object] = {chapter.name: chapter.plain() for chapter in chapters}
     return {**scores, "seconds": seconds, "report": str(out / _REPORT)}
-
-
-def _must_be_ours(out: Path) -> None:
-    """RunError unless the folder is new, empty or an earlier demo's; nothing is written."""
-    if not out.exists() or (out / _RUNS).is_dir():
-        return
-    if not out.is_dir() or any(out.iterdir()):
-        raise RunError(
-            f"{out} exists already and is no demo's folder", "give another one with --out"
-        )

@@ -7,7 +7,6 @@ from pathlib import Path
 from pinxit.demo.chapters import Chapter, Column
 from pinxit.demo.transfers import transfers
 from pinxit.demo.trial import Easel
-from pinxit.durable import make_folder
 from pinxit.evaluate.contender import Contender
 from pinxit.evaluate.figures import Effort, Table
 from pinxit.evaluate.page import front
@@ -46,7 +45,6 @@ def sections(easel: Easel, chapters: Sequence[Chapter], folder: Path) -> str:
         (prompt, [[Shown(image, prompt)] for image in held.images[wide * n : wide * n + wide]])
         for n, prompt in enumerate(held.prompts)
     )
-    make_folder(folder)
     table = Table(easel.model, Effort(count=1, steps=easel.steps), folder, easel.told)
     groups = [table.group([_contender(column) for column in some]) for some in learned.values()]
     return (

@@ -4,8 +4,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pinxit.durable import make_folder, replace_text
-from pinxit.errors import RunError
+from pinxit.durable import make_folder, must_be_ours, replace_text
 from pinxit.evaluate.contender import Contender
 from pinxit.evaluate.figures import Effort, Group, Table, Told
 from pinxit.evaluate.page import page
@@ -31,7 +30,7 @@ def evaluate(
     Pictures are kept in `out`, so that what was stopped goes on. `given` are fields of recipes
     that are so whatever the runs say. RunError if the folder holds anything else.
     """
-    _must_be_ours(out)
+    must_be_ours(out, _PICTURES, "no evaluation's")
     contenders = [Contender.of(path, given or {}) for path in paths]
     bases: dict[object, dict[object, list[Contender]]] = {}
     for one in _distinct(contenders):
@@ -66,15 +65,3 @@ def _distinct(contenders: Sequence[Contender]) -> list[Contender]:
         one if titles.count(one.title) == 1 else one.called(f"{one.title} ({at + 1})")
         for at, one in enumerate(contenders)
     ]
-
-
-def _must_be_ours(out: Path) -> None:
-    """RunError unless the folder is new, empty or an earlier evaluation's."""
-    if (
-        out.exists()
-        and not (out / _PICTURES).is_dir()
-        and not (out.is_dir() and not any(out.iterdir()))
-    ):
-        raise RunError(
-            f"{out} exists already and is no evaluation's folder", "give another one with --out"
-        )

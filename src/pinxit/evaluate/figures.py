@@ -135,10 +135,13 @@ class Table:
         if len(judge.pictures) > 1:
             pairs = _apart(sight.apart, [judge.pictures])
             anchors["the real pictures"]["variety"] = bootstrap(pairs)
-        entries = tuple(self._entry(judge, one, others) for one in contenders)
+        base = anchors["the base without the word"]
+        entries = tuple(self._entry(judge, one, others, base) for one in contenders)
         return Group(judge, anchors, entries)
 
-    def _entry(self, judge: Judge, one: Contender, others: Sequence["Image"]) -> Entry:
+    def _entry(
+        self, judge: Judge, one: Contender, others: Sequence["Image"], base: Figures
+    ) -> Entry:
         images = self._painted(judge.sitting, one.concept.token, (one,))
         found = figures(judge, images)
         found["drift"] = Interval(0, 0, 0)
@@ -151,7 +154,7 @@ class Table:
         findings = replace(
             Findings.of(judge, images, judge.prompts),
             variety=found["variety"].value if "variety" in found else None,
-            base_variety=_variety(judge, judge.plain).mean() if "variety" in found else None,
+            base_variety=base["variety"].value if "variety" in base else None,
             drift=found["drift"].value,
             word=Word.of(one.concept, self.model, one.recipe.class_noun),
         )
@@ -162,9 +165,8 @@ class Table:
     ) -> "tuple[Image, ...]":
         said = f"{by[0].title}: " if by else f"{sitting.recipe.class_noun}: "
         task = f"{said}{'without the word' if word is None else word}, {len(sitting.each)} pictures"
-        concepts = [one.concept for one in by]
-        portfolio = Portfolio(self.folder)
-        return sitting.pictures(self.model, word, portfolio, concepts, partial(self.told, task))
+        portfolio = Portfolio(self.folder, [one.concept for one in by])
+        return sitting.pictures(self.model, word, portfolio, partial(self.told, task))
 
     def _classmates(self, sitting: Sitting) -> Sitting:
         """The class noun alone, by which one sees whether the class has changed."""

@@ -3,6 +3,8 @@
 from collections.abc import Iterator, Sequence
 from html import escape
 
+import numpy as np
+
 from pinxit.evaluate.figures import Entry, Figures, Group
 from pinxit.findings import sentences
 from pinxit.interval import Interval, bootstrap
@@ -208,8 +210,6 @@ def _summary(groups: Sequence[Group]) -> str:
 
 
 def _over(some: Sequence[Figures], name: str) -> Interval | None:
-    import numpy as np
-
     values = [one[name].value for one in some if name in one]
     return bootstrap(np.array(values)) if values else None
 

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from pinxit.families._cpu import flat, neighbourhoods, scattered
+from pinxit.int8 import in_groups
 
 # A layer of a block, which is used at every place of a picture; not those that say the time.
 _INSIDE = re.compile(r"(\w*blocks|mid_block)\.(?!.*(time|norm))")
@@ -71,14 +72,14 @@ class _Rows(torch.autograd.Function):
     def forward(ctx: Any, rows: Tensor, weight: Tensor, scale: Tensor, bias: Tensor | None) -> Any:
         """The products, (M, O)."""
         ctx.save_for_backward(weight, scale)
-        whole, size = _rounded(rows, 1)
+        whole, size = in_groups(rows, 1)
         return _plus(torch._int_mm(whole, weight.t()).float().mul_(size).mul_(scale), bias)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         """The gradient by the rows."""
         weight, scale = ctx.saved_tensors
-        whole, size = _rounded(grads[0] * scale, 1)
+        whole, size = in_groups(grads[0] * scale, 1)
         return torch._int_mm(whole, weight).float().mul_(size), None, None, None
 
 
@@ -98,7 +99,7 @@ class _Places(torch.autograd.Function):
         """The convolution, (B, O, H', W') in channels_last."""
         ctx.save_for_backward(weight, scale)
         ctx.places, ctx.shape = (stride, padding), pictures.shape
-        whole, size = _rounded(pictures.permute(0, 2, 3, 1), 3)
+        whole, size = in_groups(pictures.permute(0, 2, 3, 1), 3)
         found = _convolved(whole, flat(weight).t(), weight.shape[2:], stride, padding)
         return _plus(found.float().mul_(size).mul_(scale), bias).permute(0, 3, 1, 2)
 
@@ -106,7 +107,7 @@ class _Places(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         """The gradient by the pictures."""
         (weight, scale), (stride, padding) = ctx.saved_tensors, ctx.places
-        whole, size = _rounded(grads[0].permute(0, 2, 3, 1) * scale, 3)
+        whole, size = in_groups(grads[0].permute(0, 2, 3, 1) * scale, 3)
         tall, wide = weight.shape[2:]
         if stride == (1, 1) and whole[..., 0].numel() > len(weight):
             # The convolution that goes back: fewer numbers pass through memory than with all
@@ -137,14 +138,6 @@ def _convolved(
         for rows in neighbourhoods(whole, kernel, stride, padding)
     ]
     return found[0] if len(found) == 1 else torch.cat(found, 1)
-
-
-def _rounded(numbers: Tensor, sides: int) -> tuple[Tensor, Tensor]:
-    """Numbers as integers of 8 bits, and the scale of each group over the last `sides` sides."""
-    over = tuple(range(-sides, 0))
-    size = torch.maximum(numbers.amax(over, keepdim=True), numbers.amin(over, keepdim=True).neg())
-    size = size.clamp_min_(1e-30) / 127
-    return (numbers / size).round_().to(torch.int8), size
 
 
 def _plus(found: Tensor, bias: Tensor | None) -> Tensor:

@@ -5,17 +5,16 @@ from typing import ClassVar
 from pinxit.adapter import TunedWeights
 from pinxit.method import Learnable, Plan, Subject
 from pinxit.model import Model
-from pinxit.tuning import Size, Tuning
+from pinxit.tuning import Tuning
 
 _DECAY = 1e-2
-# As in the paper for real bases. Tune here.
-_PLANS: dict[Size, Plan] = {"little": Plan(200, 4, rate=3e-4), "real": Plan(800, 1, rate=5e-6)}
 
 
 class Dreambooth(Tuning):
     """Tune all of the base's denoiser to the subject."""
 
-    plans: ClassVar = {"object": _PLANS, "style": _PLANS}
+    # As in the paper for real ones. Tune here.
+    plans: ClassVar = {"little": Plan(200, 4, rate=3e-4), "real": Plan(800, 1, rate=5e-6)}
 
     def adapters(self, model: Model, subject: Subject, rate: float) -> tuple[Learnable, ...]:
         """The denoiser's weights, the text towers' if wanted, and the word for "[V] class"."""

@@ -23,10 +23,7 @@ _WORD_RATES = {"little": 1e-2, "real": 1e-3}
 class Lora(Tuning):
     """Learn small weights beside the layers, in a file of a few megabytes."""
 
-    plans: ClassVar = {
-        "object": {"little": Plan(300, 4, rate=1e-3), "real": Plan(1000, 1, rate=1e-4)},
-        "style": {"little": Plan(300, 4, rate=1e-3), "real": Plan(1000, 1, rate=1e-4)},
-    }
+    plans: ClassVar = {"little": Plan(300, 4, rate=1e-3), "real": Plan(1000, 1, rate=1e-4)}
 
     adapter: Adapted = Field(default="lora", description="how the weights change a layer")
     rank: int = Field(

@@ -105,7 +105,7 @@ class TextualInversion(Method):
         """A word acts in the prompts that have it."""
         return True
 
-    def plan(self, model: Model, subject: Subject, count: int) -> Plan:  # noqa: ARG002
+    def plan(self, model: Model, count: int) -> Plan:  # noqa: ARG002
         """The steps hardly depend on the number of pictures: one word holds only so much."""
         return _PLANS[size(model)]
 

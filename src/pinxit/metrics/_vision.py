@@ -3,7 +3,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -99,13 +99,16 @@ class Onlooker:
     @torch.no_grad()
     def read(self, prompts: Sequence[str]) -> Tensor:
         """A vector (N, width) of length one for each text; what is too long is cut."""
-        tokenizer = _tokenizer(self.folder)
         longest = self.network.config.text_config.max_position_embeddings
-        told = tokenizer(
+        told = self._tokenizer(
             list(prompts), padding=True, truncation=True, max_length=longest, return_tensors="pt"
         )
         found = self.network.text_model(told["input_ids"], attention_mask=told["attention_mask"])
         return F.normalize(self.network.text_projection(found.pooler_output), dim=1)
+
+    @cached_property
+    def _tokenizer(self) -> Any:
+        return _tokenizer(self.folder)
 
     def _seen(self, pixels: Tensor) -> Tensor:
         if self.reads:
