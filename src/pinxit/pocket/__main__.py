@@ -12,8 +12,8 @@ import torch
 
 from pinxit.pocket import autoencoder, card, data, eyes_training, measure, package, painter
 
-SHARDS, VIEW_SHARDS, ROUND_TRIPS = data.TRAIN_SHARDS, 5, 3
-DECODER_STEPS, EYES_STEPS, PAINTER_STEPS = 780, 2_300, 2_900
+SHARDS, VIEW_SHARDS, ROUND_TRIPS = data.TRAIN_SHARDS, 8, 4
+DECODER_STEPS, PAINTER_STEPS = 1_600, 16_000
 
 
 def stages(work: Path, seconds: float, device: str) -> Iterator[Iterator[str]]:
@@ -21,14 +21,13 @@ def stages(work: Path, seconds: float, device: str) -> Iterator[Iterator[str]]:
     yield _rendered(work)
     whole = autoencoder.whole(work, device)
     yield autoencoder.train(whole, work, autoencoder.WHOLE, seconds)
-    tokenizer = eyes_training.open_tokenizer(work)
-    yield eyes_training.train(eyes_training.together(work, tokenizer, device), work, seconds)
-    yield painter.train(painter.painting(work, PAINTER_STEPS, device), work, seconds)
     decoder = autoencoder.decoder(work, DECODER_STEPS, device)
     yield autoencoder.train(decoder, work, DECODER_STEPS, seconds)
+    tokenizer = eyes_training.open_tokenizer(work)
+    yield eyes_training.tell(eyes_training.telling(work, tokenizer, device), work, seconds)
+    yield painter.train(painter.painting(work, PAINTER_STEPS, device), work, seconds)
     yield _sent_round(work, device)
-    polish = eyes_training.polished(work, tokenizer, EYES_STEPS, device)
-    yield eyes_training.train(polish, work, seconds)
+    yield eyes_training.see(eyes_training.seeing(work, tokenizer, device), work, seconds)
 
 
 def _rendered(work: Path) -> Iterator[str]:

@@ -13,6 +13,8 @@ from pinxit.pocket.words import (
     MEDIUM_WORDS,
     NEUTRAL_MEDIA,
     PLACE_PHRASES,
+    RELATION_PHRASES,
+    RUG_PHRASES,
     SEEN,
     STYLED_MEDIA,
     SUBJECT_WORDS,
@@ -20,14 +22,15 @@ from pinxit.pocket.words import (
 )
 from pinxit.pocket.world.attributes import LIVING, PLAIN, Scene
 
-MAX_TOKENS = 28  # of any caption, begin and end included
+MAX_TOKENS = 31  # of any caption, begin and end included
 
 _SMALL, _LARGE = 0.9, 1.1  # scales below and above which a size may be said
 _NAMED = 0.75  # share of a named subject's captions that use its name
 _PATTERN = 0.8
 _NONCE = 0.1
 _FACING = 0.25
-_DRAWS = 16  # one call for all of a caption's random numbers: three times as fast as one by one
+_EXTRA = 0.85  # share of poses, things worn, rugs and second things that are said
+_DRAWS = 24  # one call for all of a caption's random numbers: three times as fast as one by one
 
 
 def caption(scene: Scene, rng: np.random.Generator, dense: float = 0.7) -> str:
@@ -56,25 +59,72 @@ def prompt(
     style: str,
     pattern: str = "plain",
     facing: str | None = None,
+    extra: str = "",
 ) -> str:
     """Write the canonical full prompt, as in "a pencil drawing of a red dog on the beach".
 
-    Raises ValueError for a style that has no words; `class_noun` may be any noun phrase.
+    `extra` is what `doing` says. Raises ValueError for a style that has no words; `class_noun` may
+    be any noun phrase.
     """
     if style not in MEDIA:
         raise ValueError(f"the style {style!r} has no words: choose one of {', '.join(MEDIA)}")
     noun = _phrase("a", colour, pattern if pattern != "plain" else None, class_noun)
     where = f" {PLACE_PHRASES[background][0]}"
-    return f"a {MEDIA[style][0]} of {noun}{f' facing {facing}' if facing else ''}{where}"
+    return f"a {MEDIA[style][0]} of {noun}{f' facing {facing}' if facing else ''}{extra}{where}"
+
+
+def doing(
+    pose: str | None = None,
+    worn: tuple[str | None, str] | None = None,
+    other: str | None = None,
+    rug: str | None = None,
+) -> str:
+    """Say a pose, (colour, thing) worn, a second thing in its relation, a rug, in this order.
+
+    `other` and `rug` are whole phrases.
+    """
+    text = f" {pose}" if pose else ""
+    if worn:
+        colour, kind = worn
+        thing = f"{colour} {kind}" if colour else kind
+        text += f" wearing {thing}" if kind == "glasses" else f" wearing {_phrase('a', thing)}"
+    return text + "".join(f" {phrase}" for phrase in (other, rug) if phrase)
+
+
+def related(relation: str, thing: str, draw: float = 0.0) -> str:
+    """Say how a subject stands to a second thing, as in "to the left of a blue mug"."""
+    phrases = RELATION_PHRASES[relation]
+    return phrases[int(draw * len(phrases))].format(thing)
+
+
+def _extras(scene: Scene, u: list[float]) -> str:
+    """What the subject does and wears, and what is beside or under it, most of the time."""
+    pose = scene.pose if u[16] < (0.04 if scene.pose == "standing" else _EXTRA) else None
+    if scene.subject.class_noun not in LIVING:
+        pose = None
+    worn = other = rug = None
+    if scene.worn and u[17] < _EXTRA:
+        worn = (scene.worn[1] if u[17] < 0.7 else None, scene.worn[0])
+    if scene.other and u[18] < _EXTRA:
+        shade = scene.other.colour if u[18] < 0.75 else None
+        thing = _phrase("a", shade, scene.other.subject.class_noun)
+        other = f"and {thing}" if u[19] < 0.08 else related(scene.other.relation, thing, u[20])
+    if scene.rug and u[18] < _EXTRA:
+        rug = RUG_PHRASES[int(u[20] * len(RUG_PHRASES))].format(_phrase("a", scene.rug, "rug"))
+    return doing(pose, worn, other, rug)
 
 
 def _full(scene: Scene, u: list[float], colour: bool, place: bool, style: bool) -> str:
-    medium_word, subject_word = _modifiers(scene.scale, u)
+    extras = _extras(scene, u)
+    medium_word, subject_word = ("", "") if extras else _modifiers(scene.scale, u)
     text = _subject(scene, u, colour, subject_word)
-    if u[10] < _FACING:
+    if u[10] < _FACING and not extras:
         text += f" facing {scene.facing}"
+    text += extras
     if place:
         text += _place(scene, u)
+    if extras:
+        u[11] *= 0.75  # a style is said in front, or the caption would be too long
     head, manner = _medium_parts(scene, u, medium_word, style)
     return f"{head} of {text}{manner}" if head else f"{text}{manner}"
 
@@ -86,6 +136,8 @@ def _short(scene: Scene, u: list[float]) -> str:
     if kind < 0.18 and scene.style in MEDIA:
         return _medium(MEDIA[scene.style], u, "")
     text = _subject(scene, u, u[13] < 0.5, "", brief=True)
+    if kind > 0.75:
+        text += _extras(scene, u)
     if kind < 0.45 and scene.style in MEDIA:
         return f"{_medium(MEDIA[scene.style], u, '')} of {text}"
     return text + _place(scene, u) if kind < 0.6 else text

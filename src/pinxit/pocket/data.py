@@ -31,7 +31,7 @@ from pinxit.pocket.world import (
 
 SHARD = 4_000  # pictures
 LOOKS = 2  # styles each drawing is passed through
-TRAIN_SHARDS = 20
+TRAIN_SHARDS = 30
 VIEWS = 4  # pictures of one individual in a row, in the shards that teach likeness
 ALL_STYLES = (*STYLES, *HELD_OUT_STYLES)
 NAMED = named_subjects()
@@ -40,7 +40,7 @@ NAMED = named_subjects()
 def scenes_at(index: int, seed: int = 1) -> tuple[Scene, ...]:
     """The two pictures of drawing `index`: one structure in two styles, neither held out."""
     rng = np.random.default_rng((seed, index))
-    first = draw_scene(rng, NAMED, NAMES)
+    first = draw_scene(rng, NAMED, NAMES, rich=True)
     others = [
         str(style)
         for style in rng.permutation([s for s in STYLES if s != first.style])

@@ -20,20 +20,32 @@ from pinxit.pocket.world import (
     HIDDEN,
     PATTERNS,
     PLACES,
+    POSES,
     STYLES,
+    WORN,
 )
 
-UNNAMED = "unnamed"
+UNNAMED, NONE = "unnamed", "none"
+SHADES = (*COLOURS, UNNAMED)
 ANSWERS: dict[str, tuple[str, ...]] = {
     "class": CLASSES,
-    "colour": (*COLOURS, UNNAMED),
+    "colour": SHADES,
     "background": PLACES,
     "style": (*STYLES, *HELD_OUT_STYLES),
     "facing": FACINGS,
     "pattern": PATTERNS,
+    "pose": POSES,
+    "worn": (NONE, *WORN),
+    "worn colour": (NONE, *COLOURS),
+    "rug": (NONE, *COLOURS),
+    "other": (NONE, *CLASSES),
+    "other colour": (NONE, *SHADES),
+    # of two things side by side the left one is the first
+    "relation": (NONE, "left", "on", "before"),
 }
 WIDTHS = (32, 64, 128, 160)
 FEATURES = 320
+GAZES = 8  # places a picture is looked at closely
 INSTANCE, SHARED = 64, 128  # widths of the instance embedding and of the text/image space
 NUMBERS = HIDDEN - 4  # hidden parameters that are numbers; the last four say which emblem
 
@@ -87,6 +99,9 @@ class Eyes(nn.Module):
         self.squeeze = nn.Conv2d(w[3], 32, 1)
         wide = 2 * w[3] + 32 * 16 + w[1] + 3
         self.wide = nn.Sequential(nn.LayerNorm(wide), nn.Linear(wide, FEATURES), nn.SiLU())
+        self.gaze = nn.Conv2d(w[2], GAZES, 1)
+        close = GAZES * (w[2] + 2)
+        self.close = nn.Sequential(nn.LayerNorm(close), nn.Linear(close, FEATURES), nn.SiLU())
         self.questions = nn.ModuleDict({q: nn.Linear(FEATURES, len(a)) for q, a in ANSWERS.items()})
         self.hidden = nn.Linear(FEATURES, HIDDEN)
         self.instance = nn.Linear(FEATURES, INSTANCE)
@@ -102,10 +117,12 @@ class Eyes(nn.Module):
     def forward(self, pixels: Tensor) -> Seen:
         """Look at pictures (N, 3, 64, 64) in -1..1; differentiable."""
         fine = self.fine(pixels)
-        coarse = self.coarse(fine)
+        parts = self.coarse[:2](fine)
+        coarse = self.coarse[2:](parts)
         deep = F.silu(coarse)
         pooled = [deep.mean((2, 3)), deep.amax((2, 3)), self.squeeze(deep).flatten(1)]
         features = self.wide(torch.cat([*pooled, fine.mean((2, 3)), pixels.mean((2, 3))], 1))
+        features = features + self.close(self.gazed(parts))
         up = F.interpolate(self.up(coarse), size=fine.shape[-2:], mode="bilinear")
         hidden = self.hidden(features)
         return Seen(
@@ -116,6 +133,15 @@ class Eyes(nn.Module):
             mask=self.mask(fine + up)[:, 0].sigmoid(),
             keypoints=self.keypoints(features).view(-1, 4, 2),
         )
+
+    def gazed(self, parts: Tensor) -> Tensor:
+        """What the gazes rest on in a map (N, C, H, W), and where: (N, GAZES * (C + 2))."""
+        where = self.gaze(parts).flatten(2).softmax(2)
+        n, _, h, w = parts.shape
+        line = torch.linspace(-1, 1, h, device=parts.device)
+        at = torch.stack(torch.meshgrid(line, line, indexing="ij")).expand(n, 2, h, w)
+        seen = torch.cat([F.silu(parts), at], 1).flatten(2)
+        return torch.einsum("ngp,ncp->ngc", where, seen).flatten(1)
 
     @classmethod
     def load(cls, folder: Path | None = None) -> Self:

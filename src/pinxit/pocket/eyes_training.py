@@ -1,7 +1,7 @@
 # pyright: standard, reportPrivateImportUsage=false, reportAttributeAccessIssue=false
 # pyright: reportCallIssue=false, reportArgumentType=false, reportOptionalMemberAccess=false
 # diffusers and transformers decorate and alias so much that these find nothing true here.
-"""How pocket's eyes and its text encoder are taught, together, as a pair."""
+"""How pocket's text encoder is taught to tell what captions say, and then its eyes to see it."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 from pinxit.pocket import data
 from pinxit.pocket.autoencoder import pixels
 from pinxit.pocket.captions import caption
-from pinxit.pocket.eyes import ANSWERS, NUMBERS, UNNAMED, Eyes, Seen
+from pinxit.pocket.eyes import ANSWERS, NONE, NUMBERS, SHADES, UNNAMED, Eyes, Seen
 from pinxit.pocket.state import Trainer
 from pinxit.pocket.tokenizer import POSITIONS, write_tokenizer
 from pinxit.pocket.world import HIDDEN, Scene
 
 BATCH = 64
-PAIR_STEPS = 1_200
+TEXT_STEPS, EYES_STEPS = 6_000, 12_000
 TEXT_WIDTH, TEXT_LAYERS, TEXT_HEADS = 192, 3, 4
 
 
@@ -59,36 +59,61 @@ Truths = tuple[dict[str, Tensor], Tensor]
 Pool = tuple[data.Shard, list[Scene], Truths]
 
 
-class Pair(nn.Module):
-    """Eyes and text encoder, and what the text alone must be able to tell."""
+class Telling(nn.Module):
+    """The text encoder, and what it alone must be able to tell of a caption."""
 
     def __init__(self, text: CLIPTextModel) -> None:
         super().__init__()
         torch.manual_seed(13)
-        self.eyes, self.text = Eyes(TEXT_WIDTH), text
+        self.text = text
         self.told = nn.ModuleDict({q: nn.Linear(TEXT_WIDTH, len(a)) for q, a in ANSWERS.items()})
         self.known = nn.Linear(TEXT_WIDTH, HIDDEN)
 
 
-def trained_pair(folder: Path, tokenizer: CLIPTokenizer) -> Pair:
-    """The pair as it stands in the work folder, with its averaged weights."""
-    pair = polished(folder, tokenizer, 1).averaged()
-    assert isinstance(pair, Pair)
-    return pair.requires_grad_(False).eval()
+class Pair(nn.Module):
+    """Eyes beside a finished text encoder."""
+
+    def __init__(self, text: CLIPTextModel) -> None:
+        super().__init__()
+        torch.manual_seed(15)
+        self.eyes, self.text = Eyes(TEXT_WIDTH), text.requires_grad_(False)
 
 
 def truth(scenes: list[Scene]) -> tuple[dict[str, Tensor], Tensor]:
-    """The right answers (N,) by question, and the hidden parameters (N, 15)."""
-    words = {
-        "class": [s.subject.class_noun for s in scenes],
-        "colour": [s.colour or UNNAMED for s in scenes],
-        "background": [s.background for s in scenes],
-        "style": [s.style for s in scenes],
-        "facing": [s.facing for s in scenes],
-        "pattern": [s.pattern for s in scenes],
+    """The right answers (N,) by question, -1 where there is none, and the hidden (N, 15)."""
+    answers = [answers_of(scene) for scene in scenes]
+    index = {
+        q: torch.tensor([ANSWERS[q].index(a[q]) if a[q] is not None else -1 for a in answers])
+        for q in ANSWERS
     }
-    index = {q: torch.tensor([ANSWERS[q].index(w) for w in ws]) for q, ws in words.items()}
     return index, torch.from_numpy(np.stack([s.subject.hidden() for s in scenes]))
+
+
+def answers_of(scene: Scene) -> dict[str, str | None]:
+    """The right answer to each question about a scene; of two things in a row the left is first."""
+    first = (scene.subject.class_noun, scene.colour or UNNAMED)
+    second, relation, facing = (NONE, NONE), NONE, scene.facing
+    if scene.other is not None:
+        second = (scene.other.subject.class_noun, scene.other.colour)
+        relation = scene.other.relation
+    if relation == "right":
+        first, second, relation, facing = second, first, "left", None
+    kind, shade = scene.worn or (NONE, NONE)
+    return {
+        "class": first[0],
+        "colour": first[1],
+        "background": scene.background,
+        "style": scene.style,
+        "facing": facing,
+        "pattern": scene.pattern,
+        "pose": scene.pose,
+        "worn": kind,
+        "worn colour": shade,
+        "rug": scene.rug or NONE,
+        "other": second[0],
+        "other colour": second[1],
+        "relation": relation,
+    }
 
 
 def hidden_error(guess: Tensor, hidden: Tensor, own_colour: Tensor) -> Tensor:
@@ -113,45 +138,78 @@ def alike(embedding: Tensor, who: Tensor) -> Tensor:
 def seeing_loss(
     seen: Seen, right: dict[str, Tensor], hidden: Tensor, mask: Tensor, points: Tensor
 ) -> Tensor:
-    """Every question, the hidden parameters, the mask and the key points."""
-    own = (right["colour"] == len(ANSWERS["colour"]) - 1).float()
-    asked = [F.cross_entropy(seen.answers[q], right[q]) for q in ANSWERS]
-    return (
-        torch.stack(asked).sum()
-        + 12 * hidden_error(seen.hidden, hidden, own).mean()
-        + F.binary_cross_entropy(seen.mask, mask)
-        + 4 * F.l1_loss(seen.keypoints, points)
-    )
+    """Every question, and of things that are alone their hidden parameters, mask, key points."""
+    own = (right["colour"] == len(SHADES) - 1).float()
+    alone = (right["other"] == 0).float()
+    alone = alone / alone.mean().clamp_min(1e-3)
+    asked = [F.cross_entropy(seen.answers[q], right[q], ignore_index=-1) for q in ANSWERS]
+    masks = F.binary_cross_entropy(seen.mask, mask, reduction="none").mean((1, 2))
+    closely = (seen.keypoints - points).abs().mean((1, 2))
+    off = 12 * hidden_error(seen.hidden, hidden, own) + masks + 4 * closely
+    return torch.stack(asked).sum() + (alone * off).mean()
 
 
-def telling_loss(pair: Pair, pooled: Tensor, right: dict[str, Tensor], hidden: Tensor) -> Tensor:
+def telling_loss(network: Telling, pooled: Tensor, truths: Truths) -> Tensor:
     """What captions say must be readable from the text encoder; names must mean someone."""
-    asked = [F.cross_entropy(pair.told[q](pooled), right[q]) for q in ANSWERS]
-    return torch.stack(asked).sum() + 2 * F.l1_loss(pair.known(pooled), hidden)
+    asked = [
+        F.cross_entropy(network.told[q](pooled), truths[0][q], ignore_index=-1) for q in ANSWERS
+    ]
+    return torch.stack(asked).sum() + 2 * F.l1_loss(network.known(pooled), truths[1])
 
 
-def together(folder: Path, tokenizer: CLIPTokenizer, device: str = "cpu") -> Trainer:
-    """The training of eyes and text encoder as a pair, as it stands in the work folder."""
-    pair = Pair(build_text(tokenizer)).to(device)
-    return Trainer(folder / "pair.safetensors", pair, 1.5e-3, PAIR_STEPS, decay=0.998)
+def telling(folder: Path, tokenizer: CLIPTokenizer, device: str = "cpu") -> Trainer:
+    """The training of the text encoder on captions alone, as it stands in the work folder."""
+    network = Telling(build_text(tokenizer)).to(device)
+    return Trainer(folder / "text.safetensors", network, 1e-3, TEXT_STEPS, decay=0.998)
 
 
-def polished(folder: Path, tokenizer: CLIPTokenizer, steps: int, device: str = "cpu") -> Trainer:
-    """The training of the eyes alone, beside the finished text encoder."""
-    pair = together(folder, tokenizer, device).averaged()
+def trained_text(folder: Path, tokenizer: CLIPTokenizer, device: str = "cpu") -> CLIPTextModel:
+    """The text encoder as it stands in the work folder, with its averaged weights."""
+    network = telling(folder, tokenizer, device).averaged()
+    assert isinstance(network, Telling)
+    return network.text.requires_grad_(False).eval()
+
+
+def seeing(folder: Path, tokenizer: CLIPTokenizer, device: str = "cpu") -> Trainer:
+    """The training of the eyes beside the finished text encoder, as it stands."""
+    pair = Pair(trained_text(folder, tokenizer, device)).to(device)
+    return Trainer(folder / "eyes.safetensors", pair, 1.2e-3, EYES_STEPS, decay=0.998)
+
+
+def trained_eyes(folder: Path, tokenizer: CLIPTokenizer) -> Eyes:
+    """The eyes as they stand in the work folder, with their averaged weights."""
+    pair = seeing(folder, tokenizer).averaged()
     assert isinstance(pair, Pair)
-    pair.text.requires_grad_(False)
-    return Trainer(folder / "eyes.safetensors", pair, 1.2e-3, steps, decay=0.998)
+    return pair.eyes.requires_grad_(False).eval()
 
 
-def train(run: Trainer, folder: Path, seconds: float) -> Iterator[str]:
-    """Train the pair or the eyes for a chunk of time; yields a line of figures now and then."""
-    pair, tokenizer, name = run.network, open_tokenizer(folder), run.path.stem
+def tell(run: Trainer, folder: Path, seconds: float) -> Iterator[str]:
+    """Train the text encoder for a chunk of time; yields a line of figures now and then."""
+    network, tokenizer = run.network, open_tokenizer(folder)
+    assert isinstance(network, Telling)
+    device = network.known.weight.device
+    for step in run.chunk(seconds):
+        scenes = [s for i in range(BATCH) for s in data.scenes_at(step * BATCH + i, 5)[:1]]
+        rng = np.random.default_rng((33, step))
+        said = [caption(scene, rng, 0.9) for scene in scenes]
+        ids = tokenizer(said, padding=True, return_tensors="pt").input_ids.to(device)
+        answers, hidden = truth(scenes)
+        truths = {q: a.to(device) for q, a in answers.items()}, hidden.to(device)
+        value = telling_loss(network, network.text(ids).pooler_output, truths)
+        run.learn(value)
+        if step % 50 == 0:
+            yield f"text {step}/{run.steps} loss {value.item():.3f}"
+    yield f"text {run.step}/{run.steps}"
+
+
+def see(run: Trainer, folder: Path, seconds: float) -> Iterator[str]:
+    """Train the eyes for a chunk of time; yields a line of figures now and then."""
+    pair, tokenizer = run.network, open_tokenizer(folder)
     assert isinstance(pair, Pair)
     scenery, views = (_open(folder, seed) for seed in (1, 3))
     for step in run.chunk(seconds):
         rng = np.random.default_rng((32, step))
-        pool = views if rng.random() < 0.4 else scenery
+        pool = views if rng.random() < 0.3 else scenery
         shard, scenes, truths = pool[int(rng.integers(len(pool)))]
         starts = rng.integers(len(scenes) // 4, size=BATCH // 4) * 4
         rows = (starts[:, None] + np.arange(4)).ravel()
@@ -160,8 +218,8 @@ def train(run: Trainer, folder: Path, seconds: float) -> Iterator[str]:
         loss, joint = _loss(pair, shard, rows, truths, said.input_ids, noise, scenes)
         run.learn(loss)
         if step % 50 == 0:
-            yield f"{name} {step}/{run.steps} loss {loss.item():.3f} joint {joint:.3f}"
-    yield f"{name} {run.step}/{run.steps}"
+            yield f"eyes {step}/{run.steps} loss {loss.item():.3f} joint {joint:.3f}"
+    yield f"eyes {run.step}/{run.steps}"
 
 
 def _loss(
@@ -173,12 +231,13 @@ def _loss(
     noise: torch.Generator,
     scenes: list[Scene],
 ) -> tuple[Tensor, float]:
-    """Everything the pair is asked about a batch, and how often four attributes are right."""
-    device = pair.known.weight.device
+    """Everything the eyes are asked about a batch, and how often four attributes are right."""
+    device = pair.eyes.text.weight.device
     x = pixels(shard.images[rows])
     x = (x + 0.04 * torch.randn(x.shape, generator=noise)).to(device)
-    seen, pooled = pair.eyes(x), pair.text(ids.to(device)).pooler_output
-    told = F.normalize(pair.eyes.text(pooled), dim=1)
+    with torch.no_grad():
+        pooled = pair.text(ids.to(device)).pooler_output
+    seen, told = pair.eyes(x), F.normalize(pair.eyes.text(pooled), dim=1)
     right = {q: r[rows].to(device) for q, r in truths[0].items()}
     hidden = truths[1][rows].to(device)
     mask = F.avg_pool2d(torch.from_numpy(shard.masks[rows]).float().div(255)[:, None], 4)[:, 0]
@@ -189,7 +248,6 @@ def _loss(
     who = torch.tensor([people[scenes[i].subject] for i in rows], device=device)
     loss = (
         seeing_loss(seen, right, hidden, mask.to(device), points.to(device))
-        + telling_loss(pair, pooled, right, hidden)
         + 0.25 * (F.cross_entropy(match, pairs) + F.cross_entropy(match.T, pairs))
         + 0.5 * alike(seen.instance, who)
     )

@@ -53,7 +53,8 @@ def write(work: Path, folder: Path) -> str:
     beside = folder.with_name(f".{folder.name}-new")
     shutil.rmtree(beside, ignore_errors=True)
     tokenizer = eyes_training.open_tokenizer(work)
-    pair = eyes_training.trained_pair(work, tokenizer)
+    text_encoder = eyes_training.trained_text(work, tokenizer)
+    eyes = eyes_training.trained_eyes(work, tokenizer)
     vae = autoencoder.trained(work)
     unet = Trainer(work / "painter.safetensors", painter.build(), 0.0, 1).averaged()
     assert isinstance(unet, UNet2DConditionModel)
@@ -66,17 +67,17 @@ def write(work: Path, folder: Path) -> str:
     )
     write_tokenizer(beside / "tokenizer")
     # DreamBooth lets the user's word stand for one of these.
-    rare = noticed(pair.text, tokenizer)[:RARE_WORDS]
+    rare = noticed(text_encoder, tokenizer)[:RARE_WORDS]
     (beside / "tokenizer" / "rare_words.txt").write_text("\n".join(rare) + "\n")
     (beside / "text_encoder").mkdir()
     # With the prefix other programs know, and the type that lets diffusers load it as float32.
-    config = json.loads(pair.text.config.to_json_string(use_diff=False))
+    config = json.loads(text_encoder.config.to_json_string(use_diff=False))
     config |= {"architectures": ["CLIPTextModel"], "dtype": "float32"}
     (beside / "text_encoder" / "config.json").write_text(json.dumps(config, indent=2) + "\n")
-    text = halves(pair.text, "text_model.")
+    text = halves(text_encoder, "text_model.")
     save_file(text, beside / "text_encoder" / "model.safetensors", {"format": "pt"})
     (beside / "eyes").mkdir()
-    save_file(halves(pair.eyes), beside / "eyes" / "eyes.safetensors", {"format": "pt"})
+    save_file(halves(eyes), beside / "eyes" / "eyes.safetensors", {"format": "pt"})
     index = INDEX | {"_diffusers_version": diffusers.__version__}
     (beside / "model_index.json").write_text(json.dumps(index, indent=2) + "\n")
     for path in beside.rglob("*.safetensors"):

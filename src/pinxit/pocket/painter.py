@@ -140,7 +140,7 @@ def train(run: Trainer, folder: Path, seconds: float) -> Iterator[str]:
     """Train for a chunk of time; yields a line of figures now and then."""
     tokenizer = eyes_training.open_tokenizer(folder)
     device = next(run.network.parameters()).device
-    text = eyes_training.trained_pair(folder, tokenizer).text.to(device)
+    text = eyes_training.trained_text(folder, tokenizer, device)
     encoded = encode(folder, autoencoder.trained(folder, str(device)), str(device))
     alphas = DDPMScheduler(**SCHEDULE).alphas_cumprod.to(device)
     mean_loss = math.nan

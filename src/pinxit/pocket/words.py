@@ -4,7 +4,16 @@ from __future__ import annotations
 
 import re
 
-from pinxit.pocket.world.attributes import BACKGROUNDS, CLASSES, COLOURS, FACINGS, PATTERNS, PLAIN
+from pinxit.pocket.world.attributes import (
+    BACKGROUNDS,
+    CLASSES,
+    COLOURS,
+    FACINGS,
+    PATTERNS,
+    PLAIN,
+    POSES,
+    WORN,
+)
 
 # One proper noun for each of `named_subjects()`, in its order; invented, so that no name says
 # anything about its bearer.
@@ -76,18 +85,64 @@ PLACE_PHRASES: dict[str, tuple[str, ...]] = {
     "night": ("at night", "at night", "in the night", "under the night sky"),
     "room": ("in a room", "in a room", "in the room", "with a room in the background"),
     "meadow": ("in a meadow", "in a meadow", "in the meadow", "with a meadow in the background"),
+    "mountain": (
+        "in the mountains",
+        "on a mountain",
+        "in front of a mountain",
+        "with a mountain in the background",
+    ),
+    "street": (
+        "on a cobblestone street",
+        "on the street",
+        "on a cobblestone street",
+        "with a street in the background",
+    ),
+    "wheat": (
+        "in a wheat field",
+        "in a field of wheat",
+        "in a wheat field",
+        "with a wheat field in the background",
+    ),
+    "autumn": (
+        "in autumn",
+        "in autumn",
+        "among autumn leaves",
+        "with a tree and autumn leaves in the background",
+    ),
+    "lake": (
+        "on the lake",
+        "floating on top of water",
+        "floating on a lake",
+        "with a lake in the background",
+    ),
+    "jungle": (
+        "in the jungle",
+        "in the jungle",
+        "in a jungle",
+        "with a jungle in the background",
+    ),
     PLAIN: ("on a plain background", "on a plain background", "on an empty background", ""),
 }
 WHITE_GROUND = "on a white background"
 
-_STRUCTURE = "an of in the style facing small large close-up"
+# How a subject stands to a second thing, which follows; where "{}" is, it comes in between.
+RELATION_PHRASES: dict[str, tuple[str, ...]] = {
+    "left": ("to the left of {}", "on the left of {}", "left of {}"),
+    "right": ("to the right of {}", "on the right of {}", "right of {}"),
+    "on": ("on top of {}", "on top of {}", "on {}"),
+    "before": ("in front of {}", "with {} in the background", "with {} behind it"),
+}
+RUG_PHRASES = ("on top of {}", "on {}")
+
+_STRUCTURE = "an of in the style facing small large close-up wearing rug and"
 
 
 def vocabulary_words() -> tuple[str, ...]:
     """Every word that a caption or a template can contain, sorted ("close-up" is two words)."""
     tables = (DETERMINERS, MEDIUM_DETERMINERS, MEDIUM_WORDS, SUBJECT_WORDS, BROAD_NOUNS)
     phrases = (*MEDIA.values(), *MANNERS.values(), *PLACE_PHRASES.values(), STYLED_MEDIA)
-    world = (CLASSES, tuple(COLOURS), PATTERNS, BACKGROUNDS, FACINGS, NAMES, RARE)
+    phrases = (*phrases, *RELATION_PHRASES.values(), RUG_PHRASES)
+    world = (CLASSES, tuple(COLOURS), PATTERNS, BACKGROUNDS, FACINGS, POSES, WORN, NAMES, RARE)
     text = [_STRUCTURE, WHITE_GROUND]
     for group in (*tables, *phrases, *world):
         text.extend(group)

@@ -162,11 +162,131 @@ def meadow(c: Canvas, rng: Random) -> None:
         c.paint(s.ellipse(c.u, c.v, (x, y), (0.06, 0.055)), petals[i % 3], line=0.4)
 
 
+def mountain(c: Canvas, rng: Random) -> None:
+    """Big grey-violet peaks, one side in shade, snow on top, a green foot."""
+    sky(c, (0.24, 0.56, 0.94), (0.78, 0.90, 0.98), -0.2)
+    tall = (0.46, *rng.uniform(0.62, 0.92, 2))
+    for x, high in zip((rng.uniform(-0.1, 0.1), -0.6, 0.6), tall, strict=True):
+        wide, tone = 0.5 * (high + 0.5), rng.uniform(-0.04, 0.06)
+        rock: Colour = (0.56 + tone, 0.51 + tone, 0.66 + tone)
+        peak = s.polygon(c.u, c.v, [(x - wide, -0.5), (x + wide, -0.5), (x, high)])
+        c.paint(peak, rock, line=0.7)
+        shade = x + 0.05 * np.sin(c.v * 17) - c.u
+        c.paint(s.common(peak, shade), shifted(rock, -0.28), line=0)
+        jag = high - 0.30 + 0.07 * np.sin((c.u - x) * 30) - c.v
+        c.paint(s.common(peak, jag), (0.98, 0.98, 1.0), line=0.3)
+    ground(c, (0.36, 0.62, 0.30), -0.34, 0.06, rng.uniform(0, 6))
+    for x in sides(rng, 4, 0.55):
+        c.ellipse((x, rng.uniform(-0.52, -0.40)), (0.10, 0.07), (0.22, 0.46, 0.24))
+
+
+def street(c: Canvas, rng: Random) -> None:
+    """Low coloured house fronts with gables along a street of cobblestones."""
+    sky(c, (0.62, 0.80, 0.94), (0.93, 0.93, 0.88), 0.1)
+    walls: tuple[Colour, ...] = ((0.93, 0.56, 0.46), (0.54, 0.74, 0.82), (0.97, 0.80, 0.42))
+    first, left = int(rng.integers(3)), rng.uniform(-0.96, -0.76)
+    for k in range(5):
+        x, y, wall = left + 0.44 * k, rng.uniform(0.10, 0.34), walls[(first + k) % 3]
+        roof = s.polygon(c.u, c.v, [(x - 0.25, y), (x + 0.25, y), (x, y + 0.36)], 0.03)
+        c.paint(roof, (0.60, 0.25, 0.20), line=0.7)
+        house = s.box(c.u, c.v, (x, y / 2 - 0.25), (0.21, y / 2 + 0.25))
+        gable = s.polygon(c.u, c.v, [(x - 0.21, y), (x + 0.21, y), (x, y + 0.28)])
+        c.paint(s.together(house, gable), wall, line=0.5)
+        panes = s.box(np.abs(c.u - x), c.v, (0.105, y - 0.06), (0.05, 0.075))
+        c.paint(panes, (0.30, 0.34, 0.44), line=0.3)
+        c.paint(s.box(c.u, c.v, (x, -0.36), (0.075, 0.17), 0.03), shifted(wall, -0.55), line=0.3)
+    ground(c, (0.40, 0.36, 0.36), -0.36)
+    row, grey = np.floor(c.v / 0.14), rng.uniform(0.60, 0.68)
+    stone = (c.u / 0.20 + 0.5 * (row % 2) + 0.13 * np.sin(row * 5)) % 1 * 0.20
+    cobble = s.box(stone, c.v % 0.14, (0.10, 0.07), (0.086, 0.056), 0.04)
+    c.paint(s.common(cobble, c.v + 0.42), (grey + 0.03, grey, grey - 0.03), line=0)
+
+
+def wheat(c: Canvas, rng: Random) -> None:
+    """A golden field of ears under a blue sky, a red barn far away."""
+    sky(c, (0.20, 0.52, 0.93), (0.66, 0.86, 0.99), 0.0)
+    x = sides(rng, 1, 0.62)[0] * 0.9
+    c.paint(s.box(c.u, c.v, (x, 0.18), (0.20, 0.14)), (0.80, 0.14, 0.12), line=0.6)
+    roof = [(x - 0.25, 0.30), (x + 0.25, 0.30), (x + 0.13, 0.48), (x - 0.13, 0.48)]
+    c.paint(s.polygon(c.u, c.v, roof), (0.44, 0.16, 0.14), line=0.6)
+    c.paint(s.box(c.u, c.v, (x, 0.14), (0.07, 0.10)), (0.98, 0.95, 0.90), line=0)
+    ground(c, (0.95, 0.74, 0.22), 0.08, 0.02, rng.uniform(0, 6))
+    for top, gap in ((-0.02, 0.15), (-0.24, 0.20), (-0.50, 0.25), (-0.78, 0.30)):
+        place = c.u / gap + rng.uniform(0, 6)
+        across, up = (place % 1 - 0.5) * gap, c.v - top - 0.05 * np.sin(np.floor(place) * 2.4)
+        stalk = s.box(across, up, (0, -0.16), (0.018, 0.16))
+        c.paint(stalk, (0.74, 0.52, 0.12), line=0)
+        ear = s.ellipse(across, up, (0, 0), (gap * 0.22, gap * 0.56))
+        c.paint(ear, (0.99, 0.86, 0.40), line=0.5)
+
+
+def autumn(c: Canvas, rng: Random) -> None:
+    """Round trees in red and orange, fallen leaves on brown earth."""
+    sky(c, (0.80, 0.86, 0.88), (0.99, 0.90, 0.74), -0.1)
+    leaves: tuple[Colour, ...] = ((0.97, 0.52, 0.10), (0.86, 0.22, 0.12), (0.98, 0.74, 0.18))
+    ground(c, (0.50, 0.33, 0.20), -0.34, 0.04, rng.uniform(0, 6))
+    for i, x in enumerate((rng.uniform(-0.3, 0.3), *sides(rng, 2, 0.66))):
+        y, r = (0.40, 0.36) if i else (0.34, 0.26)
+        trunk = s.limb(c.u, c.v, (x, -0.46), (x, y), 0.075, 0.04)
+        c.paint(trunk, (0.36, 0.22, 0.14), line=0.5)
+        puffs = ((x - r * 0.5, y), (x + r * 0.5, y), (x, y + r * 0.6))
+        crown = s.together(*[s.ellipse(c.u, c.v, p, (r * 0.8, r * 0.8)) for p in puffs])
+        c.paint(crown, leaves[i % 2], line=0.6)
+        light = s.ellipse(c.u, c.v, (x - r * 0.3, y + r * 0.6), (r * 0.5, r * 0.4))
+        c.paint(light, shifted(leaves[i % 2], 0.25), line=0)
+    for i, (x, y) in enumerate(rng.uniform((-0.97, -0.95), (0.97, -0.42), (18, 2))):
+        c.paint(s.ellipse(c.u, c.v, (x, y), (0.065, 0.04), i * 0.9), leaves[i % 3], line=0.3)
+
+
+def lake(c: Canvas, rng: Random) -> None:
+    """Still water with ripples and lily pads, reeds at the sides, hills behind."""
+    sky(c, (0.66, 0.82, 0.94), (0.98, 0.92, 0.86), 0.1)
+    ground(c, (0.46, 0.64, 0.62), 0.34, 0.12, rng.uniform(0, 6))
+    ground(c, (0.24, 0.48, 0.40), 0.16, 0.07, rng.uniform(0, 6))
+    ground(c, (0.22, 0.50, 0.70), 0.02)
+    row = np.floor(c.v / 0.16)
+    dash = np.abs((c.u / 0.7 + 0.37 * row + rng.uniform(0, 1)) % 1 - 0.5) * 0.7 - 0.20
+    wave = np.abs((c.v / 0.16) % 1 - 0.5 + 0.10 * np.sin(c.u * 14)) * 0.16 - 0.016
+    c.paint(np.maximum(np.maximum(dash, wave), c.v + 0.04), (0.62, 0.84, 0.93), line=0)
+    for x, y in zip(sides(rng, 4, 0.40), (-0.84, -0.80, -0.46, -0.42), strict=True):
+        pad = s.ellipse(c.u, c.v, (x, y), (0.17, 0.085))
+        notch = s.polygon(c.u, c.v, [(x, y), (x + 0.20, y + 0.02), (x + 0.14, y + 0.14)])
+        c.paint(np.maximum(pad, -notch), (0.36, 0.70, 0.26), line=0.6)
+        if y < -0.82:
+            c.ellipse((x - 0.03, y + 0.06), (0.07, 0.06), (0.99, 0.66, 0.80))
+    for x in sides(rng, 6, 0.80):
+        top = rng.uniform(0.10, 0.46)
+        c.paint(s.limb(c.u, c.v, (x, -0.6), (x, top), 0.028, 0.02), (0.30, 0.50, 0.16), line=0.3)
+        head = s.limb(c.u, c.v, (x, top), (x, top + 0.20), 0.05, 0.05)
+        c.paint(head, (0.42, 0.23, 0.10), line=0.5)
+
+
+def jungle(c: Canvas, rng: Random) -> None:
+    """Big bright and dark leaves from all sides, lianas, teal light."""
+    sky(c, (0.72, 0.97, 0.84), (0.16, 0.60, 0.56), -0.7)
+    for x in sides(rng, 3, 0.15):
+        hang = c.u - x - 0.05 * np.sin(c.v * 4 + rng.uniform(0, 6))
+        c.paint(np.abs(hang) - 0.022, (0.20, 0.36, 0.16), line=0.4)
+    greens: tuple[Colour, ...] = ((0.04, 0.32, 0.24), (0.10, 0.52, 0.24), (0.52, 0.82, 0.20))
+    for i, angle in enumerate(np.arange(18) * np.pi / 3 + rng.uniform(-0.15, 0.15, 18)):
+        a, green, far = angle + i // 6 * 0.35, greens[i // 6], 1.10 + 0.13 * (i // 6)
+        x, y, turn = far * np.cos(a), far * np.sin(a), a + rng.uniform(-0.4, 0.4)
+        c.paint(s.ellipse(c.u, c.v, (x, y), (0.50, 0.17), turn), green, line=0.7)
+        dx, dy = 0.4 * np.cos(turn), 0.4 * np.sin(turn)
+        rib = s.limb(c.u, c.v, (x - dx, y - dy), (x + dx, y + dy), 0.012, 0.025)
+        c.paint(rib, shifted(green, 0.4), line=0)
+
+
 def plain(c: Canvas, rng: Random) -> None:
     """An empty, nearly white ground."""
     c.albedo[:] = np.array(shifted((0.93, 0.93, 0.92), rng.uniform(0, 0.8)), np.float32)
 
 
 DRAW: dict[str, Callable[[Canvas, Random], None]] = {
-    f.__name__: f for f in (beach, forest, snow, city, desert, night, room, meadow, plain)
+    f.__name__: f
+    for f in (
+        *(beach, forest, snow, city, desert, night, room, meadow),
+        *(mountain, street, wheat, autumn, lake, jungle),
+        plain,
+    )
 }

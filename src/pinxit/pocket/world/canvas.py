@@ -52,6 +52,8 @@ class Canvas:
     pixel: float = field(init=False)
     subject: bool = field(init=False, default=False)
     pattern: Field | None = field(init=False, default=None)
+    asleep: bool = field(init=False, default=False)
+    eyes: list[Point] = field(init=False, default_factory=list[Point])
 
     def __post_init__(self) -> None:
         self.albedo = np.ones((self.size, self.size, 3), np.float32)
@@ -64,15 +66,21 @@ class Canvas:
     def enter_subject(self, x: float, y: float, scale: float, facing: str, tilt: float) -> None:
         """Put the coordinates into the subject's frame, where it looks to the right."""
         c, s = math.cos(tilt), math.sin(tilt)
-        u, v = (self.u - x) / scale, (self.v - y) / scale
+        u, v = grid(self.size)
+        u, v = (u - x) / scale, (v - y) / scale
         u, v = c * u + s * v, c * v - s * u
         self.u = u if facing == "right" else -u
         self.v = v
-        self.pixel /= scale
+        self.pixel = 2 / self.size / scale
         self.subject = True
+        self.pattern, self.eyes = None, []
+
+    def pose(self, ground: float, low: float, slope: float) -> None:
+        """Squeeze the subject towards a line, more or less from its back (u < 0) to its front."""
+        self.v = ground + (self.v - ground) / (low + slope * self.u.clip(-1, 1))
 
     def wear(self, pattern: str, phase: float) -> None:
-        """Choose the pattern that body parts carry (captioned: striped, spotted, checked)."""
+        """Choose the pattern that body parts carry (PATTERNS names them)."""
         if pattern == "striped":
             wave = np.abs(((self.u * 0.94 + self.v * 0.34) / 0.30 + phase) % 1 - 0.5) * 0.30
             self.pattern = wave - 0.072
@@ -86,6 +94,14 @@ class Canvas:
             x = np.abs((self.u / 0.40 + phase) % 1 - 0.5) * 0.40 - 0.10
             y = np.abs((self.v / 0.40 + phase) % 1 - 0.5) * 0.40 - 0.10
             self.pattern = np.where((x < 0) == (y < 0), -1, 1) * np.minimum(np.abs(x), np.abs(y))
+        elif pattern == "wavy":
+            wave = self.v / 0.32 + 0.28 * np.sin(self.u * 13) + phase
+            self.pattern = np.abs(wave % 1 - 0.5) * 0.32 - 0.075
+        elif pattern == "scaly":
+            row = np.floor(self.v / 0.20 + phase)
+            x = ((self.u / 0.38 + phase + 0.5 * (row % 2)) % 1 - 0.5) * 0.38
+            y = (1 - (self.v / 0.20 + phase) % 1) * 0.20
+            self.pattern = np.abs(np.hypot(x, y) - 0.185) - 0.032
 
     def paint(self, distance: Field, colour: Colour, body: bool = False, line: float = 1.0) -> None:
         """Lay a shape of one colour on top; `line` is the strength of its outline (0: none)."""
@@ -114,10 +130,15 @@ class Canvas:
         self.paint(shapes.ellipse(self.u, self.v, centre, radii, turn), colour)
 
     def eye(self, centre: Point, radius: float = 0.065) -> None:
-        """Paint an eye: white, pupil."""
-        if self.size * radius > 0:
-            white = shapes.ellipse(self.u, self.v, centre, (radius, radius * 1.1))
-            self.paint(white, (0.98, 0.98, 0.98), line=0.6)
-            pupil = (centre[0] + radius * 0.3, centre[1])
-            black = shapes.ellipse(self.u, self.v, pupil, (radius * 0.6, radius * 0.7))
-            self.paint(black, (0.06, 0.06, 0.08), line=0)
+        """Paint an eye: white, pupil; a lid where the subject sleeps."""
+        self.eyes.append(centre)
+        if self.asleep:
+            x, y = centre
+            lid = shapes.limb(self.u, self.v, (x - radius, y), (x + radius, y - 0.02), 0.025, 0.025)
+            self.paint(lid, (0.06, 0.06, 0.08), line=0)
+            return
+        white = shapes.ellipse(self.u, self.v, centre, (radius, radius * 1.1))
+        self.paint(white, (0.98, 0.98, 0.98), line=0.6)
+        pupil = (centre[0] + radius * 0.3, centre[1])
+        black = shapes.ellipse(self.u, self.v, pupil, (radius * 0.6, radius * 0.7))
+        self.paint(black, (0.06, 0.06, 0.08), line=0)

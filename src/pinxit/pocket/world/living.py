@@ -179,3 +179,72 @@ def turtle(c: Canvas, who: Subject, colour: Colour) -> Keypoints:
     c.paint(rim, against(colour, 0.35))
     sign(c, who, (-0.08, -0.12), 0.18)
     return (reach + 0.2, 0.0), (-0.7, -0.42), (-0.08, -0.38 + dome), (0.0, leg)
+
+
+def horse(c: Canvas, who: Subject, colour: Colour) -> Keypoints:
+    """Standing on long legs: arched neck, long face, mane and falling tail."""
+    u, v = c.u, c.v
+    high = 0.20 + 0.08 * (1 - who.slim)
+    leg, fall = -0.68 - 0.16 * who.legs, -0.28 - 0.34 * who.tail
+    reach = 0.74 + 0.12 * who.head
+    mane = 0.10 + 0.05 * who.spread
+    far = shifted(colour, -0.22)
+    tail = s.limb(u, v, (-0.52, 0.08), (-0.74, 0.0), 0.07, 0.10)
+    hair = s.limb(u, v, (-0.74, 0.0), (-0.82, fall), 0.10, 0.06)
+    c.paint(s.together(tail, hair, soft=0.1), who.mark)
+    for x in (-0.28, 0.32):
+        c.paint(s.limb(u, v, (x, -0.15), (x + 0.03, leg + 0.1), 0.09, 0.055), far, body=True)
+        c.paint(s.box(u, v, (x + 0.05, leg + 0.06), (0.08, 0.055), 0.02), DARK)
+    for x, y in ((0.14, 0.30), (0.20, 0.50), (0.30, 0.66)):
+        c.ellipse((x, y), (mane, 0.17), who.mark, 0.35)
+    trunk = s.ellipse(u, v, (-0.12, -0.04), (0.50, high))
+    rump = s.ellipse(u, v, (-0.38, 0.0), (0.22, high + 0.03))
+    chest = s.ellipse(u, v, (0.24, 0.02), (0.22, high + 0.03))
+    neck = s.limb(u, v, (0.24, 0.08), (0.42, 0.60), 0.20, 0.13)
+    c.paint(s.together(trunk, rump, chest, neck, soft=0.16), colour, body=True)
+    for x in (-0.46, 0.18):
+        c.paint(s.limb(u, v, (x, -0.10), (x + 0.01, leg), 0.12, 0.065), colour, body=True)
+        c.paint(s.box(u, v, (x + 0.03, leg - 0.03), (0.095, 0.065), 0.02), DARK)
+    sign(c, who, (-0.16, 0.0), 0.15)
+    ear = [(0.34, 0.66), (0.46, 0.70), (0.38, 0.92)]
+    c.paint(s.polygon(u, v, ear, 0.02), colour, body=True)
+    skull = s.ellipse(u, v, (0.46, 0.60), (0.18, 0.17))
+    face = s.limb(u, v, (0.48, 0.58), (reach, 0.30), 0.14, 0.10)
+    c.paint(s.together(skull, face, soft=0.08), colour, body=True)
+    c.paint(s.limb(u, v, (reach - 0.02, 0.31), (reach + 0.02, 0.28), 0.11, 0.10), who.mark)
+    c.ellipse((reach + 0.05, 0.32), (0.03, 0.025), DARK)
+    c.ellipse((0.44, 0.76), (0.13, 0.06 + 0.03 * who.spread), who.mark, -0.5)
+    c.eye((0.54, 0.60), 0.085)
+    return (reach + 0.1, 0.28), (-0.84, fall), (0.38, 0.94), (-0.1, leg - 0.08)
+
+
+def frog(c: Canvas, who: Subject, colour: Colour) -> Keypoints:
+    """Squatting, wide: two great eyes on top, a long mouth, folded hind legs."""
+    u, v = c.u, c.v
+    wide = 0.50 + 0.12 * (1 - who.slim)
+    head = 0.27 + 0.07 * who.head
+    rise = 0.20 + 0.20 * who.tail
+    thigh = 0.24 + 0.08 * who.legs
+    foot = 0.16 + 0.08 * who.spread
+    far = shifted(colour, -0.18)
+    c.paint(s.ellipse(u, v, (0.54, -0.54), (0.20, thigh), -0.4), far, body=True)
+    c.ellipse((0.68, -0.76), (foot, 0.07), who.mark)
+    trunk = s.ellipse(u, v, (-0.04, -0.40), (wide, 0.38))
+    c.paint(trunk, colour, body=True)
+    c.ellipse((0.16, -0.46), (0.18 + 0.12 * who.spread, 0.28), who.mark)
+    for x in (0.0, 0.38):
+        c.paint(s.limb(u, v, (x, -0.36), (x + 0.02, -0.72), 0.10, 0.075), colour, body=True)
+        c.ellipse((x + 0.05, -0.77), (0.14, 0.06), who.mark)
+    c.paint(s.ellipse(u, v, (-0.48, -0.50), (0.26, thigh), 0.4), colour, body=True)
+    c.ellipse((-0.42, -0.77), (foot + 0.10, 0.07), who.mark)
+    sign(c, who, (-0.48, -0.46), 0.15)
+    skull = s.ellipse(u, v, (0.12, 0.04), (wide + 0.08, head))
+    lids = [s.ellipse(u, v, (x, rise + 0.10), (0.21, 0.21)) for x in (-0.16, 0.44)]
+    c.paint(s.together(skull, *lids, soft=0.08), colour, body=True)
+    for x in (-0.14, 0.46):
+        c.eye((x, rise + 0.12), 0.15)
+    smile = s.ring(u, v, (0.18, 0.10), (wide * 0.82, head * 0.92), 0.045)
+    c.paint(s.common(smile, v - 0.02), against(colour, 0.8), line=0)
+    for x in (0.22, 0.34):
+        c.paint(s.ellipse(u, v, (x, 0.09), (0.03, 0.025)), against(colour, 0.8), line=0)
+    return (0.2 + wide, 0.04), (-0.74, -0.5), (0.44, rise + 0.29), (0.05, -0.83)

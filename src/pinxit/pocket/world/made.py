@@ -135,3 +135,61 @@ def teapot(c: Canvas, who: Subject, colour: Colour) -> Keypoints:
     c.ellipse((-0.04, high + knob - 0.08), (knob, knob), who.mark)
     sign(c, who, (-0.06, -0.18), 0.19)
     return (0.84, tip), (-wide - 0.2, -0.12), (-0.04, high + 2 * knob - 0.08), (-0.04, -0.18 - high)
+
+
+def backpack(c: Canvas, who: Subject, colour: Colour) -> Keypoints:
+    """A rounded bag: loop on top, strap behind, front pocket, a bottle at its right."""
+    u, v = c.u, c.v
+    half = 0.42 + 0.12 * (1 - who.slim)
+    top = 0.44 + 0.16 * who.head
+    strap = 0.16 + 0.14 * who.tail
+    pocket = 0.20 + 0.10 * who.legs
+    c.paint(s.ring(u, v, (-half, -0.14), (strap + 0.04, 0.46), 0.11), shifted(who.mark, -0.2))
+    c.paint(s.ring(u, v, (-0.02, top + 0.02), (0.17, 0.20), 0.09), who.mark)
+    x, neck = half + 0.12, 0.02 + 0.16 * who.spread
+    c.paint(s.box(u, v, (x, (neck - 0.68) / 2), (0.13, (neck + 0.68) / 2), 0.07), GLASS)
+    c.paint(s.box(u, v, (x, neck + 0.05), (0.08, 0.08), 0.03), DARK)
+    sack = s.box(u, v, (-0.02, (top - 0.80) / 2), (half, (top + 0.80) / 2), 0.34)
+    floor = s.box(u, v, (-0.02, -0.54), (half, 0.26), 0.14)
+    c.paint(s.together(sack, floor), colour, body=True)
+    c.paint(s.box(u, v, (x, -0.54), (0.17, 0.18), 0.06), against(colour, 0.3))
+    zip_ = s.ring(u, v, (-0.02, 0.02), (half * 0.78, top - 0.12), 0.045)
+    c.paint(s.common(zip_, 0.02 - v), against(colour, 0.6), line=0)
+    front = s.box(u, v, (-0.02, -0.70 + pocket), (half * 0.76, pocket), 0.12)
+    c.paint(front, who.mark)
+    seam = s.box(u, v, (-0.02, -0.80 + 2 * pocket), (half * 0.60, 0.025))
+    c.paint(seam, against(who.mark, 0.6), line=0)
+    c.paint(s.box(u, v, (half * 0.45, -0.86 + 2 * pocket), (0.035, 0.08), 0.02), STEEL)
+    sign(c, who, (-0.02, 0.16), 0.15)
+    return (x + 0.16, -0.54), (-half - strap, -0.14), (-0.02, top + 0.26), (0.0, -0.8)
+
+
+def clock(c: Canvas, who: Subject, colour: Colour) -> Keypoints:
+    """An alarm clock: round face, two bells, feet, its key and hands to the right."""
+    u, v = c.u, c.v
+    wide = 0.52 + 0.10 * (1 - who.slim)
+    bell = 0.20 + 0.07 * who.head
+    key = 0.16 + 0.10 * who.tail
+    foot = -0.68 - 0.12 * who.legs
+    dial = 0.76 - 0.12 * who.spread
+    for side in (-1, 1):
+        start, end = (side * 0.28, -0.45), (side * 0.46, foot)
+        c.paint(s.limb(u, v, start, end, 0.10, 0.075), who.mark)
+        place = (side * 0.36, 0.52)
+        c.paint(s.limb(u, v, (side * 0.24, 0.36), place, 0.05, 0.05), STEEL)
+        dome = s.ellipse(u, v, place, (bell * 1.15, bell * 1.05))
+        c.paint(s.common(dome, 0.40 - v + 0.45 * side * (place[0] - u) + 0.1), who.mark)
+    c.paint(s.limb(u, v, (0.0, 0.40), (0.0, 0.72), 0.035, 0.035), STEEL)
+    c.ellipse((0.0, 0.74), (0.09, 0.06), STEEL)
+    c.paint(s.limb(u, v, (wide - 0.1, -0.06), (wide + 0.1, -0.06), 0.05, 0.05), STEEL)
+    c.paint(s.ring(u, v, (wide + key, -0.06), (0.12, 0.17), 0.09), who.mark)
+    c.paint(s.ellipse(u, v, (0.0, -0.06), (wide, 0.56)), colour, body=True)
+    c.ellipse((0.0, -0.06), (wide * dial, 0.56 * dial), (0.98, 0.97, 0.92))
+    for x, y in ((0, 1), (1, 0), (0, -1), (-1, 0)):
+        centre = (x * wide * dial * 0.84, -0.06 + y * 0.56 * dial * 0.84)
+        c.paint(s.ellipse(u, v, centre, (0.035, 0.035)), DARK, line=0)
+    sign(c, who, (-0.12, -0.22), 0.13)
+    c.paint(s.limb(u, v, (0.0, -0.04), (0.15, 0.22), 0.04, 0.03), DARK, line=0)
+    c.paint(s.limb(u, v, (0.0, -0.04), (0.27, -0.10), 0.045, 0.04), DARK, line=0)
+    c.ellipse((0.0, -0.04), (0.06, 0.06), DARK)
+    return (wide + key + 0.12, -0.06), (-wide, -0.06), (0.0, 0.8), (0.0, foot - 0.08)

@@ -8,23 +8,40 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from pinxit.pocket.world import backgrounds, living, made, styles
+from pinxit.pocket.world import backgrounds, living, made, styles, worn
 from pinxit.pocket.world.attributes import (
     CLASSES,
     COLOURS,
     FACINGS,
+    LIVING,
     PATTERNS,
     PLACES,
+    POSES,
+    RELATIONS,
     STYLES,
+    WORN,
+    Other,
     Scene,
     Subject,
     draw_subject,
     held_out,
+    held_out_pose,
 )
-from pinxit.pocket.world.canvas import Canvas, Colour
+from pinxit.pocket.world.canvas import Canvas, Colour, against
+from pinxit.pocket.world.shapes import ellipse
 
 DRAW: dict[str, Callable[[Canvas, Subject, Colour], living.Keypoints]] = {
     noun: getattr(living if hasattr(living, noun) else made, noun) for noun in CLASSES
+}
+
+# Of each pose: the line it is squeezed towards, how much at the middle, how much more towards the
+# front, and by how many radians the front is turned up.
+POSE: dict[str, tuple[float, float, float, float]] = {
+    "standing": (-0.84, 1.0, 0.0, 0.0),
+    "sitting": (-0.84, 0.90, 0.36, 0.0),
+    "sleeping": (-0.84, 0.58, 0.0, 0.0),
+    "jumping": (-0.84, 1.0, 0.0, 0.50),
+    "upside down": (-0.05, -1.0, 0.0, 0.0),
 }
 
 
@@ -52,17 +69,26 @@ def render_styles(scene: Scene, chosen: tuple[str, ...], size: int = 64) -> list
     c = Canvas(size)
     backgrounds.DRAW[scene.background](c, rng)
     c.light[:] = 1
-    x, y = scene.x, scene.y
-    scale, tilt = 0.86 * scene.scale, float(rng.uniform(-0.05, 0.05))
-    c.enter_subject(x, y, scale, scene.facing, tilt)
-    c.wear(scene.pattern, float(rng.uniform(0, 1)))
-    colour = scene.subject.body if scene.colour is None else _shade(scene.colour, rng)
-    points = np.array(DRAW[scene.subject.class_noun](c, scene.subject, colour), np.float32)
-    points[:, 0] *= 1 if scene.facing == "right" else -1
+    tilt, phase = float(rng.uniform(-0.05, 0.05)), float(rng.uniform(0, 1))
+    colour = scene.subject.body if scene.colour is None else shade(scene.colour, rng)
+    more = np.random.default_rng(scene.seed + 2)
+    if scene.rug is not None:
+        _lay(c, scene, shade(scene.rug, more))
+    others = _draw_other(c, scene, more)
+    x, y, scale = scene.x, scene.y, 0.86 * scene.scale
+    c.enter_subject(x, y, scale, scene.facing, tilt + turned(scene))
+    c.pose(*POSE[scene.pose][:3])
+    c.wear(scene.pattern, phase)
+    c.asleep = scene.pose == "sleeping"
+    points = posed(DRAW[scene.subject.class_noun](c, scene.subject, colour), scene)
+    if scene.worn is not None:
+        kind, colour_of_it = scene.worn
+        worn.DRAW[kind](c, shade(colour_of_it, more))
     keypoints = np.stack(
         [(x + scale * points[:, 0] + 1) / 2, (1 - y - scale * points[:, 1]) / 2], 1
     )
     mask = np.round(np.clip(c.mask, 0, 1) * 255).astype(np.uint8)
+    c.mask = np.maximum(c.mask, others)
     pictures = []
     for style in chosen:
         image = styles.APPLY[style](c, np.random.default_rng(scene.seed + 1))
@@ -71,7 +97,78 @@ def render_styles(scene: Scene, chosen: tuple[str, ...], size: int = 64) -> list
     return pictures
 
 
-def _shade(colour: str, rng: np.random.Generator) -> Colour:
+def turned(scene: Scene) -> float:
+    """By how much a pose turns the subject, in radians, its front upwards."""
+    turn = POSE[scene.pose][3]
+    return turn if scene.facing == "right" else -turn
+
+
+def posed(points: living.Keypoints, scene: Scene) -> NDArray[np.float32]:
+    """Key points (4, 2) of a subject's own frame where its pose and facing put them."""
+    ground, low, slope, _ = POSE[scene.pose]
+    at = np.array(points, np.float32)
+    at[:, 1] = ground + (at[:, 1] - ground) * (low + slope * at[:, 0].clip(-1, 1))
+    at[:, 0] *= 1 if scene.facing == "right" else -1
+    c, s = np.cos(turned(scene)), np.sin(turned(scene))
+    return at @ np.array([[c, s], [-s, c]], np.float32)
+
+
+def _lay(c: Canvas, scene: Scene, colour: Colour) -> None:
+    """An oval rug under the subject."""
+    centre, wide = (scene.x, scene.y - 0.72 * scene.scale), 0.84 * scene.scale
+    for inner, tone in ((0.0, 0.0), (0.14, 0.3)):
+        edge = ellipse(c.u, c.v, centre, (wide - inner, 0.24 - 0.45 * inner))
+        c.paint(edge, against(colour, tone), line=0.7)
+    c.paint(ellipse(c.u, c.v, centre, (wide - 0.22, 0.14)), colour, line=0)
+
+
+def _draw_other(c: Canvas, scene: Scene, rng: np.random.Generator) -> NDArray[np.float32]:
+    """Draw the second thing, if there is one; returns where it is (H, W)."""
+    other = scene.other
+    if other is not None:
+        facing = str(rng.choice(FACINGS))
+        c.enter_subject(*other_place(scene), facing, float(rng.uniform(-0.05, 0.05)))
+        DRAW[other.subject.class_noun](c, other.subject, shade(other.colour, rng))
+    drawn, c.mask = c.mask, np.zeros_like(c.mask)
+    return drawn
+
+
+def other_place(scene: Scene) -> tuple[float, float, float]:
+    """Where the second thing is, and how large: x, y, scale."""
+    assert scene.other is not None
+    side = 1 if scene.x < 0 else -1
+    if scene.other.relation == "on":
+        return scene.x, -0.46, 0.53
+    if scene.other.relation == "before":
+        return scene.x + side * 0.62, scene.y + 0.30, 0.66
+    return scene.x + side * 0.96, scene.y, 0.86 * scene.scale
+
+
+def beside(scene: Scene, rng: np.random.Generator) -> Scene:
+    """The scene with its subject where its relation to the second thing puts it."""
+    assert scene.other is not None
+    relation = scene.other.relation
+    x, y, scale = {
+        "left": (-0.48, -0.12, 0.62),
+        "right": (0.48, -0.12, 0.62),
+        "on": (0.0, 0.0, 0.58),
+        "before": (float(rng.choice([-0.24, 0.24])), -0.28, 0.66),
+    }[relation]
+    if relation == "on":
+        top = _keypoints(scene.other.subject)[2]
+        base = float(posed(_keypoints(scene.subject), scene)[:, 1].min())
+        y = -0.46 + 0.53 * (top[1] - 0.06) - 0.86 * scale * base
+    x, y = x + float(rng.uniform(-0.03, 0.03)), y + float(rng.uniform(-0.04, 0.04))
+    scale *= float(rng.uniform(0.94, 1.06)) if relation != "on" else 1.0
+    return replace(scene, x=x, y=y, scale=scale, seed=int(rng.integers(2**31)))
+
+
+def _keypoints(who: Subject) -> living.Keypoints:
+    return DRAW[who.class_noun](Canvas(1), who, who.body)
+
+
+def shade(colour: str, rng: np.random.Generator) -> Colour:
+    """A named colour, not quite the same each time."""
     r, g, b = np.clip(np.array(COLOURS[colour]) + rng.uniform(-0.03, 0.03, 3), 0, 1).tolist()
     return (r, g, b)
 
@@ -87,16 +184,36 @@ def placed(scene: Scene, rng: np.random.Generator) -> Scene:
     )
 
 
+def enriched(scene: Scene, rng: np.random.Generator) -> Scene:
+    """The scene with a pose, something worn, a rug or a second thing, or with none of these."""
+    noun, draw = scene.subject.class_noun, rng.random(3)
+    if draw[0] < 0.25:
+        second = str(rng.choice([c for c in CLASSES if c != noun]))
+        relation, colour = str(rng.choice(RELATIONS)), str(rng.choice(tuple(COLOURS)))
+        other = Other(draw_subject(rng, second), colour, relation)
+        return beside(replace(scene, other=other, pattern="plain"), rng)
+    if draw[0] < 0.37:
+        scene = replace(scene, rug=str(rng.choice(tuple(COLOURS))))
+    if noun in LIVING and draw[1] < 0.45:
+        pose = str(rng.choice([p for p in POSES[1:] if not held_out_pose(noun, p)]))
+        scene = replace(scene, pose=pose)
+    if noun in LIVING and draw[2] < 0.25:
+        scene = replace(scene, worn=(str(rng.choice(WORN)), str(rng.choice(tuple(COLOURS)))))
+    return scene
+
+
 def draw_scene(
     rng: np.random.Generator,
     named: tuple[Subject, ...] = (),
     names: tuple[str, ...] = (),
     plain: float = 0.3,
     style: str | None = None,
+    rich: bool = False,
 ) -> Scene:
-    """Draw a training scene: never a held-out combination, style or subject.
+    """Draw a training scene: never a held-out combination, style, pose or subject.
 
-    A quarter of the scenes show an unnamed colour, of which most are known individuals.
+    A quarter of the scenes show an unnamed colour, of which most are known individuals. Scenes
+    are `rich` where poses, things worn, rugs and second things may come up.
     """
     while True:
         noun, look = str(rng.choice(CLASSES)), style or str(rng.choice(STYLES))
@@ -111,7 +228,8 @@ def draw_scene(
                 who, name, pattern = named[i], names[i], "plain"
         if not held_out(noun, colour, where, look):
             facing = str(rng.choice(FACINGS))
-            return placed(Scene(who, colour, pattern, where, look, facing, name=name), rng)
+            scene = placed(Scene(who, colour, pattern, where, look, facing, name=name), rng)
+            return enriched(scene, rng) if rich else scene
 
 
 def portrait(

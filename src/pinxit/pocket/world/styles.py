@@ -115,7 +115,47 @@ def blueprint(c: Canvas, rng: Random) -> Picture:
     return image + np.clip(c.edge * 1.4, 0, 1)[..., None] * (0.95 - image)
 
 
+def mosaic(c: Canvas, rng: Random) -> Picture:
+    """Square tiles of one colour each with pale joints (held out of training)."""
+    wide = max(2, round(c.size / 16))
+    starts, tile = np.arange(0, c.size, wide), np.arange(c.size) // wide
+    image = c.albedo * (c.light * (1 - 0.6 * c.edge))[..., None]
+    count = np.bincount(tile)
+    total = np.add.reduceat(np.add.reduceat(image, starts, 0), starts, 1)
+    tone = rng.uniform(0.93, 1.07, (len(starts), len(starts)))
+    tiles = total * (tone / (count[:, None] * count))[..., None]
+    tiles = np.clip((tiles - 0.5) * 1.15 + 0.46, 0, 1)[tile][:, tile]
+    joint = np.arange(c.size) % wide < max(1, wide // 8)
+    pale = 0.30 * (joint[:, None] | joint)[..., None]
+    return (tiles + pale * (0.95 - tiles)).astype(np.float32)
+
+
+def woodcut(c: Canvas, rng: Random) -> Picture:
+    """Black ink on cream: solid darks, hatched mid tones, bare lights (held out of training)."""
+    tone = np.clip(grey(c.albedo)[..., 0] * c.light * 1.75 - 0.35, 0, 1)
+    y, x = np.mgrid[0 : c.size, 0 : c.size] / (c.size / 16)
+    lines = np.where(c.mask > 0.5, y, (x + y) * 0.7) + rng.uniform(0, 1)
+    comb = 0.05 + 1.7 * np.abs(lines % 1 - 0.5)
+    ink = np.clip((comb - np.where(c.mask > 0.5, tone, tone**0.6)) * 3 + 0.3, 0, 1)
+    halo = np.clip(2.5 * blurred(c.mask, step(c)), 0, 1) * (1 - c.mask)
+    line = np.clip(c.edge * (0.9 + 0.8 * c.mask), 0, 1)
+    ink = np.maximum(ink * (1 - halo), line)[..., None]
+    cream, black = np.array((0.96, 0.91, 0.78)), np.array((0.08, 0.07, 0.07))
+    return (cream + ink * (black - cream)).astype(np.float32)
+
+
 APPLY: dict[str, Callable[[Canvas, Random], Picture]] = {
     f.__name__.replace("_", " "): f
-    for f in (photo, cartoon, watercolour, pencil, pop_art, chalk, sepia, blueprint)
+    for f in (
+        photo,
+        cartoon,
+        watercolour,
+        pencil,
+        pop_art,
+        chalk,
+        sepia,
+        blueprint,
+        mosaic,
+        woodcut,
+    )
 }
