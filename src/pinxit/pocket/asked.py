@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-from pinxit.pocket.words import MANNERS, MEDIA, WHITE_GROUND
+from pinxit.pocket.words import MANNERS, MEDIA, RELATION_PHRASES, WHITE_GROUND
 from pinxit.pocket.world.attributes import (
     BACKGROUNDS,
     CLASSES,
@@ -13,16 +13,27 @@ from pinxit.pocket.world.attributes import (
     HELD_OUT_STYLES,
     PATTERNS,
     PLAIN,
+    POSES,
+    WORN,
 )
 
 _STYLES = {s: (*MEDIA[s], *MANNERS[s]) for s in MEDIA} | {s: (s,) for s in HELD_OUT_STYLES}
 _GROUNDS = ("plain background", "empty background", WHITE_GROUND)
+_COLOUR, _CLASS, _WORN = (f"({'|'.join(names)})" for names in (COLOURS, CLASSES, WORN))
+_THING = rf"(?:an?|the) (?:{_COLOUR} )?{_CLASS}\b"
+_RUG = re.compile(rf"\bon (?:top of )?(?:an?|the) {_COLOUR} rug\b")
+_WEARING = re.compile(rf"wearing (?:an? |the )?(?:{_COLOUR} )?{_WORN}\b")
+_RELATED = [
+    (relation, re.compile(phrase.format(_THING)))
+    for relation, phrases in RELATION_PHRASES.items()
+    for phrase in dict.fromkeys(phrases)
+]
 
 
 def asked(prompt: str) -> dict[str, str]:
     """The answer that the prompt wants to each question it settles; others are left out.
 
-    Questions are those of the eyes: class, colour, background, style, facing, pattern.
+    Questions are those of the eyes: class, colour, background, style, facing, pattern and the rest.
     """
     text = " ".join(re.findall(r"[a-z]+", prompt.lower()))
     wanted: dict[str, str] = {}
@@ -32,15 +43,44 @@ def asked(prompt: str) -> dict[str, str]:
     for style, words in _STYLES.items():
         if any(_said(word, text) for word in words):
             wanted["style"] = style
+    if found := _RUG.search(text):
+        wanted["rug"] = found[1]
+        text = text.replace(found[0], "")
+    if found := _WEARING.search(text):
+        wanted |= _known({"worn colour": found[1], "worn": found[2]})
+        text = text.replace(found[0], "")
+    relation, second, text = _second(text)
     choices = {"class": CLASSES, "colour": COLOURS, "background": BACKGROUNDS, "pattern": PATTERNS}
-    for question, answers in choices.items():
+    for question, answers in (choices | {"pose": POSES}).items():
         for answer in answers:
             if _said(answer, text):
                 wanted[question] = answer
     for facing in FACINGS:
         if _said(f"facing {facing}", text):
             wanted["facing"] = facing
-    return wanted
+    return _side_by_side(wanted, relation, second) if relation else wanted
+
+
+def _second(text: str) -> tuple[str, dict[str, str], str]:
+    """The relation to a second thing that a text asks for, the thing, and the text without."""
+    for relation, phrase in _RELATED:
+        if found := phrase.search(text):
+            thing = _known({"other colour": found[1], "other": found[2]})
+            return relation, thing, text.replace(found[0], "")
+    return "", {}, text
+
+
+def _side_by_side(wanted: dict[str, str], relation: str, second: dict[str, str]) -> dict[str, str]:
+    """Of two things side by side the left one is the first, as the eyes have it."""
+    if relation == "right" and "class" in wanted:
+        first = {"other": wanted.pop("class"), "other colour": wanted.pop("colour", None)}
+        turned = {"class": second["other"], "colour": second.get("other colour")}
+        return wanted | _known(turned | first) | {"relation": "left"}
+    return wanted | second | {"relation": relation}
+
+
+def _known(answers: dict[str, str | None]) -> dict[str, str]:
+    return {question: answer for question, answer in answers.items() if answer is not None}
 
 
 def _said(words: str, text: str) -> bool:

@@ -68,7 +68,7 @@ def prompt(
     """
     if style not in MEDIA:
         raise ValueError(f"the style {style!r} has no words: choose one of {', '.join(MEDIA)}")
-    noun = _phrase("a", colour, pattern if pattern != "plain" else None, class_noun)
+    noun = phrase("a", colour, pattern if pattern != "plain" else None, class_noun)
     where = f" {PLACE_PHRASES[background][0]}"
     return f"a {MEDIA[style][0]} of {noun}{f' facing {facing}' if facing else ''}{extra}{where}"
 
@@ -87,7 +87,7 @@ def doing(
     if worn:
         colour, kind = worn
         thing = f"{colour} {kind}" if colour else kind
-        text += f" wearing {thing}" if kind == "glasses" else f" wearing {_phrase('a', thing)}"
+        text += f" wearing {thing}" if kind == "glasses" else f" wearing {phrase('a', thing)}"
     return text + "".join(f" {phrase}" for phrase in (other, rug) if phrase)
 
 
@@ -107,10 +107,10 @@ def _extras(scene: Scene, u: list[float]) -> str:
         worn = (scene.worn[1] if u[17] < 0.7 else None, scene.worn[0])
     if scene.other and u[18] < _EXTRA:
         shade = scene.other.colour if u[18] < 0.75 else None
-        thing = _phrase("a", shade, scene.other.subject.class_noun)
+        thing = phrase("a", shade, scene.other.subject.class_noun)
         other = f"and {thing}" if u[19] < 0.08 else related(scene.other.relation, thing, u[20])
     if scene.rug and u[18] < _EXTRA:
-        rug = RUG_PHRASES[int(u[20] * len(RUG_PHRASES))].format(_phrase("a", scene.rug, "rug"))
+        rug = RUG_PHRASES[int(u[20] * len(RUG_PHRASES))].format(phrase("a", scene.rug, "rug"))
     return doing(pose, worn, other, rug)
 
 
@@ -172,7 +172,7 @@ def _subject(scene: Scene, u: list[float], colour: bool, word: str, brief: bool 
     elif brief:
         noun = _broad(noun, u[9])
         determiner = "" if u[12] < 0.3 else determiner
-    return _phrase(determiner, word, shade, pattern, noun)
+    return phrase(determiner, word, shade, pattern, noun)
 
 
 def _name(name: str, noun: str, determiner: str, draw: float) -> tuple[str, str]:
@@ -216,7 +216,7 @@ def _medium_parts(scene: Scene, u: list[float], word: str, style: bool) -> tuple
 
 def _medium(media: tuple[str, ...], u: list[float], word: str) -> str:
     determiner = MEDIUM_DETERMINERS[int(u[2] * len(MEDIUM_DETERMINERS))]
-    return _phrase(determiner, word, media[int(u[3] * len(media))])
+    return phrase(determiner, word, media[int(u[3] * len(media))])
 
 
 def _manner(style: str, draw: float) -> str:
@@ -224,7 +224,8 @@ def _manner(style: str, draw: float) -> str:
     return f" in the style of {manners[int(draw * len(manners))]}"
 
 
-def _phrase(determiner: str, *words: str | None) -> str:
+def phrase(determiner: str, *words: str | None) -> str:
+    """A determiner before words, "an" where "a" would be wrong."""
     text = " ".join([word for word in words if word])
     if determiner == "a" and text.startswith(("orange", "animal", "object")):
         return f"an {text}"

@@ -26,7 +26,7 @@ from pinxit.pocket.tokenizer import POSITIONS, write_tokenizer
 from pinxit.pocket.world import HIDDEN, Scene
 
 BATCH = 64
-TEXT_STEPS, EYES_STEPS = 6_000, 12_000
+TEXT_STEPS, EYES_STEPS = 1_500, 9_000
 TEXT_WIDTH, TEXT_LAYERS, TEXT_HEADS = 192, 3, 4
 
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,18 +18,29 @@ from PIL import Image
 from torch import Tensor
 
 from pinxit.pocket import autoencoder
-from pinxit.pocket.captions import prompt
-from pinxit.pocket.eyes import ANSWERS, UNNAMED, Eyes
+from pinxit.pocket.captions import doing, phrase, prompt, related
+from pinxit.pocket.eyes import ANSWERS, Eyes
+from pinxit.pocket.eyes_training import answers_of
 from pinxit.pocket.world import (
     BACKGROUNDS,
     CLASSES,
     COLOURS,
     HELD_OUT_STYLES,
+    LIVING,
+    POSES,
+    RELATIONS,
     STYLES,
+    WORN,
+    Other,
     Rendered,
     Scene,
+    draw_scene,
+    draw_subject,
     held_out,
+    held_out_pose,
+    render,
 )
+from pinxit.pocket.world.render import beside
 
 JOINT = ("class", "colour", "background", "style")
 Asked = tuple[str, str, str, str]  # class, colour, background, style
@@ -49,6 +61,90 @@ def combinations(kept_out: bool, count: int, seed: int = 5) -> list[Asked]:
         if held_out(noun, colour, place, style) == kept_out:
             found.append((noun, colour, place, style))
     return found
+
+
+# What a fuller prompt asks for beside a class and a colour, and by which answers it was heard.
+RICHER: dict[str, tuple[str, ...]] = {
+    **{relation: ("class", "other", "relation") for relation in RELATIONS},
+    "pose": ("class", "pose"),
+    "held-out pose": ("class", "pose"),
+    "worn": ("class", "worn"),
+    "worn, its colour": ("class", "worn", "worn colour"),
+    "rug": ("class", "rug"),
+}
+
+
+def richer(kind: str, count: int, seed: int = 6) -> list[Scene]:
+    """Photos in which there is something of a kind of RICHER, all else at random."""
+    rng = np.random.default_rng((seed, list(RICHER).index(kind)))
+    scenes: list[Scene] = []
+    while len(scenes) < count:
+        scene = draw_scene(rng, plain=0.2, style="photo")
+        noun, shades = scene.subject.class_noun, tuple(COLOURS)
+        if scene.colour is None:
+            continue
+        scene = replace(scene, pattern="plain")
+        if kind in RELATIONS:
+            second = str(rng.choice([c for c in CLASSES if c != noun]))
+            other = Other(draw_subject(rng, second), str(rng.choice(shades)), kind)
+            scene = replace(scene, other=other)
+        elif kind == "rug":
+            scene = replace(scene, rug=str(rng.choice(shades)))
+        elif noun not in LIVING:
+            continue
+        elif kind.startswith("worn"):
+            scene = replace(scene, worn=(str(rng.choice(WORN)), str(rng.choice(shades))))
+        else:
+            poses = [p for p in POSES[1:] if held_out_pose(noun, p) == (kind == "held-out pose")]
+            if not poses:
+                continue
+            scene = replace(scene, pose=str(rng.choice(poses)))
+        scenes.append(scene)
+    return scenes
+
+
+def prompt_of(scene: Scene) -> str:
+    """The canonical prompt for all that a scene of a named colour and style shows."""
+    other, rug = scene.other, scene.rug
+    extra = doing(
+        None if scene.pose == "standing" else scene.pose,
+        (scene.worn[1], scene.worn[0]) if scene.worn else None,
+        related(other.relation, phrase("a", other.colour, other.subject.class_noun))
+        if other
+        else None,
+        f"on top of {phrase('a', rug, 'rug')}" if rug else None,
+    )
+    noun, pattern = scene.subject.class_noun, scene.pattern
+    return prompt(noun, scene.colour, scene.background, scene.style, pattern, extra=extra)
+
+
+def heard(eyes: Eyes, images: Tensor, scenes: list[Scene], questions: tuple[str, ...]) -> float:
+    """The share of pictures (N, 3, 64, 64) in which all the questions are answered as asked."""
+    seen, wanted = eyes.look(images.float()), [answers_of(scene) for scene in scenes]
+    hits = [[a == w[q] for a, w in zip(seen.named(q), wanted, strict=True)] for q in questions]
+    return float(np.all(hits, 0).mean())
+
+
+def rendered_richer(eyes: Eyes, vae: AutoencoderKL, count: int) -> dict[str, float]:
+    """How often the eyes hear right what is there: the ceiling of `painted_richer`."""
+    shares: dict[str, float] = {}
+    for kind, questions in RICHER.items():
+        rng = np.random.default_rng(7)
+        scenes = [beside(s, rng) if s.other else s for s in richer(kind, count)]
+        x = autoencoder.pixels(np.stack([render(s).image for s in scenes]))
+        shares[kind] = heard(eyes, round_trip(vae, x).clamp(-1, 1), scenes, questions)
+    return shares
+
+
+def painted_richer(eyes: Eyes, count: int, guidance: float, steps: int = 25) -> Iterator[Any]:
+    """Paint fuller prompts and look at them; yields (kind, share, pixels) a kind."""
+    pipe = StableDiffusionPipeline.from_pretrained(folder())
+    pipe.set_progress_bar_config(disable=True)
+    for kind, questions in RICHER.items():
+        scenes = richer(kind, count)
+        parts = paint(pipe, [prompt_of(s) for s in scenes], guidance, steps, 2000)
+        images = torch.cat([part for _, part in parts])
+        yield kind, heard(eyes, images, scenes, questions), images
 
 
 def paint(
@@ -111,15 +207,11 @@ def seeing(
     """How often the eyes are right on round trips of rendered pictures, and how close."""
     x = autoencoder.pixels(np.stack([p.image for p in pictures]))
     seen = eyes.look(round_trip(vae, x).clamp(-1, 1))
-    truth = {
-        "class": [s.subject.class_noun for s in scenes],
-        "colour": [s.colour or UNNAMED for s in scenes],
-        "background": [s.background for s in scenes],
-        "style": [s.style for s in scenes],
-        "facing": [s.facing for s in scenes],
-        "pattern": [s.pattern for s in scenes],
+    truth = [answers_of(scene) for scene in scenes]
+    hits = {
+        q: np.array([a == t[q] for a, t in zip(seen.named(q), truth, strict=True) if t[q]])
+        for q in ANSWERS
     }
-    hits = {q: np.array(seen.named(q)) == np.array(truth[q]) for q in ANSWERS}
     hidden = torch.from_numpy(np.stack([s.subject.hidden() for s in scenes]))
     mask = torch.from_numpy(np.stack([p.mask for p in pictures])).float().div(255)
     mask = torch.nn.functional.avg_pool2d(mask[:, None], 4)[:, 0] > 0.5
