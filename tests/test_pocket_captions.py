@@ -132,6 +132,7 @@ def test_captions_hold_known_words_and_fit(tokenizer) -> None:
 def test_hidden_things_are_never_said() -> None:
     hidden = {*HELD_OUT_STYLES, *EMBLEMS, *KEYPOINTS, "slim", "head", "tail", "legs", "spread"}
     hidden |= set(UNSEEN)
+    hidden -= {"top", "front"}  # "on top of", "in front of"
     for style in (*STYLES, *HELD_OUT_STYLES):
         said = set().union(*map(words_of, captions(scenes(3_000, style=style))))
         assert not said & hidden

@@ -35,7 +35,7 @@ def asked(prompt: str) -> dict[str, str]:
 
     Questions are those of the eyes: class, colour, background, style, facing, pattern and the rest.
     """
-    text = " ".join(re.findall(r"[a-z]+", prompt.lower()))
+    text = " ".join(re.findall(r"[a-z]+", prompt.lower())).replace("mountains", "mountain")
     wanted: dict[str, str] = {}
     if any(_said(ground, text) for ground in _GROUNDS):
         wanted["background"] = PLAIN

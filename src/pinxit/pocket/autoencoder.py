@@ -24,7 +24,7 @@ LATENTS = 6
 BATCH = 8
 LEAVES = 1  # of a batch, pictures with the statistics of photographs
 KL_WEIGHT = 1e-4
-WHOLE = 860  # steps of encoder and decoder together; then the decoder alone
+WHOLE = 1_750  # steps of encoder and decoder together; then the decoder alone
 
 
 def build() -> AutoencoderKL:
@@ -85,7 +85,7 @@ def loss(vae: AutoencoderKL, x: Tensor, noise: torch.Generator) -> Tensor:
 def whole(folder: Path, device: str = "cpu") -> Trainer:
     """The training of encoder and decoder together, as it stands in the work folder."""
     path, network = folder / "autoencoder.safetensors", build().to(device)
-    return Trainer(path, network, 3e-3, 3 * WHOLE, decay=0.998, orthogonal=True)
+    return Trainer(path, network, 2e-3, WHOLE, decay=0.998, orthogonal=True)
 
 
 def decoder(folder: Path, steps: int, device: str = "cpu") -> Trainer:

@@ -29,6 +29,7 @@ MIN_SNR = 5.0
 SUBJECT_WEIGHT = 1.0  # how much more an error counts on the subject
 UNSAID = 0.1  # share of pictures whose caption is dropped
 GROUND_FIRST = 700  # steps that show mostly plain ground
+PAIRS = 0.2  # share of pictures drawn from those of two things alone, which are learned last
 SCHEDULE = {
     "num_train_timesteps": 1000,
     "beta_start": 0.00085,
@@ -68,6 +69,7 @@ class Encoded:
     subject: Tensor
     scenes: list[Scene]
     plain: Tensor  # indices of pictures on plain ground
+    pairs: Tensor  # indices of pictures of two things
     scale: float
 
 
@@ -87,8 +89,9 @@ def encode(folder: Path, vae: AutoencoderKL, device: str = "cpu") -> Encoded:
         scenes += data.scenes_of(path)
     mean = torch.cat(means)
     plain = torch.tensor([i for i, s in enumerate(scenes) if s.background == PLACES[-1]])
+    pairs = torch.tensor([i for i, s in enumerate(scenes) if s.other is not None])
     scale = 1 / float(mean[:: max(1, len(mean) // 4000)].float().std())
-    return Encoded(mean, torch.cat(stds), torch.cat(subjects), scenes, plain, scale)
+    return Encoded(mean, torch.cat(stds), torch.cat(subjects), scenes, plain, pairs, scale)
 
 
 def _encode_shard(path: Path, cache: Path, vae: AutoencoderKL, device: str) -> None:
@@ -106,13 +109,14 @@ def _encode_shard(path: Path, cache: Path, vae: AutoencoderKL, device: str) -> N
 
 
 def chosen(encoded: Encoded, step: int) -> np.ndarray:
-    """The pictures of a step: first mostly plain ground and photographs, then everything."""
+    """The pictures of a step: first mostly plain ground, then everything, two things more often."""
     rng = np.random.default_rng((41, step))
     rows = rng.integers(len(encoded.scenes), size=BATCH)
     if step < GROUND_FIRST:
         bare = encoded.plain[rng.integers(len(encoded.plain), size=BATCH)].numpy()
-        rows = np.where(rng.random(BATCH) < 0.6, bare, rows)
-    return rows
+        return np.where(rng.random(BATCH) < 0.6, bare, rows)
+    pairs = encoded.pairs[rng.integers(len(encoded.pairs), size=BATCH)].numpy()
+    return np.where(rng.random(BATCH) < PAIRS, pairs, rows)
 
 
 def words(encoded: Encoded, rows: np.ndarray, step: int, steps: int) -> list[str]:

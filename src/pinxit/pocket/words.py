@@ -86,9 +86,9 @@ PLACE_PHRASES: dict[str, tuple[str, ...]] = {
     "room": ("in a room", "in a room", "in the room", "with a room in the background"),
     "meadow": ("in a meadow", "in a meadow", "in the meadow", "with a meadow in the background"),
     "mountain": (
-        "in the mountains",
         "on a mountain",
-        "in front of a mountain",
+        "on a mountain",
+        "in the mountains",
         "with a mountain in the background",
     ),
     "street": (
