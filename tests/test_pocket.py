@@ -1,6 +1,7 @@
 import itertools
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -9,19 +10,26 @@ import torch
 from torch import nn
 
 from pinxit.pocket import autoencoder, card, data, measure
+from pinxit.pocket.asked import asked
 from pinxit.pocket.eyes import Eyes
+from pinxit.pocket.eyes_training import answers_of
 from pinxit.pocket.state import Trainer
 from pinxit.pocket.world import (
     HELD_OUT_STYLES,
+    POSES,
+    RELATIONS,
     STYLES,
+    WORN,
     distractors,
     draw_scene,
     held_out,
+    held_out_pose,
     held_out_subjects,
     named_subjects,
     render,
     render_styles,
 )
+from pinxit.pocket.world.render import beside
 
 WEIGHTS = measure.folder()
 MEGABYTE = 1_000_000
@@ -48,6 +56,7 @@ def test_nothing_held_out_is_drawn_for_training() -> None:
         who = scene.subject
         assert scene.style in STYLES and who not in kept
         assert not held_out(who.class_noun, scene.colour, scene.background, scene.style)
+        assert not held_out_pose(who.class_noun, scene.pose)
     assert {scene.subject for scene in scenes if scene.name} <= set(named_subjects())
 
 
@@ -59,6 +68,38 @@ def test_the_keypoints_lie_on_or_near_the_subject() -> None:
         high = np.array([columns.max(), rows.max()]) / 64 + 0.12
         inside = np.clip(rendered.keypoints, 0, 1)
         assert (inside >= low).all() and (inside <= high).all()
+
+
+def test_the_training_shows_all_there_is() -> None:
+    scenes = [scene for index in range(600) for scene in data.scenes_at(index)]
+    assert {scene.pose for scene in scenes} == set(POSES)
+    assert {scene.worn[0] for scene in scenes if scene.worn} == set(WORN)
+    assert {scene.other.relation for scene in scenes if scene.other} == {*RELATIONS}
+    assert any(scene.rug for scene in scenes)
+
+
+@pytest.mark.parametrize("relation", RELATIONS)
+def test_two_things_stand_as_they_are_said_to(relation: str) -> None:
+    for scene in measure.richer(relation, 6):
+        placed = beside(scene, np.random.default_rng(2))
+        alone = replace(placed, other=None)
+        both = render(placed).image.astype(int) - render(alone).image
+        there = np.abs(both).sum(2) > 60
+        x, y = np.nonzero(there)[1].mean(), np.nonzero(there)[0].mean()
+        rows, columns = np.nonzero(render(placed).mask > 127)
+        if relation in ("left", "right"):
+            assert (columns.mean() < x) == (relation == "left")
+        if relation == "on":
+            assert rows.mean() < y
+        assert (render(placed).mask == render(alone).mask).all()
+
+
+def test_a_prompt_for_a_fuller_scene_asks_for_what_the_scene_shows() -> None:
+    for kind, questions in measure.RICHER.items():
+        for scene in measure.richer(kind, 30):
+            wanted, told = answers_of(scene), asked(measure.prompt_of(scene))
+            assert all(told[question] == wanted[question] for question in questions)
+            assert all(wanted[question] == answer for question, answer in told.items())
 
 
 @pytest.mark.parametrize("orthogonal", [False, True])

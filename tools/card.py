@@ -55,10 +55,15 @@ def origin(name: str) -> str:
 
 
 def painting() -> str:
-    """How often pocket paints what it is asked for."""
+    """How often pocket paints what it is asked for, and the first pocket beside it."""
+    first, now = (kept(name)["figures"]["painting"] for name in ("pocket-first", "pocket"))
     rows = [
-        [result["guidance"], which, *(percent(result[which][q]) for q in QUESTIONS)]
-        for result in kept("pocket")["figures"]["painting"]
+        [
+            after["guidance"],
+            which,
+            *(f"{percent(before[which][q])}, {percent(after[which][q])}" for q in QUESTIONS),
+        ]
+        for before, after in zip(first, now, strict=True)
         for which in ("seen", "held out")
     ]
     return table(["guidance", "combinations", *QUESTIONS], rows) + origin("pocket")
@@ -67,19 +72,45 @@ def painting() -> str:
 QUESTIONS = ("class", "colour", "background", "style", "joint")
 
 
+def richer() -> str:
+    """How often what fuller prompts ask for is there, and how often the eyes see what is there."""
+    found = kept("pocket")["figures"]["richer"]
+    guidances = [name for name in found if name != "rendered"]
+    rows = [
+        [kind, *(percent(found[name][kind]) for name in (*guidances, "rendered"))]
+        for kind in found["rendered"]
+    ]
+    painted = [f"painted at guidance {name}" for name in guidances]
+    return table(["asked for", *painted, "seen in renderings"], rows)
+
+
 def sizes() -> str:
-    """Megabytes, fidelity of the autoencoder, seconds a picture."""
-    figures = kept("pocket")["figures"]
-    rows = [[f"size of {name}", f"{size:.2f} MB"] for name, size in figures["megabytes"].items()]
-    rows += [[f"autoencoder, {what}", f"{db:.1f} dB"] for what, db in figures["psnr"].items()]
-    rows += [["one picture, 25 steps with guidance", f"{figures['seconds a picture']:.2f} s"]]
-    return table(["what", "figure"], rows)
+    """Megabytes, fidelity of the autoencoder, seconds a picture; of the first pocket, and now."""
+    first, now = (_sizes(kept(name)["figures"]) for name in ("pocket-first", "pocket"))
+    rows = [[what, first.get(what, ""), figure] for what, figure in now.items()]
+    return table(["what", "the first pocket", "now"], rows)
+
+
+def _sizes(figures: Any) -> dict[str, str]:
+    rows = {f"size of {name}": f"{size:.2f} MB" for name, size in figures["megabytes"].items()}
+    rows |= {f"autoencoder, {what}": f"{db:.1f} dB" for what, db in figures["psnr"].items()}
+    return rows | {"one picture, 25 steps": f"{figures['seconds a picture']:.2f} s"}
 
 
 def eyes() -> str:
     """How well the eyes see, through the autoencoder, what they were never shown."""
-    rows = [[name, f"{value:.3f}"] for name, value in kept("pocket")["figures"]["eyes"].items()]
-    return table(["question", "right, or error"], rows)
+    first, now = (kept(name)["figures"] for name in ("pocket-first", "pocket"))
+    same = now["eyes on the first world"]
+    rows = [
+        [
+            name,
+            *(f"{of[name]:.3f}" if name in of else "" for of in (first["eyes"], same)),
+            f"{v:.3f}",
+        ]
+        for name, v in now["eyes"].items()
+    ]
+    head = ["question", "the first pocket", "now, on the first's world", "now, on all of its own"]
+    return table(head, rows)
 
 
 def subjects() -> str:

@@ -1,7 +1,7 @@
 """A packaged pocket as states of training, so that a fuller world is learned from what is known.
 
-`python tools/older_pocket.py WEIGHTS WORK` writes them; weights of another shape begin anew, but for
-the rows of what is named alike: tokens of the vocabulary, answers of the eyes.
+`python tools/older_pocket.py WEIGHTS WORK` writes them; weights of another shape begin anew, but
+for the rows of what is named alike: tokens of the vocabulary, answers of the eyes.
 """
 
 import json

@@ -12,11 +12,11 @@ import torch
 
 from pinxit.pocket import autoencoder, card, data, eyes_training, measure, package, painter
 
-SHARDS, VIEW_SHARDS, ROUND_TRIPS = data.TRAIN_SHARDS, 8, 4
-DECODER_STEPS, PAINTER_STEPS = 1_600, 16_000
+SHARDS, VIEW_SHARDS, ROUND_TRIPS = data.TRAIN_SHARDS, 8, 2
+DECODER_STEPS, PAINTER_STEPS = 700, 9_000
 
 
-def stages(work: Path, seconds: float, device: str) -> Iterator[Iterator[str]]:
+def stages(work: Path, seconds: float, device: str, size: str) -> Iterator[Iterator[str]]:
     """The parts of the training in their order; each goes on from what lies in `work`."""
     yield _rendered(work)
     whole = autoencoder.whole(work, device)
@@ -25,7 +25,7 @@ def stages(work: Path, seconds: float, device: str) -> Iterator[Iterator[str]]:
     yield autoencoder.train(decoder, work, DECODER_STEPS, seconds)
     tokenizer = eyes_training.open_tokenizer(work)
     yield eyes_training.tell(eyes_training.telling(work, tokenizer, device), work, seconds)
-    yield painter.train(painter.painting(work, PAINTER_STEPS, device), work, seconds)
+    yield painter.train(painter.painting(work, PAINTER_STEPS, device, size), work, seconds)
     yield _sent_round(work, device)
     yield eyes_training.see(eyes_training.seeing(work, tokenizer, device), work, seconds)
 
@@ -45,10 +45,10 @@ def _sent_round(work: Path, device: str) -> Iterator[str]:
             yield f"round trip of {path.name}"
 
 
-def train(work: Path, minutes: float, device: str) -> None:
+def train(work: Path, minutes: float, device: str, size: str) -> None:
     """Work for so many minutes at whatever is not done, in order; call again to go on."""
     begun = time.monotonic()
-    for lines in stages(work, minutes * 60, device):
+    for lines in stages(work, minutes * 60, device, size):
         for line in lines:
             print(f"{time.monotonic() - begun:6.0f} s  {line}", flush=True)
         if time.monotonic() - begun > minutes * 60:
@@ -64,6 +64,8 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--work", type=Path, default=Path("pocket-work"), help="work folder")
     parser.add_argument("--minutes", type=float, default=10, help="length of one chunk of training")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--size", choices=tuple(painter.SIZES), default="small", help="U-Net's")
+    parser.add_argument("--into", type=Path, default=measure.folder(), help="packaged weights")
     parser.add_argument("--threads", type=int, default=2, help="processor threads")
     parser.add_argument("--pictures", type=int, default=128, help="pictures painted to measure")
     parser.add_argument("--photographs", type=Path, help="a folder of real pictures, for the PSNR")
@@ -73,9 +75,9 @@ def main(arguments: list[str] | None = None) -> int:
     torch.set_flush_denormal(True)
     if chosen.what == "train":
         chosen.work.mkdir(parents=True, exist_ok=True)
-        train(chosen.work, chosen.minutes, chosen.device)
+        train(chosen.work, chosen.minutes, chosen.device, chosen.size)
     elif chosen.what == "package":
-        print(package.write(chosen.work, measure.folder()))
+        print(package.write(chosen.work, chosen.into, chosen.size))
     else:
         card.write(chosen.pictures, chosen.photographs, chosen.sheet)
     return 0

@@ -18,6 +18,15 @@ from pinxit.pocket.world.attributes import (
 )
 
 _STYLES = {s: (*MEDIA[s], *MANNERS[s]) for s in MEDIA} | {s: (s,) for s in HELD_OUT_STYLES}
+_CHOICES: dict[str, dict[str, tuple[str, ...]]] = {
+    "style": _STYLES,
+    "class": {noun: (noun,) for noun in CLASSES},
+    "colour": {colour: (colour,) for colour in COLOURS},
+    "background": {place: (place,) for place in BACKGROUNDS},
+    "pattern": {pattern: (pattern,) for pattern in PATTERNS},
+    "pose": {pose: (pose,) for pose in POSES},
+    "facing": {facing: (f"facing {facing}",) for facing in FACINGS},
+}
 _GROUNDS = ("plain background", "empty background", WHITE_GROUND)
 _COLOUR, _CLASS, _WORN = (f"({'|'.join(names)})" for names in (COLOURS, CLASSES, WORN))
 _THING = rf"(?:an?|the) (?:{_COLOUR} )?{_CLASS}\b"
@@ -40,9 +49,6 @@ def asked(prompt: str) -> dict[str, str]:
     if any(_said(ground, text) for ground in _GROUNDS):
         wanted["background"] = PLAIN
         text = re.sub("plain background|white background", "", text)
-    for style, words in _STYLES.items():
-        if any(_said(word, text) for word in words):
-            wanted["style"] = style
     if found := _RUG.search(text):
         wanted["rug"] = found[1]
         text = text.replace(found[0], "")
@@ -50,14 +56,9 @@ def asked(prompt: str) -> dict[str, str]:
         wanted |= _known({"worn colour": found[1], "worn": found[2]})
         text = text.replace(found[0], "")
     relation, second, text = _second(text)
-    choices = {"class": CLASSES, "colour": COLOURS, "background": BACKGROUNDS, "pattern": PATTERNS}
-    for question, answers in (choices | {"pose": POSES}).items():
-        for answer in answers:
-            if _said(answer, text):
-                wanted[question] = answer
-    for facing in FACINGS:
-        if _said(f"facing {facing}", text):
-            wanted["facing"] = facing
+    for question, answers in _CHOICES.items():
+        if said := [a for a, words in answers.items() if any(_said(word, text) for word in words)]:
+            wanted[question] = said[-1]
     return _side_by_side(wanted, relation, second) if relation else wanted
 
 

@@ -5,9 +5,10 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import sys
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -19,26 +20,30 @@ from torch import Tensor
 
 from pinxit.pocket import autoencoder, data, measure, package
 from pinxit.pocket.eyes import Eyes
-from pinxit.pocket.world import Rendered, Scene, render_styles
+from pinxit.pocket.world import PATTERNS, PLACES, Rendered, Scene, render_styles
+from pinxit.pocket.world.attributes import FIRST_CLASSES
 
 GUIDANCE = (3.0, 5.0)
 LOOKED_AT = 600  # rendered pictures the eyes are tested on
 
 
 def write(pictures: int, photographs: Path | None, sheet: Path) -> None:
-    """Measure everything; the last line printed is the figures as JSON. Saves a contact sheet."""
+    """Measure everything; the last line printed is the figures as JSON. Saves contact sheets."""
     eyes, folder = Eyes.load(), measure.folder()
     vae = AutoencoderKL.from_pretrained(folder / "vae").requires_grad_(False)
-    rendered, scenes = unseen(LOOKED_AT)
     figures: dict[str, Any] = {"hash": package.digest(folder)}
     sizes = {p.name: _size(p) for p in sorted(folder.iterdir()) if p.is_dir()}
     figures["megabytes"] = sizes | {"all": sum(sizes.values())}
-    figures["eyes"] = measure.seeing(eyes, vae, rendered, scenes)
-    x = autoencoder.pixels(np.stack([p.image for p in rendered]))
-    figures["psnr"] = {"rendered": autoencoder.psnr(vae, x)}
+    figures["psnr"] = {}
+    for ending, of in (("", None), (" on the first world", first_world)):
+        rendered, scenes = unseen(LOOKED_AT, of)
+        figures[f"eyes{ending}"] = measure.seeing(eyes, vae, rendered, scenes)
+        x = autoencoder.pixels(np.stack([p.image for p in rendered]))
+        figures["psnr"][f"rendered{ending}"] = autoencoder.psnr(vae, x)
     if photographs is not None:
         figures["psnr"]["photographs"] = autoencoder.psnr(vae, measure.photographs(photographs))
     figures["painting"] = []
+    figures["richer"] = {"rendered": measure.rendered_richer(eyes, vae, LOOKED_AT // 4)}
     best: list[Tensor] = []
     for guidance in GUIDANCE:
         result = _painted(eyes, pictures, guidance)
@@ -46,6 +51,13 @@ def write(pictures: int, photographs: Path | None, sheet: Path) -> None:
         if all(result["seen"]["joint"] > other["seen"]["joint"] for other in figures["painting"]):
             best = painted
         figures["painting"].append(result)
+        full = figures["richer"][str(guidance)] = {}
+        shown: list[Tensor] = []
+        for kind, share, images in measure.painted_richer(eyes, pictures // 2, guidance):
+            print(f"guidance {guidance}: {kind} {share:.3f}", file=sys.stderr, flush=True)
+            full[kind] = share
+            shown.append(images[:8])
+        save_sheet(sheet.with_stem(f"{sheet.stem}-richer"), torch.cat(shown), 8)
     figures["seconds a picture"] = measure.one_picture_seconds()
     save_sheet(sheet, torch.cat([best[0][:32], best[1][:16]]), 8)
     print(json.dumps(_rounded(figures)))
@@ -59,10 +71,23 @@ def _painted(eyes: Eyes, pictures: int, guidance: float) -> dict[str, Any]:
     return result
 
 
-def unseen(count: int) -> tuple[list[Rendered], list[Scene]]:
-    """Pictures of scenes that nothing was trained on, with the truth about them."""
-    scenes = [s for i in range(count // data.LOOKS) for s in data.scenes_at(i, seed=4)]
+def unseen(
+    count: int, of: Callable[[Scene], bool] | None = None
+) -> tuple[list[Rendered], list[Scene]]:
+    """Pictures of scenes (of a kind) that nothing was trained on, with the truth about them."""
+    found = (s for i in itertools.count() for s in data.scenes_at(i, seed=4) if not of or of(s))
+    scenes = list(itertools.islice(found, count))
     return [render_styles(s, (s.style,))[0] for s in scenes], scenes
+
+
+def first_world(scene: Scene) -> bool:
+    """Whether a scene could have been in the first pocket's world: a lone thing, standing."""
+    return (
+        (scene.pose, scene.worn, scene.rug, scene.other) == ("standing", None, None, None)
+        and scene.subject.class_noun in FIRST_CLASSES
+        and scene.pattern in PATTERNS[:4]
+        and scene.background in (*PLACES[:8], PLACES[-1])
+    )
 
 
 def save_sheet(path: Path, pixels: Tensor, columns: int, scale: int = 2) -> None:

@@ -26,7 +26,7 @@ from pinxit.pocket.tokenizer import POSITIONS, write_tokenizer
 from pinxit.pocket.world import HIDDEN, Scene
 
 BATCH = 64
-TEXT_STEPS, EYES_STEPS = 1_500, 9_000
+TEXT_STEPS, EYES_STEPS = 1_500, 4_800
 TEXT_WIDTH, TEXT_LAYERS, TEXT_HEADS = 192, 3, 4
 
 
@@ -76,7 +76,8 @@ class Pair(nn.Module):
     def __init__(self, text: CLIPTextModel) -> None:
         super().__init__()
         torch.manual_seed(15)
-        self.eyes, self.text = Eyes(TEXT_WIDTH), text.requires_grad_(False)
+        self.eyes = Eyes(TEXT_WIDTH).to(memory_format=torch.channels_last)
+        self.text = text.requires_grad_(False)
 
 
 def truth(scenes: list[Scene]) -> tuple[dict[str, Tensor], Tensor]:
@@ -234,7 +235,8 @@ def _loss(
     """Everything the eyes are asked about a batch, and how often four attributes are right."""
     device = pair.eyes.text.weight.device
     x = pixels(shard.images[rows])
-    x = (x + 0.04 * torch.randn(x.shape, generator=noise)).to(device)
+    x = x + 0.04 * torch.randn(x.shape, generator=noise)
+    x = x.to(device, memory_format=torch.channels_last)
     with torch.no_grad():
         pooled = pair.text(ids.to(device)).pooler_output
     seen, told = pair.eyes(x), F.normalize(pair.eyes.text(pooled), dim=1)

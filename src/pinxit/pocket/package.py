@@ -18,7 +18,6 @@ from torch import Tensor, nn
 from transformers import CLIPTextModel, CLIPTokenizer
 
 from pinxit.pocket import autoencoder, eyes_training, painter
-from pinxit.pocket.state import Trainer
 from pinxit.pocket.tokenizer import POSITIONS, write_tokenizer
 from pinxit.pocket.words import UNSEEN
 from pinxit.pocket.world import CLASSES
@@ -48,15 +47,15 @@ def halves(network: nn.Module, prefix: str = "") -> dict[str, Tensor]:
     }
 
 
-def write(work: Path, folder: Path) -> str:
-    """Write what stands in the work folder as a whole model; returns its hash."""
+def write(work: Path, folder: Path, size: str = "small") -> str:
+    """Write what stands in the work folder, with the U-Net of a size, as a whole; its hash."""
     beside = folder.with_name(f".{folder.name}-new")
     shutil.rmtree(beside, ignore_errors=True)
     tokenizer = eyes_training.open_tokenizer(work)
     text_encoder = eyes_training.trained_text(work, tokenizer)
     eyes = eyes_training.trained_eyes(work, tokenizer)
     vae = autoencoder.trained(work)
-    unet = Trainer(work / "painter.safetensors", painter.build(), 0.0, 1).averaged()
+    unet = painter.painting(work, 1, size=size).averaged()
     assert isinstance(unet, UNet2DConditionModel)
     scale = painter.encode(work, vae).scale
     vae.register_to_config(scaling_factor=round(scale, 5))

@@ -22,7 +22,7 @@ from pinxit.pocket.captions import caption
 from pinxit.pocket.state import Trainer
 from pinxit.pocket.world import PLACES, Scene
 
-CHANNELS = (64, 128, 192)
+SIZES = {"small": (64, 128, 192), "medium": (96, 192, 256), "large": (160, 320, 480)}
 BATCH = 32
 RATE = 1e-3
 MIN_SNR = 5.0
@@ -40,14 +40,14 @@ SCHEDULE = {
 }
 
 
-def build() -> UNet2DConditionModel:
-    """An untrained U-Net of pocket's size; the pooled text also shifts and scales every layer."""
+def build(size: str = "small") -> UNet2DConditionModel:
+    """An untrained U-Net of one of SIZES; the pooled text also shifts and scales every layer."""
     torch.manual_seed(14)
     return UNet2DConditionModel(
         sample_size=16,
         in_channels=autoencoder.LATENTS,
         out_channels=autoencoder.LATENTS,
-        block_out_channels=CHANNELS,
+        block_out_channels=SIZES[size],
         layers_per_block=1,
         down_block_types=("DownBlock2D", "CrossAttnDownBlock2D", "DownBlock2D"),
         up_block_types=("UpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
@@ -134,18 +134,26 @@ def condition(text: CLIPTextModel, tokenizer: CLIPTokenizer, said: list[str]) ->
     return text(tokens.input_ids.to(text.device)).last_hidden_state
 
 
-def painting(folder: Path, steps: int, device: str = "cpu") -> Trainer:
-    """The training of the U-Net as it stands in the work folder."""
-    path, network = folder / "painter.safetensors", build().to(device)
+def painting(folder: Path, steps: int, device: str = "cpu", size: str = "small") -> Trainer:
+    """The training of a U-Net of a size as it stands in the work folder."""
+    path, network = folder / f"painter-{size}.safetensors", build(size).to(device)
     return Trainer(path, network, RATE, steps, 100, 0.999)
 
 
 def train(run: Trainer, folder: Path, seconds: float) -> Iterator[str]:
     """Train for a chunk of time; yields a line of figures now and then."""
     tokenizer = eyes_training.open_tokenizer(folder)
-    device = next(run.network.parameters()).device
+    device = str(next(run.network.parameters()).device)
     text = eyes_training.trained_text(folder, tokenizer, device)
-    encoded = encode(folder, autoencoder.trained(folder, str(device)), str(device))
+    encoded = encode(folder, autoencoder.trained(folder, device), device)
+    yield from learn(run, text, tokenizer, encoded, seconds)
+
+
+def learn(
+    run: Trainer, text: CLIPTextModel, tokenizer: CLIPTokenizer, encoded: Encoded, seconds: float
+) -> Iterator[str]:
+    """Train on encoded pictures for a chunk of time; yields a line of figures now and then."""
+    device = next(run.network.parameters()).device
     alphas = DDPMScheduler(**SCHEDULE).alphas_cumprod.to(device)
     mean_loss = math.nan
     for step in run.chunk(seconds):
