@@ -31,7 +31,7 @@ def take(
             if found is None:
                 continue
             which = next((r for end, r in rows.items() if end in name), None)
-            if found.shape == parameter.shape and which is None:
+            if found.shape == parameter.shape:
                 parameter.copy_(found.float())
             elif which is not None:
                 new, known = map(list, zip(*which, strict=True))
