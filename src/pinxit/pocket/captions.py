@@ -20,7 +20,7 @@ from pinxit.pocket.words import (
     SUBJECT_WORDS,
     WHITE_GROUND,
 )
-from pinxit.pocket.world.attributes import LIVING, PLAIN, Scene
+from pinxit.pocket.world.attributes import LIVING, PLAIN, Other, Scene
 
 MAX_TOKENS = 31  # of any caption, begin and end included
 
@@ -99,19 +99,22 @@ def related(relation: str, thing: str, draw: float = 0.0) -> str:
 
 def _extras(scene: Scene, u: list[float]) -> str:
     """What the subject does and wears, and what is beside or under it, most of the time."""
-    pose = scene.pose if u[16] < (0.04 if scene.pose == "standing" else _EXTRA) else None
-    if scene.subject.class_noun not in LIVING:
-        pose = None
-    worn = other = rug = None
+    pose = worn = other = rug = None
+    often = 0.04 if scene.pose == "standing" else _EXTRA
+    if scene.subject.class_noun in LIVING and u[16] < often:
+        pose = scene.pose
     if scene.worn and u[17] < _EXTRA:
         worn = (scene.worn[1] if u[17] < 0.7 else None, scene.worn[0])
     if scene.other and u[18] < _EXTRA:
-        shade = scene.other.colour if u[18] < 0.75 else None
-        thing = phrase("a", shade, scene.other.subject.class_noun)
-        other = f"and {thing}" if u[19] < 0.08 else related(scene.other.relation, thing, u[20])
+        other = _second(scene.other, u)
     if scene.rug and u[18] < _EXTRA:
         rug = RUG_PHRASES[int(u[20] * len(RUG_PHRASES))].format(phrase("a", scene.rug, "rug"))
     return doing(pose, worn, other, rug)
+
+
+def _second(other: Other, u: list[float]) -> str:
+    thing = phrase("a", other.colour if u[18] < 0.75 else None, other.subject.class_noun)
+    return f"and {thing}" if u[19] < 0.08 else related(other.relation, thing, u[20])
 
 
 def _full(scene: Scene, u: list[float], colour: bool, place: bool, style: bool) -> str:

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import itertools
 import time
 from collections.abc import Iterator
 from dataclasses import replace
@@ -77,30 +78,25 @@ RICHER: dict[str, tuple[str, ...]] = {
 def richer(kind: str, count: int, seed: int = 6) -> list[Scene]:
     """Photos in which there is something of a kind of RICHER, all else at random."""
     rng = np.random.default_rng((seed, list(RICHER).index(kind)))
-    scenes: list[Scene] = []
-    while len(scenes) < count:
-        scene = draw_scene(rng, plain=0.2, style="photo")
-        noun, shades = scene.subject.class_noun, tuple(COLOURS)
-        if scene.colour is None:
-            continue
-        scene = replace(scene, pattern="plain")
-        if kind in RELATIONS:
-            second = str(rng.choice([c for c in CLASSES if c != noun]))
-            other = Other(draw_subject(rng, second), str(rng.choice(shades)), kind)
-            scene = replace(scene, other=other)
-        elif kind == "rug":
-            scene = replace(scene, rug=str(rng.choice(shades)))
-        elif noun not in LIVING:
-            continue
-        elif kind.startswith("worn"):
-            scene = replace(scene, worn=(str(rng.choice(WORN)), str(rng.choice(shades))))
-        else:
-            poses = [p for p in POSES[1:] if held_out_pose(noun, p) == (kind == "held-out pose")]
-            if not poses:
-                continue
-            scene = replace(scene, pose=str(rng.choice(poses)))
-        scenes.append(scene)
-    return scenes
+    drawn = (draw_scene(rng, plain=0.2, style="photo") for _ in itertools.count())
+    wanted = (_with(kind, replace(s, pattern="plain"), rng) for s in drawn if s.colour is not None)
+    return list(itertools.islice((scene for scene in wanted if scene is not None), count))
+
+
+def _with(kind: str, scene: Scene, rng: np.random.Generator) -> Scene | None:
+    """The scene with something of a kind of RICHER, or None if its thing cannot have it."""
+    noun, shade = scene.subject.class_noun, str(rng.choice(tuple(COLOURS)))
+    if kind in RELATIONS:
+        second = str(rng.choice([c for c in CLASSES if c != noun]))
+        return replace(scene, other=Other(draw_subject(rng, second), shade, kind))
+    if kind == "rug":
+        return replace(scene, rug=shade)
+    if noun not in LIVING:
+        return None
+    if kind.startswith("worn"):
+        return replace(scene, worn=(str(rng.choice(WORN)), shade))
+    poses = [p for p in POSES[1:] if held_out_pose(noun, p) == (kind == "held-out pose")]
+    return replace(scene, pose=str(rng.choice(poses))) if poses else None
 
 
 def prompt_of(scene: Scene) -> str:
