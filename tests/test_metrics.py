@@ -18,6 +18,7 @@ from pinxit.metric import Metric, Scale, share, stacked
 from pinxit.pocket import captions, gallery
 from pinxit.pocket.asked import asked
 from pinxit.pocket.eyes import Eyes
+from pinxit.pocket.eyes_training import answers_of
 from pinxit.pocket.world import BACKGROUNDS, CLASSES, COLOURS, STYLES, draw_scene
 from tests.seeing import save_seeing
 

@@ -13,9 +13,9 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from pocket_trials import seen_by
 
 from pinxit.pocket import painter
+from pocket_trials import seen_by
 
 FURTHEST = 10  # times as many samples as were seen: the line is drawn no further
 

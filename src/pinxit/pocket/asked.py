@@ -22,7 +22,7 @@ _CHOICES: dict[str, dict[str, tuple[str, ...]]] = {
     "style": _STYLES,
     "class": {noun: (noun,) for noun in CLASSES},
     "colour": {colour: (colour,) for colour in COLOURS},
-    "background": {place: (place,) for place in BACKGROUNDS},
+    "background": {place: (place,) for place in BACKGROUNDS} | {"lake": ("lake", "water")},
     "pattern": {pattern: (pattern,) for pattern in PATTERNS},
     "pose": {pose: (pose,) for pose in POSES},
     "facing": {facing: (f"facing {facing}",) for facing in FACINGS},
