@@ -13,7 +13,7 @@ import pytest
 
 from pinxit.pocket.captions import MAX_TOKENS, caption, prompt
 from pinxit.pocket.tokenizer import END, START, write_tokenizer
-from pinxit.pocket.words import NAMES, RARE, SEEN, UNSEEN, vocabulary_words
+from pinxit.pocket.words import NAMES, PLACE_PHRASES, RARE, SEEN, UNSEEN, vocabulary_words
 from pinxit.pocket.world.attributes import (
     BACKGROUNDS,
     COLOURS,
