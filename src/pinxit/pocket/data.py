@@ -17,8 +17,12 @@ from numpy.typing import NDArray
 from pinxit.pocket.words import NAMES
 from pinxit.pocket.world import (
     CLASSES,
+    COLOURS,
     HELD_OUT_STYLES,
+    LIVING,
+    POSES,
     STYLES,
+    WORN,
     Rendered,
     Scene,
     draw_scene,
@@ -50,11 +54,27 @@ def scenes_at(index: int, seed: int = 1) -> tuple[Scene, ...]:
 
 
 def views_of(index: int, seed: int = 3) -> tuple[Scene, ...]:
-    """Four pictures of one individual: other places, facings, and now and then styles."""
+    """Four pictures of one individual: other places and facings, and now and then styles.
+
+    Of most living things in other poses and things worn too, held-out ones among them: the eyes are
+    to judge them.
+    """
     rng = np.random.default_rng((seed, index))
     who = draw_subject(rng, CLASSES[index % len(CLASSES)])
     looks = [str(rng.choice(ALL_STYLES)) if rng.random() < 0.5 else "photo" for _ in range(VIEWS)]
-    return tuple(portrait(who, rng, style=look) for look in looks)
+    views = [portrait(who, rng, style=look) for look in looks]
+    if who.class_noun not in LIVING or rng.random() < 0.4:
+        return tuple(views)
+    shades = tuple(COLOURS)
+    worn = [(str(rng.choice(WORN)), str(rng.choice(shades))) for _ in views]
+    return tuple(
+        dataclasses.replace(
+            view,
+            pose=str(rng.choice(POSES)) if rng.random() < 0.6 else view.pose,
+            worn=thing if rng.random() < 0.6 else None,
+        )
+        for view, thing in zip(views, worn, strict=True)
+    )
 
 
 @dataclass(frozen=True)
