@@ -50,6 +50,8 @@ def main(weights: Path, work: Path, answers: dict[str, list[str]]) -> None:
         f"questions.{q}.": [(ANSWERS[q].index(a), i) for i, a in enumerate(named)]
         for q, named in answers.items()
     }
+    scale: float = json.loads((weights / "vae" / "config.json").read_text())["scaling_factor"]
+    (work / painter.SCALE).write_text(f"{scale}\n")
     take(autoencoder.whole(work), tensors(weights / "vae"), step=autoencoder.WHOLE)
     take(
         eyes_training.telling(work, tokenizer),

@@ -117,7 +117,7 @@ def seen_by(work: Path, state: Path, chosen: argparse.Namespace) -> dict[str, fl
     """Joint accuracy, and that of two things side by side, of a state's averaged weights."""
     tokenizer = eyes_training.open_tokenizer(work)
     vae: AutoencoderKL = autoencoder.trained(work)
-    vae.register_to_config(scaling_factor=painter.encode(work, vae).scale)
+    vae.register_to_config(scaling_factor=float((work / painter.SCALE).read_text()))
     unet = painter.Trainer(state, painter.build(), 0.0, 1).averaged()
     eyes: Eyes = eyes_training.trained_eyes(work, tokenizer)
     pipe = StableDiffusionPipeline(

@@ -5,8 +5,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -21,7 +22,7 @@ from pinxit.pocket import data
 from pinxit.pocket.autoencoder import pixels
 from pinxit.pocket.captions import caption
 from pinxit.pocket.eyes import ANSWERS, NONE, NUMBERS, SHADES, UNNAMED, Eyes, Seen
-from pinxit.pocket.state import Trainer
+from pinxit.pocket.state import Trainer, halves
 from pinxit.pocket.tokenizer import POSITIONS, write_tokenizer
 from pinxit.pocket.world import HIDDEN, Scene
 
@@ -174,7 +175,14 @@ def trained_text(folder: Path, tokenizer: CLIPTokenizer, device: str = "cpu") ->
 def seeing(folder: Path, tokenizer: CLIPTokenizer, device: str = "cpu") -> Trainer:
     """The training of the eyes beside the finished text encoder, as it stands."""
     pair = Pair(trained_text(folder, tokenizer, device)).to(device)
+    for part in (*pair.eyes.fine, *pair.eyes.coarse, pair.eyes.mask):
+        part.forward = partial(_in_halves, part.forward, torch.device(device))
     return Trainer(folder / "eyes.safetensors", pair, 1.2e-3, EYES_STEPS, decay=0.998)
+
+
+def _in_halves(forward: Callable[[Tensor], Tensor], device: torch.device, x: Tensor) -> Tensor:
+    with halves(device):
+        return forward(x).float()
 
 
 def trained_eyes(folder: Path, tokenizer: CLIPTokenizer) -> Eyes:

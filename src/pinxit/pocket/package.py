@@ -57,8 +57,7 @@ def write(work: Path, folder: Path, size: str = "small") -> str:
     vae = autoencoder.trained(work)
     unet = painter.painting(work, 1, size=size).averaged()
     assert isinstance(unet, UNet2DConditionModel)
-    scale = painter.encode(work, vae).scale
-    vae.register_to_config(scaling_factor=round(scale, 5))
+    vae.register_to_config(scaling_factor=float((work / painter.SCALE).read_text()))
     vae.half().save_pretrained(beside / "vae")
     unet.half().save_pretrained(beside / "unet", max_shard_size=SHARD)
     DDIMScheduler(**painter.SCHEDULE, set_alpha_to_one=False, steps_offset=1).save_pretrained(

@@ -13,13 +13,14 @@ from pathlib import Path
 import numpy as np
 import torch
 from diffusers import AutoencoderKL, DDPMScheduler, UNet2DConditionModel
+from diffusers.models.attention_processor import AttnProcessor
 from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import CLIPTextModel, CLIPTokenizer
 
 from pinxit.pocket import autoencoder, data, eyes_training
 from pinxit.pocket.captions import caption
-from pinxit.pocket.state import Trainer
+from pinxit.pocket.state import Trainer, halves
 from pinxit.pocket.world import PLACES, Scene
 
 SIZES = {"small": (64, 128, 192), "medium": (96, 192, 256), "large": (160, 320, 480)}
@@ -30,6 +31,7 @@ SUBJECT_WEIGHT = 1.0  # how much more an error counts on the subject
 UNSAID = 0.1  # share of pictures whose caption is dropped
 GROUND_FIRST = 700  # steps that show mostly plain ground
 PAIRS = 0.2  # share of pictures drawn from those of two things alone, which are learned last
+SCALE = "scale.txt"  # in the work folder: what brings the latents to a deviation of one
 SCHEDULE = {
     "num_train_timesteps": 1000,
     "beta_start": 0.00085,
@@ -75,7 +77,7 @@ class Encoded:
 
 @torch.no_grad()
 def encode(folder: Path, vae: AutoencoderKL, device: str = "cpu") -> Encoded:
-    """Encode every shard once (cached beside it) and measure the latents' scale."""
+    """Encode every shard once (cached beside it) and measure the latents' scale, once."""
     means, stds, subjects, scenes = [], [], [], []
     for path in sorted((folder / "shards").glob("shard-1-*.npz")):
         cache = folder / "latents" / path.with_suffix(".npz").name
@@ -90,7 +92,10 @@ def encode(folder: Path, vae: AutoencoderKL, device: str = "cpu") -> Encoded:
     mean = torch.cat(means)
     plain = torch.tensor([i for i, s in enumerate(scenes) if s.background == PLACES[-1]])
     pairs = torch.tensor([i for i, s in enumerate(scenes) if s.other is not None])
-    scale = 1 / float(mean[:: max(1, len(mean) // 4000)].float().std())
+    kept = folder / SCALE
+    if not kept.exists():
+        kept.write_text(f"{1 / float(mean[:: max(1, len(mean) // 4000)].float().std()):.5f}\n")
+    scale = float(kept.read_text())
     return Encoded(mean, torch.cat(stds), torch.cat(subjects), scenes, plain, pairs, scale)
 
 
@@ -137,6 +142,7 @@ def condition(text: CLIPTextModel, tokenizer: CLIPTokenizer, said: list[str]) ->
 def painting(folder: Path, steps: int, device: str = "cpu", size: str = "small") -> Trainer:
     """The training of a U-Net of a size as it stands in the work folder."""
     path, network = folder / f"painter-{size}.safetensors", build(size).to(device)
+    network.set_attn_processor(AttnProcessor())  # few places: the fused kernel takes longer
     return Trainer(path, network, RATE, steps, 100, 0.999)
 
 
@@ -184,7 +190,8 @@ def _loss(
     a = alphas[t][:, None, None, None]
     noisy = a.sqrt() * clean.to(states) + (1 - a).sqrt() * extra
     noisy = noisy.to(memory_format=torch.channels_last)
-    guess = network(noisy, t, encoder_hidden_states=states).sample
+    with halves(noisy.device):
+        guess = network(noisy, t, encoder_hidden_states=states).sample.float()
     weight = 1 + SUBJECT_WEIGHT * encoded.subject[rows].float().to(states)[:, None]
     error = ((guess - extra).square() * weight).mean((1, 2, 3)) / weight.mean()
     snr = alphas[t] / (1 - alphas[t])
