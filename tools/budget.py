@@ -11,7 +11,7 @@ from pathlib import Path
 FILE_LINES = 300
 FUNCTION_LINES = 50
 BRANCHES = 8
-TOTAL_LINES = 18_800
+TOTAL_LINES = 19_700
 FORBIDDEN_NAMES = {"util", "utils", "common", "misc", "helper", "helpers", "manager", "base"}
 
 Function = ast.FunctionDef | ast.AsyncFunctionDef
