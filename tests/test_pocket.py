@@ -13,7 +13,7 @@ from pinxit.pocket import autoencoder, card, data, measure
 from pinxit.pocket.asked import asked
 from pinxit.pocket.eyes import Eyes
 from pinxit.pocket.eyes_training import answers_of
-from pinxit.pocket.state import Trainer
+from pinxit.pocket.state import Trainer, halves
 from pinxit.pocket.world import (
     HELD_OUT_STYLES,
     POSES,
@@ -117,6 +117,13 @@ def test_training_that_was_stopped_goes_on_to_the_same_bits(
 
     whole, stopped = trained(tmp_path / "a", 9), trained(tmp_path / "b", 4, 7, 9)
     assert all(torch.equal(whole[name], stopped[name]) for name in whole)
+
+
+def test_products_are_in_halves_only_where_there_are_units_for_them() -> None:
+    with halves(torch.device("cpu")):
+        product = torch.ones(2, 2) @ torch.ones(2, 2)
+    there = torch.cpu.get_capabilities().get("amx_bf16") is True
+    assert product.dtype == (torch.bfloat16 if there else torch.float32)
 
 
 def test_the_weights_are_small_enough_to_ship() -> None:
