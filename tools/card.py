@@ -113,6 +113,41 @@ def eyes() -> str:
     return table(head, rows)
 
 
+def trials() -> str:
+    """What choices in the U-Net's training are worth an hour of one core."""
+    found: dict[str, Any] = kept("pocket-trials")["figures"]
+    begun = found.pop("the fork")
+    rows = [
+        [
+            name,
+            after["steps"],
+            *(
+                f"{100 * (after[what] - (0 if 'nothing' in name else begun[what])) * hours:+.0f}"
+                for what in ("joint", "two things")
+            ),
+        ]
+        for name, after in found.items()
+        for hours in (3600 / after["core seconds"],)
+    ]
+    head = ["choice", "steps", "joint, points an hour", "two things, points an hour"]
+    return table(head, rows) + origin("pocket-trials")
+
+
+def curve() -> str:
+    """What is painted right by the samples seen, and what more of them may bring."""
+    found = kept("pocket-curve")["figures"]
+    rows = [
+        [f"{int(samples):,}", *map(percent, shares.values()), "measured"]
+        for samples, shares in found["measured"].items()
+    ]
+    more = zip(*(by.items() for by in found["expected"].values()), strict=True)
+    rows += [
+        [f"{int(by[0][0]):,}", *(percent(share) for _, share in by), "expected"] for by in more
+    ]
+    head = ["samples", *found["expected"], ""]
+    return table(head, rows) + origin("pocket-curve")
+
+
 def subjects() -> str:
     """What words learned from five pictures are worth, over ten subjects."""
     figures = kept("subjects")["figures"]
@@ -499,7 +534,21 @@ def stopping() -> str:
     return best + "\n" + table(head, stops) + origin("stopping")
 
 
-LEARNED = (painting, sizes, eyes, subjects, real, styles, nouns, prior, words, stopping)
+LEARNED = (
+    painting,
+    richer,
+    sizes,
+    eyes,
+    trials,
+    curve,
+    subjects,
+    real,
+    styles,
+    nouns,
+    prior,
+    words,
+    stopping,
+)
 TRANSFERS = (transfer, learned, ahead, seeds)
 FILES = (families, formats, hostile, opening, reliability, crops, pictures)
 TIMES = (arithmetic, floor, speed, unharmed)

@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from pinxit.pocket import data
-from pinxit.pocket.state import Trainer
+from pinxit.pocket.state import Trainer, halves
 
 CHANNELS = (16, 32, 64)
 LATENTS = 6
@@ -73,8 +73,9 @@ def pixels(images: NDArray[np.uint8]) -> Tensor:
 
 def loss(vae: AutoencoderKL, x: Tensor, noise: torch.Generator) -> Tensor:
     """Pixel errors, absolute and squared, errors of edges, and a touch of KL."""
-    posterior = vae.encode(x).latent_dist
-    y = vae.decode(posterior.sample(noise)).sample
+    with halves(x.device):
+        posterior = vae.encode(x).latent_dist
+        y = vae.decode(posterior.sample(noise)).sample.float()
     error = y - x
     edges = (error[..., 1:, :] - error[..., :-1, :]).abs().mean()
     edges = edges + (error[..., 1:] - error[..., :-1]).abs().mean()

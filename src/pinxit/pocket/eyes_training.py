@@ -175,8 +175,6 @@ def trained_text(folder: Path, tokenizer: CLIPTokenizer, device: str = "cpu") ->
 def seeing(folder: Path, tokenizer: CLIPTokenizer, device: str = "cpu") -> Trainer:
     """The training of the eyes beside the finished text encoder, as it stands."""
     pair = Pair(trained_text(folder, tokenizer, device)).to(device)
-    for part in (*pair.eyes.fine, *pair.eyes.coarse, pair.eyes.mask):
-        part.forward = partial(_in_halves, part.forward, torch.device(device))
     return Trainer(folder / "eyes.safetensors", pair, 1.2e-3, EYES_STEPS, decay=0.998)
 
 
@@ -215,6 +213,8 @@ def see(run: Trainer, folder: Path, seconds: float) -> Iterator[str]:
     """Train the eyes for a chunk of time; yields a line of figures now and then."""
     pair, tokenizer = run.network, open_tokenizer(folder)
     assert isinstance(pair, Pair)
+    for part in (*pair.eyes.fine, *pair.eyes.coarse, pair.eyes.mask):
+        part.forward = partial(_in_halves, part.forward, pair.eyes.text.weight.device)
     scenery, views = (_open(folder, seed) for seed in (1, 3))
     for step in run.chunk(seconds):
         rng = np.random.default_rng((32, step))

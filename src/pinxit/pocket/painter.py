@@ -30,7 +30,7 @@ MIN_SNR = 5.0
 SUBJECT_WEIGHT = 1.0  # how much more an error counts on the subject
 UNSAID = 0.1  # share of pictures whose caption is dropped
 GROUND_FIRST = 700  # steps that show mostly plain ground
-PAIRS = 0.2  # share of pictures drawn from those of two things alone, which are learned last
+FULLER = 0.5  # share drawn from fuller scenes alone, which are learned last
 SCALE = "scale.txt"  # in the work folder: what brings the latents to a deviation of one
 SCHEDULE = {
     "num_train_timesteps": 1000,
@@ -45,7 +45,7 @@ SCHEDULE = {
 def build(size: str = "small") -> UNet2DConditionModel:
     """An untrained U-Net of one of SIZES; the pooled text also shifts and scales every layer."""
     torch.manual_seed(14)
-    return UNet2DConditionModel(
+    network = UNet2DConditionModel(
         sample_size=16,
         in_channels=autoencoder.LATENTS,
         out_channels=autoencoder.LATENTS,
@@ -59,7 +59,9 @@ def build(size: str = "small") -> UNet2DConditionModel:
         addition_embed_type="text",
         addition_embed_type_num_heads=8,
         resnet_time_scale_shift="scale_shift",
-    ).to(memory_format=torch.channels_last)
+    )
+    network.set_attn_processor(AttnProcessor())  # few places: the fused kernel takes longer
+    return network.to(memory_format=torch.channels_last)
 
 
 @dataclass(frozen=True)
@@ -71,7 +73,7 @@ class Encoded:
     subject: Tensor
     scenes: list[Scene]
     plain: Tensor  # indices of pictures on plain ground
-    pairs: Tensor  # indices of pictures of two things
+    fuller: Tensor  # indices of pictures of two things, of poses, of things worn
     scale: float
 
 
@@ -91,12 +93,14 @@ def encode(folder: Path, vae: AutoencoderKL, device: str = "cpu") -> Encoded:
         scenes += data.scenes_of(path)
     mean = torch.cat(means)
     plain = torch.tensor([i for i, s in enumerate(scenes) if s.background == PLACES[-1]])
-    pairs = torch.tensor([i for i, s in enumerate(scenes) if s.other is not None])
+    fuller = torch.tensor(
+        [i for i, s in enumerate(scenes) if s.other or s.worn or s.pose != "standing"]
+    )
     kept = folder / SCALE
     if not kept.exists():
         kept.write_text(f"{1 / float(mean[:: max(1, len(mean) // 4000)].float().std()):.5f}\n")
     scale = float(kept.read_text())
-    return Encoded(mean, torch.cat(stds), torch.cat(subjects), scenes, plain, pairs, scale)
+    return Encoded(mean, torch.cat(stds), torch.cat(subjects), scenes, plain, fuller, scale)
 
 
 def _encode_shard(path: Path, cache: Path, vae: AutoencoderKL, device: str) -> None:
@@ -114,14 +118,14 @@ def _encode_shard(path: Path, cache: Path, vae: AutoencoderKL, device: str) -> N
 
 
 def chosen(encoded: Encoded, step: int) -> np.ndarray:
-    """The pictures of a step: first mostly plain ground, then everything, two things more often."""
+    """The pictures of a step: first mostly plain ground, then all, fuller scenes more often."""
     rng = np.random.default_rng((41, step))
     rows = rng.integers(len(encoded.scenes), size=BATCH)
     if step < GROUND_FIRST:
         bare = encoded.plain[rng.integers(len(encoded.plain), size=BATCH)].numpy()
         return np.where(rng.random(BATCH) < 0.6, bare, rows)
-    pairs = encoded.pairs[rng.integers(len(encoded.pairs), size=BATCH)].numpy()
-    return np.where(rng.random(BATCH) < PAIRS, pairs, rows)
+    fuller = encoded.fuller[rng.integers(len(encoded.fuller), size=BATCH)].numpy()
+    return np.where(rng.random(BATCH) < FULLER, fuller, rows)
 
 
 def words(encoded: Encoded, rows: np.ndarray, step: int, steps: int) -> list[str]:
@@ -142,7 +146,6 @@ def condition(text: CLIPTextModel, tokenizer: CLIPTokenizer, said: list[str]) ->
 def painting(folder: Path, steps: int, device: str = "cpu", size: str = "small") -> Trainer:
     """The training of a U-Net of a size as it stands in the work folder."""
     path, network = folder / f"painter-{size}.safetensors", build(size).to(device)
-    network.set_attn_processor(AttnProcessor())  # few places: the fused kernel takes longer
     return Trainer(path, network, RATE, steps, 100, 0.999)
 
 
