@@ -12,7 +12,8 @@ import torch
 
 from pinxit.pocket import autoencoder, card, data, eyes_training, measure, package, painter
 
-SHARDS, VIEW_SHARDS, ROUND_TRIPS = data.TRAIN_SHARDS, 8, 2
+SHARDS, VIEW_SHARDS = data.TRAIN_SHARDS, 8
+ROUND_TRIPS = {1: 6, 3: 3}  # shards by their seed
 DECODER_STEPS, PAINTER_STEPS = 700, 9_000
 
 
@@ -38,8 +39,8 @@ def _rendered(work: Path) -> Iterator[str]:
 
 def _sent_round(work: Path, device: str) -> Iterator[str]:
     vae = autoencoder.trained(work, device)
-    for seed in (1, 3):
-        for number in range(ROUND_TRIPS):
+    for seed, shards in ROUND_TRIPS.items():
+        for number in range(shards):
             path = work / "shards" / f"shard-{seed}-{number:03d}.npz"
             eyes_training.make_round_trip(work, path, vae)
             yield f"round trip of {path.name}"

@@ -27,7 +27,8 @@ from pinxit.pocket.tokenizer import POSITIONS, write_tokenizer
 from pinxit.pocket.world import HIDDEN, Scene
 
 BATCH = 64
-TEXT_STEPS, EYES_STEPS = 1_500, 4_800
+TEXT_STEPS, EYES_STEPS = 1_500, 9_600
+DOUBLES = 0.5  # share drawn from pictures of two things and their neighbours, which are seen last
 TEXT_WIDTH, TEXT_LAYERS, TEXT_HEADS = 192, 3, 4
 
 
@@ -57,7 +58,7 @@ def build_text(tokenizer: CLIPTokenizer) -> CLIPTextModel:
 
 
 Truths = tuple[dict[str, Tensor], Tensor]
-Pool = tuple[data.Shard, list[Scene], Truths]
+Pool = tuple[data.Shard, list[Scene], Truths, NDArray[np.int64]]
 
 
 class Telling(nn.Module):
@@ -219,8 +220,11 @@ def see(run: Trainer, folder: Path, seconds: float) -> Iterator[str]:
     for step in run.chunk(seconds):
         rng = np.random.default_rng((32, step))
         pool = views if rng.random() < 0.3 else scenery
-        shard, scenes, truths = pool[int(rng.integers(len(pool)))]
+        shard, scenes, truths, doubles = pool[int(rng.integers(len(pool)))]
         starts = rng.integers(len(scenes) // 4, size=BATCH // 4) * 4
+        if len(doubles):
+            often = rng.random(len(starts)) < DOUBLES
+            starts = np.where(often, rng.choice(doubles, len(starts)), starts)
         rows = (starts[:, None] + np.arange(4)).ravel()
         said = tokenizer([caption(scenes[i], rng) for i in rows], padding=True, return_tensors="pt")
         noise = torch.Generator().manual_seed(step)
@@ -267,11 +271,15 @@ def _loss(
 
 
 def _open(folder: Path, seed: int) -> list[Pool]:
-    """The shards of a seed, and their round trips where there are any, with the right answers."""
+    """The shards of a seed, and their round trips where there are any, with the right answers.
+
+    Last which of their fours have two things in a picture.
+    """
     pools: list[Pool] = []
     for path in sorted((folder / "shards").glob(f"shard-{seed}-*.npz")):
         scenes, shard = data.scenes_of(path), data.load(path)
-        pools.append((shard, scenes, truth(scenes)))
+        doubles = np.array([i for i, s in enumerate(scenes) if s.other], np.int64) // 4 * 4
+        pools.append((shard, scenes, truth(scenes), np.unique(doubles)))
         back = folder / "round trips" / path.name
         if back.exists():
             with np.load(back) as file:
