@@ -1,6 +1,6 @@
 """Held-out styles taught by each method: how much of them is caught, and whether things leak.
 
-Each style is taught by five captioned pictures and painted on twelve things, one of each class.
+Each style is taught by five captioned pictures and painted on sixteen things, one of each class.
 What is done is kept in the work folder, so a stopped measurement goes on. The last line on stdout
 is all of it as JSON.
 """
@@ -31,7 +31,12 @@ from subjects import say
 
 METHODS = ("textual-inversion", "lora")
 # The nearest that the base has words for.
-SAID = {"sepia": "a brown photograph of a {} {}", "blueprint": "a blue chalk drawing of a {} {}"}
+SAID = {
+    "sepia": "a brown photograph of a {} {}",
+    "blueprint": "a blue chalk drawing of a {} {}",
+    "mosaic": "a pop art picture of a {} {}",
+    "woodcut": "a black drawing of a {} {}",
+}
 TOKEN, NOUN = "<mystyle>", "painting"
 _SHOWN = dict(gallery.SHOWN)
 _SEED = 31
@@ -125,7 +130,7 @@ def measured(easel: Easel, eyes: Eyes, trial: Trial) -> Row:
         **scores,
     }
     trial.folder.mkdir(parents=True, exist_ok=True)
-    sheet([image.resize((128, 128)) for image in images], 6).save(file.with_suffix(".png"))
+    sheet([image.resize((128, 128)) for image in images], 8).save(file.with_suffix(".png"))
     replace_text(file, json.dumps(row, indent=1))
     return row
 
@@ -160,7 +165,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--styles", nargs="+", default=HELD_OUT_STYLES, help="which styles")
     parser.add_argument("--methods", nargs="*", default=METHODS, help="which methods")
-    parser.add_argument("--count", type=int, default=1, help="pictures of each of 12 things")
+    parser.add_argument("--count", type=int, default=1, help="pictures of each of 16 things")
     parser.add_argument("--base", default="pocket", help="a base's name, or a folder")
     parser.add_argument("--steps", type=int, help="of learning, instead of the method's advice")
     parser.add_argument("--work", type=Path, default=Path("build/styles"), help="work folder")

@@ -156,7 +156,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--subjects", type=int, default=10, help="how many")
     parser.add_argument("--methods", nargs="+", default=METHODS, help="which methods")
-    parser.add_argument("--count", type=int, default=2, help="pictures of each of 8 prompts")
+    parser.add_argument("--count", type=int, default=2, help="pictures of each of 14 prompts")
     parser.add_argument("--base", default="pocket", help="a base's name, or a folder")
     parser.add_argument("--steps", type=int, help="of learning, instead of the method's advice")
     parser.add_argument("--rate", type=float, help="of learning, instead of the method's advice")

@@ -94,7 +94,7 @@ def edits(noun: str) -> list[Prompt]:
     """In other colours, places and styles, as none of its pictures shows it."""
     colours, styles = list(COLOURS), STYLES[1:]
     return [
-        _prompt(noun, colours[at], place, styles[at % len(styles)])
+        _prompt(noun, colours[at % len(colours)], place, styles[at % len(styles)])
         for at, place in enumerate(BACKGROUNDS)
     ]
 
