@@ -157,7 +157,7 @@ def telling_loss(network: Telling, pooled: Tensor, truths: Truths) -> Tensor:
     asked = [
         F.cross_entropy(network.told[q](pooled), truths[0][q], ignore_index=-1) for q in ANSWERS
     ]
-    return torch.stack(asked).sum() + 2 * F.l1_loss(network.known(pooled), truths[1])
+    return torch.stack(asked).sum() + 20 * F.l1_loss(network.known(pooled), truths[1])
 
 
 def telling(folder: Path, tokenizer: CLIPTokenizer, device: str = "cpu") -> Trainer:
@@ -197,7 +197,8 @@ def tell(run: Trainer, folder: Path, seconds: float) -> Iterator[str]:
     assert isinstance(network, Telling)
     device = network.known.weight.device
     for step in run.chunk(seconds):
-        scenes = [s for i in range(BATCH) for s in data.scenes_at(step * BATCH + i, 5)[:1]]
+        drawn = [data.scenes_at(2 * step * BATCH + i, 5)[0] for i in range(2 * BATCH)]
+        scenes = sorted(drawn, key=lambda scene: scene.name is None)[:BATCH]  # names come last
         rng = np.random.default_rng((33, step))
         said = [caption(scene, rng, 0.9) for scene in scenes]
         ids = tokenizer(said, padding=True, return_tensors="pt").input_ids.to(device)

@@ -73,7 +73,7 @@ class Encoded:
     subject: Tensor
     scenes: list[Scene]
     plain: Tensor  # indices of pictures on plain ground
-    fuller: Tensor  # indices of pictures of two things, of poses, of things worn
+    fuller: Tensor  # indices of those of two things, poses, things worn, known individuals
     scale: float
 
 
@@ -93,14 +93,16 @@ def encode(folder: Path, vae: AutoencoderKL, device: str = "cpu") -> Encoded:
         scenes += data.scenes_of(path)
     mean = torch.cat(means)
     plain = torch.tensor([i for i, s in enumerate(scenes) if s.background == PLACES[-1]])
-    fuller = torch.tensor(
-        [i for i, s in enumerate(scenes) if s.other or s.worn or s.pose != "standing"]
-    )
+    fuller = torch.tensor([i for i, s in enumerate(scenes) if _is_fuller(s)])
     kept = folder / SCALE
     if not kept.exists():
         kept.write_text(f"{1 / float(mean[:: max(1, len(mean) // 4000)].float().std()):.5f}\n")
     scale = float(kept.read_text())
     return Encoded(mean, torch.cat(stds), torch.cat(subjects), scenes, plain, fuller, scale)
+
+
+def _is_fuller(scene: Scene) -> bool:
+    return bool(scene.other or scene.worn or scene.name) or scene.pose != "standing"
 
 
 def _encode_shard(path: Path, cache: Path, vae: AutoencoderKL, device: str) -> None:
