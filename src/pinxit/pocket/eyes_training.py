@@ -26,7 +26,7 @@ from pinxit.pocket.state import Trainer, halves
 from pinxit.pocket.tokenizer import POSITIONS, write_tokenizer
 from pinxit.pocket.world import HIDDEN, Scene
 
-BATCH = 64
+BATCH, FOURS = 64, 16
 TEXT_STEPS, EYES_STEPS = 1_500, 9_600
 DOUBLES = 0.5  # share drawn from pictures of two things and their neighbours, which are seen last
 TEXT_WIDTH, TEXT_LAYERS, TEXT_HEADS = 192, 3, 4
@@ -154,10 +154,9 @@ def seeing_loss(
 
 def telling_loss(network: Telling, pooled: Tensor, truths: Truths) -> Tensor:
     """What captions say must be readable from the text encoder; names must mean someone."""
-    asked = [
-        F.cross_entropy(network.told[q](pooled), truths[0][q], ignore_index=-1) for q in ANSWERS
-    ]
-    return torch.stack(asked).sum() + 20 * F.l1_loss(network.known(pooled), truths[1])
+    right, hidden = truths
+    each = [F.cross_entropy(network.told[q](pooled), right[q], ignore_index=-1) for q in ANSWERS]
+    return torch.stack(each).sum() + 20 * F.l1_loss(network.known(pooled), hidden)
 
 
 def telling(folder: Path, tokenizer: CLIPTokenizer, device: str = "cpu") -> Trainer:
@@ -222,10 +221,9 @@ def see(run: Trainer, folder: Path, seconds: float) -> Iterator[str]:
         rng = np.random.default_rng((32, step))
         pool = views if rng.random() < 0.3 else scenery
         shard, scenes, truths, doubles = pool[int(rng.integers(len(pool)))]
-        starts = rng.integers(len(scenes) // 4, size=BATCH // 4) * 4
+        starts = rng.integers(len(scenes) // 4, size=FOURS) * 4
         if len(doubles):
-            often = rng.random(len(starts)) < DOUBLES
-            starts = np.where(often, rng.choice(doubles, len(starts)), starts)
+            starts = np.where(rng.random(FOURS) < DOUBLES, rng.choice(doubles, FOURS), starts)
         rows = (starts[:, None] + np.arange(4)).ravel()
         said = tokenizer([caption(scenes[i], rng) for i in rows], padding=True, return_tensors="pt")
         noise = torch.Generator().manual_seed(step)
@@ -272,10 +270,7 @@ def _loss(
 
 
 def _open(folder: Path, seed: int) -> list[Pool]:
-    """The shards of a seed, and their round trips where there are any, with the right answers.
-
-    Last which of their fours have two things in a picture.
-    """
+    """The shards of a seed and their round trips, the right answers, which fours show two things."""
     pools: list[Pool] = []
     for path in sorted((folder / "shards").glob(f"shard-{seed}-*.npz")):
         scenes, shard = data.scenes_of(path), data.load(path)
