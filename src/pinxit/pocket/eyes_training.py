@@ -270,7 +270,7 @@ def _loss(
 
 
 def _open(folder: Path, seed: int) -> list[Pool]:
-    """The shards of a seed and their round trips, the right answers, which fours show two things."""
+    """The shards of a seed and round trips, the right answers, which fours show two things."""
     pools: list[Pool] = []
     for path in sorted((folder / "shards").glob(f"shard-{seed}-*.npz")):
         scenes, shard = data.scenes_of(path), data.load(path)
