@@ -1,6 +1,7 @@
 import itertools
 import subprocess
 import sys
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -20,6 +21,7 @@ from pinxit.pocket.world import (
     RELATIONS,
     STYLES,
     WORN,
+    Scene,
     distractors,
     draw_scene,
     held_out,
@@ -141,15 +143,17 @@ def test_training_needs_few_libraries() -> None:
 
 
 @pytest.mark.long
-def test_the_eyes_see_through_the_autoencoder() -> None:
+@pytest.mark.parametrize(("of", "least"), [(card.first_world, 0.95), (None, 0.9)])
+def test_the_eyes_see_through_the_autoencoder(
+    of: Callable[[Scene], bool] | None, least: float
+) -> None:
     from diffusers import AutoencoderKL
 
     vae = AutoencoderKL.from_pretrained(WEIGHTS / "vae").requires_grad_(False)
-    rendered, scenes = card.unseen(300)
-    found = measure.seeing(Eyes.load(), vae, rendered, scenes)
-    assert found["joint"] >= 0.95  # 0.97 over the 600 pictures of the card
+    rendered, scenes = card.unseen(300, of)
+    assert measure.seeing(Eyes.load(), vae, rendered, scenes)["joint"] >= least
     x = autoencoder.pixels(np.stack([picture.image for picture in rendered]))
-    assert autoencoder.psnr(vae, x) >= 26
+    assert autoencoder.psnr(vae, x) >= 27
 
 
 @pytest.mark.slow

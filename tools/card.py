@@ -55,18 +55,22 @@ def origin(name: str) -> str:
 
 
 def painting() -> str:
-    """How often pocket paints what it is asked for, and the first pocket beside it."""
-    first, now = (kept(name)["figures"]["painting"] for name in ("pocket-first", "pocket"))
+    """How often what is asked for is there: the first pocket, and the one of now in both worlds."""
+    now = kept("pocket")["figures"]
     rows = [
-        [
-            after["guidance"],
-            which,
-            *(f"{percent(before[which][q])}, {percent(after[which][q])}" for q in QUESTIONS),
-        ]
-        for before, after in zip(first, now, strict=True)
+        [shown["guidance"], which, who, *(percent(shown[which][q]) for q in QUESTIONS)]
+        for three in zip(
+            kept("pocket-first")["figures"]["painting"],
+            now["painting of the first world"],
+            now["painting"],
+            strict=True,
+        )
         for which in ("seen", "held out")
+        for who, shown in zip(("the first", "now, the same", "now, its own"), three, strict=True)
     ]
-    return table(["guidance", "combinations", *QUESTIONS], rows) + origin("pocket")
+    return table(["guidance", "combinations", "pocket, prompts", *QUESTIONS], rows) + origin(
+        "pocket"
+    )
 
 
 QUESTIONS = ("class", "colour", "background", "style", "joint")

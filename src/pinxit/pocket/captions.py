@@ -29,7 +29,7 @@ _NAMED = 0.75  # share of a named subject's captions that use its name
 _PATTERN = 0.8
 _NONCE = 0.1
 _FACING = 0.25
-_EXTRA = 0.85  # share of poses, things worn, rugs and second things that are said
+_EXTRA = 0.85  # share of poses, things worn and rugs that are said
 _DRAWS = 24  # one call for all of a caption's random numbers: three times as fast as one by one
 
 
@@ -105,7 +105,7 @@ def _extras(scene: Scene, u: list[float]) -> str:
         pose = scene.pose
     if scene.worn and u[17] < _EXTRA:
         worn = (scene.worn[1] if u[17] < 0.7 else None, scene.worn[0])
-    if scene.other and u[18] < _EXTRA:
+    if scene.other:  # always: where it is there unsaid, one thing is painted twice
         other = _second(scene.other, u)
     if scene.rug and u[18] < _EXTRA:
         rug = RUG_PHRASES[int(u[20] * len(RUG_PHRASES))].format(phrase("a", scene.rug, "rug"))
@@ -139,7 +139,7 @@ def _short(scene: Scene, u: list[float]) -> str:
     if kind < 0.18 and scene.style in MEDIA:
         return _medium(MEDIA[scene.style], u, "")
     text = _subject(scene, u, u[13] < 0.5, "", brief=True)
-    if kind > 0.75:
+    if kind > 0.75 or scene.other:
         text += _extras(scene, u)
     if kind < 0.45 and scene.style in MEDIA:
         return f"{_medium(MEDIA[scene.style], u, '')} of {text}"

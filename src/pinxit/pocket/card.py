@@ -42,11 +42,14 @@ def write(pictures: int, photographs: Path | None, sheet: Path) -> None:
         figures["psnr"][f"rendered{ending}"] = autoencoder.psnr(vae, x)
     if photographs is not None:
         figures["psnr"]["photographs"] = autoencoder.psnr(vae, measure.photographs(photographs))
-    figures["painting"] = []
+    figures["painting"], figures["painting of the first world"] = [], []
     figures["richer"] = {"rendered": measure.rendered_richer(eyes, vae, LOOKED_AT // 4)}
     best: list[Tensor] = []
     for guidance in GUIDANCE:
-        result = _painted(eyes, pictures, guidance)
+        before = _painted(eyes, pictures, guidance, measure.FIRST_WORLD)
+        shares = {name: found for name, found in before.items() if "pictures" not in name}
+        figures["painting of the first world"].append(shares)
+        result = _painted(eyes, pictures, guidance, measure.WORLD)
         painted = [result.pop("seen pictures"), result.pop("held out pictures")]
         if all(result["seen"]["joint"] > other["seen"]["joint"] for other in figures["painting"]):
             best = painted
@@ -63,9 +66,9 @@ def write(pictures: int, photographs: Path | None, sheet: Path) -> None:
     print(json.dumps(_rounded(figures)))
 
 
-def _painted(eyes: Eyes, pictures: int, guidance: float) -> dict[str, Any]:
+def _painted(eyes: Eyes, pictures: int, guidance: float, drawn: measure.Drawn) -> dict[str, Any]:
     result: dict[str, Any] = {}
-    for result in measure.painting(eyes, pictures, guidance):
+    for result in measure.painting(eyes, pictures, guidance, drawn=drawn):
         if "done" in result:
             print(f"guidance {guidance}: {result}", file=sys.stderr, flush=True)
     return result

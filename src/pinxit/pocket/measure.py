@@ -41,6 +41,7 @@ from pinxit.pocket.world import (
     held_out_pose,
     render,
 )
+from pinxit.pocket.world.attributes import FIRST_CLASSES
 from pinxit.pocket.world.render import beside
 
 JOINT = ("class", "colour", "background", "style")
@@ -52,12 +53,17 @@ def folder() -> Path:
     return Path(__file__).parent / "weights"
 
 
-def combinations(kept_out: bool, count: int, seed: int = 5) -> list[Asked]:
+Drawn = tuple[tuple[str, ...], tuple[str, ...]]  # classes and places to draw from
+WORLD: Drawn = (CLASSES, BACKGROUNDS)
+FIRST_WORLD: Drawn = (FIRST_CLASSES, BACKGROUNDS[:8])  # of the pocket before
+
+
+def combinations(kept_out: bool, count: int, seed: int = 5, drawn: Drawn = WORLD) -> list[Asked]:
     """Random combinations of the four attributes, all seen in training or all held out of it."""
     rng = np.random.default_rng((seed, int(kept_out)))
     found: list[Asked] = []
     while len(found) < count:
-        lists = (CLASSES, tuple(COLOURS), BACKGROUNDS, STYLES)
+        lists = (drawn[0], tuple(COLOURS), drawn[1], STYLES)
         noun, colour, place, style = (str(rng.choice(names)) for names in lists)
         if held_out(noun, colour, place, style) == kept_out:
             found.append((noun, colour, place, style))
@@ -175,13 +181,15 @@ def right(eyes: Eyes, images: Tensor, asked: list[Asked]) -> dict[str, float]:
     return shares | {"joint": float(hits.all(0).mean())}
 
 
-def painting(eyes: Eyes, count: int, guidance: float, steps: int = 25) -> Iterator[dict[str, Any]]:
+def painting(
+    eyes: Eyes, count: int, guidance: float, steps: int = 25, drawn: Drawn = WORLD
+) -> Iterator[dict[str, Any]]:
     """Paint seen and held-out combinations and look at them; yields progress, then the figures."""
     pipe = StableDiffusionPipeline.from_pretrained(folder())
     pipe.set_progress_bar_config(disable=True)
     result: dict[str, Any] = {"guidance": guidance, "steps": steps, "pictures": count}
     for name, kept_out in (("seen", False), ("held out", True)):
-        asked = combinations(kept_out, count)
+        asked = combinations(kept_out, count, drawn=drawn)
         images: list[Tensor] = []
         for done, part in paint(pipe, [prompt(*a) for a in asked], guidance, steps, 1000):
             images.append(part)

@@ -30,7 +30,7 @@ MIN_SNR = 5.0
 SUBJECT_WEIGHT = 1.0  # how much more an error counts on the subject
 UNSAID = 0.1  # share of pictures whose caption is dropped
 GROUND_FIRST = 700  # steps that show mostly plain ground
-FULLER = 0.5  # share drawn from fuller scenes alone, which are learned last
+FULLER = 0.5  # share drawn from fuller scenes alone, until the rate falls
 SCALE = "scale.txt"  # in the work folder: what brings the latents to a deviation of one
 SCHEDULE = {
     "num_train_timesteps": 1000,
@@ -119,13 +119,15 @@ def _encode_shard(path: Path, cache: Path, vae: AutoencoderKL, device: str) -> N
     beside.replace(cache)
 
 
-def chosen(encoded: Encoded, step: int) -> np.ndarray:
-    """The pictures of a step: first mostly plain ground, then all, fuller scenes more often."""
+def chosen(encoded: Encoded, step: int, steps: int) -> np.ndarray:
+    """The pictures of a step: first mostly plain ground, then fuller scenes often, then all."""
     rng = np.random.default_rng((41, step))
     rows = rng.integers(len(encoded.scenes), size=BATCH)
     if step < GROUND_FIRST:
         bare = encoded.plain[rng.integers(len(encoded.plain), size=BATCH)].numpy()
         return np.where(rng.random(BATCH) < 0.6, bare, rows)
+    if step > 2 / 3 * steps:
+        return rows
     fuller = encoded.fuller[rng.integers(len(encoded.fuller), size=BATCH)].numpy()
     return np.where(rng.random(BATCH) < FULLER, fuller, rows)
 
@@ -168,7 +170,7 @@ def learn(
     alphas = DDPMScheduler(**SCHEDULE).alphas_cumprod.to(device)
     mean_loss = math.nan
     for step in run.chunk(seconds):
-        rows = chosen(encoded, step)
+        rows = chosen(encoded, step, run.steps)
         states = condition(text, tokenizer, words(encoded, rows, step, run.steps))
         loss = _loss(run.network, encoded, rows, states, alphas, step)
         run.learn(loss)
