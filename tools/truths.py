@@ -158,9 +158,10 @@ def _of_class(
 ) -> dict[str, float]:
     """What became of the class: how like the subject, and how unlike each other, its members are.
 
-    Painted by the tuned network without the word, and by the base.
+    Painted by the tuned network without the word, and by the base; in one place, so that what was
+    learned of places is not taken for diversity.
     """
-    text = f"a photo of a {trial.noun}"
+    text = prompt(trial.noun, None, BACKGROUNDS[0], "photo")
     plain = [Prompt(text, text, text, seed) for seed in range(8)]
     found: dict[str, float] = {}
     for which, taught in (("", lesson), (" of the base", None)):
