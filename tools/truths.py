@@ -173,8 +173,8 @@ def _of_class(
 
 
 def _diversity(images: "Sequence[Image]", eyes: Eyes) -> float:
-    """The mean distance between two pictures, as 1 minus the cosine of what the eyes see."""
-    seen: Tensor = eyes.look(stacked(images)).shared
+    """The mean distance between individuals, as 1 minus the cosine of their embeddings."""
+    seen: Tensor = eyes.look(stacked(images)).instance
     return fmean(1 - float(one @ other) for one, other in combinations(seen, 2))
 
 
