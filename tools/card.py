@@ -121,19 +121,13 @@ def trials() -> str:
     """What choices in the U-Net's training are worth an hour of one core."""
     found: dict[str, Any] = kept("pocket-trials")["figures"]
     begun = found.pop("the fork")
-    rows = [
-        [
-            name,
-            after["steps"],
-            *(
-                f"{100 * (after[what] - (0 if 'nothing' in name else begun[what])) * hours:+.0f}"
-                for what in ("joint", "two things")
-            ),
-        ]
-        for name, after in found.items()
-        for hours in (3600 / after["core seconds"],)
-    ]
-    head = ["choice", "steps", "joint, points an hour", "two things, points an hour"]
+    nothing = dict.fromkeys(begun, 0.0)
+    rows = [["where they begin", "", *map(percent, begun.values()), *["" for _ in begun]]]
+    for name, after in found.items():
+        before, hours = nothing if "nothing" in name else begun, after["core seconds"] / 3600
+        gains = [f"{100 * (after[what] - before[what]) / hours:+.0f}" for what in begun]
+        rows.append([name, after["steps"], *(percent(after[what]) for what in begun), *gains])
+    head = ["choice", "steps", *begun, *(f"{what}, points an hour" for what in begun)]
     return table(head, rows) + origin("pocket-trials")
 
 

@@ -69,6 +69,7 @@ def main() -> None:
     found: dict[str, Any] = json.loads(kept.read_text()) if kept.exists() else {}
     if "the fork" not in found:
         found["the fork"] = seen_by(chosen.work, _state(chosen.fork, chosen.work, False), chosen)
+        print("the fork", found["the fork"], flush=True)
     for trial in TRIALS:
         if trial.name in found:
             continue
@@ -111,7 +112,7 @@ def _state(fork: Path | None, work: Path, from_nothing: bool) -> Path:
 
 
 def seen_by(work: Path, state: Path, chosen: argparse.Namespace) -> dict[str, float]:
-    """Joint accuracy, and that of two things side by side, of a state's averaged weights."""
+    """What a state's averaged weights paint: the mean of four attributes, all of them, two things."""
     tokenizer = eyes_training.open_tokenizer(work)
     vae: AutoencoderKL = autoencoder.trained(work)
     vae.register_to_config(scaling_factor=float((work / painter.SCALE).read_text()))
@@ -130,14 +131,16 @@ def seen_by(work: Path, state: Path, chosen: argparse.Namespace) -> dict[str, fl
     pipe.set_progress_bar_config(disable=True)
     asked = measure.combinations(False, chosen.pictures)
     painted = measure.paint(pipe, [prompt(*a) for a in asked], 3.0, 15, 1000)
-    joint = measure.right(eyes, torch.cat([part for _, part in painted]), asked)["joint"]
+    right = measure.right(eyes, torch.cat([part for _, part in painted]), asked)
+    joint = right.pop("joint")
     sides: list[float] = []
     for relation in ("left", "right"):
         scenes = measure.richer(relation, chosen.pictures // 2)
         parts = measure.paint(pipe, [measure.prompt_of(s) for s in scenes], 3.0, 15, 3000)
         images = torch.cat([part for _, part in parts])
         sides.append(measure.heard(eyes, images, scenes, measure.RICHER[relation]))
-    return {"joint": round(joint, 4), "two things": round(float(np.mean(sides)), 4)}
+    found = {"attributes": np.mean([*right.values()]), "joint": joint, "two things": np.mean(sides)}
+    return {what: round(float(share), 4) for what, share in found.items()}
 
 
 if __name__ == "__main__":

@@ -182,7 +182,7 @@ def main() -> None:
     """Measure, telling of it on stderr."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--groups", nargs="+", default=tuple(GROUPS), help="which signs")
-    parser.add_argument("--subjects", type=int, default=1, help="how many")
+    parser.add_argument("--subjects", type=int, default=3, help="how many")
     parser.add_argument("--work", type=Path, default=Path("build/truths"), help="work folder")
     given = parser.parse_args()
     easel, eyes = Easel(open_base("pocket"), subjects.say, count=1), Eyes.load()
