@@ -121,13 +121,13 @@ def trials() -> str:
     """What choices in the U-Net's training are worth an hour of one core."""
     found: dict[str, Any] = kept("pocket-trials")["figures"]
     begun = found.pop("the fork")
-    nothing = dict.fromkeys(begun, 0.0)
-    rows = [["where they begin", "", *map(percent, begun.values()), *["" for _ in begun]]]
+    gained = ("joint", "two things")
+    rows = [["where they begin", "", *map(percent, begun.values()), *["" for _ in gained]]]
     for name, after in found.items():
-        before, hours = nothing if "nothing" in name else begun, after["core seconds"] / 3600
-        gains = [f"{100 * (after[what] - before[what]) / hours:+.0f}" for what in begun]
+        before, hours = {} if "nothing" in name else begun, after["core seconds"] / 3600
+        gains = [f"{100 * (after[what] - before.get(what, 0)) / hours:+.0f}" for what in gained]
         rows.append([name, after["steps"], *(percent(after[what]) for what in begun), *gains])
-    head = ["choice", "steps", *begun, *(f"{what}, points an hour" for what in begun)]
+    head = ["choice", "steps", *begun, *(f"{what}, points an hour" for what in gained)]
     return table(head, rows) + origin("pocket-trials")
 
 

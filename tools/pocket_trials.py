@@ -112,7 +112,7 @@ def _state(fork: Path | None, work: Path, from_nothing: bool) -> Path:
 
 
 def seen_by(work: Path, state: Path, chosen: argparse.Namespace) -> dict[str, float]:
-    """What a state's averaged weights paint: the mean of four attributes, all of them, two things."""
+    """Shares that a state's averaged weights paint right: attributes, all four, two things."""
     tokenizer = eyes_training.open_tokenizer(work)
     vae: AutoencoderKL = autoencoder.trained(work)
     vae.register_to_config(scaling_factor=float((work / painter.SCALE).read_text()))
