@@ -40,9 +40,11 @@ _QUESTIONS = ("class", "colour", "background", "style")
 RIGHT, WRONG, NONE = "right noun", "wrong noun", "no noun"
 # By group and trial: the method's knobs, and the recipe's. Short where the sign is clear.
 GROUPS: dict[str, dict[str, tuple[Knobs, Knobs]]] = {
+    # After few steps, while what the word stands for still counts, and after many.
     "nouns": {
-        **{name: (_TUNED, {"steps": 100}) for name in (RIGHT, WRONG, NONE)},
-        **{f"{name}, class kept": (_KEPT, {"steps": 100}) for name in (RIGHT, WRONG, NONE)},
+        f"{name}, {steps} steps": (_TUNED, {"steps": steps})
+        for steps in (12, 25, 100)
+        for name in (RIGHT, WRONG, NONE)
     },
     "prior": {
         "without class pictures": (_TUNED, {"steps": 200}),

@@ -14,7 +14,7 @@ from pinxit.pocket import autoencoder, card, data, eyes_training, measure, packa
 
 SHARDS, VIEW_SHARDS = data.TRAIN_SHARDS, 8
 ROUND_TRIPS = {1: 6, 3: 3}  # shards by their seed
-DECODER_STEPS, PAINTER_STEPS = 700, 9_000
+DECODER_STEPS, PAINTER_STEPS = 700, 17_500
 
 
 def stages(work: Path, seconds: float, device: str, size: str) -> Iterator[Iterator[str]]:

@@ -24,7 +24,7 @@ LATENTS = 6
 BATCH = 8
 LEAVES = 1  # of a batch, pictures with the statistics of photographs
 KL_WEIGHT = 1e-4
-WHOLE = 1_750  # steps of encoder and decoder together; then the decoder alone
+WHOLE = 5_000  # steps of encoder and decoder together; then the decoder alone
 
 
 def build() -> AutoencoderKL:

@@ -26,7 +26,7 @@ from pinxit.pocket.state import Trainer, halves
 from pinxit.pocket.tokenizer import POSITIONS, write_tokenizer
 from pinxit.pocket.world import HIDDEN, Scene
 
-BATCH, FOURS = 64, 16
+BATCH = 64
 TEXT_STEPS, EYES_STEPS = 1_500, 9_600
 DOUBLES = 0.5  # share drawn from pictures of two things and their neighbours, which are seen last
 TEXT_WIDTH, TEXT_LAYERS, TEXT_HEADS = 192, 3, 4
@@ -221,9 +221,9 @@ def see(run: Trainer, folder: Path, seconds: float) -> Iterator[str]:
         rng = np.random.default_rng((32, step))
         pool = views if rng.random() < 0.3 else scenery
         shard, scenes, truths, doubles = pool[int(rng.integers(len(pool)))]
-        starts = rng.integers(len(scenes) // 4, size=FOURS) * 4
+        starts = rng.integers(len(scenes) // 4, size=(fours := BATCH // 4)) * 4
         if len(doubles):
-            starts = np.where(rng.random(FOURS) < DOUBLES, rng.choice(doubles, FOURS), starts)
+            starts = np.where(rng.random(fours) < DOUBLES, rng.choice(doubles, fours), starts)
         rows = (starts[:, None] + np.arange(4)).ravel()
         said = tokenizer([caption(scenes[i], rng) for i in rows], padding=True, return_tensors="pt")
         noise = torch.Generator().manual_seed(step)
