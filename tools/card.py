@@ -121,13 +121,12 @@ def trials() -> str:
     """What choices in the U-Net's training are worth an hour of one core."""
     found: dict[str, Any] = kept("pocket-trials")["figures"]
     begun = found.pop("the fork")
-    gained = ("joint", "two things")
-    rows = [["where they begin", "", *map(percent, begun.values()), *["" for _ in gained]]]
+    rows = [["where they begin", "", *map(percent, begun.values()), ""]]
     for name, after in found.items():
-        before, hours = {} if "nothing" in name else begun, after["core seconds"] / 3600
-        gains = [f"{100 * (after[what] - before.get(what, 0)) / hours:+.0f}" for what in gained]
-        rows.append([name, after["steps"], *(percent(after[what]) for what in begun), *gains])
-    head = ["choice", "steps", *begun, *(f"{what}, points an hour" for what in gained)]
+        before, hours = 0 if "nothing" in name else begun["joint"], after["core seconds"] / 3600
+        gain = f"{100 * (after['joint'] - before) / hours:+.0f}"
+        rows.append([name, after["steps"], *(percent(after[what]) for what in begun), gain])
+    head = ["choice", "steps", *begun, "joint, points an hour"]
     return table(head, rows) + origin("pocket-trials")
 
 
