@@ -18,7 +18,8 @@ FOLDER = ROOT / "docs" / "figures"
 # What is measured, by which command; run from the root with .venv/bin first on the path.
 COMMANDS: dict[str, str] = {
     "pocket": "python -m pinxit.pocket measure --photographs ../shared/seed/pictures",
-    "pocket-trials": "python tools/pocket_trials.py --work pocket-work --seconds 120",
+    "pocket-trials": "python tools/pocket_trials.py --work pocket-work "
+    "--fork pocket-work/kept/painter-01000.safetensors --seconds 200",
     "pocket-curve": "python tools/pocket_curve.py --work pocket-work",
     "help-time": "python tools/help_time.py",
     "demo": "pinxit demo --out build/demo --json",

@@ -13,6 +13,7 @@ import shutil
 import time
 from contextlib import nullcontext
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -67,16 +68,18 @@ def main() -> None:
     torch.set_flush_denormal(True)
     kept = chosen.work / "trials.json"
     found: dict[str, Any] = json.loads(kept.read_text()) if kept.exists() else {}
-    if "the fork" not in found:
-        found["the fork"] = seen_by(chosen.work, _state(chosen.fork, chosen.work, False), chosen)
-        print("the fork", found["the fork"], flush=True)
-    for trial in TRIALS:
-        if trial.name in found:
-            continue
-        found[trial.name] = run(trial, chosen)
-        kept.write_text(json.dumps(found, indent=1))
-        print(trial.name, found[trial.name], flush=True)
+    trials = {trial.name: partial(run, trial, chosen) for trial in TRIALS}
+    for name, measured in ({"the fork": partial(at_first, chosen)} | trials).items():
+        if name not in found:
+            found[name] = measured()
+            kept.write_text(json.dumps(found, indent=1))
+            print(name, found[name], flush=True)
     print(json.dumps(found))
+
+
+def at_first(chosen: argparse.Namespace) -> dict[str, float]:
+    """Look at where the trials begin."""
+    return seen_by(chosen.work, _state(chosen.fork, chosen.work, False), chosen)
 
 
 def run(trial: Trial, chosen: argparse.Namespace) -> dict[str, float]:

@@ -24,7 +24,7 @@ from pinxit.durable import replace_text
 from pinxit.metric import Scale, stacked
 from pinxit.model import open_base
 from pinxit.pocket.captions import prompt
-from pinxit.pocket.eyes import Eyes
+from pinxit.pocket.eyes import JOINT, Eyes
 from pinxit.pocket.world import BACKGROUNDS, CLASSES, COLOURS, STYLES, held_out_subjects
 from pinxit.prompt_set import Prompt
 from pinxit.recipe import Recipe
@@ -36,7 +36,6 @@ Knobs = Mapping[str, Any]
 _TUNED: Knobs = {"name": "dreambooth", "prior_pictures": 0}
 _KEPT: Knobs = {**_TUNED, "prior_pictures": 16}
 _WORD: Knobs = {"name": "textual-inversion"}
-_QUESTIONS = ("class", "colour", "background", "style")
 RIGHT, WRONG, NONE = "right noun", "wrong noun", "no noun"
 # By group and trial: the method's knobs, and the recipe's. Short where the sign is clear.
 GROUPS: dict[str, dict[str, tuple[Knobs, Knobs]]] = {
@@ -150,7 +149,7 @@ def _obeyed(paintings: Sequence[Painting], eyes: Eyes) -> dict[str, float]:
                 images, (), meant
             )
         )
-        for question in _QUESTIONS
+        for question in JOINT
     }
     return {**asked, "obeyed": fmean(asked.values())}
 

@@ -43,6 +43,7 @@ ANSWERS: dict[str, tuple[str, ...]] = {
     # of two things side by side the left one is the first
     "relation": (NONE, "left", "on", "before"),
 }
+JOINT = ("class", "colour", "background", "style")  # what must be right together
 WIDTHS = (32, 64, 128, 160)
 FEATURES = 320
 GAZES = 8  # places a picture is looked at closely

@@ -21,12 +21,13 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 from pinxit.pocket import data
 from pinxit.pocket.autoencoder import pixels
 from pinxit.pocket.captions import caption
-from pinxit.pocket.eyes import ANSWERS, NONE, NUMBERS, SHADES, UNNAMED, Eyes, Seen
+from pinxit.pocket.eyes import ANSWERS, JOINT, NONE, NUMBERS, SHADES, UNNAMED, Eyes, Seen
 from pinxit.pocket.state import Trainer, halves
 from pinxit.pocket.tokenizer import POSITIONS, write_tokenizer
 from pinxit.pocket.world import HIDDEN, Scene
 
 BATCH = 64
+FOURS = BATCH // 4  # a batch is of neighbours in a shard, four and four
 TEXT_STEPS, EYES_STEPS = 1_500, 9_600
 DOUBLES = 0.5  # share drawn from pictures of two things and their neighbours, which are seen last
 TEXT_WIDTH, TEXT_LAYERS, TEXT_HEADS = 192, 3, 4
@@ -221,9 +222,9 @@ def see(run: Trainer, folder: Path, seconds: float) -> Iterator[str]:
         rng = np.random.default_rng((32, step))
         pool = views if rng.random() < 0.3 else scenery
         shard, scenes, truths, doubles = pool[int(rng.integers(len(pool)))]
-        starts = rng.integers(len(scenes) // 4, size=(fours := BATCH // 4)) * 4
+        starts = rng.integers(len(scenes) // 4, size=FOURS) * 4
         if len(doubles):
-            starts = np.where(rng.random(fours) < DOUBLES, rng.choice(doubles, fours), starts)
+            starts = np.where(rng.random(FOURS) < DOUBLES, rng.choice(doubles, FOURS), starts)
         rows = (starts[:, None] + np.arange(4)).ravel()
         said = tokenizer([caption(scenes[i], rng) for i in rows], padding=True, return_tensors="pt")
         noise = torch.Generator().manual_seed(step)
@@ -264,8 +265,7 @@ def _loss(
         + 0.25 * (F.cross_entropy(match, pairs) + F.cross_entropy(match.T, pairs))
         + 0.5 * alike(seen.instance, who)
     )
-    names = ("class", "colour", "background", "style")
-    hits = torch.stack([seen.answers[q].argmax(1) == right[q] for q in names])
+    hits = torch.stack([seen.answers[q].argmax(1) == right[q] for q in JOINT])
     return loss, float(hits.all(0).float().mean())
 
 

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from pinxit.pocket import autoencoder
 from pinxit.pocket.captions import doing, phrase, prompt, related
-from pinxit.pocket.eyes import ANSWERS, Eyes
+from pinxit.pocket.eyes import ANSWERS, JOINT, Eyes
 from pinxit.pocket.eyes_training import answers_of
 from pinxit.pocket.world import (
     BACKGROUNDS,
@@ -44,7 +44,6 @@ from pinxit.pocket.world import (
 from pinxit.pocket.world.attributes import FIRST_CLASSES
 from pinxit.pocket.world.render import beside
 
-JOINT = ("class", "colour", "background", "style")
 Asked = tuple[str, str, str, str]  # class, colour, background, style
 
 
