@@ -234,3 +234,16 @@ def test_the_commands_in_the_docs_run(folder: Path, monkeypatch: pytest.MonkeyPa
         assert main(shlex.split(command)) == 0
     assert Path("my-toy-check.png").is_file()
     assert Path("looked-at.png").is_file()
+
+
+def test_check_leaves_files_that_are_no_sheet(folder: Path, tmp_path: Path) -> None:
+    mine = tmp_path / "toy-check.png"
+    photo(7).save(mine)
+    before = mine.read_bytes()
+    for _ in range(2):
+        assert main(["check", str(folder), "--size", "64"]) == 0
+    assert mine.read_bytes() == before
+    assert [path.name for path in sorted(tmp_path.glob("*.png"))] == [
+        "toy-check-2.png",
+        "toy-check.png",
+    ]

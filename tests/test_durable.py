@@ -17,7 +17,14 @@ from pinxit import durable
 from pinxit.checkpoint import newest
 from pinxit.cli import main
 from pinxit.concept import Concept
-from pinxit.durable import alone, replace_tensors
+from pinxit.durable import (
+    alone,
+    append,
+    mark_ours,
+    must_be_ours,
+    replace_tensors,
+    replace_text,
+)
 from pinxit.errors import DiskError, FileError, RunError
 from pinxit.generate import Notice, Painted
 from pinxit.journal import Journal
@@ -298,3 +305,84 @@ def test_flags_of_going_on(
     assert "--steps goes with --resume" in capsys.readouterr().err
     assert main(["train", "--resume", out, "--steps", "0"]) == 2
     assert "`steps` of the recipe cannot be 0" in capsys.readouterr().err
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    files = (path for path in folder.rglob("*") if path.is_file())
+    return {str(path.relative_to(folder)): path.read_bytes() for path in files}
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "checkpoints",
+        "previews",
+        "plain",
+        "concepts",
+        ".lock",
+        "journal.jsonl",
+        "concept.safetensors",
+    ],
+)
+def test_a_link_in_a_run_folder_is_refused(
+    name: str, model: Model, pictures: Path, tmp_path: Path
+) -> None:
+    victim = tmp_path / "victim"
+    victim.mkdir()
+    for file in ("0000002.png", "0000001.safetensors", ".0000001.safetensors.7.tmp", "letter"):
+        (victim / file).write_text("precious")
+    before = contents(victim)
+    run = Run.create(tmp_path / "run", recipe(pictures, preview_every=2, keep_every=2))
+    run.folder.mkdir(exist_ok=True)
+    run.write_recipe()
+    leads_to = victim if "." not in name else victim / "new"
+    (run.folder / name).symlink_to(leads_to, target_is_directory=leads_to.is_dir())
+    with pytest.raises(RunError, match="is a link") as caught:
+        list(Run.open(run.folder).learn(model))
+    assert name in caught.value.message
+    assert contents(victim) == before
+
+
+def test_files_of_the_user_stay_in_a_run_folder(
+    model: Model, pictures: Path, tmp_path: Path
+) -> None:
+    run = teach(model, recipe(pictures), tmp_path / "run")
+    mine = [run.folder / "checkpoints" / "my-favourite.safetensors"]
+    mine += [run.folder / "checkpoints" / "note.txt", run.folder / "checkpoints" / "1.safetensors"]
+    mine += [run.folder / "notes" / ".draft.tmp", run.folder / ".letter.txt.12.tmp"]
+    (run.folder / "notes").mkdir()
+    for file in mine:
+        file.write_text("mine")
+    ours = [run.folder / ".concept.safetensors.12.tmp"]
+    ours += [run.folder / "checkpoints" / ".0000004.safetensors.12.tmp"]
+    for file in ours:
+        file.write_text("half")
+    assert notices(Run.open(run.folder, steps=6), model) == []
+    assert all(file.read_text() == "mine" for file in mine)
+    assert not any(file.exists() for file in ours)
+    kept = {file.name for file in (run.folder / "checkpoints").glob("0*.safetensors")}
+    assert kept == {"0000004.safetensors", "0000006.safetensors"}
+
+
+def test_a_draft_is_not_written_through_a_link(tmp_path: Path) -> None:
+    (tmp_path / "letter").write_text("precious")
+    (tmp_path / f".note.{os.getpid()}.tmp").symlink_to(tmp_path / "letter")
+    with pytest.raises(RunError, match="is a link"):
+        replace_text(tmp_path / "note", "text")
+    (tmp_path / "journal").symlink_to(tmp_path / "letter")
+    with pytest.raises(DiskError, match="journal cannot be written"):
+        append(tmp_path / "journal", "text")
+    assert (tmp_path / "letter").read_text() == "precious"
+
+
+def test_only_a_marked_folder_is_written_to_again(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    must_be_ours(out, "demo", "runs")
+    mark_ours(out, "demo")
+    (out / "report.html").write_text("scores")
+    must_be_ours(out, "demo", "runs")
+    with pytest.raises(RunError, match="no evaluation's folder"):
+        must_be_ours(out, "evaluation", "pictures")
+    (out / "runs").symlink_to(tmp_path)
+    with pytest.raises(RunError, match="is a link"):
+        must_be_ours(out, "demo", "runs")

@@ -151,6 +151,7 @@ def test_every_task_is_told_to_its_end(evaluated: tuple[dict[str, Any], str, Tol
 
 
 def test_a_folder_with_something_else_is_left_alone(effort: Effort, tmp_path: Path) -> None:
+    (tmp_path / "pictures").mkdir()
     (tmp_path / "letter.txt").write_text("dear")
     with pytest.raises(RunError, match="no evaluation's folder"):
         evaluate([], tmp_path, open_base, lambda *_: None, effort)  # pyright: ignore[reportArgumentType]

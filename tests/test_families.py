@@ -3,17 +3,19 @@
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
 
 from pinxit import registry
 from pinxit.adapter import NewWord, injected
 from pinxit.errors import ModelError, RecipeError, RequestError
 from pinxit.generate import Request, paint
-from pinxit.model import Model, Precision, open_base
+from pinxit.model import Conditioning, Model, Precision, open_base
 from pinxit.recipe import Recipe
-from pinxit.schedule import Flow
+from pinxit.schedule import Diffusion, Flow, Schedule
 
 FAMILIES = registry.names("families")
 Opened = Callable[[str], Model]
@@ -147,3 +149,26 @@ def test_times_of_a_flow_are_logit_normal() -> None:
     assert abs(float(logits.std()) - 1) < 0.05
     shifted = torch.tensor([Flow(3.0).draw(draws) for _ in range(4000)]) / 1000
     assert abs(float((shifted / (3 - 2 * shifted)).median()) - 0.5) < 0.02
+
+
+def test_times_on_the_cpu_go_to_the_latents_device(opened: Opened) -> None:
+    """Solvers keep their times on the CPU; an accelerator refuses to compute with them."""
+    seen: list[torch.device] = []
+
+    def network(latents: Tensor, states: Tensor, pooled: Tensor, times: Tensor, **_: object):
+        seen.extend(each.device for each in (latents, states, pooled, times))
+        return (latents,)
+
+    model: Any = opened("stable-diffusion-3")
+    latents = torch.zeros(2, 4, 2, 2, device="meta")
+    told = Conditioning(torch.zeros(2, 3, 4, device="meta"), torch.zeros(2, 4, device="meta"))
+    model._answer(network, latents, torch.tensor(500.0), told)
+    assert {device.type for device in seen} == {"meta"}
+
+
+@pytest.mark.parametrize("schedule", [Flow(), Diffusion(torch.linspace(0.9, 0.1, 1000))])
+def test_schedules_take_times_of_another_device(schedule: Schedule) -> None:
+    latents, times = torch.zeros(2, 4, 2, 2, device="meta"), torch.tensor([5, 900])
+    made = [schedule.add_noise(latents, latents, times), *schedule.parted(latents, latents, times)]
+    made.append(schedule.target(latents, latents, times))
+    assert {tensor.device.type for tensor in made} == {"meta"}

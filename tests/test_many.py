@@ -453,3 +453,21 @@ def test_typed(
     assert main(["train-many"]) == 2
     assert "needs a method and subjects" in capsys.readouterr().err
     assert main(["generate", "<bee>", "--concept", "runs/subjects/bee", "--steps", "1"]) == 0
+
+
+@pytest.mark.parametrize("name", ["../victim", "/victim", "..", "a/b", ""])
+def test_a_name_that_leads_out_of_the_folder_is_refused(
+    name: str, subjects: Path, tmp_path: Path
+) -> None:
+    many = Many.of(subjects, {"method": WORD, **SMALL}, None)
+    bad = Many(subjects={name: many.subjects["ape"]})
+    bad.begin(tmp_path / "runs")
+    with pytest.raises(RunError, match="cannot be a folder's name"):
+        _ = Many.open(tmp_path / "runs")
+
+
+def test_a_run_that_is_a_link_is_refused(subjects: Path, tmp_path: Path) -> None:
+    Many.of(subjects, {"method": WORD, **SMALL}, None).begin(tmp_path / "runs")
+    (tmp_path / "runs" / "bee").symlink_to(subjects, target_is_directory=True)
+    with pytest.raises(RunError, match="bee is a link"):
+        _ = Many.open(tmp_path / "runs").runs(tmp_path / "runs")

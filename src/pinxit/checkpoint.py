@@ -1,19 +1,21 @@
 """Checkpoints: whole and proven, or not there; the last ones go only when the next is proven."""
 
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from torch import Tensor
 
-from pinxit.durable import make_folder, remove, replace_tensors
+from pinxit.durable import make_folder, must_be_regular, own_files, remove, replace_tensors
 from pinxit.errors import FileError, RunError
 from pinxit.model import Model
 from pinxit.tensors import SEAL, damaged, read_safetensors
 
 _KEY = "pinxit.checkpoint"
 _KEPT = 2
+NAMES = re.compile(r"[0-9]{7,}\.safetensors")
 
 
 @dataclass(frozen=True)
@@ -56,14 +58,16 @@ def keep(folder: Path, state: Mapping[str, Tensor], manifest: Manifest, every: i
     """Keep a lesson's state, prove it by reading it back, then remove what it makes needless.
 
     What stays is the state itself, and the last one before it whose step is a multiple of `every`:
-    to go on from if the newest is damaged, or if learning goes wrong after it.
+    to go on from if the newest is damaged, or if learning goes wrong after it. Files that are not
+    named as checkpoints stay. RunError if the folder is a link.
     """
+    must_be_regular(folder)
     make_folder(folder)
     file = folder / f"{manifest.step:07}.safetensors"
     replace_tensors(file, state, {_KEY: json.dumps(asdict(manifest))}, seal=True)
     regular = [path for path in _numbered(folder, every) if path.stem < file.stem]
     stay = {file, *regular[-(_KEPT - 1) :]}
-    remove(*(path for path in folder.iterdir() if path not in stay))
+    remove(*(path for path in own_files(folder, NAMES) if path not in stay))
 
 
 def newest(folder: Path, every: int = 1) -> Found | None:
@@ -90,5 +94,4 @@ def newest(folder: Path, every: int = 1) -> Found | None:
 
 def _numbered(folder: Path, every: int) -> list[Path]:
     """The checkpoints at multiples of a step, oldest first."""
-    files = sorted(folder.glob("[0-9]*.safetensors"))
-    return [file for file in files if file.stem.isdecimal() and int(file.stem) % every == 0]
+    return [file for file in own_files(folder, NAMES) if int(file.stem) % every == 0]

@@ -5,6 +5,7 @@ All that changes the disk goes through `os` here, so that tests can let any call
 
 import errno
 import os
+import re
 import signal
 import threading
 from collections.abc import Callable, Generator, Iterable, Mapping
@@ -18,7 +19,8 @@ from pinxit.errors import DiskError, RunError
 from pinxit.tensors import in_pieces, sealed
 
 # Windows would change line ends, and cannot open folders.
-_WRITE = os.O_WRONLY | os.O_CREAT | getattr(os, "O_BINARY", 0)
+_NO_LINK = getattr(os, "O_NOFOLLOW", 0)
+_WRITE = os.O_WRONLY | os.O_CREAT | getattr(os, "O_BINARY", 0) | _NO_LINK
 _WINDOWS = os.name == "nt"
 _PIECE = 2**24
 
@@ -26,6 +28,8 @@ _FULL = (errno.ENOSPC, errno.EDQUOT)
 _FORBIDDEN = (errno.EACCES, errno.EPERM, errno.EROFS)
 _NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
 _LOCK = ".lock"
+_MARK = ".pinxit"  # a file that says what made a folder
+_DRAFT = re.compile(r"\.(.+)\.\d+\.tmp")
 _STOPS = [signal.SIGINT, signal.SIGTERM, *([] if _WINDOWS else [signal.SIGHUP])]
 
 
@@ -81,17 +85,40 @@ def flush(path: Path) -> None:
             os.close(handle)
 
 
-def must_be_ours(folder: Path, mark: str, whose: str) -> None:
-    """RunError unless a folder is new, empty or has the mark of an earlier one; nothing is written.
+def must_be_ours(folder: Path, kind: str, *parts: str) -> None:
+    """RunError unless a folder is new, empty or marked by `mark_ours`; nothing is written.
 
-    `mark` is a folder in it; `whose` says what it would be, as "no demo's".
+    `kind` is what makes the folder, such as "demo"; `parts` are the names it writes there, none of
+    which may be a link.
     """
-    if not folder.exists() or (folder / mark).is_dir():
+    mark = folder / _MARK
+    must_be_regular(mark, *(folder / part for part in parts))
+    if not folder.exists() or (mark.is_file() and mark.read_bytes() == kind.encode()):
         return
     if not folder.is_dir() or any(folder.iterdir()):
         raise RunError(
-            f"{folder} exists already and is {whose} folder", "give another one with --out"
+            f"{folder} exists already and is no {kind}'s folder", "give another one with --out"
         )
+
+
+def mark_ours(folder: Path, kind: str) -> None:
+    """Make a folder that `must_be_ours` recognizes as one of this kind."""
+    make_folder(folder)
+    replace_text(folder / _MARK, kind)
+
+
+def must_be_regular(*paths: Path) -> None:
+    """RunError if a path is a link, a pipe or a device; it may be a file, a folder or missing.
+
+    A folder that somebody else made could otherwise lead writes and deletes out of itself.
+    """
+    for path in paths:
+        if path.is_symlink():
+            raise RunError(
+                f"{path} is a link", "replace it by the file or folder itself: links are refused"
+            )
+        if path.exists() and not (path.is_file() or path.is_dir()):
+            raise RunError(f"{path} is neither a file nor a folder", "remove it")
 
 
 def make_folder(path: Path) -> None:
@@ -111,9 +138,20 @@ def remove(*paths: Path) -> None:
             os.unlink(path)
 
 
-def sweep(folder: Path) -> None:
-    """Take away what a killed process left beside the files it meant to replace."""
-    remove(*folder.rglob(".*.tmp"))
+def own_files(folder: Path, names: re.Pattern[str]) -> list[Path]:
+    """The regular files of a folder with such names, in the order of their names."""
+    if folder.is_symlink() or not folder.is_dir():
+        return []
+    named = (path for path in folder.iterdir() if names.fullmatch(path.name))
+    return sorted(path for path in named if path.is_file() and not path.is_symlink())
+
+
+def sweep(folder: Path, names: re.Pattern[str]) -> None:
+    """Remove the drafts of files with such names that a killed process left in a folder."""
+    for path in own_files(folder, _DRAFT):
+        draft = _DRAFT.fullmatch(path.name)
+        if draft and names.fullmatch(draft[1]):
+            remove(path)
 
 
 def sha256(path: Path) -> str:
@@ -126,8 +164,9 @@ def sha256(path: Path) -> str:
 def alone(folder: Path) -> Generator[None]:
     """Keep other processes out of a folder; RunError if one is in it. Dies with the process."""
     file = folder / _LOCK
+    must_be_regular(file)
     with _in_words(file):
-        handle = os.open(file, os.O_RDWR | os.O_CREAT, 0o666)
+        handle = os.open(file, os.O_RDWR | os.O_CREAT | _NO_LINK, 0o666)
     try:
         _lock(handle)
     except OSError as trouble:
@@ -164,6 +203,7 @@ def undisturbed() -> Generator[None]:
 def _beside(path: Path) -> Generator[Path]:
     """A file to be filled and flushed; it is put in the place of `path`, or goes again."""
     beside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    must_be_regular(beside)
     with _in_words(path):
         try:
             yield beside

@@ -9,7 +9,7 @@ from typing import Self
 from pydantic import Field
 
 from pinxit.checked import Checked, read_toml
-from pinxit.durable import replace_text
+from pinxit.durable import must_be_regular, replace_text
 from pinxit.errors import PinxitError, RecipeError, RunError
 from pinxit.method import Kind
 from pinxit.model import Model
@@ -67,13 +67,21 @@ class Many(Checked):
 
     @classmethod
     def open(cls, folder: Path) -> Self:
-        """Those that were begun in a folder; RunError if none were."""
+        """Those that were begun in a folder; RunError if none were, or a name is no folder's."""
         if not (folder / _FILE).is_file():
             raise RunError(f"no subjects were begun in {folder}", f"such a folder has a {_FILE}")
-        return cls.model_validate(read_toml(folder / _FILE, "list of subjects"))
+        many = cls.model_validate(read_toml(folder / _FILE, "list of subjects"))
+        wrong = next((name for name in many.subjects if name != file_name(name)), None)
+        if wrong is not None:
+            raise RunError(
+                f"{folder / _FILE} has a subject named {wrong!r}, which cannot be a folder's name",
+                f"rename it in {_FILE}: only letters, digits, _ and - are allowed",
+            )
+        return many
 
     def runs(self, folder: Path) -> dict[str, Run]:
-        """Their runs in a folder, as they stand."""
+        """Their runs in a folder, as they stand; RunError if one of them is a link."""
+        must_be_regular(*(folder / name for name in self.subjects))
         return {
             name: Run.open(folder / name)
             if Run.begun(folder / name)

@@ -1,6 +1,7 @@
 """A portfolio: pictures that are painted once and kept, so that judging can be stopped."""
 
 import hashlib
+import re
 from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
@@ -9,18 +10,21 @@ from typing import TYPE_CHECKING
 import torch
 
 from pinxit.concept import Concept
-from pinxit.durable import make_folder
+from pinxit.durable import make_folder, must_be_regular
 from pinxit.generate import Painted, Request, generate
 from pinxit.model import Model
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
+NAMES = re.compile(r"[0-9a-f]{16}-[0-9]+\.png")
+
 
 class Portfolio:
     """Pictures with some concepts, kept in a folder and named after everything they follow from.
 
-    A request that is all there is not painted again. Without a folder nothing is kept.
+    A request that is all there is not painted again. Without a folder nothing is kept. RunError if
+    the folder is a link.
     """
 
     def __init__(self, folder: Path | None = None, concepts: Sequence[Concept] = ()) -> None:
@@ -31,6 +35,8 @@ class Portfolio:
         """The pictures of a request, painted if they are not there."""
         from PIL import Image
 
+        if self.folder:
+            must_be_regular(self.folder)
         files = self._files(model, request)
         if files and all(file.is_file() for file in files):
             return [Image.open(file).convert("RGB") for file in files]

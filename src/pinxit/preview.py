@@ -6,7 +6,7 @@ from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
-from pinxit.durable import replace_bytes
+from pinxit.durable import must_be_regular, replace_bytes
 from pinxit.findings import Findings
 from pinxit.generate import Request, paint
 from pinxit.judge import Judge
@@ -41,8 +41,10 @@ def preview(
 ) -> Preview:
     """Paint what is learned so far into a folder; the adapters are in the model already.
 
-    A judge's prompts are painted if there is one, and else one prompt four times.
+    A judge's prompts are painted if there is one, and else one prompt four times. RunError if the
+    folder is a link.
     """
+    must_be_regular(folder)
     if judge is None:
         images, found = _four(model, recipe), None
     else:

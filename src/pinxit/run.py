@@ -14,11 +14,10 @@ from pinxit.learner import Learner
 from pinxit.method import Preparing
 from pinxit.model import Model
 from pinxit.recipe import Recipe
-from pinxit.run_folder import RECIPE, Chosen, Event, Failed, RunFolder, Told
+from pinxit.run_folder import PLAIN, RECIPE, Chosen, Event, Failed, RunFolder, Told
 from pinxit.train import Lesson, train
 
 # What the judge compares with, painted without the word.
-_PLAIN = "plain"
 
 
 class Run(RunFolder):
@@ -113,7 +112,7 @@ class Run(RunFolder):
         if self.judge or not (recipe.score and recipe.preview_every):
             return
         try:
-            judge = Judge.of(model, recipe, self.pictures, folder=self.folder / _PLAIN)
+            judge = Judge.of(model, recipe, self.pictures, folder=self.folder / PLAIN)
             _ = judge.verdict(judge.plain, judge.prompts)  # that it will have one of any pictures
             self.judge = judge
         except RequestError as trouble:
@@ -146,6 +145,7 @@ def _attempt(
         for run, before in runs.items():
             try:
                 make_folder(run.folder)
+                run.must_be_whole()
                 _ = locks.enter_context(alone(run.folder))
                 for event in _beginning(model, run, before, begun):
                     yield run, event

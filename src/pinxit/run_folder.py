@@ -1,16 +1,17 @@
 """A run's folder: its recipe, journal of steps, previews, checkpoints, and what was learned."""
 
+import re
 from collections.abc import Generator, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from pinxit import best
+from pinxit import best, portfolio
 from pinxit.best import Scored
-from pinxit.checkpoint import Manifest, keep, newest
+from pinxit.checkpoint import NAMES, Manifest, keep, newest
 from pinxit.concept import Concept, Provenance
-from pinxit.durable import make_folder, replace_text, sweep, undisturbed
+from pinxit.durable import make_folder, must_be_regular, replace_text, sweep, undisturbed
 from pinxit.errors import DiskError, PinxitError, RunError
 from pinxit.generate import Notice
 from pinxit.journal import Journal
@@ -29,6 +30,16 @@ _CONCEPT = "concept.safetensors"
 _CHECKPOINTS = "checkpoints"
 _PREVIEWS = "previews"
 _CONCEPTS = "concepts"
+PLAIN = "plain"
+_FILES = (RECIPE, _JOURNAL, _CONCEPT, best.FILE)
+# The names of the files that a run writes, by folder.
+_WRITTEN = {
+    "": re.compile("|".join(map(re.escape, _FILES))),
+    _CHECKPOINTS: NAMES,
+    _CONCEPTS: NAMES,
+    _PREVIEWS: re.compile(r"[0-9]{7,}\.png"),
+    PLAIN: portfolio.NAMES,
+}
 
 # What a run is slowed down to when its learning has gone wrong.
 _GENTLER = 0.5
@@ -116,6 +127,10 @@ class RunFolder:
         found = [entry["stopped"] for entry in self.notes.entries() if "stopped" in entry]
         return found[-1] if found and self.recipe.stop else None
 
+    def must_be_whole(self) -> None:
+        """RunError if what a run writes to is a link, which could lead out of its folder."""
+        must_be_regular(*(self.folder / name for name in (*_WRITTEN, *_FILES) if name))
+
     def write_recipe(self) -> None:
         """Make the folder a run's, to go on with, before anything that takes long."""
         if not (self.folder / RECIPE).is_file():
@@ -125,7 +140,8 @@ class RunFolder:
     def begin(self, learner: Learner, wrong: str | None = None) -> Generator[Event]:
         """Bring a new learner to where the run stopped, or to where it was before it went wrong."""
         with self.resumable():
-            sweep(self.folder)
+            for name, written in _WRITTEN.items():
+                sweep(self.folder / name, written)
             every = self.recipe.checkpoint_every if wrong else 1
             if found := newest(self.folder / _CHECKPOINTS, every):
                 steps = self.recipe.steps or 0

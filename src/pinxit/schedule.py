@@ -13,7 +13,10 @@ Prediction = Literal["epsilon", "v_prediction"]
 
 
 class Schedule(Protocol):
-    """The way from pictures to noise, and what a denoiser on it is asked for."""
+    """The way from pictures to noise, and what a denoiser on it is asked for.
+
+    Times may lie on another device than latents: they are moved to theirs.
+    """
 
     kind: ClassVar[Kind]
 
@@ -52,19 +55,19 @@ class Diffusion:
 
     def add_noise(self, latents: Tensor, noise: Tensor, times: Tensor) -> Tensor:
         """Latents (B, C, H, W) as they are at the given times (B,)."""
-        signal, spread = self._shares(times)
+        signal, spread = self._shares(times.to(latents.device))
         return signal * latents + spread * noise
 
     def target(self, latents: Tensor, noise: Tensor, times: Tensor) -> Tensor:
         """What the denoiser should answer: the noise, or the velocity of arXiv:2202.00512."""
         if self.prediction == "epsilon":
             return noise
-        signal, spread = self._shares(times)
+        signal, spread = self._shares(times.to(latents.device))
         return signal * noise - spread * latents
 
     def parted(self, noisy: Tensor, answer: Tensor, times: Tensor) -> tuple[Tensor, Tensor]:
         """The latents and the noise: one of the two is the answer, or both follow from it."""
-        signal, spread = self._shares(times)
+        signal, spread = self._shares(times.to(noisy.device))
         if self.prediction == "epsilon":
             return (noisy - spread * answer) / signal, answer
         return signal * noisy - spread * answer, signal * answer + spread * noisy
@@ -103,7 +106,7 @@ class Flow:
 
     def add_noise(self, latents: Tensor, noise: Tensor, times: Tensor) -> Tensor:
         """The point of the line at the given times (B,)."""
-        share = (times / self.steps).view(-1, 1, 1, 1)
+        share = self._share(times.to(latents.device))
         return (1 - share) * latents + share * noise
 
     def target(self, latents: Tensor, noise: Tensor, times: Tensor) -> Tensor:  # noqa: ARG002
@@ -112,7 +115,7 @@ class Flow:
 
     def parted(self, noisy: Tensor, answer: Tensor, times: Tensor) -> tuple[Tensor, Tensor]:
         """Both ends of the line through the noisy latents."""
-        share = (times / self.steps).view(-1, 1, 1, 1)
+        share = self._share(times.to(noisy.device))
         return noisy - share * answer, noisy + (1 - share) * answer
 
     def weight(self, times: Tensor, min_snr: float | None) -> Tensor:
@@ -123,3 +126,6 @@ class Flow:
                 "leave --min-snr out: such a base weighs its times by how often they are drawn",
             )
         return torch.ones_like(times, dtype=torch.float32)
+
+    def _share(self, times: Tensor) -> Tensor:
+        return (times / self.steps).view(-1, 1, 1, 1)

@@ -1,6 +1,8 @@
 """`pinxit check`: what of a folder of pictures would be learned from, and what is odd about it."""
 
+import os
 from collections.abc import Sequence
+from itertools import chain, count
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -19,6 +21,8 @@ if TYPE_CHECKING:
 
 _TILE = (264, 292)
 _LABEL = 34
+# The text of the PNG by which a sheet is recognized, so that no other image is overwritten.
+_MARK = ("pinxit-sheet", "contact sheet")
 
 
 def check(
@@ -31,18 +35,37 @@ def check(
     ] = None,
 ) -> None:
     """Say what would be learned from, how it would be cropped, and what is refused or odd."""
+    from PIL.PngImagePlugin import PngInfo
+
     from pinxit.survey import survey
 
-    out = out or Path(f"{pictures.resolve()}-check.png")
+    out = out or _free(f"{pictures.resolve()}-check")
     if out.resolve().parent == pictures.resolve():
         raise PictureError(f"{out} would be one of the pictures", "give an --out elsewhere")
     found = survey(pictures, max(size // 8, 1) * 8, masks=masks)
     show(found)
     if found.looks or found.refused:
         paper = contact_sheet(found)
-        replace(out, lambda beside: paper.save(beside, "PNG"))
+        about = PngInfo()
+        about.add_text(*_MARK)
+        replace(out, lambda beside: paper.save(beside, "PNG", pnginfo=about))
         say(f"the contact sheet is {out}")
     must_be_usable(pictures, len(found.looks), found.refused)
+
+
+def _free(stem: str) -> Path:
+    """A path for a sheet: one that is free, or an earlier sheet's."""
+    ends = chain([""], (f"-{number}" for number in count(2)))
+    paths = (Path(f"{stem}{end}.png") for end in ends)
+    return next(path for path in paths if not os.path.lexists(path) or _is_sheet(path))
+
+
+def _is_sheet(path: Path) -> bool:
+    """Whether a file is a contact sheet that `check` made: its text comes first in it."""
+    if path.is_symlink() or not path.is_file():
+        return False
+    with path.open("rb") as file:
+        return b"tEXt" + "\0".join(_MARK).encode() in file.read(128)
 
 
 def show(found: "Survey") -> None:

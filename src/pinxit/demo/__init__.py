@@ -7,11 +7,12 @@ from pinxit.demo.chapters import Effort, style_chapter, subject_chapter
 from pinxit.demo.full import sections
 from pinxit.demo.report import page
 from pinxit.demo.trial import Easel, Progress
-from pinxit.durable import must_be_ours, replace_text
+from pinxit.durable import mark_ours, must_be_ours, replace_text
 from pinxit.model import open_base
 from pinxit.pocket.eyes import Eyes
 
 _RUNS, _PICTURES, _REPORT = "runs", "pictures", "report.html"
+_KIND = "demo"
 
 
 def run_demo(out: Path, progress: Progress, effort: Effort | None = None) -> dict[str, object]:
@@ -19,11 +20,12 @@ def run_demo(out: Path, progress: Progress, effort: Effort | None = None) -> dic
 
     A demo that was stopped goes on where it was. RunError if the folder holds anything else.
     """
-    must_be_ours(out, _RUNS, "no demo's")
+    must_be_ours(out, _KIND, _RUNS, _PICTURES)
     effort = effort or Effort()
     began = time.perf_counter()
     model = open_base(effort.base)
     eyes = effort.eyes or Eyes.load()
+    mark_ours(out, _KIND)
     easel = Easel(model, progress, effort.count, effort.painting_steps)
     chapters = (
         subject_chapter(easel, effort, out / _RUNS, eyes),

@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pinxit.durable import make_folder, must_be_ours, replace_text
+from pinxit.durable import make_folder, mark_ours, must_be_ours, replace_text
 from pinxit.evaluate.contender import Contender
 from pinxit.evaluate.figures import Effort, Group, Table, Told
 from pinxit.evaluate.page import page
@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
 REPORT, _PICTURES = "report.html", "pictures"
+KIND = "evaluation"
 
 
 def evaluate(
@@ -30,11 +31,12 @@ def evaluate(
     Pictures are kept in `out`, so that what was stopped goes on. `given` are fields of recipes
     that are so whatever the runs say. RunError if the folder holds anything else.
     """
-    must_be_ours(out, _PICTURES, "no evaluation's")
+    must_be_ours(out, KIND, _PICTURES)
     contenders = [Contender.of(path, given or {}) for path in paths]
     bases: dict[object, dict[object, list[Contender]]] = {}
     for one in _distinct(contenders):
         bases.setdefault(one.subject[0], {}).setdefault(one.subject, []).append(one)
+    mark_ours(out, KIND)
     make_folder(out / _PICTURES)
     groups: list[Group] = []
     for subjects in bases.values():

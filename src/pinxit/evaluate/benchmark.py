@@ -5,8 +5,9 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from pinxit.checked import read_toml
-from pinxit.durable import make_folder, replace_text
+from pinxit.durable import make_folder, mark_ours, must_be_ours, replace_text
 from pinxit.errors import RecipeError, RunError
+from pinxit.evaluate import KIND
 from pinxit.many import Many
 
 # DreamBench's own list, among other things, and ours.
@@ -17,10 +18,11 @@ _LINE = re.compile(r"([\w.-]+),([\w -]+)")
 def begun(subjects: Path, out: Path, common: Mapping[str, object]) -> Many:
     """The subjects of a folder's folders, with runs to be in `out`, or those that were begun there.
 
-    RunError if others were, or otherwise.
+    RunError if others were, or otherwise, or if `out` holds anything else.
     """
     import tomli_w
 
+    must_be_ours(out, KIND, "pictures", "runs")
     nouns = class_nouns(subjects)
     names = sorted(p.name for p in subjects.iterdir() if p.is_dir() and not p.name.startswith("."))
     unknown = [name for name in names if name not in nouns and "class_noun" not in common]
@@ -35,6 +37,7 @@ def begun(subjects: Path, out: Path, common: Mapping[str, object]) -> Many:
         | ({"class_noun": nouns[name]} if name in nouns else {})
         for name in names
     ]
+    mark_ours(out, KIND)
     make_folder(out / "pictures")
     replace_text(out / "subjects.toml", tomli_w.dumps({"subject": rows}))
     many = Many.of(out / "subjects.toml", common, None)

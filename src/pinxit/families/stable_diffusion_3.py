@@ -70,7 +70,9 @@ class StableDiffusion3(LatentModel):
             )
         assert conditioning.pooled is not None
         told, pooled = conditioning.states, conditioning.pooled
-        return network(latents, told, pooled, times.expand(len(latents)), return_dict=False)[0]
+        # The solvers' times lie on the CPU, and this transformer does not move them.
+        times = times.to(latents.device).expand(len(latents))
+        return network(latents, told, pooled, times, return_dict=False)[0]
 
     def _joined(
         self, prompts: Sequence[str], reading: Reading, found: Sequence[Told]
