@@ -28,7 +28,7 @@ demo: $(READY) ## teach a subject and a style, and write report.html (8 minutes)
 	$(BIN)/pinxit demo --out $(OUT)
 
 bench: $(READY) ## times and memory against a plain loop (pocket: 5 minutes; BASE=sd15: an hour)
-	$(BIN)/python -m benchmarks --base $(BASE)
+	$(BIN)/python -m lab.speed --base $(BASE)
 
 test: $(READY) ## every test but the slow group (15 minutes at most)
 	$(BIN)/pytest -m "not slow"
@@ -56,7 +56,7 @@ fix: $(READY) ## format, and mend what the linter can mend
 	$(BIN)/ruff format .
 
 figures: $(READY) ## every figure the docs quote, as JSON in docs/figures
-	$(BIN)/python tools/figures.py $(NAMES)
+	$(BIN)/python -m lab.figures $(NAMES)
 
 clean: ## take away what can be made again, but no run and no demo
 	rm -rf .venv .pytest_cache .ruff_cache .hypothesis build dist

@@ -11,7 +11,7 @@ if compgen -G ".whl/*.whl" > /dev/null; then
     --target /tmp/site .whl/*.whl
 fi
 export PYTHONPATH="/tmp/site:src" PYTHONUNBUFFERED=1
-[ -d /tmp/pocket-work ] || python3 tools/older_pocket.py src/pinxit/pocket/weights /tmp/pocket-work
+[ -d /tmp/pocket-work ] || python3 lab/pocket/from_weights.py src/pinxit/pocket/weights /tmp/pocket-work
 python3 -m pinxit.pocket train --work /tmp/pocket-work --minutes "${1:-7}" --threads 8
 python3 -m pinxit.pocket package --work /tmp/pocket-work
 tar -C src/pinxit/pocket -c weights | split -b 15M - "${OUT:-/tmp}/weights.tar."

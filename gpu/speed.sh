@@ -22,8 +22,8 @@ common+=(--work "${WORK:-/tmp/bases}")
 python=${PYTHON:-python3}
 
 # Each job is a process of about 20 seconds, most of them loading: 16 jobs, then 4.
-timeout 380 "$python" -m benchmarks "${common[@]}" --rounds 2 --steps "${STEPS:-20}" \
+timeout 380 "$python" -m lab.speed "${common[@]}" --rounds 2 --steps "${STEPS:-20}" \
   --json "$out/speed-one.json" 2>&1 | tee "$out/speed-one.log"
-timeout 180 "$python" -m benchmarks "${common[@]}" --rounds 1 --steps "${STEPS:-20}" \
+timeout 180 "$python" -m lab.speed "${common[@]}" --rounds 1 --steps "${STEPS:-20}" \
   --methods textual-inversion lora --concepts 8 \
   --json "$out/speed-eight.json" 2>&1 | tee "$out/speed-eight.log"

@@ -13,7 +13,7 @@ import torch
 import transformers
 from PIL import Image
 
-from pinxit.model import Model, open_base
+from pinxit.models.model import Model, open_base
 
 torch.set_num_threads(1)  # the nano base is too small to share out, and CI is busy
 

@@ -12,7 +12,7 @@ from pinxit import registry
 
 SOURCE = Path(pinxit.__file__).parent
 # What belongs to one method or to the base that ships is not the engine.
-ASIDE = ("pocket", "demo", "cli")
+ASIDE = ("pocket", "reports", "cli")
 
 # The name of an adapter, which files and formats have, as well as of the method that trains it.
 ADAPTERS = {"lora"}
@@ -48,7 +48,8 @@ def _words(path: Path) -> Iterator[str]:
 def test_no_file_names_a_plug_in_of_another(kind: str) -> None:
     for name in registry.names(kind):
         stem = name.replace("-", "_")
-        called = {name, stem, registry.load(kind, name).__name__, f"pinxit.{kind}.{stem}"}
+        module = f"pinxit.{registry.KINDS[kind][0]}.{kind}.{stem}"
+        called = {name, stem, registry.load(kind, name).__name__, module}
         called -= ADAPTERS
         for path in engine():
             if path.stem != stem:

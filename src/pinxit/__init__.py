@@ -17,15 +17,15 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from pinxit.bases import Bases
-    from pinxit.concept import Concept
+    from pinxit.concepts.concept import Concept
     from pinxit.errors import PinxitError
-    from pinxit.generate import Request, paint
-    from pinxit.model import open_base
-    from pinxit.pictures import read_pictures
-    from pinxit.pixels import sheet
-    from pinxit.recipe import Recipe
-    from pinxit.run import Run, teach
+    from pinxit.generation.generate import Request, paint
+    from pinxit.images.folder import read_pictures
+    from pinxit.images.tensors import sheet
+    from pinxit.models.model import open_base
+    from pinxit.models.open_bases import Bases
+    from pinxit.runs.run import Run, teach
+    from pinxit.training.recipe import Recipe
 
 __all__ = [
     "Bases",
@@ -43,17 +43,17 @@ __all__ = [
 
 # Where each name lives: imported when it is first asked for, since torch takes seconds.
 _HOMES = {
-    "Bases": "bases",
-    "Concept": "concept",
+    "Bases": "models.open_bases",
+    "Concept": "concepts.concept",
     "PinxitError": "errors",
-    "Recipe": "recipe",
-    "Request": "generate",
-    "Run": "run",
-    "open_base": "model",
-    "paint": "generate",
-    "read_pictures": "pictures",
-    "sheet": "pixels",
-    "teach": "run",
+    "Recipe": "training.recipe",
+    "Request": "generation.generate",
+    "Run": "runs.run",
+    "open_base": "models.model",
+    "paint": "generation.generate",
+    "read_pictures": "images.folder",
+    "sheet": "images.tensors",
+    "teach": "runs.run",
 }
 
 

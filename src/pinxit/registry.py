@@ -14,26 +14,25 @@ from pinxit.errors import (
     did_you_mean,
 )
 
-KINDS: dict[str, tuple[str, type[PinxitError]]] = {
-    "families": ("family", ModelError),
-    "methods": ("method", RecipeError),
-    "controls": ("control", RequestError),
-    "formats": ("format", ConceptError),
-    "metrics": ("metric", RequestError),
+# The package of each kind of plug-in, its name in messages, and the error of an unknown name.
+KINDS: dict[str, tuple[str, str, type[PinxitError]]] = {
+    "families": ("models", "family", ModelError),
+    "methods": ("training", "method", RecipeError),
+    "controls": ("generation", "control", RequestError),
+    "formats": ("concepts", "format", ConceptError),
+    "metrics": ("evaluation", "metric", RequestError),
 }
 
 
 def names(kind: str) -> list[str]:
     """The names of all plug-ins of a kind, sorted; imports none of them."""
-    _check(kind)
-    folder = Path(__file__).parent / kind
-    files = (path.stem for path in folder.glob("*.py"))
+    files = (path.stem for path in _folder(kind).glob("*.py"))
     return sorted(stem.replace("_", "-") for stem in files if not stem.startswith("_"))
 
 
 def summary(kind: str, name: str) -> str:
     """The first line of a plug-in's file, which says what it is; imports nothing."""
-    file = Path(__file__).parent / kind / f"{name.replace('-', '_')}.py"
+    file = _folder(kind) / f"{name.replace('-', '_')}.py"
     told = ast.get_docstring(ast.parse(file.read_text(encoding="utf-8"))) or ""
     return told.partition("\n")[0]
 
@@ -42,9 +41,9 @@ def load(kind: str, name: str) -> type:
     """The one public class of the plug-in of that name; the kind's error if there is none."""
     known = names(kind)
     if name not in known:
-        word, error = KINDS[kind]
+        _, word, error = KINDS[kind]
         raise error(f"there is no {word} `{name}`", did_you_mean(name, known))
-    module = import_module(f"pinxit.{kind}.{name.replace('-', '_')}")
+    module = import_module(f"pinxit.{KINDS[kind][0]}.{kind}.{name.replace('-', '_')}")
     public = [
         found
         for label, found in inspect.getmembers(module, inspect.isclass)
@@ -60,6 +59,8 @@ def name_of(plugin: type) -> str:
     return plugin.__module__.rpartition(".")[2].replace("_", "-")
 
 
-def _check(kind: str) -> None:
+def _folder(kind: str) -> Path:
+    """The folder of a kind's plug-ins; RequestError if there is no such kind."""
     if kind not in KINDS:
         raise RequestError(f"there is no kind of plug-in `{kind}`", did_you_mean(kind, KINDS))
+    return Path(__file__).parent / KINDS[kind][0] / kind

@@ -12,8 +12,8 @@ from PIL import Image
 
 from pinxit import registry
 from pinxit.errors import RequestError
-from pinxit.generate import Frame, Painted, Request, generate, paint
-from pinxit.model import Model, open_base
+from pinxit.generation.generate import Frame, Painted, Request, generate, paint
+from pinxit.models.model import Model, open_base
 
 CONTROLS = registry.names("controls")
 ACCOMPANIED = ("inversion", "masactrl", "same-seed")
@@ -140,7 +140,7 @@ def test_masks_go_with_every_control(control: str, model: Model, picture: Path) 
 
 
 def test_controls_work_on_the_layers_that_a_cpu_has(nano: Path, picture: Path) -> None:
-    from pinxit.families._cpu import suit_cpu
+    from pinxit.models.kernels.cpu import suit_cpu
 
     model = open_base(nano)
     request = asked(table("inversion", model, picture))

@@ -8,11 +8,11 @@ import torch
 from torch import Tensor
 
 from pinxit import registry
-from pinxit.adapter import Part
-from pinxit.concept import Concept, Provenance, recognised
+from pinxit.adapters.adapter import Part
+from pinxit.concepts.concept import Concept, Provenance, recognised
+from pinxit.concepts.format import Format, Target
 from pinxit.errors import ConceptError, FileError
-from pinxit.format import Format, Target
-from pinxit.opened import opened
+from pinxit.files.open_any import opened
 
 FORMATS: dict[str, Format] = {
     name: registry.load("formats", name)() for name in registry.names("formats")

@@ -8,16 +8,16 @@ import torch
 from torch import Tensor
 
 from pinxit import registry
-from pinxit.adapter import injected
-from pinxit.concept import Concept
-from pinxit.generate import Request, paint
-from pinxit.model import Model, Precision, open_base
-from pinxit.pictures import read_pictures
-from pinxit.recipe import Recipe
-from pinxit.run import Run, teach
-from pinxit.run_folder import Saved
-from pinxit.text import Reading
-from pinxit.train import Lesson, Step, objective, train
+from pinxit.adapters.adapter import injected
+from pinxit.concepts.concept import Concept
+from pinxit.generation.generate import Request, paint
+from pinxit.images.folder import read_pictures
+from pinxit.models.model import Model, Precision, open_base
+from pinxit.models.text_encoder import Reading
+from pinxit.runs.folder import Saved
+from pinxit.runs.run import Run, teach
+from pinxit.training.recipe import Recipe
+from pinxit.training.train import Lesson, Step, objective, train
 
 METHODS = registry.names("methods")
 FAMILIES = registry.names("families")

@@ -9,8 +9,8 @@ import pytest
 import torch
 from PIL import Image
 
-from pinxit.generate import Request, paint
-from pinxit.model import Model
+from pinxit.generation.generate import Request, paint
+from pinxit.models.model import Model
 
 CLOSE = 1e-4
 PROMPT = "a red dog"

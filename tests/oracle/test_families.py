@@ -12,12 +12,12 @@ import torch
 from PIL import Image
 
 from pinxit import registry
-from pinxit.batches import Batch
-from pinxit.generate import Request, paint
-from pinxit.model import Model, open_base
-from pinxit.solvers import _CLASSES as SCHEDULERS
-from pinxit.text import Reading
-from pinxit.train import objective
+from pinxit.generation.generate import Request, paint
+from pinxit.generation.schedulers import _CLASSES as SCHEDULERS
+from pinxit.models.model import Model, open_base
+from pinxit.models.text_encoder import Reading
+from pinxit.training.batches import Batch
+from pinxit.training.train import objective
 
 PROMPT = "a photo of a red dog on the beach"
 OTHER = PROMPT.replace("red", "blue")

@@ -12,14 +12,14 @@ from torch import Tensor
 from transformers import CLIPTextConfig, CLIPTextModel
 
 from pinxit import registry
-from pinxit.adapter import Alias, Part, injected
-from pinxit.concept import Concept, Provenance
-from pinxit.format import Target
-from pinxit.generate import Request, paint
-from pinxit.model import Model, find_base, open_base
-from pinxit.networks import PARTS
-from pinxit.source import Folder
-from pinxit.tensors import read_safetensors
+from pinxit.adapters.adapter import Alias, Part, injected
+from pinxit.concepts.concept import Concept, Provenance
+from pinxit.concepts.format import Target
+from pinxit.concepts.full_model_file import PARTS
+from pinxit.files.safetensors_file import read_safetensors
+from pinxit.generation.generate import Request, paint
+from pinxit.models.model import Model, find_base, open_base
+from pinxit.models.source import Folder
 
 WIDTH = 768
 PROMPT = "a photo of shifu riding on the beach"

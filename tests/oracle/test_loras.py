@@ -15,12 +15,12 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from pinxit import registry
-from pinxit.adapter import Part, injected
-from pinxit.concept import Concept, Provenance
-from pinxit.format import Target
-from pinxit.lora import Form, LowRank
-from pinxit.model import Model, open_base
-from pinxit.tensors import read_safetensors
+from pinxit.adapters.adapter import Part, injected
+from pinxit.adapters.lora import Form, LowRank
+from pinxit.concepts.concept import Concept, Provenance
+from pinxit.concepts.format import Target
+from pinxit.files.safetensors_file import read_safetensors
+from pinxit.models.model import Model, open_base
 
 PROMPT = "a photo of a red dog on the beach"
 CLOSE, FAR = 1e-5, 1e-3

@@ -9,12 +9,12 @@ import pytest
 import torch
 from PIL import Image
 
-from pinxit.batches import Batch
-from pinxit.generate import Request, paint
-from pinxit.model import Model, open_base
-from pinxit.pixels import to_pixels
-from pinxit.solvers import _CLASSES
-from pinxit.train import objective
+from pinxit.generation.generate import Request, paint
+from pinxit.generation.schedulers import _CLASSES
+from pinxit.images.tensors import to_pixels
+from pinxit.models.model import Model, open_base
+from pinxit.training.batches import Batch
+from pinxit.training.train import objective
 
 SCHEDULERS = _CLASSES["diffusion"]
 PROMPT = "a photo of a red dog on the beach"

@@ -14,9 +14,9 @@ from torch import nn
 
 from pinxit import registry
 from pinxit.errors import ModelError
-from pinxit.families._networks import clip_tokenizer, network
-from pinxit.model import Placement, open_base
-from pinxit.single_file import SingleFile
+from pinxit.models.checkpoint_source import SingleFile
+from pinxit.models.loading import clip_tokenizer, network
+from pinxit.models.model import Placement, open_base
 
 _HERE = Path(__file__).parent
 _spec = importlib.util.spec_from_file_location("ldm_names", _HERE / "ldm_names.py")

@@ -9,15 +9,15 @@ from typing import TYPE_CHECKING, Annotated
 from cyclopts import Parameter
 
 from pinxit.cli.screen import say, table
-from pinxit.durable import replace
 from pinxit.errors import PictureError
-from pinxit.pictures import Masks, must_be_usable
-from pinxit.pixels import sheet
+from pinxit.files.atomic_write import replace
+from pinxit.images.folder import Masks, must_be_usable
+from pinxit.images.tensors import sheet
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-    from pinxit.survey import Look, Survey
+    from pinxit.images.inspect import Look, Survey
 
 _TILE = (264, 292)
 _LABEL = 34
@@ -37,7 +37,7 @@ def check(
     """Say what would be learned from, how it would be cropped, and what is refused or odd."""
     from PIL.PngImagePlugin import PngInfo
 
-    from pinxit.survey import survey
+    from pinxit.images.inspect import survey
 
     out = out or _free(f"{pictures.resolve()}-check")
     if out.resolve().parent == pictures.resolve():

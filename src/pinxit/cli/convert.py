@@ -33,8 +33,8 @@ def convert(
     ] = None,
 ) -> None:
     """Write a learned word, a LoRA or a tuned base as another program opens it."""
-    from pinxit.concept import Concept
-    from pinxit.format import Format, Target
+    from pinxit.concepts.concept import Concept
+    from pinxit.concepts.format import Format, Target
 
     concept = Concept.load(file)
     which = 2 if concept.tuned else int(concept.weighable)

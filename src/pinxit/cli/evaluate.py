@@ -9,10 +9,10 @@ from pinxit.cli.many import follow
 from pinxit.cli.opening import opened
 from pinxit.cli.screen import bars, data, say, stoppable
 from pinxit.errors import RequestError
-from pinxit.evaluate import REPORT
-from pinxit.evaluate import evaluate as evaluating
-from pinxit.evaluate.benchmark import begun
-from pinxit.evaluate.figures import Effort
+from pinxit.reports.comparison import REPORT
+from pinxit.reports.comparison import evaluate as evaluating
+from pinxit.reports.dreambench import begun
+from pinxit.reports.figures import Effort
 
 _OUT = Path("evaluation")
 # Of recipes, whatever the runs say.

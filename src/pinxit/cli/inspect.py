@@ -13,9 +13,9 @@ from pinxit.cli.screen import data, printable
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from pinxit.adapter import Part
-    from pinxit.concept import Concept
-    from pinxit.opened import Opened
+    from pinxit.adapters.adapter import Part
+    from pinxit.concepts.concept import Concept
+    from pinxit.files.open_any import Opened
 
 # What trainers write of themselves that few people ask for.
 _WORDY = re.compile(
@@ -34,8 +34,8 @@ def inspect(
     ] = None,
 ) -> None:
     """Say what a file holds, what it fits, what it was trained on, and what is odd about it."""
-    from pinxit.concept import recognised
-    from pinxit.opened import opened
+    from pinxit.concepts.concept import recognised
+    from pinxit.files.open_any import opened
 
     found = opened(file)
     layout = recognised(found)
@@ -65,8 +65,8 @@ def _tell(label: str, text: str) -> None:
 
 def _part(part: "Part") -> Iterator[tuple[str, str]]:
     """What one part is, and what it fits."""
-    from pinxit import modelspec
-    from pinxit.adapter import word_widths
+    from pinxit.adapters.adapter import word_widths
+    from pinxit.models import modelspec
 
     if "text" in part.settings:
         yield "word", f"{part.settings['word']}, which stands for `{part.settings['text']}`"
@@ -90,7 +90,7 @@ def _part(part: "Part") -> Iterator[tuple[str, str]]:
 
 def _change(part: "Part") -> Iterator[tuple[str, str]]:
     """What a LoRA or one of its kin changes in a network, and how much."""
-    from pinxit.lora_files import by_layer, fits, rank_of
+    from pinxit.concepts.lora_file import by_layer, fits, rank_of
 
     layers, kind = by_layer(part), part.settings["kind"]
     weights = {name: t for name, t in part.tensors.items() if not name.endswith(".alpha")}
@@ -117,7 +117,7 @@ def _norms(table: "Tensor") -> str:
 
 def _vocabulary(base: str) -> str:
     """How long the vectors of a base's own words are."""
-    from pinxit.model import open_base
+    from pinxit.models.model import open_base
 
     model = open_base(base)
     tables = {name: tower.embedding.weight.detach() for name, tower in model.towers.items()}

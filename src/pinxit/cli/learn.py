@@ -5,19 +5,19 @@ from contextlib import closing
 from pathlib import Path
 
 from pinxit import registry
-from pinxit.best import Scored
 from pinxit.cli.check import before_learning
 from pinxit.cli.flags import Values, command, flag, flags, word
 from pinxit.cli.opening import opened
 from pinxit.cli.screen import Report, bars, data, say, stoppable
-from pinxit.generate import Notice
-from pinxit.method import Method, Preparing
-from pinxit.prompt import file_name
-from pinxit.recipe import Recipe
-from pinxit.run import Run
-from pinxit.run_folder import Chosen, Event, Stopped
-from pinxit.survey import survey
-from pinxit.train import Step
+from pinxit.generation.generate import Notice
+from pinxit.images.inspect import survey
+from pinxit.models.prompt import file_name
+from pinxit.runs.best import Scored
+from pinxit.runs.folder import Chosen, Event, Stopped
+from pinxit.runs.run import Run
+from pinxit.training.method import Method, Preparing
+from pinxit.training.recipe import Recipe
+from pinxit.training.train import Step
 
 # How much the loss beside the bar remembers of the steps before.
 _SMOOTH = 0.95

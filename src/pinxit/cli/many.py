@@ -5,20 +5,20 @@ from contextlib import closing
 from pathlib import Path
 
 from pinxit import registry
-from pinxit.best import Scored
 from pinxit.cli.flags import Values, command, flag, flags, word
 from pinxit.cli.learn import choices
 from pinxit.cli.opening import opened
 from pinxit.cli.screen import Report, bars, data, say
 from pinxit.errors import RunError
-from pinxit.generate import Notice
-from pinxit.many import Grouped, Many, learn_many
-from pinxit.method import Method, Preparing
-from pinxit.prompt import file_name
-from pinxit.recipe import Recipe
-from pinxit.run import Run
-from pinxit.run_folder import Chosen, Failed, Saved, Stopped, Told
-from pinxit.train import Step
+from pinxit.generation.generate import Notice
+from pinxit.models.prompt import file_name
+from pinxit.runs.best import Scored
+from pinxit.runs.folder import Chosen, Failed, Saved, Stopped, Told
+from pinxit.runs.many import Grouped, Many, learn_many
+from pinxit.runs.run import Run
+from pinxit.training.method import Method, Preparing
+from pinxit.training.recipe import Recipe
+from pinxit.training.train import Step
 
 _OWN = frozenset({"method", "pictures", "token", "class_noun"})
 

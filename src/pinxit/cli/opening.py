@@ -2,9 +2,9 @@
 
 from pinxit import registry
 from pinxit.cli.screen import bars, say
-from pinxit.generate import Request
-from pinxit.model import Model, open_base
-from pinxit.recipe import Recipe
+from pinxit.generation.generate import Request
+from pinxit.models.model import Model, open_base
+from pinxit.training.recipe import Recipe
 
 
 def opened(asked: Recipe | Request, device: str) -> Model:

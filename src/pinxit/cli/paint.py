@@ -11,13 +11,13 @@ from typing import TYPE_CHECKING
 from pinxit.cli.flags import Values, command, flag, flags, word
 from pinxit.cli.opening import opened
 from pinxit.cli.screen import bars, data, say
-from pinxit.concept import Concept
-from pinxit.durable import replace
+from pinxit.concepts.concept import Concept
 from pinxit.errors import RequestError
-from pinxit.generate import Frame, Notice, Painted, Request
-from pinxit.generate import generate as painting
-from pinxit.model import Model
-from pinxit.pixels import sheet
+from pinxit.files.atomic_write import replace
+from pinxit.generation.generate import Frame, Notice, Painted, Request
+from pinxit.generation.generate import generate as painting
+from pinxit.images.tensors import sheet
+from pinxit.models.model import Model
 
 if TYPE_CHECKING:
     from PIL.Image import Image

@@ -101,7 +101,7 @@ def bars() -> Generator[Report]:
     if outer := _SHOWN.get():
         yield outer
         return
-    from pinxit.hub import telling
+    from pinxit.models.hub import telling
 
     with _bars() as report:
         before = _SHOWN.set(report)

@@ -37,8 +37,8 @@ def demo(
     ] = False,
 ) -> None:
     """Teach a subject and a style from five pictures each, paint with them, and measure."""
-    from pinxit.demo import run_demo
-    from pinxit.demo.chapters import Effort
+    from pinxit.reports.demo import run_demo
+    from pinxit.reports.demo.chapters import Effort
 
     with bars() as report:
         scores = run_demo(out, report, Effort(full=full))

@@ -8,12 +8,12 @@ from pinxit import registry
 from pinxit.cli.flags import Values, command, flag, word
 from pinxit.cli.paint import paint_as, painting_flags
 from pinxit.cli.screen import say
-from pinxit.control import Control
 from pinxit.errors import RequestError, did_you_mean
-from pinxit.framing import shape_for
-from pinxit.generate import Request
-from pinxit.model import LITTLE, Model
-from pinxit.pictures import Picture
+from pinxit.generation.control import Control
+from pinxit.generation.generate import Request
+from pinxit.images.crop import shape_for
+from pinxit.images.folder import Picture
+from pinxit.models.model import LITTLE, Model
 
 _USUAL, _PAINTED, _MASK = "inversion", "same-seed", "mask"
 _NAMES = [name for name in registry.names("controls") if name != _MASK]

@@ -1,0 +1,1 @@
+"""Experiments, benchmarks, attack and fault suites, and figures for the docs; not shipped."""

@@ -1,0 +1,1 @@
+"""Odd, damaged and badly framed images."""

@@ -1,0 +1,84 @@
+"""A packaged pocket as states of training, so that a fuller world is learned from what is known.
+
+`python -m lab.pocket.from_weights WEIGHTS WORK` writes them; weights of another shape begin anew,
+but for the rows of what is named alike: tokens of the vocabulary, answers of the eyes.
+"""
+
+import json
+import sys
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+from transformers import CLIPTokenizer
+
+from pinxit.pocket import autoencoder, eyes_training, painter
+from pinxit.pocket.eyes import ANSWERS
+from pinxit.pocket.state import Trainer
+
+Rows = dict[str, list[tuple[int, int]]]  # by the end of a tensor's name: (new row, old row)
+
+
+def take(
+    run: Trainer, old: dict[str, Tensor], prefix: str = "", rows: Rows | None = None, step: int = 0
+) -> None:
+    """Give a training the weights that are there, whole or by rows, and save it as of a step."""
+    run.step, rows = step, rows or {}
+    with torch.no_grad():
+        for name, parameter in run.trained.items():
+            found = old.get(name.removeprefix(prefix)) if name.startswith(prefix) else None
+            if found is None:
+                continue
+            which = next((r for end, r in rows.items() if end in name), None)
+            if found.shape == parameter.shape:
+                parameter.copy_(found.float())
+            elif which is not None:
+                new, known = map(list, zip(*which, strict=True))
+                parameter[new] = found[known].float()
+            run.average[name].copy_(parameter)
+    run.save()
+
+
+def main(weights: Path, work: Path, answers: dict[str, list[str]]) -> None:
+    """Write the states of all four networks."""
+    work.mkdir(parents=True, exist_ok=True)
+    tokenizer: CLIPTokenizer = eyes_training.open_tokenizer(work)
+    before = json.loads((weights / "tokenizer" / "vocab.json").read_text())
+    tokens = [(i, before[w]) for w, i in tokenizer.get_vocab().items() if w in before]
+    heads = {
+        f"questions.{q}.": [(ANSWERS[q].index(a), i) for i, a in enumerate(named)]
+        for q, named in answers.items()
+    }
+    scale: float = json.loads((weights / "vae" / "config.json").read_text())["scaling_factor"]
+    (work / painter.SCALE).write_text(f"{scale}\n")
+    take(autoencoder.whole(work), tensors(weights / "vae"), step=autoencoder.WHOLE)
+    take(
+        eyes_training.telling(work, tokenizer),
+        tensors(weights / "text_encoder"),
+        "text.",
+        {"token_embedding": tokens},
+        # with the words of today it has learned what there is to learn, and others built on it
+        eyes_training.TEXT_STEPS if before == tokenizer.get_vocab() else 0,
+    )
+    take(eyes_training.seeing(work, tokenizer), tensors(weights / "eyes"), "eyes.", heads)
+    take(painter.painting(work, 1), tensors(weights / "unet"), step=painter.GROUND_FIRST)
+
+
+def tensors(folder: Path) -> dict[str, Tensor]:
+    """All tensors of a network's files."""
+    found: dict[str, Tensor] = {}
+    for path in folder.glob("*.safetensors"):
+        found |= {n.removeprefix("text_model."): t for n, t in load_file(path).items()}
+    return found
+
+
+if __name__ == "__main__":
+    FIRST = {
+        "class": list(ANSWERS["class"][:12]),
+        "colour": list(ANSWERS["colour"]),
+        "background": [*ANSWERS["background"][:8], "plain"],
+        "style": list(ANSWERS["style"][:8]),
+        "pattern": list(ANSWERS["pattern"][:4]),
+    }
+    main(Path(sys.argv[1]), Path(sys.argv[2]), FIRST)

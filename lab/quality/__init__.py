@@ -1,0 +1,1 @@
+"""What training reaches, measured on subjects and styles of pocket's world."""

@@ -1,0 +1,1 @@
+"""Hostile and damaged files, and a watch that sees whether code runs."""

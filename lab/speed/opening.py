@@ -1,0 +1,119 @@
+"""A checkpoint of Stable Diffusion 1.5's size, opened by our reader and by torch: time and memory.
+
+`python -m lab.speed.opening [--gigabytes G] [--rounds N]` prints figures as one line of JSON. The
+file lies in build/ while it is measured. Torch may run what is in a file; this one is our own.
+"""
+
+import argparse
+import json
+import os
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import torch
+
+from pinxit.files.torch_file import read_pickled
+
+ROOT = Path(__file__).resolve().parents[2]
+TENSORS = 1131  # U-Net, autoencoder and text encoder together
+READERS = ("torch", "pinxit")
+
+
+def make(path: Path, gigabytes: float, new: bool) -> None:
+    """Write the checkpoint: half of the tensors are vectors, as biases and norms are."""
+    width = 1280
+    rows = int(gigabytes * 1e9 / 4 / width / (TENSORS // 2))
+    weights = {
+        f"model.diffusion_model.blocks.{n}.weight": torch.full(
+            (rows, width) if n % 2 else (width,), n / TENSORS
+        )
+        for n in range(TENSORS)
+    }
+    torch.save(
+        {"state_dict": weights, "global_step": 470_000},
+        path,
+        _use_new_zipfile_serialization=new,
+    )
+    os.sync()
+
+
+def opened(path: Path, reader: str) -> dict[str, float]:
+    """Seconds and gigabytes that one process takes to open the file, and to use all of it."""
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    clocks = [(time.perf_counter(), time.process_time())]
+    read: Any = torch.load(path, weights_only=True) if reader == "torch" else read_pickled(path)
+    clocks.append((time.perf_counter(), time.process_time()))
+    total = sum(float(weight.sum()) for weight in read["state_dict"].values())
+    clocks.append((time.perf_counter(), time.process_time()))
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
+    (wall, busy), (wall_open, busy_open), (wall_used, busy_used) = clocks
+    return {
+        "open": wall_open - wall,
+        "open, processor": busy_open - busy,
+        "used": wall_used - wall,
+        "used, processor": busy_used - busy,
+        "peak GB": peak * 1024 / 1e9,
+        "sum": total,
+    }
+
+
+def measure(gigabytes: float, times: int) -> dict[str, Any]:
+    """Both readers on both layouts, in turns, each time in a process of its own."""
+    (ROOT / "build").mkdir(exist_ok=True)
+    found: dict[str, Any] = {"tensors": TENSORS}
+    for layout in ("zip", "legacy"):
+        with tempfile.TemporaryDirectory(dir=ROOT / "build") as folder:
+            path = Path(folder) / "sd15.ckpt"
+            _ask("--make", layout, str(path), str(gigabytes))
+            found[f"{layout} GB"] = round(path.stat().st_size / 1e9, 2)
+            rounds = [
+                {who: _ask("--open", who, str(path)) for who in READERS} for _ in range(times)
+            ]
+        if len({once[who]["sum"] for once in rounds for who in READERS}) != 1:
+            raise ValueError("the readers do not read the same")
+        for who in READERS:
+            keys = [key for key in rounds[0][who] if key != "sum"]
+            found[f"{layout}, {who}"] = {
+                key: round(median(once[who][key] for once in rounds), 3) for key in keys
+            }
+    return found
+
+
+def _ask(*words: str) -> dict[str, float]:
+    run = subprocess.run(
+        [sys.executable, "-m", "lab.speed.opening", *words],
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        text=True,
+        check=True,
+    )
+    return json.loads(run.stdout.splitlines()[-1])
+
+
+def main() -> None:
+    """Print the figures, or do one process's share."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    _ = parser.add_argument("--gigabytes", type=float, default=4.27)
+    _ = parser.add_argument("--rounds", type=int, default=3, help="medians of so many")
+    _ = parser.add_argument("--make", nargs=3)
+    _ = parser.add_argument("--open", nargs=2)
+    asked = parser.parse_args()
+    if asked.make:
+        layout, path, gigabytes = asked.make
+        make(Path(path), float(gigabytes), layout == "zip")
+        answer: dict[str, Any] = {}
+    elif asked.open:
+        answer = opened(Path(asked.open[1]), asked.open[0])
+    else:
+        answer = measure(asked.gigabytes, asked.rounds)
+    print(json.dumps(answer))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""Generation requests, schedulers, the denoising loop and controls (one file each)."""

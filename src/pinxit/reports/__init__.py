@@ -1,0 +1,1 @@
+"""Comparison pages and the demo."""

@@ -1,0 +1,1 @@
+"""Run folders: their log, checkpoints, previews, and many runs at once."""

@@ -1,0 +1,395 @@
+"""Files as other programs write them, and what a person does with them."""
+
+import base64
+import json
+import zlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from PIL.PngImagePlugin import PngInfo
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from pinxit.adapters.adapter import Part, TunedWeights, injected
+from pinxit.cli import main
+from pinxit.concepts.concept import Concept, Provenance
+from pinxit.concepts.format import CARRIED, Target
+from pinxit.concepts.formats.a1111 import A1111
+from pinxit.concepts.formats.emb_params import EmbParams
+from pinxit.concepts.formats.pinxit import Pinxit
+from pinxit.errors import ConceptError, FileError
+from pinxit.files.safetensors_file import read_safetensors
+from pinxit.models.model import Model
+
+TABLE = torch.randn(3, 768, generator=torch.Generator().manual_seed(5))
+SECOND = torch.randn(3, 1280, generator=torch.Generator().manual_seed(6))
+
+
+def tables(concept: Concept) -> list[dict[str, Tensor]]:
+    return [dict(part.tensors) for part in concept.parts]
+
+
+def holds(concept: Concept, **wanted: Tensor) -> bool:
+    (found,) = tables(concept)
+    return found.keys() == wanted.keys() and all(torch.equal(found[n], wanted[n]) for n in wanted)
+
+
+# What other programs write.
+
+
+def a1111(**changed: object) -> dict[str, object]:
+    told = {"name": "shifu", "step": 10001, "sd_checkpoint": "7460a6fa", "sd_checkpoint_name": None}
+    return {"string_to_token": {"*": 265}, "string_to_param": {"*": TABLE}, **told, **changed}
+
+
+@pytest.mark.parametrize("legacy", [False, True])
+def test_a1111(legacy: bool, tmp_path: Path) -> None:
+    file = tmp_path / "my toy.pt"
+    torch.save(a1111(), file, _use_new_zipfile_serialization=not legacy)
+    concept = Concept.load(file)
+    assert holds(concept, text=TABLE)
+    assert (concept.token, concept.provenance.steps) == ("my toy", 10001)
+    assert concept.provenance.told == {
+        "name": "shifu",
+        "step": "10001",
+        "sd_checkpoint": "7460a6fa",
+    }
+    A1111().write(concept, Target(back := tmp_path / "back.pt"))
+    again = torch.load(back, weights_only=True)
+    assert torch.equal(again.pop("string_to_param")["*"], TABLE)
+    assert again.pop(CARRIED)
+    assert again == {k: v for k, v in a1111().items() if k != "string_to_param"}
+
+
+def test_compvis_with_several_placeholders(tmp_path: Path) -> None:
+    file = tmp_path / "two.pt"
+    table = {"*": nn.Parameter(TABLE), "toy": nn.Parameter(TABLE + 1)}
+    ids = {"*": torch.tensor(265), "toy": torch.tensor(5988)}
+    torch.save({"string_to_token": ids, "string_to_param": nn.ParameterDict(table)}, file)
+    concept = Concept.load(file)
+    assert concept.words == ["two", "toy"]
+    assert torch.equal(tables(concept)[1]["text"], TABLE + 1)
+    with pytest.raises(ConceptError, match="two is no single learned word, it holds: two, toy"):
+        EmbParams().write(concept, Target(tmp_path / "x.safetensors"))
+    Pinxit().write(concept, Target(tmp_path / "x.safetensors"))
+    assert Concept.load(tmp_path / "x.safetensors").words == ["two", "toy"]
+
+
+@pytest.mark.parametrize(
+    ("content", "wanted"),
+    [
+        ({"emb_params": TABLE}, {"text": TABLE}),
+        ({"clip_l": TABLE}, {"text": TABLE}),
+        ({"clip_l": TABLE, "clip_g": SECOND}, {"text": TABLE, "text_2": SECOND}),
+        ({"emp_params": TABLE}, {"text": TABLE}),
+        (
+            {"emp_params": TABLE, "emp_params_out": TABLE + 1},
+            {"text": TABLE, "text.out": TABLE + 1},
+        ),
+        (
+            {"clip_l": TABLE, "clip_g": SECOND, "clip_g_out": SECOND + 1},
+            {"text": TABLE, "text_2": SECOND, "text_2.out": SECOND + 1},
+        ),
+        ({"<toy>": TABLE}, {"text": TABLE}),
+        ({"<toy>": TABLE[0]}, {"text": TABLE[:1]}),
+    ],
+    ids=[
+        "kohya",
+        "pivotal-1",
+        "xl",
+        "onetrainer",
+        "out",
+        "out-xl",
+        "diffusers",
+        "custom-diffusion",
+    ],
+)
+@pytest.mark.parametrize("ending", [".safetensors", ".pt", ".bin"])
+def test_others(
+    content: dict[str, Tensor], wanted: dict[str, Tensor], ending: str, tmp_path: Path
+) -> None:
+    file = tmp_path / f"shifu{ending}"
+    if ending == ".safetensors":
+        save_file({name: table.contiguous() for name, table in content.items()}, file)
+    else:
+        torch.save(content, file)
+    concept = Concept.load(file)
+    assert holds(concept, **wanted)
+    assert concept.words == ["<toy>" if "<toy>" in content else "shifu"]
+
+
+def test_a_lone_tensor_and_the_second_encoders_file(tmp_path: Path) -> None:
+    torch.save(TABLE, tmp_path / "shifu.bin")
+    assert holds(Concept.load(tmp_path / "shifu.bin"), text=TABLE)
+    folder = tmp_path / "trained"
+    folder.mkdir()
+    save_file({"<toy>": TABLE}, folder / "learned_embeds.safetensors")
+    save_file({"<toy>": SECOND}, folder / "learned_embeds_2.safetensors")
+    assert holds(Concept.load(folder), text=TABLE, text_2=SECOND)
+
+
+def in_pixels(data: dict[str, object], height: int = 96) -> Image.Image:
+    """A picture as A1111 makes it: the low halves of the bytes left of it, the high ones right."""
+    packed = np.frombuffer(zlib.compress(json.dumps(data).encode(), 9), np.uint8)
+    width = len(packed) // (height * 3) + 1
+    state, noise = 0, []
+    for _ in range(height * width * 3):
+        state = (1664525 * state + 1013904223) % 2**32
+        noise.append(state % 255 & 15)
+    covered = np.array(noise, np.uint8).reshape(height, width, 3)
+    halves = (np.resize(half, (height, width, 3)) for half in (packed & 15, packed >> 4))
+    low, high = (half ^ covered ^ 0x50 for half in halves)
+    gap = np.zeros((height, 1, 3), np.uint8)
+    picture = np.full((height, 40, 3), 77, np.uint8)
+    return Image.fromarray(np.concatenate([low, gap, picture, gap, high], 1))
+
+
+@pytest.mark.parametrize("place", ["chunk", "pixels"])
+def test_hidden_in_a_picture(place: str, tmp_path: Path) -> None:
+    data = a1111(string_to_param={"*": {"TORCHTENSOR": TABLE.tolist()}})
+    info = PngInfo()
+    if place == "chunk":
+        info.add_text("sd-ti-embedding", base64.b64encode(json.dumps(data).encode()).decode())
+    picture = in_pixels(data) if place == "pixels" else Image.new("RGB", (64, 64), "gold")
+    picture.save(tmp_path / "shared-by-a-friend.png", pnginfo=info)
+    concept = Concept.load(tmp_path / "shared-by-a-friend.png")
+    assert holds(concept, text=TABLE)
+    assert (concept.token, concept.nickname) == ("shifu", "shared-by-a-friend")
+
+
+def test_pictures_that_hide_nothing_or_rubbish(tmp_path: Path) -> None:
+    file = tmp_path / "picture.png"
+    Image.new("RGB", (64, 64), "black").save(file)
+    with pytest.raises(ConceptError, match=r"picture.png has no layout"):
+        Concept.load(file)
+    for text in ("!", base64.b64encode(b"[" * 100_000).decode()):
+        info = PngInfo()
+        info.add_text("sd-ti-embedding", text)
+        Image.new("RGB", (64, 64)).save(file, pnginfo=info)
+        with pytest.raises(ConceptError, match=r"picture.png cannot be read"):
+            Concept.load(file)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        {"emb_params": torch.zeros(0, 768)},
+        {"emb_params": torch.zeros(2, 3, 4)},
+        {"emb_params": torch.zeros(2, 768, dtype=torch.int64)},
+        {"clip_l": torch.zeros(2, 768), "clip_g": torch.zeros(3, 1280)},
+    ],
+)
+def test_what_is_no_table_is_refused(content: dict[str, Tensor], tmp_path: Path) -> None:
+    save_file(content, tmp_path / "odd.safetensors")
+    with pytest.raises(ConceptError, match="holds no word's vectors, but tensors of shapes"):
+        Concept.load(tmp_path / "odd.safetensors")
+
+
+WHOLE = Concept(
+    (Part("new-word", {"word": "x", "stand_in": "a"}, {}),), Provenance.foreign("x", {})
+).about
+
+
+@pytest.mark.parametrize(
+    "said", ["{", "[]", "9", WHOLE.replace("stand_in", "other"), WHOLE.replace('"x"', "3")]
+)
+def test_a_damaged_description_is_refused(said: str, tmp_path: Path) -> None:
+    for key, content in ((CARRIED, "emb_params"), ("pinxit", "0.text")):
+        save_file({content: TABLE}, tmp_path / "odd.safetensors", {key: said})
+        with pytest.raises(ConceptError, match=r"what .*odd.safetensors says of itself is damaged"):
+            Concept.load(tmp_path / "odd.safetensors")
+
+
+def test_written_files_say_what_they_are(tmp_path: Path) -> None:
+    torch.save(a1111(), tmp_path / "shifu.pt")
+    EmbParams().write(
+        Concept.load(tmp_path / "shifu.pt"), Target(out := tmp_path / "s.safetensors")
+    )
+    _, said = read_safetensors(out)
+    assert said["modelspec.architecture"] == "stable-diffusion-v1/textual-inversion"
+    assert said["modelspec.sai_model_spec"] == "1.0.1"
+    assert (said["modelspec.title"], said["modelspec.trigger_phrase"]) == ("s", "shifu")
+
+
+# What a person does with them.
+
+
+@pytest.fixture
+def pinxit(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> Callable[..., tuple[int, str, str]]:
+    """Type a command in a folder of its own: its status, what it prints, what it says."""
+    monkeypatch.chdir(tmp_path)
+
+    def typed(*words: str) -> tuple[int, str, str]:
+        status = main(words)
+        said = capsys.readouterr()
+        return status, said.out, said.err
+
+    return typed
+
+
+def word(file: Path, width: int, seed: int = 0, count: int = 2) -> Tensor:
+    """A word as kohya writes it."""
+    table = torch.randn(count, width, generator=torch.Generator().manual_seed(seed))
+    save_file({"emb_params": table}, file)
+    return table
+
+
+def test_prompts_name_words_by_their_files(model: Model, tmp_path: Path) -> None:
+    width = model.towers["text"].width
+    one, two = word(tmp_path / "shifu.pt", width), word(tmp_path / "hestia.pt", width, 1, 3)
+    concepts = [Concept.load(tmp_path / f"{name}.pt") for name in ("shifu", "hestia")]
+    with injected(model, [a for concept in concepts for a in concept.adapters(model)]):
+        tokens = model.towers["text"].tokens(["a Shifu in hestia style"], model.words)
+    assert tokens.table is not None
+    assert torch.equal(tokens.table, torch.cat([one, two]))
+    assert [row for row in tokens.rows.flatten().tolist() if row >= 0] == [0, 1, 2, 3, 4]
+
+
+def test_a_file_may_have_another_name_than_its_word(model: Model, tmp_path: Path) -> None:
+    from pinxit.concepts.concept import combined
+
+    width = model.towers["text"].width
+    save_file({"<toy>": torch.ones(2, width)}, tmp_path / "shifu.safetensors")
+    known = Concept.load(tmp_path / "shifu.safetensors")
+    with injected(model, combined([known], model)):
+        states = [model.condition([f"a {name} in snow"]).states for name in ("shifu", "<toy>")]
+    assert torch.equal(*states)
+    # The name of the file gives way to a word of another file.
+    word(tmp_path / "other.safetensors", width)
+    other = Concept(
+        (Part("new-word", {"word": "Shifu", "stand_in": "a"}, {"text": torch.zeros(1, width)}),),
+        Provenance.foreign("Shifu", {}),
+    )
+    with injected(model, combined([known, other], model)):
+        assert model.words.keys() == {"<toy>", "Shifu"}
+
+
+def test_what_does_not_fit_says_both_numbers(model: Model, tmp_path: Path) -> None:
+    width = model.towers["text"].width
+    word(tmp_path / "shifu.pt", 768)
+    with pytest.raises(ConceptError, match=rf"768 numbers, and those of .* have {width}") as said:
+        Concept.load(tmp_path / "shifu.pt").adapters(model)
+    assert said.value.hint == "it fits a base of Stable Diffusion 1.x: give one with --base"
+    save_file({"clip_l": TABLE, "clip_g": SECOND}, tmp_path / "xl.safetensors")
+    with pytest.raises(ConceptError, match=r"text towers text, text_2, and .* has text") as said:
+        Concept.load(tmp_path / "xl.safetensors").adapters(model)
+    assert "Stable Diffusion XL" in said.value.hint
+
+
+def test_generate_with_files(pinxit: Any, nano: Path, model: Model, tmp_path: Path) -> None:
+    width = model.towers["text"].width
+    word(tmp_path / "shifu.pt", width)
+    word(tmp_path / "hestia.safetensors", width, 1)
+    words = ["--concept", "shifu.pt", "--concept", "hestia.safetensors"]
+    asked = ["--base", str(nano), "--count", "1", "--steps", "2"]
+    status, painted, said = pinxit("generate", "shifu riding, in hestia style", *words, *asked)
+    assert (status, said.count("note:")) == (0, 0), said
+    assert Image.open(painted.strip()).size == (32, 32)
+    status, _, said = pinxit("generate", "shifu riding", *words, *asked[2:])
+    assert status == 2
+    assert "those of pocket have" in said
+
+
+def test_convert_by_ending_and_by_name(pinxit: Any, tmp_path: Path) -> None:
+    torch.save(a1111(), tmp_path / "shifu.pt")
+    for out, extra, wanted in (
+        ("a.safetensors", [], {"emb_params"}),
+        ("b.safetensors", ["--format", "onetrainer"], {"emp_params"}),
+        ("folder/c.safetensors", ["--format", "diffusers"], {"shifu"}),
+    ):
+        status, printed, said = pinxit("convert", "shifu.pt", out, *extra)
+        assert (status, printed) == (0, f"{out}\n"), said
+        assert read_safetensors(tmp_path / out)[0].keys() == wanted
+    assert pinxit("convert", "folder/c.safetensors", "back.pt")[0] == 0
+    assert holds(Concept.load(tmp_path / "back.pt"), text=TABLE)
+
+
+@pytest.mark.parametrize(
+    ("typed", "message"),
+    [
+        (["none.pt", "x.pt"], "none.pt is not there"),
+        (["shifu.pt", "x.pt", "--format", "a111"], "did you mean a1111?"),
+        (["shifu.pt", "x.txt", "--format", "a1111"], "end in .pt or .safetensors"),
+        (["shifu.pt", "shifu.pt"], "shifu.pt exists already"),
+        (["shifu.pt", "x.safetensors", "--format", "single-file"], "shifu is a word"),
+        (["shifu.pt", "x.pt", "--precision", "fp16"], "leave --base and --precision out"),
+    ],
+)
+def test_convert_says_what_is_wrong(
+    typed: list[str], message: str, pinxit: Any, tmp_path: Path
+) -> None:
+    torch.save(a1111(), tmp_path / "shifu.pt")
+    status, _, said = pinxit("convert", *typed)
+    assert (status, message in said) == (2, True), said
+    assert [path.name for path in tmp_path.iterdir()] == ["shifu.pt"]
+
+
+def test_inspect(pinxit: Any, nano: Path, tmp_path: Path) -> None:
+    torch.save(a1111(), tmp_path / "shifu.pt")
+    status, shown, said = pinxit("inspect", "shifu.pt", "--base", str(nano))
+    assert status == 0, said
+    for line in (
+        "format      a1111: ",
+        "vectors     3 of 768 numbers for `text`, of length ",
+        "fits        Stable Diffusion 1.x",
+        "vocabulary  ",
+        "origin      name shifu, step 10001, sd_checkpoint 7460a6fa",
+        "to use      write shifu in a prompt, with --concept shifu.pt",
+        "suspicious  nothing",
+    ):
+        assert f"\n{line}" in f"\n{shown}"
+
+
+def test_inspect_sees_what_is_odd(pinxit: Any, tmp_path: Path) -> None:
+    table = TABLE.clone()
+    table[0, 0] = torch.nan
+    torch.save(a1111(string_to_param={"*": table}), tmp_path / "shifu.safetensors")
+    _, shown, _ = pinxit("inspect", "shifu.safetensors")
+    assert "suspicious  1 of text's numbers are infinite or no numbers" in shown
+    assert "suspicious  shifu.safetensors is in truth a pickle" in shown
+    for scale, length in ((0.0, "0"), (1e6, "e+07")):
+        save_file({"emb_params": TABLE * scale}, tmp_path / "odd.safetensors")
+        _, shown, _ = pinxit("inspect", "odd.safetensors")
+        assert "suspicious  text has vectors of length" in shown
+        assert length in shown
+
+
+class _Evil:
+    def __reduce__(self) -> tuple[Any, tuple[str]]:
+        import os
+
+        return os.system, ("touch ran",)
+
+
+def test_code_in_a_file_is_not_run(pinxit: Any, tmp_path: Path) -> None:
+    torch.save(a1111(name=_Evil()), tmp_path / "shifu.pt")
+    for typed in (["inspect", "shifu.pt"], ["convert", "shifu.pt", "x.pt"]):
+        status, _, said = pinxit(*typed)
+        assert status == 2
+        assert "posix.system" in said
+    with pytest.raises(FileError):
+        Concept.load(tmp_path / "shifu.pt")
+    assert not (tmp_path / "ran").exists()
+
+
+def test_dreambooth_as_a_folder(pinxit: Any, nano: Path, model: Model, tmp_path: Path) -> None:
+    tuned = TunedWeights.of(model, "denoiser").part()
+    concept = Concept((tuned,), Provenance.foreign("<mytoy>", {}, str(nano)))
+    concept.save(tmp_path / "concept.safetensors")
+    assert pinxit("convert", "concept.safetensors", "folder")[0] == 0
+    again = Concept.load(tmp_path / "folder")
+    assert all(torch.equal(again.parts[0].tensors[n], t) for n, t in tuned.tensors.items())
+    _, shown, _ = pinxit("inspect", "folder")
+    assert "network     denoiser, " in shown
+    status, _, said = pinxit("convert", "concept.safetensors", "x.safetensors")
+    assert (status, "no place for the weight `add_embedding." in said) == (2, True)
+    status, _, said = pinxit("convert", "concept.safetensors", "y", "--base", "pocket")
+    assert (status, "is not the network that was tuned" in said) == (2, True)
+    assert {path.name for path in tmp_path.iterdir()} == {"concept.safetensors", "folder"}

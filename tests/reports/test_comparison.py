@@ -1,0 +1,204 @@
+"""An evaluation, whole, on a base that knows nothing: figures, the page, going on, a benchmark."""
+
+import json
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import save_file
+
+from pinxit.cli import main
+from pinxit.errors import RequestError, RunError
+from pinxit.models.model import Model, open_base
+from pinxit.reports.comparison import evaluate
+from pinxit.reports.dreambench import class_nouns
+from pinxit.reports.entrant import Contender
+from pinxit.reports.figures import Effort
+from pinxit.runs.run import teach
+from pinxit.training.recipe import Recipe
+from tests.pages import must_be_well_formed
+from tests.seeing import save_seeing
+
+Told = list[tuple[str, int, int]]
+NOUN = "dog"
+
+
+def teaching(pictures: Path, base: Path, method: object, token: str = "<my>") -> Recipe:
+    choices = {"steps": 2, "batch_size": 1, "preview_every": 0, "base": str(base)}
+    return Recipe.model_validate(
+        {**choices, "method": method, "pictures": pictures, "token": token, "class_noun": NOUN}
+    )
+
+
+@pytest.fixture(scope="module")
+def effort(tmp_path_factory: pytest.TempPathFactory) -> Effort:
+    folders = {kind: tmp_path_factory.mktemp(kind) for kind in ("dino", "clip")}
+    sight = {kind: str(save_seeing(kind, folder)) for kind, folder in folders.items()}
+    return Effort(prompts="pocket-styles", count=2, steps=1, **sight)
+
+
+def coloured(folder: Path, *colours: str) -> Path:
+    folder.mkdir()
+    for number, colour in enumerate(colours):
+        Image.new("RGB", (40, 40 + number), colour).save(folder / f"{number}.png")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def runs(nano: Path, tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    """Two words of one subject, and one of another of its class."""
+    where = tmp_path_factory.mktemp("taught")
+    one = coloured(where / "one", "crimson", "orange", "purple")
+    other = coloured(where / "other", "navy", "teal")
+    model = open_base(nano)
+    lessons = {
+        "word": teaching(one, nano, "textual-inversion"),
+        "small": teaching(one, nano, {"name": "lora", "prior_pictures": 0}),
+        "another": teaching(other, nano, "textual-inversion", "<your>"),
+    }
+    for name, recipe in lessons.items():
+        teach(model, recipe, where / name)
+    return [where / name for name in lessons]
+
+
+@pytest.fixture(scope="module")
+def evaluated(
+    runs: list[Path], effort: Effort, nano: Path, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[dict[str, Any], str, Told]:
+    out = tmp_path_factory.mktemp("evaluated") / "out"
+    told: Told = []
+
+    def tell(task: str, done: int, total: int) -> None:
+        told.append((task, done, total))
+
+    found = evaluate(runs, out, opening(nano), tell, effort)
+    return found, (out / "report.html").read_text(encoding="utf-8"), told
+
+
+def opening(nano: Path) -> Callable[[Recipe], Model]:
+    def opened(recipe: Recipe) -> Model:
+        assert recipe.base == open_base(nano).name
+        return open_base(nano)
+
+    return opened
+
+
+@pytest.mark.long
+def test_every_run_has_every_figure_with_its_interval(
+    evaluated: tuple[dict[str, Any], str, Told],
+) -> None:
+    groups = json.loads(json.dumps(evaluated[0], allow_nan=False))["groups"]
+    assert [set(group["runs"]) for group in groups] == [{"word", "small"}, {"another"}]
+    names = {"likeness", "prompt", "best", "variety", "copies", "drift"}
+    names |= {"raw dino", "raw clip-i", "raw clip-t"}
+    for group in groups:
+        assert group["pictures"] == 24
+        for run in group["runs"].values():
+            assert set(run["figures"]) == names
+            assert all(f["low"] <= f["value"] <= f["high"] for f in run["figures"].values())
+            assert run["said"]
+        real, others, base = group["anchors"].values()
+        assert real["likeness"]["value"] == pytest.approx(1)
+        assert others["likeness"]["value"] == pytest.approx(0, abs=1e-6)  # the other dog's pictures
+        assert base["prompt"]["value"] == pytest.approx(1)
+    word, small = groups[0]["runs"].values()
+    assert (word["figures"]["drift"]["value"], small["word"]) == (pytest.approx(0, abs=1e-6), None)
+    assert word["word"]["length"] > 0
+    assert small["figures"]["drift"]["value"] != 0
+
+
+@pytest.mark.long
+def test_the_page_holds_all_and_asks_for_nothing(
+    evaluated: tuple[dict[str, Any], str, Told],
+) -> None:
+    page = evaluated[1]
+    assert page.count("<img") == (3 + 24 * 3) + (2 + 24 * 2)
+    assert page.count("<circle") == 5  # three runs, and the base of two subjects
+    assert page.count("<polyline") == 6
+    assert "others of the class" in page
+    assert "<code>&lt;my&gt;</code>" in page
+    assert not re.search(r"<script|<link|https?:|@import|\$\w", page)
+    assert ">nan" not in page
+    must_be_well_formed(page)
+
+
+@pytest.mark.long
+def test_an_evaluation_again_paints_nothing_twice(
+    evaluated: tuple[dict[str, Any], str, Told],
+    runs: list[Path],
+    effort: Effort,
+    nano: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    out = Path(evaluated[0]["report"]).parent
+    monkeypatch.setattr("pinxit.generation.image_cache.generate", None)  # whoever paints now, fails
+    again = evaluate(runs, out, opening(nano), lambda *_: None, effort)
+    assert again == evaluated[0]
+    more = effort.model_copy(update={"steps": 2})
+    with pytest.raises(TypeError):
+        evaluate(runs, out, opening(nano), lambda *_: None, more)
+
+
+@pytest.mark.long
+def test_every_task_is_told_to_its_end(evaluated: tuple[dict[str, Any], str, Told]) -> None:
+    last = {task: (done, total) for task, done, total in evaluated[2]}
+    assert len(last) == 2 + 2 + 2  # the class and its noun; each word; the noun with the small one
+    assert all(done == total for done, total in last.values())
+
+
+def test_a_folder_with_something_else_is_left_alone(effort: Effort, tmp_path: Path) -> None:
+    (tmp_path / "pictures").mkdir()
+    (tmp_path / "letter.txt").write_text("dear")
+    with pytest.raises(RunError, match="no evaluation's folder"):
+        evaluate([], tmp_path, open_base, lambda *_: None, effort)  # pyright: ignore[reportArgumentType]
+
+
+def test_a_word_of_another_program_needs_pictures_and_a_noun(
+    tmp_path: Path, pictures: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "word.safetensors"
+    save_file({"emb_params": torch.ones(1, 32)}, file)
+    with pytest.raises(RequestError, match="does not say what it was learned from"):
+        Contender.of(file, {})
+    contender = Contender.of(file, {"pictures": pictures, "class_noun": "dog"})
+    assert (contender.title, len(contender.pictures), contender.losses) == ("word", 3, ())
+    assert main(["evaluate"]) == 2
+    assert "nothing to evaluate" in capfd.readouterr().err
+
+
+def test_dreambench_s_own_list_says_what_subjects_are(tmp_path: Path) -> None:
+    (tmp_path / "prompts_and_classes.txt").write_text(
+        "Classes\n\nsubject_name,class\nbear_plushie,stuffed animal\ndog2,dog\n\n'a {0} {1}, wet'\n"
+    )
+    assert class_nouns(tmp_path)["bear_plushie"] == "stuffed animal"
+    assert class_nouns(tmp_path)["dog2"] == "dog"
+    (tmp_path / "classes.toml").write_text('mine = "toy"\n')
+    assert class_nouns(tmp_path) == {"mine": "toy"}
+
+
+@pytest.mark.long
+def test_a_benchmark_is_learned_and_evaluated_and_gone_on_with(
+    effort: Effort, nano: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    subjects = tmp_path / "subjects"
+    subjects.mkdir()
+    _ = coloured(subjects / "rex", "crimson", "orange")
+    _ = coloured(subjects / "lassie", "navy", "teal")
+    sight = ["--dino", effort.dino, "--clip", effort.clip, "--steps", "1", "--count", "1"]
+    typed = ["evaluate", "--benchmark", str(subjects), "--learning-steps", "2", "--json", *sight]
+    typed += ["--base", str(nano), "--out", str(tmp_path / "out"), "--prompts", "objects"]
+    assert main(typed) == 2
+    assert "what lassie, rex are is not known" in capfd.readouterr().err
+    (subjects / "classes.toml").write_text('rex = "dog"\nlassie = "dog"\n')
+    assert main(typed) == 0
+    first = json.loads(capfd.readouterr().out.splitlines()[-1])
+    assert [list(group["runs"]) for group in first["groups"]] == [["lassie"], ["rex"]]
+    assert "Over subjects" in (tmp_path / "out" / "report.html").read_text(encoding="utf-8")
+    assert main(typed) == 0
+    assert json.loads(capfd.readouterr().out.splitlines()[-1]) == first
+    assert main([*typed, "--method", "lora"]) == 2
+    assert "begun with other subjects or choices" in capfd.readouterr().err
