@@ -575,7 +575,7 @@ def main() -> int:
         if "--check" in sys.argv:
             stale += before != after
         elif before != after:
-            _ = path.write_text(after, encoding="utf-8")
+            path.write_text(after, encoding="utf-8")
     if stale:
         print(f"{stale} pages are not what lab/doc_tables.py writes: run it", file=sys.stderr)
     return min(stale, 1)

@@ -90,7 +90,7 @@ def measure(name: str) -> bool:
     }
     FOLDER.mkdir(parents=True, exist_ok=True)
     text = json.dumps(kept, indent=2, ensure_ascii=False) + "\n"
-    _ = (FOLDER / f"{name}.json").write_text(text, encoding="utf-8")
+    (FOLDER / f"{name}.json").write_text(text, encoding="utf-8")
     return True
 
 

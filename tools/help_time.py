@@ -16,7 +16,7 @@ def main() -> None:
     seconds: list[float] = []
     for _ in range(RUNS + 1):
         began = time.perf_counter()
-        _ = subprocess.run(command, stdout=subprocess.DEVNULL, check=True)
+        subprocess.run(command, stdout=subprocess.DEVNULL, check=True)
         seconds.append(time.perf_counter() - began)
     warm = sorted(seconds[1:])
     figures = {"median_s": statistics.median(warm), "slowest_s": warm[-1], "runs": RUNS}

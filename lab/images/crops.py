@@ -47,7 +47,7 @@ def kept(image: Image.Image, mask: Image.Image, lying: bool, share: float) -> li
 def main() -> None:
     """Print the figures."""
     parser = argparse.ArgumentParser(description=__doc__)
-    _ = parser.add_argument("--scenes", type=int, default=300)
+    parser.add_argument("--scenes", type=int, default=300)
     asked = parser.parse_args()
     found: dict[str, list[list[float]]] = {}
     for index in range(asked.scenes):

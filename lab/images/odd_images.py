@@ -59,7 +59,7 @@ def written(name: str, data: Callable[[], bytes] | bytes, verdict: str, says: st
 
     def make(folder: Path) -> None:
         raw = data if isinstance(data, bytes) else data()
-        _ = (folder / name).write_bytes(raw)
+        (folder / name).write_bytes(raw)
 
     return Kind(make, verdict, says)
 
@@ -143,7 +143,7 @@ def masked(path: Path, mask: Image.Image | bytes) -> None:
     """A picture with a mask beside it."""
     scene().save(path)
     beside = path.with_name(f"{path.stem}.mask.png")
-    _ = beside.write_bytes(mask if isinstance(mask, bytes) else raw("PNG", mask))
+    beside.write_bytes(mask if isinstance(mask, bytes) else raw("PNG", mask))
 
 
 def captioned(path: Path, caption: bytes | None) -> None:
@@ -489,7 +489,7 @@ def figures(seed: int, count: int) -> dict[str, object]:
         with tempfile.TemporaryDirectory() as outer:
             folder = Path(outer) / "pictures"
             folder.mkdir()
-            _ = kind.make(folder)
+            kind.make(folder)
             verdict, said, _ = judged(folder)
         verdicts[verdict] += 1
         if verdict != kind.verdict or kind.says not in said:
@@ -500,9 +500,9 @@ def figures(seed: int, count: int) -> dict[str, object]:
 def main() -> None:
     """Print the figures, or those of one process's share."""
     parser = argparse.ArgumentParser(description=__doc__)
-    _ = parser.add_argument("--mutants", type=int, default=10_000)
-    _ = parser.add_argument("--seed", type=int, default=0)
-    _ = parser.add_argument("--work", nargs=2, type=int)
+    parser.add_argument("--mutants", type=int, default=10_000)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--work", nargs=2, type=int)
     asked = parser.parse_args()
     found = work(asked.seed, *asked.work) if asked.work else figures(asked.seed, asked.mutants)
     print(json.dumps(found))

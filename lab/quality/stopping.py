@@ -221,7 +221,7 @@ def cost(model: Model, long: Long) -> float:
     steps: list[float] = []
     looks: list[float] = []
     with closing(train(lesson)) as going:
-        _ = next(going)
+        next(going)
         for _ in range(_TIMED):
             began = time.perf_counter()
             seconds = next(going).seconds

@@ -199,11 +199,11 @@ class Bench:
             if control != "img2img":
                 given["shows"] = item.shows
             image = self.paint(item.asked, {**given, "keep": keep}, guidance=guidance)
-            _ = self.picture(image, f"{label}-{control}-{guidance:g}-{keep:g}")
+            self.picture(image, f"{label}-{control}-{guidance:g}-{keep:g}")
             return judge.score(image)
 
         judge = Judge(self.model, item)
-        _ = self.picture(judge.true, f"{label}-true")
+        self.picture(judge.true, f"{label}-true")
         return {
             f"{keep:g}": self.kept(
                 f"{label}-{control}-{guidance:g}-{keep:g}", lambda k=keep: measure(k)
@@ -299,12 +299,12 @@ def same_seeds(bench: Bench, chosen: Sequence[Item]) -> Row:
         for keep in (0.0, 0.2, 0.5, 0.8):
             control = {"name": "same-seed", "keep": keep, "shows": item.shows}
             image = bench.paint(item.asked, control, seed=item.number)
-            _ = bench.picture(image, f"seed-{item.number:02}-{keep:g}")
+            bench.picture(image, f"seed-{item.number:02}-{keep:g}")
             masks = [eyes.look(to_pixels(i, 64, 64)).mask[0] > 0.5 for i in (first, image)]
             iou = (masks[0] & masks[1]).sum() / (masks[0] | masks[1]).sum()
             named = eyes.look(to_pixels(image, 64, 64)).named("style")[0]
             found |= {f"iou {keep:g}": float(iou), f"style {keep:g}": float(named == item.style)}
-        _ = bench.picture(first, f"seed-{item.number:02}-first")
+        bench.picture(first, f"seed-{item.number:02}-first")
         return found
 
     return _mean([bench.kept(f"seed-{item.number:02}", lambda i=item: one(i)) for item in chosen])
@@ -329,7 +329,7 @@ def poses(bench: Bench, count: int) -> Row:
         for keep in (0.0, 0.7, 0.9):
             control = {"name": "masactrl", "picture": path, "shows": shows, "keep": keep}
             made = bench.paint(asked, control, seed=number)
-            _ = bench.picture(made, f"pose-{number:02}-{keep:g}")
+            bench.picture(made, f"pose-{number:02}-{keep:g}")
             seen = eyes.look(to_pixels(made, 64, 64))
             found[f"likeness {keep:g}"] = float(looks.instance[0] @ seen.instance[0])
             found[f"facing {keep:g}"] = float(seen.named("facing")[0] == turned(scene))
@@ -387,9 +387,9 @@ def shown(bench: Bench, chosen: Sequence[Item], path: Path) -> None:
 def main() -> int:
     """Measure, and print it."""
     parser = argparse.ArgumentParser(description=__doc__)
-    _ = parser.add_argument("--work", type=Path, default=Path("build/transfer"))
-    _ = parser.add_argument("--count", type=int, default=12, help="pictures for styles with words")
-    _ = parser.add_argument("--learned", type=int, default=4, help="pictures for the learned style")
+    parser.add_argument("--work", type=Path, default=Path("build/transfer"))
+    parser.add_argument("--count", type=int, default=12, help="pictures for styles with words")
+    parser.add_argument("--learned", type=int, default=4, help="pictures for the learned style")
     given = parser.parse_args()
     bench = Bench(open_base("pocket"), given.work)
     chosen = items(given.count)

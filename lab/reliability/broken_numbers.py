@@ -37,12 +37,12 @@ def numbers(shop: Workshop, _asked: argparse.Namespace) -> dict[str, int]:
                 for step in (3, 7, 2):  # the last is in the second attempt
                     with closing(shop.events(stopped, recipe)) as events:
                         steps = (event for event in events if isinstance(event, Step))
-                        _ = list(islice(steps, step))
+                        list(islice(steps, step))
                 found["differing"] += shop.whole(stopped, recipe) != wanted
             with poisoned(shop, stage, lasting=True):
                 folder = shop.folder / f"{method}-{stage}-lasting"
                 try:
-                    _ = list(shop.events(folder, recipe))
+                    list(shop.events(folder, recipe))
                 except DivergedError as error:
                     found["reported"] += (
                         f"at step {_AT}:" in error.message and ".png" in error.message

@@ -55,7 +55,7 @@ class Disk:
 
     def open(self, path: Path, flags: int, mode: int = 0o777) -> int:
         """Open, and make if it is to be made."""
-        _ = self._begin("open")
+        self._begin("open")
         new = not Path(path).exists()
         handle = os.open(path, flags, mode)
         self._open[handle] = Path(path)
@@ -72,7 +72,7 @@ class Disk:
 
     def fsync(self, handle: int) -> None:
         """Flush a file or a folder."""
-        _ = self._begin("fsync")
+        self._begin("fsync")
         os.fsync(handle)
         self.log.append(Call("flush", self._open[handle]))
 
@@ -81,23 +81,23 @@ class Disk:
         os.close(handle)
         if handle in self._open:
             del self._open[handle]
-            _ = self._begin("close")
+            self._begin("close")
 
     def replace(self, old: Path, new: Path) -> None:
         """Rename."""
-        _ = self._begin("replace")
+        self._begin("replace")
         os.replace(old, new)  # noqa: PTH105
         self.log.append(Call("rename", Path(old), new=Path(new)))
 
     def unlink(self, path: Path) -> None:
         """Take a name away."""
-        _ = self._begin("unlink")
+        self._begin("unlink")
         os.unlink(path)  # noqa: PTH108
         self.log.append(Call("unlink", Path(path)))
 
     def mkdir(self, path: Path) -> None:
         """Make a folder."""
-        _ = self._begin("mkdir")
+        self._begin("mkdir")
         os.mkdir(path)  # noqa: PTH102
         self.log.append(Call("mkdir", Path(path)))
 
@@ -153,7 +153,7 @@ def _name(names: dict[Path, _File | None], call: Call, file: _File | None) -> No
     if call.kind in ("create", "mkdir"):
         names[call.path] = file
     elif names.get(call.path) is file:
-        _ = names.pop(call.path, None)
+        names.pop(call.path, None)
         if call.kind == "rename":
             names[call.new] = file
 
@@ -215,4 +215,4 @@ def laid_out(state: dict[Path, bytes | None], root: Path, target: Path) -> None:
             if content is None:
                 place.mkdir()
             else:
-                _ = place.write_bytes(content)
+                place.write_bytes(content)

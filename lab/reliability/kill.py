@@ -101,8 +101,8 @@ def one_run(
 def main() -> None:
     """Kill until there are enough of them, method after method."""
     parser = argparse.ArgumentParser(description=__doc__)
-    _ = parser.add_argument("--kills", type=int, default=1000)
-    _ = parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--kills", type=int, default=1000)
+    parser.add_argument("--seed", type=int, default=0)
     asked = parser.parse_args()
     chance = random.Random(asked.seed)
     with workshop() as shop:

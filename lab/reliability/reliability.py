@@ -95,7 +95,7 @@ def lessons(shop: Workshop, method: str, count: int = 4) -> Iterator[Learner]:
     """A learner after each of its first steps."""
     run = Run.create(shop.folder / "never", shop.recipe(method))
     run.settle(shop.model)
-    _ = list(run.prepare(shop.model))
+    list(run.prepare(shop.model))
     lesson = Lesson.of(shop.model, run.recipe, run.pictures)
     with closing(train(lesson)) as steps:
         for _ in islice(steps, count):
@@ -216,13 +216,13 @@ def full(shop: Workshop) -> dict[str, int]:
     wanted = shop.whole(shop.folder / "roomy", recipe)
     disk = Disk()
     with instead_of_os(disk):
-        _ = shop.whole(shop.folder / "counted", recipe)
+        shop.whole(shop.folder / "counted", recipe)
     for at in range(1, disk.calls, 5):
         folder = shop.folder / "full"
         shutil.rmtree(folder, ignore_errors=True)
         with instead_of_os(Disk(fault("ENOSPC", at, True))):
             try:
-                _ = list(shop.events(folder, recipe))
+                list(shop.events(folder, recipe))
             except DiskError as error:
                 found["reported"] += "space" in error.hint
         found["full disks"] += 1
@@ -234,7 +234,7 @@ def flips(shop: Workshop, asked: argparse.Namespace) -> Figures:
     """Every bit of what files say of themselves, and random ones of the rest, are turned."""
     found, chance = Counter[str](), random.Random(asked.seed)
     folder = shop.folder / "flipped"
-    _ = shop.whole(folder, shop.recipe(METHODS[-1]))
+    shop.whole(folder, shop.recipe(METHODS[-1]))
     concept = folder / "concept.safetensors"
     checkpoint = max((folder / "checkpoints").iterdir())
     for other in (folder / "checkpoints").iterdir():
@@ -262,9 +262,9 @@ def flips(shop: Workshop, asked: argparse.Namespace) -> Figures:
 
 def reads(file: Path, read: Callable[[Path], object], content: bytes) -> bool:
     """Whether a file of this content is taken for good."""
-    _ = file.write_bytes(content)
+    file.write_bytes(content)
     try:
-        _ = read(file)
+        read(file)
     except PinxitError:
         return False
     return True
@@ -276,13 +276,13 @@ PARTS = {f.__name__: f for f in (stops, crashes, runs, faults, flips, numbers)}
 def main() -> None:
     """Try the parts asked for, and print what came of them."""
     parser = argparse.ArgumentParser(description=__doc__)
-    _ = parser.add_argument("parts", nargs="*", default=[])
-    _ = parser.add_argument("--steps", type=int, default=_LONG)
-    _ = parser.add_argument("--crashes", type=int, default=200)
-    _ = parser.add_argument("--flips", type=int, default=10_000)
-    _ = parser.add_argument("--kills", type=int, default=0)
-    _ = parser.add_argument("--writes", type=int, default=50, help="of many in a row, each n-th")
-    _ = parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("parts", nargs="*", default=[])
+    parser.add_argument("--steps", type=int, default=_LONG)
+    parser.add_argument("--crashes", type=int, default=200)
+    parser.add_argument("--flips", type=int, default=10_000)
+    parser.add_argument("--kills", type=int, default=0)
+    parser.add_argument("--writes", type=int, default=50, help="of many in a row, each n-th")
+    parser.add_argument("--seed", type=int, default=0)
     asked = parser.parse_args()
     figures = Figures()
     for part in asked.parts or PARTS:

@@ -70,7 +70,7 @@ class Workshop:
 
     def whole(self, folder: Path, recipe: Recipe) -> str:
         """The mark of a run that goes to its end."""
-        _ = list(self.events(folder, recipe))
+        list(self.events(folder, recipe))
         return mark(folder)
 
 

@@ -197,11 +197,11 @@ def work(seed: int, first: int, count: int, until: float, folder: Path) -> dict[
     watch = Watch()
     for number in range(first, first + count):
         if number % 100 == 0:
-            _ = progress.write_text(str(number))
+            progress.write_text(str(number))
             if time.time() > until:
                 break
         raw, read = inputs.of(number)
-        _ = path.write_bytes(raw)
+        path.write_bytes(raw)
         outcome = watch.outcome(read, path)
         found["inputs"] += 1
         found[outcome] += 1
@@ -213,7 +213,7 @@ def work(seed: int, first: int, count: int, until: float, folder: Path) -> dict[
 def keep(raw: bytes, number: int) -> None:
     """Leave an input that found something where it can be looked at."""
     KEPT.mkdir(parents=True, exist_ok=True)
-    _ = (KEPT / str(number)).write_bytes(raw)
+    (KEPT / str(number)).write_bytes(raw)
 
 
 def campaign(seed: int, inputs: int, seconds: float) -> dict[str, Any]:
@@ -256,10 +256,10 @@ def campaign(seed: int, inputs: int, seconds: float) -> dict[str, Any]:
 def main() -> None:
     """Print the figures, or those of one process's share."""
     parser = argparse.ArgumentParser(description=__doc__)
-    _ = parser.add_argument("--inputs", type=int, default=10_000)
-    _ = parser.add_argument("--seconds", type=float, default=float("inf"))
-    _ = parser.add_argument("--seed", type=int, default=0)
-    _ = parser.add_argument("--work", nargs=4)
+    parser.add_argument("--inputs", type=int, default=10_000)
+    parser.add_argument("--seconds", type=float, default=float("inf"))
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--work", nargs=4)
     asked = parser.parse_args()
     if asked.work:
         first, count, until, folder = asked.work

@@ -424,7 +424,7 @@ def run(every: int) -> dict[str, object]:
         path = Path(folder) / "hostile.pt"
         watch = Watch()
         for label, content in made:
-            _ = path.write_bytes(content)
+            path.write_bytes(content)
             outcome = watch.outcome(read_pickled, path)
             found[outcome] += 1
             if outcome != "refused":
@@ -444,7 +444,7 @@ def run(every: int) -> dict[str, object]:
 def main() -> None:
     """Make the set, read it, print the figures as one line of JSON."""
     parser = argparse.ArgumentParser(description=__doc__)
-    _ = parser.add_argument("--every", type=int, default=1, help="only each so-manyth gadget")
+    parser.add_argument("--every", type=int, default=1, help="only each so-manyth gadget")
     asked = parser.parse_args()
     quiet = io.StringIO()
     sys.stdout, out = quiet, sys.stdout  # some modules greet when they are imported

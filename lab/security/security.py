@@ -12,9 +12,9 @@ ROOT = Path(__file__).resolve().parents[2]
 def main() -> None:
     """Run both and print what they found."""
     parser = argparse.ArgumentParser(description=__doc__)
-    _ = parser.add_argument("--inputs", type=int, default=1_000_000)
-    _ = parser.add_argument("--seconds", type=float, default=900, help="the fuzzer's, at most")
-    _ = parser.add_argument("--every", type=int, default=16, help="only each so-manyth gadget")
+    parser.add_argument("--inputs", type=int, default=1_000_000)
+    parser.add_argument("--seconds", type=float, default=900, help="the fuzzer's, at most")
+    parser.add_argument("--every", type=int, default=16, help="only each so-manyth gadget")
     asked = parser.parse_args()
     fuzzed = _start("fuzz", "--inputs", str(asked.inputs), "--seconds", str(asked.seconds))
     hostile = _start("hostile", "--every", str(asked.every))

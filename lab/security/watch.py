@@ -36,7 +36,7 @@ class Watch:
         self.path = ""
         self.events: Counter[str] = Counter()
         sys.addaudithook(self._see)
-        _ = signal.signal(signal.SIGPROF, self._late)
+        signal.signal(signal.SIGPROF, self._late)
         pages = int(Path("/proc/self/statm").read_text().split()[0]) if _linux() else 0
         if pages:
             limit = pages * resource.getpagesize() + MEMORY
@@ -47,7 +47,7 @@ class Watch:
         before = self.events.total()
         self.path = str(path)
         self.looking = True
-        _ = signal.setitimer(signal.ITIMER_PROF, SECONDS)
+        signal.setitimer(signal.ITIMER_PROF, SECONDS)
         try:
             touch(read(path))
             found = "read"
@@ -60,7 +60,7 @@ class Watch:
             print(f"{type(trouble).__name__}: {trouble!s:.300}", file=sys.stderr)
         finally:
             self.looking = False
-            _ = signal.setitimer(signal.ITIMER_PROF, 0)
+            signal.setitimer(signal.ITIMER_PROF, 0)
         return "code run" if self.events.total() > before else found
 
     def _see(self, event: str, given: tuple[object, ...]) -> None:
@@ -81,7 +81,7 @@ def touch(value: object) -> None:
     while waiting:
         item: Any = waiting.pop()
         if type(item) is torch.Tensor:
-            _ = item.clone()
+            item.clone()
         elif type(item) is dict:
             waiting += [*item, *item.values()]
         elif type(item) in (list, tuple):

@@ -86,7 +86,7 @@ class Networks:
         with torch.device("meta"):
             parts = {part: bases.made(name, part) for part in bases.networks(name)}
         for part in parts.values():
-            _ = part.requires_grad_(False)
+            part.requires_grad_(False)
         return cls(name, parts, size)
 
     def counted(self, answer: Callable[[], Tensor]) -> Count:

@@ -95,7 +95,7 @@ def folder(base: str, work: Path) -> Path:
         beside = work / f".{base}"
         shutil.rmtree(beside, ignore_errors=True)
         _write(base, beside)
-        _ = beside.rename(place)
+        beside.rename(place)
     return place
 
 
@@ -104,7 +104,7 @@ def _write(name: str, place: Path) -> None:
     import torch
     from diffusers import DDIMScheduler
 
-    _ = torch.manual_seed(0)
+    torch.manual_seed(0)
     for part in networks(name):
         network: Any = made(name, part)
         network.save_pretrained(place / part)
@@ -120,7 +120,7 @@ def _write(name: str, place: Path) -> None:
     for key in (key for key in index if key.startswith("tokenizer")):
         _write_tokenizer(place / key)
     DDIMScheduler(**_NOISE).save_pretrained(place / "scheduler")
-    _ = (place / "model_index.json").write_text(json.dumps(index, indent=2))
+    (place / "model_index.json").write_text(json.dumps(index, indent=2))
 
 
 def _write_tokenizer(place: Path) -> None:
@@ -129,10 +129,10 @@ def _write_tokenizer(place: Path) -> None:
     lines = layout.read_text(encoding="utf-8").splitlines()
     pairs = [line.split(" ") for line in lines if line and not line.startswith("#version")]
     place.mkdir(parents=True)
-    _ = shutil.copy(layout, place)
+    shutil.copy(layout, place)
     tokens = json.dumps(vocabulary([(first, second) for first, second in pairs]))
-    _ = (place / "vocab.json").write_text(tokens, encoding="utf-8")
+    (place / "vocab.json").write_text(tokens, encoding="utf-8")
     settings = {"tokenizer_class": "CLIPTokenizer", "model_max_length": 77}
     settings |= {"bos_token": "<|startoftext|>", "eos_token": "<|endoftext|>"}
     settings |= {"unk_token": "<|endoftext|>", "pad_token": "<|endoftext|>"}
-    _ = (place / "tokenizer_config.json").write_text(json.dumps(settings), encoding="utf-8")
+    (place / "tokenizer_config.json").write_text(json.dumps(settings), encoding="utf-8")

@@ -208,11 +208,11 @@ def main() -> None:
     """Measure, telling of it on stderr."""
     known = [method for method in _PLANS if method in registry.names("methods")]
     parser = argparse.ArgumentParser(prog="python -m lab.speed.learning", description=__doc__)
-    _ = parser.add_argument("--methods", nargs="+", choices=known, default=known, help="which")
-    _ = parser.add_argument("--seeds", type=int, default=5, choices=range(2, 7), help="how many")
-    _ = parser.add_argument("--precisions", nargs="+", default=["bf16"], help="of pinxit")
-    _ = parser.add_argument("--subject", type=int, default=gallery.SUBJECT, help="held-out subject")
-    _ = parser.add_argument("--share", type=float, default=1.0, help="of the steps, for a trial")
+    parser.add_argument("--methods", nargs="+", choices=known, default=known, help="which")
+    parser.add_argument("--seeds", type=int, default=5, choices=range(2, 7), help="how many")
+    parser.add_argument("--precisions", nargs="+", default=["bf16"], help="of pinxit")
+    parser.add_argument("--subject", type=int, default=gallery.SUBJECT, help="held-out subject")
+    parser.add_argument("--share", type=float, default=1.0, help="of the steps, for a trial")
     given = parser.parse_args()
     with tempfile.TemporaryDirectory() as place:
         os.environ["PINXIT_CACHE"] = place  # too few class pictures to be of use to anyone

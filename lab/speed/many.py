@@ -49,16 +49,16 @@ def asked() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m lab.speed.many", description=__doc__)
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     add = parser.add_argument
-    _ = add("--base", default="pocket", help=f"{', '.join(bases.NAMES)}, or a folder")
-    _ = add("--method", default="textual-inversion", help="which method")
-    _ = add("--concepts", type=int, default=16, help="how many in one batch")
-    _ = add("--batches", type=int, nargs="+", default=[1, 4], help="pictures of each in a step")
-    _ = add("--rounds", type=int, default=3, help="how often all is done")
-    _ = add("--size", type=int, help="pixels of a side; else the base's")
-    _ = add("--device", default="cpu", help="cpu or cuda")
-    _ = add("--precision", default="auto", help="fp32, bf16, or what is best for the device")
-    _ = add("--json", type=Path, help="a file for every number")
-    _ = add("--work", type=Path, default=Path("build/bases"), help="for bases of random weights")
+    add("--base", default="pocket", help=f"{', '.join(bases.NAMES)}, or a folder")
+    add("--method", default="textual-inversion", help="which method")
+    add("--concepts", type=int, default=16, help="how many in one batch")
+    add("--batches", type=int, nargs="+", default=[1, 4], help="pictures of each in a step")
+    add("--rounds", type=int, default=3, help="how often all is done")
+    add("--size", type=int, help="pixels of a side; else the base's")
+    add("--device", default="cpu", help="cpu or cuda")
+    add("--precision", default="auto", help="fp32, bf16, or what is best for the device")
+    add("--json", type=Path, help="a file for every number")
+    add("--work", type=Path, default=Path("build/bases"), help="for bases of random weights")
     return parser.parse_args()
 
 
@@ -161,7 +161,7 @@ def main() -> int:
             low, high = min(values), max(values)
             print(f"{pictures} of each  {name:28}{median(values):10.2f}  ({low:.2f} to {high:.2f})")
     if given.json:
-        _ = given.json.write_text(json.dumps(rounds) + "\n", encoding="utf-8")
+        given.json.write_text(json.dumps(rounds) + "\n", encoding="utf-8")
     return 0
 
 

@@ -38,7 +38,7 @@ class Peaks:
         """The first step begins: its peak is counted apart, where the system can forget one."""
         self._loading = _status().get("VmHWM", 0.0)
         try:
-            _ = Path("/proc/self/clear_refs").write_text("5")
+            Path("/proc/self/clear_refs").write_text("5")
         except OSError:
             self._loading = 0.0
 

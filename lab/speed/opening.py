@@ -99,10 +99,10 @@ def _ask(*words: str) -> dict[str, float]:
 def main() -> None:
     """Print the figures, or do one process's share."""
     parser = argparse.ArgumentParser(description=__doc__)
-    _ = parser.add_argument("--gigabytes", type=float, default=4.27)
-    _ = parser.add_argument("--rounds", type=int, default=3, help="medians of so many")
-    _ = parser.add_argument("--make", nargs=3)
-    _ = parser.add_argument("--open", nargs=2)
+    parser.add_argument("--gigabytes", type=float, default=4.27)
+    parser.add_argument("--rounds", type=int, default=3, help="medians of so many")
+    parser.add_argument("--make", nargs=3)
+    parser.add_argument("--open", nargs=2)
     asked = parser.parse_args()
     if asked.make:
         layout, path, gigabytes = asked.make

@@ -63,7 +63,7 @@ def _lesson(model: Model, recipes: Sequence[Recipe], pictures: tuple[Picture, ..
         except FileNotFoundError as missing:
             place = Path(missing.filename)
             place.parent.mkdir(parents=True, exist_ok=True)
-            _ = shutil.copy(pictures[0].path, place)
+            shutil.copy(pictures[0].path, place)
 
 
 def painted(job: Job) -> Iterator[None]:

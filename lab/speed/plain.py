@@ -160,7 +160,7 @@ class TextualInversion(Loop):
 
     def trained(self) -> list[nn.Parameter]:
         """The whole table."""
-        _ = self.tokenizer.add_tokens([TOKEN])
+        self.tokenizer.add_tokens([TOKEN])
         self.row: int = self.tokenizer.convert_tokens_to_ids(TOKEN)
         self.text.resize_token_embeddings(len(self.tokenizer))
         self.table = self.text.get_input_embeddings()

@@ -46,7 +46,7 @@ def learned(
     draws = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for weight in adapter.weights().values():
-            _ = weight.add_(0.2 * torch.randn(weight.shape, generator=draws))
+            weight.add_(0.2 * torch.randn(weight.shape, generator=draws))
     return adapter
 
 
@@ -150,7 +150,7 @@ def test_weights_that_replace_a_network_go_in_first(model: Model) -> None:
     tuned = TunedWeights.of(model, "denoiser")
     with torch.no_grad():
         for weight in tuned.weights().values():
-            _ = weight.mul_(0.9)
+            weight.mul_(0.9)
     adapter = learned(model, "lora")
     expected = answer(model, tuned, adapter)
     found = combined([concept(adapter.part(), "<a>"), concept(tuned.part(), "<b>")], model)
@@ -220,7 +220,7 @@ def test_the_seed_decides_and_nothing_else_is_drawn(model: Model) -> None:
     )
     with injected(model, [one]):
         pass
-    _ = answer(model, kept(one, model))
+    answer(model, kept(one, model))
     assert torch.equal(torch.rand(4), expected)
     assert all(torch.equal(same.weights()[name], w) for name, w in one.weights().items())
     assert any(not torch.equal(other.weights()[name], w) for name, w in one.weights().items())
@@ -288,7 +288,7 @@ def test_what_does_not_fit(change: Any, message: str, model: Model) -> None:
     }
     part = Part(PART, {"target": "denoiser", "kind": "lora"}, change(tensors))
     with pytest.raises(ConceptError, match=message):
-        _ = LowRank.restore(part, model)
+        LowRank.restore(part, model)
 
 
 LAYER = "down_blocks.0.attentions.0.transformer_blocks.0.attn2.to_k"
@@ -303,7 +303,7 @@ LAYER = "down_blocks.0.attentions.0.transformer_blocks.0.attn2.to_k"
 )
 def test_settings_that_do_not_fit(settings: dict[str, str], message: str, model: Model) -> None:
     with pytest.raises(ConceptError, match=message):
-        _ = LowRank.restore(Part(PART, settings, {}), model)
+        LowRank.restore(Part(PART, settings, {}), model)
 
 
 @every_kind
@@ -312,7 +312,7 @@ def test_shapes_of_another_base(kind: Kind, model: Model) -> None:
     name = next(n for n in tensors if n.startswith(LAYER) and not n.endswith("alpha"))
     tensors[name] = torch.ones(7, 5)
     with pytest.raises(ConceptError, match=r"is \(16, 32\) in"):
-        _ = LowRank.restore(Part(PART, {"target": "denoiser", "kind": kind}, tensors), model)
+        LowRank.restore(Part(PART, {"target": "denoiser", "kind": kind}, tensors), model)
 
 
 def test_groups_of_layers(model: Model) -> None:
@@ -384,7 +384,7 @@ def test_strengths_are_written_after_a_colon(
     Path("toy:0.5").rmdir()
     assert Pick.of(str(Pick(Path("toy:0.5")))) == Pick(Path("toy:0.5"))
     with pytest.raises(RequestError, match="no strength"):
-        _ = Pick.of("a:1e999")
+        Pick.of("a:1e999")
 
 
 def test_a_request_keeps_strengths(model: Model, tmp_path: Path) -> None:
@@ -406,10 +406,10 @@ def test_a_request_keeps_strengths(model: Model, tmp_path: Path) -> None:
 def test_a_word_has_no_strength(model: Model) -> None:
     word = concept(NewWord.of(model, "<a>", "toy", 1).part(), "<a>")
     with pytest.raises(ConceptError, match=r"<a> cannot have the strength 0.7: it holds no LoRA"):
-        _ = paint(model, Request(prompt="<a>"), [word.at(0.7)])
+        paint(model, Request(prompt="<a>"), [word.at(0.7)])
     tuned = concept(TunedWeights.of(model, "denoiser").part(), "<b>")
     with pytest.raises(ConceptError, match="it holds no LoRA"):
-        _ = combined([tuned.at(0.5)], model)
+        combined([tuned.at(0.5)], model)
 
 
 @pytest.mark.long
@@ -428,7 +428,7 @@ def test_every_kind_learns_and_goes_on(
     losses = [float(entry["losses"][0]) for entry in whole.journal()]
     stopped = Run.create(tmp_path / "stopped", recipe)
     with closing(stopped.learn(model)) as events:
-        _ = next(event for event in events if isinstance(event, Step) and event.number == 3)
+        next(event for event in events if isinstance(event, Step) and event.number == 3)
     for _ in (again := Run.open(stopped.folder)).learn(model):
         pass
     for ours, others in zip(whole.concept.parts, again.concept.parts, strict=True):

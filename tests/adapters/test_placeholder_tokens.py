@@ -55,9 +55,9 @@ def test_what_is_kept_means_what_was_learned(model: Model, pictures: Path) -> No
 
 def test_a_held_word_goes_on_to_the_last_bit(model: Model, pictures: Path, tmp_path: Path) -> None:
     whole = teach(model, recipe(pictures, steps=6), tmp_path / "whole")
-    _ = teach(model, recipe(pictures, steps=3), tmp_path / "part")
+    teach(model, recipe(pictures, steps=3), tmp_path / "part")
     more = Run.open(tmp_path / "part", steps=6)
-    _ = list(more.learn(model))
+    list(more.learn(model))
     one, other = (run.concept.parts[0].tensors["text"] for run in (whole, more))
     assert torch.equal(one, other)
 

@@ -75,7 +75,7 @@ def test_a_picture_is_painted_again_and_nothing_is_written_over(pinxit: Pinxit, 
 
 @pytest.mark.usefixtures("pictures")
 def test_a_concept_brings_its_autoencoder_along(pinxit: Pinxit, nano: Path) -> None:
-    _ = pinxit(*training(nano, "--steps", "1", "--out", "run", "--vae", str(nano)))
+    pinxit(*training(nano, "--steps", "1", "--out", "run", "--vae", str(nano)))
     given = pinxit("generate", "<mytoy>", "--concept", "run", "--count", "1", "--steps", "1")
     assert Request.from_png(Path(given[0])).vae == str(nano)
 

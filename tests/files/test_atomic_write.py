@@ -54,7 +54,7 @@ def child() -> Iterator[list[int]]:
     yield begun
     for process in begun:
         os.kill(process, signal.SIGKILL)
-        _ = os.waitpid(process, 0)
+        os.waitpid(process, 0)
 
 
 def test_the_writer_writes_what_the_library_writes() -> None:
@@ -121,7 +121,7 @@ def test_one_process_at_a_time(
     with pytest.raises(RunError, match=r"another process is at work in .*run"):
         list(Run.open(run.folder, steps=6).learn(model))
     os.kill(child.pop(), signal.SIGKILL)
-    _ = os.waitpid(process, 0)
+    os.waitpid(process, 0)
     assert [e for e in Run.open(run.folder, steps=6).learn(model) if isinstance(e, Step)]
     with alone(run.folder), pytest.raises(RunError, match="another process"), alone(run.folder):
         pass
@@ -133,8 +133,8 @@ def test_a_run_moves_with_its_pictures(model: Model, pictures: Path, tmp_path: P
     pictures = pictures.rename(here / "my-toy")
     whole = teach(model, recipe(pictures, steps=6), here / "whole")
     learned = whole.concept
-    _ = teach(model, recipe(pictures), here / "runs" / "toy")
-    _ = here.rename(there)
+    teach(model, recipe(pictures), here / "runs" / "toy")
+    here.rename(there)
     moved = Run.open(there / "runs" / "toy", steps=6)
     assert moved.recipe.pictures == there / "my-toy"
     assert notices(moved, model) == []
@@ -283,8 +283,8 @@ def test_an_interrupt_in_the_midst_of_a_step_loses_no_line(
                 list(run.learn(model))
             assert run.concept.provenance.steps == len(run.journal()) == number
     finally:
-        _ = signal.signal(signal.SIGINT, before)
-    _ = list(Run.open(tmp_path / "run").learn(model))
+        signal.signal(signal.SIGINT, before)
+    list(Run.open(tmp_path / "run").learn(model))
     assert [e["losses"] for e in run.journal()] == [e["losses"] for e in whole.journal()]
     assert Run.open(run.folder).concept.about == whole.concept.about
 
@@ -300,7 +300,7 @@ def test_flags_of_going_on(
     moved = ["--pictures", str(pictures), "--base", str(tmp_path / "base")]
     assert main(["train", "--resume", out, "--steps", "2", *moved]) == 0
     assert Run.open(out).concept.provenance.steps == 2
-    _ = capsys.readouterr()
+    capsys.readouterr()
     assert main(["train", "--recipe", f"{out}/recipe.toml", "--steps", "2"]) == 2
     assert "--steps goes with --resume" in capsys.readouterr().err
     assert main(["train", "--resume", out, "--steps", "0"]) == 2

@@ -17,7 +17,7 @@ A = json.dumps(FOUR)
 def written(path: Path, header: str | bytes, data: int = 0, length: int | None = None) -> Path:
     raw = header.encode() if isinstance(header, str) else header
     length = len(raw) if length is None else length
-    _ = path.write_bytes(length.to_bytes(8, "little") + raw + bytes(data))
+    path.write_bytes(length.to_bytes(8, "little") + raw + bytes(data))
     return path
 
 

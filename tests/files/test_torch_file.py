@@ -196,7 +196,7 @@ def test_archives_packed_again_and_of_over_4_gigabytes(tmp_path: Path) -> None:
     count = int.from_bytes(end[10:12], "little")
     last = struct.pack("<4sQHHIIQQQQ", b"PK\6\6", 44, 45, 45, 0, 0, count, count, len(wide), at)
     last += struct.pack("<4sIQI", b"PK\6\7", 0, at + len(wide), 1)
-    _ = again.write_bytes(whole[:at] + wide + last + end[:10] + b"\xff" * 10 + b"\0\0")
+    again.write_bytes(whole[:at] + wide + last + end[:10] + b"\xff" * 10 + b"\0\0")
     assert same(read_pickled(again), weights)
 
 
@@ -213,7 +213,7 @@ def test_files_are_known_by_their_content(save: Save, tmp_path: Path) -> None:
     path = save({"a": torch.ones(3)})
     for name in ("x.safetensors", "x.png", "x"):
         renamed = tmp_path / name
-        _ = renamed.write_bytes(path.read_bytes())
+        renamed.write_bytes(path.read_bytes())
         assert looks_pickled(renamed)
 
 
@@ -222,7 +222,7 @@ def test_other_files_do_not_look_pickled(tmp_path: Path) -> None:
     header = b"{}".ljust(0x280)
     others = (b"", b"\x80", b"PK\3\4 no such thing", b"\x89PNG\r\n", b"{}", pickle.dumps(1, 0))
     for content in (*others, len(header).to_bytes(8, "little") + header):
-        _ = path.write_bytes(content)
+        path.write_bytes(content)
         assert not looks_pickled(path)
     assert not looks_pickled(tmp_path)
     assert not looks_pickled(tmp_path / "absent")
@@ -239,7 +239,7 @@ def test_an_error_says_which_name_and_where(tmp_path: Path) -> None:
 @pytest.mark.parametrize("content", [b"", b"GIF89a", b"\x80\x02K\x01.", b"7z\xbc\xaf\x27\x1c"])
 def test_other_files_are_refused(tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "x.pt"
-    _ = path.write_bytes(content)
+    path.write_bytes(content)
     with pytest.raises(FileError):
         read_pickled(path)
 
@@ -254,7 +254,7 @@ def test_a_file_cut_off_anywhere_is_refused(save: Save) -> None:
     path = save({"a": torch.randn(40), "b": [1, 2, "three"]})
     whole = path.read_bytes()
     for length in range(0, len(whole), 41):
-        _ = path.write_bytes(whole[:length])
+        path.write_bytes(whole[:length])
         with pytest.raises(FileError):
             read_pickled(path)
 

@@ -74,13 +74,13 @@ def test_operations_and_activations_are_those_of_a_layer_done_by_hand() -> None:
     """Two linear layers, one frozen: counts are 2 a multiply-add, and nobody keeps what it lost."""
     with torch.device("meta"):
         first, second = torch.nn.Linear(8, 16), torch.nn.Linear(16, 4)
-    _ = first.requires_grad_(False)
+    first.requires_grad_(False)
     layers = {"first": first, "second": second}
     count = counted(lambda: second(first(torch.empty(5, 8))), layers)
     assert count.forward == {"convolution": 0, "linear": 2 * 5 * (8 * 16 + 16 * 4), "attention": 0}
     assert count.backward["linear"] == 2 * 5 * 16 * 4  # the second's weights only
     assert count.activations == 5 * 16  # what went into the second
-    _ = first.requires_grad_(True)
+    first.requires_grad_(True)
     count = counted(lambda: second(first(torch.empty(5, 8))), layers)
     assert count.backward["linear"] == 2 * 5 * (2 * 16 * 4 + 8 * 16)
     assert count.activations == 5 * (8 + 16)

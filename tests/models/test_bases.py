@@ -72,7 +72,7 @@ def test_the_base_used_last_is_warm_and_others_rest(nano: Path, tmp_path: Path) 
     assert (paint(first, Request(prompt="a toy", steps=2))[0].latents == before).all()
     assert bases.open(nano) is not first
     with pytest.raises(ModelError, match="no base"):
-        _ = bases.open(tmp_path / "nothing")
+        bases.open(tmp_path / "nothing")
 
 
 def test_two_may_be_warm(nano: Path) -> None:

@@ -58,5 +58,5 @@ def test_frozen_ones_do_not_keep_what_they_need_not() -> None:
         network = nn.Sequential(nn.Conv2d(8, 8, 3)).requires_grad_(trained)
         cpu.suit_cpu(network)
         with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-            _ = network(torch.randn(1, 8, 32, 32, requires_grad=True))
+            network(torch.randn(1, 8, 32, 32, requires_grad=True))
         assert (8 * 32 * 32 in kept) == trained

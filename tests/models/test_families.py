@@ -100,7 +100,7 @@ def test_a_base_that_went_away_is_missed_in_words(
     model.rest("denoiser")
     shutil.rmtree(folder / "unet")
     with pytest.raises(ModelError, match="cannot be read again"):
-        _ = paint(model, Request(prompt="a dog", steps=2))
+        paint(model, Request(prompt="a dog", steps=2))
 
 
 def test_a_flow_is_painted_by_solvers_of_flows(opened: Opened) -> None:

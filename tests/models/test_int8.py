@@ -157,7 +157,7 @@ def test_a_lora_is_painted_with_and_leaves_nothing_behind(eight: Model, model: M
     learned = LowRank.of(model, "denoiser", form, 0)
     with torch.no_grad():
         for weight in learned.weights().values():
-            _ = weight.normal_(0, 0.1, generator=torch.Generator().manual_seed(0))
+            weight.normal_(0, 0.1, generator=torch.Generator().manual_seed(0))
     before = {n: w.clone() for n, w in eight.networks["denoiser"].state_dict().items()}
     told, latents = model.condition(["a dog"]), torch.ones(1, model.latent_channels, 4, 4)
     answers: list[Tensor] = []
@@ -175,9 +175,9 @@ def test_a_lora_is_painted_with_and_leaves_nothing_behind(eight: Model, model: M
 
 def test_what_needs_whole_weights_says_so(eight: Model) -> None:
     with pytest.raises(ConceptError, match="8 bits"):
-        _ = TunedWeights.of(eight, "denoiser")
+        TunedWeights.of(eight, "denoiser")
     with pytest.raises(RecipeError, match="8 bits"):
-        _ = LowRank.of(eight, "denoiser", Form("loha", 2, 2.0, "all"), 0)
+        LowRank.of(eight, "denoiser", Form("loha", 2, 2.0, "all"), 0)
 
 
 def test_a_processor_without_such_units_is_refused(
@@ -185,7 +185,7 @@ def test_a_processor_without_such_units_is_refused(
 ) -> None:
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx2": True}, raising=False)
     with pytest.raises(ModelError, match="int8"):
-        _ = open_base(nano, precision="int8")
+        open_base(nano, precision="int8")
 
 
 def test_a_picture_says_that_it_was_painted_so(eight: Model) -> None:

@@ -186,8 +186,8 @@ def test_a_benchmark_is_learned_and_evaluated_and_gone_on_with(
 ) -> None:
     subjects = tmp_path / "subjects"
     subjects.mkdir()
-    _ = coloured(subjects / "rex", "crimson", "orange")
-    _ = coloured(subjects / "lassie", "navy", "teal")
+    coloured(subjects / "rex", "crimson", "orange")
+    coloured(subjects / "lassie", "navy", "teal")
     sight = ["--dino", effort.dino, "--clip", effort.clip, "--steps", "1", "--count", "1"]
     typed = ["evaluate", "--benchmark", str(subjects), "--learning-steps", "2", "--json", *sight]
     typed += ["--base", str(nano), "--out", str(tmp_path / "out"), "--prompts", "objects"]

@@ -65,7 +65,7 @@ def double(nano: Path, monkeypatch: pytest.MonkeyPatch):
     model: Any = open_base(nano)
     for network in model._all.values():
         network.double()
-    _ = model._vae.encoder.register_forward_pre_hook(lambda _, given: (given[0].double(),))
+    model._vae.encoder.register_forward_pre_hook(lambda _, given: (given[0].double(),))
     vectors = TextTower.word_vectors
     monkeypatch.setattr(TextTower, "word_vectors", lambda *given: vectors(*given).double())
     monkeypatch.setattr(Placement, "dtype", torch.float64)
@@ -86,7 +86,7 @@ def learners(model: Model, some: Sequence[Recipe]) -> list[Learner]:
     for recipe in some:
         pictures = read_pictures(recipe.pictures)
         settled = recipe.settled(model, len(pictures))
-        _ = list(settled.method.prepare(model, settled.subject))
+        list(settled.method.prepare(model, settled.subject))
         found.append(Learner(model, settled, pictures))
     return found
 
@@ -162,7 +162,7 @@ def test_what_is_no_number_reaches_no_other(model: Model, subjects: Path, method
     well = learned(model, *learners(model, some))
     together = learners(model, some)
     with torch.no_grad():
-        _ = together[1].weights[0].fill_(torch.nan)
+        together[1].weights[0].fill_(torch.nan)
     ape, _, cow = learned(model, *together)
     assert [learner.done for learner in together] == [3, 0, 3]
     assert "wrong at step 1" in str(together[1].trouble)
@@ -229,12 +229,12 @@ def test_each_has_a_run_as_if_alone(model: Model, subjects: Path, tmp_path: Path
 def test_neither_names_nor_words_nor_order_matter(
     model: Model, subjects: Path, tmp_path: Path
 ) -> None:
-    _ = teach_many(model, subjects, tmp_path / "one")
+    teach_many(model, subjects, tmp_path / "one")
     for name, other in zip(NAMES, ("zebra", "yak", "auk"), strict=True):
         (subjects / name / "1.png").rename(subjects / name / "later.png")
         (subjects / name / "0.png").rename(subjects / name / "z.png")
         (subjects / name).rename(subjects / other)
-    _ = teach_many(model, subjects, tmp_path / "other")
+    teach_many(model, subjects, tmp_path / "other")
     assert same(tmp_path / "one" / "ape", tmp_path / "other" / "zebra")
     assert same(tmp_path / "one" / "bee", tmp_path / "other" / "yak")
     assert same(tmp_path / "one" / "cow", tmp_path / "other" / "auk")
@@ -245,7 +245,7 @@ def test_neither_names_nor_words_nor_order_matter(
 def test_it_goes_on_to_the_last_bit(
     model: Model, subjects: Path, tmp_path: Path, stop: int
 ) -> None:
-    _ = teach_many(model, subjects, tmp_path / "whole", checkpoint_every=2)
+    teach_many(model, subjects, tmp_path / "whole", checkpoint_every=2)
     many = Many.of(subjects, {"method": WORD, **SMALL, "checkpoint_every": 2}, None)
     runs = list(many.runs(tmp_path / "out").values())
     with closing(learn_many(model, runs)) as told:
@@ -265,7 +265,7 @@ def test_who_is_ahead_after_a_crash_waits_for_the_others(
     model: Model, subjects: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """One more step for one concept, as when killed between two of the checkpoints of a step."""
-    _ = teach_many(model, subjects, tmp_path / "whole", checkpoint_every=2)
+    teach_many(model, subjects, tmp_path / "whole", checkpoint_every=2)
     many = Many.of(subjects, {"method": WORD, **SMALL, "checkpoint_every": 2}, None)
     runs = list(many.runs(tmp_path / "out").values())
     kept = Run.keep
@@ -294,7 +294,7 @@ def learn_many_events(model: Model, runs: Sequence[Run], together: int | None = 
 def test_a_subject_with_a_bad_picture_is_left_out_and_taken_up_again(
     model: Model, subjects: Path, tmp_path: Path
 ) -> None:
-    _ = teach_many(model, subjects, tmp_path / "whole")
+    teach_many(model, subjects, tmp_path / "whole")
     good = (subjects / "bee" / "0.png").read_bytes()
     (subjects / "bee" / "0.png").write_bytes(b"no picture")
     many = Many.of(subjects, {"method": WORD, **SMALL}, None)
@@ -348,7 +348,7 @@ def test_one_that_goes_wrong_or_ends_leaves_the_others(
     assert steps == {"ape": 3, "bee": 4, "cow": 6}
     monkeypatch.undo()
     (cow,) = learners(model, [runs["cow"].recipe])
-    _ = learned(model, cow)
+    learned(model, cow)
     with cow.settled_down():
         assert apart([tensors(runs["cow"].folder)["text"]], cow.weights) < 1e-4
 
@@ -419,9 +419,9 @@ def test_a_table_that_is_wrong(text: str, tmp_path: Path) -> None:
 def test_folders_that_hold_no_subjects(tmp_path: Path) -> None:
     for given in (tmp_path, tmp_path / "nowhere"):
         with pytest.raises(RecipeError, match=given.name):
-            _ = read_subjects(given)
+            read_subjects(given)
     with pytest.raises(RunError, match=r"many\.toml"):
-        _ = Many.open(tmp_path)
+        Many.open(tmp_path)
 
 
 def test_typed(
@@ -463,11 +463,11 @@ def test_a_name_that_leads_out_of_the_folder_is_refused(
     bad = Many(subjects={name: many.subjects["ape"]})
     bad.begin(tmp_path / "runs")
     with pytest.raises(RunError, match="cannot be a folder's name"):
-        _ = Many.open(tmp_path / "runs")
+        Many.open(tmp_path / "runs")
 
 
 def test_a_run_that_is_a_link_is_refused(subjects: Path, tmp_path: Path) -> None:
     Many.of(subjects, {"method": WORD, **SMALL}, None).begin(tmp_path / "runs")
     (tmp_path / "runs" / "bee").symlink_to(subjects, target_is_directory=True)
     with pytest.raises(RunError, match="bee is a link"):
-        _ = Many.open(tmp_path / "runs").runs(tmp_path / "runs")
+        Many.open(tmp_path / "runs").runs(tmp_path / "runs")

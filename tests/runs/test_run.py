@@ -76,7 +76,7 @@ def test_folders_that_are_taken_or_no_run(model: Model, pictures: Path, tmp_path
 
 def test_more_steps_go_on_the_same_way(model: Model, pictures: Path, tmp_path: Path) -> None:
     whole = teach(model, recipe(pictures, steps=6), tmp_path / "whole")
-    _ = teach(model, recipe(pictures, steps=4), tmp_path / "part")
+    teach(model, recipe(pictures, steps=4), tmp_path / "part")
     more = Run.open(tmp_path / "part", steps=6)
     assert [e.number for e in more.learn(model) if isinstance(e, Step)] == [5, 6]
     assert _learned(more) == _learned(whole)
@@ -187,14 +187,14 @@ def test_ctrl_c_waits_for_the_end_of_a_step() -> None:
             os.kill(os.getpid(), signal.SIGINT)
             done = True
     finally:
-        _ = signal.signal(signal.SIGINT, before)
+        signal.signal(signal.SIGINT, before)
     assert done
 
 
 def _flip(file: Path) -> None:
     """Damage the last bit."""
     good = file.read_bytes()
-    _ = file.write_bytes(good[:-1] + bytes([good[-1] ^ 1]))
+    file.write_bytes(good[:-1] + bytes([good[-1] ^ 1]))
 
 
 def _learned(run: Run) -> tuple[bytes, object]:

@@ -86,7 +86,7 @@ def test_square_pictures_are_what_they_always_were(model: Model, pictures: Path)
 
 def views_of(one: Lesson) -> Any:
     samples = one.learners[0].samples
-    _ = list(samples.encode())
+    list(samples.encode())
     return samples._latents["own"]
 
 

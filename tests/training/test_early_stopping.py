@@ -104,7 +104,7 @@ def test_a_run_that_goes_on_stops_at_the_same_step(
                 break
     for folder in (part.folder, tmp_path / "killed"):
         again = Run.open(folder)
-        _ = list(again.learn(model))
+        list(again.learn(model))
         assert Run.open(folder).finished
         assert _entries(again) == _entries(whole)
         files = [run.folder / "concept.safetensors" for run in (again, whole)]
@@ -199,7 +199,7 @@ def test_the_best_is_kept(
         for event in going:
             if isinstance(event, Scored) and event.number == 4:
                 break
-    _ = list(Run.open(part.folder).learn(model))
+    list(Run.open(part.folder).learn(model))
     assert part.result.read_bytes() == run.result.read_bytes()
 
     # What is damaged is told, and replaced when something is scored again.
@@ -208,7 +208,7 @@ def test_the_best_is_kept(
         Concept.load(run.folder)
     assert Concept.load(run.folder / "concept.safetensors").provenance.steps == 8
     judge.scores.append(0.1)
-    _ = list(Run.open(run.folder, steps=10).learn(model))
+    list(Run.open(run.folder, steps=10).learn(model))
     assert run.best == 10
 
 

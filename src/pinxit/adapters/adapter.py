@@ -210,7 +210,7 @@ class TunedWeights:
     def eject(self, model: Model) -> None:
         """The network has its own weights again, read anew when they are needed."""
         for name, weight in self._originals.items():
-            _ = _swap(self._inside, name, weight)
+            _swap(self._inside, name, weight)
         self._originals = {}
         model.rest(self.network)
 

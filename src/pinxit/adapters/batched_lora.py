@@ -47,7 +47,7 @@ class LowRanks:
         for name, factors in self.layers.items():
             layer = network.get_submodule(paths[name])
             handle = layer.register_forward_hook(self._changed(factors))
-            _ = self._undo.callback(handle.remove)
+            self._undo.callback(handle.remove)
 
     def eject(self, model: Model) -> None:  # noqa: ARG002
         """The layers are the base's own again."""

@@ -156,12 +156,12 @@ def stoppable() -> Generator[None]:
     numbers = [number for number in wanted if number and mine]
     numbers = [number for number in numbers if signal.getsignal(number) == signal.SIG_DFL]
     for number in numbers:
-        _ = signal.signal(number, stop)
+        signal.signal(number, stop)
     try:
         yield
     finally:
         for number in numbers:
-            _ = signal.signal(number, signal.SIG_DFL)
+            signal.signal(number, signal.SIG_DFL)
 
 
 class _Bars:

@@ -11,16 +11,12 @@ from pinxit.errors import RecipeError, did_you_mean
 train = App(name="train", help="Learn a new word from pictures of a subject or a style.")
 
 for _name in registry.names("methods"):
-    _ = train.command(
-        f"pinxit.cli.learn:{_name}", name=_name, help=registry.summary("methods", _name)
-    )
+    train.command(f"pinxit.cli.learn:{_name}", name=_name, help=registry.summary("methods", _name))
 
 many = App(name="train-many", help="Learn many words at once from pictures of many subjects.")
 
 for _name in registry.names("methods"):
-    _ = many.command(
-        f"pinxit.cli.many:{_name}", name=_name, help=registry.summary("methods", _name)
-    )
+    many.command(f"pinxit.cli.many:{_name}", name=_name, help=registry.summary("methods", _name))
 
 _FLAGS = ("--recipe", "--resume", "--out", "--device", "--steps", "--pictures", "--base")
 
@@ -87,5 +83,5 @@ def _no_stray(words: tuple[str, ...]) -> None:
         raise RecipeError(
             f"unknown option {words[0]} before a method", did_you_mean(words[0], _FLAGS)
         )
-    _ = registry.load("methods", words[0])
+    registry.load("methods", words[0])
     raise RecipeError(f"`{words[0]}` must be the first word after train", "see pinxit train --help")

@@ -194,7 +194,7 @@ def undisturbed() -> Generator[None]:
         yield
     finally:
         for number, handler in zip(_STOPS, before, strict=True):
-            _ = signal.signal(number, handler)
+            signal.signal(number, handler)
         if held:
             signal.raise_signal(held[0])
 

@@ -61,7 +61,7 @@ def looks_pickled(path: Path) -> bool:
     with path.open("rb") as file:
         head = file.read(4096)
         if head[:4] == b"PK\3\4":
-            _ = file.seek(max(0, path.stat().st_size - _CONTENTS))
+            file.seek(max(0, path.stat().st_size - _CONTENTS))
             return b"data.pkl" in head + file.read()
     # A safetensors file may begin with the same two bytes: its header's length.
     return head[:1] == b"\x80" and 2 <= int.from_bytes(head[1:2]) <= 5 and head[4:9] != b"\0\0\0\0{"
@@ -191,7 +191,7 @@ class _File:
         if storage is None:
             raise RefusedError("it has a storage that no tensor needs")
         size = storage.raw.numel()
-        _ = self.file.seek(at)
+        self.file.seek(at)
         head = self.file.read(8)
         if int.from_bytes(head, "little") * storage.dtype.itemsize != size or len(head) < 8:
             raise RefusedError("a storage has another size than its tensors say, or breaks off")
@@ -199,7 +199,7 @@ class _File:
         return at + 8 + size
 
     def _read_into(self, raw: Tensor, start: int) -> None:
-        _ = self.file.seek(start)
+        self.file.seek(start)
         if self.file.readinto(raw.numpy().data) != raw.numel():
             raise RefusedError("a storage breaks off")
 

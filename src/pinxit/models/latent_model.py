@@ -135,7 +135,7 @@ class _Waking(Mapping[str, _T]):
 
     def __getitem__(self, name: str) -> _T:
         found = self._held[name]
-        _ = self._wake(name)
+        self._wake(name)
         return found
 
     def __iter__(self) -> Iterator[str]:

@@ -114,7 +114,7 @@ class Table:
         named = effort.prompts and prompt_set(effort.prompts, recipe.class_noun)
         prompts = named or suited_set(self.model, recipe)
         sitting = Sitting(recipe, prompts, effort.count, effort.steps)
-        _ = self._painted(sitting, None, ())
+        self._painted(sitting, None, ())
         known, pictures = Known(tuple(lookalikes)), first.pictures
         judge = Judge.of(
             self.model,

@@ -113,7 +113,7 @@ class Run(RunFolder):
             return
         try:
             judge = Judge.of(model, recipe, self.pictures, folder=self.folder / PLAIN)
-            _ = judge.verdict(judge.plain, judge.prompts)  # that it will have one of any pictures
+            judge.verdict(judge.plain, judge.prompts)  # that it will have one of any pictures
             self.judge = judge
         except RequestError as trouble:
             yield Notice(f"previews are not scored, for {trouble.message}")
@@ -146,11 +146,11 @@ def _attempt(
             try:
                 make_folder(run.folder)
                 run.must_be_whole()
-                _ = locks.enter_context(alone(run.folder))
+                locks.enter_context(alone(run.folder))
                 for event in _beginning(model, run, before, begun):
                     yield run, event
             except PinxitError as error:
-                _ = begun.pop(run, None)
+                begun.pop(run, None)
                 yield run, Failed(error)
         if begun:
             yield from _learning(model, begun)
@@ -174,7 +174,7 @@ def _learning(model: Model, begun: Mapping[Run, Learner]) -> Generator[tuple[Run
     lesson.choice = noted = at[0].chosen
     with closing(train(lesson)) as steps, ExitStack() as ends:
         for run, learner in begun.items():
-            _ = ends.callback(_end, run, learner, lesson, at.index(run))
+            ends.callback(_end, run, learner, lesson, at.index(run))
         for step in steps:
             shares = [(at[place], share) for place, share in step.shares()]
             if lesson.choice and lesson.choice != noted:

@@ -103,9 +103,9 @@ class Learner:
         self._heed()
         for number, weight in enumerate(self.weights):
             with torch.no_grad():
-                _ = weight.copy_(state[f"weight.{number}"])
+                weight.copy_(state[f"weight.{number}"])
             if number in self.means:
-                _ = self.means[number].copy_(state.get(f"mean.{number}", weight.detach()))
+                self.means[number].copy_(state.get(f"mean.{number}", weight.detach()))
             # A layer whose answer nobody takes, as the last of some towers, has no moments.
             names = [name for name in STATE if f"{name}.{number}" in state]
             if names:
@@ -140,7 +140,7 @@ class Learner:
         self.optimizer.step(self._share, self.pace)
         self.done += 1
         for number, mean in self.means.items():
-            _ = mean.lerp_(self.weights[number].detach(), (_LATE + 1) / (self.done + _LATE))
+            mean.lerp_(self.weights[number].detach(), (_LATE + 1) / (self.done + _LATE))
 
     @contextmanager
     def settled_down(self) -> Generator[None]:
@@ -159,7 +159,7 @@ class Learner:
     def _put(self, values: Mapping[int, Tensor]) -> None:
         with torch.no_grad():
             for number, value in values.items():
-                _ = self.weights[number].copy_(value)
+                self.weights[number].copy_(value)
 
     def overflowed(self) -> bool:
         """Whether halves may have been too small for its gradient; it is smaller from now on."""

@@ -99,16 +99,16 @@ def _step(weight: Tensor, kept: dict[str, Tensor], group: Group, share: Tensor) 
     for own, slope, mean, square, rest in zip(*(one.split(size) for one in flat), strict=True):
         some = [one[: len(own)] for one in full]
         for into, half in zip(some, (own, slope, mean, square), strict=True):
-            _ = into.copy_(half)
-        _ = some[0].add_(rest)
-        _ = some[1].mul_(share)
+            into.copy_(half)
+        some[0].add_(rest)
+        some[1].mul_(share)
         _fused(some, kept["step"], group)
-        _ = own.copy_(some[0])
-        _ = rest.copy_(some[0].sub_(own))
-        _ = mean.copy_(some[2])
+        own.copy_(some[0])
+        rest.copy_(some[0].sub_(own))
+        mean.copy_(some[2])
         # Rounded down after a part of a unit was added, another part at every step.
         finer = some[3].view(torch.int32).add_(lower)
-        _ = square.view(torch.int16).copy_(finer.bitwise_right_shift_(16))
+        square.view(torch.int16).copy_(finer.bitwise_right_shift_(16))
 
 
 def _fused(tensors: list[Tensor], step: Tensor, group: Group) -> None:

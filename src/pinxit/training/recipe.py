@@ -119,7 +119,7 @@ class Recipe(Checked):
         cannot have the size, or its schedule does not know min-SNR.
         """
         _check_words(model, self.subject)
-        _ = model.schedule.weight(torch.zeros(1, dtype=torch.long), self.min_snr)
+        model.schedule.weight(torch.zeros(1, dtype=torch.long), self.min_snr)
         if self.precision not in (None, model.placement.precision):
             raise RecipeError(
                 f"the recipe computes in {self.precision}, and {model.name} is open in "

@@ -192,7 +192,7 @@ def train(lesson: Lesson) -> Generator[Step]:
                     seconds=time.perf_counter() - began,
                     concepts=well,
                 )
-            _ = _look(lesson, tell, drawn)
+            _look(lesson, tell, drawn)
             yield lesson.last
 
 
@@ -278,7 +278,7 @@ def _fitting(lesson: Lesson, parts: Sequence[Batch], tell: Tell) -> Choice:
     awake = ["denoiser", *(lesson.model.towers if lesson.touches_text else ())]
     held = [w for name in awake for w in lesson.model.networks[name].parameters()]
     with torch.enable_grad(), Saved([*weights, *held]) as saved:
-        _ = lesson.errors(largest[:1], tell)
+        lesson.errors(largest[:1], tell)
     states = sum(
         bytes_of_state(weight)
         for learner in lesson.learners

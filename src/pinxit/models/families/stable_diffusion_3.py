@@ -95,7 +95,7 @@ class _T5:
 
     def __init__(self, source: Source, placement: Placement) -> None:
         file = source.tokenizer("tokenizer_3") / "tokenizer.json"
-        _ = read_json(file)  # it has limits that the tokenizers library has not
+        read_json(file)  # it has limits that the tokenizers library has not
         try:
             self._tokenizer = Tokenizer.from_str(file.read_text(encoding="utf-8"))
         except Exception as trouble:  # the tokenizers library raises nothing narrower

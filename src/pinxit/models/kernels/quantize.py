@@ -34,10 +34,10 @@ def put(layer: nn.Module, weight: Tensor) -> Callable[[], None]:
     own, scale = _kept(layer)
     other = torch.empty_like(own)
     if scale is None:
-        _ = other.copy_(weight)
+        other.copy_(weight)
     else:
         whole, layer.scale = rounded(weight)
-        _ = other.copy_(whole)
+        other.copy_(whole)
     layer.weight = nn.Parameter(other, requires_grad=False)
 
     def undo() -> None:
