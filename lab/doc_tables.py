@@ -1,7 +1,7 @@
-"""Puts the measured figures into docs: every block between two marks is made from docs/figures.
+"""Generates the tables in docs from the measurements in docs/figures.
 
-A block begins with `<!-- figures: NAME -->` and ends with `<!-- end -->`; NAME is a function here.
-`python -m lab.doc_tables` writes, `--check` fails if something is not as it would write it.
+A table is between `<!-- figures: NAME -->` and `<!-- end -->`; NAME is a function of this module.
+`python -m lab.doc_tables` writes all tables, with `--check` it fails if one is out of date.
 """
 
 import json
@@ -30,13 +30,13 @@ PAGES = (
 BLOCK = re.compile(r"(<!-- figures: ([a-z-]+) -->\n).*?(<!-- end -->)", re.DOTALL)
 
 
-def kept(name: str) -> Any:
-    """The figures a command left in docs/figures."""
+def read_figures(name: str) -> Any:
+    """The content of a file in docs/figures."""
     return json.loads((ROOT / "docs" / "figures" / f"{name}.json").read_text(encoding="utf-8"))
 
 
 def table(head: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
-    """A Markdown table; numbers between 0 and 1 as they are, all others as given."""
+    """A Markdown table."""
     lines = [head, ["---"] * len(head), *rows]
     return "\n".join("| " + " | ".join(map(str, line)) + " |" for line in lines) + "\n"
 
@@ -47,26 +47,26 @@ def percent(share: float) -> str:
 
 
 def origin(name: str) -> str:
-    """Where a figure comes from."""
-    found = kept(name)
-    machine = found["machine"]
+    """A sentence with command, commit and machine of a measurement."""
+    figures = read_figures(name)
+    machine = figures["machine"]
     where = f"{machine['processor']}, {machine['cores']} cores, torch {machine['torch']}"
-    return f"\nMeasured by `{found['command']}` at commit {found['commit']} on {where}.\n"
+    return f"\nMeasured by `{figures['command']}` at commit {figures['commit']} on {where}.\n"
 
 
 def painting() -> str:
-    """How often what is asked for is there: the first pocket, and the one of now in both worlds."""
-    now = kept("pocket")["figures"]
+    """Prompt accuracy of the first pocket, and of the current one in both worlds."""
+    now = read_figures("pocket")["figures"]
     rows = [
         [shown["guidance"], which, who, *(percent(shown[which][q]) for q in QUESTIONS)]
         for three in zip(
-            kept("pocket-first")["figures"]["painting"],
+            read_figures("pocket-first")["figures"]["painting"],
             now["painting of the first world"],
             now["painting"],
             strict=True,
         )
         for which in ("seen", "held out")
-        for who, shown in zip(("the first", "now, the same", "now, its own"), three, strict=True)
+        for who, shown in zip(("first", "current, same", "current, own"), three, strict=True)
     ]
     return table(["guidance", "combinations", "pocket, prompts", *QUESTIONS], rows) + origin(
         "pocket"
@@ -77,33 +77,33 @@ QUESTIONS = ("class", "colour", "background", "style", "joint")
 
 
 def richer() -> str:
-    """How often what fuller prompts ask for is there, and how often the eyes see what is there."""
-    found = kept("pocket")["figures"]["richer"]
-    guidances = [name for name in found if name != "rendered"]
+    """Prompt accuracy for richer prompts, and the accuracy of the eyes on renderings."""
+    figures = read_figures("pocket")["figures"]["richer"]
+    guidances = [name for name in figures if name != "rendered"]
     rows = [
-        [kind, *(percent(found[name][kind]) for name in (*guidances, "rendered"))]
-        for kind in found["rendered"]
+        [kind, *(percent(figures[name][kind]) for name in (*guidances, "rendered"))]
+        for kind in figures["rendered"]
     ]
-    painted = [f"painted at guidance {name}" for name in guidances]
-    return table(["asked for", *painted, "seen in renderings"], rows)
+    columns = [f"generated with guidance scale {name}" for name in guidances]
+    return table(["prompt has", *columns, "recognized in renderings"], rows)
 
 
 def sizes() -> str:
-    """Megabytes, fidelity of the autoencoder, seconds a picture; of the first pocket, and now."""
-    first, now = (_sizes(kept(name)["figures"]) for name in ("pocket-first", "pocket"))
+    """File size, VAE fidelity and time per image of the first pocket and the current one."""
+    first, now = (_sizes(read_figures(name)["figures"]) for name in ("pocket-first", "pocket"))
     rows = [[what, first.get(what, ""), figure] for what, figure in now.items()]
-    return table(["what", "the first pocket", "now"], rows)
+    return table(["measure", "first pocket", "current"], rows)
 
 
 def _sizes(figures: Any) -> dict[str, str]:
     rows = {f"size of {name}": f"{size:.2f} MB" for name, size in figures["megabytes"].items()}
-    rows |= {f"autoencoder, {what}": f"{db:.1f} dB" for what, db in figures["psnr"].items()}
-    return rows | {"one picture, 25 steps": f"{figures['seconds a picture']:.2f} s"}
+    rows |= {f"VAE, {what}": f"{db:.1f} dB" for what, db in figures["psnr"].items()}
+    return rows | {"one image, 25 steps": f"{figures['seconds a picture']:.2f} s"}
 
 
 def eyes() -> str:
-    """How well the eyes see, through the autoencoder, what they were never shown."""
-    first, now = (kept(name)["figures"] for name in ("pocket-first", "pocket"))
+    """Accuracy of the eyes on images they were not trained on, through the VAE."""
+    first, now = (read_figures(name)["figures"] for name in ("pocket-first", "pocket"))
     same = now["eyes on the first world"]
     rows = [
         [
@@ -113,91 +113,94 @@ def eyes() -> str:
         ]
         for name, v in now["eyes"].items()
     ]
-    head = ["question", "the first pocket", "now, on the first's world", "now, on all of its own"]
+    head = ["question", "first pocket", "current, first world", "current, own world"]
     return table(head, rows)
 
 
 def trials() -> str:
-    """What choices in the U-Net's training are worth an hour of one core."""
-    found: dict[str, Any] = kept("pocket-trials")["figures"]
-    begun = found.pop("the fork")
-    rows = [["where they begin", "", *map(percent, begun.values()), ""]]
-    for name, after in found.items():
-        before, hours = 0 if "nothing" in name else begun["joint"], after["core seconds"] / 3600
+    """Gain in joint accuracy per core hour for choices in the training of the U-Net."""
+    figures: dict[str, Any] = read_figures("pocket-trials")["figures"]
+    start = figures.pop("the fork")
+    rows = [["start of all trials", "", *map(percent, start.values()), ""]]
+    for name, after in figures.items():
+        before, hours = 0 if "nothing" in name else start["joint"], after["core seconds"] / 3600
         gain = f"{100 * (after['joint'] - before) / hours:+.0f}"
-        rows.append([name, after["steps"], *(percent(after[what]) for what in begun), gain])
-    head = ["choice", "steps", *begun, "joint, points an hour"]
+        rows.append([name, after["steps"], *(percent(after[what]) for what in start), gain])
+    head = ["choice", "steps", *start, "joint, points per hour"]
     return table(head, rows) + origin("pocket-trials")
 
 
 def curve() -> str:
-    """What is painted right by the samples seen, and what more of them may bring."""
-    found = kept("pocket-curve")["figures"]
+    """Prompt accuracy by the number of training samples, measured and extrapolated."""
+    figures = read_figures("pocket-curve")["figures"]
     rows = [
         [f"{int(samples):,}", *map(percent, shares.values()), "measured"]
-        for samples, shares in found["measured"].items()
+        for samples, shares in figures["measured"].items()
     ]
-    more = zip(*(by.items() for by in found["expected"].values()), strict=True)
+    more = zip(*(by.items() for by in figures["expected"].values()), strict=True)
     rows += [
         [f"{int(by[0][0]):,}", *(percent(share) for _, share in by), "expected"] for by in more
     ]
-    head = ["samples", *found["expected"], ""]
+    head = ["samples", *figures["expected"], ""]
     return table(head, rows) + origin("pocket-curve")
 
 
 def subjects() -> str:
-    """What words learned from five pictures are worth, over ten subjects."""
-    figures = kept("subjects")["figures"]
+    """Likeness and prompt accuracy of concepts trained from five images, over ten subjects."""
+    figures = read_figures("subjects")["figures"]
     rows = [
         [
             method,
-            *(interval(found["share"][scale]) for scale in ("likeness", "hidden")),
-            percent(found["right"]["background"]),
-            percent(found["background_of_base"]),
-            f"{found['seconds_of_learning']:.0f} s",
+            *(interval(row["share"][scale]) for scale in ("likeness", "hidden")),
+            percent(row["right"]["background"]),
+            percent(row["background_of_base"]),
+            f"{row['seconds_of_learning']:.0f} s",
         ]
-        for method, found in figures.items()
+        for method, row in figures.items()
         if method != "base"
     ]
-    head = ["method", "likeness", "hidden parameters", "background right", "of the base's", "time"]
+    head = ["method", "likeness", "hidden parameters", "background correct", "of base model's"]
+    head += ["training time"]
     return table(head, rows) + origin("subjects")
 
 
 def real() -> str:
-    """What was learned from the founding tutorial's pictures."""
-    figures = kept("real-pictures")["figures"]
+    """Concepts trained from real images: how often a generated image is nearest to them."""
+    figures = read_figures("real-pictures")["figures"]
     rows = [
         [
             folder,
             method,
-            *(percent(found["nearest"][by]) for by in ("embedding", "colours")),
-            f"{found['colour_distance_of_base']['together']:.2f}",
+            *(percent(row["nearest"][by]) for by in ("embedding", "colours")),
+            f"{row['colour_distance_of_base']['together']:.2f}",
         ]
         for folder, methods in figures.items()
-        for method, found in methods.items()
-        if isinstance(found, dict) and "colour_distance_of_base" in found
+        for method, row in methods.items()
+        if isinstance(row, dict) and "colour_distance_of_base" in row
     ]
-    head = ["pictures", "method", "nearest by embedding", "by colours", "colour distance / base's"]
+    head = ["images", "method", "nearest by embedding", "nearest by colours"]
+    head += ["colour distance / base model's"]
     return table(head, rows) + origin("real-pictures")
 
 
 def styles() -> str:
-    """How much of the held-out styles was caught, and what leaked."""
+    """Held-out styles: similarity to the style, prompt accuracy, and leaks of training images."""
     rows = [
         [
             style,
             way.replace("-", " "),
-            *(percent(round(found["caught"][scale], 2) + 0.0) for scale in ("colour", "gram")),
-            *(percent(found["right"][asked]) for asked in ("style", "class", "background")),
-            percent(found["leaked"]),
-            f"{found['nearest']:.2f}",
-            f"{found['seconds']:.0f} s" if found["seconds"] else "",
+            *(percent(round(row["caught"][scale], 2) + 0.0) for scale in ("colour", "gram")),
+            *(percent(row["right"][asked]) for asked in ("style", "class", "background")),
+            percent(row["leaked"]),
+            f"{row['nearest']:.2f}",
+            f"{row['seconds']:.0f} s" if row["seconds"] else "",
         ]
-        for style, ways in kept("styles")["figures"].items()
-        for way, found in ways.items()
+        for style, ways in read_figures("styles")["figures"].items()
+        for way, row in ways.items()
     ]
-    head = ["style", "painted by", "colours", "manner", "style seen", "thing right", "place right"]
-    return table([*head, "leaked", "nearest", "learned in"], rows) + origin("styles")
+    head = ["style", "generated by", "colours", "texture", "style recognized", "object correct"]
+    head += ["place correct", "leaked", "nearest", "training time"]
+    return table(head, rows) + origin("styles")
 
 
 TRUTHS: dict[str, tuple[str, ...]] = {
@@ -208,110 +211,113 @@ TRUTHS: dict[str, tuple[str, ...]] = {
 
 
 def nouns() -> str:
-    """What the class noun is worth."""
+    """The effect of the class noun."""
     return _truths("nouns")
 
 
 def prior() -> str:
-    """What class pictures are worth."""
+    """The effect of class images."""
     return _truths("prior")
 
 
 def words() -> str:
-    """What more vectors, and holding their length, are worth."""
+    """The effect of the number of vectors, and of a fixed embedding norm."""
     return _truths("words")
 
 
 def _truths(group: str) -> str:
-    """What a group of trials found, a row each."""
+    """A row for each experiment of a group."""
     scales = TRUTHS[group]
     rows = [
-        [name, *(f"{found[scale]:.2f}" for scale in scales)]
-        for name, found in kept("truths")["figures"][group].items()
+        [name, *(f"{row[scale]:.2f}" for scale in scales)]
+        for name, row in read_figures("truths")["figures"][group].items()
     ]
-    return table(["trial", *scales], rows) + origin("truths")
+    return table(["experiment", *scales], rows) + origin("truths")
 
 
 def families() -> str:
-    """Every family there is, as its plug-in's first line has it."""
-    told = [registry.summary("families", name).rstrip(".") for name in registry.names("families")]
-    rows = [[name, what[0].upper() + what[1:]] for name, what in (one.split(": ") for one in told)]
-    return table(["family", "what it is made of"], rows)
+    """All model families, from the docstrings of their plug-ins."""
+    summaries = [
+        registry.summary("families", name).rstrip(".") for name in registry.names("families")
+    ]
+    rows = [[name, text[0].upper() + text[1:]] for name, text in (s.split(": ") for s in summaries)]
+    return table(["family", "networks"], rows)
 
 
 def formats() -> str:
-    """Every format there is: what it holds, what its files are called, and who opens them."""
+    """All file formats: content, file names, and programs that open them."""
     rows: list[list[object]] = []
     for name in registry.names("formats"):
-        layout: type[Format] = registry.load("formats", name)
-        endings = " ".join(f"`{ending}`" if ending else "folder" for ending in layout.endings)
-        rows.append([f"`{name}`", ", ".join(layout.holds), endings, layout.used_by])
-    return table(["format", "holds", "written as", "opened by"], rows)
+        file_format: type[Format] = registry.load("formats", name)
+        suffixes = " ".join(f"`{s}`" if s else "folder" for s in file_format.suffixes)
+        contents = ", ".join(file_format.contents)
+        rows.append([f"`{name}`", contents, suffixes, file_format.used_by])
+    return table(["format", "contains", "written as", "opened by"], rows)
 
 
-def interval(found: dict[str, float]) -> str:
-    """A share with its 95% interval."""
-    return f"{percent(found['value'])} ({percent(found['low'])} to {percent(found['high'])})"
+def interval(share: dict[str, float]) -> str:
+    """A share with its 95% confidence interval."""
+    return f"{percent(share['value'])} ({percent(share['low'])} to {percent(share['high'])})"
 
 
 def hostile() -> str:
-    """What came of the files that are made to do harm, and of the damaged ones."""
-    figures = kept("security")["figures"]
+    """Results for malicious files and for damaged files."""
+    figures = read_figures("security")["figures"]
     counts = ("code run", "crashes", "hangs", "refused", "read")
     names, seed = figures["hostile"]["names"], figures["fuzzed"]["seed"]
     rows: list[tuple[str, Any, str]] = [
-        (f"hostile, of {names:,} names", figures["hostile"], "hostile files"),
-        (f"damaged at random, seed {seed}", figures["fuzzed"], "inputs"),
+        (f"malicious, with {names:,} names", figures["hostile"], "hostile files"),
+        (f"randomly damaged, seed {seed}", figures["fuzzed"], "inputs"),
     ]
     table_rows = [
-        [what, f"{found[total]:,}", *(f"{found[count]:,}" for count in counts)]
-        for what, found, total in rows
+        [what, f"{counted[total]:,}", *(f"{counted[count]:,}" for count in counts)]
+        for what, counted, total in rows
     ]
     return table(["files", "tried", *counts], table_rows) + origin("security")
 
 
 def opening() -> str:
-    """Seconds and memory that a checkpoint of Stable Diffusion 1.5's size takes to open."""
-    figures = kept("opening")["figures"]
+    """Time and memory to open a checkpoint of the size of Stable Diffusion 1.5."""
+    figures = read_figures("opening")["figures"]
     rows = [
         [
             f"{layout}, {figures[f'{layout} GB']} GB",
             {"torch": "torch.load", "pinxit": "pinxit"}[who],
-            *(f"{found[key]:.2f} s" for key in ("open", "open, processor", "used, processor")),
-            f"{found['peak GB']:.2f} GB",
+            *(f"{row[key]:.2f} s" for key in ("open", "open, processor", "used, processor")),
+            f"{row['peak GB']:.2f} GB",
         ]
         for layout in ("zip", "legacy")
-        for who, found in ((who, figures[f"{layout}, {who}"]) for who in ("torch", "pinxit"))
+        for who, row in ((who, figures[f"{layout}, {who}"]) for who in ("torch", "pinxit"))
     ]
-    head = ["file", "opened by", "seconds", "of processor", "and every number read", "memory"]
+    head = ["file", "opened by", "time", "CPU time", "CPU time, all values read", "memory"]
     return table(head, rows) + origin("opening")
 
 
 _NEVER = ("lost", "differing", "silent restarts")
-# Of each part: what was tried, which figure counts it, and what must not be found.
+# For each part: what was tried, the figure that counts it, and the figures that must be 0.
 TRIED: dict[str, tuple[tuple[str, str, tuple[str, ...]], ...]] = {
     "kills": (("kills of processes, in {runs} runs", "kills", _NEVER),),
-    "stops": (("stops, after each of {steps} steps", "stops", ("differing",)),),
+    "stops": (("interrupts, after each of {steps} steps", "stops", ("differing",)),),
     "crashes": (("disk states, at {calls} calls of saves", "states", ("lost",)),),
-    "runs": (("power cuts, then on to the end", "crashes", _NEVER),),
+    "runs": (("power cuts, then resumed to the end", "crashes", _NEVER),),
     "faults": (
-        ("faults of a call of a save", "errors", ("unreported", "lost")),
-        ("writes that are cut short", "short write", ("lost",)),
-        ("disks that fill up in a run, then have space", "full disks", ("differing",)),
+        ("errors in a system call of a save", "errors", ("unreported", "lost")),
+        ("incomplete writes", "short write", ("lost",)),
+        ("full disks during a run, then freed", "full disks", ("differing",)),
     ),
     "flips": (
-        ("bits turned in what files say of themselves", "in what it says of itself", ("unseen",)),
-        ("bits turned in the rest", "in the rest", ("unseen",)),
-        ("files cut off", "cut off", ("unseen",)),
-        ("good files read between", "cut off", ("false alarms",)),
+        ("flipped bits in file headers", "in what it says of itself", ("unseen",)),
+        ("flipped bits in other parts", "in the rest", ("unseen",)),
+        ("truncated files", "cut off", ("unseen",)),
+        ("intact files read in between", "cut off", ("false alarms",)),
     ),
-    "numbers": (("numbers that are none", "stages", ("differing", "saved broken")),),
+    "numbers": (("values that are not finite", "stages", ("differing", "saved broken")),),
 }
 
 
 def reliability() -> str:
-    """What came of kills, crashes, faults and damage."""
-    figures = kept("reliability")["figures"]
+    """Results of kills, crashes, faults and damage."""
+    figures = read_figures("reliability")["figures"]
     rows = [
         [
             what.format(**figures[part]),
@@ -322,26 +328,26 @@ def reliability() -> str:
         if part in figures
         for what, count, never in lines
     ]
-    return table(["what", "tried", "found"], rows) + origin("reliability")
+    return table(["event", "tried", "result"], rows) + origin("reliability")
 
 
 def arithmetic() -> str:
-    """What each method cannot do without, counted."""
+    """The operations and memory that each method needs at least, counted."""
     rows = [
         [
             *base.split(),
             method,
-            *(f"{found['by_kind'][kind] / 1e12:.2f}" for kind in KINDS),
-            f"{found['operations'] / 1e12:.2f}",
-            f"{found['plain'] / 1e12:.2f}",
-            f"{found['trained'] / 1e6:.1f}",
-            f"{2 * found['activations'] / 1e9:.2f}",
-            f"{found['gigabytes']:.1f}",
+            *(f"{row['by_kind'][kind] / 1e12:.2f}" for kind in KINDS),
+            f"{row['operations'] / 1e12:.2f}",
+            f"{row['plain'] / 1e12:.2f}",
+            f"{row['trained'] / 1e6:.1f}",
+            f"{2 * row['activations'] / 1e9:.2f}",
+            f"{row['gigabytes']:.1f}",
         ]
-        for base, figures in kept("arithmetic")["figures"].items()
-        for method, found in figures["methods"].items()
+        for base, figures in read_figures("arithmetic")["figures"].items()
+        for method, row in figures["methods"].items()
     ]
-    head = ["base", "pixels", "method", *KINDS, "all", "plain loop"]
+    head = ["base model", "resolution", "method", *KINDS, "all", "plain loop"]
     head += ["trained, M", "activations, GB", "least memory, GB"]
     return table(head, rows) + origin("arithmetic")
 
@@ -350,36 +356,36 @@ KINDS = ("convolution", "linear", "attention")
 
 
 def floor() -> str:
-    """The least time of a step, by the rate at which a machine multiplies matrices."""
+    """The shortest possible time of a step, by a machine's rate of matrix products."""
     rows = [
-        [*base.split(), method, *(f"{found['operations'] / rate:.3g} s" for rate in RATES.values())]
-        for base, figures in kept("arithmetic")["figures"].items()
-        for method, found in figures["methods"].items()
+        [*base.split(), method, *(f"{row['operations'] / rate:.3g} s" for rate in RATES.values())]
+        for base, figures in read_figures("arithmetic")["figures"].items()
+        for method, row in figures["methods"].items()
     ]
-    return table(["base", "pixels", "method", *RATES], rows)
+    return table(["base model", "resolution", "method", *RATES], rows)
 
 
 RATES = {"at 0.25 TFLOP/s": 0.25e12, "at 0.5 TFLOP/s": 0.5e12, "at 800 TFLOP/s": 800e12}
 
 
 def speed() -> str:
-    """Seconds, memory and ratios of every measurement against the plain loop that was kept."""
+    """Time and memory of pinxit and of the plain loop, and their ratios."""
     rows: list[list[object]] = []
     names = [name for name in SPEEDS if (ROOT / "docs" / "figures" / f"{name}.json").is_file()]
     for name in names:
-        figures = kept(name)["figures"]
+        figures = read_figures(name)["figures"]
         for method, sides in figures["outcomes"].items():
             seconds, memory = (
                 [f"{median(map(of, sides[side])):.3g}" for side in ("plain", "pinxit")]
                 for of in (_seconds, _gigabytes)
             )
             ratios = figures["ratios"][method]
-            told = [_spread(ratios[by]) for by in ("speed", "processor", "memory")]
+            spreads = [_spread(ratios[by]) for by in ("speed", "processor", "memory")]
             precision = figures["settings"]["precision"]
             shown = f"{figures['settings']['base']}, {precision}"
-            rows.append([shown, method, *seconds, *memory, *told])
-    head = ["base, precision", "method", "plain, s a step", "pinxit, s", "plain, GB", "pinxit, GB"]
-    head += ["faster", "less processor time", "less memory"]
+            rows.append([shown, method, *seconds, *memory, *spreads])
+    head = ["base model, precision", "method", "plain, s per step", "pinxit, s", "plain, GB"]
+    head += ["pinxit, GB", "speedup", "CPU time ratio", "memory ratio"]
     return table(head, rows) + "".join(map(origin, names)) if names else "Not measured yet.\n"
 
 
@@ -399,76 +405,80 @@ def _gigabytes(outcome: dict[str, Any]) -> float:
 
 
 def unharmed() -> str:
-    """Scores after equal steps by pinxit and by the plain loop."""
+    """Scores after the same number of steps by pinxit and by the plain loop."""
     rows = [
         [
             method,
             precision,
             scale,
-            *(percent(found["scores"][side][scale]["mean"]) for side in (precision, "plain")),
+            *(percent(row["scores"][side][scale]["mean"]) for side in (precision, "plain")),
             interval(apart),
             "yes" if apart["within noise"] else "no",
         ]
-        for method, found in kept("learning-unharmed")["figures"]["methods"].items()
-        for precision, scales in found["difference"].items()
+        for method, row in read_figures("learning-unharmed")["figures"]["methods"].items()
+        for precision, scales in row["difference"].items()
         for scale, apart in scales.items()
     ]
-    head = ["method", "pinxit in", "scale", "pinxit", "plain loop", "difference", "within noise"]
+    head = ["method", "precision", "scale", "pinxit", "plain loop", "difference", "within noise"]
     return table(head, rows) + origin("learning-unharmed")
 
 
 def crops() -> str:
-    """How much of a subject is kept by crops."""
-    found = kept("crops")["figures"]["kept"]
+    """How much of a subject is inside crops."""
+    figures = read_figures("crops")["figures"]["kept"]
     rows = [
-        (name, *(f"{share:.1%}" for share in shares.values())) for name, shares in found.items()
+        (name, *(f"{share:.1%}" for share in shares.values())) for name, shares in figures.items()
     ]
-    head = ("subject kept: it is", *next(iter(found.values())))
+    head = ("share of the subject inside", *next(iter(figures.values())))
     return table(head, rows) + origin("crops")
 
 
 def pictures() -> str:
-    """What became of odd pictures and of damaged ones."""
-    found = kept("pictures")["figures"]
-    damaged = found["damaged"]
-    first = [f"{found[what]} {what}" for what in ("used", "refused", "left out", "silent")]
+    """Results for unusual and for damaged images."""
+    figures = read_figures("pictures")["figures"]
+    damaged = figures["damaged"]
+    first = [f"{figures[what]} {what}" for what in ("used", "refused", "left out", "silent")]
     rows = [
-        ("kinds of odd pictures", f"{found['kinds']}: {', '.join(first)}"),
-        ("judged wrongly", len(found["wrong"])),
-        ("damaged files", f"{damaged['mutants']:,}: {damaged['refused']:,} refused, rest read"),
+        ("kinds of unusual images", f"{figures['kinds']}: {', '.join(first)}"),
+        ("wrong results", len(figures["wrong"])),
+        (
+            "damaged files",
+            f"{damaged['mutants']:,}: {damaged['refused']:,} refused, the others read",
+        ),
         *((what, damaged[what]) for what in ("crashes", "hangs", "not named")),
         ("slowest", f"{damaged['slowest seconds']} s"),
-        ("most memory", f"{damaged['megabytes at most']} MB"),
+        ("peak memory", f"{damaged['megabytes at most']} MB"),
     ]
-    return table(("what", "figure"), rows) + origin("pictures")
+    return table(("measure", "result"), rows) + origin("pictures")
 
 
 def transfer() -> str:
-    """What is kept of a picture, and gained of a style, over each control's slider."""
+    """Structure and style of transferred images, by control and `preserve`."""
     return _curves("words") + origin("transfer")
 
 
 def learned() -> str:
-    """The same for a style that had to be learned."""
+    """The same for a trained style."""
     return _curves("learned")
 
 
 def _curves(style: str) -> str:
-    found = kept("transfer")["figures"][style]["curves"]
+    figures = read_figures("transfer")["figures"][style]["curves"]
     rows = [
-        [what, keep, *_transferred(point)]
-        for what, curve in found.items()
+        [what, keep, *_transfer_cells(point)]
+        for what, curve in figures.items()
         if what not in ("photo", "true")
         for keep, point in curve.items()
     ]
-    ends = {"photo": "the picture itself", "true": "what it truly looks like"}
-    rows += [[title, "", *_transferred(found[end])] for end, title in ends.items()]
-    head = ["control, guidance", "keep", "mask IoU", "points off", "class", "facing", "style"]
+    ends = {"photo": "original image", "true": "true rendering in the style"}
+    rows += [[title, "", *_transfer_cells(figures[end])] for end, title in ends.items()]
+    head = ["control, guidance scale", "preserve", "mask IoU", "keypoint error", "class", "facing"]
+    head += ["style"]
     return table([*head, "probe", "colours", "Gram"], rows)
 
 
-def _transferred(point: dict[str, float]) -> list[str]:
-    """Structure, then style."""
+def _transfer_cells(point: dict[str, float]) -> list[str]:
+    """Cells with measures of structure, then of style."""
     structure = [f"{point['iou']:.2f}", f"{point['points']:.3f}"]
     right = [percent(point[what]) for what in ("class", "facing")]
     return [*structure, *right, *(f"{point[by]:.2f}" for by in ("style", *GAINED))]
@@ -478,28 +488,34 @@ GAINED = ("probe", "colours", "gram")
 
 
 def ahead() -> str:
-    """How much more of the mask the default keeps than img2img."""
+    """The mask IoU of the default control compared with img2img, at the same style score."""
     rows = [
         [name, f"{one['style']:.2f}", *(f"{one[key]:.2f}" for key in ("iou", "default", "ahead"))]
-        for name, style in (("words", "words"), ("learned", "learned"))
-        for one in kept("transfer")["figures"][style]["ahead"]
+        for name, style in (("in words", "words"), ("trained", "learned"))
+        for one in read_figures("transfer")["figures"][style]["ahead"]
     ]
-    head = ["style is", "gained by img2img", "its mask IoU", "the default's best", "more"]
+    head = ["style", "style score of img2img", "its mask IoU", "best IoU of the default"]
+    head += ["difference"]
     return table(head, rows)
 
 
 def seeds() -> str:
-    """What stays of a painted picture when its seed is painted with a style, and new poses."""
-    found = kept("transfer")["figures"]
+    """Similarity to the first image with the same seed and a style, or in a new pose."""
+    figures = read_figures("transfer")["figures"]
     rows = [
-        ["same-seed", keep, f"{found['same seed'][f'iou {keep}']:.2f}", "mask IoU with the first"]
+        [
+            "same-seed",
+            keep,
+            f"{figures['same seed'][f'iou {keep}']:.2f}",
+            "mask IoU with the first image",
+        ]
         for keep in ("0", "0.2", "0.5", "0.8")
     ]
     rows += [
-        ["masactrl", keep, f"{found['poses'][f'likeness {keep}']:.2f}", "likeness to the picture"]
+        ["masactrl", keep, f"{figures['poses'][f'likeness {keep}']:.2f}", "likeness to the image"]
         for keep in ("0", "0.7", "0.9")
     ]
-    return table(["control", "keep", "figure", "which is"], rows)
+    return table(["control", "preserve", "value", "measure"], rows)
 
 
 def _cell(grid: dict[str, float], step: int) -> str:
@@ -507,27 +523,28 @@ def _cell(grid: dict[str, float], step: int) -> str:
 
 
 def stopping() -> str:
-    """Where a grid of budgets peaks, and where stopping comes."""
-    found = kept("stopping")["figures"]
-    steps = sorted({int(step) for figures in found.values() for step in figures["grid"]})
+    """Scores by number of steps, and where early stopping happens."""
+    figures = read_figures("stopping")["figures"]
+    steps = sorted({int(step) for row in figures.values() for step in row["grid"]})
     grid = [
-        [method, len(figures["subjects"]), *(_cell(figures["grid"], step) for step in steps)]
-        for method, figures in found.items()
+        [method, len(row["subjects"]), *(_cell(row["grid"], step) for step in steps)]
+        for method, row in figures.items()
     ]
     stops = [
         [
             method,
-            f"{figures['peak']}: {figures['grid'][str(figures['peak'])]:.3f}",
-            f"{', '.join(map(str, figures['stops']))}: {figures['stopped']} of themselves",
-            f"{figures['of the peak']:.2f}",
-            f"{figures['best at the stop']:.3f}",
-            percent(figures["lost"]),
-            f"{100 * figures['cost']:.1f}%",
+            f"{row['peak']}: {row['grid'][str(row['peak'])]:.3f}",
+            f"{', '.join(map(str, row['stops']))}: {row['stopped']} by early stopping",
+            f"{row['of the peak']:.2f}",
+            f"{row['best at the stop']:.3f}",
+            percent(row["lost"]),
+            f"{100 * row['cost']:.1f}%",
         ]
-        for method, figures in found.items()
+        for method, row in figures.items()
     ]
-    head = ["method", "peak", "stops after", "of the peak's steps", "best there", "lost", "looking"]
-    best = table(["best after", "subjects", *map(str, steps)], grid)
+    head = ["method", "best step: score", "stopped at", "share of the best step's", "score there"]
+    head += ["loss of score", "time for validation"]
+    best = table(["score at step", "subjects", *map(str, steps)], grid)
     return best + "\n" + table(head, stops) + origin("stopping")
 
 
@@ -554,31 +571,31 @@ BLOCKS: dict[str, Callable[[], str]] = {
 }
 
 
-def filled(text: str) -> str:
-    """A page with every block made anew."""
+def fill_blocks(text: str) -> str:
+    """A page with all tables regenerated."""
 
-    def made(found: re.Match[str]) -> str:
+    def block(match: re.Match[str]) -> str:
         try:
-            return found[1] + BLOCKS[found[2]]() + found[3]
+            return match[1] + BLOCKS[match[2]]() + match[3]
         except FileNotFoundError:
-            return f"{found[1]}Not measured yet.\n{found[3]}"
+            return f"{match[1]}Not measured yet.\n{match[3]}"
 
-    return BLOCK.sub(made, text)
+    return BLOCK.sub(block, text)
 
 
 def main() -> int:
-    """0, or 1 if a page was to be checked and is not up to date."""
-    stale = 0
+    """Returns 1 if a page was checked and is out of date, 0 otherwise."""
+    num_stale = 0
     for path in (ROOT / page for page in PAGES):
         before = path.read_text(encoding="utf-8")
-        after = filled(before)
+        after = fill_blocks(before)
         if "--check" in sys.argv:
-            stale += before != after
+            num_stale += before != after
         elif before != after:
             path.write_text(after, encoding="utf-8")
-    if stale:
-        print(f"{stale} pages are not what lab/doc_tables.py writes: run it", file=sys.stderr)
-    return min(stale, 1)
+    if num_stale:
+        print(f"{num_stale} pages are out of date: run python -m lab.doc_tables", file=sys.stderr)
+    return min(num_stale, 1)
 
 
 if __name__ == "__main__":

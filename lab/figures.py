@@ -1,6 +1,7 @@
-"""Every figure that the docs quote: runs its command, and keeps the answer in docs/figures.
+"""Runs the measurements that the docs quote, and saves their results in docs/figures.
 
-A command prints JSON as its last line. `python -m lab.figures [NAME ...]`; all without names.
+Each command prints JSON as its last line. `python -m lab.figures [NAME ...]`; without a name all
+are run.
 """
 
 import json
@@ -15,7 +16,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 FOLDER = ROOT / "docs" / "figures"
 
-# What is measured, by which command; run from the root with .venv/bin first on the path.
+# Commands by the name of the measurement; run from the root with .venv/bin first in PATH.
 COMMANDS: dict[str, str] = {
     "pocket": "python -m pinxit.pocket measure --photographs ../shared/seed/pictures",
     "pocket-trials": "python -m lab.pocket.trials --work pocket-work "
@@ -44,7 +45,7 @@ COMMANDS: dict[str, str] = {
 
 
 def machine() -> dict[str, object]:
-    """What the figures were measured on."""
+    """The machine that a measurement runs on."""
     info = Path("/proc/cpuinfo")
     lines = info.read_text().splitlines() if info.exists() else []
     models = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
@@ -58,22 +59,22 @@ def machine() -> dict[str, object]:
 
 
 def commit() -> str:
-    """The commit the figures belong to, marked if files were changed since."""
-    asked = ["git", "describe", "--always", "--dirty", "--abbrev=12"]
-    answer = subprocess.run(asked, cwd=ROOT, capture_output=True, text=True, check=False)
+    """The current commit, marked if files have changed since."""
+    command = ["git", "describe", "--always", "--dirty", "--abbrev=12"]
+    answer = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     return answer.stdout.strip() or "no commit yet"
 
 
 def measure(name: str) -> bool:
-    """Run one command and keep what it found; whether it went well."""
+    """Run one command and save its result; returns whether it succeeded."""
     command = COMMANDS[name]
     print(f"{name}: {command}", flush=True)
-    search = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
-    began = time.perf_counter()
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    start = time.perf_counter()
     answer = subprocess.run(
         command.split(),
         cwd=ROOT,
-        env={**os.environ, "PATH": search},
+        env={**os.environ, "PATH": path},
         stdout=subprocess.PIPE,
         text=True,
         check=False,
@@ -81,26 +82,27 @@ def measure(name: str) -> bool:
     if answer.returncode:
         print(f"{name}: exit status {answer.returncode}", file=sys.stderr)
         return False
-    kept = {
+    result = {
         "command": command,
         "commit": commit(),
         "machine": machine(),
-        "seconds": round(time.perf_counter() - began, 1),
+        "seconds": round(time.perf_counter() - start, 1),
         "figures": json.loads(answer.stdout.splitlines()[-1]),
     }
     FOLDER.mkdir(parents=True, exist_ok=True)
-    text = json.dumps(kept, indent=2, ensure_ascii=False) + "\n"
+    text = json.dumps(result, indent=2, ensure_ascii=False) + "\n"
     (FOLDER / f"{name}.json").write_text(text, encoding="utf-8")
     return True
 
 
 def main(names: list[str]) -> int:
-    """0 if every figure asked for was measured."""
+    """Returns 0 if all measurements succeeded."""
     unknown = [name for name in names if name not in COMMANDS]
     if unknown:
-        print(f"no figures {', '.join(unknown)}; known: {', '.join(COMMANDS)}", file=sys.stderr)
+        print(f"no figures {', '.join(unknown)}. hint: {', '.join(COMMANDS)}", file=sys.stderr)
         return 2
-    return 0 if all([measure(name) for name in names or COMMANDS]) else 1
+    results = [measure(name) for name in names or COMMANDS]  # all run, even after a failure
+    return 0 if all(results) else 1
 
 
 if __name__ == "__main__":

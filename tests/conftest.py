@@ -1,4 +1,4 @@
-"""The nano base: Stable Diffusion's layout with random weights, saved once for all tests."""
+"""Small base models with random weights, saved once for all tests."""
 
 import os
 import shutil
@@ -15,41 +15,53 @@ from PIL import Image
 
 from pinxit.models.model import Model, open_base
 
-torch.set_num_threads(1)  # the nano base is too small to share out, and CI is busy
+torch.set_num_threads(1)  # the nano base model is too small for several threads
 
-# What a nano tokenizer knows whole; anything else it spells letter by letter.
+# The words of the nano tokenizer; it splits all other text into letters.
 _GRAMMAR = ("a", "the", "of", "in", "on", "my", "one", "photo", "picture", "painting", "style")
-_THINGS = ("dog", "cat", "toy", "beach", "grass", "red", "blue", "green", "cool", "clean", "small")
+_NOUNS_AND_ADJECTIVES = (
+    "dog",
+    "cat",
+    "toy",
+    "beach",
+    "grass",
+    "red",
+    "blue",
+    "green",
+    "cool",
+    "clean",
+    "small",
+)
 _RARE = ("sks", "zwx", "qvj")
-WORDS = _GRAMMAR + _THINGS + _RARE
+WORDS = _GRAMMAR + _NOUNS_AND_ADJECTIVES + _RARE
 
 
 @pytest.fixture(scope="session")
 def nano(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with a complete base that opens in a blink."""
+    """The folder of a complete base model that opens quickly."""
     return save_nano(tmp_path_factory.mktemp("bases") / "nano")
 
 
 @pytest.fixture(scope="session")
 def bases(nano: Path) -> Callable[[str], Path]:
-    """The folder of a small base of a family, made when it is first asked for."""
+    """The folder of a small base model of a family, created on first use."""
 
     @cache
-    def made(family: str) -> Path:
+    def base_folder(family: str) -> Path:
         return nano if family == "nano" else save_family(family, nano.parent / family)
 
-    return made
+    return base_folder
 
 
 @pytest.fixture(scope="session")
 def opened(bases: Callable[[str], Path]) -> Callable[[str], Model]:
-    """The small base of a family, or the nano base, opened when it is first asked for."""
+    """A function that opens the small base model of a family, or "nano", on first use."""
     return cache(lambda family: open_base(bases(family)))
 
 
 @pytest.fixture(autouse=True, scope="session")
-def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """Tests keep class pictures to themselves."""
+def isolated_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Tests use their own cache of class images."""
     os.environ["PINXIT_CACHE"] = str(tmp_path_factory.mktemp("cache"))
     yield
     del os.environ["PINXIT_CACHE"]
@@ -57,13 +69,13 @@ def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 
 @pytest.fixture(scope="session")
 def model(opened: Callable[[str], Model]) -> Model:
-    """The nano base, open; whoever changes it must put it back, which is what adapters do."""
+    """The open nano base model, shared by all tests; a test that changes it must undo this."""
     return opened("nano")
 
 
 @pytest.fixture
 def pictures(tmp_path: Path) -> Path:
-    """A folder of three small pictures."""
+    """A folder of three small images."""
     folder = tmp_path / "pictures"
     folder.mkdir()
     for number, colour in enumerate(("crimson", "orange", "purple")):
@@ -71,23 +83,23 @@ def pictures(tmp_path: Path) -> Path:
     return folder
 
 
-def save_nano(folder: Path, seed: int = 0, width: int = 32, picture: int = 32) -> Path:
-    """A base like pocket in all but size: 16 latent channels, a short text, pooled text."""
+def save_nano(folder: Path, seed: int = 0, width: int = 32, image_size: int = 32) -> Path:
+    """A base model like pocket, but smaller: 16 latent channels, short prompts, pooled text."""
     torch.manual_seed(seed)
     tokenizer = _tokenizer(32)
     pooled = {"addition_embed_type": "text", "addition_embed_type_num_heads": 2}
     parts = {
         "text_encoder": _clip(tokenizer, width),
         "tokenizer": tokenizer,
-        "vae": _vae(16, picture, scaling_factor=0.7),
-        "unet": _unet(16, picture, width, (True, True), **pooled),
+        "vae": _vae(16, image_size, scaling_factor=0.7),
+        "unet": _unet(16, image_size, width, (True, True), **pooled),
         "scheduler": diffusers.DDIMScheduler(**_NOISE, clip_sample=False, set_alpha_to_one=False),
     }
     return _saved(diffusers.StableDiffusionPipeline, parts, folder)
 
 
 def save_family(family: str, folder: Path) -> Path:
-    """A base of a family: its real architecture, of random weights and as small as can be."""
+    """A base model of a family: the real architecture, as small as possible, random weights."""
     torch.manual_seed(7)
     tokenizer = _tokenizer(77)
     parts = {
@@ -110,7 +122,7 @@ def _save_1(folder: Path, parts: dict[str, Any]) -> Path:
 
 
 def _save_2(folder: Path, parts: dict[str, Any]) -> Path:
-    """As 2.1 for 768 pixels: velocities, OpenCLIP's text tower less its last layer."""
+    """Like 2.1 for 768 pixels: v-prediction, OpenCLIP's text encoder without its last layer."""
     noise = diffusers.DDIMScheduler(**_NOISE, prediction_type="v_prediction", clip_sample=False)
     parts |= {
         "text_encoder": _clip(parts["tokenizer"], 16, hidden_act="gelu"),
@@ -122,7 +134,7 @@ def _save_2(folder: Path, parts: dict[str, Any]) -> Path:
 
 def _save_xl(folder: Path, parts: dict[str, Any]) -> Path:
     second = _tokenizer(77, pad_token="!")
-    told = {
+    config = {
         "addition_embed_type": "text_time",
         "addition_time_embed_dim": 4,
         "projection_class_embeddings_input_dim": 12 + 6 * 4,
@@ -132,14 +144,14 @@ def _save_xl(folder: Path, parts: dict[str, Any]) -> Path:
     parts |= {
         "text_encoder_2": _clip(second, 24, 12, hidden_act="gelu"),
         "tokenizer_2": second,
-        "unet": _unet(4, 32, 16 + 24, (False, True), **told),
+        "unet": _unet(4, 32, 16 + 24, (False, True), **config),
         "scheduler": diffusers.EulerDiscreteScheduler(**_NOISE, timestep_spacing="leading"),
     }
     return _saved(diffusers.StableDiffusionXLPipeline, parts, folder)
 
 
 def _save_3(folder: Path, parts: dict[str, Any]) -> Path:
-    """As 3.5 medium: normalised queries and keys, one block with a second attention; with T5."""
+    """Like 3.5 medium with T5: normalized queries and keys, a second attention in one block."""
     second = _tokenizer(77, pad_token="!")
     transformer = diffusers.SD3Transformer2DModel(
         sample_size=4,
@@ -181,14 +193,15 @@ _NOISE = {
 
 
 def _saved(pipeline: Any, parts: Mapping[str, Any], folder: Path) -> Path:
-    unsafe = {"safety_checker": None, "feature_extractor": None, "requires_safety_checker": False}
-    alone = pipeline is diffusers.StableDiffusionPipeline
-    pipeline(**parts, **(unsafe if alone else {})).save_pretrained(folder)
+    options = {"safety_checker": None, "feature_extractor": None, "requires_safety_checker": False}
+    if pipeline is not diffusers.StableDiffusionPipeline:
+        options = {}
+    pipeline(**parts, **options).save_pretrained(folder)
     return folder
 
 
 def _clip(tokenizer: Any, width: int, projected: int = 0, hidden_act: str = "quick_gelu") -> Any:
-    """A text tower; with a projection of the whole if it has a width."""
+    """A text encoder; with a pooled projection if `projected`, its width, is not 0."""
     settings = transformers.CLIPTextConfig(
         vocab_size=len(tokenizer),
         hidden_size=width,
@@ -207,7 +220,7 @@ def _clip(tokenizer: Any, width: int, projected: int = 0, hidden_act: str = "qui
     return transformers.CLIPTextModel(settings)
 
 
-def _vae(latents: int, picture: int, **changed: Any) -> Any:
+def _vae(latents: int, image_size: int, **changes: Any) -> Any:
     return diffusers.AutoencoderKL(
         down_block_types=("DownEncoderBlock2D",) * 4,
         up_block_types=("UpDecoderBlock2D",) * 4,
@@ -215,37 +228,41 @@ def _vae(latents: int, picture: int, **changed: Any) -> Any:
         layers_per_block=1,
         latent_channels=latents,
         norm_num_groups=4,
-        sample_size=picture,
-        **changed,
+        sample_size=image_size,
+        **changes,
     )
 
 
 def _unet(
-    latents: int, picture: int, width: int, attends: Sequence[bool] = (True, False), **changed: Any
+    latents: int,
+    image_size: int,
+    width: int,
+    attends: Sequence[bool] = (True, False),
+    **changes: Any,
 ) -> Any:
-    """A U-Net of two levels, of which some attend to the text."""
-    kinds = ["CrossAttn" * level for level in attends]
+    """A U-Net with two blocks; `attends` says which of them have cross-attention."""
+    prefixes = ["CrossAttn" if attention else "" for attention in attends]
     return diffusers.UNet2DConditionModel(
-        sample_size=picture // 8,
+        sample_size=image_size // 8,
         in_channels=latents,
         out_channels=latents,
         layers_per_block=1,
         block_out_channels=(16, 32),
-        down_block_types=[f"{kind}DownBlock2D" for kind in kinds],
-        up_block_types=[f"{kind}UpBlock2D" for kind in reversed(kinds)],
+        down_block_types=[f"{prefix}DownBlock2D" for prefix in prefixes],
+        up_block_types=[f"{prefix}UpBlock2D" for prefix in reversed(prefixes)],
         cross_attention_dim=width,
         attention_head_dim=4,
         norm_num_groups=4,
-        **changed,
+        **changes,
     )
 
 
-def _tokenizer(length: int, **changed: Any) -> Any:
-    return transformers.CLIPTokenizer(**_vocabulary(), model_max_length=length, **changed)
+def _tokenizer(length: int, **changes: Any) -> Any:
+    return transformers.CLIPTokenizer(**_vocabulary(), model_max_length=length, **changes)
 
 
 def _t5_tokenizer() -> Any:
-    """T5's kind of vocabulary: WORDS as they stand at a word's beginning, and the letters."""
+    """A T5 tokenizer whose vocabulary has WORDS and all letters."""
     special = [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0), ("▁", -3.0)]
     words = [(f"▁{word}", -2.0) for word in WORDS]
     letters = [(chr(code), -4.0) for code in range(ord("a"), ord("z") + 1)]
@@ -253,7 +270,7 @@ def _t5_tokenizer() -> Any:
 
 
 def _vocabulary() -> dict[str, object]:
-    """A byte-pair vocabulary that knows WORDS whole and every other text by its letters."""
+    """A byte-pair vocabulary that has WORDS; all other text is split into letters."""
     letters = [chr(code) for code in range(33, 127)]
     tokens = letters + [f"{letter}</w>" for letter in letters]
     merges: list[tuple[str, str]] = []
@@ -271,5 +288,5 @@ def _vocabulary() -> dict[str, object]:
 
 @pytest.fixture
 def copied(tmp_path: Path) -> Callable[[Path], Path]:
-    """Makes a copy of a base that a test may change."""
+    """Copies a base model, so that a test may change the copy."""
     return lambda base: Path(shutil.copytree(base, tmp_path / "copy"))

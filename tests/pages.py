@@ -1,10 +1,10 @@
-"""Whether a page is what browsers need not guess at."""
+"""Checks of HTML pages."""
 
 from html.parser import HTMLParser
 
 
 def must_be_well_formed(page: str) -> None:
-    """Fails where a tag is closed that was not the last to open, or a picture says nothing."""
+    """Fail if tags are not properly nested, or an image has no alternative text."""
     checker = _Checker()
     checker.feed(page)
     assert not checker.open

@@ -1,4 +1,4 @@
-"""Little networks of the kinds that look at photographs, of random weights, in the hub's layout."""
+"""Small vision models with random weights, in the hub's layout."""
 
 import json
 import shutil
@@ -21,19 +21,24 @@ MERGES = Path(pinxit.__file__).parent / "pocket" / "weights" / "tokenizer" / "me
 
 
 def save_seeing(kind: str, folder: Path) -> Path:
-    """The folder with a `dino`, `dinov2` or `clip` in it; the latter reads pocket's words."""
+    """Save a `dino`, `dinov2` or `clip` model; CLIP has pocket's vocabulary."""
     torch.manual_seed(0)
-    seen = {**_SMALL, "image_size": 32, "patch_size": 8}
+    vision = {**_SMALL, "image_size": 32, "patch_size": 8}
     if kind == "clip":
-        words = json.loads((MERGES.parent / "vocab.json").read_text())
-        marks = {"bos_token_id": words[START], "eos_token_id": words[END]}
-        text = {**_SMALL, **marks, "vocab_size": len(words), "max_position_embeddings": 12}
-        settings = transformers.CLIPConfig(text_config=text, vision_config=seen, projection_dim=16)
-        made: Any = transformers.CLIPModel(settings)
+        vocabulary = json.loads((MERGES.parent / "vocab.json").read_text())
+        special_tokens = {"bos_token_id": vocabulary[START], "eos_token_id": vocabulary[END]}
+        text = {
+            **_SMALL,
+            **special_tokens,
+            "vocab_size": len(vocabulary),
+            "max_position_embeddings": 12,
+        }
+        config = transformers.CLIPConfig(text_config=text, vision_config=vision, projection_dim=16)
+        model: Any = transformers.CLIPModel(config)
         shutil.copy(MERGES, folder)
     elif kind == "dinov2":
-        made = transformers.Dinov2Model(transformers.Dinov2Config(**seen))
+        model = transformers.Dinov2Model(transformers.Dinov2Config(**vision))
     else:
-        made = transformers.ViTModel(transformers.ViTConfig(**seen), add_pooling_layer=False)
-    made.save_pretrained(folder)
+        model = transformers.ViTModel(transformers.ViTConfig(**vision), add_pooling_layer=False)
+    model.save_pretrained(folder)
     return folder

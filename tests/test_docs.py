@@ -72,9 +72,9 @@ def test_the_readmes_python_runs(
     pictures.rename(tmp_path / "my-toy")
     code = code.replace('"pocket"', repr(str(nano)))
     code = code.replace(
-        'class_noun="toy"', f'class_noun="toy", base={str(nano)!r}, steps=2, score=False'
+        'class_noun="toy"', f'class_noun="toy", base={str(nano)!r}, steps=2, score_previews=False'
     )
     names: dict[str, object] = {}
     exec(code, names)
-    assert len(names["painted"]) == 1  # pyright: ignore[reportArgumentType]
+    assert len(names["results"]) == 1  # pyright: ignore[reportArgumentType]
     assert (tmp_path / "runs" / "mytoy" / "concept.safetensors").is_file()

@@ -1,4 +1,4 @@
-"""Every error has a message and a hint, and a misspelt name finds its neighbour."""
+"""Every error has a message and a hint; a misspelled name gets a suggestion."""
 
 import pytest
 
@@ -7,18 +7,23 @@ from pinxit import errors
 
 def test_every_error_is_a_pinxit_error_and_is_in_the_tree() -> None:
     tree = errors.__doc__ or ""
-    kinds = [
-        kind for kind in vars(errors).values() if getattr(kind, "__module__", "") == errors.__name__
-    ]
-    kinds = [kind for kind in kinds if isinstance(kind, type)]
-    assert len(kinds) == 9
-    for kind in kinds:
-        assert issubclass(kind, errors.PinxitError)
-        assert kind.__name__ in tree
-        assert kind.__doc__
-        error = kind("what is wrong", "what to do")
+    classes = {
+        item
+        for item in vars(errors).values()
+        if isinstance(item, type) and item.__module__ == errors.__name__
+    }
+    assert len(classes) == 9
+    for error_class in classes:
+        assert issubclass(error_class, errors.PinxitError)
+        assert error_class.__name__ in tree
+        assert error_class.__doc__
+        error = error_class("what is wrong", "what to do")
         assert (error.message, error.hint) == ("what is wrong", "what to do")
         assert str(error) == "what is wrong\nhint: what to do"
+
+
+def test_the_old_name_of_the_image_error_still_works() -> None:
+    assert errors.PictureError is errors.ImageError
 
 
 @pytest.mark.parametrize(
@@ -30,9 +35,9 @@ def test_every_error_is_a_pinxit_error_and_is_in_the_tree() -> None:
     ],
 )
 def test_did_you_mean(word: str, hint: str) -> None:
-    said = errors.did_you_mean(word, ["textual-inversion", "dreambooth"])
-    assert said.startswith(hint)
+    text = errors.did_you_mean(word, ["textual-inversion", "dreambooth"])
+    assert text.startswith(hint)
 
 
-def test_nothing_known() -> None:
+def test_did_you_mean_without_known_names() -> None:
     assert errors.did_you_mean("x", []) == "known: none"

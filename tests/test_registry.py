@@ -1,4 +1,4 @@
-"""A plug-in is a file with one public class, found by name without importing it."""
+"""A plug-in is a file with one public class; plug-ins are listed without importing them."""
 
 import subprocess
 import sys
@@ -8,22 +8,22 @@ import pytest
 from pinxit import registry
 from pinxit.errors import PinxitError, RecipeError, RequestError
 
-EVERY = [(kind, name) for kind in registry.KINDS for name in registry.names(kind)]
+ALL_PLUGINS = [(kind, name) for kind in registry.PLUGIN_KINDS for name in registry.names(kind)]
 
 
-def test_the_two_methods_are_there() -> None:
+def test_the_methods_are_listed() -> None:
     assert {"textual-inversion", "dreambooth"} <= set(registry.names("methods"))
 
 
-@pytest.mark.parametrize(("kind", "name"), EVERY)
+@pytest.mark.parametrize(("kind", "name"), ALL_PLUGINS)
 def test_every_plug_in_is_one_public_class(kind: str, name: str) -> None:
     plugin = registry.load(kind, name)
     assert plugin.__doc__
     assert registry.name_of(plugin) == name
 
 
-@pytest.mark.parametrize("kind", registry.KINDS)
-def test_an_unknown_name_is_answered_with_the_known_ones(kind: str) -> None:
+@pytest.mark.parametrize("kind", registry.PLUGIN_KINDS)
+def test_the_error_for_an_unknown_name_lists_the_known_ones(kind: str) -> None:
     with pytest.raises(PinxitError) as caught:
         registry.load(kind, "no-such-thing")
     assert "`no-such-thing`" in caught.value.message
@@ -34,17 +34,17 @@ def test_a_misspelt_method_and_a_misspelt_kind() -> None:
     with pytest.raises(RecipeError) as caught:
         registry.load("methods", "textual-invrsion")
     assert caught.value.hint.startswith("did you mean textual-inversion?")
-    with pytest.raises(RequestError, match="no kind of plug-in `method`"):
+    with pytest.raises(RequestError, match="unknown kind of plug-in `method`"):
         registry.names("method")
 
 
 def test_listing_imports_no_plug_in() -> None:
     code = (
         "import sys; from pinxit import registry\n"
-        "[registry.names(kind) for kind in registry.KINDS]\n"
+        "[registry.names(kind) for kind in registry.PLUGIN_KINDS]\n"
         "print(sorted(m for m in sys.modules if m.startswith('pinxit.')))"
     )
-    answer = subprocess.run(
+    process = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, check=True
     )
-    assert answer.stdout.strip() == "['pinxit.errors', 'pinxit.registry']"
+    assert process.stdout.strip() == "['pinxit.errors', 'pinxit.registry']"

@@ -48,7 +48,7 @@ def _words(path: Path) -> Iterator[str]:
 def test_no_file_names_a_plug_in_of_another(kind: str) -> None:
     for name in registry.names(kind):
         stem = name.replace("-", "_")
-        module = f"pinxit.{registry.KINDS[kind][0]}.{kind}.{stem}"
+        module = f"pinxit.{registry.PLUGIN_KINDS[kind][0]}.{kind}.{stem}"
         called = {name, stem, registry.load(kind, name).__name__, module}
         called -= ADAPTERS
         for path in engine():

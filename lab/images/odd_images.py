@@ -1,7 +1,7 @@
-"""Odd pictures of every kind, with what must become of each; and damaged ones by the thousand.
+"""Unusual images of many kinds with the expected outcome for each, and many damaged images.
 
-`python -m lab.images.odd_images [--mutants N]` prints figures: files that were judged wrongly,
-crashes, hangs, the slowest file and the most memory.
+`python -m lab.images.odd_images [--mutants N]` prints figures: unexpected outcomes, crashes, hangs,
+the slowest file and the peak memory.
 """
 
 import argparse
@@ -25,7 +25,7 @@ import numpy as np
 from PIL import Image, ImageCms, ImageFilter
 
 from lab.images import heic
-from pinxit.images.folder import Entry, look_through
+from pinxit.images.folder import ImageEntry, check_images
 
 CHUNK = 250
 HANG = 2.0  # seconds
@@ -33,124 +33,128 @@ HANG = 2.0  # seconds
 
 @dataclass(frozen=True)
 class Kind:
-    """How to make one odd picture in a folder, the verdict on it, and a word of the reason."""
+    """How to make one unusual file in a folder, the expected outcome and a part of its note."""
 
     make: Callable[[Path], object]
-    verdict: str
-    says: str = ""
+    outcome: str
+    note: str = ""
 
 
 def scene(mode: str = "RGB", size: tuple[int, int] = (32, 32)) -> Image.Image:
-    """A small picture with a gradient, a disc and a corner mark."""
+    """A small image with a gradient and a red corner."""
     high, wide = np.mgrid[0 : size[1], 0 : size[0]]
     levels = np.stack([high * 7 % 256, wide * 7 % 256, (high + wide) * 3 % 256], -1).astype("u1")
     levels[: size[1] // 4, : size[0] // 4] = (255, 0, 0)
     return Image.fromarray(levels).convert(mode)
 
 
-def saved(name: str, mode: str = "RGB", form: str | None = None, **how: object) -> Kind:
-    """A picture that Pillow writes and that is used; `says` may be among the settings."""
-    says = str(how.pop("says", ""))
-    return Kind(lambda folder: scene(mode).save(folder / name, form, **how), "used", says)  # pyright: ignore[reportArgumentType]
+def saved(name: str, mode: str = "RGB", format_name: str | None = None, **settings: object) -> Kind:
+    """An image written by Pillow, which is used; `settings` may contain the expected `note`."""
+    note = str(settings.pop("note", ""))
+    return Kind(
+        lambda folder: scene(mode).save(folder / name, format_name, **settings), "used", note
+    )  # pyright: ignore[reportArgumentType]
 
 
-def written(name: str, data: Callable[[], bytes] | bytes, verdict: str, says: str = "") -> Kind:
-    """A file of these bytes."""
+def written(name: str, data: Callable[[], bytes] | bytes, outcome: str, note: str = "") -> Kind:
+    """A file with these bytes."""
 
     def make(folder: Path) -> None:
-        raw = data if isinstance(data, bytes) else data()
-        (folder / name).write_bytes(raw)
+        (folder / name).write_bytes(data if isinstance(data, bytes) else data())
 
-    return Kind(make, verdict, says)
+    return Kind(make, outcome, note)
 
 
-def raw(form: str, image: Image.Image | None = None, **how: object) -> bytes:
-    """A picture's bytes in a format."""
+def raw(format_name: str, image: Image.Image | None = None, **settings: object) -> bytes:
+    """The bytes of an image in a format of Pillow."""
     buffer = io.BytesIO()
-    (image or scene()).save(buffer, form, **how)  # pyright: ignore[reportArgumentType]
+    (image or scene()).save(buffer, format_name, **settings)  # pyright: ignore[reportArgumentType]
     return buffer.getvalue()
 
 
-def phone(turned: int = 0) -> bytes:
-    """A phone's picture."""
+def phone(quarter_turns: int = 0) -> bytes:
+    """The bytes of a HEIC image, as phones write them."""
     with tempfile.TemporaryDirectory() as folder:
-        heic.save(scene(), Path(folder) / "a.heic", turned)
+        heic.save(scene(), Path(folder) / "a.heic", quarter_turns)
         return (Path(folder) / "a.heic").read_bytes()
 
 
-def png(bits: int, kind: int, size: tuple[int, int], rows: bytes, *more: bytes) -> bytes:
-    """A PNG from its header's numbers and its raw rows."""
-    head = struct.pack(">IIBBBBB", *size, bits, kind, 0, 0, 0)
-    chunks = [b"IHDR" + head, *more, b"IDAT" + zlib.compress(rows, 1), b"IEND"]
-    packed = (
+def png(bits: int, color_type: int, size: tuple[int, int], rows: bytes, *more: bytes) -> bytes:
+    """The bytes of a PNG with these header fields, rows and additional chunks."""
+    header = struct.pack(">IIBBBBB", *size, bits, color_type, 0, 0, 0)
+    chunks = [b"IHDR" + header, *more, b"IDAT" + zlib.compress(rows, 1), b"IEND"]
+    encoded = (
         struct.pack(">I", len(chunk) - 4) + chunk + struct.pack(">I", zlib.crc32(chunk))
         for chunk in chunks
     )
-    return b"\x89PNG\r\n\x1a\n" + b"".join(packed)
+    return b"\x89PNG\r\n\x1a\n" + b"".join(encoded)
 
 
 def deep(channels: int) -> bytes:
-    """A PNG of 16 bits a channel."""
+    """The bytes of a PNG with 16 bits per channel."""
     rows = b"".join(b"\0" + bytes(range(32)) * 2 * channels for _ in range(32))
     return png(16, {1: 0, 2: 4, 3: 2, 4: 6}[channels], (32, 32), rows)
 
 
-def turned(orientation: int) -> Kind:
-    """A photograph from a camera that was held in one of eight ways."""
+def rotated(orientation: int) -> Kind:
+    """A photo with one of the eight EXIF orientations."""
     exif = Image.Exif()
     exif[0x0112] = orientation
-    says = "turned upright" if orientation > 1 else ""
-    return saved(f"turned{orientation}.jpg", exif=exif, says=says)
+    note = "rotated upright" if orientation > 1 else ""
+    return saved(f"rotated{orientation}.jpg", exif=exif, note=note)
 
 
 def gamut() -> bytes:
-    """A colour profile that is not sRGB's: its red and blue are exchanged."""
+    """A color profile unlike sRGB: red and blue are exchanged."""
     profile = bytearray(ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes())
-    at, to = profile.index(b"rXYZ"), profile.index(b"bXYZ")
-    profile[at : at + 4], profile[to : to + 4] = b"bXYZ", b"rXYZ"
+    red, blue = profile.index(b"rXYZ"), profile.index(b"bXYZ")
+    profile[red : red + 4], profile[blue : blue + 4] = b"bXYZ", b"rXYZ"
     for name in (b"s\0R\0G\0B", b"sRGB"):
         profile = profile.replace(name, name.replace(b"R", b"X"))
     return bytes(profile)
 
 
-def moving(name: str, form: str, **how: object) -> Kind:
-    """A film: the first frame is what is used."""
+def animated(name: str, format_name: str, **settings: object) -> Kind:
+    """An animation, of which the first frame is used."""
     frames = [scene(), scene().transpose(Image.Transpose.ROTATE_180)]
-    data = lambda: raw(form, frames[0], save_all=True, append_images=frames[1:], **how)  # noqa: E731
-    return written(name, data, "used", "several frames")
+    data = lambda: raw(format_name, frames[0], save_all=True, append_images=frames[1:], **settings)  # noqa: E731
+    return written(name, data, "used", "has several frames")
 
 
-def cut(name: str, form: str, share: float, verdict: str = "refused") -> Kind:
-    """The beginning of a file."""
+def truncated(name: str, format_name: str, fraction: float, outcome: str = "refused") -> Kind:
+    """A file that is cut off."""
     noise = Image.effect_noise((64, 64), 60).convert("RGB")
-    whole = phone() if form == "HEIF" else raw(form, noise)
-    return written(name, whole[: int(len(whole) * share)], verdict, "")
+    whole = phone() if format_name == "HEIF" else raw(format_name, noise)
+    return written(name, whole[: int(len(whole) * fraction)], outcome, "")
 
 
-def in_folder(name: str, act: Callable[[Path], object], verdict: str, says: str = "") -> Kind:
-    """Something that is done to a path: a link, a pipe, a folder."""
-    return Kind(lambda folder: act(folder / name), verdict, says)
+def in_folder(name: str, act: Callable[[Path], object], outcome: str, note: str = "") -> Kind:
+    """Something else than a written file, image by `act`, such as a link, a pipe or a folder."""
+    return Kind(lambda folder: act(folder / name), outcome, note)
 
 
-def linked(path: Path, to: str) -> None:
-    """A symbolic link, and what it leads to if that is a picture."""
-    if to.startswith("../real"):
-        scene().save(path.parent.parent / Path(to).name)
-    path.symlink_to(to)
+def make_link(path: Path, target: str) -> None:
+    """A symbolic link, and its target if that is an image."""
+    if target.startswith("../real"):
+        scene().save(path.parent.parent / Path(target).name)
+    path.symlink_to(target)
 
 
-def masked(path: Path, mask: Image.Image | bytes) -> None:
-    """A picture with a mask beside it."""
+def make_masked(path: Path, mask: Image.Image | bytes) -> None:
+    """An image with a mask file."""
     scene().save(path)
-    beside = path.with_name(f"{path.stem}.mask.png")
-    beside.write_bytes(mask if isinstance(mask, bytes) else raw("PNG", mask))
+    mask_file = path.with_name(f"{path.stem}.mask.png")
+    mask_file.write_bytes(mask if isinstance(mask, bytes) else raw("PNG", mask))
 
 
-def captioned(path: Path, caption: bytes | None) -> None:
-    """A picture with a caption's bytes beside it, or a folder of that name."""
+def make_captioned(path: Path, caption: bytes | None) -> None:
+    """An image with a caption file, or with a folder of that name if `caption` is None."""
     scene().save(path)
-    beside = path.with_suffix(".txt")
-    _ = beside.mkdir() if caption is None else beside.write_bytes(caption)
+    caption_file = path.with_suffix(".txt")
+    if caption is None:
+        caption_file.mkdir()
+    else:
+        caption_file.write_bytes(caption)
 
 
 def _spot() -> Image.Image:
@@ -160,7 +164,7 @@ def _spot() -> Image.Image:
 
 
 def _kinds() -> Iterator[tuple[str, Kind]]:
-    yield from ((f"EXIF orientation {number}", turned(number)) for number in range(1, 9))
+    yield from ((f"EXIF orientation {number}", rotated(number)) for number in range(1, 9))
     yield from _modes().items()
     yield from _formats().items()
     yield from _damaged().items()
@@ -180,42 +184,50 @@ def _kinds() -> Iterator[tuple[str, Kind]]:
 
 
 def _modes() -> dict[str, Kind]:
-    cmyk = {"mode": "CMYK", "says": "CMYK made RGB"}
+    cmyk = {"mode": "CMYK", "note": "converted from CMYK to RGB"}
     return {
-        "1 bit": saved("a.png", "1", says="1 made RGB"),
-        "grey": saved("a.png", "L"),
-        "grey with alpha": saved("a.png", "LA"),
-        "grey with a transparent level": saved("a.png", "L", transparency=76, says="made white"),
+        "1 bit": saved("a.png", "1", note="converted from 1 to RGB"),
+        "gray": saved("a.png", "L"),
+        "gray with alpha": saved("a.png", "LA"),
+        "gray with a transparent level": saved(
+            "a.png", "L", transparency=76, note="filled with white"
+        ),
         "palette": saved("a.png", "P"),
         "palette with transparency": written(
-            "a.png", lambda: raw("PNG", _palette(), transparency=9), "used", "made white"
+            "a.png", lambda: raw("PNG", _palette(), transparency=9), "used", "filled with white"
         ),
-        "a transparent colour": saved("a.png", transparency=(255, 0, 0), says="made white"),
+        "a transparent color": saved("a.png", transparency=(255, 0, 0), note="filled with white"),
         "alpha that hides nothing": saved("a.png", "RGBA"),
-        "16-bit grey": written("a.png", deep(1), "used", "I;16 made RGB"),
-        "16-bit grey with alpha": written("a.png", deep(2), "used"),
-        "16-bit colour": written("a.png", deep(3), "used"),
-        "16-bit colour with alpha": written("a.png", deep(4), "used", "made white"),
-        "CMYK photograph": saved("a.jpg", **cmyk),
+        "16-bit gray": written("a.png", deep(1), "used", "converted from I;16 to RGB"),
+        "16-bit gray with alpha": written("a.png", deep(2), "used"),
+        "16-bit color": written("a.png", deep(3), "used"),
+        "16-bit color with alpha": written("a.png", deep(4), "used", "filled with white"),
+        "CMYK photo": saved("a.jpg", **cmyk),
         "CMYK for print": saved("a.tiff", **cmyk),
         "YCbCr": saved("a.tiff", "YCbCr"),
-        "LAB": written("a.tif", lambda: raw("TIFF", _lab()), "used", "LAB by its colour profile"),
+        "LAB": written("a.tif", lambda: raw("TIFF", _lab()), "used", "converted from LAB to sRGB"),
         "floats": saved("a.tif", "F"),
         "32-bit integers": saved("a.tif", "I"),
         "big-endian 16 bits": written("a.tif", lambda: raw("TIFF", _deep_big()), "used"),
-        "another gamut": saved("a.png", icc_profile=gamut(), says="by its colour profile"),
-        "another gamut, palette": saved("a.png", "P", icc_profile=gamut(), says="colour profile"),
-        "sRGB said": saved("a.jpg", icc_profile=_srgb()),
-        "damaged profile": saved("a.jpg", icc_profile=b"rubbish" * 9, says="profile is damaged"),
-        "profile of another kind": saved("a.jpg", "L", icc_profile=gamut(), says="does not fit"),
+        "another gamut": saved("a.png", icc_profile=gamut(), note="to sRGB by its color profile"),
+        "another gamut, palette": saved(
+            "a.png", "P", icc_profile=gamut(), note="by its color profile"
+        ),
+        "sRGB profile": saved("a.jpg", icc_profile=_srgb()),
+        "damaged profile": saved(
+            "a.jpg", icc_profile=b"rubbish" * 9, note="damaged or unsuitable color profile"
+        ),
+        "profile of another kind": saved(
+            "a.jpg", "L", icc_profile=gamut(), note="damaged or unsuitable color profile"
+        ),
         "damaged EXIF": saved("a.jpg", exif=b"Exif\0\0MM\0*\xff\xff\xff\xff"),
     }
 
 
 def _palette() -> Image.Image:
-    made = scene("P")
-    made.paste(9, (0, 0, 8, 8))
-    return made
+    image = scene("P")
+    image.paste(9, (0, 0, 8, 8))
+    return image
 
 
 def _srgb() -> bytes:
@@ -224,9 +236,11 @@ def _srgb() -> bytes:
 
 def _lab() -> Image.Image:
     lab = ImageCms.createProfile("LAB")
-    made = ImageCms.profileToProfile(scene(), ImageCms.createProfile("sRGB"), lab, outputMode="LAB")
-    assert made
-    return made
+    image = ImageCms.profileToProfile(
+        scene(), ImageCms.createProfile("sRGB"), lab, outputMode="LAB"
+    )
+    assert image
+    return image
 
 
 def _deep_big() -> Image.Image:
@@ -237,38 +251,42 @@ def _deep_big() -> Image.Image:
 def _formats() -> dict[str, Kind]:
     return {
         "progressive": saved("a.jpg", progressive=True),
-        "grey photograph": saved("a.jpeg", "L"),
-        "two pictures in one photograph": written(
+        "gray photo": saved("a.jpeg", "L"),
+        "two images in one photo": written(
             "a.jpg", lambda: raw("MPO", save_all=True, append_images=[scene()]), "used"
         ),
         "GIF": saved("a.gif", "P"),
-        "moving GIF": moving("a.gif", "GIF"),
-        "moving PNG": moving("a.png", "PNG"),
-        "moving WebP": moving("a.webp", "WEBP"),
-        "moving AVIF": moving("a.avif", "AVIF"),
-        "pages": moving("a.tif", "TIFF"),
+        "animated GIF": animated("a.gif", "GIF"),
+        "animated PNG": animated("a.png", "PNG"),
+        "animated WebP": animated("a.webp", "WEBP"),
+        "animated AVIF": animated("a.avif", "AVIF"),
+        "pages": animated("a.tif", "TIFF"),
         "WebP": saved("a.webp"),
-        "WebP with alpha": written("a.webp", lambda: raw("WEBP", _clear()), "used", "made white"),
+        "WebP with alpha": written(
+            "a.webp", lambda: raw("WEBP", _clear()), "used", "filled with white"
+        ),
         "AVIF": saved("a.avif"),
-        "AVIF with alpha": written("a.avif", lambda: raw("AVIF", _clear()), "used", "made white"),
-        "phone": written("a.heic", phone, "used"),
-        "phone on its side": written("a.HEIC", lambda: phone(1), "used"),
+        "AVIF with alpha": written(
+            "a.avif", lambda: raw("AVIF", _clear()), "used", "filled with white"
+        ),
+        "phone photo": written("a.heic", phone, "used"),
+        "rotated phone photo": written("a.HEIC", lambda: phone(1), "used"),
         "JPEG 2000": saved("a.jp2"),
-        "JPEG 2000 without a box": saved("a.j2k"),
+        "raw JPEG 2000 codestream": saved("a.j2k"),
         "LZW": saved("a.tif", compression="tiff_lzw"),
         "JPEG in TIFF": saved("a.tif", compression="jpeg"),
         "fax": saved("a.tif", "1", compression="group4"),
         "BMP": saved("a.bmp"),
         "BMP of 1 bit": saved("a.bmp", "1"),
-        "JPEG called PNG": saved("a.png", form="JPEG", says="really JPEG"),
-        "HEIC called JPEG": written("a.jpg", phone, "used", "really HEIF"),
-        "WebP without a suffix": saved("download", form="WEBP", says="really WEBP"),
-        "PNG called text": saved("a.dat", form="PNG", says="really PNG"),
+        "JPEG named PNG": saved("a.png", format_name="JPEG", note="is in JPEG format"),
+        "HEIC named JPEG": written("a.jpg", phone, "used", "is in HEIF format"),
+        "WebP without a suffix": saved("download", format_name="WEBP", note="is in WEBP format"),
+        "PNG named text": saved("a.dat", format_name="PNG", note="is in PNG format"),
         "capitals": saved("A.JPG"),
         "one pixel": written("a.png", lambda: raw("PNG", scene(size=(1, 1))), "used"),
-        "a line across": written("a.png", lambda: raw("PNG", scene(size=(2000, 1))), "used"),
-        "a line down": written("a.png", lambda: raw("PNG", scene(size=(1, 2000))), "used"),
-        "rubbish after the end": written("a.jpg", raw("JPEG") + b"\0rubbish" * 99, "used"),
+        "one row": written("a.png", lambda: raw("PNG", scene(size=(2000, 1))), "used"),
+        "one column": written("a.png", lambda: raw("PNG", scene(size=(1, 2000))), "used"),
+        "extra data after the end": written("a.jpg", raw("JPEG") + b"\0rubbish" * 99, "used"),
     }
 
 
@@ -286,48 +304,54 @@ def _damaged() -> dict[str, Kind]:
     text = b"zTXta\0\0" + zlib.compress(bytes(80_000_000), 9)
     gif = bytearray(raw("GIF"))
     gif[6:10] = b"\xff\xff\xff\xff"
-    little = b"\0" * 1251
+    row = b"\0" * 1251
     kinds = {
         "empty": written("a.png", b"", "refused", "empty"),
         "bomb": written("a.png", png(1, 0, (50_000, 50_000), b""), "refused", "2,500,000,000"),
         "just too large": written(
-            "a.png", png(1, 0, (10_000, 10_000), little * 10_000), "refused", "100,000,000"
+            "a.png", png(1, 0, (10_000, 10_000), row * 10_000), "refused", "100,000,000"
         ),
         "BMP bomb": written("a.bmp", bytes(bmp), "refused", "3,600,000,000"),
         "GIF bomb": written("a.gif", bytes(gif), "refused", "4,294,836,225"),
         "text bomb": written("a.png", png(8, 0, (1, 1), b"\0\0", text), "refused", "damaged"),
         "flipped bits": written("a.png", bytes(flipped), "refused", "damaged"),
-        "PNG's beginning only": written("a.png", raw("PNG")[:8], "refused"),
+        "only the signature of a PNG": written("a.png", raw("PNG")[:8], "refused"),
     }
-    cuts = [("JPEG", "jpg", s) for s in (0.02, 0.3, 0.6, 0.9)]
-    cuts += [(form, form.lower(), 0.6) for form in ("PNG", "WEBP", "GIF", "TIFF", "BMP", "AVIF")]
-    cuts += [("JPEG2000", "jp2", 0.1), ("HEIF", "heic", 0.6)]
-    for form, suffix, share in cuts:
-        kinds[f"{share:.0%} of {form}"] = cut(f"a.{suffix}", form, share)
+    truncations = [("JPEG", "jpg", s) for s in (0.02, 0.3, 0.6, 0.9)]
+    truncations += [
+        (format_name, format_name.lower(), 0.6)
+        for format_name in ("PNG", "WEBP", "GIF", "TIFF", "BMP", "AVIF")
+    ]
+    truncations += [("JPEG2000", "jp2", 0.1), ("HEIF", "heic", 0.6)]
+    for format_name, suffix, fraction in truncations:
+        name = f"{fraction:.0%} of {format_name}"
+        kinds[name] = truncated(f"a.{suffix}", format_name, fraction)
     return kinds
 
 
 def _others() -> dict[str, Kind]:
-    film = struct.pack(">I", 24) + b"ftypisom\0\0\2\0isomiso2" + bytes(500)
+    video = struct.pack(">I", 24) + b"ftypisom\0\0\2\0isomiso2" + bytes(500)
     page = b"<!DOCTYPE html><html><title>404</title></html>"
     script = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n(x) (w) file\nshowpage\n"
-    none = "no picture format"
+    unknown = "not in a supported image format"
     return {
-        "film": written("a.mp4", film, "left out", none),
-        "film of a live photograph": written("IMG_1.MOV", film, "left out", none),
-        "film called a phone's picture": written("a.heic", film, "refused", none),
-        "archive": written("a.zip", b"PK\3\4" + bytes(99), "left out", none),
-        "document": written("a.pdf", b"%PDF-1.7\n" + bytes(99), "left out", none),
-        "words without a suffix": written("README", b"my toys", "left out", none),
-        "nothing without a suffix": written("nothing", b"", "left out", "empty"),
-        "web page called JPEG": written("a.jpg", page, "refused", none),
-        "drawing": written("a.svg", b"<svg xmlns='http://www.w3.org/2000/svg'/>", "refused", none),
-        "PostScript": written("a.eps", script, "refused", none),
-        "PostScript called PNG": written("a.png", script, "refused", none),
-        "Photoshop": written("a.psd", b"8BPS\0\1" + bytes(99), "refused", none),
-        "raw file of a camera": written("a.dng", raw("TIFF"), "refused", "develop it"),
-        "Finder's notes": written(".DS_Store", b"\0\0\0\1Bud1", "silent"),
-        "Finder's other half": written("._a.jpg", b"\0\5\x16\7", "silent"),
+        "video": written("a.mp4", video, "left out", unknown),
+        "video of a live photo": written("IMG_1.MOV", video, "left out", unknown),
+        "video named like a phone photo": written("a.heic", video, "refused", unknown),
+        "archive": written("a.zip", b"PK\3\4" + bytes(99), "left out", unknown),
+        "document": written("a.pdf", b"%PDF-1.7\n" + bytes(99), "left out", unknown),
+        "text without a suffix": written("README", b"my toys", "left out", unknown),
+        "empty file without a suffix": written("nothing", b"", "left out", "empty"),
+        "web page named JPEG": written("a.jpg", page, "refused", unknown),
+        "drawing": written(
+            "a.svg", b"<svg xmlns='http://www.w3.org/2000/svg'/>", "refused", unknown
+        ),
+        "PostScript": written("a.eps", script, "refused", unknown),
+        "PostScript named PNG": written("a.png", script, "refused", unknown),
+        "Photoshop": written("a.psd", b"8BPS\0\1" + bytes(99), "refused", unknown),
+        "raw file of a camera": written("a.dng", raw("TIFF"), "refused", "convert it"),
+        "Finder's settings": written(".DS_Store", b"\0\0\0\1Bud1", "silent"),
+        "Finder's metadata of an image": written("._a.jpg", b"\0\5\x16\7", "silent"),
         "Windows' thumbnails": written("Thumbs.db", b"\xd0\xcf\x11\xe0", "silent"),
         "Windows' settings": written("desktop.ini", b"[.ShellClassInfo]", "silent"),
         "a phone's edits": written("IMG_1.AAE", b"<?xml", "silent"),
@@ -338,110 +362,119 @@ def _places() -> dict[str, Kind]:
     pipe = in_folder("a.png", os.mkfifo, "refused", "not a regular file")
     wide = Image.new("L", (64, 32), 255)
     return {
-        "link to a picture": in_folder("a.png", lambda p: linked(p, "../real.png"), "used"),
-        "link that dangles": in_folder("a.png", lambda p: linked(p, "gone"), "refused", "nowhere"),
-        "link to itself": in_folder("a.png", lambda p: linked(p, "a.png"), "refused", "nowhere"),
-        "link to its folder": in_folder("more", lambda p: linked(p, "."), "left out", "a folder"),
-        "folder called JPEG": in_folder("a.jpg", Path.mkdir, "left out", "a folder"),
+        "link to an image": in_folder("a.png", lambda p: make_link(p, "../real.png"), "used"),
+        "broken link": in_folder("a.png", lambda p: make_link(p, "gone"), "refused", "broken link"),
+        "link to itself": in_folder(
+            "a.png", lambda p: make_link(p, "a.png"), "refused", "broken link"
+        ),
+        "link to its folder": in_folder(
+            "more", lambda p: make_link(p, "."), "left out", "a folder"
+        ),
+        "folder named JPEG": in_folder("a.jpg", Path.mkdir, "left out", "a folder"),
         "pipe": pipe,
         "pipe without a suffix": in_folder("pipe", os.mkfifo, "left out", "not a regular file"),
-        "mask": in_folder("a.png", lambda p: masked(p, _spot()), "used"),
-        "mask of another shape": in_folder(
-            "a.png", lambda p: masked(p, wide), "refused", "another shape: 64x32 for 32x32"
+        "mask": in_folder("a.png", lambda p: make_masked(p, _spot()), "used"),
+        "mask with another aspect ratio": in_folder(
+            "a.png",
+            lambda p: make_masked(p, wide),
+            "refused",
+            "does not fit the image: 64x32 for 32x32",
         ),
         "black mask": in_folder(
-            "a.png", lambda p: masked(p, Image.new("L", (32, 32))), "refused", "black all over"
+            "a.png", lambda p: make_masked(p, Image.new("L", (32, 32))), "refused", "is all black"
         ),
         "damaged mask": in_folder(
-            "a.png", lambda p: masked(p, raw("PNG")[:99]), "refused", "its mask a.mask.png"
+            "a.png", lambda p: make_masked(p, raw("PNG")[:99]), "refused", "its mask a.mask.png"
         ),
-        "mask of no picture": written("b.mask.png", raw("PNG"), "refused", "of no picture"),
+        "mask without an image": written("b.mask.png", raw("PNG"), "refused", "without an image"),
         "caption in Latin-1": in_folder(
-            "a.png", lambda p: captioned(p, "é".encode("latin-1")), "refused", "not UTF-8"
+            "a.png", lambda p: make_captioned(p, "é".encode("latin-1")), "refused", "not UTF-8"
         ),
-        "endless caption": in_folder(
-            "a.png", lambda p: captioned(p, b"red " * 20_000), "refused", "over 65536 bytes"
+        "very long caption": in_folder(
+            "a.png", lambda p: make_captioned(p, b"red " * 20_000), "refused", "over 65536 bytes"
         ),
-        "folder called a caption": in_folder("a.png", lambda p: captioned(p, None), "used"),
+        "folder named a caption": in_folder("a.png", lambda p: make_captioned(p, None), "used"),
     }
 
 
 KINDS = dict(_kinds())
 
 
-def judged(folder: Path) -> tuple[str, str, Entry | None]:
-    """The verdict on the one odd picture of a folder, and what was said."""
-    found = list(look_through(folder))
-    if not found:
+def check_single(folder: Path) -> tuple[str, str, ImageEntry | None]:
+    """The outcome for the only file of a folder, its notes and its entry."""
+    entries = list(check_images(folder))
+    if not entries:
         return "silent", "", None
-    (entry,) = found
-    verdict = "used" if entry.picture else "refused" if entry.refused else "left out"
-    return verdict, "; ".join(entry.said), entry
+    (entry,) = entries
+    outcome = "used" if entry.image else "refused" if entry.rejected else "left out"
+    return outcome, "; ".join(entry.notes), entry
 
 
 def mutants(seed: int, first: int, count: int) -> Iterator[tuple[str, bytes]]:
-    """Small pictures of every format, each damaged in a way that follows from its number."""
-    soft = scene().filter(ImageFilter.GaussianBlur(1))
-    whole = {
-        "png": raw("PNG", soft, icc_profile=_srgb()),
-        "jpg": raw("JPEG", soft, exif=b"Exif\0\0MM\0*\0\0\0\x08\0\1\1\x12\0\3\0\0\0\1\0\6\0\0"),
+    """Names and bytes of small images of every format, damaged depending on seed and number."""
+    blurred = scene().filter(ImageFilter.GaussianBlur(1))
+    originals = {
+        "png": raw("PNG", blurred, icc_profile=_srgb()),
+        "jpg": raw("JPEG", blurred, exif=b"Exif\0\0MM\0*\0\0\0\x08\0\1\1\x12\0\3\0\0\0\1\0\6\0\0"),
         "webp": raw("WEBP", _clear()),
-        "gif": raw("GIF", soft, save_all=True, append_images=[_clear()]),
-        "tif": raw("TIFF", soft, compression="tiff_lzw"),
-        "tiff": raw("TIFF", soft, compression="jpeg"),
-        "bmp": raw("BMP", soft.convert("P")),
-        "avif": raw("AVIF", soft),
+        "gif": raw("GIF", blurred, save_all=True, append_images=[_clear()]),
+        "tif": raw("TIFF", blurred, compression="tiff_lzw"),
+        "tiff": raw("TIFF", blurred, compression="jpeg"),
+        "bmp": raw("BMP", blurred.convert("P")),
+        "avif": raw("AVIF", blurred),
         "heic": phone(1),
-        "jp2": raw("JPEG2000", soft),
-        "jpeg": raw("JPEG", soft.convert("CMYK"), icc_profile=gamut(), progressive=True),
-        "apng": raw("PNG", soft.convert("P"), transparency=3),
+        "jp2": raw("JPEG2000", blurred),
+        "jpeg": raw("JPEG", blurred.convert("CMYK"), icc_profile=gamut(), progressive=True),
+        "apng": raw("PNG", blurred.convert("P"), transparency=3),
     }
     for number in range(first, first + count):
-        draw = random.Random(f"{seed}/{number}")
-        suffix = sorted(whole)[number % len(whole)]
-        yield f"{number:07}.{suffix}", _mutated(whole[suffix], draw)
+        rng = random.Random(f"{seed}/{number}")
+        suffix = sorted(originals)[number % len(originals)]
+        yield f"{number:07}.{suffix}", _mutated(originals[suffix], rng)
 
 
-def _mutated(data: bytes, draw: random.Random) -> bytes:
-    """Some bytes changed, doubled, lost or exchanged, more often early ones, which say most."""
-    out = bytearray(data)
-    for _ in range(draw.choice((1, 1, 2, 4, 16))):
-        at = int(len(out) * draw.random() ** draw.choice((1, 3)))
-        some = draw.randrange(1, 9)
-        change = draw.randrange(6)
+def _mutated(data: bytes, rng: random.Random) -> bytes:
+    """Change, repeat or delete some bytes, more often near the beginning, where the headers are."""
+    mutated = bytearray(data)
+    for _ in range(rng.choice((1, 1, 2, 4, 16))):
+        index = int(len(mutated) * rng.random() ** rng.choice((1, 3)))
+        length = rng.randrange(1, 9)
+        change = rng.randrange(6)
         if change <= 1:
-            out[at : at + 1] = bytes([draw.randrange(256)])
+            mutated[index : index + 1] = bytes([rng.randrange(256)])
         elif change == 2:
-            out[at : at + some] = draw.choice((b"\xff", b"\0", b"\x7f", b"\x80")) * some
+            mutated[index : index + length] = (
+                rng.choice((b"\xff", b"\0", b"\x7f", b"\x80")) * length
+            )
         elif change == 3:
-            del out[at : at + some]
+            del mutated[index : index + length]
         elif change == 4:
-            out[at:at] = out[at : at + 16 * some]
-        elif draw.random() < 0.3:
-            del out[max(at, 1) :]
-    return bytes(out)
+            mutated[index:index] = mutated[index : index + 16 * length]
+        elif rng.random() < 0.3:
+            del mutated[max(index, 1) :]
+    return bytes(mutated)
 
 
 def work(seed: int, first: int, count: int) -> dict[str, float]:
-    """Look at some mutants, a folder for all of them; what became of them."""
-    told = Counter[str]()
+    """Check mutants, all in one folder, and count the outcomes."""
+    counts = Counter[str]()
     slowest = 0.0
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        given = [file for file, data in mutants(seed, first, count) if _put(folder / file, data)]
-        looked = look_through(folder)
-        for file in sorted(given):
-            began = time.perf_counter()
-            entry = next(looked)
-            spent = time.perf_counter() - began
-            slowest = max(slowest, spent)
-            told["hangs"] += spent > HANG
-            named = entry.path.name == file and (entry.picture or (entry.refused and entry.said))
-            told["not named"] += not named
-            told["read" if entry.picture else "refused"] += 1
-        assert next(looked, None) is None
+        files = [file for file, data in mutants(seed, first, count) if _put(folder / file, data)]
+        entries = check_images(folder)
+        for file in sorted(files):
+            start = time.perf_counter()
+            entry = next(entries)
+            seconds = time.perf_counter() - start
+            slowest = max(slowest, seconds)
+            counts["hangs"] += seconds > HANG
+            correct = entry.path.name == file and (entry.image or (entry.rejected and entry.notes))
+            counts["not named"] += not correct
+            counts["read" if entry.image else "refused"] += 1
+        assert next(entries, None) is None
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    return {**told, "slowest": slowest, "megabytes": peak}
+    return {**counts, "slowest": slowest, "megabytes": peak}
 
 
 def _put(path: Path, data: bytes) -> bool:
@@ -449,17 +482,17 @@ def _put(path: Path, data: bytes) -> bool:
 
 
 def campaign(seed: int, count: int) -> dict[str, float]:
-    """Look at mutants, a process for each chunk of them; a process that dies is a crash."""
+    """Check mutants in one process per chunk; a process that dies counts as a crash."""
     total = Counter[str]()
-    slowest = most = 0.0
-    began = time.perf_counter()
+    slowest = peak = 0.0
+    start = time.perf_counter()
     for first in range(0, count, CHUNK):
-        some = min(CHUNK, count - first)
+        size = min(CHUNK, count - first)
         command = [sys.executable, "-m", "lab.images.odd_images", "--seed", str(seed)]
-        command += ["--work", str(first), str(some)]
+        command += ["--work", str(first), str(size)]
         try:
             run = subprocess.run(
-                command, stdout=subprocess.PIPE, text=True, check=False, timeout=60 + some * HANG
+                command, stdout=subprocess.PIPE, text=True, check=False, timeout=60 + size * HANG
             )
         except subprocess.TimeoutExpired:
             total["hangs"] += 1
@@ -469,43 +502,47 @@ def campaign(seed: int, count: int) -> dict[str, float]:
             continue
         answer: dict[str, float] = json.loads(run.stdout.splitlines()[-1])
         slowest = max(slowest, answer.pop("slowest"))
-        most = max(most, answer.pop("megabytes"))
+        peak = max(peak, answer.pop("megabytes"))
         total.update({name: int(number) for name, number in answer.items()})
-    counted = ("crashes", "hangs", "not named", "refused", "read")
+    names = ("crashes", "hangs", "not named", "refused", "read")
     return {
         "mutants": count,
-        **{name: total[name] for name in counted},
+        **{name: total[name] for name in names},
         "slowest seconds": round(slowest, 3),
-        "megabytes at most": round(most),
-        "seconds": round(time.perf_counter() - began),
+        "megabytes at most": round(peak),
+        "seconds": round(time.perf_counter() - start),
     }
 
 
 def figures(seed: int, count: int) -> dict[str, object]:
-    """How many kinds were judged rightly, and what became of the mutants."""
+    """Count the kinds by outcome, list unexpected outcomes, and check the mutants."""
     wrong: list[str] = []
-    verdicts = Counter[str]()
+    outcomes = Counter[str]()
     for name, kind in KINDS.items():
         with tempfile.TemporaryDirectory() as outer:
-            folder = Path(outer) / "pictures"
+            folder = Path(outer) / "images"
             folder.mkdir()
             kind.make(folder)
-            verdict, said, _ = judged(folder)
-        verdicts[verdict] += 1
-        if verdict != kind.verdict or kind.says not in said:
-            wrong.append(f"{name}: {verdict}: {said}")
-    return {"kinds": len(KINDS), **verdicts, "wrong": wrong, "damaged": campaign(seed, count)}
+            outcome, notes, _ = check_single(folder)
+        outcomes[outcome] += 1
+        if outcome != kind.outcome or kind.note not in notes:
+            wrong.append(f"{name}: {outcome}: {notes}")
+    return {"kinds": len(KINDS), **outcomes, "wrong": wrong, "damaged": campaign(seed, count)}
 
 
 def main() -> None:
-    """Print the figures, or those of one process's share."""
+    """Print the figures, or with --work those of one chunk."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--mutants", type=int, default=10_000)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--work", nargs=2, type=int)
-    asked = parser.parse_args()
-    found = work(asked.seed, *asked.work) if asked.work else figures(asked.seed, asked.mutants)
-    print(json.dumps(found))
+    arguments = parser.parse_args()
+    results = (
+        work(arguments.seed, *arguments.work)
+        if arguments.work
+        else figures(arguments.seed, arguments.mutants)
+    )
+    print(json.dumps(results))
 
 
 if __name__ == "__main__":

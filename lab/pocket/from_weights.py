@@ -1,7 +1,7 @@
-"""A packaged pocket as states of training, so that a fuller world is learned from what is known.
+"""Turns the weights of a packaged pocket into training states, to train on for a larger world.
 
-`python -m lab.pocket.from_weights WEIGHTS WORK` writes them; weights of another shape begin anew,
-but for the rows of what is named alike: tokens of the vocabulary, answers of the eyes.
+`python -m lab.pocket.from_weights WEIGHTS WORK` writes them. Weights of another shape start from
+scratch, except for rows with the same name: tokens of the vocabulary, answers of the eyes.
 """
 
 import json
@@ -23,7 +23,7 @@ Rows = dict[str, list[tuple[int, int]]]  # by the end of a tensor's name: (new r
 def take(
     run: Trainer, old: dict[str, Tensor], prefix: str = "", rows: Rows | None = None, step: int = 0
 ) -> None:
-    """Give a training the weights that are there, whole or by rows, and save it as of a step."""
+    """Copy weights into a training state, whole or by rows, and save the state at a step."""
     run.step, rows = step, rows or {}
     with torch.no_grad():
         for name, parameter in run.trained.items():
@@ -41,7 +41,7 @@ def take(
 
 
 def main(weights: Path, work: Path, answers: dict[str, list[str]]) -> None:
-    """Write the states of all four networks."""
+    """Write the training states of all four networks."""
     work.mkdir(parents=True, exist_ok=True)
     tokenizer: CLIPTokenizer = eyes_training.open_tokenizer(work)
     before = json.loads((weights / "tokenizer" / "vocab.json").read_text())
@@ -58,7 +58,7 @@ def main(weights: Path, work: Path, answers: dict[str, list[str]]) -> None:
         tensors(weights / "text_encoder"),
         "text.",
         {"token_embedding": tokens},
-        # with the words of today it has learned what there is to learn, and others built on it
+        # with the same vocabulary the text encoder is done, and other networks depend on it
         eyes_training.TEXT_STEPS if before == tokenizer.get_vocab() else 0,
     )
     take(eyes_training.seeing(work, tokenizer), tensors(weights / "eyes"), "eyes.", heads)
@@ -66,7 +66,7 @@ def main(weights: Path, work: Path, answers: dict[str, list[str]]) -> None:
 
 
 def tensors(folder: Path) -> dict[str, Tensor]:
-    """All tensors of a network's files."""
+    """The tensors of all files of a network."""
     found: dict[str, Tensor] = {}
     for path in folder.glob("*.safetensors"):
         found |= {n.removeprefix("text_model."): t for n, t in load_file(path).items()}

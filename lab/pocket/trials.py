@@ -1,10 +1,10 @@
 # pyright: standard, reportArgumentType=false, reportAttributeAccessIssue=false
 # pyright: reportPrivateImportUsage=false
-"""What a choice in the training of pocket's U-Net is worth: joint accuracy gained per core-hour.
+"""Compares choices in the training of pocket's U-Net: joint accuracy gained per core hour.
 
-`python -m lab.pocket.trials --work WORK --seconds 240` lets every trial go on from one and the
-same state (or from nothing) for the same processor time on one thread, and has the eyes look at
-what it paints. Trials that are in WORK/trials.json are not done again. The last line is JSON.
+`python -m lab.pocket.trials --work WORK --seconds 240` continues the same training state (or starts
+from scratch) for the same CPU time on one thread in each experiment, and measures the images with
+pocket's eyes. Experiments in WORK/trials.json are not run again. The last line is JSON.
 """
 
 import argparse
@@ -27,12 +27,12 @@ from pinxit.pocket import autoencoder, eyes_training, measure, painter
 from pinxit.pocket.captions import prompt
 from pinxit.pocket.eyes import Eyes
 
-LATER = 50_000  # steps of a schedule that holds its rate all through a trial
+LATER = 50_000  # steps of a schedule that holds its rate all through a experiment
 
 
 @dataclass(frozen=True)
-class Trial:
-    """One choice: constants of the painter that differ, and where it starts."""
+class Experiment:
+    """One choice: changed constants of the painter, and where training starts."""
 
     name: str
     settings: dict[str, Any] = field(default_factory=dict[str, Any])
@@ -40,36 +40,36 @@ class Trial:
     fresh_text: bool = False
 
 
-TRIALS = (
-    Trial("as it is"),
-    Trial("batch of 16", {"BATCH": 16}),
-    Trial("batch of 64", {"BATCH": 64}),
-    Trial("no min-SNR weighting", {"MIN_SNR": 1e9}),
-    Trial("min-SNR 1", {"MIN_SNR": 1.0}),
-    Trial("no weight on the subject", {"SUBJECT_WEIGHT": 0.0}),
-    Trial("weight 3 on the subject", {"SUBJECT_WEIGHT": 3.0}),
-    Trial("fuller scenes no more often", {"FULLER": 0.0}),
-    Trial("fused attention", {"AttnProcessor": AttnProcessor2_0}),
-    Trial("from nothing, plain ground first", from_nothing=True),
-    Trial("from nothing, everything at once", {"GROUND_FIRST": 0}, from_nothing=True),
-    Trial("from nothing, text untaught", from_nothing=True, fresh_text=True),
+EXPERIMENTS = (
+    Experiment("as it is"),
+    Experiment("batch of 16", {"BATCH": 16}),
+    Experiment("batch of 64", {"BATCH": 64}),
+    Experiment("no min-SNR weighting", {"MIN_SNR": 1e9}),
+    Experiment("min-SNR 1", {"MIN_SNR": 1.0}),
+    Experiment("no weight on the subject", {"SUBJECT_WEIGHT": 0.0}),
+    Experiment("weight 3 on the subject", {"SUBJECT_WEIGHT": 3.0}),
+    Experiment("fuller scenes no more often", {"FULLER": 0.0}),
+    Experiment("fused attention", {"AttnProcessor": AttnProcessor2_0}),
+    Experiment("from nothing, plain ground first", from_nothing=True),
+    Experiment("from nothing, everything at once", {"GROUND_FIRST": 0}, from_nothing=True),
+    Experiment("from nothing, text untaught", from_nothing=True, fresh_text=True),
 )
 
 
 def main() -> None:
-    """Run the trials that are not yet done, and print them all."""
+    """Run the experiments that are not done yet, and print all."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--work", type=Path, required=True)
-    parser.add_argument("--fork", type=Path, help="a state of the U-Net to go on from")
-    parser.add_argument("--seconds", type=float, default=240, help="processor time of a trial")
+    parser.add_argument("--fork", type=Path, help="training state of the U-Net to start from")
+    parser.add_argument("--seconds", type=float, default=240, help="CPU time of an experiment")
     parser.add_argument("--pictures", type=int, default=96)
-    chosen = parser.parse_args()
+    args = parser.parse_args()
     torch.set_num_threads(1)
     torch.set_flush_denormal(True)
-    kept = chosen.work / "trials.json"
+    kept = args.work / "trials.json"
     found: dict[str, Any] = json.loads(kept.read_text()) if kept.exists() else {}
-    trials = {trial.name: partial(run, trial, chosen) for trial in TRIALS}
-    for name, measured in ({"the fork": partial(at_first, chosen)} | trials).items():
+    trials = {experiment.name: partial(run, experiment, args) for experiment in EXPERIMENTS}
+    for name, measured in ({"the fork": partial(at_first, args)} | trials).items():
         if name not in found:
             found[name] = measured()
             kept.write_text(json.dumps(found, indent=1))
@@ -77,45 +77,45 @@ def main() -> None:
     print(json.dumps(found))
 
 
-def at_first(chosen: argparse.Namespace) -> dict[str, float]:
-    """Look at where the trials begin."""
-    return seen_by(chosen.work, _state(chosen.fork, chosen.work, False), chosen)
+def at_first(args: argparse.Namespace) -> dict[str, float]:
+    """The accuracy before the experiments."""
+    return accuracy(args.work, _state(args.fork, args.work, False), args)
 
 
-def run(trial: Trial, chosen: argparse.Namespace) -> dict[str, float]:
-    """Train for the time, look, and say how many steps it was."""
-    with patch.multiple(painter, **trial.settings) if trial.settings else nullcontext():
-        state = _state(chosen.fork, chosen.work, trial.from_nothing)
-        steps, spent = _trained(trial, state, chosen)
-        result = seen_by(chosen.work, state, chosen)
+def run(experiment: Experiment, args: argparse.Namespace) -> dict[str, float]:
+    """Train for the given CPU time; returns accuracy and number of steps."""
+    with patch.multiple(painter, **experiment.settings) if experiment.settings else nullcontext():
+        state = _state(args.fork, args.work, experiment.from_nothing)
+        steps, spent = _train(experiment, state, args)
+        result = accuracy(args.work, state, args)
     return result | {"steps": steps, "core seconds": round(spent, 1)}
 
 
-def _trained(trial: Trial, state: Path, chosen: argparse.Namespace) -> tuple[int, float]:
+def _train(experiment: Experiment, state: Path, args: argparse.Namespace) -> tuple[int, float]:
     training = painter.Trainer(state, painter.build(), painter.RATE, LATER, 20, 0.98)
-    tokenizer = eyes_training.open_tokenizer(chosen.work)
-    text = eyes_training.trained_text(chosen.work, tokenizer)
-    if trial.fresh_text:
+    tokenizer = eyes_training.open_tokenizer(args.work)
+    text = eyes_training.trained_text(args.work, tokenizer)
+    if experiment.fresh_text:
         text = eyes_training.build_text(tokenizer).requires_grad_(False)
-    encoded = painter.encode(chosen.work, autoencoder.trained(chosen.work))
+    encoded = painter.encode(args.work, autoencoder.trained(args.work))
     first, begun = training.step, time.process_time()
     for _ in painter.learn(training, text, tokenizer, encoded, 1e9):
-        if time.process_time() - begun > chosen.seconds:
+        if time.process_time() - begun > args.seconds:
             break
     training.save()
     return training.step - first, time.process_time() - begun
 
 
 def _state(fork: Path | None, work: Path, from_nothing: bool) -> Path:
-    path = work / "trial.safetensors"
+    path = work / "experiment.safetensors"
     path.unlink(missing_ok=True)
     if not from_nothing and fork is not None:
         shutil.copy(fork, path)
     return path
 
 
-def seen_by(work: Path, state: Path, chosen: argparse.Namespace) -> dict[str, float]:
-    """Shares that a state's averaged weights paint right: attributes, all four, two things."""
+def accuracy(work: Path, state: Path, args: argparse.Namespace) -> dict[str, float]:
+    """The prompt accuracy of a state's averaged weights: attributes, all four, two objects."""
     tokenizer = eyes_training.open_tokenizer(work)
     vae: AutoencoderKL = autoencoder.trained(work)
     vae.register_to_config(scaling_factor=float((work / painter.SCALE).read_text()))
@@ -132,13 +132,13 @@ def seen_by(work: Path, state: Path, chosen: argparse.Namespace) -> dict[str, fl
         requires_safety_checker=False,
     )
     pipe.set_progress_bar_config(disable=True)
-    asked = measure.combinations(False, chosen.pictures)
+    asked = measure.combinations(False, args.pictures)
     painted = measure.paint(pipe, [prompt(*a) for a in asked], 3.0, 15, 1000)
     right = measure.right(eyes, torch.cat([part for _, part in painted]), asked)
     joint = right.pop("joint")
     sides: list[float] = []
     for relation in ("left", "right"):
-        scenes = measure.richer(relation, chosen.pictures // 2)
+        scenes = measure.richer(relation, args.pictures // 2)
         parts = measure.paint(pipe, [measure.prompt_of(s) for s in scenes], 3.0, 15, 3000)
         images = torch.cat([part for _, part in parts])
         sides.append(measure.heard(eyes, images, scenes, measure.RICHER[relation]))

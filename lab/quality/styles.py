@@ -1,8 +1,8 @@
-"""Held-out styles taught by each method: how much of them is caught, and whether things leak.
+"""Held-out styles trained by each method: similarity to the style, and leaks of training images.
 
-Each style is taught by five captioned pictures and painted on sixteen things, one of each class.
-What is done is kept in the work folder, so a stopped measurement goes on. The last line on stdout
-is all of it as JSON.
+Each style is trained from five captioned images and applied to sixteen objects, one of each class.
+Results are kept in the work folder, so an interrupted measurement continues. The last line on
+stdout is JSON.
 """
 
 import argparse
@@ -15,23 +15,23 @@ from typing import Any
 
 import numpy as np
 
-from lab.quality.subjects import say
+from lab.quality.subjects import print_progress
 from pinxit import registry
 from pinxit.evaluation.prompt_sets import Prompt
-from pinxit.files.atomic_write import replace_text
-from pinxit.images.tensors import sheet
+from pinxit.files.atomic_write import write_text
+from pinxit.images.tensors import contact_sheet
 from pinxit.models.model import open_base
 from pinxit.pocket import gallery
 from pinxit.pocket.captions import PLACE_PHRASES
 from pinxit.pocket.eyes import Eyes
 from pinxit.pocket.world import BACKGROUNDS, CLASSES, HELD_OUT_STYLES
-from pinxit.reports.demo.scores import ASKED, judge, style_scales
-from pinxit.reports.demo.trial import Easel, Lesson, Painting
+from pinxit.reports.demo.scores import ATTRIBUTES, score_images, style_scales
+from pinxit.reports.demo.trial import DemoImage, DemoRunner, TrainedConcept
 from pinxit.training.recipe import Recipe
 
 METHODS = ("textual-inversion", "lora")
-# The nearest that the base has words for.
-SAID = {
+# The closest descriptions in words that the base model knows.
+STYLE_PROMPTS = {
     "sepia": "a brown photograph of a {} {}",
     "blueprint": "a blue chalk drawing of a {} {}",
     "mosaic": "a pop art picture of a {} {}",
@@ -41,112 +41,123 @@ TOKEN, NOUN = "<mystyle>", "painting"
 _SHOWN = dict(gallery.SHOWN)
 _SEED = 31
 
-Row = dict[str, Any]  # as it is kept in JSON
+Row = dict[str, Any]  # as in the JSON output
 
 
-def things() -> list[tuple[str, str]]:
-    """Each class in a place in which it was not shown."""
+def class_places() -> list[tuple[str, str]]:
+    """Each class with a place that is not in its training image."""
     places = np.random.default_rng(_SEED).permutation(BACKGROUNDS).tolist()
-    some = [(noun, places[at % len(places)]) for at, noun in enumerate(CLASSES)]
-    return [(noun, places[-1] if _SHOWN.get(noun) == place else place) for noun, place in some]
+    pairs = [(noun, places[at % len(places)]) for at, noun in enumerate(CLASSES)]
+    return [(noun, places[-1] if _SHOWN.get(noun) == place else place) for noun, place in pairs]
 
 
 @dataclass(frozen=True)
-class Trial:
-    """One style painted in one way, in a work folder."""
+class Experiment:
+    """One style by one method (or a reference such as renderings), in a work folder."""
 
     style: str
     way: str
-    given: argparse.Namespace
+    args: argparse.Namespace
 
     @property
     def folder(self) -> Path:
-        """Where its pictures, run and scores are."""
-        return self.given.work / f"{self.style}-{self.way.replace(' ', '-')}"
+        """The folder with its training images, run and scores."""
+        return self.args.work / f"{self.style}-{self.way.replace(' ', '-')}"
 
     def prompts(self) -> list[Prompt]:
-        """The things; `plain` names the style in the base's own words, or not at all."""
-        said = SAID[self.style] if self.way == "in words" else "a picture of a {} {}"
+        """The prompts; without the token they describe the style in words, or not at all."""
+        template = STYLE_PROMPTS[self.style] if self.way == "in words" else "a picture of a {} {}"
         prompts: list[Prompt] = []
-        for noun, place in things():
+        for noun, place in class_places():
             where = PLACE_PHRASES[place][0]
             text = f"a picture of a {noun} {where} in the style of "
-            prompts.append(Prompt(f"{text}{{}}", said.format(noun, where), text + self.style))
+            prompts.append(Prompt(f"{text}{{}}", template.format(noun, where), text + self.style))
         return prompts
 
     def recipe(self, base: str) -> Recipe:
-        """How it is taught; its pictures and their captions are written first."""
+        """The recipe; writes the training images and their captions first."""
         pictures = self.folder / "pictures"
         pictures.mkdir(parents=True, exist_ok=True)
         for number, exhibit in enumerate(gallery.style_pictures(self.style)):
             exhibit.image().save(pictures / f"{number}.png")
-            replace_text(pictures / f"{number}.txt", exhibit.caption or "")
+            write_text(pictures / f"{number}.txt", exhibit.caption or "")
         word = {"token": TOKEN, "class_noun": NOUN, "kind": "style", "method": self.way}
         return Recipe.model_validate(
-            {**word, "base": base, "pictures": pictures, "steps": self.given.steps}
+            {**word, "base": base, "images": pictures, "steps": self.args.steps}
             | {"preview_every": 0}
         )
 
-    def rendered(self) -> list[Painting]:
-        """The truth: other individuals of those classes, as the world draws them in the style."""
+    def renderings(self) -> list[DemoImage]:
+        """The ground truth: other individuals of the classes, rendered in the style."""
         style = self.style if self.way == "rendered" else "photo"
-        exhibits = gallery.style_pictures(style, _SEED, things())
+        exhibits = gallery.style_pictures(style, _SEED, class_places())
         return [
-            Painting(prompt, 0, 0.0, exhibit.image())
+            DemoImage(prompt, 0, 0.0, exhibit.image())
             for prompt, exhibit in zip(self.prompts(), exhibits, strict=True)
         ]
 
 
-def painted(easel: Easel, trial: Trial) -> tuple[list[Painting], Lesson | None]:
-    """The pictures of a trial, and what was learned for them."""
-    if trial.way in ("rendered", "photos"):
-        return trial.rendered(), None
-    task = f"{trial.style}, {trial.way}"
-    lesson = None
-    if trial.way in registry.names("methods"):
-        lesson = easel.teach(trial.recipe(easel.model.name), trial.folder / "run", task)
-    return easel.paint(trial.prompts(), lesson, f"{task}: painting"), lesson
+def generate_images(
+    runner: DemoRunner, experiment: Experiment
+) -> tuple[list[DemoImage], TrainedConcept | None]:
+    """The pictures of a experiment, and what was learned for them."""
+    if experiment.way in ("rendered", "photos"):
+        return experiment.renderings(), None
+    task = f"{experiment.style}, {experiment.way}"
+    trained = None
+    if experiment.way in registry.names("methods"):
+        trained = runner.train(
+            experiment.recipe(runner.model.name), experiment.folder / "run", task
+        )
+    return runner.generate(experiment.prompts(), trained, f"{task}: generating"), trained
 
 
-def measured(easel: Easel, eyes: Eyes, trial: Trial) -> Row:
-    """One trial: what is in the work folder, or else learned and painted now."""
-    recipe = trial.recipe(easel.model.name) if trial.way in registry.names("methods") else None
-    made = recipe.settled(easel.model, 5).to_toml() if recipe else ""
-    file = trial.folder / f"scores-{easel.tag(f'{made} {easel.count}')}.json"
+def run_experiment(runner: DemoRunner, eyes: Eyes, experiment: Experiment) -> Row:
+    """The results of an experiment, from the work folder or else measured now."""
+    recipe = (
+        experiment.recipe(runner.model.name)
+        if experiment.way in registry.names("methods")
+        else None
+    )
+    made = recipe.settle(runner.model, 5).to_toml() if recipe else ""
+    file = experiment.folder / f"scores-{runner.tag(f'{made} {runner.num_images}')}.json"
     if file.is_file():
         return json.loads(file.read_text(encoding="utf-8"))
-    paintings, lesson = painted(easel, trial)
-    images = [painting.image for painting in paintings]
-    shown = gallery.style_pictures(trial.style)
-    ends = [gallery.style_pictures(style, _SEED, things()) for style in ("photo", trial.style)]
+    generated, trained = generate_images(runner, experiment)
+    images = [image.image for image in generated]
+    shown = gallery.style_pictures(experiment.style)
+    ends = [
+        gallery.style_pictures(style, _SEED, class_places())
+        for style in ("photo", experiment.style)
+    ]
     references, photos, true = ([one.image() for one in some] for some in (shown, *ends))
-    scores = judge(paintings, style_scales(references, photos, true), eyes).plain()
+    scores = score_images(generated, style_scales(references, photos, true), eyes).to_dict()
     nearest = registry.load("metrics", "nearest")().score(images, references, ())
     row: Row = {
-        "style": trial.style,
-        "seconds": lesson.seconds if lesson else 0.0,
-        "leaked": leaked(paintings, eyes),
+        "style": experiment.style,
+        "seconds": trained.seconds if trained else 0.0,
+        "leaked": leak_rate(generated, eyes),
         "nearest": max(nearest),
         **scores,
     }
-    trial.folder.mkdir(parents=True, exist_ok=True)
-    sheet([image.resize((128, 128)) for image in images], 8).save(file.with_suffix(".png"))
-    replace_text(file, json.dumps(row, indent=1))
+    experiment.folder.mkdir(parents=True, exist_ok=True)
+    contact_sheet([image.resize((128, 128)) for image in images], 8).save(file.with_suffix(".png"))
+    write_text(file, json.dumps(row, indent=1))
     return row
 
 
-def leaked(paintings: Sequence[Painting], eyes: Eyes) -> float:
-    """The share of pictures that show a class that was learned from, and another was asked for."""
+def leak_rate(generated: Sequence[DemoImage], eyes: Eyes) -> float:
+    """The share of images of other classes that show a class of the training images."""
     metric = registry.load("metrics", "attributes")(eyes=eyes, questions=("class",))
-    images = [painting.image for painting in paintings]
-    asked = [noun for noun, _ in things() for _ in range(len(paintings) // len(CLASSES))]
+    images = [image.image for image in generated]
+    asked = [noun for noun, _ in class_places() for _ in range(len(generated) // len(CLASSES))]
     shows = {noun: metric.score(images, (), [f"a {noun}"] * len(images)) for noun in _SHOWN}
-    some = [at for at, noun in enumerate(asked) if noun not in _SHOWN]
-    return fmean(max(found[at] for found in shows.values()) for at in some)
+    others = [at for at, noun in enumerate(asked) if noun not in _SHOWN]
+    return fmean(max(scores[at] for scores in shows.values()) for at in others)
 
 
 def summary(rows: dict[str, list[Row]]) -> dict[str, object]:
-    """By style and way what was caught, what was asked for, and what leaked."""
+    """Similarity to the style, prompt accuracy and leaks, by style and method."""
     figures: dict[str, object] = {}
     for way, some in rows.items():
         for row in some:
@@ -154,26 +165,26 @@ def summary(rows: dict[str, list[Row]]) -> dict[str, object]:
             found: Any = figures[row["style"]]
             found[way] = {
                 "caught": {name: score["share"] for name, score in row["likeness"].items()},
-                "right": {name: row["right"][name] for name in (*ASKED, "all")},
+                "right": {name: row["right"][name] for name in (*ATTRIBUTES, "all")},
                 **{name: row[name] for name in ("leaked", "nearest", "pictures", "seconds")},
             }
     return figures
 
 
 def main() -> None:
-    """Measure, telling of it on stderr."""
+    """Run all experiments; progress goes to stderr."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--styles", nargs="+", default=HELD_OUT_STYLES, help="which styles")
-    parser.add_argument("--methods", nargs="*", default=METHODS, help="which methods")
-    parser.add_argument("--count", type=int, default=1, help="pictures of each of 16 things")
-    parser.add_argument("--base", default="pocket", help="a base's name, or a folder")
-    parser.add_argument("--steps", type=int, help="of learning, instead of the method's advice")
+    parser.add_argument("--styles", nargs="+", default=HELD_OUT_STYLES, help="held-out styles")
+    parser.add_argument("--methods", nargs="*", default=METHODS, help="training methods")
+    parser.add_argument("--count", type=int, default=1, help="images for each of 16 objects")
+    parser.add_argument("--base", default="pocket", help="base model: name or folder")
+    parser.add_argument("--steps", type=int, help="training steps; default: the method's")
     parser.add_argument("--work", type=Path, default=Path("build/styles"), help="work folder")
-    given = parser.parse_args()
-    easel, eyes = Easel(open_base(given.base), say, given.count), Eyes.load()
-    ways = ("rendered", "photos", "base", "in words", *given.methods)
+    args = parser.parse_args()
+    runner, eyes = DemoRunner(open_base(args.base), print_progress, args.count), Eyes.load()
+    ways = ("rendered", "photos", "base", "in words", *args.methods)
     rows = {
-        way: [measured(easel, eyes, Trial(style, way, given)) for style in given.styles]
+        way: [run_experiment(runner, eyes, Experiment(style, way, args)) for style in args.styles]
         for way in ways
     }
     print(json.dumps(summary(rows)))

@@ -1,4 +1,4 @@
-"""Numbers that are none get into a step of learning: are they seen, and is the run mended?"""
+"""Insert NaN into a training step: is it detected, and does the run recover?"""
 
 import argparse
 from collections import Counter
@@ -13,78 +13,83 @@ from torch import Tensor
 
 from lab.reliability.small_runs import METHODS, Workshop
 from pinxit.models.model import Conditioning
-from pinxit.runs.checkpoint import newest
+from pinxit.runs.checkpoint import newest_checkpoint
 from pinxit.runs.run import Run
 from pinxit.training.concept_trainer import DivergedError
-from pinxit.training.train import Lesson, Step
+from pinxit.training.train import StepResult, TrainingSession
 
 _STAGES = ("latents", "conditioning", "denoiser", "gradient", "weight")
-_AT = 7
+_STEP = 7
 
 
-def numbers(shop: Workshop, _asked: argparse.Namespace) -> dict[str, int]:
-    """A number that is none gets in at each stage of a step: once, and every time."""
-    found = Counter[str]()
+def numbers(shop: Workshop, _arguments: argparse.Namespace) -> dict[str, int]:
+    """Insert NaN at each stage of a step, once and at every attempt."""
+    counts = Counter[str]()
     for method in METHODS:
         for stage in _STAGES:
             recipe = shop.recipe(method)
-            with poisoned(shop, stage, lasting=False):
+            with nan_inserted(shop, stage, permanent=False):
                 folder = shop.folder / f"{method}-{stage}"
-                wanted = shop.whole(folder, recipe)
-                entries = Run.open(folder).notes.entries()
-                found["mended"] += [e.get("pace") for e in entries if "pace" in e] == [0.5]
+                expected = shop.finish(folder, recipe)
+                entries = Run.open(folder).log.entries()
+                counts["mended"] += [e.get("pace") for e in entries if "pace" in e] == [0.5]
                 stopped = shop.folder / f"{method}-{stage}-stopped"
-                for step in (3, 7, 2):  # the last is in the second attempt
+                for step in (3, 7, 2):  # the last one is in the second attempt
                     with closing(shop.events(stopped, recipe)) as events:
-                        steps = (event for event in events if isinstance(event, Step))
+                        steps = (event for event in events if isinstance(event, StepResult))
                         list(islice(steps, step))
-                found["differing"] += shop.whole(stopped, recipe) != wanted
-            with poisoned(shop, stage, lasting=True):
-                folder = shop.folder / f"{method}-{stage}-lasting"
+                counts["differing"] += shop.finish(stopped, recipe) != expected
+            with nan_inserted(shop, stage, permanent=True):
+                folder = shop.folder / f"{method}-{stage}-permanent"
                 try:
                     list(shop.events(folder, recipe))
                 except DivergedError as error:
-                    found["reported"] += (
-                        f"at step {_AT}:" in error.message and ".png" in error.message
+                    counts["reported"] += (
+                        f"at step {_STEP}:" in error.message and ".png" in error.message
                     )
-            last = newest(folder / "checkpoints")
-            sound = last and all(tensor.isfinite().all() for tensor in last.state.values())
-            found["saved broken"] += not sound
-            found["stages"] += 1
-    return {"differing": 0, "saved broken": 0, **found}
+            checkpoint = newest_checkpoint(folder / "checkpoints")
+            finite = checkpoint and all(t.isfinite().all() for t in checkpoint.state.values())
+            counts["saved broken"] += not finite
+            counts["stages"] += 1
+    return {"differing": 0, "saved broken": 0, **counts}
 
 
 @contextmanager
-def poisoned(shop: Workshop, stage: str, *, lasting: bool) -> Iterator[None]:
-    """A step has a number that is none; not when it is tried again, unless it lasts."""
-    now = False
-    kind = type(shop.model)
-    batches, denoise = Lesson.batches, kind.denoise
-    hooked: list[Any] = []
+def nan_inserted(shop: Workshop, stage: str, *, permanent: bool) -> Iterator[None]:
+    """Insert NaN into one step; into its second attempt too if `permanent`."""
+    active = False
+    model_class = type(shop.model)
+    batches, denoise = TrainingSession.batches, model_class.denoise
+    hooks: list[Any] = []
 
-    def spoilt(tensor: Tensor) -> Tensor:
-        return tensor * torch.nan if now else tensor
+    def with_nan(tensor: Tensor) -> Tensor:
+        return tensor * torch.nan if active else tensor
 
-    def drawn(self: Lesson, step: int, concepts: Sequence[int] = ()) -> Any:
-        nonlocal now
-        now = step == _AT - 1 and (lasting or self.learners[0].pace == 1)
-        made = batches(self, step, concepts)
-        weight = next(w for learner in self.learners for w in learner.weights)
-        if now and stage == "weight":
+    def patched_batches(self: TrainingSession, step: int, concepts: Sequence[int] = ()) -> Any:
+        nonlocal active
+        active = step == _STEP - 1 and (permanent or self.trainers[0].lr_multiplier == 1)
+        drawn = batches(self, step, concepts)
+        weight = next(w for trainer in self.trainers for w in trainer.weights)
+        if active and stage == "weight":
             weight.data[(0,) * weight.ndim] = torch.nan
-        if now and stage == "gradient":
-            hooked.append(weight.register_hook(spoilt))
-        elif hooked:
-            hooked.pop().remove()
+        if active and stage == "gradient":
+            hooks.append(weight.register_hook(with_nan))
+        elif hooks:
+            hooks.pop().remove()
         if stage == "latents":
-            object.__setattr__(made[0], "latents", spoilt(made[0].latents))
-        return made
+            object.__setattr__(drawn[0], "latents", with_nan(drawn[0].latents))
+        return drawn
 
-    def answered(self: Any, latents: Tensor, times: Tensor, told: Conditioning) -> Tensor:
+    def patched_denoise(
+        self: Any, latents: Tensor, timesteps: Tensor, conditioning: Conditioning
+    ) -> Tensor:
         if stage == "conditioning":
-            told = Conditioning(spoilt(told.states), told.pooled)
-        answer = denoise(self, latents, times, told)
-        return spoilt(answer) if stage == "denoiser" else answer
+            conditioning = Conditioning(with_nan(conditioning.states), conditioning.pooled)
+        prediction = denoise(self, latents, timesteps, conditioning)
+        return with_nan(prediction) if stage == "denoiser" else prediction
 
-    with patch.object(Lesson, "batches", drawn), patch.object(kind, "denoise", answered):
+    with (
+        patch.object(TrainingSession, "batches", patched_batches),
+        patch.object(model_class, "denoise", patched_denoise),
+    ):
         yield

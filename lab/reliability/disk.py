@@ -1,8 +1,8 @@
-"""A disk that keeps a log of all that is done to it, fails when told to, and loses its power.
+"""A simulated disk that logs all changes, can fail on request, and can lose power.
 
-`Disk` stands in for `os` in `pinxit.files.atomic_write`. `after_power_loss` makes from its log
-what a disk may hold if everything stops before the n-th call: names and bytes that were not
-flushed are there, or not, or torn, in any combination that a file system may leave.
+`Disk` replaces `os` in `pinxit.files.atomic_write`. `after_power_loss` computes from its log the
+possible contents of the disk if everything stops before the n-th call: names and bytes that were
+not flushed may be there, missing or incomplete, in any combination that a file system allows.
 """
 
 import os
@@ -13,7 +13,7 @@ from itertools import combinations, product
 from pathlib import Path
 from typing import Any
 
-# Beyond so many names in suspense only runs of them and single gaps are tried.
+# With more unflushed name changes than this, only prefixes and single gaps are tried.
 _ALL_SUBSETS = 4
 
 Fault = Callable[[int, str], OSError | int | None]
@@ -21,7 +21,7 @@ Fault = Callable[[int, str], OSError | int | None]
 
 @dataclass(frozen=True)
 class Call:
-    """Something that was done to the disk."""
+    """One change of the disk."""
 
     kind: str
     path: Path
@@ -30,10 +30,10 @@ class Call:
 
 
 class Disk:
-    """The real `os`, but for the calls that change files: these are noted, and may fail.
+    """The real `os`, except that calls that change files are logged and may fail.
 
-    `fault` is told each call's number and name: an OSError is raised instead of the call, and a
-    number is how many bytes a write takes.
+    `fault` gets the number and the name of each call. If it returns an OSError, the call raises
+    it; if it returns a number, a write writes only that many bytes.
     """
 
     def __init__(self, fault: Fault | None = None) -> None:
@@ -42,19 +42,19 @@ class Disk:
         self._fault = fault
         self._open: dict[int, Path] = {}
 
-    def dies(self, crash: type[BaseException]) -> None:
-        """Nothing is done to it any more: it was the last moment of the process."""
+    def stop(self, crash: type[BaseException]) -> None:
+        """Make every further call raise `crash`, as if the process had died."""
 
-        def stopped(*_: object) -> OSError:
+        def fail(*_: object) -> OSError:
             raise crash
 
-        self._fault = stopped
+        self._fault = fail
 
     def __getattr__(self, name: str) -> Any:
         return getattr(os, name)
 
     def open(self, path: Path, flags: int, mode: int = 0o777) -> int:
-        """Open, and make if it is to be made."""
+        """Open a file, and create it if the flags say so."""
         self._begin("open")
         new = not Path(path).exists()
         handle = os.open(path, flags, mode)
@@ -64,11 +64,11 @@ class Disk:
         return handle
 
     def write(self, handle: int, data: memoryview) -> int:
-        """Write, perhaps less than all."""
-        short = self._begin("write")
-        done = os.write(handle, data if short is None else data[:short])
-        self.log.append(Call("write", self._open[handle], bytes(data[:done])))
-        return done
+        """Write the data, or only the first bytes if `fault` says so."""
+        limit = self._begin("write")
+        written = os.write(handle, data if limit is None else data[:limit])
+        self.log.append(Call("write", self._open[handle], bytes(data[:written])))
+        return written
 
     def fsync(self, handle: int) -> None:
         """Flush a file or a folder."""
@@ -77,79 +77,79 @@ class Disk:
         self.log.append(Call("flush", self._open[handle]))
 
     def close(self, handle: int) -> None:
-        """Close; the system does so even if it complains."""
+        """Close a file, which happens even if the call raises an error."""
         os.close(handle)
         if handle in self._open:
             del self._open[handle]
             self._begin("close")
 
     def replace(self, old: Path, new: Path) -> None:
-        """Rename."""
+        """Rename a file."""
         self._begin("replace")
         os.replace(old, new)  # noqa: PTH105
         self.log.append(Call("rename", Path(old), new=Path(new)))
 
     def unlink(self, path: Path) -> None:
-        """Take a name away."""
+        """Delete a file."""
         self._begin("unlink")
         os.unlink(path)  # noqa: PTH108
         self.log.append(Call("unlink", Path(path)))
 
     def mkdir(self, path: Path) -> None:
-        """Make a folder."""
+        """Create a folder."""
         self._begin("mkdir")
         os.mkdir(path)  # noqa: PTH102
         self.log.append(Call("mkdir", Path(path)))
 
     def _begin(self, kind: str) -> int | None:
         self.calls += 1
-        said = self._fault(self.calls, kind) if self._fault else None
-        if isinstance(said, OSError):
-            raise said
-        return said
+        result = self._fault(self.calls, kind) if self._fault else None
+        if isinstance(result, OSError):
+            raise result
+        return result
 
 
 @dataclass
 class _File:
-    """A file's bytes, and those that the disk surely has."""
+    """The bytes of a file, and those that are flushed to the disk."""
 
-    held: bytearray = field(default_factory=bytearray)
-    sure: bytes = b""
+    content: bytearray = field(default_factory=bytearray)
+    flushed: bytes = b""
 
 
 @dataclass
 class _Volume:
-    """What programs see, what the disk surely has, and names in suspense."""
+    """The names that programs see, those flushed to the disk, and changes not flushed yet."""
 
     names: dict[Path, _File | None] = field(default_factory=dict)
-    sure: dict[Path, _File | None] = field(default_factory=dict)
-    suspense: list[tuple[Call, _File | None]] = field(default_factory=list)
+    flushed: dict[Path, _File | None] = field(default_factory=dict)
+    pending: list[tuple[Call, _File | None]] = field(default_factory=list)
 
-    def do(self, call: Call) -> None:
-        """What a call changes."""
+    def apply(self, call: Call) -> None:
+        """Apply a call."""
         if call.kind == "write":
             file = self.names[call.path]
             assert file is not None
-            file.held += call.data
+            file.content += call.data
         elif call.kind == "flush":
             self._flush(call.path)
         else:
-            about = _File() if call.kind == "create" else self.names.get(call.path)
-            self.suspense.append((call, about))
-            _name(self.names, call, about)
+            target = _File() if call.kind == "create" else self.names.get(call.path)
+            self.pending.append((call, target))
+            _apply_name(self.names, call, target)
 
     def _flush(self, path: Path) -> None:
         file = self.names.get(path)
         if file is not None:
-            file.sure = bytes(file.held)
+            file.flushed = bytes(file.content)
             return
-        for call, about in self.suspense:
+        for call, target in self.pending:
             if call.path.parent == path:
-                _name(self.sure, call, about)
-        self.suspense = [(call, about) for call, about in self.suspense if call.path.parent != path]
+                _apply_name(self.flushed, call, target)
+        self.pending = [(call, target) for call, target in self.pending if call.path.parent != path]
 
 
-def _name(names: dict[Path, _File | None], call: Call, file: _File | None) -> None:
+def _apply_name(names: dict[Path, _File | None], call: Call, file: _File | None) -> None:
     if call.kind in ("create", "mkdir"):
         names[call.path] = file
     elif names.get(call.path) is file:
@@ -159,60 +159,60 @@ def _name(names: dict[Path, _File | None], call: Call, file: _File | None) -> No
 
 
 def after_power_loss(log: list[Call], calls: int) -> Iterator[dict[Path, bytes | None]]:
-    """What a disk may hold after so many calls: files' bytes, None for folders; no state twice.
+    """The possible contents of the disk after that many calls; None stands for a folder.
 
-    The first is what a process that was killed leaves, for then the system lives on.
+    The first one is the state after a process was killed while the system kept running.
     """
     volume = _Volume()
     for call in log[:calls]:
-        volume.do(call)
-    told: set[int] = set()
-    for chosen, torn in product(_subsets(len(volume.suspense)), _TORN):
-        names = dict(volume.sure)
-        for at in chosen:
-            _name(names, *volume.suspense[at])
-        state = {path: None if file is None else torn(file) for path, file in names.items()}
-        mark = hash(frozenset(state.items()))
-        if mark not in told:
-            told.add(mark)
+        volume.apply(call)
+    seen: set[int] = set()
+    for indices, tear in product(_subsets(len(volume.pending)), _TEARS):
+        names = dict(volume.flushed)
+        for index in indices:
+            _apply_name(names, *volume.pending[index])
+        state = {path: None if file is None else tear(file) for path, file in names.items()}
+        digest = hash(frozenset(state.items()))
+        if digest not in seen:
+            seen.add(digest)
             yield state
 
 
 def _subsets(count: int) -> Iterator[tuple[int, ...]]:
-    """Which of so many names in suspense reached the disk; all of them first."""
+    """The possible subsets of pending name changes that reached the disk; all of them first."""
     if count <= _ALL_SUBSETS:
         for size in range(count, -1, -1):
             yield from combinations(range(count), size)
         return
     for end in range(count, -1, -1):
         yield tuple(range(end))
-        yield tuple(at for at in range(count) if at != end)
+        yield tuple(index for index in range(count) if index != end)
 
 
 def _garbage(file: _File) -> bytes:
-    lost = len(file.held) - len(file.sure)
-    return file.sure + random.Random(lost).randbytes(lost)
+    lost = len(file.content) - len(file.flushed)
+    return file.flushed + random.Random(lost).randbytes(lost)
 
 
-# What becomes of bytes that were written and not flushed.
-_TORN: tuple[Callable[[_File], bytes], ...] = (
-    lambda file: bytes(file.held),
-    lambda file: file.sure,
-    lambda file: bytes(file.held[: (len(file.sure) + len(file.held)) // 2]),
-    lambda file: file.sure + bytes(len(file.held) - len(file.sure)),
+# What a file may contain if its last bytes were written but not flushed.
+_TEARS: tuple[Callable[[_File], bytes], ...] = (
+    lambda file: bytes(file.content),
+    lambda file: file.flushed,
+    lambda file: bytes(file.content[: (len(file.flushed) + len(file.content)) // 2]),
+    lambda file: file.flushed + bytes(len(file.content) - len(file.flushed)),
     _garbage,
 )
 
 
-def laid_out(state: dict[Path, bytes | None], root: Path, target: Path) -> None:
-    """Make a state real: what was in `root` is in `target`; what has no folder is lost."""
+def write_state(state: dict[Path, bytes | None], root: Path, target: Path) -> None:
+    """Write the files of `root` in a state to `target`; files whose folder is missing are lost."""
     target.mkdir()
-    inside = [path for path in state if path.is_relative_to(root)]
-    for path in sorted(inside, key=lambda path: len(path.parts)):
-        place = target / path.relative_to(root)
+    paths = [path for path in state if path.is_relative_to(root)]
+    for path in sorted(paths, key=lambda path: len(path.parts)):
+        destination = target / path.relative_to(root)
         content = state[path]
-        if place.parent.is_dir():
+        if destination.parent.is_dir():
             if content is None:
-                place.mkdir()
+                destination.mkdir()
             else:
-                place.write_bytes(content)
+                destination.write_bytes(content)

@@ -1,8 +1,8 @@
-"""Processes that learn are killed at random moments, and others go on: is anything lost?
+"""Kill training processes at random moments and resume the runs: is anything lost?
 
 `python -m lab.reliability.kill --kills N` prints figures as one line of JSON. Each process is a
-fork of one that holds the open base, so that a kill costs no start; nothing but the run's folder
-goes from one to the next. A kill counts only if it met a process at work.
+fork of one with the open base model, which saves the time of loading it; only the run folder is
+passed from one to the next. A kill counts only if the process was still training.
 """
 
 import argparse
@@ -17,39 +17,39 @@ import time
 from collections import Counter
 from pathlib import Path
 
-from lab.reliability.small_runs import METHODS, Workshop, mark, workshop
+from lab.reliability.small_runs import METHODS, Workshop, result_hash, workshop
 from pinxit.generation.generate import Notice
-from pinxit.runs.checkpoint import newest
-from pinxit.runs.folder import Saved
-from pinxit.runs.journal import Journal
+from pinxit.runs.checkpoint import newest_checkpoint
+from pinxit.runs.folder import SavedCheckpoint
+from pinxit.runs.journal import TrainingLog
 from pinxit.training.recipe import Recipe
-from pinxit.training.train import Step
+from pinxit.training.train import StepResult
 
-_KILLS_A_RUN = 4
-_SAID = struct.Struct("3q")  # the last step that was said to be saved, the first learned, notices
+_KILLS_PER_RUN = 4
+_REPORT = struct.Struct("3q")  # last saved step, first trained step, number of notices
 
 
-class _Said:
-    """What a process told before it was killed, in memory that it shares."""
+class _Report:
+    """What a process reported before it was killed, in shared memory."""
 
     def __init__(self) -> None:
-        self._memory = mmap.mmap(-1, _SAID.size)
+        self._memory = mmap.mmap(-1, _REPORT.size)
 
     def clear(self) -> None:
-        """Nothing was told."""
+        """Reset the report."""
         self.put(0, 0, 0)
 
     def put(self, saved: int, first: int, notices: int) -> None:
-        """Tell."""
-        _SAID.pack_into(self._memory, 0, saved, first, notices)
+        """Set the report."""
+        _REPORT.pack_into(self._memory, 0, saved, first, notices)
 
     def get(self) -> tuple[int, int, int]:
-        """What was told."""
-        return _SAID.unpack_from(self._memory)
+        """Last saved step, first trained step, number of notices."""
+        return _REPORT.unpack_from(self._memory)
 
 
-def learn(shop: Workshop, folder: Path, recipe: Recipe, said: _Said) -> int:
-    """A process that begins a run or goes on with it; its number."""
+def start_training(shop: Workshop, folder: Path, recipe: Recipe, report: _Report) -> int:
+    """Start a process that trains or continues a run; returns its process id."""
     child = os.fork()
     if child:
         return child
@@ -57,76 +57,76 @@ def learn(shop: Workshop, folder: Path, recipe: Recipe, said: _Said) -> int:
     try:
         saved = first = notices = 0
         for event in shop.events(folder, recipe):
-            if isinstance(event, Saved):
-                saved = event.number
-            elif isinstance(event, Step):
+            if isinstance(event, SavedCheckpoint):
+                saved = event.step
+            elif isinstance(event, StepResult):
                 first = first or event.number
             elif isinstance(event, Notice):
                 notices += 1
-            said.put(saved, first, notices)
+            report.put(saved, first, notices)
         status = 0
     finally:
         os._exit(status)
 
 
 def one_run(
-    shop: Workshop, folder: Path, recipe: Recipe, chance: random.Random, seconds: float
+    shop: Workshop, folder: Path, recipe: Recipe, rng: random.Random, seconds: float
 ) -> Counter[str]:
-    """A run that is killed several times and then left alone."""
-    said, found = _Said(), Counter[str]()
-    surely = 0  # what was told to be saved, by any process of this run
-    for turn in range(_KILLS_A_RUN + 1):
-        before = newest(folder / "checkpoints")
-        journal = Journal(folder / "journal.jsonl").steps()
-        said.clear()
-        child = learn(shop, folder, recipe, said)
-        if turn < _KILLS_A_RUN:
-            time.sleep(chance.uniform(0, seconds))
+    """A run that is killed several times and then trained to its end."""
+    report, counts = _Report(), Counter[str]()
+    last_saved = 0  # as reported by any process of this run
+    for attempt in range(_KILLS_PER_RUN + 1):
+        before = newest_checkpoint(folder / "checkpoints")
+        log = TrainingLog(folder / "journal.jsonl").steps()
+        report.clear()
+        child = start_training(shop, folder, recipe, report)
+        if attempt < _KILLS_PER_RUN:
+            time.sleep(rng.uniform(0, seconds))
             os.kill(child, signal.SIGKILL)
         _, status = os.waitpid(child, 0)
-        saved, first, notices = said.get()
-        found["kills"] += os.WIFSIGNALED(status)
-        found["failed"] += os.WIFEXITED(status) and os.WEXITSTATUS(status) != 0
-        begun = 1 + (before.manifest.step if before else 0)
-        found["silent restarts"] += bool(first == 1 and journal and not (before or notices))
-        found["lost"] += bool(first and first != begun)
-        surely = max(surely, saved)
-        now = newest(folder / "checkpoints")
-        found["lost"] += (now.manifest.step if now else 0) < surely
+        saved, first, notices = report.get()
+        counts["kills"] += os.WIFSIGNALED(status)
+        counts["failed"] += os.WIFEXITED(status) and os.WEXITSTATUS(status) != 0
+        expected = 1 + (before.manifest.step if before else 0)
+        counts["silent restarts"] += bool(first == 1 and log and not (before or notices))
+        counts["lost"] += bool(first and first != expected)
+        last_saved = max(last_saved, saved)
+        after = newest_checkpoint(folder / "checkpoints")
+        counts["lost"] += (after.manifest.step if after else 0) < last_saved
         if os.WIFEXITED(status):
             break
-    return found
+    return counts
 
 
 def main() -> None:
-    """Kill until there are enough of them, method after method."""
+    """Kill runs of all methods in turn until there are enough kills."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--kills", type=int, default=1000)
     parser.add_argument("--seed", type=int, default=0)
-    asked = parser.parse_args()
-    chance = random.Random(asked.seed)
+    arguments = parser.parse_args()
+    rng = random.Random(arguments.seed)
     with workshop() as shop:
         _ = shop.model
         recipes = {method: shop.recipe(method) for method in METHODS}
-        wanted, seconds = dict[str, str](), dict[str, float]()
+        expected, seconds = dict[str, str](), dict[str, float]()
         for method, recipe in recipes.items():
-            folder = shop.folder / f"whole-{method}"
-            for _ in range(2):  # the first paints the class pictures
+            folder = shop.folder / f"finished-{method}"
+            for _ in range(2):  # the first one generates the class images
                 shutil.rmtree(folder, ignore_errors=True)
-                began = time.perf_counter()
-                _, status = os.waitpid(learn(shop, folder, recipe, _Said()), 0)
+                start = time.perf_counter()
+                _, status = os.waitpid(start_training(shop, folder, recipe, _Report()), 0)
                 assert status == 0
-                seconds[method] = time.perf_counter() - began
-            wanted[method] = mark(folder)
+                seconds[method] = time.perf_counter() - start
+            expected[method] = result_hash(folder)
         total, runs = Counter[str](), 0
         by_method = Counter[str]()
-        while total["kills"] < asked.kills:
+        while total["kills"] < arguments.kills:
             method = METHODS[runs % len(METHODS)]
             folder = shop.folder / f"run-{runs}"
-            found = one_run(shop, folder, recipes[method], chance, seconds[method])
-            found["differing"] = mark(folder) != wanted[method]
-            by_method[method] += found["kills"]
-            total += found
+            counts = one_run(shop, folder, recipes[method], rng, seconds[method])
+            counts["differing"] = result_hash(folder) != expected[method]
+            by_method[method] += counts["kills"]
+            total += counts
             runs += 1
             shutil.rmtree(folder)
         names = ("kills", "lost", "differing", "silent restarts", "failed")

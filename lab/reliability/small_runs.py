@@ -1,4 +1,4 @@
-"""Runs of every method on a base of random weights, small enough to be stopped a thousand times."""
+"""Short runs of every method on a tiny base model with random weights, to be stopped often."""
 
 import os
 from collections.abc import Callable, Generator, Iterator
@@ -22,12 +22,12 @@ from pinxit.training.recipe import Recipe
 METHODS = registry.names("methods")
 STEPS = 12
 EVERY = 4
-_KNOBS: dict[str, dict[str, Any]] = {"dreambooth": {"prior_pictures": 2}}
-_COLOURS = ("crimson", "orange", "purple")
+_OPTIONS: dict[str, dict[str, Any]] = {"dreambooth": {"class_images": 2}}
+_COLORS = ("crimson", "orange", "purple")
 
 
 class Workshop:
-    """A folder with a base and pictures, where runs are made."""
+    """A folder with a base model and images, in which runs are created."""
 
     def __init__(self, folder: Path) -> None:
         tests = Path(__file__).resolve().parents[2] / "tests"
@@ -35,67 +35,67 @@ class Workshop:
         self.folder = folder
         os.environ["PINXIT_CACHE"] = str(folder / "cache")
         self.base = save_nano(folder / "base")
-        self.pictures = folder / "pictures"
-        self.pictures.mkdir()
-        for number, colour in enumerate(_COLOURS):
-            picture = Image.new("RGB", (40 + number, 48), colour)
-            picture.save(self.pictures / f"{number}.png")
+        self.images = folder / "images"
+        self.images.mkdir()
+        for number, color in enumerate(_COLORS):
+            image = Image.new("RGB", (40 + number, 48), color)
+            image.save(self.images / f"{number}.png")
 
     @cached_property
     def model(self) -> Model:
-        """The base, open."""
+        """The open base model."""
         return open_base(self.base)
 
     def recipe(self, method: str, steps: int = STEPS, every: int = EVERY) -> Recipe:
         """A short run of a method."""
         return Recipe.model_validate(
             {
-                "method": {"name": method, **_KNOBS.get(method, {})},
-                "pictures": self.pictures,
+                "method": {"name": method, **_OPTIONS.get(method, {})},
+                "images": self.images,
                 "token": "<mytoy>",
                 "class_noun": "toy",
                 "batch_size": 1,
                 "steps": steps,
                 "preview_every": 0,
-                "stop": 1e-12,
-                "look_every": 2,
+                "early_stop": 1e-12,
+                "validate_every": 2,
                 "checkpoint_every": every,
             }
         )
 
     def events(self, folder: Path, recipe: Recipe) -> Generator[Event]:
-        """Go on with a run if it was begun, else begin it, as a person would."""
-        begun = (folder / "recipe.toml").is_file()
-        return (Run.open(folder) if begun else Run.create(folder, recipe)).learn(self.model)
+        """Train a run, or continue it if it exists; yields its events."""
+        run = Run.open(folder) if Run.exists(folder) else Run.create(folder, recipe)
+        return run.train(self.model)
 
-    def whole(self, folder: Path, recipe: Recipe) -> str:
-        """The mark of a run that goes to its end."""
+    def finish(self, folder: Path, recipe: Recipe) -> str:
+        """Train a run to its end and return the hash of its result."""
         list(self.events(folder, recipe))
-        return mark(folder)
+        return result_hash(folder)
 
 
-def mark(folder: Path) -> str:
-    """The fingerprint of all that a run must come to: concept, last checkpoint, the journal."""
-    entries = Run.open(folder).notes.entries()
-    told = [{key: value for key, value in e.items() if key != "seconds"} for e in entries]
+def result_hash(folder: Path) -> str:
+    """The SHA-256 of the result of a run: concept, last checkpoint and training log."""
+    entries = Run.open(folder).log.entries()
+    log = [{key: value for key, value in e.items() if key != "seconds"} for e in entries]
     last = max((folder / "checkpoints").glob("*.safetensors"))
     files = (folder / "concept.safetensors").read_bytes() + last.read_bytes()
-    return sha256(files + last.name.encode() + repr(told).encode()).hexdigest()
+    return sha256(files + last.name.encode() + repr(log).encode()).hexdigest()
 
 
 @contextmanager
 def workshop() -> Iterator[Workshop]:
-    """A workshop in a folder that goes away."""
+    """A workshop in a temporary folder."""
     with TemporaryDirectory() as folder:
         yield Workshop(Path(folder))
 
 
 @contextmanager
-def instead_of_os(disk: object) -> Iterator[None]:
-    """Let pinxit write through this disk."""
-    real = atomic_write.os
+def simulated_disk(disk: object) -> Iterator[None]:
+    """Replace `os` in pinxit's file writer by a simulated disk."""
+    original = atomic_write.os
     atomic_write.os = disk  # pyright: ignore[reportAttributeAccessIssue]
     try:
         yield
     finally:
-        atomic_write.os = real
+        atomic_write.os = original

@@ -1,7 +1,7 @@
-"""Valid files, damaged in every way, given to our readers: nothing may run, crash or hang.
+"""Damage valid files in many ways and read them: no code may run, nothing may crash or hang.
 
-Input n is a function of the seed and n alone. `python -m lab.security.fuzz --inputs N
-[--seconds S]` prints figures as one line of JSON; inputs that found something stay in build/fuzz.
+Input n depends only on the seed and n. `python -m lab.security.fuzz --inputs N [--seconds S]`
+prints figures as one line of JSON; inputs that cause a failure are saved in build/fuzz.
 """
 
 import argparse
@@ -27,13 +27,13 @@ from torch import nn
 from lab.security.hostile import in_legacy, in_zip, named, routes, text, whole, zipped
 from lab.security.watch import FOLDER, Watch
 from pinxit.files.safetensors_file import read_safetensors
-from pinxit.files.torch_file import read_pickled
+from pinxit.files.torch_file import read_torch_file
 
 ROOT = Path(__file__).resolve().parents[2]
-KEPT = ROOT / "build" / "fuzz"
-CHUNK = 100_000  # inputs of one process
+FAILURES = ROOT / "build" / "fuzz"
+CHUNK = 100_000  # inputs per process
 _EXTREMES = (0, 1, 2**7, 2**8 - 1, 2**15, 2**16 - 1, 2**31 - 1, 2**31, 2**32 - 1, 2**63, 2**64 - 1)
-_WORDS = (
+_INSTRUCTIONS = (
     *routes("posix", "system"),
     *(b"(", b"0", b"1", b"2", b"a", b"e", b"s", b"u", b"b", b"R", b"Q", b"t", b"\x81", b"o", b"."),
     *(named("torch._utils", "_rebuild_tensor_v2"), named("torch", "HalfStorage"), text("0")),
@@ -44,7 +44,7 @@ Mutation = Callable[[random.Random, bytes], bytes]
 
 
 def contents() -> list[object]:
-    """What the valid files hold."""
+    """The contents of the valid files."""
     torch.manual_seed(0)
     base = torch.randn(6, 4)
     shared = {"whole": base, "part": base[1:4, ::2], "half": base.half(), "flags": base > 0}
@@ -58,7 +58,7 @@ def contents() -> list[object]:
 
 
 def torch_files() -> list[bytes]:
-    """Valid files of torch's, in both layouts and several protocols."""
+    """Valid PyTorch files in both layouts and two protocols."""
     files: list[bytes] = []
     for value in contents():
         for new in (True, False):
@@ -83,83 +83,85 @@ def safetensors_files() -> list[bytes]:
 
 
 def pickles() -> list[list[bytes]]:
-    """The pickles of the valid files, each cut into its instructions."""
-    found: list[list[bytes]] = []
+    """The pickles of the valid files, each as a list of its instructions."""
+    split: list[list[bytes]] = []
     for value in contents():
         file = io.BytesIO()
         torch.save(value, file)
         raw = file.getvalue()
         start = raw.index(b"\x80\x02")
-        places = [place or 0 for _, _, place in pickletools.genops(raw[start:])]
-        ends = [*places[1:], places[-1] + 1]
-        found.append([raw[start + a : start + b] for a, b in zip(places, ends, strict=True)])
-    return found
+        starts = [position or 0 for _, _, position in pickletools.genops(raw[start:])]
+        ends = [*starts[1:], starts[-1] + 1]
+        split.append([raw[start + a : start + b] for a, b in zip(starts, ends, strict=True)])
+    return split
 
 
-def flip(draw: random.Random, raw: bytes) -> bytes:
-    """Some bits the other way round."""
-    changed = bytearray(raw)
-    for _ in range(draw.choice((1, 1, 2, 8, 32))):
-        changed[draw.randrange(len(changed))] ^= 1 << draw.randrange(8)
-    return bytes(changed)
+def flip(rng: random.Random, raw: bytes) -> bytes:
+    """Flip some bits."""
+    flipped = bytearray(raw)
+    for _ in range(rng.choice((1, 1, 2, 8, 32))):
+        flipped[rng.randrange(len(flipped))] ^= 1 << rng.randrange(8)
+    return bytes(flipped)
 
 
-def extreme(draw: random.Random, raw: bytes) -> bytes:
-    """A number at a limit, somewhere."""
-    form = draw.choice(("<H", "<I", "<Q"))
-    at = draw.randrange(max(1, len(raw) - 8))
-    value = draw.choice(_EXTREMES) & (1 << 8 * struct.calcsize(form)) - 1
-    return raw[:at] + struct.pack(form, value) + raw[at + struct.calcsize(form) :]
+def extreme(rng: random.Random, raw: bytes) -> bytes:
+    """Overwrite some bytes with an extreme number."""
+    layout = rng.choice(("<H", "<I", "<Q"))
+    position = rng.randrange(max(1, len(raw) - 8))
+    value = rng.choice(_EXTREMES) & (1 << 8 * struct.calcsize(layout)) - 1
+    return raw[:position] + struct.pack(layout, value) + raw[position + struct.calcsize(layout) :]
 
 
-def cut(draw: random.Random, raw: bytes) -> bytes:
-    """Cut off, or with a hole."""
-    a, b = sorted((draw.randrange(len(raw)), draw.randrange(len(raw))))
-    return raw[:b] if draw.random() < 0.5 else raw[:a] + raw[b:]
+def cut(rng: random.Random, raw: bytes) -> bytes:
+    """Cut off the end or remove a part."""
+    a, b = sorted((rng.randrange(len(raw)), rng.randrange(len(raw))))
+    return raw[:b] if rng.random() < 0.5 else raw[:a] + raw[b:]
 
 
-def again(draw: random.Random, raw: bytes) -> bytes:
-    """A piece of it twice, at another place."""
-    a, b = sorted((draw.randrange(len(raw)), draw.randrange(len(raw))))
-    at = draw.randrange(len(raw))
-    return raw[:at] + raw[a : min(b, a + 256)] + raw[at:]
+def repeat(rng: random.Random, raw: bytes) -> bytes:
+    """Insert a copy of a part at another position."""
+    a, b = sorted((rng.randrange(len(raw)), rng.randrange(len(raw))))
+    position = rng.randrange(len(raw))
+    return raw[:position] + raw[a : min(b, a + 256)] + raw[position:]
 
 
-def insert(draw: random.Random, raw: bytes) -> bytes:
-    """An instruction or noise put in."""
-    at = draw.randrange(len(raw))
-    word = draw.choice(_WORDS) if draw.random() < 0.7 else draw.randbytes(draw.randrange(1, 9))
-    return raw[:at] + word + raw[at + draw.choice((0, len(word))) :]
+def insert(rng: random.Random, raw: bytes) -> bytes:
+    """Insert an instruction or random bytes, or overwrite with them."""
+    position = rng.randrange(len(raw))
+    insertion = (
+        rng.choice(_INSTRUCTIONS) if rng.random() < 0.7 else rng.randbytes(rng.randrange(1, 9))
+    )
+    return raw[:position] + insertion + raw[position + rng.choice((0, len(insertion))) :]
 
 
-BYTES: tuple[Mutation, ...] = (flip, flip, extreme, cut, again, insert)
+BYTE_MUTATIONS: tuple[Mutation, ...] = (flip, flip, extreme, cut, repeat, insert)
 
 
-def instructions(draw: random.Random, steps: list[bytes], other: list[bytes]) -> bytes:
-    """A pickle whose instructions are exchanged, repeated, left out or replaced."""
+def instructions(rng: random.Random, steps: list[bytes], other: list[bytes]) -> bytes:
+    """A pickle with exchanged, repeated, deleted or replaced instructions."""
     steps = list(steps)
-    for _ in range(draw.choice((1, 1, 2, 4))):
-        at = draw.randrange(1, len(steps))
-        match draw.randrange(6):
+    for _ in range(rng.choice((1, 1, 2, 4))):
+        position = rng.randrange(1, len(steps))
+        match rng.randrange(6):
             case 0:
-                steps.insert(at, draw.choice(_WORDS))
+                steps.insert(position, rng.choice(_INSTRUCTIONS))
             case 1:
-                steps[at] = draw.choice(_WORDS)
+                steps[position] = rng.choice(_INSTRUCTIONS)
             case 2:
-                del steps[at]
+                del steps[position]
             case 3:
-                steps[at] = draw.choice(other)
+                steps[position] = rng.choice(other)
             case 4:
-                a = draw.randrange(len(other))
-                steps[at:at] = other[a : a + draw.randrange(1, 20)]
+                a = rng.randrange(len(other))
+                steps[position:position] = other[a : a + rng.randrange(1, 20)]
             case _:
-                to = draw.randrange(1, len(steps))
-                steps[at], steps[to] = steps[to], steps[at]
+                to = rng.randrange(1, len(steps))
+                steps[position], steps[to] = steps[to], steps[position]
     return b"".join(steps)
 
 
 class Inputs:
-    """The inputs by their number."""
+    """Creates the input of each number."""
 
     def __init__(self, seed: int) -> None:
         self.seed = seed
@@ -167,31 +169,31 @@ class Inputs:
         self.safe = safetensors_files()
         self.pickles = pickles()
 
-    def of(self, number: int) -> tuple[bytes, Callable[[Path], Any]]:
-        """One input, and the reader that it is for."""
-        draw = random.Random(self.seed << 40 | number)
-        kind = draw.random()
+    def create(self, number: int) -> tuple[bytes, Callable[[Path], Any]]:
+        """The bytes of one input and the function that reads it."""
+        rng = random.Random(self.seed << 40 | number)
+        kind = rng.random()
         if kind < 0.4:
-            pickle = instructions(draw, draw.choice(self.pickles), draw.choice(self.pickles))
-            return self._wrapped(draw, pickle), read_pickled
-        files, read = (self.torch, read_pickled) if kind < 0.9 else (self.safe, read_safetensors)
-        raw = draw.choice(files)
-        for _ in range(draw.choice((1, 1, 2, 3))):
-            raw = draw.choice(BYTES)(draw, raw) or b"\0"
+            pickle = instructions(rng, rng.choice(self.pickles), rng.choice(self.pickles))
+            return self._wrap(rng, pickle), read_torch_file
+        files, read = (self.torch, read_torch_file) if kind < 0.9 else (self.safe, read_safetensors)
+        raw = rng.choice(files)
+        for _ in range(rng.choice((1, 1, 2, 3))):
+            raw = rng.choice(BYTE_MUTATIONS)(rng, raw) or b"\0"
         return raw, read
 
-    def _wrapped(self, draw: random.Random, pickle: bytes) -> bytes:
-        if draw.random() < 0.5:
+    def _wrap(self, rng: random.Random, pickle: bytes) -> bytes:
+        if rng.random() < 0.5:
             return in_legacy(pickle, bytes(96))
-        if draw.random() < 0.5:
+        if rng.random() < 0.5:
             return in_zip(pickle, bytes(96))
-        stored = [(f"a/data/{n}", bytes(size), {}) for n, size in enumerate((96, 48, 8, 24))]
-        return zipped([("a/data.pkl", pickle, {}), *stored, ("a/byteorder", b"little", {})])
+        storages = [(f"a/data/{n}", bytes(size), {}) for n, size in enumerate((96, 48, 8, 24))]
+        return zipped([("a/data.pkl", pickle, {}), *storages, ("a/byteorder", b"little", {})])
 
 
 def work(seed: int, first: int, count: int, until: float, folder: Path) -> dict[str, Any]:
-    """Try some inputs in this process; how many came to what."""
-    inputs, found = Inputs(seed), Counter[str]()
+    """Read some inputs in this process and count the outcomes."""
+    inputs, counts = Inputs(seed), Counter[str]()
     path, progress = folder / "input", folder / "progress"
     warnings.simplefilter("ignore")
     watch = Watch()
@@ -200,47 +202,47 @@ def work(seed: int, first: int, count: int, until: float, folder: Path) -> dict[
             progress.write_text(str(number))
             if time.time() > until:
                 break
-        raw, read = inputs.of(number)
+        raw, read = inputs.create(number)
         path.write_bytes(raw)
         outcome = watch.outcome(read, path)
-        found["inputs"] += 1
-        found[outcome] += 1
+        counts["inputs"] += 1
+        counts[outcome] += 1
         if outcome not in ("read", "refused"):
-            keep(raw, number)
-    return {**found, "events": dict(watch.events)}
+            save_failure(raw, number)
+    return {**counts, "events": dict(watch.events)}
 
 
-def keep(raw: bytes, number: int) -> None:
-    """Leave an input that found something where it can be looked at."""
-    KEPT.mkdir(parents=True, exist_ok=True)
-    (KEPT / str(number)).write_bytes(raw)
+def save_failure(raw: bytes, number: int) -> None:
+    """Save an input that caused a failure."""
+    FAILURES.mkdir(parents=True, exist_ok=True)
+    (FAILURES / str(number)).write_bytes(raw)
 
 
 def campaign(seed: int, inputs: int, seconds: float) -> dict[str, Any]:
-    """Try inputs, a process for each chunk; a process that dies is a crash of its last input."""
+    """Read inputs in one process per chunk; a process that dies counts as a crash."""
     total, until = Counter[str](), time.time() + seconds
-    began = time.time()
+    start = time.time()
     for first in range(0, inputs, CHUNK):
         if time.time() > until:
             break
         count = min(CHUNK, inputs - first)
         with tempfile.TemporaryDirectory(dir=FOLDER) as folder:
-            given = ["--work", str(first), str(count), str(until), folder, "--seed", str(seed)]
-            run = subprocess.run(
-                [sys.executable, "-m", "lab.security.fuzz", *given],
+            options = ["--work", str(first), str(count), str(until), folder, "--seed", str(seed)]
+            process = subprocess.run(
+                [sys.executable, "-m", "lab.security.fuzz", *options],
                 cwd=ROOT,
                 stdout=subprocess.PIPE,
                 text=True,
                 check=False,
             )
-            if run.returncode:
+            if process.returncode:
                 total["crash"] += 1
                 total["inputs"] += int((Path(folder) / "progress").read_text()) - first
-                keep((Path(folder) / "input").read_bytes(), first)
+                save_failure((Path(folder) / "input").read_bytes(), first)
             else:
-                answer = json.loads(run.stdout.splitlines()[-1])
-                print(answer.pop("events") or "", file=sys.stderr, end="")
-                total.update(answer)
+                result = json.loads(process.stdout.splitlines()[-1])
+                print(result.pop("events") or "", file=sys.stderr, end="")
+                total.update(result)
     return {
         "seed": seed,
         "inputs": total["inputs"],
@@ -249,23 +251,23 @@ def campaign(seed: int, inputs: int, seconds: float) -> dict[str, Any]:
         "hangs": total["hang"],
         "refused": total["refused"],
         "read": total["read"],
-        "seconds": round(time.time() - began),
+        "seconds": round(time.time() - start),
     }
 
 
 def main() -> None:
-    """Print the figures, or those of one process's share."""
+    """Print the figures, or with --work those of one chunk."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--inputs", type=int, default=10_000)
     parser.add_argument("--seconds", type=float, default=float("inf"))
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--work", nargs=4)
-    asked = parser.parse_args()
-    if asked.work:
-        first, count, until, folder = asked.work
-        figures = work(asked.seed, int(first), int(count), float(until), Path(folder))
+    arguments = parser.parse_args()
+    if arguments.work:
+        first, count, until, folder = arguments.work
+        figures = work(arguments.seed, int(first), int(count), float(until), Path(folder))
     else:
-        figures = campaign(asked.seed, asked.inputs, asked.seconds)
+        figures = campaign(arguments.seed, arguments.inputs, arguments.seconds)
     print(json.dumps(figures))
 
 

@@ -1,9 +1,8 @@
-"""Files made to run code, to reach outside their bytes or to stall, given to our reader.
+"""Read files that try to run code, to access memory outside the file or to hang the reader.
 
-The set is made here: every callable of the modules that exploits use, by every instruction that
-calls or imports, in every layout; the published ways past scanners and past `weights_only`; files
-that lie about sizes, counts and places. `python -m lab.security.hostile [--every N]`
-prints figures.
+They are made here: every callable of the modules that exploits use, with every instruction that
+calls or imports, in every layout; published bypasses of scanners and of `weights_only`; files with
+wrong sizes, counts and offsets. `python -m lab.security.hostile [--every N]` prints figures.
 """
 
 import argparse
@@ -21,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from lab.security.watch import FOLDER, Watch
-from pinxit.files.torch_file import read_pickled
+from pinxit.files.torch_file import read_torch_file
 
 MODULES = """
     _aix_support _codecs _io _operator _osx_support _pickle _posixsubprocess _socket _thread
@@ -42,7 +41,7 @@ MODULES = """
     zipimport
 """
 
-# Names of published exploits that introspection here may not find: other systems and versions.
+# Names in published exploits that may not exist here, because of the system or the version.
 PUBLISHED = """
     nt.system posix.system __builtin__.eval __builtin__.apply builtins.exec builtins.getattr
     commands.getoutput torch.utils.bottleneck.__main__.run_cprofile
@@ -92,13 +91,13 @@ def whole(value: int) -> bytes:
 
 
 def named(module: str, name: str) -> bytes:
-    """The instruction for a name."""
+    """The instruction for a global name."""
     return f"c{module}\n{name}\n".encode()
 
 
-def called(module: str, name: str, *given: bytes) -> bytes:
+def called(module: str, name: str, *arguments: bytes) -> bytes:
     """The instructions for a call."""
-    return named(module, name) + b"(" + b"".join(given) + b"tR"
+    return named(module, name) + b"(" + b"".join(arguments) + b"tR"
 
 
 def storage(key: str = "0", count: int = 4, kind: str = "FloatStorage") -> bytes:
@@ -114,41 +113,47 @@ def storage(key: str = "0", count: int = 4, kind: str = "FloatStorage") -> bytes
     )
 
 
-def sides(*values: int) -> bytes:
+def int_tuple(*values: int) -> bytes:
     """The instructions for a tuple of integers."""
     return b"(" + b"".join(map(whole, values)) + b"t"
 
 
-def tensor(offset: int = 0, size: bytes = sides(4), stride: bytes = sides(1), **of: Any) -> bytes:
+def tensor(
+    offset: int = 0, size: bytes = int_tuple(4), stride: bytes = int_tuple(1), **of: Any
+) -> bytes:
     """The instructions for a tensor."""
     hooks = called("collections", "OrderedDict")
     base = storage(**of)
-    given = (base, whole(offset), size, stride, b"\x89", hooks)
-    return called("torch._utils", "_rebuild_tensor_v2", *given)
+    arguments = (base, whole(offset), size, stride, b"\x89", hooks)
+    return called("torch._utils", "_rebuild_tensor_v2", *arguments)
 
 
-def member(name: str, data: bytes, place: int, **lies: Any) -> tuple[bytes, bytes]:
-    """A zip archive's member, and its line in the list of contents."""
+def member(name: str, data: bytes, position: int, **lies: Any) -> tuple[bytes, bytes]:
+    """A member of a zip archive, and its directory entry; `lies` overrides fields."""
     raw, size = name.encode(), lies.get("size", len(data))
     fields = (20, lies.get("flags", 0), lies.get("method", 0), 0, 0)
     sizes = (lies.get("crc", zlib.crc32(data)), lies.get("packed", size), size, len(raw))
-    own = lies.get("own_name", raw)
-    local = struct.pack("<4s5H3I2H", b"PK\3\4", *fields, *sizes[:3], len(raw), 0) + own + data
-    rest = (0, 0, 0, 0, 0, lies.get("offset", place))
-    line = struct.pack("<4s6H3I5H2I", b"PK\1\2", 20, *fields, *sizes, *rest) + raw
-    return local, line
+    local_name = lies.get("own_name", raw)
+    local = (
+        struct.pack("<4s5H3I2H", b"PK\3\4", *fields, *sizes[:3], len(raw), 0) + local_name + data
+    )
+    rest = (0, 0, 0, 0, 0, lies.get("offset", position))
+    entry = struct.pack("<4s6H3I5H2I", b"PK\1\2", 20, *fields, *sizes, *rest) + raw
+    return local, entry
 
 
 def zipped(members: list[tuple[str, bytes, dict[str, Any]]], **lies: Any) -> bytes:
-    """A zip archive as torch's, with lies if asked for."""
-    body, lines = b"", b""
-    for name, data, own in members:
-        local, line = member(name, data, len(body), **own)
-        body, lines = body + local, lines + line
+    """A zip archive as torch writes it; `lies` overrides fields."""
+    body, directory = b"", b""
+    for name, data, member_lies in members:
+        local, entry = member(name, data, len(body), **member_lies)
+        body, directory = body + local, directory + entry
     count = lies.get("count", len(members))
-    length, at = lies.get("length", len(lines)), lies.get("at", len(body))
-    end = struct.pack("<4sHHHHIIH", b"PK\5\6", 0, 0, count & 0xFFFF, count & 0xFFFF, length, at, 0)
-    return body + lines + end
+    length, start = lies.get("length", len(directory)), lies.get("at", len(body))
+    end = struct.pack(
+        "<4sHHHHIIH", b"PK\5\6", 0, 0, count & 0xFFFF, count & 0xFFFF, length, start, 0
+    )
+    return body + directory + end
 
 
 def in_zip(pickle: bytes, data: bytes = bytes(16), **lies: Any) -> bytes:
@@ -168,17 +173,17 @@ def in_legacy(pickle: bytes, data: bytes = bytes(16)) -> bytes:
 
 
 def as_magic(pickle: bytes) -> bytes:
-    """A pickle in the place of the magic number (a scanner's bypass)."""
+    """A pickle in place of the magic number (bypasses a scanner)."""
     return pickle + PROTOCOL + SYSTEM + KEYS
 
 
 def as_system(pickle: bytes) -> bytes:
-    """A pickle in the place of what is said of the system."""
+    """A pickle in place of the description of the system."""
     return MAGIC + PROTOCOL + pickle + KEYS
 
 
 def as_keys(pickle: bytes) -> bytes:
-    """A pickle in the place of the storages' keys."""
+    """A pickle in place of the list of storage keys."""
     return MAGIC + PROTOCOL + SYSTEM + b"\x80\x02}." + pickle
 
 
@@ -186,21 +191,21 @@ LAYOUTS: tuple[Callable[[bytes], bytes], ...] = (in_zip, in_legacy, as_magic, as
 
 
 def routes(module: str, name: str) -> Iterator[bytes]:
-    """A name by every instruction that imports or calls, and where known names are expected."""
-    given, name_ = text(ARGUMENT), named(module, name)
-    memoised = b"\x8c" + bytes([len(module) & 255]) + module.encode()[:255] + b"\x94"
+    """Pickle code that uses a name by each instruction that imports or calls."""
+    argument, name_ = text(ARGUMENT), named(module, name)
+    memoized = b"\x8c" + bytes([len(module) & 255]) + module.encode()[:255] + b"\x94"
     lines = f"{module}\n{name}\n".encode()
-    yield name_ + b"(" + given + b"tR"
-    yield text(module) + text(name) + b"\x93(" + given + b"tR"
-    yield memoised + b"0" + text(name) + b"\x94" + b"h\x00h\x01\x93(" + given + b"tR"
-    yield b"(" + given + b"i" + lines
-    yield b"(" + name_ + given + b"o"
-    yield name_ + b"(" + given + b"t\x81"
-    yield name_ + b"(" + given + b"t}\x92"
-    yield name_ + b")\x81}" + text("__setstate__") + given + b"sb"
-    yield b"}" + name_ + given + b"s"
+    yield name_ + b"(" + argument + b"tR"
+    yield text(module) + text(name) + b"\x93(" + argument + b"tR"
+    yield memoized + b"0" + text(name) + b"\x94" + b"h\x00h\x01\x93(" + argument + b"tR"
+    yield b"(" + argument + b"i" + lines
+    yield b"(" + name_ + argument + b"o"
+    yield name_ + b"(" + argument + b"t\x81"
+    yield name_ + b"(" + argument + b"t}\x92"
+    yield name_ + b")\x81}" + text("__setstate__") + argument + b"sb"
+    yield b"}" + name_ + argument + b"s"
     yield b"(" + text("storage") + name_ + text("0") + text("cpu") + b"K\x04tQ"
-    yield b"(" + text("module") + name_ + given + given + b"tQ" + b")\x81"
+    yield b"(" + text("module") + name_ + argument + argument + b"tQ" + b")\x81"
     yield called("torch._utils", "_rebuild_parameter", name_, b"\x89", b"}")
     yield called("torch.serialization", "_get_layout", name_)
     yield called("collections", "OrderedDict") + b"}" + text("__reduce__") + name_ + b"sb"
@@ -208,23 +213,23 @@ def routes(module: str, name: str) -> Iterator[bytes]:
 
 
 def callables() -> Iterator[tuple[str, str]]:
-    """Every callable of the modules that exploits use, methods of their classes included."""
+    """Every callable of the modules that exploits use, including methods."""
     for module in MODULES.split():
         try:
-            found = vars(importlib.import_module(module))
+            items = vars(importlib.import_module(module))
         except (Exception, SystemExit):
-            found = {}
-        for name, value in sorted(found.items()):
+            items = {}
+        for name, value in sorted(items.items()):
             if not callable(value) or "\n" in name:
                 continue
             yield module, name
             if isinstance(value, type) and value.__module__ == module:
-                inside = sorted(key for key, item in vars(value).items() if callable(item))
-                yield from ((module, f"{name}.{key}") for key in inside)
+                methods = sorted(key for key, item in vars(value).items() if callable(item))
+                yield from ((module, f"{name}.{key}") for key in methods)
 
 
 def published() -> Iterator[tuple[str, str]]:
-    """The names of published exploits, split at every point, as scanners differ in that."""
+    """The names in published exploits, split into module and name at every dot."""
     for full in PUBLISHED.split():
         parts = full.split(".")
         for cut in range(1, len(parts)):
@@ -232,7 +237,7 @@ def published() -> Iterator[tuple[str, str]]:
 
 
 def gadgets(every: int) -> Iterator[tuple[str, bytes]]:
-    """All of it, or each so-manyth file, with every route and layout still among them."""
+    """Files for every name, route and layout, or every N-th of them."""
     number = 0
     for module, name in (*published(), *callables()):
         for route, body in enumerate(routes(module, name)):
@@ -245,7 +250,7 @@ def gadgets(every: int) -> Iterator[tuple[str, bytes]]:
 
 
 def tricks() -> Iterator[tuple[str, bytes]]:
-    """Published ways past scanners and checks, each with a payload that would run."""
+    """Published bypasses of scanners and checks, each with a payload that would run."""
     system = b"\x80\x02" + called("posix", "system", text("touch " + ARGUMENT)) + b"."
     good = b"\x80\x02" + tensor() + b"."
     pickle = "a/data.pkl"
@@ -281,7 +286,7 @@ def tricks() -> Iterator[tuple[str, bytes]]:
     for letter in b"\x82\x01", b"\x83\x01\x00", b"\x84\x01\x00\x00\x00":
         yield f"extension registry {letter!r}", in_zip(b"\x80\x02" + letter + b".")
     yield "text as a persistent id", in_zip(b"\x80\x02Pos.system\n.")
-    yield "name from memo that is not there", in_zip(b"\x80\x04h\x63h\x64\x93.")
+    yield "name from an empty memo entry", in_zip(b"\x80\x04h\x63h\x64\x93.")
     yield "name from numbers", in_zip(b"\x80\x04K\x2aX\x02\0\0\0os\x93.")
     yield "name from a name", in_zip(b"\x80\x04" + named("torch", "float32") + text("x") + b"\x93.")
     yield (
@@ -297,7 +302,7 @@ def tricks() -> Iterator[tuple[str, bytes]]:
         ),
     )
     yield "protocol 0 text", in_zip(b"cos\nsystem\n(S'touch x'\ntR.")
-    yield "protocol nobody knows", in_zip(b"\x80\xff" + system[2:])
+    yield "unknown protocol", in_zip(b"\x80\xff" + system[2:])
     yield "buffers out of band", in_zip(b"\x80\x05\x97.")
     yield (
         "dictionary that gets attributes",
@@ -325,24 +330,26 @@ def tricks() -> Iterator[tuple[str, bytes]]:
 
 
 def lies() -> Iterator[tuple[str, bytes]]:
-    """Files that lie about sizes, counts and places, that are bottomless, or grow when read."""
+    """Files with wrong sizes, counts and offsets, with endless nesting, or that grow when read."""
     bodies = {
         "view after its storage": tensor(offset=1),
-        "view over its storage": tensor(size=sides(5)),
-        "stride out of its storage": tensor(stride=sides(2)),
-        "negative size": tensor(size=sides(-1)),
-        "negative stride": tensor(offset=3, stride=sides(-1)),
+        "view over its storage": tensor(size=int_tuple(5)),
+        "stride out of its storage": tensor(stride=int_tuple(2)),
+        "negative size": tensor(size=int_tuple(-1)),
+        "negative stride": tensor(offset=3, stride=int_tuple(-1)),
         "negative offset": tensor(offset=-1),
-        "sizes whose product is over 64 bits": tensor(size=sides(2**33, 2**33), stride=sides(0, 0)),
-        "a size over 64 bits": tensor(size=sides(2**80), stride=sides(0)),
-        "empty but large": tensor(size=sides(0, 2**62, 2**62), stride=sides(0, 0, 0)),
-        "endless repetition of one number": tensor(size=sides(LONGEST), stride=sides(0)),
+        "sizes whose product is over 64 bits": tensor(
+            size=int_tuple(2**33, 2**33), stride=int_tuple(0, 0)
+        ),
+        "a size over 64 bits": tensor(size=int_tuple(2**80), stride=int_tuple(0)),
+        "empty but large": tensor(size=int_tuple(0, 2**62, 2**62), stride=int_tuple(0, 0, 0)),
+        "endless repetition of one number": tensor(size=int_tuple(LONGEST), stride=int_tuple(0)),
         "sizes without strides": tensor(stride=b")"),
         "a size that is text": tensor(size=b"(" + text("4") + b"t"),
         "a size that is a fraction": tensor(size=b"(G" + bytes(8) + b"t"),
-        "a thousand dimensions": tensor(size=sides(*[1] * 1000), stride=sides(*[1] * 1000)),
+        "a thousand dimensions": tensor(size=int_tuple(*[1] * 1000), stride=int_tuple(*[1] * 1000)),
         "more numbers than bytes": tensor(count=5),
-        "fewer numbers than bytes": tensor(count=3, size=sides(3)),
+        "fewer numbers than bytes": tensor(count=3, size=int_tuple(3)),
         "negative count": tensor(count=-4),
         "a storage and no tensor": storage(),
         "a storage among values": b"}" + text("a") + storage() + b"s",
@@ -393,14 +400,14 @@ def lies() -> Iterator[tuple[str, bytes]]:
     for lie in ({"size": LONGEST // 2**40}, {"offset": 7}, {"method": 8}, {"packed": 1}):
         yield f"archive with {lie}", in_zip(good, bytes(16), **lie)
     for lie in ({"count": 65535}, {"length": 10**9}, {"at": 10**9}, {"at": 0}, {"length": 0}):
-        yield f"list of contents with {lie}", zipped([("a/data.pkl", good, {})], **lie)
+        yield f"directory with {lie}", zipped([("a/data.pkl", good, {})], **lie)
     yield (
         "overlapping members",
         zipped([("a/data.pkl", good, {}), ("a/data/0", b"x", {"offset": 0})]),
     )
-    wide = struct.pack("<4sQHHIIQQQQ", b"PK\6\6", 44, 45, 45, 0, 0, 2**63, 2**63, 2**63, 2**63)
+    end_64 = struct.pack("<4sQHHIIQQQQ", b"PK\6\6", 44, 45, 45, 0, 0, 2**63, 2**63, 2**63, 2**63)
     locator = struct.pack("<4sIQI", b"PK\6\7", 0, 0, 1)
-    yield "64-bit list of contents", wide + locator + zipped([])
+    yield "64-bit directory", end_64 + locator + zipped([])
     for count in (0, 3, 5, -1, 2**62):
         yield (
             f"legacy storage of {count} numbers",
@@ -409,47 +416,46 @@ def lies() -> Iterator[tuple[str, bytes]]:
 
 
 def run(every: int) -> dict[str, object]:
-    """The figures: how many files there were, and what came of them."""
+    """Read the files and return the figures: their number and the count of each outcome."""
     files = [*tricks(), *lies()]
-    cut = [
+    truncated = [
         (f"{label}, cut to {part}%", content[: len(content) * part // 100])
         for label, content in files
         for part in (30, 60, 90, 99)
         if len(content) < 10_000
     ]
-    found: Counter[str] = Counter()
+    counts: Counter[str] = Counter()
     with warnings.catch_warnings(), tempfile.TemporaryDirectory(dir=FOLDER) as folder:
         warnings.simplefilter("ignore")
-        made = [*files, *cut, *gadgets(every)]
+        all_files = [*files, *truncated, *gadgets(every)]
         path = Path(folder) / "hostile.pt"
         watch = Watch()
-        for label, content in made:
+        for label, content in all_files:
             path.write_bytes(content)
-            outcome = watch.outcome(read_pickled, path)
-            found[outcome] += 1
+            outcome = watch.outcome(read_torch_file, path)
+            counts[outcome] += 1
             if outcome != "refused":
                 print(f"{outcome}: {label}", file=sys.stderr)
     return {
-        "hostile files": len(made),
+        "hostile files": len(all_files),
         "names": len({*published(), *callables()}),
-        "refused": found["refused"],
-        "read": found["read"],
-        "code run": found["code run"],
-        "crashes": found["crash"],
-        "hangs": found["hang"],
+        "refused": counts["refused"],
+        "read": counts["read"],
+        "code run": counts["code run"],
+        "crashes": counts["crash"],
+        "hangs": counts["hang"],
         "audit events": dict(watch.events),
     }
 
 
 def main() -> None:
-    """Make the set, read it, print the figures as one line of JSON."""
+    """Make the files, read them, print the figures as one line of JSON."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--every", type=int, default=1, help="only each so-manyth gadget")
-    asked = parser.parse_args()
-    quiet = io.StringIO()
-    sys.stdout, out = quiet, sys.stdout  # some modules greet when they are imported
-    figures = run(asked.every)
-    sys.stdout = out
+    parser.add_argument("--every", type=int, default=1, help="use only every N-th gadget")
+    arguments = parser.parse_args()
+    sys.stdout, stdout = io.StringIO(), sys.stdout  # some modules print when they are imported
+    figures = run(arguments.every)
+    sys.stdout = stdout
     print(json.dumps(figures))
 
 

@@ -1,4 +1,4 @@
-"""Opens files while Python's audit events are watched: what comes of each, and what it tried."""
+"""Read files while watching Python's audit events, to detect code that runs."""
 
 import resource
 import signal
@@ -13,81 +13,81 @@ import torch
 
 from pinxit.errors import FileError
 
-SECONDS = 2.0  # of processor time for a file; more is a hang
-# Where inputs are written: in memory if the system has such a folder, as a disk takes far longer.
+SECONDS = 2.0  # processor time per file; more is a hang
+# Where inputs are written: in memory if the system has such a folder, because disks are slower.
 FOLDER = "/dev/shm" if Path("/dev/shm").is_dir() else None
-MEMORY = 2**30  # bytes beyond what the process has at the start; more is a crash
+MEMORY = 2**30  # bytes in addition to those used at the start; more is a crash
 
-# What reading a file may do: open it to read, and map it. Anything else that Python reports is
-# code that ran: imports, compile, exec, sockets, processes, other files, and all the rest.
+# Reading a file may open it for reading and map it. Any other audit event means that code ran:
+# imports, compile, exec, sockets, processes, other files and so on.
 _HARMLESS = {"mmap.__new__"}
-_PLAIN = (str, bytes, int, float, bool, type(None))
+_PLAIN_TYPES = (str, bytes, int, float, bool, type(None))
 
 
 class HangError(Exception):
-    """A file took longer than it may."""
+    """Reading a file took too long."""
 
 
 class Watch:
-    """Python's audit hook, of which a process has one for good; it looks only while asked to."""
+    """An audit hook, which a process cannot remove; it counts events only during `outcome`."""
 
     def __init__(self) -> None:
-        self.looking = False
+        self.active = False
         self.path = ""
         self.events: Counter[str] = Counter()
-        sys.addaudithook(self._see)
-        signal.signal(signal.SIGPROF, self._late)
+        sys.addaudithook(self._count)
+        signal.signal(signal.SIGPROF, self._on_timeout)
         pages = int(Path("/proc/self/statm").read_text().split()[0]) if _linux() else 0
         if pages:
             limit = pages * resource.getpagesize() + MEMORY
             resource.setrlimit(resource.RLIMIT_AS, (limit, resource.RLIM_INFINITY))
 
     def outcome(self, read: Callable[[Path], object], path: Path) -> str:
-        """What comes of one file: `read`, `refused`, `code run`, `crash` or `hang`."""
+        """Read one file; returns `read`, `refused`, `code run`, `crash` or `hang`."""
         before = self.events.total()
         self.path = str(path)
-        self.looking = True
+        self.active = True
         signal.setitimer(signal.ITIMER_PROF, SECONDS)
         try:
-            touch(read(path))
-            found = "read"
+            read_all_tensors(read(path))
+            outcome = "read"
         except FileError:
-            found = "refused"
+            outcome = "refused"
         except HangError:
-            found = "hang"
-        except BaseException as trouble:
-            found = "crash"
-            print(f"{type(trouble).__name__}: {trouble!s:.300}", file=sys.stderr)
+            outcome = "hang"
+        except BaseException as error:
+            outcome = "crash"
+            print(f"{type(error).__name__}: {error!s:.300}", file=sys.stderr)
         finally:
-            self.looking = False
+            self.active = False
             signal.setitimer(signal.ITIMER_PROF, 0)
-        return "code run" if self.events.total() > before else found
+        return "code run" if self.events.total() > before else outcome
 
-    def _see(self, event: str, given: tuple[object, ...]) -> None:
-        if not self.looking or event in _HARMLESS:
+    def _count(self, event: str, arguments: tuple[object, ...]) -> None:
+        if not self.active or event in _HARMLESS:
             return
-        if event == "open" and given[1] in ("r", "rb") and str(given[0]) == self.path:
+        if event == "open" and arguments[1] in ("r", "rb") and str(arguments[0]) == self.path:
             return
         self.events[event] += 1
 
-    def _late(self, _number: int, _frame: FrameType | None) -> None:
-        if self.looking:
+    def _on_timeout(self, _number: int, _frame: FrameType | None) -> None:
+        if self.active:
             raise HangError
 
 
-def touch(value: object) -> None:
-    """Read every number of every tensor, so that one outside its file shows; refuse odd kinds."""
-    waiting: list[Any] = [value]
-    while waiting:
-        item: Any = waiting.pop()
+def read_all_tensors(value: object) -> None:
+    """Read every element of every tensor, so that one outside the file fails; check all types."""
+    pending: list[Any] = [value]
+    while pending:
+        item: Any = pending.pop()
         if type(item) is torch.Tensor:
             item.clone()
         elif type(item) is dict:
-            waiting += [*item, *item.values()]
+            pending += [*item, *item.values()]
         elif type(item) in (list, tuple):
-            waiting += item
-        elif not isinstance(item, _PLAIN):
-            raise TypeError(f"the reader made a {type(item).__name__}")
+            pending += item
+        elif not isinstance(item, _PLAIN_TYPES):
+            raise TypeError(f"the reader returned a {type(item).__name__}")
 
 
 def _linux() -> bool:

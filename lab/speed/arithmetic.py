@@ -1,11 +1,11 @@
 # pyright: standard, reportPrivateImportUsage=false, reportAttributeAccessIssue=false
-"""The arithmetic of each method, counted on the real networks without their weights.
+"""Counts the operations of each method on real networks without weights.
 
-Networks are built on torch's meta device, and every operation of a step's forward and backward is
-counted as it is called for: so a frozen layer has no weight's gradient, and what lies before the
-first trained number has no gradient at all. Attention is counted as its two products forward and
-those backward whose answers are needed, keeping no matrix of scores. What the backward has kept
-from the forward (each storage once, weights left out) are the activations.
+Networks are built on torch's meta device, and the operations of a step's forward and backward pass
+are counted as they are called: a frozen layer has no weight gradient, and layers before the first
+trained weight have no gradients at all. Attention is counted as two matrix products in the forward
+pass and the necessary ones in the backward pass; its score matrix is not stored. Activations are
+the tensors stored for the backward pass, without weights.
 
 `python -m lab.speed.arithmetic` prints it as JSON: `docs/figures/arithmetic.json`.
 """
@@ -28,15 +28,15 @@ from lab.speed import bases
 SIZES = {"sd15": (256, 512), "xl": (1024,)}
 KINDS = ("convolution", "linear", "attention")
 
-# What others have published, and this must agree with: weights of the U-Nets of 1.5 and XL, and
-# the multiply-adds of 1.5's forward at 512 pixels, attention's products left out.
+# Published values that the counts must agree with: weights of the U-Nets of SD 1.5 and SDXL, and
+# multiply-adds of SD 1.5's forward pass at 512 pixels, without the products of attention.
 PUBLISHED = {"sd15": 859.5e6, "xl": 2567.5e6}
 PUBLISHED_MULTIPLY_ADDS = 339e9
 
 
 @dataclass(frozen=True)
 class Count:
-    """A forward and backward: operations (2 a multiply-add) by kind, and numbers that are kept."""
+    """Operations of a forward and backward pass by kind (2 per multiply-add), and activations."""
 
     forward: dict[str, int]
     backward: dict[str, int]
@@ -44,16 +44,16 @@ class Count:
 
     @property
     def operations(self) -> int:
-        """All of them."""
+        """All operations."""
         return sum(self.forward.values()) + sum(self.backward.values())
 
 
 @dataclass(frozen=True)
 class Need:
-    """What one step of a method cannot do without, and what the plain loop does.
+    """The necessary operations of a step, and those of the plain loop (`plain`).
 
-    `trained` and `frozen` are numbers of weights that must be in memory; `activations` numbers
-    kept for the backward. A step of generation is a picture of 25 steps with guidance.
+    `trained` and `frozen` count weights that must be in memory, `activations` the values stored
+    for the backward pass. A step of generation is an image of 25 steps with guidance.
     """
 
     operations: int
@@ -64,7 +64,7 @@ class Need:
     activations: int
 
     def gigabytes(self, frozen: int = 2, kept: int = 2) -> float:
-        """The least memory, with frozen weights and activations of so many bytes a number.
+        """The necessary memory; `frozen` and `kept` are bytes per frozen weight and activation.
 
         A trained weight is in fp32 with its gradient and both moments.
         """
@@ -72,7 +72,7 @@ class Need:
 
 
 class Networks:
-    """A base of known shapes on the meta device, counted part by part."""
+    """The networks of a base model on the meta device."""
 
     def __init__(self, name: str, parts: dict[str, nn.Module], size: int) -> None:
         self.name, self.parts, self.size = name, parts, size
@@ -82,75 +82,75 @@ class Networks:
 
     @classmethod
     def shaped(cls, name: str, size: int) -> "Networks":
-        """A base of real shapes."""
+        """The networks of a known base model."""
         with torch.device("meta"):
-            parts = {part: bases.made(name, part) for part in bases.networks(name)}
+            parts = {part: bases.build(name, part) for part in bases.networks(name)}
         for part in parts.values():
             part.requires_grad_(False)
         return cls(name, parts, size)
 
-    def counted(self, answer: Callable[[], Tensor]) -> Count:
-        """What an answer takes."""
-        return counted(answer, self.parts)
+    def count(self, answer: Callable[[], Tensor]) -> Count:
+        """Count the operations to compute a tensor."""
+        return count_operations(answer, self.parts)
 
     def weights(self, *parts: str) -> int:
-        """How many weights some parts have."""
+        """The number of weights of these parts."""
         return sum(w.numel() for part in parts for w in self.parts[part].parameters())
 
     @property
-    def towers(self) -> list[str]:
-        """Its text encoders."""
+    def text_encoders(self) -> list[str]:
+        """The names of the text encoders."""
         return [part for part in self.parts if part.startswith("text_encoder")]
 
     def denoise(self, *, context: bool = False) -> Callable[[], Tensor]:
-        """The U-Net's answer for one sample; `context` if the text is to have a gradient."""
+        """A function that runs the U-Net on one sample; `context`: with text gradients."""
         unet: Any = self.parts["unet"]
         width = unet.config.cross_attention_dim
-        told: dict[str, Any] = {}
+        size_conditions: dict[str, Any] = {}
         if unet.config.addition_embed_type == "text_time":
-            told = {"text_embeds": _empty(1, 1280), "time_ids": _empty(1, 6)}
-        tower: Any = self.parts["text_encoder"]
-        length: int = tower.config.max_position_embeddings
+            size_conditions = {"text_embeds": _empty(1, 1280), "time_ids": _empty(1, 6)}
+        text_encoder: Any = self.parts["text_encoder"]
+        length: int = text_encoder.config.max_position_embeddings
 
         def answer() -> Tensor:
             states = _empty(1, length, width).requires_grad_(context)
             latents = _empty(1, self.channels, self.side, self.side)
-            return unet(latents, _empty(1), states, added_cond_kwargs=told).sample
+            return unet(latents, _empty(1), states, added_cond_kwargs=size_conditions).sample
 
         return answer
 
     def read(self) -> Callable[[], Tensor]:
-        """All text encoders' states for one prompt."""
-        towers: list[Any] = [self.parts[tower] for tower in self.towers]
+        """A function that runs all text encoders on one prompt."""
+        text_encoders: list[Any] = [self.parts[text_encoder] for text_encoder in self.text_encoders]
 
         def states() -> Tensor:
             found = [
-                tower(torch.zeros(1, length, dtype=torch.long, device="meta"))[0].sum()
-                for tower in towers
-                for length in [tower.config.max_position_embeddings]
+                text_encoder(torch.zeros(1, length, dtype=torch.long, device="meta"))[0].sum()
+                for text_encoder in text_encoders
+                for length in [text_encoder.config.max_position_embeddings]
             ]
             return torch.stack(found)
 
         return states
 
     def encoded(self) -> Tensor:
-        """A picture's latents."""
+        """The latents of one image."""
         vae: Any = self.parts["vae"]
         return vae.encode(_empty(1, 3, self.size, self.size)).latent_dist.mean
 
     def decoded(self) -> Tensor:
-        """The picture of latents."""
+        """The decoded image of latents."""
         vae: Any = self.parts["vae"]
         return vae.decode(_empty(1, self.channels, self.side, self.side)).sample
 
 
 def needs(networks: Networks) -> dict[str, Need]:
-    """What a step of each method needs, batch 1 (DreamBooth: with a class picture beside)."""
+    """The needs of a step of each method with batch size 1 (DreamBooth: plus one class image)."""
     parts = networks.parts
-    read, encoded = networks.counted(networks.read()), networks.counted(networks.encoded)
-    unet, towers = networks.weights("unet"), networks.weights(*networks.towers)
-    painting = networks.counted(networks.denoise())
-    decoded = networks.counted(networks.decoded)
+    read, encoded = networks.count(networks.read()), networks.count(networks.encoded)
+    unet, text_encoders = networks.weights("unet"), networks.weights(*networks.text_encoders)
+    painting = networks.count(networks.denoise())
+    decoded = networks.count(networks.decoded)
     found = {
         "generation": Need(
             50 * painting.operations + decoded.operations,
@@ -161,27 +161,27 @@ def needs(networks: Networks) -> dict[str, Need]:
             0,
         )
     }
-    read_by: list[Any] = [parts[tower] for tower in networks.towers]
-    tables: list[Any] = [tower.get_input_embeddings() for tower in read_by]
+    read_by: list[Any] = [parts[text_encoder] for text_encoder in networks.text_encoders]
+    tables: list[Any] = [text_encoder.get_input_embeddings() for text_encoder in read_by]
     for table in tables:
         table.requires_grad_(True)
-    told = networks.counted(networks.read())
+    told = networks.count(networks.read())
     for table in tables:
         table.requires_grad_(False)
-    shown = networks.counted(networks.denoise(context=True))
+    shown = networks.count(networks.denoise(context=True))
     row = sum(table.weight.shape[1] for table in tables)
-    found["textual-inversion"] = _need([shown, told], [encoded], row, unet + towers)
+    found["textual-inversion"] = _need([shown, told], [encoded], row, unet + text_encoders)
     tuned: Any = parts["unet"].requires_grad_(True)
-    whole = networks.counted(networks.denoise())
+    whole = networks.count(networks.denoise())
     found["dreambooth"] = _need([whole] * 2, [encoded, read] * 2, unet, 0)
     adapted = _with_lora(tuned.requires_grad_(False))
-    beside = networks.counted(networks.denoise())
+    beside = networks.count(networks.denoise())
     found["lora"] = _need([beside], [encoded, read], adapted, unet)
     return found
 
 
-def counted(answer: Callable[[], Tensor], parts: Mapping[str, nn.Module]) -> Count:
-    """A forward, and the backward if anything needs a gradient; the parts' weights are not kept."""
+def count_operations(answer: Callable[[], Tensor], parts: Mapping[str, nn.Module]) -> Count:
+    """Count a forward pass, and a backward pass if there are gradients, without stored weights."""
     kept: dict[int, tuple[torch.UntypedStorage, int]] = {}
     weights = {w.untyped_storage()._cdata for part in parts.values() for w in part.parameters()}
 
@@ -204,7 +204,7 @@ def counted(answer: Callable[[], Tensor], parts: Mapping[str, nn.Module]) -> Cou
 
 
 class _Attention(torch.autograd.Function):
-    """Attention that keeps its answer and no scores, as fused kernels do."""
+    """Attention that stores its result but no scores, like fused kernels."""
 
     @staticmethod
     def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
@@ -216,7 +216,7 @@ class _Attention(torch.autograd.Function):
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
         q, k, v, _ = ctx.saved_tensors
         for_q, for_k, for_v = ctx.needs_input_grad
-        scores = _empty(*q.shape[:-1], k.shape[-2])  # made again; not counted
+        scores = _empty(*q.shape[:-1], k.shape[-2])  # computed again; not counted
         if for_q or for_k:
             scores = gradient @ v.transpose(-1, -2)
         return (
@@ -228,7 +228,7 @@ class _Attention(torch.autograd.Function):
 
 @contextmanager
 def _products_for_attention() -> Iterator[None]:
-    """Attention's products stand for its kernel, in diffusers as in transformers."""
+    """Replace the attention kernel by plain matrix products, in diffusers and transformers."""
 
     def attention(query: Tensor, key: Tensor, value: Tensor, *_: Any, **__: Any) -> Tensor:
         return _Attention.apply(query, key, value)  # pyright: ignore[reportReturnType]
@@ -238,7 +238,7 @@ def _products_for_attention() -> Iterator[None]:
 
 
 def _kinds(flops: FlopCounterMode) -> dict[str, int]:
-    """Operations so far by kind."""
+    """The operations so far, by kind."""
     found: dict[str, int] = dict.fromkeys(KINDS, 0)
     for operation, count in flops.get_flop_counts().get("Global", {}).items():
         name = str(operation)
@@ -248,7 +248,7 @@ def _kinds(flops: FlopCounterMode) -> dict[str, int]:
 
 
 def _with_lora(unet: Any) -> int:
-    """Put layers of low rank beside the attention's; how many weights they have."""
+    """Add LoRA to the attention layers; returns the number of its weights."""
     from peft import LoraConfig
 
     from lab.speed.plain import ATTENTION, LORA_RANK
@@ -272,21 +272,21 @@ def _empty(*shape: int) -> Tensor:
     return torch.empty(*shape, device="meta")
 
 
-def checked(name: str, size: int) -> dict[str, Any]:
-    """A base's figures; an error if they are not those that are published."""
+def measure_base(name: str, size: int) -> dict[str, Any]:
+    """All counts of a base model; AssertionError if they differ from published values."""
     networks = Networks.shaped(name, size)
     unet = networks.weights("unet")
     assert abs(unet / PUBLISHED[name] - 1) < 1e-4, f"{name}'s U-Net has {unet} weights"
-    forward = networks.counted(networks.denoise()).forward
+    forward = networks.count(networks.denoise()).forward
     if (name, size) == ("sd15", 512):
         adds = (forward["convolution"] + forward["linear"]) / 2
         assert abs(adds / PUBLISHED_MULTIPLY_ADDS - 1) < 2e-3, f"{adds / 1e9} G multiply-adds"
     return {
         "weights": {part: networks.weights(part) for part in networks.parts},
         "forward": forward,
-        "encode": networks.counted(networks.encoded).operations,
-        "decode": networks.counted(networks.decoded).operations,
-        "text": networks.counted(networks.read()).operations,
+        "encode": networks.count(networks.encoded).operations,
+        "decode": networks.count(networks.decoded).operations,
+        "text": networks.count(networks.read()).operations,
         "methods": {
             method: {**asdict(need), "gigabytes": need.gigabytes()}
             for method, need in needs(networks).items()
@@ -295,9 +295,11 @@ def checked(name: str, size: int) -> dict[str, Any]:
 
 
 def main() -> None:
-    """Print every base's figures at every size."""
+    """Print the counts of all base models at all resolutions."""
     found = {
-        f"{name} {size}": checked(name, size) for name, sizes in SIZES.items() for size in sizes
+        f"{name} {size}": measure_base(name, size)
+        for name, sizes in SIZES.items()
+        for size in sizes
     }
     print(json.dumps(found))
 

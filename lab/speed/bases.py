@@ -1,5 +1,5 @@
 # pyright: standard, reportPrivateImportUsage=false, reportArgumentType=false
-"""The bases that are measured: pocket, a folder of one's own, or real shapes of random weights."""
+"""Base models to measure: pocket, a folder, or known models with random weights."""
 
 import json
 import shutil
@@ -13,7 +13,7 @@ from pinxit.pocket.tokenizer import vocabulary
 
 NAMES = ("pocket", "sd15", "xl")
 
-# What differs from diffusers' and transformers' own defaults, which are those of 1.x.
+# Differences from the defaults of diffusers and transformers, which are those of SD 1.x.
 _UNETS: dict[str, dict[str, Any]] = {
     "sd15": {"sample_size": 64, "cross_attention_dim": 768},
     "xl": {
@@ -58,13 +58,13 @@ _NOISE = {
 
 
 def networks(name: str) -> tuple[str, ...]:
-    """The parts of a base of these shapes that have weights."""
+    """The parts of a base model that have weights."""
     second = ("text_encoder_2",) if name == "xl" else ()
     return ("unet", "vae", "text_encoder", *second)
 
 
-def made(name: str, part: str) -> nn.Module:
-    """A part with the shapes of a real base, of random weights, on torch's default device."""
+def build(name: str, part: str) -> nn.Module:
+    """A part of a known base model with random weights, on torch's default device."""
     from diffusers import AutoencoderKL, UNet2DConditionModel
     from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
@@ -106,7 +106,7 @@ def _write(name: str, place: Path) -> None:
 
     torch.manual_seed(0)
     for part in networks(name):
-        network: Any = made(name, part)
+        network: Any = build(name, part)
         network.save_pretrained(place / part)
     index = {"_class_name": "StableDiffusionPipeline", "scheduler": ["diffusers", "DDIMScheduler"]}
     index |= {"unet": ["diffusers", "UNet2DConditionModel"], "vae": ["diffusers", "AutoencoderKL"]}
@@ -124,8 +124,8 @@ def _write(name: str, place: Path) -> None:
 
 
 def _write_tokenizer(place: Path) -> None:
-    """CLIP's, with the two vocabulary files that other programs open."""
-    layout = Path(str(files("pinxit"))) / "layouts" / "clip" / "merges.txt"
+    """Write CLIP's tokenizer, with the two vocabulary files that other programs read."""
+    layout = Path(str(files("pinxit.models"))) / "layouts" / "clip" / "merges.txt"
     lines = layout.read_text(encoding="utf-8").splitlines()
     pairs = [line.split(" ") for line in lines if line and not line.startswith("#version")]
     place.mkdir(parents=True)

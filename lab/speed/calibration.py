@@ -1,15 +1,15 @@
-"""What the machine can do: the rate of a large matrix product, which figures are read against."""
+"""The machine's rate of large matrix products, to compare measurements with."""
 
 import time
 
 import torch
 
 _PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-_SECONDS = 0.3  # of each precision: some processors have no units for halves
+_SECONDS = 0.3  # for each precision: half precision is slow on some processors
 
 
 def product_rates(device: torch.device) -> dict[str, float]:
-    """The best rate of a large product of matrices in each precision, GFLOP/s."""
+    """The highest rate of a large matrix product in each precision, in GFLOP/s."""
     side = 8192 if device.type == "cuda" else 1024
     return {
         name: _rate(torch.randn(side, side, device=device, dtype=dtype))

@@ -1,6 +1,6 @@
-"""One measured job: a side, a method, a base; the worker process that does it prints JSON.
+"""One measured job: a side, a method and a base model. The worker process prints JSON.
 
-Each job has a process of its own, so that its peak of memory is its own.
+Each job runs in its own process, so that peak memory is measured for it alone.
 """
 
 import json
@@ -15,7 +15,7 @@ from pathlib import Path
 Side = Callable[["Job"], Iterator[None]]
 
 METHODS = ("textual-inversion", "lora", "dreambooth", "generation")
-TOGETHER = ("textual-inversion", "lora")  # of these pinxit learns several concepts in one batch
+BATCHABLE = ("textual-inversion", "lora")  # methods whose concepts can share a batch
 SIDES = ("plain", "pinxit")
 TOKEN = "<mytoy>"
 GUIDANCE = 7.5
@@ -23,7 +23,7 @@ GUIDANCE = 7.5
 
 @dataclass(frozen=True)
 class Job:
-    """What one process does; of generation a step is a whole picture of `painting` steps."""
+    """What one process measures. For generation a step is an image of `painting` steps."""
 
     side: str
     method: str
@@ -40,18 +40,18 @@ class Job:
 
     @property
     def pictures(self) -> Path:
-        """The pictures that are learned from: those which ship with pinxit."""
+        """The folder of training images, which come with pinxit."""
         return Path(os.environ["PINXIT_BENCH_PICTURES"])
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What it took: seconds of the clock and of the processor, and gigabytes at most.
+    """Wall time and CPU time in seconds, and peak memory in gigabytes.
 
-    A step is one of all `concepts` together; `first` is the first, in which caches are filled, and
-    `steps` are all others. `loading_gb` and `steps_gb` are the peaks of resident memory before the
-    first step and since (0 if the system does not tell them apart), `peak_gb` the higher one, and
-    `anonymous_gb` the peak of memory that is no file's.
+    A step is a step of all `concepts` in one batch; `first` is the first one, which fills caches,
+    `steps` are the others. `loading_gb` and `steps_gb` are the peaks of resident memory before and
+    after the first step begins (0 if the system cannot separate them), `peak_gb` is the higher one,
+    `anonymous_gb` the peak of memory that is not mapped from files.
     """
 
     concepts: int
@@ -68,8 +68,8 @@ class Outcome:
     gflops: dict[str, float]
 
 
-def measured(job: Job) -> Outcome:
-    """Do the job here, and watch it."""
+def run_job(job: Job) -> Outcome:
+    """Run a job in this process and measure it."""
     import torch
 
     from lab.speed.calibration import product_rates
@@ -102,9 +102,9 @@ def measured(job: Job) -> Outcome:
 
 
 def main() -> None:
-    """Do the job that is given as JSON, and print what it took."""
+    """Run the job of the first argument, a JSON object, and print the outcome as JSON."""
     job = Job(**json.loads(sys.argv[1]))
-    print(json.dumps(asdict(measured(job))))
+    print(json.dumps(asdict(run_job(job))))
 
 
 if __name__ == "__main__":

@@ -1,10 +1,10 @@
-"""Measures many words learned in one batch against as many runs one after the other.
+"""Compares training many concepts in one batch with training them one after the other.
 
     python -m lab.speed.many --concepts 16 --batches 1 4 --rounds 3
 
-Both sides take turns within a round: each single run of some steps is followed by a part of the
-steps of all together. Loading the base is not counted; encoding pictures and saving are. The table
-goes to stdout; "processor" counts only the time that this process computed.
+Both sides alternate within a round: each single run is followed by a part of the joint run's
+steps. Encoding images and saving are counted, loading the base model is not. The table goes to
+stdout; "processor" is the CPU time of this process.
 """
 
 import argparse
@@ -24,46 +24,51 @@ from PIL import Image
 
 from lab.speed import bases
 from pinxit.models.model import Model, open_base
-from pinxit.runs.many import Many, learn_many
-from pinxit.training.train import Step
+from pinxit.runs.many import RunGroup, train_many
+from pinxit.training.train import StepResult
 
 _NOUNS = {"pocket": "robot"}
-_WHOLE = 300
+_STEPS = 300  # of the runs that the rates are computed for
 
 
 @dataclass
 class Clock:
-    """Seconds by the wall and of the processor: each step's, and all that is not a step."""
+    """Wall time and CPU time in seconds, of each step and of everything else."""
 
     steps: list[tuple[float, float]] = field(default_factory=list[tuple[float, float]])
-    besides: tuple[float, float] = (0.0, 0.0)
+    overhead: tuple[float, float] = (0.0, 0.0)
 
-    def whole(self, which: int, steps: int) -> float:
-        """How long so many steps would take, with all that is besides."""
+    def total(self, which: int, steps: int) -> float:
+        """The time of a run with this number of steps; `which` is 0 for wall, 1 for CPU time."""
         each = sum(step[which] for step in self.steps) / len(self.steps)
-        return self.besides[which] + each * steps
+        return self.overhead[which] + each * steps
 
 
-def asked() -> argparse.Namespace:
-    """What the command line says."""
+def parse_args() -> argparse.Namespace:
+    """The command line arguments."""
     parser = argparse.ArgumentParser(prog="python -m lab.speed.many", description=__doc__)
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     add = parser.add_argument
     add("--base", default="pocket", help=f"{', '.join(bases.NAMES)}, or a folder")
-    add("--method", default="textual-inversion", help="which method")
-    add("--concepts", type=int, default=16, help="how many in one batch")
-    add("--batches", type=int, nargs="+", default=[1, 4], help="pictures of each in a step")
-    add("--rounds", type=int, default=3, help="how often all is done")
-    add("--size", type=int, help="pixels of a side; else the base's")
+    add("--method", default="textual-inversion", help="training method")
+    add("--concepts", type=int, default=16, help="concepts in one batch")
+    add("--batches", type=int, nargs="+", default=[1, 4], help="batch sizes of each concept")
+    add("--rounds", type=int, default=3, help="number of measurements")
+    add("--size", type=int, help="resolution; default: the base model's")
     add("--device", default="cpu", help="cpu or cuda")
-    add("--precision", default="auto", help="fp32, bf16, or what is best for the device")
-    add("--json", type=Path, help="a file for every number")
-    add("--work", type=Path, default=Path("build/bases"), help="for bases of random weights")
+    add("--precision", default="auto", help="auto, fp32 or bf16")
+    add("--json", type=Path, help="JSON file for all results")
+    add(
+        "--work",
+        type=Path,
+        default=Path("build/bases"),
+        help="folder for base models with random weights",
+    )
     return parser.parse_args()
 
 
 def subjects(folder: Path, count: int, side: int) -> Path:
-    """So many folders with four pictures of noise."""
+    """Write `count` folders, each with four images of noise; returns `folder`."""
     draw = np.random.default_rng(0)
     for name in range(count):
         (folder / f"s{name:02}").mkdir(parents=True)
@@ -73,100 +78,102 @@ def subjects(folder: Path, count: int, side: int) -> Path:
     return folder
 
 
-def ticking(model: Model, many: Many, names: list[str], out: Path, clock: Clock) -> Iterator[None]:
-    """Learn some of the subjects together; a pause after each step of all of them."""
+def timed_training(
+    model: Model, many: RunGroup, names: list[str], out: Path, clock: Clock
+) -> Iterator[None]:
+    """Train subjects in one batch; yields after each step of all of them."""
     runs = [run for name, run in many.runs(out).items() if name in names]
-    heard, prepared = 0, False
-    began = time.perf_counter(), time.process_time()
-    with closing(learn_many(model, runs)) as events:
+    num_events, prepared = 0, False
+    start = time.perf_counter(), time.process_time()
+    with closing(train_many(model, runs)) as events:
         for event in events:
-            heard += isinstance(event, tuple) and isinstance(event[1], Step)
-            if heard == len(runs):
-                # Before the first step pictures are encoded: it is no step like the others.
+            num_events += isinstance(event, tuple) and isinstance(event[1], StepResult)
+            if num_events == len(runs):
+                # Images are encoded before the first step, so it is not counted as a step.
                 if prepared:
-                    clock.steps.append(_since(began))
+                    clock.steps.append(_since(start))
                 else:
-                    clock.besides = _plus(clock.besides, _since(began))
-                heard, prepared = 0, True
+                    clock.overhead = _plus(clock.overhead, _since(start))
+                num_events, prepared = 0, True
                 yield
-                began = time.perf_counter(), time.process_time()
-            elif not heard:
-                clock.besides = _plus(clock.besides, _since(began))
-                began = time.perf_counter(), time.process_time()
-    clock.besides = _plus(clock.besides, _since(began))
+                start = time.perf_counter(), time.process_time()
+            elif not num_events:
+                clock.overhead = _plus(clock.overhead, _since(start))
+                start = time.perf_counter(), time.process_time()
+    clock.overhead = _plus(clock.overhead, _since(start))
 
 
-def measured(
-    given: argparse.Namespace, models: tuple[Model, Model], size: int
+def run_round(
+    args: argparse.Namespace, models: tuple[Model, Model], size: int
 ) -> list[dict[str, Any]]:
-    """What a round of both sides took, for each batch size."""
-    found: list[dict[str, Any]] = []
-    for pictures in given.batches:
+    """Measure both sides once for each batch size."""
+    results: list[dict[str, Any]] = []
+    for pictures in args.batches:
         with tempfile.TemporaryDirectory() as work:
-            place = subjects(Path(work) / "subjects", given.concepts, min(size, 512))
+            place = subjects(Path(work) / "subjects", args.concepts, min(size, 512))
             common = {
-                "method": given.method,
-                "class_noun": _NOUNS.get(given.base, "dog"),
-                "steps": given.concepts,
+                "method": args.method,
+                "class_noun": _NOUNS.get(args.base, "dog"),
+                "steps": args.concepts,
                 "batch_size": pictures,
                 "preview_every": 0,
-                "size": size,
+                "resolution": size,
             }
-            many = Many.of(place, common, given.concepts)
+            many = RunGroup.from_table(place, common, args.concepts)
             names = list(many.subjects)
             together, alone = Clock(), Clock()
-            whole = ticking(models[0], many, names, Path(work) / "together", together)
+            whole = timed_training(models[0], many, names, Path(work) / "together", together)
             for name in names:
-                for _ in ticking(models[1], many, [name], Path(work) / "alone", alone):
+                for _ in timed_training(models[1], many, [name], Path(work) / "alone", alone):
                     pass
                 next(whole)
             for _ in whole:
                 pass
-        found.append({"pictures": pictures, "together": asdict(together), "alone": asdict(alone)})
-        print(f"{pictures} of each: {ratios(found[-1], given)}", file=sys.stderr, flush=True)
-    return found
+        results.append({"images": pictures, "together": asdict(together), "alone": asdict(alone)})
+        print(f"{pictures} of each: {ratios(results[-1], args)}", file=sys.stderr, flush=True)
+    return results
 
 
-def ratios(one: dict[str, Any], given: argparse.Namespace) -> dict[str, float]:
-    """Concepts an hour in both ways, pictures a second, and how many times more together."""
-    told: dict[str, float] = {}
+def ratios(one: dict[str, Any], args: argparse.Namespace) -> dict[str, float]:
+    """Concepts per hour and images per second of both sides, and the gain of one batch."""
+    rates: dict[str, float] = {}
     for which, name in enumerate(("wall", "processor")):
         both = {
-            side: Clock(**one[side]).whole(
-                which, _WHOLE * (given.concepts if side == "alone" else 1)
+            side: Clock(**one[side]).total(
+                which, _STEPS * (args.concepts if side == "alone" else 1)
             )
             for side in ("alone", "together")
         }
-        told |= {f"{name} {side}": 3600 * given.concepts / spent for side, spent in both.items()}
-        told[f"{name} gain"] = both["alone"] / both["together"]
+        rates |= {f"{name} {side}": 3600 * args.concepts / spent for side, spent in both.items()}
+        rates[f"{name} gain"] = both["alone"] / both["together"]
     for side in ("alone", "together"):
         each = median(step[0] for step in one[side]["steps"])
-        learned = one["pictures"] * (given.concepts if side == "together" else 1)
-        told[f"pictures a second {side}"] = learned / each
-    return {name: round(value, 2) for name, value in told.items()}
+        learned = one["pictures"] * (args.concepts if side == "together" else 1)
+        rates[f"pictures a second {side}"] = learned / each
+    return {name: round(value, 2) for name, value in rates.items()}
 
 
 def main() -> int:
-    """Measure, and print the medians with the least and the most of all rounds."""
-    given = asked()
-    base = given.base if given.base == "pocket" else bases.folder(given.base, given.work)
-    models = tuple(open_base(base, given.device, given.precision) for _ in range(2))
-    size = given.size or models[0].picture_size
-    rounds = [measured(given, (models[0], models[1]), size) for _ in range(given.rounds)]
-    print(f"{given.base}, {size} pixels, {given.concepts} concepts, {_WHOLE} steps, {vars(given)}")
-    for at, pictures in enumerate(given.batches):
-        told = [ratios(one[at], given) for one in rounds]
-        for name in told[0]:
-            values = [one[name] for one in told]
+    """Measure, and print medians with the lowest and highest values."""
+    args = parse_args()
+    base = args.base if args.base == "pocket" else bases.folder(args.base, args.work)
+    models = tuple(open_base(base, args.device, args.precision) for _ in range(2))
+    size = args.size or models[0].default_size
+    rounds = [run_round(args, (models[0], models[1]), size) for _ in range(args.rounds)]
+    print(f"{args.base}, {size} pixels, {args.concepts} concepts, {_STEPS} steps, {vars(args)}")
+    for at, pictures in enumerate(args.batches):
+        results = [ratios(one[at], args) for one in rounds]
+        for name in results[0]:
+            values = [result[name] for result in results]
             low, high = min(values), max(values)
             print(f"{pictures} of each  {name:28}{median(values):10.2f}  ({low:.2f} to {high:.2f})")
-    if given.json:
-        given.json.write_text(json.dumps(rounds) + "\n", encoding="utf-8")
+    if args.json:
+        args.json.write_text(json.dumps(rounds) + "\n", encoding="utf-8")
     return 0
 
 
-def _since(began: tuple[float, float]) -> tuple[float, float]:
-    return time.perf_counter() - began[0], time.process_time() - began[1]
+def _since(start: tuple[float, float]) -> tuple[float, float]:
+    return time.perf_counter() - start[0], time.process_time() - start[1]
 
 
 def _plus(one: tuple[float, float], other: tuple[float, float]) -> tuple[float, float]:

@@ -1,4 +1,4 @@
-"""Peaks of memory of this process, as the system counts them."""
+"""Peak memory of this process, as measured by the system."""
 
 import threading
 from pathlib import Path
@@ -8,11 +8,11 @@ from typing import Self
 import torch
 
 _STATUS = Path("/proc/self/status")
-_OFTEN = 0.01  # seconds between two looks
+_INTERVAL = 0.01  # seconds between two measurements
 
 
 class Peaks:
-    """Watches memory while it is open; all in gigabytes."""
+    """Records peak memory inside a `with` block, in gigabytes."""
 
     def __init__(self, device: torch.device) -> None:
         self._cuda = device if device.type == "cuda" else None
@@ -35,7 +35,7 @@ class Peaks:
         self._watch.join()
 
     def loaded(self) -> None:
-        """The first step begins: its peak is counted apart, where the system can forget one."""
+        """Separate the peak before the first step from the peak after, if the system can do so."""
         self._loading = _status().get("VmHWM", 0.0)
         try:
             Path("/proc/self/clear_refs").write_text("5")
@@ -43,7 +43,7 @@ class Peaks:
             self._loading = 0.0
 
     def gigabytes(self) -> dict[str, float]:
-        """What was highest."""
+        """All peaks by the names of `Outcome`."""
         steps = _status().get("VmHWM", 0.0)
         held = torch.cuda.max_memory_allocated(self._cuda) / 1e9 if self._cuda else 0.0
         return {
@@ -55,12 +55,12 @@ class Peaks:
         }
 
     def _look(self) -> None:
-        while not self._done.wait(_OFTEN):
+        while not self._done.wait(_INTERVAL):
             self._anonymous = max(self._anonymous, _status().get("RssAnon", 0.0))
 
 
 def _status() -> dict[str, float]:
-    """The system's sizes of this process in gigabytes; none where there is no such file."""
+    """Memory sizes of this process in gigabytes; empty if the system has no such file."""
     lines = _STATUS.read_text().splitlines() if _STATUS.is_file() else []
     sizes = (line.split() for line in lines if line.endswith(" kB"))
     return {name.rstrip(":"): int(size) * 1024 / 1e9 for name, size, _ in sizes}

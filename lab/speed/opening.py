@@ -1,7 +1,7 @@
-"""A checkpoint of Stable Diffusion 1.5's size, opened by our reader and by torch: time and memory.
+"""Time and memory to open a checkpoint of Stable Diffusion 1.5's size, by pinxit and by torch.
 
-`python -m lab.speed.opening [--gigabytes G] [--rounds N]` prints figures as one line of JSON. The
-file lies in build/ while it is measured. Torch may run what is in a file; this one is our own.
+`python -m lab.speed.opening [--gigabytes G] [--rounds N]` prints results as one line of JSON. The
+file is in build/ during the measurement.
 """
 
 import argparse
@@ -18,7 +18,7 @@ from typing import Any
 
 import torch
 
-from pinxit.files.torch_file import read_pickled
+from pinxit.files.torch_file import read_torch_file
 
 ROOT = Path(__file__).resolve().parents[2]
 TENSORS = 1131  # U-Net, autoencoder and text encoder together
@@ -26,7 +26,7 @@ READERS = ("torch", "pinxit")
 
 
 def make(path: Path, gigabytes: float, new: bool) -> None:
-    """Write the checkpoint: half of the tensors are vectors, as biases and norms are."""
+    """Write the checkpoint; half of the tensors are vectors, like biases and norms."""
     width = 1280
     rows = int(gigabytes * 1e9 / 4 / width / (TENSORS // 2))
     weights = {
@@ -43,11 +43,11 @@ def make(path: Path, gigabytes: float, new: bool) -> None:
     os.sync()
 
 
-def opened(path: Path, reader: str) -> dict[str, float]:
-    """Seconds and gigabytes that one process takes to open the file, and to use all of it."""
+def time_opening(path: Path, reader: str) -> dict[str, float]:
+    """Time and memory of this process to open the file, and to read all values."""
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     clocks = [(time.perf_counter(), time.process_time())]
-    read: Any = torch.load(path, weights_only=True) if reader == "torch" else read_pickled(path)
+    read: Any = torch.load(path, weights_only=True) if reader == "torch" else read_torch_file(path)
     clocks.append((time.perf_counter(), time.process_time()))
     total = sum(float(weight.sum()) for weight in read["state_dict"].values())
     clocks.append((time.perf_counter(), time.process_time()))
@@ -64,16 +64,16 @@ def opened(path: Path, reader: str) -> dict[str, float]:
 
 
 def measure(gigabytes: float, times: int) -> dict[str, Any]:
-    """Both readers on both layouts, in turns, each time in a process of its own."""
+    """Measure both readers on both layouts alternately, each time in a new process."""
     (ROOT / "build").mkdir(exist_ok=True)
     found: dict[str, Any] = {"tensors": TENSORS}
     for layout in ("zip", "legacy"):
         with tempfile.TemporaryDirectory(dir=ROOT / "build") as folder:
             path = Path(folder) / "sd15.ckpt"
-            _ask("--make", layout, str(path), str(gigabytes))
+            _run("--make", layout, str(path), str(gigabytes))
             found[f"{layout} GB"] = round(path.stat().st_size / 1e9, 2)
             rounds = [
-                {who: _ask("--open", who, str(path)) for who in READERS} for _ in range(times)
+                {who: _run("--open", who, str(path)) for who in READERS} for _ in range(times)
             ]
         if len({once[who]["sum"] for once in rounds for who in READERS}) != 1:
             raise ValueError("the readers do not read the same")
@@ -85,7 +85,7 @@ def measure(gigabytes: float, times: int) -> dict[str, Any]:
     return found
 
 
-def _ask(*words: str) -> dict[str, float]:
+def _run(*words: str) -> dict[str, float]:
     run = subprocess.run(
         [sys.executable, "-m", "lab.speed.opening", *words],
         cwd=ROOT,
@@ -97,10 +97,10 @@ def _ask(*words: str) -> dict[str, float]:
 
 
 def main() -> None:
-    """Print the figures, or do one process's share."""
+    """Print the results, or do the work of one process."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--gigabytes", type=float, default=4.27)
-    parser.add_argument("--rounds", type=int, default=3, help="medians of so many")
+    parser.add_argument("--rounds", type=int, default=3, help="measurements per median")
     parser.add_argument("--make", nargs=3)
     parser.add_argument("--open", nargs=2)
     asked = parser.parse_args()
@@ -109,7 +109,7 @@ def main() -> None:
         make(Path(path), float(gigabytes), layout == "zip")
         answer: dict[str, Any] = {}
     elif asked.open:
-        answer = opened(Path(asked.open[1]), asked.open[0])
+        answer = time_opening(Path(asked.open[1]), asked.open[0])
     else:
         answer = measure(asked.gigabytes, asked.rounds)
     print(json.dumps(answer))

@@ -1,84 +1,88 @@
-"""pinxit's side, through its public ways: a recipe, a lesson and its steps; a request."""
+"""pinxit's side of the comparison: training from a recipe, and generation from a request."""
 
 import shutil
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from lab.speed.job import GUIDANCE, TOKEN, Job
-from pinxit.generation.generate import Request, generate
-from pinxit.images.folder import Picture, read_pictures
+from pinxit.generation.generate import GenerationRequest, sample_images
+from pinxit.images.folder import TrainingImage, read_images
 from pinxit.models.model import Model, open_base
-from pinxit.training.concept_trainer import Learner
+from pinxit.training.concept_trainer import ConceptTrainer
 from pinxit.training.recipe import Recipe
-from pinxit.training.train import Lesson, train
+from pinxit.training.train import TrainingSession, train
 
-_KNOBS = {
-    # Beside the layers that the plain loop has its LoRA beside.
-    "lora": {"rank": 4, "layers": "attention", "prior_pictures": 0},
-    "dreambooth": {"prior_pictures": 8},
+_OPTIONS = {
+    # The same layers as in the plain loop.
+    "lora": {"rank": 4, "layers": "attention", "class_images": 0},
+    "dreambooth": {"class_images": 8},
 }
 
 
-def opened(job: Job) -> Model:
-    """The base, in the numbers that were asked for, or else those pinxit chooses."""
+def open_model(job: Job) -> Model:
+    """The base model in the job's precision."""
     return open_base(job.base, job.device, job.precision)  # pyright: ignore[reportArgumentType]
 
 
-def learned(job: Job) -> Iterator[None]:
-    """Ready, then a step each time."""
-    model = opened(job)
-    pictures = read_pictures(job.pictures)
-    recipes = [_recipe(job, number).settled(model, len(pictures)) for number in range(job.concepts)]
-    lesson = _lesson(model, recipes, pictures)
+def training_steps(job: Job) -> Iterator[None]:
+    """Training: yields when ready, then after each step."""
+    model = open_model(job)
+    pictures = read_images(job.pictures)
+    recipes = [_recipe(job, number).settle(model, len(pictures)) for number in range(job.concepts)]
+    session = _session(model, recipes, pictures)
     yield
-    for _ in train(lesson):
+    for _ in train(session):
         yield
 
 
 def _recipe(job: Job, number: int) -> Recipe:
-    """The same for every concept but for its word and its randomness."""
+    """The recipe of a concept; only token and seed depend on its number."""
     return Recipe.model_validate(
         {
-            "method": {"name": job.method, **_KNOBS.get(job.method, {})},
-            "pictures": job.pictures,
+            "method": {"name": job.method, **_OPTIONS.get(job.method, {})},
+            "images": job.pictures,
             "token": TOKEN if not number else f"<mytoy-{number}>",
             "class_noun": job.noun,
             "base": job.base,
             "seed": number,
             "steps": job.steps,
             "batch_size": job.batch,
-            "size": job.size,
+            "resolution": job.size,
             "preview_every": 0,
         }
     )
 
 
-def _lesson(model: Model, recipes: Sequence[Recipe], pictures: tuple[Picture, ...]) -> Lesson:
-    """A lesson of one or more concepts; for class pictures, which are seldom there, any will do."""
+def _session(
+    model: Model, recipes: Sequence[Recipe], pictures: tuple[TrainingImage, ...]
+) -> TrainingSession:
+    """A session of one or more concepts; any image stands for class images that do not exist."""
     while True:
         try:
             if len(recipes) == 1:
-                return Lesson.of(model, recipes[0], pictures)
-            return Lesson(model, [Learner(model, recipe, pictures) for recipe in recipes])
+                return TrainingSession.for_recipe(model, recipes[0], pictures)
+            return TrainingSession(
+                model, [ConceptTrainer(model, recipe, pictures) for recipe in recipes]
+            )
         except FileNotFoundError as missing:
             place = Path(missing.filename)
             place.parent.mkdir(parents=True, exist_ok=True)
             shutil.copy(pictures[0].path, place)
 
 
-def painted(job: Job) -> Iterator[None]:
-    """Ready, a first picture of two steps, then a whole one each time."""
-    model = opened(job)
+def generation_steps(job: Job) -> Iterator[None]:
+    """Generation: yields when ready, after an image of two steps, then after each whole image."""
+    model = open_model(job)
     yield
     for number in range(job.steps):
-        request = Request(
+        request = GenerationRequest(
             prompt=f"a photo of a {job.noun}",
             base=job.base,
             seed=number,
             steps=job.painting if number else 2,
-            guidance=GUIDANCE,
+            guidance_scale=GUIDANCE,
             width=job.size,
         )
-        for _ in generate(model, request):
+        for _ in sample_images(model, request):
             pass
         yield

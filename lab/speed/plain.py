@@ -1,10 +1,10 @@
 # pyright: standard, reportPrivateImportUsage=false, reportAttributeAccessIssue=false
-"""The plain loop: what scripts of the field do at each step, on diffusers' and peft's parts.
+"""The plain loop: what usual training scripts do at each step, with diffusers and peft.
 
-At every step pictures are opened and encoded by the autoencoder, and prompts by the text encoder;
-all is in fp32 (or, to compare on a GPU, in mixed bf16) and in torch's default layout, AdamW is
-torch's default. Textual inversion has a gradient, moments and weight decay for the whole table of
-embeddings, and puts all rows but the new one back after each step. Nothing is kept between steps.
+At each step images are opened and encoded by the VAE, and prompts by the text encoder, in fp32 (on
+a GPU: mixed bf16) and torch's default memory format, with torch's AdamW. Textual inversion has
+gradients, moments and weight decay for the whole embedding table, and restores all rows but the
+new one after each step. Nothing is cached between steps.
 """
 
 import random
@@ -38,16 +38,16 @@ ATTENTION = ["to_q", "to_k", "to_v", "to_out.0"]
 
 
 @dataclass(frozen=True)
-class Shown:
-    """Pictures that make up a share of each batch, with the prompts each may have."""
+class ImageSet:
+    """Images that make up a part of each batch, and the possible prompts of each image."""
 
     pictures: tuple[Path, ...]
     prompts: tuple[tuple[str, ...], ...]
 
 
 @dataclass(frozen=True)
-class Knobs:
-    """How a loop learns: `clip` is the largest norm of the gradient, if it is cut at all."""
+class Settings:
+    """Training settings; `clip` is the maximum gradient norm, None for no clipping."""
 
     rate: float
     decay: float = 1e-2
@@ -58,17 +58,17 @@ class Knobs:
 
 
 class Loop(ABC):
-    """A base loaded part by part, and one step after the other on it."""
+    """Loads a base model and trains on it step by step."""
 
-    knobs: ClassVar[Knobs]
-    exact: ClassVar[str] = ""  # the network that is trained as a whole: it stays in fp32
+    settings: ClassVar[Settings]
+    exact: ClassVar[str] = ""  # the network with trained weights, which stays in fp32
 
     def __init__(
-        self, base: str, shown: Sequence[Shown], knobs: Knobs, device: str, precision: str
+        self, base: str, shown: Sequence[ImageSet], settings: Settings, device: str, precision: str
     ) -> None:
-        torch.manual_seed(knobs.seed)
-        self.draws = random.Random(knobs.seed)
-        self.shown, self.own, self.device = tuple(shown), knobs, torch.device(device)
+        torch.manual_seed(settings.seed)
+        self.draws = random.Random(settings.seed)
+        self.image_sets, self.settings, self.device = tuple(shown), settings, torch.device(device)
         self.dtype = torch.bfloat16 if precision == "bf16" else torch.float32
         self.tokenizer: Any = CLIPTokenizer.from_pretrained(base, subfolder="tokenizer")
         self.noise: Any = DDPMScheduler.from_pretrained(base, subfolder="scheduler")
@@ -78,41 +78,45 @@ class Loop(ABC):
         for name in ("text", "vae", "unet"):
             dtype = torch.float32 if name == self.exact else self.dtype
             getattr(self, name).requires_grad_(False).to(self.device, dtype)
-        self.weights = self.trained()
+        self.weights = self.trainable()
         self.optimizer = torch.optim.AdamW(
-            self.weights, lr=knobs.rate, weight_decay=knobs.decay, betas=(0.9, 0.999), eps=1e-8
+            self.weights,
+            lr=settings.rate,
+            weight_decay=settings.decay,
+            betas=(0.9, 0.999),
+            eps=1e-8,
         )
 
     @abstractmethod
-    def trained(self) -> list[nn.Parameter]:
-        """What is trained; it needs a gradient from now on."""
+    def trainable(self) -> list[nn.Parameter]:
+        """The parameters to train, with gradients switched on."""
 
     def steps(self) -> Iterator[float]:
-        """Learn for ever, telling the loss of each step."""
+        """Train without end; yields the loss of each step."""
         while True:
             with self._mixed():
                 loss = self._loss()
             loss.backward()
-            if self.own.clip is not None:
-                nn.utils.clip_grad_norm_(self.weights, self.own.clip)
+            if self.settings.clip is not None:
+                nn.utils.clip_grad_norm_(self.weights, self.settings.clip)
             self.optimizer.step()
-            self.cleared()
+            self.after_step()
             yield loss.detach().item()
 
-    def begun(self, noun: str) -> None:  # noqa: B027
-        """Before the first step; only a new word has to do with the class noun."""
+    def prepare(self, noun: str) -> None:  # noqa: B027
+        """Called before the first step; only textual inversion uses the class noun."""
 
     @abstractmethod
-    def learned(self) -> dict[str, Tensor]:
-        """What was learned: weights by their names, the new word's vector by the word."""
+    def trained_tensors(self) -> dict[str, Tensor]:
+        """The trained weights by name; an embedding by its token."""
 
-    def cleared(self) -> None:
-        """After a step."""
+    def after_step(self) -> None:
+        """Called after each step."""
         self.optimizer.zero_grad()
 
     def _loss(self) -> Tensor:
-        """The mean squared error of the noise, of each share apart, summed."""
-        drawn = [self._drawn(share) for share in self.shown]
+        """The sum over all image sets of the mean squared error of the noise."""
+        drawn = [self._sample(share) for share in self.image_sets]
         pixels = torch.cat([pixels for pixels, _ in drawn]).to(self.device, self.dtype)
         ids = torch.cat([ids for _, ids in drawn]).to(self.device)
         latents = self.vae.encode(pixels).latent_dist.sample().detach()
@@ -124,11 +128,11 @@ class Loop(ABC):
         states = self.text(ids)[0].to(self.dtype)
         answer = self.unet(noisy, times, states).sample
         errors = functional.mse_loss(answer.float(), noise.float(), reduction="none")
-        return torch.stack([share.mean() for share in errors.chunk(len(self.shown))]).sum()
+        return torch.stack([share.mean() for share in errors.chunk(len(self.image_sets))]).sum()
 
-    def _drawn(self, share: Shown) -> tuple[Tensor, Tensor]:
-        """A share's pictures as pixels in [-1, 1], and their prompts as tokens."""
-        which = [self.draws.randrange(len(share.pictures)) for _ in range(self.own.batch)]
+    def _sample(self, share: ImageSet) -> tuple[Tensor, Tensor]:
+        """Random images of a set as pixels in [-1, 1], and their prompts as token ids."""
+        which = [self.draws.randrange(len(share.pictures)) for _ in range(self.settings.batch)]
         prompts = [self.draws.choice(share.prompts[at]) for at in which]
         tokens = self.tokenizer(
             prompts,
@@ -141,7 +145,7 @@ class Loop(ABC):
         return torch.stack(pixels), tokens.input_ids
 
     def _pixels(self, path: Path) -> Tensor:
-        side = self.own.size
+        side = self.settings.size
         image = Image.open(path).convert("RGB").resize((side, side), Image.Resampling.LANCZOS)
         if self.draws.random() < 0.5:
             image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
@@ -153,12 +157,12 @@ class Loop(ABC):
 
 
 class TextualInversion(Loop):
-    """A new row in the text encoder's table; the whole table is trained, and put back."""
+    """Trains the whole embedding table and restores all rows but the new one."""
 
-    knobs = Knobs(rate=5e-3)
+    settings = Settings(rate=5e-3)
     exact = "text"
 
-    def trained(self) -> list[nn.Parameter]:
+    def trainable(self) -> list[nn.Parameter]:
         """The whole table."""
         self.tokenizer.add_tokens([TOKEN])
         self.row: int = self.tokenizer.convert_tokens_to_ids(TOKEN)
@@ -169,19 +173,19 @@ class TextualInversion(Loop):
         self.text.train()
         return [self.table.weight]
 
-    def begun(self, noun: str) -> None:
-        """The new row begins as the class noun's."""
+    def prepare(self, noun: str) -> None:
+        """Copy the class noun's embedding to the new row."""
         (first, *_) = self.tokenizer(noun, add_special_tokens=False).input_ids
         with torch.no_grad():
             self.table.weight[self.row] = self.table.weight[first].clone()
 
-    def learned(self) -> dict[str, Tensor]:
+    def trained_tensors(self) -> dict[str, Tensor]:
         """The new row."""
         return {TOKEN: self.table.weight[self.row].detach().clone()}
 
-    def cleared(self) -> None:
-        """All rows but the new one are put back."""
-        super().cleared()
+    def after_step(self) -> None:
+        """Restore all rows but the new one."""
+        super().after_step()
         others = torch.ones(len(self.tokenizer), dtype=torch.bool)
         others[self.row] = False
         with torch.no_grad():
@@ -189,12 +193,12 @@ class TextualInversion(Loop):
 
 
 class Lora(Loop):
-    """Layers of low rank beside the attention's, by peft."""
+    """LoRA on the attention layers, by peft."""
 
-    knobs = Knobs(rate=5e-4, clip=1.0)
+    settings = Settings(rate=5e-4, clip=1.0)
 
-    def trained(self) -> list[nn.Parameter]:
-        """Both factors of every layer."""
+    def trainable(self) -> list[nn.Parameter]:
+        """Both factors of each layer."""
         settings = LoraConfig(
             r=LORA_RANK,
             lora_alpha=LORA_RANK,
@@ -208,8 +212,8 @@ class Lora(Loop):
             weight.data = weight.data.float()
         return trained
 
-    def learned(self) -> dict[str, Tensor]:
-        """Both factors of every layer, and how much they count."""
+    def trained_tensors(self) -> dict[str, Tensor]:
+        """Both factors and the alpha of each layer."""
         named = self.unet.named_parameters()
         found = {
             name.replace(".default", ""): weight.detach()
@@ -221,22 +225,22 @@ class Lora(Loop):
 
 
 class Dreambooth(Loop):
-    """All of the U-Net; the text encoder is frozen."""
+    """Trains the whole U-Net; the text encoder is frozen."""
 
-    knobs = Knobs(rate=5e-6, clip=1.0)
+    settings = Settings(rate=5e-6, clip=1.0)
     exact = "unet"
 
-    def trained(self) -> list[nn.Parameter]:
+    def trainable(self) -> list[nn.Parameter]:
         """The whole U-Net."""
         self.unet.requires_grad_(True).train()
         return list(self.unet.parameters())
 
-    def learned(self) -> dict[str, Tensor]:
+    def trained_tensors(self) -> dict[str, Tensor]:
         """All weights."""
         return {name: weight.detach() for name, weight in self.unet.named_parameters()}
 
-    def cleared(self) -> None:
-        """The scripts fill gradients with zeros, and do not give them back."""
+    def after_step(self) -> None:
+        """Fill gradients with zeros and keep their memory, as the scripts do."""
         self.optimizer.zero_grad(set_to_none=False)
 
 
@@ -247,17 +251,17 @@ LOOPS: dict[str, type[Loop]] = {
 }
 
 
-def learned(job: Job) -> Iterator[None]:
-    """Ready, then a step each time."""
+def training_steps(job: Job) -> Iterator[None]:
+    """Training: yields when ready, then after each step."""
     kind = LOOPS[job.method]
-    knobs = Knobs(kind.knobs.rate, clip=kind.knobs.clip, batch=job.batch, size=job.size)
+    settings = Settings(kind.settings.rate, clip=kind.settings.clip, batch=job.batch, size=job.size)
     word = TOKEN if kind is TextualInversion else f"{_RARE} {job.noun}"
     files = tuple(sorted(job.pictures.glob("*.png")))
-    shown = [Shown(files, ((f"a photo of a {word}",),) * len(files))]
+    shown = [ImageSet(files, ((f"a photo of a {word}",),) * len(files))]
     if kind is Dreambooth:
-        shown.append(Shown(files, ((f"a photo of a {job.noun}",),) * len(files)))
-    loop = kind(job.base, shown, knobs, job.device, job.precision)
-    loop.begun(job.noun)
+        shown.append(ImageSet(files, ((f"a photo of a {job.noun}",),) * len(files)))
+    loop = kind(job.base, shown, settings, job.device, job.precision)
+    loop.prepare(job.noun)
     yield
     for number, _ in enumerate(loop.steps(), 1):
         yield
@@ -265,8 +269,8 @@ def learned(job: Job) -> Iterator[None]:
             return
 
 
-def painted(job: Job) -> Iterator[None]:
-    """Ready, a first picture of two steps, then a whole one each time."""
+def generation_steps(job: Job) -> Iterator[None]:
+    """Generation: yields when ready, after an image of two steps, then after each whole image."""
     half = torch.bfloat16 if job.precision == "bf16" else torch.float32
     pipe: Any = StableDiffusionPipeline.from_pretrained(
         job.base, safety_checker=None, requires_safety_checker=False, dtype=half

@@ -1,4 +1,4 @@
-"""What was measured, as ratios between the sides, with their spread over the rounds."""
+"""Results as ratios between the sides, with the range over all rounds."""
 
 import json
 import os
@@ -13,53 +13,53 @@ from lab.speed.job import Outcome
 
 FIGURES = Path(__file__).parents[2] / "docs" / "figures"
 
-Found = dict[str, dict[str, list[Outcome]]]  # by method, by side, a round each
+Outcomes = dict[str, dict[str, list[Outcome]]]  # by method and side, one for each round
 
-# Seconds a step that diffusers' own scripts took on a machine of this kind, issue 4: at the shapes
-# of SD 1.5, 256x256 pixels, batch 1, two threads. The plain loop may be 10% slower at most.
+# Seconds per step of diffusers' training scripts on a machine of this kind: SD 1.5, 256x256 pixels,
+# batch size 1, two threads. The plain loop may be at most 10% slower.
 SCRIPTS = {"textual-inversion": 11.0, "lora": 8.3, "dreambooth": 40.0}
 
 
 def seconds(outcome: Outcome) -> float:
-    """Of a step of one concept, by the clock: the mean over a round's steps."""
+    """Wall time per step and concept: the mean over a round's steps."""
     return fmean(outcome.steps) / outcome.concepts
 
 
 def processor(outcome: Outcome) -> float:
-    """Of a step, as the processor counts them; what else runs on the machine hardly matters."""
+    """CPU time per step and concept, which hardly depends on other processes."""
     return fmean(outcome.processor) / outcome.concepts
 
 
 def peak(outcome: Outcome) -> float:
-    """Gigabytes at most, of the device's memory if it has its own."""
+    """Peak memory in gigabytes: of the device, if it has its own memory."""
     return outcome.device_gb or outcome.peak_gb
 
 
-def table(found: Found, settings: Mapping[str, object]) -> str:
-    """Everything to look at; `needed` is the rate of the operations that a step cannot do without.
+def table(outcomes: Outcomes, settings: Mapping[str, object]) -> str:
+    """A table of all results; `needed` is the rate of a step's necessary operations.
 
-    Beside it stands the rate of a large matrix product in each precision: the machine's most.
+    Next to it is the machine's highest rate: that of a large matrix product in each precision.
     """
     head = (
-        f"{'method':18} {'side':7} {'s a step':>9} {'(from, to)':>16} {'processor':>10} "
+        f"{'method':18} {'side':7} {'s / step':>9} {'(from, to)':>16} {'processor':>10} "
         f"{'first':>7} {'loading':>8} {'peak GB':>8} {'steps GB':>9} "
         f"{'GFLOP/s fp32, bf16, fp16':>25} {'needed':>7}"
     )
-    lines = [_machine(found, settings), "", head]
-    for method, sides in found.items():
+    lines = [_machine(outcomes, settings), "", head]
+    for method, sides in outcomes.items():
         need = _needed(method, settings)
         lines += [_row(method, side, rounds, need) for side, rounds in sides.items()]
-    ratios = [_ratios(method, sides) for method, sides in found.items() if len(sides) > 1]
+    ratios = [_ratios(method, sides) for method, sides in outcomes.items() if len(sides) > 1]
     if ratios:
         lines += ["", "plain loop / pinxit, medians over rounds (least, most):", *ratios]
-    known = [_known(method, sides) for method, sides in found.items() if "plain" in sides]
+    known = [_known(method, sides) for method, sides in outcomes.items() if "plain" in sides]
     if settings["base"] == "sd15" and settings["size"] == 256 and settings["device"] == "cpu":
-        lines += ["", "plain loop against the scripts' times of issue 4:", *filter(None, known)]
+        lines += ["", "plain loop against diffusers' scripts:", *filter(None, known)]
     return "\n".join(lines)
 
 
-def plain(found: Found, settings: Mapping[str, object]) -> dict[str, object]:
-    """Everything as plain numbers: settings, every outcome, and the ratios."""
+def to_dict(outcomes: Outcomes, settings: Mapping[str, object]) -> dict[str, object]:
+    """Settings, outcomes and ratios as plain values, for JSON."""
     return {
         "settings": dict(settings),
         "torch": version("torch"),
@@ -67,14 +67,14 @@ def plain(found: Found, settings: Mapping[str, object]) -> dict[str, object]:
         "cores": os.cpu_count(),
         "outcomes": {
             method: {side: [asdict(outcome) for outcome in rounds] for side, rounds in s.items()}
-            for method, s in found.items()
+            for method, s in outcomes.items()
         },
         "ratios": {
             method: {
                 what: dict(zip(("median", "least", "most"), _ratio(sides, of), strict=True))
                 for what, of in _COMPARED.items()
             }
-            for method, sides in found.items()
+            for method, sides in outcomes.items()
             if len(sides) > 1
         },
     }
@@ -87,8 +87,8 @@ _COMPARED: dict[str, Callable[[Outcome], float]] = {
 }
 
 
-def _machine(found: Found, settings: Mapping[str, object]) -> str:
-    every = [one for sides in found.values() for rounds in sides.values() for one in rounds]
+def _machine(outcomes: Outcomes, settings: Mapping[str, object]) -> str:
+    every = [one for sides in outcomes.values() for rounds in sides.values() for one in rounds]
     threads = sorted({one.threads for one in every})
     return (
         f"{settings['base']} at {settings['size']}x{settings['size']}, batch {settings['batch']}, "
@@ -114,20 +114,20 @@ def _row(method: str, side: str, rounds: Sequence[Outcome], need: float) -> str:
 
 
 def _needed(method: str, settings: Mapping[str, object]) -> float:
-    """The operations that a step cannot do without, where they were counted; else 0."""
+    """The necessary operations of a step, if they were counted; 0 otherwise."""
     batch, kept = settings["batch"], FIGURES / "arithmetic.json"
     counted = json.loads(kept.read_text(encoding="utf-8"))["figures"] if kept.is_file() else {}
-    found = counted.get(f"{settings['base']} {settings['size']}")
-    if not found or (method == "generation" and settings["painting_steps"] != 25):
+    outcomes = counted.get(f"{settings['base']} {settings['size']}")
+    if not outcomes or (method == "generation" and settings["painting_steps"] != 25):
         return 0.0
     assert isinstance(batch, int)
-    return found["methods"][method]["operations"] * (1 if method == "generation" else batch)
+    return outcomes["methods"][method]["operations"] * (1 if method == "generation" else batch)
 
 
 def _ratio(
     sides: Mapping[str, Sequence[Outcome]], of: Callable[[Outcome], float]
 ) -> tuple[float, float, float]:
-    """Plain by pinxit, a pair of turns each: median, least and most."""
+    """The ratio of plain loop to pinxit over all rounds: median, lowest and highest."""
     pairs = zip(sides["plain"], sides["pinxit"], strict=False)
     ratios = [of(plain) / of(ours) for plain, ours in pairs]
     return median(ratios), min(ratios), max(ratios)

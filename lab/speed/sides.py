@@ -1,4 +1,4 @@
-"""The two sides of every comparison, each as steps: first it is ready, then step after step."""
+"""The two sides of a comparison as iterators: ready to start, then one step after another."""
 
 from collections.abc import Iterator
 
@@ -6,11 +6,13 @@ from lab.speed.job import Job
 
 
 def side(job: Job) -> Iterator[None]:
-    """The job's steps: the first answer says that all is loaded, every further one is a step."""
+    """The steps of a job. The first item means that all is loaded, each further one is a step."""
     if job.side == "plain":
         from lab.speed import plain
 
-        return plain.painted(job) if job.method == "generation" else plain.learned(job)
+        return (
+            plain.generation_steps(job) if job.method == "generation" else plain.training_steps(job)
+        )
     from lab.speed import ours
 
-    return ours.painted(job) if job.method == "generation" else ours.learned(job)
+    return ours.generation_steps(job) if job.method == "generation" else ours.training_steps(job)

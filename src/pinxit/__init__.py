@@ -1,15 +1,15 @@
-"""Teach a Stable Diffusion model a subject or a style from a few pictures, and paint with it.
+"""Train Stable Diffusion models on a few images of a subject or a style, and generate images.
 
 ```python
 import pinxit
 
 model = pinxit.open_base("pocket")
 recipe = pinxit.Recipe(
-    method="textual-inversion", pictures="toy/", token="<mytoy>", class_noun="toy"
+    method="textual-inversion", images="toy/", token="<mytoy>", class_noun="toy"
 )
-run = pinxit.teach(model, recipe, "runs/mytoy")
-pictures = pinxit.paint(model, "a photo of <mytoy> on the beach", [run.folder])
-pinxit.sheet([picture.image for picture in pictures]).show()
+run = pinxit.train(model, recipe, "runs/mytoy")
+results = pinxit.generate(model, "a photo of <mytoy> on the beach", [run.folder])
+pinxit.contact_sheet([result.image for result in results]).show()
 ```
 """
 
@@ -19,45 +19,72 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from pinxit.concepts.concept import Concept
     from pinxit.errors import PinxitError
-    from pinxit.generation.generate import Request, paint
-    from pinxit.images.folder import read_pictures
-    from pinxit.images.tensors import sheet
+    from pinxit.generation.generate import GenerationRequest, generate_images
+    from pinxit.images.folder import read_images
+    from pinxit.images.tensors import contact_sheet
     from pinxit.models.model import open_base
     from pinxit.models.open_bases import Bases
-    from pinxit.runs.run import Run, teach
+    from pinxit.runs.run import Run, train_run
     from pinxit.training.recipe import Recipe
+
+    generate = paint = generate_images
+    train = teach = train_run
+    Request = GenerationRequest
+    read_pictures = read_images
+    sheet = contact_sheet
+    __version__: str
 
 __all__ = [
     "Bases",
     "Concept",
+    "GenerationRequest",
     "PinxitError",
     "Recipe",
-    "Request",
     "Run",
+    "__version__",
+    "contact_sheet",
+    "generate",
     "open_base",
-    "paint",
-    "read_pictures",
-    "sheet",
-    "teach",
+    "read_images",
+    "train",
 ]
 
-# Where each name lives: imported when it is first asked for, since torch takes seconds.
+# The module and the object of each public name. Modules are imported on first use, because
+# importing torch takes seconds.
 _HOMES = {
-    "Bases": "models.open_bases",
-    "Concept": "concepts.concept",
-    "PinxitError": "errors",
-    "Recipe": "training.recipe",
-    "Request": "generation.generate",
-    "Run": "runs.run",
-    "open_base": "models.model",
-    "paint": "generation.generate",
-    "read_pictures": "images.folder",
-    "sheet": "images.tensors",
-    "teach": "runs.run",
+    "Bases": ("models.open_bases", "Bases"),
+    "Concept": ("concepts.concept", "Concept"),
+    "GenerationRequest": ("generation.generate", "GenerationRequest"),
+    "PinxitError": ("errors", "PinxitError"),
+    "Recipe": ("training.recipe", "Recipe"),
+    "Run": ("runs.run", "Run"),
+    "contact_sheet": ("images.tensors", "contact_sheet"),
+    "generate": ("generation.generate", "generate_images"),
+    "open_base": ("models.model", "open_base"),
+    "read_images": ("images.folder", "read_images"),
+    "train": ("runs.run", "train_run"),
+}
+# Names of the first version.
+_ALIASES = {
+    "Request": "GenerationRequest",
+    "paint": "generate",
+    "read_pictures": "read_images",
+    "sheet": "contact_sheet",
+    "teach": "train",
 }
 
 
 def __getattr__(name: str) -> object:
+    if name == "__version__":
+        from importlib.metadata import version
+
+        return version("pinxit")
+    name = _ALIASES.get(name, name)
     if name not in _HOMES:
-        raise AttributeError(f"module pinxit has no `{name}`")
-    return getattr(import_module(f"pinxit.{_HOMES[name]}"), name)
+        raise AttributeError(f"module `pinxit` has no attribute `{name}`")
+    module, attribute = _HOMES[name]
+    return getattr(import_module(f"pinxit.{module}"), attribute)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -1,22 +1,25 @@
-"""What can go wrong in ways a user can mend; anything else is a bug and shows its traceback.
+"""Errors that a user can correct. Any other exception is a bug and shows its traceback.
 
 PinxitError
-├── PictureError   a picture or a folder of pictures cannot be used
-├── ModelError     a base model cannot be opened, or lacks what is asked of it
-├── RecipeError    a method, a knob, a token or a recipe file is not right
-├── ConceptError   a learned concept cannot be read, written or used with this model
-├── RunError       a run folder cannot be made, read or continued
-├── RequestError   a request to paint is not right
-├── DiskError      a file cannot be written, or not so that it stays
-└── FileError      a file of another program cannot be read, or holds more than data
+├── ImageError     an image or a folder of images cannot be used
+├── ModelError     a base model cannot be opened, or lacks a required feature
+├── RecipeError    a method, an option, a token or a recipe file is invalid
+├── ConceptError   a concept cannot be read, written or used with this model
+├── RunError       a run folder cannot be created, read or continued
+├── RequestError   a request to generate images is invalid
+├── DiskError      a file cannot be written, or the disk returns other data than was written
+└── FileError      a file cannot be read, is damaged, or contains more than data
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from difflib import get_close_matches
+
+# Similarity from which a name is suggested, 0 to 1: "stepz" suggests "steps" (0.8).
+_SIMILAR = 0.72
 
 
 class PinxitError(Exception):
-    """What is wrong, with the value in it, and what to do about it."""
+    """An error with a message, which contains the value, and a hint, which says what to do."""
 
     def __init__(self, message: str, hint: str) -> None:
         super().__init__(message, hint)
@@ -27,41 +30,55 @@ class PinxitError(Exception):
         return f"{self.message}\nhint: {self.hint}"
 
 
-class PictureError(PinxitError):
-    """A picture or a folder of pictures cannot be used."""
+class ImageError(PinxitError):
+    """An image or a folder of images cannot be used."""
+
+
+# The name of earlier versions.
+PictureError = ImageError
 
 
 class ModelError(PinxitError):
-    """A base model cannot be opened, or lacks what is asked of it."""
+    """A base model cannot be opened, or lacks a required feature."""
 
 
 class RecipeError(PinxitError):
-    """A method, a knob, a token or a recipe file is not right."""
+    """A method, an option, a token or a recipe file is invalid."""
 
 
 class ConceptError(PinxitError):
-    """A learned concept cannot be read, written or used with this model."""
+    """A concept cannot be read, written or used with this model."""
 
 
 class RunError(PinxitError):
-    """A run folder cannot be made, read or continued."""
+    """A run folder cannot be created, read or continued."""
 
 
 class RequestError(PinxitError):
-    """A request to paint is not right."""
+    """A request to generate images is invalid."""
 
 
 class DiskError(PinxitError):
-    """A file cannot be written, or not so that it stays."""
+    """A file cannot be written, or the disk returns other data than was written."""
 
 
 class FileError(PinxitError):
-    """A file of another program cannot be read, or holds more than data."""
+    """A file cannot be read, is damaged, or contains more than data."""
 
 
-def did_you_mean(word: str, known: Iterable[str]) -> str:
-    """The hint for a misspelt name: the nearest known one if there is one, and all of them."""
-    choices = sorted(known)
-    listed = ", ".join(choices) or "none"
-    near = get_close_matches(word.lower(), choices, n=1, cutoff=0.5)
-    return f"did you mean {near[0]}? known: {listed}" if near else f"known: {listed}"
+def closest(name: str, known: Iterable[str]) -> str | None:
+    """The known name that is spelled most like `name`, or None if none is similar."""
+    matches = get_close_matches(name.lower(), list(known), n=1, cutoff=_SIMILAR)
+    return matches[0] if matches else None
+
+
+def did_you_mean(name: str, known: Iterable[str], aliases: Mapping[str, str] | None = None) -> str:
+    """A hint for an unknown name: the most similar known one if there is one, and all of them.
+
+    `aliases` maps other names that are accepted to known ones; they are compared, but not listed.
+    """
+    names = sorted(known)
+    accepted = {**(aliases or {}), **{known_name: known_name for known_name in names}}
+    similar = closest(name, accepted)
+    listed = f"known: {', '.join(names) or 'none'}"
+    return f"did you mean {accepted[similar]}? {listed}" if similar else listed

@@ -1,68 +1,147 @@
-"""Options that check themselves: frozen, nothing unknown, and errors in the user's words."""
+"""Options that check themselves: frozen, no unknown names, errors that a user can act on.
+
+An option is one described field. Its flag, its key in files, its check, its help and its page in
+the reference all come from that field.
+"""
 
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import ClassVar, Self
+from typing import Any, ClassVar, Self, cast
 
 from pydantic import (
     BaseModel,
     ConfigDict,
+    Field,
     ModelWrapValidatorHandler,
     ValidationError,
     model_validator,
 )
+from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails
 
 from pinxit.errors import PinxitError, RecipeError, did_you_mean
 
+_KEY = "pinxit"
 
-class Checked(BaseModel):
+
+@dataclass(frozen=True)
+class OptionDetails:
+    """Details of an option apart from its type, default and help.
+
+    `aliases`: other names it is accepted under. `values`: other spellings of its values, and what
+    they mean. `default_is`: what the default depends on, where it is not one fixed value.
+    """
+
+    aliases: tuple[str, ...] = ()
+    values: Mapping[str, str] = field(default_factory=dict[str, str])
+    default_is: str = ""
+
+
+def Option(  # noqa: N802 (a field specifier, like pydantic's Field)
+    default: Any = ...,
+    *,
+    help: str,
+    aliases: Iterable[str] = (),
+    values: Mapping[str, str] | None = None,
+    default_is: str = "",
+    **limits: float,
+) -> Any:
+    """A field of `Options`: its default (required without one), help, other names and limits.
+
+    `limits` are pydantic's `ge`, `gt`, `le` and `lt`.
+    """
+    details = OptionDetails(tuple(aliases), dict(values or {}), default_is)
+    extra: Any = {_KEY: details}
+    return Field(default, description=help, json_schema_extra=extra, **cast("Any", limits))
+
+
+def option_details(option: FieldInfo) -> OptionDetails:
+    """Aliases, other spellings of values and the kind of default of a field."""
+    extra = option.json_schema_extra
+    details = extra.get(_KEY) if isinstance(extra, dict) else None
+    return details if isinstance(details, OptionDetails) else OptionDetails()
+
+
+class Options(BaseModel):
     """A frozen table of options; whatever is wrong with the values is one PinxitError."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
-    trouble: ClassVar[type[PinxitError]] = RecipeError
+    error_type: ClassVar[type[PinxitError]] = RecipeError
 
     @classmethod
     def title(cls) -> str:
         """What to call the table in a message."""
         return f"the {cls.__name__.lower()}"
 
+    @classmethod
+    def option_names(cls) -> dict[str, str]:
+        """Every name that an option is accepted under, and the option's own name."""
+        names = {name: name for name in cls.model_fields}
+        for name, option in cls.model_fields.items():
+            names |= {alias: name for alias in option_details(option).aliases}
+        return names
+
+    @classmethod
+    def chosen(cls, values: Mapping[str, object]) -> dict[str, object]:
+        """Those of the values that are options of this table, under the options' own names.
+
+        Raises the table's error if one option is given under two names.
+        """
+        names, chosen = cls.option_names(), dict[str, object]()
+        for key, value in values.items():
+            name = names.get(key.replace("-", "_"))
+            if name is None:
+                continue
+            if name in chosen:
+                raise cls.error_type(
+                    f"`{key}` is another name of `{name}`, and both are given", "give one of them"
+                )
+            spellings = option_details(cls.model_fields[name]).values
+            chosen[name] = spellings.get(value, value) if isinstance(value, str) else value
+        return chosen
+
     @model_validator(mode="wrap")
     @classmethod
-    def _in_words(cls, values: object, handler: ModelWrapValidatorHandler[Self]) -> Self:
+    def _validate(cls, values: object, handler: ModelWrapValidatorHandler[Self]) -> Self:
+        if isinstance(values, Mapping):
+            given = cast("Mapping[str, object]", values)
+            unknown = {key: given[key] for key in given if not cls.chosen({key: given[key]})}
+            values = {**unknown, **cls.chosen(given)}
         try:
             return handler(values)
         except ValidationError as error:
-            raise cls.trouble(*cls._explained(error.errors()[0])) from error
+            raise cls.error_type(*cls._message(error.errors()[0])) from error
 
     @classmethod
-    def _explained(cls, first: ErrorDetails) -> tuple[str, str]:
+    def _message(cls, first: ErrorDetails) -> tuple[str, str]:
         name = ".".join(map(str, first["loc"])) or cls.title()
         if first["type"] == "extra_forbidden":
-            return f"{cls.title()} has no `{name}`", did_you_mean(name, cls.model_fields)
+            return f"{cls.title()} has no `{name}`", did_you_mean(
+                name, cls.model_fields, cls.option_names()
+            )
         if first["type"] == "missing":
             return f"{cls.title()} needs `{name}`", _about(cls, name)
-        given: object = first["input"]
+        value: object = first["input"]
         message = first["msg"][0].lower() + first["msg"][1:]
-        return f"`{name}` of {cls.title()} cannot be {given!r}: {message}", _about(cls, name)
+        return f"`{name}` of {cls.title()} cannot be {value!r}: {message}", _about(cls, name)
 
 
 def read_toml(path: Path, what: str) -> dict[str, object]:
-    """The values of a TOML file, which a message calls `what`; RecipeError if it is none."""
+    """The values of a TOML file, which a message calls `what`; RecipeError if it is not TOML."""
     try:
         return tomllib.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise RecipeError(
-            f"there is no {what} {path}", "give a TOML file; a run keeps its own as recipe.toml"
+            f"there is no {what} {path}", "give a TOML file; a run has its own, recipe.toml"
         ) from None
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as trouble:
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
         raise RecipeError(
-            f"{what} {path} cannot be read: {trouble}", "mend the file: it must be TOML"
-        ) from trouble
+            f"{what} {path} cannot be read: {error}", "correct the file: it must be TOML"
+        ) from error
 
 
-def _about(options: type[Checked], name: str) -> str:
-    fields: Mapping[str, object] = options.model_fields
-    field = options.model_fields.get(name.partition(".")[0]) if fields else None
-    return f"{name} is: {field.description}" if field and field.description else "see --help"
+def _about(options: type[Options], name: str) -> str:
+    option = options.model_fields.get(name.partition(".")[0])
+    return f"{name} is: {option.description}" if option and option.description else "see --help"

@@ -1,4 +1,4 @@
-"""Plug-ins by name: a plug-in is a file with one public class, and the file's name is its name."""
+"""Find plug-ins by name. A plug-in is a file with one public class; its name is the file's name."""
 
 import ast
 import inspect
@@ -14,8 +14,8 @@ from pinxit.errors import (
     did_you_mean,
 )
 
-# The package of each kind of plug-in, its name in messages, and the error of an unknown name.
-KINDS: dict[str, tuple[str, str, type[PinxitError]]] = {
+# For each kind of plug-in: its package, its name in messages, the error for an unknown name.
+PLUGIN_KINDS: dict[str, tuple[str, str, type[PinxitError]]] = {
     "families": ("models", "family", ModelError),
     "methods": ("training", "method", RecipeError),
     "controls": ("generation", "control", RequestError),
@@ -25,42 +25,42 @@ KINDS: dict[str, tuple[str, str, type[PinxitError]]] = {
 
 
 def names(kind: str) -> list[str]:
-    """The names of all plug-ins of a kind, sorted; imports none of them."""
+    """The sorted names of all plug-ins of a kind, without importing them."""
     files = (path.stem for path in _folder(kind).glob("*.py"))
     return sorted(stem.replace("_", "-") for stem in files if not stem.startswith("_"))
 
 
 def summary(kind: str, name: str) -> str:
-    """The first line of a plug-in's file, which says what it is; imports nothing."""
+    """The first line of a plug-in's docstring, without importing it."""
     file = _folder(kind) / f"{name.replace('-', '_')}.py"
-    told = ast.get_docstring(ast.parse(file.read_text(encoding="utf-8"))) or ""
-    return told.partition("\n")[0]
+    docstring = ast.get_docstring(ast.parse(file.read_text(encoding="utf-8"))) or ""
+    return docstring.partition("\n")[0]
 
 
 def load(kind: str, name: str) -> type:
-    """The one public class of the plug-in of that name; the kind's error if there is none."""
+    """Import a plug-in and return its public class; raises the error of its kind if unknown."""
     known = names(kind)
     if name not in known:
-        _, word, error = KINDS[kind]
-        raise error(f"there is no {word} `{name}`", did_you_mean(name, known))
-    module = import_module(f"pinxit.{KINDS[kind][0]}.{kind}.{name.replace('-', '_')}")
+        _, label, error = PLUGIN_KINDS[kind]
+        raise error(f"unknown {label} `{name}`", did_you_mean(name, known))
+    module = import_module(f"pinxit.{PLUGIN_KINDS[kind][0]}.{kind}.{name.replace('-', '_')}")
     public = [
-        found
-        for label, found in inspect.getmembers(module, inspect.isclass)
-        if found.__module__ == module.__name__ and not label.startswith("_")
+        plugin
+        for class_name, plugin in inspect.getmembers(module, inspect.isclass)
+        if plugin.__module__ == module.__name__ and not class_name.startswith("_")
     ]
     if len(public) != 1:
-        raise TypeError(f"{module.__name__} must have one public class, it has {len(public)}")
+        raise TypeError(f"{module.__name__} must have one public class, and has {len(public)}")
     return public[0]
 
 
 def name_of(plugin: type) -> str:
-    """The name of a plug-in, from its class."""
+    """The name of a plug-in, given its class."""
     return plugin.__module__.rpartition(".")[2].replace("_", "-")
 
 
 def _folder(kind: str) -> Path:
-    """The folder of a kind's plug-ins; RequestError if there is no such kind."""
-    if kind not in KINDS:
-        raise RequestError(f"there is no kind of plug-in `{kind}`", did_you_mean(kind, KINDS))
-    return Path(__file__).parent / KINDS[kind][0] / kind
+    """The folder with the plug-ins of a kind; RequestError if the kind is unknown."""
+    if kind not in PLUGIN_KINDS:
+        raise RequestError(f"unknown kind of plug-in `{kind}`", did_you_mean(kind, PLUGIN_KINDS))
+    return Path(__file__).parent / PLUGIN_KINDS[kind][0] / kind

@@ -1,4 +1,4 @@
-"""Randomness as a function: every draw follows from what it is for, and from nothing before it."""
+"""Random generators that depend on a seed and a purpose only, not on earlier draws."""
 
 import hashlib
 
@@ -6,9 +6,9 @@ import torch
 
 
 def generator(seed: int, *purpose: str | int) -> torch.Generator:
-    """A generator for one purpose, such as (concept, step, slot), of a run with this seed.
+    """A random generator for one purpose, such as (concept, step, slot), with this seed.
 
-    It lives on the CPU, so that the same draws are made whatever device computes.
+    It is on the CPU, so that the numbers are the same on every device.
     """
     text = "\x1f".join(map(str, (seed, *purpose)))
     digest = hashlib.sha256(text.encode()).digest()

@@ -1,4 +1,4 @@
-"""LoRA and its kin: peft's numbers, the base untouched, strengths, and what does not fit."""
+"""LoRA and its variants: equality with peft, reversibility, strengths, adapters that do not fit."""
 
 from collections.abc import Callable, Sequence
 from contextlib import closing
@@ -10,19 +10,19 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from pinxit.adapters.adapter import Adapter, NewWord, Part, TunedWeights, injected
-from pinxit.adapters.lora import PART, Form, Layers, LowRank
-from pinxit.adapters.peft_layers import KINDS, Kind
-from pinxit.concepts.concept import Concept, Pick, Provenance, combined
+from pinxit.adapters.adapter import Adapter, EmbeddingAdapter, FullWeightsAdapter, Part, applied
+from pinxit.adapters.lora import LORA_PART, LayerGroup, LoraAdapter, LoraConfig
+from pinxit.adapters.peft_layers import ADAPTER_KINDS, AdapterKind
+from pinxit.concepts.concept import Concept, ConceptReference, Provenance, combined_adapters
 from pinxit.errors import ConceptError, RequestError
-from pinxit.generation.generate import Request, paint
-from pinxit.images.folder import read_pictures
+from pinxit.generation.generate import GenerationRequest, generate_images
+from pinxit.images.folder import read_images
 from pinxit.models.model import Model, open_base
-from pinxit.runs.run import Run, teach
+from pinxit.runs.run import Run, train_run
 from pinxit.training.recipe import Recipe
-from pinxit.training.train import Lesson, Step, objective
+from pinxit.training.train import StepResult, TrainingSession, denoising_losses
 
-every_kind = pytest.mark.parametrize("kind", KINDS)
+every_kind = pytest.mark.parametrize("kind", ADAPTER_KINDS)
 CONFIGS: dict[str, Callable[..., Any]] = {
     "lora": lambda r, a: peft.LoraConfig(r=r, lora_alpha=a),
     "dora": lambda r, a: peft.LoraConfig(r=r, lora_alpha=a, use_dora=True),
@@ -32,17 +32,17 @@ CONFIGS: dict[str, Callable[..., Any]] = {
 }
 
 
-def learned(
+def trained_adapter(
     model: Model,
-    kind: Kind,
+    kind: AdapterKind,
     seed: int = 0,
     target: str = "denoiser",
-    layers: Layers = "cross-attention",
-) -> LowRank:
-    """An adapter as if it had been trained: every weight is somewhere else than at the start."""
+    layers: LayerGroup = "cross-attention",
+) -> LoraAdapter:
+    """An adapter as after training: no weight has its initial value."""
     # A LoKr whose factors are both whole has no rank, and counts as it is.
     alpha = 2.0 if kind == "lokr" else 3.0
-    adapter = LowRank.of(model, target, Form(kind, 2, alpha, layers), seed)
+    adapter = LoraAdapter.of(model, target, LoraConfig(kind, 2, alpha, layers), seed)
     draws = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for weight in adapter.weights().values():
@@ -50,21 +50,21 @@ def learned(
     return adapter
 
 
-def kept(adapter: Adapter, model: Model, strength: float = 1.0) -> LowRank:
-    """The same from its part, as it is painted with."""
-    again = LowRank.restore(adapter.part(), model)
+def restored(adapter: Adapter, model: Model, strength: float = 1.0) -> LoraAdapter:
+    """The adapter restored from its part, as it is used for generation."""
+    again = LoraAdapter.restore(adapter.part(), model)
     again.strength = strength
     return again
 
 
-def answer(model: Model, *adapters: Adapter) -> Tensor:
-    """What the denoiser says of the same noise each time."""
+def denoiser_output(model: Model, *adapters: Adapter) -> Tensor:
+    """The denoiser's output for fixed noise and prompts."""
     draws = torch.Generator().manual_seed(1)
-    side = model.picture_size // model.factor
+    side = model.default_size // model.vae_scale_factor
     noise = torch.randn(2, model.latent_channels, side, side, generator=draws)
-    with torch.no_grad(), injected(model, adapters):
-        told = model.condition(["a dog", "a red toy on the beach"])
-        return model.denoise(noise, torch.tensor([100, 700]), told)
+    with torch.no_grad(), applied(model, adapters):
+        conditioning = model.condition(["a dog", "a red toy on the beach"])
+        return model.denoise(noise, torch.tensor([100, 700]), conditioning)
 
 
 def weights_of(model: Model, target: str = "denoiser") -> dict[str, Tensor]:
@@ -73,89 +73,91 @@ def weights_of(model: Model, target: str = "denoiser") -> dict[str, Tensor]:
 
 @every_kind
 @pytest.mark.parametrize("target", ["denoiser", "text"])
-def test_inject_and_eject(kind: Kind, target: str, model: Model) -> None:
-    def tree() -> list[tuple[str, nn.Module]]:
+def test_inject_and_eject(kind: AdapterKind, target: str, model: Model) -> None:
+    def modules_of() -> list[tuple[str, nn.Module]]:
         return list(model.networks[target].named_modules())
 
-    before, modules = weights_of(model, target), tree()
+    before, modules = weights_of(model, target), modules_of()
     values = {name: tensor.clone() for name, tensor in before.items()}
-    plain = answer(model)
-    fresh = LowRank.of(model, target, Form(kind, 2, 3.0, "all"), 0)
-    assert torch.allclose(answer(model, fresh), plain, atol=1e-5)
-    adapter = learned(model, kind, target=target, layers="all")
-    changed = answer(model, adapter)
+    plain = denoiser_output(model)
+    fresh = LoraAdapter.of(model, target, LoraConfig(kind, 2, 3.0, "all"), 0)
+    assert torch.allclose(denoiser_output(model, fresh), plain, atol=1e-5)
+    adapter = trained_adapter(model, kind, target=target, layers="all")
+    changed = denoiser_output(model, adapter)
     assert (changed - plain).abs().max() > 1e-3
-    assert torch.allclose(answer(model, kept(adapter, model)), changed, atol=1e-5)
-    assert torch.equal(answer(model), plain)
-    assert tree() == modules
+    assert torch.allclose(denoiser_output(model, restored(adapter, model)), changed, atol=1e-5)
+    assert torch.equal(denoiser_output(model), plain)
+    assert modules_of() == modules
     after = weights_of(model, target)
     assert list(after) == list(before)
     assert all(after[name] is tensor for name, tensor in before.items())
     assert all(torch.equal(values[name], tensor) for name, tensor in after.items())
-    assert adapter.touches_text == (target == "text")
+    assert adapter.changes_conditioning == (target == "text")
 
 
 @pytest.mark.long
 @every_kind
-def test_it_is_what_peft_computes(kind: Kind, nano: Path, model: Model) -> None:
-    adapter = learned(model, kind, layers="all")
-    ours = answer(model, adapter)
+def test_outputs_equal_those_of_peft(kind: AdapterKind, nano: Path, model: Model) -> None:
+    adapter = trained_adapter(model, kind, layers="all")
+    pinxit_output = denoiser_output(model, adapter)
     other = open_base(nano)
     config = CONFIGS[kind](2, 2 if kind == "lokr" else 3)
     config.target_modules = list(adapter.layers)
     network = peft.inject_adapter_in_model(config, other.networks["denoiser"])
-    assert torch.allclose(answer(other), answer(model), atol=1e-5)
-    theirs = peft.get_peft_model_state_dict(network)
+    assert torch.allclose(denoiser_output(other), denoiser_output(model), atol=1e-5)
+    peft_tensors = peft.get_peft_model_state_dict(network)
     for name, tensor in adapter.part().tensors.items():
         if not name.endswith(".alpha"):
-            theirs[name] = tensor.reshape(theirs[name].shape)
-    peft.set_peft_model_state_dict(network, theirs)
-    assert torch.allclose(answer(other), ours, atol=1e-5)
+            peft_tensors[name] = tensor.reshape(peft_tensors[name].shape)
+    peft.set_peft_model_state_dict(network, peft_tensors)
+    assert torch.allclose(denoiser_output(other), pinxit_output, atol=1e-5)
 
 
 @every_kind
-def test_strength(kind: Kind, model: Model) -> None:
-    adapter = learned(model, kind)
-    plain, whole = answer(model), answer(model, adapter)
-    assert torch.equal(answer(model, kept(adapter, model, 0)), plain)
-    moved = [
-        float((answer(model, kept(adapter, model, strength)) - plain).norm())
+def test_strength(kind: AdapterKind, model: Model) -> None:
+    adapter = trained_adapter(model, kind)
+    plain, full = denoiser_output(model), denoiser_output(model, adapter)
+    assert torch.equal(denoiser_output(model, restored(adapter, model, 0)), plain)
+    distances = [
+        float((denoiser_output(model, restored(adapter, model, strength)) - plain).norm())
         for strength in (0.25, 0.5, 1.0)
     ]
-    assert 0 < moved[0] < moved[1] < moved[2]
-    assert moved[2] == pytest.approx(float((whole - plain).norm()), rel=1e-4)
+    assert 0 < distances[0] < distances[1] < distances[2]
+    assert distances[2] == pytest.approx(float((full - plain).norm()), rel=1e-4)
 
 
 @pytest.mark.long
-def test_two_together_add_up_and_other_kinds_nest(model: Model) -> None:
-    one, two = learned(model, "lora", 1), learned(model, "loha", 2)
-    own = {name: tensor.clone() for name, tensor in weights_of(model).items()}
+def test_two_adapters_add_up_in_any_order(model: Model) -> None:
+    one, two = trained_adapter(model, "lora", 1), trained_adapter(model, "loha", 2)
+    originals = {name: tensor.clone() for name, tensor in weights_of(model).items()}
 
-    def added(*adapters: LowRank) -> dict[str, Tensor]:
-        with injected(model, adapters):
-            return {name: tensor - own[name] for name, tensor in weights_of(model).items()}
+    def added(*adapters: LoraAdapter) -> dict[str, Tensor]:
+        with applied(model, adapters):
+            return {name: tensor - originals[name] for name, tensor in weights_of(model).items()}
 
-    alone = added(kept(one, model, 0.5)), added(kept(two, model))
-    both = added(kept(one, model, 0.5), kept(two, model))
+    separate = added(restored(one, model, 0.5)), added(restored(two, model))
+    both = added(restored(one, model, 0.5), restored(two, model))
     assert any(change.abs().max() > 1e-3 for change in both.values())
     for name, change in both.items():
-        assert torch.allclose(change, alone[0][name] + alone[1][name], atol=1e-6)
-    merged = answer(model, kept(one, model), kept(two, model))
-    for order in ((one, two), (two, one), (one, kept(two, model)), (kept(two, model), one)):
-        assert torch.allclose(answer(model, *order), merged, atol=1e-5)
-    assert torch.equal(weights_of(model)["conv_in.weight"], own["conv_in.weight"])
+        assert torch.allclose(change, separate[0][name] + separate[1][name], atol=1e-6)
+    merged = denoiser_output(model, restored(one, model), restored(two, model))
+    for order in ((one, two), (two, one), (one, restored(two, model)), (restored(two, model), one)):
+        assert torch.allclose(denoiser_output(model, *order), merged, atol=1e-5)
+    assert torch.equal(weights_of(model)["conv_in.weight"], originals["conv_in.weight"])
 
 
-def test_weights_that_replace_a_network_go_in_first(model: Model) -> None:
-    tuned = TunedWeights.of(model, "denoiser")
+def test_full_weights_are_applied_before_loras(model: Model) -> None:
+    tuned = FullWeightsAdapter.of(model, "denoiser")
     with torch.no_grad():
         for weight in tuned.weights().values():
             weight.mul_(0.9)
-    adapter = learned(model, "lora")
-    expected = answer(model, tuned, adapter)
-    found = combined([concept(adapter.part(), "<a>"), concept(tuned.part(), "<b>")], model)
-    assert torch.allclose(answer(model, *found), expected, atol=1e-5)
-    assert not torch.allclose(answer(model, *reversed(found)), expected, atol=1e-3)
+    adapter = trained_adapter(model, "lora")
+    expected = denoiser_output(model, tuned, adapter)
+    result = combined_adapters(
+        [concept(adapter.part(), "<a>"), concept(tuned.part(), "<b>")], model
+    )
+    assert torch.allclose(denoiser_output(model, *result), expected, atol=1e-5)
+    assert not torch.allclose(denoiser_output(model, *reversed(result)), expected, atol=1e-3)
 
 
 def concept(part: Part, token: str) -> Concept:
@@ -163,10 +165,10 @@ def concept(part: Part, token: str) -> Concept:
 
 
 @every_kind
-def test_a_part_is_what_the_seam_says(kind: Kind, model: Model) -> None:
-    adapter = learned(model, kind)
+def test_the_tensors_of_a_part(kind: AdapterKind, model: Model) -> None:
+    adapter = trained_adapter(model, kind)
     part = adapter.part()
-    assert (part.kind, part.settings) == (PART, {"target": "denoiser", "kind": kind})
+    assert (part.kind, part.settings) == (LORA_PART, {"target": "denoiser", "kind": kind})
     layer = "down_blocks.0.attentions.0.transformer_blocks.0.attn2.to_k"
     names = {name.removeprefix(f"{layer}.") for name in part.tensors if name.startswith(layer)}
     factors = {f"hada_w{n}_{side}" for n in (1, 2) for side in "ab"}
@@ -186,41 +188,42 @@ def test_a_part_is_what_the_seam_says(kind: Kind, model: Model) -> None:
     if kind == "dora":
         assert part.tensors[f"{layer}.lora_magnitude_vector"].shape == (16,)
     # peft keeps the magnitudes of convolutions in four dimensions.
-    part = learned(model, kind, layers="transformer").part()
+    part = trained_adapter(model, kind, layers="transformer").part()
     assert {t.ndim for n, t in part.tensors.items() if n.endswith("vector")} <= {1}
-    again = LowRank.restore(part, model).part()
+    again = LoraAdapter.restore(part, model).part()
     assert all(torch.equal(again.tensors[name], tensor) for name, tensor in part.tensors.items())
     assert again.tensors.keys() == part.tensors.keys()
 
 
 def test_ranks_and_alphas_are_read_layer_by_layer(model: Model) -> None:
-    whole = learned(model, "lora")
-    some, other = list(whole.layers)[:2]
+    full = trained_adapter(model, "lora")
+    first_layer, other = list(full.layers)[:2]
     tensors = {
-        name: t for name, t in whole.part().tensors.items() if name.startswith((some, other))
+        name: t for name, t in full.part().tensors.items() if name.startswith((first_layer, other))
     }
-    tensors[f"{some}.lora_A.weight"] = tensors[f"{some}.lora_A.weight"][:1]
-    tensors[f"{some}.lora_B.weight"] = tensors[f"{some}.lora_B.weight"][:, :1]
+    tensors[f"{first_layer}.lora_A.weight"] = tensors[f"{first_layer}.lora_A.weight"][:1]
+    tensors[f"{first_layer}.lora_B.weight"] = tensors[f"{first_layer}.lora_B.weight"][:, :1]
     del tensors[f"{other}.alpha"]
-    part = Part(PART, {"target": "denoiser", "kind": "lora"}, tensors)
-    own = {name: tensor.clone() for name, tensor in weights_of(model).items()}
-    with injected(model, [LowRank.restore(part, model)]):
-        for layer, scale in ((some, 3.0), (other, 1.0)):
+    part = Part(LORA_PART, {"target": "denoiser", "kind": "lora"}, tensors)
+    originals = {name: tensor.clone() for name, tensor in weights_of(model).items()}
+    with applied(model, [LoraAdapter.restore(part, model)]):
+        for layer, scale in ((first_layer, 3.0), (other, 1.0)):
             down, up = (tensors[f"{layer}.lora_{side}.weight"].flatten(1) for side in "AB")
-            change = weights_of(model)[f"{layer}.weight"] - own[f"{layer}.weight"]
+            change = weights_of(model)[f"{layer}.weight"] - originals[f"{layer}.weight"]
             assert torch.allclose(change.flatten(1), scale * up @ down, atol=1e-6)
 
 
-def test_the_seed_decides_and_nothing_else_is_drawn(model: Model) -> None:
+def test_only_the_seed_determines_the_initial_weights(model: Model) -> None:
     torch.manual_seed(5)
     expected = torch.rand(4)
     torch.manual_seed(5)
     one, same, other = (
-        LowRank.of(model, "denoiser", Form("loha", 2, 2.0, "attention"), seed) for seed in (3, 3, 4)
+        LoraAdapter.of(model, "denoiser", LoraConfig("loha", 2, 2.0, "attention"), seed)
+        for seed in (3, 3, 4)
     )
-    with injected(model, [one]):
+    with applied(model, [one]):
         pass
-    answer(model, kept(one, model))
+    denoiser_output(model, restored(one, model))
     assert torch.equal(torch.rand(4), expected)
     assert all(torch.equal(same.weights()[name], w) for name, w in one.weights().items())
     assert any(not torch.equal(other.weights()[name], w) for name, w in one.weights().items())
@@ -229,14 +232,14 @@ def test_the_seed_decides_and_nothing_else_is_drawn(model: Model) -> None:
 @pytest.mark.long
 @every_kind
 @pytest.mark.parametrize("autocast", [False, True])
-def test_beside_a_frozen_base_in_bf16(
-    kind: Kind, autocast: bool, bases: Callable[[str], Path]
+def test_on_a_frozen_base_in_bf16(
+    kind: AdapterKind, autocast: bool, bases: Callable[[str], Path]
 ) -> None:
-    """Each layer answers in bf16, and its own weights get whole gradients."""
+    """Each layer returns bf16, and the adapter weights get fp32 gradients."""
     half = open_base(bases("stable-diffusion-1"), precision="bf16")
-    adapter = learned(half, kind, layers="all")
+    adapter = trained_adapter(half, kind, layers="all")
     frozen = weights_of(half)
-    with injected(half, [adapter]), torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+    with applied(half, [adapter]), torch.autocast("cpu", torch.bfloat16, enabled=autocast):
         network = half.networks["denoiser"]
         for name in list(adapter.layers)[::7]:
             made: Any = network.get_submodule(name)
@@ -247,15 +250,15 @@ def test_beside_a_frozen_base_in_bf16(
                 if weight.ndim == 4
                 else (3, weight.shape[1])
             )
-            found = made(torch.ones(shape, dtype=torch.bfloat16))
-            assert found.dtype == torch.bfloat16
-            found.float().square().sum().backward()
-            for own in adapter.layers[name].values():
-                assert own.dtype == own.grad.dtype == torch.float32
-                assert own.grad.abs().max() > 0
+            result = made(torch.ones(shape, dtype=torch.bfloat16))
+            assert result.dtype == torch.bfloat16
+            result.float().square().sum().backward()
+            for originals in adapter.layers[name].values():
+                assert originals.dtype == originals.grad.dtype == torch.float32
+                assert originals.grad.abs().max() > 0
     assert {tensor.dtype for tensor in frozen.values()} == {torch.bfloat16}
-    changed, merged = answer(half, adapter), answer(half, kept(adapter, half))
-    assert (changed - merged).norm() < 0.1 * (changed - answer(half)).norm()
+    changed, merged = denoiser_output(half, adapter), denoiser_output(half, restored(adapter, half))
+    assert (changed - merged).norm() < 0.1 * (changed - denoiser_output(half)).norm()
 
 
 @pytest.mark.parametrize(
@@ -265,30 +268,35 @@ def test_beside_a_frozen_base_in_bf16(
         (lambda _: {"conv_norm_out.lora_A.weight": torch.ones(1)}, "has no such layer"),
         (
             lambda t: {f"{LAYER}.lora_A.weight": t[f"{LAYER}.lora_A.weight"]},
-            r"has lora_A.weight \(2, 32\) for",
+            r"for it are: lora_A.weight \(2, 32\)",
         ),
-        (lambda _: {f"{LAYER}.alpha": torch.tensor(1.0)}, "has nothing for it as lora"),
+        (lambda _: {f"{LAYER}.alpha": torch.tensor(1.0)}, "lora tensors .* are: none"),
         (
             lambda t: {**t, f"{LAYER}.lora_A.weight": torch.ones(2, 99)},
-            r"is \(16, 32\) in .*\(2, 99",
+            r"shape \(16, 32\) in .*\(2, 99",
         ),
         (
             lambda t: {**t, f"{LAYER}.lora_B.weight": torch.ones(99, 2)},
-            r"is \(16, 32\) in .*\(99, 2",
+            r"shape \(16, 32\) in .*\(99, 2",
         ),
-        (lambda t: {**t, f"{LAYER}.lora_B.weight": torch.ones(1, 2)}, r"is \(16, 32\) in .*\(1, 2"),
-        (lambda t: {**t, f"{LAYER}.lora_A.weight": torch.tensor(1.0)}, r"is \(16, 32\) in"),
-        (lambda t: {**t, f"{LAYER}.lora_C.weight": torch.ones(1)}, "is no adapter's"),
-        (lambda t: {**t, f"{LAYER}.alpha": torch.ones(2)}, "is no adapter's"),
+        (
+            lambda t: {**t, f"{LAYER}.lora_B.weight": torch.ones(1, 2)},
+            r"shape \(16, 32\) in .*\(1, 2",
+        ),
+        (lambda t: {**t, f"{LAYER}.lora_A.weight": torch.tensor(1.0)}, r"shape \(16, 32\) in"),
+        (lambda t: {**t, f"{LAYER}.lora_C.weight": torch.ones(1)}, "belongs to no kind of adapter"),
+        (lambda t: {**t, f"{LAYER}.alpha": torch.ones(2)}, "belongs to no kind of adapter"),
     ],
 )
-def test_what_does_not_fit(change: Any, message: str, model: Model) -> None:
+def test_tensors_that_do_not_fit(change: Any, message: str, model: Model) -> None:
     tensors = {
-        n: t for n, t in learned(model, "lora").part().tensors.items() if n.startswith(LAYER)
+        n: t
+        for n, t in trained_adapter(model, "lora").part().tensors.items()
+        if n.startswith(LAYER)
     }
-    part = Part(PART, {"target": "denoiser", "kind": "lora"}, change(tensors))
+    part = Part(LORA_PART, {"target": "denoiser", "kind": "lora"}, change(tensors))
     with pytest.raises(ConceptError, match=message):
-        LowRank.restore(part, model)
+        LoraAdapter.restore(part, model)
 
 
 LAYER = "down_blocks.0.attentions.0.transformer_blocks.0.attn2.to_k"
@@ -298,26 +306,26 @@ LAYER = "down_blocks.0.attentions.0.transformer_blocks.0.attn2.to_k"
     ("settings", "message"),
     [
         ({"target": "text_9", "kind": "lora"}, "changes the network `text_9`"),
-        ({"target": "denoiser", "kind": "lorra"}, "no adapter is of the kind `lorra`"),
+        ({"target": "denoiser", "kind": "lorra"}, "unknown adapter kind `lorra`"),
     ],
 )
 def test_settings_that_do_not_fit(settings: dict[str, str], message: str, model: Model) -> None:
     with pytest.raises(ConceptError, match=message):
-        LowRank.restore(Part(PART, settings, {}), model)
+        LoraAdapter.restore(Part(LORA_PART, settings, {}), model)
 
 
 @every_kind
-def test_shapes_of_another_base(kind: Kind, model: Model) -> None:
-    tensors = dict(learned(model, kind).part().tensors)
+def test_shapes_of_another_base(kind: AdapterKind, model: Model) -> None:
+    tensors = dict(trained_adapter(model, kind).part().tensors)
     name = next(n for n in tensors if n.startswith(LAYER) and not n.endswith("alpha"))
     tensors[name] = torch.ones(7, 5)
-    with pytest.raises(ConceptError, match=r"is \(16, 32\) in"):
-        LowRank.restore(Part(PART, {"target": "denoiser", "kind": kind}, tensors), model)
+    with pytest.raises(ConceptError, match=r"shape \(16, 32\) in"):
+        LoraAdapter.restore(Part(LORA_PART, {"target": "denoiser", "kind": kind}, tensors), model)
 
 
 def test_groups_of_layers(model: Model) -> None:
-    def layers(group: Any, kind: Kind = "lora", target: str = "denoiser") -> set[str]:
-        return set(LowRank.of(model, target, Form(kind, 1, 1.0, group), 0).layers)
+    def layers(group: Any, kind: AdapterKind = "lora", target: str = "denoiser") -> set[str]:
+        return set(LoraAdapter.of(model, target, LoraConfig(kind, 1, 1.0, group), 0).layers)
 
     cross, attention, blocks, everything = map(
         layers, ("cross-attention", "attention", "transformer", "all")
@@ -342,30 +350,28 @@ def test_groups_of_layers(model: Model) -> None:
     }
 
 
-def test_a_tower_with_a_prefix_is_named_without(opened: Callable[[str], Model]) -> None:
+def test_layer_names_have_no_text_encoder_prefix(opened: Callable[[str], Model]) -> None:
     model = opened("stable-diffusion-xl")
-    adapter = learned(model, "lora", target="text_2")
+    adapter = trained_adapter(model, "lora", target="text_2")
     assert all(name.startswith("encoder.layers.") for name in adapter.layers)
     plain = model.condition(["a dog"]).states
-    with injected(model, [kept(adapter, model)]):
+    with applied(model, [restored(adapter, model)]):
         assert not torch.allclose(model.condition(["a dog"]).states, plain, atol=1e-3)
     assert torch.equal(model.condition(["a dog"]).states, plain)
 
 
-def test_what_stops_half_way_leaves_the_base_as_it_was(model: Model) -> None:
-    adapter = kept(learned(model, "lora"), model)
+def test_an_error_during_inject_restores_the_base(model: Model) -> None:
+    adapter = restored(trained_adapter(model, "lora"), model)
     before = weights_of(model)
     adapter.layers["gone"] = {}
-    with pytest.raises(KeyError), injected(model, [adapter]):
+    with pytest.raises(KeyError), applied(model, [adapter]):
         raise AssertionError
     assert all(tensor is before[name] for name, tensor in weights_of(model).items())
 
 
-def test_strengths_are_written_after_a_colon(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_parsing_of_strengths(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    for given, path, strength in (
+    for concept_inputs, path, strength in (
         ("a.safetensors", "a.safetensors", 1),
         ("a.safetensors:0.7", "a.safetensors", 0.7),
         ("runs/toy:-.5", "runs/toy", -0.5),
@@ -375,47 +381,56 @@ def test_strengths_are_written_after_a_colon(
         (r"C:\\toys\\a.safetensors:0.5", r"C:\\toys\\a.safetensors", 0.5),
         ("a:strong", "a:strong", 1),
     ):
-        found = Pick.of(given)
-        assert (str(found.path), found.strength) == (path, strength)
-        assert Pick.of(str(found)) == found
+        result = ConceptReference.parse(concept_inputs)
+        assert (str(result.path), result.strength) == (path, strength)
+        assert ConceptReference.parse(str(result)) == result
     Path("toy:0.5").mkdir()
-    assert Pick.of("toy:0.5") == Pick(Path("toy:0.5"))
-    assert Pick.of("toy:0.5:0.7") == Pick(Path("toy:0.5"), 0.7)
+    assert ConceptReference.parse("toy:0.5") == ConceptReference(Path("toy:0.5"))
+    assert ConceptReference.parse("toy:0.5:0.7") == ConceptReference(Path("toy:0.5"), 0.7)
     Path("toy:0.5").rmdir()
-    assert Pick.of(str(Pick(Path("toy:0.5")))) == Pick(Path("toy:0.5"))
-    with pytest.raises(RequestError, match="no strength"):
-        Pick.of("a:1e999")
+    assert ConceptReference.parse(str(ConceptReference(Path("toy:0.5")))) == ConceptReference(
+        Path("toy:0.5")
+    )
+    with pytest.raises(RequestError, match="not a finite number"):
+        ConceptReference.parse("a:1e999")
 
 
 def test_a_request_keeps_strengths(model: Model, tmp_path: Path) -> None:
     file = tmp_path / "a.safetensors"
-    concept(learned(model, "lora").part(), "<a>").save(file)
+    concept(trained_adapter(model, "lora").part(), "<a>").save(file)
     drawn = [
-        paint(model, "a dog", [given])[0]
-        for given in (f"{file}:0.5", Concept.load(file).at(0.5), file, f"{file}:0")
+        generate_images(model, "a dog", [concept_inputs])[0]
+        for concept_inputs in (
+            f"{file}:0.5",
+            Concept.load(file).with_strength(0.5),
+            file,
+            f"{file}:0",
+        )
     ]
     assert torch.equal(drawn[0].latents, drawn[1].latents)
     assert not torch.allclose(drawn[0].latents, drawn[2].latents, atol=1e-3)
-    assert torch.equal(drawn[3].latents, paint(model, "a dog")[0].latents)
+    assert torch.equal(drawn[3].latents, generate_images(model, "a dog")[0].latents)
     drawn[0].save(tmp_path / "a.png")
-    again = Request.from_png(tmp_path / "a.png")
+    again = GenerationRequest.from_png(tmp_path / "a.png")
     assert again == drawn[0].request
-    assert again.concepts == (Pick(file, 0.5),)
+    assert again.concepts == (ConceptReference(file, 0.5),)
 
 
-def test_a_word_has_no_strength(model: Model) -> None:
-    word = concept(NewWord.of(model, "<a>", "toy", 1).part(), "<a>")
-    with pytest.raises(ConceptError, match=r"<a> cannot have the strength 0.7: it holds no LoRA"):
-        paint(model, Request(prompt="<a>"), [word.at(0.7)])
-    tuned = concept(TunedWeights.of(model, "denoiser").part(), "<b>")
-    with pytest.raises(ConceptError, match="it holds no LoRA"):
-        combined([tuned.at(0.5)], model)
+def test_a_strength_needs_a_lora(model: Model) -> None:
+    word = concept(EmbeddingAdapter.of(model, "<a>", "toy", 1).part(), "<a>")
+    with pytest.raises(
+        ConceptError, match=r"a strength \(`:0.7`\) works for LoRAs only; <a> has no LoRA"
+    ):
+        generate_images(model, GenerationRequest(prompt="<a>"), [word.with_strength(0.7)])
+    tuned = concept(FullWeightsAdapter.of(model, "denoiser").part(), "<b>")
+    with pytest.raises(ConceptError, match="has no LoRA"):
+        combined_adapters([tuned.with_strength(0.5)], model)
 
 
 @pytest.mark.long
 @every_kind
-def test_every_kind_learns_and_goes_on(
-    kind: Kind, model: Model, pictures: Path, tmp_path: Path
+def test_every_kind_trains_and_resumes(
+    kind: AdapterKind, model: Model, pictures: Path, tmp_path: Path
 ) -> None:
     method = {"name": "lora", "adapter": kind, "prior_pictures": 0, "rank": 4, "layers": "all"}
     recipe = Recipe.model_validate(
@@ -424,28 +439,30 @@ def test_every_kind_learns_and_goes_on(
             **{"steps": 30, "batch_size": 4, "rate": 1e-2, "preview_every": 0},
         }
     )
-    whole = teach(model, recipe, tmp_path / "whole")
-    losses = [float(entry["losses"][0]) for entry in whole.journal()]
+    full = train_run(model, recipe, tmp_path / "whole")
+    losses = [float(entry["losses"][0]) for entry in full.logged_steps()]
     stopped = Run.create(tmp_path / "stopped", recipe)
     with closing(stopped.learn(model)) as events:
-        next(event for event in events if isinstance(event, Step) and event.number == 3)
+        next(event for event in events if isinstance(event, StepResult) and event.number == 3)
     for _ in (again := Run.open(stopped.folder)).learn(model):
         pass
-    for ours, others in zip(whole.concept.parts, again.concept.parts, strict=True):
-        assert all(torch.equal(others.tensors[name], t) for name, t in ours.tensors.items())
-    plain = Lesson.of(model, whole.recipe, read_pictures(pictures))
+    for pinxit_output, others in zip(full.concept.parts, again.concept.parts, strict=True):
+        assert all(
+            torch.equal(others.tensors[name], t) for name, t in pinxit_output.tensors.items()
+        )
+    plain = TrainingSession.for_recipe(model, full.recipe, read_images(pictures))
     with torch.no_grad():
         before = errors(plain, ())
-        assert errors(plain, whole.concept.adapters(model)) < before
-    assert losses == [float(entry["losses"][0]) for entry in again.journal()]
+        assert errors(plain, full.concept.adapters(model)) < before
+    assert losses == [float(entry["losses"][0]) for entry in again.logged_steps()]
 
 
-def errors(lesson: Lesson, adapters: Sequence[Adapter]) -> float:
-    """The loss over samples that no step had."""
-    with injected(lesson.model, [*lesson.adapters[:1], *adapters[1:]]):
-        tell = lesson.tell()
+def errors(lesson: TrainingSession, adapters: Sequence[Adapter]) -> float:
+    """The loss on samples that no training step used."""
+    with applied(lesson.model, [*lesson.adapters[:1], *adapters[1:]]):
+        tell = lesson.conditioner()
         return sum(
-            float(objective(lesson.model, part, tell).sum())
+            float(denoising_losses(lesson.model, part, tell).sum())
             for n in range(8)
             for part in lesson.batches(10_000 + n)
         )

@@ -1,4 +1,4 @@
-"""A new word's vectors while they are learned: held to a length, or free to grow."""
+"""Textual inversion: embeddings with fixed or free norm, weight averaging, captions."""
 
 from pathlib import Path
 from typing import Any
@@ -7,79 +7,84 @@ import pytest
 import torch
 from torch import Tensor
 
-from pinxit.adapters.adapter import NewWord
+from pinxit.adapters.adapter import EmbeddingAdapter
 from pinxit.models.model import Model
-from pinxit.runs.run import Run, teach
+from pinxit.runs.run import Run, train_run
 from pinxit.training.recipe import Recipe
-from pinxit.training.train import Lesson, train
+from pinxit.training.train import TrainingSession, train
 
 
-def recipe(pictures: Path, length: str = "held", **changed: Any) -> Recipe:
-    method = {"name": "textual-inversion", "vectors": 2, "length": length}
-    given = {"pictures": pictures, "token": "<mytoy>", "class_noun": "toy", "preview_every": 0}
-    return Recipe.model_validate(
-        {"method": method, **given, "steps": 6, "batch_size": 2, "rate": 0.1, **changed}
-    )
+def recipe(images: Path, embedding_norm: str = "fixed", **options: Any) -> Recipe:
+    method = {"name": "textual-inversion", "num_vectors": 2, "embedding_norm": embedding_norm}
+    data = {"images": images, "token": "<mytoy>", "class_noun": "toy", "preview_every": 0}
+    training = {"steps": 6, "batch_size": 2, "learning_rate": 0.1}
+    return Recipe.model_validate({"method": method, **data, **training, **options})
 
 
-def learned(model: Model, wanted: Recipe) -> NewWord:
-    pictures = wanted.read_pictures()
-    lesson = Lesson.of(model, wanted.settled(model, len(pictures)), pictures)
-    for _ in train(lesson):
+def trained_embedding(model: Model, options: Recipe) -> EmbeddingAdapter:
+    images = options.read_images()
+    session = TrainingSession.for_recipe(model, options.settle(model, len(images)), images)
+    for _ in train(session):
         pass
-    word = lesson.adapters[0]
-    assert isinstance(word, NewWord)
-    return word
+    embedding = session.adapters[0]
+    assert isinstance(embedding, EmbeddingAdapter)
+    return embedding
 
 
-def norms(model: Model, word: NewWord) -> tuple[Tensor, float]:
-    own = model.towers["text"].word_vectors("toy").norm(dim=1).mean()
-    return word.part().tensors["text"].norm(dim=1), float(own)
+def norms(model: Model, embedding: EmbeddingAdapter) -> tuple[Tensor, float]:
+    """The norms of the embedding's vectors, and the mean norm of those of the class noun."""
+    noun_norm = model.text_encoders["text"].token_embeddings("toy").norm(dim=1).mean()
+    return embedding.part().tensors["text"].norm(dim=1), float(noun_norm)
 
 
-def test_held_vectors_stay_as_long_as_the_nouns_and_free_ones_grow(
+def test_a_fixed_norm_stays_that_of_the_noun_and_a_free_one_grows(
     model: Model, pictures: Path
 ) -> None:
-    held, own = norms(model, learned(model, recipe(pictures)))
-    assert torch.allclose(held, torch.full((2,), own), rtol=1e-4)
-    free, own = norms(model, learned(model, recipe(pictures, "free")))
-    assert bool((free > 1.2 * own).all())
+    fixed, noun_norm = norms(model, trained_embedding(model, recipe(pictures)))
+    assert torch.allclose(fixed, torch.full((2,), noun_norm), rtol=1e-4)
+    free, noun_norm = norms(model, trained_embedding(model, recipe(pictures, "free")))
+    assert bool((free > 1.2 * noun_norm).all())
 
 
-def test_what_is_kept_means_what_was_learned(model: Model, pictures: Path) -> None:
-    word = learned(model, recipe(pictures))
-    again = NewWord.restore(word.part(), model)
-    assert torch.equal(again.vectors["text"], word.vectors["text"])
-    assert not torch.equal(word.vectors["text"], word.tables["text"])
+def test_the_saved_vectors_are_the_averaged_ones(model: Model, pictures: Path) -> None:
+    embedding = trained_embedding(model, recipe(pictures))
+    restored = EmbeddingAdapter.restore(embedding.part(), model)
+    assert torch.equal(restored.vectors["text"], embedding.vectors["text"])
+    assert not torch.equal(embedding.vectors["text"], embedding.tables["text"])
 
 
-def test_a_held_word_goes_on_to_the_last_bit(model: Model, pictures: Path, tmp_path: Path) -> None:
-    whole = teach(model, recipe(pictures, steps=6), tmp_path / "whole")
-    teach(model, recipe(pictures, steps=3), tmp_path / "part")
-    more = Run.open(tmp_path / "part", steps=6)
-    list(more.learn(model))
-    one, other = (run.concept.parts[0].tensors["text"] for run in (whole, more))
-    assert torch.equal(one, other)
+def test_a_resumed_run_equals_an_uninterrupted_one(
+    model: Model, pictures: Path, tmp_path: Path
+) -> None:
+    uninterrupted = train_run(model, recipe(pictures, steps=6), tmp_path / "uninterrupted")
+    train_run(model, recipe(pictures, steps=3), tmp_path / "resumed")
+    resumed = Run.open(tmp_path / "resumed", steps=6)
+    list(resumed.train(model))
+    tables = [run.concept.parts[0].tensors["text"] for run in (uninterrupted, resumed)]
+    assert torch.equal(*tables)
 
 
-@pytest.mark.parametrize(("kind", "said"), [("style", "a dog"), ("object", "a photo of a <mytoy>")])
-def test_captions_are_learned_with_where_a_style_is(
-    model: Model, pictures: Path, kind: str, said: str
+@pytest.mark.parametrize(
+    ("kind", "start"), [("style", "a dog"), ("object", "a photo of a <mytoy>")]
+)
+def test_only_styles_are_trained_with_captions(
+    model: Model, pictures: Path, kind: str, start: str
 ) -> None:
     (pictures / "0.txt").write_text("a dog on grass")
-    wanted = recipe(pictures, kind=kind)
-    shown = wanted.read_pictures()
-    pools = wanted.method.pools(model, wanted.subject, shown)
-    assert any(prompt.startswith(said) for prompt in pools[0].prompts[0])
-    plain = recipe(pictures, kind=kind, method={"name": "textual-inversion", "captions": False})
-    pools = plain.method.pools(model, plain.subject, shown)
+    options = recipe(pictures, kind=kind)
+    images = options.read_images()
+    pools = options.method.image_pools(model, options.subject, images)
+    assert any(prompt.startswith(start) for prompt in pools[0].prompts[0])
+    method = {"name": "textual-inversion", "captions": False}
+    without_captions = recipe(pictures, kind=kind, method=method)
+    pools = without_captions.method.image_pools(model, without_captions.subject, images)
     assert len(pools[0].prompts[0]) > 1
 
 
-def test_a_style_takes_more_vectors_and_no_class_pictures(model: Model, pictures: Path) -> None:
+def test_a_style_has_more_vectors_and_no_class_images(model: Model, pictures: Path) -> None:
     def settled(kind: str, method: str) -> Any:
-        return recipe(pictures, kind=kind, method=method).settled(model, 3).method
+        return recipe(pictures, kind=kind, method=method).settle(model, 3).method
 
-    words = (settled(kind, "textual-inversion").vectors for kind in ("style", "object"))
-    assert next(words) > next(words)
-    assert settled("style", "lora").prior_pictures == 0 < settled("object", "lora").prior_pictures
+    style, thing = (settled(kind, "textual-inversion") for kind in ("style", "object"))
+    assert style.num_vectors > thing.num_vectors
+    assert settled("style", "lora").class_images == 0 < settled("object", "lora").class_images

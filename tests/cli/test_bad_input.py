@@ -1,4 +1,4 @@
-"""Bad input is one sentence with the value in it, a hint, exit status 2, and nothing written."""
+"""Bad input: a message with the value, a hint, exit status 2, and nothing is written."""
 
 import shutil
 from collections.abc import Callable
@@ -13,20 +13,20 @@ from pinxit.cli import main
 
 @dataclass(frozen=True)
 class Place:
-    """A working folder with good pictures, a recipe, a taken run, and a base."""
+    """A working folder with valid images, a recipe, a folder in use, and a base model."""
 
     here: Path
     base: Path
 
-    def train(self, *extra: str, pictures: str = "pictures", method: str = "textual-inversion"):
+    def train(self, *extra: str, images: str = "pictures", method: str = "textual-inversion"):
         usual = {"--token": "<mytoy>", "--class-noun": "toy", "--base": str(self.base)}
         usual |= {"--steps": "1", "--out": "run"}
         typed = [word for flag in usual.items() if flag[0] not in extra for word in flag]
-        return ["train", method, pictures, *typed, *extra]
+        return ["train", method, images, *typed, *extra]
 
-    def recipe(self, line: str = "", knob: str = "", method: str = "textual-inversion"):
-        lines = [f'pictures = "pictures"\nbase = "{self.base}"\ntoken = "<mytoy>"']
-        lines += ['class_noun = "toy"', line, f'[method]\nname = "{method}"', knob]
+    def recipe(self, line: str = "", option: str = "", method: str = "textual-inversion"):
+        lines = [f'images = "pictures"\nbase = "{self.base}"\ntoken = "<mytoy>"']
+        lines += ['class_noun = "toy"', line, f'[method]\nname = "{method}"', option]
         (self.here / "recipe.toml").write_text("\n".join(lines))
         return ["train", "--recipe", "recipe.toml", "--out", "run"]
 
@@ -39,8 +39,8 @@ def place(tmp_path: Path, nano: Path, pictures: Path, monkeypatch: pytest.Monkey
     monkeypatch.chdir(tmp_path)
     (tmp_path / "empty").mkdir()
     (tmp_path / "rubbish").mkdir()
-    (tmp_path / "rubbish" / "a.png").write_bytes(b"no picture")
-    (tmp_path / "rubbish" / "b.mov").write_bytes(b"no picture")
+    (tmp_path / "rubbish" / "a.png").write_bytes(b"no image")
+    (tmp_path / "rubbish" / "b.mov").write_bytes(b"no image")
     shutil.copytree(tmp_path / "rubbish", tmp_path / "mixed")
     Image.new("RGB", (32, 32), "red").save(tmp_path / "mixed" / "c.png")
     (tmp_path / "taken").mkdir()
@@ -53,22 +53,32 @@ def place(tmp_path: Path, nano: Path, pictures: Path, monkeypatch: pytest.Monkey
 
 Case = tuple[str, Callable[[Place], list[str]], str, str]
 
-# What is wrong; what is typed; the value that the message must have; what the hint must have.
+# Name, command line, the value that the message must contain, what the hint must contain.
 CASES: list[Case] = [
-    ("no folder", lambda p: p.train(pictures="nowhere"), "nowhere", "folder"),
-    ("empty folder", lambda p: p.train(pictures="empty"), "empty", "put 3 to 12"),
-    ("no picture readable", lambda p: p.train(pictures="rubbish"), "a.png", "take them out"),
-    ("some unreadable", lambda p: p.train(pictures="mixed"), "1 of 2 files in mixed", "repair"),
-    ("file for a folder", lambda p: p.train(pictures="file"), "file is no folder", "folder"),
+    ("no folder", lambda p: p.train(images="nowhere"), "nowhere", "folder"),
+    ("empty folder", lambda p: p.train(images="empty"), "empty", "put 3 to 12"),
+    ("no picture readable", lambda p: p.train(images="rubbish"), "a.png", "remove them"),
+    ("some unreadable", lambda p: p.train(images="mixed"), "1 of 2 files in mixed", "repair"),
+    ("file for a folder", lambda p: p.train(images="file"), "file is not a folder", "folder"),
     ("unknown base", lambda p: p.train("--base", "pokcet"), "pokcet", "did you mean pocket?"),
     ("folder is no base", lambda p: p.train("--base", "pictures"), "pictures", "families"),
     ("unknown method", lambda p: p.train(method="dreamboth"), "dreamboth", "mean dreambooth?"),
-    ("unknown knob", lambda p: p.train("--vectrs", "2"), "--vectrs", "did you mean --vectors?"),
-    ("knob out of range", lambda p: p.train("--vectors", "0"), "0", "vectors"),
-    ("knob no number", lambda p: p.train("--vectors", "two"), "two", "--help"),
-    ("knob no choice", lambda p: p.train("--kind", "stile"), "stile", "did you mean"),
+    (
+        "unknown option of a method",
+        lambda p: p.train("--vectrs", "2"),
+        "--vectrs",
+        "did you mean --num-vectors?",
+    ),
+    ("option out of range", lambda p: p.train("--vectors", "0"), "0", "vectors"),
+    ("option not a number", lambda p: p.train("--vectors", "two"), "two", "--help"),
+    ("option not a choice", lambda p: p.train("--kind", "stile"), "stile", "choose from"),
     ("steps below one", lambda p: p.train("--steps", "0"), "0", "steps"),
-    ("missing token", lambda _: ["train", "dreambooth", "pictures"], "--token", "--help"),
+    (
+        "missing token",
+        lambda _: ["train", "dreambooth", "pictures"],
+        "`token`",
+        "placeholder token",
+    ),
     ("token known", lambda p: p.train("--token", "dog"), "`dog`", "<mydog>"),
     ("token empty", lambda p: p.train("--token", ""), "token", ""),
     ("token of two words", lambda p: p.train("--token", "my toy"), "my toy", ""),
@@ -79,7 +89,7 @@ CASES: list[Case] = [
     ("no device", lambda p: p.train("--device", "cuda:0"), "cuda", "cpu"),
     ("unknown device", lambda p: p.train("--device", "gpu"), "gpu", "cpu"),
     ("unknown key", lambda p: p.recipe("stepz = 3"), "stepz", "did you mean steps?"),
-    ("unknown knob in a recipe", lambda p: p.recipe(knob="vectrs = 3"), "vectrs", "vectors"),
+    ("unknown option in a recipe", lambda p: p.recipe(option="vectrs = 3"), "vectrs", "vectors"),
     ("unknown method in a recipe", lambda p: p.recipe(method="lorra"), "lorra", "known"),
     ("wrong type in a recipe", lambda p: p.recipe('steps = "many"'), "many", "steps"),
     ("no recipe", lambda _: ["train", "--recipe", "no.toml"], "no.toml", "TOML"),
@@ -90,7 +100,7 @@ CASES: list[Case] = [
     ("no method", lambda _: ["train"], "train", "dreambooth, lora, textual-inversion"),
     ("unknown command", lambda _: ["tarin"], "tarin", "did you mean train?"),
     ("unknown kind", lambda _: ["list", "metods"], "metods", "did you mean methods?"),
-    ("no prompt", lambda _: ["generate"], "prompt", "--like"),
+    ("no prompt", lambda _: ["generate"], "prompt", "--from-png"),
     ("unknown flag", lambda p: p.generate("--seeed", "1"), "--seeed", "did you mean --seed?"),
     ("no concept", lambda p: p.generate("--concept", "nowhere"), "nowhere", "run folder"),
     ("empty run", lambda p: p.generate("--concept", "empty"), "empty", "run folder"),
@@ -100,12 +110,12 @@ CASES: list[Case] = [
     ("size that cannot be", lambda p: p.generate("--size", "33"), "33x33", "32x32"),
     ("no scheduler", lambda p: p.generate("--scheduler", "eular"), "eular", "mean euler?"),
     ("no steps", lambda p: p.generate("--steps", "0"), "0", "steps"),
-    ("no pictures", lambda p: p.generate("--count", "0"), "0", "count"),
-    ("strength too high", lambda p: p.generate("--strength", "1.5"), "1.5", "strength"),
-    ("no start picture", lambda p: p.generate("--init", "no.png"), "no.png", "picture file"),
-    ("bad start picture", lambda p: p.generate("--init", "rubbish/a.png"), "a.png", ""),
-    ("no request in it", lambda _: ["generate", "--like", "pictures/0.png"], "0.png", "PNG"),
-    ("no picture to repeat", lambda _: ["generate", "--like", "no.png"], "no.png", "PNG"),
+    ("no images", lambda p: p.generate("--num-images", "0"), "0", "num_images"),
+    ("strength too high", lambda p: p.generate("--denoising-strength", "1.5"), "1.5", "strength"),
+    ("no start picture", lambda p: p.generate("--init-image", "no.png"), "no.png", "image file"),
+    ("bad start picture", lambda p: p.generate("--init-image", "rubbish/a.png"), "a.png", ""),
+    ("no request in it", lambda _: ["generate", "--from-png", "pictures/0.png"], "0.png", "PNG"),
+    ("no picture to repeat", lambda _: ["generate", "--from-png", "no.png"], "no.png", "PNG"),
     ("folder is a file", lambda p: p.generate("--out", "file"), "file", "--out"),
 ]
 
@@ -123,12 +133,18 @@ def test_bad_input(
     words = typed(place)
     before = tree(place.here)
     assert main(words) == 2
-    said = capsys.readouterr()
-    assert said.out == ""
-    *opened, error, advice = said.err.splitlines()
-    told = ("odd: 0.png: ", "odd: 1.png: ", "odd: 2.png: ", "3 pictures", "odd: all look alike")
-    for line in opened:
-        assert "nano: stable-diffusion-1" in line or line.startswith(told), said.err
+    output = capsys.readouterr()
+    assert output.out == ""
+    *lines, error, advice = output.err.splitlines()
+    expected = (
+        "warning: 0.png: ",
+        "warning: 1.png: ",
+        "warning: 2.png: ",
+        "3 images",
+        "warning: all images look alike",
+    )
+    for line in lines:
+        assert "nano: stable-diffusion-1" in line or line.startswith(expected), output.err
     assert error.startswith("error: ")
     assert value in error
     assert advice.startswith("hint: ")

@@ -1,4 +1,4 @@
-"""The commands, from typing to files, on the nano base."""
+"""The commands, from the command line to files, on the nano base model."""
 
 import json
 import os
@@ -9,27 +9,29 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
 from PIL import Image
+from safetensors.torch import save_file
 
 from pinxit.cli import main, screen
-from pinxit.cli.paint import Request
+from pinxit.generation.generate import GenerationRequest
 from pinxit.runs.run import Run
-from pinxit.training.concept_trainer import Learner
-from pinxit.training.train import Step
+from pinxit.training.concept_trainer import ConceptTrainer
+from pinxit.training.train import StepResult
 
 Pinxit = Callable[..., list[str]]
 
 
 @pytest.fixture
 def pinxit(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
-    """Type a command that works, in a folder of its own; the lines it prints."""
+    """Runs a command in a new folder and returns the lines that it prints on stdout."""
     monkeypatch.chdir(tmp_path)
 
     def typed(*words: str) -> list[str]:
         status = main(words)
-        said = capsys.readouterr()
-        assert status == 0, said.err
-        return said.out.splitlines()
+        output = capsys.readouterr()
+        assert status == 0, output.err
+        return output.out.splitlines()
 
     return typed
 
@@ -41,46 +43,59 @@ def training(nano: Path, *extra: str, method: str = "textual-inversion") -> list
 
 @pytest.mark.usefixtures("pictures")
 @pytest.mark.parametrize("method", ["textual-inversion", "dreambooth", "lora"])
-def test_learn_then_paint(pinxit: Pinxit, nano: Path, method: str) -> None:
-    small = [] if method == "textual-inversion" else ["--prior-pictures", "2"]
-    learned = pinxit(*training(nano, "--steps", "2", "--out", "run", *small, method=method))
-    assert learned == ["run/concept.safetensors"]
+def test_train_then_generate(pinxit: Pinxit, nano: Path, method: str) -> None:
+    small = [] if method == "textual-inversion" else ["--class-images", "2"]
+    trained = pinxit(*training(nano, "--steps", "2", "--out", "run", *small, method=method))
+    assert trained == ["run/concept.safetensors"]
     prompt = "a photo of <mytoy> on the beach"
-    painted = pinxit("generate", prompt, "--concept", "run", "--count", "2", "--steps", "2")
-    assert painted == [
-        "painted/0000-a-photo-of-mytoy-on-the-beach-0.png",
-        "painted/0000-a-photo-of-mytoy-on-the-beach-1.png",
-        "painted/0000-sheet.png",
+    generated = pinxit("generate", prompt, "--concept", "run", "--num-images", "2", "--steps", "2")
+    assert generated == [
+        "generated/0000-a-photo-of-mytoy-on-the-beach-0.png",
+        "generated/0000-a-photo-of-mytoy-on-the-beach-1.png",
+        "generated/0000-sheet.png",
     ]
-    for path in painted:
+    for path in generated:
         with Image.open(path) as image:
             assert image.format == "PNG"
-    request = Request.from_png(Path(painted[1]))
-    assert (request.prompt, request.seed, request.count) == (prompt, 1, 1)
+    request = GenerationRequest.from_png(Path(generated[1]))
+    assert (request.prompt, request.seed, request.num_images) == (prompt, 1, 1)
     assert request.base == str(nano)
 
 
-def test_a_picture_is_painted_again_and_nothing_is_written_over(pinxit: Pinxit, nano: Path) -> None:
-    asked = ["--base", str(nano), "--count", "1", "--steps", "2", "--seed", "7", "--size", "40x24"]
-    (first,) = pinxit("generate", "a red toy", *asked, "--negative", "blue", "--guidance", "3")
-    (again,) = pinxit("generate", "--like", first)
+def test_an_image_is_generated_again_and_nothing_is_overwritten(pinxit: Pinxit, nano: Path) -> None:
+    asked = [
+        "--base",
+        str(nano),
+        "--num-images",
+        "1",
+        "--steps",
+        "2",
+        "--seed",
+        "7",
+        "--size",
+        "40x24",
+    ]
+    (first,) = pinxit(
+        "generate", "a red toy", *asked, "--negative-prompt", "blue", "--guidance-scale", "3"
+    )
+    (again,) = pinxit("generate", "--from-png", first)
     assert first != again
     with Image.open(first) as one, Image.open(again) as other:
         assert one.size == (40, 24)
         assert one.tobytes() == other.tobytes()
-    (changed,) = pinxit("generate", "--like", first, "--seed", "8")
+    (changed,) = pinxit("generate", "--from-png", first, "--seed", "8")
     with Image.open(first) as one, Image.open(changed) as other:
         assert one.tobytes() != other.tobytes()
 
 
 @pytest.mark.usefixtures("pictures")
-def test_a_concept_brings_its_autoencoder_along(pinxit: Pinxit, nano: Path) -> None:
+def test_a_concept_uses_the_vae_of_its_training(pinxit: Pinxit, nano: Path) -> None:
     pinxit(*training(nano, "--steps", "1", "--out", "run", "--vae", str(nano)))
-    given = pinxit("generate", "<mytoy>", "--concept", "run", "--count", "1", "--steps", "1")
-    assert Request.from_png(Path(given[0])).vae == str(nano)
+    given = pinxit("generate", "<mytoy>", "--concept", "run", "--num-images", "1", "--steps", "1")
+    assert GenerationRequest.from_png(Path(given[0])).vae == str(nano)
 
 
-def test_a_reader_that_has_seen_enough_is_no_trouble() -> None:
+def test_a_closed_pipe_is_no_error() -> None:
     code = "import sys; from pinxit.cli import main; sys.exit(main(['list']))"
     listing = subprocess.Popen(
         [sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE
@@ -90,26 +105,26 @@ def test_a_reader_that_has_seen_enough_is_no_trouble() -> None:
     assert (listing.communicate()[1], listing.returncode) == (b"", 0)
 
 
-def test_a_start_picture(pinxit: Pinxit, nano: Path, pictures: Path) -> None:
-    start = ["--init", str(pictures / "0.png"), "--strength", "0.5"]
-    (path,) = pinxit("generate", "a toy", "--base", str(nano), "--count", "1", *start)
-    assert Request.from_png(Path(path)).strength == 0.5
+def test_an_initial_image(pinxit: Pinxit, nano: Path, pictures: Path) -> None:
+    start = ["--init-image", str(pictures / "0.png"), "--denoising-strength", "0.5"]
+    (path,) = pinxit("generate", "a toy", "--base", str(nano), "--num-images", "1", *start)
+    assert GenerationRequest.from_png(Path(path)).denoising_strength == 0.5
 
 
 @pytest.mark.usefixtures("pictures")
-def test_a_run_keeps_its_recipe_which_makes_the_same_run(pinxit: Pinxit, nano: Path) -> None:
-    pinxit(*training(nano, "--steps", "3", "--vectors", "2", "--seed", "5", "--out", "one"))
+def test_the_recipe_of_a_run_makes_the_same_run(pinxit: Pinxit, nano: Path) -> None:
+    pinxit(*training(nano, "--steps", "3", "--num-vectors", "2", "--seed", "5", "--out", "one"))
     pinxit("train", "--recipe", "one/recipe.toml", "--out", "two")
     assert losses("one") == losses("two")
 
 
 @pytest.mark.usefixtures("pictures")
-def test_the_folder_of_a_run_is_named_after_the_word(pinxit: Pinxit, nano: Path) -> None:
+def test_the_folder_of_a_run_is_named_after_the_token(pinxit: Pinxit, nano: Path) -> None:
     assert pinxit(*training(nano, "--steps", "1")) == ["runs/mytoy/concept.safetensors"]
 
 
 @pytest.mark.usefixtures("pictures")
-def test_ctrl_c_keeps_what_was_learned_and_resume_goes_on(
+def test_ctrl_c_saves_all_steps_and_resume_continues(
     pinxit: Pinxit,
     nano: Path,
     capsys: pytest.CaptureFixture[str],
@@ -117,27 +132,27 @@ def test_ctrl_c_keeps_what_was_learned_and_resume_goes_on(
 ) -> None:
     whole = training(nano, "--steps", "4", "--out", "whole")
     pinxit(*whole)
-    noted = Run.note
+    log_step = Run.log_step
 
-    def interrupted(self: Run, step: Step, learner: Learner) -> None:
-        new = step.number > len(self.journal())
-        noted(self, step, learner)
+    def interrupted(self: Run, step: StepResult, trainer: ConceptTrainer) -> None:
+        new = step.number > len(self.logged_steps())
+        log_step(self, step, trainer)
         if new and step.number == 2:
             raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(Run, "note", interrupted)
+        patch.setattr(Run, "log_step", interrupted)
         assert main(training(nano, "--steps", "4", "--out", "run")) == 130
-    said = capsys.readouterr().err
-    assert "what was learned is saved in run" in said
-    assert "pinxit train --resume run" in said
+    output = capsys.readouterr().err
+    assert "stopped at step 2 of 4; saved in run" in output
+    assert "pinxit train --resume run" in output
     assert Path("run/concept.safetensors").is_file()
     assert pinxit("train", "--resume", "run") == ["run/concept.safetensors"]
     assert losses("run") == losses("whole")
 
 
 @pytest.mark.usefixtures("pinxit")
-def test_ctrl_c_while_painting(
+def test_ctrl_c_while_generating(
     nano: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def stop(*_: object) -> None:
@@ -145,8 +160,8 @@ def test_ctrl_c_while_painting(
 
     monkeypatch.setattr(screen._Log, "__call__", stop)  # pyright: ignore[reportPrivateUsage]
     assert main(["generate", "a toy", "--base", str(nano)]) == 130
-    assert "stopped; nothing is kept" in capsys.readouterr().err
-    assert not Path("painted").exists()
+    assert "stopped; no image was saved" in capsys.readouterr().err
+    assert not Path("generated").exists()
 
 
 def test_a_prompt_that_is_too_long_says_what_was_cut(
@@ -154,11 +169,11 @@ def test_a_prompt_that_is_too_long_says_what_was_cut(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     words = "a red toy on the beach " * 6 + "the end of it"
-    asked = ["--base", str(nano), "--count", "1", "--steps", "1"]
+    asked = ["--base", str(nano), "--num-images", "1", "--steps", "1"]
     assert main(["generate", words, *asked]) == 0
-    said = capsys.readouterr().err
-    assert "too long" in said
-    assert "the end of it" in said
+    output = capsys.readouterr().err
+    assert "too long" in output
+    assert "the end of it" in output
 
 
 def test_bars_on_a_terminal_and_lines_in_a_log(
@@ -166,13 +181,13 @@ def test_bars_on_a_terminal_and_lines_in_a_log(
 ) -> None:
     with screen.bars() as report:
         for done in range(1, 4):
-            report("learning", done, 3, "loss 0.1")
+            report("training", done, 3, "loss 0.1")
     lines = capsys.readouterr().err.splitlines()
-    assert lines[-1].startswith("learning: 3 of 3")
+    assert lines[-1].startswith("training: 3 of 3")
     assert lines[-1].endswith("loss 0.1")
     monkeypatch.setenv("FORCE_COLOR", "1")
     with screen.bars() as report:
-        report("painting", 2, 2)
+        report("generating", 2, 2)
     assert "2/2" in capsys.readouterr().err
 
 
@@ -190,7 +205,7 @@ def test_data_stays_on_stdout_while_bars_run_on_a_terminal() -> None:
     code = (
         "from pinxit.cli import screen\n"
         "with screen.bars() as report:\n"
-        "    report('painting', 1, 2); screen.data('a.png'); report('painting', 2, 2)\n"
+        "    report('generating', 1, 2); screen.data('a.png'); report('generating', 2, 2)\n"
     )
     ours, theirs = pty.openpty()
     try:
@@ -206,7 +221,7 @@ def test_data_stays_on_stdout_while_bars_run_on_a_terminal() -> None:
         os.close(ours)
         os.close(theirs)
     assert answer.stdout == b"a.png\n"
-    assert "painting" in shown
+    assert "generating" in shown
     assert "2/2" in shown
     assert "a.png" not in shown
 
@@ -215,9 +230,30 @@ def test_control_characters_in_names_do_not_reach_the_terminal(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     assert main(["train", "dreambooth\x1b[2J", "x"]) == 2
-    said = capsys.readouterr().err
-    assert "\x1b" not in said
-    assert "`dreambooth?[2J`" in said
+    output = capsys.readouterr().err
+    assert "\x1b" not in output
+    assert "`dreambooth?[2J`" in output
+
+
+@pytest.mark.parametrize("text", ["a\x1b]0;title\x07b", "[/b]", "x\nerror: forged"])
+def test_bars_show_names_as_they_are(
+    text: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    with screen.bars() as progress:
+        progress(text, 1, 2, text)
+    shown = capsys.readouterr().err
+    assert "\x1b]" not in shown
+    assert "\nerror" not in shown
+    assert screen.printable(text).split()[0] in shown
+
+
+def test_a_file_cannot_forge_lines_of_inspect(pinxit: Pinxit, tmp_path: Path) -> None:
+    path = tmp_path / "a.safetensors"
+    save_file({"<x>\nsuspicious  nothing": torch.full((1, 4), torch.nan)}, path)
+    lines = [line for line in pinxit("inspect", str(path)) if line.startswith("suspicious")]
+    assert len(lines) == 1
+    assert "NaN" in lines[0]
 
 
 def losses(run: str) -> list[object]:

@@ -1,4 +1,4 @@
-"""Help explains every knob, and answers before anything heavy is imported."""
+"""Help explains every option, and answers before anything heavy is imported."""
 
 import re
 import subprocess
@@ -21,11 +21,11 @@ def test_quick_answers_import_nothing_heavy(typed: str) -> None:
         f"status = main({typed.split()!r})\n"
         "print(status, *sorted({name.partition('.')[0] for name in sys.modules}), file=sys.stderr)"
     )
-    began = time.perf_counter()
+    start = time.perf_counter()
     answer = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, check=True
     )
-    print(f"`pinxit {typed}` took {time.perf_counter() - began:.2f} s")
+    print(f"`pinxit {typed}` took {time.perf_counter() - start:.2f} s")
     status, *modules = answer.stderr.split()
     assert status == "0"
     assert answer.stdout
@@ -40,7 +40,7 @@ def test_the_installed_command_answers() -> None:
 
 
 @pytest.mark.parametrize("method", registry.names("methods"))
-def test_every_knob_and_every_recipe_key_is_explained(
+def test_every_option_of_a_recipe_and_a_method_is_explained(
     method: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from pinxit.training.recipe import Recipe
@@ -54,23 +54,50 @@ def test_every_knob_and_every_recipe_key_is_explained(
     for name, field in fields.items():
         assert field.description, f"{name} of {method} has no description"
         flag = f"--{name.replace('_', '-')}"
-        assert re.search(rf"{flag}\b.* {re.escape(field.description)}", shown), flag
+        (line,) = re.findall(rf"{flag}\b.* {re.escape(field.description)}.*", shown)
+        assert re.search(r"\[default: .+\]|\[required\]", line), f"{flag} shows no default"
 
 
-def test_every_part_of_a_request_is_explained(
-    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("command", ["generate", "transfer", "evaluate", "check"])
+def test_every_flag_is_explained_and_shows_its_default(
+    command: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("COLUMNS", "300")
+    monkeypatch.setenv("COLUMNS", "400")
+    assert main([command, "--help"]) == 0
+    lines = re.findall(r"^│ +(?:[A-Z]+ )?(--[a-z-]+.*)│$", capsys.readouterr().out, re.MULTILINE)
+    assert len(lines) > 3
+    for line in lines:
+        assert re.search(r"  \w\S* \S+.*(\[default: .+\]|\[required\])", line), line
+
+
+def test_help_shows_no_aliases(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["generate", "--help"]) == 0
     shown = capsys.readouterr().out
-    flags = "concept negative count seed steps guidance scheduler size init strength device"
-    for flag in f"{flags} precision out like".split():
-        assert re.search(rf"--{flag}\b.* \w{{3}}", shown), flag
+    assert "--num-images" in shown
+    for alias in ("--count", "--n ", "--like", "--cfg", "--negative "):
+        assert alias not in shown
+
+
+def test_python_m_pinxit_is_the_command() -> None:
+    answer = subprocess.run(
+        [sys.executable, "-m", "pinxit", "--version"], capture_output=True, text=True, check=True
+    )
+    assert re.fullmatch(r"pinxit \d+\.\S+\n", answer.stdout)
+
+
+def test_shell_completion_is_installed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    script = tmp_path / "pinxit-completion"
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert main(["--install-completion", "--shell", "bash", "--output", str(script)]) == 0
+    assert "train-many" in script.read_text()
+    assert str(script) in capsys.readouterr().out
 
 
 def test_the_list_names_every_plug_in(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["list"]) == 0
     shown = capsys.readouterr().out
-    for kind in registry.KINDS:
+    for kind in registry.PLUGIN_KINDS:
         for name in registry.names(kind):
             assert re.search(rf"^  {name} +\S", shown, re.MULTILINE)

@@ -1,4 +1,4 @@
-"""Files as other programs write them, and what a person does with them."""
+"""Embedding files of other programs, and the commands that use them."""
 
 import base64
 import json
@@ -15,10 +15,10 @@ from PIL.PngImagePlugin import PngInfo
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from pinxit.adapters.adapter import Part, TunedWeights, injected
+from pinxit.adapters.adapter import FullWeightsAdapter, Part, applied
 from pinxit.cli import main
 from pinxit.concepts.concept import Concept, Provenance
-from pinxit.concepts.format import CARRIED, Target
+from pinxit.concepts.format import PROVENANCE_KEY, Target
 from pinxit.concepts.formats.a1111 import A1111
 from pinxit.concepts.formats.emb_params import EmbParams
 from pinxit.concepts.formats.pinxit import Pinxit
@@ -34,17 +34,24 @@ def tables(concept: Concept) -> list[dict[str, Tensor]]:
     return [dict(part.tensors) for part in concept.parts]
 
 
-def holds(concept: Concept, **wanted: Tensor) -> bool:
-    (found,) = tables(concept)
-    return found.keys() == wanted.keys() and all(torch.equal(found[n], wanted[n]) for n in wanted)
+def holds(concept: Concept, **expected: Tensor) -> bool:
+    (embedding_tables,) = tables(concept)
+    return embedding_tables.keys() == expected.keys() and all(
+        torch.equal(embedding_tables[n], expected[n]) for n in expected
+    )
 
 
-# What other programs write.
+# Files of other programs.
 
 
 def a1111(**changed: object) -> dict[str, object]:
-    told = {"name": "shifu", "step": 10001, "sd_checkpoint": "7460a6fa", "sd_checkpoint_name": None}
-    return {"string_to_token": {"*": 265}, "string_to_param": {"*": TABLE}, **told, **changed}
+    metadata = {
+        "name": "shifu",
+        "step": 10001,
+        "sd_checkpoint": "7460a6fa",
+        "sd_checkpoint_name": None,
+    }
+    return {"string_to_token": {"*": 265}, "string_to_param": {"*": TABLE}, **metadata, **changed}
 
 
 @pytest.mark.parametrize("legacy", [False, True])
@@ -54,7 +61,7 @@ def test_a1111(legacy: bool, tmp_path: Path) -> None:
     concept = Concept.load(file)
     assert holds(concept, text=TABLE)
     assert (concept.token, concept.provenance.steps) == ("my toy", 10001)
-    assert concept.provenance.told == {
+    assert concept.provenance.metadata == {
         "name": "shifu",
         "step": "10001",
         "sd_checkpoint": "7460a6fa",
@@ -62,7 +69,7 @@ def test_a1111(legacy: bool, tmp_path: Path) -> None:
     A1111().write(concept, Target(back := tmp_path / "back.pt"))
     again = torch.load(back, weights_only=True)
     assert torch.equal(again.pop("string_to_param")["*"], TABLE)
-    assert again.pop(CARRIED)
+    assert again.pop(PROVENANCE_KEY)
     assert again == {k: v for k, v in a1111().items() if k != "string_to_param"}
 
 
@@ -72,16 +79,18 @@ def test_compvis_with_several_placeholders(tmp_path: Path) -> None:
     ids = {"*": torch.tensor(265), "toy": torch.tensor(5988)}
     torch.save({"string_to_token": ids, "string_to_param": nn.ParameterDict(table)}, file)
     concept = Concept.load(file)
-    assert concept.words == ["two", "toy"]
+    assert concept.tokens == ["two", "toy"]
     assert torch.equal(tables(concept)[1]["text"], TABLE + 1)
-    with pytest.raises(ConceptError, match="two is no single learned word, it holds: two, toy"):
+    with pytest.raises(
+        ConceptError, match="two is not a single embedding: it has the parts two, toy"
+    ):
         EmbParams().write(concept, Target(tmp_path / "x.safetensors"))
     Pinxit().write(concept, Target(tmp_path / "x.safetensors"))
-    assert Concept.load(tmp_path / "x.safetensors").words == ["two", "toy"]
+    assert Concept.load(tmp_path / "x.safetensors").tokens == ["two", "toy"]
 
 
 @pytest.mark.parametrize(
-    ("content", "wanted"),
+    ("content", "expected"),
     [
         ({"emb_params": TABLE}, {"text": TABLE}),
         ({"clip_l": TABLE}, {"text": TABLE}),
@@ -110,8 +119,8 @@ def test_compvis_with_several_placeholders(tmp_path: Path) -> None:
     ],
 )
 @pytest.mark.parametrize("ending", [".safetensors", ".pt", ".bin"])
-def test_others(
-    content: dict[str, Tensor], wanted: dict[str, Tensor], ending: str, tmp_path: Path
+def test_files_of_other_programs(
+    content: dict[str, Tensor], expected: dict[str, Tensor], ending: str, tmp_path: Path
 ) -> None:
     file = tmp_path / f"shifu{ending}"
     if ending == ".safetensors":
@@ -119,8 +128,8 @@ def test_others(
     else:
         torch.save(content, file)
     concept = Concept.load(file)
-    assert holds(concept, **wanted)
-    assert concept.words == ["<toy>" if "<toy>" in content else "shifu"]
+    assert holds(concept, **expected)
+    assert concept.tokens == ["<toy>" if "<toy>" in content else "shifu"]
 
 
 def test_a_lone_tensor_and_the_second_encoders_file(tmp_path: Path) -> None:
@@ -134,7 +143,7 @@ def test_a_lone_tensor_and_the_second_encoders_file(tmp_path: Path) -> None:
 
 
 def in_pixels(data: dict[str, object], height: int = 96) -> Image.Image:
-    """A picture as A1111 makes it: the low halves of the bytes left of it, the high ones right."""
+    """An image of AUTOMATIC1111: low halves of bytes on the left, high halves on the right."""
     packed = np.frombuffer(zlib.compress(json.dumps(data).encode(), 9), np.uint8)
     width = len(packed) // (height * 3) + 1
     state, noise = 0, []
@@ -150,7 +159,7 @@ def in_pixels(data: dict[str, object], height: int = 96) -> Image.Image:
 
 
 @pytest.mark.parametrize("place", ["chunk", "pixels"])
-def test_hidden_in_a_picture(place: str, tmp_path: Path) -> None:
+def test_hidden_in_an_image(place: str, tmp_path: Path) -> None:
     data = a1111(string_to_param={"*": {"TORCHTENSOR": TABLE.tolist()}})
     info = PngInfo()
     if place == "chunk":
@@ -162,16 +171,16 @@ def test_hidden_in_a_picture(place: str, tmp_path: Path) -> None:
     assert (concept.token, concept.nickname) == ("shifu", "shared-by-a-friend")
 
 
-def test_pictures_that_hide_nothing_or_rubbish(tmp_path: Path) -> None:
+def test_images_with_no_or_invalid_hidden_data(tmp_path: Path) -> None:
     file = tmp_path / "picture.png"
     Image.new("RGB", (64, 64), "black").save(file)
-    with pytest.raises(ConceptError, match=r"picture.png has no layout"):
+    with pytest.raises(ConceptError, match=r"picture.png has an unknown format"):
         Concept.load(file)
     for text in ("!", base64.b64encode(b"[" * 100_000).decode()):
         info = PngInfo()
         info.add_text("sd-ti-embedding", text)
         Image.new("RGB", (64, 64)).save(file, pnginfo=info)
-        with pytest.raises(ConceptError, match=r"picture.png cannot be read"):
+        with pytest.raises(ConceptError, match=r"cannot read image .*picture.png"):
             Concept.load(file)
 
 
@@ -184,181 +193,192 @@ def test_pictures_that_hide_nothing_or_rubbish(tmp_path: Path) -> None:
         {"clip_l": torch.zeros(2, 768), "clip_g": torch.zeros(3, 1280)},
     ],
 )
-def test_what_is_no_table_is_refused(content: dict[str, Tensor], tmp_path: Path) -> None:
+def test_invalid_tables_are_refused(content: dict[str, Tensor], tmp_path: Path) -> None:
     save_file(content, tmp_path / "odd.safetensors")
-    with pytest.raises(ConceptError, match="holds no word's vectors, but tensors of shapes"):
+    with pytest.raises(
+        ConceptError, match="contains no valid embedding: its tensors have the shapes"
+    ):
         Concept.load(tmp_path / "odd.safetensors")
 
 
 WHOLE = Concept(
-    (Part("new-word", {"word": "x", "stand_in": "a"}, {}),), Provenance.foreign("x", {})
-).about
+    (Part("new-word", {"word": "x", "stand_in": "a"}, {}),), Provenance.from_metadata("x", {})
+).description
 
 
 @pytest.mark.parametrize(
-    "said", ["{", "[]", "9", WHOLE.replace("stand_in", "other"), WHOLE.replace('"x"', "3")]
+    "description", ["{", "[]", "9", WHOLE.replace("stand_in", "other"), WHOLE.replace('"x"', "3")]
 )
-def test_a_damaged_description_is_refused(said: str, tmp_path: Path) -> None:
-    for key, content in ((CARRIED, "emb_params"), ("pinxit", "0.text")):
-        save_file({content: TABLE}, tmp_path / "odd.safetensors", {key: said})
-        with pytest.raises(ConceptError, match=r"what .*odd.safetensors says of itself is damaged"):
+def test_a_damaged_description_is_refused(description: str, tmp_path: Path) -> None:
+    for key, content in ((PROVENANCE_KEY, "emb_params"), ("pinxit", "0.text")):
+        save_file({content: TABLE}, tmp_path / "odd.safetensors", {key: description})
+        with pytest.raises(ConceptError, match=r"the description in .*odd.safetensors is damaged"):
             Concept.load(tmp_path / "odd.safetensors")
 
 
-def test_written_files_say_what_they_are(tmp_path: Path) -> None:
+def test_modelspec_metadata_of_written_files(tmp_path: Path) -> None:
     torch.save(a1111(), tmp_path / "shifu.pt")
     EmbParams().write(
         Concept.load(tmp_path / "shifu.pt"), Target(out := tmp_path / "s.safetensors")
     )
-    _, said = read_safetensors(out)
-    assert said["modelspec.architecture"] == "stable-diffusion-v1/textual-inversion"
-    assert said["modelspec.sai_model_spec"] == "1.0.1"
-    assert (said["modelspec.title"], said["modelspec.trigger_phrase"]) == ("s", "shifu")
+    _, output = read_safetensors(out)
+    assert output["modelspec.architecture"] == "stable-diffusion-v1/textual-inversion"
+    assert output["modelspec.sai_model_spec"] == "1.0.1"
+    assert (output["modelspec.title"], output["modelspec.trigger_phrase"]) == ("s", "shifu")
 
 
-# What a person does with them.
+# Commands and generation.
 
 
 @pytest.fixture
-def pinxit(
+def run_pinxit(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> Callable[..., tuple[int, str, str]]:
-    """Type a command in a folder of its own: its status, what it prints, what it says."""
+    """Run a command in its own folder; returns exit status, stdout and stderr."""
     monkeypatch.chdir(tmp_path)
 
     def typed(*words: str) -> tuple[int, str, str]:
         status = main(words)
-        said = capsys.readouterr()
-        return status, said.out, said.err
+        output = capsys.readouterr()
+        return status, output.out, output.err
 
     return typed
 
 
-def word(file: Path, width: int, seed: int = 0, count: int = 2) -> Tensor:
-    """A word as kohya writes it."""
+def save_embedding(file: Path, width: int, seed: int = 0, count: int = 2) -> Tensor:
+    """Save an embedding in the format of kohya."""
     table = torch.randn(count, width, generator=torch.Generator().manual_seed(seed))
     save_file({"emb_params": table}, file)
     return table
 
 
-def test_prompts_name_words_by_their_files(model: Model, tmp_path: Path) -> None:
-    width = model.towers["text"].width
-    one, two = word(tmp_path / "shifu.pt", width), word(tmp_path / "hestia.pt", width, 1, 3)
+def test_prompts_can_use_file_names(model: Model, tmp_path: Path) -> None:
+    width = model.text_encoders["text"].width
+    one, two = (
+        save_embedding(tmp_path / "shifu.pt", width),
+        save_embedding(tmp_path / "hestia.pt", width, 1, 3),
+    )
     concepts = [Concept.load(tmp_path / f"{name}.pt") for name in ("shifu", "hestia")]
-    with injected(model, [a for concept in concepts for a in concept.adapters(model)]):
-        tokens = model.towers["text"].tokens(["a Shifu in hestia style"], model.words)
-    assert tokens.table is not None
-    assert torch.equal(tokens.table, torch.cat([one, two]))
-    assert [row for row in tokens.rows.flatten().tolist() if row >= 0] == [0, 1, 2, 3, 4]
+    with applied(model, [a for concept in concepts for a in concept.adapters(model)]):
+        tokens = model.text_encoders["text"].tokenize(
+            ["a Shifu in hestia style"], model.placeholders
+        )
+    assert tokens.embeddings is not None
+    assert torch.equal(tokens.embeddings, torch.cat([one, two]))
+    assert [row for row in tokens.embedding_rows.flatten().tolist() if row >= 0] == [0, 1, 2, 3, 4]
 
 
-def test_a_file_may_have_another_name_than_its_word(model: Model, tmp_path: Path) -> None:
-    from pinxit.concepts.concept import combined
+def test_a_file_name_is_an_alias_of_the_token(model: Model, tmp_path: Path) -> None:
+    from pinxit.concepts.concept import combined_adapters
 
-    width = model.towers["text"].width
+    width = model.text_encoders["text"].width
     save_file({"<toy>": torch.ones(2, width)}, tmp_path / "shifu.safetensors")
     known = Concept.load(tmp_path / "shifu.safetensors")
-    with injected(model, combined([known], model)):
+    with applied(model, combined_adapters([known], model)):
         states = [model.condition([f"a {name} in snow"]).states for name in ("shifu", "<toy>")]
     assert torch.equal(*states)
     # The name of the file gives way to a word of another file.
-    word(tmp_path / "other.safetensors", width)
+    save_embedding(tmp_path / "other.safetensors", width)
     other = Concept(
         (Part("new-word", {"word": "Shifu", "stand_in": "a"}, {"text": torch.zeros(1, width)}),),
-        Provenance.foreign("Shifu", {}),
+        Provenance.from_metadata("Shifu", {}),
     )
-    with injected(model, combined([known, other], model)):
-        assert model.words.keys() == {"<toy>", "Shifu"}
+    with applied(model, combined_adapters([known, other], model)):
+        assert model.placeholders.keys() == {"<toy>", "Shifu"}
 
 
-def test_what_does_not_fit_says_both_numbers(model: Model, tmp_path: Path) -> None:
-    width = model.towers["text"].width
-    word(tmp_path / "shifu.pt", 768)
-    with pytest.raises(ConceptError, match=rf"768 numbers, and those of .* have {width}") as said:
+def test_errors_state_both_widths(model: Model, tmp_path: Path) -> None:
+    width = model.text_encoders["text"].width
+    save_embedding(tmp_path / "shifu.pt", 768)
+    with pytest.raises(
+        ConceptError, match=rf"are 768 wide, but those of .* are {width} wide"
+    ) as output:
         Concept.load(tmp_path / "shifu.pt").adapters(model)
-    assert said.value.hint == "it fits a base of Stable Diffusion 1.x: give one with --base"
+    assert output.value.hint == "it fits Stable Diffusion 1.x: choose such a base model with --base"
     save_file({"clip_l": TABLE, "clip_g": SECOND}, tmp_path / "xl.safetensors")
-    with pytest.raises(ConceptError, match=r"text towers text, text_2, and .* has text") as said:
+    with pytest.raises(
+        ConceptError, match=r"text encoders text, text_2, but .* has text"
+    ) as output:
         Concept.load(tmp_path / "xl.safetensors").adapters(model)
-    assert "Stable Diffusion XL" in said.value.hint
+    assert "Stable Diffusion XL" in output.value.hint
 
 
-def test_generate_with_files(pinxit: Any, nano: Path, model: Model, tmp_path: Path) -> None:
-    width = model.towers["text"].width
-    word(tmp_path / "shifu.pt", width)
-    word(tmp_path / "hestia.safetensors", width, 1)
+def test_generate_with_files(run_pinxit: Any, nano: Path, model: Model, tmp_path: Path) -> None:
+    width = model.text_encoders["text"].width
+    save_embedding(tmp_path / "shifu.pt", width)
+    save_embedding(tmp_path / "hestia.safetensors", width, 1)
     words = ["--concept", "shifu.pt", "--concept", "hestia.safetensors"]
     asked = ["--base", str(nano), "--count", "1", "--steps", "2"]
-    status, painted, said = pinxit("generate", "shifu riding, in hestia style", *words, *asked)
-    assert (status, said.count("note:")) == (0, 0), said
+    status, painted, output = run_pinxit(
+        "generate", "shifu riding, in hestia style", *words, *asked
+    )
+    assert (status, output.count("note:")) == (0, 0), output
     assert Image.open(painted.strip()).size == (32, 32)
-    status, _, said = pinxit("generate", "shifu riding", *words, *asked[2:])
+    status, _, output = run_pinxit("generate", "shifu riding", *words, *asked[2:])
     assert status == 2
-    assert "those of pocket have" in said
+    assert "those of pocket are" in output
 
 
-def test_convert_by_ending_and_by_name(pinxit: Any, tmp_path: Path) -> None:
+def test_convert_by_suffix_and_by_format(run_pinxit: Any, tmp_path: Path) -> None:
     torch.save(a1111(), tmp_path / "shifu.pt")
-    for out, extra, wanted in (
+    for out, extra, expected in (
         ("a.safetensors", [], {"emb_params"}),
         ("b.safetensors", ["--format", "onetrainer"], {"emp_params"}),
         ("folder/c.safetensors", ["--format", "diffusers"], {"shifu"}),
     ):
-        status, printed, said = pinxit("convert", "shifu.pt", out, *extra)
-        assert (status, printed) == (0, f"{out}\n"), said
-        assert read_safetensors(tmp_path / out)[0].keys() == wanted
-    assert pinxit("convert", "folder/c.safetensors", "back.pt")[0] == 0
+        status, printed, output = run_pinxit("convert", "shifu.pt", out, *extra)
+        assert (status, printed) == (0, f"{out}\n"), output
+        assert read_safetensors(tmp_path / out)[0].keys() == expected
+    assert run_pinxit("convert", "folder/c.safetensors", "back.pt")[0] == 0
     assert holds(Concept.load(tmp_path / "back.pt"), text=TABLE)
 
 
 @pytest.mark.parametrize(
     ("typed", "message"),
     [
-        (["none.pt", "x.pt"], "none.pt is not there"),
+        (["none.pt", "x.pt"], "none.pt does not exist"),
         (["shifu.pt", "x.pt", "--format", "a111"], "did you mean a1111?"),
-        (["shifu.pt", "x.txt", "--format", "a1111"], "end in .pt or .safetensors"),
+        (["shifu.pt", "x.txt", "--format", "a1111"], "use .pt or .safetensors"),
         (["shifu.pt", "shifu.pt"], "shifu.pt exists already"),
-        (["shifu.pt", "x.safetensors", "--format", "single-file"], "shifu is a word"),
-        (["shifu.pt", "x.pt", "--precision", "fp16"], "leave --base and --precision out"),
+        (["shifu.pt", "x.safetensors", "--format", "single-file"], "shifu is an embedding"),
+        (["shifu.pt", "x.pt", "--precision", "fp16"], "leave out --base and --precision"),
     ],
 )
-def test_convert_says_what_is_wrong(
-    typed: list[str], message: str, pinxit: Any, tmp_path: Path
-) -> None:
+def test_convert_errors(typed: list[str], message: str, run_pinxit: Any, tmp_path: Path) -> None:
     torch.save(a1111(), tmp_path / "shifu.pt")
-    status, _, said = pinxit("convert", *typed)
-    assert (status, message in said) == (2, True), said
+    status, _, output = run_pinxit("convert", *typed)
+    assert (status, message in output) == (2, True), output
     assert [path.name for path in tmp_path.iterdir()] == ["shifu.pt"]
 
 
-def test_inspect(pinxit: Any, nano: Path, tmp_path: Path) -> None:
+def test_inspect(run_pinxit: Any, nano: Path, tmp_path: Path) -> None:
     torch.save(a1111(), tmp_path / "shifu.pt")
-    status, shown, said = pinxit("inspect", "shifu.pt", "--base", str(nano))
-    assert status == 0, said
+    status, printed_text, output = run_pinxit("inspect", "shifu.pt", "--base", str(nano))
+    assert status == 0, output
     for line in (
         "format      a1111: ",
-        "vectors     3 of 768 numbers for `text`, of length ",
+        "embedding   3 x 768 for `text`, norm ",
         "fits        Stable Diffusion 1.x",
-        "vocabulary  ",
+        "base model  embedding norms of ",
         "origin      name shifu, step 10001, sd_checkpoint 7460a6fa",
-        "to use      write shifu in a prompt, with --concept shifu.pt",
+        "to use      write shifu in the prompt, with --concept shifu.pt",
         "suspicious  nothing",
     ):
-        assert f"\n{line}" in f"\n{shown}"
+        assert f"\n{line}" in f"\n{printed_text}"
 
 
-def test_inspect_sees_what_is_odd(pinxit: Any, tmp_path: Path) -> None:
+def test_inspect_reports_problems(run_pinxit: Any, tmp_path: Path) -> None:
     table = TABLE.clone()
     table[0, 0] = torch.nan
     torch.save(a1111(string_to_param={"*": table}), tmp_path / "shifu.safetensors")
-    _, shown, _ = pinxit("inspect", "shifu.safetensors")
-    assert "suspicious  1 of text's numbers are infinite or no numbers" in shown
-    assert "suspicious  shifu.safetensors is in truth a pickle" in shown
+    _, printed_text, _ = run_pinxit("inspect", "shifu.safetensors")
+    assert "suspicious  1 values of text are infinite or NaN" in printed_text
+    assert "suspicious  shifu.safetensors is really a pickle file" in printed_text
     for scale, length in ((0.0, "0"), (1e6, "e+07")):
         save_file({"emb_params": TABLE * scale}, tmp_path / "odd.safetensors")
-        _, shown, _ = pinxit("inspect", "odd.safetensors")
-        assert "suspicious  text has vectors of length" in shown
-        assert length in shown
+        _, printed_text, _ = run_pinxit("inspect", "odd.safetensors")
+        assert "suspicious  text has vectors of norm" in printed_text
+        assert length in printed_text
 
 
 class _Evil:
@@ -368,28 +388,30 @@ class _Evil:
         return os.system, ("touch ran",)
 
 
-def test_code_in_a_file_is_not_run(pinxit: Any, tmp_path: Path) -> None:
+def test_code_in_a_file_is_not_run(run_pinxit: Any, tmp_path: Path) -> None:
     torch.save(a1111(name=_Evil()), tmp_path / "shifu.pt")
     for typed in (["inspect", "shifu.pt"], ["convert", "shifu.pt", "x.pt"]):
-        status, _, said = pinxit(*typed)
+        status, _, output = run_pinxit(*typed)
         assert status == 2
-        assert "posix.system" in said
+        assert "posix.system" in output
     with pytest.raises(FileError):
         Concept.load(tmp_path / "shifu.pt")
     assert not (tmp_path / "ran").exists()
 
 
-def test_dreambooth_as_a_folder(pinxit: Any, nano: Path, model: Model, tmp_path: Path) -> None:
-    tuned = TunedWeights.of(model, "denoiser").part()
-    concept = Concept((tuned,), Provenance.foreign("<mytoy>", {}, str(nano)))
+def test_full_weights_as_a_folder(
+    run_pinxit: Any, nano: Path, model: Model, tmp_path: Path
+) -> None:
+    tuned = FullWeightsAdapter.of(model, "denoiser").part()
+    concept = Concept((tuned,), Provenance.from_metadata("<mytoy>", {}, str(nano)))
     concept.save(tmp_path / "concept.safetensors")
-    assert pinxit("convert", "concept.safetensors", "folder")[0] == 0
+    assert run_pinxit("convert", "concept.safetensors", "folder")[0] == 0
     again = Concept.load(tmp_path / "folder")
     assert all(torch.equal(again.parts[0].tensors[n], t) for n, t in tuned.tensors.items())
-    _, shown, _ = pinxit("inspect", "folder")
-    assert "network     denoiser, " in shown
-    status, _, said = pinxit("convert", "concept.safetensors", "x.safetensors")
-    assert (status, "no place for the weight `add_embedding." in said) == (2, True)
-    status, _, said = pinxit("convert", "concept.safetensors", "y", "--base", "pocket")
-    assert (status, "is not the network that was tuned" in said) == (2, True)
+    _, printed_text, _ = run_pinxit("inspect", "folder")
+    assert "network     denoiser, " in printed_text
+    status, _, output = run_pinxit("convert", "concept.safetensors", "x.safetensors")
+    assert (status, "have no name for the weight `add_embedding." in output) == (2, True)
+    status, _, output = run_pinxit("convert", "concept.safetensors", "y", "--base", "pocket")
+    assert (status, "is not the network that was trained" in output) == (2, True)
     assert {path.name for path in tmp_path.iterdir()} == {"concept.safetensors", "folder"}

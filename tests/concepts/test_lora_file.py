@@ -1,4 +1,4 @@
-"""Files of LoRAs as other programs write them, and files that nobody should write."""
+"""LoRA files of other programs, and invalid files."""
 
 import json
 import re
@@ -11,10 +11,10 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from pinxit.adapters.adapter import Alias, Part
+from pinxit.adapters.adapter import AliasAdapter, Part
 from pinxit.cli import main
 from pinxit.concepts.concept import Concept, Provenance
-from pinxit.concepts.format import CARRIED, Target
+from pinxit.concepts.format import PROVENANCE_KEY, Target
 from pinxit.concepts.formats.diffusers import Diffusers
 from pinxit.concepts.formats.diffusers_lora import DiffusersLora
 from pinxit.concepts.formats.emb_params import EmbParams
@@ -45,12 +45,14 @@ def layer(
 
 
 def change(target: str, kind: str = "lora", **layers: dict[str, Tensor]) -> Part:
-    tensors = {name: t for held in layers.values() for name, t in held.items()}
+    tensors: dict[str, Tensor] = {}
+    for layer_tensors in layers.values():
+        tensors |= layer_tensors
     return Part("lora", {"target": target, "kind": kind}, tensors)
 
 
 def pivotal(token: str = "<toy>", xl: bool = False) -> Concept:
-    """A word and changes of two networks; several ranks and alphas, and a convolution."""
+    """An embedding and LoRAs of several networks, with different ranks and alphas."""
     context = 2048 if xl else 768
     scales = {"mid_block.resnets.0.conv1.lora_magnitude_vector": torch.rand(8, generator=DRAW)}
     scales |= {f"{TO_K}.lora_magnitude_vector": torch.rand(320, generator=DRAW)}
@@ -83,7 +85,7 @@ WRITTEN = [(Kohya, ".safetensors"), (DiffusersLora, ".safetensors"), (DiffusersL
 @pytest.mark.parametrize(("layout", "ending"), WRITTEN)
 @pytest.mark.parametrize("xl", [False, True])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16], ids=str)
-def test_what_is_written_comes_back(
+def test_written_files_can_be_read(
     layout: Any, ending: str, xl: bool, dtype: torch.dtype, tmp_path: Path
 ) -> None:
     concept = pivotal(xl=xl)
@@ -97,15 +99,15 @@ def test_what_is_written_comes_back(
     assert same(again, concept)
     assert again.provenance == concept.provenance
     assert not same(again, pivotal(xl=xl))  # the control: other numbers
-    # From there through the other layout, and the alias of DreamBooth's kind kept beside.
-    parts = (Alias("<my toy>", "sks toy").part(), *again.parts[1:])
+    # Then through the other format, with an alias as DreamBooth has it.
+    parts = (AliasAdapter("<my toy>", "sks toy").part(), *again.parts[1:])
     other = Kohya() if layout is DiffusersLora else DiffusersLora()
     other.write(Concept(parts, again.provenance), Target(tmp_path / "there.safetensors"))
     assert same(Concept.load(tmp_path / "there.safetensors"), Concept(parts, again.provenance))
 
 
 @pytest.mark.parametrize("kind", ["loha", "lokr"])
-def test_products_come_back_from_kohya_alone(kind: str, tmp_path: Path) -> None:
+def test_only_kohya_stores_loha_and_lokr(kind: str, tmp_path: Path) -> None:
     shapes = {
         "loha": {"hada_w1_a": (320, 4), "hada_w1_b": (4, 768), "hada_w2_a": (320, 4)}
         | {"hada_w2_b": (4, 768)},
@@ -114,13 +116,13 @@ def test_products_come_back_from_kohya_alone(kind: str, tmp_path: Path) -> None:
     tensors = {f"{TO_K}.{name}": torch.randn(shape) for name, shape in shapes.items()}
     tensors[f"{TO_K}.alpha"] = torch.tensor(2.0)
     part = change("denoiser", kind, a=tensors)
-    concept = Concept((part,), Provenance.foreign("toy", {}))
+    concept = Concept((part,), Provenance.from_metadata("toy", {}))
     Kohya().write(concept, Target(out := tmp_path / "toy.safetensors"))
     assert same(Concept.load(out), concept)
-    said = read_safetensors(out)[1]
-    assert said["modelspec.architecture"] == "stable-diffusion-v1/lora"  # by 24 x 32 or 768
-    assert said["ss_network_module"] == "lycoris.kohya"
-    assert json.loads(said["ss_network_args"])["algo"] == kind
+    metadata = read_safetensors(out)[1]
+    assert metadata["modelspec.architecture"] == "stable-diffusion-v1/lora"  # by 24 x 32 or 768
+    assert metadata["ss_network_module"] == "lycoris.kohya"
+    assert json.loads(metadata["ss_network_args"])["algo"] == kind
     with pytest.raises(ConceptError, match=rf"kind {kind}, .*\nhint: .*--format kohya or pinxit"):
         DiffusersLora().write(concept, Target(tmp_path / "x.safetensors"))
     oft = change("denoiser", "oft", a={f"{TO_K}.oft_R.weight": torch.zeros(4, 6)})
@@ -133,63 +135,67 @@ def test_products_come_back_from_kohya_alone(kind: str, tmp_path: Path) -> None:
 
 def test_kohyas_metadata(tmp_path: Path) -> None:
     Kohya().write(pivotal(), Target(out := tmp_path / "my-toy.safetensors"))
-    tensors, said = read_safetensors(out)
-    assert said["ss_base_model_version"] == "sd_v1"  # what A1111's badge is made of
-    assert said["ss_v2"] == "False"
-    assert said["ss_output_name"] == "my-toy"
-    assert (said["ss_network_dim"], said["ss_network_alpha"]) == ("Dynamic", "Dynamic")
-    assert (said["ss_steps"], said["ss_num_train_images"]) == ("300", "1")
-    assert said["modelspec.trigger_phrase"] == "<toy>"
-    assert json.loads(said["ss_network_args"]) == {"algo": "lora", "dora_wd": "True"}
+    tensors, metadata = read_safetensors(out)
+    assert metadata["ss_base_model_version"] == "sd_v1"  # what A1111's badge is made of
+    assert metadata["ss_v2"] == "False"
+    assert metadata["ss_output_name"] == "my-toy"
+    assert (metadata["ss_network_dim"], metadata["ss_network_alpha"]) == ("Dynamic", "Dynamic")
+    assert (metadata["ss_steps"], metadata["ss_num_train_images"]) == ("300", "1")
+    assert metadata["modelspec.trigger_phrase"] == "<toy>"
+    assert json.loads(metadata["ss_network_args"]) == {"algo": "lora", "dora_wd": "True"}
     assert "bundle_emb.<toy>.string_to_param.*" in tensors
     Kohya().write(pivotal(xl=True), Target(out := tmp_path / "big.safetensors"))
-    tensors, said = read_safetensors(out)
-    assert said["ss_base_model_version"].startswith("sdxl_")
-    assert said["modelspec.architecture"] == "stable-diffusion-xl-v1-base/lora"
+    tensors, metadata = read_safetensors(out)
+    assert metadata["ss_base_model_version"].startswith("sdxl_")
+    assert metadata["modelspec.architecture"] == "stable-diffusion-xl-v1-base/lora"
     names = {name.split("_attn2")[0] for name in tensors if "attn2" in name}
     assert names == {"lora_unet_input_blocks_1_1_transformer_blocks_0"}
     assert {"bundle_emb.<toy>.clip_l", "bundle_emb.<toy>.clip_g"} <= tensors.keys()
-    plain = Concept((change("denoiser", a=layer(TO_K, 320, 1024)),), Provenance.foreign("toy", {}))
+    plain = Concept(
+        (change("denoiser", a=layer(TO_K, 320, 1024)),), Provenance.from_metadata("toy", {})
+    )
     Kohya().write(plain, Target(out := tmp_path / "plain.safetensors"))
-    said = read_safetensors(out)[1]
-    assert (said["ss_v2"], said["ss_base_model_version"]) == ("True", "sd_v2")
-    assert (said["ss_network_module"], said["ss_network_args"]) == ("networks.lora", "{}")
-    assert (said["ss_network_dim"], said["ss_network_alpha"]) == ("4", "2.0")
+    metadata = read_safetensors(out)[1]
+    assert (metadata["ss_v2"], metadata["ss_base_model_version"]) == ("True", "sd_v2")
+    assert (metadata["ss_network_module"], metadata["ss_network_args"]) == ("networks.lora", "{}")
+    assert (metadata["ss_network_dim"], metadata["ss_network_alpha"]) == ("4", "2.0")
 
 
-def saved(path: Path, tensors: dict[str, Tensor], said: dict[str, str] | None = None) -> Path:
-    save_file({name: tensor.clone() for name, tensor in tensors.items()}, path, said)
+def save(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str] | None = None) -> Path:
+    save_file({name: tensor.clone() for name, tensor in tensors.items()}, path, metadata)
     return path
 
 
-def only(concept: Concept) -> dict[str, Tensor]:
+def only_part_tensors(concept: Concept) -> dict[str, Tensor]:
     (part,) = concept.parts
     return dict(part.tensors)
 
 
-def test_others_words_are_kept(tmp_path: Path) -> None:
-    said = {"ss_base_model_version": "sdxl_base_v1-0", "ss_steps": "900", "ss_seed": "7"}
+def test_metadata_of_other_programs_is_kept(tmp_path: Path) -> None:
+    metadata = {"ss_base_model_version": "sdxl_base_v1-0", "ss_steps": "900", "ss_seed": "7"}
     tensors = {f"{UNDER}.lora_down.weight": A, f"{UNDER}.lora_up.weight": B}
     concept = Concept.load(
-        saved(tmp_path / "theirs.safetensors", tensors, {**said, "format": "pt"})
+        save(tmp_path / "theirs.safetensors", tensors, {**metadata, "format": "pt"})
     )
     assert (concept.token, concept.provenance.steps) == ("theirs", 900)
-    assert concept.provenance.told == said
+    assert concept.provenance.metadata == metadata
     Kohya().write(concept, Target(out := tmp_path / "back.safetensors"))
-    back, told = read_safetensors(out)
-    assert {name: told[name] for name in said} == said
+    back, settings = read_safetensors(out)
+    assert {name: settings[name] for name in metadata} == metadata
     assert any(name.startswith("lora_unet_input_blocks_1_1_") for name in back)  # as it says: XL
-    # Without our own description nothing is lost but where it is from.
-    bare = Concept.load(saved(tmp_path / "bare.safetensors", back))
-    assert torch.equal(only(bare)[f"{TO_K}.lora_A.weight"], A)
-    # A file that someone merged others into is what it holds, whatever we once said of it.
+    # Without the description by pinxit only the provenance is lost.
+    bare = Concept.load(save(tmp_path / "bare.safetensors", back))
+    assert torch.equal(only_part_tensors(bare)[f"{TO_K}.lora_A.weight"], A)
+    # In a merged file the description no longer fits and is ignored.
     merged = back | {"lora_te1_text_model_encoder_layers_0_mlp_fc1.lora_down.weight": A}
     merged |= {"lora_te1_text_model_encoder_layers_0_mlp_fc1.lora_up.weight": B}
-    found = Concept.load(saved(tmp_path / "merged.safetensors", merged, {CARRIED: told[CARRIED]}))
-    assert [part.settings["target"] for part in found.parts] == ["text", "denoiser"]
+    concept_read = Concept.load(
+        save(tmp_path / "merged.safetensors", merged, {PROVENANCE_KEY: settings[PROVENANCE_KEY]})
+    )
+    assert [part.settings["target"] for part in concept_read.parts] == ["text", "denoiser"]
 
 
-# A layer's name in kohya's files, and in its network.
+# Layer names in kohya's files and in diffusers.
 NAMES = re.findall(
     r"\S+",
     """
@@ -221,8 +227,8 @@ te1_encoder_layers_0_mlp_fc2 encoder.layers.0.mlp.fc2
 @pytest.mark.parametrize(("path", "name"), list(zip(NAMES[::2], NAMES[1::2], strict=True)))
 def test_names_in_kohyas_files(path: str, name: str, tmp_path: Path) -> None:
     tensors = {f"lora_{path}.lora_down.weight": A, f"lora_{path}.lora_up.weight": B}
-    held = only(Concept.load(saved(tmp_path / "x.safetensors", tensors)))
-    assert {key.removesuffix(".alpha") for key in held if "alpha" in key} == {name}
+    tensors_or_none = only_part_tensors(Concept.load(save(tmp_path / "x.safetensors", tensors)))
+    assert {key.removesuffix(".alpha") for key in tensors_or_none if "alpha" in key} == {name}
 
 
 TEXT = f"text_encoder.text_model.{PROJ}"
@@ -242,18 +248,18 @@ OUT = f"{TO_K[:-4]}to_out.0"
         (f"{TEXT}.lora_A.default.weight", PROJ),
     ],
 )
-def test_names_that_diffusers_has_had(down: str, name: str, tmp_path: Path) -> None:
+def test_naming_schemes_of_diffusers(down: str, name: str, tmp_path: Path) -> None:
     up = down.replace("lora_A", "lora_B").replace(".down.", ".up.")
-    found = Concept.load(saved(tmp_path / "x.safetensors", {down: A, up: B}))
+    concept_read = Concept.load(save(tmp_path / "x.safetensors", {down: A, up: B}))
     target = "text" if "text" in down else "denoiser"
-    assert found.parts[0].settings == {"target": target, "kind": "lora"}
-    assert torch.equal(only(found)[f"{name}.lora_A.weight"], A)
-    assert torch.equal(only(found)[f"{name}.lora_B.weight"], B)
-    assert float(only(found)[f"{name}.alpha"]) == 4.0
+    assert concept_read.parts[0].settings == {"target": target, "kind": "lora"}
+    assert torch.equal(only_part_tensors(concept_read)[f"{name}.lora_A.weight"], A)
+    assert torch.equal(only_part_tensors(concept_read)[f"{name}.lora_B.weight"], B)
+    assert float(only_part_tensors(concept_read)[f"{name}.alpha"]) == 4.0
 
 
 @pytest.mark.parametrize(
-    ("alpha", "counted"),
+    ("alpha", "expected"),
     [
         (None, 4.0),
         (0.0, 4.0),
@@ -262,16 +268,21 @@ def test_names_that_diffusers_has_had(down: str, name: str, tmp_path: Path) -> N
         (torch.tensor(0.5).half(), 0.5),
     ],
 )
-def test_alpha(alpha: Any, counted: float, tmp_path: Path) -> None:
+def test_alpha(alpha: Any, expected: float, tmp_path: Path) -> None:
     tensors = {f"{UNDER}.lora_down.weight": A, f"{UNDER}.lora_up.weight": B}
     if alpha is not None:
         tensors[f"{UNDER}.alpha"] = torch.as_tensor(alpha)
-    found = only(Concept.load(saved(tmp_path / "x.safetensors", tensors)))[f"{TO_K}.alpha"]
-    assert (found.shape, found.dtype, float(found)) == ((), torch.float32, counted)
+    file = save(tmp_path / "x.safetensors", tensors)
+    scale = only_part_tensors(Concept.load(file))[f"{TO_K}.alpha"]
+    assert (scale.shape, scale.dtype, float(scale)) == (
+        (),
+        torch.float32,
+        expected,
+    )
 
 
 @pytest.mark.parametrize(
-    ("told", "counted"),
+    ("settings", "expected"),
     [
         ({"unet.r": 4, "unet.lora_alpha": 6}, 6.0),
         ({"unet.r": 4}, 8.0),
@@ -281,118 +292,146 @@ def test_alpha(alpha: Any, counted: float, tmp_path: Path) -> None:
         ({"text_encoder.lora_alpha": 2}, 4.0),
     ],
 )
-def test_what_diffusers_files_tell_of_alpha(
-    told: dict[str, Any], counted: float, tmp_path: Path
+def test_alpha_in_the_metadata_of_diffusers(
+    settings: dict[str, Any], expected: float, tmp_path: Path
 ) -> None:
     tensors = {f"unet.{TO_K}.lora_A.weight": A, f"unet.{TO_K}.lora_B.weight": B}
-    file = saved(tmp_path / "x.safetensors", tensors, {"lora_adapter_metadata": json.dumps(told)})
-    assert float(only(Concept.load(file))[f"{TO_K}.alpha"]) == counted
+    file = save(
+        tmp_path / "x.safetensors", tensors, {"lora_adapter_metadata": json.dumps(settings)}
+    )
+    assert float(only_part_tensors(Concept.load(file))[f"{TO_K}.alpha"]) == expected
 
 
 def test_a_pickle_and_a_folder_of_a_pivotal_run(tmp_path: Path) -> None:
     torch.save({f"{UNDER}.lora_down.weight": A, f"{UNDER}.lora_up.weight": B}, tmp_path / "x.pt")
-    assert torch.equal(only(Concept.load(tmp_path / "x.pt"))[f"{TO_K}.lora_B.weight"], B)
+    assert torch.equal(
+        only_part_tensors(Concept.load(tmp_path / "x.pt"))[f"{TO_K}.lora_B.weight"], B
+    )
     folder = tmp_path / "learned"
     folder.mkdir()
     tensors = {f"unet.{TO_K}.lora_A.weight": A, f"unet.{TO_K}.lora_B.weight": B}
-    saved(folder / "pytorch_lora_weights.safetensors", tensors)
-    saved(folder / "learned_emb.safetensors", {"clip_l": A[:2], "clip_g": torch.ones(2, 1280)})
-    found = Concept.load(folder)
-    assert [part.kind for part in found.parts] == ["new-word", "lora"]
-    assert torch.equal(found.parts[0].tensors["text"], A[:2])
-    assert set(found.parts[0].tensors) == {"text", "text_2"}
+    save(folder / "pytorch_lora_weights.safetensors", tensors)
+    save(folder / "learned_emb.safetensors", {"clip_l": A[:2], "clip_g": torch.ones(2, 1280)})
+    concept_read = Concept.load(folder)
+    assert [part.kind for part in concept_read.parts] == ["new-word", "lora"]
+    assert torch.equal(concept_read.parts[0].tensors["text"], A[:2])
+    assert set(concept_read.parts[0].tensors) == {"text", "text_2"}
 
 
-# Files that are wrong.
+# Invalid files.
 
 
-def kohyas(**changed: Tensor | None) -> dict[str, Tensor]:
-    """A good layer but for some of its tensors, `_` for `.` in their names."""
-    held: dict[str, Tensor | None] = {"lora_down_weight": A, "lora_up_weight": B, **changed}
+def kohya_tensors(**changed: Tensor | None) -> dict[str, Tensor]:
+    """A valid layer with some tensors replaced; keyword names have `_` for `.`."""
+    tensors_or_none: dict[str, Tensor | None] = {
+        "lora_down_weight": A,
+        "lora_up_weight": B,
+        **changed,
+    }
     return {
-        f"{UNDER}.{n.replace('_weight', '.weight')}": t for n, t in held.items() if t is not None
+        f"{UNDER}.{n.replace('_weight', '.weight')}": t
+        for n, t in tensors_or_none.items()
+        if t is not None
     }
 
 
 NUMBER = torch.tensor
-WRONG: dict[str, tuple[dict[str, Tensor], str]] = {
-    "no partner": (kohyas(lora_up_weight=None), "has lora_A.weight"),
-    "other ranks": (kohyas(lora_up_weight=B[:, :3]), r"do not match: .*lora_B.weight \(320, 3\)"),
-    "a row": (kohyas(lora_down_weight=A[0]), r"do not match: .*lora_A.weight \(768,\)"),
-    "one number": (kohyas(lora_up_weight=NUMBER(1.0)), r"do not match: .*lora_B.weight \(\)"),
-    "no rank": (kohyas(lora_down_weight=A[:0], lora_up_weight=B[:, :0]), "do not match"),
-    "whole numbers": (kohyas(lora_down_weight=A.long()), "do not match"),
-    "alpha is no number": (kohyas(alpha=NUMBER(float("nan"))), "an alpha of nan"),
-    "infinite alpha": (kohyas(alpha=NUMBER(float("-inf"))), "an alpha of -inf"),
-    "huge alpha": (kohyas(alpha=NUMBER(1e30)), r"an alpha of 1e\+30"),
-    "two alphas": (kohyas(alpha=torch.ones(2)), r"do not match: alpha \(2,\)"),
-    "other kinds": (kohyas(hada_w1_a=B), "has hada_w1_a, lora_A.weight, lora_B.weight"),
-    "by what it takes in": (kohyas(dora_scale=A[:1]), r"scales for what it takes in, \(1, 768\)"),
-    "few scales": (kohyas(dora_scale=torch.ones(7, 1)), "do not match"),
-    "a lone scale": (kohyas(dora_scale=NUMBER(1.0)), "do not match"),
-    "a wrong middle": (kohyas(lora_mid_weight=torch.ones(4, 9, 3, 3)), "has lora_A.weight, lora_B"),
-    "a strange tensor": (kohyas(oft_blocks=A), "oft_blocks`, which is no layer's"),
-    "strange beside": (kohyas() | {"epoch": A}, "`epoch`, which is no layer's"),
-    "SD 3": ({"lora_unet_joint_blocks_0_x_block_attn_qkv.alpha": A}, "no U-Net and no CLIP has"),
-    "a name to match for": ({f"lora_unet_{'to_q_' * 99}x.alpha": A}, "no U-Net and no CLIP has"),
-    "a word of one number": (kohyas() | {"bundle_emb.x.clip_l": NUMBER(1.0)}, "no word's vectors"),
-    "two words in one": (
-        kohyas() | {"bundle_emb.x.clip_l": A, "bundle_emb.x.clip_g": A[:1]},
-        "no word's vectors",
+INVALID_FILES: dict[str, tuple[dict[str, Tensor], str]] = {
+    "no partner": (kohya_tensors(lora_up_weight=None), "set of weights: lora_A.weight"),
+    "other ranks": (
+        kohya_tensors(lora_up_weight=B[:, :3]),
+        r"do not match: .*lora_B.weight \(320, 3\)",
     ),
-}  # fmt: skip
+    "a row": (kohya_tensors(lora_down_weight=A[0]), r"do not match: .*lora_A.weight \(768,\)"),
+    "one number": (
+        kohya_tensors(lora_up_weight=NUMBER(1.0)),
+        r"do not match: .*lora_B.weight \(\)",
+    ),
+    "no rank": (kohya_tensors(lora_down_weight=A[:0], lora_up_weight=B[:, :0]), "do not match"),
+    "whole numbers": (kohya_tensors(lora_down_weight=A.long()), "do not match"),
+    "alpha is no number": (kohya_tensors(alpha=NUMBER(float("nan"))), "an alpha of nan"),
+    "infinite alpha": (kohya_tensors(alpha=NUMBER(float("-inf"))), "an alpha of -inf"),
+    "huge alpha": (kohya_tensors(alpha=NUMBER(1e30)), r"an alpha of 1e\+30"),
+    "two alphas": (kohya_tensors(alpha=torch.ones(2)), r"do not match: alpha \(2,\)"),
+    "other kinds": (
+        kohya_tensors(hada_w1_a=B),
+        "set of weights: hada_w1_a, lora_A.weight, lora_B.weight",
+    ),
+    "by what it takes in": (
+        kohya_tensors(dora_scale=A[:1]),
+        r"magnitudes for its inputs, \(1, 768\)",
+    ),
+    "few scales": (kohya_tensors(dora_scale=torch.ones(7, 1)), "do not match"),
+    "a lone scale": (kohya_tensors(dora_scale=NUMBER(1.0)), "do not match"),
+    "a wrong middle": (
+        kohya_tensors(lora_mid_weight=torch.ones(4, 9, 3, 3)),
+        "set of weights: lora_A.weight, lora_B",
+    ),
+    "a strange tensor": (kohya_tensors(oft_blocks=A), "oft_blocks`, which belongs to no layer"),
+    "strange beside": (kohya_tensors() | {"epoch": A}, "`epoch`, which belongs to no layer"),
+    "SD 3": ({"lora_unet_joint_blocks_0_x_block_attn_qkv.alpha": A}, "which no U-Net or CLIP has"),
+    "a name to match for": ({f"lora_unet_{'to_q_' * 99}x.alpha": A}, "which no U-Net or CLIP has"),
+    "a word of one number": (
+        kohya_tensors() | {"bundle_emb.x.clip_l": NUMBER(1.0)},
+        "no valid embedding",
+    ),
+    "two words in one": (
+        kohya_tensors() | {"bundle_emb.x.clip_l": A, "bundle_emb.x.clip_g": A[:1]},
+        "no valid embedding",
+    ),
+}
 
 
-@pytest.mark.parametrize("what", WRONG)
-def test_wrong_files_are_refused(what: str, tmp_path: Path) -> None:
-    tensors, why = WRONG[what]
-    file = saved(tmp_path / "x.safetensors", tensors)
-    with pytest.raises(ConceptError, match=rf"x\.safetensors.*{why}"):
+@pytest.mark.parametrize("name", INVALID_FILES)
+def test_wrong_files_are_refused(name: str, tmp_path: Path) -> None:
+    tensors, message = INVALID_FILES[name]
+    file = save(tmp_path / "x.safetensors", tensors)
+    with pytest.raises(ConceptError, match=rf"x\.safetensors.*{message}"):
         Concept.load(file)
 
 
 @pytest.mark.parametrize(
-    ("told", "why"),
+    ("settings", "message"),
     [
-        ("[1]", "is no table"),
-        ("{", "is no table"),
-        ("[" * 100_000, "is no table"),
+        ("[1]", "is not a JSON object"),
+        ("{", "is not a JSON object"),
+        ("[" * 100_000, "is not a JSON object"),
         ('{"unet.lora_alpha": "x"}', "an alpha of nan"),
         ('{"unet.lora_alpha": NaN}', "an alpha of nan"),
         ('{"unet.lora_alpha": 1' + "0" * 400 + "}", "an alpha of nan"),
     ],
 )
-def test_wrong_settings_are_refused(told: str, why: str, tmp_path: Path) -> None:
+def test_wrong_settings_are_refused(settings: str, message: str, tmp_path: Path) -> None:
     tensors = {f"unet.{TO_K}.lora_A.weight": A, f"unet.{TO_K}.lora_B.weight": B}
-    file = saved(tmp_path / "x.safetensors", tensors, {"lora_adapter_metadata": told})
-    with pytest.raises(ConceptError, match=rf"x\.safetensors.*{why}"):
+    file = save(tmp_path / "x.safetensors", tensors, {"lora_adapter_metadata": settings})
+    with pytest.raises(ConceptError, match=rf"x\.safetensors.*{message}"):
         Concept.load(file)
 
 
-def test_names_that_go_on_for_ever_take_no_time(tmp_path: Path) -> None:
+def test_very_long_names_are_refused_quickly(tmp_path: Path) -> None:
     for key in (f"lora_unet_{'down_' * 100_000}.alpha", f"{'a.lora' * 100_000}.lora_A.weight"):
-        file = saved(tmp_path / "x.safetensors", {key: A})
+        file = save(tmp_path / "x.safetensors", {key: A})
         with pytest.raises(ConceptError):
             Concept.load(file)
 
 
-# What cannot be written, or not there.
+# Concepts that a format cannot store.
 
 
-def test_other_layouts_refuse_it(tmp_path: Path) -> None:
+def test_unsuitable_formats_refuse_it(tmp_path: Path) -> None:
     concept = pivotal()
     for layout, ending in ((EmbParams(), ".safetensors"), (SingleFile(), ".safetensors")):
         with pytest.raises(ConceptError, match=r"\nhint: .*kohya"):
             layout.write(concept, Target(tmp_path / f"x{ending}"))
     with pytest.raises(ConceptError, match=r"\nhint: .*diffusers-lora"):
         Diffusers().write(concept, Target(tmp_path / "x"))
-    with pytest.raises(ConceptError, match="bit for bit"):
-        Kohya().write(concept, Target(tmp_path / "x.safetensors", numbers="fp16"))
+    with pytest.raises(ConceptError, match="exact trained values"):
+        Kohya().write(concept, Target(tmp_path / "x.safetensors", precision="fp16"))
     third = change("denoiser", a=layer("transformer_blocks.0.attn.to_q", 8, 8))
     with pytest.raises(ConceptError, match=r"no name for .*attn.to_q.*\nhint: .*diffusers-lora"):
         Kohya().write(Concept((third,), concept.provenance), Target(tmp_path / "x.safetensors"))
     words = (*concept.parts, Part("new-word", {"word": "b", "stand_in": "a"}, {"text": A}))
-    with pytest.raises(ConceptError, match=r"2 words.*\nhint: .*kohya"):
+    with pytest.raises(ConceptError, match=r"2 embeddings.*\nhint: .*kohya"):
         DiffusersLora().write(Concept(words, concept.provenance), Target(tmp_path / "x"))
     assert not list(tmp_path.iterdir())
     Pinxit().write(concept, Target(tmp_path / "x.safetensors"))
@@ -401,7 +440,7 @@ def test_other_layouts_refuse_it(tmp_path: Path) -> None:
 
 def test_sd3_in_diffusers_layout(tmp_path: Path) -> None:
     third = change("denoiser", a=layer("transformer_blocks.0.attn.to_q", 8, 8))
-    concept = Concept((third,), Provenance.foreign("toy", {}))
+    concept = Concept((third,), Provenance.from_metadata("toy", {}))
     DiffusersLora().write(concept, Target(out := tmp_path / "toy.safetensors"))
     assert {name.split(".")[0] for name in read_safetensors(out)[0]} == {"transformer"}
     assert same(Concept.load(out), concept)
@@ -419,30 +458,30 @@ def test_a_lora_of_another_kind_of_base(opened: Callable[[str], Model], tmp_path
 # The command line.
 
 
-def test_what_inspect_says_of_it(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_inspect(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     Kohya().write(pivotal(), Target(file := tmp_path / "toy.safetensors"))
     assert main(["inspect", str(file)]) == 0
-    said = capsys.readouterr().out
+    metadata = capsys.readouterr().out
     for line in (
         "format      kohya: ",
-        "adapter     dora beside 2 layers of `denoiser`, 4,984 weights, float32",
+        "adapter     dora of 2 layers of `denoiser`, 4,984 weights, float32",
         "rank        2 to 4, alpha 0.1 to 2",
         "fits        Stable Diffusion 1.x",
-        "adapter     lora beside 1 layers of `text`",
+        "adapter     lora of 1 layers of `text`",
         "rank        3, alpha 2",
-        "origin      lora, 300 steps, 1 pictures, base pocket",
-        f"--concept {file}, or {file}:0.7 for less of it",
+        "origin      lora, 300 steps, 1 images, base model pocket",
+        f"--concept {file}, or --concept {file}:0.7 for a lower strength",
         "suspicious  nothing",
     ):
-        assert line in said
+        assert line in metadata
     Kohya().write(pivotal(xl=True), Target(file))
     assert main(["inspect", str(file)]) == 0
     assert "fits        Stable Diffusion 1.x" not in capsys.readouterr().out
     theirs = {"ss_base_model_version": "sd_v1", "ss_tag_frequency": "{}", "ss_sd_model_name": "b"}
-    saved(file, kohyas(alpha=NUMBER(1.0)), theirs)
+    save(file, kohya_tensors(alpha=NUMBER(1.0)), theirs)
     assert main(["inspect", str(file)]) == 0
-    said = capsys.readouterr().out
-    assert "origin      ss_base_model_version sd_v1, ss_sd_model_name b\n" in said
+    metadata = capsys.readouterr().out
+    assert "origin      ss_base_model_version sd_v1, ss_sd_model_name b\n" in metadata
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""What every control there is must keep to, on the nano base and on every family's."""
+"""Rules that every control must follow, on the nano base model and on one of each family."""
 
 from collections.abc import Callable
 from contextlib import closing
@@ -12,11 +12,17 @@ from PIL import Image
 
 from pinxit import registry
 from pinxit.errors import RequestError
-from pinxit.generation.generate import Frame, Painted, Request, generate, paint
+from pinxit.generation.generate import (
+    GeneratedImage,
+    GenerationRequest,
+    SamplingProgress,
+    generate_images,
+    sample_images,
+)
 from pinxit.models.model import Model, open_base
 
 CONTROLS = registry.names("controls")
-ACCOMPANIED = ("inversion", "masactrl", "same-seed")
+PAIRED = ("inversion", "masactrl", "same-seed")
 later = [pytest.param(name, marks=pytest.mark.long) for name in registry.names("families")]
 
 
@@ -37,115 +43,117 @@ def picture(tmp_path: Path) -> Path:
 
 
 def save_controlnet(model: Model, folder: Path) -> Path:
-    """A ControlNet of random weights, which says something at once."""
+    """Save a ControlNet with random weights that change the result."""
     torch.manual_seed(11)
     unet: Any = model.networks["denoiser"]
     with torch.device("meta"):
-        alike = diffusers.ControlNetModel.from_unet(unet, load_weights_from_unet=False).config
-    shape = {key: value for key, value in alike.items() if not key.startswith("_")}
-    shape["addition_embed_type_num_heads"] = unet.config.addition_embed_type_num_heads
-    made: Any = diffusers.ControlNetModel.from_config(shape)
-    for name, weight in made.named_parameters():
+        config = diffusers.ControlNetModel.from_unet(unet, load_weights_from_unet=False).config
+    options = {key: value for key, value in config.items() if not key.startswith("_")}
+    options["addition_embed_type_num_heads"] = unet.config.addition_embed_type_num_heads
+    network: Any = diffusers.ControlNetModel.from_config(options)
+    for name, weight in network.named_parameters():
         if "controlnet" in name:
             torch.nn.init.normal_(weight, std=0.1)
-    made.save_pretrained(folder)
+    network.save_pretrained(folder)
     return folder
 
 
 def table(control: str, model: Model, picture: Path) -> dict[str, object]:
-    """A control that changes something, on this base."""
-    known = registry.load("controls", control).model_fields
-    given: dict[str, object] = {"shows": "a red cat", "keep": 0.7, "picture": picture}
-    given["mask"] = picture.with_name("mask.png")
-    if "weights" in known and hasattr(model.networks["denoiser"], "up_blocks"):
-        given["weights"] = str(save_controlnet(model, picture.parent / "net"))
-    return {"name": control, **{name: value for name, value in given.items() if name in known}}
+    """Options of a control that changes the result, on this base model."""
+    fields = registry.load("controls", control).model_fields
+    options: dict[str, object] = {"source_prompt": "a red cat", "preserve": 0.7, "image": picture}
+    options["mask"] = picture.with_name("mask.png")
+    if "weights" in fields and hasattr(model.networks["denoiser"], "up_blocks"):
+        options["weights"] = str(save_controlnet(model, picture.parent / "net"))
+    return {"name": control, **{name: value for name, value in options.items() if name in fields}}
 
 
-def asked(*controls: object, **changed: object) -> Request:
-    whole: dict[str, Any] = {"prompt": "a dog", "steps": 4, "guidance": 3.0}
-    return Request.model_validate({**whole, "controls": controls, **changed})
+def request_with(*controls: object, **changed: object) -> GenerationRequest:
+    options: dict[str, Any] = {"prompt": "a dog", "steps": 4, "guidance_scale": 3.0}
+    return GenerationRequest.model_validate({**options, "controls": controls, **changed})
 
 
-def left(model: Model) -> list[object]:
-    """Every weight as it is, and every hook on every layer."""
-    found: list[object] = []
+def state(model: Model) -> list[object]:
+    """Versions of all weights, and the hooks and types of all layers."""
+    items: list[object] = []
     for network in model.networks.values():
-        found += [
-            (name, id(one), one._version)
-            for name, one in network.state_dict(keep_vars=True).items()
+        items += [
+            (name, id(weight), weight._version)
+            for name, weight in network.state_dict(keep_vars=True).items()
         ]
         for layer in network.modules():
-            found += [*layer._forward_hooks, *layer._forward_pre_hooks, layer.forward.__func__]
-        found += [type(layer) for layer in network.modules()]
-    return found
+            items += [*layer._forward_hooks, *layer._forward_pre_hooks, layer.forward.__func__]
+        items += [type(layer) for layer in network.modules()]
+    return items
 
 
 @pytest.mark.parametrize("control", CONTROLS)
-def test_controls_leave_the_model_as_it_was_and_repeat(
+def test_controls_restore_the_model_and_are_reproducible(
     control: str, model: Model, picture: Path
 ) -> None:
-    plain = paint(model, asked())[0]
-    before = left(model)  # only now: a text tower of transformers lays hooks when first it is used
-    request = asked(table(control, model, picture))
+    plain = generate_images(model, request_with())[0]
+    before = state(model)  # after the first run: text encoders of transformers add hooks then
+    request = request_with(table(control, model, picture))
     if control == "controlnet" and not hasattr(model.networks["denoiser"], "up_blocks"):
         with pytest.raises(RequestError, match="has no U-Net"):
-            paint(model, request)
-        assert left(model) == before
+            generate_images(model, request)
+        assert state(model) == before
         return
-    with closing(generate(model, request)) as events:
+    with closing(sample_images(model, request)) as events:
         for event in events:
-            if isinstance(event, Frame) and event.done == event.total - 1:
-                break  # in the midst of it, as by Ctrl-C
-    assert left(model) == before
-    first = paint(model, request)[0]
-    assert left(model) == before
+            if isinstance(event, SamplingProgress) and event.done == event.total - 1:
+                break  # interrupted, as by Ctrl-C
+    assert state(model) == before
+    first = generate_images(model, request)[0]
+    assert state(model) == before
     assert (first.latents - plain.latents).abs().max() > 1e-4
-    assert torch.equal(plain.latents, paint(model, asked())[0].latents)
+    assert torch.equal(plain.latents, generate_images(model, request_with())[0].latents)
     first.save(picture.with_name("painted.png"))
-    again = Request.from_png(picture.with_name("painted.png"))
+    again = GenerationRequest.from_png(picture.with_name("painted.png"))
     assert again == first.request
-    assert torch.equal(paint(model, again)[0].latents, first.latents)
+    assert torch.equal(generate_images(model, again)[0].latents, first.latents)
 
 
-@pytest.mark.parametrize("control", ACCOMPANIED)
-def test_nothing_kept_is_the_prompt_to_the_bit(control: str, model: Model, picture: Path) -> None:
-    nothing = {**table(control, model, picture), "keep": 0}
-    held, plain = (paint(model, asked(*some))[0].latents for some in ([nothing], []))
-    assert torch.equal(held, plain)
+@pytest.mark.parametrize("control", PAIRED)
+def test_preserve_0_changes_nothing_to_the_bit(control: str, model: Model, picture: Path) -> None:
+    nothing = {**table(control, model, picture), "preserve": 0}
+    result = generate_images(model, request_with(nothing))[0].latents
+    assert torch.equal(result, generate_images(model, request_with())[0].latents)
 
 
 @pytest.mark.parametrize("control", ["inversion", "mask"])
-def test_pictures_together_are_what_they_are_alone(
-    control: str, model: Model, picture: Path
-) -> None:
-    one = {
+def test_batches_equal_single_images(control: str, model: Model, picture: Path) -> None:
+    options = {
         **table(control, model, picture),
-        **({"path": "noised"} if control == "inversion" else {}),
+        **({"initial_noise": "random"} if control == "inversion" else {}),
     }
-    together = paint(model, asked(one, count=3, scheduler=None))
-    alone = paint(model, asked(one, seed=2))[0]
-    apart = (together[2].latents - alone.latents).abs().max()
-    assert apart < 1e-4 * alone.latents.abs().max()
+    batch = generate_images(model, request_with(options, num_images=3, scheduler=None))
+    single = generate_images(model, request_with(options, seed=2))[0]
+    difference = (batch[2].latents - single.latents).abs().max()
+    assert difference < 1e-4 * single.latents.abs().max()
 
 
 @pytest.mark.parametrize("control", ["img2img", "inversion", "same-seed"])
-def test_masks_go_with_every_control(control: str, model: Model, picture: Path) -> None:
+def test_masks_work_with_every_control(control: str, model: Model, picture: Path) -> None:
     both = [table(control, model, picture), table("mask", model, picture)]
-    (painted,) = (e for e in generate(model, asked(*both)) if isinstance(e, Painted))
+    (result,) = (
+        e for e in sample_images(model, request_with(*both)) if isinstance(e, GeneratedImage)
+    )
     left_half, right_half = ((0, 0, 16, 32), (16, 0, 32, 32))
-    given = Image.open(picture).convert("RGB")
-    assert painted.image.crop(right_half).tobytes() == given.crop(right_half).tobytes()
-    assert painted.image.crop(left_half).tobytes() != given.crop(left_half).tobytes()
+    source = Image.open(picture).convert("RGB")
+    assert result.image.crop(right_half).tobytes() == source.crop(right_half).tobytes()
+    assert result.image.crop(left_half).tobytes() != source.crop(left_half).tobytes()
 
 
-def test_controls_work_on_the_layers_that_a_cpu_has(nano: Path, picture: Path) -> None:
-    from pinxit.models.kernels.cpu import suit_cpu
+def test_controls_work_with_optimized_cpu_layers(nano: Path, picture: Path) -> None:
+    from pinxit.models.kernels.cpu import optimize_for_cpu
 
     model = open_base(nano)
-    request = asked(table("inversion", model, picture))
-    usual = paint(model, request)[0].latents
-    suit_cpu(model.networks["denoiser"])
-    before = left(model)
-    assert (paint(model, request)[0].latents - usual).abs().max() < 1e-3 * usual.abs().max()
-    assert left(model) == before
+    request = request_with(table("inversion", model, picture))
+    usual = generate_images(model, request)[0].latents
+    optimize_for_cpu(model.networks["denoiser"])
+    before = state(model)
+    assert (
+        generate_images(model, request)[0].latents - usual
+    ).abs().max() < 1e-3 * usual.abs().max()
+    assert state(model) == before

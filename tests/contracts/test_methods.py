@@ -1,4 +1,4 @@
-"""What every method there is must keep to, on the nano base and on every family's."""
+"""Contract of training methods: every method, on the nano base model and on every family."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -8,32 +8,32 @@ import torch
 from torch import Tensor
 
 from pinxit import registry
-from pinxit.adapters.adapter import injected
+from pinxit.adapters.adapter import applied
 from pinxit.concepts.concept import Concept
-from pinxit.generation.generate import Request, paint
-from pinxit.images.folder import read_pictures
+from pinxit.generation.generate import GenerationRequest, generate_images
+from pinxit.images.folder import read_images
 from pinxit.models.model import Model, Precision, open_base
-from pinxit.models.text_encoder import Reading
-from pinxit.runs.folder import Saved
-from pinxit.runs.run import Run, teach
+from pinxit.models.text_encoder import PromptParsing
+from pinxit.runs.folder import SavedCheckpoint
+from pinxit.runs.run import Run, train_run
 from pinxit.training.recipe import Recipe
-from pinxit.training.train import Lesson, Step, objective, train
+from pinxit.training.train import StepResult, TrainingSession, denoising_losses, train
 
 METHODS = registry.names("methods")
 FAMILIES = registry.names("families")
-later = [pytest.param(family, marks=pytest.mark.long) for family in FAMILIES]
+long_families = [pytest.param(family, marks=pytest.mark.long) for family in FAMILIES]
 on_every_base = pytest.mark.parametrize("model", ["nano", *FAMILIES], indirect=True)
-on_every_base_later = pytest.mark.parametrize("model", ["nano", *later], indirect=True)
-# Knobs that make a method touch more of the model than its defaults do.
-DEEPER: dict[str, dict[str, object]] = {
-    "dreambooth": {"train_text_encoder": True, "prior_pictures": 3},
+on_every_base_if_long = pytest.mark.parametrize("model", ["nano", *long_families], indirect=True)
+# Options with which a method changes more of the model than by default.
+OPTIONS: dict[str, dict[str, object]] = {
+    "dreambooth": {"train_text_encoder": True, "class_images": 3},
     "lora": {
         "train_text_encoder": True,
-        "prior_pictures": 3,
+        "class_images": 3,
         "layers": "transformer",
-        "word": "new",
+        "placeholder": "new-embedding",
     },
-    "textual-inversion": {"vectors": 3, "captions": True},
+    "textual-inversion": {"num_vectors": 3, "captions": True},
 }
 
 
@@ -43,18 +43,18 @@ def model(request: pytest.FixtureRequest, opened: Callable[[str], Model]) -> Mod
 
 
 def recipe_for(method: str, pictures: Path, **changed: object) -> Recipe:
-    knobs = {"name": method, **DEEPER.get(method, {})}
-    values = {"method": knobs, "pictures": pictures, "token": "<mytoy>", "class_noun": "toy"}
-    small = {"steps": 4, "batch_size": 2, "preview_every": 0, "checkpoint_every": 100}
-    return Recipe.model_validate({**values, **small, **changed})
+    options = {"name": method, **OPTIONS.get(method, {})}
+    subject = {"method": options, "images": pictures, "token": "<mytoy>", "class_noun": "toy"}
+    schedule = {"steps": 4, "batch_size": 2, "preview_every": 0, "checkpoint_every": 100}
+    return Recipe.model_validate({**subject, **schedule, **changed})
 
 
-def lesson_for(model: Model, recipe: Recipe) -> Lesson:
-    pictures = read_pictures(recipe.pictures)
-    recipe = recipe.settled(model, len(pictures))
+def session_for(model: Model, recipe: Recipe) -> TrainingSession:
+    images = read_images(recipe.images)
+    recipe = recipe.settle(model, len(images))
     for _ in recipe.method.prepare(model, recipe.subject):
         pass
-    return Lesson.of(model, recipe, pictures)
+    return TrainingSession.for_recipe(model, recipe, images)
 
 
 def weights_of(model: Model) -> dict[str, Tensor]:
@@ -67,50 +67,51 @@ def weights_of(model: Model) -> dict[str, Tensor]:
 
 @pytest.mark.parametrize("method", METHODS)
 @on_every_base
-def test_eject_restores_to_the_last_bit(method: str, model: Model, pictures: Path) -> None:
+def test_training_leaves_the_model_unchanged(method: str, model: Model, pictures: Path) -> None:
     before = weights_of(model)
-    kept = {name: tensor.detach().clone() for name, tensor in before.items()}
-    lesson = lesson_for(model, recipe_for(method, pictures, rate=0.1))
-    for _ in train(lesson):
-        assert model.words
+    copies = {name: tensor.detach().clone() for name, tensor in before.items()}
+    session = session_for(model, recipe_for(method, pictures, learning_rate=0.1))
+    for _ in train(session):
+        assert model.placeholders
     after = weights_of(model)
     assert list(after) == list(before)
     for name, tensor in after.items():
         assert tensor is before[name]
-        assert torch.equal(tensor, kept[name])
+        assert torch.equal(tensor, copies[name])
         assert not tensor.requires_grad
         assert tensor.grad is None
-    assert not model.words
+    assert not model.placeholders
 
 
 @pytest.mark.parametrize("method", METHODS)
-@on_every_base_later
-def test_eject_happens_whatever_happens(method: str, model: Model, pictures: Path) -> None:
+@on_every_base_if_long
+def test_adapters_are_removed_after_an_exception(method: str, model: Model, pictures: Path) -> None:
     before = weights_of(model)
-    lesson = lesson_for(model, recipe_for(method, pictures))
-    with pytest.raises(KeyboardInterrupt), injected(model, lesson.adapters):
-        assert model.words
+    session = session_for(model, recipe_for(method, pictures))
+    with pytest.raises(KeyboardInterrupt), applied(model, session.adapters):
+        assert model.placeholders
         raise KeyboardInterrupt
     assert all(tensor is before[name] for name, tensor in weights_of(model).items())
-    assert not model.words
+    assert not model.placeholders
 
 
 @pytest.mark.long
 @pytest.mark.parametrize("method", METHODS)
-@on_every_base_later
+@on_every_base_if_long
 def test_the_loss_falls(method: str, model: Model, pictures: Path) -> None:
-    rate = 1e-2 if method == "textual-inversion" else 1e-3
-    lesson = lesson_for(model, recipe_for(method, pictures, steps=25, batch_size=4, rate=rate))
+    learning_rate = 1e-2 if method == "textual-inversion" else 1e-3
+    recipe = recipe_for(method, pictures, steps=25, batch_size=4, learning_rate=learning_rate)
+    session = session_for(model, recipe)
 
     def loss() -> float:
-        """Over the same samples each time, which are not those of the steps."""
-        with torch.no_grad(), injected(model, lesson.adapters):
-            drawn = [lesson.batches(10_000 + n)[0] for n in range(8)]
-            errors = [objective(model, batch, lesson.tell()) for batch in drawn]
-            return float(torch.stack(errors).sum() / len(errors))
+        """The mean loss of samples that are the same each time, and not those of the steps."""
+        with torch.no_grad(), applied(model, session.adapters):
+            batches = [session.batches(10_000 + n)[0] for n in range(8)]
+            losses = [denoising_losses(model, b, session.conditioner()) for b in batches]
+            return float(torch.stack(losses).sum() / len(losses))
 
     before = loss()
-    steps = list(train(lesson))
+    steps = list(train(session))
     assert [step.number for step in steps] == list(range(1, 26))
     assert loss() < before
 
@@ -120,62 +121,69 @@ def test_the_loss_falls(method: str, model: Model, pictures: Path) -> None:
 def test_a_concept_survives_its_file(
     method: str, model: Model, pictures: Path, tmp_path: Path
 ) -> None:
-    run = teach(model, recipe_for(method, pictures), tmp_path / "run")
+    run = train_run(model, recipe_for(method, pictures), tmp_path / "run")
     concept = run.concept
     concept.save(tmp_path / "copy.safetensors")
-    again = Concept.load(tmp_path / "copy.safetensors")
-    assert again.provenance == concept.provenance
+    copy = Concept.load(tmp_path / "copy.safetensors")
+    assert copy.provenance == concept.provenance
     assert concept.provenance.base_hash == model.hash
     assert Recipe.model_validate_json(run.recipe.model_dump_json()) == run.recipe
-    asked = Request(prompt="a photo of <mytoy> on the beach", steps=3)
-    painted = [paint(model, asked, [one])[0].latents for one in (concept, again, run.folder)]
-    assert torch.equal(painted[0], painted[1])
-    assert torch.equal(painted[0], painted[2])
-    assert not torch.equal(painted[0], paint(model, asked)[0].latents)
+    request = GenerationRequest(prompt="a photo of <mytoy> on the beach", steps=3)
+    latents = [
+        generate_images(model, request, [source])[0].latents
+        for source in (concept, copy, run.folder)
+    ]
+    assert torch.equal(latents[0], latents[1])
+    assert torch.equal(latents[0], latents[2])
+    assert not torch.equal(latents[0], generate_images(model, request)[0].latents)
 
 
 @pytest.mark.long
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("model", ["nano", "stable-diffusion-xl"], indirect=True)
-def test_resumed_after_any_step_it_is_the_same_run(
+def test_a_continued_run_is_the_same_after_any_step(
     method: str, model: Model, pictures: Path, tmp_path: Path
 ) -> None:
-    whole = teach(model, recipe_for(method, pictures), tmp_path / "whole")
+    whole = train_run(model, recipe_for(method, pictures), tmp_path / "whole")
     for stop in range(4):
         run = Run.create(tmp_path / f"stopped-{stop}", recipe_for(method, pictures))
-        learning = run.learn(model)
-        for event in learning:
-            if (isinstance(event, Step) and event.number == stop) or stop == 0:
-                learning.close()
-        for event in (again := Run.open(run.folder) if stop else run).learn(model):
-            assert not isinstance(event, Step) or event.number > stop
+        training = run.train(model)
+        for event in training:
+            if (isinstance(event, StepResult) and event.number == stop) or stop == 0:
+                training.close()
+        continued = Run.open(run.folder) if stop else run
+        for event in continued.train(model):
+            assert not isinstance(event, StepResult) or event.number > stop
         for number, part in enumerate(whole.concept.parts):
             for name, tensor in part.tensors.items():
-                assert torch.equal(tensor, again.concept.parts[number].tensors[name])
-        assert losses(again) == losses(whole)
+                assert torch.equal(tensor, continued.concept.parts[number].tensors[name])
+        assert losses(continued) == losses(whole)
 
 
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("model", ["stable-diffusion-1"], indirect=True)
-def test_what_is_learned_from_is_read_literally(method: str, model: Model, pictures: Path) -> None:
+def test_brackets_in_captions_are_not_weights(method: str, model: Model, pictures: Path) -> None:
     (pictures / "0.txt").write_text("a (red:1.5) toy")
     recipe = recipe_for(method, pictures, clip_skip=2)
-    knobs = recipe.method.model_copy(update={"captions": True})
-    lesson = lesson_for(model, recipe.model_copy(update={"method": knobs}))
-    caption = next(prompt for prompt in lesson.learners[0].samples.prompts if "(" in prompt)
+    method_options = recipe.method.model_copy(update={"captions": True})
+    session = session_for(model, recipe.model_copy(update={"method": method_options}))
+    caption = next(prompt for prompt in session.trainers[0].samples.prompts if "(" in prompt)
     assert caption == "a (red:1.5) <mytoy>"
-    with injected(model, lesson.adapters):
-        told = lesson.tell()([caption]).states
-        assert torch.equal(told, model.condition([caption], Reading(clip_skip=2)).states)
-        for reading in (Reading(), Reading(weights=True, clip_skip=2)):
-            assert not torch.allclose(told, model.condition([caption], reading).states, atol=1e-4)
+    with applied(model, session.adapters):
+        states = session.conditioner()([caption]).states
+        assert torch.equal(states, model.condition([caption], PromptParsing(clip_skip=2)).states)
+        for parsing in (PromptParsing(), PromptParsing(weights=True, clip_skip=2)):
+            other_states = model.condition([caption], parsing).states
+            assert not torch.allclose(states, other_states, atol=1e-4)
 
 
 @pytest.mark.parametrize("method", METHODS)
-@on_every_base_later
-def test_the_seed_decides(method: str, model: Model, pictures: Path, tmp_path: Path) -> None:
+@on_every_base_if_long
+def test_equal_seeds_give_equal_losses(
+    method: str, model: Model, pictures: Path, tmp_path: Path
+) -> None:
     runs = [
-        teach(model, recipe_for(method, pictures, seed=seed), tmp_path / f"run-{number}")
+        train_run(model, recipe_for(method, pictures, seed=seed), tmp_path / f"run-{number}")
         for number, seed in enumerate((0, 0, 1))
     ]
     assert losses(runs[0]) == losses(runs[1])
@@ -183,42 +191,43 @@ def test_the_seed_decides(method: str, model: Model, pictures: Path, tmp_path: P
 
 
 @pytest.mark.parametrize("method", METHODS)
-@on_every_base_later
+@on_every_base_if_long
 def test_ctrl_c_in_the_consumer_saves(
     method: str, model: Model, pictures: Path, tmp_path: Path
 ) -> None:
     run = Run.create(tmp_path / "run", recipe_for(method, pictures))
-    learning = run.learn(model)
+    training = run.train(model)
     with pytest.raises(KeyboardInterrupt):
-        for event in learning:
-            if isinstance(event, Step) and event.number == 2:
-                learning.throw(KeyboardInterrupt())
+        for event in training:
+            if isinstance(event, StepResult) and event.number == 2:
+                training.throw(KeyboardInterrupt())
     assert run.concept.provenance.steps == 2
-    assert not model.words
-    events = list(Run.open(run.folder).learn(model))
-    assert [event.number for event in events if isinstance(event, Step)] == [3, 4]
-    assert isinstance(events[-1], Saved)
+    assert not model.placeholders
+    events = list(Run.open(run.folder).train(model))
+    assert [event.number for event in events if isinstance(event, StepResult)] == [3, 4]
+    assert isinstance(events[-1], SavedCheckpoint)
 
 
 def losses(run: Run) -> list[object]:
-    return [entry["losses"] for entry in run.journal()]
+    return [entry["losses"] for entry in run.logged_steps()]
 
 
 @pytest.mark.parametrize("precision", ["bf16", "fp16"])
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("method", METHODS)
-def test_in_half_precision_the_base_is_kept_and_computed_in_halves(
+def test_training_in_half_precision(
     method: str, family: str, precision: Precision, bases: Callable[[str], Path], pictures: Path
 ) -> None:
     half = open_base(bases(family), precision=precision)
     before = {name: tensor.clone() for name, tensor in weights_of(half).items()}
     assert {tensor.dtype for tensor in before.values()} == {half.placement.dtype}
-    lesson = lesson_for(half, recipe_for(method, pictures, steps=2))
-    start = [weight.detach().clone() for learner in lesson.learners for weight in learner.weights]
-    assert len(list(train(lesson))) == 2
+    session = session_for(half, recipe_for(method, pictures, steps=2))
+    weights = [weight for trainer in session.trainers for weight in trainer.weights]
+    initial = [weight.detach().clone() for weight in weights]
+    assert len(list(train(session))) == 2
     after = weights_of(half)
     assert all(torch.equal(after[name], tensor) for name, tensor in before.items())
-    with injected(half, lesson.adapters):
-        assert paint(half, Request(prompt="<mytoy>", steps=2))[0].latents.isfinite().all()
-    moved = [w for learner in lesson.learners for w in learner.weights]
-    assert not all(torch.equal(one, other) for one, other in zip(start, moved, strict=True))
+    with applied(half, session.adapters):
+        (image,) = generate_images(half, GenerationRequest(prompt="<mytoy>", steps=2))
+        assert image.latents.isfinite().all()
+    assert not all(map(torch.equal, initial, weights))

@@ -1,23 +1,23 @@
-"""Each sentence is said where its figure is bad, and not where it is sound."""
+"""Each piece of advice appears for bad metrics and not for good ones."""
 
 from dataclasses import replace
 
 import pytest
 from PIL import Image
 
-from pinxit.adapters.adapter import NewWord
+from pinxit.adapters.adapter import EmbeddingAdapter
 from pinxit.concepts.concept import Concept, Provenance
 from pinxit.evaluation.findings import (
+    BackgroundLeak,
+    EmbeddingNorm,
     Findings,
-    Stray,
-    Word,
-    astray,
-    copied,
-    grounds,
-    sentences,
-    strays,
+    advice,
+    background_leaks,
+    background_similarities,
+    compare_backgrounds,
+    near_copies,
 )
-from pinxit.evaluation.judge import Judge, Sight, Sitting, Verdict
+from pinxit.evaluation.judge import Judge, JudgeScore, MetricSet, PromptRun
 from pinxit.evaluation.metric import Scale
 from pinxit.evaluation.metrics.colour import Colour
 from pinxit.evaluation.prompt_sets import Prompt
@@ -26,92 +26,102 @@ from pinxit.pocket import gallery
 from pinxit.pocket.eyes import Eyes
 from pinxit.training.recipe import Recipe
 
-SOUND = Findings(
-    pictures=16,
-    verdict=Verdict(0.8, 0.9),
+GOOD = Findings(
+    num_images=16,
+    score=JudgeScore(0.8, 0.9),
     base_prompt=0.95,
     copies=1,
-    strays={"beach": Stray(1, 2, "meadow")},
+    leaks={"beach": BackgroundLeak(1, 2, "meadow")},
     variety=0.6,
     base_variety=0.7,
     drift=0.1,
-    word=Word(1.4, 0.3),
+    embedding_norm=EmbeddingNorm(1.4, 0.3),
 )
 
 
-def test_nothing_is_said_of_what_is_sound() -> None:
-    assert sentences(SOUND) == ["nothing is wrong that these figures show"]
+def test_no_problem_with_good_metrics() -> None:
+    assert advice(GOOD) == ["these metrics show no problem"]
 
 
-ONE = Stray(1, 2, "meadow")
+ONE = BackgroundLeak(1, 2, "meadow")
 
 
 @pytest.mark.parametrize(
-    ("change", "said"),
+    ("change", "sentence"),
     [
         (
-            {"strays": {"beach": Stray(7, 8, "meadow"), "night": Stray(1, 8, "room")}},
-            "copies the pictures' background: 7 of 8 on the beach came out in a meadow; try",
+            {
+                "leaks": {
+                    "beach": BackgroundLeak(7, 8, "meadow"),
+                    "night": BackgroundLeak(1, 8, "room"),
+                }
+            },
+            "background leak: 7 of 8 images on the beach are in a meadow instead; try",
         ),
         (
-            {"strays": dict.fromkeys(("beach", "night", "snow", "city", "room"), ONE)},
-            "copies the pictures' background: 5 of 16 came out in a learned place that",
+            {"leaks": dict.fromkeys(("beach", "night", "snow", "city", "room"), ONE)},
+            "background leak: 5 of 16 images show a training background instead; try",
         ),
         (
-            {"ground": 0.7},
-            "copies the pictures' background: what is around the subject goes 70% of the way",
+            {"background_similarity": 0.7},
+            "background leak: backgrounds are 70% as similar to the training images",
         ),
-        ({"copies": 6}, "copies its pictures: 6 of 16 are nearly one that it was learned from"),
-        ({"verdict": Verdict(0.8, 0.5)}, "prompts count too little: 50% of what they ask for is"),
-        ({"verdict": Verdict(0.2, 0.9)}, "is not like its pictures yet: 20% of the way"),
-        ({"verdict": Verdict(-0.3, 0.9)}, "is not like its pictures yet: 0% of the way"),
-        ({"drift": 0.6}, "changes the whole class: without the word too, it is 60% of the way"),
-        ({"variety": 0.2}, "paints the same again: pictures of one prompt differ 0.20, and 0.70"),
+        ({"copies": 6}, "copies of training images: 6 of 16 images are nearly identical"),
         (
-            {"word": Word(7.3, 0.1), "verdict": Verdict(0.8, 0.8)},
-            "its word is 7.3 times as long as the base's words",
+            {"score": JudgeScore(0.8, 0.5)},
+            "low prompt fidelity: 50%, and 95% without the token",
+        ),
+        ({"score": JudgeScore(0.2, 0.9)}, "low subject fidelity: 20% of that of real"),
+        ({"score": JudgeScore(-0.3, 0.9)}, "low subject fidelity: 0% of that of real"),
+        ({"drift": 0.6}, "class drift: without the token too, images are 60% as similar"),
+        ({"variety": 0.2}, "low variety: images of one prompt differ by 0.20, and by 0.70"),
+        (
+            {"embedding_norm": EmbeddingNorm(7.3, 0.1), "score": JudgeScore(0.8, 0.8)},
+            "large embedding norm: 7.3 times the vocabulary's mean",
         ),
     ],
 )
-def test_what_is_wrong_is_said_with_its_figures_and_what_to_try(
-    change: dict[str, object], said: str
+def test_each_problem_is_reported_with_its_metric_and_advice(
+    change: dict[str, object], sentence: str
 ) -> None:
-    found = sentences(replace(SOUND, **change))  # pyright: ignore[reportArgumentType]
-    assert len(found) == 1
-    assert found[0].startswith(said)
-    assert "; try " in found[0]
+    sentences = advice(replace(GOOD, **change))  # pyright: ignore[reportArgumentType]
+    assert len(sentences) == 1
+    assert sentences[0].startswith(sentence)
+    assert "; try " in sentences[0]
 
 
-def test_a_long_word_that_hinders_nothing_is_not_spoken_of() -> None:
-    assert sentences(replace(SOUND, word=Word(7.3, 0.1))) == sentences(SOUND)
+def test_a_large_norm_is_no_problem_if_prompts_are_followed() -> None:
+    assert advice(replace(GOOD, embedding_norm=EmbeddingNorm(7.3, 0.1))) == advice(GOOD)
 
 
-def test_what_was_not_looked_at_is_not_spoken_of() -> None:
-    blank = Findings(16, Verdict(0.8, 0.9), 0.95, 0)
-    assert sentences(blank) == sentences(SOUND)
-    assert blank.leaked == 0
+def test_missing_metrics_are_no_problem() -> None:
+    blank = Findings(16, JudgeScore(0.8, 0.9), 0.95, 0)
+    assert advice(blank) == advice(GOOD)
+    assert blank.leak_rate == 0
 
 
-def test_the_worst_is_said_first() -> None:
-    bad = replace(SOUND, strays={"beach": Stray(8, 8, "meadow")}, copies=9, drift=0.9)
-    told = [sentence.split(":")[0] for sentence in sentences(bad)]
-    assert told == ["copies the pictures' background", "copies its pictures", *told[2:]]
-    assert len(told) == 3
+def test_the_worst_problem_comes_first() -> None:
+    bad = replace(GOOD, leaks={"beach": BackgroundLeak(8, 8, "meadow")}, copies=9, drift=0.9)
+    problems = [sentence.split(":")[0] for sentence in advice(bad)]
+    assert problems == ["background leak", "copies of training images", *problems[2:]]
+    assert len(problems) == 3
 
 
 @pytest.fixture(scope="module")
 def judge() -> Judge:
-    """One that was shown the gallery's subject on the beach and in a meadow; nothing is painted."""
-    pictures = gallery.portraits(gallery.held_out_subjects()[0], ("beach", "meadow"), (41, 0))
-    shown = tuple(exhibit.image(64) for exhibit in pictures)
+    """A judge for the gallery's subject on the beach and in a meadow; it generates nothing."""
+    exhibits = gallery.portraits(gallery.held_out_subjects()[0], ("beach", "meadow"), (41, 0))
+    images = tuple(exhibit.image(64) for exhibit in exhibits)
     recipe = Recipe.model_validate(
-        {"method": "lora", "pictures": ".", "token": "<my>", "class_noun": "dog"}
+        {"method": "lora", "images": ".", "token": "<my>", "class_noun": "dog"}
     )
     prompt = Prompt("a {} in the snow", "a dog in the snow", "a photo of a dog in the snow")
-    sight = Sight.of_pocket(Eyes.load(), "object")
-    plain = tuple(e.image(64) for e in gallery.other_pictures(0, distractor=True)[:1])
-    scale = Scale.of(sight.likeness, shown, plain)
-    return Judge(sight, Sitting(recipe, (prompt,)), scale, (0.0, 1.0), plain, shown)
+    metrics = MetricSet.for_pocket(Eyes.load(), "object")
+    lookalikes = gallery.other_pictures(0, distractor=True)[:1]
+    base_images = tuple(exhibit.image(64) for exhibit in lookalikes)
+    scale = Scale.of(metrics.fidelity, images, base_images)
+    run = PromptRun(recipe, (prompt,))
+    return Judge(metrics, run, scale, (0.0, 1.0), base_images, images)
 
 
 def views(*places: str) -> list[Image.Image]:
@@ -119,53 +129,70 @@ def views(*places: str) -> list[Image.Image]:
     return [exhibit.image(64) for exhibit in gallery.portraits(who, places, (42, 0))]
 
 
-def test_a_learned_place_in_another_s_stead_is_seen(judge: Judge) -> None:
+def test_background_leaks_are_detected(judge: Judge) -> None:
     prompts = judge.prompts * 4
-    came = astray(judge, views("snow", "meadow", "meadow", "night"), prompts)
-    assert came == [("snow", None), ("snow", "meadow"), ("snow", "meadow"), ("snow", None)]
-    assert strays(came) == {"snow": Stray(2, 4, "meadow")}
-    assert not strays(astray(judge, views("snow"), judge.prompts))
+    pairs = compare_backgrounds(judge, views("snow", "meadow", "meadow", "night"), prompts)
+    assert pairs == [("snow", None), ("snow", "meadow"), ("snow", "meadow"), ("snow", None)]
+    assert background_leaks(pairs) == {"snow": BackgroundLeak(2, 4, "meadow")}
+    assert not background_leaks(compare_backgrounds(judge, views("snow"), judge.prompts))
 
 
-def test_surroundings_are_compared_where_masks_say_what_they_are(judge: Judge) -> None:
-    by_colour = replace(judge.sight, eyes=None, apart=Colour())
+def test_backgrounds_are_compared_if_there_are_masks(judge: Judge) -> None:
+    by_colour = replace(judge.metrics, eyes=None, similarity=Colour())
     green, sand = (Image.new("RGB", (64, 64), c) for c in ("green", "khaki"))
-    masked = replace(judge, sight=by_colour, plain=(sand,), pictures=(green,), grounds=(green,))
-    assert grounds(masked, [green, sand]) == pytest.approx([1, 0])
-    assert Findings.of(masked, [green, sand], judge.prompts * 2).ground == pytest.approx(0.5)
-    assert grounds(replace(masked, grounds=()), [green]) == []
-    assert grounds(replace(judge, grounds=(green,)), [green]) == []  # pocket's eyes know places
+    masked = replace(
+        judge,
+        metrics=by_colour,
+        base_images=(sand,),
+        training_images=(green,),
+        backgrounds=(green,),
+    )
+    assert background_similarities(masked, [green, sand]) == pytest.approx([1, 0])
+    assert Findings.of(
+        masked, [green, sand], judge.prompts * 2
+    ).background_similarity == pytest.approx(0.5)
+    assert background_similarities(replace(masked, backgrounds=()), [green]) == []
+    assert (
+        background_similarities(replace(judge, backgrounds=(green,)), [green]) == []
+    )  # pocket's eyes know places
 
 
-def test_a_copy_is_counted_and_the_subject_elsewhere_is_none(judge: Judge) -> None:
-    noisy = Image.blend(judge.pictures[0], Image.effect_noise((64, 64), 90).convert("RGB"), 0.15)
-    assert copied(judge, [noisy, *views("snow", "night", "beach")]) == [True, False, False, False]
-
-
-def test_findings_of_real_pictures_are_sound_and_of_copies_are_not(judge: Judge) -> None:
-    real = Findings.of(judge, views("snow", "snow"), judge.prompts * 2)
-    assert real.verdict.best > 0.8
-    assert sentences(real) == sentences(SOUND)
-    copies = Findings.of(judge, judge.pictures, judge.prompts * 2)
-    assert (copies.copies, copies.leaked) == (2, 1)
-    assert [one.split(":")[0] for one in sentences(copies)][:2] == [
-        "copies the pictures' background",
-        "copies its pictures",
+def test_a_copy_is_detected_but_not_other_images_of_the_subject(judge: Judge) -> None:
+    noisy = Image.blend(
+        judge.training_images[0], Image.effect_noise((64, 64), 90).convert("RGB"), 0.15
+    )
+    assert near_copies(judge, [noisy, *views("snow", "night", "beach")]) == [
+        True,
+        False,
+        False,
+        False,
     ]
 
 
-def test_a_word_is_measured_in_words_of_the_vocabulary(model: Model) -> None:
-    part = NewWord.of(model, "<my>", "dog", 2).part()
-    known = Provenance.foreign("<my>", {})
-    same = Word.of(Concept((part,), known), model, "dog")
+def test_real_images_have_no_problem_and_copies_have(judge: Judge) -> None:
+    real = Findings.of(judge, views("snow", "snow"), judge.prompts * 2)
+    assert real.score.overall > 0.8
+    assert advice(real) == advice(GOOD)
+    copies = Findings.of(judge, judge.training_images, judge.prompts * 2)
+    assert (copies.copies, copies.leak_rate) == (2, 1)
+    assert [one.split(":")[0] for one in advice(copies)][:2] == [
+        "background leak",
+        "copies of training images",
+    ]
+
+
+def test_embedding_norm_is_relative_to_the_vocabulary(model: Model) -> None:
+    part = EmbeddingAdapter.of(model, "<my>", "dog", 2).part()
+    provenance = Provenance.from_metadata("<my>", {})
+    same = EmbeddingNorm.of(Concept((part,), provenance), model, "dog")
     assert same
     assert same.cosine == pytest.approx(1, abs=1e-5)
     tripled = replace(part, tensors={name: 3 * t for name, t in part.tensors.items()})
-    longer = Word.of(Concept((tripled,), known), model, "dog")
+    longer = EmbeddingNorm.of(Concept((tripled,), provenance), model, "dog")
     assert longer
-    assert longer.length == pytest.approx(3 * same.length)
-    turned = replace(part, tensors={name: -t for name, t in part.tensors.items()})
-    other = Word.of(Concept((turned,), known), model, "dog")
+    assert longer.relative_norm == pytest.approx(3 * same.relative_norm)
+    negated = replace(part, tensors={name: -t for name, t in part.tensors.items()})
+    other = EmbeddingNorm.of(Concept((negated,), provenance), model, "dog")
     assert other
     assert other.cosine == pytest.approx(-1, abs=1e-5)
-    assert Word.of(Concept((), known), model, "dog") is None
+    assert EmbeddingNorm.of(Concept((), provenance), model, "dog") is None

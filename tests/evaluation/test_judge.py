@@ -1,4 +1,4 @@
-"""A judge says 0 of look-alikes and 1 of the real thing, and paints its floor once."""
+"""A judge gives 0 to look-alikes and 1 to real images, and generates its floor once."""
 
 from pathlib import Path
 
@@ -6,21 +6,21 @@ import pytest
 import torch
 from PIL import Image, ImageOps
 
-from pinxit.adapters.adapter import NewWord, injected
+from pinxit.adapters.adapter import EmbeddingAdapter, applied
 from pinxit.errors import RequestError
 from pinxit.evaluation.judge import (
+    Anchors,
     Judge,
-    Known,
-    Sight,
-    Sitting,
-    Verdict,
-    off_mask,
-    on_mask,
-    speaks_pocket,
+    JudgeScore,
+    MetricSet,
+    PromptRun,
+    crop_to_subject,
+    grey_out_subject,
+    uses_pocket_vocabulary,
 )
 from pinxit.evaluation.metrics.clip_t import ClipT
 from pinxit.evaluation.metrics.dino import Dino
-from pinxit.evaluation.prompt_sets import brief, prompt_set, set_names, suited
+from pinxit.evaluation.prompt_sets import evenly_spaced, prompt_set, prompt_set_names, suitable_set
 from pinxit.models.model import Model, open_base
 from pinxit.pocket import gallery
 from pinxit.pocket.asked import asked
@@ -28,34 +28,34 @@ from pinxit.pocket.eyes import Eyes
 from pinxit.training.recipe import Recipe
 from tests.seeing import save_seeing
 
-QUICK = {"count": 2, "steps": 1}
+QUICK = {"images_per_prompt": 2, "steps": 1}
 
 
-def recipe(pictures: Path, **more: object) -> Recipe:
-    known = {"token": "<mytoy>", "class_noun": "dog", "method": "textual-inversion"}
-    return Recipe.model_validate({**known, "pictures": pictures, **more})
+def recipe(images: Path) -> Recipe:
+    options = {"token": "<mytoy>", "class_noun": "dog", "method": "textual-inversion"}
+    return Recipe.model_validate({**options, "images": images})
 
 
 @pytest.fixture(scope="module")
-def blind() -> Sight:
-    """Eyes that were never trained: they see, and understand nothing."""
+def untrained() -> MetricSet:
+    """Metrics of a classifier with random weights."""
     torch.manual_seed(0)
-    return Sight.of_pocket(Eyes().requires_grad_(False).eval(), "object")
+    return MetricSet.for_pocket(Eyes().requires_grad_(False).eval(), "object")
 
 
-def test_a_verdict_is_best_where_both_are() -> None:
-    assert Verdict(0.25, 1.0).best == pytest.approx(0.5)
-    assert Verdict(1.7, 1.0).best == 1
-    assert Verdict(-0.2, 0.9).best == 0
+def test_overall_score_is_the_geometric_mean_of_clipped_scores() -> None:
+    assert JudgeScore(0.25, 1.0).overall == pytest.approx(0.5)
+    assert JudgeScore(1.7, 1.0).overall == 1
+    assert JudgeScore(-0.2, 0.9).overall == 0
 
 
-@pytest.mark.parametrize("name", set_names())
-def test_sets_have_a_place_for_the_word_and_none_without(name: str) -> None:
+@pytest.mark.parametrize("name", prompt_set_names())
+def test_prompt_sets_have_one_token_and_plain_prompts_none(name: str) -> None:
     prompts = prompt_set(name, "toy")
     assert len({prompt.template for prompt in prompts}) == len(prompts)
     for number, prompt in enumerate(prompts):
-        assert prompt.saying("<my>").count("<my>") == 1
-        assert "{" not in prompt.plain + prompt.meant
+        assert prompt.with_token("<my>").count("<my>") == 1
+        assert "{" not in prompt.plain + prompt.target_text
         assert prompt.seed == number
 
 
@@ -63,55 +63,68 @@ def test_dreambench_has_25_prompts_for_each() -> None:
     assert [len(prompt_set(name, "dog")) for name in ("objects", "living")] == [25, 25]
 
 
-def test_a_set_suits_what_is_learned() -> None:
-    assert suited("stuffed animal", style=False, pocket=False) == "living"
-    assert suited("running shoe", style=False, pocket=False) == "objects"
-    assert suited("painting", style=True, pocket=False) == "styles"
-    assert suited("dog", style=False, pocket=True) == "pocket-objects"
-    with pytest.raises(RequestError, match="no set of prompts `object`"):
+def test_suitable_prompt_sets() -> None:
+    assert suitable_set("stuffed animal", style=False, pocket=False) == "living"
+    assert suitable_set("running shoe", style=False, pocket=False) == "objects"
+    assert suitable_set("painting", style=True, pocket=False) == "styles"
+    assert suitable_set("dog", style=False, pocket=True) == "pocket-objects"
+    with pytest.raises(RequestError, match="unknown prompt set `object`"):
         prompt_set("object", "dog")
 
 
 @pytest.mark.parametrize("name", ["pocket-objects", "pocket-styles"])
 def test_pocket_understands_its_own_sets(name: str) -> None:
-    (tower,) = open_base("pocket").towers.values()
+    (encoder,) = open_base("pocket").text_encoders.values()
     for prompt in prompt_set(name, "dog"):
-        assert {"class", "background"} <= asked(prompt.meant).keys()
-        assert all(tower.knows(word) for word in prompt.plain.split())
+        assert {"class", "background"} <= asked(prompt.target_text).keys()
+        assert all(encoder.has_word(word) for word in prompt.plain.split())
 
 
-def test_a_brief_set_is_taken_evenly_with_seeds_of_its_own() -> None:
-    few = brief(prompt_set("objects", "toy"), 8)
-    assert [prompt.seed for prompt in few] == list(range(8))
-    assert len({prompt.template for prompt in few}) == 8
-    assert few[-1].plain == "a purple toy"
+def test_evenly_spaced_prompts_have_new_seeds() -> None:
+    prompts = evenly_spaced(prompt_set("objects", "toy"), 8)
+    assert [prompt.seed for prompt in prompts] == list(range(8))
+    assert len({prompt.template for prompt in prompts}) == 8
+    assert prompts[-1].plain == "a purple toy"
 
 
-def test_the_floor_is_painted_once(
-    model: Model, pictures: Path, tmp_path: Path, blind: Sight, monkeypatch: pytest.MonkeyPatch
+def test_the_floor_is_generated_once(
+    model: Model,
+    pictures: Path,
+    tmp_path: Path,
+    untrained: MetricSet,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    asking = recipe(pictures)
-    sitting = Sitting(asking, brief(prompt_set("objects", "dog"), 2), **QUICK)
-    own = asking.read_pictures()
-    kept = tmp_path / "floor"
-    first = Judge.of(model, asking, own, folder=kept, sight=blind, sitting=sitting)
-    assert len(list(kept.iterdir())) == len(first.plain) == len(first.prompts) == 4
-    assert first.verdict(first.plain, first.prompts).likeness == pytest.approx(0)
-    monkeypatch.setattr("pinxit.generation.image_cache.generate", None)  # whoever paints now, fails
-    again = Judge.of(model, asking, own, folder=kept, sight=blind, sitting=sitting)
-    assert again.likeness.floor == first.likeness.floor
+    options = recipe(pictures)
+    prompt_run = PromptRun(options, evenly_spaced(prompt_set("objects", "dog"), 2), **QUICK)
+    images = options.read_images()
+    folder = tmp_path / "floor"
+    first = Judge.for_recipe(
+        model, options, images, folder=folder, metrics=untrained, prompt_run=prompt_run
+    )
+    assert len(list(folder.iterdir())) == len(first.base_images) == len(first.prompts) == 4
+    assert first.score(first.base_images, first.prompts).likeness == pytest.approx(0)
+    # Generating now raises a TypeError.
+    monkeypatch.setattr("pinxit.generation.image_cache.sample_images", None)
+    again = Judge.for_recipe(
+        model, options, images, folder=folder, metrics=untrained, prompt_run=prompt_run
+    )
+    assert again.fidelity_scale.floor == first.fidelity_scale.floor
     with pytest.raises(TypeError):
-        Judge.of(model, asking, own, sight=blind, sitting=sitting)
+        Judge.for_recipe(model, options, images, metrics=untrained, prompt_run=prompt_run)
 
 
-def test_what_is_in_the_model_is_what_is_judged(model: Model, pictures: Path, blind: Sight) -> None:
-    asking = recipe(pictures)
-    sitting = Sitting(asking, brief(prompt_set("objects", "dog"), 2), **QUICK)
-    judge = Judge.of(model, asking, asking.read_pictures(), sight=blind, sitting=sitting)
-    with injected(model, [NewWord.of(model, "<mytoy>", "dog", 1)]):
-        found = judge.look(model)  # a word that means the noun paints what the noun does
-    assert found.likeness == pytest.approx(0, abs=1e-4)
-    assert found.prompt == judge.verdict(judge.plain, judge.prompts).prompt
+def test_an_applied_concept_is_evaluated(
+    model: Model, pictures: Path, untrained: MetricSet
+) -> None:
+    options = recipe(pictures)
+    prompt_run = PromptRun(options, evenly_spaced(prompt_set("objects", "dog"), 2), **QUICK)
+    judge = Judge.for_recipe(
+        model, options, options.read_images(), metrics=untrained, prompt_run=prompt_run
+    )
+    with applied(model, [EmbeddingAdapter.of(model, "<mytoy>", "dog", 1)]):
+        score = judge.evaluate(model)  # the class noun's embedding generates what the noun does
+    assert score.likeness == pytest.approx(0, abs=1e-4)
+    assert score.prompt == judge.score(judge.base_images, judge.prompts).prompt
 
 
 def test_photographs_are_judged_by_dino_and_clip_between_anchors(
@@ -120,48 +133,56 @@ def test_photographs_are_judged_by_dino_and_clip_between_anchors(
     (tmp_path / "dino").mkdir()
     (tmp_path / "clip").mkdir()
     dino, clip = (str(save_seeing(kind, tmp_path / kind)) for kind in ("dino", "clip"))
-    sight = Sight.of(model, "object", dino, clip)
-    assert (sight.likeness, sight.asked) == (Dino(weights=dino), ClipT(weights=clip))
-    asking = recipe(pictures)
-    sitting = Sitting(asking, brief(prompt_set("objects", "dog"), 3), **QUICK)
-    judge = Judge.of(model, asking, asking.read_pictures(), sight=sight, sitting=sitting)
-    found = judge.verdict(judge.plain, judge.prompts)
-    assert found.prompt == pytest.approx(1)
-    assert found.likeness == pytest.approx(0)
-    turned = (*judge.prompts[2:], *judge.prompts[:2])
-    assert judge.verdict(judge.plain, turned).prompt == pytest.approx(0)
+    metrics = MetricSet.for_base(model, "object", dino, clip)
+    assert (metrics.fidelity, metrics.prompt_following) == (Dino(weights=dino), ClipT(weights=clip))
+    options = recipe(pictures)
+    prompt_run = PromptRun(options, evenly_spaced(prompt_set("objects", "dog"), 3), **QUICK)
+    judge = Judge.for_recipe(
+        model, options, options.read_images(), metrics=metrics, prompt_run=prompt_run
+    )
+    score = judge.score(judge.base_images, judge.prompts)
+    assert score.prompt == pytest.approx(1)
+    assert score.likeness == pytest.approx(0)
+    shifted = (*judge.prompts[2:], *judge.prompts[:2])
+    assert judge.score(judge.base_images, shifted).prompt == pytest.approx(0)
 
 
-def test_only_the_subject_is_compared_where_there_is_a_mask() -> None:
+def test_only_the_subject_is_compared_if_there_is_a_mask() -> None:
     image, mask = Image.new("RGB", (20, 20), "red"), Image.new("L", (20, 20))
     mask.paste(255, (5, 5, 10, 15))
-    cut = on_mask(image, mask)
-    assert cut.size == (5, 10)
-    assert cut.getextrema() == ((255, 255), (0, 0), (0, 0))
-    assert on_mask(image, None) is image
-    around = off_mask(image, mask)
-    assert around.getpixel((0, 0)) == (255, 0, 0)
-    assert around.getpixel((7, 7)) == on_mask(image, ImageOps.invert(mask)).getpixel((7, 7))
+    subject = crop_to_subject(image, mask)
+    assert subject.size == (5, 10)
+    assert subject.getextrema() == ((255, 255), (0, 0), (0, 0))
+    assert crop_to_subject(image, None) is image
+    background = grey_out_subject(image, mask)
+    assert background.getpixel((0, 0)) == (255, 0, 0)
+    assert background.getpixel((7, 7)) == crop_to_subject(image, ImageOps.invert(mask)).getpixel(
+        (7, 7)
+    )
 
 
 @pytest.mark.long
 def test_on_pocket_a_look_alike_is_0_and_the_subject_is_1() -> None:
     base = open_base("pocket")
-    assert speaks_pocket(base)
-    asking = recipe(gallery.folder() / "subject")
-    sitting = Sitting(asking, brief(prompt_set("pocket-objects", "dog"), 2), steps=4)
-    look_alikes, more = (
+    assert uses_pocket_vocabulary(base)
+    options = recipe(gallery.folder() / "subject")
+    prompt_run = PromptRun(options, evenly_spaced(prompt_set("pocket-objects", "dog"), 2), steps=4)
+    lookalikes, held_out = (
         tuple(e.image() for e in gallery.other_pictures(gallery.SUBJECT, distractor=other))
         for other in (True, False)
     )
-    judge = Judge.of(base, asking, asking.read_pictures(), sitting=sitting)
-    places = prompt_set("pocket-objects", "dog")[:1] * len(more)
-    assert judge.verdict(look_alikes, places).likeness < 0.35
-    assert judge.verdict(more, places).likeness > 0.8
-    known = Judge.of(
-        base, asking, asking.read_pictures(), sitting=sitting, known=Known(look_alikes, more)
+    judge = Judge.for_recipe(base, options, options.read_images(), prompt_run=prompt_run)
+    places = prompt_set("pocket-objects", "dog")[:1] * len(held_out)
+    assert judge.score(lookalikes, places).likeness < 0.35
+    assert judge.score(held_out, places).likeness > 0.8
+    anchored = Judge.for_recipe(
+        base,
+        options,
+        options.read_images(),
+        prompt_run=prompt_run,
+        anchors=Anchors(lookalikes, held_out),
     )
-    assert known.verdict(look_alikes, places).likeness == pytest.approx(0)
-    assert known.verdict(more, places).likeness == pytest.approx(1)
+    assert anchored.score(lookalikes, places).likeness == pytest.approx(0)
+    assert anchored.score(held_out, places).likeness == pytest.approx(1)
     photos_in_snow = 1 / 3 * (1 + 1 + 1 / 8)  # of class, style, place: one of eight is in snow
-    assert known.verdict(more, places).prompt == pytest.approx(photos_in_snow, abs=0.05)
+    assert anchored.score(held_out, places).prompt == pytest.approx(photos_in_snow, abs=0.05)

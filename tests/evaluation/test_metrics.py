@@ -1,4 +1,4 @@
-"""Metrics give known answers, and every one of them keeps the promises of the kind."""
+"""Metrics give known values, and each follows the rules for all metrics."""
 
 from collections.abc import Sequence
 from dataclasses import fields, is_dataclass
@@ -13,8 +13,8 @@ from PIL import Image, ImageOps
 
 from pinxit import registry
 from pinxit.errors import RequestError
-from pinxit.evaluation.confidence import bootstrap, mean_share
-from pinxit.evaluation.metric import Metric, Scale, share, stacked
+from pinxit.evaluation.confidence import bootstrap, mean_relative
+from pinxit.evaluation.metric import Metric, Scale, relative_position, stack_images
 from pinxit.pocket import captions, gallery
 from pinxit.pocket.asked import asked
 from pinxit.pocket.eyes import Eyes
@@ -23,13 +23,13 @@ from pinxit.pocket.world import BACKGROUNDS, CLASSES, COLOURS, STYLES, draw_scen
 from tests.seeing import save_seeing
 
 NAMES = registry.names("metrics")
-ASKING = {"attributes", "clip-t"}  # they compare with the prompt
+WITH_PROMPTS = {"attributes", "clip-t"}  # they compare with prompts, not with references
 PROMPTS = ("a photo of a red dog on the beach", "a pencil drawing of a mug in a room")
 
 
 @pytest.fixture(scope="module")
 def eyes() -> Eyes:
-    """Eyes that were never trained: they see, and understand nothing."""
+    """A classifier with random weights."""
     torch.manual_seed(0)
     return Eyes().requires_grad_(False).eval()
 
@@ -41,7 +41,7 @@ def images() -> list[Image.Image]:
 
 @cache
 def seeing(kind: str) -> str:
-    """A folder with a little network of the kind that was never trained."""
+    """A folder with a tiny untrained network of that kind."""
     return str(save_seeing(kind, Path(mkdtemp())))
 
 
@@ -62,64 +62,64 @@ def scores(
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_the_order_of_pictures_does_not_matter(
+def test_the_order_of_images_does_not_matter(
     name: str, eyes: Eyes, images: list[Image.Image]
 ) -> None:
     metric = made(name, eyes)
-    forth = scores(metric, images, images[1:])
-    back = scores(metric, images[::-1], images[:0:-1])
-    assert back[::-1] == pytest.approx(forth, abs=1e-5)
+    scores_in_order = scores(metric, images, images[1:])
+    scores_reversed = scores(metric, images[::-1], images[:0:-1])
+    assert scores_reversed[::-1] == pytest.approx(scores_in_order, abs=1e-5)
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_a_picture_alone_scores_as_among_others(
+def test_a_single_image_scores_as_in_a_batch(
     name: str, eyes: Eyes, images: list[Image.Image]
 ) -> None:
     metric = made(name, eyes)
-    together = scores(metric, images, images[1:])
-    alone = [scores(metric, [image], images[1:])[0] for image in images]
-    assert alone == pytest.approx(together, abs=1e-5)
+    batch = scores(metric, images, images[1:])
+    single = [scores(metric, [image], images[1:])[0] for image in images]
+    assert single == pytest.approx(batch, abs=1e-5)
 
 
-@pytest.mark.parametrize("name", sorted({*NAMES} - ASKING))
+@pytest.mark.parametrize("name", sorted({*NAMES} - WITH_PROMPTS))
 def test_the_reference_itself_scores_best_in_the_declared_direction(
     name: str, eyes: Eyes, images: list[Image.Image]
 ) -> None:
     metric = made(name, eyes)
-    itself, *others = scores(metric, images, images[:1])
-    assert itself == pytest.approx(1 if metric.better == "more" else 0, abs=1e-5)
+    best, *others = scores(metric, images, images[:1])
+    assert best == pytest.approx(1 if metric.better == "more" else 0, abs=1e-5)
     sign = 1 if metric.better == "more" else -1
-    assert all(sign * itself > sign * other for other in others)
+    assert all(sign * best > sign * other for other in others)
 
 
-def test_attributes_are_right_when_the_prompt_says_what_is_seen(
+def test_attributes_are_correct_if_the_prompt_matches_the_image(
     eyes: Eyes, images: list[Image.Image]
 ) -> None:
-    seen = eyes.look(stacked(images[:1]))
-    noun, place = seen.named("class")[0], seen.named("background")[0]
+    outputs = eyes.look(stack_images(images[:1]))
+    noun, place = outputs.named("class")[0], outputs.named("background")[0]
     elsewhere = next(other for other in BACKGROUNDS if other != place)
     metric = registry.load("metrics", "attributes")(eyes=eyes, questions=("class", "background"))
     prompts = [f"a {noun} with {where} background" for where in (place, elsewhere)]
     assert metric.score([images[0], images[0]], (), prompts) == [1.0, 0.5]
 
 
-def test_a_prompt_that_asks_nothing_is_an_error(eyes: Eyes, images: list[Image.Image]) -> None:
-    with pytest.raises(RequestError, match="`hello` asks for nothing"):
+def test_a_prompt_without_attributes_is_an_error(eyes: Eyes, images: list[Image.Image]) -> None:
+    with pytest.raises(RequestError, match="`hello` has no attribute"):
         made("attributes", eyes).score(images[:1], (), ["hello"])
 
 
-def test_no_picture_is_an_error(eyes: Eyes, images: list[Image.Image]) -> None:
-    with pytest.raises(RequestError, match="no picture"):
+def test_no_image_is_an_error(eyes: Eyes, images: list[Image.Image]) -> None:
+    with pytest.raises(RequestError, match="no images"):
         made("likeness", eyes).score([], images, ())
 
 
-def test_the_truth_takes_the_place_of_references(eyes: Eyes, images: list[Image.Image]) -> None:
+def test_true_parameters_replace_references(eyes: Eyes, images: list[Image.Image]) -> None:
     hidden = registry.load("metrics", "hidden")
-    truth = tuple(eyes.look(stacked(images[:1])).hidden[0].tolist())
+    truth = tuple(eyes.look(stack_images(images[:1])).hidden[0].tolist())
     assert hidden(eyes=eyes, truth=truth).score(images[:1], ()) == pytest.approx([0], abs=1e-5)
 
 
-def test_colours_are_compared_wherever_they_are(eyes: Eyes, images: list[Image.Image]) -> None:
+def test_positions_do_not_matter_to_colour_distance(eyes: Eyes, images: list[Image.Image]) -> None:
     colour = made("colour", eyes)
     turned = images[0].rotate(180)
     assert colour.score([turned], images[:1], ()) == pytest.approx([0], abs=1e-9)
@@ -132,55 +132,55 @@ def test_colours_are_compared_wherever_they_are(eyes: Eyes, images: list[Image.I
     assert colour.between([white, black], [black, white]) == pytest.approx(0, abs=1e-9)
 
 
-def test_a_manner_is_told_from_others_by_gram_whatever_is_shown(eyes: Eyes) -> None:
+def test_gram_distinguishes_styles_with_any_content(eyes: Eyes) -> None:
     gram, shown = made("gram", eyes), [e.image() for e in gallery.style_pictures("sepia", 14)]
     same, photo = ([e.image() for e in gallery.style_pictures(s, 15)] for s in ("sepia", "photo"))
     assert max(gram.score(same, shown, ())) < min(gram.score(photo, shown, ()))
 
 
-def test_a_copy_is_found_mirrored_and_in_other_light(eyes: Eyes, images: list[Image.Image]) -> None:
+def test_nearest_detects_mirrored_and_darker_copies(eyes: Eyes, images: list[Image.Image]) -> None:
     nearest = made("nearest", eyes)
     copy = ImageOps.mirror(images[1].resize((48, 48))).point(lambda level: int(level * 0.7))
-    found, another = nearest.score([copy, images[0]], images[1:], ())
-    assert found > 0.98
-    assert another < 0.9
+    copied, other = nearest.score([copy, images[0]], images[1:], ())
+    assert copied > 0.98
+    assert other < 0.9
 
 
-def test_a_scale_has_its_ends(eyes: Eyes, images: list[Image.Image]) -> None:
+def test_ends_of_a_scale(eyes: Eyes, images: list[Image.Image]) -> None:
     colour = made("colour", eyes)
     white, grey, black = (Image.new("RGB", (8, 8), c) for c in ("white", "grey", "black"))
     scale = Scale.of(colour, [white, grey], [black])
-    assert scale.score([black]).share == pytest.approx(0)
+    assert scale.score([black]).relative == pytest.approx(0)
     assert scale.ceiling == pytest.approx(colour.score([grey], [white], ())[0])
     given = Scale.of(colour, [white], [black], [grey])
-    assert given.score([grey]).share == pytest.approx(1)
-    assert given.score([white]).share > 1
+    assert given.score([grey]).relative == pytest.approx(1)
+    assert given.score([white]).relative > 1
     alone = Scale.of(made("likeness", eyes), images[:1], images[1:2])
     mirrored = made("likeness", eyes).score([ImageOps.mirror(images[0])], images[:1], ())
     assert alone.ceiling == pytest.approx(mirrored[0])
 
 
-def test_share_is_the_way_from_floor_to_ceiling_in_either_direction() -> None:
-    assert share(0.5, 0.2, 0.8) == pytest.approx(0.5)
-    assert share(0.2, 0.3, 0.1) == pytest.approx(0.5)
-    assert share(0.1, 0.2, 0.8) < 0
+def test_relative_position_works_in_both_directions() -> None:
+    assert relative_position(0.5, 0.2, 0.8) == pytest.approx(0.5)
+    assert relative_position(0.2, 0.3, 0.1) == pytest.approx(0.5)
+    assert relative_position(0.1, 0.2, 0.8) < 0
     with pytest.raises(RequestError, match="floor and ceiling"):
-        share(0.5, 0.2, 0.2)
+        relative_position(0.5, 0.2, 0.2)
 
 
-def test_intervals_hold_what_they_should() -> None:
-    sure = bootstrap(np.full((10, 3), (0.5, 0.0, 1.0)), mean_share)
-    assert (sure.value, sure.low, sure.high) == (0.5, 0.5, 0.5)
+def test_intervals_contain_the_true_mean() -> None:
+    constant = bootstrap(np.full((10, 3), (0.5, 0.0, 1.0)), mean_relative)
+    assert (constant.value, constant.low, constant.high) == (0.5, 0.5, 0.5)
     draws = np.random.default_rng(0)
-    held = 0
+    contained = 0
     for _ in range(20):
-        found = bootstrap(draws.normal(1.0, 1.0, 30))
-        assert found.low < found.value < found.high
-        held += found.low < 1.0 < found.high
-    assert held >= 16
+        interval = bootstrap(draws.normal(1.0, 1.0, 30))
+        assert interval.low < interval.value < interval.high
+        contained += interval.low < 1.0 < interval.high
+    assert contained >= 16
 
 
-def test_what_is_asked_is_what_the_prompt_was_written_from() -> None:
+def test_attributes_of_a_prompt_are_read_back() -> None:
     for noun in CLASSES:
         for colour in COLOURS:
             for place in BACKGROUNDS:
@@ -189,24 +189,24 @@ def test_what_is_asked_is_what_the_prompt_was_written_from() -> None:
                     assert asked(captions.prompt(noun, colour, place, style)) == wanted
 
 
-def test_captions_ask_for_what_their_scene_shows() -> None:
+def test_attributes_of_captions_match_their_scene() -> None:
     draws = np.random.default_rng(5)
     for _ in range(400):
         scene = draw_scene(draws, rich=True)
-        if scene.other is None:  # of two things a caption may leave out one, or which is where
+        if scene.other is None:  # a caption of two objects may leave out one, or their places
             shown = answers_of(scene)
             told = asked(captions.caption(scene, draws))
             assert all(shown[question] == answer for question, answer in told.items())
 
 
-def test_held_out_styles_can_be_asked_for() -> None:
+def test_held_out_styles_are_read_from_prompts() -> None:
     text = "a picture of a dog on the beach in the style of blueprint"
     assert asked(text) == {"class": "dog", "background": "beach", "style": "blueprint"}
 
 
 @pytest.mark.parametrize("name", ["likeness", "hidden"])
 @pytest.mark.parametrize("subject", [0, 10, 20])
-def test_trained_eyes_tell_a_subject_from_its_look_alike(name: str, subject: int) -> None:
+def test_the_classifier_separates_a_subject_from_its_look_alike(name: str, subject: int) -> None:
     metric = made(name, Eyes.load())
     places = BACKGROUNDS[:5]
     who = gallery.held_out_subjects()[subject]

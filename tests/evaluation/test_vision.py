@@ -1,4 +1,4 @@
-"""Networks that look at photographs are opened and shown pictures as transformers would."""
+"""Vision encoders load, preprocess and encode as in transformers."""
 
 import json
 from pathlib import Path
@@ -14,7 +14,7 @@ from transformers.models.bit.image_processing_pil_bit import BitImageProcessorPi
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
 from pinxit.errors import ModelError, RequestError
-from pinxit.evaluation.vision import Onlooker, onlooker
+from pinxit.evaluation.vision import VisionEncoder, vision_encoder
 from tests.seeing import MERGES, save_seeing
 
 SIZES = ((64, 64), (300, 200), (123, 457), (224, 224))
@@ -32,7 +32,7 @@ def folders(tmp_path: Path, kind: str) -> Path:
 
 
 def widened(folder: Path, side: int) -> Path:
-    """The same network at another size of picture."""
+    """The same network for another image size."""
     config = json.loads((folder / "config.json").read_text())
     seen = config.get("vision_config", config)
     seen["image_size"] = side
@@ -50,10 +50,10 @@ def widened(folder: Path, side: int) -> Path:
 
 @pytest.mark.parametrize("size", SIZES)
 @pytest.mark.parametrize("kind", ["clip", "dino"])
-def test_pictures_are_prepared_as_by_transformers(
+def test_preprocessing_equals_transformers(
     kind: str, size: tuple[int, int], tmp_path: Path
 ) -> None:
-    ours = Onlooker(str(widened(folders(tmp_path, kind), 224))).prepare([noise(size)])
+    ours = VisionEncoder(str(widened(folders(tmp_path, kind), 224))).preprocess([noise(size)])
     if kind == "clip":
         oracle: Any = CLIPImageProcessorPil()
     else:
@@ -65,10 +65,10 @@ def test_pictures_are_prepared_as_by_transformers(
 
 
 @pytest.mark.parametrize("kind", ["clip", "dino", "dinov2"])
-def test_pictures_are_seen_as_by_transformers(kind: str, tmp_path: Path) -> None:
+def test_image_vectors_equal_transformers(kind: str, tmp_path: Path) -> None:
     folder = folders(tmp_path, kind)
-    ours = onlooker(str(folder))
-    pixels = ours.prepare([noise((40, 60)), noise((32, 32))])
+    ours = vision_encoder(str(folder))
+    pixels = ours.preprocess([noise((40, 60)), noise((32, 32))])
     theirs: Any = transformers.AutoModel.from_pretrained(folder).eval()
     with torch.no_grad():
         if kind == "clip":
@@ -76,12 +76,12 @@ def test_pictures_are_seen_as_by_transformers(kind: str, tmp_path: Path) -> None
         else:
             seen = theirs(pixel_values=pixels).last_hidden_state[:, 0]
     seen = torch.nn.functional.normalize(seen, dim=1)
-    assert torch.allclose(ours.look([noise((40, 60)), noise((32, 32))]), seen, atol=1e-5)
+    assert torch.allclose(ours.encode_images([noise((40, 60)), noise((32, 32))]), seen, atol=1e-5)
 
 
-def test_prompts_are_read_as_by_transformers_and_cut_where_too_long(tmp_path: Path) -> None:
+def test_text_vectors_equal_transformers_and_long_texts_are_truncated(tmp_path: Path) -> None:
     folder = folders(tmp_path, "clip")
-    ours = Onlooker(str(folder))
+    ours = VisionEncoder(str(folder))
     theirs: Any = transformers.AutoModel.from_pretrained(folder).eval()
     words = json.loads((MERGES.parent / "vocab.json").read_text())
     ids = [words[word] for word in ("<|startoftext|>", "a</w>", "dog</w>", "<|endoftext|>")]
@@ -89,34 +89,32 @@ def test_prompts_are_read_as_by_transformers_and_cut_where_too_long(tmp_path: Pa
         told = theirs.get_text_features(input_ids=torch.tensor([ids])).pooler_output
     told = torch.nn.functional.normalize(told, dim=1)
     long = "a dog " + "on the beach " * 40
-    assert torch.allclose(ours.read(["a dog", long])[:1], told, atol=1e-5)
+    assert torch.allclose(ours.encode_texts(["a dog", long])[:1], told, atol=1e-5)
 
 
-def test_old_names_of_weights_are_known(tmp_path: Path) -> None:
+def test_old_weight_names_are_supported(tmp_path: Path) -> None:
     folder = folders(tmp_path, "dino")
-    before = Onlooker(str(folder)).look([noise((32, 32))])
+    before = VisionEncoder(str(folder)).encode_images([noise((32, 32))])
     weights = load_file(folder / "model.safetensors")
     assert any(name.startswith("encoder.layer.0.attention.attention.query") for name in weights)
     torch.save(weights, folder / "pytorch_model.bin")
     (folder / "model.safetensors").unlink()
-    assert torch.equal(Onlooker(str(folder)).look([noise((32, 32))]), before)
+    assert torch.equal(VisionEncoder(str(folder)).encode_images([noise((32, 32))]), before)
 
 
-def test_what_cannot_judge_is_an_error_with_a_way_out(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_networks_that_cannot_be_loaded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = folders(tmp_path, "dino")
     config = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps({**config, "model_type": "bert"}))
-    with pytest.raises(RequestError, match="of the kind bert"):
-        Onlooker(str(folder))
+    with pytest.raises(RequestError, match="of the type bert"):
+        VisionEncoder(str(folder))
     (folder / "config.json").write_text(json.dumps({**config, "hidden_size": 48}))
-    with pytest.raises(RequestError, match="cannot be opened"):
-        Onlooker(str(folder))
+    with pytest.raises(RequestError, match="cannot be loaded"):
+        VisionEncoder(str(folder))
 
     def unreachable(name: str) -> Path:
         raise ModelError(f"`{name}` is not on this machine as a whole", "connect once")
 
     monkeypatch.setattr("pinxit.models.hub.fetch", unreachable)
-    with pytest.raises(RequestError, match="cannot be judged by nobody/nothing"):
-        Onlooker("nobody/nothing")
+    with pytest.raises(RequestError, match="nobody/nothing cannot be loaded"):
+        VisionEncoder("nobody/nothing")

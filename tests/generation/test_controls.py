@@ -1,4 +1,4 @@
-"""Controls one by one: against what they must equal, and against what they must not."""
+"""Each control: what its results must equal, and what they must differ from."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -8,23 +8,29 @@ import pytest
 import torch
 from PIL import Image, ImageDraw
 
-from pinxit.adapters.adapter import NewWord
+from pinxit.adapters.adapter import EmbeddingAdapter
 from pinxit.cli import main
 from pinxit.concepts.concept import Concept, Provenance
 from pinxit.errors import ModelError, RequestError
-from pinxit.generation.canny import edges
-from pinxit.generation.control import Walk, plainly
-from pinxit.generation.generate import Frame, Painted, Request, generate, paint
-from pinxit.generation.paired import inverted
-from pinxit.generation.schedulers import SOLVERS, Solver
+from pinxit.generation.canny import canny_edges
+from pinxit.generation.control import SamplingContext, without_tokens
+from pinxit.generation.generate import (
+    GeneratedImage,
+    GenerationRequest,
+    SamplingProgress,
+    generate_images,
+    sample_images,
+)
+from pinxit.generation.paired import ddim_inversion
+from pinxit.generation.schedulers import SCHEDULERS, Sampler
 from pinxit.images.tensors import to_pixels
 from pinxit.models.model import Model, open_base
 from pinxit.models.noise_schedule import Diffusion, Flow, Schedule
-from pinxit.reports.demo.transfers import transfers
-from pinxit.reports.demo.trial import Easel
+from pinxit.reports.demo.transfers import transfer_styles
+from pinxit.reports.demo.trial import DemoRunner
 from pinxit.training.recipe import Recipe
 
-KEPT = torch.linspace(0.999, 0.01, 1000)
+ALPHAS_CUMPROD = torch.linspace(0.999, 0.01, 1000)
 PROMPT = "a red dog on the beach"
 
 
@@ -37,210 +43,236 @@ def picture(tmp_path: Path) -> Path:
 
 
 def latents(model: Model, *controls: dict[str, object], **changed: object) -> torch.Tensor:
-    asked: dict[str, object] = {"prompt": PROMPT, "steps": 8, "controls": controls}
-    return paint(model, Request.model_validate({**asked, **changed}))[0].latents
+    options: dict[str, object] = {"prompt": PROMPT, "steps": 8, "controls": controls}
+    return generate_images(model, GenerationRequest.model_validate({**options, **changed}))[
+        0
+    ].latents
 
 
-def apart(a: torch.Tensor, b: torch.Tensor) -> float:
+def distance(a: torch.Tensor, b: torch.Tensor) -> float:
     return float((a - b).norm() / b.norm())
 
 
-def test_img2img_is_starting_from_the_picture(model: Model, picture: Path) -> None:
-    for keep in (0.2, 0.7):
-        held = latents(model, {"name": "img2img", "picture": picture, "keep": keep})
-        assert torch.equal(held, latents(model, init=picture, strength=1 - keep))
-        assert not torch.equal(held, latents(model, init=picture, strength=0.5))
+def test_img2img_equals_an_initial_image(model: Model, picture: Path) -> None:
+    for preserve in (0.2, 0.7):
+        result = latents(model, {"name": "img2img", "image": picture, "preserve": preserve})
+        assert torch.equal(
+            result, latents(model, init_image=picture, denoising_strength=1 - preserve)
+        )
+        assert not torch.equal(result, latents(model, init_image=picture, denoising_strength=0.5))
 
 
 @pytest.mark.parametrize(
-    ("scheduler", "path"),
+    ("scheduler", "noise"),
     [
         ("ddim", "inverted"),
-        ("ddim", "noised"),
+        ("ddim", "random"),
         ("euler-a", "inverted"),
-        *(pytest.param(name, "inverted", marks=pytest.mark.long) for name in SOLVERS),
+        *(pytest.param(name, "inverted", marks=pytest.mark.long) for name in SCHEDULERS),
     ],
 )
-def test_the_picture_is_kept_on_its_way(
-    model: Model, picture: Path, scheduler: str, path: str
+def test_inversion_keeps_the_source_image(
+    model: Model, picture: Path, scheduler: str, noise: str
 ) -> None:
-    def halfway_and_end(prompt: str, keep: float) -> list[torch.Tensor]:
-        control = {"name": "inversion", "picture": picture, "keep": keep, "path": path}
-        asked = {"prompt": prompt, "controls": [{**control, "shows": PROMPT}], "steps": 8}
-        request = Request.model_validate({**asked, "scheduler": scheduler})
-        *frames, painted = generate(model, request)
-        assert isinstance(painted, Painted)
-        walk = [one.latents[0] for one in frames if isinstance(one, Frame)]
-        passed = len(walk) - len(set(solver_times(model, scheduler))) * (path == "inverted")
-        return [walk[len(walk) - passed + passed // 2 - 1], painted.latents]
+    def halfway_and_end(prompt: str, preserve: float) -> list[torch.Tensor]:
+        control = {
+            "name": "inversion",
+            "image": picture,
+            "preserve": preserve,
+            "initial_noise": noise,
+        }
+        options = {"prompt": prompt, "controls": [{**control, "source_prompt": PROMPT}], "steps": 8}
+        request = GenerationRequest.model_validate({**options, "scheduler": scheduler})
+        *steps, result = sample_images(model, request)
+        assert isinstance(result, GeneratedImage)
+        stages = [step.latents[0] for step in steps if isinstance(step, SamplingProgress)]
+        inversion_steps = len(set(timesteps(model, scheduler))) if noise == "inverted" else 0
+        stages = stages[inversion_steps:]
+        return [stages[len(stages) // 2 - 1], result.latents]
 
-    own = model.encode(to_pixels(Image.open(picture), 32, 32)).mean[0]
+    source = model.encode(to_pixels(Image.open(picture), 32, 32)).mean[0]
     halfway, end = halfway_and_end("a blue cat", 1)
-    assert apart(end, own) < 1e-5
-    # Nothing new is said: half of the way is the picture's own. And the controls.
-    kept, free = halfway_and_end(PROMPT, 0.5)
-    assert apart(kept, halfway) < 1e-3
-    assert apart(free, own) > 0.01
+    assert distance(end, source) < 1e-5
+    # With the source prompt, the first half follows the source image; without it, it does not.
+    same, end = halfway_and_end(PROMPT, 0.5)
+    assert distance(same, halfway) < 1e-3
+    assert distance(end, source) > 0.01
     other, _ = halfway_and_end("a blue cat", 0.5)
-    assert apart(other, halfway) > 0.003
+    assert distance(other, halfway) > 0.003
 
 
-def solver_times(model: Model, scheduler: str) -> list[float]:
-    return Solver("diffusion", scheduler, model.solver_config, 8).times.tolist()
+def timesteps(model: Model, scheduler: str) -> list[float]:
+    return Sampler("diffusion", scheduler, model.scheduler_config, 8).timesteps.tolist()
 
 
 @pytest.mark.parametrize("family", ["pocket", "stable-diffusion-3"])
-def test_noise_that_is_found_leads_back(
+def test_inverted_noise_leads_back_to_the_image(
     opened: Callable[[str], Model], picture: Path, family: str
 ) -> None:
-    # Only a network that has learned tells noise from pictures, or one that all take for a line.
+    # This needs a trained network, or a tiny rectified flow, whose trajectories are nearly lines.
     model = open_base() if family == "pocket" else opened(family)
     kind = model.schedule.kind
 
-    def fresh() -> Solver:
-        return Solver(kind, "ddim" if kind == "diffusion" else "euler", model.solver_config, 20)
+    def make_sampler() -> Sampler:
+        return Sampler(kind, "ddim" if kind == "diffusion" else "euler", model.scheduler_config, 20)
 
-    def back(prompt: str, begin: torch.Tensor) -> torch.Tensor:
-        solver, rows = fresh(), begin
-        for time in solver.times:
-            rows = solver.step(model.denoise(rows, time, model.condition([prompt])), time, rows, [])
+    def denoise(prompt: str, noise: torch.Tensor) -> torch.Tensor:
+        sampler, rows = make_sampler(), noise
+        for time in sampler.timesteps:
+            prediction = model.denoise(rows, time, model.condition([prompt]))
+            rows = sampler.step(prediction, time, rows, [])
         return rows
 
-    side = model.picture_size
-    told = model.condition([PROMPT])
-    walk = Walk(model, fresh, (side, side), (0,), [torch.Generator()], told, 1, 1)
-    own = model.encode(walk.pixels(picture)).mean
-    finding = inverted(walk, picture)
+    side = model.default_size
+    conditioning = model.condition([PROMPT])
+    context = SamplingContext(
+        model, make_sampler, (side, side), (0,), [torch.Generator()], conditioning, 1, 1
+    )
+    clean = model.encode(context.pixels(picture)).mean
+    inversion = ddim_inversion(context, picture)
     while True:
         try:
-            next(finding)
+            next(inversion)
         except StopIteration as end:
-            path = end.value
+            trajectory = end.value
             break
-    assert len(path) == 21
-    assert torch.equal(path[-1], own)
-    error = apart(back(PROMPT, path[0]), own)
-    print(f"{family}: {error:.4f} off after 20 steps there and back")
+    assert len(trajectory) == 21
+    assert torch.equal(trajectory[-1], clean)
+    error = distance(denoise(PROMPT, trajectory[0]), clean)
+    print(f"{family}: error {error:.4f} after 20 steps of inversion and 20 of sampling")
     assert error < 0.12
-    assert apart(back(PROMPT, torch.randn_like(path[0])), own) > 10 * error
+    random = torch.randn_like(trajectory[0])
+    assert distance(denoise(PROMPT, random), clean) > 10 * error
 
 
 @pytest.mark.parametrize(
     "schedule",
-    [Diffusion(KEPT), Diffusion(KEPT, "v_prediction"), Flow(3.0)],
+    [Diffusion(ALPHAS_CUMPROD), Diffusion(ALPHAS_CUMPROD, "v_prediction"), Flow(3.0)],
     ids=["noise", "velocity", "flow"],
 )
-def test_what_is_noised_parts_again(schedule: Schedule) -> None:
+def test_schedules_separate_image_and_noise(schedule: Schedule) -> None:
     clean, noise = torch.randn(2, 3, 4, 8, 8, generator=torch.Generator().manual_seed(1))
     times = torch.tensor([3, 400, 998])
     noisy = schedule.add_noise(clean, noise, times)
-    found = schedule.parted(noisy, schedule.target(clean, noise, times), times)
-    assert apart(found[0], clean) < 1e-4
-    assert apart(found[1], noise) < 1e-4
+    parts = schedule.predict_clean_and_noise(noisy, schedule.target(clean, noise, times), times)
+    assert distance(parts[0], clean) < 1e-4
+    assert distance(parts[1], noise) < 1e-4
 
 
-def test_the_same_seed_and_prompt_is_the_same_picture(model: Model) -> None:
-    held = latents(model, {"name": "same-seed", "keep": 1, "shows": PROMPT})
-    assert apart(held, latents(model)) < 1e-4
+def test_same_seed_with_the_same_prompt_changes_nothing(model: Model) -> None:
+    result = latents(model, {"name": "same-seed", "preserve": 1, "source_prompt": PROMPT})
+    assert distance(result, latents(model)) < 1e-4
     whole, half, free = (
-        latents(model, {"name": "same-seed", "keep": keep, "shows": PROMPT}, prompt="a blue cat")
-        for keep in (1, 0.5, 0)
+        latents(
+            model,
+            {"name": "same-seed", "preserve": preserve, "source_prompt": PROMPT},
+            prompt="a blue cat",
+        )
+        for preserve in (1, 0.5, 0)
     )
     plain = latents(model)
-    assert apart(whole, plain) < 1e-4
-    assert 1e-3 < apart(half, plain) < 0.9 * apart(free, plain)
+    assert distance(whole, plain) < 1e-4
+    assert 1e-3 < distance(half, plain) < 0.9 * distance(free, plain)
 
 
-def test_prompts_without_learned_words() -> None:
-    def learned(token: str, noun: str) -> Concept:
-        about = Provenance(token, noun, "", "", "", 1, {}, "")
-        return Concept((NewWord(token, noun, {"text": torch.ones(1, 2)}).part(),), about, "mine")
+def test_prompts_without_tokens() -> None:
+    def trained(token: str, noun: str) -> Concept:
+        provenance = Provenance(token, noun, "", "", "", 1, {}, "")
+        return Concept(
+            (EmbeddingAdapter(token, noun, {"text": torch.ones(1, 2)}).part(),), provenance, "mine"
+        )
 
-    toy, style = learned("<toy>", "plush toy"), learned("<hue>", "painting")
-    assert plainly("a <toy> in the style of <hue>", [toy, style]) == "a plush toy"
-    assert plainly("A <HUE> of a dog, in the style of <hue>", [style]) == "A painting of a dog"
-    assert plainly("a mine of toys", []) == "a mine of toys"
+    toy, style = trained("<toy>", "plush toy"), trained("<hue>", "painting")
+    assert without_tokens("a <toy> in the style of <hue>", [toy, style]) == "a plush toy"
+    assert (
+        without_tokens("A <HUE> of a dog, in the style of <hue>", [style]) == "A painting of a dog"
+    )
+    assert without_tokens("a mine of toys", []) == "a mine of toys"
 
 
-def test_edges_are_thin_and_where_they_are() -> None:
+def test_edges_are_thin_and_in_the_right_place() -> None:
     levels = np.zeros((32, 40, 3), np.uint8)
     levels[8:24, 10:30] = 200
-    found = edges(levels)
-    assert set(np.unique(found)) == {0, 255}
+    result = canny_edges(levels)
+    assert set(np.unique(result)) == {0, 255}
     ring = np.zeros((32, 40), bool)
     ring[6:26, 8:32] = True
     ring[10:22, 12:28] = False
-    assert not found[~ring].any()
-    assert 0.7 * 72 < (found > 0).sum() < 1.6 * 72  # its outline is 72 long
-    assert not edges(np.full((16, 16, 3), 90, np.uint8)).any()
+    assert not result[~ring].any()
+    assert 0.7 * 72 < (result > 0).sum() < 1.6 * 72  # its outline has 72 pixels
+    assert not canny_edges(np.full((16, 16, 3), 90, np.uint8)).any()
 
 
 @pytest.mark.parametrize(
     ("controls", "message"),
     [
-        ([{"name": "inversoin"}], "there is no control `inversoin`"),
-        ([{"name": "inversion"}], "the control inversion needs `picture`"),
-        ([{"name": "same-seed", "keep": 1.5}], "`keep` of the control same-seed cannot be 1.5"),
-        ([{"name": "img2img", "picture": "none.png"}], "there is no picture none.png"),
-        ([{"name": "img2img", "picture": "GIVEN"}] * 2, "cannot begin with two others"),
-        ([{"name": "mask", "picture": "GIVEN", "mask": "WIDE"}], "has another shape"),
-        ([{"name": "controlnet", "picture": "GIVEN", "weights": "nowhere"}], "ControlNet"),
+        ([{"name": "inversoin"}], "unknown control `inversoin`"),
+        ([{"name": "inversion"}], "the control inversion needs `image`"),
+        (
+            [{"name": "same-seed", "preserve": 1.5}],
+            "`preserve` of the control same-seed cannot be 1.5",
+        ),
+        ([{"name": "img2img", "image": "none.png"}], "there is no image none.png"),
+        ([{"name": "img2img", "image": "GIVEN"}] * 2, "2 options set the initial latents"),
+        ([{"name": "mask", "image": "GIVEN", "mask": "WIDE"}], "has another aspect ratio"),
+        ([{"name": "controlnet", "image": "GIVEN", "weights": "nowhere"}], "ControlNet"),
     ],
 )
-def test_controls_that_cannot_be(
+def test_wrong_controls(
     model: Model, picture: Path, controls: list[dict[str, object]], message: str
 ) -> None:
     wide = picture.with_name("wide.png")
     Image.new("L", (40, 32)).save(wide)
     files: dict[object, object] = {"GIVEN": picture, "WIDE": wide}
-    given = [{key: files.get(value, value) for key, value in one.items()} for one in controls]
+    options = [{key: files.get(value, value) for key, value in table.items()} for table in controls]
     with pytest.raises((RequestError, ModelError)) as caught:
-        latents(model, *given)
+        latents(model, *options)
     assert message in caught.value.message
     assert caught.value.hint
 
 
-def test_one_text_in_every_style(model: Model, pictures: Path, tmp_path: Path) -> None:
-    told: list[int] = []
+def test_transfers_of_one_prompt_into_each_style(
+    model: Model, pictures: Path, tmp_path: Path
+) -> None:
+    progress: list[int] = []
 
-    def tell(task: str, done: int, total: int, note: str = "") -> None:  # noqa: ARG001
-        told.append(done)
+    def report(task: str, done: int, total: int, note: str = "") -> None:  # noqa: ARG001
+        progress.append(done)
 
-    easel = Easel(model, tell, count=1, steps=2)
-    asked = {"method": "textual-inversion", "kind": "style", "steps": 1, "preview_every": 0}
-    asked |= {"pictures": pictures, "token": "<mine>", "class_noun": "painting"}
-    recipe = Recipe.model_validate({**asked, "base": model.name})
-    lesson = easel.teach(recipe, tmp_path / "style", "learning")
-    told.clear()
-    found = transfers(easel, ["a red dog", "a blue cat"], [lesson, lesson])
-    assert found.titles == ("from text", "<mine>", "<mine>")
-    assert told == list(range(1, 13))
-    assert len(found.images) == 6
-    assert (
-        found.images[3].tobytes()
-        == paint(model, Request(prompt="a blue cat", seed=1, steps=2))[0].image.tobytes()
-    )
-    assert found.images[1].tobytes() == found.images[2].tobytes() != found.images[0].tobytes()
-    assert found.sheet().width > 3 * 32
+    runner = DemoRunner(model, report, num_images=1, steps=2)
+    options = {"method": "textual-inversion", "kind": "style", "steps": 1, "preview_every": 0}
+    options |= {"images": pictures, "token": "<mine>", "class_noun": "painting"}
+    recipe = Recipe.model_validate({**options, "base": model.name})
+    style = runner.train(recipe, tmp_path / "style", "training")
+    progress.clear()
+    result = transfer_styles(runner, ["a red dog", "a blue cat"], [style, style])
+    assert result.titles == ("from text", "<mine>", "<mine>")
+    assert progress == list(range(1, 13))
+    assert len(result.images) == 6
+    request = GenerationRequest(prompt="a blue cat", seed=1, steps=2)
+    from_text = generate_images(model, request)[0].image
+    assert result.images[3].tobytes() == from_text.tobytes()
+    assert result.images[1].tobytes() == result.images[2].tobytes() != result.images[0].tobytes()
+    assert result.sheet().width > 3 * 32
 
 
-def test_transfer_is_typed_like_this(
+def test_transfer_command(
     nano: Path, picture: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(picture.parent)
     small = ["--base", str(nano), "--steps", "2"]
-    assert main(["transfer", "given.png", "a red cat", *small, "--keep", "0.4"]) == 0
+    assert main(["transfer", "given.png", "a red cat", *small, "--preserve", "0.4"]) == 0
     first = Path(capsys.readouterr().out.strip())
-    request = Request.from_png(first)
+    request = GenerationRequest.from_png(first)
     (control,) = request.model_dump()["controls"]
     assert control["name"] == "inversion"
-    assert control["keep"] == 0.4
-    assert control["picture"] == str(picture.resolve())
-    assert request.guidance == 2
+    assert control["preserve"] == 0.4
+    assert control["image"] == str(picture.resolve())
+    assert request.guidance_scale == 2
     assert main(["transfer", "given.png", "a red cat", *small, "--keep", "1"]) == 0
     told = capsys.readouterr()
-    assert "the prompt says only what the picture shows" in told.err
-    assert main(["generate", "--like", told.out.strip(), "--out", "again"]) == 0
+    assert "the prompt and the source prompt are the same" in told.err
+    assert main(["generate", "--from-png", told.out.strip(), "--out", "again"]) == 0
     again = Path(capsys.readouterr().out.strip())
     assert again.read_bytes() == Path(told.out.strip()).read_bytes()
 
@@ -249,24 +281,30 @@ def test_transfer_is_typed_like_this(
     dog = capsys.readouterr().out.strip()
     assert main(["transfer", dog, "a blue dog"]) == 0
     said = capsys.readouterr()
-    assert "painted by pinxit" in said.err
-    again = Request.from_png(Path(said.out.strip()))
+    assert "generated by pinxit" in said.err
+    again = GenerationRequest.from_png(Path(said.out.strip()))
     assert again.seed == 7
     assert again.base == request.base
     (control,) = again.model_dump()["controls"]
-    assert control == {"name": "same-seed", "keep": control["keep"], "shows": "a dog"}
+    assert control == {
+        "name": "same-seed",
+        "preserve": control["preserve"],
+        "source_prompt": "a dog",
+    }
 
     masked = ["--control", "img2img", "--mask", "given.png", "--outside"]
     assert main(["transfer", dog, "a cat", *small, *masked]) == 0
     names = [
         one["name"]
-        for one in Request.from_png(Path(capsys.readouterr().out.strip())).model_dump()["controls"]
+        for one in GenerationRequest.from_png(Path(capsys.readouterr().out.strip())).model_dump()[
+            "controls"
+        ]
     ]
     assert names == ["img2img", "mask"]
     for wrong, message in (
-        (["--control", "invert"], "there is no control `invert`"),
-        (["--outside"], "--outside goes with a mask"),
-        (["--control", "img2img", "--shows", "x"], "the control img2img has no `shows`"),
+        (["--control", "invert"], "unknown control `invert`"),
+        (["--outside"], "--invert-mask needs a mask"),
+        (["--control", "img2img", "--source-prompt", "x"], "has no `source_prompt`"),
     ):
         assert main(["transfer", "given.png", "a cat", *small, *wrong]) == 2
         assert message in capsys.readouterr().err

@@ -1,4 +1,4 @@
-"""Odd pictures come in right, and whatever cannot be read is named all at once."""
+"""Unusual images are decoded correctly, and one error names all files that cannot be read."""
 
 import os
 from pathlib import Path
@@ -9,8 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from pinxit.errors import PictureError
-from pinxit.images.folder import read_pictures
+from pinxit.errors import ImageError
+from pinxit.images.folder import read_images
 
 RED, GREEN, WHITE = (255, 0, 0), (0, 255, 0), (255, 255, 255)
 
@@ -22,24 +22,24 @@ def folder(tmp_path: Path) -> Path:
     return path
 
 
-def corner_marked() -> Image.Image:
-    """Wider than high, white, its top left quarter red."""
+def image_with_corner() -> Image.Image:
+    """A white image, wider than high, with a red quarter at the top left."""
     image = Image.new("RGB", (24, 16), WHITE)
     image.paste(RED, (0, 0, 12, 8))
     return image
 
 
-def near(pixel: object, colour: tuple[int, int, int]) -> bool:
-    return bool(np.abs(np.subtract(pixel, colour)).max() <= 12)
+def is_close(pixel: object, color: tuple[int, int, int]) -> bool:
+    return bool(np.abs(np.subtract(pixel, color)).max() <= 12)
 
 
-def only(folder: Path) -> Image.Image:
-    (picture,) = read_pictures(folder)
-    return picture.open()
+def read_single(folder: Path) -> Image.Image:
+    (image,) = read_images(folder)
+    return image.open()
 
 
-# What was done to the upright picture by a camera held that way, by EXIF's number.
-TURNS = {
+# How an upright image is stored for each EXIF orientation.
+TRANSPOSITIONS = {
     1: None,
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -51,17 +51,21 @@ TURNS = {
 }
 
 
-@pytest.mark.parametrize("orientation", TURNS)
-def test_every_orientation_comes_in_upright(folder: Path, orientation: int) -> None:
-    turn = TURNS[orientation]
-    stored = corner_marked() if turn is None else corner_marked().transpose(turn)
+@pytest.mark.parametrize("orientation", TRANSPOSITIONS)
+def test_every_orientation_is_made_upright(folder: Path, orientation: int) -> None:
+    transposition = TRANSPOSITIONS[orientation]
+    stored = (
+        image_with_corner()
+        if transposition is None
+        else image_with_corner().transpose(transposition)
+    )
     exif = Image.Exif()
     exif[0x0112] = orientation
     stored.save(folder / "photo.jpg", exif=exif, quality=100, subsampling=0)
-    image = only(folder)
+    image = read_single(folder)
     assert image.size == (24, 16)
-    assert near(image.getpixel((4, 3)), RED)
-    assert near(image.getpixel((20, 12)), WHITE)
+    assert is_close(image.getpixel((4, 3)), RED)
+    assert is_close(image.getpixel((20, 12)), WHITE)
 
 
 def test_transparent_parts_become_white(folder: Path) -> None:
@@ -74,99 +78,99 @@ def test_transparent_parts_become_white(folder: Path) -> None:
     palette.save(folder / "b.png", transparency=0)
     palette.save(folder / "c.gif", transparency=0)
     Image.new("LA", (8, 8), (0, 0)).save(folder / "d.png")
-    *cut_out, clear = [picture.open() for picture in read_pictures(folder)]
-    for image in cut_out:
+    *partly_transparent, transparent = [image.open() for image in read_images(folder)]
+    for image in partly_transparent:
         assert image.getpixel((1, 1)) == RED
         assert image.getpixel((6, 6)) == WHITE
-    assert clear.getpixel((0, 0)) == WHITE
+    assert transparent.getpixel((0, 0)) == WHITE
 
 
-def test_half_transparent_is_mixed_with_white(folder: Path) -> None:
+def test_half_transparent_pixels_are_blended_with_white(folder: Path) -> None:
     Image.new("RGBA", (4, 4), (0, 0, 0, 128)).save(folder / "a.png")
-    assert near(only(folder).getpixel((0, 0)), (127, 127, 127))
+    assert is_close(read_single(folder).getpixel((0, 0)), (127, 127, 127))
 
 
 @pytest.mark.parametrize("bits", ["1", "L", "16", "float", "CMYK", "YCbCr"])
-def test_every_depth_and_colour_space_becomes_8_bit_rgb(folder: Path, bits: str) -> None:
+def test_every_depth_and_color_space_becomes_8_bit_rgb(folder: Path, bits: str) -> None:
     ramp = np.linspace(0, 1, 64).reshape(8, 8)
     if bits == "16":
         Image.fromarray((ramp * 65535).astype(np.uint16)).save(folder / "a.png")
     elif bits == "float":
         Image.fromarray(ramp.astype(np.float32)).save(folder / "a.tiff")
     else:
-        grey = Image.fromarray((ramp * 255).astype(np.uint8))
+        gray = Image.fromarray((ramp * 255).astype(np.uint8))
         lossless = folder / ("a.png" if bits in "1L" else "a.tiff")
-        grey.convert("RGB").convert(bits, dither=Image.Dither.NONE).save(lossless)
-    image = only(folder)
+        gray.convert("RGB").convert(bits, dither=Image.Dither.NONE).save(lossless)
+    image = read_single(folder)
     assert (image.mode, image.size) == ("RGB", (8, 8))
     expected = (ramp > 0.5) * 255 if bits == "1" else ramp * 255
     assert np.abs(np.asarray(image)[..., 0] - expected).max() <= 3
 
 
-def test_moving_pictures_give_their_first_frame(folder: Path) -> None:
-    frames = [Image.new("RGB", (8, 8), colour) for colour in (RED, GREEN)]
+def test_the_first_frame_of_an_animation_is_used(folder: Path) -> None:
+    frames = [Image.new("RGB", (8, 8), color) for color in (RED, GREEN)]
     for name in ("a.gif", "b.png", "c.webp"):
         frames[0].save(folder / name, save_all=True, append_images=frames[1:], lossless=True)
-    assert all(near(p.open().getpixel((4, 4)), RED) for p in read_pictures(folder))
+    assert all(is_close(p.open().getpixel((4, 4)), RED) for p in read_images(folder))
 
 
-def test_the_suffix_does_not_matter_the_bytes_do(folder: Path) -> None:
-    corner_marked().save(folder / "really-a-jpeg.png", format="JPEG")
-    assert only(folder).size == (24, 16)
+def test_the_format_is_recognized_by_content(folder: Path) -> None:
+    image_with_corner().save(folder / "really-a-jpeg.png", format="JPEG")
+    assert read_single(folder).size == (24, 16)
 
 
-def test_what_cannot_be_read_is_named_all_at_once(folder: Path) -> None:
-    corner_marked().save(folder / "good.png")
+def test_one_error_names_all_files_that_cannot_be_read(folder: Path) -> None:
+    image_with_corner().save(folder / "good.png")
     whole = folder / "whole.jpg"
     Image.effect_noise((200, 200), 50).save(whole)
     (folder / "cut.jpg").write_bytes(whole.read_bytes()[:4000])
     (folder / "empty.png").touch()
-    (folder / "film.mov").write_bytes(b"not a picture at all")
+    (folder / "film.mov").write_bytes(b"not an image")
     (folder / "dangling.png").symlink_to(folder / "nowhere.png")
     os.mkfifo(folder / "pipe.png")
-    corner_marked().save(folder / "latin.png")
+    image_with_corner().save(folder / "latin.png")
     (folder / "latin.txt").write_bytes("a caf\xe9".encode("latin-1"))
-    with pytest.raises(PictureError) as caught:
-        read_pictures(folder)
+    with pytest.raises(ImageError) as caught:
+        read_images(folder)
     message = caught.value.message
     assert f"5 of 7 files in {folder}" in message
     for name in ("cut.jpg", "empty.png", "dangling.png", "pipe.png", "latin.png"):
         assert name in message
     assert "good.png" not in message
-    assert "film.mov" not in message  # nobody takes it for a picture
-    left = read_pictures(folder, skip_bad=True)
-    assert [picture.path.name for picture in left] == ["good.png", "whole.jpg"]
+    assert "film.mov" not in message  # neither its content nor its name is that of an image
+    images = read_images(folder, skip_bad=True)
+    assert [image.path.name for image in images] == ["good.png", "whole.jpg"]
     assert caught.value.hint
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning:PIL", "ignore::PIL.Image.DecompressionBombWarning")
-@pytest.mark.parametrize("form", ["png", "jpeg", "gif", "webp", "tiff", "bmp"])
+@pytest.mark.parametrize("format_name", ["png", "jpeg", "gif", "webp", "tiff", "bmp"])
 @settings(max_examples=30, deadline=None)
 @given(data=st.data())
-def test_damaged_bytes_are_a_named_file_and_never_a_crash(
-    form: str, data: st.DataObject, tmp_path_factory: pytest.TempPathFactory
+def test_a_damaged_file_is_named_and_never_crashes(
+    format_name: str, data: st.DataObject, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
     folder = tmp_path_factory.mktemp("damaged")
-    path = folder / f"a.{form}"
-    corner_marked().save(path)
+    path = folder / f"a.{format_name}"
+    image_with_corner().save(path)
     whole = bytearray(path.read_bytes())
     for _ in range(data.draw(st.integers(1, 8))):
         whole[data.draw(st.integers(0, len(whole) - 1))] = data.draw(st.integers(0, 255))
     path.write_bytes(whole[: data.draw(st.integers(1, len(whole)))])
     try:
-        read_pictures(folder)
-    except PictureError as error:
+        read_images(folder)
+    except ImageError as error:
         assert path.name in error.message
 
 
-def test_hidden_files_folders_and_notes_are_left_alone(folder: Path) -> None:
+def test_hidden_files_folders_and_notes_are_ignored(folder: Path) -> None:
     for name in ("b.png", "a.png"):
-        corner_marked().save(folder / name)
+        image_with_corner().save(folder / name)
     (folder / ".DS_Store").write_bytes(b"rubbish")
     (folder / "Thumbs.db").write_bytes(b"rubbish")
     (folder / "notes.md").write_text("my toy")
     (folder / "more").mkdir()
-    assert [picture.path.name for picture in read_pictures(folder)] == ["a.png", "b.png"]
+    assert [image.path.name for image in read_images(folder)] == ["a.png", "b.png"]
 
 
 @pytest.mark.parametrize(
@@ -184,57 +188,57 @@ def test_hidden_files_folders_and_notes_are_left_alone(folder: Path) -> None:
     ],
 )
 def test_captions_in_file_names(folder: Path, name: str, caption: str | None) -> None:
-    corner_marked().save(folder / f"{name}.png")
-    (picture,) = read_pictures(folder)
-    assert picture.caption == caption
+    image_with_corner().save(folder / f"{name}.png")
+    (image,) = read_images(folder)
+    assert image.caption == caption
 
 
-def test_a_caption_has_a_limit(folder: Path) -> None:
-    corner_marked().save(folder / "b.png")
+def test_a_caption_has_a_maximum_length(folder: Path) -> None:
+    image_with_corner().save(folder / "b.png")
     (folder / "b.txt").write_text("red " * 20_000)
-    with pytest.raises(PictureError, match=r"b\.png \(its caption b\.txt is over 65536 bytes\)"):
-        read_pictures(folder)
+    with pytest.raises(ImageError, match=r"b\.png \(its caption b\.txt has over 65536 bytes\)"):
+        read_images(folder)
 
 
-def test_a_text_beside_the_picture_is_its_caption(folder: Path) -> None:
-    corner_marked().save(folder / "00003-0-a woman.png")
+def test_the_text_file_of_an_image_is_its_caption(folder: Path) -> None:
+    image_with_corner().save(folder / "00003-0-a woman.png")
     (folder / "00003-0-a woman.txt").write_text("\ufeffa toy\n on a  table\n", encoding="utf-8")
-    corner_marked().save(folder / "b.png")
+    image_with_corner().save(folder / "b.png")
     (folder / "b.txt").write_text(" \n")
-    captions = [picture.caption for picture in read_pictures(folder)]
+    captions = [image.caption for image in read_images(folder)]
     assert captions == ["a toy on a table", None]
 
 
-def test_the_hash_is_of_the_bytes(folder: Path) -> None:
-    corner_marked().save(folder / "a.png")
+def test_the_hash_is_that_of_the_file(folder: Path) -> None:
+    image_with_corner().save(folder / "a.png")
     (folder / "b.png").write_bytes((folder / "a.png").read_bytes())
-    corner_marked().rotate(180).save(folder / "c.png")
-    one, same, other = (picture.sha256 for picture in read_pictures(folder))
+    image_with_corner().rotate(180).save(folder / "c.png")
+    one, same, other = (image.sha256 for image in read_images(folder))
     assert one == same != other
     assert len(one) == 64
 
 
-def test_folders_that_are_none_or_hold_nothing(tmp_path: Path) -> None:
-    for path, words in [
+def test_missing_and_empty_folders_are_refused(tmp_path: Path) -> None:
+    for path, text in [
         (tmp_path / "nowhere", "no folder"),
-        (tmp_path, "no picture in"),
+        (tmp_path, "no image in"),
     ]:
-        with pytest.raises(PictureError, match=words) as caught:
-            read_pictures(path)
+        with pytest.raises(ImageError, match=text) as caught:
+            read_images(path)
         assert str(path) in caught.value.message
     (tmp_path / "inside").mkdir()
-    with pytest.raises(PictureError) as caught:
-        read_pictures(tmp_path)
+    with pytest.raises(ImageError) as caught:
+        read_images(tmp_path)
     assert "inside" in caught.value.hint
     file = tmp_path / "a.png"
-    corner_marked().save(file)
-    with pytest.raises(PictureError, match=r"a\.png is no folder"):
-        read_pictures(file)
+    image_with_corner().save(file)
+    with pytest.raises(ImageError, match=r"a\.png is not a folder"):
+        read_images(file)
 
 
-def test_a_picture_that_went_away_says_so(folder: Path) -> None:
-    corner_marked().save(folder / "a.png")
-    (picture,) = read_pictures(folder)
-    picture.path.unlink()
-    with pytest.raises(PictureError, match=r"a\.png cannot be read any more"):
-        picture.open()
+def test_an_image_deleted_after_reading_is_reported(folder: Path) -> None:
+    image_with_corner().save(folder / "a.png")
+    (image,) = read_images(folder)
+    image.path.unlink()
+    with pytest.raises(ImageError, match=r"a\.png can no longer be read"):
+        image.open()

@@ -1,4 +1,4 @@
-"""`pinxit check`, and what `pinxit train` says of pictures before it begins."""
+"""`pinxit check`, and the warnings of `pinxit train` about images before training."""
 
 import re
 import shlex
@@ -10,18 +10,18 @@ from PIL import Image, ImageFilter
 
 from pinxit.cli import main
 from pinxit.images import crop
-from pinxit.images.crop import box, centring, shape_for, shapes
-from pinxit.images.inspect import survey
+from pinxit.images.crop import bucket_for, buckets, crop_box, crop_center
+from pinxit.images.inspect import check_folder
 
 
 def photo(seed: int, size: tuple[int, int] = (96, 96)) -> Image.Image:
-    """A sharp picture that is like no other: soft blots with hard-edged squares on them."""
-    draws = np.random.default_rng(seed)
-    blots = Image.fromarray(draws.integers(0, 255, (4, 4, 3), dtype="u1"))
-    image = blots.resize(size, Image.Resampling.BICUBIC)
+    """A sharp image, different for each seed: soft spots with hard-edged squares on them."""
+    generator = np.random.default_rng(seed)
+    spots = Image.fromarray(generator.integers(0, 255, (4, 4, 3), dtype="u1"))
+    image = spots.resize(size, Image.Resampling.BICUBIC)
     for _ in range(6):
-        at = tuple(int(draws.integers(0, side - 8)) for side in size)
-        image.paste(tuple(draws.integers(0, 255, 3).tolist()), (*at, at[0] + 8, at[1] + 8))
+        at = tuple(int(generator.integers(0, side - 8)) for side in size)
+        image.paste(tuple(generator.integers(0, 255, 3).tolist()), (*at, at[0] + 8, at[1] + 8))
     return image
 
 
@@ -34,73 +34,75 @@ def folder(tmp_path: Path) -> Path:
     return path
 
 
-def worries(folder: Path, side: int = 64) -> dict[str, list[str]]:
-    return survey(folder, side).worries()
+def warnings(folder: Path, resolution: int = 64) -> dict[str, list[str]]:
+    return check_folder(folder, resolution).warnings()
 
 
-def test_good_pictures_are_no_worry(folder: Path) -> None:
-    assert worries(folder) == {}
+def test_good_images_cause_no_warning(folder: Path) -> None:
+    assert warnings(folder) == {}
 
 
-def test_copies_are_named_however_they_were_made(folder: Path) -> None:
+def test_duplicates_are_reported_however_they_were_made(folder: Path) -> None:
     first = photo(0)
     (folder / "copy.png").write_bytes((folder / "0.png").read_bytes())
-    first.save(folder / "saved-anew.jpg", quality=40)
+    first.save(folder / "saved-again.jpg", quality=40)
     first.resize((70, 70)).save(folder / "smaller.png")
     first.crop((1, 1, 95, 95)).save(folder / "trimmed.png")
     Image.eval(first, lambda level: level * 3 // 4).save(folder / "darker.png")
-    found = worries(folder)
-    assert found["copy.png"] == ["the same as 0.png"]
-    for name in ("saved-anew.jpg", "smaller.png", "trimmed.png", "darker.png"):
-        assert "nearly the same as 0.png" in found[name]
-    assert not found.keys() & {"0.png", "1.png", "2.png", "3.png"}
+    texts = warnings(folder)
+    assert texts["copy.png"] == ["the same as 0.png"]
+    for name in ("saved-again.jpg", "smaller.png", "trimmed.png", "darker.png"):
+        assert "nearly the same as 0.png" in texts[name]
+    assert not texts.keys() & {"0.png", "1.png", "2.png", "3.png"}
 
 
-def test_blur_smallness_and_emptiness_are_named(folder: Path) -> None:
+def test_blurred_small_and_uniform_images_are_reported(folder: Path) -> None:
     photo(7, (256, 256)).filter(ImageFilter.GaussianBlur(9)).save(folder / "blurred.png")
     photo(8, (30, 40)).save(folder / "small.png")
     Image.new("RGB", (96, 96), "teal").save(folder / "teal.png")
-    found = worries(folder)
-    assert found["blurred.png"] == ["blurred"]
-    assert "small: 1.9 times enlarged to 56x72" in found["small.png"]
-    assert found["teal.png"] == ["one colour all over"]
-    assert set(found) == {"blurred.png", "small.png", "teal.png"}
+    texts = warnings(folder)
+    assert texts["blurred.png"] == ["blurred"]
+    assert "small: enlarged 1.9 times to 56x72" in texts["small.png"]
+    assert texts["teal.png"] == ["a single color"]
+    assert set(texts) == {"blurred.png", "small.png", "teal.png"}
 
 
-def test_what_is_so_of_all_is_said(folder: Path) -> None:
+def test_warnings_about_the_folder(folder: Path) -> None:
     (folder / "0.txt").write_text("a toy")
-    assert worries(folder)[""] == ["no caption for 1.png, 2.png, 3.png, and one for the others"]
+    assert warnings(folder)[""] == ["no caption for 1.png, 2.png, 3.png, but for the other images"]
     for number in (1, 2, 3):
         (folder / f"{number}.txt").write_text("a toy")
-    assert worries(folder) == {}
+    assert warnings(folder) == {}
     for number in (2, 3):
         (folder / f"{number}.png").unlink()
-    assert "only 2: 3 to 12" in worries(folder)[""][0]
+    assert "only 2: 3 to 12" in warnings(folder)[""][0]
     for number in range(50):
         photo(100 + number).save(folder / f"more{number}.png")
-    assert any(said.startswith("52 pictures, 3 to 12 are usual") for said in worries(folder)[""])
+    assert any(text.startswith("52 images, 3 to 12 are usual") for text in warnings(folder)[""])
 
 
-def test_pictures_that_are_all_alike(tmp_path: Path) -> None:
+def test_images_that_all_look_alike_are_reported(tmp_path: Path) -> None:
     for number in range(4):
         image = photo(0)
         image.paste(photo(number + 1).crop((0, 0, 30, 30)), (60, 60))
         image.save(tmp_path / f"{number}.png")
-    assert worries(tmp_path)[""] == ["all look alike: place and pose will be learned along"]
+    assert warnings(tmp_path)[""] == [
+        "all images look alike: background and pose will be learned too"
+    ]
 
 
-def test_shapes_are_of_one_area_and_whole_grains() -> None:
-    assert shapes(512, 8)[0] == (512, 512)
-    for side, grain in [(512, 8), (768, 8), (1024, 16), (64, 4), (32, 8), (16, 8)]:
-        for width, height in shapes(side, grain):
-            assert width % grain == height % grain == 0
-            assert 0.9 * side**2 <= width * height <= side**2
+def test_buckets_have_one_area_and_sides_of_whole_multiples() -> None:
+    assert buckets(512, 8)[0] == (512, 512)
+    for resolution, multiple in [(512, 8), (768, 8), (1024, 16), (64, 4), (32, 8), (16, 8)]:
+        for width, height in buckets(resolution, multiple):
+            assert width % multiple == height % multiple == 0
+            assert 0.9 * resolution**2 <= width * height <= resolution**2
             assert max(width, height) <= 2.5 * min(width, height)
-            assert (height, width) in shapes(side, grain)
+            assert (height, width) in buckets(resolution, multiple)
 
 
 @pytest.mark.parametrize(
-    ("size", "shape", "cut"),
+    ("size", "bucket", "cropped"),
     [
         ((300, 300), (512, 512), 0.0),
         ((301, 300), (512, 512), 0.01),
@@ -112,47 +114,47 @@ def test_shapes_are_of_one_area_and_whole_grains() -> None:
         ((3000, 1000), (768, 320), 0.20),
     ],
 )
-def test_the_shape_that_least_is_cut_off_for(
-    size: tuple[int, int], shape: tuple[int, int], cut: float
+def test_the_bucket_that_crops_least_is_chosen(
+    size: tuple[int, int], bucket: tuple[int, int], cropped: float
 ) -> None:
-    assert shape_for(size, 512, 8) == shape
-    left, top, right, bottom = box(size, shape, (0.5, 0.5))
+    assert bucket_for(size, 512, 8) == bucket
+    left, top, right, bottom = crop_box(size, bucket, (0.5, 0.5))
     lost = 1 - (right - left) * (bottom - top) / (size[0] * size[1])
-    assert abs(lost - cut) < 0.008
+    assert abs(lost - cropped) < 0.008
     assert lost <= 1 - min(size) / max(size) + 1e-9  # never more than a square would lose
 
 
-@pytest.mark.parametrize("at", [0, 1, 2])
+@pytest.mark.parametrize("third", [0, 1, 2])
 @pytest.mark.parametrize("tall", [False, True])
-def test_the_crop_goes_where_the_subject_is(at: int, tall: bool) -> None:
+def test_the_crop_contains_the_subject(third: int, tall: bool) -> None:
     size = (100, 300) if tall else (300, 100)
     image = photo(3, size).filter(ImageFilter.GaussianBlur(12))
-    place = (20, 110 * at) if tall else (110 * at, 20)
-    image.paste(photo(5, (60, 60)), place)
+    position = (20, 110 * third) if tall else (110 * third, 20)
+    image.paste(photo(5, (60, 60)), position)
     square = (64, 64)
-    start = (1 if tall else 0, 3 if tall else 2)
-    edges = box(size, square, centring(image, square))
-    first, last = edges[start[0]], edges[start[1]]
-    kept = min(last, place[start[0]] + 60) - max(first, place[start[0]])
-    assert kept >= 40  # of 60, where the middle would keep nothing if it is at an end
+    axis = 1 if tall else 0
+    edges = crop_box(size, square, crop_center(image, square))
+    first, last = edges[axis], edges[axis + 2]
+    visible = min(last, position[axis] + 60) - max(first, position[axis])
+    assert visible >= 40  # of 60; with a centered crop 0 if the subject is at an end
 
 
 def test_a_mask_decides_the_crop() -> None:
     image = photo(3, (300, 100))
     mask = Image.new("L", (300, 100))
     mask.paste(255, (200, 40, 260, 60))
-    left, _, right, _ = box(image.size, (64, 64), centring(image, (64, 64), mask))
+    left, _, right, _ = crop_box(image.size, (64, 64), crop_center(image, (64, 64), mask))
     assert left <= 200
     assert right >= 260
 
 
-def test_nothing_moves_where_nothing_is_cut_off_or_gained() -> None:
-    assert centring(photo(0), (512, 512)) == (0.5, 0.5)
-    assert centring(Image.new("RGB", (300, 100), "red"), (64, 64)) == (0.5, 0.5)
+def test_the_crop_is_centered_if_moving_it_gains_nothing() -> None:
+    assert crop_center(photo(0), (512, 512)) == (0.5, 0.5)
+    assert crop_center(Image.new("RGB", (300, 100), "red"), (64, 64)) == (0.5, 0.5)
     assert crop.salience(Image.new("RGB", (64, 64), "red")).max() == 0
 
 
-def test_check_prints_a_table_and_draws_a_sheet(
+def test_check_prints_a_table_and_draws_a_contact_sheet(
     folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     photo(9, (200, 96)).save(folder / "wide.jpg")
@@ -165,31 +167,31 @@ def test_check_prints_a_table_and_draws_a_sheet(
     assert rows[0][1:4] == ["used", "96x96", "64x64"]
     assert rows[4][1:4] == ["used", "200x96", "96x40, 13% cut off"]
     assert rows[5][1] == "left out"
-    assert "5 pictures, 1 left out" in said.err
+    assert "5 images, 1 left out" in said.err
     with Image.open(tmp_path / "toy-check.png") as sheet:
         assert sheet.size == (3 * 268 + 4, 2 * 296 + 4)
-        # The rim of the crop is drawn on the last one, and what is cut off is pale.
+        # The outline of the crop is drawn on the last one.
         green = (np.asarray(sheet.convert("RGB")) == (0, 128, 0)).all(axis=-1)
         assert green.sum() > 1000
 
 
-def test_check_refuses_with_a_status(
+def test_check_reports_errors_by_its_exit_status(
     folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (folder / "bad.png").write_bytes(b"rubbish")
     out = tmp_path / "sheet.png"
     assert main(["check", str(folder), "--size", "64", "--out", str(out)]) == 2
     said = capsys.readouterr()
-    assert "bad.png\tREFUSED\t\t\tno picture format that is read here" in said.out
+    assert "bad.png\tREFUSED\t\t\tnot in a supported image format" in said.out
     assert "1 of 5 files" in said.err
     assert out.is_file()
     assert main(["check", str(folder), "--out", str(folder / "sheet.png")]) == 2
-    assert "would be one of the pictures" in capsys.readouterr().err
+    assert "is in the folder of the training images" in capsys.readouterr().err
     assert main(["check", str(folder), "--out", str(tmp_path / "no" / "sheet.png")]) == 2
-    assert "cannot be written" in capsys.readouterr().err
+    assert "cannot write" in capsys.readouterr().err
     (tmp_path / "none").mkdir()
     assert main(["check", str(tmp_path / "none")]) == 2
-    assert "there is no picture in" in capsys.readouterr().err
+    assert "there is no image in" in capsys.readouterr().err
     assert not (tmp_path / "none-check.png").exists()
 
 
@@ -199,18 +201,18 @@ def train(folder: Path, base: str, *more: str) -> int:
     return main(["train", "textual-inversion", str(folder), *words, *out, *more])
 
 
-def test_train_looks_first_and_begins_nothing(
+def test_train_checks_images_before_it_starts(
     folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (folder / "bad.png").write_bytes(b"rubbish")
     assert train(folder, "no-such-base") == 2
     said = capsys.readouterr().err
-    assert "bad.png (no picture format" in said  # and not: there is no such base
+    assert "bad.png (not in a supported image format" in said  # and not: there is no such base
     assert "--skip-bad" in said
     assert not (folder.parent / "run").exists()
 
 
-def test_train_leaves_out_what_it_is_told_to(
+def test_train_ignores_bad_files_with_skip_bad(
     folder: Path, nano: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (folder / "bad.png").write_bytes(b"rubbish")
@@ -218,10 +220,10 @@ def test_train_leaves_out_what_it_is_told_to(
     (folder / "copy.png").write_bytes((folder / "0.png").read_bytes())
     assert train(folder, str(nano), "--skip-bad", "--size", "32") == 0
     said = capsys.readouterr().err
-    assert "5 pictures, 1 refused, 1 left out" in said
-    assert "left out: bad.png: no picture format" in said
+    assert "5 images, 1 refused, 1 left out" in said
+    assert "left out: bad.png: not in a supported image format" in said
     assert "left out: film.mp4" in said
-    assert "odd: copy.png: the same as 0.png" in said
+    assert "warning: copy.png: the same as 0.png" in said
 
 
 def test_the_commands_in_the_docs_run(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -236,7 +238,7 @@ def test_the_commands_in_the_docs_run(folder: Path, monkeypatch: pytest.MonkeyPa
     assert Path("looked-at.png").is_file()
 
 
-def test_check_leaves_files_that_are_no_sheet(folder: Path, tmp_path: Path) -> None:
+def test_check_does_not_overwrite_other_files(folder: Path, tmp_path: Path) -> None:
     mine = tmp_path / "toy-check.png"
     photo(7).save(mine)
     before = mine.read_bytes()

@@ -11,8 +11,8 @@ import pytest
 import torch
 
 from lab.speed import report
-from lab.speed.arithmetic import counted
-from lab.speed.job import METHODS, SIDES, Job, Outcome, measured
+from lab.speed.arithmetic import count_operations
+from lab.speed.job import METHODS, SIDES, Job, Outcome, run_job
 
 ROOT = Path(__file__).parents[2]
 
@@ -47,7 +47,7 @@ def test_every_method_has_both_sides(
 ) -> None:
     monkeypatch.setenv("PINXIT_BENCH_PICTURES", str(pictures))
     job = Job(side, method, str(nano), "dog", 32, 3, 1, 1, 3, "cpu", "fp32")
-    outcome = measured(job)
+    outcome = run_job(job)
     assert len(outcome.steps) == 2
     assert min(outcome.steps) > 0
 
@@ -65,7 +65,7 @@ def test_ratios_are_of_turns_side_by_side() -> None:
         "pinxit": [outcome(2, 3), outcome(8, 3), outcome(8, 3, concepts=4)],
     }
     settings = {"base": "pocket", "size": 64, "device": "cpu", "batch": 1, "concepts": 1}
-    ratios: Any = report.plain({"lora": sides}, settings)["ratios"]
+    ratios: Any = report.to_dict({"lora": sides}, settings)["ratios"]
     assert ratios["lora"]["speed"] == {"median": 4.0, "least": 2.0, "most": 4.0}
     assert ratios["lora"]["memory"]["median"] == 2.0
 
@@ -76,12 +76,12 @@ def test_operations_and_activations_are_those_of_a_layer_done_by_hand() -> None:
         first, second = torch.nn.Linear(8, 16), torch.nn.Linear(16, 4)
     first.requires_grad_(False)
     layers = {"first": first, "second": second}
-    count = counted(lambda: second(first(torch.empty(5, 8))), layers)
+    count = count_operations(lambda: second(first(torch.empty(5, 8))), layers)
     assert count.forward == {"convolution": 0, "linear": 2 * 5 * (8 * 16 + 16 * 4), "attention": 0}
     assert count.backward["linear"] == 2 * 5 * 16 * 4  # the second's weights only
     assert count.activations == 5 * 16  # what went into the second
     first.requires_grad_(True)
-    count = counted(lambda: second(first(torch.empty(5, 8))), layers)
+    count = count_operations(lambda: second(first(torch.empty(5, 8))), layers)
     assert count.backward["linear"] == 2 * 5 * (2 * 16 * 4 + 8 * 16)
     assert count.activations == 5 * (8 + 16)
 
@@ -91,7 +91,7 @@ def test_attention_keeps_no_scores() -> None:
         q, k, v = (torch.empty(1, 2, length, 4).requires_grad_() for length in (6, 10, 10))
         return torch.nn.functional.scaled_dot_product_attention(q, k, v)
 
-    count = counted(attended, {})
+    count = count_operations(attended, {})
     assert count.forward["attention"] == 2 * 2 * (6 * 10 * 4) * 2
     assert count.backward["attention"] == 2 * count.forward["attention"]
     assert count.activations == 2 * 4 * (6 + 10 + 10 + 6)

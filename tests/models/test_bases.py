@@ -1,4 +1,4 @@
-"""One process, many jobs: bases stay warm, and memory does not grow."""
+"""One process, many jobs: base models stay open, and memory does not grow."""
 
 import json
 import subprocess
@@ -7,76 +7,77 @@ from pathlib import Path
 
 import pytest
 
-from pinxit import Bases, Request, paint
+from pinxit import Bases, GenerationRequest, generate
 from pinxit.errors import ModelError
 from tests.conftest import save_nano
 
-# Train, paint, another base, back: five times over. Each time prints its peak of memory.
-_SESSION = """
+# Train, generate, use another base model and return, six times. Prints the memory peaks.
+_SCRIPT = """
 import json, sys
 from pathlib import Path
 from pinxit import Bases
-from pinxit import Recipe
-from pinxit import Request
-from pinxit import paint
-from pinxit import teach
+from pinxit import GenerationRequest, Recipe, generate, train
 
 def peak():
     status = Path("/proc/self/status").read_text()
-    Path("/proc/self/clear_refs").write_text("5")  # from here on, a new peak
+    Path("/proc/self/clear_refs").write_text("5")  # resets the peak
     return int(next(line.split()[1] for line in status.splitlines() if "VmHWM" in line))
 
-one, other, pictures, out = sys.argv[1:]
+first, second, images, out = sys.argv[1:]
 bases, peaks = Bases(), []
-for turn in range(6):
-    recipe = Recipe(method={"name": "dreambooth", "prior_pictures": 0}, pictures=pictures,
-                    token="<mytoy>", class_noun="toy", steps=2, preview_every=2, base=one,
-                    score=False)
-    run = teach(bases.open(one), recipe, f"{out}/{turn}")
-    paint(bases.open(one), Request(prompt="a toy", steps=2))
-    paint(bases.open(other), Request(prompt="a toy", steps=2))
-    paint(bases.open(one), Request(prompt="a <mytoy>", steps=2), [run.concept])
+for repetition in range(6):
+    recipe = Recipe(method={"name": "dreambooth", "class_images": 0}, images=images,
+                    token="<mytoy>", class_noun="toy", steps=2, preview_every=2, base=first,
+                    score_previews=False)
+    run = train(bases.open(first), recipe, f"{out}/{repetition}")
+    generate(bases.open(first), GenerationRequest(prompt="a toy", steps=2))
+    generate(bases.open(second), GenerationRequest(prompt="a toy", steps=2))
+    generate(bases.open(first), GenerationRequest(prompt="a <mytoy>", steps=2), [run.concept])
     peaks.append(peak())
 print(json.dumps(peaks))
 """
 
 
 @pytest.fixture(scope="module")
-def wide(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
-    """Two bases large enough to be seen among all else that is in memory."""
+def wide_bases(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """Two base models whose size stands out from the rest of the process's memory."""
     folder = tmp_path_factory.mktemp("wide")
     return save_nano(folder / "one", 1, 192), save_nano(folder / "other", 2, 192)
 
 
 @pytest.mark.long
-@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="Linux tells the peak")
-def test_five_alternations_take_no_more_memory_than_one(
-    wide: tuple[Path, Path], pictures: Path, tmp_path: Path
+@pytest.mark.skipif(
+    not Path("/proc/self/clear_refs").exists(), reason="only Linux reports the peak"
+)
+def test_peak_memory_does_not_grow_over_repetitions(
+    wide_bases: tuple[Path, Path], pictures: Path, tmp_path: Path
 ) -> None:
-    words = [*map(str, wide), str(pictures), str(tmp_path)]
-    run = [sys.executable, "-c", _SESSION, *words]
-    said = subprocess.run(run, capture_output=True, text=True, check=True).stdout
-    peaks = json.loads(said.splitlines()[-1])[1:]
+    arguments = [*map(str, wide_bases), str(pictures), str(tmp_path)]
+    command = [sys.executable, "-c", _SCRIPT, *arguments]
+    output = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    peaks = json.loads(output.splitlines()[-1])[1:]
     assert max(peaks) <= 1.1 * peaks[0], peaks
 
 
-def test_the_base_used_last_is_warm_and_others_rest(nano: Path, tmp_path: Path) -> None:
+def test_the_base_model_used_last_stays_loaded_and_others_are_offloaded(
+    nano: Path, tmp_path: Path
+) -> None:
     bases = Bases()
     first = bases.open(nano)
-    before = paint(first, Request(prompt="a toy", steps=2))[0].latents
+    before = generate(first, GenerationRequest(prompt="a toy", steps=2))[0].latents
     weights = list(first.networks["denoiser"].parameters())
     assert bases.open(nano) is first
     second = bases.open("pocket")
     assert not any(weight.numel() for weight in weights)
     assert bases.open("pocket") is second
-    assert (paint(first, Request(prompt="a toy", steps=2))[0].latents == before).all()
+    assert (generate(first, GenerationRequest(prompt="a toy", steps=2))[0].latents == before).all()
     assert bases.open(nano) is not first
-    with pytest.raises(ModelError, match="no base"):
+    with pytest.raises(ModelError, match="no base model"):
         bases.open(tmp_path / "nothing")
 
 
-def test_two_may_be_warm(nano: Path) -> None:
-    bases = Bases(most=2)
+def test_two_base_models_can_stay_loaded(nano: Path) -> None:
+    bases = Bases(max_loaded=2)
     first, second = bases.open(nano), bases.open("pocket")
     assert bases.open(nano) is first
     assert bases.open("pocket") is second

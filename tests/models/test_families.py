@@ -1,4 +1,4 @@
-"""What families have of their own: how they are told apart, which times, numbers and sizes."""
+"""What differs between families: recognition, timesteps, precision and image sizes."""
 
 import shutil
 from collections.abc import Callable
@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 
 from pinxit import registry
-from pinxit.adapters.adapter import NewWord, injected
+from pinxit.adapters.adapter import EmbeddingAdapter, applied
 from pinxit.errors import ModelError, RecipeError, RequestError
-from pinxit.generation.generate import Request, paint
+from pinxit.generation.generate import GenerationRequest, generate_images
 from pinxit.models.model import Conditioning, Model, Precision, open_base
 from pinxit.models.noise_schedule import Diffusion, Flow, Schedule
 from pinxit.training.recipe import Recipe
@@ -22,153 +22,171 @@ Opened = Callable[[str], Model]
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_each_base_is_of_one_family(family: str, opened: Opened) -> None:
+def test_each_base_model_matches_one_family(family: str, opened: Opened) -> None:
     source = opened(family).source
-    assert [name for name in FAMILIES if registry.load("families", name).suits(source)] == [family]
+    assert [name for name in FAMILIES if registry.load("families", name).matches(source)] == [
+        family
+    ]
     assert registry.name_of(type(opened(family))) == family
 
 
-def test_the_embedded_base_is_of_the_first_family(model: Model) -> None:
+def test_nano_is_stable_diffusion_1(model: Model) -> None:
     assert registry.name_of(type(model)) == "stable-diffusion-1"
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_a_new_word_is_learned_in_every_clip_tower(family: str, opened: Opened) -> None:
+def test_placeholder_tokens_are_trained_in_every_clip_text_encoder(
+    family: str, opened: Opened
+) -> None:
     model = opened(family)
-    towers = model.towers.items()
-    assert len(towers) == (1 if family[-1] in "12" else 2)
-    added = NewWord("<mytoy>", "toy", {key: tower.word_vectors("dog") for key, tower in towers})
+    text_encoders = model.text_encoders.items()
+    assert len(text_encoders) == (1 if family[-1] in "12" else 2)
+    added = EmbeddingAdapter(
+        "<mytoy>", "toy", {name: encoder.token_embeddings("dog") for name, encoder in text_encoders}
+    )
     batch = torch.randn(1, model.latent_channels, 4, 4, generator=torch.Generator().manual_seed(0))
-    with injected(model, [added]):
-        told = model.condition(["a photo of a <mytoy>"])
-        model.denoise(batch, torch.tensor([500]), told).square().sum().backward()
-        assert model.words
+    with applied(model, [added]):
+        conditioning = model.condition(["a photo of a <mytoy>"])
+        model.denoise(batch, torch.tensor([500]), conditioning).square().sum().backward()
+        assert model.placeholders
     for table in added.tables.values():
         assert table.grad is not None
         assert float(table.grad.abs().sum()) > 0
     dog, toy = (model.condition([f"a photo of a {noun}"]) for noun in ("dog", "toy"))
-    clip = 77  # what comes after is T5's, which reads what the word stands for
-    assert torch.allclose(told.states[:, :clip], dog.states[:, :clip], atol=1e-6)
-    assert torch.equal(told.states[:, clip:], toy.states[:, clip:])
+    clip = 77  # the rest is T5's, which receives the text of the placeholder token
+    assert torch.allclose(conditioning.states[:, :clip], dog.states[:, :clip], atol=1e-6)
+    assert torch.equal(conditioning.states[:, clip:], toy.states[:, clip:])
 
 
-def test_nothing_said_is_nothing_at_all_to_xl(opened: Opened) -> None:
-    told = opened("stable-diffusion-xl").condition(["", "a dog"])
-    assert told.pooled is not None
-    assert [bool(part.any()) for part in (*told.states, *told.pooled)] == [False, True] * 2
+def test_xl_encodes_an_empty_prompt_as_zeros(opened: Opened) -> None:
+    encoded = opened("stable-diffusion-xl").condition(["", "a dog"])
+    assert encoded.pooled is not None
+    assert [bool(row.any()) for row in (*encoded.states, *encoded.pooled)] == [False, True] * 2
 
 
 @pytest.mark.parametrize("family", ["stable-diffusion-1", "stable-diffusion-xl"])
 @pytest.mark.parametrize("precision", ["fp16", "bf16"])
-def test_autoencoders_overflow_in_halves_and_compute_in_full(
+def test_the_vae_runs_in_fp32_whatever_the_precision(
     family: str, precision: Precision, opened: Opened, bases: Callable[[str], Path]
 ) -> None:
     full, half = opened(family), open_base(bases(family), precision=precision)
     latents = torch.randn(1, 4, 4, 4, generator=torch.Generator().manual_seed(0))
     assert torch.equal(half.decode(latents), full.decode(latents))
-    told = [model.condition(["a dog"]).states for model in (full, half)]
-    assert not torch.equal(*told)
+    states = [model.condition(["a dog"]).states for model in (full, half)]
+    assert not torch.equal(*states)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_a_network_that_rests_is_the_same_when_it_wakes(
+def test_offloaded_networks_are_the_same_when_loaded_again(
     family: str, bases: Callable[[str], Path]
 ) -> None:
     model = open_base(bases(family))
-    before = model.hash, paint(model, Request(prompt="a dog", steps=2))[0].latents
+    before = (
+        model.hash,
+        generate_images(model, GenerationRequest(prompt="a dog", steps=2))[0].latents,
+    )
     states = {
         name: {key: tensor.clone() for key, tensor in network.state_dict().items()}
         for name, network in model.networks.items()
     }
-    sleeping = dict(model.networks)
-    model.rest(*sleeping, "autoencoder")
-    assert all(not w.numel() for network in sleeping.values() for w in network.parameters())
+    networks = dict(model.networks)
+    model.offload(*networks, "vae")
+    assert all(not w.numel() for network in networks.values() for w in network.parameters())
     for name, state in states.items():
-        found = model.networks[name].state_dict()
-        assert found.keys() == state.keys()
-        assert all(torch.equal(found[key], tensor) for key, tensor in state.items())
-    model.rest(*sleeping, "autoencoder")
+        loaded = model.networks[name].state_dict()
+        assert loaded.keys() == state.keys()
+        assert all(torch.equal(loaded[key], tensor) for key, tensor in state.items())
+    model.offload(*networks, "vae")
     assert model.hash == before[0]
-    assert torch.equal(paint(model, Request(prompt="a dog", steps=2))[0].latents, before[1])
+    assert torch.equal(
+        generate_images(model, GenerationRequest(prompt="a dog", steps=2))[0].latents, before[1]
+    )
 
 
-def test_a_base_that_went_away_is_missed_in_words(
+def test_missing_files_of_an_offloaded_network_raise_an_error(
     tmp_path: Path, bases: Callable[[str], Path]
 ) -> None:
     folder = shutil.copytree(bases("stable-diffusion-1"), tmp_path / "base")
     model = open_base(folder)
-    model.rest("denoiser")
+    model.offload("denoiser")
     shutil.rmtree(folder / "unet")
-    with pytest.raises(ModelError, match="cannot be read again"):
-        paint(model, Request(prompt="a dog", steps=2))
+    with pytest.raises(ModelError, match=r"cannot read the weights of .* again"):
+        generate_images(model, GenerationRequest(prompt="a dog", steps=2))
 
 
-def test_a_flow_is_painted_by_solvers_of_flows(opened: Opened) -> None:
+def test_flow_models_use_flow_schedulers(opened: Opened) -> None:
     model = opened("stable-diffusion-3")
-    asked = Request(prompt="a dog", steps=2)
-    painted = paint(model, asked)[0]
-    assert painted.request.scheduler == "euler"
-    assert torch.equal(painted.latents, paint(model, painted.request)[0].latents)
-    with pytest.raises(RequestError, match="no scheduler `ddim` for bases that are a rectified"):
-        paint(model, asked.model_copy(update={"scheduler": "ddim"}))
+    request = GenerationRequest(prompt="a dog", steps=2)
+    image = generate_images(model, request)[0]
+    assert image.request.scheduler == "euler"
+    assert torch.equal(image.latents, generate_images(model, image.request)[0].latents)
+    with pytest.raises(RequestError, match="`ddim` does not work with rectified-flow"):
+        generate_images(model, request.model_copy(update={"scheduler": "ddim"}))
 
 
-def test_a_transformer_takes_whole_patches(opened: Opened) -> None:
+def test_sizes_must_be_multiples_of_the_patch_size(opened: Opened) -> None:
     model = opened("stable-diffusion-3")
-    with pytest.raises(RequestError, match="cannot paint 40x24") as caught:
-        paint(model, Request(prompt="a dog", width=40, height=24))
-    assert "multiples of 16" in caught.value.hint
-    with pytest.raises(RequestError, match="cannot paint 144x32") as caught:
-        paint(model, Request(prompt="a dog", width=144, height=32))
-    assert "at most 128 a side" in caught.value.hint
-    assert paint(model, Request(prompt="a", width=48, height=16, steps=1))[0].image.size == (48, 16)
+    with pytest.raises(RequestError, match="cannot generate 40x24") as caught:
+        generate_images(model, GenerationRequest(prompt="a dog", width=40, height=24))
+    assert "multiples of 16" in caught.value.message
+    with pytest.raises(RequestError, match="cannot generate 144x32") as caught:
+        generate_images(model, GenerationRequest(prompt="a dog", width=144, height=32))
+    assert "at most 128" in caught.value.hint
+    assert generate_images(model, GenerationRequest(prompt="a", width=48, height=16, steps=1))[
+        0
+    ].image.size == (48, 16)
 
 
-def test_min_snr_on_a_flow_is_refused(opened: Opened, pictures: Path) -> None:
+def test_min_snr_with_a_flow_model_raises_an_error(opened: Opened, pictures: Path) -> None:
     recipe = Recipe.model_validate(
         {
             "method": "textual-inversion",
-            "pictures": pictures,
+            "images": pictures,
             "token": "<mytoy>",
             "class_noun": "toy",
-            "min_snr": 5.0,
+            "min_snr_gamma": 5.0,
         }
     )
-    assert recipe.settled(opened("stable-diffusion-2"), 3).min_snr == 5.0
-    with pytest.raises(RecipeError, match=r"min-SNR of 5\.0 is asked for"):
-        recipe.settled(opened("stable-diffusion-3"), 3)
+    assert recipe.settle(opened("stable-diffusion-2"), 3).min_snr_gamma == 5.0
+    with pytest.raises(RecipeError, match=r"min-SNR loss weighting \(gamma 5\.0\)"):
+        recipe.settle(opened("stable-diffusion-3"), 3)
 
 
-def test_times_of_a_flow_are_logit_normal() -> None:
-    draws = torch.Generator().manual_seed(0)
-    times = torch.tensor([Flow().draw(draws) for _ in range(4000)]) / 1000
-    assert float(times.min()) > 0
-    assert float(times.max()) < 1
-    logits = times.logit()
+def test_timesteps_of_a_flow_are_logit_normal() -> None:
+    generator = torch.Generator().manual_seed(0)
+    timesteps = torch.tensor([Flow().sample_timestep(generator) for _ in range(4000)]) / 1000
+    assert float(timesteps.min()) > 0
+    assert float(timesteps.max()) < 1
+    logits = timesteps.logit()
     assert abs(float(logits.mean())) < 0.05
     assert abs(float(logits.std()) - 1) < 0.05
-    shifted = torch.tensor([Flow(3.0).draw(draws) for _ in range(4000)]) / 1000
+    shifted = torch.tensor([Flow(3.0).sample_timestep(generator) for _ in range(4000)]) / 1000
     assert abs(float((shifted / (3 - 2 * shifted)).median()) - 0.5) < 0.02
 
 
-def test_times_on_the_cpu_go_to_the_latents_device(opened: Opened) -> None:
-    """Solvers keep their times on the CPU; an accelerator refuses to compute with them."""
-    seen: list[torch.device] = []
+def test_timesteps_are_moved_to_the_device_of_the_latents(opened: Opened) -> None:
+    """Schedulers keep their timesteps on the CPU; a GPU cannot compute with these."""
+    devices: list[torch.device] = []
 
     def network(latents: Tensor, states: Tensor, pooled: Tensor, times: Tensor, **_: object):
-        seen.extend(each.device for each in (latents, states, pooled, times))
+        devices.extend(each.device for each in (latents, states, pooled, times))
         return (latents,)
 
     model: Any = opened("stable-diffusion-3")
     latents = torch.zeros(2, 4, 2, 2, device="meta")
-    told = Conditioning(torch.zeros(2, 3, 4, device="meta"), torch.zeros(2, 4, device="meta"))
-    model._answer(network, latents, torch.tensor(500.0), told)
-    assert {device.type for device in seen} == {"meta"}
+    conditioning = Conditioning(
+        torch.zeros(2, 3, 4, device="meta"), torch.zeros(2, 4, device="meta")
+    )
+    model._predict(network, latents, torch.tensor(500.0), conditioning)
+    assert {device.type for device in devices} == {"meta"}
 
 
 @pytest.mark.parametrize("schedule", [Flow(), Diffusion(torch.linspace(0.9, 0.1, 1000))])
-def test_schedules_take_times_of_another_device(schedule: Schedule) -> None:
-    latents, times = torch.zeros(2, 4, 2, 2, device="meta"), torch.tensor([5, 900])
-    made = [schedule.add_noise(latents, latents, times), *schedule.parted(latents, latents, times)]
-    made.append(schedule.target(latents, latents, times))
-    assert {tensor.device.type for tensor in made} == {"meta"}
+def test_schedules_accept_timesteps_on_another_device(schedule: Schedule) -> None:
+    latents, timesteps = torch.zeros(2, 4, 2, 2, device="meta"), torch.tensor([5, 900])
+    outputs = [
+        schedule.add_noise(latents, latents, timesteps),
+        *schedule.predict_clean_and_noise(latents, latents, timesteps),
+    ]
+    outputs.append(schedule.target(latents, latents, timesteps))
+    assert {tensor.device.type for tensor in outputs} == {"meta"}

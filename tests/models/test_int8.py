@@ -1,4 +1,4 @@
-"""Layers in 8 bits: near to the layers they stand for, forwards and backwards, sample by sample."""
+"""Quantized layers: close to the original layers in both passes, and independent of the batch."""
 
 from copy import deepcopy
 from pathlib import Path
@@ -7,180 +7,189 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from pinxit.adapters.adapter import TunedWeights, injected
-from pinxit.adapters.lora import Form, LowRank
+from pinxit.adapters.adapter import FullWeightsAdapter, applied
+from pinxit.adapters.lora import LoraAdapter, LoraConfig
 from pinxit.errors import ConceptError, ModelError, RecipeError
-from pinxit.generation.generate import paint
-from pinxit.images.folder import read_pictures
-from pinxit.models.kernels.int8 import in_int8
-from pinxit.models.kernels.quantize import full, put, rounded
+from pinxit.generation.generate import generate_images
+from pinxit.images.folder import read_images
+from pinxit.models.kernels.int8 import convert_to_int8
+from pinxit.models.kernels.quantize import dequantized_weight, quantize_rows, replace_weight
 from pinxit.models.model import Model, open_base
 from pinxit.training.recipe import Recipe
-from pinxit.training.train import Lesson, train
+from pinxit.training.train import TrainingSession, train
 
 LAYERS = {
     "linear": (nn.Linear(96, 160), (2, 50, 96)),
     "linear, no bias": (nn.Linear(96, 32, bias=False), (2, 7, 96)),
-    "3x3, many places": (nn.Conv2d(16, 32, 3, 1, 1), (2, 16, 16, 16)),
-    "3x3, few places": (nn.Conv2d(64, 128, 3, 1, 1), (2, 64, 4, 4)),
+    "3x3, many positions": (nn.Conv2d(16, 32, 3, 1, 1), (2, 16, 16, 16)),
+    "3x3, few positions": (nn.Conv2d(64, 128, 3, 1, 1), (2, 64, 4, 4)),
     "3x3, no padding": (nn.Conv2d(16, 8, 3), (2, 16, 9, 7)),
-    "3x3, every other place": (nn.Conv2d(32, 16, 3, 2, 1), (2, 32, 8, 8)),
+    "3x3, stride 2": (nn.Conv2d(32, 16, 3, 2, 1), (2, 32, 8, 8)),
     "1x1": (nn.Conv2d(32, 16, 1), (2, 32, 8, 8)),
 }
 
 
-def in_8_bits(layer: nn.Module) -> nn.Module:
-    """The layer as a block has it, with its own weight."""
+def quantized(layer: nn.Module) -> nn.Module:
+    """The layer in int8 with the same weight."""
     weight = layer.get_parameter("weight").detach()
     blocks = nn.ModuleDict({"up_blocks": nn.ModuleList([deepcopy(layer)])}).requires_grad_(False)
-    in_int8(blocks)
-    found = blocks.get_submodule("up_blocks.0")
-    assert type(found) is not type(layer)
-    whole, found.scale = rounded(weight)
-    found.weight = nn.Parameter(whole, requires_grad=False)
-    return found
+    convert_to_int8(blocks)
+    int8_layer = blocks.get_submodule("up_blocks.0")
+    assert type(int8_layer) is not type(layer)
+    integers, int8_layer.scale = quantize_rows(weight)
+    int8_layer.weight = nn.Parameter(integers, requires_grad=False)
+    return int8_layer
 
 
-def both_ways(layer: nn.Module, given: Tensor, grad: Tensor | None) -> tuple[Tensor, Tensor]:
-    """What a layer makes of something, and the gradient by it."""
-    given = given.clone().requires_grad_()
-    found = layer(given)
-    found.backward(torch.ones_like(found) if grad is None else grad)
-    assert given.grad is not None
-    return found.detach(), given.grad
+def output_and_gradient(
+    layer: nn.Module, input: Tensor, grad: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    """A layer's output, and the gradient with respect to its input."""
+    input = input.clone().requires_grad_()
+    output = layer(input)
+    output.backward(torch.ones_like(output) if grad is None else grad)
+    assert input.grad is not None
+    return output.detach(), input.grad
 
 
-def apart(found: Tensor, wanted: Tensor) -> float:
-    return float((found - wanted).norm() / wanted.norm())
-
-
-@pytest.mark.parametrize("kind", LAYERS)
-def test_a_layer_in_8_bits_is_within_2_percent_both_ways(kind: str) -> None:
-    layer, shape = LAYERS[kind]
-    draws = torch.Generator().manual_seed(0)
-    given = torch.randn(shape, generator=draws)
-    grad = torch.randn(layer(given).shape, generator=draws)
-    own, eight = deepcopy(layer).requires_grad_(False), in_8_bits(layer)
-    for found, wanted in zip(
-        both_ways(eight, given, grad), both_ways(own, given, grad), strict=True
-    ):
-        assert found.shape == wanted.shape
-        assert 1e-4 < apart(found, wanted) < 0.02  # rounded, and only so
+def relative_error(actual: Tensor, expected: Tensor) -> float:
+    return float((actual - expected).norm() / expected.norm())
 
 
 @pytest.mark.parametrize("kind", LAYERS)
-def test_a_sample_is_rounded_by_itself(kind: str) -> None:
+def test_quantized_layers_are_within_2_percent_in_both_passes(kind: str) -> None:
     layer, shape = LAYERS[kind]
-    eight, draws = in_8_bits(layer), torch.Generator().manual_seed(1)
-    given = torch.randn(shape, generator=draws)
-    other = torch.cat([given[:1], 1000 * torch.randn(given[1:].shape, generator=draws)])
-    alone, beside = (both_ways(eight, some, None)[0] for some in (given[:1], other))
-    assert torch.equal(alone, beside[:1])
+    generator = torch.Generator().manual_seed(0)
+    input = torch.randn(shape, generator=generator)
+    grad = torch.randn(layer(input).shape, generator=generator)
+    outputs = output_and_gradient(quantized(layer), input, grad)
+    references = output_and_gradient(deepcopy(layer).requires_grad_(False), input, grad)
+    for actual, expected in zip(outputs, references, strict=True):
+        assert actual.shape == expected.shape
+        assert 1e-4 < relative_error(actual, expected) < 0.02  # quantized, but close
 
 
-def test_what_is_large_in_one_channel_of_a_weight_does_not_round_the_others() -> None:
+@pytest.mark.parametrize("kind", LAYERS)
+def test_a_sample_does_not_depend_on_the_others(kind: str) -> None:
+    layer, shape = LAYERS[kind]
+    int8_layer, generator = quantized(layer), torch.Generator().manual_seed(1)
+    input = torch.randn(shape, generator=generator)
+    batch = torch.cat([input[:1], 1000 * torch.randn(input[1:].shape, generator=generator)])
+    single, batched = (
+        output_and_gradient(int8_layer, samples, None)[0] for samples in (input[:1], batch)
+    )
+    assert torch.equal(single, batched[:1])
+
+
+def test_large_values_in_one_row_do_not_affect_other_rows() -> None:
     weight = torch.randn(8, 64, generator=torch.Generator().manual_seed(0))
     weight[3] *= 1000
-    whole, scale = rounded(weight)
-    assert whole.dtype == torch.int8
-    assert apart((whole * scale[:, None])[:3], weight[:3]) < 0.01
+    integers, scale = quantize_rows(weight)
+    assert integers.dtype == torch.int8
+    assert relative_error((integers * scale[:, None])[:3], weight[:3]) < 0.01
 
 
-def test_a_weight_is_put_in_and_the_own_one_comes_back_to_the_bit() -> None:
-    eight = in_8_bits(LAYERS["linear"][0])
-    own, scale = eight.get_parameter("weight"), eight.scale
-    undo = put(eight, torch.ones(160, 96))
-    assert torch.allclose(full(eight), torch.ones(160, 96))
+def test_a_replaced_weight_can_be_restored_exactly() -> None:
+    layer = quantized(LAYERS["linear"][0])
+    weight, scale = layer.get_parameter("weight"), layer.scale
+    undo = replace_weight(layer, torch.ones(160, 96))
+    assert torch.allclose(dequantized_weight(layer), torch.ones(160, 96))
     undo()
-    assert eight.get_parameter("weight") is own
-    assert eight.scale is scale
+    assert layer.get_parameter("weight") is weight
+    assert layer.scale is scale
 
 
-def opened_in_8_bits(base: Path) -> Model:
-    """A base in 8 bits, where the processor has units for it."""
+def open_int8(base: Path) -> Model:
+    """A base model in int8; skips the test if the CPU does not support it."""
     try:
         return open_base(base, precision="int8")
-    except ModelError as trouble:
-        pytest.skip(trouble.message)
+    except ModelError as error:
+        pytest.skip(error.message)
 
 
 @pytest.fixture(scope="module")
-def eight(nano: Path) -> Model:
-    """The little base in 8 bits."""
-    return opened_in_8_bits(nano)
+def int8_model(nano: Path) -> Model:
+    """The nano base model in int8."""
+    return open_int8(nano)
 
 
-def test_the_denoiser_answers_nearly_the_same(eight: Model, model: Model) -> None:
-    told, draws = model.condition(["a dog", "a cat"]), torch.Generator().manual_seed(0)
-    latents = torch.randn(2, model.latent_channels, 4, 4, generator=draws)
-    times = torch.tensor([10, 900])
+def test_the_denoiser_predicts_nearly_the_same(int8_model: Model, model: Model) -> None:
+    conditioning, generator = model.condition(["a dog", "a cat"]), torch.Generator().manual_seed(0)
+    latents = torch.randn(2, model.latent_channels, 4, 4, generator=generator)
+    timesteps = torch.tensor([10, 900])
     with torch.no_grad():
-        found, wanted = (one.denoise(latents, times, told) for one in (eight, model))
-    assert 0 < apart(found, wanted) < 0.05
+        actual = int8_model.denoise(latents, timesteps, conditioning)
+        expected = model.denoise(latents, timesteps, conditioning)
+    assert 0 < relative_error(actual, expected) < 0.05
 
 
-def test_a_network_that_rested_is_the_same_to_the_bit(nano: Path) -> None:
-    one = opened_in_8_bits(nano)
-    told, latents = one.condition(["a dog"]), torch.ones(1, one.latent_channels, 4, 4)
+def test_an_offloaded_network_is_the_same_when_loaded_again(nano: Path) -> None:
+    model = open_int8(nano)
+    conditioning, latents = model.condition(["a dog"]), torch.ones(1, model.latent_channels, 4, 4)
     with torch.no_grad():
-        before = one.denoise(latents, torch.tensor(500), told)
-        one.rest("denoiser")
-        assert torch.equal(before, one.denoise(latents, torch.tensor(500), told))
+        before = model.denoise(latents, torch.tensor(500), conditioning)
+        model.offload("denoiser")
+        assert torch.equal(before, model.denoise(latents, torch.tensor(500), conditioning))
 
 
 @pytest.mark.parametrize("method", ["textual-inversion", "lora"])
-def test_learning_follows_that_in_full(
-    method: str, nano: Path, pictures: Path, eight: Model, model: Model
+def test_training_losses_are_close_to_fp32(
+    method: str, nano: Path, pictures: Path, int8_model: Model, model: Model
 ) -> None:
     losses: list[list[float]] = []
-    for base in (model, eight):
+    for base in (model, int8_model):
         recipe = Recipe.model_validate(
             {
                 "method": method,
-                "pictures": pictures,
+                "images": pictures,
                 "token": "<mytoy>",
                 "class_noun": "dog",
                 "steps": 6,
                 "preview_every": 0,
                 "base": str(nano),
-                **({"method": {"name": "lora", "prior_pictures": 0}} if method == "lora" else {}),
+                **({"method": {"name": "lora", "class_images": 0}} if method == "lora" else {}),
             }
-        ).settled(base, 3)
-        lesson = Lesson.of(base, recipe, read_pictures(pictures))
-        losses.append([step.loss for step in train(lesson)])
+        ).settle(base, 3)
+        session = TrainingSession.for_recipe(base, recipe, read_images(pictures))
+        losses.append([step.loss for step in train(session)])
     assert losses[0] != losses[1]
     assert losses[1] == pytest.approx(losses[0], rel=0.02)
 
 
-def test_a_lora_is_painted_with_and_leaves_nothing_behind(eight: Model, model: Model) -> None:
-    form = Form("lora", 2, 2.0, "all")
-    learned = LowRank.of(model, "denoiser", form, 0)
+def test_a_lora_works_in_int8_and_is_removed_completely(int8_model: Model, model: Model) -> None:
+    config = LoraConfig("lora", 2, 2.0, "all")
+    lora = LoraAdapter.of(model, "denoiser", config, 0)
     with torch.no_grad():
-        for weight in learned.weights().values():
+        for weight in lora.weights().values():
             weight.normal_(0, 0.1, generator=torch.Generator().manual_seed(0))
-    before = {n: w.clone() for n, w in eight.networks["denoiser"].state_dict().items()}
-    told, latents = model.condition(["a dog"]), torch.ones(1, model.latent_channels, 4, 4)
-    answers: list[Tensor] = []
-    for one in (model, eight):
-        fixed = LowRank.restore(learned.part(), one)
-        fixed.strength = 1.0
-        with torch.no_grad(), injected(one, [fixed]):
-            answers.append(one.denoise(latents, torch.tensor(500), told))
+    before = {
+        name: weight.clone()
+        for name, weight in int8_model.networks["denoiser"].state_dict().items()
+    }
+    conditioning, latents = model.condition(["a dog"]), torch.ones(1, model.latent_channels, 4, 4)
+    predictions: list[Tensor] = []
+    for base in (model, int8_model):
+        merged = LoraAdapter.restore(lora.part(), base)
+        merged.strength = 1.0
+        with torch.no_grad(), applied(base, [merged]):
+            predictions.append(base.denoise(latents, torch.tensor(500), conditioning))
     with torch.no_grad():
-        without = model.denoise(latents, torch.tensor(500), told)
-    assert apart(answers[1], answers[0]) < 0.3 * apart(without, answers[0])
-    after = eight.networks["denoiser"].state_dict()
+        without = model.denoise(latents, torch.tensor(500), conditioning)
+    assert relative_error(predictions[1], predictions[0]) < 0.3 * relative_error(
+        without, predictions[0]
+    )
+    after = int8_model.networks["denoiser"].state_dict()
     assert all(torch.equal(after[name], weight) for name, weight in before.items())
 
 
-def test_what_needs_whole_weights_says_so(eight: Model) -> None:
-    with pytest.raises(ConceptError, match="8 bits"):
-        TunedWeights.of(eight, "denoiser")
-    with pytest.raises(RecipeError, match="8 bits"):
-        LowRank.of(eight, "denoiser", Form("loha", 2, 2.0, "all"), 0)
+def test_training_full_weights_in_int8_raises_an_error(int8_model: Model) -> None:
+    with pytest.raises(ConceptError, match="int8"):
+        FullWeightsAdapter.of(int8_model, "denoiser")
+    with pytest.raises(RecipeError, match="int8"):
+        LoraAdapter.of(int8_model, "denoiser", LoraConfig("loha", 2, 2.0, "all"), 0)
 
 
-def test_a_processor_without_such_units_is_refused(
+def test_a_cpu_without_int8_instructions_raises_an_error(
     nano: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx2": True}, raising=False)
@@ -188,6 +197,6 @@ def test_a_processor_without_such_units_is_refused(
         open_base(nano, precision="int8")
 
 
-def test_a_picture_says_that_it_was_painted_so(eight: Model) -> None:
-    [painted] = paint(eight, "a dog")
-    assert painted.request.precision == "int8"
+def test_images_record_the_precision(int8_model: Model) -> None:
+    [image] = generate_images(int8_model, "a dog")
+    assert image.request.precision == "int8"

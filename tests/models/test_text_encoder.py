@@ -1,4 +1,4 @@
-"""New words: where they are found, what stands in their place, and what flows back to them."""
+"""Prompts: placeholder tokens, their embeddings and gradients, weights, chunks and clip skip."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -7,25 +7,33 @@ from typing import Any
 import pytest
 import torch
 
-from pinxit.adapters.adapter import Alias, NewWord, injected
+from pinxit.adapters.adapter import AliasAdapter, EmbeddingAdapter, applied
 from pinxit.errors import ConceptError, ModelError
 from pinxit.models.model import Model, open_base
-from pinxit.models.prompt import Meaning, pattern, rewrite, spans, spoken
-from pinxit.models.text_encoder import LITERALLY, Reading
+from pinxit.models.prompt import (
+    TokenEmbedding,
+    expand_aliases,
+    parse_weights,
+    plain_text,
+    token_pattern,
+)
+from pinxit.models.text_encoder import DEFAULT_PARSING, PromptParsing
 
-PAINTING = Reading(weights=True, long=True)
-LONG = " ".join(["a red dog on the beach"] * 20)  # 120 tokens
+GENERATION = PromptParsing(weights=True, long_prompts=True)
+LONG_PROMPT = " ".join(["a red dog on the beach"] * 20)  # 120 tokens
 
 
-def word(model: Model, count: int = 1, name: str = "<mytoy>") -> NewWord:
-    draw = torch.Generator().manual_seed(5)
-    towers = model.towers.items()
-    tables = {key: torch.randn(count, tower.width, generator=draw) for key, tower in towers}
-    return NewWord(name, "toy", tables)
+def embedding(model: Model, count: int = 1, token: str = "<mytoy>") -> EmbeddingAdapter:
+    generator = torch.Generator().manual_seed(5)
+    vectors = {
+        name: torch.randn(count, text_encoder.width, generator=generator)
+        for name, text_encoder in model.text_encoders.items()
+    }
+    return EmbeddingAdapter(token, "toy", vectors)
 
 
 @pytest.mark.parametrize(
-    ("prompt", "found"),
+    ("prompt", "count"),
     [
         ("a photo of <toy>", 1),
         ("<toy>, <TOY> and (<toy>)", 3),
@@ -36,43 +44,53 @@ def word(model: Model, count: int = 1, name: str = "<mytoy>") -> NewWord:
         ("<toyland>", 0),
     ],
 )
-def test_words_are_found_whole(prompt: str, found: int) -> None:
-    assert len(pattern(("<toy>",)).findall(prompt)) == found
+def test_tokens_match_only_whole_words(prompt: str, count: int) -> None:
+    assert len(token_pattern(("<toy>",)).findall(prompt)) == count
 
 
-def test_the_longer_of_two_words_is_found() -> None:
-    words = {"my": Meaning("one"), "my-toy": Meaning("two")}
-    assert rewrite("my-toy and My dog", words) == "two and one dog"
+def test_the_longer_of_two_tokens_matches() -> None:
+    placeholders = {"my": TokenEmbedding("one"), "my-toy": TokenEmbedding("two")}
+    assert expand_aliases("my-toy and My dog", placeholders) == "two and one dog"
 
 
-def test_a_new_word_is_as_if_the_vocabulary_had_it(nano: Path, model: Model) -> None:
-    """The oracle: a base whose own table has the vectors, at ids its prompt would not use."""
+def test_a_placeholder_token_works_like_a_vocabulary_token(nano: Path, model: Model) -> None:
+    """The reference is a base model with the vectors in its own embedding layer, as rare tokens."""
     other = open_base(nano)
-    table = other.towers["text"].embedding.weight
-    added = word(model, 2)
-    zwx, qvj = (other.towers["text"].ids(rare)[0] for rare in ("zwx", "qvj"))
+    table = other.text_encoders["text"].embedding.weight
+    added = embedding(model, 2)
+    zwx, qvj = (other.text_encoders["text"].ids(rare)[0] for rare in ("zwx", "qvj"))
     table.data[zwx], table.data[qvj] = added.tables["text"].detach()
-    with injected(model, [added]):
-        told = model.condition(["a photo of a <mytoy> on the beach", "<mytoy>", "a dog"]).states
-        untold = model.condition(["a photo of a toy on the beach"]).states
-    wanted = ["a photo of a zwx qvj on the beach", "zwx qvj", "a dog"]
-    assert torch.allclose(told, other.condition(wanted).states, atol=1e-6)
-    assert torch.equal(untold, model.condition(["a photo of a toy on the beach"]).states)
+    with applied(model, [added]):
+        states = model.condition(["a photo of a <mytoy> on the beach", "<mytoy>", "a dog"]).states
+        without_token = model.condition(["a photo of a toy on the beach"]).states
+    prompts = ["a photo of a zwx qvj on the beach", "zwx qvj", "a dog"]
+    assert torch.allclose(states, other.condition(prompts).states, atol=1e-6)
+    assert torch.equal(without_token, model.condition(["a photo of a toy on the beach"]).states)
 
 
-def test_two_words_in_one_prompt(model: Model) -> None:
-    one, two = word(model, 1, "<one>"), word(model, 3, "<two>")
-    with injected(model, [one, two]):
-        tokens = model.towers["text"].tokens(["<two> on <one> and <two>"], model.words)
-        assert [row for row in tokens.rows[0, 0].tolist() if row >= 0] == [1, 2, 3, 0, 1, 2, 3]
+def test_two_placeholder_tokens_in_one_prompt(model: Model) -> None:
+    one, two = embedding(model, 1, "<one>"), embedding(model, 3, "<two>")
+    with applied(model, [one, two]):
+        tokens = model.text_encoders["text"].tokenize(
+            ["<two> on <one> and <two>"], model.placeholders
+        )
+        assert [row for row in tokens.embedding_rows[0, 0].tolist() if row >= 0] == [
+            1,
+            2,
+            3,
+            0,
+            1,
+            2,
+            3,
+        ]
         both = model.condition(["<one> <two>"]).states
-    with injected(model, [two, one]):
+    with applied(model, [two, one]):
         assert torch.equal(both, model.condition(["<one> <two>"]).states)
 
 
-def test_only_the_new_vectors_get_a_gradient(model: Model) -> None:
-    added = word(model, 2)
-    with injected(model, [added]):
+def test_only_placeholder_embeddings_get_a_gradient(model: Model) -> None:
+    added = embedding(model, 2)
+    with applied(model, [added]):
         model.condition(["a <mytoy>"]).states.square().sum().backward()
     gradient = added.tables["text"].grad
     assert gradient is not None
@@ -80,39 +98,41 @@ def test_only_the_new_vectors_get_a_gradient(model: Model) -> None:
     assert all(weight.grad is None for weight in model.networks["text"].parameters())
 
 
-def test_too_long_a_prompt_is_cut_and_said(model: Model) -> None:
+def test_a_long_prompt_is_truncated_and_reported(model: Model) -> None:
     fits = " ".join(["dog"] * 30)
-    assert model.cut(fits) == ""
-    assert model.cut(f"{fits} on the red beach") == "on the red beach"
-    with injected(model, [word(model, 4)]):
-        assert model.cut(f"<mytoy> {fits}") == "dog dog dog dog"
-        tokens = model.towers["text"].tokens([f"{fits} <mytoy>"], model.words, PAINTING)
+    assert model.truncated_text(fits) == ""
+    assert model.truncated_text(f"{fits} on the red beach") == "on the red beach"
+    with applied(model, [embedding(model, 4)]):
+        assert model.truncated_text(f"<mytoy> {fits}") == "dog dog dog dog"
+        tokens = model.text_encoders["text"].tokenize(
+            [f"{fits} <mytoy>"], model.placeholders, GENERATION
+        )
     assert tokens.ids.shape == (1, 1, 32)
-    assert tokens.ids[0, 0, -1] == model.towers["text"].tokenizer.eos_token_id
-    assert bool((tokens.rows < 0).all())
+    assert tokens.ids[0, 0, -1] == model.text_encoders["text"].tokenizer.eos_token_id
+    assert bool((tokens.embedding_rows < 0).all())
 
 
-def test_an_alias_is_other_words(model: Model) -> None:
-    with injected(model, [Alias("<mytoy>", "sks toy")]):
-        told = model.condition(["a <mytoy> on the beach"]).states
-    assert torch.equal(told, model.condition(["a sks toy on the beach"]).states)
+def test_an_alias_is_replaced_by_its_text(model: Model) -> None:
+    with applied(model, [AliasAdapter("<mytoy>", "sks toy")]):
+        states = model.condition(["a <mytoy> on the beach"]).states
+    assert torch.equal(states, model.condition(["a sks toy on the beach"]).states)
 
 
-def test_a_word_has_one_meaning(model: Model) -> None:
+def test_a_token_cannot_be_defined_twice(model: Model) -> None:
     with (
-        pytest.raises(ConceptError, match="two concepts want the word `<MyToy>`"),
-        injected(model, [word(model), Alias("<MyToy>", "sks")]),
+        pytest.raises(ConceptError, match="two concepts define the token `<MyToy>`"),
+        applied(model, [embedding(model), AliasAdapter("<MyToy>", "sks")]),
     ):
         pass
-    assert not model.words
+    assert not model.placeholders
 
 
-def test_rare_words_are_no_words(model: Model) -> None:
-    assert set(model.towers["text"].rare_words()) == {"sks", "zwx", "qvj"}
+def test_rare_tokens_have_no_vowels(model: Model) -> None:
+    assert set(model.text_encoders["text"].rare_tokens()) == {"sks", "zwx", "qvj"}
 
 
 @pytest.mark.parametrize(
-    ("prompt", "read"),
+    ("prompt", "expected"),
     [
         ("", []),
         ("a red dog", [("a red dog", 1)]),
@@ -124,72 +144,83 @@ def test_rare_words_are_no_words(model: Model) -> None:
         ("(<mytoy>:0)", [("<mytoy>", 0)]),
     ],
 )
-def test_weights_in_brackets(prompt: str, read: list[tuple[str, float]]) -> None:
-    assert [(span.text, pytest.approx(span.weight)) for span in spans(prompt)] == read
+def test_attention_weights(prompt: str, expected: list[tuple[str, float]]) -> None:
+    assert [(part.text, pytest.approx(part.weight)) for part in parse_weights(prompt)] == expected
 
 
-def test_a_weight_multiplies_states_and_the_mean_is_put_back(
+def test_a_weight_multiplies_states_and_the_mean_is_restored(
     opened: Callable[[str], Model],
 ) -> None:
-    """AUTOMATIC1111's rule, written out; where states are not normalised, without the mean."""
+    """AUTOMATIC1111's formula; without restoring the mean if states are not normalized."""
     weights = torch.ones(1, 77, 1)
-    weights[0, 3:5] = 1.3  # after the mark of beginning: a photo | red dog | on the beach
-    for family, normalised in (("stable-diffusion-1", True), ("stable-diffusion-xl", False)):
+    weights[0, 3:5] = 1.3  # after the start token: a photo | red dog | on the beach
+    for family, normalized in (("stable-diffusion-1", True), ("stable-diffusion-xl", False)):
         model = opened(family)
         plain = model.condition(["a photo red dog on the beach"])
-        wanted = plain.states * weights
-        if normalised:
-            wanted *= plain.states.mean() / wanted.mean()
-        told = model.condition(["a photo (red dog:1.3) on the beach"], PAINTING)
-        assert torch.allclose(told.states, wanted, atol=1e-5)
-        assert not torch.allclose(told.states, plain.states, atol=1e-3)
-        if told.pooled is not None and plain.pooled is not None:
-            assert torch.equal(told.pooled, plain.pooled)
+        expected = plain.states * weights
+        if normalized:
+            expected *= plain.states.mean() / expected.mean()
+        weighted = model.condition(["a photo (red dog:1.3) on the beach"], GENERATION)
+        assert torch.allclose(weighted.states, expected, atol=1e-5)
+        assert not torch.allclose(weighted.states, plain.states, atol=1e-3)
+        if weighted.pooled is not None and plain.pooled is not None:
+            assert torch.equal(weighted.pooled, plain.pooled)
 
 
-def test_a_learned_word_can_be_weighed(opened: Callable[[str], Model]) -> None:
+def test_a_placeholder_token_can_have_a_weight(opened: Callable[[str], Model]) -> None:
     model = opened("stable-diffusion-1")
-    with injected(model, [word(model, 2)]):
-        tokens = model.towers["text"].tokens(["a (<mytoy>:1.5) dog"], model.words, PAINTING)
-        found = [tensor[0, 0, :6].tolist() for tensor in (tokens.rows, tokens.weights)]
-        assert found == [[-1, -1, 0, 1, -1, -1], [1, 1, 1.5, 1.5, 1, 1]]
-        assert spoken("a (<mytoy>:1.5) dog", model.words, weights=True) == "a toy dog"
+    with applied(model, [embedding(model, 2)]):
+        tokens = model.text_encoders["text"].tokenize(
+            ["a (<mytoy>:1.5) dog"], model.placeholders, GENERATION
+        )
+        values = [tensor[0, 0, :6].tolist() for tensor in (tokens.embedding_rows, tokens.weights)]
+        assert values == [[-1, -1, 0, 1, -1, -1], [1, 1, 1.5, 1.5, 1, 1]]
+        assert plain_text("a (<mytoy>:1.5) dog", model.placeholders, weights=True) == "a toy dog"
 
 
-def test_prompts_without_brackets_are_read_alike(opened: Callable[[str], Model]) -> None:
+def test_prompts_without_weights_do_not_depend_on_the_parsing(
+    opened: Callable[[str], Model],
+) -> None:
     for family in ("stable-diffusion-1", "stable-diffusion-xl"):
         prompts = ["a red dog", "a cat"]
-        said = [opened(family).condition(prompts, how).states for how in (LITERALLY, PAINTING)]
-        assert torch.equal(said[0], said[1])
+        states = [
+            opened(family).condition(prompts, parsing).states
+            for parsing in (DEFAULT_PARSING, GENERATION)
+        ]
+        assert torch.equal(states[0], states[1])
 
 
-def test_a_long_prompt_is_told_in_windows(opened: Callable[[str], Model]) -> None:
-    words = LONG.split()
+def test_a_long_prompt_is_encoded_in_chunks(opened: Callable[[str], Model]) -> None:
+    words = LONG_PROMPT.split()
     for family in ("stable-diffusion-1", "stable-diffusion-xl"):
         model = opened(family)
-        told = model.condition(["a cat", LONG], PAINTING)
-        alone = [model.condition([part]) for part in ("a cat", " ".join(words[:75]))]
-        assert told.states.shape[1] == 2 * 77
-        rest = model.condition([" ".join(words[75:])]).states
-        assert torch.allclose(told.states[1], torch.cat([alone[1].states, rest], 1)[0], atol=1e-5)
-        assert torch.allclose(told.states[0, :77], alone[0].states[0], atol=1e-5)
-        if told.pooled is not None and alone[1].pooled is not None:
-            assert torch.allclose(told.pooled[1], alone[1].pooled[0], atol=1e-5)
-        assert model.cut(LONG, PAINTING) == ""
-        assert model.cut(LONG) == " ".join(words[75:])
-        assert model.condition(["a cat", LONG]).states.shape[1] == 77
+        encoded = model.condition(["a cat", LONG_PROMPT], GENERATION)
+        single = [model.condition([part]) for part in ("a cat", " ".join(words[:75]))]
+        assert encoded.states.shape[1] == 2 * 77
+        second_chunk = model.condition([" ".join(words[75:])]).states
+        assert torch.allclose(
+            encoded.states[1], torch.cat([single[1].states, second_chunk], 1)[0], atol=1e-5
+        )
+        assert torch.allclose(encoded.states[0, :77], single[0].states[0], atol=1e-5)
+        if encoded.pooled is not None and single[1].pooled is not None:
+            assert torch.allclose(encoded.pooled[1], single[1].pooled[0], atol=1e-5)
+        assert model.truncated_text(LONG_PROMPT, GENERATION) == ""
+        assert model.truncated_text(LONG_PROMPT) == " ".join(words[75:])
+        assert model.condition(["a cat", LONG_PROMPT]).states.shape[1] == 77
 
 
-def test_clip_skip_is_a_layer_further_up(opened: Callable[[str], Model]) -> None:
+def test_clip_skip_uses_an_earlier_layer(opened: Callable[[str], Model]) -> None:
     model = opened("stable-diffusion-2")
-    tower = model.towers["text"]
-    ids = tower.tokens(["a red dog"], {}).ids[0]
+    text_encoder = model.text_encoders["text"]
+    ids = text_encoder.tokenize(["a red dog"], {}).ids[0]
     network: Any = model.networks["text"]
-    layers = network(ids, output_hidden_states=True).hidden_states
-    wanted = network.final_layer_norm(layers[-2])
-    told = [model.condition(["a red dog"], Reading(clip_skip=n)).states for n in (None, 1, 2)]
-    assert torch.allclose(told[2], wanted, atol=1e-6)
-    assert torch.equal(told[0], told[1])
-    assert not torch.allclose(told[1], told[2], atol=1e-3)
-    with pytest.raises(ModelError, match="clip skip 3 is more than the layers"):
-        model.condition(["a red dog"], Reading(clip_skip=3))
+    hidden_states = network(ids, output_hidden_states=True).hidden_states
+    expected = network.final_layer_norm(hidden_states[-2])
+    states = [
+        model.condition(["a red dog"], PromptParsing(clip_skip=n)).states for n in (None, 1, 2)
+    ]
+    assert torch.allclose(states[2], expected, atol=1e-6)
+    assert torch.equal(states[0], states[1])
+    assert not torch.allclose(states[1], states[2], atol=1e-3)
+    with pytest.raises(ModelError, match="clip skip 3 is more than the 2 layers"):
+        model.condition(["a red dog"], PromptParsing(clip_skip=3))

@@ -1,4 +1,4 @@
-"""Networks as the authors' own code names their tensors: the way back from diffusers' names."""
+"""Original tensor names of networks, from their names in diffusers."""
 
 import re
 from collections.abc import Mapping
@@ -54,36 +54,36 @@ _MMDIT = {
 
 
 def unet(weights: Weights, layers: int) -> dict[str, Tensor]:
-    """A U-Net of so many residual layers a block."""
+    """A U-Net with `layers` residual layers in each block."""
     return {
         f"model.diffusion_model.{_unet(name, layers, weights)}": weights[name] for name in weights
     }
 
 
 def _unet(name: str, layers: int, weights: Weights) -> str:
-    found = re.match(r"(down|up)_blocks\.(\d+)\.(\w+)\.(\d+)\.(.*)", name)
+    match = re.match(r"(down|up)_blocks\.(\d+)\.(\w+)\.(\d+)\.(.*)", name)
     mid = re.match(r"mid_block\.(\w+)\.(\d+)\.(.*)", name)
     if mid:
         place = 1 if mid[1] == "attentions" else 2 * int(mid[2])
         return f"middle_block.{place}.{_residual(mid[3])}"
-    if not found:
+    if not match:
         return _replaced(name, _ENDS)
-    side, block, kind, at, rest = found[1], int(found[2]), found[3], int(found[4]), found[5]
+    side, block, kind, index, rest = match[1], int(match[2]), match[3], int(match[4]), match[5]
     first = block * (layers + 1) + (side == "down")
     if kind == "downsamplers":
         return f"input_blocks.{first + layers}.0.op.{rest.removeprefix('conv.')}"
     if kind == "upsamplers":
         attends = any(other.startswith(f"up_blocks.{block}.attentions") for other in weights)
         return f"output_blocks.{first + layers}.{1 + attends}.{rest}"
-    number = f"{'input' if side == 'down' else 'output'}_blocks.{first + at}"
+    number = f"{'input' if side == 'down' else 'output'}_blocks.{first + index}"
     return f"{number}.{int(kind == 'attentions')}.{_residual(rest)}"
 
 
 def autoencoder(
     weights: Weights, levels: int, prefix: str = "first_stage_model."
 ) -> dict[str, Tensor]:
-    """An autoencoder; its attention is a convolution of one pixel there."""
-    found: dict[str, Tensor] = {}
+    """An autoencoder, with attention layers as 1x1 convolutions."""
+    renamed: dict[str, Tensor] = {}
     for name, tensor in weights.items():
         new = name.replace("conv_norm_out", "norm_out").replace("conv_shortcut", "nin_shortcut")
         new = re.sub(r"mid_block\.resnets\.(\d)", lambda m: f"mid.block_{int(m[1]) + 1}", new)
@@ -95,23 +95,23 @@ def autoencoder(
             start, rest = new.split("mid_block.attentions.0.")
             new = f"{start}mid.attn_1.{_replaced(rest, _ATTENTION)}"
             tensor = tensor[:, :, None, None] if tensor.ndim == 2 else tensor
-        found[prefix + new] = tensor
-    return found
+        renamed[prefix + new] = tensor
+    return renamed
 
 
 def clip(weights: Weights, prefix: str) -> dict[str, Tensor]:
-    """A CLIP text tower under transformers' own names."""
+    """A CLIP text encoder under transformers' names."""
     bare = {name.removeprefix("text_model."): tensor for name, tensor in weights.items()}
     return {f"{prefix}text_model.{name}": tensor for name, tensor in bare.items()}
 
 
 def open_clip(weights: Weights, prefix: str) -> dict[str, Tensor]:
-    """An OpenCLIP text tower: query, key and value are one matrix, and the projection is turned."""
+    """An OpenCLIP text encoder: query, key and value in one matrix, the projection transposed."""
     bare = {name.removeprefix("text_model."): tensor for name, tensor in weights.items()}
-    found: dict[str, Tensor] = {}
+    renamed: dict[str, Tensor] = {}
     for name, tensor in bare.items():
         new = name.replace("encoder.layers.", "transformer.resblocks.")
-        for old, there in (
+        for old, original in (
             ("self_attn.out_proj", "attn.out_proj"),
             ("layer_norm", "ln_"),
             ("mlp.fc1", "mlp.c_fc"),
@@ -120,43 +120,43 @@ def open_clip(weights: Weights, prefix: str) -> dict[str, Tensor]:
             ("embeddings.position_embedding.weight", "positional_embedding"),
             ("embeddings.token_embedding", "token_embedding"),
         ):
-            new = new.replace(old, there)
+            new = new.replace(old, original)
         if new == "text_projection.weight":
-            found[f"{prefix}text_projection"] = tensor.T
+            renamed[f"{prefix}text_projection"] = tensor.T
         elif part := re.fullmatch(r"(.*)self_attn\.q_proj\.(\w+)", new):
-            three = [bare[name.replace("q_proj", f"{letter}_proj")] for letter in "qkv"]
-            found[f"{prefix}{part[1]}attn.in_proj_{part[2]}"] = torch.cat(three)
+            qkv = [bare[name.replace("q_proj", f"{letter}_proj")] for letter in "qkv"]
+            renamed[f"{prefix}{part[1]}attn.in_proj_{part[2]}"] = torch.cat(qkv)
         elif "self_attn." not in new:
-            found[prefix + new] = tensor
-    return found
+            renamed[prefix + new] = tensor
+    return renamed
 
 
 def mmdit(weights: Weights, layers: int) -> dict[str, Tensor]:
-    """A multimodal diffusion transformer: query, key and value are one, shift is before scale."""
-    found: dict[str, Tensor] = {}
+    """A multimodal diffusion transformer: query, key and value in one matrix, shift before scale."""
+    renamed: dict[str, Tensor] = {}
     for name, tensor in weights.items():
         block = re.match(r"transformer_blocks\.(\d+)\.(.*)", name)
         start = f"joint_blocks.{block[1]}." if block else ""
         rest = block[2] if block else name
-        turned = name.startswith("norm_out") or rest.startswith("norm1_context")
-        if turned and start in ("", f"joint_blocks.{layers - 1}."):
+        swapped = name.startswith("norm_out") or rest.startswith("norm1_context")
+        if swapped and start in ("", f"joint_blocks.{layers - 1}."):
             tensor = torch.cat(tensor.chunk(2)[::-1])
         query = re.fullmatch(r"(attn2?)\.(to_q|add_q_proj)\.(\w+)", rest)
         if query:
-            three = [weights[name.replace(query[2], query[2].replace("q", x))] for x in "qkv"]
+            qkv = [weights[name.replace(query[2], query[2].replace("q", x))] for x in "qkv"]
             half = "x_block" if query[2] == "to_q" else "context_block"
-            found[f"{start}{half}.{query[1]}.qkv.{query[3]}"] = torch.cat(three)
+            renamed[f"{start}{half}.{query[1]}.qkv.{query[3]}"] = torch.cat(qkv)
         elif not re.fullmatch(r"attn2?\.(to_[kv]|add_[kv]_proj)\.\w+", rest):
-            found[start + _replaced(rest, _MMDIT)] = tensor
-    return {f"model.diffusion_model.{name}": tensor for name, tensor in found.items()}
+            renamed[start + _replaced(rest, _MMDIT)] = tensor
+    return {f"model.diffusion_model.{name}": tensor for name, tensor in renamed.items()}
 
 
 def _residual(name: str) -> str:
     return _replaced(name, _RESIDUAL)
 
 
-def _replaced(name: str, places: Mapping[str, str]) -> str:
-    for old, new in places.items():
+def _replaced(name: str, name_map: Mapping[str, str]) -> str:
+    for old, new in name_map.items():
         if name == old or name.startswith(f"{old}."):
             return new + name.removeprefix(old)
     return name

@@ -1,4 +1,4 @@
-"""diffusers' own ControlNet pipeline as the oracle: same weights and noise, same latents."""
+"""diffusers' ControlNet pipeline as reference: the same weights and noise give the same latents."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -9,14 +9,14 @@ import pytest
 import torch
 from PIL import Image
 
-from pinxit.generation.generate import Request, paint
+from pinxit.generation.generate import GenerationRequest, generate_images
 from pinxit.models.model import Model
 
-CLOSE = 1e-4
+TOLERANCE = 1e-4
 PROMPT = "a red dog"
 
 
-def test_latents_are_the_pipelines(
+def test_latents_equal_the_pipelines(
     bases: Callable[[str], Path], opened: Callable[[str], Model], tmp_path: Path
 ) -> None:
     folder, model = bases("stable-diffusion-1"), opened("stable-diffusion-1")
@@ -35,7 +35,7 @@ def test_latents_are_the_pipelines(
     pipe.scheduler = diffusers.DDIMScheduler.from_config(pipe.scheduler.config)
     pipe.set_progress_bar_config(disable=True)
 
-    def theirs(scale: float) -> torch.Tensor:
+    def expected(scale: float) -> torch.Tensor:
         return pipe(
             PROMPT,
             image=image,
@@ -46,26 +46,34 @@ def test_latents_are_the_pipelines(
             output_type="latent",
         ).images[0]
 
-    def ours(weights: Path) -> torch.Tensor:
-        control = {"name": "controlnet", "picture": tmp_path / "depth.png", "weights": str(weights)}
-        asked = {"prompt": PROMPT, "steps": 6, "guidance": 4.0, "seed": 3, "controls": [control]}
-        return paint(model, Request.model_validate({**asked, "scheduler": "ddim"}))[0].latents
+    def actual(weights: Path) -> torch.Tensor:
+        control = {"name": "controlnet", "image": tmp_path / "depth.png", "weights": str(weights)}
+        options = {
+            "prompt": PROMPT,
+            "steps": 6,
+            "guidance_scale": 4.0,
+            "seed": 3,
+            "controls": [control],
+        }
+        return generate_images(
+            model, GenerationRequest.model_validate({**options, "scheduler": "ddim"})
+        )[0].latents
 
-    mine = ours(tmp_path / "net")
-    assert apart(mine, theirs(1.0)) <= CLOSE
-    # The controls: the comparison sees a tenth less of it, and what there is without it.
-    assert apart(mine, theirs(0.9)) > CLOSE
-    assert apart(mine, theirs(0.0)) > 100 * CLOSE
+    latents = actual(tmp_path / "net")
+    assert relative_error(latents, expected(1.0)) <= TOLERANCE
+    # The comparison detects a 10% smaller scale, and a missing ControlNet.
+    assert relative_error(latents, expected(0.9)) > TOLERANCE
+    assert relative_error(latents, expected(0.0)) > 100 * TOLERANCE
     (file,) = (tmp_path / "net").glob("*.safetensors")
-    alone = file.rename(tmp_path / "alone.safetensors")
-    assert torch.equal(ours(alone), mine)
+    single_file = file.rename(tmp_path / "single.safetensors")
+    assert torch.equal(actual(single_file), latents)
 
 
-def apart(a: torch.Tensor, b: torch.Tensor) -> float:
+def relative_error(a: torch.Tensor, b: torch.Tensor) -> float:
     return float((a - b).norm() / b.norm())
 
 
-def test_weights_of_another_family_are_refused(
+def test_weights_of_another_family_raise_an_error(
     opened: Callable[[str], Model], tmp_path: Path
 ) -> None:
     from pinxit.errors import PinxitError
@@ -75,6 +83,8 @@ def test_weights_of_another_family_are_refused(
     diffusers.ControlNetModel.from_unet(other).save_pretrained(tmp_path / "net")
     Image.new("RGB", (32, 32)).save(tmp_path / "p.png")
     weights = str(tmp_path / "net")
-    control = {"name": "controlnet", "picture": tmp_path / "p.png", "weights": weights}
-    with pytest.raises(PinxitError, match="another kind of base"):
-        paint(model, Request.model_validate({"prompt": "a dog", "controls": [control]}))
+    control = {"name": "controlnet", "image": tmp_path / "p.png", "weights": weights}
+    with pytest.raises(PinxitError, match="does not fit"):
+        generate_images(
+            model, GenerationRequest.model_validate({"prompt": "a dog", "controls": [control]})
+        )

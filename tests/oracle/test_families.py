@@ -1,4 +1,4 @@
-"""Every family against diffusers' own pipeline: what prompts mean, latents, pictures, the loss."""
+"""Every family against diffusers' pipeline: conditioning, latents, pixels and loss."""
 
 import shutil
 from collections.abc import Callable
@@ -12,17 +12,17 @@ import torch
 from PIL import Image
 
 from pinxit import registry
-from pinxit.generation.generate import Request, paint
+from pinxit.generation.generate import GenerationRequest, generate_images
 from pinxit.generation.schedulers import _CLASSES as SCHEDULERS
 from pinxit.models.model import Model, open_base
-from pinxit.models.text_encoder import Reading
+from pinxit.models.text_encoder import PromptParsing
 from pinxit.training.batches import Batch
-from pinxit.training.train import objective
+from pinxit.training.train import denoising_losses
 
 PROMPT = "a photo of a red dog on the beach"
-OTHER = PROMPT.replace("red", "blue")
+OTHER_PROMPT = PROMPT.replace("red", "blue")
 GUIDANCE = 5.0
-CLOSE = 1e-4
+TOLERANCE = 1e-4
 PIPELINES = {
     "stable-diffusion-1": "StableDiffusion{}Pipeline",
     "stable-diffusion-2": "StableDiffusion{}Pipeline",
@@ -45,183 +45,206 @@ def _pipeline(family: str, folder: Path, kind: str = "", **without: None) -> Any
     return pipe
 
 
-def apart(a: torch.Tensor, b: torch.Tensor) -> float:
+def relative_error(a: torch.Tensor, b: torch.Tensor) -> float:
     return float(((a - b).norm() / b.norm()).detach())
 
 
-def said(pipe: Any, prompt: str, **changed: Any) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """The states and the pooled state of a prompt, by the pipeline."""
-    more: dict[str, Any] = {"prompt_2": None} if hasattr(pipe, "text_encoder_2") else {}
-    more |= {"prompt_3": None} if hasattr(pipe, "text_encoder_3") else {}
-    given = {"device": "cpu", "num_images_per_prompt": 1, "do_classifier_free_guidance": False}
-    found = pipe.encode_prompt(prompt=prompt, **given, **more, **changed)
-    return found[0], found[2] if more else None
+def encode(pipe: Any, prompt: str, **changes: Any) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """The states and pooled states of a prompt, computed by the pipeline."""
+    prompts: dict[str, Any] = {"prompt_2": None} if hasattr(pipe, "text_encoder_2") else {}
+    prompts |= {"prompt_3": None} if hasattr(pipe, "text_encoder_3") else {}
+    arguments = {"device": "cpu", "num_images_per_prompt": 1, "do_classifier_free_guidance": False}
+    outputs = pipe.encode_prompt(prompt=prompt, **arguments, **prompts, **changes)
+    return outputs[0], outputs[2] if prompts else None
 
 
-def theirs(pipe: Any, scheduler: str, kind: str = "diffusion", **changed: Any) -> torch.Tensor:
-    solver = getattr(diffusers, SCHEDULERS[kind][scheduler])
-    pipe.scheduler = solver.from_config(pipe.scheduler.config)
-    asked: dict[str, Any] = {
+def expected(pipe: Any, scheduler: str, kind: str = "diffusion", **changes: Any) -> torch.Tensor:
+    scheduler_class = getattr(diffusers, SCHEDULERS[kind][scheduler])
+    pipe.scheduler = scheduler_class.from_config(pipe.scheduler.config)
+    arguments: dict[str, Any] = {
         "prompt": PROMPT,
         "guidance_scale": GUIDANCE,
         "num_inference_steps": 6,
         "generator": torch.Generator().manual_seed(3),
         "output_type": "latent",
     }
-    return pipe(**asked | changed).images
+    return pipe(**arguments | changes).images
 
 
-def ours(model: Model, scheduler: str | None = None, **changed: Any) -> torch.Tensor:
-    asked = Request(prompt=PROMPT, guidance=GUIDANCE, steps=6, scheduler=scheduler, seed=3)
-    return paint(model, asked.model_copy(update=changed))[0].latents[None]
+def actual(model: Model, scheduler: str | None = None, **changes: Any) -> torch.Tensor:
+    request = GenerationRequest(
+        prompt=PROMPT, guidance_scale=GUIDANCE, steps=6, scheduler=scheduler, seed=3
+    )
+    return generate_images(model, request.model_copy(update=changes))[0].latents[None]
 
 
 @every_family
-def test_prompts_mean_the_same(family: str, opened: Opened, pipelines: Pipelines) -> None:
+def test_conditioning_equals_the_pipelines(
+    family: str, opened: Opened, pipelines: Pipelines
+) -> None:
     model, pipe = opened(family), pipelines(family)
     for prompt in (PROMPT, "a zebra, half-known (and spelt)", " ".join(["a red dog"] * 80)):
-        states, pooled = said(pipe, prompt)
-        told = model.condition([prompt])
-        assert apart(told.states, states) <= 1e-5
-        assert (told.pooled is None) == (pooled is None)
-        if pooled is not None and told.pooled is not None:
-            assert apart(told.pooled, pooled) <= 1e-5
-            assert apart(told.pooled, said(pipe, OTHER)[1]) > 1e-5
-    assert apart(model.condition([PROMPT]).states, said(pipe, OTHER)[0]) > 1e-5
+        states, pooled = encode(pipe, prompt)
+        conditioning = model.condition([prompt])
+        assert relative_error(conditioning.states, states) <= 1e-5
+        assert (conditioning.pooled is None) == (pooled is None)
+        if pooled is not None and conditioning.pooled is not None:
+            assert relative_error(conditioning.pooled, pooled) <= 1e-5
+            assert relative_error(conditioning.pooled, encode(pipe, OTHER_PROMPT)[1]) > 1e-5
+    assert relative_error(model.condition([PROMPT]).states, encode(pipe, OTHER_PROMPT)[0]) > 1e-5
 
 
 @pytest.mark.parametrize("family", ["stable-diffusion-xl", "stable-diffusion-3"])
-def test_clip_skip_is_theirs_but_for_the_counting(
+def test_clip_skip_equals_the_pipelines_with_another_count(
     family: str, opened: Opened, bases: Callable[[str], Path]
 ) -> None:
     pipe = _pipeline(family, bases(family))
-    states, pooled = said(pipe, PROMPT, clip_skip=0)
-    assert apart(opened(family).condition([PROMPT], Reading(clip_skip=2)).states, states) <= 1e-5
-    deeper, pooled = said(pipe, PROMPT, clip_skip=-1)
-    told = opened(family).condition([PROMPT], Reading(clip_skip=1))
-    assert apart(told.states, deeper) <= 1e-5
-    assert apart(told.states, states) > 1e-5
-    assert told.pooled is not None
-    assert apart(told.pooled, pooled) <= 1e-5
+    states, pooled = encode(pipe, PROMPT, clip_skip=0)
+    assert (
+        relative_error(
+            opened(family).condition([PROMPT], PromptParsing(clip_skip=2)).states, states
+        )
+        <= 1e-5
+    )
+    deeper, pooled = encode(pipe, PROMPT, clip_skip=-1)
+    conditioning = opened(family).condition([PROMPT], PromptParsing(clip_skip=1))
+    assert relative_error(conditioning.states, deeper) <= 1e-5
+    assert relative_error(conditioning.states, states) > 1e-5
+    assert conditioning.pooled is not None
+    assert relative_error(conditioning.pooled, pooled) <= 1e-5
 
 
 @every_family
 @pytest.mark.parametrize("negative", ["", "a clean cat"])
-def test_latents_are_the_pipelines(
+def test_latents_equal_the_pipelines(
     family: str, negative: str, opened: Opened, pipelines: Pipelines
 ) -> None:
     model, pipe = opened(family), pipelines(family)
     scheduler = "dpm++" if model.schedule.kind == "diffusion" else "euler"
-    _same(model, pipe, scheduler, negative)
+    _check_latents(model, pipe, scheduler, negative)
 
 
-MORE = [(family, name) for family in PIPELINES for name in ("euler", "heun", "pndm")]
+FAMILY_SCHEDULERS = [(family, name) for family in PIPELINES for name in ("euler", "heun", "pndm")]
 
 
 @pytest.mark.long
-@pytest.mark.parametrize(("family", "scheduler"), MORE)
-def test_with_other_solvers(
+@pytest.mark.parametrize(("family", "scheduler"), FAMILY_SCHEDULERS)
+def test_other_schedulers(
     family: str, scheduler: str, opened: Opened, pipelines: Pipelines
 ) -> None:
     model = opened(family)
     if scheduler in SCHEDULERS[model.schedule.kind]:
-        _same(model, pipelines(family), scheduler, "a clean cat")
+        _check_latents(model, pipelines(family), scheduler, "a clean cat")
 
 
-def _same(model: Model, pipe: Any, scheduler: str, negative: str) -> None:
-    """Same latents; not the same with a tenth more guidance, nor with one word changed."""
-    given: dict[str, Any] = {"kind": model.schedule.kind, "negative_prompt": negative or None}
-    mine = ours(model, scheduler, negative=negative)
-    assert apart(mine, theirs(pipe, scheduler, **given)) <= CLOSE
-    assert apart(mine, theirs(pipe, scheduler, **given, guidance_scale=1.1 * GUIDANCE)) > CLOSE
-    assert apart(mine, theirs(pipe, scheduler, **given, prompt=OTHER)) > CLOSE
+def _check_latents(model: Model, pipe: Any, scheduler: str, negative: str) -> None:
+    """Check for equal latents; 10% more guidance or one changed word must make a difference."""
+    arguments: dict[str, Any] = {"kind": model.schedule.kind, "negative_prompt": negative or None}
+    latents = actual(model, scheduler, negative_prompt=negative)
+    assert relative_error(latents, expected(pipe, scheduler, **arguments)) <= TOLERANCE
+    assert (
+        relative_error(
+            latents, expected(pipe, scheduler, **arguments, guidance_scale=1.1 * GUIDANCE)
+        )
+        > TOLERANCE
+    )
+    assert (
+        relative_error(latents, expected(pipe, scheduler, **arguments, prompt=OTHER_PROMPT))
+        > TOLERANCE
+    )
 
 
 @pytest.mark.long
 @every_family
-def test_from_a_picture_too(
+def test_image_to_image(
     family: str, opened: Opened, bases: Callable[[str], Path], tmp_path: Path
 ) -> None:
     model, pipe = opened(family), _pipeline(family, bases(family), "Img2Img")
-    picture = tmp_path / "start.png"
+    file = tmp_path / "start.png"
     gradient = torch.linspace(0, 255, 32).repeat(32, 1).byte().numpy()
     image = Image.fromarray(gradient).convert("RGB")
-    image.save(picture)
+    image.save(file)
     pixels = torch.from_numpy(gradient)[None, None].expand(1, 3, 32, 32) / 255
     kind = model.schedule.kind
-    given = theirs(pipe, "euler", kind, image=pixels, strength=0.5, negative_prompt="a cat")
-    start: dict[str, Any] = {"init": picture, "negative": "a cat"}
-    assert apart(ours(model, "euler", **start, strength=0.5), given) <= CLOSE
-    assert apart(ours(model, "euler", **start, strength=0.7), given) > CLOSE
+    latents = expected(pipe, "euler", kind, image=pixels, strength=0.5, negative_prompt="a cat")
+    options: dict[str, Any] = {"init_image": file, "negative_prompt": "a cat"}
+    assert (
+        relative_error(actual(model, "euler", **options, denoising_strength=0.5), latents)
+        <= TOLERANCE
+    )
+    assert (
+        relative_error(actual(model, "euler", **options, denoising_strength=0.7), latents)
+        > TOLERANCE
+    )
 
 
 @every_family
-def test_pixels_are_the_pipelines(family: str, opened: Opened, pipelines: Pipelines) -> None:
+def test_pixels_equal_the_pipelines(family: str, opened: Opened, pipelines: Pipelines) -> None:
     model, pipe = opened(family), pipelines(family)
     shape = (2, model.latent_channels, 4, 4)
     latents = torch.randn(shape, generator=torch.Generator().manual_seed(0))
     scale, shift = pipe.vae.config.scaling_factor, pipe.vae.config.shift_factor or 0.0
     decoded = pipe.vae.decode(latents / scale + shift).sample
-    assert apart(model.decode(latents), decoded) <= CLOSE
+    assert relative_error(model.decode(latents), decoded) <= TOLERANCE
     encoded = (pipe.vae.encode(decoded.clamp(-1, 1)).latent_dist.mean - shift) * scale
-    assert apart(model.encode(decoded.clamp(-1, 1)).mean, encoded) <= CLOSE
+    assert relative_error(model.encode(decoded.clamp(-1, 1)).mean, encoded) <= TOLERANCE
 
 
 @every_family
-def test_the_loss_is_what_diffusers_parts_give(
+def test_the_loss_equals_the_one_computed_with_diffusers(
     family: str, opened: Opened, bases: Callable[[str], Path], pipelines: Pipelines
 ) -> None:
     model, pipe = opened(family), pipelines(family)
-    draw = torch.Generator().manual_seed(1)
-    latents, noise = torch.randn(2, 3, model.latent_channels, 4, 4, generator=draw)
-    prompts, weights = (PROMPT, "a toy", OTHER), torch.tensor([1.0, 0.5, 0.0])
+    generator = torch.Generator().manual_seed(1)
+    latents, noise = torch.randn(2, 3, model.latent_channels, 4, 4, generator=generator)
+    prompts, weights = (PROMPT, "a toy", OTHER_PROMPT), torch.tensor([1.0, 0.5, 0.0])
     flow = model.schedule.kind == "flow"
-    written_out = _flow_errors if flow else _diffusion_errors
-    found = [said(pipe, prompt) for prompt in prompts]
-    states = torch.cat([states for states, _ in found])
-    pooled = [pooled for _, pooled in found if pooled is not None]
-    times, wanted = written_out(pipe, bases(family), latents, noise, states, pooled)
-    batch = Batch(latents, noise, times, weights, torch.zeros(3, dtype=torch.long), prompts)
-    losses = objective(model, batch, model.condition)
-    assert apart(losses, wanted * weights) <= 1e-5
-    assert apart(losses, wanted * weights * 1.001) > 1e-5
+    reference = _flow_errors if flow else _diffusion_errors
+    encodings = [encode(pipe, prompt) for prompt in prompts]
+    states = torch.cat([states for states, _ in encodings])
+    pooled = [pooled for _, pooled in encodings if pooled is not None]
+    timesteps, expected_losses = reference(pipe, bases(family), latents, noise, states, pooled)
+    batch = Batch(latents, noise, timesteps, weights, torch.zeros(3, dtype=torch.long), prompts)
+    losses = denoising_losses(model, batch, model.condition)
+    assert relative_error(losses, expected_losses * weights) <= 1e-5
+    assert relative_error(losses, expected_losses * weights * 1.001) > 1e-5
 
 
 def _diffusion_errors(
     pipe: Any, base: Path, latents: Any, noise: Any, states: Any, pooled: list[Any]
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    noise_maker = diffusers.DDPMScheduler.from_pretrained(base, subfolder="scheduler")
-    times = torch.tensor([3, 500, 998])
+    scheduler = diffusers.DDPMScheduler.from_pretrained(base, subfolder="scheduler")
+    timesteps = torch.tensor([3, 500, 998])
     added = None
     if pooled:
         sizes = torch.tensor([[32.0, 32.0, 0.0, 0.0, 32.0, 32.0]] * 3)
         added = {"text_embeds": torch.cat(pooled), "time_ids": sizes}
-    noisy = noise_maker.add_noise(latents, noise, times)
-    answer = pipe.unet(noisy, times, states, added_cond_kwargs=added).sample
+    noisy = scheduler.add_noise(latents, noise, timesteps)
+    prediction = pipe.unet(noisy, timesteps, states, added_cond_kwargs=added).sample
     target = noise
-    if noise_maker.config.prediction_type == "v_prediction":
-        target = noise_maker.get_velocity(latents, noise, times)
-    return times, (answer - target).square().mean((1, 2, 3))
+    if scheduler.config.prediction_type == "v_prediction":
+        target = scheduler.get_velocity(latents, noise, timesteps)
+    return timesteps, (prediction - target).square().mean((1, 2, 3))
 
 
 def _flow_errors(
     pipe: Any, base: Path, latents: Any, noise: Any, states: Any, pooled: list[Any]
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    noise_maker = diffusers.FlowMatchEulerDiscreteScheduler.from_pretrained(
+    scheduler = diffusers.FlowMatchEulerDiscreteScheduler.from_pretrained(
         base, subfolder="scheduler"
     )
-    times = noise_maker.timesteps[torch.tensor([3, 500, 998])]
-    noisy = noise_maker.scale_noise(latents, times, noise)
-    answer = pipe.transformer(noisy, states, torch.cat(pooled), times).sample
-    return times, (answer - (noise - latents)).square().mean((1, 2, 3))
+    timesteps = scheduler.timesteps[torch.tensor([3, 500, 998])]
+    noisy = scheduler.scale_noise(latents, timesteps, noise)
+    prediction = pipe.transformer(noisy, states, torch.cat(pooled), timesteps).sample
+    return timesteps, (prediction - (noise - latents)).square().mean((1, 2, 3))
 
 
-def test_without_t5_its_places_are_zeros(bases: Callable[[str], Path], tmp_path: Path) -> None:
+def test_without_t5_its_states_are_zeros(bases: Callable[[str], Path], tmp_path: Path) -> None:
     family = "stable-diffusion-3"
     folder = Path(shutil.copytree(bases(family), tmp_path / "without"))
     shutil.rmtree(folder / "text_encoder_3")
     shutil.rmtree(folder / "tokenizer_3")
     pipe = _pipeline(family, bases(family), text_encoder_3=None, tokenizer_3=None)
     model = open_base(folder)
-    assert apart(model.condition([PROMPT]).states, said(pipe, PROMPT)[0]) <= 1e-5
-    _same(model, pipe, "euler", "")
+    assert relative_error(model.condition([PROMPT]).states, encode(pipe, PROMPT)[0]) <= 1e-5
+    _check_latents(model, pipe, "euler", "")

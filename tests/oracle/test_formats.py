@@ -1,4 +1,4 @@
-"""What is written for others is opened by diffusers, with the same bits and the same pictures."""
+"""diffusers reads files written by pinxit: the same tensors and the same images."""
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -12,14 +12,14 @@ from torch import Tensor
 from transformers import CLIPTextConfig, CLIPTextModel
 
 from pinxit import registry
-from pinxit.adapters.adapter import Alias, Part, injected
+from pinxit.adapters.adapter import AliasAdapter, Part, applied
 from pinxit.concepts.concept import Concept, Provenance
 from pinxit.concepts.format import Target
-from pinxit.concepts.full_model_file import PARTS
+from pinxit.concepts.full_model_file import NETWORKS_BY_FOLDER
 from pinxit.files.safetensors_file import read_safetensors
-from pinxit.generation.generate import Request, paint
+from pinxit.generation.generate import GenerationRequest, generate_images
 from pinxit.models.model import Model, find_base, open_base
-from pinxit.models.source import Folder
+from pinxit.models.source import FolderSource
 
 WIDTH = 768
 PROMPT = "a photo of shifu riding on the beach"
@@ -38,7 +38,7 @@ def write(name: str, concept: Concept, out: Path, **target: Any) -> Path:
 
 @pytest.fixture(scope="module")
 def wide(bases: Callable[[str], Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A base whose text tower is as wide as Stable Diffusion 1.5's."""
+    """A base model with a text encoder as wide as that of Stable Diffusion 1.5."""
     folder = tmp_path_factory.mktemp("wide")
     pipe = diffusers.StableDiffusionPipeline.from_pretrained(bases("stable-diffusion-1"))
     settings = {**pipe.text_encoder.config.to_dict(), "hidden_size": WIDTH}
@@ -48,10 +48,10 @@ def wide(bases: Callable[[str], Path], tmp_path_factory: pytest.TempPathFactory)
 
 
 def shifu(seed: int = 0) -> Concept:
-    """A word of five vectors, as long as real ones."""
+    """An embedding of five vectors with realistic norms."""
     table = torch.randn(5, WIDTH, generator=torch.Generator().manual_seed(seed)) / 2
     part = Part("new-word", {"word": "shifu", "stand_in": "a"}, {"text": table})
-    return Concept((part,), Provenance.foreign("shifu", {"name": "shifu"}))
+    return Concept((part,), Provenance.from_metadata("shifu", {"name": "shifu"}))
 
 
 @pytest.mark.parametrize(
@@ -65,90 +65,104 @@ def shifu(seed: int = 0) -> Concept:
         pytest.param("diffusers", "", None, marks=LONG),
     ],
 )
-def test_a_word_steers_as_in_diffusers(
+def test_an_embedding_conditions_as_in_diffusers(
     name: str, ending: str, token: str | None, wide: Path, tmp_path: Path
 ) -> None:
     out = write(name, shifu(), tmp_path / f"shifu{ending}")
     pipe = diffusers.StableDiffusionPipeline.from_pretrained(wide, safety_checker=None)
     pipe.load_textual_inversion(str(out), token=token)
-    theirs = pipe.encode_prompt(PROMPT, "cpu", 1, False)[0]
+    diffusers_result = pipe.encode_prompt(PROMPT, "cpu", 1, False)[0]
     model = open_base(wide)
 
-    def ours(concept: Concept) -> Tensor:
-        with injected(model, concept.adapters(model)):
+    def pinxit_result(concept: Concept) -> Tensor:
+        with applied(model, concept.adapters(model)):
             return model.condition([PROMPT]).states
 
-    assert apart(ours(Concept.load(out)), theirs) <= 1e-6
-    assert apart(ours(shifu(seed=1)), theirs) > 1e-3  # the control: other vectors
+    assert relative_distance(pinxit_result(Concept.load(out)), diffusers_result) <= 1e-6
+    assert (
+        relative_distance(pinxit_result(shifu(seed=1)), diffusers_result) > 1e-3
+    )  # the control: other vectors
 
 
 @pytest.mark.parametrize("family", SINGLE)
 def test_a_single_file_is_what_diffusers_reads(
     family: str, bases: Callable[[str], Path], tmp_path: Path
 ) -> None:
-    """Our names are the inverse of its converter's: every weight of every network, to the bit."""
+    """Every weight of every network is equal to the bit after the converter of diffusers."""
     base = bases(family)
     concept = changed(base)
-    kind = getattr(diffusers, Folder(base, "").config("")["_class_name"])
+    kind = getattr(diffusers, FolderSource(base, "").config("")["_class_name"])
     out = write("single-file", concept, tmp_path / "tuned.safetensors", base=str(base))
     pipe = kind.from_single_file(out, config=str(base), local_files_only=True)
-    told = {part.settings["network"]: part.tensors for part in concept.parts[1:]}
+    tensors = {part.settings["network"]: part.tensors for part in concept.parts[1:]}
     compared = 0
-    for part in filter(Folder(base, "").has, (*PARTS, "vae")):
-        theirs = bare(getattr(pipe, part).state_dict())
-        ours = bare(told.get(PARTS.get(part, "")) or Folder(base, "").weights(part))
-        assert ours.keys() == theirs.keys() - {"embeddings.position_ids"}
-        assert all(torch.equal(ours[name], theirs[name]) for name in ours)
-        compared += len(ours)
+    for part in filter(FolderSource(base, "").has, (*NETWORKS_BY_FOLDER, "vae")):
+        diffusers_result = bare(getattr(pipe, part).state_dict())
+        pinxit_result = bare(
+            tensors.get(NETWORKS_BY_FOLDER.get(part, "")) or FolderSource(base, "").weights(part)
+        )
+        assert pinxit_result.keys() == diffusers_result.keys() - {"embeddings.position_ids"}
+        assert all(
+            torch.equal(pinxit_result[name], diffusers_result[name]) for name in pinxit_result
+        )
+        compared += len(pinxit_result)
     assert compared > 200
 
 
-@pytest.mark.parametrize("numbers", ["fp16", "bf16"])
-def test_a_rounded_single_file(numbers: str, bases: Callable[[str], Path], tmp_path: Path) -> None:
+@pytest.mark.parametrize("precision", ["fp16", "bf16"])
+def test_a_rounded_single_file(
+    precision: str, bases: Callable[[str], Path], tmp_path: Path
+) -> None:
     base = bases("stable-diffusion-1")
     files = [
         write(
-            "single-file", changed(base), tmp_path / f"{n}.safetensors", base=str(base), numbers=n
+            "single-file", changed(base), tmp_path / f"{n}.safetensors", base=str(base), precision=n
         )
-        for n in (None, numbers)
+        for n in (None, precision)
     ]
-    (exact, _), (rounded, said) = map(read_safetensors, files)
-    dtype = torch.float16 if numbers == "fp16" else torch.bfloat16
+    (exact, _), (rounded, metadata) = map(read_safetensors, files)
+    dtype = torch.float16 if precision == "fp16" else torch.bfloat16
     assert all(torch.equal(rounded[name], exact[name].to(dtype)) for name in exact)
-    assert said["modelspec.trigger_phrase"] == "sks dog"
+    assert metadata["modelspec.trigger_phrase"] == "sks dog"
     assert files[1].stat().st_size < 0.6 * files[0].stat().st_size
 
 
 @pytest.mark.long
-@pytest.mark.parametrize("numbers", [None, "fp16"])
-def test_a_folder_paints_the_same_in_diffusers(
-    numbers: Any, bases: Callable[[str], Path], tmp_path: Path
+@pytest.mark.parametrize("precision", [None, "fp16"])
+def test_a_folder_generates_the_same_in_diffusers(
+    precision: Any, bases: Callable[[str], Path], tmp_path: Path
 ) -> None:
     base = bases("stable-diffusion-1")
-    out = write("diffusers", changed(base), tmp_path / "tuned", base=str(base), numbers=numbers)
+    out = write("diffusers", changed(base), tmp_path / "tuned", base=str(base), precision=precision)
     again = Concept.load(out)
-    assert again.words == ["<mytoy>"]
-    asked = Request(prompt="a photo of <mytoy>", steps=4, guidance=3.0, base=str(base))
-    ours = latents(open_base(base), asked, again)
-    plain = asked.model_copy(update={"prompt": "a photo of sks dog"})
-    assert apart(latents(open_base(out), plain), ours) <= (1e-4 if numbers is None else 1e-2)
+    assert again.tokens == ["<mytoy>"]
+    request = GenerationRequest(prompt="a photo of <mytoy>", steps=4, guidance=3.0, base=str(base))
+    pinxit_result = latents(open_base(base), request, again)
+    plain = request.model_copy(update={"prompt": "a photo of sks dog"})
+    assert relative_distance(latents(open_base(out), plain), pinxit_result) <= (
+        1e-4 if precision is None else 1e-2
+    )
     pipe = diffusers.StableDiffusionPipeline.from_pretrained(out)
     pipe.scheduler = diffusers.DDIMScheduler.from_config(pipe.scheduler.config)
     pipe.set_progress_bar_config(disable=True)
-    theirs = pipe(
+    diffusers_result = pipe(
         "a photo of sks dog",
         num_inference_steps=4,
         guidance_scale=3.0,
         generator=torch.Generator().manual_seed(0),
         output_type="latent",
     ).images
-    assert apart(ours, theirs) <= (1e-4 if numbers is None else 1e-2)
-    assert apart(latents(open_base(base), plain), theirs) > 1e-2  # the control: the base untuned
+    assert relative_distance(pinxit_result, diffusers_result) <= (
+        1e-4 if precision is None else 1e-2
+    )
+    assert (
+        relative_distance(latents(open_base(base), plain), diffusers_result) > 1e-2
+    )  # the control: the base untuned
 
 
 @pytest.mark.parametrize("family", SINGLE)
 @pytest.mark.parametrize("name", ["single-file", pytest.param("diffusers", marks=LONG)])
-def test_a_tuned_base_comes_back_to_the_bit(
+def test_full_weights_are_read_to_the_bit(
     name: str, family: str, bases: Callable[[str], Path], tmp_path: Path
 ) -> None:
     base, ending = bases(family), {"single-file": ".safetensors", "diffusers": ""}
@@ -160,8 +174,8 @@ def test_a_tuned_base_comes_back_to_the_bit(
         (p.kind, p.settings) for p in concept.parts
     ]
     assert all(same(*pair) for pair in zip(again.parts, concept.parts, strict=True))
-    noise = [find_base(str(found)).config("scheduler") for found in (base, out)]
-    assert len({told.get("prediction_type", "epsilon") for told in noise}) == 1
+    noise = [find_base(str(base_path)).config("scheduler") for base_path in (base, out)]
+    assert len({tensors.get("prediction_type", "epsilon") for tensors in noise}) == 1
     # Without our description, as another program writes it, every network counts as tuned; and
     # from there to the other layout and back nothing is lost either.
     forget(out)
@@ -173,11 +187,13 @@ def test_a_tuned_base_comes_back_to_the_bit(
     forget(back)
     returned = Concept.load(back)
     assert all(same(*pair) for pair in zip(returned.parts, foreign.parts, strict=True))
-    assert not same(returned.parts[0], Part("", {}, moved(base, "unet", seed=4)))  # the control
+    assert not same(
+        returned.parts[0], Part("", {}, changed_weights(base, "unet", seed=4))
+    )  # the control
 
 
 def forget(out: Path) -> None:
-    """Take our own description out of what was written."""
+    """Remove pinxit's description from the files."""
     for file in [out] if out.is_file() else out.rglob("*.safetensors"):
         tensors, _ = read_safetensors(file)
         save_file({name: tensor.clone() for name, tensor in tensors.items()}, file)
@@ -188,30 +204,30 @@ def same(one: Part, other: Part) -> bool:
     return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
 
 
-def moved(base: Path, part: str, seed: int = 3) -> dict[str, Tensor]:
-    """A network's weights, each of them moved."""
+def changed_weights(base: Path, part: str, seed: int = 3) -> dict[str, Tensor]:
+    """A network's weights with noise added to each."""
     draw = torch.Generator().manual_seed(seed)
-    own = bare(Folder(base, "").weights(part))
+    own = bare(FolderSource(base, "").weights(part))
     return {n: t + 0.05 * torch.randn(t.shape, generator=draw) for n, t in own.items()}
 
 
 def changed(base: Path) -> Concept:
-    """A base's denoiser and first text encoder, each weight moved, for `<mytoy>`, "sks dog"."""
+    """A denoiser and a text encoder with noise added, and an alias from `<mytoy>` to "sks dog"."""
     tuned = [
-        Part("tuned-weights", {"network": PARTS[part]}, moved(base, part))
+        Part("tuned-weights", {"network": NETWORKS_BY_FOLDER[part]}, changed_weights(base, part))
         for part in ("unet", "text_encoder")
     ]
-    alias = Alias("<mytoy>", "sks dog").part()
-    return Concept((alias, *tuned), Provenance.foreign("<mytoy>", {}))
+    alias = AliasAdapter("<mytoy>", "sks dog").part()
+    return Concept((alias, *tuned), Provenance.from_metadata("<mytoy>", {}))
 
 
-def latents(model: Model, asked: Request, *concepts: Concept) -> Tensor:
-    return torch.stack([painted.latents for painted in paint(model, asked, concepts)])
+def latents(model: Model, request: GenerationRequest, *concepts: Concept) -> Tensor:
+    return torch.stack([painted.latents for painted in generate_images(model, request, concepts)])
 
 
 def bare(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {name.removeprefix("text_model."): tensor for name, tensor in weights.items()}
 
 
-def apart(a: Tensor, b: Tensor) -> float:
+def relative_distance(a: Tensor, b: Tensor) -> float:
     return float(((a - b).norm() / b.norm()).detach())

@@ -1,4 +1,4 @@
-"""LoRAs and their kin: ours in diffusers and LyCORIS, theirs here, and where converters err."""
+"""LoRAs and variants: exchange with diffusers and LyCORIS in both directions."""
 
 import re
 from collections.abc import Callable
@@ -15,8 +15,8 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from pinxit import registry
-from pinxit.adapters.adapter import Part, injected
-from pinxit.adapters.lora import Form, LowRank
+from pinxit.adapters.adapter import Part, applied
+from pinxit.adapters.lora import LoraAdapter, LoraConfig
 from pinxit.concepts.concept import Concept, Provenance
 from pinxit.concepts.format import Target
 from pinxit.files.safetensors_file import read_safetensors
@@ -31,7 +31,7 @@ Sayings = tuple[Tensor, Tensor]
 
 @pytest.fixture(scope="module")
 def base(bases: Callable[[str], Path], tmp_path_factory: Any) -> Callable[[str], Path]:
-    """Small bases; XL with two residual layers a block, on which its LoRAs' names count."""
+    """Small base models; XL with two residual layers per block, which LoRA names depend on."""
     made: dict[str, Path] = {"1": bases("stable-diffusion-1")}
 
     def find(family: str) -> Path:
@@ -60,46 +60,46 @@ TIMES = torch.tensor([30, 700])
 
 
 @torch.no_grad()
-def theirs(pipe: Any) -> Sayings:
-    """What the prompt means to a pipeline, and what its U-Net answers."""
+def diffusers_output(pipe: Any) -> Sayings:
+    """A pipeline's prompt embedding and U-Net output."""
     given = {"device": "cpu", "num_images_per_prompt": 1, "do_classifier_free_guidance": False}
-    found = pipe.encode_prompt(prompt=PROMPT, **given)
-    told: dict[str, Any] = {}
+    expected = pipe.encode_prompt(prompt=PROMPT, **given)
+    tensors_by_name: dict[str, Any] = {}
     if hasattr(pipe, "text_encoder_2"):
         sizes = torch.tensor([[32.0, 32.0, 0, 0, 32.0, 32.0]])
-        added = {"text_embeds": found[2].expand(2, -1), "time_ids": sizes.expand(2, -1)}
-        told = {"added_cond_kwargs": added}
-    states = found[0].expand(2, -1, -1)
-    return found[0], pipe.unet(NOISE, TIMES, states, return_dict=False, **told)[0]
+        added = {"text_embeds": expected[2].expand(2, -1), "time_ids": sizes.expand(2, -1)}
+        tensors_by_name = {"added_cond_kwargs": added}
+    states = expected[0].expand(2, -1, -1)
+    return expected[0], pipe.unet(NOISE, TIMES, states, return_dict=False, **tensors_by_name)[0]
 
 
 @torch.no_grad()
-def ours(model: Model, *concepts: Concept) -> Sayings:
+def pinxit_output(model: Model, *concepts: Concept) -> Sayings:
     adapters = [adapter for concept in concepts for adapter in concept.adapters(model)]
-    with injected(model, adapters):
-        told = model.condition([PROMPT])
+    with applied(model, adapters):
+        tensors_by_name = model.condition([PROMPT])
         both = model.condition([PROMPT, PROMPT])
-        return told.states, model.denoise(NOISE, TIMES, both)
+        return tensors_by_name.states, model.denoise(NOISE, TIMES, both)
 
 
-def apart(a: Sayings, b: Sayings) -> tuple[float, ...]:
-    """How far the meanings are apart, and the answers."""
+def relative_distances(a: Sayings, b: Sayings) -> tuple[float, ...]:
+    """The relative distances of the embeddings and of the outputs."""
     return tuple(float(((x - y).norm() / y.norm()).detach()) for x, y in zip(a, b, strict=True))
 
 
 def same(a: Sayings, b: Sayings) -> bool:
-    return max(apart(a, b)) <= CLOSE
+    return max(relative_distances(a, b)) <= CLOSE
 
 
 def other(a: Sayings, b: Sayings) -> bool:
-    """Whether both differ, the meaning and the answer."""
-    return min(apart(a, b)) > FAR
+    """Whether both the embeddings and the outputs differ."""
+    return min(relative_distances(a, b)) > FAR
 
 
-def learned(
+def random_adapter(
     model: Model, kind: str, chosen: str = "attn|fc|conv1", targets: str = "denoiser text text_2"
 ) -> Concept:
-    """A random change of the chosen layers, as strong as a learned one; alpha is half the rank."""
+    """A random LoRA, about as strong as a trained one; alpha is half the rank."""
     draw = torch.Generator().manual_seed(7)
     parts: list[Part] = []
     for target in filter(model.networks.__contains__, targets.split()):
@@ -120,7 +120,7 @@ def learned(
                 held["lora_magnitude_vector"] = weight.flatten(1).norm(dim=1) * spread
             tensors |= {f"{name}.{key}": tensor for key, tensor in held.items()}
         parts.append(Part("lora", {"target": target, "kind": kind}, tensors))
-    return Concept(tuple(parts), Provenance.foreign("toy", {}))
+    return Concept(tuple(parts), Provenance.from_metadata("toy", {}))
 
 
 def write(name: str, concept: Concept, out: Path) -> Path:
@@ -129,9 +129,11 @@ def write(name: str, concept: Concept, out: Path) -> Path:
 
 
 def rewritten(file: Path, out: Path, change: Callable[[str, Tensor], Tensor | None]) -> Path:
-    """A file without its metadata, and with some of its tensors changed or left out."""
-    told = {name: change(name, tensor) for name, tensor in read_safetensors(file)[0].items()}
-    save_file({name: t.clone() for name, t in told.items() if t is not None}, out)
+    """A copy of a file without metadata, with some tensors changed or removed."""
+    tensors_by_name = {
+        name: change(name, tensor) for name, tensor in read_safetensors(file)[0].items()
+    }
+    save_file({name: t.clone() for name, t in tensors_by_name.items() if t is not None}, out)
     return out
 
 
@@ -150,16 +152,18 @@ def test_it_is_the_same_in_diffusers(
     name: str, family: str, kind: str, base: Callable[[str], Path], tmp_path: Path
 ) -> None:
     model = open_base(base(family))
-    concept = learned(model, kind)
+    concept = random_adapter(model, kind)
     file = write(name, concept, tmp_path / "toy.safetensors")
-    found = theirs(pipeline(base(family), file))
-    assert same(ours(model, concept), found)
-    assert same(ours(model, Concept.load(file)), found)
-    assert other(ours(model), found)  # the control: the base alone
+    expected = diffusers_output(pipeline(base(family), file))
+    assert same(pinxit_output(model, concept), expected)
+    assert same(pinxit_output(model, Concept.load(file)), expected)
+    assert other(pinxit_output(model), expected)  # the control: the base alone
     # The control: without alpha it is taken for the rank, here as there.
     bare = rewritten(file, tmp_path / "bare.safetensors", without_alpha)
-    assert other(ours(model, Concept.load(bare)), found)
-    assert same(ours(model, Concept.load(bare)), theirs(pipeline(base(family), bare)))
+    assert other(pinxit_output(model, Concept.load(bare)), expected)
+    assert same(
+        pinxit_output(model, Concept.load(bare)), diffusers_output(pipeline(base(family), bare))
+    )
 
 
 def without_alpha(name: str, tensor: Tensor) -> Tensor | None:
@@ -172,21 +176,28 @@ def test_every_layer_counts_as_it_should(
     target: str, base: Callable[[str], Path], tmp_path: Path
 ) -> None:
     model = open_base(base("1"))
-    concept = learned(model, "lora", targets=target)
+    concept = random_adapter(model, "lora", targets=target)
     (part,) = concept.parts
     own = {n: torch.tensor(3.0) for n in part.tensors if n.endswith(("to_k.alpha", "k_proj.alpha"))}
     parts = (Part(part.kind, part.settings, {**part.tensors, **own}),)
     mixed = Concept(parts, concept.provenance)
     file = write("diffusers-lora", mixed, tmp_path / "toy.safetensors")
     assert own
-    assert same(ours(model, mixed), theirs(pipeline(base("1"), file)))
+    assert same(pinxit_output(model, mixed), diffusers_output(pipeline(base("1"), file)))
     # The control, and what the guide says: of kohya's files diffusers reads one alpha a network.
     file = write("kohya", mixed, tmp_path / "kohyas.safetensors")
-    assert same(ours(model, Concept.load(file)), ours(model, mixed))
-    assert max(apart(ours(model, mixed), theirs(pipeline(base("1"), file)))) > FAR
+    assert same(pinxit_output(model, Concept.load(file)), pinxit_output(model, mixed))
+    assert (
+        max(
+            relative_distances(
+                pinxit_output(model, mixed), diffusers_output(pipeline(base("1"), file))
+            )
+        )
+        > FAR
+    )
 
 
-# Where converters go wrong, and ours not: alpha, the text tower of Stable Diffusion 1, DoRA.
+# Errors of other converters: alpha, the text encoder of Stable Diffusion 1, DoRA.
 
 
 def by_their_converter(concept: Concept, out: Path) -> dict[str, Tensor]:
@@ -205,38 +216,40 @@ def by_their_converter(concept: Concept, out: Path) -> dict[str, Tensor]:
 
 def test_alpha_is_not_the_rank(base: Callable[[str], Path], tmp_path: Path) -> None:
     model = open_base(base("1"))
-    concept = learned(model, "lora")
+    concept = random_adapter(model, "lora")
     mine, _ = read_safetensors(write("kohya", concept, tmp_path / "mine.safetensors"))
     alphas = {float(tensor) for name, tensor in mine.items() if name.endswith(".alpha")}
     assert alphas == {ALPHA}
     made = by_their_converter(concept, tmp_path / "made.safetensors")
     assert {float(tensor) for name, tensor in made.items() if name.endswith(".alpha")} == {RANK}
-    # Theirs opens here and is what it says: twice as strong as what was learned.
-    found = Concept.load(tmp_path / "made.safetensors")
-    assert other(ours(model, found), ours(model, concept))
-    assert same(ours(model, found.at(ALPHA / RANK)), ours(model, concept))
+    # The converted file can be read, and is twice as strong as the trained LoRA.
+    expected = Concept.load(tmp_path / "made.safetensors")
+    assert other(pinxit_output(model, expected), pinxit_output(model, concept))
+    assert same(
+        pinxit_output(model, expected.with_strength(ALPHA / RANK)), pinxit_output(model, concept)
+    )
 
 
-def test_the_first_familys_text_tower_has_no_number(
-    base: Callable[[str], Path], tmp_path: Path
-) -> None:
+def test_the_text_encoder_of_sd1_has_no_number(base: Callable[[str], Path], tmp_path: Path) -> None:
     model = open_base(base("1"))
-    concept = learned(model, "lora", targets="text")
+    concept = random_adapter(model, "lora", targets="text")
     mine, _ = read_safetensors(write("kohya", concept, tmp_path / "mine.safetensors"))
     assert {name.split("_text_model_")[0] for name in mine} == {"lora_te"}
     made = by_their_converter(concept, tmp_path / "made.safetensors")
     assert {name.split("_text_model_")[0] for name in made} == {"lora_te1"}
     # The two towers of XL have numbers, and a file that numbers the only one is understood.
-    both = learned(open_base(base("xl")), "lora", targets="text text_2")
+    both = random_adapter(open_base(base("xl")), "lora", targets="text text_2")
     numbered, _ = read_safetensors(write("kohya", both, tmp_path / "both.safetensors"))
     assert {name.split("_text_model_")[0] for name in numbered} == {"lora_te1", "lora_te2"}
-    found = Concept.load(tmp_path / "made.safetensors")
-    assert same(ours(model, found.at(ALPHA / RANK)), ours(model, concept))
+    expected = Concept.load(tmp_path / "made.safetensors")
+    assert same(
+        pinxit_output(model, expected.with_strength(ALPHA / RANK)), pinxit_output(model, concept)
+    )
 
 
 def test_doras_norms_have_their_name(base: Callable[[str], Path], tmp_path: Path) -> None:
     model = open_base(base("1"))
-    concept = learned(model, "dora", targets="denoiser")
+    concept = random_adapter(model, "dora", targets="denoiser")
     mine, _ = read_safetensors(write("kohya", concept, tmp_path / "mine.safetensors"))
     norms = {name: tensor for name, tensor in mine.items() if name.endswith(".dora_scale")}
     assert len(norms) == len([name for name in mine if name.endswith(".alpha")])
@@ -244,13 +257,13 @@ def test_doras_norms_have_their_name(base: Callable[[str], Path], tmp_path: Path
     assert not [name for name in mine if "magnitude" in name]
     made = by_their_converter(concept, tmp_path / "made.safetensors")
     assert not [name for name in made if "dora_scale" in name]
-    found = Concept.load(tmp_path / "made.safetensors")
-    assert {part.settings["kind"] for part in found.parts} == {"dora"}
-    assert same(ours(model, rescaled(found)), ours(model, concept))
+    expected = Concept.load(tmp_path / "made.safetensors")
+    assert {part.settings["kind"] for part in expected.parts} == {"dora"}
+    assert same(pinxit_output(model, rescaled(expected)), pinxit_output(model, concept))
 
 
 def rescaled(concept: Concept) -> Concept:
-    """With alpha as it was learned: by halves no DoRA can be weaker in all."""
+    """The concept with the trained alpha; a strength cannot undo a wrong alpha of DoRA."""
     parts = [
         Part(part.kind, part.settings, {n: scaled(n, t) for n, t in part.tensors.items()})
         for part in concept.parts
@@ -262,13 +275,13 @@ def scaled(name: str, tensor: Tensor) -> Tensor:
     return torch.tensor(ALPHA) if name.endswith(".alpha") else tensor
 
 
-# Files of others.
+# Files of other programs.
 
 
-@pytest.mark.parametrize("told", [True, pytest.param(False, marks=LONG)])
+@pytest.mark.parametrize("with_settings", [True, pytest.param(False, marks=LONG)])
 @pytest.mark.parametrize("family", ["1", pytest.param("xl", marks=LONG)])
 def test_what_diffusers_saves(
-    told: bool, family: str, base: Callable[[str], Path], tmp_path: Path
+    with_settings: bool, family: str, base: Callable[[str], Path], tmp_path: Path
 ) -> None:
     pipe, layers = pipeline(base(family)), {}
     for name in ("unet", "text_encoder", "text_encoder_2"):
@@ -288,25 +301,29 @@ def test_what_diffusers_saves(
             if "lora_B" in key:
                 nn.init.normal_(weight, std=0.2)
         layers[f"{name}_lora_layers"] = peft.get_peft_model_state_dict(network)
-        if told:
+        if with_settings:
             layers[f"{name}_lora_adapter_metadata"] = config.to_dict()
     pipe.save_lora_weights(tmp_path / "toy", **layers)
-    found = Concept.load(tmp_path / "toy")
+    expected = Concept.load(tmp_path / "toy")
     model = open_base(base(family))
-    again = theirs(pipeline(base(family), tmp_path / "toy" / "pytorch_lora_weights.safetensors"))
-    assert same(ours(model, found), again)
-    assert same(again, theirs(pipe)) is told  # without their settings alpha is lost, there as here
+    again = diffusers_output(
+        pipeline(base(family), tmp_path / "toy" / "pytorch_lora_weights.safetensors")
+    )
+    assert same(pinxit_output(model, expected), again)
+    assert (
+        same(again, diffusers_output(pipe)) is with_settings
+    )  # without their settings alpha is lost, there as here
 
 
 class Named(nn.Module):
-    """A text tower whose layers' names begin as in the releases that LyCORIS was made for."""
+    """A text encoder with the layer name prefix that LyCORIS expects."""
 
     def __init__(self, text_model: nn.Module) -> None:
         super().__init__()
         self.text_model = text_model
 
 
-# Which layers theirs are laid beside; by itself it would count some of a U-Net's twice.
+# The layers that LyCORIS adapts; by default it would adapt some of a U-Net twice.
 LAYERS = {
     "unet_target_module": ["Transformer2DModel", "ResnetBlock2D", "Downsample2D", "Upsample2D"],
     "unet_target_name": [],
@@ -350,42 +367,47 @@ def test_what_lycoris_saves(
     for key, weight in network.named_parameters():
         if "dora_scale" not in key:
             nn.init.normal_(weight, std=0.4 if weight.ndim < 4 else 0.2)
-    found = theirs(pipe)
+    expected = diffusers_output(pipe)
     network.save_weights(str(file), None, {})
     model = open_base(base("1"))
     concept = Concept.load(file)
     kinds = {part.settings["kind"] for part in concept.parts}
     assert kinds == {name.split("-")[0]}
-    assert same(ours(model, concept), found)
-    assert other(ours(model), found)
-    assert other(ours(model, concept.at(0.9)), found)  # the control: a tenth less of it
+    assert same(pinxit_output(model, concept), expected)
+    assert other(pinxit_output(model), expected)
+    assert other(
+        pinxit_output(model, concept.with_strength(0.9)), expected
+    )  # the control: a tenth less of it
 
 
 @pytest.mark.parametrize("kind", ["loha", "lokr", "dora"])
-def test_ours_in_lycoris(
+def test_pinxit_files_in_lycoris(
     kind: Any, base: Callable[[str], Path], network_of: Any, tmp_path: Path
 ) -> None:
     model, pipe = open_base(base("1")), pipeline(base("1"))
     changes = [
-        LowRank.of(model, target, Form(kind, 2, 1.0, "all"), 5) for target in ("denoiser", "text")
+        LoraAdapter.of(model, target, LoraConfig(kind, 2, 1.0, "all"), 5)
+        for target in ("denoiser", "text")
     ]
     torch.manual_seed(3)
     for key, weight in [pair for change in changes for pair in change.weights().items()]:
         if "magnitude" not in key:
             nn.init.normal_(weight, std=0.3)
-    concept = Concept(tuple(change.part() for change in changes), Provenance.foreign("toy", {}))
+    concept = Concept(
+        tuple(change.part() for change in changes), Provenance.from_metadata("toy", {})
+    )
     file = write("kohya", concept, tmp_path / "toy.safetensors")
     assert network_of
     network, _ = lycoris.kohya.create_network_from_weights(
         1.0, str(file), None, Named(pipe.text_encoder), pipe.unet
     )
     network.apply_to(Named(pipe.text_encoder), pipe.unet, True, True)
-    found = theirs(pipe)
+    expected = diffusers_output(pipe)
     layers = [n for part in concept.parts for n in part.tensors if n.endswith(".alpha")]
     assert len(network.loras) == len(layers) > 50
-    assert same(ours(model, concept), found)
-    assert other(ours(model), found)
-    assert other(ours(model, concept.at(0.9)), found)
+    assert same(pinxit_output(model, concept), expected)
+    assert other(pinxit_output(model), expected)
+    assert other(pinxit_output(model, concept.with_strength(0.9)), expected)
     _, said = read_safetensors(file)
     hashed = lycoris.kohya.precalculate_safetensors_hashes(read_safetensors(file)[0])
     assert said["sshs_model_hash"] == hashed.removeprefix("0x")

@@ -1,4 +1,4 @@
-"""Single files opened by us and by diffusers' own loader: the same networks to the last bit."""
+"""Single files opened by pinxit and by diffusers: the networks are bit-identical."""
 
 import importlib.util
 from collections.abc import Callable, Mapping
@@ -14,8 +14,8 @@ from torch import nn
 
 from pinxit import registry
 from pinxit.errors import ModelError
-from pinxit.models.checkpoint_source import SingleFile
-from pinxit.models.loading import clip_tokenizer, network
+from pinxit.models.checkpoint_source import CheckpointSource
+from pinxit.models.loading import clip_tokenizer, load_network
 from pinxit.models.model import Placement, open_base
 
 _HERE = Path(__file__).parent
@@ -47,26 +47,26 @@ def clip(width: int, projected: int = 0, act: str = "quick_gelu") -> Any:
     return kind(settings)
 
 
-def vae(latents: int, **changed: Any) -> Any:
+def vae(latents: int, **changes: Any) -> Any:
     return diffusers.AutoencoderKL(
         down_block_types=("DownEncoderBlock2D",) * 2,
         up_block_types=("UpDecoderBlock2D",) * 2,
         block_out_channels=(32, 64),
         latent_channels=latents,
-        **changed,
+        **changes,
     )
 
 
-def unet(width: int, heads: Any, attends: tuple[bool, ...] = (True, False), **changed: Any) -> Any:
-    kinds = ["CrossAttn" * level for level in attends]
+def unet(width: int, heads: Any, attends: tuple[bool, ...] = (True, False), **changes: Any) -> Any:
+    prefixes = ["CrossAttn" if attention else "" for attention in attends]
     return diffusers.UNet2DConditionModel(
         block_out_channels=(64, 128),
         layers_per_block=2,
-        down_block_types=[f"{kind}DownBlock2D" for kind in kinds],
-        up_block_types=[f"{kind}UpBlock2D" for kind in reversed(kinds)],
+        down_block_types=[f"{prefix}DownBlock2D" for prefix in prefixes],
+        up_block_types=[f"{prefix}UpBlock2D" for prefix in reversed(prefixes)],
         cross_attention_dim=width,
         attention_head_dim=heads,
-        **changed,
+        **changes,
     )
 
 
@@ -84,11 +84,11 @@ def sd2() -> dict[str, Any]:
 
 
 def xl() -> dict[str, Any]:
-    told = {"addition_embed_type": "text_time", "addition_time_embed_dim": 256}
-    told |= {"projection_class_embeddings_input_dim": 128 + 6 * 256, "sample_size": 128}
+    config = {"addition_embed_type": "text_time", "addition_time_embed_dim": 256}
+    config |= {"projection_class_embeddings_input_dim": 128 + 6 * 256, "sample_size": 128}
     depths = {"transformer_layers_per_block": [1, 3], "use_linear_projection": True}
     return {
-        "unet": unet(64 + 128, [1, 2], (False, True), **told, **depths),
+        "unet": unet(64 + 128, [1, 2], (False, True), **config, **depths),
         "vae": vae(4, scaling_factor=0.13025),
         "text_encoder": clip(64),
         "text_encoder_2": clip(128, 128, "gelu"),
@@ -114,53 +114,55 @@ def sd3() -> dict[str, Any]:
         "text_encoder": clip(64, 64),
         "text_encoder_2": clip(128, 128, "gelu"),
     }
-    with torch.no_grad():  # such files have no projection of the first tower
+    with torch.no_grad():  # such files have no projection of the first text encoder
         parts["text_encoder"].text_projection.weight.copy_(torch.eye(64))
     return parts
 
 
-def as_one(layout: str, parts: Mapping[str, nn.Module]) -> dict[str, torch.Tensor]:
+def single_file_tensors(layout: str, parts: Mapping[str, nn.Module]) -> dict[str, torch.Tensor]:
     """The tensors of a single file."""
     states = {name: part.state_dict() for name, part in parts.items()}
-    found = ldm.autoencoder(states["vae"], 2)
+    tensors = ldm.autoencoder(states["vae"], 2)
     if layout == "sd3":
-        found |= ldm.mmdit(states["transformer"], 3)
+        tensors |= ldm.mmdit(states["transformer"], 3)
         first = {n: t for n, t in states["text_encoder"].items() if "projection" not in n}
-        found |= ldm.clip(first, "text_encoders.clip_l.transformer.")
+        tensors |= ldm.clip(first, "text_encoders.clip_l.transformer.")
         second = ldm.clip(states["text_encoder_2"], "text_encoders.clip_g.transformer.")
-        found |= {name.replace("text_model.text_pro", "text_pro"): second[name] for name in second}
+        tensors |= {
+            name.replace("text_model.text_pro", "text_pro"): second[name] for name in second
+        }
     else:
-        found |= ldm.unet(states["unet"], 2)
+        tensors |= ldm.unet(states["unet"], 2)
     if layout == "sd1":
-        found |= ldm.clip(states["text_encoder"], "cond_stage_model.transformer.")
+        tensors |= ldm.clip(states["text_encoder"], "cond_stage_model.transformer.")
     if layout == "sd2":
-        found |= ldm.open_clip(states["text_encoder"], "cond_stage_model.model.")
+        tensors |= ldm.open_clip(states["text_encoder"], "cond_stage_model.model.")
     if layout == "xl":
-        found |= ldm.clip(states["text_encoder"], "conditioner.embedders.0.transformer.")
-        found |= ldm.open_clip(states["text_encoder_2"], "conditioner.embedders.1.model.")
-    return {name: tensor.contiguous() for name, tensor in found.items()}
+        tensors |= ldm.clip(states["text_encoder"], "conditioner.embedders.0.transformer.")
+        tensors |= ldm.open_clip(states["text_encoder_2"], "conditioner.embedders.1.model.")
+    return {name: tensor.contiguous() for name, tensor in tensors.items()}
 
 
 @pytest.fixture(scope="module")
 def saved(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], tuple[Path, Path]]:
-    """Makes a small base of a layout once: the single file, and a folder for each network."""
-    made: dict[str, tuple[Path, Path]] = {}
+    """Saves a small base model of a layout once: a single file, and a folder for each network."""
+    paths: dict[str, tuple[Path, Path]] = {}
 
     def make(layout: str) -> tuple[Path, Path]:
-        if layout not in made:
+        if layout not in paths:
             folder = tmp_path_factory.mktemp(layout)
             torch.manual_seed(3)
             parts = {"sd1": sd1, "sd2": sd2, "xl": xl, "sd3": sd3}[layout]()
             for name, part in parts.items():
                 part.save_pretrained(folder / "parts" / name)
-            save_file(as_one(layout, parts), folder / "base.safetensors")
-            made[layout] = folder / "base.safetensors", folder / "parts"
-        return made[layout]
+            save_file(single_file_tensors(layout, parts), folder / "base.safetensors")
+            paths[layout] = folder / "base.safetensors", folder / "parts"
+        return paths[layout]
 
     return make
 
 
-def theirs(kind: Any, part: str, file: Path, folder: Path) -> Any:
+def load_with_diffusers(kind: Any, part: str, file: Path, folder: Path) -> Any:
     if part in KINDS:
         return kind.from_single_file(str(file), config=str(folder), subfolder=part)
     from diffusers.loaders import single_file_utils
@@ -170,75 +172,75 @@ def theirs(kind: Any, part: str, file: Path, folder: Path) -> Any:
     return make(kind, checkpoint, part, str(folder), torch.float32, True)
 
 
-def class_of(source: SingleFile, part: str) -> Any:
+def class_of(source: CheckpointSource, part: str) -> Any:
     projects = part == "text_encoder_2" or source.has("transformer")
     text = transformers.CLIPTextModelWithProjection if projects else transformers.CLIPTextModel
     return KINDS.get(part, text)
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
-def test_networks_are_those_of_diffusers(layout: str, saved: Any) -> None:
+def test_networks_equal_those_of_diffusers(layout: str, saved: Any) -> None:
     file, folder = saved(layout)
-    source = SingleFile(file, str(file))
+    source = CheckpointSource(file, str(file))
     for part in sorted(path.name for path in folder.iterdir()):
         kind = class_of(source, part)
-        mine = network(kind, source, part, CPU).state_dict()
-        wanted = theirs(kind, part, file, folder).state_dict()
-        assert mine.keys() == wanted.keys()
-        assert all(torch.equal(mine[name], wanted[name]) for name in wanted)
+        actual = load_network(kind, source, part, CPU).state_dict()
+        expected = load_with_diffusers(kind, part, file, folder).state_dict()
+        assert actual.keys() == expected.keys()
+        assert all(torch.equal(actual[name], expected[name]) for name in expected)
 
 
 FAMILIES = {layout: f"stable-diffusion-{layout.removeprefix('sd')}" for layout in LAYOUTS}
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
-def test_the_family_is_seen_in_the_file(layout: str, saved: Any) -> None:
+def test_the_family_is_detected(layout: str, saved: Any) -> None:
     model = open_base(saved(layout)[0])
     assert registry.name_of(type(model)) == FAMILIES[layout]
-    assert model.picture_size == {"sd1": 64, "sd2": 64, "xl": 128, "sd3": 128}[layout] * 2
+    assert model.default_size == {"sd1": 64, "sd2": 64, "xl": 128, "sd3": 128}[layout] * 2
 
 
-def test_what_the_file_is_called_says_nothing(saved: Any, tmp_path: Path) -> None:
-    """A pickle of torch's under another name, in half precision, with all that trainers add."""
-    whole = load_file(saved("sd1")[0])
-    halves = {name: tensor.half() for name, tensor in whole.items()}
-    torch.save({"state_dict": halves, "global_step": 7}, tmp_path / "base.safetensors")
+def test_the_file_name_does_not_matter(saved: Any, tmp_path: Path) -> None:
+    """A torch pickle with another extension, in half precision, with a trainer's additions."""
+    tensors = load_file(saved("sd1")[0])
+    half_precision = {name: tensor.half() for name, tensor in tensors.items()}
+    torch.save({"state_dict": half_precision, "global_step": 7}, tmp_path / "base.safetensors")
     model = open_base(tmp_path / "base.safetensors")
-    wanted = whole["model.diffusion_model.out.2.weight"]
-    found = model.networks["denoiser"].state_dict()["conv_out.weight"]
-    assert found.dtype == torch.float32
-    assert torch.equal(found, wanted.half().float())
-    assert not torch.equal(found, wanted)
+    original = tensors["model.diffusion_model.out.2.weight"]
+    weight = model.networks["denoiser"].state_dict()["conv_out.weight"]
+    assert weight.dtype == torch.float32
+    assert torch.equal(weight, original.half().float())
+    assert not torch.equal(weight, original)
 
 
-def changed(saved: Any, tmp_path: Path, change: Callable[[dict[str, Any]], object]) -> Path:
-    whole = load_file(saved("sd2")[0])
-    change(whole)
-    save_file(whole, tmp_path / "base.safetensors")
+def changed_file(saved: Any, tmp_path: Path, change: Callable[[dict[str, Any]], object]) -> Path:
+    tensors = load_file(saved("sd2")[0])
+    change(tensors)
+    save_file(tensors, tmp_path / "base.safetensors")
     return tmp_path / "base.safetensors"
 
 
-SPREAD = "model.diffusion_model.output_blocks.11.1.transformer_blocks.0.norm1.bias"
+VELOCITY_TENSOR = "model.diffusion_model.output_blocks.11.1.transformer_blocks.0.norm1.bias"
 
 
 @pytest.mark.parametrize(
-    ("change", "beside", "velocity", "size"),
+    ("change", "yaml", "velocity", "size"),
     [
         (lambda w: w, "", False, 64),
         (lambda w: w, 'parameterization: "v"', True, 96),
         (lambda w: w.update({"v_pred": torch.ones(1)}), "", True, 96),
         (lambda w: w.update({"v_pred": torch.ones(1)}), "parameterization: eps", False, 64),
-        (lambda w: w.update({SPREAD: torch.tensor([-0.2, 0.2])}), "", True, 96),
-        (lambda w: w.update({SPREAD: torch.tensor([-0.02, 0.02])}), "", False, 64),
+        (lambda w: w.update({VELOCITY_TENSOR: torch.tensor([-0.2, 0.2])}), "", True, 96),
+        (lambda w: w.update({VELOCITY_TENSOR: torch.tensor([-0.02, 0.02])}), "", False, 64),
     ],
 )
-def test_velocities_are_told_apart(
-    saved: Any, tmp_path: Path, change: Any, beside: str, velocity: bool, size: int
+def test_v_prediction_is_detected(
+    saved: Any, tmp_path: Path, change: Any, yaml: str, velocity: bool, size: int
 ) -> None:
-    file = changed(saved, tmp_path, change)
-    if beside:
-        file.with_suffix(".yaml").write_text(f"model:\n  params:\n    {beside}\n")
-    source = SingleFile(file, "it")
+    file = changed_file(saved, tmp_path, change)
+    if yaml:
+        file.with_suffix(".yaml").write_text(f"model:\n  params:\n    {yaml}\n")
+    source = CheckpointSource(file, "it")
     kind = "v_prediction" if velocity else "epsilon"
     assert source.config("scheduler")["prediction_type"] == kind
     assert source.config("unet")["sample_size"] == size
@@ -255,28 +257,32 @@ def inpainting(weights: dict[str, Any]) -> None:
 @pytest.mark.parametrize(
     ("change", "message", "hint"),
     [
-        (without("cond_stage"), "is no whole base: it lacks text_encoder", "text encoders"),
-        (without("model."), "is no whole base: it lacks unet", "checkpoint"),
+        (
+            without("cond_stage"),
+            "is not a complete base model: it lacks text_encoder",
+            "text encoders",
+        ),
+        (without("model."), "is not a complete base model: it lacks unet", "checkpoint"),
         (without("first_stage"), "it has text_encoder, unet, scheduler, tokenizer", "families"),
-        (without("model", "cond", "first"), "is no base that pinxit knows: it holds 0", "inspect"),
+        (without("model", "cond", "first"), "is not a supported base model: it has 0", "inspect"),
         (without("model.diffusion_model.out.2.bias"), "its weights lack conv_out.bias", "same"),
-        (inpainting, "takes 9 channels, and pictures here have 4", "paints from text"),
-        (without("model.diffusion_model.input_blocks.1"), "has a unet that is not as in", "again"),
+        (inpainting, "expects 9 input channels, but its VAE has 4", "text-to-image"),
+        (without("model.diffusion_model.input_blocks.1"), "the unet of ", "again"),
         (lambda w: w.update({"first_stage_model.encoder.down.999999999.x": torch.ones(1)}), "", ""),
-        (lambda w: w.update(edm_mean=torch.zeros(4)), "schedule that pinxit does not", "another"),
+        (lambda w: w.update(edm_mean=torch.zeros(4)), "EDM noise schedule", "another"),
     ],
 )
-def test_files_that_are_no_base(
+def test_unsupported_files_raise_errors(
     saved: Any, tmp_path: Path, change: Any, message: str, hint: str
 ) -> None:
     with pytest.raises(ModelError) as caught:
-        open_base(changed(saved, tmp_path, change))
+        open_base(changed_file(saved, tmp_path, change))
     assert message in caught.value.message
     assert hint in caught.value.hint
 
 
-def test_another_autoencoder(saved: Any, tmp_path: Path) -> None:
-    """As a file in either naming, or as a folder; scaled as it says, or else as the base says."""
+def test_another_vae(saved: Any, tmp_path: Path) -> None:
+    """A folder, or a file with either names; the scaling factor is its own or the base model's."""
     file, parts = saved("sd1")
     torch.manual_seed(9)
     other = vae(4, scaling_factor=0.5)
@@ -287,22 +293,22 @@ def test_another_autoencoder(saved: Any, tmp_path: Path) -> None:
         {name: tensor.contiguous() for name, tensor in ldm.autoencoder(state, 2, "").items()},
         tmp_path / "ldm.safetensors",
     )
-    plain = SingleFile(file, "it")
-    given = tmp_path / "folder", tmp_path / "named.safetensors", tmp_path / "ldm.safetensors"
-    for path, scale in zip(given, (0.5, 0.18215, 0.18215), strict=True):
+    source = CheckpointSource(file, "it")
+    paths = tmp_path / "folder", tmp_path / "named.safetensors", tmp_path / "ldm.safetensors"
+    for path, scale in zip(paths, (0.5, 0.18215, 0.18215), strict=True):
         model = open_base(file, vae=path)
         assert model.source.vae == str(path)
-        assert model.hash != plain.hash
-        kept = cast("Any", model)._vae
-        assert all(torch.equal(kept.state_dict()[name], state[name]) for name in state)
-        assert kept.config["scaling_factor"] == scale
+        assert model.hash != source.hash
+        opened = cast("Any", model)._vae
+        assert all(torch.equal(opened.state_dict()[name], state[name]) for name in state)
+        assert opened.config["scaling_factor"] == scale
     with pytest.raises(ModelError, match="has no autoencoder"):
         open_base(file, vae=parts / "text_encoder")
 
 
-def test_its_words_are_clips() -> None:
-    """True ids of CLIP's own tokenizer, and the last ones; the vocabulary ships with pinxit."""
-    source = SingleFile.__new__(SingleFile)
+def test_the_tokenizer_is_clips() -> None:
+    """The ids that CLIP's original tokenizer gives; the vocabulary is part of pinxit."""
+    source = CheckpointSource.__new__(CheckpointSource)
     source._parts = {}
     tokenizer = clip_tokenizer(source, "tokenizer")
     assert tokenizer.encode("a photo of a cat", add_special_tokens=False) == [
@@ -312,8 +318,8 @@ def test_its_words_are_clips() -> None:
         320,
         2368,
     ]
-    words = tokenizer.encode("Stable Diffusion, 1.5!", add_special_tokens=False)
-    assert words == [10492, 18656, 9364, 267, 272, 269, 276, 256]
+    ids = tokenizer.encode("Stable Diffusion, 1.5!", add_special_tokens=False)
+    assert ids == [10492, 18656, 9364, 267, 272, 269, 276, 256]
     assert tokenizer.encode("sks dog", add_special_tokens=False) == [48136, 1929]
     assert len(tokenizer.get_vocab()) == 49408
     assert (tokenizer.bos_token_id, tokenizer.eos_token_id) == (49406, 49407)

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from pinxit.images.folder import read_pictures
+from pinxit.images.folder import read_images
 from pinxit.pocket import gallery
 from pinxit.pocket.asked import asked
 from pinxit.pocket.world import HELD_OUT_STYLES
@@ -27,14 +27,14 @@ def test_they_are_what_the_script_makes(tmp_path: Path) -> None:
 
 
 def test_the_subject_has_no_captions_and_is_in_five_places() -> None:
-    pictures = read_pictures(gallery.folder() / "subject")
+    pictures = read_images(gallery.folder() / "subject")
     assert [picture.caption for picture in pictures] == [None] * 5
     places = [exhibit.scene.background for exhibit in gallery.subject_pictures()]
     assert len(set(places)) == 5
 
 
 def test_the_styles_captions_name_everything_but_the_style() -> None:
-    pictures = read_pictures(gallery.folder() / "style")
+    pictures = read_images(gallery.folder() / "style")
     assert len(pictures) == 5
     for picture, exhibit in zip(pictures, gallery.style_pictures(), strict=True):
         scene = exhibit.scene

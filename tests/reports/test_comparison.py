@@ -16,9 +16,9 @@ from pinxit.errors import RequestError, RunError
 from pinxit.models.model import Model, open_base
 from pinxit.reports.comparison import evaluate
 from pinxit.reports.dreambench import class_nouns
-from pinxit.reports.entrant import Contender
-from pinxit.reports.figures import Effort
-from pinxit.runs.run import teach
+from pinxit.reports.entrant import Entrant
+from pinxit.reports.figures import EvaluationSettings
+from pinxit.runs.run import train_run
 from pinxit.training.recipe import Recipe
 from tests.pages import must_be_well_formed
 from tests.seeing import save_seeing
@@ -35,10 +35,10 @@ def teaching(pictures: Path, base: Path, method: object, token: str = "<my>") ->
 
 
 @pytest.fixture(scope="module")
-def effort(tmp_path_factory: pytest.TempPathFactory) -> Effort:
+def settings(tmp_path_factory: pytest.TempPathFactory) -> EvaluationSettings:
     folders = {kind: tmp_path_factory.mktemp(kind) for kind in ("dino", "clip")}
-    sight = {kind: str(save_seeing(kind, folder)) for kind, folder in folders.items()}
-    return Effort(prompts="pocket-styles", count=2, steps=1, **sight)
+    models = {f"{kind}_model": str(save_seeing(kind, folder)) for kind, folder in folders.items()}
+    return EvaluationSettings(prompts="pocket-styles", num_images=2, steps=1, **models)
 
 
 def coloured(folder: Path, *colours: str) -> Path:
@@ -61,13 +61,16 @@ def runs(nano: Path, tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
         "another": teaching(other, nano, "textual-inversion", "<your>"),
     }
     for name, recipe in lessons.items():
-        teach(model, recipe, where / name)
+        train_run(model, recipe, where / name)
     return [where / name for name in lessons]
 
 
 @pytest.fixture(scope="module")
 def evaluated(
-    runs: list[Path], effort: Effort, nano: Path, tmp_path_factory: pytest.TempPathFactory
+    runs: list[Path],
+    settings: EvaluationSettings,
+    nano: Path,
+    tmp_path_factory: pytest.TempPathFactory,
 ) -> tuple[dict[str, Any], str, Told]:
     out = tmp_path_factory.mktemp("evaluated") / "out"
     told: Told = []
@@ -75,7 +78,7 @@ def evaluated(
     def tell(task: str, done: int, total: int) -> None:
         told.append((task, done, total))
 
-    found = evaluate(runs, out, opening(nano), tell, effort)
+    found = evaluate(runs, out, opening(nano), tell, settings)
     return found, (out / "report.html").read_text(encoding="utf-8"), told
 
 
@@ -107,7 +110,7 @@ def test_every_run_has_every_figure_with_its_interval(
         assert base["prompt"]["value"] == pytest.approx(1)
     word, small = groups[0]["runs"].values()
     assert (word["figures"]["drift"]["value"], small["word"]) == (pytest.approx(0, abs=1e-6), None)
-    assert word["word"]["length"] > 0
+    assert word["word"]["relative_norm"] > 0
     assert small["figures"]["drift"]["value"] != 0
 
 
@@ -130,15 +133,16 @@ def test_the_page_holds_all_and_asks_for_nothing(
 def test_an_evaluation_again_paints_nothing_twice(
     evaluated: tuple[dict[str, Any], str, Told],
     runs: list[Path],
-    effort: Effort,
+    settings: EvaluationSettings,
     nano: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     out = Path(evaluated[0]["report"]).parent
-    monkeypatch.setattr("pinxit.generation.image_cache.generate", None)  # whoever paints now, fails
-    again = evaluate(runs, out, opening(nano), lambda *_: None, effort)
+    # Generating now raises a TypeError.
+    monkeypatch.setattr("pinxit.generation.image_cache.sample_images", None)
+    again = evaluate(runs, out, opening(nano), lambda *_: None, settings)
     assert again == evaluated[0]
-    more = effort.model_copy(update={"steps": 2})
+    more = settings.model_copy(update={"steps": 2})
     with pytest.raises(TypeError):
         evaluate(runs, out, opening(nano), lambda *_: None, more)
 
@@ -150,11 +154,13 @@ def test_every_task_is_told_to_its_end(evaluated: tuple[dict[str, Any], str, Tol
     assert all(done == total for done, total in last.values())
 
 
-def test_a_folder_with_something_else_is_left_alone(effort: Effort, tmp_path: Path) -> None:
+def test_a_folder_with_something_else_is_left_alone(
+    settings: EvaluationSettings, tmp_path: Path
+) -> None:
     (tmp_path / "pictures").mkdir()
     (tmp_path / "letter.txt").write_text("dear")
-    with pytest.raises(RunError, match="no evaluation's folder"):
-        evaluate([], tmp_path, open_base, lambda *_: None, effort)  # pyright: ignore[reportArgumentType]
+    with pytest.raises(RunError, match="was not made by pinxit evaluation"):
+        evaluate([], tmp_path, open_base, lambda *_: None, settings)  # pyright: ignore[reportArgumentType]
 
 
 def test_a_word_of_another_program_needs_pictures_and_a_noun(
@@ -162,10 +168,10 @@ def test_a_word_of_another_program_needs_pictures_and_a_noun(
 ) -> None:
     file = tmp_path / "word.safetensors"
     save_file({"emb_params": torch.ones(1, 32)}, file)
-    with pytest.raises(RequestError, match="does not say what it was learned from"):
-        Contender.of(file, {})
-    contender = Contender.of(file, {"pictures": pictures, "class_noun": "dog"})
-    assert (contender.title, len(contender.pictures), contender.losses) == ("word", 3, ())
+    with pytest.raises(RequestError, match="does not say what it was trained on"):
+        Entrant.from_path(file, {})
+    entrant = Entrant.from_path(file, {"pictures": pictures, "class_noun": "dog"})
+    assert (entrant.title, len(entrant.images), entrant.losses) == ("word", 3, ())
     assert main(["evaluate"]) == 2
     assert "nothing to evaluate" in capfd.readouterr().err
 
@@ -182,23 +188,32 @@ def test_dreambench_s_own_list_says_what_subjects_are(tmp_path: Path) -> None:
 
 @pytest.mark.long
 def test_a_benchmark_is_learned_and_evaluated_and_gone_on_with(
-    effort: Effort, nano: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+    settings: EvaluationSettings, nano: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     subjects = tmp_path / "subjects"
     subjects.mkdir()
     coloured(subjects / "rex", "crimson", "orange")
     coloured(subjects / "lassie", "navy", "teal")
-    sight = ["--dino", effort.dino, "--clip", effort.clip, "--steps", "1", "--count", "1"]
+    sight = [
+        "--dino",
+        settings.dino_model,
+        "--clip",
+        settings.clip_model,
+        "--steps",
+        "1",
+        "--count",
+        "1",
+    ]
     typed = ["evaluate", "--benchmark", str(subjects), "--learning-steps", "2", "--json", *sight]
     typed += ["--base", str(nano), "--out", str(tmp_path / "out"), "--prompts", "objects"]
     assert main(typed) == 2
-    assert "what lassie, rex are is not known" in capfd.readouterr().err
+    assert "no class noun for lassie, rex" in capfd.readouterr().err
     (subjects / "classes.toml").write_text('rex = "dog"\nlassie = "dog"\n')
     assert main(typed) == 0
     first = json.loads(capfd.readouterr().out.splitlines()[-1])
     assert [list(group["runs"]) for group in first["groups"]] == [["lassie"], ["rex"]]
-    assert "Over subjects" in (tmp_path / "out" / "report.html").read_text(encoding="utf-8")
+    assert "Mean over subjects" in (tmp_path / "out" / "report.html").read_text(encoding="utf-8")
     assert main(typed) == 0
     assert json.loads(capfd.readouterr().out.splitlines()[-1]) == first
     assert main([*typed, "--method", "lora"]) == 2
-    assert "begun with other subjects or choices" in capfd.readouterr().err
+    assert "other subjects or options" in capfd.readouterr().err

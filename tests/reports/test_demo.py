@@ -11,18 +11,18 @@ import torch
 from pinxit.concepts.concept import Concept
 from pinxit.errors import RunError
 from pinxit.pocket.eyes import Eyes
-from pinxit.reports.demo import Effort, run_demo
+from pinxit.reports.demo import DemoSettings, run_demo
 from pinxit.reports.demo.chapters import STYLE_TOKEN, SUBJECT_TOKEN
 from tests.pages import must_be_well_formed
 
 Told = list[tuple[str, int, int]]
 
 
-def effort(base: Path, *, full: bool = False) -> Effort:
+def settings(base: Path, *, full: bool = False) -> DemoSettings:
     torch.manual_seed(0)
     eyes = Eyes().requires_grad_(False).eval()
-    small = {"steps": 2, "prior_pictures": 8, "painting_steps": 1, "count": 1}
-    return Effort(str(base), **small, eyes=eyes, full=full)
+    small = {"steps": 2, "class_images": 8, "sampling_steps": 1, "num_images": 1}
+    return DemoSettings(str(base), **small, eyes=eyes, full=full)
 
 
 @pytest.fixture(scope="module")
@@ -35,8 +35,8 @@ def demo(nano: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, di
 
     with pytest.MonkeyPatch.context() as patch:
         # What the plot shows is judged by pocket's eyes, not by what is on the hub.
-        patch.setattr("pinxit.evaluation.judge.speaks_pocket", lambda _: True)
-        scores = run_demo(out, tell, effort(nano, full=True))
+        patch.setattr("pinxit.evaluation.judge.uses_pocket_vocabulary", lambda _: True)
+        scores = run_demo(out, tell, settings(nano, full=True))
     return out, scores, told
 
 
@@ -88,14 +88,14 @@ def test_a_demo_again_learns_nothing_twice(
     demo: tuple[Path, dict[str, Any], Told], nano: Path
 ) -> None:
     told: list[str] = []
-    again: Any = run_demo(demo[0], lambda task, *_, **__: told.append(task), effort(nano))
-    assert not [task for task in told if " of <" in task and "class pictures" not in task]
+    again: Any = run_demo(demo[0], lambda task, *_, **__: told.append(task), settings(nano))
+    assert not [task for task in told if " of <" in task and "class images" not in task]
     assert again["style"]["base"]["likeness"] == demo[1]["style"]["base"]["likeness"]
 
 
 def test_a_folder_with_something_else_is_left_alone(nano: Path, tmp_path: Path) -> None:
     (tmp_path / "letter.txt").write_text("dear")
     (tmp_path / "runs").mkdir()
-    with pytest.raises(RunError, match="no demo's folder"):
-        run_demo(tmp_path, lambda *_, **__: None, effort(nano))
+    with pytest.raises(RunError, match="was not made by pinxit demo"):
+        run_demo(tmp_path, lambda *_, **__: None, settings(nano))
     assert sorted(path.name for path in tmp_path.iterdir()) == ["letter.txt", "runs"]

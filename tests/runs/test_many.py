@@ -11,20 +11,20 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from pinxit.adapters.adapter import injected
+from pinxit.adapters.adapter import applied
 from pinxit.cli import main
 from pinxit.errors import RecipeError, RunError
-from pinxit.generation.generate import Request, paint
-from pinxit.images.folder import read_pictures
+from pinxit.generation.generate import GenerationRequest, generate_images
+from pinxit.images.folder import read_images
 from pinxit.models.model import Model, Placement, open_base
-from pinxit.models.text_encoder import TextTower
-from pinxit.runs.folder import Failed, Saved
-from pinxit.runs.many import Grouped, Many, learn_many, read_subjects
-from pinxit.runs.run import Run, teach
+from pinxit.models.text_encoder import TextEncoder
+from pinxit.runs.folder import RunFailure, SavedCheckpoint
+from pinxit.runs.many import BatchGroups, RunGroup, read_subjects, train_many
+from pinxit.runs.run import Run, train_run
 from pinxit.training import train
-from pinxit.training.concept_trainer import Learner
+from pinxit.training.concept_trainer import ConceptTrainer
 from pinxit.training.recipe import Recipe
-from pinxit.training.train import Lesson, Step
+from pinxit.training.train import StepResult, TrainingSession
 
 NAMES = ("ape", "bee", "cow")
 SMALL = {"class_noun": "toy", "steps": 6, "batch_size": 2, "preview_every": 0}
@@ -66,11 +66,11 @@ def double(nano: Path, monkeypatch: pytest.MonkeyPatch):
     for network in model._all.values():
         network.double()
     model._vae.encoder.register_forward_pre_hook(lambda _, given: (given[0].double(),))
-    vectors = TextTower.word_vectors
-    monkeypatch.setattr(TextTower, "word_vectors", lambda *given: vectors(*given).double())
+    vectors = TextEncoder.token_embeddings
+    monkeypatch.setattr(TextEncoder, "token_embeddings", lambda *given: vectors(*given).double())
     monkeypatch.setattr(Placement, "dtype", torch.float64)
     monkeypatch.setattr(Tensor, "float", Tensor.double)
-    monkeypatch.setattr(model, "rest", lambda *_: None)  # what wakes is read again, in float32
+    monkeypatch.setattr(model, "offload", lambda *_: None)  # a network is loaded again in float32
     torch.set_default_dtype(torch.float64)
     yield model
     torch.set_default_dtype(torch.float32)
@@ -78,22 +78,22 @@ def double(nano: Path, monkeypatch: pytest.MonkeyPatch):
 
 def recipes(subjects: Path, **changed: object) -> list[Recipe]:
     given = {"method": WORD, **SMALL, "checkpoint_every": 2, **changed}
-    return list(Many.of(subjects, given, None).subjects.values())
+    return list(RunGroup.from_table(subjects, given, None).subjects.values())
 
 
-def learners(model: Model, some: Sequence[Recipe]) -> list[Learner]:
-    found: list[Learner] = []
+def learners(model: Model, some: Sequence[Recipe]) -> list[ConceptTrainer]:
+    found: list[ConceptTrainer] = []
     for recipe in some:
-        pictures = read_pictures(recipe.pictures)
-        settled = recipe.settled(model, len(pictures))
+        pictures = read_images(recipe.images)
+        settled = recipe.settle(model, len(pictures))
         list(settled.method.prepare(model, settled.subject))
-        found.append(Learner(model, settled, pictures))
+        found.append(ConceptTrainer(model, settled, pictures))
     return found
 
 
-def learned(model: Model, *together: Learner) -> list[Tensor]:
+def learned(model: Model, *together: ConceptTrainer) -> list[Tensor]:
     """The concepts' weights after all their steps, each in a row."""
-    for _ in train.train(Lesson(model, together)):
+    for _ in train.train(TrainingSession(model, together)):
         pass
     return [torch.cat([w.detach().flatten() for w in one.weights]) for one in together]
 
@@ -103,16 +103,18 @@ def apart(some: Sequence[Tensor], others: Sequence[Tensor]) -> float:
     return max(float((one - other).detach().abs().max()) for one, other in pairs)
 
 
-def clipped_together(monkeypatch: pytest.MonkeyPatch, all_of_them: Sequence[Learner]) -> None:
+def clipped_together(
+    monkeypatch: pytest.MonkeyPatch, all_of_them: Sequence[ConceptTrainer]
+) -> None:
     """The mistake that keeps concepts from being alone: one norm for all their gradients."""
     weights = [weight for one in all_of_them for weight in one.weights]
 
-    def clipped(self: Learner, _loss: float, _errors: Mapping[str, float]) -> float:
+    def clipped(self: ConceptTrainer, _loss: float, _errors: Mapping[str, float]) -> float:
         if self is not all_of_them[0]:
             return 0.0
-        return float(nn.utils.clip_grad_norm_(weights, self.recipe.clip))
+        return float(nn.utils.clip_grad_norm_(weights, self.recipe.max_grad_norm))
 
-    monkeypatch.setattr(Learner, "clipped", clipped)
+    monkeypatch.setattr(ConceptTrainer, "clip_gradients", clipped)
 
 
 @METHODS
@@ -137,13 +139,15 @@ def test_pictures_painted_with_it_are_the_same(
 ) -> None:
     some = recipes(subjects, method=method, batch_size=1, steps=50, clip=1e-4)
 
-    def painted(*together: Learner) -> list[Any]:
+    def painted(*together: ConceptTrainer) -> list[Any]:
         learned(model, *together)
         found: list[Any] = []
         for one in together:
-            with injected(model, one.adapters):
-                asked = Request(prompt=f"a photo of {one.recipe.token}", steps=10, count=2)
-                found += [np.asarray(p.image, dtype=int) for p in paint(model, asked)]
+            with applied(model, one.adapters):
+                asked = GenerationRequest(
+                    prompt=f"a photo of {one.recipe.token}", steps=10, count=2
+                )
+                found += [np.asarray(p.image, dtype=int) for p in generate_images(model, asked)]
         return found
 
     def furthest(one: list[Any], other: list[Any]) -> int:
@@ -164,8 +168,8 @@ def test_what_is_no_number_reaches_no_other(model: Model, subjects: Path, method
     with torch.no_grad():
         together[1].weights[0].fill_(torch.nan)
     ape, _, cow = learned(model, *together)
-    assert [learner.done for learner in together] == [3, 0, 3]
-    assert "wrong at step 1" in str(together[1].trouble)
+    assert [learner.steps_done for learner in together] == [3, 0, 3]
+    assert "diverged at step 1" in str(together[1].error)
     assert apart([ape, cow], [well[0], well[2]]) < 1e-4
 
 
@@ -176,9 +180,9 @@ def test_previews_show_each_its_own(
 ) -> None:
     given = {"method": method, "steps": 2, "batch_size": 1, "preview_every": 2, "rate": 0.1}
     given["score"] = False
-    runs = teach_many(model, subjects, tmp_path / "out", **given)
+    runs = train_subjects(model, subjects, tmp_path / "out", **given)
     shown = [preview(run) for run in runs.values()]
-    alone = [preview(teach(model, r.recipe, tmp_path / n)) for n, r in runs.items()]
+    alone = [preview(train_run(model, r.recipe, tmp_path / n)) for n, r in runs.items()]
     for n, picture in enumerate(shown):
         assert np.abs(picture - alone[n]).max() <= 2
         assert np.abs(picture - alone[n - 1]).max() > 2
@@ -197,44 +201,44 @@ def same(one: Path, other: Path) -> bool:
     return all(torch.equal(mine[name], theirs[name]) for name in mine | theirs)
 
 
-def teach_many(model: Model, subjects: Path, out: Path, **changed: object) -> dict[str, Run]:
-    many = Many.of(subjects, {"method": WORD, **SMALL, **changed}, None)
+def train_subjects(model: Model, subjects: Path, out: Path, **changed: object) -> dict[str, Run]:
+    many = RunGroup.from_table(subjects, {"method": WORD, **SMALL, **changed}, None)
     runs = many.runs(out)
-    for _ in learn_many(model, list(runs.values())):
+    for _ in train_many(model, list(runs.values())):
         pass
     return runs
 
 
 @pytest.mark.long
 def test_each_has_a_run_as_if_alone(model: Model, subjects: Path, tmp_path: Path) -> None:
-    runs = teach_many(model, subjects, tmp_path / "out")
+    runs = train_subjects(model, subjects, tmp_path / "out")
     assert list(runs) == list(NAMES)
     for name, run in runs.items():
-        alone = teach(model, run.recipe, tmp_path / "alone" / name)
+        alone = train_run(model, run.recipe, tmp_path / "alone" / name)
         assert alone.recipe == Run.open(run.folder).recipe == run.recipe
         mine, theirs = (
             sorted(path.relative_to(one.folder) for path in one.folder.rglob("*"))
             for one in (run, alone)
         )
         assert mine == theirs
-        keys = [list(entry) for entry in alone.journal()]
-        assert [list(entry) for entry in run.journal()] == keys
+        keys = [list(entry) for entry in alone.logged_steps()]
+        assert [list(entry) for entry in run.logged_steps()] == keys
         assert (
             apart(list(tensors(run.folder).values()), list(tensors(alone.folder).values())) < 1e-4
         )
         more = Run.open(run.folder, steps=8)
-        assert [e.number for e in more.learn(model) if isinstance(e, Step)] == [7, 8]
+        assert [e.number for e in more.train(model) if isinstance(e, StepResult)] == [7, 8]
 
 
 def test_neither_names_nor_words_nor_order_matter(
     model: Model, subjects: Path, tmp_path: Path
 ) -> None:
-    teach_many(model, subjects, tmp_path / "one")
+    train_subjects(model, subjects, tmp_path / "one")
     for name, other in zip(NAMES, ("zebra", "yak", "auk"), strict=True):
         (subjects / name / "1.png").rename(subjects / name / "later.png")
         (subjects / name / "0.png").rename(subjects / name / "z.png")
         (subjects / name).rename(subjects / other)
-    teach_many(model, subjects, tmp_path / "other")
+    train_subjects(model, subjects, tmp_path / "other")
     assert same(tmp_path / "one" / "ape", tmp_path / "other" / "zebra")
     assert same(tmp_path / "one" / "bee", tmp_path / "other" / "yak")
     assert same(tmp_path / "one" / "cow", tmp_path / "other" / "auk")
@@ -245,73 +249,75 @@ def test_neither_names_nor_words_nor_order_matter(
 def test_it_goes_on_to_the_last_bit(
     model: Model, subjects: Path, tmp_path: Path, stop: int
 ) -> None:
-    teach_many(model, subjects, tmp_path / "whole", checkpoint_every=2)
-    many = Many.of(subjects, {"method": WORD, **SMALL, "checkpoint_every": 2}, None)
+    train_subjects(model, subjects, tmp_path / "whole", checkpoint_every=2)
+    many = RunGroup.from_table(subjects, {"method": WORD, **SMALL, "checkpoint_every": 2}, None)
     runs = list(many.runs(tmp_path / "out").values())
-    with closing(learn_many(model, runs)) as told:
+    with closing(train_many(model, runs)) as told:
         for one in told:
-            if isinstance(one, tuple) and isinstance(one[1], Step) and one[1].number == stop:
+            if isinstance(one, tuple) and isinstance(one[1], StepResult) and one[1].number == stop:
                 break
-    assert not model.words
+    assert not model.placeholders
     again = many.runs(tmp_path / "out")
-    steps = [one[1] for one in learn_many(model, list(again.values())) if isinstance(one, tuple)]
-    assert {step.number for step in steps if isinstance(step, Step)} == set(range(stop + 1, 7))
+    steps = [one[1] for one in train_many(model, list(again.values())) if isinstance(one, tuple)]
+    assert {step.number for step in steps if isinstance(step, StepResult)} == set(
+        range(stop + 1, 7)
+    )
     for name, run in again.items():
         assert same(run.folder, tmp_path / "whole" / name)
-        assert [entry["number"] for entry in run.journal()] == list(range(1, 7))
+        assert [entry["number"] for entry in run.logged_steps()] == list(range(1, 7))
 
 
 def test_who_is_ahead_after_a_crash_waits_for_the_others(
     model: Model, subjects: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """One more step for one concept, as when killed between two of the checkpoints of a step."""
-    teach_many(model, subjects, tmp_path / "whole", checkpoint_every=2)
-    many = Many.of(subjects, {"method": WORD, **SMALL, "checkpoint_every": 2}, None)
+    train_subjects(model, subjects, tmp_path / "whole", checkpoint_every=2)
+    many = RunGroup.from_table(subjects, {"method": WORD, **SMALL, "checkpoint_every": 2}, None)
     runs = list(many.runs(tmp_path / "out").values())
-    kept = Run.keep
+    kept = Run.save
 
-    def killed(self: Run, learner: Learner) -> None:
-        if learner.done < 4 or self is runs[1]:
+    def killed(self: Run, learner: ConceptTrainer) -> None:
+        if learner.steps_done < 4 or self is runs[1]:
             kept(self, learner)
 
-    with monkeypatch.context() as patch, closing(learn_many(model, runs)) as told:
-        patch.setattr(Run, "keep", killed)
+    with monkeypatch.context() as patch, closing(train_many(model, runs)) as told:
+        patch.setattr(Run, "save", killed)
         for one in told:
-            if isinstance(one, tuple) and isinstance(one[1], Saved) and one[1].number == 4:
+            if isinstance(one, tuple) and isinstance(one[1], SavedCheckpoint) and one[1].step == 4:
                 break
     again = many.runs(tmp_path / "out")
-    steps = [(run, e) for run, e in learn_many_events(model, list(again.values()))]
-    ahead = [e.number for run, e in steps if run is again["bee"] and isinstance(e, Step)]
-    behind = [e.number for run, e in steps if run is again["ape"] and isinstance(e, Step)]
+    steps = [(run, e) for run, e in train_many_events(model, list(again.values()))]
+    ahead = [e.number for run, e in steps if run is again["bee"] and isinstance(e, StepResult)]
+    behind = [e.number for run, e in steps if run is again["ape"] and isinstance(e, StepResult)]
     assert (ahead, behind) == ([5, 6], [3, 4, 5, 6])
     assert all(same(run.folder, tmp_path / "whole" / name) for name, run in again.items())
 
 
-def learn_many_events(model: Model, runs: Sequence[Run], together: int | None = None):
-    return [one for one in learn_many(model, runs, together) if isinstance(one, tuple)]
+def train_many_events(model: Model, runs: Sequence[Run], together: int | None = None):
+    return [one for one in train_many(model, runs, together) if isinstance(one, tuple)]
 
 
 def test_a_subject_with_a_bad_picture_is_left_out_and_taken_up_again(
     model: Model, subjects: Path, tmp_path: Path
 ) -> None:
-    teach_many(model, subjects, tmp_path / "whole")
+    train_subjects(model, subjects, tmp_path / "whole")
     good = (subjects / "bee" / "0.png").read_bytes()
     (subjects / "bee" / "0.png").write_bytes(b"no picture")
-    many = Many.of(subjects, {"method": WORD, **SMALL}, None)
-    many.begin(tmp_path / "out")
+    many = RunGroup.from_table(subjects, {"method": WORD, **SMALL}, None)
+    many.create(tmp_path / "out")
     runs = many.runs(tmp_path / "out")
     failed = [
         (run, event.error)
-        for run, event in learn_many_events(model, list(runs.values()))
-        if isinstance(event, Failed)
+        for run, event in train_many_events(model, list(runs.values()))
+        if isinstance(event, RunFailure)
     ]
     assert [run.folder.name for run, _ in failed] == ["bee"]
     assert "0.png" in failed[0][1].message
     assert [name for name, run in runs.items() if run.finished] == ["ape", "cow"]
     (subjects / "bee" / "0.png").write_bytes(good)
-    assert Many.open(tmp_path / "out") == many
-    events = learn_many_events(
-        model, list(Many.open(tmp_path / "out").runs(tmp_path / "out").values())
+    assert RunGroup.open(tmp_path / "out") == many
+    events = train_many_events(
+        model, list(RunGroup.open(tmp_path / "out").runs(tmp_path / "out").values())
     )
     assert {run.folder.name for run, _ in events} == {"bee"}
     mine, theirs = (tensors(tmp_path / out / "bee")["text"] for out in ("out", "whole"))
@@ -322,56 +328,56 @@ def test_one_that_goes_wrong_or_ends_leaves_the_others(
     model: Model, subjects: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     table = tmp_path / "table"
-    many = Many.of(subjects, {"method": WORD, **SMALL, "checkpoint_every": 2}, None)
+    many = RunGroup.from_table(subjects, {"method": WORD, **SMALL, "checkpoint_every": 2}, None)
     short = many.subjects["ape"].model_copy(update={"steps": 3})
     runs = many.model_copy(update={"subjects": {**many.subjects, "ape": short}}).runs(table)
-    clip, sizes = Learner.clipped, list[int]()
+    clip, sizes = ConceptTrainer.clip_gradients, list[int]()
 
-    def clipped(self: Learner, loss: float, errors: Mapping[str, float]) -> float:
-        wrong = self.recipe.token == "<bee>" and self.done == 4
+    def clipped(self: ConceptTrainer, loss: float, errors: Mapping[str, float]) -> float:
+        wrong = self.recipe.token == "<bee>" and self.steps_done == 4
         return clip(self, torch.nan if wrong else loss, errors)
 
-    batches = Lesson.batches
-    monkeypatch.setattr(Learner, "clipped", clipped)
+    batches = TrainingSession.batches
+    monkeypatch.setattr(ConceptTrainer, "clip_gradients", clipped)
     monkeypatch.setattr(
-        Lesson,
+        TrainingSession,
         "batches",
         lambda self, step, some=(): sizes.append(len(some)) or batches(self, step, some),
     )
-    events = learn_many_events(model, list(runs.values()))
+    events = train_many_events(model, list(runs.values()))
     # Then the one that went wrong has its second attempt, from its last checkpoint.
     assert (sizes[:6], set(sizes[6:])) == ([3, 3, 3, 2, 2, 1], {1})
-    (failed,) = [(run, event.error) for run, event in events if isinstance(event, Failed)]
+    (failed,) = [(run, event.error) for run, event in events if isinstance(event, RunFailure)]
     assert failed[0] is runs["bee"]
-    assert "wrong at step 5" in failed[1].message
+    assert "diverged at step 5" in failed[1].message
     steps = {name: run.concept.provenance.steps for name, run in runs.items()}
     assert steps == {"ape": 3, "bee": 4, "cow": 6}
     monkeypatch.undo()
     (cow,) = learners(model, [runs["cow"].recipe])
     learned(model, cow)
-    with cow.settled_down():
+    with cow.averaged_weights():
         assert apart([tensors(runs["cow"].folder)["text"]], cow.weights) < 1e-4
 
 
 def test_groups_and_those_that_cannot_share(model: Model, subjects: Path, tmp_path: Path) -> None:
-    def grouped(method: str, together: int | None) -> Grouped:
+    def grouped(method: str, together: int | None) -> BatchGroups:
         given = {"method": method, **SMALL, "steps": 1}
-        runs = Many.of(subjects, given, None).runs(tmp_path / method / str(together))
-        told = [one for one in learn_many(model, list(runs.values()), together)]
+        runs = RunGroup.from_table(subjects, given, None).runs(tmp_path / method / str(together))
+        told = [one for one in train_many(model, list(runs.values()), together)]
         assert all(run.finished for run in runs.values())
-        return next(one for one in told if isinstance(one, Grouped))
+        return next(one for one in told if isinstance(one, BatchGroups))
 
     assert [len(group) for group in grouped("textual-inversion", None).groups] == [3]
     found = grouped("textual-inversion", 2)
     assert [len(group) for group in found.groups] == [2, 1]
-    assert found.why == "at most 2 in one batch"
+    assert found.reason == "at most 2 in one batch"
     found = grouped("dreambooth", 3)
     assert [len(group) for group in found.groups] == [1, 1, 1]
-    assert found.why == "dreambooth changes the base for all samples of a batch"
+    assert found.reason == "dreambooth changes the whole base model"
     (subjects / "ape" / "0.txt").write_text("an ape beside <bee>")
     found = grouped("textual-inversion", 3)
     assert [[run.folder.name for run in group] for group in found.groups][1] == ["ape"]
-    assert "another's word" in found.why
+    assert "another subject's token" in found.reason
 
 
 TABLES = {
@@ -386,9 +392,9 @@ TABLES = {
 def test_a_table_of_subjects(table: str, subjects: Path) -> None:
     file = subjects.parent / table
     file.write_text(TABLES[table])
-    many = Many.of(file, {"method": WORD, **SMALL}, None)
+    many = RunGroup.from_table(file, {"method": WORD, **SMALL}, None)
     one, other = many.subjects["one"], many.subjects["b"]
-    assert (one.pictures, one.token, one.class_noun, one.kind) == (
+    assert (one.images, one.token, one.class_noun, one.kind) == (
         subjects / "ape",
         "<a>",
         "toy",
@@ -399,7 +405,7 @@ def test_a_table_of_subjects(table: str, subjects: Path) -> None:
 
 WRONG: dict[str, tuple[str, str]] = {
     "": ("there is no subject in", "folders"),
-    "[[subject]]\ntoken = '<a>'": ("needs `pictures`", "folder"),
+    "[[subject]]\ntoken = '<a>'": ("needs `images`", "folder"),
     "[[subject]]\npictures = 'a'\nclas_noun = 'toy'": ("no `clas_noun`", "mean class_noun"),
     "[[subject]]\npictures = 'a'\n[[subject]]\npictures = 'b/a'": ("called `a`", "name"),
     "[[subject]]\npictures = 'a'\ntoken = '<B>'\n[[subject]]\npictures = 'b'": ("`<b>`", "token"),
@@ -410,7 +416,7 @@ WRONG: dict[str, tuple[str, str]] = {
 def test_a_table_that_is_wrong(text: str, tmp_path: Path) -> None:
     (tmp_path / "table.toml").write_text(text)
     with pytest.raises(RecipeError) as caught:
-        Many.of(tmp_path / "table.toml", {"method": WORD, **SMALL}, None)
+        RunGroup.from_table(tmp_path / "table.toml", {"method": WORD, **SMALL}, None)
     said, hint = WRONG[text]
     assert said in caught.value.message
     assert hint in caught.value.hint
@@ -421,7 +427,7 @@ def test_folders_that_hold_no_subjects(tmp_path: Path) -> None:
         with pytest.raises(RecipeError, match=given.name):
             read_subjects(given)
     with pytest.raises(RunError, match=r"many\.toml"):
-        Many.open(tmp_path)
+        RunGroup.open(tmp_path)
 
 
 def test_typed(
@@ -438,14 +444,14 @@ def test_typed(
         f"runs/subjects/{name}/concept.safetensors" for name in ("ape", "cow")
     ]
     assert "bee is left out: 1 of 2 files in" in said.err
-    assert "1 of 3 subjects were not learned: bee" in said.err
+    assert "1 of 3 subjects were not trained: bee" in said.err
     assert "pinxit train-many --resume runs/subjects" in said.err
-    assert "learned together: 2\n" in said.err
+    assert "concepts per batch: 2\n" in said.err
     (subjects / "bee" / "0.png").write_bytes(good)
     assert main(typed) == 2  # the folder is taken
     assert "--resume runs/subjects" in capsys.readouterr().err
     assert main([*typed, "--seed", "1", "--resume", "runs/subjects"]) == 2
-    assert "begun with other subjects or choices" in capsys.readouterr().err
+    assert "other subjects or options" in capsys.readouterr().err
     assert main([*typed, "--resume", "runs/subjects"]) == 0
     assert len(capsys.readouterr().out.splitlines()) == 3
     assert main(["train-many", "--resume", "runs/subjects"]) == 0
@@ -459,15 +465,15 @@ def test_typed(
 def test_a_name_that_leads_out_of_the_folder_is_refused(
     name: str, subjects: Path, tmp_path: Path
 ) -> None:
-    many = Many.of(subjects, {"method": WORD, **SMALL}, None)
-    bad = Many(subjects={name: many.subjects["ape"]})
-    bad.begin(tmp_path / "runs")
-    with pytest.raises(RunError, match="cannot be a folder's name"):
-        Many.open(tmp_path / "runs")
+    many = RunGroup.from_table(subjects, {"method": WORD, **SMALL}, None)
+    bad = RunGroup(subjects={name: many.subjects["ape"]})
+    bad.create(tmp_path / "runs")
+    with pytest.raises(RunError, match="which is not a folder name"):
+        RunGroup.open(tmp_path / "runs")
 
 
 def test_a_run_that_is_a_link_is_refused(subjects: Path, tmp_path: Path) -> None:
-    Many.of(subjects, {"method": WORD, **SMALL}, None).begin(tmp_path / "runs")
+    RunGroup.from_table(subjects, {"method": WORD, **SMALL}, None).create(tmp_path / "runs")
     (tmp_path / "runs" / "bee").symlink_to(subjects, target_is_directory=True)
     with pytest.raises(RunError, match="bee is a link"):
-        Many.open(tmp_path / "runs").runs(tmp_path / "runs")
+        RunGroup.open(tmp_path / "runs").runs(tmp_path / "runs")

@@ -1,4 +1,4 @@
-"""Nothing saved is lost, and a run that goes on is the same run: kills, crashes, faults, damage."""
+"""Saved steps are never lost and resumed runs are bit-identical: kills, crashes, faults, damage."""
 
 import json
 import os
@@ -11,14 +11,22 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 
-# What each part must try, and find none of.
-ASKED: dict[str, list[str]] = {
+# The arguments of each process.
+COMMANDS: dict[str, list[str]] = {
     "kills": ["kill", "--kills", "20"],
     "stops and faults": ["reliability", "stops", "faults"],
     "the rest": ["reliability", "crashes", "runs", "flips", "numbers"],
 }
-NEVER = ("lost", "differing", "silent restarts", "failed", "unreported", "unseen", "false alarms")
-ENOUGH = {
+MUST_BE_ZERO = (
+    "lost",
+    "differing",
+    "silent restarts",
+    "failed",
+    "unreported",
+    "unseen",
+    "false alarms",
+)
+MINIMUM = {
     "kills": 20,
     "stops": 2 * 29 * 2,
     "states": 800,
@@ -30,36 +38,38 @@ ENOUGH = {
 
 
 @pytest.fixture(scope="module")
-def found() -> dict[str, Any]:
-    """The figures of all parts, of a process each."""
-    alone = {**os.environ, "OMP_NUM_THREADS": "1"}
-    begun = [
+def results() -> dict[str, Any]:
+    """The figures of all parts, from one process per command."""
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    processes = [
         subprocess.Popen(
-            [sys.executable, "-m", f"lab.reliability.{tool}", *words],
+            [sys.executable, "-m", f"lab.reliability.{tool}", *options],
             cwd=ROOT,
-            env=alone,
+            env=environment,
             stdout=subprocess.PIPE,
             text=True,
         )
-        for tool, *words in ASKED.values()
+        for tool, *options in COMMANDS.values()
     ]
-    said = [process.communicate()[0] for process in begun]
-    assert [process.returncode for process in begun] == [0] * len(begun)
-    kills, *parts = (json.loads(text.splitlines()[-1]) for text in said)
-    return {"kill": kills} | {name: part for some in parts for name, part in some.items()}
+    outputs = [process.communicate()[0] for process in processes]
+    assert all(process.returncode == 0 for process in processes)
+    kills, *parts = (json.loads(text.splitlines()[-1]) for text in outputs)
+    return {"kill": kills} | {name: part for figures in parts for name, part in figures.items()}
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("part", ["kill", "stops", "crashes", "runs", "faults", "flips", "numbers"])
-def test_nothing_is_lost(found: dict[str, Any], part: str) -> None:
-    figures = found[part]
-    assert {name: figures[name] for name in NEVER if figures.get(name)} == {}
-    assert {name: figures[name] for name in ENOUGH if figures.get(name, 10**6) < ENOUGH[name]} == {}
+def test_nothing_is_lost(results: dict[str, Any], part: str) -> None:
+    figures = results[part]
+    assert {name: figures[name] for name in MUST_BE_ZERO if figures.get(name)} == {}
+    assert {
+        name: figures[name] for name in MINIMUM if figures.get(name, 10**6) < MINIMUM[name]
+    } == {}
 
 
 @pytest.mark.slow
-def test_what_goes_wrong_is_mended_or_reported(found: dict[str, Any]) -> None:
-    numbers, faults = found["numbers"], found["faults"]
+def test_errors_are_repaired_or_reported(results: dict[str, Any]) -> None:
+    numbers, faults = results["numbers"], results["faults"]
     assert numbers["mended"] == numbers["reported"] == numbers["stages"]
     assert numbers["saved broken"] == 0
     assert faults["reported"] == faults["full disks"] > 30

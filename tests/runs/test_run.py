@@ -10,16 +10,18 @@ import torch
 from PIL import Image
 
 from pinxit.errors import DiskError, RunError
-from pinxit.files.atomic_write import replace, replace_text, undisturbed
+from pinxit.files.atomic_write import atomic_write, defer_signals, write_text
 from pinxit.generation.generate import Notice
-from pinxit.images.folder import read_pictures
+from pinxit.images.folder import read_images
 from pinxit.models.model import Model, open_base
 from pinxit.runs.preview import Preview
-from pinxit.runs.run import Run, teach
-from pinxit.training.class_images import ClassPictures, cache_folder
-from pinxit.training.concept_trainer import Learner
+from pinxit.runs.run import Run, train_run
+from pinxit.training.class_images import ClassImages, cache_folder
+from pinxit.training.concept_trainer import ConceptTrainer
 from pinxit.training.recipe import Recipe
-from pinxit.training.train import Lesson, Step, train
+from pinxit.training.train import StepResult, TrainingSession, train
+
+STEPS = ("StepResult", "StepResult", "SavedCheckpoint", "StepResult")
 
 
 def recipe(pictures: Path, **changed: object) -> Recipe:
@@ -30,10 +32,10 @@ def recipe(pictures: Path, **changed: object) -> Recipe:
 
 def test_the_folder_tells_everything(model: Model, pictures: Path, tmp_path: Path) -> None:
     run = Run.create(tmp_path / "runs" / "toy", recipe(pictures, preview_every=3))
-    events = list(run.learn(model))
+    events = list(run.train(model))
     kinds = [type(event).__name__ for event in events]
-    assert kinds[:2] == ["Preparing", "Chosen"]
-    assert kinds[2:] == ["Step", "Step", "Saved", "Step", "Preview", "Step", "Preview", "Saved"]
+    assert kinds[:2] == ["Progress", "MemoryNotice"]
+    assert kinds[2:] == [*STEPS, "Preview", "StepResult", "Preview", "SavedCheckpoint"]
     assert all(event.path.is_file() for event in events if isinstance(event, Preview))
     files = {str(path.relative_to(run.folder)) for path in run.folder.rglob("*") if path.is_file()}
     assert files == {
@@ -46,134 +48,138 @@ def test_the_folder_tells_everything(model: Model, pictures: Path, tmp_path: Pat
         ".lock",
         "concept.safetensors",
     }
-    steps = [event for event in events if isinstance(event, Step)]
-    assert [entry["losses"] for entry in run.journal()] == [list(step.losses) for step in steps]
+    steps = [event for event in events if isinstance(event, StepResult)]
+    assert [entry["losses"] for entry in run.logged_steps()] == [
+        list(step.losses) for step in steps
+    ]
     assert Run.open(run.folder).recipe == run.recipe
     about = run.concept.provenance
     assert about.steps == 4
-    assert sorted(about.pictures) == ["0.png", "1.png", "2.png"]
+    assert sorted(about.images) == ["0.png", "1.png", "2.png"]
     assert about.versions["torch"] == torch.__version__
     assert Recipe.model_validate(__import__("tomllib").loads(about.recipe)) == run.recipe
 
 
 def test_previews_change_nothing(model: Model, pictures: Path, tmp_path: Path) -> None:
-    with_them = teach(model, recipe(pictures, preview_every=1), tmp_path / "a")
-    without = teach(model, recipe(pictures), tmp_path / "b")
+    with_them = train_run(model, recipe(pictures, preview_every=1), tmp_path / "a")
+    without = train_run(model, recipe(pictures), tmp_path / "b")
     for one, other in zip(with_them.concept.parts, without.concept.parts, strict=True):
         assert all(torch.equal(one.tensors[name], other.tensors[name]) for name in one.tensors)
 
 
 def test_folders_that_are_taken_or_no_run(model: Model, pictures: Path, tmp_path: Path) -> None:
-    run = teach(model, recipe(pictures), tmp_path / "run")
+    run = train_run(model, recipe(pictures), tmp_path / "run")
     with pytest.raises(RunError, match="exists already") as caught:
         Run.create(run.folder, recipe(pictures))
     assert "--resume" in caught.value.hint
-    with pytest.raises(RunError, match="is no run folder"):
+    with pytest.raises(RunError, match="is not a run folder"):
         Run.open(pictures)
     (tmp_path / "empty").mkdir()
     assert Run.create(tmp_path / "empty", recipe(pictures)).folder.name == "empty"
 
 
 def test_more_steps_go_on_the_same_way(model: Model, pictures: Path, tmp_path: Path) -> None:
-    whole = teach(model, recipe(pictures, steps=6), tmp_path / "whole")
-    teach(model, recipe(pictures, steps=4), tmp_path / "part")
+    whole = train_run(model, recipe(pictures, steps=6), tmp_path / "whole")
+    train_run(model, recipe(pictures, steps=4), tmp_path / "part")
     more = Run.open(tmp_path / "part", steps=6)
-    assert [e.number for e in more.learn(model) if isinstance(e, Step)] == [5, 6]
+    assert [e.number for e in more.train(model) if isinstance(e, StepResult)] == [5, 6]
     assert _learned(more) == _learned(whole)
-    with pytest.raises(RunError, match="has done 6 steps already, more than 5"):
-        list(Run.open(tmp_path / "part", steps=5).learn(model))
+    with pytest.raises(RunError, match="has already trained 6 steps, more than 5"):
+        list(Run.open(tmp_path / "part", steps=5).train(model))
 
 
 def test_a_word_is_kept_as_the_mean_of_its_later_steps(
     model: Model, pictures: Path, tmp_path: Path
 ) -> None:
     """The weights of arXiv:1212.1824, and what is learned does not know of them."""
-    learner = Learner(model, recipe(pictures, steps=6).settled(model, 3), read_pictures(pictures))
-    words = [learner.weights[0].detach().clone() for _ in train(Lesson(model, [learner]))]
+    learner = ConceptTrainer(
+        model, recipe(pictures, steps=6).settle(model, 3), read_images(pictures)
+    )
+    words = [learner.weights[0].detach().clone() for _ in train(TrainingSession(model, [learner]))]
     shares: list[float] = []
     for step in range(1, 7):
         shares = [share * (step - 1) / (step + 3) for share in shares] + [4 / (step + 3)]
     mean = sum(share * word for share, word in zip(shares, words, strict=True))
-    with learner.settled_down():
+    with learner.averaged_weights():
         assert torch.allclose(learner.weights[0], torch.as_tensor(mean), atol=1e-6)
     assert torch.equal(learner.weights[0], words[-1])
-    run = teach(model, recipe(pictures, steps=6), tmp_path / "run")
+    run = train_run(model, recipe(pictures, steps=6), tmp_path / "run")
     (kept,) = run.concept.parts[0].tensors.values()
     assert torch.allclose(kept, torch.as_tensor(mean), atol=1e-6)
     assert not torch.allclose(kept, words[-1], atol=1e-4)
 
 
 def test_a_damaged_checkpoint_is_never_used(model: Model, pictures: Path, tmp_path: Path) -> None:
-    whole = teach(model, recipe(pictures), tmp_path / "whole")
-    run = teach(model, recipe(pictures), tmp_path / "run")
+    whole = train_run(model, recipe(pictures), tmp_path / "whole")
+    run = train_run(model, recipe(pictures), tmp_path / "run")
     older, newest = sorted((run.folder / "checkpoints").iterdir())
     _flip(newest)
-    told = list(Run.open(run.folder).learn(model))
+    told = list(Run.open(run.folder).train(model))
     notices = [event.message for event in told if isinstance(event, Notice)]
-    assert notices == [f"{newest} is damaged: going on from step 2"]
-    assert [event.number for event in told if isinstance(event, Step)] == [3, 4]
+    assert notices == [f"{newest} is damaged: continuing from step 2"]
+    assert [event.number for event in told if isinstance(event, StepResult)] == [3, 4]
     assert _learned(run) == _learned(whole)
     _flip(newest)
     _flip(older)
     with pytest.raises(RunError, match=r"damaged: 0000004\.safetensors, 0000002\.safetensors"):
-        list(Run.open(run.folder).learn(model))
+        list(Run.open(run.folder).train(model))
     newest.unlink()
     older.unlink()
-    with pytest.raises(RunError, match=r"checkpoints of .* are gone"):
-        list(Run.open(run.folder).learn(model))
+    with pytest.raises(RunError, match=r"checkpoints of .* are missing"):
+        list(Run.open(run.folder).train(model))
 
 
 def test_what_has_changed_is_named(
     model: Model, nano: Path, pictures: Path, tmp_path: Path, copied: Callable[[Path], Path]
 ) -> None:
-    run = teach(model, recipe(pictures), tmp_path / "run")
+    run = train_run(model, recipe(pictures), tmp_path / "run")
     other = copied(nano)
     (other / "unet" / "config.json").write_text(
         (other / "unet" / "config.json").read_text().replace("{", "{ ", 1)
     )
-    with pytest.raises(RunError, match="another base"):
-        list(Run.open(run.folder).learn(open_base(other)))
+    with pytest.raises(RunError, match="another base model"):
+        list(Run.open(run.folder).train(open_base(other)))
     Image.new("RGB", (20, 20), "black").save(pictures / "1.png")
-    with pytest.raises(RunError, match=r"pictures have changed .*: 1\.png"):
-        list(Run.open(run.folder).learn(model))
+    with pytest.raises(RunError, match=r"images have changed .*: 1\.png"):
+        list(Run.open(run.folder).train(model))
 
 
 def test_a_loss_that_is_no_number_stops_it(model: Model, pictures: Path, tmp_path: Path) -> None:
     run = Run.create(tmp_path / "run", recipe(pictures, rate=1e30))
-    with pytest.raises(RunError, match="learning went wrong at step"):
-        list(run.learn(model))
-    assert not model.words
+    with pytest.raises(RunError, match="training diverged at step"):
+        list(run.train(model))
+    assert not model.placeholders
 
 
 def test_class_pictures_are_painted_once(model: Model) -> None:
-    some = ClassPictures("a toy", 3)
-    told = [step.done for step in some.paint(model)]
+    some = ClassImages("a toy", 3)
+    told = [step.done for step in some.generate(model)]
     assert told == [3]
-    found = some.found(model)
+    found = some.images(model)
     assert [picture.caption for picture in found] == ["a toy"] * 3
-    assert all(picture.class_picture for picture in found)
+    assert all(picture.class_image for picture in found)
     times = [picture.path.stat().st_mtime_ns for picture in found]
     assert found[0].path.is_relative_to(cache_folder())
     # More of them share the first; once lost, a picture comes back to the last bit.
     found[1].path.unlink()
-    assert [step.done for step in ClassPictures("a toy", 10).paint(model)] == [8, 10]
-    again = ClassPictures("a toy", 10).found(model)
+    assert [step.done for step in ClassImages("a toy", 10).generate(model)] == [8, 10]
+    again = ClassImages("a toy", 10).images(model)
     assert [picture.sha256 for picture in again[:3]] == [picture.sha256 for picture in found]
-    assert [p.path.stat().st_mtime_ns for p in ClassPictures("a toy", 10).found(model)][8:]
-    assert list(some.paint(model))
+    assert [p.path.stat().st_mtime_ns for p in ClassImages("a toy", 10).images(model)][8:]
+    assert list(some.generate(model))
     assert times[0] <= again[0].path.stat().st_mtime_ns
 
 
 def test_files_are_whole_or_not_there(tmp_path: Path) -> None:
     file = tmp_path / "a.txt"
-    replace_text(file, "first")
+    write_text(file, "first")
 
     def torn(beside: Path) -> None:
         beside.write_text("sec")
         raise OSError(28, "no space left on device")
 
-    with pytest.raises(DiskError, match=r"a\.txt cannot be written: no space") as caught:
-        replace(file, torn)
+    with pytest.raises(DiskError, match=r"cannot write .*a\.txt: no space") as caught:
+        atomic_write(file, torn)
     assert caught.value.hint == "free some space on that disk"
     assert file.read_text() == "first"
     assert list(tmp_path.iterdir()) == [file]
@@ -183,7 +189,7 @@ def test_ctrl_c_waits_for_the_end_of_a_step() -> None:
     done = False
     before = signal.signal(signal.SIGINT, signal.default_int_handler)  # jobs may begin without one
     try:
-        with pytest.raises(KeyboardInterrupt), undisturbed():
+        with pytest.raises(KeyboardInterrupt), defer_signals():
             os.kill(os.getpid(), signal.SIGINT)
             done = True
     finally:
@@ -199,5 +205,5 @@ def _flip(file: Path) -> None:
 
 def _learned(run: Run) -> tuple[bytes, object]:
     """The concept to the last byte, and the losses."""
-    steps = [(entry["number"], entry["losses"], entry["norms"]) for entry in run.journal()]
+    steps = [(entry["number"], entry["losses"], entry["norms"]) for entry in run.logged_steps()]
     return (run.folder / "concept.safetensors").read_bytes(), steps

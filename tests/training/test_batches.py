@@ -1,7 +1,7 @@
-"""Pictures of several shapes in one batch, and masks that keep the loss on the subject."""
+"""Batches of images with several aspect ratios, and masks that limit the loss to the subject."""
 
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,18 +13,18 @@ from PIL import Image, ImageOps
 from torch import Tensor
 
 from pinxit import registry
-from pinxit.adapters.adapter import injected
+from pinxit.adapters.adapter import applied
 from pinxit.errors import RunError
-from pinxit.images.folder import Picture, read_pictures
+from pinxit.images.folder import TrainingImage, read_images
 from pinxit.images.tensors import to_pixels
-from pinxit.models.model import Model
+from pinxit.models.model import Conditioning, Model
 from pinxit.runs.run import Run
-from pinxit.training.batches import parts
-from pinxit.training.concept_trainer import Learner
+from pinxit.training.batches import collate
+from pinxit.training.concept_trainer import ConceptTrainer
 from pinxit.training.recipe import Recipe
-from pinxit.training.train import Lesson, Step, objective, train
+from pinxit.training.train import StepResult, TrainingSession, denoising_losses, train
 
-SIDE = 64
+RESOLUTION = 64
 SHAPES = {
     "square.png": (80, 80),
     "tall.png": (60, 100),
@@ -48,101 +48,100 @@ def folder(tmp_path: Path) -> Path:
 
 
 def recipe(folder: Path, **changed: object) -> Recipe:
-    given = {"method": "textual-inversion", "pictures": folder, "token": "<mytoy>"}
-    small = {"class_noun": "toy", "steps": 4, "batch_size": 3, "size": SIDE, "preview_every": 0}
-    return Recipe.model_validate({**given, **small, **changed})
+    subject = {"images": folder, "token": "<mytoy>", "class_noun": "toy"}
+    schedule = {"steps": 4, "batch_size": 3, "resolution": RESOLUTION, "preview_every": 0}
+    return Recipe.model_validate({"method": "textual-inversion", **subject, **schedule, **changed})
 
 
-def lesson(model: Model, folder: Path, **changed: object) -> Lesson:
-    asked = recipe(folder, **changed)
-    pictures = asked.read_pictures()
-    asked = asked.settled(model, len(pictures))
-    for _ in asked.method.prepare(model, asked.subject):
+def session_for(model: Model, folder: Path, **changed: object) -> TrainingSession:
+    images = recipe(folder, **changed).read_images()
+    settled = recipe(folder, **changed).settle(model, len(images))
+    for _ in settled.method.prepare(model, settled.subject):
         pass
-    return Lesson.of(model, asked, pictures)
+    return TrainingSession.for_recipe(model, settled, images)
 
 
-def masked(folder: Path, name: str, where: tuple[int, int, int, int]) -> None:
+def save_mask(folder: Path, name: str, box: tuple[int, int, int, int]) -> None:
     with Image.open(folder / name) as image:
         mask = Image.new("L", image.size)
-    mask.paste(255, where)
+    mask.paste(255, box)
     mask.save((folder / name).with_suffix(".mask.png"))
 
 
-def test_square_pictures_are_what_they_always_were(model: Model, pictures: Path) -> None:
+def test_square_images_are_resized_and_encoded(model: Model, pictures: Path) -> None:
     for number, path in enumerate(sorted(pictures.iterdir())):
         noise((50 + number, 50 + number), number).save(path)
-    drawn = lesson(model, pictures, size=32, flip=False).batches(5)
-    assert len(drawn) == 1
-    assert drawn[0].mask is None
-    shown = [ImageOps.fit(p.open(), (32, 32), Image.Resampling.LANCZOS) for p in by_sha(pictures)]
-    levels = torch.from_numpy(np.stack([np.asarray(image, dtype="f4") for image in shown]))
-    found = model.encode((levels / 127.5 - 1).permute(0, 3, 1, 2))
-    view = views_of(lesson(model, pictures, size=32))
+    batches = session_for(model, pictures, resolution=32, flip=False).batches(5)
+    assert len(batches) == 1
+    assert batches[0].mask is None
+    images = [image.open() for image in sorted_by_hash(pictures)]
+    resized = [ImageOps.fit(image, (32, 32), Image.Resampling.LANCZOS) for image in images]
+    levels = torch.from_numpy(np.stack([np.asarray(image, dtype="f4") for image in resized]))
+    latents = model.encode((levels / 127.5 - 1).permute(0, 3, 1, 2))
+    encoded = encoded_images(session_for(model, pictures, resolution=32))
     for number in range(3):
-        assert torch.equal(view[number][0].mean, found.mean[number])
-        assert torch.equal(view[number][0].spread, found.spread[number])
+        assert torch.equal(encoded[number][0].mean, latents.mean[number])
+        assert torch.equal(encoded[number][0].std, latents.std[number])
 
 
-def views_of(one: Lesson) -> Any:
-    samples = one.learners[0].samples
-    list(samples.encode())
-    return samples._latents["own"]
+def encoded_images(session: TrainingSession) -> Any:
+    samples = session.trainers[0].samples
+    samples.ensure_encoded()
+    return samples._encoded["own"]
 
 
-def by_sha(folder: Path) -> list[Picture]:
-    return sorted(read_pictures(folder), key=lambda picture: picture.sha256)
+def sorted_by_hash(folder: Path) -> list[TrainingImage]:
+    return sorted(read_images(folder), key=lambda image: image.sha256)
 
 
-def test_no_masks_is_the_same_loss_to_the_bit(model: Model, pictures: Path) -> None:
-    one = lesson(model, pictures, size=32)
-    (drawn,) = one.batches(0)
-    tell = lambda wanted: model.condition(["a toy"] * len(wanted))  # noqa: E731
-    found = objective(model, drawn, tell)
-    times = drawn.times
-    noisy = model.schedule.add_noise(drawn.latents, drawn.noise, times)
-    answer = model.denoise(noisy, times, tell(drawn.prompts))
-    target = model.schedule.target(drawn.latents, drawn.noise, times)
-    plain = (answer - target).square().mean(dim=(1, 2, 3)) * drawn.weights
-    assert torch.equal(found, plain * model.schedule.weight(times, None))
-    whole = replace(drawn, mask=torch.ones_like(drawn.latents[:, :1]))
-    assert torch.allclose(objective(model, whole, tell), found, rtol=1e-5)
+def test_without_masks_the_loss_is_the_plain_mean(model: Model, pictures: Path) -> None:
+    (batch,) = session_for(model, pictures, resolution=32).batches(0)
+
+    def conditioner(prompts: Sequence[str]) -> Conditioning:
+        return model.condition(["a toy"] * len(prompts))
+
+    losses = denoising_losses(model, batch, conditioner)
+    timesteps, schedule = batch.timesteps, model.schedule
+    noisy = schedule.add_noise(batch.latents, batch.noise, timesteps)
+    prediction = model.denoise(noisy, timesteps, conditioner(batch.prompts))
+    target = schedule.target(batch.latents, batch.noise, timesteps)
+    expected = (prediction - target).square().mean(dim=(1, 2, 3)) * batch.weights
+    assert torch.equal(losses, expected * schedule.loss_weight(timesteps, None))
+    masked = replace(batch, mask=torch.ones_like(batch.latents[:, :1]))
+    assert torch.allclose(denoising_losses(model, masked, conditioner), losses, rtol=1e-5)
 
 
-def test_a_batch_is_in_parts_of_one_shape(model: Model, folder: Path) -> None:
-    one = lesson(model, folder)
-    seen = Counter[tuple[int, ...]]()
+def test_there_is_one_batch_for_each_shape(model: Model, folder: Path) -> None:
+    session = session_for(model, folder)
+    counts = Counter[tuple[int, ...]]()
     for step in range(8):
-        parts = one.batches(step)
-        shapes = [part.latents.shape[2:] for part in parts]
+        batches = session.batches(step)
+        shapes = [batch.latents.shape[2:] for batch in batches]
         assert len(set(shapes)) == len(shapes)
-        assert sum(len(part.latents) for part in parts) == 3
-        assert sum(float(part.weights.sum()) for part in parts) == pytest.approx(1.0)
-        for part in parts:
-            seen[tuple(part.latents.shape[2:])] += len(part.latents)
-    # 24 samples of 4 pictures, each seen 6 times; 1.67 to 1 is learned at 80x48 pixels.
-    assert seen == {(8, 8): 12, (10, 6): 6, (6, 10): 6}
+        assert sum(len(batch.latents) for batch in batches) == 3
+        assert sum(float(batch.weights.sum()) for batch in batches) == pytest.approx(1.0)
+        for batch in batches:
+            counts[tuple(batch.latents.shape[2:])] += len(batch.latents)
+    # 24 samples of 4 images, 6 of each; the bucket of an aspect ratio of 1.67 is 80x48 pixels.
+    assert counts == {(8, 8): 12, (10, 6): 6, (6, 10): 6}
 
 
-def test_parts_add_up_to_the_batch(model: Model, folder: Path) -> None:
-    """A step's loss and gradient are those of its samples one by one, to rounding."""
-    together, alone = lesson(model, folder), lesson(model, folder, batch_size=1)
-    for word in (together, alone):
-        word.learners[0].weights[0].requires_grad_(True)
-    step = next(iter(train(together)))
-    samples = lesson(model, folder).learners[0].samples.draw(0, 0)
+def test_batches_of_several_shapes_are_one_step(model: Model, folder: Path) -> None:
+    """The loss and gradient of a step are the sums of those of its samples, apart from rounding."""
+    step = next(iter(train(session_for(model, folder))))
+    samples = session_for(model, folder).trainers[0].samples.draw_samples(0, 0)
     assert len({sample.latents.shape for sample in samples}) > 1
-    one = lesson(model, folder)
+    session = session_for(model, folder)
     losses: list[float] = []
-    with injected(model, one.adapters):
-        tell = one.tell()
+    with applied(model, session.adapters):
+        conditioner = session.conditioner()
         for sample in samples:
-            (drawn,) = parts([sample], model.device)
+            (batch,) = collate([sample], model.device)
             with torch.enable_grad():
-                error = objective(model, drawn, tell).sum()
-                error.backward()
-            losses.append(float(error.detach()))
-        norm = float(torch.stack([w.grad.norm() for w in one.learners[0].weights]).norm())
+                loss = denoising_losses(model, batch, conditioner).sum()
+                loss.backward()
+            losses.append(float(loss.detach()))
+        norm = float(torch.stack([w.grad.norm() for w in session.trainers[0].weights]).norm())
     assert step.loss == pytest.approx(sum(losses), rel=1e-5)
     assert step.norms[0] == pytest.approx(norm, rel=1e-4)
 
@@ -154,107 +153,110 @@ def test_parts_add_up_to_the_batch(model: Model, folder: Path) -> None:
 @pytest.mark.parametrize(
     "method", ["textual-inversion", pytest.param("dreambooth", marks=pytest.mark.long)]
 )
-def test_every_family_learns_from_every_shape(
+def test_every_family_trains_with_every_shape(
     method: str, family: str, opened: Callable[[str], Model], folder: Path
 ) -> None:
-    small = {"prior_pictures": 2} if method == "dreambooth" else {}
-    masked(folder, "wide.png", (10, 10, 40, 40))
-    one = lesson(opened(family), folder, method={"name": method, **small}, steps=3)
-    steps = list(train(one))
+    options = {"class_images": 2} if method == "dreambooth" else {}
+    save_mask(folder, "wide.png", (10, 10, 40, 40))
+    session = session_for(opened(family), folder, method={"name": method, **options}, steps=3)
+    steps = list(train(session))
     assert [step.number for step in steps] == [1, 2, 3]
     assert all(np.isfinite(step.loss) and step.norms[0] > 0 for step in steps)
 
 
-def test_a_run_of_many_shapes_goes_on_to_the_same_bits(
+def test_a_continued_run_with_many_shapes_is_the_same(
     model: Model, folder: Path, tmp_path: Path
 ) -> None:
     whole = Run.create(tmp_path / "whole", recipe(folder))
-    for _ in whole.learn(model):
+    for _ in whole.train(model):
         pass
     half = Run.create(tmp_path / "half", recipe(folder))
-    for event in (learning := half.learn(model)):
-        if isinstance(event, Step) and event.number == 2:
-            learning.close()
-    for _ in (again := Run.open(half.folder)).learn(model):
+    training = half.train(model)
+    for event in training:
+        if isinstance(event, StepResult) and event.number == 2:
+            training.close()
+    continued = Run.open(half.folder)
+    for _ in continued.train(model):
         pass
-    for one, other in zip(whole.concept.parts, again.concept.parts, strict=True):
+    for one, other in zip(whole.concept.parts, continued.concept.parts, strict=True):
         assert all(torch.equal(one.tensors[name], other.tensors[name]) for name in one.tensors)
 
 
-def test_outside_the_mask_nothing_is_learned(model: Model, folder: Path) -> None:
-    masked(folder, "square.png", (0, 0, 40, 80))
-    (picture,) = [p for p in read_pictures(folder) if p.mask]
-    one = Learner(model, recipe(folder, flip=False).settled(model, 1), [picture])
-    (drawn,) = Lesson(model, [one]).batches(0)
-    assert drawn.mask is not None
-    assert drawn.mask.shape == (3, 1, 8, 8)
-    assert torch.equal(drawn.mask[0, 0], torch.tensor([[1.0] * 4 + [0.0] * 4] * 8))
-    answers: list[Tensor] = []
+def test_the_loss_has_no_gradient_outside_the_mask(model: Model, folder: Path) -> None:
+    save_mask(folder, "square.png", (0, 0, 40, 80))
+    (image,) = [image for image in read_images(folder) if image.mask]
+    trainer = ConceptTrainer(model, recipe(folder, flip=False).settle(model, 1), [image])
+    (batch,) = TrainingSession(model, [trainer]).batches(0)
+    assert batch.mask is not None
+    assert batch.mask.shape == (3, 1, 8, 8)
+    assert torch.equal(batch.mask[0, 0], torch.tensor([[1.0] * 4 + [0.0] * 4] * 8))
+    predictions: list[Tensor] = []
 
-    def denoise(noisy: Tensor, _times: Tensor, _told: object) -> Tensor:
-        answers.append(torch.zeros_like(noisy).requires_grad_(True))
-        return answers[-1]
+    def denoise(noisy: Tensor, _timesteps: Tensor, _conditioning: object) -> Tensor:
+        predictions.append(torch.zeros_like(noisy).requires_grad_(True))
+        return predictions[-1]
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(model, "denoise", denoise)
-        objective(model, drawn, lambda _: None).sum().backward()
-        objective(model, replace(drawn, mask=None), lambda _: None).sum().backward()
-    with_mask, without = (answer.grad for answer in answers)
+        denoising_losses(model, batch, lambda _: None).sum().backward()
+        denoising_losses(model, replace(batch, mask=None), lambda _: None).sum().backward()
+    with_mask, without = (prediction.grad for prediction in predictions)
     assert with_mask is not None
     assert without is not None
     assert (with_mask[..., 4:] == 0).all()
     assert (with_mask[..., :4] != 0).all()
     assert (without != 0).all()  # the control
-    # What is inside counts twice as much, half being hidden: the loss is a mean over the subject.
+    # The loss is the mean over the mask: half the image is hidden, so the rest counts twice.
     assert torch.allclose(with_mask[..., :4], 2 * without[..., :4], rtol=1e-5)
 
 
-def test_a_mask_is_mirrored_and_cropped_with_its_picture(model: Model, folder: Path) -> None:
-    masked(folder, "square.png", (0, 0, 40, 80))
-    masked(folder, "wide.png", (60, 20, 80, 40))
-    one = lesson(model, folder)
-    views = views_of(one)
-    found = {(*v[0].mean.shape[1:], v[0].mask is not None): v for v in views}
-    plain, mirrored = found[8, 8, True]
+def test_a_mask_is_mirrored_and_cropped_with_its_image(model: Model, folder: Path) -> None:
+    save_mask(folder, "square.png", (0, 0, 40, 80))
+    save_mask(folder, "wide.png", (60, 20, 80, 40))
+    session = session_for(model, folder)
+    encoded = encoded_images(session)
+    by_shape = {(*e[0].mean.shape[1:], e[0].mask is not None): e for e in encoded}
+    plain, mirrored = by_shape[8, 8, True]
     assert torch.equal(plain.mask.flip(-1), mirrored.mask)
     assert not torch.equal(plain.mask, mirrored.mask)
-    image = next(p for p in read_pictures(folder) if p.path.name == "square.png").open()
-    pixels = to_pixels(image, SIDE, SIDE)
+    image = next(i for i in read_images(folder) if i.path.name == "square.png").open()
+    pixels = to_pixels(image, RESOLUTION, RESOLUTION)
     assert torch.allclose(plain.mean, model.encode(pixels).mean[0], atol=1e-5)
     assert torch.allclose(mirrored.mean, model.encode(pixels.flip(-1)).mean[0], atol=1e-5)
-    wide, _ = found[6, 10, True]
-    middle = float((wide.mask[0].sum(0) * torch.arange(10)).sum() / wide.mask.sum())
-    assert middle == pytest.approx(6.5, abs=0.3)  # 70 of 100 across
-    whole = [v for v in views if v[0].mask is None]
-    assert len(whole) == 2
-    masks = [part.mask for n in range(6) for part in one.batches(n) if part.mask is not None]
+    wide, _ = by_shape[6, 10, True]
+    center = float((wide.mask[0].sum(0) * torch.arange(10)).sum() / wide.mask.sum())
+    assert center == pytest.approx(6.5, abs=0.3)  # 70 of 100 across
+    assert len([e for e in encoded if e[0].mask is None]) == 2
+    batches = [batch for step in range(6) for batch in session.batches(step)]
+    masks = [batch.mask for batch in batches if batch.mask is not None]
     assert masks
-    assert any((mask == 1).all(dim=(1, 2, 3)).any() for mask in masks)  # one without, beside
+    # An image without a mask in the same batch has a mask of ones.
+    assert any((mask == 1).all(dim=(1, 2, 3)).any() for mask in masks)
 
 
-def test_where_masks_are_taken_from(folder: Path) -> None:
+def test_mask_sources(folder: Path) -> None:
     layer = noise((80, 80), 9).convert("RGBA")
     alpha = Image.new("L", (80, 80))
     alpha.paste(255, (20, 20, 60, 60))
     layer.putalpha(alpha)
     layer.save(folder / "layer.png")
-    masked(folder, "square.png", (0, 0, 40, 80))
-    by = {kind: read_pictures(folder, kind) for kind in ("beside", "alpha", "none")}
-    names = {kind: [p.path.name for p in found if p.mask] for kind, found in by.items()}
-    assert names == {"beside": ["square.png"], "alpha": ["layer.png"], "none": []}
-    assert {len(found) for found in by.values()} == {5}  # a mask is never a picture
-    (cut_out,) = (p for p in by["alpha"] if p.mask)
-    assert np.array_equal(np.asarray(cut_out.opened()[1]), np.asarray(alpha))
+    save_mask(folder, "square.png", (0, 0, 40, 80))
+    images = {source: read_images(folder, source) for source in ("files", "alpha", "none")}
+    names = {source: [i.path.name for i in images[source] if i.mask] for source in images}
+    assert names == {"files": ["square.png"], "alpha": ["layer.png"], "none": []}
+    assert {len(each) for each in images.values()} == {5}  # a mask is not a training image
+    (cut_out,) = (image for image in images["alpha"] if image.mask)
+    assert np.array_equal(np.asarray(cut_out.open_with_mask()[1]), np.asarray(alpha))
 
 
 def test_a_run_is_not_continued_with_another_mask(
     model: Model, folder: Path, tmp_path: Path
 ) -> None:
-    masked(folder, "square.png", (0, 0, 40, 80))
+    save_mask(folder, "square.png", (0, 0, 40, 80))
     run = Run.create(tmp_path / "run", recipe(folder, steps=1))
-    for _ in run.learn(model):
+    for _ in run.train(model):
         pass
-    masked(folder, "square.png", (0, 0, 40, 79))
-    with pytest.raises(RunError, match=r"pictures have changed .*: square\.png"):
-        for _ in Run.open(run.folder, steps=2).learn(model):
+    save_mask(folder, "square.png", (0, 0, 40, 79))
+    with pytest.raises(RunError, match=r"images have changed .*: square\.png"):
+        for _ in Run.open(run.folder, steps=2).train(model):
             pass

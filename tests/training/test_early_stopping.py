@@ -1,4 +1,4 @@
-"""Stopping: the fixed samples, when a run has learned enough, and which step is the best."""
+"""Early stopping: validation samples, when training ends, and which step is the best."""
 
 import shutil
 from collections.abc import Callable, Iterator, Sequence
@@ -14,126 +14,127 @@ from PIL import Image
 from pinxit.concepts.concept import Concept
 from pinxit.errors import FileError, RequestError
 from pinxit.evaluation.findings import Findings
-from pinxit.evaluation.judge import Judge, Sight, Sitting, Verdict
-from pinxit.evaluation.prompt_sets import brief, prompt_set
+from pinxit.evaluation.judge import Judge, JudgeScore, MetricSet, PromptRun
+from pinxit.evaluation.prompt_sets import evenly_spaced, prompt_set
 from pinxit.generation.generate import Notice
 from pinxit.models.model import Model
 from pinxit.pocket.eyes import Eyes
 from pinxit.runs import folder as run_folder
-from pinxit.runs.best import Scored
-from pinxit.runs.folder import Stopped
-from pinxit.runs.many import learn_many
+from pinxit.runs.best import PreviewScores
+from pinxit.runs.folder import EarlyStop
+from pinxit.runs.many import train_many
 from pinxit.runs.preview import Preview
-from pinxit.runs.run import Run, teach
+from pinxit.runs.run import Run, train_run
 from pinxit.training import concept_trainer
-from pinxit.training.early_stopping import SAMPLES, settled, steps_between_looks
+from pinxit.training.concept_trainer import ConceptTrainer
+from pinxit.training.early_stopping import VALIDATION_SAMPLES, converged, validation_interval
 from pinxit.training.recipe import Recipe
-from pinxit.training.train import Lesson, Step
+from pinxit.training.train import StepResult
 
 Rule = Callable[[Sequence[float], float], bool]
 
 
 def recipe(pictures: Path, **changed: object) -> Recipe:
-    small = {"steps": 8, "batch_size": 2, "preview_every": 0, "checkpoint_every": 3}
-    given = {"pictures": pictures, "token": "<mytoy>", "class_noun": "toy"}
-    looks = {"look_every": 2, "stop": 1.0}
+    subject = {"images": pictures, "token": "<mytoy>", "class_noun": "toy"}
+    schedule = {"steps": 8, "batch_size": 2, "preview_every": 0, "checkpoint_every": 3}
+    stopping = {"validate_every": 2, "early_stop": 1.0}
     return Recipe.model_validate(
-        {"method": "textual-inversion", **given, **small, **looks, **changed}
+        {"method": "textual-inversion", **subject, **schedule, **stopping, **changed}
     )
 
 
 @pytest.fixture
 def rule(monkeypatch: pytest.MonkeyPatch) -> Callable[[Rule], None]:
-    """Puts another rule in the place of the real one, which wants more looks than a test has."""
-    return lambda other: monkeypatch.setattr(concept_trainer, "settled", other)
+    """Replaces `converged`, which needs more validation losses than a test computes."""
+    return lambda replacement: monkeypatch.setattr(concept_trainer, "converged", replacement)
 
 
-def four_looks(losses: Sequence[float], share: float) -> bool:
-    return share > 0 and len(losses) >= 4
+def after_four(losses: Sequence[float], threshold: float) -> bool:
+    return threshold > 0 and len(losses) >= 4
 
 
 def never(_: Sequence[float], __: float) -> bool:
     return False
 
 
-def test_fixed_samples_stay(model: Model, pictures: Path) -> None:
-    one = Lesson.of(model, recipe(pictures).settled(model, 3), recipe(pictures).read_pictures())
-    samples = one.learners[0].samples
-    first, again = samples.fixed(8, 0), samples.fixed(8, 0)
+def test_validation_samples_are_always_the_same(model: Model, pictures: Path) -> None:
+    settled = recipe(pictures).settle(model, 3)
+    samples = ConceptTrainer(model, settled, settled.read_images()).samples
+    first, again = samples.validation_samples(8, 0), samples.validation_samples(8, 0)
     for a, b in zip(first, again, strict=True):
         assert torch.equal(a.latents, b.latents)
         assert torch.equal(a.noise, b.noise)
-        assert (a.time, a.prompt, a.shown) == (b.time, b.prompt, b.shown)
+        assert (a.timestep, a.prompt, a.image_name) == (b.timestep, b.prompt, b.image_name)
     assert sum(sample.weight for sample in first) == pytest.approx(1)
-    shown = [sample.shown for sample in first]
-    assert sorted(map(shown.count, set(shown))) == [2, 3, 3]
-    times = [sample.time for sample in first]
-    assert times == sorted(times)
-    assert min(times) < 250
-    assert max(times) > 750
-    drawn = samples.draw(0, 0)
-    assert not torch.equal(first[0].noise, drawn[0].noise)
+    names = [sample.image_name for sample in first]
+    assert sorted(map(names.count, set(names))) == [2, 3, 3]
+    timesteps = [sample.timestep for sample in first]
+    assert timesteps == sorted(timesteps)
+    assert min(timesteps) < 250
+    assert max(timesteps) > 750
+    training_samples = samples.draw_samples(0, 0)
+    assert not torch.equal(first[0].noise, training_samples[0].noise)
 
 
-def test_looking_changes_nothing(model: Model, pictures: Path, tmp_path: Path) -> None:
-    seen = teach(model, recipe(pictures, stop=1e-12), tmp_path / "seen")
-    unseen = teach(model, recipe(pictures, stop=0), tmp_path / "unseen")
-    assert list(seen.notes.looks()) == [0, 2, 4, 6]
-    assert not unseen.notes.looks()
-    assert _steps(seen) == _steps(unseen)
-    one, other = (run.concept.parts[0].tensors for run in (seen, unseen))
+def test_validation_does_not_change_training(model: Model, pictures: Path, tmp_path: Path) -> None:
+    validated = train_run(model, recipe(pictures, early_stop=1e-12), tmp_path / "validated")
+    plain = train_run(model, recipe(pictures, early_stop=0), tmp_path / "plain")
+    assert list(validated.log.validation_losses()) == [0, 2, 4, 6]
+    assert not plain.log.validation_losses()
+    assert _steps(validated) == _steps(plain)
+    one, other = (run.concept.parts[0].tensors for run in (validated, plain))
     assert all(torch.equal(one[name], other[name]) for name in one)
 
 
 @pytest.mark.parametrize("at", range(1, 7))
-def test_a_run_that_goes_on_stops_at_the_same_step(
+def test_a_continued_run_stops_at_the_same_step(
     model: Model, pictures: Path, tmp_path: Path, rule: Callable[[Rule], None], at: int
 ) -> None:
-    rule(four_looks)
+    rule(after_four)
     whole = Run.create(tmp_path / "whole", recipe(pictures))
-    events = list(whole.learn(model))
-    assert [event.number for event in events if isinstance(event, Stopped)] == [6]
-    assert [event.number for event in events if isinstance(event, Step)] == [1, 2, 3, 4, 5, 6]
+    events = list(whole.train(model))
+    assert [event.step for event in events if isinstance(event, EarlyStop)] == [6]
+    assert [event.number for event in events if isinstance(event, StepResult)] == [1, 2, 3, 4, 5, 6]
     assert whole.finished
     part = Run.create(tmp_path / "part", recipe(pictures))
-    with closing(part.learn(model)) as going:
-        for event in going:
-            if isinstance(event, Step) and event.number == at:
-                # As if the process were killed here; the other way it is stopped in order.
+    with closing(part.train(model)) as training:
+        for event in training:
+            if isinstance(event, StepResult) and event.number == at:
+                # A copy as after a kill; the run itself is stopped normally.
                 shutil.copytree(part.folder, tmp_path / "killed")
                 break
     for folder in (part.folder, tmp_path / "killed"):
-        again = Run.open(folder)
-        list(again.learn(model))
+        continued = Run.open(folder)
+        list(continued.train(model))
         assert Run.open(folder).finished
-        assert _entries(again) == _entries(whole)
-        files = [run.folder / "concept.safetensors" for run in (again, whole)]
+        assert _entries(continued) == _entries(whole)
+        files = [run.folder / "concept.safetensors" for run in (continued, whole)]
         assert files[0].read_bytes() == files[1].read_bytes()
 
 
 def test_more_steps_on_request(
     model: Model, pictures: Path, tmp_path: Path, rule: Callable[[Rule], None]
 ) -> None:
-    rule(four_looks)
-    run = teach(model, recipe(pictures), tmp_path / "run")
-    assert not [e for e in Run.open(run.folder).learn(model) if isinstance(e, Step)]
+    rule(after_four)
+    run = train_run(model, recipe(pictures), tmp_path / "run")
+    assert not [e for e in Run.open(run.folder).train(model) if isinstance(e, StepResult)]
     more = Run.open(run.folder, steps=9)
     assert not more.finished
-    assert [e.number for e in more.learn(model) if isinstance(e, Step)] == [7, 8, 9]
+    assert [e.number for e in more.train(model) if isinstance(e, StepResult)] == [7, 8, 9]
     rule(never)
-    whole = teach(model, recipe(pictures, steps=9), tmp_path / "whole")
+    whole = train_run(model, recipe(pictures, steps=9), tmp_path / "whole")
     assert _steps(whole) == _steps(more)
 
 
-def test_each_of_many_stops_alone(
+def test_concepts_of_one_session_stop_independently(
     model: Model, pictures: Path, tmp_path: Path, rule: Callable[[Rule], None]
 ) -> None:
     others = tmp_path / "others"
     others.mkdir()
     for number, colour in enumerate(("teal", "gold")):
         Image.new("RGB", (48, 48), colour).save(others / f"{number}.png")
-    alone = teach(model, recipe(pictures, stop=1e-12), tmp_path / "alone")
-    first = alone.notes.looks()[0]
+    alone = train_run(model, recipe(pictures, early_stop=1e-12), tmp_path / "alone")
+    first = alone.log.validation_losses()[0]
 
     def after_three(losses: Sequence[float], _: float) -> bool:
         return len(losses) >= 3 and abs(losses[0] - first) < first * 1e-4
@@ -141,20 +142,20 @@ def test_each_of_many_stops_alone(
     rule(after_three)
     one = Run(tmp_path / "one", recipe(pictures))
     other = Run(tmp_path / "other", recipe(others, token="<another>"))
-    told = [event for event in learn_many(model, [one, other]) if isinstance(event, tuple)]
-    assert [(run, e.number) for run, e in told if isinstance(e, Stopped)] == [(one, 4)]
+    events = [event for event in train_many(model, [one, other]) if isinstance(event, tuple)]
+    assert [(run, e.step) for run, e in events if isinstance(e, EarlyStop)] == [(one, 4)]
     assert one.concept.provenance.steps == 4
     assert other.concept.provenance.steps == 8
     assert one.finished
     assert other.finished
-    near = [number for number in alone.notes.looks() if number <= 4]
-    for number in near:
-        assert one.notes.looks()[number] == pytest.approx(alone.notes.looks()[number], rel=1e-4)
+    losses = one.log.validation_losses()
+    expected = {n: loss for n, loss in alone.log.validation_losses().items() if n <= 4}
+    assert {n: losses[n] for n in expected} == pytest.approx(expected, rel=1e-4)
 
 
 @dataclass
 class Scores:
-    """Scores previews by a list."""
+    """Scores previews with the values of a list."""
 
     scores: list[float]
 
@@ -164,134 +165,133 @@ class Scores:
         assert model
         assert recipe
         best = self.scores[number // 2 - 1]
-        found = Findings(8, Verdict(best, best), base_prompt=1.0, copies=0)
-        return Preview(number, folder / "none.png", 0, found)
+        findings = Findings(8, JudgeScore(best, best), base_prompt=1.0, copies=0)
+        return Preview(number, folder / "none.png", 0, findings)
 
 
-def nobody(_: Run, __: Model) -> Iterator[Notice]:
+def no_judge(_: Run, __: Model) -> Iterator[Notice]:
     yield from ()
 
 
-def test_the_best_is_kept(
+def test_the_best_concept_is_kept(
     model: Model, pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     judge = Scores([0.2, 0.9, 0.9, 0.5])
-    monkeypatch.setattr(run_folder, "preview", judge.preview)
-    monkeypatch.setattr(Run, "call_judge", nobody)
-    given = recipe(pictures, preview_every=2, stop=0, keep_every=4)
-    run = Run.create(tmp_path / "run", given)
-    scored = [event for event in run.learn(model) if isinstance(event, Scored)]
-    assert [event.best for event in scored] == [True, True, False, False]
-    assert (run.best, run.concept.provenance.steps) == (4, 8)
-    assert run.result.name == "best.safetensors"
-    assert not [said for said in run.wrong if "not like its pictures" in said]
-    # The folder is the best; the last, and those that stay, are had by name.
+    monkeypatch.setattr(run_folder, "save_preview", judge.preview)
+    monkeypatch.setattr(Run, "create_judge", no_judge)
+    previewed = recipe(pictures, preview_every=2, early_stop=0, save_every=4)
+    run = Run.create(tmp_path / "run", previewed)
+    scored = [event for event in run.train(model) if isinstance(event, PreviewScores)]
+    assert [event.is_best for event in scored] == [True, True, False, False]
+    assert (run.best_step, run.concept.provenance.steps) == (4, 8)
+    assert run.result_file.name == "best.safetensors"
+    assert not [problem for problem in run.problems if "low subject fidelity" in problem]
+    # The folder stands for the best concept; the others are loaded by file name.
     assert Concept.load(run.folder).provenance.steps == 4
     assert Concept.load(run.folder).provenance.scores["best"] == 0.9
-    kept = sorted((run.folder / "concepts").iterdir())
-    assert [Concept.load(file).provenance.steps for file in kept] == [4, 8]
-    entries = [entry["best"] for entry in run.notes.entries() if "best" in entry]
+    saved = sorted((run.folder / "concepts").iterdir())
+    assert [Concept.load(file).provenance.steps for file in saved] == [4, 8]
+    entries = [entry["best"] for entry in run.log.entries() if "best" in entry]
     assert entries == judge.scores
 
-    # A run that stops in between comes to the same best, to the byte.
-    part = Run.create(tmp_path / "part", given)
-    with closing(part.learn(model)) as going:
-        for event in going:
-            if isinstance(event, Scored) and event.number == 4:
+    # An interrupted run has the same best concept, to the byte.
+    part = Run.create(tmp_path / "part", previewed)
+    with closing(part.train(model)) as training:
+        for event in training:
+            if isinstance(event, PreviewScores) and event.step == 4:
                 break
-    list(Run.open(part.folder).learn(model))
-    assert part.result.read_bytes() == run.result.read_bytes()
+    list(Run.open(part.folder).train(model))
+    assert part.result_file.read_bytes() == run.result_file.read_bytes()
 
-    # What is damaged is told, and replaced when something is scored again.
-    run.result.write_bytes(run.result.read_bytes()[:-9])
+    # A damaged best concept is an error, and is replaced when a preview is scored again.
+    run.result_file.write_bytes(run.result_file.read_bytes()[:-9])
     with pytest.raises(FileError, match=r"best\.safetensors"):
         Concept.load(run.folder)
     assert Concept.load(run.folder / "concept.safetensors").provenance.steps == 8
     judge.scores.append(0.1)
-    list(Run.open(run.folder, steps=10).learn(model))
-    assert run.best == 10
+    list(Run.open(run.folder, steps=10).train(model))
+    assert run.best_step == 10
 
 
-def test_previews_are_judged_as_it_goes(
+def test_previews_are_scored_during_training(
     model: Model, pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     torch.manual_seed(0)
-    blind = Sight.of_pocket(Eyes().requires_grad_(False).eval(), "object")
-    given = recipe(pictures, preview_every=4, steps=8, stop=0)
-    sitting = Sitting(given, brief(prompt_set("objects", "dog"), 2), steps=1)
-    real = Judge.of
+    metrics = MetricSet.for_pocket(Eyes().requires_grad_(False).eval(), "object")
+    previewed = recipe(pictures, preview_every=4, steps=8, early_stop=0)
+    prompt_run = PromptRun(previewed, evenly_spaced(prompt_set("objects", "dog"), 2), steps=1)
+    original = Judge.for_recipe
 
-    def of(*asked: Any, folder: Path) -> Judge:
-        return real(*asked, folder=folder, sight=blind, sitting=sitting)
+    def for_recipe(*arguments: Any, folder: Path) -> Judge:
+        return original(*arguments, folder=folder, metrics=metrics, prompt_run=prompt_run)
 
-    monkeypatch.setattr(Judge, "of", of)
-    run = Run.create(tmp_path / "run", given)
-    events = list(run.learn(model))
+    monkeypatch.setattr(Judge, "for_recipe", for_recipe)
+    run = Run.create(tmp_path / "run", previewed)
+    events = list(run.train(model))
     assert not [event.message for event in events if isinstance(event, Notice)]
-    scored = [event for event in events if isinstance(event, Scored)]
-    assert [event.number for event in scored] == [4, 8]
-    assert scored[0].best
-    assert run.wrong == list(scored[-1].wrong if scored[-1].best else scored[0].wrong)
+    scored = [event for event in events if isinstance(event, PreviewScores)]
+    assert [event.step for event in scored] == [4, 8]
+    assert scored[0].is_best
+    assert run.problems == list(scored[-1].problems if scored[-1].is_best else scored[0].problems)
     assert len(list((run.folder / "plain").iterdir())) == 2
-    # The same again, and with a stop in between: the same scores.
-    part = Run.create(tmp_path / "part", given)
-    with closing(part.learn(model)) as going:
-        for event in going:
-            if isinstance(event, Step) and event.number == 5:
+    # An interrupted run has the same scores.
+    part = Run.create(tmp_path / "part", previewed)
+    with closing(part.train(model)) as training:
+        for event in training:
+            if isinstance(event, StepResult) and event.number == 5:
                 break
-    told = [event for event in Run.open(part.folder).learn(model) if isinstance(event, Scored)]
-    assert told == scored[1:]
-    assert part.result.read_bytes() == run.result.read_bytes()
+    events = list(Run.open(part.folder).train(model))
+    assert [event for event in events if isinstance(event, PreviewScores)] == scored[1:]
+    assert part.result_file.read_bytes() == run.result_file.read_bytes()
 
 
-def test_a_base_that_nobody_can_judge_is_learned_all_the_same(
+def test_training_without_a_judge(
     model: Model, pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def of(*_: object, **__: object) -> None:
-        raise RequestError("pictures cannot be judged by no-one: gone", "look elsewhere")
+    def for_recipe(*_: object, **__: object) -> None:
+        raise RequestError("no metrics for this base model", "choose another base model")
 
-    monkeypatch.setattr(Judge, "of", of)
+    monkeypatch.setattr(Judge, "for_recipe", for_recipe)
     run = Run.create(tmp_path / "run", recipe(pictures, steps=2, preview_every=2))
-    events = list(run.learn(model))
-    (said,) = [event.message for event in events if isinstance(event, Notice)]
-    assert said == "previews are not scored, for pictures cannot be judged by no-one: gone"
-    assert [event.number for event in events if isinstance(event, Preview)] == [2]
-    assert run.result.name == "concept.safetensors"
+    events = list(run.train(model))
+    (notice,) = [event.message for event in events if isinstance(event, Notice)]
+    assert notice == "previews are not scored: no metrics for this base model"
+    assert [event.step for event in events if isinstance(event, Preview)] == [2]
+    assert run.result_file.name == "concept.safetensors"
 
 
-def falling(*sizes: float) -> list[float]:
-    """The first loss, and two windows that each have one."""
-    first, before, now = sizes
-    return [first, *[before] * 12, *[now] * 12]
+def losses(first: float, previous: float, latest: float) -> list[float]:
+    """The first loss, and two windows of equal losses."""
+    return [first, *[previous] * 12, *[latest] * 12]
 
 
-def test_settled() -> None:
-    assert settled(falling(1.0, 0.5, 0.5), 0.05)
-    assert settled(falling(1.0, 0.5, 0.48), 0.05)
-    assert settled(falling(1.0, 0.5, 0.6), 0.05)
-    assert settled(falling(1.0, 1.2, 1.2), 0.05)
-    assert not settled(falling(1.0, 0.5, 0.4), 0.05)
-    assert not settled(falling(1.0, 0.5, 0.48), 0.03)
-    assert not settled(falling(1.0, 0.5, 0.5)[1:], 0.05)
-    assert not settled(falling(1.0, 0.5, 0.5), 0.0)
-    assert not settled([], 0.05)
-    # A steady fall is none that has ended, however slow it is.
-    assert not any(settled([1 - n / 1e4 for n in range(count)], 0.05) for count in range(60))
+def test_converged() -> None:
+    assert converged(losses(1.0, 0.5, 0.5), 0.05)
+    assert converged(losses(1.0, 0.5, 0.48), 0.05)
+    assert converged(losses(1.0, 0.5, 0.6), 0.05)
+    assert converged(losses(1.0, 1.2, 1.2), 0.05)
+    assert not converged(losses(1.0, 0.5, 0.4), 0.05)
+    assert not converged(losses(1.0, 0.5, 0.48), 0.03)
+    assert not converged(losses(1.0, 0.5, 0.5)[1:], 0.05)
+    assert not converged(losses(1.0, 0.5, 0.5), 0.0)
+    assert not converged([], 0.05)
+    # A steady improvement has not converged, however slow it is.
+    assert not any(converged([1 - n / 1e4 for n in range(count)], 0.05) for count in range(60))
 
 
 @pytest.mark.parametrize(
-    ("advised", "batch", "every"),
+    ("advised", "batch_size", "interval"),
     [(300, 8, 8), (300, 4, 8), (2000, 2, 50), (1000, 1, 25), (9, 9, 3)],
 )
-def test_looks_are_cheap(advised: int, batch: int, every: int) -> None:
-    assert steps_between_looks(advised, batch) == every
-    assert SAMPLES / (3 * batch * every) < 0.12
+def test_validation_is_cheap(advised: int, batch_size: int, interval: int) -> None:
+    assert validation_interval(advised, batch_size) == interval
+    assert VALIDATION_SAMPLES / (3 * batch_size * interval) < 0.12
 
 
 def _entries(run: Run) -> list[dict[str, Any]]:
-    """The journal, but for times."""
-    return [{k: v for k, v in e.items() if k != "seconds"} for e in run.notes.entries()]
+    """The training log without times."""
+    return [{k: v for k, v in e.items() if k != "seconds"} for e in run.log.entries()]
 
 
 def _steps(run: Run) -> list[object]:
-    return [(entry["number"], entry["losses"], entry["norms"]) for entry in run.journal()]
+    return [(entry["number"], entry["losses"], entry["norms"]) for entry in run.logged_steps()]

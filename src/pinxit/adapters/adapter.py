@@ -1,4 +1,4 @@
-"""Changes to a model that can be undone: new words, other words, tuned weights."""
+"""The adapter protocols, and the adapters for embeddings, token aliases and full weights."""
 
 from collections.abc import Generator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
@@ -10,291 +10,306 @@ from torch import Tensor, nn
 
 from pinxit.errors import ConceptError
 from pinxit.models.model import Model
-from pinxit.models.modelspec import fitting
-from pinxit.models.prompt import Meaning
+from pinxit.models.modelspec import family_by_text_widths
+from pinxit.models.prompt import TokenEmbedding
 
 
 @dataclass(frozen=True)
 class Part:
-    """An adapter as it is kept in a file: its kind, what it needs to know, and its tensors."""
+    """An adapter as data: its kind, settings and tensors, ready to be written to a file."""
 
     kind: str
     settings: Mapping[str, str]
     tensors: Mapping[str, Tensor] = field(default_factory=dict[str, Tensor])
 
 
-class Change(Protocol):
-    """A change to a model: after `eject` the model is to the bit what it was before `inject`."""
+class ModelChange(Protocol):
+    """A reversible change to a model: `eject` restores the state before `inject`, to the bit."""
 
     def inject(self, model: Model) -> None:
-        """Make the change."""
+        """Apply the change to the model."""
         ...
 
     def eject(self, model: Model) -> None:
-        """Undo it."""
+        """Remove the change from the model."""
         ...
 
 
 @runtime_checkable
-class Shared(Change, Protocol):
-    """Changes of several concepts at once, each to its own samples of a batch."""
+class PerConcept(ModelChange, Protocol):
+    """The changes of several concepts in one model; each sample of a batch uses one of them."""
 
-    def serve(self, concepts: Tensor) -> None:
-        """Sample n is of the concept `concepts[n]` from now on; if there is one, so are all."""
+    def select(self, concepts: Tensor) -> None:
+        """Set the concept index of each sample, (B,); shape (1,) applies to the whole batch."""
         ...
 
 
 @runtime_checkable
-class Joinable(Protocol):
-    """An adapter of which several must be joined, to be in a model at once."""
+class Batchable(Protocol):
+    """An adapter type whose instances must be combined to train several concepts in one model."""
 
     @classmethod
-    def joined(cls, several: Sequence[Self]) -> Shared:
-        """Theirs as one change, by concept in this order; it reads their weights as they are."""
+    def batched(cls, adapters: Sequence[Self]) -> PerConcept:
+        """Combine one adapter per concept, in this order, into one change.
+
+        The result uses the weights of the adapters themselves, not copies.
+        """
         ...
 
 
-class Adapter(Change, Protocol):
-    """A change that can be kept, and perhaps trained.
+class Adapter(ModelChange, Protocol):
+    """A model change that can be saved, and perhaps trained.
 
-    `touches_text` says whether prompts mean something else while it is trained, so that their
-    conditioning cannot be kept from step to step.
+    `changes_conditioning` is True if training it changes the conditioning of prompts, so that
+    prompts must be encoded again in every step.
     """
 
-    touches_text: bool
+    changes_conditioning: bool
 
     def weights(self) -> Mapping[str, nn.Parameter]:
-        """What training may change; nothing if it is fixed."""
+        """The trainable weights by name; empty if the adapter is not trainable."""
         ...
 
     def part(self) -> Part:
-        """Itself, to be kept."""
+        """The adapter as data, with detached tensors on the CPU."""
         ...
 
     @classmethod
     def restore(cls, part: Part, model: Model) -> Self:
-        """The adapter that was kept, for this model; ConceptError if it does not fit."""
+        """Build the adapter for this model from its data; ConceptError if it does not fit."""
         ...
 
 
 @contextmanager
-def injected(model: Model, adapters: Sequence[Change]) -> Generator[Model]:
-    """The model with the adapters in it, in order; all are undone whatever happens."""
-    with ExitStack() as undo:
+def applied(model: Model, adapters: Sequence[ModelChange]) -> Generator[Model]:
+    """Inject the adapters in order; on exit, also after an error, eject them in reverse order."""
+    with ExitStack() as stack:
         for adapter in adapters:
             adapter.inject(model)
-            undo.callback(adapter.eject, model)
+            stack.callback(adapter.eject, model)
         yield model
 
 
-class NewWord:
-    """A word with vectors of its own in every text tower (textual inversion, arXiv:2208.01618)."""
+class EmbeddingAdapter:
+    """A placeholder token with its own embeddings (textual inversion, arXiv:2208.01618).
 
-    touches_text = True
+    `tables` has a table (n, width) for each text encoder. `filler` is the text that is tokenized
+    in place of the token; its embeddings are replaced.
+    """
 
-    def __init__(self, word: str, stand_in: str, tables: Mapping[str, Tensor]) -> None:
-        self.word = word
-        self.stand_in = stand_in
-        self.tables = {tower: nn.Parameter(table) for tower, table in tables.items()}
+    changes_conditioning = True
+
+    def __init__(self, token: str, filler: str, tables: Mapping[str, Tensor]) -> None:
+        self.token = token
+        self.filler = filler
+        self.tables = {name: nn.Parameter(table) for name, table in tables.items()}
         self.vectors: Mapping[str, Tensor] = self.tables
 
     @classmethod
-    def of(cls, model: Model, word: str, noun: str, count: int) -> Self:
-        """A word to be trained, of so many vectors a tower: at first the noun's own, in turn.
+    def of(cls, model: Model, token: str, noun: str, num_vectors: int) -> Self:
+        """A trainable embedding of `num_vectors` vectors, initialized from the noun's embeddings.
 
-        With fewer vectors than the noun has tokens, each starts as the mean of its share of them.
+        If the noun has fewer tokens than that, its vectors repeat. If it has more, each vector
+        starts as the mean of a group of neighbouring tokens.
         """
         tables: dict[str, Tensor] = {}
-        for name, tower in model.towers.items():
-            known = tower.word_vectors(noun)
-            shares = [share.mean(0) for share in known.tensor_split(min(count, len(known)))]
-            tables[name] = torch.stack([shares[at % len(shares)] for at in range(count)])
-        return cls(word, noun, tables)
+        for name, text_encoder in model.text_encoders.items():
+            vectors = text_encoder.token_embeddings(noun)
+            groups = vectors.tensor_split(min(num_vectors, len(vectors)))
+            means = [group.mean(0) for group in groups]
+            tables[name] = torch.stack([means[i % len(means)] for i in range(num_vectors)])
+        return cls(token, noun, tables)
 
     def inject(self, model: Model) -> None:
-        """The word means its vectors from now on."""
-        _define(model, self.word, Meaning(self.stand_in, self.vectors))
+        """Define the token in the model; ConceptError if the model has such a token already."""
+        _define_token(model, self.token, TokenEmbedding(self.filler, self.vectors))
 
     def eject(self, model: Model) -> None:
-        """The word means nothing again."""
-        del model.words[self.word]
+        """Remove the token from the model."""
+        del model.placeholders[self.token]
 
     def weights(self) -> Mapping[str, nn.Parameter]:
-        """The tables, by tower."""
+        """The embedding tables by text encoder."""
         return self.tables
 
     def part(self) -> Part:
-        """Its vectors, and the word."""
-        settings = {"word": self.word, "stand_in": self.stand_in}
-        return Part("new-word", settings, _detached(self.vectors))
+        """The vectors, the token and its filler as data."""
+        settings = {"word": self.token, "stand_in": self.filler}
+        return Part("new-word", settings, _on_cpu(self.vectors))
 
     @classmethod
     def restore(cls, part: Part, model: Model) -> Self:
-        """The word again; ConceptError if the base's towers are others, or of another width."""
-        word, widths = part.settings["word"], word_widths(part.tensors)
-        if widths.keys() != model.towers.keys():
+        """The embedding for this model.
+
+        Raises ConceptError if the model has other text encoders, or other embedding widths.
+        """
+        token, widths = part.settings["word"], embedding_widths(part.tensors)
+        if widths.keys() != model.text_encoders.keys():
             raise ConceptError(
-                f"{word} has vectors for the text towers {', '.join(widths) or 'of no base'}, and "
-                f"{model.name} has {', '.join(model.towers)}",
-                _fitting(widths),
+                f"{token} has embeddings for the text encoders {', '.join(widths) or '(none)'}, "
+                f"but {model.name} has {', '.join(model.text_encoders)}",
+                _base_hint(widths),
             )
-        for name, tower in model.towers.items():
-            if widths[name] != tower.width:
+        for name, text_encoder in model.text_encoders.items():
+            if widths[name] != text_encoder.width:
                 raise ConceptError(
-                    f"{word} has vectors of {widths[name]} numbers, and those of {model.name} "
-                    f"have {tower.width}",
-                    _fitting(widths),
+                    f"the embeddings of {token} are {widths[name]} wide, but those of "
+                    f"{model.name} are {text_encoder.width} wide",
+                    _base_hint(widths),
                 )
         tables = {name: part.tensors[name].to(model.device) for name in widths}
-        return cls(word, part.settings["stand_in"], tables)
+        return cls(token, part.settings["stand_in"], tables)
 
 
-class Alias:
-    """A word that stands for other words the base has, as DreamBooth's for its rare token."""
+class AliasAdapter:
+    """A placeholder token that is replaced by a text, such as DreamBooth's rare token."""
 
-    touches_text = False
+    changes_conditioning = False
 
-    def __init__(self, word: str, text: str) -> None:
-        self.word = word
+    def __init__(self, token: str, text: str) -> None:
+        self.token = token
         self.text = text
 
     def inject(self, model: Model) -> None:
-        """The word means the text from now on."""
-        _define(model, self.word, Meaning(self.text))
+        """Define the token in the model; ConceptError if the model has such a token already."""
+        _define_token(model, self.token, TokenEmbedding(self.text))
 
     def eject(self, model: Model) -> None:
-        """The word means nothing again."""
-        del model.words[self.word]
+        """Remove the token from the model."""
+        del model.placeholders[self.token]
 
     def weights(self) -> Mapping[str, nn.Parameter]:
-        """Nothing: it is not trained."""
+        """An empty mapping: an alias is not trainable."""
         return {}
 
     def part(self) -> Part:
-        """The word and its text."""
-        return Part("alias", {"word": self.word, "text": self.text})
+        """The token and its text as data."""
+        return Part("alias", {"word": self.token, "text": self.text})
 
     @classmethod
     def restore(cls, part: Part, model: Model) -> Self:  # noqa: ARG003
-        """The alias again; any model takes it."""
+        """The alias, which fits every model."""
         return cls(part.settings["word"], part.settings["text"])
 
 
-class TunedWeights:
-    """Other weights for a whole network of the model; its own leave memory meanwhile."""
+class FullWeightsAdapter:
+    """Trained weights that replace all weights of a network, which are unloaded meanwhile."""
 
     def __init__(self, network: str, tensors: Mapping[str, Tensor], *, text: bool) -> None:
         self.network = network
-        self.tuned = {name: nn.Parameter(tensor) for name, tensor in tensors.items()}
-        self.touches_text = text
-        self._inside = nn.Module()
+        self.parameters = {name: nn.Parameter(tensor) for name, tensor in tensors.items()}
+        self.changes_conditioning = text
+        self._module = nn.Module()
         self._originals: dict[str, nn.Parameter] = {}
 
     @classmethod
     def of(cls, model: Model, network: str) -> Self:
-        """The network's weights, to be trained: they are the adapter's own from now on.
+        """Start training from the network's weights, which the adapter takes over.
 
-        ConceptError if they are in 8 bits.
+        Raises ConceptError if the network is open in int8.
         """
-        _must_be_whole(model, network)
-        own = {name: w.detach() for name, w in model.networks[network].named_parameters()}
-        model.rest(network)
-        return cls(network, own, text=network in model.towers)
+        _check_not_int8(model, network)
+        weights = {name: w.detach() for name, w in model.networks[network].named_parameters()}
+        model.offload(network)
+        return cls(network, weights, text=network in model.text_encoders)
 
     def inject(self, model: Model) -> None:
-        """The network has the tuned weights from now on."""
-        self._inside = model.vacated(self.network)
-        for name, weight in self.tuned.items():
-            self._originals[name] = _swap(self._inside, name, weight)
+        """Put the adapter's weights into the network."""
+        self._module = model.emptied(self.network)
+        for name, weight in self.parameters.items():
+            self._originals[name] = _replace_weight(self._module, name, weight)
 
     def eject(self, model: Model) -> None:
-        """The network has its own weights again, read anew when they are needed."""
+        """Restore the network; its weights are read from the file again when they are needed."""
         for name, weight in self._originals.items():
-            _swap(self._inside, name, weight)
+            _replace_weight(self._module, name, weight)
         self._originals = {}
-        model.rest(self.network)
+        model.offload(self.network)
 
     def weights(self) -> Mapping[str, nn.Parameter]:
-        """All of them, by their names in the network."""
-        return self.tuned
+        """All weights by their names in the network."""
+        return self.parameters
 
     def part(self) -> Part:
-        """The weights, and whose they are."""
-        return Part("tuned-weights", {"network": self.network}, _detached(self.tuned))
+        """The weights and the name of their network as data."""
+        return Part("tuned-weights", {"network": self.network}, _on_cpu(self.parameters))
 
     @classmethod
     def restore(cls, part: Part, model: Model) -> Self:
-        """The weights again; ConceptError if the base's network has others, or other shapes."""
+        """The weights for this model; ConceptError if names or shapes differ from the model's."""
         network = part.settings["network"]
-        _must_be_whole(model, network)
-        own = dict(model.networks[network].named_parameters()) if network in model.networks else {}
-        # Releases of transformers name a text tower's weights with this prefix or without.
-        named = {name.removeprefix("text_model."): name for name in own}
-        kept = {
-            named.get(name.removeprefix("text_model."), name): tensor
+        _check_not_int8(model, network)
+        module = model.networks.get(network, nn.Module())
+        originals = dict(module.named_parameters())
+        # Some releases of transformers prefix the weight names of text encoders, others do not.
+        names = {name.removeprefix("text_model."): name for name in originals}
+        weights = {
+            names.get(name.removeprefix("text_model."), name): tensor
             for name, tensor in part.tensors.items()
         }
-        if own.keys() != kept.keys():
+        if originals.keys() != weights.keys():
             raise ConceptError(
-                f"the concept has {len(part.tensors)} weights for `{network}`, and that of "
-                f"{model.name} has {len(own)} of its own",
-                "use it with the kind of base it was trained on",
+                f"the concept has {len(part.tensors)} weights for the network `{network}`, but "
+                f"{model.name} has {len(originals)} for it, or has other names",
+                "use it with the kind of base model that it was trained on",
             )
-        for name, tensor in kept.items():
-            if tensor.shape != own[name].shape:
+        for name, tensor in weights.items():
+            if tensor.shape != originals[name].shape:
                 raise ConceptError(
-                    f"`{network}.{name}` is {tuple(tensor.shape)} in the concept and "
-                    f"{tuple(own[name].shape)} in {model.name}",
-                    "use it with the kind of base it was trained on",
+                    f"`{network}.{name}` has the shape {tuple(tensor.shape)} in the concept, but "
+                    f"{tuple(originals[name].shape)} in {model.name}",
+                    "use it with the kind of base model that it was trained on",
                 )
-        tensors = {name: _laid_out(tensor).to(own[name]) for name, tensor in kept.items()}
-        return cls(network, tensors, text=network in model.towers)
+        tensors = {name: _channels_last(t).to(originals[name]) for name, t in weights.items()}
+        return cls(network, tensors, text=network in model.text_encoders)
 
 
-def _must_be_whole(model: Model, network: str) -> None:
+def _check_not_int8(model: Model, network: str) -> None:
     if model.placement.precision == "int8" and network == "denoiser":
         raise ConceptError(
-            f"a denoiser's weights cannot be tuned, or take the place of others, in 8 bits, and "
-            f"{model.name} is open so",
-            "open it with another --precision",
+            f"{model.name} is open in int8, so its denoiser weights cannot be trained or replaced",
+            "open it with another --precision, such as bf16",
         )
 
 
-def _define(model: Model, word: str, meaning: Meaning) -> None:
-    if word.lower() in {known.lower() for known in model.words}:
+def _define_token(model: Model, token: str, embedding: TokenEmbedding) -> None:
+    if token.lower() in {name.lower() for name in model.placeholders}:
         raise ConceptError(
-            f"two concepts want the word `{word}`",
-            "train one of them again with another --token, or use one at a time",
+            f"two concepts define the token `{token}`",
+            "train one of them again with another --token, or use only one of them",
         )
-    model.words[word] = meaning
+    model.placeholders[token] = embedding
 
 
-def _swap(network: nn.Module, name: str, weight: nn.Parameter) -> nn.Parameter:
-    """Put a weight into a network; the one that was there."""
+def _replace_weight(network: nn.Module, name: str, weight: nn.Parameter) -> nn.Parameter:
+    """Set a weight of a network and return the previous one."""
     path, _, leaf = name.rpartition(".")
     module = network.get_submodule(path)
-    old = module.get_parameter(leaf)
+    previous = module.get_parameter(leaf)
     setattr(module, leaf, weight)
-    return old
+    return previous
 
 
-def _laid_out(tensor: Tensor) -> Tensor:
-    """A convolution's weights as they are multiplied fastest."""
+def _channels_last(tensor: Tensor) -> Tensor:
+    """Convolution weights in the memory layout that computes fastest."""
     return tensor.contiguous(memory_format=torch.channels_last) if tensor.ndim == 4 else tensor
 
 
-def word_widths(tables: Mapping[str, Tensor]) -> dict[str, int]:
-    """How many numbers a word's vectors have for each text tower; others' extra tables left out."""
-    own = {name: tables[name] for name in sorted(tables) if "." not in name}
-    return {name: table.shape[1] if table.ndim == 2 else 0 for name, table in own.items()}
+def embedding_widths(tables: Mapping[str, Tensor]) -> dict[str, int]:
+    """The embedding width for each text encoder, 0 where a table is not 2-D.
+
+    Tables of other programs that pinxit does not use, with a `.` in their name, are left out.
+    """
+    names = [name for name in sorted(tables) if "." not in name]
+    return {name: tables[name].shape[1] if tables[name].ndim == 2 else 0 for name in names}
 
 
-def _fitting(widths: Mapping[str, int]) -> str:
-    """The hint for a word that does not fit a base."""
-    kind = fitting(list(widths.values()))
-    named = f"a base of {kind.title}" if kind else "the kind of base it was trained on"
-    return f"it fits {named}: give one with --base"
+def _base_hint(widths: Mapping[str, int]) -> str:
+    """The hint for an embedding that does not fit a base model."""
+    family = family_by_text_widths(list(widths.values()))
+    models = family.title if family else "the kind of base model it was trained on"
+    return f"it fits {models}: choose such a base model with --base"
 
 
-def _detached(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def _on_cpu(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {name: tensor.detach().cpu() for name, tensor in tensors.items()}

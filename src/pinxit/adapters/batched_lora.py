@@ -1,4 +1,4 @@
-"""LoRAs of several concepts in one network, each beside the samples of its own concept alone."""
+"""LoRAs of several concepts in one network; each sample of a batch uses that of its concept."""
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
@@ -7,78 +7,81 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from pinxit.adapters.peft_layers import paths_of
+from pinxit.adapters.peft_layers import module_paths
 from pinxit.models.model import Model
 
 
 @dataclass(frozen=True)
-class Factors:
-    """By concept a layer's weights, down (r, in, ...) and up (out, r, ...), and what they count."""
+class LoraFactors:
+    """LoRA weights of one layer by concept: down (r, in, ...), up (out, r, ...), alpha / r."""
 
     down: Sequence[Tensor]
     up: Sequence[Tensor]
     scale: Sequence[float]
 
 
-class LowRanks:
-    """Plain LoRAs (arXiv:2106.09685) of one shape, of which each sample has its concept's.
+class BatchedLora:
+    """Plain LoRAs (arXiv:2106.09685) of equal shapes, one per concept, applied per sample.
 
-    The weights are gathered for each sample. One LoRA of all their ranks with a mask between its
-    halves says the same, but there what is no number in one concept's samples would come, times
-    nought, into the gradients of all.
+    The weights are gathered for each sample. A single LoRA of the summed rank with a mask between
+    its factors computes the same, but a NaN in the samples of one concept, multiplied by zero,
+    would reach the gradients of all concepts.
     """
 
-    touches_text = False
+    changes_conditioning = False
 
-    def __init__(self, target: str, layers: Mapping[str, Factors]) -> None:
+    def __init__(self, target: str, layers: Mapping[str, LoraFactors]) -> None:
         self.target = target
         self.layers = dict(layers)
         self._concepts = torch.zeros(1, dtype=torch.long)
-        self._undo = ExitStack()
+        self._hooks = ExitStack()
 
-    def serve(self, concepts: Tensor) -> None:
-        """Sample n is of the concept `concepts[n]` from now on; if there is one, so are all."""
+    def select(self, concepts: Tensor) -> None:
+        """Set the concept index of each sample, (B,); shape (1,) applies to the whole batch."""
         self._concepts = concepts
 
     def inject(self, model: Model) -> None:
-        """The layers are changed from now on."""
+        """Add the LoRAs to their layers as forward hooks."""
         network = model.networks[self.target]
-        paths = paths_of(network)
+        paths = module_paths(network)
         for name, factors in self.layers.items():
             layer = network.get_submodule(paths[name])
-            handle = layer.register_forward_hook(self._changed(factors))
-            self._undo.callback(handle.remove)
+            handle = layer.register_forward_hook(self._hook(factors))
+            self._hooks.callback(handle.remove)
 
     def eject(self, model: Model) -> None:  # noqa: ARG002
-        """The layers are the base's own again."""
-        self._undo.close()
+        """Remove the hooks."""
+        self._hooks.close()
 
-    def _changed(self, factors: Factors) -> Callable[..., Tensor]:
-        def change(layer: nn.Module, given: tuple[Tensor, ...], answer: Tensor) -> Tensor:
-            concepts = self._concepts.to(answer.device).expand(len(answer))
+    def _hook(self, factors: LoraFactors) -> Callable[..., Tensor]:
+        """A forward hook that adds the LoRA of each sample's concept to a layer's output."""
+
+        def add_lora(layer: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
+            concepts = self._concepts.to(output.device).expand(len(output))
             down = torch.stack(list(factors.down))[concepts]
             up = torch.stack(list(factors.up))[concepts].flatten(2)
-            scale = torch.tensor(factors.scale, device=answer.device)[concepts]
-            between = _lowered(layer, given[0].to(down.dtype), down)
-            change = torch.bmm(up * scale[:, None, None].to(up.dtype), between)
+            scale = torch.tensor(factors.scale, device=output.device)[concepts]
+            low_rank = _down_projection(layer, inputs[0].to(down.dtype), down)
+            change = torch.bmm(up * scale[:, None, None].to(up.dtype), low_rank)
             if not isinstance(layer, nn.Conv2d):
                 change = change.mT
-            return (answer + change.reshape(answer.shape)).to(answer.dtype)
+            return (output + change.reshape(output.shape)).to(output.dtype)
 
-        return change
+        return add_lora
 
 
-def _lowered(layer: nn.Module, given: Tensor, down: Tensor) -> Tensor:
-    """What each sample's own first factor makes of it, (B, r, places)."""
+def _down_projection(layer: nn.Module, inputs: Tensor, down: Tensor) -> Tensor:
+    """The inputs (B, ...) projected by each sample's down factor, (B, r, positions)."""
     if not isinstance(layer, nn.Conv2d):
-        return torch.bmm(down, given.reshape(len(given), -1, given.shape[-1]).mT)
-    count = len(given)
-    found = nn.functional.conv2d(
-        given.flatten(0, 1)[None],
+        return torch.bmm(down, inputs.reshape(len(inputs), -1, inputs.shape[-1]).mT)
+    batch_size = len(inputs)
+    # A grouped convolution uses another kernel for each sample.
+    low_rank = nn.functional.conv2d(
+        inputs.flatten(0, 1)[None],
         down.flatten(0, 1),
         stride=layer.stride,
         padding=layer.padding,
         dilation=layer.dilation,
-        groups=count,
+        groups=batch_size,
     )
-    return found.reshape(count, down.shape[1], -1)
+    return low_rank.reshape(batch_size, down.shape[1], -1)

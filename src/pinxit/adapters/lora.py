@@ -1,5 +1,5 @@
 # pyright: standard, reportPrivateImportUsage=false
-"""Small weights beside a network's layers that change what the layers do: LoRA and its kin."""
+"""LoRA, DoRA, LoHa, LoKr and OFT: small trainable weights that change a network's layers."""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -11,213 +11,226 @@ import torch
 from torch import Tensor, nn
 
 from pinxit.adapters.adapter import Part
-from pinxit.adapters.batched_lora import Factors, LowRanks
+from pinxit.adapters.batched_lora import BatchedLora, LoraFactors
 from pinxit.adapters.peft_layers import (
-    KINDS,
-    Kind,
+    ADAPTER_KINDS,
+    AdapterKind,
+    LayerWeights,
     Tensors,
-    Weights,
-    filled,
-    fits,
-    fresh,
-    kept,
-    merged,
-    own_layer,
-    paths_of,
-    placed,
-    split,
-    takes,
+    adapted_layer,
+    base_layer,
+    from_stored,
+    initial_weights,
+    merge_weights,
+    module_paths,
+    split_name,
+    supports,
+    to_stored,
+    weights_fit,
 )
 from pinxit.errors import ConceptError, RecipeError, did_you_mean
-from pinxit.models.kernels.quantize import put
+from pinxit.models.kernels.quantize import replace_weight
 from pinxit.models.model import Model
 from pinxit.rng import generator
 
-Layers = Literal["cross-attention", "attention", "transformer", "all"]
+LayerGroup = Literal["cross-attention", "attention", "transformer", "all"]
 
-PART = "lora"  # what a part of any kind is called
+LORA_PART = "lora"  # the `Part.kind` of all adapter kinds
 
 _BLOCKS = "attentions|transformer_blocks|layers"
-_GROUPS: dict[Layers, str] = {
-    # A text tower has only self-attention, a transformer on pictures and text only joint ones.
+_LAYER_PATTERNS: dict[LayerGroup, str] = {
+    # A text encoder has only self-attention, a diffusion transformer only joint attention.
     "cross-attention": r"\.(attn2?|self_attn)\.",
     "attention": r"\.(attn\d?|self_attn)\.",
     "transformer": rf"(^|\.)({_BLOCKS})\.\d+\.",
     "all": rf"(^|\.)({_BLOCKS}|resnets|downsamplers|upsamplers)\.\d+\.",
 }
 _NORM = re.compile(r"\.norm\w*\.")
-_FITTING = "use it with the kind of base it was trained on"
-_DAMAGED = "the file is damaged, or was put together by hand"
+_BASE_HINT = "use it with the kind of base model that it was trained on"
+_DAMAGED_HINT = "the file is damaged or was edited by hand; use a copy of the original"
 
 
 @dataclass(frozen=True)
-class Form:
-    """What to lay beside which layers: the kind, and its rank, which for oft is a block's size.
+class LoraConfig:
+    """Kind, rank and layers of a new adapter. `rank` is the block size for OFT.
 
-    A change counts alpha / rank times.
+    The change of a layer is scaled by alpha / rank.
     """
 
-    kind: Kind
+    kind: AdapterKind
     rank: int
     alpha: float
-    layers: Layers
+    layers: LayerGroup
 
 
 @dataclass(eq=False)
-class LowRank:
-    """Small weights beside the layers of one network, fp32: LoRA (arXiv:2106.09685) and its kin.
+class LoraAdapter:
+    """LoRA (arXiv:2106.09685), or a variant of it, on layers of one network, in fp32.
 
-    While they are learned (`strength` is None), each layer is one of peft's around the base's.
-    What was learned is added to the layers' weights instead, `strength` times.
+    `target` is the network. During training (`strength` is None) a peft layer wraps each layer.
+    A trained adapter is merged into the weights of the layers instead, scaled by `strength`.
     """
 
     target: str
-    kind: Kind
-    layers: dict[str, Weights]
+    kind: AdapterKind
+    layers: dict[str, LayerWeights]
     alphas: Mapping[str, float]
-    touches_text: bool
+    changes_conditioning: bool
     strength: float | None = None
     _undo: ExitStack = field(default_factory=ExitStack, init=False, repr=False)
 
     @classmethod
-    def of(cls, model: Model, target: str, form: Form, seed: int) -> Self:
-        """Fresh weights, which change nothing yet, to be trained; they follow from the seed.
+    def of(cls, model: Model, target: str, config: LoraConfig, seed: int) -> Self:
+        """A trainable adapter that changes nothing yet; the seed determines its initial weights.
 
-        RecipeError if the base's layers are in 8 bits, beside which plain LoRA alone is learned.
+        Raises RecipeError if the model is open in int8 and the kind is not plain LoRA.
         """
-        if model.placement.precision == "int8" and form.kind != "lora":
+        if model.placement.precision == "int8" and config.kind != "lora":
             raise RecipeError(
-                f"{form.kind} is learned from layers' weights, and those of {model.name} are "
-                "open in 8 bits",
-                "take plain LoRA, or another --precision",
+                f"{config.kind} cannot be trained on a base model in int8, and {model.name} is "
+                "open in int8",
+                "use --adapter lora, or another --precision such as bf16",
             )
-        layers: dict[str, Weights] = {}
+        layers: dict[str, LayerWeights] = {}
         with torch.random.fork_rng([]), torch.no_grad():
-            for name, layer in _chosen(model, target, form).items():
+            for name, layer in _target_layers(model, target, config).items():
                 start = generator(seed, "start", target, name)
                 torch.default_generator.manual_seed(start.initial_seed())
-                layers[name] = fresh(layer, form.kind, form.rank)
-        alphas = {} if form.kind == "oft" else dict.fromkeys(layers, form.alpha)
-        return cls(target, form.kind, layers, alphas, target in model.towers)
+                layers[name] = initial_weights(layer, config.kind, config.rank)
+        alphas = {} if config.kind == "oft" else dict.fromkeys(layers, config.alpha)
+        return cls(target, config.kind, layers, alphas, target in model.text_encoders)
 
     def inject(self, model: Model) -> None:
-        """The layers are changed from now on."""
+        """Wrap the layers for training, or merge the trained change into their weights."""
         network = model.networks[self.target]
-        paths = paths_of(network)
+        paths = module_paths(network)
         with torch.random.fork_rng([]), torch.no_grad(), ExitStack() as undo:
             for name, weights in self.layers.items():
-                layer, alpha = network.get_submodule(paths[name]), self.alphas.get(name)
+                path, alpha = paths[name], self.alphas.get(name)
+                layer = network.get_submodule(path)
                 if self.strength is None:
-                    undo.callback(network.set_submodule, paths[name], layer)
-                    network.set_submodule(paths[name], filled(layer, self.kind, weights, alpha))
+                    undo.callback(network.set_submodule, path, layer)
+                    network.set_submodule(path, adapted_layer(layer, self.kind, weights, alpha))
                 else:
-                    base = own_layer(layer)
-                    own, changed = merged(base, self.kind, weights, alpha)
-                    undo.callback(put(base, torch.lerp(own, changed, self.strength)))
+                    base = base_layer(layer)
+                    original, merged = merge_weights(base, self.kind, weights, alpha)
+                    undo.callback(replace_weight(base, torch.lerp(original, merged, self.strength)))
             self._undo = undo.pop_all()
 
     def eject(self, model: Model) -> None:  # noqa: ARG002
-        """The layers are the base's own again."""
+        """Restore the layers of the model."""
         self._undo.close()
 
     @classmethod
-    def joined(cls, several: Sequence[Self]) -> LowRanks:
-        """Plain ones of one target and form, each for its own concept's samples."""
-        first = several[0]
-        assert {one.kind for one in several} == {"lora"}, "only plain LoRA can be joined"
-        return LowRanks(first.target, {name: _factors(several, name) for name in first.layers})
+    def batched(cls, adapters: Sequence[Self]) -> BatchedLora:
+        """Combine plain LoRAs of one network and one config, one per concept."""
+        first = adapters[0]
+        assert {adapter.kind for adapter in adapters} == {"lora"}, "only plain LoRA can be batched"
+        return BatchedLora(first.target, {name: _factors(adapters, name) for name in first.layers})
 
     def weights(self) -> Mapping[str, nn.Parameter]:
-        """All of them, by layer and name, while they are learned."""
-        held = self.layers.items() if self.strength is None else ()
-        return {f"{layer}.{name}": w for layer, some in held for name, w in some.items()}
+        """All weights by layer and name during training; empty for a trained adapter."""
+        if self.strength is not None:
+            return {}
+        return {
+            f"{layer}.{name}": weight
+            for layer, weights in self.layers.items()
+            for name, weight in weights.items()
+        }
 
     def part(self) -> Part:
-        """The weights by layer, and of each layer alpha."""
+        """The weights and the alpha of each layer as data."""
         tensors: dict[str, Tensor] = {}
-        for layer, held in self.layers.items():
-            tensors |= {f"{layer}.{name}": kept(name, weight) for name, weight in held.items()}
+        for layer, weights in self.layers.items():
+            for name, weight in weights.items():
+                tensors[f"{layer}.{name}"] = to_stored(name, weight)
             if layer in self.alphas:
                 tensors[f"{layer}.alpha"] = torch.tensor(self.alphas[layer])
-        return Part(PART, {"target": self.target, "kind": self.kind}, tensors)
+        return Part(LORA_PART, {"target": self.target, "kind": self.kind}, tensors)
 
     @classmethod
     def restore(cls, part: Part, model: Model) -> Self:
-        """What was learned; ConceptError if layers or shapes are not those of the base."""
+        """The trained adapter for this model; ConceptError if layers or shapes do not fit."""
         target, kind = part.settings["target"], part.settings["kind"]
-        if kind not in KINDS:
-            raise ConceptError(f"no adapter is of the kind `{kind}`", did_you_mean(kind, KINDS))
+        if kind not in ADAPTER_KINDS:
+            raise ConceptError(f"unknown adapter kind `{kind}`", did_you_mean(kind, ADAPTER_KINDS))
         if target not in model.networks:
-            has = ", ".join(model.networks)
+            networks = ", ".join(model.networks)
             raise ConceptError(
-                f"the concept changes the network `{target}`, and {model.name} has {has}", _FITTING
+                f"the concept changes the network `{target}`, but {model.name} has only {networks}",
+                _BASE_HINT,
             )
-        tensors, alphas = _by_layer(part.tensors)
-        layers: dict[str, Weights] = {}
+        layer_tensors, alphas = _split_by_layer(part.tensors)
+        layers: dict[str, LayerWeights] = {}
         network = model.networks[target]
-        paths = paths_of(network)
-        for name, held in tensors.items():
-            layer = own_layer(network.get_submodule(paths[name])) if name in paths else None
-            _must_fit(f"`{target}.{name}`", layer, kind, held, model)
-            layers[name] = {key: placed(key, tensor, layer) for key, tensor in held.items()}
-        return cls(target, kind, layers, alphas, target in model.towers, strength=1.0)
+        paths = module_paths(network)
+        for name, tensors in layer_tensors.items():
+            layer = base_layer(network.get_submodule(paths[name])) if name in paths else None
+            _check_fits(f"`{target}.{name}`", layer, kind, tensors, model)
+            layers[name] = {key: from_stored(key, tensor, layer) for key, tensor in tensors.items()}
+        return cls(target, kind, layers, alphas, target in model.text_encoders, strength=1.0)
 
 
-def _factors(several: Sequence[LowRank], layer: str) -> Factors:
-    """What several plain LoRAs have for a layer."""
-    down = [one.layers[layer]["lora_A.weight"] for one in several]
-    up = [one.layers[layer]["lora_B.weight"] for one in several]
-    ranks = [len(weight) for weight in down]
-    scale = [one.alphas.get(layer, rank) / rank for one, rank in zip(several, ranks, strict=True)]
-    return Factors(down, up, scale)
+def _factors(adapters: Sequence[LoraAdapter], layer: str) -> LoraFactors:
+    """The weights and scales of several plain LoRAs for one layer."""
+    down = [adapter.layers[layer]["lora_A.weight"] for adapter in adapters]
+    up = [adapter.layers[layer]["lora_B.weight"] for adapter in adapters]
+    scale = [
+        adapter.alphas.get(layer, len(weight)) / len(weight)
+        for adapter, weight in zip(adapters, down, strict=True)
+    ]
+    return LoraFactors(down, up, scale)
 
 
-def _chosen(model: Model, target: str, form: Form) -> dict[str, Any]:
-    """The layers of a network that a form is for; RecipeError if there are none."""
+def _target_layers(model: Model, target: str, config: LoraConfig) -> dict[str, Any]:
+    """The layers of a network that a config selects; RecipeError if there are none."""
     network = model.networks[target]
-    chosen = {
+    group = {
         name: network.get_submodule(path)
-        for name, path in paths_of(network).items()
-        if re.search(_GROUPS[form.layers], name) and not _NORM.search(name)
+        for name, path in module_paths(network).items()
+        if re.search(_LAYER_PATTERNS[config.layers], name) and not _NORM.search(name)
     }
-    layers = {name: layer for name, layer in chosen.items() if takes(layer, form.kind)}
+    layers = {name: layer for name, layer in group.items() if supports(layer, config.kind)}
     if not layers:
         raise RecipeError(
-            f"`{target}` of {model.name} has no {form.layers} layers for {form.kind}",
-            "take more with --layers all",
+            f"the network `{target}` of {model.name} has no layers in the group {config.layers} "
+            f"that {config.kind} supports",
+            "use --layers all, which selects more layers",
         )
     return layers
 
 
-def _by_layer(tensors: Tensors) -> tuple[dict[str, dict[str, Tensor]], dict[str, float]]:
-    """The weights of each layer, and its alpha; ConceptError for names that no kind has."""
+def _split_by_layer(tensors: Tensors) -> tuple[dict[str, dict[str, Tensor]], dict[str, float]]:
+    """The tensors and the alpha of each layer; ConceptError for unknown tensor names."""
     layers: dict[str, dict[str, Tensor]] = {}
     alphas: dict[str, float] = {}
     for name, tensor in tensors.items():
-        layer, leaf = split(name) or ("", "")
+        layer, leaf = split_name(name) or ("", "")
         if not layer or (leaf == "alpha" and tensor.numel() != 1):
             shape = tuple(tensor.shape)
-            raise ConceptError(f"`{name}` {shape} of the concept is no adapter's", _DAMAGED)
-        held = layers.setdefault(layer, {})
+            raise ConceptError(
+                f"the concept has a tensor `{name}` {shape}, which belongs to no kind of adapter",
+                _DAMAGED_HINT,
+            )
+        layer_tensors = layers.setdefault(layer, {})
         if leaf == "alpha":
             alphas[layer] = float(tensor)
         else:
-            held[leaf] = tensor
+            layer_tensors[leaf] = tensor
     return layers, alphas
 
 
-def _must_fit(where: str, layer: Any, kind: Kind, weights: Tensors, model: Model) -> None:
-    """ConceptError if a base's layer cannot be changed by such weights."""
-    if layer is None or not takes(layer, kind):
+def _check_fits(where: str, layer: Any, kind: AdapterKind, weights: Tensors, model: Model) -> None:
+    """Raise ConceptError if the model has no such layer or the weights do not fit it."""
+    if layer is None or not supports(layer, kind):
         raise ConceptError(
-            f"the concept changes {where}, and {model.name} has no such layer", _FITTING
+            f"the concept changes the layer {where}, but {model.name} has no such layer", _BASE_HINT
         )
     with torch.random.fork_rng([]):
-        if not fits(layer, kind, weights):
-            own = tuple(layer.weight.shape)
-            held = ", ".join(f"{name} {tuple(weight.shape)}" for name, weight in weights.items())
+        if not weights_fit(layer, kind, weights):
+            shapes = ", ".join(f"{name} {tuple(weight.shape)}" for name, weight in weights.items())
             raise ConceptError(
-                f"{where} is {own} in {model.name}, and the concept has {held or 'nothing'} for it "
-                f"as {kind}",
-                _FITTING,
+                f"{where} has the shape {tuple(layer.weight.shape)} in {model.name}, but the "
+                f"{kind} tensors of the concept for it are: {shapes or 'none'}",
+                _BASE_HINT,
             )

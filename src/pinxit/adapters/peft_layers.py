@@ -1,5 +1,5 @@
 # pyright: standard, reportPrivateImportUsage=false
-"""Layers of peft's around a network's own: made, filled with weights that are kept, merged."""
+"""peft layers: wrap a network's layer, set stored weights, merge them into the layer."""
 
 import copy
 import re
@@ -9,157 +9,166 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor, nn
 
-from pinxit.models.kernels.quantize import full
+from pinxit.models.kernels.quantize import dequantized_weight
 
-Kind = Literal["lora", "dora", "loha", "lokr", "oft"]
-KINDS: tuple[Kind, ...] = get_args(Kind)
+AdapterKind = Literal["lora", "dora", "loha", "lokr", "oft"]
+ADAPTER_KINDS: tuple[AdapterKind, ...] = get_args(AdapterKind)
 Tensors = Mapping[str, Tensor]
-Weights = Mapping[str, nn.Parameter]
+LayerWeights = Mapping[str, nn.Parameter]
 
 _LORA = {"lora_A.weight", "lora_B.weight"}
 _LOHA = {"hada_w1_a", "hada_w1_b", "hada_w2_a", "hada_w2_b"}
-_FIRST = ({"lokr_w1"}, {"lokr_w1_a", "lokr_w1_b"})
-_SECOND = ({"lokr_w2"}, {"lokr_w2_a", "lokr_w2_b"}, {"lokr_w2_a", "lokr_w2_b", "lokr_t2"})
+_LOKR_W1 = ({"lokr_w1"}, {"lokr_w1_a", "lokr_w1_b"})
+_LOKR_W2 = ({"lokr_w2"}, {"lokr_w2_a", "lokr_w2_b"}, {"lokr_w2_a", "lokr_w2_b", "lokr_t2"})
 _MAGNITUDE = "lora_magnitude_vector"
-# By kind the weights that a layer may have: one of these sets.
-WEIGHTS: dict[Kind, list[set[str]]] = {
+# The names of a layer's weights for each adapter kind: one of these sets.
+WEIGHT_NAMES: dict[AdapterKind, list[set[str]]] = {
     "lora": [_LORA],
     "dora": [_LORA | {_MAGNITUDE}],
     "loha": [_LOHA, _LOHA | {"hada_t1", "hada_t2"}],
-    "lokr": [first | second for first in _FIRST for second in _SECOND],
+    "lokr": [first | second for first in _LOKR_W1 for second in _LOKR_W2],
     "oft": [{"oft_R.weight"}],
 }
-# Any of these has the rank for its first side.
-_RANKED = ("lora_A.weight", "hada_w1_b", "lokr_w2_b", "lokr_w1_b")
-_OURS = "default"  # what peft calls an adapter that nobody named
+# The first dimension of any of these is the rank.
+_RANK_FIRST = ("lora_A.weight", "hada_w1_b", "lokr_w2_b", "lokr_w1_b")
+_ADAPTER_NAME = "default"  # peft's name for an adapter without a name
 
 
-def paths_of(network: nn.Module) -> dict[str, str]:
-    """Where layers are by their names, which in some text towers have a prefix."""
+def module_paths(network: nn.Module) -> dict[str, str]:
+    """Module paths by layer name; in some text encoders the path has an additional prefix."""
     return {path.removeprefix("text_model."): path for path, _ in network.named_modules()}
 
 
-def own_layer(layer: nn.Module) -> Any:
-    """The network's own layer, also where peft's are around it."""
-    found: Any = layer
-    return found.get_base_layer() if hasattr(found, "get_base_layer") else found
+def base_layer(layer: nn.Module) -> Any:
+    """The network's original layer, also if a peft layer wraps it."""
+    wrapper: Any = layer
+    return wrapper.get_base_layer() if hasattr(wrapper, "get_base_layer") else wrapper
 
 
-def takes(layer: nn.Module, kind: Kind) -> bool:
-    """Whether peft changes such layers: its oft of larger convolutions does so before the start."""
+def supports(layer: nn.Module, kind: AdapterKind) -> bool:
+    """Whether the adapter kind can be trained on the layer.
+
+    OFT on convolutions larger than 1x1 is left out: in peft it changes the output before training.
+    """
     if isinstance(layer, nn.Conv2d):
         return layer.groups == 1 and (kind != "oft" or layer.kernel_size == (1, 1))
     return isinstance(layer, nn.Linear)
 
 
-def fresh(layer: Any, kind: Kind, rank: int) -> Weights:
-    """New weights for a layer, fp32, that change nothing yet; drawn from torch's generator."""
-    made = _wrapped(_twin(layer, full(layer)), kind, rank)
+def initial_weights(layer: Any, kind: AdapterKind, rank: int) -> LayerWeights:
+    """New fp32 weights for a layer that change nothing yet, drawn from torch's global generator."""
+    adapter = _peft_layer(_copy_with_weight(layer, dequantized_weight(layer)), kind, rank)
     return {
-        name.replace(f".{_OURS}", "").replace("vector.weight", "vector"): weight
-        for name, weight in made.named_parameters()
+        name.replace(f".{_ADAPTER_NAME}", "").replace("vector.weight", "vector"): weight
+        for name, weight in adapter.named_parameters()
         if not name.startswith("base_layer.")
     }
 
 
-def filled(layer: nn.Module, kind: Kind, weights: Tensors, alpha: float | None) -> Any:
-    """A layer of peft's around this one with these weights, which count alpha / rank times.
+def adapted_layer(
+    layer: nn.Module, kind: AdapterKind, weights: Tensors, alpha: float | None
+) -> Any:
+    """A peft layer with these weights around a layer; its change is scaled by alpha / rank.
 
-    The weights are taken as they are, so that training changes them; rank is read off their shapes.
+    The weights are used without a copy, so that training updates them. The rank follows from
+    their shapes.
     """
-    rank = next((weights[name].shape[0] for name in _RANKED if name in weights), None)
-    given = rank or 1
+    rank = next((weights[name].shape[0] for name in _RANK_FIRST if name in weights), None)
+    size = rank or 1
     if kind == "oft":
-        given = own_layer(layer).weight[0].numel() // len(weights["oft_R.weight"])
-    made = _wrapped(layer, kind, given)
-    for group in made.adapter_layer_names:
-        held = getattr(made, group)
-        if isinstance(held, nn.ParameterDict) and _OURS in held:
-            del held[_OURS]
+        size = base_layer(layer).weight[0].numel() // len(weights["oft_R.weight"])
+    adapter = _peft_layer(layer, kind, size)
+    for group in adapter.adapter_layer_names:
+        slots = getattr(adapter, group)
+        if isinstance(slots, nn.ParameterDict) and _ADAPTER_NAME in slots:
+            del slots[_ADAPTER_NAME]
     for name, weight in weights.items():
-        held = getattr(made, name.partition(".")[0])
-        if isinstance(held, nn.ParameterDict):
-            held[_OURS] = weight
+        slots = getattr(adapter, name.partition(".")[0])
+        if isinstance(slots, nn.ParameterDict):
+            slots[_ADAPTER_NAME] = weight
         else:
-            held[_OURS].weight = weight
+            slots[_ADAPTER_NAME].weight = weight
     if kind != "oft":
-        made.scaling[_OURS] = 1.0 if rank is None or alpha is None else alpha / rank
-    return made
+        adapter.scaling[_ADAPTER_NAME] = 1.0 if rank is None or alpha is None else alpha / rank
+    return adapter
 
 
-def merged(layer: Any, kind: Kind, weights: Tensors, alpha: float | None) -> tuple[Tensor, Tensor]:
-    """A layer's weight without the change and with it, fp32."""
-    twin = _twin(layer, full(layer))
-    filled(twin, kind, weights, alpha).merge()
-    return full(layer), twin.weight
+def merge_weights(
+    layer: Any, kind: AdapterKind, weights: Tensors, alpha: float | None
+) -> tuple[Tensor, Tensor]:
+    """The weight of a layer without and with the adapter's change, both in fp32."""
+    layer_copy = _copy_with_weight(layer, dequantized_weight(layer))
+    adapted_layer(layer_copy, kind, weights, alpha).merge()
+    return dequantized_weight(layer), layer_copy.weight
 
 
-def fits(layer: Any, kind: Kind, weights: Tensors) -> bool:
-    """Whether a layer's weights are whole and have the shapes that it wants: peft tries."""
-    if set(weights) not in WEIGHTS[kind]:
+def weights_fit(layer: Any, kind: AdapterKind, weights: Tensors) -> bool:
+    """Whether the weights are complete and have shapes that fit the layer, tried out with peft."""
+    if set(weights) not in WEIGHT_NAMES[kind]:
         return False
     if kind == "oft":
-        wide, (blocks, free) = layer.weight[0].numel(), weights["oft_R.weight"].shape
-        size = wide // blocks if blocks else 0
-        return size * blocks == wide and free == size * (size - 1) // 2
-    blank = _twin(layer, layer.weight.to("meta"))
-    shapes = {name: nn.Parameter(weight.to("meta").float()) for name, weight in weights.items()}
+        width, (num_blocks, num_angles) = layer.weight[0].numel(), weights["oft_R.weight"].shape
+        size = width // num_blocks if num_blocks else 0
+        return size * num_blocks == width and num_angles == size * (size - 1) // 2
+    meta_layer = _copy_with_weight(layer, layer.weight.to("meta"))
+    on_meta = {name: nn.Parameter(weight.to("meta").float()) for name, weight in weights.items()}
     try:
-        found = filled(blank, kind, shapes, None).get_delta_weight(_OURS)
+        change = adapted_layer(meta_layer, kind, on_meta, None).get_delta_weight(_ADAPTER_NAME)
     except (RuntimeError, ValueError, IndexError):
         return False
-    norm = weights.get(_MAGNITUDE)
-    return found.shape == blank.weight.shape and (norm is None or norm.numel() == len(found))
+    magnitude = weights.get(_MAGNITUDE)
+    if magnitude is not None and magnitude.numel() != len(change):
+        return False
+    return change.shape == meta_layer.weight.shape
 
 
-def placed(name: str, tensor: Tensor, layer: Any) -> nn.Parameter:
-    """A kept weight in fp32 on the layer's device, in the shape that peft has it."""
+def from_stored(name: str, tensor: Tensor, layer: Any) -> nn.Parameter:
+    """A stored weight as an fp32 parameter on the layer's device, in peft's shape."""
     if name == _MAGNITUDE and layer.weight.ndim == 4:
         tensor = tensor.reshape(1, -1, 1, 1)
     return nn.Parameter(tensor.to(layer.weight.device, torch.float32))
 
 
-def kept(name: str, weight: Tensor) -> Tensor:
-    """The reverse: a weight as it is kept in a file."""
+def to_stored(name: str, weight: Tensor) -> Tensor:
+    """A weight as it is stored in a file, on the CPU: the inverse of `from_stored`."""
     return (weight.flatten() if name == _MAGNITUDE else weight).detach().cpu()
 
 
-def split(name: str) -> tuple[str, str] | None:
-    """A layer and what of it a tensor of that name is, its alpha included; None if neither."""
-    found = _NAME.fullmatch(name)
-    return found and (found[1], found[2])
+def split_name(name: str) -> tuple[str, str] | None:
+    """Split a tensor name into layer name and weight name (or `alpha`); None if unknown."""
+    match = _TENSOR_NAME.fullmatch(name)
+    return match and (match[1], match[2])
 
 
-_LEAVES = "|".join(
-    map(re.escape, sorted(set().union(*(s for some in WEIGHTS.values() for s in some))))
-)
-_NAME = re.compile(rf"(.+)\.(alpha|{_LEAVES})")
+_ALL_NAMES = {name for sets in WEIGHT_NAMES.values() for names in sets for name in names}
+_TENSOR_NAME = re.compile(rf"(.+)\.(alpha|{'|'.join(map(re.escape, sorted(_ALL_NAMES)))})")
 
 
-def _twin(layer: Any, weight: Tensor) -> Any:
-    """A layer of its own with a copy of this weight."""
-    own = weight.detach().clone(memory_format=torch.contiguous_format)
-    return copy.deepcopy(layer, {id(layer.weight): nn.Parameter(own, requires_grad=False)})
+def _copy_with_weight(layer: Any, weight: Tensor) -> Any:
+    """A copy of a layer with a copy of this weight in place of its own."""
+    copied = weight.detach().clone(memory_format=torch.contiguous_format)
+    return copy.deepcopy(layer, {id(layer.weight): nn.Parameter(copied, requires_grad=False)})
 
 
-def _wrapped(layer: nn.Module, kind: Kind, rank: int) -> Any:
-    """A layer of peft's around this one, with weights of its own that change nothing yet."""
+def _peft_layer(layer: nn.Module, kind: AdapterKind, rank: int) -> Any:
+    """A peft layer around a layer, with new weights that change nothing yet."""
     import peft
     from peft.tuners import loha, lokr, lora, oft
 
-    base = own_layer(layer)
+    base = base_layer(layer)
     tuner: Any = {"loha": loha, "lokr": lokr, "oft": oft}.get(kind, lora)
     config: Any = peft.LoraConfig(use_dora=kind == "dora")
-    ranked = {"r": rank, "lora_alpha": rank}
+    sizes = {"r": rank, "lora_alpha": rank}
     if kind in ("loha", "lokr"):
         config = {"loha": peft.LoHaConfig, "lokr": peft.LoKrConfig}[kind]()
-        ranked = {"r": rank, "alpha": rank}
+        sizes = {"r": rank, "alpha": rank}
     elif kind == "oft":
-        wide = base.weight[0].numel()
-        block = max(size for size in range(1, min(rank, wide) + 1) if wide % size == 0)
-        config, ranked = peft.OFTConfig(r=0, oft_block_size=block), {"r": 0}
-    type_ = tuner.Conv2d if isinstance(base, nn.Conv2d) else tuner.Linear
-    made = type_(base, _OURS, config=config, **ranked)
-    made.base_layer = layer  # peft needs to know the own one's shape, and goes around what is there
-    # In training mode some kinds draw from torch's generator, to leave layers out.
-    return made.eval()
+        width = base.weight[0].numel()
+        block = max(size for size in range(1, min(rank, width) + 1) if width % size == 0)
+        config, sizes = peft.OFTConfig(r=0, oft_block_size=block), {"r": 0}
+    layer_type = tuner.Conv2d if isinstance(base, nn.Conv2d) else tuner.Linear
+    adapter = layer_type(base, _ADAPTER_NAME, config=config, **sizes)
+    # peft reads the shape from the original layer; the wrapped one may be another peft layer.
+    adapter.base_layer = layer
+    # In training mode some kinds use torch's global generator for dropout of whole layers.
+    return adapter.eval()

@@ -1,4 +1,4 @@
-"""The command line: parse, call, print. Commands are imported only when they are typed."""
+"""The command line: parse, call, print. A command is imported when it is typed."""
 
 import os
 import signal
@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from cyclopts import App, CycloptsError
 
-from pinxit.cli.screen import complain, usage_error
+from pinxit.cli.screen import print_error, usage_error
 from pinxit.errors import PinxitError
 
 BAD_INPUT = 2
@@ -22,37 +22,45 @@ def _version() -> str:
 
 app = App(
     name="pinxit",
-    help="Teach a Stable Diffusion model a subject or a style from a few pictures; paint with it.",
+    help="Train a Stable Diffusion model on a few images of a subject or a style, and generate "
+    "images of it.",
     version=_version,
     help_format="plaintext",
     result_action="return_value",
     suppress_keyboard_interrupt=False,
 )
-app.command("pinxit.cli.train:train", name="train", help="Learn a word from pictures.")
-app.command("pinxit.cli.train:many", name="train-many", help="Learn many words at once.")
-app.command("pinxit.cli.check:check", name="check", help="Look at pictures before learning.")
-app.command("pinxit.cli.paint:generate", name="generate", help="Paint a prompt.")
-app.command("pinxit.cli.transfer:transfer", name="transfer", help="Paint a picture anew.")
-app.command("pinxit.cli.evaluate:evaluate", name="evaluate", help="Judge words; write a report.")
-app.command("pinxit.cli.inspect:inspect", name="inspect", help="Say what a concept's file is.")
-app.command("pinxit.cli.convert:convert", name="convert", help="Write it as others open it.")
-app.command("pinxit.cli.show:demo", name="demo", help="Learn, paint and measure; write a report.")
-app.command("pinxit.cli.show:plugins", name="list", help="List methods, families, metrics, ...")
+app.register_install_completion_command(help="Install completion for your shell, then exit.")
+for _name, _target, _help in (
+    ("train", "train:train", "Train a concept from images."),
+    ("train-many", "train:many", "Train concepts of many subjects, several at once."),
+    ("check", "check:check", "Check training images before training."),
+    ("generate", "generate:generate", "Generate images from a prompt."),
+    ("transfer", "transfer:transfer", "Generate from an image and a prompt."),
+    ("evaluate", "evaluate:evaluate", "Measure concepts and write a report."),
+    ("inspect", "inspect:inspect", "Show what a concept file contains."),
+    ("convert", "convert:convert", "Convert a concept to another file format."),
+    ("demo", "show:demo", "Train, generate and measure; write a report."),
+    ("list", "show:plugins", "List methods, model families, metrics and other plug-ins."),
+):
+    app.command(f"pinxit.cli.{_target}", name=_name, help=_help)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one command; the exit status: 0, 2 for what the user can mend, 128 + n for a signal."""
-    given = sys.argv[1:] if arguments is None else arguments
+    """Run one command and return the exit status.
+
+    0: done; 2: an error that the user can correct; 128 + n: stopped by signal n.
+    """
+    typed = sys.argv[1:] if arguments is None else arguments
     try:
-        app(given, exit_on_error=False, print_error=False)
+        app(typed, exit_on_error=False, print_error=False)
     except PinxitError as error:
-        complain(error)
+        print_error(error)
         return BAD_INPUT
     except CycloptsError as error:
-        complain(usage_error(error))
+        print_error(usage_error(error))
         return BAD_INPUT
-    except KeyboardInterrupt as stopped:
-        return SIGNALLED + next(iter(stopped.args), signal.SIGINT)
-    except BrokenPipeError:  # whoever reads the answer, as `head`, has seen enough
+    except KeyboardInterrupt as interrupt:
+        return SIGNALLED + next(iter(interrupt.args), signal.SIGINT)
+    except BrokenPipeError:  # the program that reads the output, such as `head`, has closed it
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     return 0

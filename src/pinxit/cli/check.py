@@ -1,152 +1,191 @@
-"""`pinxit check`: what of a folder of pictures would be learned from, and what is odd about it."""
+"""`pinxit check`: which images of a folder would be used for training, and their problems."""
 
 import os
 from collections.abc import Sequence
 from itertools import chain, count
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, ClassVar
 
-from cyclopts import Parameter
-
+from pinxit.cli.flags import Values, command, flags, positional_option
 from pinxit.cli.screen import say, table
-from pinxit.errors import PictureError
-from pinxit.files.atomic_write import replace
-from pinxit.images.folder import Masks, must_be_usable
-from pinxit.images.tensors import sheet
+from pinxit.errors import ImageError, PinxitError
+from pinxit.files.atomic_write import atomic_write
+from pinxit.images.folder import MaskSource, check_usable
+from pinxit.images.tensors import contact_sheet
+from pinxit.options import Option, Options
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-    from pinxit.images.inspect import Look, Survey
+    from pinxit.images.inspect import FolderCheck, ImageCheck
 
 _TILE = (264, 292)
-_LABEL = 34
-# The text of the PNG by which a sheet is recognized, so that no other image is overwritten.
+_LABEL_HEIGHT = 34
+# The text in a PNG by which a contact sheet is recognized, so that no other image is overwritten.
 _MARK = ("pinxit-sheet", "contact sheet")
 
 
-def check(
-    pictures: Annotated[Path, Parameter(help="folder with the pictures to learn from")],
-    *,
-    size: Annotated[int, Parameter(help="pixels of a side to learn at")] = 512,
-    masks: Annotated[Masks, Parameter(help="where masks are: as for train")] = "beside",
-    out: Annotated[
-        Path | None, Parameter(help="the contact sheet; FOLDER-check.png beside it if not given")
-    ] = None,
-) -> None:
-    """Say what would be learned from, how it would be cropped, and what is refused or odd."""
+class CheckOptions(Options):
+    """The options of `pinxit check`."""
+
+    error_type: ClassVar[type[PinxitError]] = ImageError
+
+    images: Path = Option(
+        aliases=("pictures", "instance_data_dir", "train_data_dir"),
+        help="folder with the training images",
+    )
+    resolution: int = Option(
+        512, ge=8, aliases=("size",), help="training resolution in pixels, as for train"
+    )
+    masks: MaskSource = Option(
+        "files",
+        values={"beside": "files"},
+        help="where masks are, as for train: files takes toy.mask.png for toy.jpg, alpha takes the "
+        "alpha channel, none trains on whole images",
+    )
+    out: Path | None = Option(
+        None, help="file for the contact sheet", default_is="IMAGES-check.png next to the folder"
+    )
+
+    @classmethod
+    def title(cls) -> str:
+        """What a message calls the options."""
+        return "`pinxit check`"
+
+
+def _check(given: Values) -> None:
     from PIL.PngImagePlugin import PngInfo
 
-    from pinxit.images.inspect import survey
+    from pinxit.images.inspect import check_folder
 
-    out = out or _free(f"{pictures.resolve()}-check")
-    if out.resolve().parent == pictures.resolve():
-        raise PictureError(f"{out} would be one of the pictures", "give an --out elsewhere")
-    found = survey(pictures, max(size // 8, 1) * 8, masks=masks)
-    show(found)
-    if found.looks or found.refused:
-        paper = contact_sheet(found)
-        about = PngInfo()
-        about.add_text(*_MARK)
-        replace(out, lambda beside: paper.save(beside, "PNG", pnginfo=about))
-        say(f"the contact sheet is {out}")
-    must_be_usable(pictures, len(found.looks), found.refused)
+    options = CheckOptions.model_validate(given)
+    folder = options.images
+    out = options.out or _free_path(f"{folder.resolve()}-check")
+    if out.resolve().parent == folder.resolve():
+        raise ImageError(f"{out} is in the folder of the training images", "choose another --out")
+    checks = check_folder(folder, max(options.resolution // 8, 1) * 8, masks=options.masks)
+    show(checks)
+    if checks.checks or checks.rejected:
+        sheet = check_sheet(checks)
+        info = PngInfo()
+        info.add_text(*_MARK)
+        atomic_write(out, lambda draft: sheet.save(draft, "PNG", pnginfo=info))
+        say(f"contact sheet: {out}")
+    check_usable(folder, len(checks.checks), checks.rejected)
 
 
-def _free(stem: str) -> Path:
-    """A path for a sheet: one that is free, or an earlier sheet's."""
-    ends = chain([""], (f"-{number}" for number in count(2)))
-    paths = (Path(f"{stem}{end}.png") for end in ends)
+def _free_path(stem: str) -> Path:
+    """A path for a contact sheet: a free one, or that of an earlier contact sheet."""
+    suffixes = chain([""], (f"-{number}" for number in count(2)))
+    paths = (Path(f"{stem}{suffix}.png") for suffix in suffixes)
     return next(path for path in paths if not os.path.lexists(path) or _is_sheet(path))
 
 
 def _is_sheet(path: Path) -> bool:
-    """Whether a file is a contact sheet that `check` made: its text comes first in it."""
+    """Whether a file is a contact sheet of `pinxit check`, by the text at its start."""
     if path.is_symlink() or not path.is_file():
         return False
     with path.open("rb") as file:
         return b"tEXt" + "\0".join(_MARK).encode() in file.read(128)
 
 
-def show(found: "Survey") -> None:
-    """The table: a row for each file, and what is odd of all together below it."""
-    worries = found.worries()
-    rows = [_row(look, worries.get(look.name, [])) for look in found.looks]
-    for verdict, entries in (("REFUSED", found.refused), ("left out", found.left_out)):
-        rows += [(one.path.name, verdict, "", "", "; ".join(one.said)) for one in entries]
-    table(("file", "verdict", "size", "learned at", "remarks"), rows)
-    say(_summary(found))
-    for worry in worries.get("", []):
-        say(f"odd: {worry}")
+def show(checks: "FolderCheck") -> None:
+    """Print a table with a row for each file, and warnings about the whole folder below it."""
+    warnings = checks.warnings()
+    rows = [_row(image, warnings.get(image.name, [])) for image in checks.checks]
+    for verdict, entries in (("REFUSED", checks.rejected), ("left out", checks.ignored)):
+        rows += [(entry.path.name, verdict, "", "", "; ".join(entry.notes)) for entry in entries]
+    table(("file", "verdict", "size", "trained at", "notes"), rows)
+    say(_summary(checks))
+    say(*(f"warning: {warning}" for warning in warnings.get("", [])))
 
 
-def before_learning(found: "Survey", skip_bad: bool) -> None:
-    """What a person should know before a run begins; PictureError if it cannot begin."""
-    must_be_usable(found.folder, len(found.looks), () if skip_bad else found.refused)
-    say(_summary(found))
-    for entry in (*found.refused, *found.left_out):
-        say(f"left out: {entry.path.name}: {'; '.join(entry.said)}")
-    for name, said in found.worries().items():
-        say(f"odd: {name}{': ' if name else ''}{'; '.join(said)}")
+def check_before_training(checks: "FolderCheck", skip_bad: bool) -> None:
+    """Print what was found in the image folder; ImageError if training cannot start with it."""
+    check_usable(checks.folder, len(checks.checks), () if skip_bad else checks.rejected)
+    say(_summary(checks))
+    for entry in (*checks.rejected, *checks.ignored):
+        say(f"left out: {entry.path.name}: {'; '.join(entry.notes)}")
+    for name, warnings in checks.warnings().items():
+        say(f"warning: {name}{': ' if name else ''}{'; '.join(warnings)}")
 
 
-def contact_sheet(found: "Survey") -> "Image":
-    """Every picture with the rectangle that is learned from, and the refused ones as red tiles."""
-    worries = found.worries()
-    tiles = [_tile(look, worries.get(look.name, [])) for look in found.looks]
-    tiles += [_labelled(None, entry.path.name, entry.said, "red") for entry in found.refused]
-    return sheet(tiles)
+def check_sheet(checks: "FolderCheck") -> "Image":
+    """A contact sheet of all images with their crops; refused ones are crossed out in red."""
+    warnings = checks.warnings()
+    tiles = [_tile(image, warnings.get(image.name, [])) for image in checks.checks]
+    tiles += [_labelled(None, entry.path.name, entry.notes, "red") for entry in checks.rejected]
+    return contact_sheet(tiles)
 
 
-def _tile(look: "Look", worries: Sequence[str]) -> "Image":
+def _tile(check: "ImageCheck", warnings: Sequence[str]) -> "Image":
+    """The image with its crop framed; what is cut off is faded."""
     from PIL import Image, ImageDraw
 
-    scale = look.small.width / look.size[0]
-    edges = [round(edge * scale) for edge in look.box]
+    scale = check.preview.width / check.size[0]
+    edges = [round(edge * scale) for edge in check.box]
     left, top, right, bottom = edges[0], edges[1], max(edges[2] - 1, 0), max(edges[3] - 1, 0)
-    dim = Image.blend(look.small, Image.new("RGB", look.small.size, "white"), 0.65)
-    dim.paste(look.small.crop((left, top, right + 1, bottom + 1)), (left, top))
-    colour = "orange" if worries else "green"
+    faded = Image.blend(check.preview, Image.new("RGB", check.preview.size, "white"), 0.65)
+    faded.paste(check.preview.crop((left, top, right + 1, bottom + 1)), (left, top))
+    color = "orange" if warnings else "green"
     if right > left and bottom > top:
-        ImageDraw.Draw(dim).rectangle((left, top, right, bottom), outline=colour, width=2)
-    learned = f"{look.shape[0]}x{look.shape[1]}"
-    return _labelled(dim, look.name, worries or [f"learned at {learned}"], colour)
+        ImageDraw.Draw(faded).rectangle((left, top, right, bottom), outline=color, width=2)
+    label = f"trained at {check.bucket[0]}x{check.bucket[1]}"
+    return _labelled(faded, check.name, warnings or [label], color)
 
 
-def _labelled(image: "Image | None", name: str, said: Sequence[str], colour: str) -> "Image":
-    """A tile of one size, with the file's name and a line below it."""
+def _labelled(image: "Image | None", name: str, notes: Sequence[str], color: str) -> "Image":
+    """A tile with the file's name and the notes below the image."""
     from PIL import Image, ImageDraw, ImageFont
 
     tile = Image.new("RGB", _TILE, "white")
-    pen, font = ImageDraw.Draw(tile), ImageFont.load_default(11)
-    room = _TILE[1] - _LABEL
+    draw, font = ImageDraw.Draw(tile), ImageFont.load_default(11)
+    height = _TILE[1] - _LABEL_HEIGHT
     if image:
-        tile.paste(image, ((_TILE[0] - image.width) // 2, (room - image.height) // 2))
+        tile.paste(image, ((_TILE[0] - image.width) // 2, (height - image.height) // 2))
     else:
-        pen.line((60, 60, _TILE[0] - 60, room - 60), fill=colour, width=3)
-        pen.line((60, room - 60, _TILE[0] - 60, 60), fill=colour, width=3)
-    for row, text in enumerate((name, "; ".join(said))):
-        shown = text.encode("ascii", "replace").decode()
-        while shown and pen.textlength(shown, font) > _TILE[0] - 8:
-            shown = shown[: int(len(shown) * 0.95)]
-        pen.text((4, room + 1 + 16 * row), shown, "black" if row == 0 else colour, font)
+        draw.line((60, 60, _TILE[0] - 60, height - 60), fill=color, width=3)
+        draw.line((60, height - 60, _TILE[0] - 60, 60), fill=color, width=3)
+    for row, text in enumerate((name, "; ".join(notes))):
+        label = text.encode("ascii", "replace").decode()
+        while label and draw.textlength(label, font) > _TILE[0] - 8:
+            label = label[: int(len(label) * 0.95)]
+        draw.text((4, height + 1 + 16 * row), label, "black" if row == 0 else color, font)
     return tile
 
 
-def _row(look: "Look", worries: Sequence[str]) -> tuple[str, ...]:
-    left, top, right, bottom = look.box
-    cut = 1 - (right - left) * (bottom - top) / (look.size[0] * look.size[1])
-    learned = f"{look.shape[0]}x{look.shape[1]}" + (f", {cut:.0%} cut off" if cut > 0.005 else "")
-    said = [*worries, *look.said]
-    said += [f"mask shows {look.masked:.0%}"] if look.masked is not None else []
-    said += [f"caption: {look.picture.caption}"] if look.picture.caption else []
-    size = f"{look.size[0]}x{look.size[1]}"
-    return look.name, "odd" if worries else "used", size, learned, "; ".join(said)
+def _row(check: "ImageCheck", warnings: Sequence[str]) -> tuple[str, ...]:
+    """The row of a used image: name, verdict, size, training size, notes."""
+    left, top, right, bottom = check.box
+    cut_off = 1 - (right - left) * (bottom - top) / (check.size[0] * check.size[1])
+    bucket = f"{check.bucket[0]}x{check.bucket[1]}"
+    if cut_off > 0.005:
+        bucket += f", {cut_off:.0%} cut off"
+    notes = [*warnings, *check.notes]
+    if check.mask_share is not None:
+        notes.append(f"mask shows {check.mask_share:.0%}")
+    if check.image.caption:
+        notes.append(f"caption: {check.image.caption}")
+    size = f"{check.size[0]}x{check.size[1]}"
+    return check.name, "warning" if warnings else "used", size, bucket, "; ".join(notes)
 
 
-def _summary(found: "Survey") -> str:
-    """One line: how many pictures, refused and left out."""
-    masked = sum(look.masked is not None for look in found.looks)
-    counts = {"with masks": masked, "refused": len(found.refused), "left out": len(found.left_out)}
-    also = "".join(f", {count} {what}" for what, count in counts.items() if count)
-    return f"{len(found.looks)} pictures{also}"
+def _summary(checks: "FolderCheck") -> str:
+    """One line: the numbers of images, masks, refused files and files left out."""
+    masked = sum(check.mask_share is not None for check in checks.checks)
+    numbers = {
+        "with masks": masked,
+        "refused": len(checks.rejected),
+        "left out": len(checks.ignored),
+    }
+    details = "".join(f", {number} {what}" for what, number in numbers.items() if number)
+    return f"{len(checks.checks)} images{details}"
+
+
+check = command(
+    [
+        *positional_option(CheckOptions, "images"),
+        *flags(CheckOptions, leave_out=frozenset({"images"})),
+    ],
+    _check,
+)

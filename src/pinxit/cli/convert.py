@@ -1,7 +1,7 @@
-"""`pinxit convert`: a concept's file as another program wants it."""
+"""`pinxit convert`: write a concept in another file format."""
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from cyclopts import Parameter
 
@@ -9,43 +9,57 @@ from pinxit import registry
 from pinxit.cli.screen import data, say
 from pinxit.errors import ConceptError
 
-# What the ending of OUT means for a word, for a LoRA, and for tuned networks.
-_USUAL = {
+if TYPE_CHECKING:
+    from pinxit.concepts.concept import Concept
+
+# The format for each suffix of OUT: of an embedding, of a LoRA, of a full model.
+_DEFAULT_FORMATS = {
     ".safetensors": ("emb-params", "kohya", "single-file"),
     ".pt": ("a1111", "kohya", "single-file"),
     "": ("diffusers", "diffusers-lora", "diffusers"),
 }
+_OTHER_SUFFIX = ("emb-params", "kohya", "diffusers")
 
 
 def convert(
-    file: Annotated[Path, Parameter(help="a concept in any format, or a run folder")],
-    out: Annotated[Path, Parameter(help="where to write it; must be new")],
+    file: Annotated[Path, Parameter(help="a concept file in any format, or a run folder")],
+    out: Annotated[Path, Parameter(help="file or folder to write; must be new")],
     *,
     format_: Annotated[
-        str | None, Parameter(name="--format", help="by OUT's ending if not given")
+        str | None,
+        Parameter(name="--format", help="file format (default: chosen by the suffix of OUT)"),
     ] = None,
     base: Annotated[
-        str | None, Parameter(help="completes tuned networks; the one trained on if not given")
+        str | None,
+        Parameter(
+            help="base model that completes a full model (default: the one it was trained on)"
+        ),
     ] = None,
     precision: Annotated[
         Literal["fp32", "fp16", "bf16"] | None,
-        Parameter(help="round a base's numbers; every bit is kept if not given"),
+        Parameter(help="number format of a full model's weights (default: unchanged)"),
     ] = None,
 ) -> None:
-    """Write a learned word, a LoRA or a tuned base as another program opens it."""
+    """Convert an embedding, a LoRA or a full model to the file format of another program."""
     from pinxit.concepts.concept import Concept
     from pinxit.concepts.format import Format, Target
 
     concept = Concept.load(file)
-    which = 2 if concept.tuned else int(concept.weighable)
-    name = format_ or _USUAL.get(out.suffix, ("emb-params", "kohya", "diffusers"))[which]
-    written: Format = registry.load("formats", name)()
-    if out.suffix not in written.endings:
-        endings = " or ".join(ending or "nothing, being a folder" for ending in written.endings)
-        raise ConceptError(f"{out} is no name for {name}", f"its files end in {endings}")
+    name = format_ or _default_format(concept, out.suffix)
+    writer: Format = registry.load("formats", name)()
+    if out.suffix not in writer.suffixes:
+        suffixes = " or ".join(suffix or "no suffix (a folder)" for suffix in writer.suffixes)
+        raise ConceptError(f"{out} has the wrong suffix for the format {name}", f"use {suffixes}")
     if out.exists():
-        raise ConceptError(f"{out} exists already", "give another name, or remove it first")
+        raise ConceptError(f"{out} exists already", "choose another name, or remove it first")
     out.parent.mkdir(parents=True, exist_ok=True)
-    written.write(concept, Target(out, base, precision))
-    say(f"{concept.token} is written as {name}, for {written.used_by}")
+    writer.write(concept, Target(out, base, precision))
+    say(f"{concept.token} written as {name}, for {writer.used_by}")
     data(str(out))
+
+
+def _default_format(concept: "Concept", suffix: str) -> str:
+    embedding, lora, full_model = _DEFAULT_FORMATS.get(suffix, _OTHER_SUFFIX)
+    if concept.has_full_weights:
+        return full_model
+    return lora if concept.has_strength else embedding

@@ -1,68 +1,100 @@
-"""`pinxit evaluate`: learned words judged on the same prompts, and one page on all of them."""
+"""`pinxit evaluate`: generate images with several concepts, measure them, and write one report."""
 
 import json
 from collections.abc import Mapping
 from pathlib import Path
 
-from pinxit.cli.flags import Values, command, flag, flags, words
-from pinxit.cli.many import follow
-from pinxit.cli.opening import opened
+from pinxit.cli.flags import (
+    Values,
+    aliased,
+    canonical,
+    command,
+    device_flag,
+    flag,
+    flags,
+    positionals,
+)
+from pinxit.cli.opening import open_base_model
 from pinxit.cli.screen import bars, data, say, stoppable
+from pinxit.cli.train_many import follow
 from pinxit.errors import RequestError
 from pinxit.reports.comparison import REPORT
-from pinxit.reports.comparison import evaluate as evaluating
-from pinxit.reports.dreambench import begun
-from pinxit.reports.figures import Effort
+from pinxit.reports.comparison import evaluate as evaluate_concepts
+from pinxit.reports.dreambench import open_or_create
+from pinxit.reports.figures import EvaluationSettings
 
 _OUT = Path("evaluation")
-# Of recipes, whatever the runs say.
-_SAME = ("pictures", "class_noun", "base")
-_BENCHMARK, _METHOD = "Learning a benchmark", "textual-inversion"
+# Recipe options that may be given for all concepts.
+_RECIPE_OPTIONS = ("images", "class_noun", "base")
+_ALIASES = {
+    "pictures": "images",
+    "class_name": "class_noun",
+    "model": "base",
+    "learning_steps": "training_steps",
+}
+_BENCHMARK, _METHOD = "Training a benchmark", "textual-inversion"
 
 
 def _evaluate(given: Values) -> None:
+    given = canonical(given, _ALIASES)
     out, device = given.get("out", _OUT), given.get("device", "cpu")
-    effort = Effort.model_validate({n: given[n] for n in Effort.model_fields if n in given})
-    same = {name: given[name] for name in _SAME if name in given}
+    settings = EvaluationSettings.model_validate(EvaluationSettings.chosen(given))
+    overrides = {name: given[name] for name in _RECIPE_OPTIONS if name in given}
     runs: tuple[Path, ...] = given.get("runs", ())
     if "benchmark" in given:
         method = given.get("method", _METHOD)
-        common = {"method": method, "preview_every": 0, **same}
-        common |= {"steps": given["learning_steps"]} if "learning_steps" in given else {}
-        runs, same = (*runs, *_learned(given["benchmark"], out, common, device)), {}
+        common = {"method": method, "preview_every": 0, **overrides}
+        if "training_steps" in given:
+            common["steps"] = given["training_steps"]
+        runs = (*runs, *_train_benchmark(given["benchmark"], out, common, device))
+        overrides = {}
     if not runs:
         raise RequestError(
             "there is nothing to evaluate", "give run folders or concepts, or --benchmark FOLDER"
         )
-    with stoppable(), bars() as report:
-        figures = evaluating(runs, out, lambda recipe: opened(recipe, device), report, effort, same)
-    say(f"the report is {out / REPORT}")
+    with stoppable(), bars() as progress:
+        metrics = evaluate_concepts(
+            runs,
+            out,
+            lambda recipe: open_base_model(recipe, device),
+            progress,
+            settings,
+            overrides,
+        )
+    say(f"report: {out / REPORT}")
     if given.get("json"):
-        data(json.dumps(figures))
+        data(json.dumps(metrics))
 
 
-def _learned(
+def _train_benchmark(
     subjects: Path, out: Path, common: Mapping[str, object], device: str
 ) -> tuple[Path, ...]:
-    """The runs of a benchmark's subjects, learned now as far as they were not."""
-    many, runs = begun(subjects, out, common), out / "runs"
-    follow(many, runs, device)
-    return tuple(run.folder for run in many.runs(runs).values())
+    """The run folders of a benchmark's subjects; those that are not finished are trained now."""
+    group, folder = open_or_create(subjects, out, common), out / "runs"
+    follow(group, folder, device)
+    return tuple(run.folder for run in group.runs(folder).values())
 
 
 evaluate = command(
     [
-        words("runs", Path, "run folders, or concepts in any format"),
-        flag("out", Path, "folder for the report; an earlier one is gone on with", str(_OUT)),
-        *flags(Effort),
-        flag("pictures", Path, "the real ones, if the runs do not say where"),
-        flag("class_noun", str, "what it is a kind of, if no file says"),
-        flag("base", str, "another base than the runs'"),
-        flag("device", str, "where to compute: cpu, cuda or mps", "cpu"),
-        flag("json", bool, "print the figures as JSON, last of all"),
-        flag("benchmark", Path, "a folder of subjects, a folder each", group=_BENCHMARK),
-        flag("method", str, "how they are learned", _METHOD, group=_BENCHMARK),
-        flag("learning_steps", int, "how long; else the method's advice", group=_BENCHMARK),
+        positionals("runs", Path, "run folders, or concept files in any format"),
+        flag("out", Path, "folder for the report; an earlier evaluation is continued", str(_OUT)),
+        *flags(EvaluationSettings),
+        *aliased(
+            flag("images", Path, "folder with the training images", "that of the run"), "pictures"
+        ),
+        *aliased(
+            flag("class_noun", str, "class noun of the subjects", "that of the run"), "class_name"
+        ),
+        *aliased(flag("base", str, "base model", "that of the run"), "model"),
+        device_flag(),
+        flag("json", bool, "also print the metrics as JSON", "False"),
+        flag("benchmark", Path, "folder of image folders to train first", "none", group=_BENCHMARK),
+        flag("method", str, "training method", _METHOD, group=_BENCHMARK),
+        *aliased(
+            flag("training_steps", int, "training steps", "chosen by method", group=_BENCHMARK),
+            "learning_steps",
+        ),
     ],
     _evaluate,
 )

@@ -1,96 +1,189 @@
-"""Flags made from described fields, so that a knob is written once."""
+"""Command line flags made from options, so that an option is declared once."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from inspect import Parameter as Argument
 from inspect import Signature
 from types import NoneType, UnionType
-from typing import Annotated, Any, Union, get_args, get_origin
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 from cyclopts import Parameter
-from pydantic import BaseModel
 from pydantic.fields import FieldInfo
+
+from pinxit.errors import RequestError
+from pinxit.options import Options, option_details
 
 Values = Mapping[str, Any]
 _GROUP = "Parameters"
+# As a default: the value must be given, but the parser does not check it.
+REQUIRED = "required"
+
+
+def device_flag() -> Argument:
+    """The flag `--device`."""
+    return flag("device", str, "device to compute on: cpu, cuda or mps", "cpu")
 
 
 def flags(
-    model: type[BaseModel], leave_out: frozenset[str] = frozenset(), group: str = _GROUP
+    options: type[Options], leave_out: frozenset[str] = frozenset(), group: str = _GROUP
 ) -> list[Argument]:
-    """A keyword flag for each field; one that is not typed is left to the field's own default."""
-    fields = model.model_fields.items()
-    return [_flag(name, field, group) for name, field in fields if name not in leave_out]
+    """A flag for each option, and a hidden one for each of its aliases.
+
+    A flag that is not typed has no value here: the option's own default applies.
+    """
+    fields = options.model_fields.items()
+    return [
+        argument
+        for name, option in fields
+        if name not in leave_out
+        for argument in option_flags(name, option, group=group)
+    ]
 
 
-def command(signature: list[Argument], run: Callable[[Values], None]) -> Callable[..., None]:
-    """A function with that signature, given to `run` as the values that were typed."""
-    shape = Signature(sorted(signature, key=lambda argument: argument.kind))
+def command(signature: Iterable[Argument], run: Callable[[Values], None]) -> Callable[..., None]:
+    """A function with that signature, which calls `run` with the values that were typed."""
+    call = Signature(sorted(signature, key=lambda argument: argument.kind))
 
     def typed(*args: object, **kwargs: object) -> None:
-        bound = shape.bind(*args, **kwargs).arguments
+        bound = call.bind(*args, **kwargs).arguments
         run({name: value for name, value in bound.items() if value is not None})
 
-    # The parser reads both of these, as it does from a function that was written out.
-    typed.__signature__ = shape  # pyright: ignore[reportFunctionMemberAccess]
-    typed.__annotations__ = {name: part.annotation for name, part in shape.parameters.items()}
+    # The parser reads both attributes.
+    typed.__signature__ = call  # pyright: ignore[reportFunctionMemberAccess]
+    typed.__annotations__ = {name: part.annotation for name, part in call.parameters.items()}
     return typed
 
 
 def flag(
-    name: str, kind: object, explained: str, default: str = "", group: str = _GROUP
+    name: str,
+    kind: object,
+    help: str,
+    default: str = "",
+    group: str = _GROUP,
+    *,
+    show: bool = True,
 ) -> Argument:
-    """A keyword flag that is no field: left out unless typed, `default` is what help says."""
-    shows = _constantly(default) if default else False
-    shown = Parameter(help=explained, show_default=shows, group=group, negative_iterable="")
+    """A flag that has no value unless it is typed; `default` is only what help shows.
+
+    A flag that is not shown is another name of one that is.
+    """
+    parameter = Parameter(
+        help=_with_required(help, default),
+        show_default=_shown_default(default),
+        group=group,
+        negative_iterable="",
+        show=show,
+    )
     return Argument(
-        name, Argument.KEYWORD_ONLY, default=None, annotation=Annotated[_or_none(kind), shown]
+        name, Argument.KEYWORD_ONLY, default=None, annotation=Annotated[_or_none(kind), parameter]
     )
 
 
-def word(name: str, kind: object, explained: str, *, required: bool = True) -> Argument:
-    """A positional argument."""
-    shown = Parameter(help=explained)
-    if required:
-        return Argument(name, Argument.POSITIONAL_OR_KEYWORD, annotation=Annotated[kind, shown])
+def aliased(argument: Argument, *aliases: str) -> list[Argument]:
+    """An argument that is no option, and hidden flags for its other names; see `canonical`."""
+    kind = get_args(argument.annotation)[0]
+    return [argument, *(_alias(alias, argument.name, kind) for alias in aliases)]
+
+
+def canonical(given: Values, aliases: Mapping[str, str]) -> Values:
+    """The values under the flags' own names; RequestError if one is given under two names."""
+    values: dict[str, Any] = {}
+    for typed, value in given.items():
+        name = aliases.get(typed, typed)
+        if name in values:
+            raise RequestError(f"--{flag_name(name)} is given twice", f"--{typed} is the same")
+        values[name] = value
+    return values
+
+
+def flag_name(name: str) -> str:
+    """An option's name as it is typed: with hyphens."""
+    return name.replace("_", "-")
+
+
+def positional(name: str, kind: object, help: str, default: str = "") -> Argument:
+    """A positional argument; with `default`, which help shows, it may be left out."""
+    if not default:
+        parameter = Parameter(help=help)
+        return Argument(name, Argument.POSITIONAL_OR_KEYWORD, annotation=Annotated[kind, parameter])
+    parameter = Parameter(help=_with_required(help, default), show_default=_shown_default(default))
     return Argument(
         name,
         Argument.POSITIONAL_OR_KEYWORD,
         default=None,
-        annotation=Annotated[_or_none(kind), shown],
+        annotation=Annotated[_or_none(kind), parameter],
     )
 
 
-def words(name: str, kind: object, explained: str) -> Argument:
-    """Positional arguments, as many as one likes."""
-    shown = Annotated[kind, Parameter(help=explained)]
-    return Argument(name, Argument.VAR_POSITIONAL, annotation=shown)
+def positional_option(options: type[Options], name: str) -> list[Argument]:
+    """An option as a positional argument, and hidden flags for its aliases."""
+    option = options.model_fields[name]
+    kind = option.annotation
+    hidden = [_alias(alias, name, kind) for alias in option_details(option).aliases]
+    # The parser does not require it, since an alias may be typed instead; the options do.
+    return [positional(name, kind, option.description or "", default_text(option)), *hidden]
 
 
-def _flag(name: str, field: FieldInfo, group: str) -> Argument:
-    explained = (field.description or "") + _bounds(field)
-    if field.is_required():
-        shown = Parameter(help=explained, group=group)
-        return Argument(name, Argument.KEYWORD_ONLY, annotation=Annotated[field.annotation, shown])
-    default = field.get_default(call_default_factory=True)
-    return flag(name, field.annotation, explained, "" if default is None else str(default), group)
+def positionals(name: str, kind: object, help: str) -> Argument:
+    """Positional arguments, any number of them."""
+    return Argument(name, Argument.VAR_POSITIONAL, annotation=Annotated[kind, Parameter(help=help)])
 
 
-def _bounds(field: FieldInfo) -> str:
-    """The range a number must be in, as words."""
+def default_text(option: FieldInfo) -> str:
+    """What help shows as the default of an option."""
+    if option.is_required():
+        return REQUIRED
+    value: object = option.get_default(call_default_factory=True)
+    return option_details(option).default_is or ("none" if value in (None, "", ()) else str(value))
+
+
+def option_flags(
+    name: str, option: FieldInfo, note: str = "", default: str = "", group: str = _GROUP
+) -> list[Argument]:
+    """The flag of an option and hidden ones for its aliases; `note` and `default` are for help."""
+    details = option_details(option)
+    help, kind = (option.description or "") + _limits(option) + note, option.annotation
+    # A required flag is not marked as required where another name of it may be typed instead;
+    # the options themselves check that it was given.
+    if option.is_required() and not details.aliases:
+        parameter = Parameter(help=help, group=group)
+        return [Argument(name, Argument.KEYWORD_ONLY, annotation=Annotated[kind, parameter])]
+    if details.values:  # only the option knows the other spellings of its values
+        help, kind = help + _choices(kind), str
+    hidden = [_alias(alias, name, kind) for alias in details.aliases]
+    return [flag(name, kind, help, default or default_text(option), group), *hidden]
+
+
+def _alias(alias: str, name: str, kind: object) -> Argument:
+    return flag(alias, kind, f"same as --{flag_name(name)}", show=False)
+
+
+def _choices(kind: Any) -> str:
+    """The values of a `Literal`, or of one that may be None, as a part of the help."""
+    kinds = [kind, *get_args(kind)]
+    values = [value for one in kinds if get_origin(one) is Literal for value in get_args(one)]
+    return f" (one of: {', '.join(values)})" if values else ""
+
+
+def _limits(option: FieldInfo) -> str:
+    """The range that a number must be in, in words."""
     words = {"ge": "at least", "gt": "more than", "le": "at most", "lt": "less than"}
-    said = [
+    limits = [
         f"{words[name]} {getattr(limit, name)}"
-        for limit in field.metadata
+        for limit in option.metadata
         for name in words
         if hasattr(limit, name)
     ]
-    return f" ({', '.join(said)})" if said else ""
+    return f" ({', '.join(limits)})" if limits else ""
+
+
+def _shown_default(default: str) -> bool | Callable[[object], str]:
+    return (lambda _: default) if default not in ("", REQUIRED) else False
+
+
+def _with_required(help: str, default: str) -> str:
+    return f"{help} [required]" if default == REQUIRED else help
 
 
 def _or_none(kind: Any) -> Any:
     optional = get_origin(kind) in (Union, UnionType) and NoneType in get_args(kind)
     return kind if optional else kind | None
-
-
-def _constantly(text: str) -> Callable[[object], str]:
-    return lambda _: text

@@ -1,7 +1,7 @@
-"""`pinxit inspect`: what a file is, what it fits, where it is from, and what is odd about it."""
+"""`pinxit inspect`: what a concept file contains, which base models it fits, and its problems."""
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -15,140 +15,176 @@ if TYPE_CHECKING:
 
     from pinxit.adapters.adapter import Part
     from pinxit.concepts.concept import Concept
-    from pinxit.files.open_any import Opened
+    from pinxit.files.open_any import OpenedFile
 
-# What trainers write of themselves that few people ask for.
-_WORDY = re.compile(
+# Metadata that training programs write and that is not shown.
+_HIDDEN_METADATA = re.compile(
     r"(ss_|sshs_|modelspec\.)"
     r"(?!(base_model_version|sd_model_name|steps|output_name|title|author|trigger_phrase)$)"
 )
-# No training leaves a vector this long beside words of length one half or so.
-_HUGE = 1000.0
+# Embedding vectors have norms of about 0.5; training does not reach this norm.
+_HUGE_NORM = 1000.0
 
 
 def inspect(
-    file: Annotated[Path, Parameter(help="a concept in any format, or a run folder")],
+    file: Annotated[Path, Parameter(help="a concept file in any format, or a run folder")],
     *,
     base: Annotated[
-        str | None, Parameter(help="a base to compare the vectors with: a name, folder or file")
+        str | None,
+        Parameter(help="base model to compare the embedding norms with (default: none)"),
     ] = None,
 ) -> None:
-    """Say what a file holds, what it fits, what it was trained on, and what is odd about it."""
-    from pinxit.concepts.concept import recognised
-    from pinxit.files.open_any import opened
+    """Show what a concept file contains, what it fits, how it was trained, and its problems."""
+    from pinxit.concepts.concept import recognize_format
+    from pinxit.files.open_any import open_any
 
-    found = opened(file)
-    layout = recognised(found)
-    concept = layout.read(found).opened_as(file)
+    opened = open_any(file)
+    layout = recognize_format(opened)
+    concept = layout.read(opened).with_nickname(file)
     name = registry.name_of(type(layout))
-    _tell("format", f"{name}: {registry.summary('formats', name)}")
+    _print_row("format", f"{name}: {registry.summary('formats', name)}")
     for part in concept.parts:
-        for label, text in _part(part):
-            _tell(label, text)
+        for label, text in _part_rows(part):
+            _print_row(label, text)
     if base is not None:
-        _tell("vocabulary", _vocabulary(base))
-    _tell("origin", _origin(concept))
-    also = f", or as `{concept.nickname}`" if concept.nickname not in ("", concept.token) else ""
-    written = f"write {concept.token} in a prompt{also}, with " if concept.words else ""
-    more = "" if concept.words else f", or --base {file}"
-    if concept.weighable:
-        more = f", or {file}:0.7 for less of it"
-    _tell("to use", f"{written}--concept {file}{more}")
-    _tell("opens in", layout.used_by)
-    for odd in _oddities(found, concept) or ["nothing"]:
-        _tell("suspicious", odd)
+        _print_row("base model", _vocabulary(base))
+    _print_row("origin", _origin(concept))
+    _print_row("to use", _usage(concept, file))
+    _print_row("opens in", layout.used_by)
+    for problem in _problems(opened, concept) or ["nothing"]:
+        _print_row("suspicious", problem)
 
 
-def _tell(label: str, text: str) -> None:
+def _print_row(label: str, text: str) -> None:
     data(f"{label:12}{printable(text)}")
 
 
-def _part(part: "Part") -> Iterator[tuple[str, str]]:
-    """What one part is, and what it fits."""
-    from pinxit.adapters.adapter import word_widths
+def _usage(concept: "Concept", file: Path) -> str:
+    """How to generate with the concept."""
+    nickname = concept.nickname if concept.nickname != concept.token else ""
+    also = f", or `{nickname}`" if nickname else ""
+    prompt = f"write {concept.token}{also} in the prompt, with " if concept.tokens else ""
+    other = "" if concept.tokens else f", or --base {file}"
+    if concept.has_strength:
+        other = f", or --concept {file}:0.7 for a lower strength"
+    return f"{prompt}--concept {file}{other}"
+
+
+def _part_rows(part: "Part") -> Iterator[tuple[str, str]]:
+    """Rows about one part: what it is, and which base models it fits."""
+    from pinxit.adapters.adapter import embedding_widths
     from pinxit.models import modelspec
 
     if "text" in part.settings:
-        yield "word", f"{part.settings['word']}, which stands for `{part.settings['text']}`"
+        yield "token", f"{part.settings['word']}, stands for `{part.settings['text']}`"
     elif "network" in part.settings:
-        count = sum(tensor.numel() for tensor in part.tensors.values())
-        numbers = {str(tensor.dtype).removeprefix("torch.") for tensor in part.tensors.values()}
-        yield "network", f"{part.settings['network']}, {count:,} weights, {', '.join(numbers)}"
-        kind = modelspec.attending(part.tensors)
-        if kind:
-            yield "fits", kind.title
+        yield "network", f"{part.settings['network']}, {_size(part.tensors.values())}"
+        family = modelspec.family_of_denoiser(part.tensors)
+        if family:
+            yield "fits", family.title
     elif "target" in part.settings:
-        yield from _change(part)
+        yield from _lora_rows(part)
     else:
-        yield "word", f"{part.settings['word']}, new"
-        for tower, table in part.tensors.items():
+        yield "token", f"{part.settings['word']}, a new embedding"
+        for text_encoder, table in part.tensors.items():
             count, width = table.shape
-            yield "vectors", f"{count} of {width} numbers for `{tower}`, of length {_norms(table)}"
-        kind = modelspec.fitting(list(word_widths(part.tensors).values()))
-        yield "fits", kind.title if kind else "no kind of base that has a name, by its width"
+            yield "embedding", f"{count} x {width} for `{text_encoder}`, norm {_norms(table)}"
+        family = modelspec.family_by_text_widths(list(embedding_widths(part.tensors).values()))
+        yield "fits", family.title if family else "no known base model has this embedding width"
 
 
-def _change(part: "Part") -> Iterator[tuple[str, str]]:
-    """What a LoRA or one of its kin changes in a network, and how much."""
-    from pinxit.concepts.lora_file import by_layer, fits, rank_of
+def _lora_rows(part: "Part") -> Iterator[tuple[str, str]]:
+    """Rows about a LoRA or another adapter of layers: what it changes, and its rank."""
+    from pinxit.concepts.lora_file import layer_rank, matching_base, tensors_by_layer
 
-    layers, kind = by_layer(part), part.settings["kind"]
-    weights = {name: t for name, t in part.tensors.items() if not name.endswith(".alpha")}
-    numbers = {str(tensor.dtype).removeprefix("torch.") for tensor in weights.values()}
-    count = sum(tensor.numel() for tensor in weights.values())
-    beside = f"beside {len(layers)} layers of `{part.settings['target']}`"
-    yield "adapter", f"{kind} {beside}, {count:,} weights, {', '.join(sorted(numbers))}"
+    layers, kind = tensors_by_layer(part), part.settings["kind"]
+    weights = [tensor for name, tensor in part.tensors.items() if not name.endswith(".alpha")]
+    target = part.settings["target"]
+    yield "adapter", f"{kind} of {len(layers)} layers of `{target}`, {_size(weights)}"
     if kind != "oft":
-        ranks = sorted({rank_of(held) for held in layers.values()})
-        alphas = sorted({float(held["alpha"]) for held in layers.values() if "alpha" in held})
-        told = [" to ".join(f"{n:g}" for n in (*s[:1], *s[1:][-1:])) for s in (ranks, alphas)]
-        yield "rank", f"{told[0]}, alpha {told[1] or 'the same'}"
-    # The first text tower of several kinds of base is the same.
-    base = fits([part]) if part.settings["target"] == "denoiser" else None
-    if base:
-        yield "fits", base.title
+        ranks = [layer_rank(tensors) for tensors in layers.values()]
+        alphas = [float(tensors["alpha"]) for tensors in layers.values() if "alpha" in tensors]
+        alpha = _range(alphas) if alphas else "the same"
+        yield "rank", f"{_range(ranks)}, alpha {alpha}"
+    # Several families have the same first text encoder, so only the denoiser tells the family.
+    family = matching_base([part]) if target == "denoiser" else None
+    if family:
+        yield "fits", family.title
+
+
+def _size(tensors: "Iterable[Tensor]") -> str:
+    """The number of weights and their formats."""
+    weights = list(tensors)
+    formats = sorted({str(tensor.dtype).removeprefix("torch.") for tensor in weights})
+    return f"{sum(tensor.numel() for tensor in weights):,} weights, {', '.join(formats)}"
+
+
+def _range(values: Iterable[float]) -> str:
+    """The smallest and the largest value; one number if all are the same."""
+    ordered = sorted(values)
+    low, high = ordered[0], ordered[-1]
+    return f"{low:g}" if low == high else f"{low:g} to {high:g}"
 
 
 def _norms(table: "Tensor") -> str:
-    lengths = table.float().norm(dim=1)
-    low, high = float(lengths.min()), float(lengths.max())
+    """The range of the norms of a table's vectors."""
+    norms = table.float().norm(dim=1)
+    low, high = float(norms.min()), float(norms.max())
     return f"{low:.3g}" if low == high else f"{low:.3g} to {high:.3g}"
 
 
 def _vocabulary(base: str) -> str:
-    """How long the vectors of a base's own words are."""
+    """The embedding norms of a base model's own vocabulary."""
     from pinxit.models.model import open_base
 
     model = open_base(base)
-    tables = {name: tower.embedding.weight.detach() for name, tower in model.towers.items()}
-    told = [f"of length {_norms(t)} for `{name}`, width {t.shape[1]}" for name, t in tables.items()]
-    return f"{model.name}'s words are {'; '.join(told)}"
+    tables = {
+        name: text_encoder.embedding.weight.detach()
+        for name, text_encoder in model.text_encoders.items()
+    }
+    norms = [f"{_norms(t)} for `{name}` (width {t.shape[1]})" for name, t in tables.items()]
+    return f"embedding norms of {model.name}: {'; '.join(norms)}"
 
 
 def _origin(concept: "Concept") -> str:
-    """What is known of where it came from."""
-    known = concept.provenance
-    told = [f"{name} {value}" for name, value in known.told.items() if not _WORDY.match(name)]
-    if known.method:
-        told = [f"{known.method}, {known.steps} steps, {len(known.pictures)} pictures", *told]
-    return ", ".join([*told, *([f"base {known.base}"] if known.base else [])]) or "it does not say"
+    """What the file says about its training."""
+    provenance = concept.provenance
+    facts: list[str] = []
+    if provenance.method:
+        images = len(provenance.images)
+        facts.append(f"{provenance.method}, {provenance.steps} steps, {images} images")
+    facts += [
+        f"{name} {value}"
+        for name, value in provenance.metadata.items()
+        if not _HIDDEN_METADATA.match(name)
+    ]
+    if provenance.base:
+        facts.append(f"base model {provenance.base}")
+    return ", ".join(facts) or "unknown: the file does not say"
 
 
-def _oddities(found: "Opened", concept: "Concept") -> list[str]:
-    """What a person should know before using the file."""
-    odd: list[str] = []
-    safe = found.path.suffix == ".safetensors"
-    if found.container != "folder" and safe != (found.container == "safetensors"):
-        odd.append(f"{found.path.name} is in truth a {found.container}")
+def _problems(opened: "OpenedFile", concept: "Concept") -> list[str]:
+    """What a user should know before using the file."""
+    problems: list[str] = []
+    is_safetensors = opened.path.suffix == ".safetensors"
+    if opened.container != "folder" and is_safetensors != (opened.container == "safetensors"):
+        problems.append(f"{opened.path.name} is really a {opened.container} file")
     for part in concept.parts:
         for name, tensor in part.tensors.items():
-            broken = int((~tensor.isfinite()).sum())
-            if broken:
-                odd.append(f"{broken} of {name}'s numbers are infinite or no numbers")
-            elif "word" in part.settings:
-                lengths = tensor.float().norm(dim=1)
-                if (lengths == 0).any() or (lengths > _HUGE).any():
-                    odd.append(f"{name} has vectors of length {_norms(tensor)}")
-                if "." in name:
-                    odd.append(f"{name} is for behind the text tower, which pinxit does not use")
-    return odd
+            problems += _tensor_problems(name, tensor, "word" in part.settings)
+    return problems
+
+
+def _tensor_problems(name: str, tensor: "Tensor", is_embedding: bool) -> list[str]:
+    broken = int((~tensor.isfinite()).sum())
+    if broken:
+        return [f"{broken} values of {name} are infinite or NaN"]
+    if not is_embedding:
+        return []
+    problems: list[str] = []
+    norms = tensor.float().norm(dim=1)
+    if (norms == 0).any() or (norms > _HUGE_NORM).any():
+        problems.append(f"{name} has vectors of norm {_norms(tensor)}")
+    if "." in name:
+        problems.append(f"{name} is for the output of the text encoder; pinxit does not use it")
+    return problems

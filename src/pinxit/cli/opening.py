@@ -1,19 +1,19 @@
-"""Opening the base of a recipe or a request, with a bar for its download, and saying what it is."""
+"""Open the base model of a recipe or a request, with a bar for its download."""
 
 from pinxit import registry
 from pinxit.cli.screen import bars, say
-from pinxit.generation.generate import Request
+from pinxit.generation.generate import GenerationRequest
 from pinxit.models.model import Model, open_base
 from pinxit.training.recipe import Recipe
 
 
-def opened(asked: Recipe | Request, device: str) -> Model:
-    """The base that was asked for; a line says of which family it is found to be."""
+def open_base_model(options: Recipe | GenerationRequest, device: str) -> Model:
+    """Open the base model that the options name, and print its family and image size."""
     with bars():
-        model = open_base(asked.base, device, asked.precision or "auto", asked.vae)
-    if asked.base != "pocket":
-        told = model.solver_config.get("prediction_type")
-        predicts = f", predicts {told}" if told else ""
+        model = open_base(options.base, device, options.precision or "auto", options.vae)
+    if options.base != "pocket":
+        prediction_type = model.scheduler_config.get("prediction_type")
+        prediction = f", {prediction_type} prediction" if prediction_type else ""
         family = registry.name_of(type(model))
-        say(f"{model.name}: {family}, {model.picture_size} pixels{predicts}")
+        say(f"{model.name}: {family}, {model.default_size} pixels{prediction}")
     return model

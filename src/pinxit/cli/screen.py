@@ -1,4 +1,4 @@
-"""What a person sees: messages and bars on stderr, data on stdout."""
+"""Output: messages and progress bars on stderr, data on stdout."""
 
 import re
 import signal
@@ -10,43 +10,47 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import TYPE_CHECKING, Protocol
 
-from cyclopts import CycloptsError, UnknownCommandError
+from cyclopts import CycloptsError, UnknownCommandError, UnknownOptionError, UnusedCliTokensError
 
-from pinxit.errors import PinxitError, RequestError, did_you_mean
+from pinxit.errors import PinxitError, RequestError, closest, did_you_mean
 
 if TYPE_CHECKING:
+    from cyclopts.argument import Argument as CommandArgument
     from rich.progress import Progress, TaskID
 
-# How often a log that is no terminal gets a line, in seconds.
+# Seconds between progress lines where there is no terminal.
 _LOG_EVERY = 10.0
+# Commands with a prompt, and the words before it.
+_PROMPT_COMMANDS = {"pinxit generate": "", "pinxit transfer": "IMAGE "}
 
 
-class Report(Protocol):
-    """Told how far a task is; the first word about a task starts its bar."""
+class ProgressCallback(Protocol):
+    """Receives the progress of tasks; the first call for a task starts its bar."""
 
     def __call__(self, task: str, done: int, total: int, note: str = "") -> None:
-        """`done` of `total` steps of the task are over; `note` stands beside the bar."""
+        """`done` of `total` steps of the task are done; `note` is shown after the bar."""
         ...
 
 
-_SHOWN: ContextVar[Report | None] = ContextVar("shown", default=None)
+_CURRENT: ContextVar[ProgressCallback | None] = ContextVar("current", default=None)
 
 
-def say(message: str) -> None:
-    """A line for the person, on stderr."""
-    print(printable(message), file=sys.stderr, flush=True)
+def say(*lines: str) -> None:
+    """Print lines for the user on stderr."""
+    for line in lines:
+        print(printable(line), file=sys.stderr, flush=True)
 
 
 def data(line: str) -> None:
-    """A line for a program, on stdout."""
-    print(line, flush=True)
+    """Print a line of output on stdout: unchanged for a program, escaped for a terminal."""
+    print(printable(line) if sys.stdout.isatty() else line, flush=True)
 
 
 def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    """Rows for the person, on stdout; for another program, lines with tabs and no head."""
+    """Print a table on a terminal; elsewhere lines with tabs and without the head."""
     if not sys.stdout.isatty():
         for row in rows:
-            data("\t".join(printable(cell).replace("\n", " ") for cell in row))
+            data("\t".join(printable(cell) for cell in row))
         return
     from rich import box
     from rich.console import Console
@@ -59,8 +63,8 @@ def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     Console().print(lines)
 
 
-def complain(error: PinxitError) -> None:
-    """What is wrong, and what to do about it."""
+def print_error(error: PinxitError) -> None:
+    """Print the message and the hint of an error on stderr."""
     from rich.console import Console
     from rich.text import Text
 
@@ -70,50 +74,79 @@ def complain(error: PinxitError) -> None:
 
 
 def printable(text: str) -> str:
-    """The text without control characters, which a file's name could send to the terminal."""
-    return "".join(letter if letter.isprintable() or letter == "\n" else "?" for letter in text)
+    """The text as one line without control characters, which a terminal would obey."""
+    line = text.replace("\n", " ")
+    return "".join(character if character.isprintable() else "?" for character in line)
 
 
 def usage_error(error: CycloptsError) -> PinxitError:
-    """The parser's complaint as one of ours: a sentence, and the rest of it as the hint."""
+    """An error of the command line parser as a message and a hint."""
     command = " ".join(("pinxit", *(error.command_chain or ())))
-    if isinstance(error, UnknownCommandError) and error.app and error.unused_tokens:
-        # Its own words would import every command, to look for names in them.
+    see_help = f"see `{command} --help`"
+    words = error.unused_tokens or []
+    if isinstance(error, UnknownCommandError) and error.app and words:
+        # The parser's own message would import every command.
         names = [name for name in error.app if not name.startswith("-")]
-        stray = error.unused_tokens[0]
-        return RequestError(f"there is no command `{stray}`", did_you_mean(stray, names))
-    told = str(error)
-    missing = re.search(r"parameter (\S+) requires an argument", told)
+        return RequestError(f"unknown command `{words[0]}`", did_you_mean(words[0], names))
+    if isinstance(error, UnknownOptionError):
+        return _unknown_option(error, command, see_help)
+    if isinstance(error, UnusedCliTokensError) and words:
+        hint = see_help
+        if command in _PROMPT_COMMANDS:
+            hint = (
+                f'put the prompt in quotes: {command} {_PROMPT_COMMANDS[command]}"a photo of ..."'
+            )
+        return RequestError(f"`{command}` does not take the words `{' '.join(words)}`", hint)
+    message = str(error)
+    missing = re.search(r"parameter (\S+) requires an argument", message)
     if missing:
-        return RequestError(f"`{command}` needs {missing[1]}", f"see `{command} --help`")
-    sentence, *rest = re.split(r"\.? (?=Did you mean|Choose from|Available commands)", told)
-    hint = " ".join(part[0].lower() + part[1:].rstrip(".") for part in reversed(rest))
-    sentence = sentence[0].lower() + sentence[1:].rstrip(".")
-    return RequestError(sentence, hint or f"see `{command} --help`")
+        return RequestError(f"`{command}` needs {missing[1]}", see_help)
+    sentence, *rest = re.split(r"\.? (?=Did you mean|Choose from|Available commands)", message)
+    choices = [part for part in rest if not part.startswith("Did you mean")]
+    hint = " ".join(part[0].lower() + part[1:].rstrip(".") for part in choices)
+    return RequestError(sentence[0].lower() + sentence[1:].rstrip("."), hint or see_help)
+
+
+def _unknown_option(error: UnknownOptionError, command: str, see_help: str) -> PinxitError:
+    typed = (error.token.keyword or error.token.value).partition("=")[0]
+    flags = {
+        name: name if argument.parameter.show is not False else _shown_flag(argument)
+        for argument in error.argument_collection
+        for name in argument.names
+    }
+    similar = closest(typed, flags)
+    hint = f"did you mean {flags[similar]}? {see_help}" if similar else see_help
+    return RequestError(f"`{command}` has no option {typed}", hint)
+
+
+def _shown_flag(alias: "CommandArgument") -> str:
+    """The flag that a hidden flag is another name of."""
+    name = (alias.parameter.help or "").removeprefix("same as ").removeprefix("--")
+    return f"--{name.replace('_', '-')}"
 
 
 @contextmanager
-def bars() -> Generator[Report]:
-    """A bar with the time left for every task reported; plain lines where no terminal is.
+def bars() -> Generator[ProgressCallback]:
+    """Show a progress bar for each task; plain lines where there is no terminal.
 
-    Downloads are tasks, whoever needs one. Bars inside of bars are the same.
+    Downloads are shown too. A context inside another one shows the same bars.
     """
-    if outer := _SHOWN.get():
+    if outer := _CURRENT.get():
         yield outer
         return
-    from pinxit.models.hub import telling
+    from pinxit.models.hub import progress_to
 
-    with _bars() as report:
-        before = _SHOWN.set(report)
+    with _bars() as progress:
+        token = _CURRENT.set(progress)
         try:
-            with telling(report):
-                yield report
+            with progress_to(progress):
+                yield progress
         finally:
-            _SHOWN.reset(before)
+            _CURRENT.reset(token)
 
 
 @contextmanager
-def _bars() -> Generator[Report]:
+def _bars() -> Generator[ProgressCallback]:
     from rich.console import Console
 
     console = Console(stderr=True)
@@ -130,30 +163,30 @@ def _bars() -> Generator[Report]:
     )
 
     columns = (
-        TextColumn("{task.description}"),
+        TextColumn("{task.description}", markup=False),
         BarColumn(),
         MofNCompleteColumn(),
         TimeElapsedColumn(),
         TextColumn("left"),
         TimeRemainingColumn(),
-        TextColumn("{task.fields[note]}"),
+        TextColumn("{task.fields[note]}", markup=False),
     )
-    # Lines for a person's eyes go above the bars; lines for a pipe must stay in the pipe.
-    above = sys.stdout.isatty()
-    with Progress(*columns, console=console, redirect_stdout=above) as progress:
+    # Lines on a terminal are printed above the bars; lines for a pipe must stay in the pipe.
+    redirect = sys.stdout.isatty()
+    with Progress(*columns, console=console, redirect_stdout=redirect) as progress:
         yield _Bars(progress)
 
 
 @contextmanager
 def stoppable() -> Generator[None]:
-    """Stop for SIGTERM, and when the terminal closes, as for Ctrl-C; nohup stays what it is."""
+    """Raise KeyboardInterrupt for SIGTERM and SIGHUP too, unless they are ignored (nohup)."""
 
     def stop(number: int, _: object) -> None:
         raise KeyboardInterrupt(number)
 
-    wanted = (getattr(signal, name, None) for name in ("SIGTERM", "SIGHUP"))
-    mine = threading.current_thread() is threading.main_thread()
-    numbers = [number for number in wanted if number and mine]
+    signals = (getattr(signal, name, None) for name in ("SIGTERM", "SIGHUP"))
+    in_main_thread = threading.current_thread() is threading.main_thread()
+    numbers = [number for number in signals if number and in_main_thread]
     numbers = [number for number in numbers if signal.getsignal(number) == signal.SIG_DFL]
     for number in numbers:
         signal.signal(number, stop)
@@ -165,34 +198,35 @@ def stoppable() -> Generator[None]:
 
 
 class _Bars:
-    """A bar for every task, on a terminal."""
+    """A bar for each task, on a terminal."""
 
     def __init__(self, progress: "Progress") -> None:
         self.progress = progress
         self.tasks: dict[str, TaskID] = {}
 
     def __call__(self, task: str, done: int, total: int, note: str = "") -> None:
+        note = printable(note)
         if task not in self.tasks:
-            # A run that goes on begins at its own step: only what is done now tells the speed.
+            # A resumed run starts at its own step: the speed is that of the steps done now.
             self.tasks[task] = self.progress.add_task(
-                task, total=total, completed=max(done - 1, 0), note=note
+                printable(task), total=total, completed=max(done - 1, 0), note=note
             )
         self.progress.update(self.tasks[task], completed=done, total=total, note=note)
 
 
 class _Log:
-    """A line now and then, for files and for other programs."""
+    """A progress line every few seconds, for log files and other programs."""
 
     def __init__(self) -> None:
         self.started: dict[str, tuple[float, int]] = {}
-        self.spoke = -_LOG_EVERY
+        self.last_line = -_LOG_EVERY
 
     def __call__(self, task: str, done: int, total: int, note: str = "") -> None:
         now = time.monotonic()
-        began, first = self.started.setdefault(task, (now, done))
-        if done < total and now - self.spoke < _LOG_EVERY:
+        start, first = self.started.setdefault(task, (now, done))
+        if done < total and now - self.last_line < _LOG_EVERY:
             return
-        self.spoke = now
-        left = (now - began) / (done - first) * (total - done) if done > first else None
-        ahead = f", {left:.0f} s left" if left else ""
-        say(f"{task}: {done} of {total}{ahead}{', ' if note else ''}{note}")
+        self.last_line = now
+        left = (now - start) / (done - first) * (total - done) if done > first else None
+        time_left = f", {left:.0f} s left" if left else ""
+        say(f"{task}: {done} of {total}{time_left}{', ' if note else ''}{note}")

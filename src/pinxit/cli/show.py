@@ -12,11 +12,12 @@ from pinxit.cli.screen import bars, data, say
 
 def plugins(
     kind: Annotated[
-        str | None, Parameter(help=f"{', '.join(registry.KINDS)}; all of them if not given")
+        str | None,
+        Parameter(help=f"kind of plug-in: {', '.join(registry.PLUGIN_KINDS)} (default: all kinds)"),
     ] = None,
 ) -> None:
-    """List what there is, with a line on each."""
-    for group in registry.KINDS if kind is None else [kind]:
+    """List the plug-ins of a kind, or of all kinds, with a line about each."""
+    for group in registry.PLUGIN_KINDS if kind is None else [kind]:
         names = registry.names(group)
         if kind is None and names:
             data(f"{group}:")
@@ -26,22 +27,22 @@ def plugins(
 
 def demo(
     *,
-    out: Annotated[Path, Parameter(help="folder for the report and the pictures")] = Path(
+    out: Annotated[Path, Parameter(help="folder for the report, the runs and the images")] = Path(
         "pinxit-demo"
     ),
     full: Annotated[
-        bool, Parameter(negative="", help="carry pictures into the style, and plot every word, too")
+        bool, Parameter(negative="", help="also transfer images into the style and plot embeddings")
     ] = False,
     json_: Annotated[
-        bool, Parameter(name="--json", negative="", help="print the scores as JSON, last of all")
+        bool, Parameter(name="--json", negative="", help="also print the scores as JSON")
     ] = False,
 ) -> None:
-    """Teach a subject and a style from five pictures each, paint with them, and measure."""
+    """Train a subject and a style from five images each, generate images, and measure them."""
     from pinxit.reports.demo import run_demo
-    from pinxit.reports.demo.chapters import Effort
+    from pinxit.reports.demo.chapters import DemoSettings
 
-    with bars() as report:
-        scores = run_demo(out, report, Effort(full=full))
-    say(f"the report is {out / 'report.html'}")
+    with bars() as progress:
+        scores = run_demo(out, progress, DemoSettings(full=full))
+    say(f"report: {out / 'report.html'}")
     if json_:
         data(json.dumps(scores))

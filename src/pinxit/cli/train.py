@@ -1,4 +1,4 @@
-"""`pinxit train`: a command for each method, and going on with a recipe or a run."""
+"""`pinxit train` and `pinxit train-many`: a command for each method, and --recipe and --resume."""
 
 from pathlib import Path
 from typing import Annotated
@@ -8,80 +8,98 @@ from cyclopts import App, Parameter
 from pinxit import registry
 from pinxit.errors import RecipeError, did_you_mean
 
-train = App(name="train", help="Learn a new word from pictures of a subject or a style.")
+_METHODS = registry.names("methods")
 
-for _name in registry.names("methods"):
-    train.command(f"pinxit.cli.learn:{_name}", name=_name, help=registry.summary("methods", _name))
+train = App(name="train", help="Train a concept from images of a subject or a style.")
+many = App(name="train-many", help="Train concepts of many subjects, several at once.")
+for _name in _METHODS:
+    _about = registry.summary("methods", _name)
+    train.command(f"pinxit.cli.train_run:{_name}", name=_name, help=_about)
+    many.command(f"pinxit.cli.train_many:{_name}", name=_name, help=_about)
 
-many = App(name="train-many", help="Learn many words at once from pictures of many subjects.")
-
-for _name in registry.names("methods"):
-    many.command(f"pinxit.cli.many:{_name}", name=_name, help=registry.summary("methods", _name))
-
-_FLAGS = ("--recipe", "--resume", "--out", "--device", "--steps", "--pictures", "--base")
+_FLAGS = ("--recipe", "--resume", "--out", "--device", "--steps", "--images", "--base")
 
 
 @train.default
-def by_file(
+def train_from_file(  # noqa: PLR0913 (one for each flag)
     *words: Annotated[str, Parameter(show=False, allow_leading_hyphen=True)],
-    recipe: Annotated[Path | None, Parameter(help="a TOML file that holds every choice")] = None,
-    resume: Annotated[Path | None, Parameter(help="the folder of a run to go on with")] = None,
-    out: Annotated[Path | None, Parameter(help="folder for the run of a recipe")] = None,
-    device: Annotated[str, Parameter(help="where to compute: cpu, cuda or mps")] = "cpu",
-    steps: Annotated[int | None, Parameter(help="with --resume: how many steps in all")] = None,
-    pictures: Annotated[Path | None, Parameter(help="with --resume: where they are now")] = None,
-    base: Annotated[str | None, Parameter(help="with --resume: where it is now")] = None,
+    recipe: Annotated[Path | None, Parameter(help="TOML file with all training options")] = None,
+    resume: Annotated[Path | None, Parameter(help="folder of a run to continue")] = None,
+    out: Annotated[
+        Path | None,
+        Parameter(help="with --recipe: folder for the run; must be new (default: runs/TOKEN)"),
+    ] = None,
+    device: Annotated[str, Parameter(help="device to compute on: cpu, cuda or mps")] = "cpu",
+    steps: Annotated[
+        int | None,
+        Parameter(help="with --resume: total number of steps (default: that of the run)"),
+    ] = None,
+    images: Annotated[
+        Path | None,
+        Parameter(help="with --resume: folder of the training images, if it was moved"),
+    ] = None,
+    base: Annotated[
+        str | None, Parameter(help="with --resume: the base model, if it was moved")
+    ] = None,
+    pictures: Annotated[Path | None, Parameter(show=False, help="same as --images")] = None,
 ) -> None:
-    """Learn as a recipe says, or go on with a run that was stopped."""
-    _no_stray(words)
-    if (recipe is None) == (resume is None):
+    """Train from a recipe file, or continue a run that was stopped."""
+    _refuse_words("train", words, _FLAGS)
+    images = images or pictures
+    if recipe is None and resume is None:
+        raise RecipeError("`pinxit train` needs a method, a recipe or a run", _usage())
+    if recipe is not None and resume is not None:
+        raise RecipeError(f"a recipe ({recipe}) and a run ({resume}) are both given", _usage())
+    if recipe is not None and (steps, images, base) != (None, None, None):
         raise RecipeError(
-            "`pinxit train` needs a method, a recipe or a run"
-            if recipe is None
-            else f"a recipe ({recipe}) and a run ({resume}) were given at once",
-            "type `pinxit train METHOD PICTURES ...`, or one of --recipe FILE and --resume RUN; "
-            f"methods: {', '.join(registry.names('methods'))}",
+            "--steps, --images and --base work with --resume only",
+            f"write the option into {recipe}, or use pinxit train METHOD",
         )
-    given = {"--steps": steps, "--pictures": pictures, "--base": base}
-    stray = [flag for flag, value in given.items() if value is not None]
-    if recipe is not None and stray:
-        raise RecipeError(
-            f"{stray[0]} goes with --resume", f"write it into {recipe}, or type a method's command"
-        )
-    from pinxit.cli import learn
+    from pinxit.cli import train_run
 
     if resume is not None:
-        learn.go_on(resume, device, steps, pictures, base)
+        train_run.resume(resume, device, steps, images, base)
     elif recipe is not None:
-        learn.by_recipe(recipe, out, device)
+        train_run.train_recipe_file(recipe, out, device)
 
 
 @many.default
-def many_by_folder(
+def resume_many(
     *words: Annotated[str, Parameter(show=False, allow_leading_hyphen=True)],
-    resume: Annotated[Path | None, Parameter(help="the folder of subjects to go on with")] = None,
-    device: Annotated[str, Parameter(help="where to compute: cpu, cuda or mps")] = "cpu",
+    resume: Annotated[Path | None, Parameter(help="folder of a train-many to continue")] = None,
+    device: Annotated[str, Parameter(help="device to compute on: cpu, cuda or mps")] = "cpu",
 ) -> None:
-    """Go on with subjects that were begun."""
-    _no_stray(words)
+    """Continue the training of many subjects."""
+    _refuse_words("train-many", words, ("--resume", "--device"))
     if resume is None:
         raise RecipeError(
-            "`pinxit train-many` needs a method and subjects, or a folder to go on with",
-            "type `pinxit train-many METHOD SUBJECTS ...`, or --resume FOLDER; "
-            f"methods: {', '.join(registry.names('methods'))}",
+            "`pinxit train-many` needs a method and subjects, or a folder to continue",
+            "use `pinxit train-many METHOD SUBJECTS ...` or --resume FOLDER; "
+            f"methods: {', '.join(_METHODS)}",
         )
-    from pinxit.cli import many as learn
+    from pinxit.cli import train_many
 
-    learn.go_on(resume, device)
+    train_many.resume(resume, device)
 
 
-def _no_stray(words: tuple[str, ...]) -> None:
-    """What is neither a method nor a flag: an unknown method, or a misspelt flag."""
+def _usage() -> str:
+    return (
+        "use `pinxit train METHOD IMAGES ...`, --recipe FILE or --resume RUN; "
+        f"methods: {', '.join(_METHODS)}"
+    )
+
+
+def _refuse_words(command: str, words: tuple[str, ...], flags: tuple[str, ...]) -> None:
+    """RecipeError for an unknown method or a misspelt flag."""
     if not words:
         return
     if words[0].startswith("-"):
         raise RecipeError(
-            f"unknown option {words[0]} before a method", did_you_mean(words[0], _FLAGS)
+            f"unknown option {words[0]} of `pinxit {command}` without a method",
+            did_you_mean(words[0], flags),
         )
     registry.load("methods", words[0])
-    raise RecipeError(f"`{words[0]}` must be the first word after train", "see pinxit train --help")
+    raise RecipeError(
+        f"the method `{words[0]}` must come directly after {command}",
+        f"see pinxit {command} --help",
+    )

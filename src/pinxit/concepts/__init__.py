@@ -1,4 +1,4 @@
-"""What was learned, as data, and the file formats (one file each) in which it is stored.
+"""Trained concepts as data, and the file formats (one module each) that store them.
 
-How it changes a model belongs in `adapters`.
+Changes to a model belong in `adapters`.
 """

@@ -1,60 +1,69 @@
-"""What was learned: tensors, how they change a model, and where they came from, in one file."""
+"""A trained concept as data: its tensors, how they change a model, and their provenance."""
 
 import json
 import math
 import re
 import tomllib
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
-from pydantic import TypeAdapter, ValidationError
+from pydantic import Field, TypeAdapter, ValidationError
 from torch import Tensor
 
 from pinxit import registry
-from pinxit.adapters.adapter import Adapter, Alias, NewWord, Part, TunedWeights
-from pinxit.adapters.lora import PART, LowRank
+from pinxit.adapters.adapter import (
+    Adapter,
+    AliasAdapter,
+    EmbeddingAdapter,
+    FullWeightsAdapter,
+    Part,
+)
+from pinxit.adapters.lora import LORA_PART, LoraAdapter
 from pinxit.errors import ConceptError, RequestError
-from pinxit.files.atomic_write import replace_tensors
-from pinxit.files.open_any import Opened, opened
+from pinxit.files.atomic_write import write_tensors
+from pinxit.files.open_any import OpenedFile, open_any
 from pinxit.models.model import Model
 
 if TYPE_CHECKING:
     from pinxit.concepts.format import Format
 
-# The kinds of parts, and the settings that each must have.
-_KINDS: dict[str, type[Adapter]] = {
-    "new-word": NewWord,
-    "alias": Alias,
-    "tuned-weights": TunedWeights,
-    PART: LowRank,
+# The adapter class for each kind of part, and the settings that such a part must have.
+_ADAPTER_TYPES: dict[str, type[Adapter]] = {
+    "new-word": EmbeddingAdapter,
+    "alias": AliasAdapter,
+    "tuned-weights": FullWeightsAdapter,
+    LORA_PART: LoraAdapter,
 }
-_NEEDED = {
+_REQUIRED_SETTINGS = {
     "new-word": {"word", "stand_in"},
     "alias": {"word", "text"},
     "tuned-weights": {"network"},
-    PART: {"target", "kind"},
+    LORA_PART: {"target", "kind"},
 }
-# The second format has a seal.
-_FORMAT = 2
+# Files have a checksum from version 2 on.
+_FORMAT_VERSION = 2
 # `FILE:STRENGTH`
-_WEIGHED = re.compile(r"(.+):([+-]?(?:\d+\.?\d*|\.\d+)(?:e[+-]?\d+)?)", re.DOTALL | re.IGNORECASE)
+_PATH_WITH_STRENGTH = re.compile(
+    r"(.+):([+-]?(?:\d+\.?\d*|\.\d+)(?:e[+-]?\d+)?)", re.DOTALL | re.IGNORECASE
+)
 _LIBRARIES = ("torch", "diffusers", "transformers", "safetensors")
 
 
-def versions() -> dict[str, str]:
-    """What a result may depend on, for its provenance."""
+def library_versions() -> dict[str, str]:
+    """The versions of the libraries that results may depend on."""
     return {name: version(name) for name in _LIBRARIES}
 
 
 @dataclass(frozen=True)
 class Provenance:
-    """Where a concept came from: enough to make it again, and to know what it fits.
+    """How a concept was trained: enough to repeat the training and to know which model it fits.
 
-    `told` is what another program's file says of it, in that program's own terms; what no file
-    told is empty. `scores` are those that it was kept for.
+    `images` has the hash of each training image by name. `metadata` comes from another program's
+    file, in that program's terms; other values are then empty. `scores` are those of the
+    checkpoint if it was saved as the best one.
     """
 
     token: str
@@ -63,56 +72,62 @@ class Provenance:
     base: str
     base_hash: str
     steps: int
-    pictures: Mapping[str, str]
+    images: Annotated[Mapping[str, str], Field(alias="pictures")]
     recipe: str
-    versions: Mapping[str, str] = field(default_factory=versions)
-    told: Mapping[str, str] = field(default_factory=dict[str, str])
+    versions: Mapping[str, str] = field(default_factory=library_versions)
+    metadata: Annotated[Mapping[str, str], Field(alias="told")] = field(
+        default_factory=dict[str, str]
+    )
     scores: Mapping[str, float] = field(default_factory=dict[str, float])
 
     @property
-    def choices(self) -> Mapping[str, Any]:
-        """What its recipe said, key by key; nothing if there is none that can be read."""
+    def recipe_values(self) -> Mapping[str, Any]:
+        """The options in the recipe; empty without a recipe or if it is not valid TOML."""
         try:
             return tomllib.loads(self.recipe)
         except tomllib.TOMLDecodeError:
             return {}
 
     @classmethod
-    def foreign(cls, token: str, told: Mapping[str, str], base: str = "") -> "Provenance":
-        """What a file of another program tells, and no more."""
-        steps = told.get("step") or told.get("ss_steps", "")
-        number = int(steps) if steps.isdecimal() else 0
-        return cls(token, "", "", base, "", number, {}, "", {}, told)
+    def from_metadata(cls, token: str, metadata: Mapping[str, str], base: str = "") -> "Provenance":
+        """The provenance of a file of another program, as far as its metadata states it."""
+        steps = metadata.get("step") or metadata.get("ss_steps", "")
+        num_steps = int(steps) if steps.isdecimal() else 0
+        return cls(token, "", "", base, "", num_steps, {}, "", {}, metadata)
 
 
 @dataclass(frozen=True)
-class _PartAbout:
-    """A part without its tensors."""
+class _PartDescription:
+    """A part of a concept without its tensors, as stored in a file's metadata."""
 
     kind: str
     settings: dict[str, str]
 
     def __post_init__(self) -> None:
-        missing = _NEEDED.get(self.kind, set()) - self.settings.keys()
+        missing = _REQUIRED_SETTINGS.get(self.kind, set()) - self.settings.keys()
         if missing:
-            raise ValueError(f"a part of the kind {self.kind} lacks {', '.join(sorted(missing))}")
+            raise ValueError(f"a part of kind {self.kind} has no {', '.join(sorted(missing))}")
 
 
 @dataclass(frozen=True)
-class _About:
-    """All there is to know of a concept besides its tensors."""
+class _Description:
+    """A concept without its tensors, as stored in a file's metadata."""
 
     format: int
-    parts: list[_PartAbout]
+    parts: list[_PartDescription]
     provenance: Provenance
+
+
+# The keys `pictures` and `told` in files are older than the names of the fields.
+_DESCRIPTION = TypeAdapter(_Description)
 
 
 @dataclass(frozen=True)
 class Concept:
-    """Something learned, ready to be put into a model.
+    """A trained concept, independent of a model; `adapters` makes it usable in one.
 
-    `nickname` is the name of the file it was opened from, which a prompt may use for its word.
-    `strength` is how much of its LoRA counts: 0 is none of it, 1 is all.
+    `nickname` is the name of the file it was read from, which a prompt may use instead of the
+    token. `strength` scales its LoRA: 0 is no change, 1 the full change.
     """
 
     parts: tuple[Part, ...]
@@ -122,170 +137,176 @@ class Concept:
 
     @property
     def token(self) -> str:
-        """The word to write in a prompt."""
+        """The placeholder token to write in a prompt."""
         return self.provenance.token
 
     @property
-    def tuned(self) -> bool:
-        """Whether it replaces whole networks."""
+    def has_full_weights(self) -> bool:
+        """Whether it replaces all weights of a network."""
         return any("network" in part.settings for part in self.parts)
 
     @property
-    def weighable(self) -> bool:
-        """Whether it changes single layers, so that more or less of it can count."""
-        return any(part.kind == PART for part in self.parts)
+    def has_strength(self) -> bool:
+        """Whether it has a LoRA, so that a strength can scale it."""
+        return any(part.kind == LORA_PART for part in self.parts)
 
     @property
-    def words(self) -> list[str]:
-        """Every word that it defines."""
+    def tokens(self) -> list[str]:
+        """All placeholder tokens that it defines."""
         return [part.settings["word"] for part in self.parts if "word" in part.settings]
 
     @property
-    def about(self) -> str:
-        """Itself without its tensors, as JSON that `described` reads."""
-        parts = [_PartAbout(part.kind, dict(part.settings)) for part in self.parts]
-        about = _About(_FORMAT, parts, self.provenance)
-        return json.dumps(asdict(about), ensure_ascii=False)
+    def description(self) -> str:
+        """The concept without its tensors as JSON; the inverse of `from_description`."""
+        parts = [_PartDescription(part.kind, dict(part.settings)) for part in self.parts]
+        description = _Description(_FORMAT_VERSION, parts, self.provenance)
+        values = _DESCRIPTION.dump_python(description, by_alias=True)
+        return json.dumps(values, ensure_ascii=False)
 
     def adapters(self, model: Model) -> tuple[Adapter, ...]:
-        """The changes it makes to this model; ConceptError if it does not fit."""
-        adapters = tuple(_KINDS[part.kind].restore(part, model) for part in self.parts)
-        weighed = [adapter for adapter in adapters if isinstance(adapter, LowRank)]
-        if self.strength != 1 and not weighed:
+        """The adapters of all parts for this model; ConceptError if one does not fit."""
+        adapters = tuple(_ADAPTER_TYPES[part.kind].restore(part, model) for part in self.parts)
+        loras = [adapter for adapter in adapters if isinstance(adapter, LoraAdapter)]
+        if self.strength != 1 and not loras:
             raise ConceptError(
-                f"{self.token} cannot have the strength {self.strength:g}: it holds no LoRA",
-                f"leave the strength out; a word is weighed in the prompt: ({self.token}:1.2)",
+                f"a strength (`:{self.strength:g}`) works for LoRAs only; {self.token} has no LoRA",
+                f"leave out the strength; in a prompt, write a weight as ({self.token}:1.2)",
             )
-        for adapter in weighed:
-            adapter.strength = self.strength
+        for lora in loras:
+            lora.strength = self.strength
         return adapters
 
     def save(self, path: Path) -> None:
-        """Write it as one safetensors file, whole or not at all."""
+        """Write the concept atomically as one safetensors file with a checksum."""
         tensors: dict[str, Tensor] = {}
         for number, part in enumerate(self.parts):
             tensors |= {f"{number}.{name}": tensor for name, tensor in part.tensors.items()}
-        replace_tensors(path, tensors, {"pinxit": self.about}, seal=True)
+        write_tensors(path, tensors, {"pinxit": self.description}, checksum=True)
 
     @classmethod
     def load(cls, path: Path | str) -> "Concept":
-        """A concept from a file of any format, or from a run's folder; ConceptError if none."""
-        found = opened(Path(path))
-        return recognised(found).read(found).opened_as(Path(path))
+        """Read a concept from a file or run folder; ConceptError if there is none."""
+        file = open_any(Path(path))
+        return recognize_format(file).read(file).with_nickname(Path(path))
 
-    def at(self, strength: float) -> "Concept":
-        """Itself with another strength."""
+    def with_strength(self, strength: float) -> "Concept":
+        """The concept with another strength."""
         return replace(self, strength=strength)
 
-    def opened_as(self, path: Path) -> "Concept":
-        """Itself with the nickname that a file gives it, and a folder does not."""
+    def with_nickname(self, path: Path) -> "Concept":
+        """The concept with the name of its file as nickname; a folder gives none."""
         return replace(self, nickname="" if path.is_dir() else path.stem)
 
 
 @dataclass(frozen=True)
-class Pick:
-    """A concept as it is asked for: where it is, and how much of its LoRA is to count."""
+class ConceptReference:
+    """The path of a concept and the strength of its LoRA."""
 
     path: Path
     strength: float = 1.0
 
     @classmethod
-    def of(cls, given: str | Path) -> "Pick":
-        """From `FILE` or `FILE:STRENGTH`; what is there is meant by its whole name."""
-        path, drive = Path(given), Path(given).drive
-        found = _WEIGHED.fullmatch(str(given).removeprefix(drive))
-        if found is None or path.exists():
+    def parse(cls, text: str | Path) -> "ConceptReference":
+        """Parse `FILE` or `FILE:STRENGTH`; an existing path is taken as it is, without strength."""
+        path, drive = Path(text), Path(text).drive
+        match = _PATH_WITH_STRENGTH.fullmatch(str(text).removeprefix(drive))
+        if match is None or path.exists():
             return cls(path)
-        strength = float(found[2])
+        strength = float(match[2])
         if not math.isfinite(strength):
-            raise RequestError(f"`{given}` has no strength that can be", "take one such as 0.7")
-        return cls(Path(drive + found[1]), strength)
+            raise RequestError(
+                f"the strength in `{text}` is not a finite number", "choose one such as 0.7"
+            )
+        return cls(Path(drive + match[1]), strength)
 
     def __str__(self) -> str:
-        written = str(self.path)
-        whole = self.strength == 1 and not _WEIGHED.fullmatch(written)
-        return written if whole else f"{written}:{self.strength!r}"
+        path = str(self.path)
+        if self.strength == 1 and not _PATH_WITH_STRENGTH.fullmatch(path):
+            return path
+        return f"{path}:{self.strength!r}"
 
     def open(self) -> Concept:
-        """The concept; ConceptError if there is none."""
-        return Concept.load(self.path).at(self.strength)
+        """Read the concept; ConceptError if there is none."""
+        return Concept.load(self.path).with_strength(self.strength)
 
 
-def recognised(found: Opened) -> "Format":
-    """The format of a file by its content; ConceptError if no format has such content."""
+def recognize_format(file: OpenedFile) -> "Format":
+    """The format of a file, recognized by its content; ConceptError if no format matches."""
     for name in registry.names("formats"):
         format_: Format = registry.load("formats", name)()
-        if format_.recognises(found):
+        if format_.recognizes(file):
             return format_
-    held = sorted(found.content) or ["nothing known"]
-    more = f" and {len(held) - 3} more" if len(held) > 3 else ""
+    keys = sorted(file.content) or ["nothing"]
+    more = f" and {len(keys) - 3} more" if len(keys) > 3 else ""
     raise ConceptError(
-        f"{found.path} has no layout that pinxit knows: it holds {', '.join(held[:3])}{more}",
-        f"formats that it reads: {', '.join(registry.names('formats'))}",
+        f"{file.path} has an unknown format: it contains {', '.join(keys[:3])}{more}",
+        f"pinxit reads the formats {', '.join(registry.names('formats'))}",
     )
 
 
-def described(about: str, tables: Mapping[str, Mapping[str, Tensor]], path: Path) -> Concept:
-    """The concept that `about` was written for, with its tensors; ConceptError if it is damaged.
+def from_description(text: str, tables: Mapping[str, Mapping[str, Tensor]], path: Path) -> Concept:
+    """The concept with this description and these tensors; ConceptError if it is damaged.
 
-    The tensors are given by the number of their part, or by what it is of: a network, a network
-    and a kind of change (`text.lora`), a word (`word <toy>`).
+    The keys of `tables` are the numbers of the parts, or what the parts belong to: a network, a
+    network and an adapter kind (`text.lora`), a token (`word <toy>`).
     """
     try:
-        found = TypeAdapter(_About).validate_json(about)
-    except ValidationError as trouble:
+        description = _DESCRIPTION.validate_json(text)
+    except ValidationError as error:
         raise ConceptError(
-            f"what {path} says of itself is damaged: {str(trouble).splitlines()[0]}",
-            "take the file from a copy",
-        ) from trouble
-    if found.format not in (1, _FORMAT) or any(part.kind not in _KINDS for part in found.parts):
+            f"the description in {path} is damaged: {str(error).splitlines()[0]}",
+            "use a copy of the file",
+        ) from error
+    is_known = all(part.kind in _ADAPTER_TYPES for part in description.parts)
+    if description.format not in (1, _FORMAT_VERSION) or not is_known:
         raise ConceptError(
-            f"concept {path} was written by a later pinxit", "update pinxit to use it"
+            f"concept {path} was written by a newer version of pinxit", "update pinxit to use it"
         )
     parts: list[Part] = []
-    for number, part in enumerate(found.parts):
-        own = tables.get(str(number)) or tables.get(_place(part.settings), {})
-        parts.append(Part(part.kind, part.settings, own))
-    return Concept(tuple(parts), found.provenance)
+    for number, part in enumerate(description.parts):
+        tensors = tables.get(str(number)) or tables.get(_part_key(part.settings), {})
+        parts.append(Part(part.kind, part.settings, tensors))
+    return Concept(tuple(parts), description.provenance)
 
 
-def _place(settings: Mapping[str, str]) -> str:
-    """What a part is of, which no other part of its concept is."""
+def _part_key(settings: Mapping[str, str]) -> str:
+    """What a part belongs to; unique within a concept."""
     if "target" in settings:
         return f"{settings['target']}.{settings['kind']}"
     return settings.get("network") or f"word {settings.get('word', '')}"
 
 
-def combined(concepts: Sequence[Concept], model: Model) -> tuple[Adapter, ...]:
-    """The changes of several concepts together, those that replace whole networks first.
+def combined_adapters(concepts: Sequence[Concept], model: Model) -> tuple[Adapter, ...]:
+    """The adapters of several concepts for one model, full weights before LoRAs.
 
-    ConceptError if two of them want the same network.
+    Raises ConceptError if two concepts replace the same network.
     """
-    tuned: dict[str, str] = {}
+    owners: dict[str, str] = {}
     for concept in concepts:
         for part in concept.parts:
             network = part.settings.get("network")
-            if network is not None and tuned.setdefault(network, concept.token) != concept.token:
+            if network is not None and owners.setdefault(network, concept.token) != concept.token:
                 raise ConceptError(
-                    f"{tuned[network]} and {concept.token} each replace the whole `{network}`",
-                    "use one of them, with words learned by textual inversion beside it",
+                    f"{owners[network]} and {concept.token} both replace all weights of the "
+                    f"network `{network}`",
+                    "use only one of them, together with LoRAs or embeddings",
                 )
     adapters = [adapter for concept in concepts for adapter in concept.adapters(model)]
-    return tuple(sorted(adapters, key=_added) + nicknames(concepts))
+    return tuple(sorted(adapters, key=_is_additive) + nickname_aliases(concepts))
 
 
-def _added(adapter: Adapter) -> bool:
-    """Whether it adds to weights that another may replace."""
-    return isinstance(adapter, LowRank)
+def _is_additive(adapter: Adapter) -> bool:
+    """Whether the adapter adds to weights that another adapter may replace."""
+    return isinstance(adapter, LoraAdapter)
 
 
-def nicknames(concepts: Sequence[Concept]) -> list[Adapter]:
-    """Words named as their files are, but for names that are taken or stand for two."""
-    taken = [word.lower() for concept in concepts for word in concept.words]
-    taken += [concept.nickname.lower() for concept in concepts]
-    meant = [(concept.nickname, part) for concept in concepts for part in concept.parts[:1]]
+def nickname_aliases(concepts: Sequence[Concept]) -> list[Adapter]:
+    """Aliases from file names to tokens, except for names that are tokens or not unique."""
+    names = [token.lower() for concept in concepts for token in concept.tokens]
+    names += [concept.nickname.lower() for concept in concepts]
+    first_parts = [(concept.nickname, part) for concept in concepts for part in concept.parts[:1]]
     return [
-        Alias(nickname, part.settings.get("text") or part.settings["word"])
-        for nickname, part in meant
-        if nickname and "word" in part.settings and taken.count(nickname.lower()) == 1
+        AliasAdapter(nickname, part.settings.get("text") or part.settings["word"])
+        for nickname, part in first_parts
+        if nickname and "word" in part.settings and names.count(nickname.lower()) == 1
     ]

@@ -1,4 +1,4 @@
-"""What a format is: other programs' files, known by their content, read to a Concept and back."""
+"""The file format protocol: recognize a file by its content, read it and write it."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
@@ -9,175 +9,182 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
-from pinxit.adapters.adapter import Part, word_widths
-from pinxit.concepts.concept import Concept, Provenance, described
+from pinxit.adapters.adapter import Part, embedding_widths
+from pinxit.concepts.concept import Concept, Provenance, from_description
 from pinxit.errors import ConceptError
-from pinxit.files.atomic_write import replace, replace_tensors
-from pinxit.files.open_any import Opened
+from pinxit.files.atomic_write import atomic_write, write_tensors
+from pinxit.files.open_any import OpenedFile
 from pinxit.models import modelspec
 
-Numbers = Literal["fp32", "fp16", "bf16"]
+Precision = Literal["fp32", "fp16", "bf16"]
 
-# Under this a file of another program's layout carries what pinxit knows of it.
-CARRIED = "pinxit.provenance"
-# What others call the tables of the text towers, and what the towers are called here.
-TOWERS = {"clip_l": "text", "clip_g": "text_2"}
-_TOWERS_BACK = {tower: name for name, tower in TOWERS.items()}
-# A lone table for a lone tower is best kept under this: all who read one tensor read it.
+# The metadata key for pinxit's own description of a concept in files of other programs.
+PROVENANCE_KEY = "pinxit.provenance"
+# Table names in other programs' files, and the names of the text encoders in pinxit.
+TEXT_ENCODER_KEYS = {"clip_l": "text", "clip_g": "text_2"}
+_KEYS_BY_ENCODER = {text_encoder: key for key, text_encoder in TEXT_ENCODER_KEYS.items()}
+# The most portable key for a single table: every program that reads one tensor reads this one.
 EMB_PARAMS = "emb_params"
-# Keys of files that only their own name names.
-NAMELESS = frozenset({*TOWERS, EMB_PARAMS, "emp_params", "*"})
-# What a word of others stands on: its vectors are written over it, so any known word would do.
-STAND_IN = "a"
+# Keys that are not tokens: the token of such a file is its file name.
+KEYS_WITHOUT_TOKEN = frozenset({*TEXT_ENCODER_KEYS, EMB_PARAMS, "emp_params", "*"})
+# The filler of embeddings from other programs; its own embedding is never used.
+FILLER_TOKEN = "a"
 
 
 @dataclass(frozen=True)
 class Target:
-    """Where to write; for tuned networks also the base that completes them, and in which numbers.
+    """The output path; for full weights also the base model and the precision of the file.
 
-    Without a base it is the one they were trained on; without numbers all stay as they are.
+    Without `base`, the base model that was trained is used; without `precision`, tensors keep
+    their dtype.
     """
 
     out: Path
     base: str | None = None
-    numbers: Numbers | None = None
+    precision: Precision | None = None
 
-    def must_be_plain(self) -> None:
-        """ConceptError if what only tuned networks need was given for something else."""
-        if self.base or self.numbers:
+    def check_no_conversion(self) -> None:
+        """Raise ConceptError if options for full weights are set for another kind of concept."""
+        if self.base or self.precision:
             raise ConceptError(
-                f"{self.out} is to be written bit for bit as it was learned",
-                "leave --base and --precision out: they are for tuned networks",
+                f"{self.out} keeps the exact trained values: --base and --precision do not apply",
+                "leave out --base and --precision: they are for full weights only",
             )
 
 
 class Format(ABC):
-    """Files of one layout; `holds` words, networks, adapters; `used_by` is who opens them."""
+    """A file format.
 
-    holds: ClassVar[tuple[str, ...]]
-    endings: ClassVar[tuple[str, ...]]
+    `contents` are the kinds of concepts that it can store, `suffixes` the suffixes of its files
+    ("" for a folder), and `used_by` the programs that open them.
+    """
+
+    contents: ClassVar[tuple[str, ...]]
+    suffixes: ClassVar[tuple[str, ...]]
     used_by: ClassVar[str]
 
     @abstractmethod
-    def recognises(self, found: Opened) -> bool:
-        """Whether the content has this layout, whatever the file is called."""
+    def recognizes(self, file: OpenedFile) -> bool:
+        """Whether the content has this format, whatever the file name is."""
 
     @abstractmethod
-    def read(self, found: Opened) -> Concept:
-        """What the file holds; ConceptError if it is not whole."""
+    def read(self, file: OpenedFile) -> Concept:
+        """Read the concept in the file; ConceptError if it is incomplete or damaged."""
 
     @abstractmethod
     def write(self, concept: Concept, target: Target) -> None:
-        """Write it whole or not at all; ConceptError if this layout cannot hold it."""
+        """Write a concept atomically; ConceptError if this format cannot store it."""
 
 
 @dataclass(frozen=True)
-class Word:
-    """A word of a file: its name, "" if only the file has one, and its table (n, width) by tower.
+class StoredEmbedding:
+    """An embedding in a file: its token and a table (n, width) for each text encoder.
 
-    `told` is what the file says of it in its own terms.
+    The token is "" if only the file name states it. `metadata` are the file's own values.
     """
 
-    name: str
+    token: str
     tables: Mapping[str, Tensor]
-    told: Mapping[str, str]
+    metadata: Mapping[str, str]
 
 
-class Embedding(Format):
-    """A layout that holds words: subclasses say what is where."""
+class EmbeddingFormat(Format):
+    """A format for embeddings; subclasses define the keys of the file."""
 
-    holds = ("words",)
-
-    @abstractmethod
-    def unpack(self, found: Opened) -> Sequence[Word]:
-        """The words of a file."""
+    contents = ("embeddings",)
 
     @abstractmethod
-    def pack(self, word: Word) -> Mapping[str, object]:
-        """The content of a file that holds the word."""
+    def unpack(self, file: OpenedFile) -> Sequence[StoredEmbedding]:
+        """The embeddings in a file."""
 
-    def read(self, found: Opened) -> Concept:
-        """A concept of the file's words."""
-        words = self.unpack(found)
-        for word in words:
-            must_be_tables(found, word)
-        carried = found.text(CARRIED)
-        if carried:
-            tables = {str(number): word.tables for number, word in enumerate(words)}
-            return described(carried, tables, found.path)
-        tokens = [word.name if word.name not in ("", "*") else found.path.stem for word in words]
+    @abstractmethod
+    def pack(self, embedding: StoredEmbedding) -> Mapping[str, object]:
+        """The content of a file with this embedding."""
+
+    def read(self, file: OpenedFile) -> Concept:
+        """Read the embeddings of the file as one concept."""
+        embeddings = self.unpack(file)
+        for embedding in embeddings:
+            check_tables(file, embedding)
+        description = file.text(PROVENANCE_KEY)
+        if description:
+            tables = {str(i): embedding.tables for i, embedding in enumerate(embeddings)}
+            return from_description(description, tables, file.path)
+        tokens = [e.token if e.token not in ("", "*") else file.path.stem for e in embeddings]
         parts = [
-            Part("new-word", {"word": token, "stand_in": STAND_IN}, word.tables)
-            for token, word in zip(tokens, words, strict=True)
+            Part("new-word", {"word": token, "stand_in": FILLER_TOKEN}, embedding.tables)
+            for token, embedding in zip(tokens, embeddings, strict=True)
         ]
-        return Concept(tuple(parts), Provenance.foreign(tokens[0], words[0].told))
+        return Concept(tuple(parts), Provenance.from_metadata(tokens[0], embeddings[0].metadata))
 
     def write(self, concept: Concept, target: Target) -> None:
-        """One word as one file; ConceptError if there are more, or tuned networks."""
-        target.must_be_plain()
-        write_packed(self.pack(only_word(concept)), concept, target.out)
+        """Write the concept's embedding; ConceptError if it has several, or other parts."""
+        target.check_no_conversion()
+        write_embedding(self.pack(single_embedding(concept)), concept, target.out)
 
 
-def write_packed(content: Mapping[str, object], concept: Concept, out: Path) -> None:
-    """A packed word as a torch file or, with a card of it in the metadata, as safetensors."""
+def write_embedding(content: Mapping[str, object], concept: Concept, out: Path) -> None:
+    """Write packed content as a torch file (`.pt`) or as safetensors with modelspec metadata."""
     if out.suffix == ".pt":
-        whole = {**content, CARRIED: concept.about}
-        replace(out, lambda beside: torch.save(whole, beside))
+        with_description = {**content, PROVENANCE_KEY: concept.description}
+        atomic_write(out, lambda draft: torch.save(with_description, draft))
         return
-    tables = only_word(concept).tables
-    kind = modelspec.fitting(list(word_widths(tables).values()))
+    tables = single_embedding(concept).tables
+    family = modelspec.family_by_text_widths(list(embedding_widths(tables).values()))
     tensors = {name: value for name, value in content.items() if isinstance(value, Tensor)}
-    card = modelspec.card(kind, out.stem, concept.token, "/textual-inversion")
-    about = {"format": "pt", **card, CARRIED: concept.about}
-    replace_tensors(out, tensors or packed(tables, EMB_PARAMS), about)
+    fields = modelspec.modelspec_metadata(family, out.stem, concept.token, "/textual-inversion")
+    metadata = {"format": "pt", **fields, PROVENANCE_KEY: concept.description}
+    write_tensors(out, tensors or tables_to_keys(tables, EMB_PARAMS), metadata)
 
 
-def only_word(concept: Concept) -> Word:
-    """The one word of a concept; ConceptError if it holds something else."""
-    words = [part for part in concept.parts if part.kind == "new-word"]
-    if len(words) != 1 or len(concept.parts) != 1:
-        held = ", ".join(part.settings.get("word") or part.kind for part in concept.parts)
+def single_embedding(concept: Concept) -> StoredEmbedding:
+    """The only embedding of a concept; ConceptError if it has several, or other parts."""
+    embeddings = [part for part in concept.parts if part.kind == "new-word"]
+    if len(embeddings) != 1 or len(concept.parts) != 1:
+        names = ", ".join(part.settings.get("word") or part.kind for part in concept.parts)
         raise ConceptError(
-            f"{concept.token} is no single learned word, it holds: {held}",
-            "an embedding file holds one word; a LoRA goes to `kohya` or `diffusers-lora`, tuned "
-            "networks to `diffusers` or `single-file`",
+            f"{concept.token} is not a single embedding: it has the parts {names}",
+            "an embedding file stores one embedding; write a LoRA with --format kohya or "
+            "diffusers-lora, full weights with --format diffusers or single-file",
         )
-    known = concept.provenance
-    steps = {"step": str(known.steps)} if known.steps else {}
-    return Word(words[0].settings["word"], words[0].tensors, {**steps, **known.told})
+    (embedding,), provenance = embeddings, concept.provenance
+    steps = {"step": str(provenance.steps)} if provenance.steps else {}
+    metadata = {**steps, **provenance.metadata}
+    return StoredEmbedding(embedding.settings["word"], embedding.tensors, metadata)
 
 
-def unpacked(tensors: Mapping[str, Tensor], key: str) -> dict[str, Tensor]:
-    """Tables by tower of a file that keeps a lone one under `key`, several as others do."""
-    names = {key: "text"} if key in tensors else TOWERS
-    return {names[name]: flat(table) for name, table in tensors.items() if name in names}
+def tables_from_keys(tensors: Mapping[str, Tensor], key: str) -> dict[str, Tensor]:
+    """Tables by text encoder from a file with `key` for a single table, else `clip_l`, `clip_g`."""
+    names = {key: "text"} if key in tensors else TEXT_ENCODER_KEYS
+    return {names[name]: as_table(table) for name, table in tensors.items() if name in names}
 
 
-def packed(tables: Mapping[str, Tensor], key: str) -> dict[str, Tensor]:
-    """The reverse; ConceptError if others have no such tower."""
-    strange = tables.keys() - _TOWERS_BACK.keys()
-    if strange:
+def tables_to_keys(tables: Mapping[str, Tensor], key: str) -> dict[str, Tensor]:
+    """The inverse of `tables_from_keys`; ConceptError for a text encoder without a key."""
+    unknown = tables.keys() - _KEYS_BY_ENCODER.keys()
+    if unknown:
         raise ConceptError(
-            f"the word has vectors for `{min(strange)}`, and this layout has no place for them",
-            "keep it in the format it has, or in pinxit's own",
+            f"the embedding has vectors for `{min(unknown)}`, which this format cannot store",
+            "keep the format that the file has, or use --format pinxit",
         )
     if set(tables) == {"text"}:
         return {key: tables["text"]}
-    return {_TOWERS_BACK[tower]: table for tower, table in tables.items()}
+    return {_KEYS_BY_ENCODER[name]: table for name, table in tables.items()}
 
 
-def flat(table: Tensor) -> Tensor:
-    """A table (n, width), also from a lone vector (width,)."""
-    return table.reshape(1, -1) if table.ndim == 1 else table
+def as_table(vectors: Tensor) -> Tensor:
+    """A table (n, width), also from a single vector (width,)."""
+    return vectors.reshape(1, -1) if vectors.ndim == 1 else vectors
 
 
-def must_be_tables(found: Opened, word: Word) -> None:
-    """ConceptError if what should be a word's tables are not (n, width) tables of one length."""
-    tables = word.tables.values()
-    good = all(t.ndim == 2 and t.numel() and t.is_floating_point() for t in tables)
-    if not good or len({len(table) for table in tables}) != 1:
+def check_tables(file: OpenedFile, embedding: StoredEmbedding) -> None:
+    """Raise ConceptError unless all tables have the shape (n, width) with the same n."""
+    tables = embedding.tables.values()
+    are_tables = all(t.ndim == 2 and t.numel() and t.is_floating_point() for t in tables)
+    if not are_tables or len({len(table) for table in tables}) != 1:
         shapes = ", ".join(str(tuple(table.shape)) for table in tables) or "none"
         raise ConceptError(
-            f"{found.path} holds no word's vectors, but tensors of shapes {shapes}",
-            "a word has a table of vectors for each text tower, all of one length",
+            f"{file.path} contains no valid embedding: its tensors have the shapes {shapes}",
+            "an embedding needs one table (n, width) for each text encoder, with the same n; "
+            "the file may be damaged",
         )

@@ -1,4 +1,4 @@
-"""Tuned networks as parts of a whole base, as other programs keep them."""
+"""Full weights in other programs' files: complete models that contain the trained networks."""
 
 from collections.abc import Iterator, Mapping
 
@@ -6,101 +6,120 @@ import torch
 from torch import Tensor
 
 from pinxit.adapters.adapter import Part
-from pinxit.concepts.concept import Concept, Provenance, described
-from pinxit.concepts.format import CARRIED, Numbers, Target
+from pinxit.concepts.concept import Concept, Provenance, from_description
+from pinxit.concepts.format import PROVENANCE_KEY, Precision, Target
 from pinxit.errors import ConceptError
-from pinxit.files.open_any import Opened
+from pinxit.files.open_any import OpenedFile
 from pinxit.models import modelspec
 from pinxit.models.model import find_base
-from pinxit.models.original_names import bare
+from pinxit.models.original_names import without_prefix
 from pinxit.models.source import Source
 
-# What diffusers' folders call the networks that a concept may tune, and the others.
-PARTS = {
+# The networks in diffusers folders that a concept may replace, by folder, and the other ones.
+NETWORKS_BY_FOLDER = {
     "unet": "denoiser",
     "transformer": "denoiser",
     "text_encoder": "text",
     "text_encoder_2": "text_2",
 }
+_OTHER_FOLDERS = ("text_encoder_3", "vae")
 _DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
-_OTHERS = ("text_encoder_3", "vae")
-_BASE_HINT = "give the base that it was trained on with --base"
+_BASE_HINT = "give the base model that it was trained on with --base"
 
 
-def source_of(concept: Concept, target: Target) -> Source:
-    """The base that completes a concept of tuned networks; ConceptError if it is none."""
+def base_source(concept: Concept, target: Target) -> Source:
+    """The base model for a concept with full weights; ConceptError for other concepts."""
     base = target.base or concept.provenance.base
-    if not concept.tuned:
-        what, name = ("a LoRA", "kohya") if concept.weighable else ("a word", "emb-params")
+    if not concept.has_full_weights:
+        kind, name = ("a LoRA", "kohya") if concept.has_strength else ("an embedding", "emb-params")
         raise ConceptError(
-            f"{concept.token} is {what}, and {target.out} would be a whole base",
-            f"write it with --format {name} or another one for its kind",
+            f"{concept.token} is {kind}, but {target.out} would be a complete model",
+            f"write it with --format {name}, or another format for its kind",
         )
     if not base:
-        raise ConceptError(f"{concept.token} does not say which base it was tuned on", _BASE_HINT)
+        raise ConceptError(
+            f"{concept.token} does not state the base model that it was trained on", _BASE_HINT
+        )
     return find_base(base)
 
 
-def tuned(found: Opened, carried: str | None) -> Concept:
-    """The concept of a whole base: the networks it says were tuned, or all that could be."""
-    source = find_base(str(found.path))
+def read_full_model(file: OpenedFile, description: str | None) -> Concept:
+    """Read a complete model as a concept.
+
+    With pinxit's `description`, the concept has the networks that were trained, otherwise all
+    networks that could be.
+    """
+    source = find_base(str(file.path))
     networks = {
-        network: {bare(name): t for name, t in source.weights(part).items() if _trained(name)}
-        for part, network in PARTS.items()
-        if source.has(part)
+        network: {
+            without_prefix(name): tensor
+            for name, tensor in source.weights(folder).items()
+            if _is_weight(name)
+        }
+        for folder, network in NETWORKS_BY_FOLDER.items()
+        if source.has(folder)
     }
-    if carried:
-        return described(carried, networks, found.path)
-    parts = [Part("tuned-weights", {"network": name}, held) for name, held in networks.items()]
-    base = str(found.path.resolve())
-    return Concept(tuple(parts), Provenance.foreign(found.path.stem, {}, base))
+    if description:
+        return from_description(description, networks, file.path)
+    parts = [
+        Part("tuned-weights", {"network": name}, weights) for name, weights in networks.items()
+    ]
+    base = str(file.path.resolve())
+    return Concept(tuple(parts), Provenance.from_metadata(file.path.stem, {}, base))
 
 
-def completed(
-    concept: Concept, source: Source, numbers: Numbers | None
+def completed_networks(
+    concept: Concept, source: Source, precision: Precision | None
 ) -> Iterator[tuple[str, dict[str, Tensor]]]:
-    """Each network of the base with its weights, the tuned ones in place of its own."""
-    ours = {part.settings["network"]: part for part in concept.parts if "network" in part.settings}
-    for part in filter(source.has, (*PARTS, *_OTHERS)):
-        weights = source.weights(part)
-        own = ours.pop(PARTS.get(part, ""), None)
-        if own is not None:
-            weights = _replaced(weights, own.tensors, f"`{part}` of {source.name}")
-        yield part, {name: _rounded(tensor, numbers) for name, tensor in weights.items()}
-    if ours:
-        raise ConceptError(f"{source.name} has no `{min(ours)}`, which was tuned", _BASE_HINT)
+    """Each network of the base model by folder, with the concept's weights where it has some."""
+    parts = {part.settings["network"]: part for part in concept.parts if "network" in part.settings}
+    for folder in filter(source.has, (*NETWORKS_BY_FOLDER, *_OTHER_FOLDERS)):
+        weights = source.weights(folder)
+        part = parts.pop(NETWORKS_BY_FOLDER.get(folder, ""), None)
+        if part is not None:
+            weights = _with_new_weights(weights, part.tensors, f"`{folder}` of {source.name}")
+        yield folder, {name: _converted(tensor, precision) for name, tensor in weights.items()}
+    if parts:
+        raise ConceptError(
+            f"{source.name} has no `{min(parts)}`, which the concept replaces", _BASE_HINT
+        )
 
 
-def metadata(
+def full_model_metadata(
     concept: Concept, source: Source, weights: Mapping[str, Tensor], title: str
 ) -> dict[str, str]:
-    """What a file of a tuned base says of itself; `weights` are the denoiser's, or more."""
+    """The metadata of a complete model; `weights` must include those of the denoiser."""
     texts = [part.settings["text"] for part in concept.parts if "text" in part.settings]
-    card = modelspec.card(modelspec.attending(weights), title, ", ".join(texts))
+    family = modelspec.family_of_denoiser(weights)
+    fields = modelspec.modelspec_metadata(family, title, ", ".join(texts))
     if source.config("scheduler").get("prediction_type") == "v_prediction":
-        card = modelspec.predicting_velocity(card)
-    return {"format": "pt", **card, CARRIED: concept.about}
+        fields = modelspec.with_velocity_prediction(fields)
+    return {"format": "pt", **fields, PROVENANCE_KEY: concept.description}
 
 
-def _replaced(
-    weights: Mapping[str, Tensor], own: Mapping[str, Tensor], where: str
+def _with_new_weights(
+    weights: Mapping[str, Tensor], new_weights: Mapping[str, Tensor], where: str
 ) -> dict[str, Tensor]:
-    """A network's weights with the tuned ones; ConceptError if it has others, or other shapes."""
-    names = {bare(name): name for name in weights if _trained(name)}
-    told = {bare(name): tensor for name, tensor in own.items()}
-    strange = names.keys() ^ told.keys()
-    strange |= {n for n in names.keys() - strange if weights[names[n]].shape != told[n].shape}
-    if strange:
+    """The new weights under the network's names; ConceptError if names or shapes differ."""
+    names = {without_prefix(name): name for name in weights if _is_weight(name)}
+    tensors = {without_prefix(name): tensor for name, tensor in new_weights.items()}
+    different = names.keys() ^ tensors.keys()
+    different |= {
+        name
+        for name in names.keys() & tensors.keys()
+        if weights[names[name]].shape != tensors[name].shape
+    }
+    if different:
         raise ConceptError(
-            f"{where} is not the network that was tuned: `{min(strange)}` differs", _BASE_HINT
+            f"{where} is not the network that was trained: `{min(different)}` differs", _BASE_HINT
         )
-    return {names[name]: tensor for name, tensor in told.items()}
+    return {names[name]: tensor for name, tensor in tensors.items()}
 
 
-def _rounded(tensor: Tensor, numbers: Numbers | None) -> Tensor:
-    return tensor.to(_DTYPES[numbers]) if numbers and tensor.is_floating_point() else tensor
+def _converted(tensor: Tensor, precision: Precision | None) -> Tensor:
+    return tensor.to(_DTYPES[precision]) if precision and tensor.is_floating_point() else tensor
 
 
-def _trained(name: str) -> bool:
-    """Old text encoders keep the numbers of their positions as if they were weights."""
+def _is_weight(name: str) -> bool:
+    """False for the position indices that old text encoders store among their weights."""
     return not name.endswith("position_ids")

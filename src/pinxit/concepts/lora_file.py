@@ -1,4 +1,4 @@
-"""Files of LoRAs and their kin: what they hold is made whole, or refused."""
+"""Files with LoRA, DoRA, LoHa and LoKr weights: check and complete their content."""
 
 import math
 from abc import abstractmethod
@@ -11,23 +11,30 @@ import torch
 from torch import Tensor
 
 from pinxit.adapters.adapter import Part
-from pinxit.adapters.lora import PART
-from pinxit.adapters.peft_layers import WEIGHTS, split
-from pinxit.concepts.concept import Concept, Provenance, described
-from pinxit.concepts.format import CARRIED, STAND_IN, Format, Word, must_be_tables
+from pinxit.adapters.lora import LORA_PART
+from pinxit.adapters.peft_layers import WEIGHT_NAMES, split_name
+from pinxit.concepts.concept import Concept, Provenance, from_description
+from pinxit.concepts.format import (
+    FILLER_TOKEN,
+    PROVENANCE_KEY,
+    Format,
+    StoredEmbedding,
+    check_tables,
+)
 from pinxit.errors import ConceptError
-from pinxit.files.open_any import Opened
+from pinxit.files.open_any import OpenedFile
 from pinxit.models import modelspec
-from pinxit.models.modelspec import Kind
+from pinxit.models.modelspec import ModelFamily
 
-Layer = dict[str, Tensor]
-Changes = dict[tuple[str, str], dict[str, Layer]]  # by network and kind, then by layer
+LayerTensors = dict[str, Tensor]
+# By network and adapter kind, then by layer.
+NetworkChanges = dict[tuple[str, str], dict[str, LayerTensors]]
 
 ALPHA, MAGNITUDE = "alpha", "lora_magnitude_vector"
-# What diffusers' files say of ranks and alphas under.
-SETTINGS = "lora_adapter_metadata"
-DAMAGED = "it is damaged, or a kind that pinxit does not read: it reads LoRA, DoRA, LoHa and LoKr"
-# The factors of a layer's change, and what may stand between them in a convolution.
+# The metadata key for ranks and alphas in files of diffusers.
+PEFT_METADATA_KEY = "lora_adapter_metadata"
+DAMAGED_HINT = "the file is damaged, or of an unknown kind; pinxit reads LoRA, DoRA, LoHa and LoKr"
+# The two factors of a layer's change, and the core between them (Tucker, convolutions only).
 _FACTORS = (
     ("lora_B.weight", "lora_A.weight", ""),
     ("hada_w1_a", "hada_w1_b", "hada_t1"),
@@ -35,149 +42,170 @@ _FACTORS = (
     ("lokr_w1_a", "lokr_w1_b", ""),
     ("lokr_w2_a", "lokr_w2_b", "lokr_t2"),
 )
-# The factors' sides that multiply to how much a layer takes in.
-_TAKING = {"lora_A.weight", "hada_w1_b", "lokr_w1", "lokr_w1_b", "lokr_w2", "lokr_w2_b"}
-# Layers as wide as what a denoiser reads, or as a text tower.
-_TELLING = {"denoiser": "attn2.to_k", "text": "self_attn.q_proj", "text_2": "self_attn.q_proj"}
-_HUGE = 1e6  # no training leaves such an alpha
+# The product of the second dimensions of these is the number of inputs of a layer.
+_INPUT_FACTORS = {"lora_A.weight", "hada_w1_b", "lokr_w1", "lokr_w1_b", "lokr_w2", "lokr_w2_b"}
+# Layers whose number of inputs is the context width, or the width of the text encoder.
+_WIDTH_LAYERS = {"denoiser": "attn2.to_k", "text": "self_attn.q_proj", "text_2": "self_attn.q_proj"}
+_MAX_ALPHA = 1e6  # larger than any useful alpha
 
 
 @dataclass(frozen=True)
-class Held:
-    """What a file holds: tensors by network and layer under peft's names, and words' tables."""
+class LayerChanges:
+    """The content of a file: tensors by network and layer with peft's names, and embeddings."""
 
-    layers: dict[tuple[str, str], Layer] = field(default_factory=dict[tuple[str, str], Layer])
-    words: dict[str, Layer] = field(default_factory=dict[str, Layer])
+    layers: dict[tuple[str, str], LayerTensors] = field(
+        default_factory=dict[tuple[str, str], LayerTensors]
+    )
+    embeddings: dict[str, LayerTensors] = field(default_factory=dict[str, LayerTensors])
 
 
-class AdapterFile(Format):
-    """A layout for changes to single layers and words beside them; subclasses say what is where.
+class AdapterFormat(Format):
+    """A format for LoRAs and embeddings; subclasses define the names of the tensors.
 
-    `kinds` are the kinds of change that others read in it.
+    `kinds` are the adapter kinds that other programs read in this format.
     """
 
-    holds = ("adapters",)
+    contents = ("adapters",)
     kinds: ClassVar[frozenset[str]]
 
     @abstractmethod
-    def unpack(self, found: Opened) -> Held:
-        """What is in a file."""
+    def unpack(self, file: OpenedFile) -> LayerChanges:
+        """The layer tensors and embeddings in a file."""
 
-    def read(self, found: Opened) -> Concept:
-        """The words, and a part for each network and kind of change."""
-        held = self.unpack(found)
-        tables: dict[tuple[str, str], Layer] = {}
-        for (target, layer), tensors in held.layers.items():
-            kind, whole = _whole(tensors, f"{found.path}: the layer `{layer}` of `{target}`")
-            named = {f"{layer}.{name}": tensor for name, tensor in whole.items()}
-            tables.setdefault((target, kind), {}).update(named)
-        for word, vectors in held.words.items():
-            must_be_tables(found, Word(word, vectors, {}))
-        carried = found.text(CARRIED)
-        if carried:
-            places = {f"{target}.{kind}": tables[target, kind] for target, kind in tables}
-            places |= {f"word {word}": vectors for word, vectors in held.words.items()}
-            concept = described(carried, places, found.path)
-            # Others merge such files, and keep what one of them said.
-            if len(places) == sum(bool(part.tensors) for part in concept.parts):
+    def read(self, file: OpenedFile) -> Concept:
+        """Read the embeddings, and a part for each network and adapter kind."""
+        content = self.unpack(file)
+        changes: dict[tuple[str, str], LayerTensors] = {}
+        for (network, layer), tensors in content.layers.items():
+            where = f"{file.path}: the layer `{layer}` of `{network}`"
+            kind, complete = _complete_layer(tensors, where)
+            named = {f"{layer}.{name}": tensor for name, tensor in complete.items()}
+            changes.setdefault((network, kind), {}).update(named)
+        for token, tables in content.embeddings.items():
+            check_tables(file, StoredEmbedding(token, tables, {}))
+        description = file.text(PROVENANCE_KEY)
+        if description:
+            keyed = {f"{network}.{kind}": changes[network, kind] for network, kind in changes}
+            keyed |= {f"word {token}": tables for token, tables in content.embeddings.items()}
+            concept = from_description(description, keyed, file.path)
+            # Other programs merge files and keep the description of one of them.
+            if len(keyed) == sum(bool(part.tensors) for part in concept.parts):
                 return concept
-        parts = [
-            Part("new-word", {"word": word or found.path.stem, "stand_in": STAND_IN}, vectors)
-            for word, vectors in held.words.items()
-        ]
-        token = parts[0].settings["word"] if parts else found.path.stem
-        for (target, kind), tensors in tables.items():
-            parts.append(Part(PART, {"target": target, "kind": kind}, tensors))
-        news = found.metadata.keys() - {"format", SETTINGS, CARRIED}
-        told = {name: found.metadata[name] for name in sorted(news)}
-        return Concept(tuple(parts), Provenance.foreign(token, told))
+        return self._undescribed(file, content, changes)
 
-    def changes(self, concept: Concept) -> Changes:
-        """What a concept changes; ConceptError if this layout cannot hold it."""
-        parts = [part for part in concept.parts if part.kind == PART]
-        if concept.tuned or not parts:
-            what = "a tuned base" if concept.tuned else "a word"
+    def _undescribed(
+        self, file: OpenedFile, content: LayerChanges, changes: dict[tuple[str, str], LayerTensors]
+    ) -> Concept:
+        """The concept in a file that has no description by pinxit."""
+        parts = [
+            Part("new-word", {"word": token or file.path.stem, "stand_in": FILLER_TOKEN}, tables)
+            for token, tables in content.embeddings.items()
+        ]
+        token = parts[0].settings["word"] if parts else file.path.stem
+        for (network, kind), tensors in changes.items():
+            parts.append(Part(LORA_PART, {"target": network, "kind": kind}, tensors))
+        names = file.metadata.keys() - {"format", PEFT_METADATA_KEY, PROVENANCE_KEY}
+        metadata = {name: file.metadata[name] for name in sorted(names)}
+        return Concept(tuple(parts), Provenance.from_metadata(token, metadata))
+
+    def changes(self, concept: Concept) -> NetworkChanges:
+        """The layer changes of a concept; ConceptError if this format cannot store it."""
+        parts = [part for part in concept.parts if part.kind == LORA_PART]
+        if concept.has_full_weights or not parts:
+            kind = "has full weights" if concept.has_full_weights else "is an embedding"
             raise ConceptError(
-                f"{concept.token} is {what}, and files of this layout hold changes to layers",
+                f"{concept.token} {kind}, but this format stores LoRAs",
                 "write it with --format emb-params, diffusers or single-file",
             )
-        strange = {part.settings["kind"] for part in parts} - self.kinds
-        if strange:
-            others = "kohya or pinxit" if strange <= {"loha", "lokr"} else "pinxit"
+        unsupported = {part.settings["kind"] for part in parts} - self.kinds
+        if unsupported:
+            others = "kohya or pinxit" if unsupported <= {"loha", "lokr"} else "pinxit"
             raise ConceptError(
-                f"{concept.token} has changes of the kind {min(strange)}, which nobody reads in "
-                "files of this layout",
+                f"{concept.token} has an adapter of kind {min(unsupported)}, which no program "
+                "reads in files of this format",
                 f"write it with --format {others}",
             )
-        found: Changes = {}
+        changes: NetworkChanges = {}
         for part in parts:
-            layers = by_layer(part)
-            whole = {n: _whole(layers[n], f"{concept.token}: the layer `{n}`")[1] for n in layers}
-            found[part.settings["target"], part.settings["kind"]] = whole
-        return found
+            layers = tensors_by_layer(part)
+            changes[part.settings["target"], part.settings["kind"]] = {
+                name: _complete_layer(layers[name], f"{concept.token}: the layer `{name}`")[1]
+                for name in layers
+            }
+        return changes
 
 
-def by_layer(part: Part) -> dict[str, Layer]:
-    """A part's tensors by layer; ConceptError for names that no change has."""
-    layers: dict[str, Layer] = {}
+def tensors_by_layer(part: Part) -> dict[str, LayerTensors]:
+    """A part's tensors by layer; ConceptError for unknown tensor names."""
+    layers: dict[str, LayerTensors] = {}
     for name, tensor in part.tensors.items():
-        layer, leaf = split(name) or ("", "")
+        layer, leaf = split_name(name) or ("", "")
         if not layer:
-            raise ConceptError(f"`{name}` is no tensor of a change to a layer", DAMAGED)
+            raise ConceptError(f"the tensor `{name}` belongs to no kind of adapter", DAMAGED_HINT)
         layers.setdefault(layer, {})[leaf] = tensor
     return layers
 
 
-def fits(parts: Sequence[Part]) -> Kind | None:
-    """The kind of base that has layers of such widths; None if that is not told."""
+def matching_base(parts: Sequence[Part]) -> ModelFamily | None:
+    """The model family whose layers have the widths of these parts; None if unknown."""
     widths: dict[str, int] = {}
     for part in parts:
-        target = part.settings.get("target", "")
-        for layer, tensors in by_layer(part).items() if target in _TELLING else ():
-            if layer.endswith(_TELLING[target]):
-                sides = [t.shape[1:2].numel() for n, t in tensors.items() if n in _TAKING]
-                widths[target] = math.prod(sides)
+        network = part.settings.get("target", "")
+        if network not in _WIDTH_LAYERS:
+            continue
+        for layer, tensors in tensors_by_layer(part).items():
+            if layer.endswith(_WIDTH_LAYERS[network]):
+                inputs = [t.shape[1:2].numel() for n, t in tensors.items() if n in _INPUT_FACTORS]
+                widths[network] = math.prod(inputs)
     if "denoiser" in widths:
-        return modelspec.reading(widths["denoiser"])
-    return modelspec.fitting([widths[target] for target in sorted(widths)])
+        return modelspec.family_by_context_width(widths["denoiser"])
+    return modelspec.family_by_text_widths([widths[network] for network in sorted(widths)])
 
 
-def card(concept: Concept, out: Path) -> dict[str, str]:
-    """modelspec's fields for a file, and what pinxit knows; other programs' words are kept."""
+def modelspec_metadata(concept: Concept, out: Path) -> dict[str, str]:
+    """modelspec fields and pinxit's description for a file; fields of the origin have priority."""
     texts = [part.settings["text"] for part in concept.parts if "text" in part.settings]
-    trigger = ", ".join(texts or concept.words)
-    fields = modelspec.card(fits(concept.parts), out.stem, trigger, "/lora")
-    kept = {n: said for n, said in concept.provenance.told.items() if n.startswith("modelspec.")}
-    return {"format": "pt", **fields, **kept, CARRIED: concept.about}
+    trigger = ", ".join(texts or concept.tokens)
+    fields = modelspec.modelspec_metadata(matching_base(concept.parts), out.stem, trigger, "/lora")
+    original_fields = {
+        name: value
+        for name, value in concept.provenance.metadata.items()
+        if name.startswith("modelspec.")
+    }
+    return {"format": "pt", **fields, **original_fields, PROVENANCE_KEY: concept.description}
 
 
-def rank_of(tensors: Layer) -> int:
-    """How many directions a layer's change has; one without factors counts as if it had one."""
+def layer_rank(tensors: LayerTensors) -> int:
+    """The rank of a layer's change; 1 if it is stored without factors."""
     return next((len(tensors[right]) for _, right, _ in _FACTORS if right in tensors), 1)
 
 
-def _whole(tensors: Layer, where: str) -> tuple[str, Layer]:
-    """The kind of a layer's change, and its tensors with the alpha that counts."""
+def _complete_layer(tensors: LayerTensors, where: str) -> tuple[str, LayerTensors]:
+    """The adapter kind of a layer's tensors, and the tensors with alpha as an fp32 scalar."""
     names = tensors.keys() - {ALPHA}
-    kind = next((kind for kind, sets in WEIGHTS.items() if names in sets), "oft")
+    kind = next((kind for kind, sets in WEIGHT_NAMES.items() if names in sets), "oft")
     if kind == "oft":
-        raise ConceptError(f"{where} has {', '.join(sorted(names)) or 'no weights'}", DAMAGED)
-    if not _match(tensors):
+        raise ConceptError(
+            f"{where} has no complete set of weights: {', '.join(sorted(names)) or 'none'}",
+            DAMAGED_HINT,
+        )
+    if not _shapes_match(tensors):
         shapes = ", ".join(f"{name} {tuple(t.shape)}" for name, t in sorted(tensors.items()))
-        raise ConceptError(f"{where} has tensors that do not match: {shapes}", DAMAGED)
+        raise ConceptError(f"{where} has tensors that do not match: {shapes}", DAMAGED_HINT)
     alpha = float(tensors[ALPHA].real) if ALPHA in tensors else 0.0
-    if not abs(alpha) <= _HUGE:
-        raise ConceptError(f"{where} has an alpha of {alpha:g}", DAMAGED)
-    # Without alpha, or with none, a change counts once.
-    return kind, {**tensors, ALPHA: torch.tensor(alpha or float(rank_of(tensors)))}
+    if not abs(alpha) <= _MAX_ALPHA:
+        raise ConceptError(f"{where} has an alpha of {alpha:g}", DAMAGED_HINT)
+    # Without alpha, or with alpha 0, the scale is 1.
+    return kind, {**tensors, ALPHA: torch.tensor(alpha or float(layer_rank(tensors)))}
 
 
-def _match(tensors: Layer) -> bool:
-    """Whether all are numbers, and the factors have one rank."""
-    flat = (ALPHA, MAGNITUDE)
+def _shapes_match(tensors: LayerTensors) -> bool:
+    """Whether all tensors are floating point and not empty, and all factors have the same rank."""
+    vectors = (ALPHA, MAGNITUDE)
     for name, tensor in tensors.items():
-        sides = tensor.ndim >= 2 or name in flat
-        if not (sides and tensor.numel() and (tensor.is_floating_point() or name == ALPHA)):
+        has_dimensions = tensor.ndim >= 2 or name in vectors
+        has_type = tensor.is_floating_point() or name == ALPHA
+        if not (has_dimensions and has_type and tensor.numel()):
             return False
     ranks: set[int] = set()
     for left, right, between in _FACTORS:
@@ -186,4 +214,4 @@ def _match(tensors: Layer) -> bool:
             ranks |= {len(tensors[right]), tensors[left].shape[1 if core is None else 0]}
             ranks |= set(core.shape[:2]) if core is not None else set()
     sizes = {ALPHA: 1, MAGNITUDE: len(tensors.get("lora_B.weight", ()))}
-    return len(ranks) <= 1 and all(tensors[n].numel() == sizes[n] for n in flat if n in tensors)
+    return len(ranks) <= 1 and all(tensors[n].numel() == sizes[n] for n in vectors if n in tensors)

@@ -1,4 +1,4 @@
-"""Metrics (one file each), the judge that chooses checkpoints, and advice in words.
+"""Metrics (one file each), the judge that scores checkpoints, and findings with advice.
 
 Pages that show the results belong in `reports`.
 """

@@ -1,4 +1,4 @@
-"""How sure a figure is: bootstrap intervals over the things it was measured on."""
+"""Bootstrap confidence intervals of metrics."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -7,12 +7,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 Rows = NDArray[np.float64]
-_DRAWS = 2000
+_RESAMPLES = 2000
 
 
 @dataclass(frozen=True)
 class Interval:
-    """A figure, and the ends of the interval that holds 95% of its bootstrap draws."""
+    """A statistic and the ends of its 95% bootstrap confidence interval."""
 
     value: float
     low: float
@@ -20,22 +20,22 @@ class Interval:
 
 
 def mean(rows: Rows) -> float:
-    """The mean of all numbers."""
+    """The mean of all values."""
     return float(rows.mean())
 
 
-def mean_share(rows: Rows) -> float:
-    """The share of the way from floor to ceiling, from rows of (value, floor, ceiling).
+def mean_relative(rows: Rows) -> float:
+    """The position between floor (0) and ceiling (1), from rows of (value, floor, ceiling).
 
-    A ratio of means: a thing whose floor lies near its ceiling does not decide alone.
+    It is a ratio of means, so that a row whose floor is near its ceiling does not dominate.
     """
     value, floor, ceiling = rows.mean(0)
     return float((value - floor) / (ceiling - floor))
 
 
 def bootstrap(rows: Rows, statistic: Callable[[Rows], float] = mean, seed: int = 0) -> Interval:
-    """A statistic of rows, one for each thing measured, drawn anew with replacement."""
-    draws = np.random.default_rng(seed).integers(len(rows), size=(_DRAWS, len(rows)))
-    drawn = [statistic(rows[chosen]) for chosen in draws]
-    low, high = np.percentile(drawn, (2.5, 97.5))
+    """A statistic of rows and its interval, from rows resampled with replacement."""
+    samples = np.random.default_rng(seed).integers(len(rows), size=(_RESAMPLES, len(rows)))
+    statistics = [statistic(rows[indices]) for indices in samples]
+    low, high = np.percentile(statistics, (2.5, 97.5))
     return Interval(statistic(rows), float(low), float(high))

@@ -1,4 +1,4 @@
-"""What is to be said of a learned word in plain sentences: what is wrong with it, what to try."""
+"""Findings: what is wrong with a trained concept, and advice on what to try, as sentences."""
 
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -11,8 +11,8 @@ from torch.nn import functional as F
 
 from pinxit import registry
 from pinxit.concepts.concept import Concept
-from pinxit.evaluation.judge import Judge, Verdict
-from pinxit.evaluation.metric import Scale, apart, share, stacked
+from pinxit.evaluation.judge import Judge, JudgeScore
+from pinxit.evaluation.metric import Scale, leave_one_out_scores, relative_position, stack_images
 from pinxit.evaluation.prompt_sets import Prompt
 from pinxit.models.model import Model
 from pinxit.pocket.asked import asked
@@ -21,198 +21,215 @@ from pinxit.pocket.words import PLACE_PHRASES
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-# From which figure on something is said. Tune here.
-_LITTLE_LIKE = 0.4  # of the way from floor to ceiling
-_FORGETFUL, _HINDERED = 0.75, 0.9  # of what the base meets of prompts
-_COPYING = 0.1  # of all pictures
-_LEAKING, _LEAKING_IN_ALL = 0.5, 0.3  # of the pictures of one place, and of all
-_DRIFTING = 0.3  # of the way from floor to ceiling
-_ALIKE = 0.6  # of the base's variety
-_LONG = 3.0  # times a word of the vocabulary
-# A thumbnail that correlates so much with a learned picture is a copy of it, unless the pictures
-# do so among themselves.
+# Thresholds of the advice.
+_LOW_LIKENESS = 0.4  # on the scale from floor to ceiling
+_LOW_PROMPT, _REDUCED_PROMPT = 0.75, 0.9  # of the base model's score
+_MANY_COPIES = 0.1  # of all images
+_LEAK_IN_ONE, _LEAK_IN_ALL = 0.5, 0.3  # of the images of one background, and of all
+_CLASS_DRIFT = 0.3  # on the scale from floor to ceiling
+_LOW_VARIETY = 0.6  # of the base model's
+_LARGE_NORM = 3.0  # times the mean of the vocabulary
+# An image is a copy of a training image if their thumbnails correlate more than this and more
+# than the training images do among themselves.
 _COPY = 0.9
 
 
 @dataclass(frozen=True)
-class Stray:
-    """Of so many pictures asked for in a place, how many came out in another that was learned."""
+class BackgroundLeak:
+    """Of `total` images of one background, `count` show a background of the training images.
+
+    `background` is the one they show most often.
+    """
 
     count: int
-    of: int
-    seen: str
+    total: int
+    background: str
 
 
 @dataclass(frozen=True)
-class Word:
-    """A word's vectors: their length in words of the vocabulary, their cosine to the class noun."""
+class EmbeddingNorm:
+    """The norm of a token's embedding, relative to the vocabulary, and its class noun cosine."""
 
-    length: float
+    relative_norm: float
     cosine: float
 
     @classmethod
-    def of(cls, concept: Concept, model: Model, noun: str) -> "Word | None":
-        """Of the first word a concept teaches, over towers; None if it teaches none."""
+    def of(cls, concept: Concept, model: Model, noun: str) -> "EmbeddingNorm | None":
+        """Of a concept's first token, mean over text encoders; None if it has no embedding."""
         tables = next((part.tensors for part in concept.parts if part.kind == "new-word"), {})
-        lengths: list[float] = []
+        norms: list[float] = []
         cosines: list[float] = []
-        for name, tower in model.towers.items():
+        for name, encoder in model.text_encoders.items():
             if name in tables:
                 vectors = tables[name].float()
-                known = tower.embedding.weight.detach().float().norm(dim=1).mean()
-                lengths.append(float(vectors.norm(dim=1).mean() / known))
-                cosines.append(_cosine(vectors, tower.word_vectors(noun).to(vectors.device)))
-        return cls(fmean(lengths), fmean(cosines)) if lengths else None
+                usual_norm = encoder.embedding.weight.detach().float().norm(dim=1).mean()
+                norms.append(float(vectors.norm(dim=1).mean() / usual_norm))
+                cosines.append(_cosine(vectors, encoder.token_embeddings(noun).to(vectors.device)))
+        return cls(fmean(norms), fmean(cosines)) if norms else None
 
 
 @dataclass(frozen=True)
 class Findings:
-    """What pictures of a word show; `base_prompt` and `base_variety` are of the base without it.
+    """What images of a concept show; `base_prompt` and `base_variety` are without the token.
 
-    `strays` are by the place that was asked for; `ground` is how far pictures go from the base's
-    to the learned ones' surroundings, where eyes know no places. What was not looked at is None.
+    `leaks` are by the background in the prompt. `background_similarity` is on a scale from the
+    base model's images (0) to the backgrounds of the training images (1), for models outside of
+    pocket's world. None means not measured.
     """
 
-    pictures: int
-    verdict: Verdict
+    num_images: int
+    score: JudgeScore
     base_prompt: float
     copies: int
-    strays: Mapping[str, Stray] = field(default_factory=dict[str, Stray])
+    leaks: Mapping[str, BackgroundLeak] = field(default_factory=dict[str, BackgroundLeak])
     variety: float | None = None
     base_variety: float | None = None
     drift: float | None = None
-    word: Word | None = None
-    ground: float | None = None
+    embedding_norm: EmbeddingNorm | None = None
+    background_similarity: float | None = None
 
     @property
-    def leaked(self) -> float:
-        """The share of pictures whose place was not asked for, but learned."""
-        return sum(stray.count for stray in self.strays.values()) / self.pictures
+    def leak_rate(self) -> float:
+        """The fraction of images with a training background instead of the one in the prompt."""
+        return sum(leak.count for leak in self.leaks.values()) / self.num_images
 
     @classmethod
     def of(cls, judge: Judge, images: Sequence["Image"], prompts: Sequence[Prompt]) -> "Findings":
-        """What a judge finds in pictures of the word, each painted of one of the prompts."""
-        around = grounds(judge, images)
+        """What a judge finds in images that were generated with the token, one prompt for each."""
+        similarities = background_similarities(judge, images)
         return cls(
             len(images),
-            judge.verdict(images, prompts),
+            judge.score(images, prompts),
             judge.base_prompt,
-            sum(copied(judge, images)),
-            strays(astray(judge, images, prompts)),
-            ground=fmean(around) if around else None,
+            sum(near_copies(judge, images)),
+            background_leaks(compare_backgrounds(judge, images, prompts)),
+            background_similarity=fmean(similarities) if similarities else None,
         )
 
 
-def sentences(found: Findings) -> list[str]:
-    """What is wrong and what to try, the worst first; one sentence if nothing is."""
-    return [*_wrong(found)] or ["nothing is wrong that these figures show"]
+def advice(findings: Findings) -> list[str]:
+    """What is wrong and what to try, worst first; one sentence if nothing is."""
+    return [*_problems(findings)] or ["these metrics show no problem"]
 
 
-def copied(judge: Judge, images: Sequence["Image"]) -> list[bool]:
-    """Whether each picture is nearly one that was learned from."""
-    nearest, known = registry.load("metrics", "nearest")(), judge.pictures
-    limit = max(_COPY, *apart(nearest, known)) if len(known) > 1 else _COPY
-    return [mark > limit for mark in nearest.score(images, known, ())]
+def near_copies(judge: Judge, images: Sequence["Image"]) -> list[bool]:
+    """Whether each image is nearly identical to a training image."""
+    nearest, references = registry.load("metrics", "nearest")(), judge.training_images
+    limit = _COPY
+    if len(references) > 1:
+        limit = max(_COPY, *leave_one_out_scores(nearest, references))
+    return [score > limit for score in nearest.score(images, references, ())]
 
 
-def astray(
+def compare_backgrounds(
     judge: Judge, images: Sequence["Image"], prompts: Sequence[Prompt]
 ) -> list[tuple[str, str | None]]:
-    """For each picture the place asked for, and the learned one that is seen in its stead if any.
+    """For each image the background in its prompt, and the training background shown instead.
 
-    Nothing where no eyes know places.
+    The second is None if there is no leak. Empty outside of pocket's world.
     """
-    eyes = judge.sight.eyes
+    eyes = judge.metrics.eyes
     if eyes is None:
         return []
-    learned = set(eyes.look(stacked(judge.pictures)).named("background"))
-    seen = eyes.look(stacked(images)).named("background")
-    places = [asked(prompt.meant).get("background", "") for prompt in prompts]
+    trained = set(eyes.look(stack_images(judge.training_images)).named("background"))
+    actual = eyes.look(stack_images(images)).named("background")
+    expected = [asked(prompt.target_text).get("background", "") for prompt in prompts]
     return [
-        (wanted, there if wanted and there != wanted and there in learned else None)
-        for wanted, there in zip(places, seen, strict=True)
+        (prompted, shown if prompted and shown != prompted and shown in trained else None)
+        for prompted, shown in zip(expected, actual, strict=True)
     ]
 
 
-def strays(came: Sequence[tuple[str, str | None]]) -> dict[str, Stray]:
-    """How many went astray, by the place they were asked for in."""
-    found: dict[str, Stray] = {}
-    for place in dict.fromkeys(wanted for wanted, _ in came):
-        here = [there for wanted, there in came if wanted == place]
-        wrong = Counter(there for there in here if there is not None)
-        if wrong:
-            found[place] = Stray(wrong.total(), len(here), wrong.most_common(1)[0][0])
-    return found
+def background_leaks(pairs: Sequence[tuple[str, str | None]]) -> dict[str, BackgroundLeak]:
+    """The leaks in pairs of `compare_backgrounds`, by the background in the prompt."""
+    leaks: dict[str, BackgroundLeak] = {}
+    for background in dict.fromkeys(expected for expected, _ in pairs):
+        shown = [leak for expected, leak in pairs if expected == background]
+        counts = Counter(leak for leak in shown if leak is not None)
+        if counts:
+            most_common = counts.most_common(1)[0][0]
+            leaks[background] = BackgroundLeak(counts.total(), len(shown), most_common)
+    return leaks
 
 
-def grounds(judge: Judge, images: Sequence["Image"]) -> list[float]:
-    """How far each picture goes from the base's to what is around the subject in the learned ones.
+def background_similarities(judge: Judge, images: Sequence["Image"]) -> list[float]:
+    """How similar each image is to the backgrounds of the training images, from 0 to 1.
 
-    1 is what those reach themselves; nothing where their masks do not say what is around it.
+    0 is the base model's images, 1 the training images. Empty if some training image has no mask,
+    and in pocket's world.
     """
-    if not judge.grounds or judge.sight.eyes:
+    if not judge.backgrounds or judge.metrics.eyes:
         return []
-    scale = Scale.of(judge.sight.apart, judge.grounds, judge.plain, judge.pictures)
-    marks = scale.metric.score(images, judge.grounds, ())
-    return [share(mark, scale.floor, scale.ceiling) for mark in marks]
+    metric = judge.metrics.similarity
+    scale = Scale.of(metric, judge.backgrounds, judge.base_images, judge.training_images)
+    scores = scale.metric.score(images, judge.backgrounds, ())
+    return [relative_position(score, scale.floor, scale.ceiling) for score in scores]
 
 
-def _leak(found: Findings) -> str:
-    """Where pictures came out that were asked for elsewhere, if many did."""
-    worst = max(found.strays.items(), key=lambda one: one[1].count / one[1].of, default=None)
-    if worst and worst[1].count >= 2 and worst[1].count >= _LEAKING * worst[1].of:
-        place, stray = worst
-        where = f"{stray.of} {PLACE_PHRASES[place][0]} came out {PLACE_PHRASES[stray.seen][0]}"
-        return f"{stray.count} of {where}"
-    if found.leaked >= _LEAKING_IN_ALL:
-        count = sum(stray.count for stray in found.strays.values())
-        return f"{count} of {found.pictures} came out in a learned place that was not asked for"
-    if found.ground is not None and found.ground > _LEAKING:
-        return f"what is around the subject goes {found.ground:.0%} of the way to theirs"
+def _leak_sentence(findings: Findings) -> str:
+    """The worst background leak as a phrase; empty if few images leak."""
+    leaks = findings.leaks
+    worst = max(leaks, key=lambda name: leaks[name].count / leaks[name].total, default=None)
+    if worst:
+        leak = leaks[worst]
+        if leak.count >= 2 and leak.count >= _LEAK_IN_ONE * leak.total:
+            expected, actual = PLACE_PHRASES[worst][0], PLACE_PHRASES[leak.background][0]
+            return f"{leak.count} of {leak.total} images {expected} are {actual} instead"
+    if findings.leak_rate >= _LEAK_IN_ALL:
+        count = sum(leak.count for leak in leaks.values())
+        return f"{count} of {findings.num_images} images show a training background instead"
+    similarity = findings.background_similarity
+    if similarity is not None and similarity > _LEAK_IN_ONE:
+        return f"backgrounds are {similarity:.0%} as similar to the training images' as those are"
     return ""
 
 
-def _wrong(found: Findings) -> Iterator[str]:
-    leak = _leak(found)
+def _problems(findings: Findings) -> Iterator[str]:
+    leak = _leak_sentence(findings)
     if leak:
         yield (
-            f"copies the pictures' background: {leak}; try pictures in other places, masks "
-            "(toy.mask.png beside toy.jpg), or captions that say what is around it"
+            f"background leak: {leak}; try training images with other backgrounds, masks "
+            "(toy.mask.png for toy.jpg), or captions that describe the background"
         )
-    if found.copies > _COPYING * found.pictures:
+    if findings.copies > _MANY_COPIES * findings.num_images:
         yield (
-            f"copies its pictures: {found.copies} of {found.pictures} are nearly one that it was "
-            "learned from; try fewer steps, or more pictures"
+            f"copies of training images: {findings.copies} of {findings.num_images} images are "
+            "nearly identical to one; try fewer steps, or more training images"
         )
-    if found.verdict.prompt < _FORGETFUL * found.base_prompt:
+    score, base_prompt = findings.score, findings.base_prompt
+    if score.prompt < _LOW_PROMPT * base_prompt:
         yield (
-            f"prompts count too little: {found.verdict.prompt:.0%} of what they ask for is there, "
-            f"and {found.base_prompt:.0%} without the word; try fewer steps, a lower --rate, or "
-            "fewer vectors"
+            f"low prompt fidelity: {score.prompt:.0%}, and {base_prompt:.0%} without the token; "
+            "try fewer steps, a lower --learning-rate, or fewer vectors"
         )
-    if found.verdict.likeness < _LITTLE_LIKE:
+    if score.likeness < _LOW_LIKENESS:
         yield (
-            f"is not like its pictures yet: {max(found.verdict.likeness, 0):.0%} of the way to "
-            "them; try more steps, more vectors, or a method that changes the network"
+            f"low subject fidelity: {max(score.likeness, 0):.0%} of that of real images; try more "
+            "steps, more vectors, or a method that changes the denoiser, such as lora"
         )
-    if found.drift is not None and found.drift > _DRIFTING:
+    if findings.drift is not None and findings.drift > _CLASS_DRIFT:
         yield (
-            f"changes the whole class: without the word too, it is {found.drift:.0%} of the way to "
-            "the pictures; try class pictures (--prior-pictures), or fewer steps"
+            f"class drift: without the token too, images are {findings.drift:.0%} as similar to "
+            "the training images as real ones; try prior preservation (--class-images), or fewer "
+            "steps"
         )
-    if found.variety is not None and found.variety < _ALIKE * (found.base_variety or 0):
+    if findings.variety is not None and findings.variety < _LOW_VARIETY * (
+        findings.base_variety or 0
+    ):
         yield (
-            f"paints the same again: pictures of one prompt differ {found.variety:.2f}, and "
-            f"{found.base_variety:.2f} without the word; try fewer steps, or more pictures"
+            f"low variety: images of one prompt differ by {findings.variety:.2f}, and by "
+            f"{findings.base_variety:.2f} without the token; try fewer steps, or more training "
+            "images"
         )
-    hindered = found.verdict.prompt < _HINDERED * found.base_prompt
-    if found.word and found.word.length > _LONG and hindered:
+    norm = findings.embedding_norm
+    if norm and norm.relative_norm > _LARGE_NORM and score.prompt < _REDUCED_PROMPT * base_prompt:
         yield (
-            f"its word is {found.word.length:.1f} times as long as the base's words, and drowns "
-            "those beside it; try a lower --rate, or fewer steps"
+            f"large embedding norm: {norm.relative_norm:.1f} times the vocabulary's mean, so that "
+            "the token outweighs the rest of the prompt; try a lower --learning-rate, or fewer "
+            "steps"
         )
 
 
-def _cosine(vectors: Tensor, noun: Tensor) -> float:
-    """The cosine of two words' mean vectors."""
-    return float(F.cosine_similarity(vectors.mean(0), noun.mean(0), dim=0))
+def _cosine(vectors: Tensor, noun_vectors: Tensor) -> float:
+    """The cosine of the means of two sets of vectors."""
+    return float(F.cosine_similarity(vectors.mean(0), noun_vectors.mean(0), dim=0))

@@ -1,4 +1,4 @@
-"""Judging: how like its pictures a learned word paints, and how well prompts are still met."""
+"""The judge: subject fidelity and prompt following of images of a trained concept."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -10,232 +10,260 @@ from typing import TYPE_CHECKING, Self
 
 from pinxit import registry
 from pinxit.concepts.concept import Concept
-from pinxit.evaluation.metric import Metric, Scale, share
-from pinxit.evaluation.prompt_sets import Prompt, brief, prompt_set, suited
-from pinxit.generation.generate import Request
-from pinxit.generation.image_cache import Portfolio
-from pinxit.images.folder import Picture
+from pinxit.evaluation.metric import Metric, Scale, relative_position
+from pinxit.evaluation.prompt_sets import Prompt, evenly_spaced, prompt_set, suitable_set
+from pinxit.generation.generate import GenerationRequest
+from pinxit.generation.image_cache import ImageCache
+from pinxit.images.folder import TrainingImage
 from pinxit.models.model import Model
 from pinxit.pocket.eyes import Eyes
 from pinxit.pocket.words import NAMES
-from pinxit.training.method import Kind
+from pinxit.training.method import SubjectKind
 from pinxit.training.recipe import Recipe
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-_PROMPTS = 8  # to score a run by as it goes
-_GREY = (124, 116, 104)  # ImageNet's mean: what is off the subject's mask
+_NUM_PROMPTS = 8  # for scores during training
+_GREY = (124, 116, 104)  # ImageNet's mean colour, outside of the subject's mask
 
 DINO, CLIP = "facebook/dino-vits16", "openai/clip-vit-base-patch32"
 
 
 @dataclass(frozen=True)
-class Verdict:
-    """What some pictures of a learned word are worth.
+class JudgeScore:
+    """Scores of images of a concept.
 
-    `likeness` is the share of the way from floor (0, other members of the class) to ceiling (1,
-    more real pictures); `prompt` is how well the prompts are met. Neither is clipped.
+    `likeness` is subject fidelity on a scale from floor (0: other members of the class) to
+    ceiling (1: more real images); `prompt` is how well the prompts are followed. Both can be
+    below 0 or above 1.
     """
 
     likeness: float
     prompt: float
 
     @property
-    def best(self) -> float:
-        """The geometric mean of both, each within 0..1: what runs are compared by."""
-        likeness, prompt = (min(max(one, 0.0), 1.0) for one in (self.likeness, self.prompt))
+    def overall(self) -> float:
+        """The geometric mean of both, each clipped to 0..1: checkpoints are compared by it."""
+        likeness, prompt = (min(max(score, 0.0), 1.0) for score in (self.likeness, self.prompt))
         return math.sqrt(likeness * prompt)
 
 
 @dataclass(frozen=True)
-class Sight:
-    """What pictures are judged by: likeness to the references, and how a prompt is met.
+class MetricSet:
+    """The metrics that a judge uses.
 
-    `eyes` are pocket's, where it is pocket's world that is looked at: then what a prompt asks for
-    is counted, and needs no anchors. `apart` tells pictures of one prompt apart, and `also` has
-    other likenesses to be told beside the first.
+    `similarity` compares images of one prompt with each other, and `other_fidelity` are reported
+    after the first. `eyes` is pocket's own classifier, for base models of pocket's world: there
+    prompt following is a fraction of attributes and needs no anchors.
     """
 
-    likeness: Metric
-    asked: Metric
-    apart: Metric
-    also: tuple[Metric, ...] = ()
+    fidelity: Metric
+    prompt_following: Metric
+    similarity: Metric
+    other_fidelity: tuple[Metric, ...] = ()
     eyes: Eyes | None = None
 
     @classmethod
-    def of(cls, model: Model, kind: Kind, dino: str = DINO, clip: str = CLIP) -> Self:
-        """Pocket's own eyes for a base that speaks pocket's words; otherwise DINO and CLIP.
+    def for_base(cls, model: Model, kind: SubjectKind, dino: str = DINO, clip: str = CLIP) -> Self:
+        """Pocket's classifier for models with pocket's vocabulary, DINO and CLIP for others.
 
-        Those are hub ids or folders; RequestError if they cannot be had. A style is judged by its
-        manner, and on photographs by CLIP.
+        `dino` and `clip` are hub ids or folders; RequestError if they cannot be loaded. Styles are
+        judged by Gram matrices in pocket's world and by CLIP elsewhere.
         """
-        if speaks_pocket(model):
-            return cls.of_pocket(Eyes.load(), kind)
-        like = _metric("dino", weights=dino), _metric("clip-i", weights=clip)
-        asked = _metric("clip-t", weights=clip)
+        if uses_pocket_vocabulary(model):
+            return cls.for_pocket(Eyes.load(), kind)
+        by_dino, by_clip = _metric("dino", weights=dino), _metric("clip-i", weights=clip)
+        prompt_following = _metric("clip-t", weights=clip)
         if kind == "style":
-            return cls(like[1], asked, like[0], (_metric("gram"),))
-        return cls(like[0], asked, like[0], like[1:])
+            return cls(by_clip, prompt_following, by_dino, (_metric("gram"),))
+        return cls(by_dino, prompt_following, by_dino, (by_clip,))
 
     @classmethod
-    def of_pocket(cls, eyes: Eyes, kind: Kind) -> Self:
-        """What pocket's eyes see; thumbnails tell pictures apart."""
+    def for_pocket(cls, eyes: Eyes, kind: SubjectKind) -> Self:
+        """Metrics of pocket's classifier; thumbnails compare images of one prompt."""
+        nearest = _metric("nearest")
         if kind == "style":
-            asked = _metric("attributes", eyes=eyes, questions=("class", "background"))
-            return cls(_metric("gram"), asked, _metric("nearest"), (_metric("colour"),), eyes)
-        asked = _metric("attributes", eyes=eyes, questions=("class", "background", "style"))
-        like, also = _metric("likeness", eyes=eyes), _metric("hidden", eyes=eyes)
-        return cls(like, asked, _metric("nearest"), (also,), eyes)
+            attributes = _metric("attributes", eyes=eyes, questions=("class", "background"))
+            return cls(_metric("gram"), attributes, nearest, (_metric("colour"),), eyes)
+        attributes = _metric("attributes", eyes=eyes, questions=("class", "background", "style"))
+        likeness, hidden = _metric("likeness", eyes=eyes), _metric("hidden", eyes=eyes)
+        return cls(likeness, attributes, nearest, (hidden,), eyes)
 
 
 @dataclass(frozen=True)
-class Known:
-    """Pictures of other members of the class, and more of the subject than were learned from."""
+class Anchors:
+    """Real images of other members of the class, and of the subject outside of the training set."""
 
     lookalikes: tuple["Image", ...] = field(default=(), repr=False)
-    others: tuple["Image", ...] = field(default=(), repr=False)
+    held_out_images: tuple["Image", ...] = field(default=(), repr=False)
 
 
-NOTHING = Known()
+NO_ANCHORS = Anchors()
 
 
 @dataclass(frozen=True)
-class Sitting:
-    """What is painted to be judged: prompts, each `count` times, as a recipe's word is painted."""
+class PromptRun:
+    """Prompts to generate, each `images_per_prompt` times, with the settings of a recipe."""
 
     recipe: Recipe
     prompts: tuple[Prompt, ...]
-    count: int = 1
+    images_per_prompt: int = 1
     steps: int = 25
 
     @property
-    def each(self) -> tuple[Prompt, ...]:
-        """The prompt of every picture."""
-        return tuple(prompt for prompt in self.prompts for _ in range(self.count))
+    def prompt_of_each_image(self) -> tuple[Prompt, ...]:
+        """The prompt of each image, in the order of `generate`."""
+        return tuple(prompt for prompt in self.prompts for _ in range(self.images_per_prompt))
 
-    def pictures(
+    def generate(
         self,
         model: Model,
-        word: str | None,
-        portfolio: Portfolio,
-        told: Callable[[int, int], None] | None = None,
+        token: str | None,
+        cache: ImageCache,
+        progress: Callable[[int, int], None] | None = None,
     ) -> "tuple[Image, ...]":
-        """All of them, with the word, or without one in the base's own words."""
+        """The images of all prompts, with a placeholder token or, if None, without one."""
         images: list[Image] = []
         for done, prompt in enumerate(self.prompts, 1):
-            said = prompt.plain if word is None else prompt.saying(word)
-            images += portfolio.pictures(model, self._request(model, said, prompt.seed))
-            if told:
-                told(done, len(self.prompts))
+            text = prompt.plain if token is None else prompt.with_token(token)
+            images += cache.images(model, self._request(model, text, prompt.seed))
+            if progress:
+                progress(done, len(self.prompts))
         return tuple(images)
 
-    def _request(self, model: Model, said: str, seed: int) -> Request:
-        return Request(
-            prompt=said,
-            seed=seed * self.count,
-            count=self.count,
+    def _request(self, model: Model, text: str, seed: int) -> GenerationRequest:
+        return GenerationRequest(
+            prompt=text,
+            seed=seed * self.images_per_prompt,
+            num_images=self.images_per_prompt,
             steps=self.steps,
             base=model.name,
             clip_skip=self.recipe.clip_skip,
-            width=self.recipe.size,
+            width=self.recipe.resolution,
         )
 
 
 @dataclass(frozen=True)
 class Judge:
-    """Scores pictures of one word: its scale of likeness, and what prompts reach.
+    """Scores images of one concept.
 
-    `met` is what prompts that have nothing to do with a picture reach, and what the base reaches
-    with its own words; `plain` are the base's pictures without the word, `pictures` those that
-    were learned from, as a whole, and `grounds` what is around the subject in them, if all have
-    masks.
+    `prompt_anchors` are the prompt-following scores of the base model's images under other
+    prompts (0 on the scale) and under their own (1). `base_images` are generated without the
+    token. `backgrounds` are the training images without their subjects, if all have masks.
     """
 
-    sight: Sight
-    sitting: Sitting
-    likeness: Scale
-    met: tuple[float, float]
-    plain: tuple["Image", ...] = field(repr=False)
-    pictures: tuple["Image", ...] = field(repr=False)
-    grounds: tuple["Image", ...] = field(default=(), repr=False)
+    metrics: MetricSet
+    prompt_run: PromptRun
+    fidelity_scale: Scale
+    prompt_anchors: tuple[float, float]
+    base_images: tuple["Image", ...] = field(repr=False)
+    training_images: tuple["Image", ...] = field(repr=False)
+    backgrounds: tuple["Image", ...] = field(default=(), repr=False)
 
     @classmethod
-    def of(
+    def for_recipe(
         cls,
         model: Model,
         recipe: Recipe,
-        pictures: Sequence[Picture],
+        images: Sequence[TrainingImage],
         *,
         folder: Path | None = None,
-        sight: Sight | None = None,
-        sitting: Sitting | None = None,
-        known: Known = NOTHING,
+        metrics: MetricSet | None = None,
+        prompt_run: PromptRun | None = None,
+        anchors: Anchors = NO_ANCHORS,
     ) -> "Judge":
-        """The judge of a recipe's word; nothing that is learned may be in the model yet.
+        """The judge for a recipe; the model must have no concept applied yet.
 
-        The floor is what the base paints of the prompts without the word, kept in the folder if
-        there is one; the ceiling, the pictures against each other; unless pictures of look-alikes
-        and more real ones are known.
+        Without anchors, the floor is the score of the base model's images of the prompts, which
+        are cached in `folder`, and the ceiling is that of the training images among themselves.
         """
-        sight = sight or Sight.of(model, recipe.kind)
-        sitting = sitting or Sitting(recipe, brief(suited_set(model, recipe), _PROMPTS))
-        plain = sitting.pictures(model, None, Portfolio(folder))
-        shown = references(pictures, masked=recipe.kind == "object" and not sight.eyes)
-        scale = Scale.of(sight.likeness, shown, known.lookalikes or plain, known.others)
-        whole = tuple(references(pictures, masked=False))
-        masked = all(picture.mask for picture in pictures)
-        around = tuple(off_mask(*picture.opened()) for picture in pictures) if masked else ()
-        return cls(sight, sitting, scale, anchors(sight, plain, sitting), plain, whole, around)
+        metrics = metrics or MetricSet.for_base(model, recipe.kind)
+        if prompt_run is None:
+            prompts = evenly_spaced(suitable_prompts(model, recipe), _NUM_PROMPTS)
+            prompt_run = PromptRun(recipe, prompts)
+        base_images = prompt_run.generate(model, None, ImageCache(folder))
+        masked = recipe.kind == "object" and not metrics.eyes
+        scale = Scale.of(
+            metrics.fidelity,
+            reference_images(images, masked=masked),
+            anchors.lookalikes or base_images,
+            anchors.held_out_images,
+        )
+        backgrounds: tuple[Image, ...] = ()
+        if all(image.mask for image in images):
+            backgrounds = tuple(grey_out_subject(*image.open_with_mask()) for image in images)
+        return cls(
+            metrics,
+            prompt_run,
+            scale,
+            prompt_anchors(metrics, base_images, prompt_run),
+            base_images,
+            tuple(reference_images(images, masked=False)),
+            backgrounds,
+        )
 
     @property
     def prompts(self) -> tuple[Prompt, ...]:
-        """A short fixed set, each with its seed, to score a run by as it goes."""
-        return self.sitting.each
+        """The prompt of each image that `evaluate` generates."""
+        return self.prompt_run.prompt_of_each_image
 
     @cached_property
     def base_prompt(self) -> float:
-        """How well the base's pictures without the word meet the prompts."""
-        return self._prompts_met(self.plain, self.prompts)
+        """The prompt-following score of the base model without the token."""
+        return self._prompt_score(self.base_images, self.prompts)
 
-    def verdict(self, images: Sequence["Image"], prompts: Sequence[Prompt]) -> Verdict:
-        """What these pictures are worth, each painted of one of the prompts with the word."""
-        return Verdict(self.likeness.score(images).share, self._prompts_met(images, prompts))
+    def score(self, images: Sequence["Image"], prompts: Sequence[Prompt]) -> JudgeScore:
+        """The scores of images that were generated with the token, one prompt for each."""
+        likeness = self.fidelity_scale.score(images).relative
+        return JudgeScore(likeness, self._prompt_score(images, prompts))
 
-    def look(self, model: Model, concepts: Sequence[Concept] = ()) -> Verdict:
-        """Paint the prompts with the word, which is in the model already or given, and judge."""
-        token = self.sitting.recipe.token
-        images = self.sitting.pictures(model, token, Portfolio(concepts=concepts))
-        return self.verdict(images, self.prompts)
+    def evaluate(self, model: Model, concepts: Sequence[Concept] = ()) -> JudgeScore:
+        """Generate the prompts and score them, with concepts given or applied to the model."""
+        token = self.prompt_run.recipe.token
+        images = self.prompt_run.generate(model, token, ImageCache(concepts=concepts))
+        return self.score(images, self.prompts)
 
-    def _prompts_met(self, images: Sequence["Image"], prompts: Sequence[Prompt]) -> float:
-        marks = self.sight.asked.score(images, (), [prompt.meant for prompt in prompts])
-        return share(fmean(marks), *self.met)
+    def _prompt_score(self, images: Sequence["Image"], prompts: Sequence[Prompt]) -> float:
+        texts = [prompt.target_text for prompt in prompts]
+        scores = self.metrics.prompt_following.score(images, (), texts)
+        return relative_position(fmean(scores), *self.prompt_anchors)
 
 
-def anchors(sight: Sight, plain: Sequence["Image"], sitting: Sitting) -> tuple[float, float]:
-    """What the base's pictures reach under one another's prompts, and under their own."""
-    if sight.eyes:
+def prompt_anchors(
+    metrics: MetricSet, base_images: Sequence["Image"], prompt_run: PromptRun
+) -> tuple[float, float]:
+    """Prompt-following scores of the base model's images under other prompts and under their own.
+
+    0 and 1 in pocket's world.
+    """
+    if metrics.eyes:
         return 0.0, 1.0
-    meant = [prompt.meant for prompt in sitting.each]
-    turned = [*meant[sitting.count :], *meant[: sitting.count]]
-    wrong, own = (fmean(sight.asked.score(plain, (), asked)) for asked in (turned, meant))
-    return wrong, own
+    texts = [prompt.target_text for prompt in prompt_run.prompt_of_each_image]
+    shift = prompt_run.images_per_prompt
+    other_texts = [*texts[shift:], *texts[:shift]]
+    metric = metrics.prompt_following
+    return (
+        fmean(metric.score(base_images, (), other_texts)),
+        fmean(metric.score(base_images, (), texts)),
+    )
 
 
-def suited_set(model: Model, recipe: Recipe) -> tuple[Prompt, ...]:
-    """The whole set of prompts that suits a recipe's word on this base."""
+def suitable_prompts(model: Model, recipe: Recipe) -> tuple[Prompt, ...]:
+    """All prompts of the set that suits a recipe and a base model."""
     noun, style = recipe.class_noun, recipe.kind == "style"
-    return prompt_set(suited(noun, style=style, pocket=speaks_pocket(model)), noun)
+    return prompt_set(suitable_set(noun, style=style, pocket=uses_pocket_vocabulary(model)), noun)
 
 
-def references(pictures: Sequence[Picture], *, masked: bool) -> "list[Image]":
-    """Pictures to compare with; if wanted, of those that have a mask only the subject, on grey."""
-    return [on_mask(*picture.opened()) if masked else picture.open() for picture in pictures]
+def reference_images(images: Sequence[TrainingImage], *, masked: bool) -> "list[Image]":
+    """Decoded training images; with `masked`, only the subjects of those that have a mask."""
+    if masked:
+        return [crop_to_subject(*image.open_with_mask()) for image in images]
+    return [image.open() for image in images]
 
 
-def on_mask(image: "Image", mask: "Image | None") -> "Image":
-    """A picture with what is off its mask made grey, cut to the mask; itself without one."""
+def crop_to_subject(image: "Image", mask: "Image | None") -> "Image":
+    """The part of an image inside its mask, on grey; the image itself without a mask."""
     from PIL import Image
 
     if mask is None:
@@ -243,8 +271,8 @@ def on_mask(image: "Image", mask: "Image | None") -> "Image":
     return Image.composite(image, Image.new("RGB", image.size, _GREY), mask).crop(mask.getbbox())
 
 
-def off_mask(image: "Image", mask: "Image | None") -> "Image":
-    """A picture with its subject made grey; itself without a mask."""
+def grey_out_subject(image: "Image", mask: "Image | None") -> "Image":
+    """An image with its subject replaced by grey; the image itself without a mask."""
     from PIL import Image
 
     return Image.composite(Image.new("RGB", image.size, _GREY), image, mask) if mask else image
@@ -254,6 +282,6 @@ def _metric(name: str, **settings: object) -> Metric:
     return registry.load("metrics", name)(**settings)
 
 
-def speaks_pocket(model: Model) -> bool:
-    """Whether a base's words are those of pocket's world: it knows a name that nobody else does."""
-    return all(len(tower.ids(NAMES[0])) == 1 for tower in model.towers.values())
+def uses_pocket_vocabulary(model: Model) -> bool:
+    """Whether a name that exists only in pocket's world is one token of the model."""
+    return all(len(encoder.ids(NAMES[0])) == 1 for encoder in model.text_encoders.values())

@@ -1,4 +1,4 @@
-"""What a metric is: pictures, references and prompts to a number per picture."""
+"""What a metric is: a score for each image, from reference images or prompts."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
@@ -15,13 +15,13 @@ from pinxit.images.tensors import to_pixels
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-_SIDE = 64  # what pocket's eyes take
+_SIDE = 64  # the image size of pocket's classifier
 
 
 class Metric(ABC):
-    """A way to judge pictures, whatever painted them; its fields are its settings.
+    """A score of images; the fields of a subclass are its settings.
 
-    A picture's number depends on that picture, the references as a set, and its own prompt.
+    The score of an image depends on that image, the set of references, and its own prompt only.
     """
 
     better: ClassVar[Literal["more", "less"]]
@@ -30,26 +30,26 @@ class Metric(ABC):
     def score(
         self, images: Sequence["Image"], references: Sequence["Image"], prompts: Sequence[str]
     ) -> list[float]:
-        """A number for each picture; `prompts` has one for each, or none where none is needed."""
+        """A score for each image; `prompts` has one for each, or is empty if not needed."""
 
 
 @dataclass(frozen=True)
 class Score:
-    """A mean of a metric, between what look-alikes (floor) and real pictures (ceiling) reach."""
+    """The mean of a metric, with the means of look-alikes (floor) and real images (ceiling)."""
 
     value: float
     floor: float
     ceiling: float
 
     @property
-    def share(self) -> float:
-        """The share of the way from floor to ceiling."""
-        return share(self.value, self.floor, self.ceiling)
+    def relative(self) -> float:
+        """The position between floor (0) and ceiling (1)."""
+        return relative_position(self.value, self.floor, self.ceiling)
 
 
 @dataclass(frozen=True)
 class Scale:
-    """A metric with its references, and what it says of look-alikes and of real pictures."""
+    """A metric with references, and its means for look-alikes (floor) and real images (ceiling)."""
 
     metric: Metric
     references: tuple["Image", ...] = field(repr=False)
@@ -62,42 +62,48 @@ class Scale:
         metric: Metric,
         references: Sequence["Image"],
         lookalikes: Sequence["Image"],
-        others: Sequence["Image"] = (),
+        held_out_images: Sequence["Image"] = (),
     ) -> "Scale":
-        """The scale that these pictures make; without others, references are each other's."""
-        low = fmean(metric.score(lookalikes, references, ()))
-        high = fmean(metric.score(others, references, ()) if others else apart(metric, references))
-        return cls(metric, tuple(references), low, high)
+        """The scale of these images; without held-out ones, the ceiling is among references."""
+        floor = fmean(metric.score(lookalikes, references, ()))
+        if held_out_images:
+            ceiling = fmean(metric.score(held_out_images, references, ()))
+        else:
+            ceiling = fmean(leave_one_out_scores(metric, references))
+        return cls(metric, tuple(references), floor, ceiling)
 
     def score(self, images: Sequence["Image"]) -> Score:
-        """The mean over some pictures, on this scale."""
+        """The mean score of images, with this scale's floor and ceiling."""
         return Score(
             fmean(self.metric.score(images, self.references, ())), self.floor, self.ceiling
         )
 
 
-def apart(metric: Metric, images: Sequence["Image"]) -> list[float]:
-    """Each picture's number among the others; of one alone, that of its mirror image."""
+def leave_one_out_scores(metric: Metric, images: Sequence["Image"]) -> list[float]:
+    """The score of each image with the others as references; of a single one, of its mirror."""
     if len(images) == 1:
         from PIL import ImageOps
 
         return metric.score([ImageOps.mirror(images[0])], images, ())
-    others = ([*images[:at], *images[at + 1 :]] for at in range(len(images)))
-    return [metric.score([image], rest, ())[0] for image, rest in zip(images, others, strict=True)]
+    scores: list[float] = []
+    for i, image in enumerate(images):
+        others = [*images[:i], *images[i + 1 :]]
+        scores += metric.score([image], others, ())
+    return scores
 
 
-def share(value: float, floor: float, ceiling: float) -> float:
-    """How far `value` is on the way from floor (0) to ceiling (1), whichever of them is larger."""
+def relative_position(value: float, floor: float, ceiling: float) -> float:
+    """The position of a value between floor (0) and ceiling (1); the floor may be the larger."""
     if floor == ceiling:
         raise RequestError(
-            f"floor and ceiling are both {floor:g}: there is no way between them",
-            "take another distractor, or more real pictures",
+            f"floor and ceiling are both {floor:g}, so nothing can be placed between them",
+            "use other look-alikes, or more real images",
         )
     return (value - floor) / (ceiling - floor)
 
 
-def stacked(images: Sequence["Image"], side: int = _SIDE) -> Tensor:
-    """Pictures of any sizes as one tensor (N, 3, side, side) in [-1, 1]."""
+def stack_images(images: Sequence["Image"], side: int = _SIDE) -> Tensor:
+    """Images of any sizes as one tensor (N, 3, side, side) in [-1, 1]."""
     if not images:
-        raise RequestError("there is no picture to look at", "give at least one")
+        raise RequestError("there are no images to score", "give at least one")
     return torch.cat([to_pixels(image, side, side) for image in images])

@@ -1,4 +1,4 @@
-"""Sets of prompts that learned words are judged by, each in a file of its own."""
+"""Prompt sets for evaluation, one TOML file each."""
 
 import tomllib
 from collections.abc import Sequence
@@ -14,59 +14,62 @@ _LIVING = "living"
 
 @dataclass(frozen=True)
 class Prompt:
-    """Something to paint: `template` has `{}` for the word, `plain` does without the word.
+    """A prompt: `template` has `{}` for the placeholder token, `plain` has none.
 
-    `meant` is what the picture should show, in words that those who judge it know.
+    `target_text` describes the image in words that the metrics know.
     """
 
     template: str
     plain: str
-    meant: str
+    target_text: str
     seed: int = 0
 
-    def saying(self, word: str) -> str:
-        """What the model is told, with the word."""
-        return self.template.format(word)
+    def with_token(self, token: str) -> str:
+        """The prompt with a placeholder token."""
+        return self.template.format(token)
 
 
-def set_names() -> list[str]:
-    """The names of all sets."""
+def prompt_set_names() -> list[str]:
+    """The names of all prompt sets."""
     return sorted(path.stem for path in _FOLDER.glob("*.toml"))
 
 
-def suited(noun: str, *, style: bool, pocket: bool) -> str:
-    """The set for a style, or for a thing of that class noun; pocket's world has its own."""
+def suitable_set(noun: str, *, style: bool, pocket: bool) -> str:
+    """The name of the set for a style or a class noun; pocket's world has its own sets."""
     if pocket:
         return "pocket-styles" if style else "pocket-objects"
     if style:
         return "styles"
     return (
-        _LIVING if noun.split()[-1:] and noun.split()[-1] in _read(_LIVING)["nouns"] else "objects"
+        _LIVING
+        if noun.split()[-1:] and noun.split()[-1] in _read_set(_LIVING)["nouns"]
+        else "objects"
     )
 
 
 def prompt_set(name: str, noun: str) -> tuple[Prompt, ...]:
-    """The prompts of a set, for a word of that class noun; seeds are their numbers.
+    """The prompts of a set for a class noun; their seeds are 0, 1, 2 and so on.
 
-    A set of things to be painted in a style says how the style is named, and its plain prompts
-    name none. RequestError if there is no such set.
+    A set for styles has a template for naming a style, and its plain prompts name none. Raises
+    RequestError if there is no such set.
     """
-    if name not in set_names():
-        raise RequestError(f"there is no set of prompts `{name}`", did_you_mean(name, set_names()))
-    held = _read(name)
-    manner: str | None = held.get("manner")
+    if name not in prompt_set_names():
+        raise RequestError(f"unknown prompt set `{name}`", did_you_mean(name, prompt_set_names()))
+    table = _read_set(name)
+    style_template: str | None = table.get("manner")
     prompts: list[Prompt] = []
-    for seed, text in enumerate(held["prompts"]):
-        plain = text if manner else text.format(noun)
-        prompts.append(Prompt(manner.format(text, "{}") if manner else text, plain, plain, seed))
+    for seed, text in enumerate(table["prompts"]):
+        plain = text if style_template else text.format(noun)
+        template = style_template.format(text, "{}") if style_template else text
+        prompts.append(Prompt(template, plain, plain, seed))
     return tuple(prompts)
 
 
-def brief(prompts: Sequence[Prompt], count: int) -> tuple[Prompt, ...]:
-    """So many of a set, evenly taken, with seeds of their own."""
-    chosen = [prompts[at * len(prompts) // count] for at in range(min(count, len(prompts)))]
+def evenly_spaced(prompts: Sequence[Prompt], count: int) -> tuple[Prompt, ...]:
+    """A number of prompts at even distances in a set, with new seeds from 0."""
+    chosen = [prompts[i * len(prompts) // count] for i in range(min(count, len(prompts)))]
     return tuple(replace(prompt, seed=seed) for seed, prompt in enumerate(chosen))
 
 
-def _read(name: str) -> dict[str, Any]:
+def _read_set(name: str) -> dict[str, Any]:
     return tomllib.loads((_FOLDER / f"{name}.toml").read_text(encoding="utf-8"))

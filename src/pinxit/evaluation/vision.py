@@ -1,5 +1,5 @@
 # pyright: standard, reportPrivateImportUsage=false
-"""Networks that look at photographs, by hub id or from a folder, and what they are shown."""
+"""Vision encoders (DINO, DINOv2, CLIP) from a folder or the hub, and their preprocessing."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -27,8 +27,8 @@ transformers.utils.logging.disable_progress_bar()
 
 _VOCABULARY = Path(__file__).parents[1] / "models" / "layouts" / "clip"
 _BATCH = 32
-# The only classes that a folder's settings can choose, and what each makes no use of.
-_KINDS: dict[str, tuple[type, dict[str, bool]]] = {
+# By `model_type` of a config: the class, and parts of it that are not needed.
+_NETWORKS: dict[str, tuple[type, dict[str, bool]]] = {
     "vit": (transformers.ViTModel, {"add_pooling_layer": False}),
     "dinov2": (transformers.Dinov2Model, {}),
     "clip": (transformers.CLIPModel, {}),
@@ -36,90 +36,92 @@ _KINDS: dict[str, tuple[type, dict[str, bool]]] = {
 
 
 @dataclass(frozen=True)
-class Preparation:
-    """How a network wants its pictures: the short side scaled, the middle cut out, normalised."""
+class Preprocessing:
+    """Preprocessing of images: short side resized to `short`, centre crop, normalization."""
 
     short: int
     side: int
     mean: tuple[float, float, float]
-    spread: tuple[float, float, float]
+    std: tuple[float, float, float]
 
     def __call__(self, images: Sequence["Image"]) -> Tensor:
-        """Pictures of any sizes as one tensor (N, 3, side, side)."""
+        """Images of any sizes as one tensor (N, 3, side, side)."""
         if not images:
-            raise RequestError("there is no picture to look at", "give at least one")
-        return torch.stack([self._one(image.convert("RGB")) for image in images])
+            raise RequestError("there are no images to score", "give at least one")
+        return torch.stack([self._tensor(image.convert("RGB")) for image in images])
 
-    def _one(self, image: "Image") -> Tensor:
+    def _tensor(self, image: "Image") -> Tensor:
         from PIL import Image
 
         width, height = (int(self.short * side / min(image.size)) for side in image.size)
         image = image.resize((width, height), Image.Resampling.BICUBIC)
         left, top = (width - self.side) // 2, (height - self.side) // 2
-        cut = image.crop((left, top, left + self.side, top + self.side))
-        pixels = torch.from_numpy(np.array(cut, dtype=np.float32)) / 255
-        pixels = (pixels - torch.tensor(self.mean)) / torch.tensor(self.spread)
+        square = image.crop((left, top, left + self.side, top + self.side))
+        pixels = torch.from_numpy(np.array(square, dtype=np.float32)) / 255
+        pixels = (pixels - torch.tensor(self.mean)) / torch.tensor(self.std)
         return pixels.permute(2, 0, 1)
 
 
-# What each was trained on: ImageNet's colours, or those of CLIP's own pictures.
+# Mean and standard deviation of the training data: ImageNet, and CLIP's images.
 _IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 _CLIP = ((0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711))
 
 
-class Onlooker:
-    """A network of a known kind: pictures, and with CLIP texts, to vectors of length one."""
+class VisionEncoder:
+    """A network that encodes images, and CLIP also texts, as vectors of length 1."""
 
     def __init__(self, weights: str) -> None:
-        folder = _found(weights)
+        folder = _find_folder(weights)
         config: dict[str, Any] = cast("dict[str, Any]", read_json(folder / "config.json"))
-        kind, left_out = _KINDS.get(str(config.get("model_type")), (None, {}))
-        if kind is None:
+        network_class, options = _NETWORKS.get(str(config.get("model_type")), (None, {}))
+        if network_class is None:
             raise RequestError(
-                f"{weights} is a network of the kind {config.get('model_type')}",
-                f"pictures are judged by one of: {', '.join(_KINDS)}",
+                f"{weights} is a network of the type {config.get('model_type')}",
+                f"images are scored by one of these types: {', '.join(_NETWORKS)}",
             )
-        self.network: Any = _opened(kind, config, folder, weights, left_out)
+        self.network: Any = _load_network(network_class, config, folder, weights, options)
         self.folder = folder
-        clip = kind is transformers.CLIPModel
-        seen: dict[str, Any] = config.get("vision_config", {}) if clip else config
-        side = int(seen.get("image_size", 224))
-        # DINOv2 was trained at 518 and is asked at 224, as everybody does.
-        side = min(side, 224) if kind is transformers.Dinov2Model else side
+        clip = network_class is transformers.CLIPModel
+        vision: dict[str, Any] = config.get("vision_config", {}) if clip else config
+        side = int(vision.get("image_size", 224))
+        # DINOv2 was trained at 518 pixels, but 224 is usual for comparisons.
+        side = min(side, 224) if network_class is transformers.Dinov2Model else side
         short = side if clip else round(side * 256 / 224)
-        self.prepare = Preparation(short, side, *(_CLIP if clip else _IMAGENET))
-        self.reads = clip
+        self.preprocess = Preprocessing(short, side, *(_CLIP if clip else _IMAGENET))
+        self.has_text_encoder = clip
 
     @torch.no_grad()
-    def look(self, images: Sequence["Image"]) -> Tensor:
-        """A vector (N, width) of length one for each picture."""
-        pixels = self.prepare(images)
-        return F.normalize(torch.cat([self._seen(part) for part in pixels.split(_BATCH)]), dim=1)
+    def encode_images(self, images: Sequence["Image"]) -> Tensor:
+        """A vector of length 1 for each image, (N, width)."""
+        batches = self.preprocess(images).split(_BATCH)
+        return F.normalize(torch.cat([self._embed(pixels) for pixels in batches]), dim=1)
 
     @torch.no_grad()
-    def read(self, prompts: Sequence[str]) -> Tensor:
-        """A vector (N, width) of length one for each text; what is too long is cut."""
-        longest = self.network.config.text_config.max_position_embeddings
-        told = self._tokenizer(
-            list(prompts), padding=True, truncation=True, max_length=longest, return_tensors="pt"
+    def encode_texts(self, prompts: Sequence[str]) -> Tensor:
+        """A vector of length 1 for each text, (N, width); long texts are truncated."""
+        max_length = self.network.config.text_config.max_position_embeddings
+        tokens = self._tokenizer(
+            list(prompts), padding=True, truncation=True, max_length=max_length, return_tensors="pt"
         )
-        found = self.network.text_model(told["input_ids"], attention_mask=told["attention_mask"])
-        return F.normalize(self.network.text_projection(found.pooler_output), dim=1)
+        output = self.network.text_model(
+            tokens["input_ids"], attention_mask=tokens["attention_mask"]
+        )
+        return F.normalize(self.network.text_projection(output.pooler_output), dim=1)
 
     @cached_property
     def _tokenizer(self) -> Any:
         return _tokenizer(self.folder)
 
-    def _seen(self, pixels: Tensor) -> Tensor:
-        if self.reads:
-            seen = self.network.vision_model(pixel_values=pixels).pooler_output
-            return self.network.visual_projection(seen)
+    def _embed(self, pixels: Tensor) -> Tensor:
+        if self.has_text_encoder:
+            pooled = self.network.vision_model(pixel_values=pixels).pooler_output
+            return self.network.visual_projection(pooled)
         return self.network(pixels).last_hidden_state[:, 0]
 
 
 @dataclass(frozen=True)
-class Alike(Metric):
-    """Mean cosine to the references (arXiv:2208.12242) by the network of a hub id or folder."""
+class ReferenceSimilarity(Metric):
+    """Mean cosine to the references (arXiv:2208.12242); `weights` is a hub id or a folder."""
 
     better = "more"
     weights: str
@@ -130,54 +132,62 @@ class Alike(Metric):
         references: Sequence["Image"],
         prompts: Sequence[str] = (),  # noqa: ARG002
     ) -> list[float]:
-        """A mean cosine for each picture, 1 at best."""
-        eyes = onlooker(self.weights)
-        return (eyes.look(images) @ eyes.look(references).T).mean(1).tolist()
+        """A mean cosine for each image, at most 1."""
+        encoder = vision_encoder(self.weights)
+        return (
+            (encoder.encode_images(images) @ encoder.encode_images(references).T).mean(1).tolist()
+        )
 
 
 @cache
-def onlooker(weights: str) -> Onlooker:
-    """The network of a hub id or folder, opened once."""
-    return Onlooker(weights)
+def vision_encoder(weights: str) -> VisionEncoder:
+    """The network of a hub id or folder, loaded once."""
+    return VisionEncoder(weights)
 
 
-def _found(weights: str) -> Path:
+def _find_folder(weights: str) -> Path:
     folder = Path(weights).expanduser()
     if not folder.is_dir():
         try:
             folder = hub.fetch(weights)
-        except ModelError as trouble:
+        except ModelError as error:
             raise RequestError(
-                f"pictures cannot be judged by {weights}: {trouble.message}",
-                "download it once where there is a network, and give its folder",
-            ) from trouble
+                f"{weights} cannot be loaded to score images: {error.message}",
+                "download it on a machine that is online, and give its folder",
+            ) from error
     return folder
 
 
-def _opened(
-    kind: Any, config: dict[str, Any], folder: Path, name: str, left_out: dict[str, bool]
+def _load_network(
+    network_class: Any,
+    config: dict[str, Any],
+    folder: Path,
+    name: str,
+    options: dict[str, bool],
 ) -> Any:
-    """The network with its weights; the class is ours and weights are read without executing."""
+    """The network with its weights, which are read without running code from the file."""
     files = weight_files([path.name for path in folder.iterdir()])
     try:
-        stored = {
-            name: tensor
+        tensors = {
+            key: tensor
             for file in files
             if not file.endswith(".json")
-            for name, tensor in read_weights(folder / file)[0].items()
+            for key, tensor in read_weights(folder / file)[0].items()
         }
-        settings = kind.config_class.from_dict(config)
-        network = kind.from_pretrained(None, config=settings, state_dict=stored, **left_out)
-    except (PinxitError, ValueError, RuntimeError, TypeError, KeyError) as trouble:
+        settings = network_class.config_class.from_dict(config)
+        network = network_class.from_pretrained(
+            None, config=settings, state_dict=tensors, **options
+        )
+    except (PinxitError, ValueError, RuntimeError, TypeError, KeyError) as error:
         raise RequestError(
-            f"{name} cannot be opened: {str(trouble).splitlines()[0]}", "download it again"
-        ) from trouble
+            f"{name} cannot be loaded: {str(error).splitlines()[0]}", "download it again"
+        ) from error
     return network.float().eval().requires_grad_(False)
 
 
 def _tokenizer(folder: Path) -> Any:
-    """The folder's own vocabulary if it has one, or CLIP's."""
-    where = folder if (folder / "merges.txt").is_file() else _VOCABULARY
-    lines = (where / "merges.txt").read_text(encoding="utf-8").splitlines()
+    """A tokenizer with the folder's vocabulary, or CLIP's if it has none."""
+    source = folder if (folder / "merges.txt").is_file() else _VOCABULARY
+    lines = (source / "merges.txt").read_text(encoding="utf-8").splitlines()
     merges = [(a, b) for a, b in (line.split(" ") for line in lines[1:] if line)]
     return transformers.CLIPTokenizer(vocab=vocabulary(merges), merges=cast("Any", merges))

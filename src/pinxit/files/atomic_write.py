@@ -1,6 +1,6 @@
-"""Files that are whole or not there, and steps that an interrupt does not tear.
+"""Write files atomically, lock folders, and delay signals during a step that must be complete.
 
-All that changes the disk goes through `os` here, so that tests can let any call of it fail.
+Everything that changes the disk calls `os` here, so that tests can make each call fail.
 """
 
 import errno
@@ -16,68 +16,74 @@ from pathlib import Path
 from torch import Tensor
 
 from pinxit.errors import DiskError, RunError
-from pinxit.files.safetensors_file import in_pieces, sealed
+from pinxit.files.safetensors_file import checksum_matches, file_chunks
 
-# Windows would change line ends, and cannot open folders.
 _NO_LINK = getattr(os, "O_NOFOLLOW", 0)
+# O_BINARY: otherwise Windows changes line ends.
 _WRITE = os.O_WRONLY | os.O_CREAT | getattr(os, "O_BINARY", 0) | _NO_LINK
 _WINDOWS = os.name == "nt"
-_PIECE = 2**24
+_WRITE_BYTES = 2**24
 
-_FULL = (errno.ENOSPC, errno.EDQUOT)
-_FORBIDDEN = (errno.EACCES, errno.EPERM, errno.EROFS)
+_DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
+_NO_PERMISSION = (errno.EACCES, errno.EPERM, errno.EROFS)
+_NOT_A_FOLDER = (errno.ENOTDIR, errno.EEXIST)
 _NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
-_LOCK = ".lock"
-_MARK = ".pinxit"  # a file that says what made a folder
+_LOCK_FILE = ".lock"
+_MARKER = ".pinxit"  # a file with the name of the command that made the folder
 _DRAFT = re.compile(r"\.(.+)\.\d+\.tmp")
-_STOPS = [signal.SIGINT, signal.SIGTERM, *([] if _WINDOWS else [signal.SIGHUP])]
+_STOP_SIGNALS = [signal.SIGINT, signal.SIGTERM, *([] if _WINDOWS else [signal.SIGHUP])]
 
 
-def replace(path: Path, write: Callable[[Path], None]) -> None:
-    """Let `write` fill a file beside `path`, flush it to the disk, and put it in its place."""
-    with _beside(path) as beside:
-        write(beside)
-        flush(beside)
+def atomic_write(path: Path, write: Callable[[Path], None]) -> None:
+    """Write a file atomically: `write` fills a draft, which replaces `path` once it is on disk."""
+    with _draft(path) as draft:
+        write(draft)
+        flush(draft)
 
 
-def replace_bytes(path: Path, pieces: Iterable[bytes | memoryview]) -> None:
-    """A file of these pieces, whole or not at all."""
-    with _beside(path) as beside:
-        _fill(beside, pieces, os.O_TRUNC, last=True)
+def write_bytes(path: Path, chunks: Iterable[bytes | memoryview]) -> None:
+    """Write a file atomically from chunks of bytes."""
+    with _draft(path) as draft:
+        _write(draft, chunks, os.O_TRUNC, sync=True)
 
 
-def replace_text(path: Path, text: str) -> None:
-    """A text file, whole or not at all."""
-    replace_bytes(path, [text.encode()])
+def write_text(path: Path, text: str) -> None:
+    """Write a text file atomically, as UTF-8."""
+    write_bytes(path, [text.encode()])
 
 
-def replace_tensors(
-    path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str], *, seal: bool = False
+def write_tensors(
+    path: Path,
+    tensors: Mapping[str, Tensor],
+    metadata: Mapping[str, str],
+    *,
+    checksum: bool = False,
 ) -> None:
-    """A safetensors file, whole or not at all.
+    """Write a safetensors file atomically.
 
-    With a seal it is proven before it takes its place, by reading it back from the disk.
+    With `checksum`, the file is read back from the disk and verified before it replaces `path`;
+    DiskError if it differs.
     """
-    with _beside(path) as beside:
-        _fill(beside, in_pieces(tensors, metadata, seal=seal), os.O_TRUNC, last=True)
-        if seal and not sealed(beside):
+    with _draft(path) as draft:
+        _write(draft, file_chunks(tensors, metadata, checksum=checksum), os.O_TRUNC, sync=True)
+        if checksum and not checksum_matches(draft):
             raise DiskError(
-                f"{path} reads back otherwise than it was written",
-                "the disk is not to be trusted; what was there before was kept",
+                f"{path}: the disk returns other data than was written",
+                "check the disk; the previous version of the file was not replaced",
             )
 
 
 def append(path: Path, text: str) -> None:
-    """Add to a file; it is on the disk once `flush` is called."""
-    with _in_words(path):
-        _fill(path, [text.encode()], os.O_APPEND, last=False)
+    """Append to a text file; call `flush` to make sure that it is on the disk."""
+    with _as_disk_error(path):
+        _write(path, [text.encode()], os.O_APPEND, sync=False)
 
 
 def flush(path: Path) -> None:
-    """Make the disk have what was written to a file, or the names in a folder."""
-    if _WINDOWS and path.is_dir():
+    """Write a file's data, or the names in a folder, from the system's cache to the disk."""
+    if _WINDOWS and path.is_dir():  # which Windows cannot open
         return
-    with _in_words(path):
+    with _as_disk_error(path):
         handle = os.open(path, os.O_RDWR if _WINDOWS else os.O_RDONLY)
         try:
             os.fsync(handle)
@@ -85,145 +91,149 @@ def flush(path: Path) -> None:
             os.close(handle)
 
 
-def must_be_ours(folder: Path, kind: str, *parts: str) -> None:
-    """RunError unless a folder is new, empty or marked by `mark_ours`; nothing is written.
+def check_claim(folder: Path, kind: str, *parts: str) -> None:
+    """Raise RunError unless `claim_folder` may claim a folder; writes nothing.
 
-    `kind` is what makes the folder, such as "demo"; `parts` are the names it writes there, none of
-    which may be a link.
+    It may if the folder is missing, empty or already claimed by the same kind of command, such as
+    "demo". `parts` are the names that the command writes there; none of them may be a link.
     """
-    mark = folder / _MARK
-    must_be_regular(mark, *(folder / part for part in parts))
-    if not folder.exists() or (mark.is_file() and mark.read_bytes() == kind.encode()):
+    marker = folder / _MARKER
+    check_regular(marker, *(folder / part for part in parts))
+    if not folder.exists() or (marker.is_file() and marker.read_bytes() == kind.encode()):
         return
     if not folder.is_dir() or any(folder.iterdir()):
         raise RunError(
-            f"{folder} exists already and is no {kind}'s folder", "give another one with --out"
+            f"{folder} already exists and was not made by pinxit {kind}",
+            "choose another folder with --out",
         )
 
 
-def mark_ours(folder: Path, kind: str) -> None:
-    """Make a folder that `must_be_ours` recognizes as one of this kind."""
+def claim_folder(folder: Path, kind: str) -> None:
+    """Make a folder if it is missing, and mark it as made by this kind of command."""
     make_folder(folder)
-    replace_text(folder / _MARK, kind)
+    write_text(folder / _MARKER, kind)
 
 
-def must_be_regular(*paths: Path) -> None:
-    """RunError if a path is a link, a pipe or a device; it may be a file, a folder or missing.
+def check_regular(*paths: Path) -> None:
+    """Raise RunError if a path is a link, a pipe or a device; it may be a file, folder or missing.
 
-    A folder that somebody else made could otherwise lead writes and deletes out of itself.
+    Otherwise a folder made by somebody else could redirect writes and deletions to other places.
     """
     for path in paths:
         if path.is_symlink():
             raise RunError(
-                f"{path} is a link", "replace it by the file or folder itself: links are refused"
+                f"{path} is a link",
+                "replace it with the file or folder itself: links are not followed",
             )
         if path.exists() and not (path.is_file() or path.is_dir()):
             raise RunError(f"{path} is neither a file nor a folder", "remove it")
 
 
 def make_folder(path: Path) -> None:
-    """A folder and those above it, whose names are on the disk."""
+    """Make a folder and its parents, and flush their names to the disk."""
     if path.is_dir():
         return
     make_folder(path.parent)
-    with _in_words(path), suppress(FileExistsError):
+    with _as_disk_error(path), suppress(FileExistsError):
         os.mkdir(path)
     flush(path.parent)
 
 
 def remove(*paths: Path) -> None:
-    """Take files away."""
+    """Delete files; missing ones are ignored."""
     for path in paths:
-        with _in_words(path), suppress(FileNotFoundError):
+        with _as_disk_error(path), suppress(FileNotFoundError):
             os.unlink(path)
 
 
-def own_files(folder: Path, names: re.Pattern[str]) -> list[Path]:
-    """The regular files of a folder with such names, in the order of their names."""
+def regular_files(folder: Path, names: re.Pattern[str]) -> list[Path]:
+    """The regular files of a folder whose names match the pattern, sorted by name."""
     if folder.is_symlink() or not folder.is_dir():
         return []
-    named = (path for path in folder.iterdir() if names.fullmatch(path.name))
-    return sorted(path for path in named if path.is_file() and not path.is_symlink())
+    matches = (path for path in folder.iterdir() if names.fullmatch(path.name))
+    return sorted(path for path in matches if path.is_file() and not path.is_symlink())
 
 
-def sweep(folder: Path, names: re.Pattern[str]) -> None:
-    """Remove the drafts of files with such names that a killed process left in a folder."""
-    for path in own_files(folder, _DRAFT):
+def remove_drafts(folder: Path, names: re.Pattern[str]) -> None:
+    """Delete the drafts that a killed process left of files whose names match the pattern."""
+    for path in regular_files(folder, _DRAFT):
         draft = _DRAFT.fullmatch(path.name)
         if draft and names.fullmatch(draft[1]):
             remove(path)
 
 
 def sha256(path: Path) -> str:
-    """The fingerprint of a file."""
+    """The SHA-256 of a file, as hexadecimal text."""
     with path.open("rb") as file:
         return file_digest(file, "sha256").hexdigest()
 
 
 @contextmanager
-def alone(folder: Path) -> Generator[None]:
-    """Keep other processes out of a folder; RunError if one is in it. Dies with the process."""
-    file = folder / _LOCK
-    must_be_regular(file)
-    with _in_words(file):
+def exclusive_lock(folder: Path) -> Generator[None]:
+    """Hold the lock of a folder, which ends with the process; RunError if another holds it."""
+    file = folder / _LOCK_FILE
+    check_regular(file)
+    with _as_disk_error(file):
         handle = os.open(file, os.O_RDWR | os.O_CREAT | _NO_LINK, 0o666)
     try:
         _lock(handle)
-    except OSError as trouble:
-        if trouble.errno not in _NO_LOCKS:  # some network drives have none
+    except OSError as error:
+        if error.errno not in _NO_LOCKS:  # some network drives do not support locks
             os.close(handle)
             raise RunError(
-                f"another process is at work in {folder}", "wait for it, or stop it first"
-            ) from trouble
+                f"another process is using {folder}", "wait until it ends, or stop it"
+            ) from error
     try:
         yield
     finally:
-        with suppress(OSError):  # nothing was written
+        with suppress(OSError):  # nothing was written to it
             os.close(handle)
 
 
 @contextmanager
-def undisturbed() -> Generator[None]:
-    """Hold Ctrl-C and the like back until the block is done, so that it is whole or not begun."""
+def defer_signals() -> Generator[None]:
+    """Delay Ctrl-C and other stop signals until the block is done."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    held: list[int] = []
-    before = [signal.signal(number, lambda got, _: held.append(got)) for number in _STOPS]
+    received: list[int] = []
+    handlers = [
+        signal.signal(number, lambda caught, _: received.append(caught)) for number in _STOP_SIGNALS
+    ]
     try:
         yield
     finally:
-        for number, handler in zip(_STOPS, before, strict=True):
+        for number, handler in zip(_STOP_SIGNALS, handlers, strict=True):
             signal.signal(number, handler)
-        if held:
-            signal.raise_signal(held[0])
+        if received:
+            signal.raise_signal(received[0])
 
 
 @contextmanager
-def _beside(path: Path) -> Generator[Path]:
-    """A file to be filled and flushed; it is put in the place of `path`, or goes again."""
-    beside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    must_be_regular(beside)
-    with _in_words(path):
+def _draft(path: Path) -> Generator[Path]:
+    """A temporary file, to be filled and flushed; it then replaces `path`, or is deleted."""
+    draft = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    check_regular(draft)
+    with _as_disk_error(path):
         try:
-            yield beside
-            os.replace(beside, path)
+            yield draft
+            os.replace(draft, path)
         except BaseException:
             with suppress(OSError):
-                os.unlink(beside)
+                os.unlink(draft)
             raise
         flush(path.parent)
 
 
-def _fill(path: Path, pieces: Iterable[bytes | memoryview], mode: int, *, last: bool) -> None:
-    """Write to a file; after the last piece the disk has it, and reading it asks the disk."""
+def _write(path: Path, chunks: Iterable[bytes | memoryview], mode: int, *, sync: bool) -> None:
+    """Write chunks to a file; with `sync` also to the disk, and later reads come from the disk."""
     handle = os.open(path, _WRITE | mode, 0o666)
     try:
-        for piece in pieces:
-            rest = memoryview(piece)
+        for chunk in chunks:
+            rest = memoryview(chunk)
             while rest:
-                rest = rest[os.write(handle, rest[:_PIECE]) :]
-        if last:
+                rest = rest[os.write(handle, rest[:_WRITE_BYTES]) :]
+        if sync:
             os.fsync(handle)
             if hasattr(os, "posix_fadvise"):
                 os.posix_fadvise(handle, 0, 0, os.POSIX_FADV_DONTNEED)
@@ -232,22 +242,23 @@ def _fill(path: Path, pieces: Iterable[bytes | memoryview], mode: int, *, last: 
 
 
 @contextmanager
-def _in_words(path: Path) -> Generator[None]:
-    """The system's complaint as a DiskError."""
+def _as_disk_error(path: Path) -> Generator[None]:
+    """Raise an OSError of the block as a DiskError."""
     try:
         yield
-    except OSError as trouble:
-        hint = "the disk may be failing: bring what is on it to safety"
-        if trouble.errno in _FULL:
+    except OSError as error:
+        hint = "check the path and the disk; if the disk is failing, copy your data to another one"
+        if error.errno in _DISK_FULL:
             hint = "free some space on that disk"
-        if trouble.errno in _FORBIDDEN:
-            hint = "make its folder one that you may write to"
-        said = trouble.strerror or str(trouble)
-        raise DiskError(f"{path} cannot be written: {said}", hint) from trouble
+        if error.errno in _NO_PERMISSION:
+            hint = "get write permission for its folder, or choose another folder"
+        if error.errno in _NOT_A_FOLDER:
+            hint = "a part of the path is a file, not a folder: choose another path"
+        raise DiskError(f"cannot write {path}: {error.strerror or error}", hint) from error
 
 
 def _lock(handle: int) -> None:
-    """Lock a file, for as long as it is open; OSError if another has done so."""
+    """Lock an open file until it is closed; OSError if another process has locked it."""
     if _WINDOWS:
         import msvcrt
 

@@ -1,31 +1,31 @@
-"""Files as memory: it fills when they are used, and is given back when they have been read."""
+"""Memory-mapped files: memory fills when they are used, and can be freed after they were read."""
 
 import mmap
 from io import BufferedReader
 from weakref import WeakSet
 
-# Files that tensors are views of, and how much of them may stay in memory once it is read.
+# Files that tensors are views of, and how many bytes of them may stay in memory after reading.
 _MAPPED: WeakSet[mmap.mmap] = WeakSet()
-_READ_AHEAD = 2**28
-_read = 0
+_MAX_BYTES = 2**28
+_bytes_since_freed = 0
 
 
-def mapped(file: BufferedReader) -> mmap.mmap:
-    """A file as memory that fills when it is used, and can be forgotten."""
-    # A private copy, which nobody writes to: torch wants memory that could be written.
+def map_file(file: BufferedReader) -> mmap.mmap:
+    """Map a file into memory, which fills when it is used and can be freed by `forget_pages`."""
+    # Copy on write, though nothing is written: torch needs writable memory.
     data = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
     _MAPPED.add(data)
     return data
 
 
 def forget_pages(used: int) -> None:
-    """So many bytes of mapped files were used, and not for long: now and then they leave memory.
+    """Count bytes of mapped files as no longer needed; from time to time free their memory.
 
-    The tensors stay good: what is used again is read again.
+    Tensors stay valid: what is used again is read again.
     """
-    global _read
-    _read += used
-    if _read > _READ_AHEAD and hasattr(mmap, "MADV_DONTNEED"):
-        _read = 0
+    global _bytes_since_freed
+    _bytes_since_freed += used
+    if _bytes_since_freed > _MAX_BYTES and hasattr(mmap, "MADV_DONTNEED"):
+        _bytes_since_freed = 0
         for data in _MAPPED:
             data.madvise(mmap.MADV_DONTNEED)

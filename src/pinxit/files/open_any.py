@@ -1,4 +1,4 @@
-"""A file of unknown make, opened by what it is and not by what it is called; nothing in it runs."""
+"""Open a file of unknown format by its content, not its name, without running code in it."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -9,14 +9,14 @@ from torch import Tensor
 
 from pinxit.errors import ConceptError
 from pinxit.files.safetensors_file import read_safetensors
-from pinxit.files.torch_file import looks_pickled, read_pickled
+from pinxit.files.torch_file import is_pickle, read_torch_file
 
-Container = Literal["safetensors", "pickle", "picture", "folder"]
+Container = Literal["safetensors", "pickle", "image", "folder"]
 
-_PICTURES = (b"\x89PNG", b"RIFF", b"\xff\xd8\xff", b"\xff\x0a", b"\x00\x00\x00\x0cJXL")
-# What a folder of a run, or of what diffusers' scripts trained, keeps its result in; the best of
-# a run comes before its last.
-_RESULTS = (
+_IMAGE_HEADERS = (b"\x89PNG", b"RIFF", b"\xff\xd8\xff", b"\xff\x0a", b"\x00\x00\x00\x0cJXL")
+# Result files of run folders and of diffusers' training scripts; the best checkpoint of a run comes
+# before the last.
+_RESULT_FILES = (
     "best.safetensors",
     "concept.safetensors",
     "pytorch_lora_weights.safetensors",
@@ -27,10 +27,10 @@ _RESULTS = (
 
 
 @dataclass(frozen=True)
-class Opened:
-    """What a file or folder holds, before anyone reads a meaning into it.
+class OpenedFile:
+    """The content of a file or folder, before its format is known.
 
-    `content` is a file's outermost table; of a picture or a folder only the path is known.
+    `content` is the top-level table; for an image or a folder only the path is set.
     """
 
     path: Path
@@ -40,70 +40,71 @@ class Opened:
 
     @property
     def tensors(self) -> dict[str, Tensor]:
-        """The tensors that stand in the outermost table."""
-        return {name: held for name, held in self.content.items() if isinstance(held, Tensor)}
+        """The tensors in the top-level table."""
+        return {name: item for name, item in self.content.items() if isinstance(item, Tensor)}
 
     def table(self, name: str) -> Mapping[str, object]:
-        """A table inside the outermost one, empty if there is none of that name."""
-        held = self.content.get(name)
-        return cast("Mapping[str, object]", held) if isinstance(held, Mapping) else {}
+        """A table inside the top-level one; empty if there is none with that name."""
+        item = self.content.get(name)
+        return cast("Mapping[str, object]", item) if isinstance(item, Mapping) else {}
 
     def text(self, name: str) -> str | None:
-        """What its metadata, or a pickle's outermost table, say under a name."""
-        said = self.metadata.get(name) or self.content.get(name)
-        return said if isinstance(said, str) else None
+        """A text in the metadata or, for a pickle, in the top-level table."""
+        value = self.metadata.get(name) or self.content.get(name)
+        return value if isinstance(value, str) else None
 
 
-def opened(path: Path) -> Opened:
-    """A file or folder, opened; ConceptError if it is not there or holds nothing known."""
+def open_any(path: Path) -> OpenedFile:
+    """Open a file or folder; ConceptError if it does not exist or its content is unknown."""
     if path.is_dir():
         return _result(path)
     if not path.is_file():
         raise ConceptError(
-            f"concept {path} is not there", "give a run folder, its concept.safetensors, or a file"
+            f"concept {path} does not exist",
+            "give a run folder, its concept.safetensors, or a file",
         )
-    if _looks_safe(path):
+    if _is_safetensors(path):
         tensors, metadata = read_safetensors(path)
-        return Opened(path, "safetensors", tensors, metadata)
-    if looks_pickled(path):
-        return Opened(path, "pickle", _outermost(path))
+        return OpenedFile(path, "safetensors", tensors, metadata)
+    if is_pickle(path):
+        return OpenedFile(path, "pickle", _top_level_table(path))
     with path.open("rb") as file:
-        if file.read(12).startswith(_PICTURES):
-            return Opened(path, "picture")
+        if file.read(12).startswith(_IMAGE_HEADERS):
+            return OpenedFile(path, "image")
     raise ConceptError(
-        f"{path} is neither a safetensors file, nor a torch file, nor a picture",
-        "it is damaged, or of a kind that pinxit does not read",
+        f"{path} is not a safetensors file, a PyTorch file or an image",
+        "check that it is complete: it is damaged, or in a format that pinxit does not support",
     )
 
 
-def _result(folder: Path) -> Opened:
-    """What a folder is there for."""
-    results = [folder / name for name in _RESULTS if (folder / name).is_file()]
+def _result(folder: Path) -> OpenedFile:
+    """Open the result in a folder, or a base model in the format of diffusers."""
+    results = [folder / name for name in _RESULT_FILES if (folder / name).is_file()]
     if results:
-        return opened(results[0])
+        return open_any(results[0])
     if (folder / "model_index.json").is_file():
-        return Opened(folder, "folder")
-    begun = (folder / "recipe.toml").is_file()
-    why = "a run without a result so far" if begun else "no run, and no base or word either"
-    raise ConceptError(f"concept {folder} is {why}", "give a run folder or a concept's file")
+        return OpenedFile(folder, "folder")
+    is_run = (folder / "recipe.toml").is_file()
+    why = "is a run without a result so far" if is_run else "is not a run, model or embedding"
+    raise ConceptError(f"concept {folder} {why}", "give a run folder or the file of a concept")
 
 
-def _looks_safe(path: Path) -> bool:
-    """Whether a file begins as safetensors do: the header's length, then a JSON table."""
+def _is_safetensors(path: Path) -> bool:
+    """Whether a file begins like safetensors: 8 bytes of header length, then a JSON object."""
     with path.open("rb") as file:
         return file.read(9)[8:] == b"{"
 
 
-def _outermost(path: Path) -> Mapping[str, object]:
-    """The table a torch file holds; a lone tensor is one under the file's own name."""
-    held: Any = read_pickled(path)
-    if isinstance(held, Tensor):
-        return {path.stem: held}
-    if not isinstance(held, Mapping):
+def _top_level_table(path: Path) -> Mapping[str, object]:
+    """The top-level table of a PyTorch file; a single tensor is stored under the file's stem."""
+    content: Any = read_torch_file(path)
+    if isinstance(content, Tensor):
+        return {path.stem: content}
+    if not isinstance(content, Mapping):
         raise ConceptError(
-            f"{path} holds a {type(held).__name__} and no table of tensors",
-            "pinxit knows no format that does",
+            f"{path} contains a {type(content).__name__}, not a table of tensors",
+            "no format that pinxit supports looks like this",
         )
-    named = {str(name): value for name, value in held.items()}
-    inner = named.get("state_dict")
-    return cast("Mapping[str, object]", inner) if isinstance(inner, Mapping) else named
+    table = {str(name): value for name, value in content.items()}
+    state = table.get("state_dict")
+    return cast("Mapping[str, object]", state) if isinstance(state, Mapping) else table

@@ -1,4 +1,4 @@
-"""Safetensors files: the library's reader with a lower limit, a writer in pieces, and a seal."""
+"""Safetensors files: reading as views of the file, writing in chunks, and a checksum."""
 
 import json
 from collections.abc import Iterator, Mapping
@@ -12,16 +12,16 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from pinxit.errors import FileError
-from pinxit.files.mapped import mapped
+from pinxit.files.mapped import map_file
 
-HEADER_BYTES = 32 * 2**20
+MAX_HEADER_BYTES = 32 * 2**20
 
-# The name of the last tensor of a sealed file: the SHA-256 of every byte before it.
-SEAL = "pinxit.sha256"
-_SEAL_BYTES = 32
-_PIECE = 2**22
+# Name of the last tensor of a file with a checksum: the SHA-256 of every byte before it.
+CHECKSUM = "pinxit.sha256"
+_CHECKSUM_BYTES = 32
+_READ_BYTES = 2**22
 
-_KINDS = {
+_DTYPE_NAMES = {
     torch.complex64: "C64",
     torch.float64: "F64",
     torch.float32: "F32",
@@ -39,47 +39,49 @@ _KINDS = {
     torch.uint8: "U8",
     torch.bool: "BOOL",
 }
-_DTYPES = {name: dtype for dtype, name in _KINDS.items()}
+_DTYPES = {name: dtype for dtype, name in _DTYPE_NAMES.items()}
 
 
 def read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """The tensors of a safetensors file by name, and its metadata; FileError if it is not one.
+    """Read the tensors of a safetensors file, by name, and its metadata.
 
-    The tensors are views of the file: memory fills when they are used. A sealed file is read
-    through and held against its seal, which then stands in the metadata.
+    The tensors are views of the file: memory fills when they are used. If the file has a checksum,
+    it is verified and the metadata has the key CHECKSUM. Raises FileError.
     """
     try:
         with path.open("rb") as file:
             length = int.from_bytes(file.read(8), "little")
-            if length > HEADER_BYTES:
-                raise ValueError(f"its header says it has {length} bytes, over {HEADER_BYTES}")
-            # Bytes would be tried as other encodings too, whose modules are found by the header.
+            if length > MAX_HEADER_BYTES:
+                raise ValueError(
+                    f"its header has {length} bytes, and the limit is {MAX_HEADER_BYTES}"
+                )
+            # Decoded here: given bytes, json would try other encodings and import modules.
             entries: dict[str, Any] = json.loads(file.read(length).decode("utf-8"))
-            with safe_open(path, framework="pt") as opened:  # which checks all that it says
-                data = mapped(file)
+            with safe_open(path, framework="pt") as reader:  # checks the header
+                data = map_file(file)
                 tensors = {
                     name: _view(data, 8 + length, entries[name])
                     if entries[name]["dtype"] in _DTYPES
-                    else opened.get_tensor(name)
-                    for name in opened.keys()  # noqa: SIM118  # it is no mapping
+                    else reader.get_tensor(name)
+                    for name in reader.keys()  # noqa: SIM118  # not a mapping
                 }
-                metadata = opened.metadata() or {}
-        seal = tensors.pop(SEAL, None)
-        if seal is None:
+                metadata = reader.metadata() or {}
+        checksum = tensors.pop(CHECKSUM, None)
+        if checksum is None:
             return tensors, metadata
-        if sealed(path):
-            return tensors, {**metadata, SEAL: "intact"}
-    # The library passes on errors of torch, as for sides that multiply beyond 64 bits.
-    except (SafetensorError, OSError, ValueError, RuntimeError) as trouble:
+        if checksum_matches(path):
+            return tensors, {**metadata, CHECKSUM: "intact"}
+    # RuntimeError: from torch, for example if the product of a shape exceeds 64 bits.
+    except (SafetensorError, OSError, ValueError, RuntimeError) as error:
         raise FileError(
-            f"{path} cannot be read as safetensors: {trouble}",
-            "download it again; if that does not help, it was not written as it should be",
-        ) from trouble
-    raise damaged(path)
+            f"{path} cannot be read as safetensors: {error}",
+            "download it again; if that does not help, the program that wrote it made a mistake",
+        ) from error
+    raise damaged_error(path)
 
 
 def _view(data: mmap, begin: int, entry: dict[str, Any]) -> Tensor:
-    """One tensor of a file whose numbers begin at a byte of it."""
+    """A tensor as a view of the file; `begin` is the offset of the first tensor's data."""
     start, end = entry["data_offsets"]
     dtype, shape = _DTYPES[entry["dtype"]], entry["shape"]
     if start == end:
@@ -90,51 +92,53 @@ def _view(data: mmap, begin: int, entry: dict[str, Any]) -> Tensor:
     return raw.view(dtype).view(shape)
 
 
-def damaged(path: Path) -> FileError:
-    """The complaint about a file of ours that is not as it was written."""
+def damaged_error(path: Path) -> FileError:
+    """The error for a file whose checksum does not match."""
     return FileError(
-        f"{path} is damaged: it is not as pinxit wrote it",
-        "take it from a copy; pinxit train --resume RUN writes a run's concept anew",
+        f"{path} is damaged: its checksum does not match",
+        "restore it from a copy; pinxit train --resume RUN writes a run's concept again",
     )
 
 
-def sealed(path: Path) -> bool:
-    """Whether a file ends with the fingerprint of all that is before."""
-    fingerprint = sha256()
+def checksum_matches(path: Path) -> bool:
+    """Whether the last 32 bytes of a file are the SHA-256 of all bytes before them."""
+    digest = sha256()
     with path.open("rb") as file:
-        left = path.stat().st_size - _SEAL_BYTES
-        while left > 0 and (piece := file.read(min(left, _PIECE))):
-            fingerprint.update(piece)
-            left -= len(piece)
-        return left == 0 and file.read() == fingerprint.digest()
+        remaining = path.stat().st_size - _CHECKSUM_BYTES
+        while remaining > 0 and (chunk := file.read(min(remaining, _READ_BYTES))):
+            digest.update(chunk)
+            remaining -= len(chunk)
+        return remaining == 0 and file.read() == digest.digest()
 
 
-def in_pieces(
-    tensors: Mapping[str, Tensor], metadata: Mapping[str, str], *, seal: bool
+def file_chunks(
+    tensors: Mapping[str, Tensor], metadata: Mapping[str, str], *, checksum: bool
 ) -> Iterator[memoryview]:
-    """A safetensors file from its first byte to its last, no tensor of the CPU copied."""
+    """The bytes of a safetensors file, one chunk per tensor; CPU tensors are not copied."""
     names = sorted(tensors, key=lambda name: (-tensors[name].element_size(), name))
     header: dict[str, object] = {"__metadata__": dict(metadata)} if metadata else {}
     end = 0
     for name in names:
         begin, end = end, end + tensors[name].nbytes
-        header[name] = _entry(_KINDS[tensors[name].dtype], list(tensors[name].shape), begin, end)
-    if seal:
-        header[SEAL] = _entry("U8", [_SEAL_BYTES], end, end + _SEAL_BYTES)
+        header[name] = _entry(
+            _DTYPE_NAMES[tensors[name].dtype], list(tensors[name].shape), begin, end
+        )
+    if checksum:
+        header[CHECKSUM] = _entry("U8", [_CHECKSUM_BYTES], end, end + _CHECKSUM_BYTES)
     text = json.dumps(header, ensure_ascii=False, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
-    fingerprint = sha256()
-    for piece in (len(text).to_bytes(8, "little"), text, *names):
-        data = memoryview(_bytes(tensors[piece]) if isinstance(piece, str) else piece)
-        if seal:
-            fingerprint.update(data)
+    digest = sha256()
+    for chunk in (len(text).to_bytes(8, "little"), text, *names):
+        data = memoryview(_bytes(tensors[chunk]) if isinstance(chunk, str) else chunk)
+        if checksum:
+            digest.update(data)
         yield data
-    if seal:
-        yield memoryview(fingerprint.digest())
+    if checksum:
+        yield memoryview(digest.digest())
 
 
-def _entry(kind: str, shape: list[int], begin: int, end: int) -> dict[str, object]:
-    return {"dtype": kind, "shape": shape, "data_offsets": [begin, end]}
+def _entry(dtype: str, shape: list[int], begin: int, end: int) -> dict[str, object]:
+    return {"dtype": dtype, "shape": shape, "data_offsets": [begin, end]}
 
 
 def _bytes(tensor: Tensor) -> memoryview:

@@ -1,7 +1,7 @@
-"""Torch's `.pt`, `.ckpt` and `.bin` files of others, read without running anything in them.
+"""Read PyTorch files (`.pt`, `.ckpt`, `.bin`) of other programs without running code in them.
 
-Both layouts: the zip archive of torch 1.6 and later, and the pickles with raw storages after them
-of before. What is read, what is refused and why is in docs/security.md.
+Both layouts are supported: the zip archive of torch 1.6 and later, and the older sequence of
+pickles followed by raw storages. docs/security.md says what is read, what is refused and why.
 """
 
 import math
@@ -18,18 +18,24 @@ import torch
 from torch import Tensor
 
 from pinxit.errors import FileError
-from pinxit.files.mapped import mapped
-from pinxit.files.pickle_reader import Form, Name, Reading, RefusedError, Unfinished
-from pinxit.files.torch_zip import Span, members, pickle_of
+from pinxit.files.mapped import map_file
+from pinxit.files.pickle_reader import (
+    Builder,
+    GlobalName,
+    Intermediate,
+    PickleMachine,
+    RefusedError,
+)
+from pinxit.files.torch_zip import ByteRange, members, pickle_member
 
 _MAGIC = 0x1950A86A20F9469CFC6C
 _PROTOCOL = 1001
-_CONTENTS = 2**20  # bytes at the end of an archive that hold its list of contents
-_DIMENSIONS = 16
-_FAR = 2**48  # no size, stride or offset of a real tensor is as large
-_COPIES = 8  # how often the file's size all its tensors may be, when they share storages
+_DIRECTORY_BYTES = 2**20  # at the end of an archive, where its directory is
+_MAX_DIMENSIONS = 16
+_MAX_SIZE = 2**48  # larger than any size, stride or offset of a real tensor
+_MAX_COPIES = 8  # tensors that share storages may be this many times the file's size
 
-_STORAGES = {
+_STORAGE_DTYPES = {
     "torch.DoubleStorage": torch.float64,
     "torch.FloatStorage": torch.float32,
     "torch.HalfStorage": torch.float16,
@@ -42,123 +48,132 @@ _STORAGES = {
     "torch.BoolStorage": torch.bool,
     "torch.storage.UntypedStorage": torch.uint8,
 }
-_TYPES = {
+_DTYPES = {
     str(dtype): dtype
     for dtype in (
-        *_STORAGES.values(),
+        *_STORAGE_DTYPES.values(),
         *(torch.uint16, torch.uint32, torch.uint64, torch.float8_e4m3fn, torch.float8_e5m2),
     )
 }
-_NAMES = frozenset((*_STORAGES, *_TYPES))
-# NumPy's scalars, which Lightning's callbacks keep, and their layout in bytes.
-_SCALARS = {"f8": "<d", "f4": "<f", "f2": "<e", "i8": "<q", "i4": "<i", "i2": "<h", "b1": "<?"}
+_KNOWN_NAMES = frozenset((*_STORAGE_DTYPES, *_DTYPES))
+# NumPy scalars, which Lightning's callbacks store, and their format in the `struct` module.
+_SCALAR_FORMATS = {
+    "f8": "<d",
+    "f4": "<f",
+    "f2": "<e",
+    "i8": "<q",
+    "i4": "<i",
+    "i2": "<h",
+    "b1": "<?",
+}
 
 
-def looks_pickled(path: Path) -> bool:
-    """Whether a file is torch's, in either layout, by its first bytes and not by its name."""
+def is_pickle(path: Path) -> bool:
+    """Whether a file is a PyTorch file in either layout, judged by its content, not its name."""
     if not path.is_file():
         return False
     with path.open("rb") as file:
         head = file.read(4096)
         if head[:4] == b"PK\3\4":
-            file.seek(max(0, path.stat().st_size - _CONTENTS))
+            file.seek(max(0, path.stat().st_size - _DIRECTORY_BYTES))
             return b"data.pkl" in head + file.read()
-    # A safetensors file may begin with the same two bytes: its header's length.
+    # A safetensors file may begin with the same two bytes: they are part of its header length.
     return head[:1] == b"\x80" and 2 <= int.from_bytes(head[1:2]) <= 5 and head[4:9] != b"\0\0\0\0{"
 
 
-def read_pickled(path: Path) -> object:
-    """What a torch file holds: dictionaries, lists, tuples, text, numbers, bytes and tensors.
+def read_torch_file(path: Path) -> object:
+    """Return the content of a PyTorch file: dicts, lists, tuples, text, numbers, bytes, tensors.
 
-    Tensors are on the CPU, need no gradient, and are views of the file as far as that can be:
-    memory fills when they are used. Names of classes are text, sets are lists, a ParameterDict is
-    a dictionary. FileError if anything else is in the file, if it is damaged, or over a limit.
+    Tensors are on the CPU, without gradients, and views of the file where possible: memory fills
+    when they are used. Class names become text, sets become lists, a ParameterDict becomes a dict.
+    Raises FileError if the file contains anything else, is damaged or exceeds a limit.
     """
     try:
         if not path.is_file() or not path.stat().st_size:
-            raise RefusedError("there is no such file, or nothing in it")
+            raise RefusedError("it does not exist or is empty")
         with path.open("rb") as file:
-            return _File(file).value()
-    except (RefusedError, OSError) as trouble:
+            return _TorchFile(file).load()
+    except (RefusedError, OSError) as error:
         raise FileError(
-            f"{path} cannot be read: {trouble}",
-            "nothing in it was run; take it as .safetensors if there is one, or download it again",
-        ) from trouble
+            f"{path} cannot be read: {error}",
+            "no code in it was run; use a .safetensors version, or download it again",
+        ) from error
 
 
 @dataclass(frozen=True)
-class _Storage(Unfinished):
-    """The bytes of a storage, and the type that the file gives its numbers."""
+class _Storage(Intermediate):
+    """The bytes of a storage and the dtype that the file gives it."""
 
     raw: Tensor
     dtype: torch.dtype
 
 
-class _File:
-    """An open file of torch's, and what was found in it so far."""
+class _TorchFile:
+    """An open PyTorch file and the storages read from it so far."""
 
     def __init__(self, file: BufferedReader) -> None:
         self.file = file
-        self.data = mapped(file)
-        self.spans: Mapping[str, Span] = {}  # of storages in an archive, by key
+        self.data = map_file(file)
+        self.ranges: Mapping[str, ByteRange] = {}  # of storages in an archive, by key
         self.storages: dict[str, _Storage] = {}
-        self.promised = 0  # bytes of storages that are still to come
-        self.left = _COPIES * len(self.data)
+        self.allocated = 0  # bytes of storages that follow the pickles
+        self.budget = _MAX_COPIES * len(self.data)  # bytes that further tensors may have
 
-    def value(self) -> object:
-        """What the file holds."""
+    def load(self) -> object:
+        """Return the content of the file."""
         if self.data[:4] == b"PK\3\4":
-            return self._of_archive()
+            return self._load_archive()
         if self.data[:1] == b"\x80":
-            return self._of_pickles()
-        raise RefusedError("it does not begin like a file of torch's")
+            return self._load_legacy()
+        raise RefusedError("it does not begin like a PyTorch file")
 
-    def _reading(self, start: int, end: int, stored: Form) -> Reading:
-        # Made anew and not kept: a file that holds its own methods would outlive its tensors.
-        tensors = [f"torch._utils._rebuild_tensor{version}" for version in ("", "_v2", "_v3")]
-        forms = {**_FORMS, **dict.fromkeys(tensors, self._tensor)}
-        return Reading(self.data, start, end, forms, stored, _NAMES)
+    def _machine(self, start: int, end: int, build_storage: Builder) -> PickleMachine:
+        # Not stored on self: an object that refers to its own methods would outlive its tensors.
+        tensor_names = [f"torch._utils._rebuild_tensor{version}" for version in ("", "_v2", "_v3")]
+        builders = {**_BUILDERS, **dict.fromkeys(tensor_names, self._build_tensor)}
+        return PickleMachine(self.data, start, end, builders, build_storage, _KNOWN_NAMES)
 
-    def _of_archive(self) -> object:
-        found = members(self.data)
-        name = pickle_of(found)
+    def _load_archive(self) -> object:
+        ranges = members(self.data)
+        name = pickle_member(ranges)
         folder = name.removesuffix("data.pkl")
-        order = found.get(f"{folder}byteorder")
-        if order and self.data[slice(*order)] != sys.byteorder.encode():
-            raise RefusedError("its numbers have the byte order of another kind of machine")
-        inside = f"{folder}data/"
-        self.spans = {
-            key.removeprefix(inside): found[key] for key in found if key.startswith(inside)
+        byte_order = ranges.get(f"{folder}byteorder")
+        if byte_order and self.data[slice(*byte_order)] != sys.byteorder.encode():
+            raise RefusedError("its byte order is not that of this machine")
+        prefix = f"{folder}data/"
+        self.ranges = {
+            key.removeprefix(prefix): ranges[key] for key in ranges if key.startswith(prefix)
         }
-        start, end = found[name]
-        return self._reading(start, end, self._mapped).value()
+        start, end = ranges[name]
+        return self._machine(start, end, self._archive_storage).load()
 
-    def _of_pickles(self) -> object:
-        magic, at = self._plain(0)
-        protocol, at = self._plain(at)
-        system, at = self._plain(at)
+    def _load_legacy(self) -> object:
+        magic, position = self._load_plain(0)
+        protocol, position = self._load_plain(position)
+        system, position = self._load_plain(position)
         if (magic, protocol) != (_MAGIC, _PROTOCOL):
-            raise RefusedError("it is a pickle, but none that torch wrote")
+            raise RefusedError("it is a pickle, but not a PyTorch file")
         if type(system) is not dict or system.get("little_endian") != (sys.byteorder == "little"):
-            raise RefusedError("its numbers have the byte order of another kind of machine")
-        reading = self._reading(at, len(self.data), self._allotted)
-        value = reading.value()
-        keys, at = self._plain(reading.at)
+            raise RefusedError("its byte order is not that of this machine")
+        machine = self._machine(position, len(self.data), self._legacy_storage)
+        value = machine.load()
+        keys, position = self._load_plain(machine.position)
         if type(keys) is not list or len(keys) != len(self.storages):
-            raise RefusedError("its storages are not those that its tensors need")
+            raise RefusedError("its list of storages does not match its tensors")
         for key in keys:
-            at = self._fill(self.storages.pop(key, None) if type(key) is str else None, at)
+            storage = self.storages.pop(key, None) if type(key) is str else None
+            position = self._fill(storage, position)
         return value
 
-    def _plain(self, start: int) -> tuple[object, int]:
-        """A pickle with no names in it, and where it ends."""
-        reading = Reading(self.data, start, len(self.data))
-        return reading.value(), reading.at
+    def _load_plain(self, start: int) -> tuple[object, int]:
+        """The value of a pickle without names, and the offset where it ends."""
+        machine = PickleMachine(self.data, start, len(self.data))
+        return machine.load(), machine.position
 
-    def _mapped(self, described: tuple[object, ...]) -> object:
-        """A storage in an archive, its bytes left in the file where their place allows it."""
-        key, dtype, size = _described(described)
-        start, end = self.spans.get(key, (0, -1))
+    def _archive_storage(self, description: tuple[object, ...]) -> object:
+        """A storage in an archive: a view of the file if its alignment allows it, else a copy."""
+        key, dtype, size = _parse_storage(description)
+        start, end = self.ranges.get(key, (0, -1))
         if end - start != size:
             raise RefusedError(f"it has no storage {key[:80]!r} of {size} bytes")
         if key not in self.storages:
@@ -170,42 +185,46 @@ class _File:
             self.storages[key] = _Storage(raw, dtype)
         return _Storage(self.storages[key].raw, dtype)
 
-    def _allotted(self, described: tuple[object, ...]) -> object:
-        """A storage whose bytes follow after the pickles; a class and its source are a name."""
-        match described:
-            case ("module", Name() as name, *_):
+    def _legacy_storage(self, description: tuple[object, ...]) -> object:
+        """An empty storage, filled after the pickles; a class with its source becomes its name."""
+        match description:
+            case ("module", GlobalName() as name, *_):
                 return name
             case _:
-                key, dtype, size = _described(described)
+                key, dtype, size = _parse_storage(description)
         if key not in self.storages:
-            self.promised += size
-            if self.promised > len(self.data):
-                raise RefusedError(f"it wants storages of {self.promised} bytes, more than it has")
+            self.allocated += size
+            if self.allocated > len(self.data):
+                raise RefusedError(
+                    f"it describes storages of {self.allocated} bytes, more than it contains"
+                )
             self.storages[key] = _Storage(torch.empty(size, dtype=torch.uint8), dtype)
         if (self.storages[key].raw.numel(), self.storages[key].dtype) != (size, dtype):
             raise RefusedError(f"it describes storage {key[:80]!r} in two ways")
         return self.storages[key]
 
-    def _fill(self, storage: _Storage | None, at: int) -> int:
-        """Read a storage's bytes, which follow after their count; where they end."""
+    def _fill(self, storage: _Storage | None, position: int) -> int:
+        """Read a storage, an element count and then the bytes; return the offset of the end."""
         if storage is None:
-            raise RefusedError("it has a storage that no tensor needs")
+            raise RefusedError("it has a storage that no tensor uses")
         size = storage.raw.numel()
-        self.file.seek(at)
-        head = self.file.read(8)
-        if int.from_bytes(head, "little") * storage.dtype.itemsize != size or len(head) < 8:
-            raise RefusedError("a storage has another size than its tensors say, or breaks off")
-        self._read_into(storage.raw, at + 8)
-        return at + 8 + size
+        self.file.seek(position)
+        header = self.file.read(8)
+        if int.from_bytes(header, "little") * storage.dtype.itemsize != size or len(header) < 8:
+            raise RefusedError(
+                "a storage does not have the size that its tensors give, or is cut off"
+            )
+        self._read_into(storage.raw, position + 8)
+        return position + 8 + size
 
     def _read_into(self, raw: Tensor, start: int) -> None:
         self.file.seek(start)
         if self.file.readinto(raw.numpy().data) != raw.numel():
-            raise RefusedError("a storage breaks off")
+            raise RefusedError("a storage is cut off")
 
-    def _tensor(self, given: tuple[object, ...]) -> object:
-        """A tensor over a storage, if all of it lies inside; its type may be given beside it."""
-        match given:
+    def _build_tensor(self, arguments: tuple[object, ...]) -> object:
+        """A view of a storage as a tensor; version 3 of the call gives the dtype as well."""
+        match arguments:
             case (
                 _Storage() as storage,
                 int() as offset,
@@ -213,87 +232,89 @@ class _File:
                 tuple() as stride,
                 *more,
             ):
-                named = more[2] if len(more) > 2 and type(more[2]) is Name else ""
-                dtype = _TYPES.get(named, storage.dtype)
+                dtype_name = more[2] if len(more) > 2 and type(more[2]) is GlobalName else ""
+                dtype = _DTYPES.get(dtype_name, storage.dtype)
                 return self._view(storage.raw, dtype, offset, size, stride)
             case _:
-                raise RefusedError("it describes a tensor by other than its storage and shape")
+                raise RefusedError(
+                    "it describes a tensor by something else than its storage and shape"
+                )
 
     def _view(self, raw: Tensor, dtype: torch.dtype, offset: int, size: Any, stride: Any) -> Tensor:
-        numbers = (offset, *size, *stride)
-        if any(type(number) is not int or not 0 <= number < _FAR for number in numbers):
-            raise RefusedError("a tensor has a size, stride or offset that is none")
-        if len(size) != len(stride) or len(size) > _DIMENSIONS:
+        values = (offset, *size, *stride)
+        if any(type(value) is not int or not 0 <= value < _MAX_SIZE for value in values):
+            raise RefusedError("a tensor has an invalid size, stride or offset")
+        if len(size) != len(stride) or len(size) > _MAX_DIMENSIONS:
             raise RefusedError(f"a tensor has {len(size)} sizes and {len(stride)} strides")
-        if 0 in size and math.prod(max(side, 1) for side in size) < _FAR:
+        if 0 in size and math.prod(max(side, 1) for side in size) < _MAX_SIZE:
             return torch.empty(size, dtype=dtype)
-        count, there = math.prod(size), raw.numel() // dtype.itemsize
+        count, capacity = math.prod(size), raw.numel() // dtype.itemsize
         last = offset + sum((side - 1) * step for side, step in zip(size, stride, strict=True))
-        self.left -= count * dtype.itemsize
-        if max(count - 1, last) >= there or raw.numel() % dtype.itemsize or self.left < 0:
-            raise RefusedError(f"a tensor of {size} does not fit into its storage of {there}")
+        self.budget -= count * dtype.itemsize
+        if max(count - 1, last) >= capacity or raw.numel() % dtype.itemsize or self.budget < 0:
+            raise RefusedError(f"a tensor of {size} does not fit into its storage of {capacity}")
         return raw.view(dtype).as_strided(size, stride, offset)
 
 
-def _described(described: tuple[object, ...]) -> tuple[str, torch.dtype, int]:
-    """A storage's key, type and size in bytes."""
-    match described:
-        case ("storage", Name() as kind, str() as key, str(), int() as count, *view) if (
-            kind in _STORAGES and 0 <= count < _FAR and view in ([], [None])
+def _parse_storage(description: tuple[object, ...]) -> tuple[str, torch.dtype, int]:
+    """Key, dtype and size in bytes of a storage, from its description in the pickle data."""
+    match description:
+        case ("storage", GlobalName() as kind, str() as key, str(), int() as count, *view) if (
+            kind in _STORAGE_DTYPES and 0 <= count < _MAX_SIZE and view in ([], [None])
         ):
-            return key, _STORAGES[kind], count * _STORAGES[kind].itemsize
+            return key, _STORAGE_DTYPES[kind], count * _STORAGE_DTYPES[kind].itemsize
         case _:
-            raise RefusedError("it describes a storage as torch does not")
+            raise RefusedError("it describes a storage in a way that torch does not")
 
 
-def _taking(make: Callable[..., object], *kinds: type | UnionType, least: int = 0) -> Form:
-    """A form made by our own function, of arguments of those types and no others."""
+def _checked(function: Callable[..., object], *types: type | UnionType, least: int = 0) -> Builder:
+    """A builder that calls `function` if the arguments have these types; `least` are required."""
 
-    def form(given: tuple[object, ...]) -> object:
-        fits = least <= len(given) <= len(kinds)
-        if not fits or not all(map(isinstance, given, kinds)):
-            raise RefusedError("it has a value that is not made as torch makes it")
-        return make(*given)
+    def build(arguments: tuple[object, ...]) -> object:
+        count_fits = least <= len(arguments) <= len(types)
+        if not count_fits or not all(map(isinstance, arguments, types)):
+            raise RefusedError("it builds a value from arguments that torch does not use")
+        return function(*arguments)
 
-    return form
+    return build
 
 
-def _tensor_of(data: Tensor, *_rest: object) -> Tensor:
+def _parameter(data: Tensor, *_rest: object) -> Tensor:
     return data
 
 
-def _device(kind: str, number: int = 0) -> str:
-    return f"{kind}:{number}"
+def _device(kind: str, index: int = 0) -> str:
+    return f"{kind}:{index}"
 
 
-def _scalar_type(code: str, *_rest: object) -> Name:
-    return Name(code)
+def _scalar_type(code: str, *_rest: object) -> GlobalName:
+    return GlobalName(code)
 
 
-def _latin(text: str, _encoding: str) -> bytes:
+def _latin1_bytes(text: str, _encoding: str) -> bytes:
     return text.encode("latin1", "replace")
 
 
-def _scalar(kind: Name, raw: bytes) -> object:
-    if len(raw) != struct.calcsize(_SCALARS.get(kind, "x")):
-        raise RefusedError(f"it has a NumPy number of {len(raw)} bytes")
-    return struct.unpack(_SCALARS[kind], raw)[0]
+def _scalar(kind: GlobalName, raw: bytes) -> object:
+    if len(raw) != struct.calcsize(_SCALAR_FORMATS.get(kind, "x")):
+        raise RefusedError(f"it has a NumPy scalar of {len(raw)} bytes")
+    return struct.unpack(_SCALAR_FORMATS[kind], raw)[0]
 
 
-_PARAMETER = _taking(_tensor_of, Tensor, bool, dict, dict, least=3)
-_SCALAR = _taking(_scalar, Name, bytes, least=2)
-_FORMS: dict[str, Form] = {
-    "collections.OrderedDict": _taking(dict),
-    "torch.nn.modules.container.ParameterDict": _taking(dict),
+_PARAMETER = _checked(_parameter, Tensor, bool, dict, dict, least=3)
+_SCALAR = _checked(_scalar, GlobalName, bytes, least=2)
+_BUILDERS: dict[str, Builder] = {
+    "collections.OrderedDict": _checked(dict),
+    "torch.nn.modules.container.ParameterDict": _checked(dict),
     "torch._utils._rebuild_parameter": _PARAMETER,
     "torch._utils._rebuild_parameter_with_state": _PARAMETER,
-    "torch.Size": _taking(tuple, list | tuple),
-    "torch.device": _taking(_device, str, int, least=1),
-    "builtins.set": _taking(list, list),
-    "__builtin__.set": _taking(list, list),
-    "numpy.dtype": _taking(_scalar_type, str, bool, bool, least=3),
+    "torch.Size": _checked(tuple, list | tuple),
+    "torch.device": _checked(_device, str, int, least=1),
+    "builtins.set": _checked(list, list),
+    "__builtin__.set": _checked(list, list),
+    "numpy.dtype": _checked(_scalar_type, str, bool, bool, least=3),
     "numpy.core.multiarray.scalar": _SCALAR,
     "numpy._core.multiarray.scalar": _SCALAR,
-    # Bytes, which pickles in the manner of Python 2 hold as text.
-    "_codecs.encode": _taking(_latin, str, str, least=2),
+    # Bytes, which pickles of protocol 2 store as text.
+    "_codecs.encode": _checked(_latin1_bytes, str, str, least=2),
 }

@@ -1,4 +1,4 @@
-"""Zip archives as torch writes them: nothing compressed, nothing hidden, nothing twice."""
+"""Zip archives as torch writes them: no compression, no hidden data, no duplicate names."""
 
 import struct
 from collections.abc import Iterable, Iterator
@@ -8,105 +8,106 @@ from typing import Any
 
 from pinxit.files.pickle_reader import RefusedError
 
-MEMBERS = 100_000
-_HARMLESS = 0x080E  # sizes behind the data, names in UTF-8, hints on compression
-_LARGE = 0xFFFFFFFF  # the number is in a field of 64 bits elsewhere
+MAX_MEMBERS = 100_000
+_ALLOWED_FLAGS = 0x080E  # sizes after the data, names in UTF-8, compression level
+_IN_ZIP64 = 0xFFFFFFFF  # the value is in a 64-bit field of the zip64 extension
 _END = struct.Struct("<4sHHHHIIH")
 _LOCATOR = struct.Struct("<4sIQI")
 _END_64 = struct.Struct("<4sQHHIIQQQQ")
 _MEMBER = struct.Struct("<4s6H3I5H2I")
 _LOCAL = struct.Struct("<4s5H3I2H")
 
-# Where the bytes of one member lie in the file: from, to.
-Span = tuple[int, int]
+# Start and end offset of a member's bytes in the file.
+ByteRange = tuple[int, int]
 
 
-def members(data: mmap) -> dict[str, Span]:
-    """The members of an archive by their names; RefusedError if anything about it is ambiguous."""
-    at, end, count = _contents(data)
-    found: dict[str, Span] = {}
-    whole: list[Span] = []
+def members(data: mmap) -> dict[str, ByteRange]:
+    """The byte range of each member by name; RefusedError if the archive is ambiguous."""
+    position, end, count = _directory(data)
+    ranges: dict[str, ByteRange] = {}
+    with_headers: list[ByteRange] = []
     for _ in range(count):
-        at, name, header, size = _entry(data, at, end)
-        begin = _begin(data, header, name)
-        if name in found:
+        position, name, header, size = _directory_entry(data, position, end)
+        start = _data_start(data, header, name)
+        if name in ranges:
             raise RefusedError(f"its archive has {name[:80]!r} twice")
-        found[name] = (begin, begin + size)
-        whole.append((header, begin + size))
-    whole = [(0, 0), *sorted(whole), (at, end)]
-    if at != end or any(before[1] > after[0] for before, after in pairwise(whole)):
-        raise RefusedError("members of its archive overlap, or its list of contents is not whole")
-    return found
+        ranges[name] = (start, start + size)
+        with_headers.append((header, start + size))
+    with_headers = [(0, 0), *sorted(with_headers), (position, end)]
+    if position != end or any(before[1] > after[0] for before, after in pairwise(with_headers)):
+        raise RefusedError("members of its archive overlap, or its directory is incomplete")
+    return ranges
 
 
-def pickle_of(names: Iterable[str]) -> str:
-    """Which member is torch's pickle; RefusedError if none is, or more than one."""
+def pickle_member(names: Iterable[str]) -> str:
+    """The name of the member with torch's pickle; RefusedError unless there is exactly one."""
     pickles = [name for name in names if f"/{name}".endswith("/data.pkl")]
     if len(pickles) != 1:
-        raise RefusedError(f"its archive has {len(pickles)} members `data.pkl`, and torch writes 1")
+        raise RefusedError(f"its archive has {len(pickles)} members `data.pkl`; torch writes 1")
     return pickles[0]
 
 
-def _contents(data: mmap) -> tuple[int, int, int]:
-    """Where the list of contents begins and ends, and how many members it has."""
+def _directory(data: mmap) -> tuple[int, int, int]:
+    """Start and end offset of the central directory, and its number of members."""
     tail = data.rfind(b"PK\5\6", max(0, len(data) - _END.size - 2**16))
     if tail < 0:
-        raise RefusedError("its archive breaks off")
-    _, disk, _, _, count, length, at, comment = _unpack(_END, data, tail)
+        raise RefusedError("its archive is cut off")
+    _, disk, _, _, count, length, start, comment = _unpack(_END, data, tail)
     end = tail
     if data[max(0, tail - _LOCATOR.size) : tail][:4] == b"PK\6\7":
         end = _unpack(_LOCATOR, data, tail - _LOCATOR.size)[2]
-        sign, _, _, _, disk, _, _, count, length, at = _unpack(_END_64, data, end)
-        if sign != b"PK\6\6":
-            raise RefusedError("its archive has no list of contents where it says")
-    if disk or at + length != end or tail + _END.size + comment != len(data):
-        raise RefusedError("its archive's list of contents is not at its end")
-    if count > MEMBERS:
-        raise RefusedError(f"its archive has {count:,} members, and {MEMBERS:,} are allowed")
-    return at, end, count
+        signature, _, _, _, disk, _, _, count, length, start = _unpack(_END_64, data, end)
+        if signature != b"PK\6\6":
+            raise RefusedError("its archive has no directory at the offset it gives")
+    if disk or start + length != end or tail + _END.size + comment != len(data):
+        raise RefusedError("its archive does not end with its directory")
+    if count > MAX_MEMBERS:
+        raise RefusedError(f"its archive has {count:,} members; the limit is {MAX_MEMBERS:,}")
+    return start, end, count
 
 
-def _entry(data: mmap, at: int, end: int) -> tuple[int, str, int, int]:
-    """One line of the list of contents: where the next is, name, where its header is, size."""
-    fields = _unpack(_MEMBER, data, at)
-    sign, flags, method = fields[0], fields[3], fields[4]
-    packed, size, name_size, extra_size, comment_size = fields[8:13]
-    after_name = at + _MEMBER.size + name_size
-    after = after_name + extra_size + comment_size
-    if sign != b"PK\1\2" or after > end:
-        raise RefusedError("its archive's list of contents is damaged")
-    name = data[after_name - name_size : after_name].decode("utf-8", "backslashreplace")
-    wide = _wide(data[after_name : after_name + extra_size])
-    size, packed, header = (
-        next(wide, _LARGE) if number == _LARGE else number for number in (size, packed, fields[16])
+def _directory_entry(data: mmap, position: int, end: int) -> tuple[int, str, int, int]:
+    """One directory entry: offset of the next one, name, offset of its local header, size."""
+    fields = _unpack(_MEMBER, data, position)
+    signature, flags, method = fields[0], fields[3], fields[4]
+    packed_size, size, name_size, extra_size, comment_size = fields[8:13]
+    name_end = position + _MEMBER.size + name_size
+    entry_end = name_end + extra_size + comment_size
+    if signature != b"PK\1\2" or entry_end > end:
+        raise RefusedError("its archive's directory is damaged")
+    name = data[name_end - name_size : name_end].decode("utf-8", "backslashreplace")
+    zip64 = _zip64_values(data[name_end : name_end + extra_size])
+    size, packed_size, header = (
+        next(zip64, _IN_ZIP64) if value == _IN_ZIP64 else value
+        for value in (size, packed_size, fields[16])
     )
-    if method or packed != size or flags & ~_HARMLESS:
+    if method or packed_size != size or flags & ~_ALLOWED_FLAGS:
         raise RefusedError(f"{name[:80]!r} in its archive is compressed, encrypted or patched")
-    return after, name, header, size
+    return entry_end, name, header, size
 
 
-def _wide(extra: bytes) -> Iterator[int]:
-    """The numbers of 64 bits that an entry brings along."""
-    at = 0
-    while at + 4 <= len(extra):
-        kind, length = struct.unpack_from("<HH", extra, at)
+def _zip64_values(extra: bytes) -> Iterator[int]:
+    """The 64-bit values in the extra field of an entry."""
+    position = 0
+    while position + 4 <= len(extra):
+        kind, length = struct.unpack_from("<HH", extra, position)
         if kind == 1:
-            body = extra[at + 4 : at + 4 + length]
-            yield from (number for (number,) in struct.iter_unpack("<Q", body[: len(body) & ~7]))
-        at += 4 + length
+            body = extra[position + 4 : position + 4 + length]
+            yield from (value for (value,) in struct.iter_unpack("<Q", body[: len(body) & ~7]))
+        position += 4 + length
 
 
-def _begin(data: mmap, header: int, name: str) -> int:
-    """Where a member's bytes begin, if its own header agrees with the list of contents."""
+def _data_start(data: mmap, header: int, name: str) -> int:
+    """Offset of a member's bytes; RefusedError if its local header contradicts the directory."""
     fields = _unpack(_LOCAL, data, header)
-    after_name = header + _LOCAL.size + fields[9]
-    own = data[header + _LOCAL.size : after_name].decode("utf-8", "backslashreplace")
-    if fields[0] != b"PK\3\4" or own != name or fields[3] or fields[2] & ~_HARMLESS:
-        raise RefusedError(f"{name[:80]!r} in its archive is not what the list of contents says")
-    return after_name + fields[10]
+    name_end = header + _LOCAL.size + fields[9]
+    local_name = data[header + _LOCAL.size : name_end].decode("utf-8", "backslashreplace")
+    if fields[0] != b"PK\3\4" or local_name != name or fields[3] or fields[2] & ~_ALLOWED_FLAGS:
+        raise RefusedError(f"{name[:80]!r} in its archive contradicts the directory")
+    return name_end + fields[10]
 
 
-def _unpack(form: struct.Struct, data: mmap, at: int) -> tuple[Any, ...]:
-    if not 0 <= at <= len(data) - form.size:
-        raise RefusedError("its archive breaks off")
-    return form.unpack_from(data, at)
+def _unpack(layout: struct.Struct, data: mmap, position: int) -> tuple[Any, ...]:
+    if not 0 <= position <= len(data) - layout.size:
+        raise RefusedError("its archive is cut off")
+    return layout.unpack_from(data, position)

@@ -1,4 +1,4 @@
-"""What a control is: structure taken from a picture while another is painted."""
+"""What a control is: a way to preserve the structure of a source image during generation."""
 
 import re
 from abc import ABC, abstractmethod
@@ -8,27 +8,27 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, ClassVar, cast
 
 import torch
-from pydantic import BeforeValidator, Field, PlainSerializer
+from pydantic import BeforeValidator, PlainSerializer
 from torch import Tensor
 
 from pinxit import registry
-from pinxit.adapters.adapter import Change
+from pinxit.adapters.adapter import ModelChange
 from pinxit.concepts.concept import Concept
 from pinxit.errors import PinxitError, RequestError
-from pinxit.generation.schedulers import Solver
-from pinxit.images.folder import Picture
+from pinxit.generation.schedulers import Sampler
+from pinxit.images.folder import TrainingImage
 from pinxit.images.tensors import to_pixels
 from pinxit.models.model import Conditioning, Model
-from pinxit.models.prompt import pattern
-from pinxit.options import Checked
+from pinxit.models.prompt import token_pattern
+from pinxit.options import Option, Options
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
 
 @dataclass(frozen=True)
-class Frame:
-    """One step of painting is done: `done` of `total`, and the latents as they are."""
+class SamplingProgress:
+    """One step is done: `done` of `total`, and the latents after it, (N, C, H, W)."""
 
     done: int
     total: int
@@ -36,180 +36,192 @@ class Frame:
 
 
 @dataclass(frozen=True)
-class Walk:
-    """Some pictures about to be painted together, as a control may know them.
+class SamplingContext:
+    """A batch of images that is about to be denoised, as its controls see it.
 
-    The rows of a batch are the pictures, then as many beside them for each of `roles`: the
-    control's own are those of the number `role`, from 1 on, and `told` (1, L, D) is what they are
-    told. `reweighed` is whether concepts have changed the base's own weights.
+    The rows of the latents are the generated images (branch 0), then as many rows for each of
+    the `source_branches`. `branch` is the number of the control's own source branch, from 1, or of
+    the last one before it, and `conditioning` is that of the branch's prompt, (1, L, D).
+    `has_weight_changes` is whether concepts have changed weights of the base model.
     """
 
     model: Model
-    solver: Callable[[], Solver]
+    make_sampler: Callable[[], Sampler]
     size: tuple[int, int]
     seeds: Sequence[int]
-    draws: Sequence[torch.Generator]
-    told: Conditioning
-    role: int
-    roles: int
-    reweighed: bool = False
+    generators: Sequence[torch.Generator]
+    conditioning: Conditioning
+    branch: int
+    source_branches: int
+    has_weight_changes: bool = False
 
     @property
-    def times(self) -> Tensor:
-        """Every time of the walk, the last of which leads to a picture."""
-        return self.solver().times
+    def timesteps(self) -> Tensor:
+        """All timesteps of the sampler, from noise to image."""
+        return self.make_sampler().timesteps
 
-    def noise(self, draws: Sequence[torch.Generator] | None = None) -> Tensor:
-        """Unit noise for each picture, from its own draws."""
-        width, height = (side // self.model.factor for side in self.size)
+    def noise(self, generators: Sequence[torch.Generator] | None = None) -> Tensor:
+        """Unit noise (N, C, H, W), each image's from its own generator."""
+        width, height = (side // self.model.vae_scale_factor for side in self.size)
         shape = (1, self.model.latent_channels, height, width)
-        drawn = [torch.randn(shape, generator=draw) for draw in draws or self.draws]
-        return torch.cat(drawn).to(self.model.device)
-
-    def pixels(self, picture: Path) -> Tensor:
-        """A picture (1, 3, H, W) at the size that is painted."""
-        return to_pixels(opened(picture), *self.size)
-
-    def begin_with(self, solver: Solver, picture: Path, strength: float) -> Tensor:
-        """The latents of a picture noised, of which the last `strength` of the walk is left."""
-        encoded = self.model.encode(self.pixels(picture))
-        latents = encoded.mean + encoded.spread * self.noise()
-        return solver.begin_with_picture(latents, self.noise(), strength)
-
-    def path(self, latents: Tensor, noises: Sequence[Tensor]) -> list[Tensor]:
-        """Latents (1, C, H, W) at every time, each with its noise, and at the end without."""
-        solvers = ((self.solver(), time) for time in self.times)
-        noised = [
-            solver.noised(latents, noise, time)
-            for noise, (solver, time) in zip(noises, solvers, strict=True)
+        noises = [
+            torch.randn(shape, generator=generator) for generator in generators or self.generators
         ]
-        return [one.expand(len(self.seeds), -1, -1, -1) for one in [*noised, latents]]
+        return torch.cat(noises).to(self.model.device)
+
+    def pixels(self, path: Path) -> Tensor:
+        """The pixels of an image file, (1, 3, H, W), at the size of the generated images."""
+        return to_pixels(open_image(path), *self.size)
+
+    def noise_image(self, sampler: Sampler, path: Path, strength: float) -> Tensor:
+        """Noisy latents of an image file; the last `strength` of the sampler's steps remain."""
+        encoded = self.model.encode(self.pixels(path))
+        latents = encoded.mean + encoded.std * self.noise()
+        return sampler.noise_image_latents(latents, self.noise(), strength)
+
+    def trajectory(self, latents: Tensor, noises: Sequence[Tensor]) -> list[Tensor]:
+        """Latents (1, C, H, W) under the given noise of each timestep, then without noise.
+
+        Each of them is repeated for all images, (N, C, H, W).
+        """
+        samplers = ((self.make_sampler(), timestep) for timestep in self.timesteps)
+        noisy = [
+            sampler.add_noise(latents, noise, timestep)
+            for noise, (sampler, timestep) in zip(noises, samplers, strict=True)
+        ]
+        return [stage.expand(len(self.seeds), -1, -1, -1) for stage in [*noisy, latents]]
 
 
-class Hold:
-    """What a control does while pictures are painted; as it stands, nothing.
+class ControlHooks:
+    """Callbacks of a control around the denoising loop. The defaults change nothing.
 
-    `at` counts the walk's times. Rows are (N, C, H, W), as the walk has them.
+    `step` is the index of the timestep. Latents are (N, C, H, W) with the rows of all branches.
     """
 
-    adapters: Sequence[Change] = ()
+    adapters: Sequence[ModelChange] = ()
 
-    def start(self, solver: Solver) -> Tensor | None:  # noqa: ARG002
-        """What the pictures begin with, if it is not noise."""
+    def initial_latents(self, sampler: Sampler) -> Tensor | None:  # noqa: ARG002
+        """Latents of the images to start from instead of noise, or None."""
         return None
 
-    def beside(self, start: Tensor) -> Tensor | None:  # noqa: ARG002
-        """What its samples beside begin with, if it has some."""
+    def source_latents(self, latents: Tensor) -> Tensor | None:  # noqa: ARG002
+        """Initial latents of the source branch, given those of the images, or None."""
         return None
 
-    def before(self, at: int, rows: Tensor) -> Tensor:  # noqa: ARG002
-        """The rows that the denoiser is shown."""
-        return rows
+    def before_step(self, step: int, latents: Tensor) -> Tensor:  # noqa: ARG002
+        """The latents that the denoiser sees at this step."""
+        return latents
 
-    def after(self, at: int, rows: Tensor) -> Tensor:  # noqa: ARG002
-        """The rows after the step."""
-        return rows
+    def after_step(self, step: int, latents: Tensor) -> Tensor:  # noqa: ARG002
+        """The latents to continue with after this step."""
+        return latents
 
     def finished(self, pixels: Tensor) -> Tensor:
-        """The pictures (N, 3, H, W) as they are given away."""
+        """The final images (N, 3, H, W), given the decoded ones."""
         return pixels
 
 
-class Control(Checked, ABC):
-    """A way to hold something of a picture; its fields are its knobs, and a request carries them.
+class Control(Options, ABC):
+    """A way to preserve something of a source image; its fields are options of the request.
 
-    `guidance` is how closely the prompt is best followed under it, by little bases and by real
-    ones, where the user does not say; `passes` how often it goes through all times beforehand.
+    `recommended_guidance` is the guidance scale for small and for large base models, where the
+    user gives none. `extra_passes` is how many times it runs over all timesteps beforehand.
     """
 
-    trouble: ClassVar[type[PinxitError]] = RequestError
-    guidance: ClassVar[tuple[float, float] | None] = None
-    passes: ClassVar[int] = 0
+    error_type: ClassVar[type[PinxitError]] = RequestError
+    recommended_guidance: ClassVar[tuple[float, float] | None] = None
+    extra_passes: ClassVar[int] = 0
 
     @classmethod
     def title(cls) -> str:
-        """What to call its knobs in a message."""
+        """What a message calls this control."""
         return f"the control {registry.name_of(cls)}"
 
     @property
     def name(self) -> str:
-        """Its name, which is its file's."""
+        """The control's name, which is that of its file."""
         return registry.name_of(type(self))
 
-    def beside(self, plain: str) -> str | None:  # noqa: ARG002
-        """What samples beside the pictures are told, if it has some.
+    def source_branch_prompt(self, plain_prompt: str) -> str | None:  # noqa: ARG002
+        """The prompt of the source branch, or None for a control without one.
 
-        `plain` is the prompt without learned words.
+        `plain_prompt` is the request's prompt without placeholder tokens.
         """
         return None
 
     @abstractmethod
-    def begin(self, walk: Walk) -> Generator[Tensor, None, Hold]:
-        """Get ready for a walk, yielding latents at each time that is passed beforehand."""
+    def prepare(self, context: SamplingContext) -> Generator[Tensor, None, ControlHooks]:
+        """Return the hooks for a batch; yields latents after each step of an extra pass."""
 
 
-class Pictured(Control):
-    """A control that holds something of one picture."""
+class ImageControl(Control):
+    """A control that preserves something of one image file."""
 
-    picture: Path = Field(description="the picture")
+    image: Path = Option(aliases=("picture",), help="source image")
 
 
-def prepared(
-    walk: Walk, controls: Sequence[Control], told: Conditioning, texts: Sequence[str | None]
-) -> Generator[Frame, None, tuple[list[Hold], int]]:
-    """What each control does on the walk, and how many times were passed to find that out.
+def prepare_controls(
+    context: SamplingContext,
+    controls: Sequence[Control],
+    conditioning: Conditioning,
+    branch_prompts: Sequence[str | None],
+) -> Generator[SamplingProgress, None, tuple[list[ControlHooks], int]]:
+    """Prepare each control for a batch: its hooks, and how many steps that took in all.
 
-    `texts` is what its samples beside are told, None if it has none: `told` from row 2 on.
+    `branch_prompts` are the prompts of the source branches, None for a control without one; their
+    conditioning is in `conditioning` from row 2.
     """
-    holds: list[Hold] = []
-    done, each = 0, len(walk.times.unique())
-    total = len(walk.times) + each * sum(control.passes for control in controls)
-    for control, text in zip(controls, texts, strict=True):
-        if text is not None:
-            role = walk.role + 1
-            walk = replace(walk, role=role, told=told[role + 1 : role + 2])
-        passing = control.begin(walk)
+    hooks: list[ControlHooks] = []
+    done, steps_per_pass = 0, len(context.timesteps.unique())
+    extra_steps = steps_per_pass * sum(control.extra_passes for control in controls)
+    total = len(context.timesteps) + extra_steps
+    for control, prompt in zip(controls, branch_prompts, strict=True):
+        if prompt is not None:
+            branch = context.branch + 1
+            branch_conditioning = conditioning[branch + 1 : branch + 2]
+            context = replace(context, branch=branch, conditioning=branch_conditioning)
+        preparation = control.prepare(context)
         while True:
             try:
-                latents = next(passing)
+                latents = next(preparation)
             except StopIteration as end:
-                holds.append(end.value)
+                hooks.append(end.value)
                 break
             done += 1
-            yield Frame(done, total, latents)
-    return holds, done
+            yield SamplingProgress(done, total, latents)
+    return hooks, done
 
 
-def plainly(prompt: str, concepts: Sequence[Concept]) -> str:
-    """The prompt without learned words: styles left out, subjects called by their class noun."""
+def without_tokens(prompt: str, concepts: Sequence[Concept]) -> str:
+    """The prompt with tokens of subjects replaced by class nouns, and styles left out."""
     for concept in concepts:
         noun = concept.provenance.class_noun
-        for word in filter(None, (*concept.words, concept.nickname)):
-            named = pattern((word,)).pattern
-            prompt = re.sub(rf",?\s*in the style of {named}", "", prompt, flags=re.IGNORECASE)
-            prompt = re.sub(named, noun.replace("\\", ""), prompt, flags=re.IGNORECASE)
+        for token in filter(None, (*concept.tokens, concept.nickname)):
+            expression = token_pattern((token,)).pattern
+            prompt = re.sub(rf",?\s*in the style of {expression}", "", prompt, flags=re.IGNORECASE)
+            prompt = re.sub(expression, noun.replace("\\", ""), prompt, flags=re.IGNORECASE)
     return " ".join(prompt.split())
 
 
-def opened(picture: Path) -> "Image":
-    """A picture to start from or to hold on to; RequestError if there is none."""
-    if not picture.is_file():
-        raise RequestError(f"there is no picture {picture}", "give a picture file")
-    return Picture(picture, None, "").open()
+def open_image(path: Path) -> "Image":
+    """The decoded image of a file; RequestError if there is no such file."""
+    if not path.is_file():
+        raise RequestError(f"there is no image {path}", "give an image file")
+    return TrainingImage(path, None, "").open()
 
 
-def control_of(given: object) -> object:
-    """A control from its table `{name = ..., knobs ...}`."""
-    if not isinstance(given, Mapping):
-        return given
-    table = dict(cast("Mapping[str, object]", given))
-    kind: type[Control] = registry.load("controls", str(table.pop("name", "")))
-    return kind.model_validate(table)
+def parse_control(value: object) -> object:
+    """The control of a table `{name = ..., options ...}`; other values are returned unchanged."""
+    if not isinstance(value, Mapping):
+        return value
+    options = dict(cast("Mapping[str, object]", value))
+    control: type[Control] = registry.load("controls", str(options.pop("name", "")))
+    return control.model_validate(options)
 
 
-def _table(control: Control) -> dict[str, object]:
+def _to_table(control: Control) -> dict[str, object]:
     return {"name": control.name, **control.model_dump(mode="json", exclude_none=True)}
 
 
 # A control as a field of a request.
-Controlled = Annotated[Control, BeforeValidator(control_of), PlainSerializer(_table)]
+ControlField = Annotated[Control, BeforeValidator(parse_control), PlainSerializer(_to_table)]

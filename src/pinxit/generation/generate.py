@@ -1,4 +1,4 @@
-"""Painting: one denoising loop for every family, solver, concept and start."""
+"""Generation requests and the denoising loop that all families and controls share."""
 
 import re
 from collections.abc import Generator, Iterator, Sequence
@@ -7,272 +7,370 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, ClassVar, Self
 
 import torch
-from pydantic import BeforeValidator, Field, PlainSerializer, ValidationInfo, field_validator
+from pydantic import BeforeValidator, PlainSerializer, ValidationInfo, field_validator
 from torch import Tensor
 
-from pinxit.adapters.adapter import injected
-from pinxit.concepts.concept import Concept, Pick, combined
+from pinxit.adapters.adapter import applied
+from pinxit.concepts.concept import Concept, ConceptReference, combined_adapters
 from pinxit.errors import PinxitError, RequestError
-from pinxit.files.atomic_write import replace
-from pinxit.generation.control import Controlled, Frame, Hold, Walk, plainly, prepared
-from pinxit.generation.schedulers import SOLVERS, Solver, solver_for
+from pinxit.files.atomic_write import atomic_write
+from pinxit.generation.control import (
+    ControlField,
+    ControlHooks,
+    SamplingContext,
+    SamplingProgress,
+    prepare_controls,
+    without_tokens,
+)
+from pinxit.generation.schedulers import SCHEDULER_ALIASES, SCHEDULERS, Sampler, scheduler_name
 from pinxit.images.tensors import to_image
 from pinxit.models.model import Conditioning, Model, Precision
-from pinxit.models.text_encoder import CLIP_SKIP, Reading
-from pinxit.options import Checked
+from pinxit.models.text_encoder import CLIP_SKIP, PromptParsing
+from pinxit.options import Option, Options
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
 _KEY = "pinxit"
 
-# Pictures are painted together while their latents have no more positions than this in all.
-_POSITIONS = 8192
-_MOST_TOGETHER = 16
+# Images share a batch up to this many latent positions in all, and up to this many images.
+_MAX_LATENT_POSITIONS = 8192
+_MAX_BATCH = 16
 
 
-def _pick(given: object) -> object:
-    return Pick.of(given) if isinstance(given, str | Path) else given
+def _concept_reference(value: object) -> object:
+    return ConceptReference.parse(value) if isinstance(value, str | Path) else value
 
 
-class Request(Checked):
-    """One act of painting: everything the pictures follow from, besides the base's weights."""
+class GenerationRequest(Options):
+    """Everything that determines generated images, except the weights of the base model."""
 
-    trouble: ClassVar[type[PinxitError]] = RequestError
+    error_type: ClassVar[type[PinxitError]] = RequestError
 
-    prompt: str = Field(description="what to paint, learned words included")
-    negative: str = Field(default="", description="what to keep away from")
-    concepts: tuple[Annotated[Pick, BeforeValidator(_pick), PlainSerializer(str)], ...] = Field(
-        default=(), description="run folders or concept files to paint with, as FILE or FILE:0.7"
+    prompt: str = Option(help="text prompt; may contain tokens of loaded concepts, like <mytoy>")
+    negative_prompt: str = Option(
+        "", aliases=("negative",), help="negative prompt: what the images should not show"
     )
-    count: int = Field(default=1, ge=1, description="how many pictures")
-    seed: int = Field(default=0, description="seed of the first picture; the next has the next")
-    steps: int = Field(default=25, ge=1, le=1000, description="denoising steps")
-    guidance: float = Field(default=5.0, ge=1, description="how closely to follow the prompt")
-    scheduler: str | None = Field(
-        default=None,
-        description=f"solver: {', '.join(SOLVERS)}; if unset ddim, or euler for rectified flows",
+    concepts: tuple[
+        Annotated[ConceptReference, BeforeValidator(_concept_reference), PlainSerializer(str)], ...
+    ] = Option(
+        (),
+        aliases=("concept",),
+        help="run folders or concept files to load; FILE:0.7 scales a LoRA by 0.7",
     )
-    clip_skip: int | None = Field(default=None, ge=1, description=CLIP_SKIP)
-    width: int | None = Field(default=None, ge=8, description="pixels; else the base's size")
-    height: int | None = Field(default=None, ge=8, description="pixels; else the width")
-    init: Path | None = Field(default=None, description="a picture to start from")
-    strength: float = Field(default=0.6, gt=0, le=1, description="how much of it to paint anew")
-    controls: tuple[Controlled, ...] = Field(
-        default=(), description="what holds structure of a picture: see `pinxit transfer`"
+    num_images: int = Option(1, ge=1, aliases=("count", "n"), help="number of images")
+    seed: int = Option(0, help="seed of the first image; each further image adds 1")
+    steps: int = Option(
+        25, ge=1, le=1000, aliases=("num_inference_steps",), help="number of denoising steps"
     )
-    base: str = Field(default="pocket", description="a name, a folder, a file, or a hub id")
-    vae: str | None = Field(default=None, description="another autoencoder: folder, file, hub id")
-    precision: Precision | None = Field(default=None, description="numbers to compute in")
+    guidance_scale: float = Option(
+        5.0,
+        ge=1,
+        aliases=("guidance", "cfg", "cfg_scale"),
+        help="classifier-free guidance scale: higher follows the prompt more closely, 1 turns it "
+        "off",
+    )
+    scheduler: str | None = Option(
+        None,
+        aliases=("sampler",),
+        values=SCHEDULER_ALIASES,
+        help=f"noise scheduler (sampler): {', '.join(SCHEDULERS)}",
+        default_is="ddim; euler for base models that are rectified flows",
+    )
+    clip_skip: int | None = Option(
+        None, ge=1, help=CLIP_SKIP, default_is="the base model's own layer"
+    )
+    width: int | None = Option(
+        None,
+        ge=8,
+        help="image width in pixels",
+        default_is="the height, or the base model's image size",
+    )
+    height: int | None = Option(None, ge=8, help="image height in pixels", default_is="the width")
+    init_image: Path | None = Option(
+        None, aliases=("init",), help="image to start from (image-to-image)"
+    )
+    denoising_strength: float = Option(
+        0.6,
+        gt=0,
+        le=1,
+        aliases=("strength",),
+        help="how much of the initial image is replaced: the fraction of the steps that run",
+    )
+    controls: tuple[ControlField, ...] = Option(
+        (), help="controls that preserve the structure of an image: see `pinxit transfer --help`"
+    )
+    base: str = Option("pocket", help="base model: a name, a folder, a checkpoint file or a hub id")
+    vae: str | None = Option(
+        None, help="VAE: a folder, a file or a hub id", default_is="the base model's own"
+    )
+    precision: Precision | None = Option(
+        None, help="number format to compute in", default_is="chosen for the device"
+    )
+
+    @classmethod
+    def title(cls) -> str:
+        """What a message calls the request."""
+        return "the request"
 
     @field_validator("scheduler")
     @classmethod
-    def _known(cls, name: str | None, _info: ValidationInfo) -> str | None:
-        return name and solver_for("diffusion", name)
+    def _is_scheduler(cls, name: str | None, _info: ValidationInfo) -> str | None:
+        return name and scheduler_name("diffusion", name)
 
     @property
     def seeds(self) -> tuple[int, ...]:
-        """The seed of each picture."""
-        return tuple(range(self.seed, self.seed + self.count))
+        """The seed of each image."""
+        return tuple(range(self.seed, self.seed + self.num_images))
 
     def size(self, model: Model) -> tuple[int, int]:
-        """Width and height in pixels on this model; RequestError if its latents cannot have it."""
-        width = self.width or self.height or model.picture_size
+        """Width and height in pixels on this model; RequestError if the latents do not allow it."""
+        width = self.width or self.height or model.default_size
         height = self.height or width
-        for side in (width, height):
-            if side % model.grain:
-                raise RequestError(
-                    f"{model.name} cannot paint {width}x{height} pixels",
-                    f"take multiples of {model.grain}, such as "
-                    f"{_nearest(width, model.grain)}x{_nearest(height, model.grain)}",
-                )
+        multiple = model.size_multiple
+        if width % multiple or height % multiple:
+            raise RequestError(
+                f"{model.name} cannot generate {width}x{height} pixels: both sides must be "
+                f"multiples of {multiple}",
+                f"try {_nearest(width, multiple)}x{_nearest(height, multiple)}",
+            )
         return width, height
 
     @property
-    def reading(self) -> Reading:
-        """How its prompts are read: weights in brackets, as long as the base takes them."""
-        return Reading(weights=True, long=True, clip_skip=self.clip_skip)
+    def prompt_parsing(self) -> PromptParsing:
+        """How the prompts are parsed: with attention weights, as long as the model allows."""
+        return PromptParsing(weights=True, long_prompts=True, clip_skip=self.clip_skip)
 
     @classmethod
     def from_png(cls, path: Path) -> Self:
-        """The request that a painted picture carries; RequestError if it carries none."""
+        """The request that is stored in a generated image; RequestError if there is none."""
         from PIL import Image, UnidentifiedImageError
 
         try:
             with Image.open(path) as image:
                 text: object = image.info.get(_KEY)
-        except (OSError, UnidentifiedImageError) as trouble:
+        except (OSError, UnidentifiedImageError) as error:
             raise RequestError(
-                f"picture {path} cannot be read: {trouble}", "give a PNG that pinxit painted"
-            ) from trouble
+                f"image {path} cannot be read: {error}", "give a PNG that pinxit generated"
+            ) from error
         if not isinstance(text, str):
-            raise RequestError(f"{path} carries no request", "give a PNG that pinxit painted")
+            raise RequestError(
+                f"{path} contains no generation request", "give a PNG that pinxit generated"
+            )
         return cls.model_validate_json(text)
 
 
 @dataclass(frozen=True)
 class Notice:
-    """Something to tell the user that does not stop the painting or the learning."""
+    """Something that the user should know; generation or training continues."""
 
     message: str
 
 
 @dataclass(frozen=True)
-class Painted:
-    """A finished picture, the request that makes it again alone, and its latents (C, H, W)."""
+class GeneratedImage:
+    """A finished image, the request that generates it again, and its latents (C, H, W)."""
 
     image: "Image" = field(repr=False)
-    request: Request
+    request: GenerationRequest
     latents: Tensor = field(repr=False)
 
     def save(self, path: Path) -> None:
-        """Write a PNG that carries the request."""
+        """Write a PNG with the request stored in its metadata."""
         from PIL.PngImagePlugin import PngInfo
 
         info = PngInfo()
         info.add_text(_KEY, self.request.model_dump_json(exclude_none=True))
-        replace(path, lambda beside: self.image.save(beside, "PNG", pnginfo=info))
+        atomic_write(path, lambda draft: self.image.save(draft, "PNG", pnginfo=info))
 
 
 @torch.no_grad()
-def generate(
-    model: Model, request: Request, concepts: Sequence[Concept] = ()
-) -> Generator[Notice | Frame | Painted]:
-    """Paint what is asked for, telling of every step; the concepts are in the model meanwhile."""
+def sample_images(
+    model: Model, request: GenerationRequest, concepts: Sequence[Concept] = ()
+) -> Generator[Notice | SamplingProgress | GeneratedImage]:
+    """Generate the images of a request and yield notices, progress and results.
+
+    The concepts are applied to the model until the generator is closed.
+    """
     width, height = request.size(model)
-    area = (width // model.factor) * (height // model.factor)
-    plain = plainly(request.prompt, concepts)
-    beside = [control.beside(plain) for control in request.controls]
-    texts = [text for text in beside if text is not None]
-    reweighed = any(concept.weighable or concept.tuned for concept in concepts)
-    together = max(1, min(_MOST_TOGETHER, _POSITIONS // area) // (1 + len(texts)))
-    groups = [request.seeds[at : at + together] for at in range(0, request.count, together)]
-    with injected(model, combined(concepts, model)):
+    positions = (width // model.vae_scale_factor) * (height // model.vae_scale_factor)
+    plain_prompt = without_tokens(request.prompt, concepts)
+    branch_prompts = [control.source_branch_prompt(plain_prompt) for control in request.controls]
+    source_prompts = [prompt for prompt in branch_prompts if prompt is not None]
+    changed = any(concept.has_strength or concept.has_full_weights for concept in concepts)
+    rows = min(_MAX_BATCH, _MAX_LATENT_POSITIONS // positions)
+    batch_size = max(1, rows // (1 + len(source_prompts)))
+    batches = [
+        request.seeds[first : first + batch_size]
+        for first in range(0, request.num_images, batch_size)
+    ]
+    with applied(model, combined_adapters(concepts, model)):
         yield from _notices(model, request, concepts)
-        if request.prompt in texts:
-            yield Notice("the prompt says only what the picture shows: say that with --shows")
-        told = model.condition([request.negative, request.prompt, *texts], request.reading)
-        for number, seeds in enumerate(groups):
-            for event in _walk(model, request, told, seeds, beside, reweighed):
-                if isinstance(event, Frame):
-                    before = number * event.total
-                    yield Frame(before + event.done, event.total * len(groups), event.latents)
+        if request.prompt in source_prompts:
+            yield Notice(
+                "the prompt and the source prompt are the same, so there is nothing to change. "
+                "hint: describe the source image with --source-prompt"
+            )
+        prompts = [request.negative_prompt, request.prompt, *source_prompts]
+        conditioning = model.condition(prompts, request.prompt_parsing)
+        for number, seeds in enumerate(batches):
+            events = _sample_batch(model, request, conditioning, seeds, branch_prompts, changed)
+            for event in events:
+                if isinstance(event, SamplingProgress):
+                    done = number * event.total + event.done
+                    yield SamplingProgress(done, event.total * len(batches), event.latents)
                 else:
                     yield event
 
 
-def paint(
-    model: Model, request: Request | str, concepts: Sequence[Concept | Path | str] = ()
-) -> list[Painted]:
-    """The pictures asked for; a plain prompt will do for a request, FILE:0.7 for a concept."""
-    picks = [given if isinstance(given, Concept) else Pick.of(given) for given in concepts]
+def generate_images(
+    model: Model, request: GenerationRequest | str, concepts: Sequence[Concept | Path | str] = ()
+) -> list[GeneratedImage]:
+    """Generate images from a request or a prompt, with concepts or references like FILE:0.7."""
+    references = [
+        concept if isinstance(concept, Concept) else ConceptReference.parse(concept)
+        for concept in concepts
+    ]
     if isinstance(request, str):
-        files = (pick for pick in picks if isinstance(pick, Pick))
-        whole = tuple(Pick(pick.path.resolve(), pick.strength) for pick in files)
-        request = Request(prompt=request, concepts=whole)
-    loaded = [pick if isinstance(pick, Concept) else pick.open() for pick in picks]
-    return [event for event in generate(model, request, loaded) if isinstance(event, Painted)]
+        files = (reference for reference in references if isinstance(reference, ConceptReference))
+        absolute = tuple(ConceptReference(file.path.resolve(), file.strength) for file in files)
+        request = GenerationRequest(prompt=request, concepts=absolute)
+    loaded = [
+        reference if isinstance(reference, Concept) else reference.open()
+        for reference in references
+    ]
+    events = sample_images(model, request, loaded)
+    return [event for event in events if isinstance(event, GeneratedImage)]
 
 
-def _walk(
+def _sample_batch(
     model: Model,
-    request: Request,
-    told: Conditioning,
+    request: GenerationRequest,
+    conditioning: Conditioning,
     seeds: Sequence[int],
-    texts: Sequence[str | None],
-    reweighed: bool,
-) -> Iterator[Frame | Painted]:
-    """The denoising loop for some pictures together, each drawing from its own generator.
+    branch_prompts: Sequence[str | None],
+    has_weight_changes: bool,
+) -> Iterator[SamplingProgress | GeneratedImage]:
+    """Denoise one batch of images; each image has its own random generator.
 
-    `told` is what the negative prompt, the prompt, and samples beside are told: those in `texts`.
+    `conditioning` has a row for the negative prompt, one for the prompt, and one for each prompt
+    in `branch_prompts`, which has None for a control without a source branch.
     """
-    kind, config = model.schedule.kind, model.solver_config
-    name = solver_for(kind, request.scheduler)
-    solver = Solver(kind, name, config, request.steps)
-    walk = Walk(
+    kind, config = model.schedule.kind, model.scheduler_config
+    name = scheduler_name(kind, request.scheduler)
+    sampler = Sampler(kind, name, config, request.steps)
+    context = SamplingContext(
         model=model,
-        solver=lambda: Solver(kind, name, config, request.steps),
+        make_sampler=lambda: Sampler(kind, name, config, request.steps),
         size=request.size(model),
         seeds=seeds,
-        draws=[torch.Generator().manual_seed(seed) for seed in seeds],
-        told=told[1:2],
-        reweighed=reweighed,
-        role=0,
-        roles=len(told.states) - 2,
+        generators=[torch.Generator().manual_seed(seed) for seed in seeds],
+        conditioning=conditioning[1:2],
+        has_weight_changes=has_weight_changes,
+        branch=0,
+        source_branches=len(conditioning.states) - 2,
     )
-    holds, before = yield from prepared(walk, request.controls, told, texts)
-    latents = _start(walk, request, solver, holds)
-    beside = [one for hold in holds if (one := hold.beside(latents)) is not None]
-    rows, count = torch.cat([latents, *beside]), len(seeds)
-    draws = [_copied(draw) for _ in range(walk.roles + 1) for draw in walk.draws]
-    each = [told[at : at + 1] for at in range(1, walk.roles + 2) for _ in seeds]
-    both = Conditioning.stack([told[:1]] * len(rows) * (request.guidance > 1) + each)
-    total, first = before + len(solver.times), len(walk.times) - len(solver.times)
-    with injected(model, [adapter for hold in holds for adapter in hold.adapters]):
-        for at, time in enumerate(solver.times, first):
-            for hold in holds:
-                rows = hold.before(at, rows)
-            answer = _answer(model, solver.scaled(rows, time), time, both, request.guidance)
-            rows = solver.step(answer, time, rows, draws)
-            for hold in holds:
-                rows = hold.after(at, rows)
-            yield Frame(before + at - first + 1, total, rows[:count])
-    pixels = model.decode(rows[:count])
-    for hold in holds:
-        pixels = hold.finished(pixels)
-    placed: dict[str, object] = {"base": model.name, "vae": model.source.vae, "count": 1}
-    placed |= {"precision": model.placement.precision, "scheduler": name}
-    for seed, kept, shown in zip(seeds, rows, pixels, strict=False):
-        yield Painted(to_image(shown), request.model_copy(update={**placed, "seed": seed}), kept)
+    hooks, steps_before = yield from prepare_controls(
+        context, request.controls, conditioning, branch_prompts
+    )
+    start = _initial_latents(context, request, sampler, hooks)
+    sources = [source for hook in hooks if (source := hook.source_latents(start)) is not None]
+    latents, count = torch.cat([start, *sources]), len(seeds)
+    branches = range(context.source_branches + 1)
+    generators = [_copy(generator) for _ in branches for generator in context.generators]
+    rows = [conditioning[branch + 1 : branch + 2] for branch in branches for _ in seeds]
+    if request.guidance_scale > 1:
+        rows = [conditioning[:1]] * len(latents) + rows
+    guided = Conditioning.stack(rows)
+    total = steps_before + len(sampler.timesteps)
+    first_step = len(context.timesteps) - len(sampler.timesteps)
+    with applied(model, [adapter for hook in hooks for adapter in hook.adapters]):
+        for step, timestep in enumerate(sampler.timesteps, first_step):
+            for hook in hooks:
+                latents = hook.before_step(step, latents)
+            scaled = sampler.scale_model_input(latents, timestep)
+            prediction = _guided_prediction(model, scaled, timestep, guided, request.guidance_scale)
+            latents = sampler.step(prediction, timestep, latents, generators)
+            for hook in hooks:
+                latents = hook.after_step(step, latents)
+            done = steps_before + step - first_step + 1
+            yield SamplingProgress(done, total, latents[:count])
+    pixels = model.decode(latents[:count])
+    for hook in hooks:
+        pixels = hook.finished(pixels)
+    used: dict[str, object] = {"base": model.name, "vae": model.source.vae, "num_images": 1}
+    used |= {"precision": model.placement.precision, "scheduler": name}
+    for seed, image_latents, image in zip(seeds, latents, pixels, strict=False):
+        image_request = request.model_copy(update={**used, "seed": seed})
+        yield GeneratedImage(to_image(image), image_request, image_latents)
 
 
-def _start(walk: Walk, request: Request, solver: Solver, holds: Sequence[Hold]) -> Tensor:
-    """The latents before the first step: noise, or what the start picture or a control says."""
-    starts = [start for hold in holds if (start := hold.start(solver)) is not None]
-    if request.init is not None:
-        starts.append(walk.begin_with(solver, request.init, request.strength))
+def _initial_latents(
+    context: SamplingContext,
+    request: GenerationRequest,
+    sampler: Sampler,
+    hooks: Sequence[ControlHooks],
+) -> Tensor:
+    """The latents before the first step: noise, or from the initial image or a control."""
+    starts = [start for hook in hooks if (start := hook.initial_latents(sampler)) is not None]
+    if request.init_image is not None:
+        starts.append(context.noise_image(sampler, request.init_image, request.denoising_strength))
     if len(starts) > 1:
         raise RequestError(
-            "a picture cannot begin with two others", "take one of --init and the controls"
+            f"{len(starts)} options set the initial latents, and only one can",
+            "use --init-image or one control that sets them (img2img, inversion)",
         )
-    return starts[0] if starts else solver.begin_with_noise(walk.noise())
+    return starts[0] if starts else sampler.scale_initial_noise(context.noise())
 
 
-def _answer(
-    model: Model, rows: Tensor, time: Tensor, told: Conditioning, guidance: float
+def _guided_prediction(
+    model: Model, latents: Tensor, timestep: Tensor, conditioning: Conditioning, scale: float
 ) -> Tensor:
-    """What the denoiser says of rows; where guidance leads away, `told` has first from what."""
-    if guidance <= 1:
-        return model.denoise(rows, time, told)
-    without, answer = model.denoise(torch.cat([rows, rows]), time, told).chunk(2)
-    return without + guidance * (answer - without)
+    """The denoiser's prediction with classifier-free guidance.
+
+    With a scale above 1, the first half of the conditioning is that of the negative prompt.
+    """
+    if scale <= 1:
+        return model.denoise(latents, timestep, conditioning)
+    both = model.denoise(torch.cat([latents, latents]), timestep, conditioning)
+    negative, positive = both.chunk(2)
+    return negative + scale * (positive - negative)
 
 
-def _copied(draw: torch.Generator) -> torch.Generator:
-    """Another generator that draws the same."""
-    return torch.Generator().set_state(draw.get_state())
+def _copy(generator: torch.Generator) -> torch.Generator:
+    """A second generator in the same state."""
+    return torch.Generator().set_state(generator.get_state())
 
 
-def _notices(model: Model, request: Request, concepts: Sequence[Concept]) -> Iterator[Notice]:
-    """What the user should know before looking at the pictures."""
-    for what in (request.prompt, request.negative):
-        cut = model.cut(what, request.reading)
+def _notices(
+    model: Model, request: GenerationRequest, concepts: Sequence[Concept]
+) -> Iterator[Notice]:
+    """What the user should know about the prompts and the concepts of a request."""
+    for prompt in (request.prompt, request.negative_prompt):
+        cut = model.truncated_text(prompt, request.prompt_parsing)
         if cut:
-            yield Notice(f"`{what}` is too long for {model.name}: cut was `{cut}`")
-    known = {word.lower() for word in model.words}
-    for word in re.findall(r"<[\w-]+>", f"{request.prompt} {request.negative}"):
-        if word.lower() not in known:
-            yield Notice(f"`{word}` is no word that was learned: give its run with --concept")
+            yield Notice(
+                f"`{prompt}` is too long for {model.name}; this part was left out: `{cut}`"
+            )
+    known = {token.lower() for token in model.placeholders}
+    for token in re.findall(r"<[\w-]+>", f"{request.prompt} {request.negative_prompt}"):
+        if token.lower() not in known:
+            yield Notice(
+                f"unknown token `{token}`. hint: load the concept that defines it: --concept RUN"
+            )
     for concept in concepts:
         if concept.provenance.base_hash not in ("", model.hash):
             yield Notice(
-                f"{concept.token} was learned on another base than {model.name} "
-                f"({concept.provenance.base}): it may look different"
+                f"{concept.token} was trained on {concept.provenance.base}, not on {model.name}: "
+                "images may differ from the training images"
             )
-        taught: int | None = concept.provenance.choices.get("clip_skip")
-        if taught not in (None, request.clip_skip):
-            yield Notice(f"{concept.token} was learned with --clip-skip {taught}: give it here too")
+        clip_skip: int | None = concept.provenance.recipe_values.get("clip_skip")
+        if clip_skip not in (None, request.clip_skip):
+            yield Notice(
+                f"{concept.token} was trained with clip skip {clip_skip}. hint: add --clip-skip "
+                f"{clip_skip}"
+            )
 
 
-def _nearest(side: int, factor: int) -> int:
-    return max(1, round(side / factor)) * factor
+def _nearest(side: int, multiple: int) -> int:
+    return max(1, round(side / multiple)) * multiple

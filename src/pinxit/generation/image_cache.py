@@ -1,4 +1,4 @@
-"""A portfolio: pictures that are painted once and kept, so that judging can be stopped."""
+"""A folder of generated images, so that an interrupted evaluation does not start again."""
 
 import hashlib
 import re
@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING
 import torch
 
 from pinxit.concepts.concept import Concept
-from pinxit.files.atomic_write import make_folder, must_be_regular
-from pinxit.generation.generate import Painted, Request, generate
+from pinxit.files.atomic_write import check_regular, make_folder
+from pinxit.generation.generate import GeneratedImage, GenerationRequest, sample_images
 from pinxit.models.model import Model
 
 if TYPE_CHECKING:
@@ -20,51 +20,53 @@ if TYPE_CHECKING:
 NAMES = re.compile(r"[0-9a-f]{16}-[0-9]+\.png")
 
 
-class Portfolio:
-    """Pictures with some concepts, kept in a folder and named after everything they follow from.
+class ImageCache:
+    """Images of some concepts, in a folder, under names that depend on all they depend on.
 
-    A request that is all there is not painted again. Without a folder nothing is kept. RunError if
-    the folder is a link.
+    Images that exist are not generated again. Without a folder nothing is stored. Raises RunError
+    if the folder is a link.
     """
 
     def __init__(self, folder: Path | None = None, concepts: Sequence[Concept] = ()) -> None:
         self.folder = folder
         self.concepts = concepts
 
-    def pictures(self, model: Model, request: Request) -> "list[Image]":
-        """The pictures of a request, painted if they are not there."""
+    def images(self, model: Model, request: GenerationRequest) -> "list[Image]":
+        """The images of a request, from the folder if all of them are there."""
         from PIL import Image
 
         if self.folder:
-            must_be_regular(self.folder)
+            check_regular(self.folder)
         files = self._files(model, request)
         if files and all(file.is_file() for file in files):
             return [Image.open(file).convert("RGB") for file in files]
-        painted = [e for e in generate(model, request, self.concepts) if isinstance(e, Painted)]
+        events = sample_images(model, request, self.concepts)
+        generated = [event for event in events if isinstance(event, GeneratedImage)]
         if self.folder:
             make_folder(self.folder)
-        for picture, file in zip(painted, files, strict=bool(files)):
-            picture.save(file)
-        return [picture.image for picture in painted]
+        for image, file in zip(generated, files, strict=bool(files)):
+            image.save(file)
+        return [image.image for image in generated]
 
     @cached_property
-    def _by(self) -> list[str]:
-        """What each concept holds, and how much of it counts: gigabytes are read only once."""
+    def _fingerprints(self) -> list[str]:
+        """Each concept's fingerprint and strength, computed once: files can be gigabytes."""
         return [f"{fingerprint(concept)} {concept.strength}" for concept in self.concepts]
 
-    def _files(self, model: Model, request: Request) -> list[Path]:
+    def _files(self, model: Model, request: GenerationRequest) -> list[Path]:
         if self.folder is None:
             return []
-        told = [model.hash, model.placement.precision, request.model_dump_json(), *self._by]
-        tag = hashlib.sha256("\n".join(told).encode()).hexdigest()[:16]
-        return [self.folder / f"{tag}-{seed}.png" for seed in request.seeds]
+        inputs = [model.hash, model.placement.precision, request.model_dump_json()]
+        text = "\n".join([*inputs, *self._fingerprints])
+        digest = hashlib.sha256(text.encode()).hexdigest()[:16]
+        return [self.folder / f"{digest}-{seed}.png" for seed in request.seeds]
 
 
 def fingerprint(concept: Concept) -> str:
-    """What a concept holds, wherever it lies."""
-    digest = hashlib.sha256(concept.about.encode())
+    """A checksum of a concept's contents, independent of its file."""
+    digest = hashlib.sha256(concept.description.encode())
     for part in concept.parts:
         for name in sorted(part.tensors):
-            held = part.tensors[name].detach().contiguous().flatten().view(torch.uint8)
-            digest.update(held.cpu().numpy().tobytes())
+            tensor = part.tensors[name].detach().contiguous().flatten().view(torch.uint8)
+            digest.update(tensor.cpu().numpy().tobytes())
     return digest.hexdigest()

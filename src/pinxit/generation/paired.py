@@ -1,4 +1,4 @@
-"""Pictures painted beside others, step by step, which hold them in place."""
+"""Controls with a source branch: another image that is denoised alongside each generated one."""
 
 from abc import abstractmethod
 from collections.abc import Generator, Sequence
@@ -6,117 +6,139 @@ from pathlib import Path
 from typing import Self
 
 import torch
-from pydantic import Field
 from torch import Tensor
 
-from pinxit.adapters.attention_sharing import FEATURES, PLACES, Sharing
-from pinxit.generation.control import Control, Hold, Walk
-from pinxit.generation.schedulers import Solver
+from pinxit.adapters.attention_sharing import DECODER_FEATURES, QUERIES_AND_KEYS, AttentionSharing
+from pinxit.generation.control import Control, ControlHooks, SamplingContext
+from pinxit.generation.schedulers import Sampler
+from pinxit.options import Option
 
 
-def inverted(walk: Walk, picture: Path) -> Generator[Tensor, None, list[Tensor]]:
-    """A picture's way from noise, told what is beside: DDIM inversion (arXiv:2105.05233, F).
+def ddim_inversion(context: SamplingContext, path: Path) -> Generator[Tensor, None, list[Tensor]]:
+    """The trajectory of an image under its own noise: DDIM inversion (arXiv:2105.05233, F).
 
-    Yields it at each time on the way into noise; latents (N, C, H, W) for every time at last.
+    Yields the latents after each step into the noise. Returns the latents (N, C, H, W) of every
+    timestep, then the clean ones.
     """
-    model, clean = walk.model, walk.model.encode(walk.pixels(picture)).mean
+    model, clean = context.model, context.model.encode(context.pixels(path)).mean
     schedule, latents = model.schedule, clean
-    before, noises = torch.zeros(1, device=model.device), dict[float, Tensor]()
-    for time in walk.times.to(model.device).unique():  # upwards; some solvers look twice
-        answer = model.denoise(latents, time, walk.told)
-        latents = schedule.add_noise(*schedule.parted(latents, answer, before), time.view(1))
-        before = time.view(1)
-        # What would noise the picture itself to the same latents, in whatever scale a solver has.
-        nothing = torch.zeros_like(clean)
-        rest = latents - schedule.add_noise(clean, nothing, before)
-        noises[float(time)] = rest / schedule.add_noise(nothing, nothing + 1, before)
+    previous, noises = torch.zeros(1, device=model.device), dict[float, Tensor]()
+    zeros = torch.zeros_like(clean)
+    for timestep in context.timesteps.to(model.device).unique():  # upwards; some repeat timesteps
+        prediction = model.denoise(latents, timestep, context.conditioning)
+        parts = schedule.predict_clean_and_noise(latents, prediction, previous)
+        previous = timestep.view(1)
+        latents = schedule.add_noise(*parts, previous)
+        # The noise that turns the clean image into the same latents; it holds for any sampler.
+        noise_part = latents - schedule.add_noise(clean, zeros, previous)
+        noises[float(timestep)] = noise_part / schedule.add_noise(zeros, zeros + 1, previous)
         yield latents
-    return walk.path(clean, [noises[float(time)] for time in walk.times])
+    return context.trajectory(clean, [noises[float(timestep)] for timestep in context.timesteps])
 
 
-def noised(walk: Walk, picture: Path) -> list[Tensor]:
-    """A picture's latents at every time, under the noise that the seeds paint with."""
-    clean = walk.model.encode(walk.pixels(picture)).mean
-    return walk.path(clean, [walk.noise()] * len(walk.times))
+def noised_trajectory(context: SamplingContext, path: Path) -> list[Tensor]:
+    """The trajectory of an image under the noise of the seeds: latents of every timestep."""
+    clean = context.model.encode(context.pixels(path)).mean
+    return context.trajectory(clean, [context.noise()] * len(context.timesteps))
 
 
-class Beside(Hold):
-    """Another picture beside each, on a path that is known or of its own.
+class SourceBranch(ControlHooks):
+    """A source image that is denoised alongside each image, freely or along a trajectory.
 
-    In the first `same` of the steps the pictures are what is beside them. In those that are `held`
-    layers answer for both what they answer for it, and where a path is followed its deviations from
-    there are the pictures' too (direct inversion, arXiv:2310.01506; edit-friendly, 2304.06140).
+    In the first `copied` steps the images are copies of it. In the steps of `shared`, attention of
+    the source replaces that of the image in `layers`; where a trajectory is followed, the
+    deviations of the source from it are also added to the image (direct inversion,
+    arXiv:2310.01506; edit-friendly inversion, 2304.06140).
     """
 
     def __init__(
         self,
-        walk: Walk,
+        context: SamplingContext,
         layers: Sequence[str],
-        held: range,
-        path: Sequence[Tensor] | None = None,
-        same: int | None = None,
+        shared: range,
+        trajectory: Sequence[Tensor] | None = None,
+        copied: int | None = None,
     ) -> None:
-        self._sharing = Sharing(layers, walk.role, walk.roles + 1, len(walk.seeds))
+        self._sharing = AttentionSharing(
+            layers, context.branch, context.source_branches + 1, len(context.seeds)
+        )
         self.adapters = (self._sharing,)
-        self._held = held
-        self._path = path
-        self._same = same
-        self._role = walk.role
-        self._batch = (walk.roles + 1, len(walk.seeds))
+        self._shared = shared
+        self._trajectory = trajectory
+        self._copied = copied
+        self._branch = context.branch
+        self._batch_shape = (context.source_branches + 1, len(context.seeds))
 
     @classmethod
-    def slid(cls, walk: Walk, keep: float, path: Sequence[Tensor] | None = None) -> Self:
-        """In the place of what is beside: up to a half held longer, beyond it the same longer."""
-        steps = len(walk.times)
-        same = round(max(0, 2 * keep - 1) ** 2 * steps)
-        held = range(same, round((same + steps) / 2) if keep > 0.5 else round(keep * steps))
-        return cls(walk, (PLACES, FEATURES), held, path, same)
+    def for_preserve(
+        cls,
+        context: SamplingContext,
+        preserve: float,
+        trajectory: Sequence[Tensor] | None = None,
+    ) -> Self:
+        """Queries, keys and features shared as long as `preserve` (0 to 1) asks for.
 
-    def start(self, solver: Solver) -> Tensor | None:  # noqa: ARG002
-        """The path's first latents if it is followed, else noise as ever."""
-        return None if self._path is None or self._same is None else self._path[0]
+        Up to 0.5, attention is shared for more and more steps, at most half of them. Above 0.5,
+        the first steps copy the source latents too.
+        """
+        steps = len(context.timesteps)
+        copied = round(max(0, 2 * preserve - 1) ** 2 * steps)
+        last = round((copied + steps) / 2) if preserve > 0.5 else round(preserve * steps)
+        return cls(
+            context, (QUERIES_AND_KEYS, DECODER_FEATURES), range(copied, last), trajectory, copied
+        )
 
-    def beside(self, start: Tensor) -> Tensor:
-        """The path's first latents; without a path, what the pictures begin with."""
-        return start if self._path is None else self._path[0]
+    def initial_latents(self, sampler: Sampler) -> Tensor | None:  # noqa: ARG002
+        """The first latents of the trajectory, if the images follow it; None means noise."""
+        return None if self._trajectory is None or self._copied is None else self._trajectory[0]
 
-    def before(self, at: int, rows: Tensor) -> Tensor:
-        """Whether layers share is settled."""
-        self._sharing.on = at in self._held
-        return rows
+    def source_latents(self, latents: Tensor) -> Tensor:
+        """The first latents of the trajectory, or those of the images without one."""
+        return latents if self._trajectory is None else self._trajectory[0]
 
-    def after(self, at: int, rows: Tensor) -> Tensor:
-        """What is beside is on its path again."""
-        parts = rows.unflatten(0, self._batch).clone()
-        if self._path is not None:
-            deviation = self._path[at + 1] - parts[self._role]
-            parts[self._role] = self._path[at + 1]
-            if self._same is not None and at in self._held:
-                parts[0] += deviation
-        if self._same is not None and at < self._same:
-            parts[0] = parts[self._role]
-        return parts.flatten(0, 1)
+    def before_step(self, step: int, latents: Tensor) -> Tensor:
+        """Turn attention sharing on or off for this step."""
+        self._sharing.enabled = step in self._shared
+        return latents
+
+    def after_step(self, step: int, latents: Tensor) -> Tensor:
+        """Return the source branch to its trajectory."""
+        branches = latents.unflatten(0, self._batch_shape).clone()
+        if self._trajectory is not None:
+            deviation = self._trajectory[step + 1] - branches[self._branch]
+            branches[self._branch] = self._trajectory[step + 1]
+            if self._copied is not None and step in self._shared:
+                branches[0] += deviation
+        if self._copied is not None and step < self._copied:
+            branches[0] = branches[self._branch]
+        return branches.flatten(0, 1)
 
 
-class Accompanied(Control):
-    """A control that paints another picture beside each, unless it is to keep nothing of it."""
+class PairedControl(Control):
+    """A control with a source branch, unless `preserve` is 0."""
 
-    keep: float = Field(
-        default=0.5, ge=0, le=1, description="0: the prompt only; 1: the whole picture"
+    preserve: float = Option(
+        0.5,
+        ge=0,
+        le=1,
+        aliases=("keep",),
+        help="how much of the source image to preserve: 0 nothing, 1 everything",
     )
-    shows: str | None = Field(
-        default=None,
-        description="what the picture shows; if unset the prompt without learned words",
+    source_prompt: str | None = Option(
+        None,
+        aliases=("shows",),
+        help="prompt that describes the source image",
+        default_is="the prompt without placeholder tokens",
     )
 
-    def beside(self, plain: str) -> str | None:
-        """What the picture shows."""
-        return (self.shows or plain) if self.keep else None
+    def source_branch_prompt(self, plain_prompt: str) -> str | None:
+        """The prompt that describes the source image."""
+        return (self.source_prompt or plain_prompt) if self.preserve else None
 
-    def begin(self, walk: Walk) -> Generator[Tensor, None, Hold]:
-        """Find the way of what is beside."""
-        return (yield from self._begin(walk)) if self.keep else Hold()
+    def prepare(self, context: SamplingContext) -> Generator[Tensor, None, ControlHooks]:
+        """Prepare the source branch; nothing if nothing is preserved."""
+        return (yield from self._prepare(context)) if self.preserve else ControlHooks()
 
     @abstractmethod
-    def _begin(self, walk: Walk) -> Generator[Tensor, None, Beside]:
-        """What is beside, on its way."""
+    def _prepare(self, context: SamplingContext) -> Generator[Tensor, None, SourceBranch]:
+        """The source branch; yields latents after each step of an extra pass."""

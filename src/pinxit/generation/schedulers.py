@@ -1,5 +1,5 @@
 # pyright: standard
-"""Solvers by the names people know them by: diffusers' schedulers behind four verbs."""
+"""Noise schedulers (samplers) of diffusers behind one small interface."""
 
 import inspect
 from collections.abc import Mapping, Sequence
@@ -9,10 +9,10 @@ import torch
 from torch import Tensor
 
 from pinxit.errors import RequestError, did_you_mean
-from pinxit.models.noise_schedule import Kind
+from pinxit.models.noise_schedule import ScheduleKind
 
-# By kind of schedule, the one that is taken if none is asked for first.
-_CLASSES: dict[Kind, dict[str, str]] = {
+# By kind of noise schedule; the first is the default.
+_CLASSES: dict[ScheduleKind, dict[str, str]] = {
     "diffusion": {
         "ddim": "DDIMScheduler",
         "ddpm": "DDPMScheduler",
@@ -28,64 +28,91 @@ _CLASSES: dict[Kind, dict[str, str]] = {
         "heun": "FlowMatchHeunDiscreteScheduler",
     },
 }
-SOLVERS = tuple(_CLASSES["diffusion"])
+SCHEDULERS = tuple(_CLASSES["diffusion"])
+
+# Names of the same schedulers in other programs.
+SCHEDULER_ALIASES = {
+    **{name: scheduler for scheduler, name in _CLASSES["diffusion"].items()},
+    "dpmpp_2m": "dpm++",
+    "dpm++_2m": "dpm++",
+    "DPM++ 2M": "dpm++",
+    "k_euler": "euler",
+    "Euler": "euler",
+    "euler_a": "euler-a",
+    "k_euler_a": "euler-a",
+    "euler_ancestral": "euler-a",
+    "k_euler_ancestral": "euler-a",
+    "Euler a": "euler-a",
+    "k_heun": "heun",
+    "Heun": "heun",
+    "plms": "pndm",
+    "PLMS": "pndm",
+    "uni_pc": "unipc",
+    "UniPC": "unipc",
+    "DDIM": "ddim",
+    "DDPM": "ddpm",
+}
 
 
-def solver_for(kind: Kind, name: str | None) -> str:
-    """The solver's name, the usual one if none is given; RequestError if there is none such."""
-    known = _CLASSES[kind]
-    if name is not None and name not in known:
-        what = f"there is no scheduler `{name}`"
-        raise RequestError(
-            f"{what} for bases that are a rectified flow" if name in SOLVERS else what,
-            did_you_mean(name, known),
-        )
-    return name or next(iter(known))
+def scheduler_name(kind: ScheduleKind, name: str | None) -> str:
+    """The given scheduler, or the default of this kind; RequestError if there is no such one."""
+    classes = _CLASSES[kind]
+    if name is not None and name not in classes:
+        message = f"unknown scheduler `{name}`"
+        if name in SCHEDULERS:
+            message = f"the scheduler `{name}` does not work with rectified-flow models"
+        raise RequestError(message, did_you_mean(name, classes))
+    return name or next(iter(classes))
 
 
-class Solver:
-    """One walk from noise to a picture; it remembers its last answers, so it is used once."""
+class Sampler:
+    """A scheduler for one run from noise to image; it has state, so use each instance once."""
 
-    def __init__(self, kind: Kind, name: str, config: Mapping[str, object], steps: int) -> None:
+    def __init__(
+        self, kind: ScheduleKind, name: str, config: Mapping[str, object], steps: int
+    ) -> None:
         import diffusers
 
-        scheduler = getattr(diffusers, _CLASSES[kind][solver_for(kind, name)])
+        scheduler = getattr(diffusers, _CLASSES[kind][scheduler_name(kind, name)])
         self._scheduler: Any = scheduler.from_config(dict(config))
         self._scheduler.set_timesteps(steps)
         self._steps = steps
-        takes = inspect.signature(self._scheduler.step).parameters
-        self._takes_generators = "generator" in takes
-        self.times: Tensor = self._scheduler.timesteps
+        parameters = inspect.signature(self._scheduler.step).parameters
+        self._takes_generators = "generator" in parameters
+        self.timesteps: Tensor = self._scheduler.timesteps
 
-    def begin_with_noise(self, noise: Tensor) -> Tensor:
-        """Unit noise, as strong as the first time wants it."""
+    def scale_initial_noise(self, noise: Tensor) -> Tensor:
+        """Unit noise, scaled for the first timestep."""
         return noise * getattr(self._scheduler, "init_noise_sigma", 1.0)
 
-    def begin_with_picture(self, latents: Tensor, noise: Tensor, strength: float) -> Tensor:
-        """A picture's latents noised so that the last `strength` of the walk is left to do."""
-        left = max(1, min(int(self._steps * strength), self._steps))
-        first = (self._steps - left) * self._scheduler.order
-        self.times = self._scheduler.timesteps[first:]
+    def noise_image_latents(self, latents: Tensor, noise: Tensor, strength: float) -> Tensor:
+        """Image latents with noise added, so that the last `strength` of the steps remain."""
+        remaining = max(1, min(int(self._steps * strength), self._steps))
+        first = (self._steps - remaining) * self._scheduler.order
+        self.timesteps = self._scheduler.timesteps[first:]
         if hasattr(self._scheduler, "set_begin_index"):
             self._scheduler.set_begin_index(first)
-        return self.noised(latents, noise, self.times[0])
+        return self.add_noise(latents, noise, self.timesteps[0])
 
-    def noised(self, latents: Tensor, noise: Tensor, time: Tensor) -> Tensor:
-        """A picture's latents as the walk has them at one of its times, asked for once."""
+    def add_noise(self, latents: Tensor, noise: Tensor, timestep: Tensor) -> Tensor:
+        """Image latents with the noise of a timestep; call it once for each sampler."""
         if hasattr(self._scheduler, "scale_noise"):
-            return self._scheduler.scale_noise(latents, time.reshape(1), noise)
-        return self._scheduler.add_noise(latents, noise, time.reshape(1))
+            return self._scheduler.scale_noise(latents, timestep.reshape(1), noise)
+        return self._scheduler.add_noise(latents, noise, timestep.reshape(1))
 
-    def scaled(self, latents: Tensor, time: Tensor) -> Tensor:
-        """The latents as the denoiser wants to see them at this time."""
+    def scale_model_input(self, latents: Tensor, timestep: Tensor) -> Tensor:
+        """The latents, scaled as the denoiser expects them at this timestep."""
         if not hasattr(self._scheduler, "scale_model_input"):
             return latents
-        return self._scheduler.scale_model_input(latents, time)
+        return self._scheduler.scale_model_input(latents, timestep)
 
     def step(
-        self, answer: Tensor, time: Tensor, latents: Tensor, draws: Sequence[torch.Generator]
+        self,
+        prediction: Tensor,
+        timestep: Tensor,
+        latents: Tensor,
+        generators: Sequence[torch.Generator],
     ) -> Tensor:
-        """The latents one step nearer to a picture; picture i draws from `draws[i]` alone."""
-        if self._takes_generators:
-            return self._scheduler.step(answer, time, latents, generator=list(draws)).prev_sample
-        return self._scheduler.step(answer, time, latents).prev_sample
+        """The latents after one step; row i draws random numbers from `generators[i]` only."""
+        options = {"generator": list(generators)} if self._takes_generators else {}
+        return self._scheduler.step(prediction, timestep, latents, **options).prev_sample

@@ -1,4 +1,4 @@
-"""From a picture's file to upright 8-bit pixels in sRGB, whatever it was saved as."""
+"""Decode an image file of any supported format into upright 8-bit sRGB pixels."""
 
 import re
 import warnings
@@ -11,64 +11,64 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-# The only decoders that a file can reach. Pillow has more: one of them starts Ghostscript.
+# The only decoders that are used. Pillow has more: one of them starts Ghostscript.
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "TIFF", "BMP", "AVIF", "JPEG2000")
-# As many as Pillow thinks a photograph has; about 1.1 GB while it is being decoded.
-MOST_PIXELS = 89_478_485
-_BAND = 512
+# Pillow's own limit; decoding takes about 1.1 GB.
+MAX_PIXELS = 89_478_485
+_BAND_ROWS = 512
 
 
 class UnreadableError(Exception):
-    """Why a file cannot be used, in a few words."""
+    """A file cannot be used; the message says why in a few words."""
 
 
-class NoPictureError(UnreadableError):
-    """Nothing in the file shows that it is meant to be a picture."""
+class NotAnImageError(UnreadableError):
+    """Nothing in the file indicates that it is an image."""
 
 
 @dataclass(frozen=True)
 class Decoded:
-    """A picture as RGB on white, its opacity (L) if any, its format, and what was done to it."""
+    """An image in RGB on white, its alpha channel (L) if any, its format, and what was changed."""
 
     image: "Image"
-    opacity: "Image | None"
+    alpha: "Image | None"
     format: str
     notes: tuple[str, ...]
 
 
 def decode(path: Path) -> Decoded:
-    """Read a picture by its content; UnreadableError says what is wrong with the file."""
+    """Decode an image by its content, whatever its file name; UnreadableError if that fails."""
     from PIL import Image, UnidentifiedImageError
 
     try:
         formats = _formats(path)
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # what matters of it is a note
+            warnings.simplefilter("ignore")  # important ones become notes
             with Image.open(path, formats=formats) as image:
-                _must_be_small(image.width * image.height)
-                return _finished(image, path)
+                _check_pixel_count(image.width * image.height)
+                return _convert(image, path)
     except UnidentifiedImageError:
-        raise NoPictureError("no picture format that is read here") from None
+        raise NotAnImageError("not in a supported image format") from None
     except Image.DecompressionBombError as bomb:
-        found = re.search(r"\d+", str(bomb))
-        _must_be_small(int(found[0]) if found else 2 * MOST_PIXELS)
+        pixels = re.search(r"\d+", str(bomb))
+        _check_pixel_count(int(pixels[0]) if pixels else 2 * MAX_PIXELS)
         raise
     except PermissionError:
-        raise NoPictureError("no permission to read it") from None
+        raise NotAnImageError("no permission to read it") from None
     except UnreadableError:
         raise
-    except Exception as trouble:  # on damaged bytes decoders raise whatever they run into
-        raise UnreadableError(f"damaged: {_words(trouble)}") from trouble
+    except Exception as error:  # decoders raise many kinds of errors on damaged bytes
+        raise UnreadableError(f"damaged: {_one_line(error)}") from error
 
 
 def _formats(path: Path) -> tuple[str, ...]:
-    """What the file may be; the library for phones' pictures is loaded when one may come."""
+    """The formats to try; the HEIF library is imported only if the file may need it."""
     if path.is_symlink() and not path.exists():
-        raise NoPictureError("a link that leads nowhere")
-    if not path.is_file():  # a pipe would block us for ever
-        raise NoPictureError("not a regular file")
+        raise NotAnImageError("a broken link")
+    if not path.is_file():  # reading a pipe would block forever
+        raise NotAnImageError("not a regular file")
     if path.stat().st_size == 0:
-        raise NoPictureError("empty file")
+        raise NotAnImageError("empty file")
     with path.open("rb") as file:
         if file.read(8)[4:] != b"ftyp":
             return FORMATS
@@ -78,56 +78,60 @@ def _formats(path: Path) -> tuple[str, ...]:
     return (*FORMATS, "HEIF")
 
 
-def _must_be_small(pixels: int) -> None:
-    if pixels > MOST_PIXELS:
-        raise UnreadableError(f"{pixels:,} pixels, and {MOST_PIXELS:,} is the most")
+def _check_pixel_count(pixels: int) -> None:
+    if pixels > MAX_PIXELS:
+        raise UnreadableError(f"{pixels:,} pixels, and the limit is {MAX_PIXELS:,}")
 
 
-def _words(trouble: Exception) -> str:
-    return " ".join(str(trouble).split())[:120] or type(trouble).__name__
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())[:120] or type(error).__name__
 
 
-def _finished(image: "Image", path: Path) -> Decoded:
-    """The first frame, decoded and turned into what learning takes."""
+def _convert(image: "Image", path: Path) -> Decoded:
+    """Decode the first frame and convert it to upright sRGB."""
     from PIL import ImageOps
 
-    form = "JPEG" if image.format == "MPO" else image.format or ""
-    notes = [*_wrong_name(path, form)]
-    if form != "JPEG" and getattr(image, "is_animated", False):
-        notes.append("several frames: the first is used")
+    format_name = "JPEG" if image.format == "MPO" else image.format or ""
+    notes = [*_name_notes(path, format_name)]
+    if format_name != "JPEG" and getattr(image, "is_animated", False):
+        notes.append("has several frames: the first one is used")
     image.load()
-    _must_be_small(image.width * image.height)
+    _check_pixel_count(image.width * image.height)
     upright: Image = image
     try:
         upright = ImageOps.exif_transpose(image)
         if image.getexif().get(0x0112, 1) != 1 or upright.size != image.size:
-            notes.append("turned upright")
+            notes.append("rotated upright")
     except Exception:
-        notes.append("its EXIF is damaged: taken as it lies")
+        notes.append("damaged EXIF data: not rotated")
     upright = _in_srgb(upright, image.info.get("icc_profile"), notes)
     if upright.mode not in ("RGB", "RGBA"):
-        notes.append(f"{upright.mode} made RGB")
+        notes.append(f"converted from {upright.mode} to RGB")
     if upright.mode.startswith("I") or upright.mode == "F":
-        return Decoded(_banded(upright, _eight_bits(upright)), None, form, tuple(notes))
+        return Decoded(_by_bands(upright, _to_8_bits(upright)), None, format_name, tuple(notes))
     if not upright.has_transparency_data:
-        return Decoded(upright.convert("RGB"), None, form, tuple(notes))
+        return Decoded(upright.convert("RGB"), None, format_name, tuple(notes))
     layer = upright.convert("RGBA")
-    opacity = layer.getchannel("A")
-    if opacity.getextrema() != (255, 255):
-        notes.append("transparent parts made white")
-    return Decoded(_banded(layer, _on_white), opacity, form, tuple(notes))
+    alpha = layer.getchannel("A")
+    if alpha.getextrema() != (255, 255):
+        notes.append("transparent parts filled with white")
+    return Decoded(_by_bands(layer, _on_white), alpha, format_name, tuple(notes))
 
 
-def _wrong_name(path: Path, form: str) -> list[str]:
+def _name_notes(path: Path, format_name: str) -> list[str]:
     from PIL import Image
 
     suffix = path.suffix.lower()
-    named = {"MPO": "JPEG"}.get(known := Image.registered_extensions().get(suffix, ""), known)
-    return [f"really {form}"] if named != form and suffix != ".dng" else []
+    format_of_suffix = Image.registered_extensions().get(suffix, "")
+    if format_of_suffix == "MPO":
+        format_of_suffix = "JPEG"
+    if format_of_suffix == format_name or suffix == ".dng":
+        return []
+    return [f"is in {format_name} format, unlike its name"]
 
 
 def _in_srgb(image: "Image", profile: bytes | None, notes: list[str]) -> "Image":
-    """The picture in sRGB by its colour profile, if that is sound and another one."""
+    """Convert an image to sRGB if it has a valid color profile other than sRGB."""
     from PIL import ImageCms
 
     if image.mode == "LAB":
@@ -135,29 +139,29 @@ def _in_srgb(image: "Image", profile: bytes | None, notes: list[str]) -> "Image"
     if not profile or image.mode not in ("RGB", "RGBA", "CMYK", "L", "P", "LA", "LAB"):
         return image
     try:
-        told = ImageCms.ImageCmsProfile(BytesIO(profile))
-        if "srgb" in ImageCms.getProfileDescription(told).lower():
+        source = ImageCms.ImageCmsProfile(BytesIO(profile))
+        if "srgb" in ImageCms.getProfileDescription(source).lower():
             return image
         if image.mode in ("P", "LA"):
             image = image.convert("RGBA" if image.has_transparency_data else "RGB")
         mode, srgb = "RGBA" if image.mode == "RGBA" else "RGB", ImageCms.createProfile("sRGB")
-        made = ImageCms.profileToProfile(image, told, srgb, outputMode=mode)
+        converted = ImageCms.profileToProfile(image, source, srgb, outputMode=mode)
     except Exception:
-        notes.append("its colour profile is damaged or does not fit: left out of account")
+        notes.append("damaged or unsuitable color profile: ignored")
         return image
-    notes.append(f"{image.mode} by its colour profile to sRGB")
-    return made or image
+    notes.append(f"converted from {image.mode} to sRGB by its color profile")
+    return converted or image
 
 
-def _banded(image: "Image", change: "Callable[[Image], Image]") -> "Image":
-    """An RGB picture made of another a few rows at a time, to need little memory."""
+def _by_bands(image: "Image", convert: "Callable[[Image], Image]") -> "Image":
+    """Convert an image to RGB in bands of rows, to use little memory."""
     from PIL import Image
 
-    made = Image.new("RGB", image.size)
-    for top in range(0, image.height, _BAND):
-        box = (0, top, image.width, min(top + _BAND, image.height))
-        made.paste(change(image.crop(box)), box)
-    return made
+    converted = Image.new("RGB", image.size)
+    for top in range(0, image.height, _BAND_ROWS):
+        box = (0, top, image.width, min(top + _BAND_ROWS, image.height))
+        converted.paste(convert(image.crop(box)), box)
+    return converted
 
 
 def _on_white(layer: "Image") -> "Image":
@@ -166,19 +170,19 @@ def _on_white(layer: "Image") -> "Image":
     return Image.alpha_composite(Image.new("RGBA", layer.size, "white"), layer).convert("RGB")
 
 
-def _eight_bits(whole: "Image") -> "Callable[[Image], Image]":
-    """How a grey picture of 16 or more bits, or of floats, becomes one of 8; nothing is clipped."""
+def _to_8_bits(image: "Image") -> "Callable[[Image], Image]":
+    """A function that converts gray pixels of 16 or more bits, or floats, to 8 bits unclipped."""
     import numpy as np
     from PIL import Image
 
-    # An integer file means 0..65535; floats are 0..1 by custom, or already 0..255.
-    top = 65535.0
-    if whole.mode == "F":
-        top = 1.0 if np.nan_to_num(np.asarray(whole)).max() <= 1.0 else 255.0
+    # Integers are 0..65535; floats are usually 0..1, otherwise 0..255.
+    white = 65535.0
+    if image.mode == "F":
+        white = 1.0 if np.nan_to_num(np.asarray(image)).max() <= 1.0 else 255.0
 
-    def change(band: Image.Image) -> Image.Image:
-        grey = np.nan_to_num(np.asarray(band, dtype=np.float64))
-        levels = (grey / top * 255.0).round().clip(0, 255).astype(np.uint8)
+    def convert(band: Image.Image) -> Image.Image:
+        gray = np.nan_to_num(np.asarray(band, dtype=np.float64))
+        levels = (gray / white * 255.0).round().clip(0, 255).astype(np.uint8)
         return Image.fromarray(levels).convert("RGB")
 
-    return change
+    return convert

@@ -1,4 +1,4 @@
-"""A person's pictures: a folder of files, each checked, upright, and with its caption if any."""
+"""A folder of training images: each file is decoded, checked and given its caption and mask."""
 
 import hashlib
 import re
@@ -7,226 +7,231 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from pinxit.errors import PictureError
+from pinxit.errors import ImageError
 from pinxit.files.atomic_write import sha256
-from pinxit.images.decode import Decoded, NoPictureError, UnreadableError, decode
+from pinxit.images.decode import Decoded, NotAnImageError, UnreadableError, decode
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-Masks = Literal["beside", "alpha", "none"]
+MaskSource = Literal["files", "alpha", "none"]
 
-# Files that people and programs put beside pictures; nobody needs to be told of them.
-_COMPANIONS = frozenset({".txt", ".md", ".json", ".jsonl", ".ini", ".db", ".xmp", ".aae"})
-# Names that promise a picture: whoever gave one wants to know that it is not learned from.
-_RAW = frozenset({".dng", ".cr2", ".cr3", ".nef", ".arw", ".orf", ".rw2", ".raf", ".raw"})
-_PICTURES = _RAW.union(
+# Files that people and programs store next to images; they are ignored without a message.
+_OTHER_FILES = frozenset({".txt", ".md", ".json", ".jsonl", ".ini", ".db", ".xmp", ".aae"})
+# Names of images: if such a file cannot be used, the user must be told.
+_RAW_SUFFIXES = frozenset({".dng", ".cr2", ".cr3", ".nef", ".arw", ".orf", ".rw2", ".raf", ".raw"})
+_IMAGE_SUFFIXES = _RAW_SUFFIXES.union(
     (".png", ".apng", ".jpg", ".jpeg", ".jpe", ".jfif", ".webp", ".gif", ".tif", ".tiff", ".bmp"),
     (".avif", ".heic", ".heif", ".hif", ".jp2", ".j2k", ".jxl", ".psd", ".xcf", ".svg", ".eps"),
     (".tga", ".ppm", ".pgm", ".qoi", ".ico", ".exr", ".hdr"),
 )
-# What the mask of toy.jpg is called: toy.mask.png or toy.jpg.mask.png; OneTrainer's name too.
-_MASK_ENDINGS = (".mask.png", "-masklabel.png")
-_CAPTION_BYTES = 2**16
+# The mask of toy.jpg is toy.mask.png, toy.jpg.mask.png or, as in OneTrainer, toy-masklabel.png.
+_MASK_SUFFIXES = (".mask.png", "-masklabel.png")
+_MAX_CAPTION_BYTES = 2**16
 _A1111_NAME = re.compile(r"\d+-\d+(?:-(?P<caption>.*))?", re.DOTALL)
 
 
 @dataclass(frozen=True)
 class Mask:
-    """Where the subject is, white on black: a file beside the picture, or its own opacity."""
+    """A mask of the subject, white on black: a separate file, or the image's own alpha channel."""
 
     path: Path
     sha256: str
 
 
 @dataclass(frozen=True)
-class Picture:
-    """A picture file that was read once and found good.
+class TrainingImage:
+    """An image file that was decoded once without an error.
 
-    `weight` is its share in the loss; `class_picture` marks those that the base painted itself.
+    `weight` is its weight in the loss; `class_image` is true for images generated with the base
+    model for prior preservation.
     """
 
     path: Path
     caption: str | None
     sha256: str
     weight: float = 1.0
-    class_picture: bool = False
+    class_image: bool = False
     mask: Mask | None = None
 
     def open(self) -> "Image":
-        """Its pixels: upright, RGB, 8 bits, what was transparent on white; PictureError if gone."""
-        return self.opened()[0]
+        """Decode the image: upright, RGB, 8 bits, on white; ImageError if that is not possible."""
+        return self.open_with_mask()[0]
 
-    def opened(self) -> "tuple[Image, Image | None]":
-        """Its pixels, and its mask (L, of the same size) if it has one; PictureError if gone."""
+    def open_with_mask(self) -> "tuple[Image, Image | None]":
+        """Decode the image and its mask, if any (L, of the same size); may raise ImageError."""
         try:
             decoded = decode(self.path)
             return decoded.image, _mask_pixels(self.mask, self.path, decoded)
-        except UnreadableError as trouble:
-            raise PictureError(
-                f"picture {self.path} cannot be read any more: {trouble}",
-                "put the file back as it was when the run was started",
-            ) from trouble
+        except UnreadableError as error:
+            raise ImageError(
+                f"image {self.path} can no longer be read: {error}",
+                "restore the file as it was when the run was started",
+            ) from error
 
 
 @dataclass(frozen=True)
-class Entry:
-    """What became of one file of a folder: a picture with its pixels, or why it is none.
+class ImageEntry:
+    """One file of a folder: an image with its pixels, or the reason why it is not used.
 
-    `said` tells what was done to it or what is wrong; a `refused` one was meant to be a picture.
+    `notes` say how it was converted, or what is wrong; a `rejected` file should be an image, but
+    cannot be used.
     """
 
     path: Path
-    said: tuple[str, ...]
-    refused: bool = False
-    picture: Picture | None = None
+    notes: tuple[str, ...]
+    rejected: bool = False
+    image: TrainingImage | None = None
     decoded: Decoded | None = None
     mask: "Image | None" = None
 
 
-def read_pictures(
-    folder: Path, masks: Masks = "beside", *, skip_bad: bool = False
-) -> tuple[Picture, ...]:
-    """Every picture of a folder, by file name; one PictureError names all that cannot be read.
+def read_images(
+    folder: Path, masks: MaskSource = "files", *, skip_bad: bool = False
+) -> tuple[TrainingImage, ...]:
+    """Read all images of a folder, sorted by file name; ImageError names those that are rejected.
 
-    Files that neither are pictures nor are called so are left out, bad ones too with `skip_bad`.
+    Files that are not images, by content and by name, are ignored; with `skip_bad` rejected ones
+    as well.
     """
-    pictures: list[Picture] = []
-    bad: list[Entry] = []
-    for entry in look_through(folder, masks):
-        if entry.picture:
-            pictures.append(entry.picture)
-        elif entry.refused:
-            bad.append(entry)
-    must_be_usable(folder, len(pictures), () if skip_bad else bad)
-    return tuple(pictures)
+    images: list[TrainingImage] = []
+    rejected: list[ImageEntry] = []
+    for entry in check_images(folder, masks):
+        if entry.image:
+            images.append(entry.image)
+        elif entry.rejected:
+            rejected.append(entry)
+    check_usable(folder, len(images), () if skip_bad else rejected)
+    return tuple(images)
 
 
-def by_content(pictures: Iterable[Picture]) -> tuple[Picture, ...]:
-    """Pictures in an order that follows from what is in them, whatever their names are."""
-    return tuple(sorted(pictures, key=lambda picture: picture.sha256))
+def sort_by_content(images: Iterable[TrainingImage]) -> tuple[TrainingImage, ...]:
+    """Sort images by their SHA-256, so that the order does not depend on file names."""
+    return tuple(sorted(images, key=lambda image: image.sha256))
 
 
-def fingerprints(pictures: tuple[Picture, ...]) -> dict[str, str]:
-    """What each picture and its mask hold, by the picture's name."""
-    masks = (f"+{picture.mask.sha256}" if picture.mask else "" for picture in pictures)
-    known = zip(pictures, masks, strict=True)
-    return {picture.path.name: picture.sha256 + mask for picture, mask in known}
+def fingerprints(images: tuple[TrainingImage, ...]) -> dict[str, str]:
+    """The SHA-256 of each image, with "+" and that of its mask if it has one, by file name."""
+    masks = (f"+{image.mask.sha256}" if image.mask else "" for image in images)
+    return {image.path.name: image.sha256 + mask for image, mask in zip(images, masks, strict=True)}
 
 
-def fingerprint(pictures: Iterable[Picture]) -> str:
-    """The fingerprint of what is in some pictures, whatever their names and their order are."""
-    digests = "".join(picture.sha256 for picture in by_content(pictures))
+def fingerprint(images: Iterable[TrainingImage]) -> str:
+    """One SHA-256 for the content of several images, independent of their names and order."""
+    digests = "".join(image.sha256 for image in sort_by_content(images))
     return hashlib.sha256(digests.encode()).hexdigest()
 
 
-def must_be_usable(folder: Path, count: int, bad: Sequence[Entry]) -> None:
-    """PictureError naming the bad ones beside so many pictures, or saying that there are none."""
-    if bad:
-        named = ", ".join(f"{entry.path.name} ({'; '.join(entry.said)})" for entry in bad)
-        raise PictureError(
-            f"{len(bad)} of {len(bad) + count} files in {folder} cannot be read as pictures: "
-            + named,
-            "repair them, take them out of the folder, or leave them out by --skip-bad; "
+def check_usable(folder: Path, count: int, rejected: Sequence[ImageEntry]) -> None:
+    """Raise ImageError if files of a folder are rejected or if the count of images is 0."""
+    if rejected:
+        reasons = ", ".join(f"{entry.path.name} ({'; '.join(entry.notes)})" for entry in rejected)
+        raise ImageError(
+            f"{len(rejected)} of {len(rejected) + count} files in {folder} cannot be read as "
+            f"images: {reasons}",
+            "repair them, remove them from the folder, or ignore them with --skip-bad; "
             "nothing was started",
         )
     if not count:
         folders = sorted(path.name for path in folder.iterdir() if path.is_dir())
-        deeper = f"it holds the folders {', '.join(folders)}: give one of them" if folders else ""
-        raise PictureError(
-            f"there is no picture in {folder}",
-            deeper or "put 3 to 12 pictures of the subject or style into it",
+        choice = (
+            f"it contains the folders {', '.join(folders)}: give one of them" if folders else ""
+        )
+        raise ImageError(
+            f"there is no image in {folder}",
+            choice or "put 3 to 12 images of the subject or style into it",
         )
 
 
-def look_through(folder: Path, masks: Masks = "beside") -> Iterator[Entry]:
-    """Each file of a folder that a person may take for a picture, by name, decoded one by one."""
+def check_images(folder: Path, masks: MaskSource = "files") -> Iterator[ImageEntry]:
+    """Decode the files of a folder one by one, sorted by name, without captions and masks."""
     files = _files(folder)
-    known = {part for path in files for part in (path.name, path.stem)}
-    beside = {path: name for path in files if (name := _masked(path)) is not None}
+    image_names = {name for path in files for name in (path.name, path.stem)}
+    mask_files = {path: name for path in files if (name := _masked_name(path)) is not None}
     for path in files:
         if path.is_dir():
-            yield Entry(path, ("a folder",))
-        elif path not in beside:
-            own = next((at for at, of in beside.items() if of in (path.name, path.stem)), None)
-            yield _entry(path, {"beside": own, "alpha": path, "none": None}[masks])
-        elif beside[path] not in known:
-            yield Entry(path, ("a mask of no picture",), refused=True)
+            yield ImageEntry(path, ("a folder",))
+        elif path not in mask_files:
+            masks_of_image = (
+                mask for mask, name in mask_files.items() if name in (path.name, path.stem)
+            )
+            mask_file = next(masks_of_image, None)
+            yield _entry(path, {"files": mask_file, "alpha": path, "none": None}[masks])
+        elif mask_files[path] not in image_names:
+            yield ImageEntry(path, ("a mask without an image",), rejected=True)
 
 
-def _masked(path: Path) -> str | None:
-    """Which picture a file is the mask of, by its name."""
+def _masked_name(path: Path) -> str | None:
+    """The name of the image that a file is the mask of, or None if it is not a mask."""
     name = path.name.lower()
-    ends = (len(ending) for ending in _MASK_ENDINGS if name.endswith(ending))
-    return next((path.name[:-length] for length in ends), None)
+    lengths = (len(suffix) for suffix in _MASK_SUFFIXES if name.endswith(suffix))
+    return next((path.name[:-length] for length in lengths), None)
 
 
-def _entry(path: Path, mask: Path | None) -> Entry:
+def _entry(path: Path, mask_file: Path | None) -> ImageEntry:
     suffix = path.suffix.lower()
     try:
-        if suffix in _RAW:
-            raise UnreadableError("a camera's raw file: develop it to JPEG or PNG")
+        if suffix in _RAW_SUFFIXES:
+            raise UnreadableError("a camera's raw file: convert it to JPEG or PNG")
         decoded = decode(path)
-        kept = seen = None
-        if mask and (mask != path or decoded.opacity):
-            kept = Mask(mask, sha256(mask))
-            seen = _mask_pixels(kept, path, decoded)
-        picture = Picture(path, _caption(path), sha256(path), mask=kept)
-        return Entry(path, decoded.notes, picture=picture, decoded=decoded, mask=seen)
-    except NoPictureError as trouble:
-        return Entry(path, (str(trouble),), refused=suffix in _PICTURES)
-    except (UnreadableError, OSError) as trouble:
-        return Entry(path, (str(trouble),), refused=True)
+        mask = mask_pixels = None
+        if mask_file and (mask_file != path or decoded.alpha):
+            mask = Mask(mask_file, sha256(mask_file))
+            mask_pixels = _mask_pixels(mask, path, decoded)
+        image = TrainingImage(path, _caption(path), sha256(path), mask=mask)
+        return ImageEntry(path, decoded.notes, image=image, decoded=decoded, mask=mask_pixels)
+    except NotAnImageError as error:
+        return ImageEntry(path, (str(error),), rejected=suffix in _IMAGE_SUFFIXES)
+    except (UnreadableError, OSError) as error:
+        return ImageEntry(path, (str(error),), rejected=True)
 
 
 def _files(folder: Path) -> list[Path]:
-    """What is in a folder but hidden files and companions; PictureError if it is none."""
+    """The files and folders in a folder, without hidden and other files; may raise ImageError."""
     if not folder.exists():
-        raise PictureError(
-            f"there is no folder {folder}", "give the folder that holds the pictures"
-        )
+        raise ImageError(f"there is no folder {folder}", "give the folder that contains the images")
     if not folder.is_dir():
-        raise PictureError(f"{folder} is no folder", f"give the folder it is in: {folder.parent}")
+        raise ImageError(f"{folder} is not a folder", f"give the folder it is in: {folder.parent}")
     try:
-        inside = sorted(path for path in folder.iterdir() if not path.name.startswith("."))
-    except OSError as trouble:
-        raise PictureError(
-            f"the folder {folder} cannot be read: {trouble.strerror}", "mend its permissions"
-        ) from trouble
-    return [path for path in inside if path.suffix.lower() not in _COMPANIONS]
+        paths = sorted(path for path in folder.iterdir() if not path.name.startswith("."))
+    except OSError as error:
+        raise ImageError(
+            f"the folder {folder} cannot be read: {error.strerror}", "change its permissions"
+        ) from error
+    return [path for path in paths if path.suffix.lower() not in _OTHER_FILES]
 
 
 def _mask_pixels(mask: Mask | None, path: Path, decoded: Decoded) -> "Image | None":
-    """The mask at the picture's size; UnreadableError if it fits the picture in no way."""
+    """The mask (L) in the size of the image; UnreadableError if it does not fit or is all black."""
     if mask is None:
         return None
-    grey = decoded.opacity if mask.path == path else None
-    if grey is None:
+    gray = decoded.alpha if mask.path == path else None
+    if gray is None:
         try:
-            grey = decode(mask.path).image.convert("L")
-        except UnreadableError as trouble:
-            raise UnreadableError(f"its mask {mask.path.name}: {trouble}") from trouble
+            gray = decode(mask.path).image.convert("L")
+        except UnreadableError as error:
+            raise UnreadableError(f"its mask {mask.path.name}: {error}") from error
     size = decoded.image.size
-    if abs(grey.width * size[1] / (grey.height * size[0]) - 1) > 0.02:
+    if abs(gray.width * size[1] / (gray.height * size[0]) - 1) > 0.02:
         raise UnreadableError(
-            f"its mask {mask.path.name} has another shape: {grey.width}x{grey.height} for "
-            f"{size[0]}x{size[1]}"
+            f"its mask {mask.path.name} does not fit the image: "
+            f"{gray.width}x{gray.height} for {size[0]}x{size[1]}"
         )
-    if not grey.getbbox():
-        raise UnreadableError(f"its mask {mask.path.name} is black all over")
-    return grey.resize(size) if grey.size != size else grey
+    if not gray.getbbox():
+        raise UnreadableError(f"its mask {mask.path.name} is all black")
+    return gray.resize(size) if gray.size != size else gray
 
 
 def _caption(path: Path) -> str | None:
-    """The words for a picture: from the text file beside it, else from its own name, else none."""
-    beside = path.with_suffix(".txt")
-    if beside.is_file():
-        if beside.stat().st_size > _CAPTION_BYTES:
-            raise UnreadableError(f"its caption {beside.name} is over {_CAPTION_BYTES} bytes")
+    """The caption of an image: from its text file, else from its file name, else None."""
+    file = path.with_suffix(".txt")
+    if file.is_file():
+        if file.stat().st_size > _MAX_CAPTION_BYTES:
+            raise UnreadableError(f"its caption {file.name} has over {_MAX_CAPTION_BYTES} bytes")
         try:
-            text = beside.read_text(encoding="utf-8-sig")
+            text = file.read_text(encoding="utf-8-sig")
         except UnicodeDecodeError:
-            raise UnreadableError(f"its caption {beside.name} is not UTF-8 text") from None
+            raise UnreadableError(f"its caption {file.name} is not UTF-8 text") from None
     else:
         text = _caption_in_name(path.stem)
     return " ".join(text.split()) or None
@@ -237,6 +242,6 @@ def _caption_in_name(stem: str) -> str:
     numbered = _A1111_NAME.fullmatch(stem)
     if numbered:
         return numbered["caption"] or ""
-    # Cameras and phones write digits into names; a sentence is three words or more without any.
-    plain = len(stem.split()) >= 3 and not any(letter.isdigit() for letter in stem)
-    return stem if plain else ""
+    # Names given by cameras and phones contain digits; a sentence has three words and no digits.
+    is_sentence = len(stem.split()) >= 3 and not any(letter.isdigit() for letter in stem)
+    return stem if is_sentence else ""

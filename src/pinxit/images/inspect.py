@@ -1,4 +1,4 @@
-"""A look at a folder of pictures before anything is learned: what is used, and what is odd."""
+"""Check a folder of images before training: what is used, and what looks wrong."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -9,161 +9,180 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pinxit.images import crop
-from pinxit.images.folder import Entry, Masks, Picture, look_through
+from pinxit.images.folder import ImageEntry, MaskSource, TrainingImage, check_images
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-# Measured on the tutorial's pictures: a blur of 2 pixels is found, no sharp picture is.
+# Measured on the tutorial's images: a blur of 2 pixels is below, every sharp image above.
 _BLURRED = 0.08
-# Likeness of grey thumbnails: the same picture saved or cropped anew is above, others below.
-_SAME = 0.95
-_ALIKE = 0.85
-_FLAT = 2.0
+# Correlation of gray thumbnails: an image that was saved again or cropped is above, others below.
+_DUPLICATE = 0.95
+_SIMILAR = 0.85
+_UNIFORM = 2.0  # standard deviation of the thumbnail
 _ENLARGED = 1.25
 _FEW, _MANY = 3, 40
-_MASK_LEAST = 0.01
-_THUMB = 16
-_SHOWN = 256
+_MIN_MASK_SHARE = 0.01
+_THUMBNAIL = 16
+_PREVIEW = 256
 
 
 @dataclass(frozen=True)
-class Look:
-    """A picture as it is looked at: its size, its crop, how sharp it is, a small copy.
+class ImageCheck:
+    """What was measured of one image.
 
-    `shape` is what it is learned at; `box` the part of it that is learned from; `masked` the share
-    of the picture that its mask shows. `thumb` is (16, 16, 3), `small` 256 pixels at most.
+    `bucket` is the size (width, height) it is trained at, `box` the crop (left, top, right, bottom)
+    in pixels, `mask_share` the fraction of the image inside its mask. `thumbnail` is (16, 16, 3),
+    0 to 255; `preview` has at most 256 pixels per side.
     """
 
-    picture: Picture
+    image: TrainingImage
     size: crop.Size
-    said: tuple[str, ...]
-    shape: crop.Size
+    notes: tuple[str, ...]
+    bucket: crop.Size
     box: tuple[float, float, float, float]
-    masked: float | None
+    mask_share: float | None
     sharpness: float
-    thumb: NDArray[np.float64]
-    small: "Image"
+    thumbnail: NDArray[np.float64]
+    preview: "Image"
 
     @property
     def name(self) -> str:
         """The file's name."""
-        return self.picture.path.name
+        return self.image.path.name
 
 
 @dataclass(frozen=True)
-class Survey:
-    """All that was found in a folder: pictures, files that are refused, others left out."""
+class FolderCheck:
+    """The content of a folder: usable images, rejected files, and ignored files."""
 
     folder: Path
-    looks: tuple[Look, ...]
-    refused: tuple[Entry, ...]
-    left_out: tuple[Entry, ...]
+    checks: tuple[ImageCheck, ...]
+    rejected: tuple[ImageEntry, ...]
+    ignored: tuple[ImageEntry, ...]
 
-    def worries(self) -> dict[str, list[str]]:
-        """What is suspicious: by file name, and under "" what is so of all of them together."""
-        found: dict[str, list[str]] = {look.name: self._own(look) for look in self.looks}
-        alike = _likeness(self.looks) if self.looks else np.zeros((0, 0))
-        for number, look in enumerate(self.looks):
-            before = np.flatnonzero(alike[number, :number] >= _SAME)
-            if len(before):
-                other = self.looks[int(before[0])]
-                same = look.picture.sha256 == other.picture.sha256
-                found[look.name].append(f"{'' if same else 'nearly '}the same as {other.name}")
-        found[""] = self._of_all(alike)
-        return {name: said for name, said in found.items() if said}
+    def warnings(self) -> dict[str, list[str]]:
+        """Warnings by file name; under "" those about the folder as a whole."""
+        warnings: dict[str, list[str]] = {check.name: _warnings(check) for check in self.checks}
+        similarity = _similarity(self.checks) if self.checks else np.zeros((0, 0))
+        for index, check in enumerate(self.checks):
+            duplicates = np.flatnonzero(similarity[index, :index] >= _DUPLICATE)
+            if len(duplicates):
+                other = self.checks[int(duplicates[0])]
+                same = check.image.sha256 == other.image.sha256
+                warnings[check.name].append(f"{'' if same else 'nearly '}the same as {other.name}")
+        warnings[""] = self._folder_warnings(similarity)
+        return {name: texts for name, texts in warnings.items() if texts}
 
-    def _own(self, look: Look) -> list[str]:
-        said: list[str] = []
-        larger = max(want / has for want, has in zip(look.shape, look.size, strict=True))
-        if larger > _ENLARGED:
-            said.append(f"small: {larger:.1f} times enlarged to {look.shape[0]}x{look.shape[1]}")
-        if float(look.thumb.std(axis=(0, 1)).max()) < _FLAT:
-            said.append("one colour all over")
-        elif look.sharpness < _BLURRED:
-            said.append("blurred")
-        if look.masked is not None and look.masked < _MASK_LEAST:
-            said.append(f"its mask shows {look.masked:.2%} of it")
-        return said
-
-    def _of_all(self, alike: NDArray[np.float64]) -> list[str]:
-        said: list[str] = []
-        count, pictures = len(self.looks), [look.picture for look in self.looks]
+    def _folder_warnings(self, similarity: NDArray[np.float64]) -> list[str]:
+        warnings: list[str] = []
+        count, images = len(self.checks), [check.image for check in self.checks]
         if 0 < count < _FEW:
-            said.append(f"only {count}: 3 to 12 from several sides and places are usual")
+            warnings.append(
+                f"only {count}: 3 to 12 images from different sides and places are usual"
+            )
         if count > _MANY:
-            said.append(f"{count} pictures, 3 to 12 are usual: see that each shows the subject")
-        if count >= _FEW and alike.min() >= _ALIKE:
-            said.append("all look alike: place and pose will be learned along")
-        without = {
-            "caption": [picture.path.name for picture in pictures if not picture.caption],
-            "mask": [picture.path.name for picture in pictures if not picture.mask],
+            warnings.append(f"{count} images, 3 to 12 are usual: check that each shows the subject")
+        if count >= _FEW and similarity.min() >= _SIMILAR:
+            warnings.append("all images look alike: background and pose will be learned too")
+        incomplete = {
+            "caption": [image.path.name for image in images if not image.caption],
+            "mask": [image.path.name for image in images if not image.mask],
         }
-        for what, names in without.items():
+        for kind, names in incomplete.items():
             if 0 < len(names) < count:
-                said.append(f"no {what} for {', '.join(names)}, and one for the others")
-        return said
+                warnings.append(f"no {kind} for {', '.join(names)}, but for the other images")
+        return warnings
 
 
-def survey(folder: Path, side: int, grain: int = 8, masks: Masks = "beside") -> Survey:
-    """Look through a folder, one picture at a time, as it would be learned at `side` pixels.
+def check_folder(
+    folder: Path, resolution: int, size_multiple: int = 8, masks: MaskSource = "files"
+) -> FolderCheck:
+    """Check the images of a folder, one at a time, for training at a resolution.
 
-    PictureError if the folder cannot be read.
+    Raises ImageError if the folder cannot be read.
     """
-    looks: list[Look] = []
-    refused: list[Entry] = []
-    left_out: list[Entry] = []
-    for entry in look_through(folder, masks):
-        if entry.picture and entry.decoded:
-            looks.append(_look(entry, entry.picture, entry.decoded.image, (side, grain)))
+    checks: list[ImageCheck] = []
+    rejected: list[ImageEntry] = []
+    ignored: list[ImageEntry] = []
+    for entry in check_images(folder, masks):
+        if entry.image and entry.decoded:
+            checks.append(
+                _check(entry, entry.image, entry.decoded.image, resolution, size_multiple)
+            )
+        elif entry.rejected:
+            rejected.append(entry)
         else:
-            (refused if entry.refused else left_out).append(entry)
-    return Survey(folder, tuple(looks), tuple(refused), tuple(left_out))
+            ignored.append(entry)
+    return FolderCheck(folder, tuple(checks), tuple(rejected), tuple(ignored))
 
 
-def _look(entry: Entry, picture: Picture, image: "Image", learned_at: tuple[int, int]) -> Look:
+def _check(
+    entry: ImageEntry,
+    source: TrainingImage,
+    image: "Image",
+    resolution: int,
+    size_multiple: int,
+) -> ImageCheck:
     from PIL import Image
 
     mask = entry.mask
-    shape = crop.shape_for(image.size, *learned_at)
-    centre = crop.centring(image, shape, mask)
-    thumb = image.resize((_THUMB, _THUMB), Image.Resampling.BOX, reducing_gap=3.0)
-    small = image.copy()
-    small.thumbnail((_SHOWN, _SHOWN))
-    return Look(
-        picture,
+    bucket = crop.bucket_for(image.size, resolution, size_multiple)
+    center = crop.crop_center(image, bucket, mask)
+    thumbnail = image.resize((_THUMBNAIL, _THUMBNAIL), Image.Resampling.BOX, reducing_gap=3.0)
+    preview = image.copy()
+    preview.thumbnail((_PREVIEW, _PREVIEW))
+    return ImageCheck(
+        source,
         image.size,
-        entry.said,
-        shape,
-        crop.box(image.size, shape, centre),
+        entry.notes,
+        bucket,
+        crop.crop_box(image.size, bucket, center),
         float(np.asarray(mask).mean() / 255) if mask else None,
-        _sharpness(image, learned_at[0]),
-        np.asarray(thumb, dtype=np.float64),
-        small,
+        _sharpness(image, resolution),
+        np.asarray(thumbnail, dtype=np.float64),
+        preview,
     )
 
 
-def _sharpness(image: "Image", side: int) -> float:
-    """The steepest turns of brightness, at the size of learning, against the contrast."""
+def _warnings(check: ImageCheck) -> list[str]:
+    warnings: list[str] = []
+    scale = max(want / has for want, has in zip(check.bucket, check.size, strict=True))
+    if scale > _ENLARGED:
+        width, height = check.bucket
+        warnings.append(f"small: enlarged {scale:.1f} times to {width}x{height}")
+    if float(check.thumbnail.std(axis=(0, 1)).max()) < _UNIFORM:
+        warnings.append("a single color")
+    elif check.sharpness < _BLURRED:
+        warnings.append("blurred")
+    if check.mask_share is not None and check.mask_share < _MIN_MASK_SHARE:
+        warnings.append(f"its mask covers {check.mask_share:.2%} of it")
+    return warnings
+
+
+def _sharpness(image: "Image", resolution: int) -> float:
+    """The 99.5th percentile of the Laplacian at training resolution, divided by the contrast."""
     from PIL import Image
 
-    scale = min(1.0, side / min(image.size))
+    scale = min(1.0, resolution / min(image.size))
     size = (max(3, round(image.width * scale)), max(3, round(image.height * scale)))
-    grey = image.convert("L").resize(size, Image.Resampling.LANCZOS, reducing_gap=3.0)
-    a = np.asarray(grey, dtype=np.float32)
-    turns = 4 * a[1:-1, 1:-1] - a[:-2, 1:-1] - a[2:, 1:-1] - a[1:-1, :-2] - a[1:-1, 2:]
-    low, high = np.percentile(a, (1, 99))
-    return float(np.percentile(np.abs(turns), 99.5) / (high - low + 1))
+    gray = image.convert("L").resize(size, Image.Resampling.LANCZOS, reducing_gap=3.0)
+    pixels = np.asarray(gray, dtype=np.float32)
+    vertical = pixels[:-2, 1:-1], pixels[2:, 1:-1]
+    horizontal = pixels[1:-1, :-2], pixels[1:-1, 2:]
+    laplacian = 4 * pixels[1:-1, 1:-1] - vertical[0] - vertical[1] - horizontal[0] - horizontal[1]
+    low, high = np.percentile(pixels, (1, 99))
+    return float(np.percentile(np.abs(laplacian), 99.5) / (high - low + 1))
 
 
-def _likeness(looks: Sequence[Look]) -> NDArray[np.float64]:
-    """From -1 to 1, (n, n): how alike their thumbnails are, brightness and contrast aside."""
-    colours = np.stack([look.thumb for look in looks]).reshape(len(looks), -1, 3)
-    grey = colours.mean(axis=2)
-    grey -= grey.mean(axis=1, keepdims=True)
-    lengths = np.linalg.norm(grey, axis=1)
-    alike = grey @ grey.T / np.maximum(np.outer(lengths, lengths), 1e-9)
-    for flat in np.flatnonzero(lengths < _FLAT * _THUMB):  # nothing but colours to go by
-        same = np.abs(colours - colours[flat]).mean(axis=(1, 2)) < 2 * _FLAT
-        alike[flat] = alike[:, flat] = same
-    return alike
+def _similarity(checks: Sequence[ImageCheck]) -> NDArray[np.float64]:
+    """The correlation of the gray thumbnails of each pair, (n, n), -1 to 1."""
+    colors = np.stack([check.thumbnail for check in checks]).reshape(len(checks), -1, 3)
+    gray = colors.mean(axis=2)
+    gray -= gray.mean(axis=1, keepdims=True)
+    norms = np.linalg.norm(gray, axis=1)
+    similarity = gray @ gray.T / np.maximum(np.outer(norms, norms), 1e-9)
+    for uniform in np.flatnonzero(norms < _UNIFORM * _THUMBNAIL):  # only their colors can differ
+        same = np.abs(colors - colors[uniform]).mean(axis=(1, 2)) < 2 * _UNIFORM
+        similarity[uniform] = similarity[:, uniform] = same
+    return similarity

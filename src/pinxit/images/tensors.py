@@ -1,4 +1,4 @@
-"""Between picture files and tensors: crop, resize, scale, and sheets of several pictures."""
+"""Convert between images and tensors, with crop and resize; contact sheets of several images."""
 
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
@@ -10,39 +10,42 @@ from torch import Tensor
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-_GAP = 4
+_MARGIN = 4
 
 
 def to_pixels(
-    image: "Image", width: int, height: int, centring: tuple[float, float] = (0.5, 0.5)
+    image: "Image", width: int, height: int, center: tuple[float, float] = (0.5, 0.5)
 ) -> Tensor:
-    """A picture's middle, or another part, in the wanted shape, (1, 3, H, W) in [-1, 1]."""
+    """Crop and resize an image to a tensor (1, 3, height, width) in [-1, 1].
+
+    `center` is the position (x, y) of the crop: 0 = left or top, 1 = right or bottom.
+    """
     from PIL import Image, ImageOps
 
     size = (width, height)
-    fitted = ImageOps.fit(image.convert("RGB"), size, Image.Resampling.LANCZOS, 0, centring)
+    fitted = ImageOps.fit(image.convert("RGB"), size, Image.Resampling.LANCZOS, 0, center)
     levels = torch.from_numpy(np.array(fitted, dtype=np.float32))
     return (levels / 127.5 - 1).permute(2, 0, 1).unsqueeze(0)
 
 
 def to_image(pixels: Tensor) -> "Image":
-    """A picture (3, H, W) in [-1, 1] as one to look at; what lies outside is clipped."""
+    """Convert a tensor (3, H, W) in [-1, 1] to an image; values outside are clipped."""
     from PIL import Image
 
     levels = ((pixels.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
     return Image.fromarray(levels.permute(1, 2, 0).cpu().numpy())
 
 
-def sheet(images: Sequence["Image"], columns: int = 0) -> "Image":
-    """Several pictures on one, in rows of `columns`; as square as can be if that is 0."""
+def contact_sheet(images: Sequence["Image"], columns: int = 0) -> "Image":
+    """Arrange images in a grid with that many columns; 0 = about as many columns as rows."""
     from PIL import Image
 
     columns = min(columns or round(len(images) ** 0.5 + 0.499), len(images))
     rows = -(-len(images) // columns)
-    width = max(image.width for image in images) + _GAP
-    height = max(image.height for image in images) + _GAP
-    paper = Image.new("RGB", (columns * width + _GAP, rows * height + _GAP), "white")
-    for number, image in enumerate(images):
-        row, column = divmod(number, columns)
-        paper.paste(image, (column * width + _GAP, row * height + _GAP))
-    return paper
+    width = max(image.width for image in images) + _MARGIN
+    height = max(image.height for image in images) + _MARGIN
+    canvas = Image.new("RGB", (columns * width + _MARGIN, rows * height + _MARGIN), "white")
+    for index, image in enumerate(images):
+        row, column = divmod(index, columns)
+        canvas.paste(image, (column * width + _MARGIN, row * height + _MARGIN))
+    return canvas

@@ -1,5 +1,5 @@
-"""Base models: families (one file each), text encoders, noise schedules, sources of weights.
+"""Base models: model families (one file each), text encoders, noise schedules, weight sources.
 
-All knowledge of one model family is in its file under `families`. Changes to a model belong in
-`adapters`.
+A file in `families` contains all knowledge about its model family. Code that changes a loaded model
+belongs in `adapters`.
 """

@@ -1,5 +1,5 @@
 # pyright: standard, reportPrivateImportUsage=false
-"""Bases on the Hugging Face hub: only the files that are needed, and none that is code."""
+"""Downloads from the Hugging Face hub: only the files that are needed, and no code."""
 
 import re
 from collections.abc import Callable, Collection, Generator
@@ -11,15 +11,16 @@ from typing import Any
 from pinxit.errors import ModelError, did_you_mean
 from pinxit.models.source import NETWORKS, PARTS, weight_files
 
-# Told how far a task is: what it is, and how much is done of how much.
-Report = Callable[[str, int, int], None]
-# Who is told of downloads: a base, a judge's eyes or a control may need one, far from the screen.
-_TOLD: ContextVar[Report | None] = ContextVar("told", default=None)
+# Arguments: description of the task, amount done, total amount.
+ProgressCallback = Callable[[str, int, int], None]
+# A context variable, because many parts of the program start downloads: base models, metrics and
+# controls.
+_PROGRESS: ContextVar[ProgressCallback | None] = ContextVar("progress", default=None)
 
 _ID = re.compile(r"[\w.-]+/[\w.-]+(/.+\.(safetensors|ckpt))?")
-_SETTINGS = re.compile(r"[^/]*(?<!\.index)\.json|(merges|rare_words)\.txt|spiece\.model")
+_CONFIG_FILES = re.compile(r"[^/]*(?<!\.index)\.json|(merges|rare_words)\.txt|spiece\.model")
 _MEGABYTE = 10**6
-# Where the bases are that people mean: some have moved, and names are long.
+# Suggestions for mistyped ids; some of these models have moved.
 _KNOWN = (
     "pocket",
     "stable-diffusion-v1-5/stable-diffusion-v1-5",
@@ -30,24 +31,25 @@ _KNOWN = (
 
 
 def looks_like_id(base: str) -> bool:
-    """Whether a name may be that of a model on the hub, or of one file there."""
+    """Whether a name can be the id of a model on the hub, or of one file of a model."""
     return _ID.fullmatch(base) is not None and ".." not in base
 
 
 @contextmanager
-def telling(report: Report) -> Generator[None]:
-    """Downloads inside are told of, with how far they are in MB."""
-    before = _TOLD.set(report)
+def progress_to(report: ProgressCallback) -> Generator[None]:
+    """Report the progress of downloads inside the context, in MB."""
+    token = _PROGRESS.set(report)
     try:
         yield
     finally:
-        _TOLD.reset(before)
+        _PROGRESS.reset(token)
 
 
 def fetch(base: str) -> Path:
-    """The folder or file of a base on the hub, from the cache as far as it is there.
+    """Download a model of the hub, or take it from the cache: the path of its folder or file.
 
-    ModelError says what to do if there is no such base, or no network, or no leave to have it.
+    Raises ModelError if the model does not exist, the hub cannot be reached, or the user has no
+    access.
     """
     from huggingface_hub import errors, snapshot_download
     from huggingface_hub.utils import logging
@@ -56,40 +58,40 @@ def fetch(base: str) -> Path:
     owner, name, *file = base.split("/", 2)
     repo = f"{owner}/{name}"
     try:
-        sizes, offline = _listed(repo)
-        wanted = [path for path in file if path in sizes] if file else _wanted(sizes)
-        if not wanted:
-            raise _no_base(base, sizes)
-        bar: Any = _bar(f"downloading {base} (MB)", _missing(repo, sizes, wanted))
-        # One after another: when one of several fails, the library closes the others' connection.
+        sizes, offline = _file_sizes(repo)
+        paths = [path for path in file if path in sizes] if file else _required_files(sizes)
+        if not paths:
+            raise _unsupported_model(base, sizes)
+        bar: Any = _progress_bar(f"downloading {base} (MB)", _bytes_to_download(repo, sizes, paths))
+        # One worker: if one of several downloads fails, the library closes the others' connection.
         folder = Path(
             snapshot_download(
-                repo, allow_patterns=wanted, local_files_only=offline, tqdm_class=bar, max_workers=1
+                repo, allow_patterns=paths, local_files_only=offline, tqdm_class=bar, max_workers=1
             )
         )
-    except errors.GatedRepoError as trouble:
-        raise _not_allowed(repo) from trouble
-    except (errors.RepositoryNotFoundError, errors.HFValidationError) as trouble:
+    except errors.GatedRepoError as error:
+        raise _no_access(repo) from error
+    except (errors.RepositoryNotFoundError, errors.HFValidationError) as error:
         raise ModelError(
-            f"there is no base `{base}`: no folder or file here, and no model on the hub that "
-            "you may see",
-            f"{did_you_mean(base, _KNOWN)}; a private one needs your token: hf auth login",
-        ) from trouble
-    except (errors.LocalEntryNotFoundError, errors.CachedRepoTreeNotFoundError) as trouble:
+            f"there is no base model `{base}`: not a local folder or file, and not a model on the "
+            "hub that you can access",
+            f"{did_you_mean(base, _KNOWN)}; a private model needs your token: hf auth login",
+        ) from error
+    except (errors.LocalEntryNotFoundError, errors.CachedRepoTreeNotFoundError) as error:
         raise ModelError(
-            f"`{base}` is not on this machine as a whole, and the hub cannot be reached",
-            "connect to the network once, or give a folder or a file that is here",
-        ) from trouble
-    except (errors.HTTPError, OSError) as trouble:
+            f"`{base}` is not completely downloaded, and the hub cannot be reached",
+            "connect to the network once, or give a local folder or file",
+        ) from error
+    except (errors.HTTPError, OSError) as error:
         raise ModelError(
-            f"the download of `{base}` broke off: {(str(trouble).splitlines() or [''])[0]}",
-            "type the command again: it goes on where it stopped",
-        ) from trouble
+            f"the download of `{base}` failed: {(str(error).splitlines() or [''])[0]}",
+            "run the command again: the download continues where it stopped",
+        ) from error
     return folder.joinpath(*file)
 
 
-def _listed(repo: str) -> tuple[dict[str, int], bool]:
-    """The files of a model with their sizes, and whether they are only those once listed."""
+def _file_sizes(repo: str) -> tuple[dict[str, int], bool]:
+    """The files of a model with their sizes in bytes, and whether the list is from the cache."""
     from huggingface_hub import HfApi, errors, get_cached_repo_tree
 
     try:
@@ -97,71 +99,71 @@ def _listed(repo: str) -> tuple[dict[str, int], bool]:
         return {entry.path: getattr(entry, "size", 0) for entry in entries}, False
     except errors.RepositoryNotFoundError:
         raise
-    except (errors.HTTPError, OSError):  # no network, or asked to do without
+    except (errors.HTTPError, OSError):  # no network, or offline mode
         return {entry.path: entry.size for entry in get_cached_repo_tree(repo)}, True
 
 
-def _wanted(names: Collection[str]) -> list[str]:
-    """The files of a base in diffusers' layout that are opened; none if it is not one."""
+def _required_files(names: Collection[str]) -> list[str]:
+    """The files to download of a model in diffusers' layout; empty if it has another layout."""
     if "model_index.json" not in names:
-        # An autoencoder alone has its files in no folder.
-        wanted = ["config.json", *weight_files(names)]
-        return wanted if wanted[1:] and wanted[0] in names else []
-    wanted = ["model_index.json"]
+        # A repository with an autoencoder only has its files at the top level.
+        weights = weight_files(names)
+        return ["config.json", *weights] if weights and "config.json" in names else []
+    required = ["model_index.json"]
     for part in PARTS:
         inside = [name.removeprefix(f"{part}/") for name in names if name.startswith(f"{part}/")]
-        files = [name for name in inside if _SETTINGS.fullmatch(name)]
+        files = [name for name in inside if _CONFIG_FILES.fullmatch(name)]
         files += weight_files(inside) if part in NETWORKS else []
-        wanted += [f"{part}/{name}" for name in files]
-    return wanted
+        required += [f"{part}/{name}" for name in files]
+    return required
 
 
-def _missing(repo: str, sizes: dict[str, int], wanted: list[str]) -> int:
-    """How many bytes are not in the cache."""
+def _bytes_to_download(repo: str, sizes: dict[str, int], paths: list[str]) -> int:
+    """The total size of the files that are not in the cache."""
     from huggingface_hub import try_to_load_from_cache
 
     return sum(
-        sizes[name] for name in wanted if not isinstance(try_to_load_from_cache(repo, name), str)
+        sizes[path] for path in paths if not isinstance(try_to_load_from_cache(repo, path), str)
     )
 
 
-def _bar(task: str, total: int) -> type:
-    """The library's bar, which draws nothing and tells us."""
+def _progress_bar(task: str, total: int) -> type:
+    """A progress bar class for the library that draws nothing and reports to `progress_to`."""
     from huggingface_hub.utils import tqdm
 
-    report = _TOLD.get()
+    report = _PROGRESS.get()
 
-    class Told(tqdm):
-        def __init__(self, *given: Any, **named: Any) -> None:
-            transfers = str(named.get("name")).endswith("transfer")
-            self.counts = named.get("unit") == "B" and not transfers
+    class SilentBar(tqdm):
+        def __init__(self, *args: Any, **kwargs: Any) -> None:
+            is_transfer = str(kwargs.get("name")).endswith("transfer")
+            self.counts_bytes = kwargs.get("unit") == "B" and not is_transfer
             self.done = 0
-            super().__init__(*given, **{**named, "disable": True})
+            super().__init__(*args, **{**kwargs, "disable": True})
 
         def update(self, n: float | None = 1) -> None:
             self.done += int(n or 0)
-            if report and self.counts and total:
+            if report and self.counts_bytes and total:
                 report(task, min(self.done, total) // _MEGABYTE, max(1, total // _MEGABYTE))
 
-    return Told
+    return SilentBar
 
 
-def _no_base(base: str, names: Collection[str]) -> ModelError:
-    single = [name for name in names if re.fullmatch(r"[^/]+\.(safetensors|ckpt)", name)]
+def _unsupported_model(base: str, names: Collection[str]) -> ModelError:
+    checkpoints = [name for name in names if re.fullmatch(r"[^/]+\.(safetensors|ckpt)", name)]
     owner, name, *_ = base.split("/")
     return ModelError(
-        f"`{base}` is on the hub, and no base in diffusers' layout",
-        f"give one of its files: {owner}/{name}/{single[0]}"
-        if single
-        else "take a model whose page lists model_index.json, or a checkpoint file",
+        f"`{base}` is not a base model in diffusers' layout",
+        f"give one of its files: {owner}/{name}/{checkpoints[0]}"
+        if checkpoints
+        else "use a model whose file list has model_index.json, or a checkpoint file",
     )
 
 
-def _not_allowed(repo: str) -> ModelError:
+def _no_access(repo: str) -> ModelError:
     from huggingface_hub import get_token
 
-    first = "" if get_token() else "make a token in your settings there, set it: hf auth login; "
+    login = "" if get_token() else "create a token in your hub settings, then hf auth login; "
     return ModelError(
-        f"`{repo}` is only for those who accepted its licence",
-        f"{first}accept it at https://huggingface.co/{repo}, then type the command again",
+        f"`{repo}` requires that you accept its license",
+        f"{login}accept it at https://huggingface.co/{repo}, then run the command again",
     )

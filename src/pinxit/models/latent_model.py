@@ -1,5 +1,5 @@
 # pyright: standard, reportPrivateImportUsage=false, reportAttributeAccessIssue=false
-"""What the families share: an autoencoder's latents, CLIP's text towers, and a U-Net's noise."""
+"""Base classes of the families: a denoiser in a VAE's latent space with CLIP text encoders."""
 
 from abc import abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -12,195 +12,229 @@ from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
 from torch import Tensor, nn
 from transformers import CLIPTextModel, CLIPTextModelWithProjection
 
-from pinxit.models.kernels.cpu import suit_cpu
-from pinxit.models.loading import clip_tokenizer, emptied, network, rare_words, refill
-from pinxit.models.model import LITTLE, Conditioning, Encoded, Model, Placement
+from pinxit.models.kernels.cpu import optimize_for_cpu
+from pinxit.models.loading import (
+    clip_tokenizer,
+    load_network,
+    read_rare_tokens,
+    release_weights,
+    reload_weights,
+)
+from pinxit.models.model import SMALL, Conditioning, LatentDistribution, Model, Placement
 from pinxit.models.noise_schedule import Diffusion, Schedule
 from pinxit.models.source import Source
-from pinxit.models.text_encoder import LITERALLY, Reading, TextTower, Told, told
+from pinxit.models.text_encoder import (
+    DEFAULT_PARSING,
+    EncodedPrompt,
+    PromptParsing,
+    TextEncoder,
+    encode_prompts,
+)
 
 _T = TypeVar("_T")
 
 
 class LatentModel(Model):
-    """A denoiser of an autoencoder's latents that CLIP's text towers tell what to paint."""
+    """A denoiser in a VAE's latent space, conditioned by CLIP text encoders."""
 
     def __init__(
         self,
         source: Source,
         placement: Placement,
         denoiser: nn.Module,
-        towers: Sequence[TextTower],
+        text_encoders: Sequence[TextEncoder],
         schedule: Schedule,
     ) -> None:
         self.source = source
         self.placement = placement
         self.schedule = schedule
-        self.solver_config = source.config("scheduler")
-        self._vae = network(AutoencoderKL, source, "vae", placement, torch.float32)
-        self.towers = _Waking({tower.name: tower for tower in towers}, self._awake)
-        encoders: dict[str, Any] = {tower.name: tower.encoder for tower in towers}
-        self._all: dict[str, Any] = {"denoiser": denoiser, **encoders, "autoencoder": self._vae}
-        self._parts: dict[str, str] = dict(
-            zip(encoders, ("text_encoder", "text_encoder_2"), strict=False)
+        self.scheduler_config = source.config("scheduler")
+        self._vae = load_network(AutoencoderKL, source, "vae", placement, torch.float32)
+        self.text_encoders = _LoadedOnAccess(
+            {text_encoder.name: text_encoder for text_encoder in text_encoders}, self._load
         )
-        self._parts["denoiser"] = "transformer" if source.has("transformer") else "unet"
-        self._parts["autoencoder"] = "vae"
-        self._resting: set[str] = set()
-        self.networks = _Waking({"denoiser": denoiser, **encoders}, self._awake)
-        self.words = {}
-        shape: Any = denoiser.config
-        scale: Any = self._vae.config
-        self.factor = 2 ** (len(scale.block_out_channels) - 1)
-        self.latent_channels = shape.in_channels
-        self.picture_size = shape.sample_size * self.factor
-        self._scale: float = scale.scaling_factor
-        self._shift: float = scale.get("shift_factor") or 0.0
-        if placement.device.type == "cpu" and self.size >= LITTLE:
-            suit_cpu(denoiser)
+        text_networks: dict[str, Any] = {
+            text_encoder.name: text_encoder.network for text_encoder in text_encoders
+        }
+        self._all: dict[str, Any] = {"denoiser": denoiser, **text_networks, "vae": self._vae}
+        self._part_names: dict[str, str] = dict(
+            zip(text_networks, ("text_encoder", "text_encoder_2"), strict=False)
+        )
+        self._part_names["denoiser"] = "transformer" if source.has("transformer") else "unet"
+        self._part_names["vae"] = "vae"
+        self._offloaded: set[str] = set()
+        self.networks = _LoadedOnAccess({"denoiser": denoiser, **text_networks}, self._load)
+        self.placeholders = {}
+        denoiser_config: Any = denoiser.config
+        vae_config: Any = self._vae.config
+        self.vae_scale_factor = 2 ** (len(vae_config.block_out_channels) - 1)
+        self.latent_channels = denoiser_config.in_channels
+        self.default_size = denoiser_config.sample_size * self.vae_scale_factor
+        self._scaling_factor: float = vae_config.scaling_factor
+        self._shift_factor: float = vae_config.get("shift_factor") or 0.0
+        if placement.device.type == "cpu" and self.num_parameters >= SMALL:
+            optimize_for_cpu(denoiser)
 
-    def rest(self, *names: str) -> None:
-        """Let networks' weights, or all, leave memory until they are needed."""
-        for name in set(names or self._all) - self._resting:
-            emptied(self._all[name])
-            self._resting.add(name)
+    def offload(self, *names: str) -> None:
+        """Remove the weights of these networks, or of all, from memory until they are needed."""
+        for name in set(names or self._all) - self._offloaded:
+            release_weights(self._all[name])
+            self._offloaded.add(name)
 
-    def vacated(self, name: str) -> nn.Module:
-        """A network without its own weights, taken to have others from now on."""
-        if name not in self._resting:
-            emptied(self._all[name])
-        self._resting.discard(name)
+    def emptied(self, name: str) -> nn.Module:
+        """A network without weights, to be given other ones; `offload` brings back its own."""
+        if name not in self._offloaded:
+            release_weights(self._all[name])
+        self._offloaded.discard(name)
         return self._all[name]
 
     @torch.no_grad()
-    def encode(self, pixels: Tensor) -> Encoded:
-        """Pictures to latents, shifted and scaled as the denoiser takes them."""
-        vae = self._awake("autoencoder")
-        found = vae.encode(pixels.to(self.device), return_dict=False)[0]
-        return Encoded((found.mean - self._shift) * self._scale, found.std * self._scale)
+    def encode(self, pixels: Tensor) -> LatentDistribution:
+        """Images (B, 3, H, W) in [-1, 1] to latents, shifted and scaled for the denoiser."""
+        vae = self._load("vae")
+        latents = vae.encode(pixels.to(self.device), return_dict=False)[0]
+        return LatentDistribution(
+            (latents.mean - self._shift_factor) * self._scaling_factor,
+            latents.std * self._scaling_factor,
+        )
 
     @torch.no_grad()
     def decode(self, latents: Tensor) -> Tensor:
-        """Latents to pictures."""
-        vae = self._awake("autoencoder")
-        return vae.decode(latents.float() / self._scale + self._shift, return_dict=False)[0]
+        """Latents (B, C, H, W) to images (B, 3, H, W), nominally in [-1, 1]."""
+        vae = self._load("vae")
+        unscaled = latents.float() / self._scaling_factor + self._shift_factor
+        return vae.decode(unscaled, return_dict=False)[0]
 
-    def condition(self, prompts: Sequence[str], reading: Reading = LITERALLY) -> Conditioning:
-        """What the towers say of the prompts, put together as the denoiser takes it."""
-        found = told(tuple(self.towers.values()), prompts, self.words, reading)
-        return self._joined(prompts, reading, found)
-
-    def denoise(self, latents: Tensor, times: Tensor, conditioning: Conditioning) -> Tensor:
-        """The denoiser's answer, computed in the placement's numbers."""
-        network = self._awake("denoiser")
-        kept = self.placement.dtype
-        return self._answer(network, latents.to(kept), times, conditioning.to(kept)).float()
-
-    def economise(self, wanted: bool) -> None:
-        """Whether the denoiser computes again in the backward pass what it would else keep."""
-        network = self._all["denoiser"]
-        (
-            network.enable_gradient_checkpointing
-            if wanted
-            else network.disable_gradient_checkpointing
-        )()
-
-    @abstractmethod
-    def _answer(
-        self, network: Any, latents: Tensor, times: Tensor, conditioning: Conditioning
-    ) -> Tensor:
-        """What the denoiser says, in its own numbers."""
-
-    @abstractmethod
-    def _joined(
-        self, prompts: Sequence[str], reading: Reading, found: Sequence[Told]
+    def condition(
+        self, prompts: Sequence[str], parsing: PromptParsing = DEFAULT_PARSING
     ) -> Conditioning:
-        """What the towers found in the prompts, as the denoiser takes it."""
+        """Encode prompts with all text encoders, combined as the denoiser expects it."""
+        encodings = encode_prompts(
+            tuple(self.text_encoders.values()), prompts, self.placeholders, parsing
+        )
+        return self._combine(prompts, parsing, encodings)
 
-    def _awake(self, name: str) -> Any:
-        """One of the networks, with its weights in memory."""
-        if name in self._resting:
-            refill(self._all[name], self.source, self._parts[name])
+    def denoise(self, latents: Tensor, timesteps: Tensor, conditioning: Conditioning) -> Tensor:
+        """The denoiser's prediction (B, C, H, W), fp32, computed in the placement's dtype."""
+        network = self._load("denoiser")
+        dtype = self.placement.dtype
+        prediction = self._predict(network, latents.to(dtype), timesteps, conditioning.to(dtype))
+        return prediction.float()
+
+    def enable_gradient_checkpointing(self, enabled: bool) -> None:
+        """Turn gradient checkpointing of the denoiser on or off."""
+        network = self._all["denoiser"]
+        if enabled:
+            network.enable_gradient_checkpointing()
+        else:
+            network.disable_gradient_checkpointing()
+
+    @abstractmethod
+    def _predict(
+        self, network: Any, latents: Tensor, timesteps: Tensor, conditioning: Conditioning
+    ) -> Tensor:
+        """The denoiser's prediction (B, C, H, W) in its own dtype."""
+
+    @abstractmethod
+    def _combine(
+        self,
+        prompts: Sequence[str],
+        parsing: PromptParsing,
+        encodings: Sequence[EncodedPrompt],
+    ) -> Conditioning:
+        """The outputs of the text encoders as one conditioning for the denoiser."""
+
+    def _load(self, name: str) -> Any:
+        """The network of that name, with its weights in memory."""
+        if name in self._offloaded:
+            reload_weights(self._all[name], self.source, self._part_names[name])
             self.source.close()
-            self._resting.discard(name)
+            self._offloaded.discard(name)
         return self._all[name]
 
 
-class _Waking(Mapping[str, _T]):
-    """Things of which each is a network's own: one that rests wakes when it is asked for."""
+class _LoadedOnAccess(Mapping[str, _T]):
+    """A mapping that loads the weights of an offloaded network when its item is accessed."""
 
-    def __init__(self, held: Mapping[str, _T], wake: Callable[[str], object]) -> None:
-        self._held = held
-        self._wake = wake
+    def __init__(self, items: Mapping[str, _T], load: Callable[[str], object]) -> None:
+        self._items = items
+        self._load = load
 
     def __getitem__(self, name: str) -> _T:
-        found = self._held[name]
-        self._wake(name)
-        return found
+        item = self._items[name]
+        self._load(name)
+        return item
 
     def __iter__(self) -> Iterator[str]:
-        return iter(self._held)
+        return iter(self._items)
 
     def __len__(self) -> int:
-        return len(self._held)
+        return len(self._items)
 
 
-class NoisePredictor(LatentModel):
-    """A U-Net on a diffusion's schedule."""
+class UNetModel(LatentModel):
+    """A U-Net with a diffusion schedule."""
 
-    def __init__(self, source: Source, placement: Placement, towers: Sequence[TextTower]) -> None:
-        unet = network(UNet2DConditionModel, source, "unet", placement)
-        noise: Any = DDPMScheduler.from_config(source.config("scheduler"))
-        schedule = Diffusion(noise.alphas_cumprod, noise.config.prediction_type)
-        super().__init__(source, placement, unet, towers, schedule)
+    def __init__(
+        self, source: Source, placement: Placement, text_encoders: Sequence[TextEncoder]
+    ) -> None:
+        unet = load_network(UNet2DConditionModel, source, "unet", placement)
+        scheduler: Any = DDPMScheduler.from_config(source.config("scheduler"))
+        schedule = Diffusion(scheduler.alphas_cumprod, scheduler.config.prediction_type)
+        super().__init__(source, placement, unet, text_encoders, schedule)
 
 
-class OneTower(NoisePredictor):
-    """A U-Net that one text tower speaks to: the last hidden states it was trained with."""
+class SingleTextEncoder(UNetModel):
+    """A U-Net with one text encoder, whose last hidden states are the conditioning."""
 
     @classmethod
-    def has_one_tower(cls, source: Source) -> bool:
-        """Whether the base has these parts and no second text tower."""
-        parts = all(map(source.has, ("text_encoder", "tokenizer", "unet", "vae", "scheduler")))
-        return parts and not source.has("text_encoder_2")
+    def has_single_text_encoder(cls, source: Source) -> bool:
+        """Whether the source has all parts of such a model and no second text encoder."""
+        parts = ("text_encoder", "tokenizer", "unet", "vae", "scheduler")
+        return all(map(source.has, parts)) and not source.has("text_encoder_2")
 
     @classmethod
     def open(cls, source: Source, placement: Placement) -> Self:
-        """The base, frozen, laid out for its device."""
-        # Where the U-Net also pools the text, it has learned to do so over one window.
-        long = source.config("unet").get("addition_embed_type") != "text"
-        return cls(source, placement, [clip_tower(CLIPTextModel, source, 1, placement, long=long)])
+        """Load the base model with frozen weights; ModelError if a part is missing or wrong."""
+        # A U-Net that pools the text states was trained with prompts of one chunk.
+        long_prompts = source.config("unet").get("addition_embed_type") != "text"
+        text_encoder = clip_text_encoder(
+            CLIPTextModel, source, 1, placement, long_prompts=long_prompts
+        )
+        return cls(source, placement, [text_encoder])
 
-    def _answer(
-        self, network: Any, latents: Tensor, times: Tensor, conditioning: Conditioning
+    def _predict(
+        self, network: Any, latents: Tensor, timesteps: Tensor, conditioning: Conditioning
     ) -> Tensor:
-        """The U-Net's answer."""
-        return network(latents, times, conditioning.states, return_dict=False)[0]
+        return network(latents, timesteps, conditioning.states, return_dict=False)[0]
 
-    def _joined(
+    def _combine(
         self,
         prompts: Sequence[str],  # noqa: ARG002
-        reading: Reading,  # noqa: ARG002
-        found: Sequence[Told],
+        parsing: PromptParsing,  # noqa: ARG002
+        encodings: Sequence[EncodedPrompt],
     ) -> Conditioning:
-        """Its tower's states as they are."""
-        return Conditioning(found[0].states)
+        return Conditioning(encodings[0].states)
 
 
-def clip_tower(
+def clip_text_encoder(
     kind: type[CLIPTextModel] | type[CLIPTextModelWithProjection],
     source: Source,
     number: int,
     placement: Placement,
     *,
     penultimate: bool = False,
-    long: bool = True,
-) -> TextTower:
-    """The so-many-th text tower of a base, with its tokenizer."""
-    end = f"_{number}" if number > 1 else ""
-    encoder: Any = network(kind, source, f"text_encoder{end}", placement)
-    tokenizer: Any = clip_tokenizer(source, f"tokenizer{end}")
-    rare = rare_words(source, f"tokenizer{end}")
-    return TextTower(
-        f"text{end}", tokenizer, encoder, penultimate=penultimate, long=long, rare=rare
+    long_prompts: bool = True,
+) -> TextEncoder:
+    """A base model's text encoder with its tokenizer; `number` is 1 for the first."""
+    suffix = f"_{number}" if number > 1 else ""
+    network: Any = load_network(kind, source, f"text_encoder{suffix}", placement)
+    tokenizer: Any = clip_tokenizer(source, f"tokenizer{suffix}")
+    return TextEncoder(
+        f"text{suffix}",
+        tokenizer,
+        network,
+        penultimate=penultimate,
+        long_prompts=long_prompts,
+        rare_tokens=read_rare_tokens(source, f"tokenizer{suffix}"),
     )

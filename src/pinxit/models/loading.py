@@ -1,5 +1,5 @@
 # pyright: standard, reportPrivateImportUsage=false, reportAttributeAccessIssue=false
-"""Networks and tokenizers of known classes, built from a source's settings and weights."""
+"""Building networks and tokenizers of known classes from a source's configs and weights."""
 
 import re
 from collections.abc import Mapping
@@ -14,13 +14,13 @@ from transformers import CLIPTokenizer
 
 from pinxit.errors import ModelError, PinxitError
 from pinxit.files.mapped import forget_pages
-from pinxit.models.kernels.int8 import in_int8
-from pinxit.models.kernels.quantize import rounded
+from pinxit.models.kernels.int8 import convert_to_int8
+from pinxit.models.kernels.quantize import quantize_rows
 from pinxit.models.model import Placement
 from pinxit.models.source import Source, read_json
 from pinxit.pocket.tokenizer import vocabulary
 
-# They would draw progress bars of their own into ours, and warn of what we do on purpose.
+# The libraries would draw their own progress bars, and warn of what is done here on purpose.
 transformers.utils.logging.set_verbosity_error()
 transformers.utils.logging.disable_progress_bar()
 diffusers.utils.logging.set_verbosity_error()
@@ -28,162 +28,177 @@ diffusers.utils.logging.disable_progress_bar()
 
 _N = TypeVar("_N", bound=nn.Module)
 
-# What a hostile file could ask for and no base has.
-_LARGEST_NUMBER = 1_000_000
-_MOST_LAYERS = 256
-_MOST_TOKENS = 500_000
+# Limits against malicious files; no base model exceeds them.
+_MAX_NUMBER = 1_000_000
+_MAX_LAYERS = 256
+_MAX_TOKENS = 500_000
 
-# The autoencoder's attention as diffusers called it before 0.14, and as it does since.
-_FORMER = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
+# The autoencoder's attention layers: their names in diffusers before 0.14, and since.
+_OLD_ATTENTION_NAMES = {
+    "query": "to_q",
+    "key": "to_k",
+    "value": "to_v",
+    "proj_attn": "to_out.0",
+}
 
 
-def network(
+def load_network(
     kind: type[_N],
     source: Source,
     part: str,
     placement: Placement,
     dtype: torch.dtype | None = None,
 ) -> _N:
-    """A part of a base as a network of the given class: frozen, on its device.
+    """A part of a base model as a network of class `kind`, frozen, on the placement's device.
 
-    Its weights are in the placement's numbers unless it needs others. The class is the caller's,
-    whatever the source's settings name: a file chooses no code. ModelError if settings and
-    weights do not make one.
+    The weights have the placement's dtype unless `dtype` is given. The caller chooses the class,
+    whatever class the config names: a file must not choose code. Raises ModelError if config and
+    weights do not match.
     """
-    where = f"{source.name}/{part} cannot be opened as {kind.__name__}"
+    context = f"cannot load {source.name}/{part} as {kind.__name__}"
     config = source.config(part)
-    _check_numbers(config, where)
+    _check_numbers(config, context)
     stored = source.weights(part)
     try:
         with torch.device("meta"):
-            made = _unfilled(kind, config)
+            network = _network_without_weights(kind, config)
             if placement.precision == "int8" and part in ("unet", "transformer"):
-                in_int8(made)
-    except (TypeError, ValueError, RuntimeError, KeyError, ArithmeticError) as trouble:
+                convert_to_int8(network)
+    except (TypeError, ValueError, RuntimeError, KeyError, ArithmeticError) as error:
         raise ModelError(
-            f"{where}: its settings make none: {_first_line(trouble)}",
-            "copy or download the base again",
-        ) from trouble
-    own = _suited(made, stored, where, placement.device, dtype or placement.dtype)
-    made.requires_grad_(False).load_state_dict(own, assign=True)
-    if getattr(made, "all_tied_weights_keys", {}):
-        cast("Any", made).tie_weights()
-    _restore_positions(made)
-    return made.eval().to(placement.device)
+            f"{context}: its config is invalid: {_first_line(error)}",
+            "copy or download the base model again",
+        ) from error
+    weights = _matching_weights(
+        network, stored, context, placement.device, dtype or placement.dtype
+    )
+    network.requires_grad_(False).load_state_dict(weights, assign=True)
+    if getattr(network, "all_tied_weights_keys", {}):
+        cast("Any", network).tie_weights()
+    _restore_position_ids(network)
+    return network.eval().to(placement.device)
 
 
-def emptied(made: nn.Module) -> None:
-    """Let a network's weights leave memory; `refill` brings them back."""
-    for weight in made.parameters():
+def release_weights(network: nn.Module) -> None:
+    """Remove a network's weights from memory; `reload_weights` reads them again."""
+    for weight in network.parameters():
         weight.data = torch.empty(0, dtype=weight.dtype, device=weight.device)
 
 
-def refill(made: nn.Module, source: Source, part: str) -> None:
-    """Read an emptied network's weights again, to the bit; ModelError if they are there no more."""
-    where = f"{source.name}/{part} cannot be read again"
-    weights = dict(made.named_parameters())
-    like = next(weight for weight in weights.values() if weight.is_floating_point())
+def reload_weights(network: nn.Module, source: Source, part: str) -> None:
+    """Read a network's released weights again; ModelError if the files are gone or changed."""
+    context = f"cannot read the weights of {source.name}/{part} again"
+    parameters = dict(network.named_parameters())
+    reference = next(weight for weight in parameters.values() if weight.is_floating_point())
     try:
-        own = _suited(made, source.weights(part), where, like.device, like.dtype)
-    except (OSError, PinxitError) as trouble:
-        raise ModelError(f"{where}: {trouble}", "bring the base's files back") from trouble
-    for name, weight in weights.items():
-        weight.data = own[name]
+        weights = _matching_weights(
+            network, source.weights(part), context, reference.device, reference.dtype
+        )
+    except (OSError, PinxitError) as error:
+        raise ModelError(f"{context}: {error}", "restore the base model's files") from error
+    for name, parameter in parameters.items():
+        parameter.data = weights[name]
 
 
 def clip_tokenizer(source: Source, part: str) -> CLIPTokenizer:
     """CLIP's byte-pair tokenizer from vocab.json and merges.txt, or from tokenizer.json."""
     folder = source.tokenizer(part)
-    vocabulary, merges = _vocabulary(folder)
-    if len(vocabulary) > _MOST_TOKENS or len(merges) > _MOST_TOKENS:
+    vocabulary, merges = _read_vocabulary(folder)
+    if len(vocabulary) > _MAX_TOKENS or len(merges) > _MAX_TOKENS:
         raise ModelError(
             f"{folder} has a vocabulary of {len(vocabulary):,} tokens",
-            f"at most {_MOST_TOKENS:,} are read",
+            f"the limit is {_MAX_TOKENS:,} tokens",
         )
-    marks = {name: _mark(source.config(part), name) for name in ("pad", "bos", "eos", "unk")}
-    known = {f"{name}_token": mark for name, mark in marks.items() if mark in vocabulary}
+    config = source.config(part)
+    names = ("pad", "bos", "eos", "unk")
+    special = {f"{name}_token": _special_token(config, name) for name in names}
+    special = {name: token for name, token in special.items() if token in vocabulary}
     try:
-        return CLIPTokenizer(vocab=vocabulary, merges=cast("Any", merges), **known)
-    except Exception as trouble:  # the tokenizers library raises nothing narrower
+        return CLIPTokenizer(vocab=vocabulary, merges=cast("Any", merges), **special)
+    except Exception as error:  # the tokenizers library raises no more specific class
         raise ModelError(
-            f"{folder} holds no CLIP vocabulary: {_first_line(trouble)}",
-            "copy or download the base again",
-        ) from trouble
+            f"{folder} has no valid CLIP vocabulary: {_first_line(error)}",
+            "copy or download the base model again",
+        ) from error
 
 
-def rare_words(source: Source, part: str) -> list[str]:
-    """The words a base lists as meaning next to nothing, best first; most list none."""
-    listed = source.tokenizer(part) / "rare_words.txt"
-    return listed.read_text(encoding="utf-8").split() if listed.is_file() else []
+def read_rare_tokens(source: Source, part: str) -> list[str]:
+    """The rare tokens that a base model lists, best first; empty for most base models."""
+    path = source.tokenizer(part) / "rare_words.txt"
+    return path.read_text(encoding="utf-8").split() if path.is_file() else []
 
 
-def _unfilled(kind: Any, config: dict[str, Any]) -> Any:
-    """A network of the class with these settings and no memory for its weights yet."""
-    settings = getattr(kind, "config_class", None)
-    if settings is None:
-        own = {key: value for key, value in config.items() if not key.startswith("_")}
-        return kind.from_config(own)
-    # Only what describes the architecture: other keys could name code to fetch.
-    described = {*vars(settings)["__annotations__"], "tie_word_embeddings"}
-    return kind(settings(**{key: config[key] for key in described if key in config}))
+def _network_without_weights(kind: Any, config: dict[str, Any]) -> Any:
+    """A network of class `kind` with this config, without memory for its weights."""
+    config_class = getattr(kind, "config_class", None)
+    if config_class is None:
+        return kind.from_config(
+            {key: value for key, value in config.items() if not key.startswith("_")}
+        )
+    # Only keys that describe the architecture: others could name code to download.
+    allowed = {*vars(config_class)["__annotations__"], "tie_word_embeddings"}
+    return kind(config_class(**{key: config[key] for key in allowed if key in config}))
 
 
-def _suited(
-    made: nn.Module,
+def _matching_weights(
+    network: nn.Module,
     stored: dict[str, Tensor],
-    where: str,
+    context: str,
     device: torch.device,
     dtype: torch.dtype,
 ) -> dict[str, Tensor]:
-    """The stored tensors by a network's names, in its numbers, laid out for its device."""
-    wanted = made.state_dict()
-    named = {_named(key, wanted): key for key in stored}
-    tied: Mapping[str, str] = getattr(made, "all_tied_weights_keys", {})
-    for twin, key in tied.items():
-        named.setdefault(key, named.get(twin, twin))
-        named.setdefault(twin, named[key])
-    _check_fit({new: stored[old] for new, old in named.items() if old in stored}, wanted, where)
-    own: dict[str, Tensor] = {}
-    for key in wanted:
-        tensor = stored[named[key]]
+    """The stored tensors under the network's names, with its dtype and memory layout."""
+    expected = network.state_dict()
+    stored_names = {_network_name(name, expected): name for name in stored}
+    tied: Mapping[str, str] = getattr(network, "all_tied_weights_keys", {})
+    for tied_name, name in tied.items():
+        stored_names.setdefault(name, stored_names.get(tied_name, tied_name))
+        stored_names.setdefault(tied_name, stored_names[name])
+    renamed = {new: stored[old] for new, old in stored_names.items() if old in stored}
+    _check_names_and_shapes(renamed, expected, context)
+    weights: dict[str, Tensor] = {}
+    for name in expected:
+        tensor = stored[stored_names[name]]
         layout = torch.channels_last if tensor.ndim == 4 else torch.preserve_format
-        if wanted[key].dtype == torch.int8:
-            own[key], scale = rounded(tensor)
-            own[key] = own[key].to(device, memory_format=layout)
-            made.get_submodule(key.rpartition(".")[0]).scale = scale.to(device)
+        if expected[name].dtype == torch.int8:
+            integers, scale = quantize_rows(tensor)
+            weights[name] = integers.to(device, memory_format=layout)
+            network.get_submodule(name.rpartition(".")[0]).scale = scale.to(device)
         else:
-            own[key] = tensor.to(device, dtype, copy=True, memory_format=layout)
+            weights[name] = tensor.to(device, dtype, copy=True, memory_format=layout)
         forget_pages(tensor.nbytes)
-    return own
+    return weights
 
 
-def _check_fit(given: Mapping[str, Tensor], wanted: Mapping[str, Tensor], where: str) -> None:
-    """ModelError if the stored tensors are not those of the network, by name and by shape.
+def _check_names_and_shapes(
+    stored: Mapping[str, Tensor], expected: Mapping[str, Tensor], context: str
+) -> None:
+    """Raise ModelError if the stored tensors differ from the network's in name or shape.
 
-    A network that was emptied has forgotten its shapes, which were checked when it was opened.
+    Released weights have no shape any more; it was checked when the network was loaded.
     """
-    also = given.keys() - wanted.keys()
-    misfits = {
-        "lack": [key for key in wanted if key not in given],
-        "also have": sorted(key for key in also if not key.endswith("position_ids")),
+    unexpected = stored.keys() - expected.keys()
+    differences = {
+        "lack": [name for name in expected if name not in stored],
+        "also have": sorted(name for name in unexpected if not name.endswith("position_ids")),
         "have another shape for": [
-            key
-            for key in wanted
-            if key in given and wanted[key].numel() and given[key].shape != wanted[key].shape
+            name
+            for name, weight in expected.items()
+            if name in stored and weight.numel() and stored[name].shape != weight.shape
         ],
     }
-    for trouble, keys in misfits.items():
-        if keys:
-            others = f" and {len(keys) - 1} more" if len(keys) > 1 else ""
+    for difference, names in differences.items():
+        if names:
+            others = f" and {len(names) - 1} more" if len(names) > 1 else ""
             raise ModelError(
-                f"{where}: its weights {trouble} {keys[0]}{others}",
-                "settings and weights must be of the same network",
+                f"{context}: its weights {difference} {names[0]}{others}",
+                "config and weights must be of the same network",
             )
 
 
-def _restore_positions(made: nn.Module) -> None:
-    """Count positions anew: the one thing that text towers keep and files do not."""
-    for module in made.modules():
+def _restore_position_ids(network: nn.Module) -> None:
+    """Fill the position ids: text encoders have this buffer, and files do not contain it."""
+    for module in network.modules():
         for name, buffer in module.named_buffers(recurse=False):
             if buffer.is_meta and name == "position_ids":
                 module.register_buffer(
@@ -191,64 +206,64 @@ def _restore_positions(made: nn.Module) -> None:
                 )
 
 
-def _named(key: str, wanted: Mapping[str, Tensor]) -> str:
-    """What a stored tensor is called in the network that wants it."""
-    if key in wanted:
-        return key
-    for other in (key.removeprefix("text_model."), f"text_model.{key}"):
-        if other in wanted:
-            return other
-    former = re.fullmatch(r"(.*attentions\.\d+\.)(query|key|value|proj_attn)(\.\w+)", key)
-    return f"{former[1]}{_FORMER[former[2]]}{former[3]}" if former else key
+def _network_name(name: str, expected: Mapping[str, Tensor]) -> str:
+    """The name in the network of a stored tensor."""
+    if name in expected:
+        return name
+    for candidate in (name.removeprefix("text_model."), f"text_model.{name}"):
+        if candidate in expected:
+            return candidate
+    match = re.fullmatch(r"(.*attentions\.\d+\.)(query|key|value|proj_attn)(\.\w+)", name)
+    return f"{match[1]}{_OLD_ATTENTION_NAMES[match[2]]}{match[3]}" if match else name
 
 
-def _vocabulary(folder: Path) -> tuple[dict[str, int], list[tuple[str, str]]]:
-    """Tokens with their ids, and the pairs that merge, first ones first."""
+def _read_vocabulary(folder: Path) -> tuple[dict[str, int], list[tuple[str, str]]]:
+    """The token ids, and the pairs of tokens to merge in order of priority."""
     tokens: Any = None
     pairs: Any
     if (folder / "merges.txt").is_file():
         lines = (folder / "merges.txt").read_text(encoding="utf-8").splitlines()
         pairs = [line.split(" ") for line in lines if line and not line.startswith("#version")]
-        listed = folder / "vocab.json"
-        tokens = read_json(listed) if listed.is_file() else None
+        vocabulary_file = folder / "vocab.json"
+        tokens = read_json(vocabulary_file) if vocabulary_file.is_file() else None
     else:
-        whole: Any = read_json(folder / "tokenizer.json")
-        found = whole.get("model") if isinstance(whole, dict) else None
-        tokens, pairs = (found or {}).get("vocab") or (), (found or {}).get("merges")
-        pairs = [pair.split(" ") if isinstance(pair, str) else pair for pair in pairs or ()]
-    sound = all(isinstance(pair, list) and len(pair) == 2 for pair in pairs)
-    merges = [(first, second) for first, second in pairs] if sound else []
-    if tokens is None:  # as CLIP's own: all else follows from what is merged
+        content: Any = read_json(folder / "tokenizer.json")
+        model = (content.get("model") if isinstance(content, dict) else None) or {}
+        tokens = model.get("vocab") or ()
+        pairs = model.get("merges") or ()
+        pairs = [pair.split(" ") if isinstance(pair, str) else pair for pair in pairs]
+    valid = all(isinstance(pair, list) and len(pair) == 2 for pair in pairs)
+    merges = [(first, second) for first, second in pairs] if valid else []
+    if tokens is None:  # as in CLIP, the ids follow from the merges
         tokens = vocabulary(merges)
-    if not sound or not isinstance(tokens, dict) or not all(map(_is_id, tokens.values())):
-        raise ModelError(f"{folder} holds no CLIP vocabulary", "copy or download the base again")
+    valid = valid and isinstance(tokens, dict)
+    if not valid or not all(isinstance(index, int) for index in tokens.values()):
+        raise ModelError(
+            f"{folder} has no valid CLIP vocabulary", "copy or download the base model again"
+        )
     return tokens, merges
 
 
-def _is_id(at: object) -> bool:
-    return isinstance(at, int)
+def _special_token(config: dict[str, Any], name: str) -> str:
+    """The special token of that name, which configs write as a text or as a table."""
+    token = config.get(f"{name}_token")
+    token = token.get("content") if isinstance(token, dict) else token
+    return token if isinstance(token, str) else ""
 
 
-def _mark(config: dict[str, Any], name: str) -> str:
-    """The special token of that name as the settings write it: plain, or as a table."""
-    found = config.get(f"{name}_token")
-    found = found.get("content") if isinstance(found, dict) else found
-    return found if isinstance(found, str) else ""
-
-
-def _check_numbers(config: object, where: str, key: str = "") -> None:
-    """ModelError if a number is so large that making the network would take forever."""
+def _check_numbers(config: object, context: str, key: str = "") -> None:
+    """Raise ModelError if a number is so large that building the network would take forever."""
     if isinstance(config, Mapping):
         for name, value in config.items():
-            _check_numbers(value, where, str(name))
+            _check_numbers(value, context, str(name))
     elif isinstance(config, list):
         for value in config:
-            _check_numbers(value, where, key)
-    elif isinstance(config, int) and config > (
-        _MOST_LAYERS if "layers" in key else _LARGEST_NUMBER
-    ):
-        raise ModelError(f"{where}: {key} is {config:,}", "no network of this kind is so large")
+            _check_numbers(value, context, key)
+    elif isinstance(config, int) and config > (_MAX_LAYERS if "layers" in key else _MAX_NUMBER):
+        raise ModelError(
+            f"{context}: {key} is {config:,}", "no network of this class is that large"
+        )
 
 
-def _first_line(trouble: BaseException) -> str:
-    return (str(trouble).splitlines() or [type(trouble).__name__])[0]
+def _first_line(error: BaseException) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0]

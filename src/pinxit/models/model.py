@@ -1,4 +1,4 @@
-"""A loaded base model, and how one is opened: a family's class behind one set of verbs."""
+"""The interface of a base model, and how one is opened."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
@@ -14,154 +14,162 @@ from torch import Tensor, nn
 from pinxit import registry
 from pinxit.errors import ModelError, did_you_mean
 from pinxit.models import hub
-from pinxit.models.checkpoint_source import SingleFile
+from pinxit.models.checkpoint_source import CheckpointSource
 from pinxit.models.noise_schedule import Schedule
-from pinxit.models.prompt import Meaning
-from pinxit.models.source import PARTS, Folder, Source, WithVae
-from pinxit.models.text_encoder import LITERALLY, Reading, TextTower
+from pinxit.models.prompt import TokenEmbedding
+from pinxit.models.source import PARTS, FolderSource, Source, SourceWithVae
+from pinxit.models.text_encoder import DEFAULT_PARSING, PromptParsing, TextEncoder
 
 Precision = Literal["fp32", "fp16", "bf16", "int8"]
 DEVICES = ("cpu", "cuda", "mps")
 
-# Denoisers with fewer weights are little: on a CPU they compute in fp32, which costs them nothing.
-LITTLE = 100_000_000
+# Denoisers with fewer parameters are small: on a CPU they run in fp32, which is fast enough.
+SMALL = 100_000_000
 
-# Where layers are in 8 bits, all else is in full.
+# With int8 only the denoiser's layers are quantized; everything else stays in fp32.
 _DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16}
 
 
 @dataclass(frozen=True)
 class Placement:
-    """Where a model runs, and in which numbers its networks are kept and compute."""
+    """The device of a model and the precision of its weights and computations."""
 
     device: torch.device
     precision: Precision
 
     @property
     def dtype(self) -> torch.dtype:
-        """The numbers of all that is not in 8 bits."""
+        """The dtype of everything that is not quantized."""
         return _DTYPES.get(self.precision, torch.float32)
 
 
 @dataclass(frozen=True)
-class Encoded:
-    """The autoencoder's view of pictures: mean and spread of their latents, (B, C, H, W) each."""
+class LatentDistribution:
+    """The autoencoder's output for images: mean and standard deviation, (B, C, H, W) each."""
 
     mean: Tensor
-    spread: Tensor
+    std: Tensor
 
 
 @dataclass(frozen=True)
 class Conditioning:
-    """What the denoiser is told: a state for each token (B, L, D), and of the whole (B, P)."""
+    """Encoded prompts for the denoiser: states (B, L, D) and pooled states (B, P)."""
 
     states: Tensor
     pooled: Tensor | None = None
 
     @classmethod
-    def stack(cls, parts: Sequence["Conditioning"]) -> "Conditioning":
-        """Several of one length, one below the other."""
-        pooled = [part.pooled for part in parts if part.pooled is not None]
+    def stack(cls, batches: Sequence["Conditioning"]) -> "Conditioning":
+        """Several batches of equal length as one batch."""
+        pooled = [batch.pooled for batch in batches if batch.pooled is not None]
         return cls(
-            torch.cat([part.states for part in parts]), torch.cat(pooled) if pooled else None
+            torch.cat([batch.states for batch in batches]), torch.cat(pooled) if pooled else None
         )
 
     def to(self, dtype: torch.dtype) -> "Conditioning":
-        """In other numbers."""
+        """The same conditioning in another dtype."""
         return Conditioning(
             self.states.to(dtype), None if self.pooled is None else self.pooled.to(dtype)
         )
 
-    def __getitem__(self, at: slice | Tensor) -> "Conditioning":
-        return Conditioning(self.states[at], None if self.pooled is None else self.pooled[at])
+    def __getitem__(self, index: slice | Tensor) -> "Conditioning":
+        return Conditioning(self.states[index], None if self.pooled is None else self.pooled[index])
 
 
 class Model(ABC):
-    """A base model: pictures to latents and back, prompts to conditioning, and the denoiser.
+    """A base model: encodes images and prompts, denoises latents, and decodes latents to images.
 
-    `words` are the user's words in force and `networks` the parts whose weights may be changed;
-    only adapters touch either. Nothing here is trained as it stands: all weights are frozen.
-    Networks may rest: their weights are out of memory until they are needed, and read again then.
+    `placeholders` are the active placeholder tokens and `networks` the parts that can be trained
+    ("denoiser" and the text encoders); only adapters change either. All weights are frozen.
+    Weights can be offloaded; they are read again from the source when they are needed.
     """
 
     source: Source
     placement: Placement
     schedule: Schedule
-    towers: Mapping[str, TextTower]
+    text_encoders: Mapping[str, TextEncoder]
     networks: Mapping[str, nn.Module]
-    solver_config: Mapping[str, object]
-    picture_size: int
-    factor: int
+    scheduler_config: Mapping[str, object]
+    default_size: int
+    vae_scale_factor: int
     latent_channels: int
-    words: dict[str, Meaning]
+    placeholders: dict[str, TokenEmbedding]
 
     @classmethod
     @abstractmethod
-    def suits(cls, source: Source) -> bool:
-        """Whether the source holds a base of this family."""
+    def matches(cls, source: Source) -> bool:
+        """Whether the source is a base model of this family."""
 
     @classmethod
     @abstractmethod
     def open(cls, source: Source, placement: Placement) -> Self:
-        """The base from its source, its weights frozen; ModelError if something is missing."""
+        """Load the base model with frozen weights; ModelError if a part is missing or wrong."""
 
     @abstractmethod
-    def encode(self, pixels: Tensor) -> Encoded:
-        """Pictures (B, 3, H, W) in [-1, 1] to latents, scaled as the denoiser takes them."""
+    def encode(self, pixels: Tensor) -> LatentDistribution:
+        """Images (B, 3, H, W) in [-1, 1] to latents, scaled as the denoiser expects them."""
 
     @abstractmethod
     def decode(self, latents: Tensor) -> Tensor:
-        """Latents to pictures (B, 3, H, W), nominally in [-1, 1]."""
+        """Latents (B, C, H, W) to images (B, 3, H, W), nominally in [-1, 1]."""
 
     @abstractmethod
-    def condition(self, prompts: Sequence[str], reading: Reading = LITERALLY) -> Conditioning:
-        """What the prompts say, user's words understood: one length for all, the rest is cut."""
+    def condition(
+        self, prompts: Sequence[str], parsing: PromptParsing = DEFAULT_PARSING
+    ) -> Conditioning:
+        """Encode prompts with the active placeholder tokens, padded or truncated to one length."""
 
     @abstractmethod
-    def denoise(self, latents: Tensor, times: Tensor, conditioning: Conditioning) -> Tensor:
-        """The network's answer (B, C, H, W) at times (B,) or (); fp32."""
+    def denoise(self, latents: Tensor, timesteps: Tensor, conditioning: Conditioning) -> Tensor:
+        """The denoiser's prediction (B, C, H, W), fp32, at timesteps (B,) or ()."""
 
     @abstractmethod
-    def rest(self, *names: str) -> None:
-        """Let weights of these networks, or of all, leave memory; "autoencoder" is one too."""
+    def offload(self, *names: str) -> None:
+        """Remove the weights of these networks, or of all, from memory until they are needed.
+
+        The names are those of `networks`, and "vae".
+        """
 
     @abstractmethod
-    def vacated(self, name: str) -> nn.Module:
-        """A network whose own weights left memory, to be given others until `rest` is called."""
+    def emptied(self, name: str) -> nn.Module:
+        """A network without weights, to be given other ones; `offload` brings back its own."""
 
     @abstractmethod
-    def economise(self, wanted: bool) -> None:
-        """Whether the backward pass computes again what it would else keep in memory."""
+    def enable_gradient_checkpointing(self, enabled: bool) -> None:
+        """Turn gradient checkpointing of the denoiser on or off."""
 
     @property
     def device(self) -> torch.device:
-        """Where it runs."""
+        """The model's device."""
         return self.placement.device
 
     @property
-    def grain(self) -> int:
-        """What a picture's sides must be multiples of, in pixels."""
-        return self.factor
+    def size_multiple(self) -> int:
+        """Width and height of images must be multiples of this, in pixels."""
+        return self.vae_scale_factor
 
     @property
     def name(self) -> str:
-        """How messages and recipes call the base."""
+        """The base model's name in messages and recipes."""
         return self.source.name
 
     @property
     def hash(self) -> str:
-        """The fingerprint of the base: SHA-256 over the files of its parts."""
+        """Fingerprint of the base model: SHA-256 over the files of its parts."""
         return self.source.hash
 
     @cached_property
-    def size(self) -> int:
-        """How many weights the denoiser has: what recipes' defaults go by."""
+    def num_parameters(self) -> int:
+        """Number of parameters of the denoiser; defaults of recipes depend on it."""
         return sum(weight.numel() for weight in self.networks["denoiser"].parameters())
 
-    def cut(self, prompt: str, reading: Reading = LITERALLY) -> str:
-        """The end of a prompt that no tower has room for, "" if it fits."""
-        cuts = [tower.cut(prompt, self.words, reading) for tower in self.towers.values()]
-        return min(cuts, key=len)
+    def truncated_text(self, prompt: str, parsing: PromptParsing = DEFAULT_PARSING) -> str:
+        """The end of a prompt that all text encoders truncate, "" if the prompt fits."""
+        endings = [
+            text_encoder.truncated_text(prompt, self.placeholders, parsing)
+            for text_encoder in self.text_encoders.values()
+        ]
+        return min(endings, key=len)
 
 
 def open_base(
@@ -170,28 +178,31 @@ def open_base(
     precision: Precision | Literal["auto"] = "auto",
     vae: str | Path | None = None,
 ) -> Model:
-    """A base by name, hub id, folder in diffusers' layout or single file; ModelError if none.
+    """Open a base model: "pocket", a hub id, a folder in diffusers' layout or a checkpoint file.
 
-    `vae` is another autoencoder for it, given likewise.
+    `vae` is another autoencoder for it, in the same notation. Raises ModelError if the base model
+    does not exist, is not supported, or does not work with the device or precision.
     """
-    place = _device(device)
+    torch_device = _device(device)
     source = find_base(str(base))
     if vae is not None:
-        source = WithVae(source, _vae(find_base(str(vae))))
-    _must_paint(source)
+        source = SourceWithVae(source, _check_vae(find_base(str(vae))))
+    _check_channels(source)
     for family in _families():
-        if family.suits(source):
-            suited = _suited(place, source) if precision == "auto" else precision
-            if suited == "int8":
-                _must_take_int8(place)
-            opened = family.open(source, Placement(place, suited))
+        if family.matches(source):
+            precision = (
+                _fastest_precision(torch_device, source) if precision == "auto" else precision
+            )
+            if precision == "int8":
+                _check_int8(torch_device)
+            model = family.open(source, Placement(torch_device, precision))
             source.close()
-            return opened
+            return model
     raise ModelError(
-        f"{source.name} is no base of a family that pinxit knows: it has "
-        f"{', '.join(filter(source.has, PARTS)) or 'no part of one'}",
-        f"families: {', '.join(registry.names('families'))}; a base is a folder in diffusers' "
-        "layout, a whole checkpoint in one file, or a hub id",
+        f"{source.name} is not a supported base model: it has "
+        f"{', '.join(filter(source.has, PARTS)) or 'no known part'}",
+        f"supported families: {', '.join(registry.names('families'))}; a base model is a folder "
+        "in diffusers' layout, a complete checkpoint file, or a hub id",
     )
 
 
@@ -201,88 +212,94 @@ def _families() -> Iterator[type[Model]]:
 
 
 def find_base(base: str) -> Source:
-    """Where a base is: it ships with pinxit, or it is the user's own, or on the hub.
+    """The source of a base model: included in pinxit, a local folder or file, or on the hub.
 
-    ModelError if it is nowhere.
+    Raises ModelError if it does not exist.
     """
     if base == "pocket":
-        return Folder(Path(str(files("pinxit"))) / "pocket" / "weights", base)
+        return FolderSource(Path(str(files("pinxit"))) / "pocket" / "weights", base)
     path, name = Path(base).expanduser(), ""
     if not path.exists() and hub.looks_like_id(base):
         path, name = hub.fetch(base), base
     name = name or str(path.resolve())
     if path.is_file():
-        return SingleFile(path, name)
+        return CheckpointSource(path, name)
     if path.is_dir():
-        alone = (path / "config.json").is_file() and not (path / "vae").is_dir()
-        return Folder(path, name, "vae" if alone else None)
+        only_vae = (path / "config.json").is_file() and not (path / "vae").is_dir()
+        return FolderSource(path, name, "vae" if only_vae else None)
     raise ModelError(
-        f"there is no base `{base}`: it is neither a name, a folder nor a file",
+        f"there is no base model `{base}`: it is not a known name, a folder or a file",
         f"{did_you_mean(base, ['pocket'])}; or give a folder, a file or a hub id (owner/name)",
     )
 
 
-def _vae(source: Source) -> Source:
+def _check_vae(source: Source) -> Source:
     if not source.has("vae") or "latent_channels" not in source.config("vae"):
         raise ModelError(
             f"{source.name} has no autoencoder",
-            "give a folder with config.json and its weights, a file with a VAE, or another base",
+            "give a VAE folder with config.json and weights, a VAE file, or another base model",
         )
     return source
 
 
-def _must_paint(source: Source) -> None:
-    """ModelError if the denoiser takes more than latents, as inpainting models do."""
+def _check_channels(source: Source) -> None:
+    """Raise ModelError if the denoiser needs more input than latents, as for inpainting."""
     denoiser = source.config("transformer" if source.has("transformer") else "unet")
-    taken, latents = denoiser.get("in_channels"), source.config("vae").get("latent_channels")
-    if isinstance(taken, int) and isinstance(latents, int) and taken != latents:
+    in_channels = denoiser.get("in_channels")
+    latent_channels = source.config("vae").get("latent_channels")
+    if (
+        isinstance(in_channels, int)
+        and isinstance(latent_channels, int)
+        and in_channels != latent_channels
+    ):
         raise ModelError(
-            f"{source.name} takes {taken} channels, and pictures here have {latents}: it is made "
-            "for inpainting or another task",
-            "take a base that paints from text; an autoencoder must be of the base's family",
+            f"{source.name} expects {in_channels} input channels, but its VAE has "
+            f"{latent_channels}: it may be an inpainting model, which is not supported",
+            "use a text-to-image model; a separate VAE must be of the same model family",
         )
 
 
 def _device(device: str) -> torch.device:
     kind = device.partition(":")[0]
-    present = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.mps.is_available()}
-    if kind not in present:
+    available = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.mps.is_available()}
+    if kind not in available:
         raise ModelError(f"there is no device `{device}`", did_you_mean(device, DEVICES))
-    if not present[kind]:
+    if not available[kind]:
         raise ModelError(
-            f"device `{device}` was asked for, and torch finds none here",
+            f"device `{device}` is not available: torch finds none on this machine",
             "use --device cpu, or install a torch build for this device",
         )
     return torch.device(device)
 
 
-def _must_take_int8(device: torch.device) -> None:
-    if device.type != "cpu" or not _units().intersection(("avx512_vnni", "avx_vnni", "amx_int8")):
+def _check_int8(device: torch.device) -> None:
+    int8_features = ("avx512_vnni", "avx_vnni", "amx_int8")
+    if device.type != "cpu" or not _cpu_features().intersection(int8_features):
         raise ModelError(
-            f"int8 is for processors that multiply integers of 8 bits, and `{device}` is none "
-            "that pinxit knows to",
+            f"precision int8 needs a CPU with 8-bit integer instructions; `{device}` has none",
             "leave --precision out",
         )
 
 
-def _units() -> set[str]:
-    """What the processor has for products of matrices, as far as torch tells."""
-    told: Mapping[str, object] = getattr(torch.cpu, "get_capabilities", dict[str, object])()
-    return {unit for unit, there in told.items() if there is True}
+def _cpu_features() -> set[str]:
+    """The CPU's features for matrix multiplication, as far as torch reports them."""
+    capabilities: Mapping[str, object] = getattr(torch.cpu, "get_capabilities", dict[str, object])()
+    return {feature for feature, available in capabilities.items() if available is True}
 
 
-def _suited(device: torch.device, source: Source) -> Precision:
-    """The numbers in which a device computes a base fast: halves where it multiplies halves."""
+def _fastest_precision(device: torch.device, source: Source) -> Precision:
+    """The precision in which the device runs the base model fastest."""
     if device.type == "cuda":
         return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
     denoiser = source.weights("transformer" if source.has("transformer") else "unet")
-    if device.type == "mps" or sum(weight.numel() for weight in denoiser.values()) < LITTLE:
+    if device.type == "mps" or sum(weight.numel() for weight in denoiser.values()) < SMALL:
         return "fp32"
-    # Intel's processors without matrix units multiply bf16 at half the speed of fp16 and fp32.
-    order: tuple[tuple[str, Precision], ...] = (
+    # Intel CPUs without AMX multiply bf16 at half the speed of fp16 and fp32.
+    candidates: tuple[tuple[str, Precision], ...] = (
         ("amx_bf16", "bf16"),
         ("avx512_fp16", "fp16"),
         ("avx512_bf16", "bf16"),
     )
-    fast: list[Precision] = [precision for unit, precision in order if unit in _units()]
+    features = _cpu_features()
+    fast: list[Precision] = [precision for feature, precision in candidates if feature in features]
     return fast[0] if fast else "fp32"

@@ -1,4 +1,4 @@
-"""Which kind of base a word or a network fits, by its widths, and how modelspec 1.0.1 names it."""
+"""Model families by the widths of their weights, and modelspec 1.0.1 metadata."""
 
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
@@ -6,56 +6,69 @@ from typing import NamedTuple
 from torch import Tensor
 
 
-class Kind(NamedTuple):
-    """A kind of base: the widths of its words and of its cross-attention, and modelspec's terms."""
+class ModelFamily(NamedTuple):
+    """A model family as far as the widths of weights tell, with its modelspec architecture.
+
+    `text_widths` are the widths of the text encoders' embeddings, `context_width` is the width of
+    the denoiser's cross-attention input.
+    """
 
     title: str
-    widths: tuple[int, ...]
-    context: int
+    text_widths: tuple[int, ...]
+    context_width: int
     architecture: str
-    side: int
+    resolution: int
 
 
-KINDS = (
-    Kind("Stable Diffusion 1.x", (768,), 768, "stable-diffusion-v1", 512),
-    Kind("Stable Diffusion 2.x", (1024,), 1024, "stable-diffusion-v2-512", 512),
-    Kind("Stable Diffusion XL, 3 or 3.5", (768, 1280), 2048, "stable-diffusion-xl-v1-base", 1024),
+MODEL_FAMILIES = (
+    ModelFamily("Stable Diffusion 1.x", (768,), 768, "stable-diffusion-v1", 512),
+    ModelFamily("Stable Diffusion 2.x", (1024,), 1024, "stable-diffusion-v2-512", 512),
+    ModelFamily(
+        "Stable Diffusion XL, 3 or 3.5", (768, 1280), 2048, "stable-diffusion-xl-v1-base", 1024
+    ),
 )
-_VELOCITY = {"stable-diffusion-v2-512": ("stable-diffusion-v2-768-v", 768)}
+_VELOCITY_ARCHITECTURES = {"stable-diffusion-v2-512": ("stable-diffusion-v2-768-v", 768)}
 
 
-def fitting(widths: Sequence[int]) -> Kind | None:
-    """The kind of base whose text towers have these widths."""
-    return next((kind for kind in KINDS if kind.widths == tuple(widths)), None)
+def family_by_text_widths(widths: Sequence[int]) -> ModelFamily | None:
+    """The model family whose text encoders have these embedding widths."""
+    return next((family for family in MODEL_FAMILIES if family.text_widths == tuple(widths)), None)
 
 
-def attending(weights: Mapping[str, Tensor]) -> Kind | None:
-    """The kind of base whose denoiser this is, by the width of what its cross-attention reads."""
+def family_of_denoiser(weights: Mapping[str, Tensor]) -> ModelFamily | None:
+    """The model family of a denoiser's weights, by the width of its cross-attention input."""
     keys = (tensor for name, tensor in weights.items() if name.endswith("attn2.to_k.weight"))
-    return reading(next((tensor.shape[1] for tensor in keys), 0))
+    return family_by_context_width(next((tensor.shape[1] for tensor in keys), 0))
 
 
-def reading(width: int) -> Kind | None:
-    """The kind of base whose denoiser reads conditioning of this width."""
-    return next((kind for kind in KINDS if kind.context == width), None)
+def family_by_context_width(width: int) -> ModelFamily | None:
+    """The model family whose denoiser has a cross-attention input of this width."""
+    return next((family for family in MODEL_FAMILIES if family.context_width == width), None)
 
 
-def card(kind: Kind | None, title: str, trigger: str, addition: str = "") -> dict[str, str]:
-    """modelspec's fields for a file; `addition` says what it adds to a base, "" for a base."""
+def modelspec_metadata(
+    family: ModelFamily | None, title: str, trigger: str, addition: str = ""
+) -> dict[str, str]:
+    """The modelspec metadata of a file.
+
+    `addition` is the kind of addition to a base model, such as "/lora", and "" for a base model.
+    """
     fields = {
         "sai_model_spec": "1.0.1",
-        "architecture": (kind.architecture if kind else "other") + addition,
+        "architecture": (family.architecture if family else "other") + addition,
         "implementation": "diffusers" if addition else "sgm",
         "title": title,
         "trigger_phrase": trigger,
-        "resolution": f"{kind.side}x{kind.side}" if kind else "",
+        "resolution": f"{family.resolution}x{family.resolution}" if family else "",
     }
     return {f"modelspec.{name}": value for name, value in fields.items() if value}
 
 
-def predicting_velocity(told: Mapping[str, str]) -> dict[str, str]:
-    """A base's fields if it predicts velocities: modelspec's, and the one that ComfyUI reads."""
-    architecture, side = _VELOCITY.get(told["modelspec.architecture"], ("", 0))
-    changed = {"architecture": architecture, "resolution": f"{side}x{side}"} if side else {}
-    fields = {**changed, "prediction_type": "v", "predict_key": "v"}
-    return {**told, **{f"modelspec.{name}": value for name, value in fields.items()}}
+def with_velocity_prediction(metadata: Mapping[str, str]) -> dict[str, str]:
+    """The metadata of a base model with v-prediction, with the field that ComfyUI reads."""
+    fields = {"prediction_type": "v", "predict_key": "v"}
+    velocity = _VELOCITY_ARCHITECTURES.get(metadata["modelspec.architecture"])
+    if velocity:
+        architecture, resolution = velocity
+        fields |= {"architecture": architecture, "resolution": f"{resolution}x{resolution}"}
+    return {**metadata, **{f"modelspec.{name}": value for name, value in fields.items()}}

@@ -1,4 +1,4 @@
-"""The noise schedule: how pictures are noised, what the denoiser is asked for, and its weight."""
+"""Noise schedules: adding noise to latents, the training target and the loss weight."""
 
 from dataclasses import dataclass
 from typing import ClassVar, Literal, Protocol
@@ -8,124 +8,141 @@ from torch import Tensor
 
 from pinxit.errors import RecipeError
 
-Kind = Literal["diffusion", "flow"]
+ScheduleKind = Literal["diffusion", "flow"]
 Prediction = Literal["epsilon", "v_prediction"]
 
 
 class Schedule(Protocol):
-    """The way from pictures to noise, and what a denoiser on it is asked for.
+    """The noise schedule of a base model and the training target of its denoiser.
 
-    Times may lie on another device than latents: they are moved to theirs.
+    Timesteps may be on another device than the latents; they are moved to the latents' device.
     """
 
-    kind: ClassVar[Kind]
+    kind: ClassVar[ScheduleKind]
 
-    def draw(self, generator: torch.Generator) -> float:
-        """A time to train at."""
+    def sample_timestep(self, generator: torch.Generator) -> float:
+        """A random timestep for training."""
         ...
 
-    def add_noise(self, latents: Tensor, noise: Tensor, times: Tensor) -> Tensor:
-        """Latents (B, C, H, W) as they are at the given times (B,)."""
+    def add_noise(self, latents: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
+        """Noisy latents (B, C, H, W) at timesteps (B,)."""
         ...
 
-    def target(self, latents: Tensor, noise: Tensor, times: Tensor) -> Tensor:
-        """What the denoiser should answer."""
+    def target(self, latents: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
+        """The training target of the denoiser (B, C, H, W)."""
         ...
 
-    def parted(self, noisy: Tensor, answer: Tensor, times: Tensor) -> tuple[Tensor, Tensor]:
-        """The latents and the noise that noisy latents are made of, if the answer is right."""
+    def predict_clean_and_noise(
+        self, noisy: Tensor, prediction: Tensor, timesteps: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """The clean latents and the noise that follow from the denoiser's prediction."""
         ...
 
-    def weight(self, times: Tensor, min_snr: float | None) -> Tensor:
-        """How much each time counts (B,); RecipeError if min-SNR means nothing here."""
+    def loss_weight(self, timesteps: Tensor, min_snr_gamma: float | None) -> Tensor:
+        """The loss weight of each timestep (B,).
+
+        Raises RecipeError if min-SNR is not defined for this schedule.
+        """
         ...
 
 
 @dataclass(frozen=True)
 class Diffusion:
-    """A variance-preserving diffusion: `kept` is the share of signal left at each time, (T,)."""
+    """A variance-preserving diffusion. `alphas_cumprod` is the signal's variance, (T,)."""
 
-    kind: ClassVar[Kind] = "diffusion"
-    kept: Tensor
+    kind: ClassVar[ScheduleKind] = "diffusion"
+    alphas_cumprod: Tensor
     prediction: Prediction = "epsilon"
 
-    def draw(self, generator: torch.Generator) -> int:
-        """A time to train at, uniform over all of them (DDPM, algorithm 1)."""
-        return int(torch.randint(len(self.kept), (), generator=generator))
+    def sample_timestep(self, generator: torch.Generator) -> int:
+        """A uniformly distributed timestep (DDPM, algorithm 1)."""
+        return int(torch.randint(len(self.alphas_cumprod), (), generator=generator))
 
-    def add_noise(self, latents: Tensor, noise: Tensor, times: Tensor) -> Tensor:
-        """Latents (B, C, H, W) as they are at the given times (B,)."""
-        signal, spread = self._shares(times.to(latents.device))
-        return signal * latents + spread * noise
+    def add_noise(self, latents: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
+        """Noisy latents (B, C, H, W) at timesteps (B,)."""
+        signal, sigma = self._signal_and_noise_scale(timesteps.to(latents.device))
+        return signal * latents + sigma * noise
 
-    def target(self, latents: Tensor, noise: Tensor, times: Tensor) -> Tensor:
-        """What the denoiser should answer: the noise, or the velocity of arXiv:2202.00512."""
+    def target(self, latents: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
+        """The training target: the noise, or the velocity of arXiv:2202.00512."""
         if self.prediction == "epsilon":
             return noise
-        signal, spread = self._shares(times.to(latents.device))
-        return signal * noise - spread * latents
+        signal, sigma = self._signal_and_noise_scale(timesteps.to(latents.device))
+        return signal * noise - sigma * latents
 
-    def parted(self, noisy: Tensor, answer: Tensor, times: Tensor) -> tuple[Tensor, Tensor]:
-        """The latents and the noise: one of the two is the answer, or both follow from it."""
-        signal, spread = self._shares(times.to(noisy.device))
+    def predict_clean_and_noise(
+        self, noisy: Tensor, prediction: Tensor, timesteps: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """The clean latents and the noise that follow from the denoiser's prediction."""
+        signal, sigma = self._signal_and_noise_scale(timesteps.to(noisy.device))
         if self.prediction == "epsilon":
-            return (noisy - spread * answer) / signal, answer
-        return signal * noisy - spread * answer, signal * answer + spread * noisy
+            return (noisy - sigma * prediction) / signal, prediction
+        return signal * noisy - sigma * prediction, signal * prediction + sigma * noisy
 
-    def weight(self, times: Tensor, min_snr: float | None) -> Tensor:
-        """How much each time counts (B,): all alike, or by min-SNR's rule (arXiv:2303.09556)."""
-        if min_snr is None:
-            return torch.ones_like(times, dtype=torch.float32)
-        kept = self.kept.to(times.device)[times]
-        ratio = kept / (1 - kept)
+    def loss_weight(self, timesteps: Tensor, min_snr_gamma: float | None) -> Tensor:
+        """The loss weight of each timestep (B,): 1, or the min-SNR weight (arXiv:2303.09556)."""
+        if min_snr_gamma is None:
+            return torch.ones_like(timesteps, dtype=torch.float32)
+        alphas_cumprod = self.alphas_cumprod.to(timesteps.device)[timesteps]
+        snr = alphas_cumprod / (1 - alphas_cumprod)
         velocity = 1.0 if self.prediction == "v_prediction" else 0.0
-        return ratio.clamp(max=min_snr) / (ratio + velocity)
+        return snr.clamp(max=min_snr_gamma) / (snr + velocity)
 
-    def _shares(self, times: Tensor) -> tuple[Tensor, Tensor]:
-        # Times of some solvers lie between two.
-        kept = self.kept.to(times.device)[times.float().round().long()].view(-1, 1, 1, 1)
-        return kept.sqrt(), (1 - kept).sqrt()
+    def _signal_and_noise_scale(self, timesteps: Tensor) -> tuple[Tensor, Tensor]:
+        # Some samplers use timesteps between two integers.
+        indices = timesteps.float().round().long()
+        alphas_cumprod = self.alphas_cumprod.to(timesteps.device)[indices].view(-1, 1, 1, 1)
+        return alphas_cumprod.sqrt(), (1 - alphas_cumprod).sqrt()
 
 
 @dataclass(frozen=True)
 class Flow:
-    """A rectified flow: straight lines from pictures to noise (arXiv:2403.03206).
+    """A rectified flow: straight lines from data to noise (arXiv:2403.03206).
 
-    Times are shares of noise in thousandths; `shift` moves them towards noise, as large pictures
-    need it (section 5.3.2).
+    A timestep is the fraction of noise times `steps`. `shift` moves timesteps towards noise, which
+    large images need (section 5.3.2).
     """
 
-    kind: ClassVar[Kind] = "flow"
+    kind: ClassVar[ScheduleKind] = "flow"
     shift: float = 1.0
     steps: int = 1000
 
-    def draw(self, generator: torch.Generator) -> float:
-        """A time to train at: logit-normal, so that the middle is seen most (section 3.1)."""
-        share = float(torch.randn((), generator=generator).sigmoid())
-        return self.steps * self.shift * share / (1 + (self.shift - 1) * share)
+    def sample_timestep(self, generator: torch.Generator) -> float:
+        """A logit-normally distributed timestep: the middle is the most frequent (section 3.1)."""
+        fraction = float(torch.randn((), generator=generator).sigmoid())
+        return self.steps * self.shift * fraction / (1 + (self.shift - 1) * fraction)
 
-    def add_noise(self, latents: Tensor, noise: Tensor, times: Tensor) -> Tensor:
-        """The point of the line at the given times (B,)."""
-        share = self._share(times.to(latents.device))
-        return (1 - share) * latents + share * noise
+    def add_noise(self, latents: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
+        """Noisy latents (B, C, H, W) at timesteps (B,)."""
+        fraction = self._noise_fraction(timesteps.to(latents.device))
+        return (1 - fraction) * latents + fraction * noise
 
-    def target(self, latents: Tensor, noise: Tensor, times: Tensor) -> Tensor:  # noqa: ARG002
-        """The line's direction, which is the same all along."""
+    def target(
+        self,
+        latents: Tensor,
+        noise: Tensor,
+        timesteps: Tensor,  # noqa: ARG002
+    ) -> Tensor:
+        """The training target: the direction of the line, the same at all timesteps."""
         return noise - latents
 
-    def parted(self, noisy: Tensor, answer: Tensor, times: Tensor) -> tuple[Tensor, Tensor]:
-        """Both ends of the line through the noisy latents."""
-        share = self._share(times.to(noisy.device))
-        return noisy - share * answer, noisy + (1 - share) * answer
+    def predict_clean_and_noise(
+        self, noisy: Tensor, prediction: Tensor, timesteps: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """The clean latents and the noise that follow from the denoiser's prediction."""
+        fraction = self._noise_fraction(timesteps.to(noisy.device))
+        return noisy - fraction * prediction, noisy + (1 - fraction) * prediction
 
-    def weight(self, times: Tensor, min_snr: float | None) -> Tensor:
-        """All times alike: how often they are drawn is their weight."""
-        if min_snr is not None:
+    def loss_weight(self, timesteps: Tensor, min_snr_gamma: float | None) -> Tensor:
+        """1 for each timestep (B,); RecipeError if min-SNR is requested."""
+        if min_snr_gamma is not None:
             raise RecipeError(
-                f"min-SNR of {min_snr} is asked for, and the base is a rectified flow",
-                "leave --min-snr out: such a base weighs its times by how often they are drawn",
+                f"min-SNR loss weighting (gamma {min_snr_gamma}) does not work with a rectified "
+                "flow model",
+                "leave --min-snr-gamma out: flow models weight timesteps by how often they are "
+                "sampled",
             )
-        return torch.ones_like(times, dtype=torch.float32)
+        return torch.ones_like(timesteps, dtype=torch.float32)
 
-    def _share(self, times: Tensor) -> Tensor:
-        return (times / self.steps).view(-1, 1, 1, 1)
+    def _noise_fraction(self, timesteps: Tensor) -> Tensor:
+        return (timesteps / self.steps).view(-1, 1, 1, 1)

@@ -1,4 +1,4 @@
-"""Bases that stay open from one job to the next, so that a session reads each only once."""
+"""Base models that stay open, so that a process with many jobs reads each only once."""
 
 from collections import OrderedDict
 from pathlib import Path
@@ -6,18 +6,19 @@ from typing import Literal
 
 from pinxit.models.model import Model, Precision, open_base
 
-_Asked = tuple[str, str, str, str]
+_Key = tuple[str, str, str, str]
 
 
 class Bases:
-    """The bases used last, kept warm: at most so many have their weights in memory.
+    """The base models used last, of which at most `max_loaded` have their weights in memory.
 
-    One that has to make room rests. Whoever still holds it may use it: it is read again then.
+    When another one is opened, the one unused for longest is offloaded. It can still be used: its
+    weights are then read again.
     """
 
-    def __init__(self, most: int = 1) -> None:
-        self._most = most
-        self._warm = OrderedDict[_Asked, Model]()
+    def __init__(self, max_loaded: int = 1) -> None:
+        self._max_loaded = max_loaded
+        self._models = OrderedDict[_Key, Model]()
 
     def open(
         self,
@@ -26,12 +27,15 @@ class Bases:
         precision: Precision | Literal["auto"] = "auto",
         vae: str | Path | None = None,
     ) -> Model:
-        """A base as `open_base` opens it, or as it was left by the job before; ModelError."""
-        asked = (str(base), device, precision, str(vae or ""))
-        if asked not in self._warm:
-            while len(self._warm) >= self._most:
-                _, longest_unused = self._warm.popitem(last=False)
-                longest_unused.rest()
-            self._warm[asked] = open_base(base, device, precision, vae)
-        self._warm.move_to_end(asked)
-        return self._warm[asked]
+        """A base model as `open_base` opens it, or the one that is open already.
+
+        Raises ModelError as `open_base` does.
+        """
+        key = (str(base), device, precision, str(vae or ""))
+        if key not in self._models:
+            while len(self._models) >= self._max_loaded:
+                _, longest_unused = self._models.popitem(last=False)
+                longest_unused.offload()
+            self._models[key] = open_base(base, device, precision, vae)
+        self._models.move_to_end(key)
+        return self._models[key]

@@ -1,4 +1,4 @@
-"""What a prompt says: the user's own words, and weights written in brackets."""
+"""Prompts: placeholder tokens, and attention weights written in brackets."""
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -7,10 +7,10 @@ from dataclasses import dataclass, field
 from torch import Tensor
 from torch.nn.functional import normalize
 
-# How much a pair of brackets without a number changes: up for round ones, down for square ones.
-_STRONGER = 1.1
+# The weight of brackets without a number: times this for round ones, divided by it for square ones.
+_BRACKET_WEIGHT = 1.1
 
-_MARKS = re.compile(
+_SYNTAX = re.compile(
     r"\\(?P<escaped>[\\()\[\]])"
     r"|(?P<open>[(\[])"
     r"|:\s*(?P<weight>[+-]?(?:\d+\.?\d*|\.\d+))\s*\)"
@@ -18,40 +18,41 @@ _MARKS = re.compile(
     r"|[^\\()\[\]:]+|.",
     re.DOTALL,
 )
-_PARTNER = {")": "(", "]": "["}
+_OPENING_BRACKETS = {")": "(", "]": "["}
 
 
-def file_name(word: str) -> str:
-    """A word as a file's name."""
-    return re.sub(r"[^\w-]+", "-", word).strip("-") or "run"
+def file_name(token: str) -> str:
+    """A file name made of a placeholder token."""
+    return re.sub(r"[^\w-]+", "-", token).strip("-") or "run"
 
 
-class Directed(Mapping[str, Tensor]):
-    """Tables of vectors that all have their tower's length: only their directions are learned.
+class FixedNormEmbeddings(Mapping[str, Tensor]):
+    """Embeddings with a fixed norm for each text encoder: only their direction is trained.
 
     As in directional textual inversion (arXiv:2512.13672).
     """
 
-    def __init__(self, tables: Mapping[str, Tensor], lengths: Mapping[str, float]) -> None:
-        self._tables = tables
-        self._lengths = lengths
+    def __init__(self, embeddings: Mapping[str, Tensor], norms: Mapping[str, float]) -> None:
+        self._embeddings = embeddings
+        self._norms = norms
 
-    def __getitem__(self, tower: str) -> Tensor:
-        return normalize(self._tables[tower], dim=-1) * self._lengths[tower]
+    def __getitem__(self, text_encoder: str) -> Tensor:
+        return normalize(self._embeddings[text_encoder], dim=-1) * self._norms[text_encoder]
 
     def __iter__(self) -> Iterator[str]:
-        return iter(self._tables)
+        return iter(self._embeddings)
 
     def __len__(self) -> int:
-        return len(self._tables)
+        return len(self._embeddings)
 
 
 @dataclass(frozen=True)
-class Meaning:
-    """What a user's word stands for: other words, or new vectors written over theirs.
+class TokenEmbedding:
+    """What a placeholder token stands for: a text, or embeddings for each text encoder.
 
-    `text` is tokenized in the word's place. `vectors` holds, for each tower, a (n, width) table;
-    the word then takes n positions, whatever `text` would have taken.
+    Without `vectors` the token is an alias: `text` is tokenized in its place. With `vectors`, an
+    (n, width) table for each text encoder, the token takes n positions, whatever the length of
+    `text`.
     """
 
     text: str
@@ -59,65 +60,69 @@ class Meaning:
 
 
 @dataclass
-class Span:
-    """Some words of a prompt, and how much they count; 1 is as much as any."""
+class WeightedText:
+    """A part of a prompt and its attention weight; 1 is the normal weight."""
 
     text: str
     weight: float = 1.0
 
 
-def pattern(words: Sequence[str]) -> re.Pattern[str]:
-    """Finds the given user's words as whole words, in any case; never inside a longer one."""
-    longest_first = sorted(words, key=len, reverse=True)
+def token_pattern(tokens: Sequence[str]) -> re.Pattern[str]:
+    """A regular expression that finds the tokens as whole words, in upper or lower case."""
+    longest_first = sorted(tokens, key=len, reverse=True)
     return re.compile(
         rf"(?<![\w<])(?:{'|'.join(map(re.escape, longest_first))})(?![\w>])", re.IGNORECASE
     )
 
 
-def rewrite(prompt: str, words: Mapping[str, Meaning]) -> str:
-    """The prompt with every user's word that stands for other words put into those."""
-    plain = {word.lower(): meaning for word, meaning in words.items() if not meaning.vectors}
-    if not plain:
+def expand_aliases(prompt: str, placeholders: Mapping[str, TokenEmbedding]) -> str:
+    """The prompt with each placeholder token that has no embeddings replaced by its text."""
+    aliases = {token.lower(): alias for token, alias in placeholders.items() if not alias.vectors}
+    if not aliases:
         return prompt
-    found = pattern(tuple(plain))
-    return found.sub(lambda match: plain[match.group().lower()].text, prompt)
+    pattern = token_pattern(tuple(aliases))
+    return pattern.sub(lambda match: aliases[match.group().lower()].text, prompt)
 
 
-def spans(prompt: str) -> tuple[Span, ...]:
-    r"""The prompt's words with their weights: `(more)`, `[less]`, `(much more:1.5)`, `\(plain\)`.
+def parse_weights(prompt: str) -> tuple[WeightedText, ...]:
+    r"""The prompt's parts with their weights: `(more)`, `[less]`, `(much more:1.5)`, `\(plain\)`.
 
-    Brackets multiply where they are nested. One without a partner is a character like any other.
+    Weights of nested brackets are multiplied. A bracket without its partner is a normal character.
     """
-    found: list[Span] = []
-    opened: dict[str, list[int]] = {"(": [], "[": []}
-    for mark in _MARKS.finditer(prompt):
-        kind, text = mark.lastgroup, mark.group()
-        partner = opened.get("(" if kind == "weight" else _PARTNER.get(text, ""))
+    parts: list[WeightedText] = []
+    open_brackets: dict[str, list[int]] = {"(": [], "[": []}
+    for match in _SYNTAX.finditer(prompt):
+        kind, text = match.lastgroup, match.group()
+        starts = open_brackets.get("(" if kind == "weight" else _OPENING_BRACKETS.get(text, ""))
         if kind == "open":
-            opened[text].append(len(found))
-        if kind in ("weight", "close") and partner:
-            start = partner.pop()
-            weight = mark["weight"] or (_STRONGER if text == ")" else 1 / _STRONGER)
-            for span in found[start:]:
-                span.weight *= float(weight)
-            found[start].text = ""
+            open_brackets[text].append(len(parts))
+        if kind in ("weight", "close") and starts:
+            start = starts.pop()
+            weight = match["weight"] or (_BRACKET_WEIGHT if text == ")" else 1 / _BRACKET_WEIGHT)
+            for part in parts[start:]:
+                part.weight *= float(weight)
+            parts[start].text = ""
         else:
-            found.append(Span(mark["escaped"] or text))
-    return _joined(found)
+            parts.append(WeightedText(match["escaped"] or text))
+    return _merge_equal_weights(parts)
 
 
-def _joined(found: Sequence[Span]) -> tuple[Span, ...]:
-    """Neighbours of the same weight as one, so that words are not cut where nothing changes."""
-    whole: list[Span] = []
-    for span in found:
-        if whole and whole[-1].weight == span.weight:
-            whole[-1].text += span.text
-        elif span.text:
-            whole.append(span)
-    return tuple(whole)
+def _merge_equal_weights(parts: Sequence[WeightedText]) -> tuple[WeightedText, ...]:
+    """Neighbours of equal weight as one part, so that no word is split without need."""
+    merged: list[WeightedText] = []
+    for part in parts:
+        if merged and merged[-1].weight == part.weight:
+            merged[-1].text += part.text
+        elif part.text:
+            merged.append(part)
+    return tuple(merged)
 
 
-def spoken(prompt: str, words: Mapping[str, Meaning], *, weights: bool) -> str:
-    """The prompt in plain words, for a tower that knows neither new words nor weights."""
-    said = rewrite(prompt, {word: Meaning(meaning.text) for word, meaning in words.items()})
-    return "".join(span.text for span in spans(said)) if weights else said
+def plain_text(prompt: str, placeholders: Mapping[str, TokenEmbedding], *, weights: bool) -> str:
+    """The prompt for a text encoder without placeholder tokens: each is replaced by its text.
+
+    `weights` removes the brackets of attention weights as well.
+    """
+    aliases = {token: TokenEmbedding(meaning.text) for token, meaning in placeholders.items()}
+    text = expand_aliases(prompt, aliases)
+    return "".join(part.text for part in parse_weights(text)) if weights else text

@@ -1,4 +1,4 @@
-"""Where a base's parts come from: a folder in diffusers' layout, or one file."""
+"""Sources of a base model's parts: folders in diffusers' layout, and the reading of their files."""
 
 import hashlib
 import json
@@ -15,22 +15,23 @@ from torch import Tensor
 from pinxit.errors import ModelError
 from pinxit.files.atomic_write import sha256
 from pinxit.files.safetensors_file import read_safetensors
-from pinxit.files.torch_file import looks_pickled, read_pickled
+from pinxit.files.torch_file import is_pickle, read_torch_file
 
-# The only parts a base can have, whatever its files say.
+# The only parts a base model can have, whatever its files name.
 NETWORKS = ("text_encoder", "text_encoder_2", "text_encoder_3", "transformer", "unet", "vae")
 PARTS = (*NETWORKS, "scheduler", "tokenizer", "tokenizer_2", "tokenizer_3")
 
-_LARGEST_JSON = 32 * 2**20
+_MAX_JSON_BYTES = 32 * 2**20
 _STEMS = ("diffusion_pytorch_model", "model", "pytorch_model")
 _VARIANTS = ("", ".fp16", ".bf16", ".fp32")
-_WANTED = "a part needs config.json and its weights, best as safetensors"
+_WEIGHTS_HINT = "add the weights of this part, preferably as a safetensors file"
 
 
 class Source(ABC):
-    """The parts of a base by their names in diffusers' layout, wherever they are kept.
+    """The parts of a base model under their names in diffusers' layout.
 
-    `name` is how messages and recipes call the base, `vae` another autoencoder it is opened with.
+    `name` is the base model's name in messages and recipes. `vae` is the name of the separate
+    autoencoder, if there is one.
     """
 
     name: str
@@ -38,169 +39,177 @@ class Source(ABC):
 
     @abstractmethod
     def has(self, part: str) -> bool:
-        """Whether the base has that part."""
+        """Whether the base model has this part."""
 
     @abstractmethod
     def config(self, part: str) -> dict[str, Any]:
-        """The settings of a part; of "", those of the whole base. Empty if there are none."""
+        """The config of a part, or of the whole base model for "". Empty if there is none."""
 
     @abstractmethod
     def weights(self, part: str) -> dict[str, Tensor]:
-        """The tensors of a part by diffusers' and transformers' names, as they are stored."""
+        """The tensors of a part under diffusers' and transformers' names, in their dtype."""
 
     @abstractmethod
     def tokenizer(self, part: str) -> Path:
-        """A folder with a tokenizer's vocabulary, perhaps with rare_words.txt."""
+        """The folder with a tokenizer's vocabulary and, optionally, rare_words.txt."""
 
     @abstractmethod
     def fingerprints(self) -> Iterator[str]:
-        """A line for each file that counts: what it is for, and its SHA-256."""
+        """A line for each file that affects results: its path and its SHA-256."""
 
     def close(self) -> None:  # noqa: B027
-        """Let go of weights that are held; only name, settings and hash are asked for after."""
+        """Release cached weights. Weights that are requested afterwards are read again."""
 
     @cached_property
     def hash(self) -> str:
-        """The fingerprint of the base: SHA-256 over the files of its parts."""
+        """Fingerprint of the base model: SHA-256 over the files of its parts."""
         return hashlib.sha256("".join(self.fingerprints()).encode()).hexdigest()
 
 
-class Folder(Source):
-    """A base in diffusers' layout: a folder for each part; `alone` has its files in no folder."""
+class FolderSource(Source):
+    """A folder in diffusers' layout, with a subfolder for each part.
 
-    def __init__(self, folder: Path, name: str, alone: str | None = None) -> None:
+    With `only_part`, the files of this one part are in the folder itself.
+    """
+
+    def __init__(self, folder: Path, name: str, only_part: str | None = None) -> None:
         self.folder = folder
         self.name = name
-        self._alone = alone
+        self._only_part = only_part
 
     def has(self, part: str) -> bool:
-        """Whether there is a folder of that name."""
-        return part == self._alone or (part in PARTS and self._at(part).is_dir())
+        """Whether there is a subfolder for this part."""
+        return part == self._only_part or (part in PARTS and self._part_folder(part).is_dir())
 
     def config(self, part: str) -> dict[str, Any]:
-        """What the part's JSON files say, a tokenizer's special tokens included."""
-        folder = self._at(part)
+        """The content of the part's JSON files; for a tokenizer with its special tokens."""
+        folder = self._part_folder(part)
         if not part:
-            return _settings(folder / "model_index.json")
+            return _read_config(folder / "model_index.json")
         if part == "scheduler":
-            return _settings(folder / "scheduler_config.json")
+            return _read_config(folder / "scheduler_config.json")
         if part.startswith("tokenizer"):
-            special = _settings(folder / "special_tokens_map.json")
-            return special | _settings(folder / "tokenizer_config.json")
-        return _settings(folder / "config.json")
+            special = _read_config(folder / "special_tokens_map.json")
+            return special | _read_config(folder / "tokenizer_config.json")
+        return _read_config(folder / "config.json")
 
     def weights(self, part: str) -> dict[str, Tensor]:
-        """The tensors of a part, from one file or from several."""
+        """The tensors of a part, from one file or several shards."""
         files = [path for path in self._weight_files(part) if path.suffix != ".json"]
         if not files:
-            raise ModelError(f"{self.name}/{part} cannot be opened: it has no weights", _WANTED)
-        return {name: held for path in files for name, held in read_weights(path)[0].items()}
+            raise ModelError(f"{self.name}/{part} has no weights", _WEIGHTS_HINT)
+        return {name: tensor for path in files for name, tensor in read_weights(path)[0].items()}
 
     def tokenizer(self, part: str) -> Path:
-        """The part's own folder."""
-        return self._at(part)
+        """The part's folder."""
+        return self._part_folder(part)
 
     def fingerprints(self) -> Iterator[str]:
-        """Those of the settings, the vocabularies, and the weights that are opened."""
+        """Lines for configs, vocabularies, and the weight files that are loaded."""
         for part in sorted(filter(self.has, PARTS)):
-            texts = (path for path in self._at(part).iterdir() if path.suffix in (".json", ".txt"))
-            plain = {path for path in texts if ".index." not in path.name}
-            for path in sorted(plain.union(self._weight_files(part) if part in NETWORKS else ())):
+            paths = {
+                path
+                for path in self._part_folder(part).iterdir()
+                if path.suffix in (".json", ".txt") and ".index." not in path.name
+            }
+            if part in NETWORKS:
+                paths.update(self._weight_files(part))
+            for path in sorted(paths):
                 yield f"{part}/{path.name}:{sha256(path)}\n"
 
-    def _at(self, part: str) -> Path:
-        return self.folder if part == self._alone else self.folder / part
+    def _part_folder(self, part: str) -> Path:
+        return self.folder if part == self._only_part else self.folder / part
 
     def _weight_files(self, part: str) -> list[Path]:
-        folder = self._at(part)
+        folder = self._part_folder(part)
         return [folder / name for name in weight_files([path.name for path in folder.iterdir()])]
 
 
-class WithVae(Source):
-    """A base whose autoencoder is taken from elsewhere."""
+class SourceWithVae(Source):
+    """A base model with the autoencoder of another source."""
 
-    def __init__(self, base: Source, other: Source) -> None:
+    def __init__(self, base: Source, vae: Source) -> None:
         self.name = base.name
-        self.vae = other.name
+        self.vae = vae.name
         self._base = base
-        self._other = other
+        self._vae_source = vae
 
     def has(self, part: str) -> bool:
-        """Whether either has it."""
+        """Whether the base model has this part; it always has a "vae"."""
         return part == "vae" or self._base.has(part)
 
     def config(self, part: str) -> dict[str, Any]:
-        """The base's; of the autoencoder its own, and the base's where it says nothing."""
-        told = self._base.config(part)
-        return told | self._other.config(part) if part == "vae" else told
+        """The base model's config; for the VAE with the separate VAE's values on top."""
+        config = self._base.config(part)
+        return config | self._vae_source.config(part) if part == "vae" else config
 
     def weights(self, part: str) -> dict[str, Tensor]:
-        """Those of the one that the part is from."""
-        return (self._other if part == "vae" else self._base).weights(part)
+        """The tensors of a part, the VAE's from the separate source."""
+        return (self._vae_source if part == "vae" else self._base).weights(part)
 
     def tokenizer(self, part: str) -> Path:
-        """The base's."""
+        """The base model's tokenizer folder."""
         return self._base.tokenizer(part)
 
     def fingerprints(self) -> Iterator[str]:
-        """All of both."""
+        """The lines of both sources."""
         yield from self._base.fingerprints()
-        yield from self._other.fingerprints()
+        yield from self._vae_source.fingerprints()
 
     def close(self) -> None:
-        """Let go of both."""
+        """Close both sources."""
         self._base.close()
-        self._other.close()
+        self._vae_source.close()
 
 
 def weight_files(names: Collection[str]) -> list[str]:
-    """Which of a folder's files hold a network's weights: one, or several and their index.
+    """The files of a folder with a network's weights: one, or all shards and their index.
 
-    Safetensors come first, and full precision; none if there are none.
+    Safetensors and full precision are preferred. Empty if there are no weights.
     """
-    for kind, variant, stem in product(("safetensors", "bin"), _VARIANTS, _STEMS):
-        whole = f"{stem}{variant}.{kind}"
-        if whole in names:
-            return [whole]
-        shard = re.compile(rf"{re.escape(stem + variant)}-\d+-of-\d+\.{kind}")
-        shards = [name for name in names if shard.fullmatch(name)]
+    for extension, variant, stem in product(("safetensors", "bin"), _VARIANTS, _STEMS):
+        single_file = f"{stem}{variant}.{extension}"
+        if single_file in names:
+            return [single_file]
+        pattern = re.compile(rf"{re.escape(stem + variant)}-\d+-of-\d+\.{extension}")
+        shards = [name for name in names if pattern.fullmatch(name)]
         if shards:
-            index = {f"{whole}.index.json", f"{stem}.{kind}.index{variant}.json"}
+            index = {f"{single_file}.index.json", f"{stem}.{extension}.index{variant}.json"}
             return [*shards, *index.intersection(names)]
     return []
 
 
 def read_weights(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """The tensors of a file, whatever it is called, and what it says of itself.
+    """The tensors and the metadata of a safetensors or pickle file, whatever its extension.
 
-    FileError if it cannot be read, or holds what could be code.
+    Raises FileError if it cannot be read or could contain code.
     """
-    if not looks_pickled(path):
+    if not is_pickle(path):
         return read_safetensors(path)
-    held = read_pickled(path)
-    while isinstance(held, dict) and isinstance(held.get("state_dict"), dict):
-        held = cast("dict[object, object]", held["state_dict"])
-    table = cast("dict[object, object]", held) if isinstance(held, dict) else {}
-    return {str(name): tensor for name, tensor in table.items() if isinstance(tensor, Tensor)}, {}
+    content = read_torch_file(path)
+    while isinstance(content, dict) and isinstance(content.get("state_dict"), dict):
+        content = cast("dict[object, object]", content["state_dict"])
+    items = cast("dict[object, object]", content) if isinstance(content, dict) else {}
+    return {str(name): tensor for name, tensor in items.items() if isinstance(tensor, Tensor)}, {}
 
 
 def read_json(path: Path) -> object:
-    """What a JSON file of a base holds; ModelError if it cannot be read or is far too large."""
+    """The content of a JSON file; ModelError if it is invalid or too large."""
     try:
-        if path.stat().st_size > _LARGEST_JSON:
-            raise ValueError(f"{path.stat().st_size:,} bytes are too many for settings")
+        if path.stat().st_size > _MAX_JSON_BYTES:
+            raise ValueError(f"{path.stat().st_size:,} bytes are too many for a JSON file")
         return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as trouble:
+    except (OSError, ValueError, RecursionError) as error:
         raise ModelError(
-            f"{path} cannot be read: {trouble}", "copy or download the base again"
-        ) from trouble
+            f"cannot read {path}: {error}", "copy or download the base model again"
+        ) from error
 
 
-def _settings(path: Path) -> dict[str, Any]:
-    """A table of settings, empty if there is no such file."""
+def _read_config(path: Path) -> dict[str, Any]:
+    """The content of a config file, empty if it does not exist."""
     if not path.is_file():
         return {}
-    found = read_json(path)
-    if not isinstance(found, dict):
-        raise ModelError(f"{path} holds no table of settings", "copy or download the base again")
-    return cast("dict[str, Any]", found)
+    config = read_json(path)
+    if not isinstance(config, dict):
+        raise ModelError(f"{path} is not a JSON object", "copy or download the base model again")
+    return cast("dict[str, Any]", config)

@@ -1,4 +1,4 @@
-"""How prompts become conditioning: user's words, tokens, and the towers that encode them."""
+"""CLIP text encoders: prompts with placeholder tokens to token ids, and those to hidden states."""
 
 import re
 from collections.abc import Generator, Mapping, Sequence
@@ -12,289 +12,332 @@ import torch
 from torch import Tensor, nn
 
 from pinxit.errors import ModelError
-from pinxit.models.prompt import Meaning, Span, pattern, rewrite, spans
+from pinxit.models.prompt import (
+    TokenEmbedding,
+    WeightedText,
+    expand_aliases,
+    parse_weights,
+    token_pattern,
+)
 
-# Byte-level tokenizers of this size spell any word well; a small vocabulary truly lacks words.
+# A byte-level tokenizer of this size splits any word into few tokens; a small vocabulary cannot.
 _LARGE_VOCABULARY = 10_000
 
 
 class Tokenizer(Protocol):
-    """The part of a CLIP tokenizer that is used here."""
+    """The methods of a CLIP tokenizer that are used here."""
 
     bos_token_id: int
     eos_token_id: int
     pad_token_id: int
 
     def encode(self, text: str, *, add_special_tokens: bool) -> list[int]:
-        """The ids of a text."""
+        """The token ids of a text."""
         ...
 
     def decode(self, token_ids: list[int]) -> str:
-        """The text of some ids."""
+        """The text of token ids."""
         ...
 
     def get_vocab(self) -> dict[str, int]:
-        """Every token with its id."""
+        """All tokens with their ids."""
         ...
 
 
-class Encoder(Protocol):
-    """The part of a CLIP text encoder that is used here: its network has an embedding layer."""
+class TextNetwork(Protocol):
+    """The methods of a CLIP text model that are used here."""
 
     config: Any
 
     def get_input_embeddings(self) -> nn.Embedding:
-        """The layer that turns ids into vectors."""
+        """The input embedding layer."""
         ...
 
     def __call__(self, ids: Tensor, *, output_hidden_states: bool) -> Any:
-        """What each layer makes of the ids."""
+        """The model's output for token ids (B, L), optionally with all hidden states."""
         ...
 
 
 @dataclass(frozen=True)
-class Reading:
-    """How prompts are read; as it stands, literally and no further than one window.
+class PromptParsing:
+    """How prompts are parsed. The defaults take the text literally and use one chunk.
 
-    `weights`: brackets say how much words count. `long`: in as many windows as a prompt needs.
-    `clip_skip`: which layer to take, counted from a tower's last; None for the base's own.
+    `weights`: parse attention weights, such as `(word:1.2)`. `long`: use as many chunks as the
+    prompt needs, instead of truncating it. `clip_skip`: use the N-th last hidden layer; None for
+    the layer the base model was trained with.
     """
 
     weights: bool = False
-    long: bool = False
+    long_prompts: bool = False
     clip_skip: int | None = None
 
 
-LITERALLY = Reading()
-CLIP_SKIP = "take the text tower's so-many-th last layer; the base's own if unset"
+DEFAULT_PARSING = PromptParsing()
+CLIP_SKIP = "use the N-th last layer of the CLIP text encoder, as in A1111 (1 = last layer)"
 
 
 @dataclass(frozen=True)
-class Tokens:
-    """Prompts in windows (B, W, L): ids, how much each counts, and where new vectors go.
+class TokenPlan:
+    """Tokenized prompts in chunks of the encoder's length, (B, chunks, L).
 
-    `rows` are those of `table`, -1 for none.
+    `embedding_rows` are the rows of `embeddings` (rows, D) that replace the token's own embedding,
+    -1 where the token keeps it. `weights` are the attention weights.
     """
 
     ids: Tensor
-    rows: Tensor
+    embedding_rows: Tensor
     weights: Tensor
-    table: Tensor | None
+    embeddings: Tensor | None
 
 
 @dataclass(frozen=True)
-class Told:
-    """What a tower says: a state a token (B, W * L, D), and perhaps one of all (B, P)."""
+class EncodedPrompt:
+    """Output of a text encoder: hidden states (B, chunks * L, D) and pooled states (B, P)."""
 
     states: Tensor
     pooled: Tensor | None
 
 
 @dataclass(frozen=True)
-class _Mark:
-    """A token of a prompt: its id, the row of the new vector in its place or -1, its weight."""
+class _Token:
+    """A token of a prompt. `row` is the row of the embedding that replaces its own, or -1."""
 
     id: int
     row: int = -1
     weight: float = 1.0
 
 
-class TextTower:
-    """One text encoder with its tokenizer.
+class TextEncoder:
+    """A CLIP text model with its tokenizer.
 
-    New words never change either: their positions are tokenized with a known stand-in, and a hook
-    that lives as long as one call writes their vectors over what the embedding layer puts out.
+    Placeholder tokens change neither of the two: their positions are tokenized as a known filler
+    token, and a hook that exists for one forward pass replaces the output of the embedding layer
+    at these positions.
     """
 
     def __init__(
         self,
         name: str,
         tokenizer: Tokenizer,
-        encoder: Encoder,
+        network: TextNetwork,
         *,
         penultimate: bool = False,
-        long: bool = True,
-        rare: Sequence[str] = (),
+        long_prompts: bool = True,
+        rare_tokens: Sequence[str] = (),
     ) -> None:
         self.name = name
         self.tokenizer = tokenizer
-        self.encoder = encoder
-        self.length: int = encoder.config.max_position_embeddings
-        self._room = self.length - 2  # between the marks of beginning and end
+        self.network = network
+        self.max_length: int = network.config.max_position_embeddings
+        self._content_length = self.max_length - 2  # without the start and end tokens
         self._penultimate = penultimate
-        self._long = long
-        self._rare = tuple(rare)
+        self._supports_long_prompts = long_prompts
+        self._rare_tokens = tuple(rare_tokens)
         self._ids = lru_cache(4096)(partial(tokenizer.encode, add_special_tokens=False))
 
     @property
     def embedding(self) -> nn.Embedding:
-        """The layer that turns ids into vectors."""
-        return self.encoder.get_input_embeddings()
+        """The input embedding layer."""
+        return self.network.get_input_embeddings()
 
     @property
     def width(self) -> int:
-        """How many numbers one of its word vectors has."""
+        """Size of a token embedding."""
         return self.embedding.embedding_dim
 
     def ids(self, text: str) -> list[int]:
-        """The tokens of a text, without the marks of beginning and end."""
+        """The token ids of a text, without start and end tokens."""
         return list(self._ids(text))
 
-    def knows(self, word: str) -> bool:
-        """Whether the vocabulary has the word; a large one spells any word in a few pieces."""
+    def has_word(self, word: str) -> bool:
+        """Whether the vocabulary has the word; a large one can split any word into few tokens."""
         return len(self.ids(word)) == 1 or len(self.tokenizer.get_vocab()) >= _LARGE_VOCABULARY
 
-    def nearest(self, word: str) -> str:
-        """A hint for a word that is not in the vocabulary: the one that looks most like it."""
-        whole = [known for known in self._whole_words() if len(known) > 2]
-        near = get_close_matches(word.lower(), whole, n=1)
-        return f"did you mean {near[0]}?" if near else "take a plainer word"
+    def spelling_hint(self, word: str) -> str:
+        """A hint for a word that is not in the vocabulary: the most similar word that is."""
+        known_words = [known for known in self._whole_word_ids() if len(known) > 2]
+        similar = get_close_matches(word.lower(), known_words, n=1)
+        return f"did you mean {similar[0]}?" if similar else "use a more common word"
 
-    def word_vectors(self, text: str) -> Tensor:
-        """The vectors of a text's tokens, (tokens, width), fp32, apart from the tower's own."""
+    def token_embeddings(self, text: str) -> Tensor:
+        """A copy of the embeddings of a text's tokens, (tokens, width), fp32."""
         ids = torch.tensor(self.ids(text), device=self.embedding.weight.device)
         return self.embedding.weight.detach()[ids].to(torch.float32, copy=True)
 
-    def rare_words(self) -> list[str]:
-        """Short existing words that mean next to nothing, best first (DreamBooth, section 3.2).
+    def rare_tokens(self) -> list[str]:
+        """Short tokens with almost no meaning, best first (DreamBooth, section 3.2).
 
-        A base may list its own. Otherwise: a byte-pair vocabulary is in order of frequency, so the
-        rarest are the last, and three letters without a vowel are no language's word.
+        A base model may list its own. Otherwise: a byte-pair vocabulary is sorted by frequency, so
+        the rarest tokens are the last ones, and three consonants are a word of no language.
         """
-        if self._rare:
-            return list(self._rare)
-        words = self._whole_words()
-        nonsense = [word for word in words if re.fullmatch(r"[b-df-hj-np-tv-xz]{3}", word)]
-        return sorted(nonsense, key=lambda word: -words[word])
+        if self._rare_tokens:
+            return list(self._rare_tokens)
+        word_ids = self._whole_word_ids()
+        candidates = [word for word in word_ids if re.fullmatch(r"[b-df-hj-np-tv-xz]{3}", word)]
+        return sorted(candidates, key=lambda word: -word_ids[word])
 
-    def cut(self, prompt: str, words: Mapping[str, Meaning], reading: Reading = LITERALLY) -> str:
-        """The end of a prompt that there is no room for, "" if it fits."""
-        marks = self._spell(prompt, words, reading)
-        room = len(marks) if reading.long and self._long else self._room
-        return self.tokenizer.decode([mark.id for mark in marks[room:]])
+    def truncated_text(
+        self,
+        prompt: str,
+        placeholders: Mapping[str, TokenEmbedding],
+        parsing: PromptParsing = DEFAULT_PARSING,
+    ) -> str:
+        """The end of a prompt that is truncated, "" if the whole prompt fits."""
+        if parsing.long_prompts and self._supports_long_prompts:
+            return ""
+        tokens = self._prompt_tokens(prompt, placeholders, parsing)
+        return self.tokenizer.decode([token.id for token in tokens[self._content_length :]])
 
-    def tokens(
+    def tokenize(
         self,
         prompts: Sequence[str],
-        words: Mapping[str, Meaning],
-        reading: Reading = LITERALLY,
-        windows: int = 1,
-    ) -> Tokens:
-        """Prompts as ids with the places of the new words, in `windows` windows or more."""
-        spelt = [self._spell(prompt, words, reading) for prompt in prompts]
-        if reading.long and self._long:
-            windows = max(windows, *(-(-len(marks) // self._room) for marks in spelt))
-        tables = self._tables(words)
-        device = self.embedding.weight.device
-        whole = [self._windows(marks, windows) for marks in spelt]
+        placeholders: Mapping[str, TokenEmbedding],
+        parsing: PromptParsing = DEFAULT_PARSING,
+        chunks: int = 1,
+    ) -> TokenPlan:
+        """Token ids of prompts with the positions of placeholder tokens, in at least `chunks`."""
+        prompt_tokens = [self._prompt_tokens(prompt, placeholders, parsing) for prompt in prompts]
+        if parsing.long_prompts and self._supports_long_prompts:
+            lengths = [len(tokens) for tokens in prompt_tokens]
+            chunks = max(chunks, *(-(-length // self._content_length) for length in lengths))
+        tokens = [
+            [token for chunk in self._chunks(tokens, chunks) for token in chunk]
+            for tokens in prompt_tokens
+        ]
+        shape, device = (len(prompts), chunks, -1), self.embedding.weight.device
+        ids = torch.tensor([[token.id for token in row] for row in tokens], device=device)
+        rows = torch.tensor([[token.row for token in row] for row in tokens], device=device)
+        weights = torch.tensor([[token.weight for token in row] for row in tokens], device=device)
+        vectors = list(self._placeholder_vectors(placeholders).values())
+        embeddings = torch.cat(vectors) if vectors else None
+        return TokenPlan(ids.view(shape), rows.view(shape), weights.view(shape), embeddings)
 
-        def laid_out(name: str) -> Tensor:
-            of_all = [[[getattr(m, name) for m in window] for window in one] for one in whole]
-            return torch.tensor(of_all, device=device)
+    def encode(self, plan: TokenPlan, parsing: PromptParsing = DEFAULT_PARSING) -> EncodedPrompt:
+        """Hidden states and pooled states of tokenized prompts.
 
-        table = torch.cat(list(tables.values())) if tables else None
-        return Tokens(laid_out("id"), laid_out("row"), laid_out("weight"), table)
-
-    def encode(self, tokens: Tokens, reading: Reading = LITERALLY) -> Told:
-        """What the encoder makes of them; ModelError if it has not so many layers to skip."""
-        last = reading.clip_skip or 1 + self._penultimate
-        if last > self.encoder.config.num_hidden_layers:
+        Raises ModelError if `clip_skip` is larger than the number of layers.
+        """
+        layer = parsing.clip_skip or (2 if self._penultimate else 1)
+        if layer > self.network.config.num_hidden_layers:
             raise ModelError(
-                f"clip skip {last} is more than the layers of the text tower `{self.name}`",
-                f"it has {self.encoder.config.num_hidden_layers}; take 1 or 2",
+                f"clip skip {layer} is more than the {self.network.config.num_hidden_layers} "
+                f"layers of the text encoder `{self.name}`",
+                "use --clip-skip 1 or 2",
             )
-        count = len(tokens.ids)
-        inside = self._penultimate or last > 1
-        with self._new_vectors(tokens):
-            found = self.encoder(tokens.ids.flatten(0, 1), output_hidden_states=inside)
-        states: Tensor = found.hidden_states[-last] if inside else found.last_hidden_state
-        if inside and not self._penultimate:
-            network: Any = getattr(self.encoder, "text_model", self.encoder)
+        batch_size = len(plan.ids)
+        hidden = self._penultimate or layer > 1
+        with self._embeddings_applied(plan):
+            output = self.network(plan.ids.flatten(0, 1), output_hidden_states=hidden)
+        states: Tensor = output.hidden_states[-layer] if hidden else output.last_hidden_state
+        if hidden and not self._penultimate:
+            network: Any = getattr(self.network, "text_model", self.network)
             states = network.final_layer_norm(states)
-        states = self._emphasised(states.float(), tokens.weights.flatten(0, 1))
-        pooled: Tensor | None = getattr(found, "text_embeds", None)
+        states = self._apply_weights(states.float(), plan.weights.flatten(0, 1))
+        pooled: Tensor | None = getattr(output, "text_embeds", None)
         if pooled is not None:
-            pooled = pooled.float().unflatten(0, (count, -1))[:, 0]
-        return Told(states.reshape(count, -1, states.shape[-1]), pooled)
+            pooled = pooled.float().unflatten(0, (batch_size, -1))[:, 0]
+        return EncodedPrompt(states.reshape(batch_size, -1, states.shape[-1]), pooled)
 
     @contextmanager
-    def _new_vectors(self, tokens: Tokens) -> Generator[None]:
-        """The new words' vectors are in their places."""
-        table, rows = tokens.table, tokens.rows.flatten(0, 1)
-        if table is None:
+    def _embeddings_applied(self, plan: TokenPlan) -> Generator[None]:
+        """Replace the embeddings of placeholder tokens inside the context."""
+        embeddings, rows = plan.embeddings, plan.embedding_rows.flatten(0, 1)
+        if embeddings is None:
             yield
             return
 
-        def place(_layer: nn.Module, _ids: object, vectors: Tensor) -> Tensor:
-            new = table.to(vectors)[rows.clamp(min=0)]
-            return torch.where(rows[..., None] >= 0, new, vectors)
+        def replace(_layer: nn.Module, _ids: object, output: Tensor) -> Tensor:
+            replacements = embeddings.to(output)[rows.clamp(min=0)]
+            return torch.where(rows[..., None] >= 0, replacements, output)
 
-        handle = self.embedding.register_forward_hook(place)
+        handle = self.embedding.register_forward_hook(replace)
         try:
             yield
         finally:
             handle.remove()
 
-    def _emphasised(self, states: Tensor, weights: Tensor) -> Tensor:
-        """States (N, L, D) times their weights, the mean put back (docs/decisions/011)."""
+    def _apply_weights(self, states: Tensor, weights: Tensor) -> Tensor:
+        """States (N, L, D) times their weights, with the mean restored (docs/decisions/011)."""
         if bool((weights == 1).all()):
             return states
-        heavier = states * weights[..., None]
+        weighted = states * weights[..., None]
         if self._penultimate:
-            return heavier
-        return heavier * (states.mean((1, 2)) / heavier.mean((1, 2)))[:, None, None]
+            return weighted
+        return weighted * (states.mean((1, 2)) / weighted.mean((1, 2)))[:, None, None]
 
-    def _whole_words(self) -> dict[str, int]:
-        """The tokens that may stand alone, with their ids."""
+    def _whole_word_ids(self) -> dict[str, int]:
+        """The tokens that are whole words, with their ids."""
         vocabulary = self.tokenizer.get_vocab().items()
-        return {token[:-4]: at for token, at in vocabulary if token.endswith("</w>")}
+        return {token[:-4]: index for token, index in vocabulary if token.endswith("</w>")}
 
-    def _tables(self, words: Mapping[str, Meaning]) -> dict[str, Tensor]:
-        """The vectors that this tower has for words, one below the other in this order."""
-        return {word: m.vectors[self.name] for word, m in words.items() if m.vectors}
+    def _placeholder_vectors(self, placeholders: Mapping[str, TokenEmbedding]) -> dict[str, Tensor]:
+        """The embeddings (n, width) of placeholder tokens for this encoder."""
+        return {
+            token: embedding.vectors[self.name]
+            for token, embedding in placeholders.items()
+            if embedding.vectors
+        }
 
-    def _windows(self, marks: Sequence[_Mark], count: int) -> list[list[_Mark]]:
-        """A prompt in so many windows of the tower's length; what is too long is cut."""
-        given = self.tokenizer
-        begin, end, pad = map(_Mark, (given.bos_token_id, given.eos_token_id, given.pad_token_id))
-        shares = [marks[at * self._room : (at + 1) * self._room] for at in range(count)]
-        return [[begin, *share, end, *[pad] * (self._room - len(share))] for share in shares]
+    def _chunks(self, tokens: Sequence[_Token], count: int) -> list[list[_Token]]:
+        """A prompt in `count` chunks with start, end and padding tokens; the rest is truncated."""
+        start = _Token(self.tokenizer.bos_token_id)
+        end = _Token(self.tokenizer.eos_token_id)
+        padding = _Token(self.tokenizer.pad_token_id)
+        size = self._content_length
+        contents = [tokens[index * size : (index + 1) * size] for index in range(count)]
+        return [[start, *content, end, *[padding] * (size - len(content))] for content in contents]
 
-    def _spell(self, prompt: str, words: Mapping[str, Meaning], reading: Reading) -> list[_Mark]:
-        """The tokens of one prompt, however long."""
-        said = rewrite(prompt, words)
-        parts = spans(said) if reading.weights else (Span(said),)
-        return [mark for part in parts for mark in self._of_span(part, words)]
+    def _prompt_tokens(
+        self, prompt: str, placeholders: Mapping[str, TokenEmbedding], parsing: PromptParsing
+    ) -> list[_Token]:
+        """All tokens of a prompt, before it is split into chunks or truncated."""
+        text = expand_aliases(prompt, placeholders)
+        segments = parse_weights(text) if parsing.weights else (WeightedText(text),)
+        return [
+            token for segment in segments for token in self._segment_tokens(segment, placeholders)
+        ]
 
-    def _of_span(self, span: Span, words: Mapping[str, Meaning]) -> list[_Mark]:
-        """The tokens of words that count alike."""
-        tables = self._tables(words)
-        rows, at = dict[str, range](), 0
-        for word, table in tables.items():
-            rows[word.lower()] = range(at, at := at + len(table))
-        marks: list[_Mark] = []
+    def _segment_tokens(
+        self, segment: WeightedText, placeholders: Mapping[str, TokenEmbedding]
+    ) -> list[_Token]:
+        """The tokens of a text with one weight."""
+        vectors = self._placeholder_vectors(placeholders)
+        if not vectors:
+            return self._text_tokens(segment.text, segment.weight)
+        names: dict[str, str] = {}
+        rows: dict[str, range] = {}
+        first_row = 0
+        for name, embeddings in vectors.items():
+            names.setdefault(name.lower(), name)
+            rows[name.lower()] = range(first_row, first_row + len(embeddings))
+            first_row += len(embeddings)
+        tokens: list[_Token] = []
         start = 0
-        for match in pattern(tuple(tables)).finditer(span.text) if tables else ():
-            marks += self._plain(span.text[start : match.start()], span.weight)
-            word = next(word for word in tables if word.lower() == match.group().lower())
-            stand_in = self.ids(words[word].text)[0]
-            marks += [_Mark(stand_in, row, span.weight) for row in rows[word.lower()]]
+        for match in token_pattern(tuple(vectors)).finditer(segment.text):
+            tokens += self._text_tokens(segment.text[start : match.start()], segment.weight)
+            key = match.group().lower()
+            filler_id = self.ids(placeholders[names[key]].text)[0]
+            tokens += [_Token(filler_id, row, segment.weight) for row in rows[key]]
             start = match.end()
-        return marks + self._plain(span.text[start:], span.weight)
+        return tokens + self._text_tokens(segment.text[start:], segment.weight)
 
-    def _plain(self, text: str, weight: float) -> list[_Mark]:
-        return [_Mark(token, weight=weight) for token in self.ids(text)]
+    def _text_tokens(self, text: str, weight: float) -> list[_Token]:
+        return [_Token(index, weight=weight) for index in self.ids(text)]
 
 
-def told(
-    towers: Sequence[TextTower],
+def encode_prompts(
+    text_encoders: Sequence[TextEncoder],
     prompts: Sequence[str],
-    words: Mapping[str, Meaning],
-    reading: Reading,
-) -> list[Told]:
-    """What each of several towers makes of the same prompts, all in as many windows."""
-    tokens = [tower.tokens(prompts, words, reading) for tower in towers]
-    most = max(found.ids.shape[1] for found in tokens)
-    if most > 1:
-        tokens = [tower.tokens(prompts, words, reading, most) for tower in towers]
-    return [tower.encode(found, reading) for tower, found in zip(towers, tokens, strict=True)]
+    placeholders: Mapping[str, TokenEmbedding],
+    parsing: PromptParsing,
+) -> list[EncodedPrompt]:
+    """The output of each text encoder for the same prompts, all with the same number of chunks."""
+    plans = [encoder.tokenize(prompts, placeholders, parsing) for encoder in text_encoders]
+    chunks = max(plan.ids.shape[1] for plan in plans)
+    if chunks > 1:
+        plans = [
+            encoder.tokenize(prompts, placeholders, parsing, chunks) for encoder in text_encoders
+        ]
+    return [
+        encoder.encode(plan, parsing) for encoder, plan in zip(text_encoders, plans, strict=True)
+    ]

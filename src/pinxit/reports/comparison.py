@@ -1,69 +1,76 @@
-"""Evaluation: learned words painted with a fixed set of prompts, measured, and a report."""
+"""Evaluation: concepts compared by images of one set of prompts, with metrics and a report."""
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pinxit.files.atomic_write import make_folder, mark_ours, must_be_ours, replace_text
+from pinxit.files.atomic_write import check_claim, claim_folder, make_folder, write_text
 from pinxit.models.model import Model
-from pinxit.reports.comparison_page import page
-from pinxit.reports.entrant import Contender
-from pinxit.reports.figures import Effort, Group, Table, Told
+from pinxit.reports.comparison_page import comparison_page
+from pinxit.reports.entrant import Entrant
+from pinxit.reports.figures import EvaluationSettings, Evaluator, ReportProgress, SubjectResults
 from pinxit.training.recipe import Recipe
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-REPORT, _PICTURES = "report.html", "pictures"
+REPORT, _IMAGES = "report.html", "pictures"
 KIND = "evaluation"
 
 
 def evaluate(
     paths: Sequence[Path],
     out: Path,
-    opened: Callable[[Recipe], Model],
-    told: Told,
-    effort: Effort | None = None,
-    given: Mapping[str, Any] | None = None,
+    open_model: Callable[[Recipe], Model],
+    progress: ReportProgress,
+    settings: EvaluationSettings | None = None,
+    overrides: Mapping[str, Any] | None = None,
 ) -> dict[str, object]:
-    """Paint, measure, and write `report.html` into `out`; the figures.
+    """Generate images, measure them, and write `report.html` into `out`; returns the metrics.
 
-    Pictures are kept in `out`, so that what was stopped goes on. `given` are fields of recipes
-    that are so whatever the runs say. RunError if the folder holds anything else.
+    Images are kept in `out`, so an interrupted evaluation continues. `overrides` are recipe
+    options that replace those of the runs. RunError if `out` contains other files.
     """
-    must_be_ours(out, KIND, _PICTURES)
-    contenders = [Contender.of(path, given or {}) for path in paths]
-    bases: dict[object, dict[object, list[Contender]]] = {}
-    for one in _distinct(contenders):
-        bases.setdefault(one.subject[0], {}).setdefault(one.subject, []).append(one)
-    mark_ours(out, KIND)
-    make_folder(out / _PICTURES)
-    groups: list[Group] = []
+    check_claim(out, KIND, _IMAGES)
+    entrants = [Entrant.from_path(path, overrides or {}) for path in paths]
+    bases: dict[object, dict[object, list[Entrant]]] = {}
+    for entrant in _with_unique_titles(entrants):
+        subjects = bases.setdefault(entrant.subject_key[0], {})
+        subjects.setdefault(entrant.subject_key, []).append(entrant)
+    claim_folder(out, KIND)
+    make_folder(out / _IMAGES)
+    groups: list[SubjectResults] = []
     for subjects in bases.values():
-        at_hand = list(subjects.values())
-        model = opened(at_hand[0][0].recipe)
-        table = Table(model, effort or Effort(), out / _PICTURES, told)
-        groups += [table.group(some, _lookalikes(some[0], contenders)) for some in at_hand]
-    replace_text(out / REPORT, page(groups))
-    return {"groups": [group.plain() for group in groups], "report": str(out / REPORT)}
+        same_base = list(subjects.values())
+        model = open_model(same_base[0][0].recipe)
+        evaluator = Evaluator(model, settings or EvaluationSettings(), out / _IMAGES, progress)
+        groups += [
+            evaluator.evaluate_subject(rivals, _lookalike_images(rivals[0], entrants))
+            for rivals in same_base
+        ]
+    write_text(out / REPORT, comparison_page(groups))
+    return {"groups": [group.to_dict() for group in groups], "report": str(out / REPORT)}
 
 
-def _lookalikes(one: Contender, contenders: Sequence[Contender]) -> "list[Image]":
-    """The pictures of others of its class among those that are evaluated."""
-    if one.recipe.kind == "style":
+def _lookalike_images(entrant: Entrant, entrants: Sequence[Entrant]) -> "list[Image]":
+    """The training images of other subjects of the same class among the entrants."""
+    recipe, subject = entrant.recipe, entrant.subject_key
+    if recipe.kind == "style":
         return []
     others = {
-        other.subject: other.pictures
-        for other in contenders
-        if other.recipe.class_noun == one.recipe.class_noun and other.subject[1] != one.subject[1]
+        other.subject_key: other.images
+        for other in entrants
+        if other.recipe.class_noun == recipe.class_noun and other.subject_key[1] != subject[1]
     }
-    return [picture.open() for pictures in others.values() for picture in pictures]
+    return [image.open() for images in others.values() for image in images]
 
 
-def _distinct(contenders: Sequence[Contender]) -> list[Contender]:
-    """With titles that tell them apart."""
-    titles = [contender.title for contender in contenders]
+def _with_unique_titles(entrants: Sequence[Entrant]) -> list[Entrant]:
+    """The entrants; those with the same title get a number."""
+    titles = [entrant.title for entrant in entrants]
     return [
-        one if titles.count(one.title) == 1 else one.called(f"{one.title} ({at + 1})")
-        for at, one in enumerate(contenders)
+        entrant
+        if titles.count(entrant.title) == 1
+        else entrant.with_title(f"{entrant.title} ({number})")
+        for number, entrant in enumerate(entrants, 1)
     ]

@@ -1,4 +1,4 @@
-"""The report of an evaluation: who is like the pictures and obeys prompts, and what they paint."""
+"""The page of an evaluation: plots, tables and images of all entrants."""
 
 from collections.abc import Iterator, Sequence
 from html import escape
@@ -6,223 +6,255 @@ from html import escape
 import numpy as np
 
 from pinxit.evaluation.confidence import Interval, bootstrap
-from pinxit.evaluation.findings import sentences
+from pinxit.evaluation.findings import advice
 from pinxit.evaluation.prompt_sets import Prompt
-from pinxit.reports.figures import Entry, Figures, Group
-from pinxit.reports.html import Shown, colour, curve, fill, grid, strip, table
+from pinxit.reports.figures import BASE, EntrantResult, MetricIntervals, SubjectResults
+from pinxit.reports.html import (
+    PageImage,
+    color_class,
+    html_table,
+    image_grid,
+    image_strip,
+    loss_curve,
+    render_page,
+)
 
-# What figures are called, in the order of the tables; a metric's own come after.
-_SHARES = {
+# Titles of the metrics, in the order of the tables; raw values come after them.
+_METRIC_TITLES = {
     "likeness": "likeness",
-    "prompt": "prompts met",
-    "best": "both",
+    "prompt": "prompt fidelity",
+    "best": "combined",
     "variety": "variety",
     "copies": "copies",
-    "background": "learned background",
+    "background": "background leaks",
     "drift": "class drift",
 }
-_METHOD = (
-    "<b>Likeness</b> is a share of the way from the floor (0%: what the base paints without the "
-    "word, or pictures of others of the class where there are some) to the ceiling (100%: the "
-    "real pictures, each against the others). <b>Prompts met</b> is {prompts}. <b>Both</b> is the "
-    "geometric mean. <b>Variety</b> is how far apart pictures of one prompt are, by {apart}. "
-    "<b>Copies</b> are pictures that nearly are one of those learned from; <b>learned "
-    "background</b>, {leak}. <b>Class drift</b> is "
-    "how far the class noun alone has gone towards the subject. Raw figures are the metrics' own. "
-    "Small figures are 95% intervals over prompts."
+_EXPLANATION = (
+    "<b>Likeness</b> is the similarity to the real images, on a scale from the floor (0%: images "
+    "of others of the class, or else the base model's images without the token) to the ceiling "
+    "(100%: the real images, each compared with the others). <b>Prompt fidelity</b> is {prompts}. "
+    "<b>Combined</b> is the geometric mean of both. <b>Variety</b> is the mean distance between "
+    "images of one prompt, by {distance}. <b>Copies</b> are images that are nearly equal to a "
+    "training image; <b>background leaks</b> are {leak}. <b>Class drift</b> is how far images of "
+    "the class noun alone have moved towards the subject. Raw values are those of the metrics "
+    "themselves. Small numbers are 95% confidence intervals over prompts."
 )
-_LEDE = (
-    "{runs} on the same prompts and the same seeds, none of them chosen. Up is more like the "
-    "pictures, right is more as prompts say; the curves join points that are equally good at both."
+_INTRODUCTION = (
+    "{concepts} with the same prompts and the same seeds; no images were selected. Higher is more "
+    "similar to the training images, further right follows prompts better; each curve joins points "
+    "with the same combined score."
 )
 _SIDE, _LEFT, _LOW, _HIGH = 100, 12, -0.1, 1.1
-_MOST_SHOWN = 5  # columns of pictures
+_MAX_COLUMNS = 5  # columns of images
 
 
-def page(groups: Sequence[Group]) -> str:
-    """The whole report as HTML."""
-    names = [entry.contender.title for group in groups for entry in group.entries]
-    runs = f"{len(names)} learned word{'s' if len(names) > 1 else ''}"
-    told = _summary(groups) if len(groups) > 1 else ""
+def comparison_page(groups: Sequence[SubjectResults]) -> str:
+    """The whole page as HTML."""
+    count = sum(len(group.results) for group in groups)
+    concepts = f"{count} concept{'s' if count > 1 else ''}"
+    summary = _summary(groups) if len(groups) > 1 else ""
     sections = "\n".join(_section(group) for group in groups)
-    return fill(
-        "an evaluation",
-        "How like the pictures, and how much as prompts say",
-        _LEDE.format(runs=runs),
-        f"{front(groups)}{told}{sections}<section><h2>How figures are made</h2>"
-        f"<p>{_explained(groups[0])}</p></section>",
+    return render_page(
+        "evaluation",
+        "Similarity to the subject and prompt fidelity",
+        _INTRODUCTION.format(concepts=concepts),
+        f"{tradeoff_plot(groups)}{summary}{sections}<section><h2>How the metrics are computed</h2>"
+        f"<p>{_explanation(groups[0])}</p></section>",
     )
 
 
-def front(groups: Sequence[Group]) -> str:
-    """Every run as a point: fidelity over editability, with the base beside them."""
-    marks: list[str] = []
+def tradeoff_plot(groups: Sequence[SubjectResults]) -> str:
+    """A plot with a point for each entrant and the base model: likeness over prompt fidelity."""
+    points: list[str] = []
     for at, group in enumerate(groups):
-        base = group.anchors["the base without the word"]
-        marks.append(_point("the base" if at == 0 else "", base, 0))
-        marks += (
-            _point(entry.contender.title, entry.figures, 1 + number)
-            for number, entry in enumerate(group.entries)
+        base = group.anchors[BASE]
+        points.append(_point("base model" if at == 0 else "", base, 0))
+        points += (
+            _point(result.entrant.title, result.metrics, 1 + number)
+            for number, result in enumerate(group.results)
         )
-    curves = "".join(f'<path d="{_equal(best)}"/>' for best in (0.25, 0.5, 0.75))
-    ends = "".join(
-        f'<line x1="{_across(0):.1f}" x2="{_across(1):.1f}" y1="{_up(y):.1f}" y2="{_up(y):.1f}"/>'
-        f'<text class="dim" text-anchor="end" x="{_LEFT - 1}" y="{_up(y) + 1:.1f}">{said}</text>'
-        for y, said in ((0, "floor"), (1, "ceiling"))
-    )
-    ends += f'<text class="dim" x="0" y="{_up(0.5) + 1:.1f}">likeness</text>'
-    axis = f'<text class="dim" x="{_across(1) + 7:.1f}" y="{_up(_LOW) + 5:.1f}">prompts met</text>'
-    axis += "".join(
-        f'<text class="dim" text-anchor="middle" x="{_across(x):.1f}" y="{_up(_LOW) + 5:.1f}">'
-        f"{x:.0%}</text>"
-        for x in (0, 0.25, 0.5, 0.75, 1)
-    )
+    curves = "".join(f'<path d="{_equal_score_curve(best)}"/>' for best in (0.25, 0.5, 0.75))
     return (
         f'<svg class="front" viewBox="0 0 {_SIDE + _LEFT + 26} {_SIDE * 0.6 + 8:.0f}" role="img" '
-        f'aria-label="likeness over prompts met">{curves}{ends}{axis}{"".join(marks)}</svg>'
+        f'aria-label="likeness over prompt fidelity">{curves}{_axes()}{"".join(points)}</svg>'
     )
 
 
-def _point(title: str, found: Figures, at: int) -> str:
-    """A run's mean, with its intervals as whiskers."""
-    likeness, prompt = found["likeness"], found["prompt"]
-    x, y = _across(prompt.value), _up(likeness.value)
+def _axes() -> str:
+    """Both axes of the plot with their labels."""
+    left, right, bottom = _x_position(0), _x_position(1), _y_position(_LOW) + 5
+    axes = ""
+    for likeness, label in ((0, "floor"), (1, "ceiling")):
+        y = _y_position(likeness)
+        axes += f'<line x1="{left:.1f}" x2="{right:.1f}" y1="{y:.1f}" y2="{y:.1f}"/>'
+        axes += _label(label, _LEFT - 1, y + 1, "end")
+    axes += _label("likeness", 0, _y_position(0.5) + 1, "start")
+    axes += _label("prompt fidelity", right + 7, bottom, "start")
+    ticks = (0, 0.25, 0.5, 0.75, 1)
+    return axes + "".join(_label(f"{x:.0%}", _x_position(x), bottom, "middle") for x in ticks)
+
+
+def _label(text: str, x: float, y: float, anchor: str) -> str:
+    return f'<text class="dim" text-anchor="{anchor}" x="{x:.1f}" y="{y:.1f}">{text}</text>'
+
+
+def _point(title: str, metrics: MetricIntervals, column: int) -> str:
+    """A point of the plot, with its confidence intervals as whiskers."""
+    likeness, prompt = metrics["likeness"], metrics["prompt"]
+    x, y = _x_position(prompt.value), _y_position(likeness.value)
+    left, right = _x_position(prompt.low), _x_position(prompt.high)
+    low, high = _y_position(likeness.low), _y_position(likeness.high)
     return (
-        f'<g class="{colour(at)}"><path class="whisker" d="M{_across(prompt.low):.1f} {y:.1f}'
-        f'H{_across(prompt.high):.1f}M{x:.1f} {_up(likeness.low):.1f}V{_up(likeness.high):.1f}"/>'
+        f'<g class="{color_class(column)}"><path class="whisker" '
+        f'd="M{left:.1f} {y:.1f}H{right:.1f}M{x:.1f} {low:.1f}V{high:.1f}"/>'
         f'<circle cx="{x:.1f}" cy="{y:.1f}" r="1.2"/>'
         f'<text x="{x + 2:.1f}" y="{y - 1.6:.1f}">{escape(title)}</text></g>'
     )
 
 
-def _across(prompt: float) -> float:
+def _x_position(prompt: float) -> float:
     return _LEFT + _SIDE * min(max(prompt, 0), _HIGH)
 
 
-def _up(likeness: float) -> float:
+def _y_position(likeness: float) -> float:
     return _SIDE * 0.6 * (_HIGH - min(max(likeness, _LOW), _HIGH)) / (_HIGH - _LOW)
 
 
-def _equal(best: float) -> str:
-    """Where likeness and prompt have one geometric mean."""
-    steps = [best**2 + (1 - best**2) * at / 24 for at in range(25)]
-    return "M" + "L".join(f"{_across(x):.1f} {_up(best**2 / x):.1f}" for x in steps)
+def _equal_score_curve(score: float) -> str:
+    """The path of all points whose combined score, a geometric mean, is `score`."""
+    prompts = [score**2 + (1 - score**2) * step / 24 for step in range(25)]
+    return "M" + "L".join(
+        f"{_x_position(prompt):.1f} {_y_position(score**2 / prompt):.1f}" for prompt in prompts
+    )
 
 
-def _section(group: Group) -> str:
-    recipe = group.judge.sitting.recipe
-    tokens = dict.fromkeys(escape(one.contender.concept.token) for one in group.entries)
-    said = "".join(
-        f'<h3 class="{colour(at)}">{_title(entry)}</h3><ul>'
-        + "".join(f"<li>{escape(sentence)}</li>" for sentence in sentences(entry.findings))
+def _section(group: SubjectResults) -> str:
+    recipe = group.judge.prompt_run.recipe
+    tokens = dict.fromkeys(escape(result.entrant.concept.token) for result in group.results)
+    findings = "".join(
+        f'<h3 class="{color_class(at)}">{_title(result)}</h3><ul>'
+        + "".join(f"<li>{escape(sentence)}</li>" for sentence in advice(result.findings))
         + "</ul>"
-        for at, entry in enumerate(group.entries, 1)
+        for at, result in enumerate(group.results, 1)
     )
     losses = "".join(
-        curve(escape(entry.contender.title), entry.contender.losses, at)
-        for at, entry in enumerate(group.entries, 1)
+        loss_curve(escape(result.entrant.title), result.entrant.losses, at)
+        for at, result in enumerate(group.results, 1)
     )
     return f"""<section>
 <h2><code>{", ".join(tokens)}</code>: {escape(recipe.class_noun)}, on {escape(recipe.base)}</h2>
-<h3>What it was learned from</h3>
-{strip(group.judge.pictures)}
-{said}
-<h3>Figures</h3>
-{_figures(group)}
-<details{" open" if len(group.entries) <= _MOST_SHOWN else ""}><summary>What is painted</summary>
+<h3>Training images</h3>
+{image_strip(group.judge.training_images)}
+{findings}
+<h3>Metrics</h3>
+{_metrics_table(group)}
+<details{" open" if len(group.results) <= _MAX_COLUMNS else ""}><summary>Generated images</summary>
 {_grid(group)}
 </details>
-<h3>Loss while learning</h3>
+<h3>Training loss</h3>
 <div class="plots">{losses}</div>
 </section>"""
 
 
-def _title(entry: Entry) -> str:
-    one = entry.contender
-    return f"{escape(one.title)}, {one.steps} steps of {escape(one.method.replace('-', ' '))}"
+def _title(result: EntrantResult) -> str:
+    entrant = result.entrant
+    method = escape(entrant.method.replace("-", " "))
+    return f"{escape(entrant.title)}, {entrant.steps} steps of {method}"
 
 
-def _figures(group: Group) -> str:
-    """The anchors, then every run."""
-    rows = [*group.anchors.items(), *((one.contender.title, one.figures) for one in group.entries)]
-    names = [name for name in _SHARES if any(name in figures for _, figures in rows)]
-    names += dict.fromkeys(name for _, figures in rows for name in figures if name not in _SHARES)
-    words = [entry.findings.word for entry in group.entries]
-    head = ["", *(_SHARES.get(name, name) for name in names)]
-    head += ["word's length", "cosine to noun"] if any(words) else []
-    told: list[list[str]] = []
-    for at, (title, figures) in enumerate(rows):
-        place = at - len(group.anchors) + 1
-        word = words[place - 1] if place > 0 else None
-        last = [f"{word.length:.2f}", f"{word.cosine:.2f}"] if word else ["–", "–"]
-        kind = f' class="{colour(place)}"' if place >= 0 else ""
-        cells = [_cell(name, figures.get(name)) for name in names]
-        told.append([f"<span{kind}>{escape(title)}</span>", *cells, *(last if any(words) else [])])
-    return table(head, told)
+def _metrics_table(group: SubjectResults) -> str:
+    """A row for each anchor and each entrant."""
+    rows = [*group.anchors.items(), *((r.entrant.title, r.metrics) for r in group.results)]
+    names = [name for name in _METRIC_TITLES if any(name in metrics for _, metrics in rows)]
+    names += dict.fromkeys(
+        name for _, metrics in rows for name in metrics if name not in _METRIC_TITLES
+    )
+    norms = [result.findings.embedding_norm for result in group.results]
+    head = ["", *(_METRIC_TITLES.get(name, name) for name in names)]
+    head += ["embedding norm", "cosine to class noun"] if any(norms) else []
+    cells: list[list[str]] = []
+    for at, (title, metrics) in enumerate(rows):
+        column = at - len(group.anchors) + 1
+        css = f' class="{color_class(column)}"' if column >= 0 else ""
+        row = [f"<span{css}>{escape(title)}</span>"]
+        row += [_cell(name, metrics.get(name)) for name in names]
+        if any(norms):
+            norm = norms[column - 1] if column > 0 else None
+            row += [f"{norm.relative_norm:.2f}", f"{norm.cosine:.2f}"] if norm else ["–", "–"]
+        cells.append(row)
+    return html_table(head, cells)
 
 
-def _cell(name: str, figure: Interval | None) -> str:
-    if figure is None:
+def _cell(name: str, metric: Interval | None) -> str:
+    if metric is None:
         return "–"
-    form = ".0%" if name in _SHARES and name != "variety" else ".2f"
-    value, low, high = (format(end, f"z{form}") for end in (figure.value, figure.low, figure.high))
+    form = ".0%" if name in _METRIC_TITLES and name != "variety" else ".2f"
+    value, low, high = (format(end, f"z{form}") for end in (metric.value, metric.low, metric.high))
     return value if low == high else f"{value} <i>{low.rstrip('%')} to {high.rstrip('%')}</i>"
 
 
-def _grid(group: Group) -> str:
-    shown = group.entries[:_MOST_SHOWN]
-    noun = group.judge.sitting.recipe.class_noun
-    heads = [("the base", "no style named" if _is_style(group) else f"a {noun}")]
-    heads += [(escape(one.contender.title), one.contender.concept.token) for one in shown]
-    columns = [group.judge.plain, *(entry.images for entry in shown)]
-    count = group.judge.sitting.count
+def _grid(group: SubjectResults) -> str:
+    results = group.results[:_MAX_COLUMNS]
+    noun = group.judge.prompt_run.recipe.class_noun
+    heads = [("base model", "no style in the prompt" if _is_style(group) else f"a {noun}")]
+    heads += [(escape(r.entrant.title), r.entrant.concept.token) for r in results]
+    columns = [group.judge.base_images, *(result.images for result in results)]
+    count = group.judge.prompt_run.images_per_prompt
 
-    def row(at: int, prompt: Prompt) -> Iterator[list[Shown]]:
+    def row(at: int, prompt: Prompt) -> Iterator[list[PageImage]]:
         for (title, _), images in zip(heads, columns, strict=True):
-            some = images[at * count : (at + 1) * count]
-            yield [Shown(image, f"{prompt.template}, {title}") for image in some]
+            prompt_images = images[at * count : (at + 1) * count]
+            yield [PageImage(image, f"{prompt.template}, {title}") for image in prompt_images]
 
-    prompts = group.judge.sitting.prompts
-    return grid(heads, ((p.template.format("…"), [*row(at, p)]) for at, p in enumerate(prompts)))
-
-
-def _is_style(group: Group) -> bool:
-    return group.judge.sitting.recipe.kind == "style"
+    prompts = group.judge.prompt_run.prompts
+    return image_grid(
+        heads, ((p.template.format("…"), [*row(at, p)]) for at, p in enumerate(prompts))
+    )
 
 
-def _summary(groups: Sequence[Group]) -> str:
-    """Means over subjects, by method."""
-    by_method: dict[str, list[Figures]] = {}
+def _is_style(group: SubjectResults) -> bool:
+    return group.judge.prompt_run.recipe.kind == "style"
+
+
+def _summary(groups: Sequence[SubjectResults]) -> str:
+    """A table with the mean over subjects for each method."""
+    by_method: dict[str, list[MetricIntervals]] = {}
     for group in groups:
-        base = group.anchors["the base without the word"]
-        by_method.setdefault("the base without the word", []).append(base)
-        for entry in group.entries:
-            by_method.setdefault(entry.contender.method, []).append(entry.figures)
+        base = group.anchors[BASE]
+        by_method.setdefault(BASE, []).append(base)
+        for result in group.results:
+            by_method.setdefault(result.entrant.method, []).append(result.metrics)
     names = [
-        name for name in _SHARES if any(name in one for some in by_method.values() for one in some)
+        name
+        for name in _METRIC_TITLES
+        if any(name in metrics for subjects in by_method.values() for metrics in subjects)
     ]
     rows = [
-        [escape(method), str(len(some)), *(_cell(name, _over(some, name)) for name in names)]
-        for method, some in by_method.items()
+        [
+            escape(method),
+            str(len(subjects)),
+            *(_cell(name, _mean_interval(subjects, name)) for name in names),
+        ]
+        for method, subjects in by_method.items()
     ]
-    head = ["over subjects", "how many", *(_SHARES[name] for name in names)]
-    return f"<section><h2>Over subjects</h2>{table(head, rows)}</section>"
+    head = ["method", "subjects", *(_METRIC_TITLES[name] for name in names)]
+    return f"<section><h2>Mean over subjects</h2>{html_table(head, rows)}</section>"
 
 
-def _over(some: Sequence[Figures], name: str) -> Interval | None:
-    values = [one[name].value for one in some if name in one]
+def _mean_interval(subjects: Sequence[MetricIntervals], name: str) -> Interval | None:
+    values = [metrics[name].value for metrics in subjects if name in metrics]
     return bootstrap(np.array(values)) if values else None
 
 
-def _explained(group: Group) -> str:
-    sight = group.judge.sight
-    counted = "the share of what a prompt asks for (class, place, manner) that pocket's eyes see"
-    anchored = "CLIP's cosine, from that of wrong prompts (0%) to that of the base (100%)"
-    thumbnails = "thumbnails' correlation"
-    places = "those in a place that was learned and not asked for"
-    around = "how far they go to what is around the subject in the real pictures, if masks say so"
-    return _METHOD.format(
-        prompts=counted if sight.eyes else anchored,
-        leak=places if sight.eyes else around,
-        apart=thumbnails if sight.eyes else "DINO's cosine",
+def _explanation(group: SubjectResults) -> str:
+    if group.judge.metrics.eyes:
+        return _EXPLANATION.format(
+            prompts="the share of the prompt's class, place and style that pocket's eyes recognize",
+            leak="images with the background of a training image instead of the prompt's",
+            distance="the correlation of thumbnails",
+        )
+    return _EXPLANATION.format(
+        prompts="CLIP's cosine, from that of wrong prompts (0%) to the base model's (100%)",
+        leak="measured by the similarity to the training images' background, if there are masks",
+        distance="DINO's cosine",
     )

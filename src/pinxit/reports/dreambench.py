@@ -1,61 +1,61 @@
-"""A folder of subjects to learn and to be judged by, laid out as DreamBench's is."""
+"""A folder of subjects for a benchmark, in the layout of DreamBench."""
 
 import re
 from collections.abc import Mapping
 from pathlib import Path
 
 from pinxit.errors import RecipeError, RunError
-from pinxit.files.atomic_write import make_folder, mark_ours, must_be_ours, replace_text
+from pinxit.files.atomic_write import check_claim, claim_folder, make_folder, write_text
 from pinxit.options import read_toml
 from pinxit.reports.comparison import KIND
-from pinxit.runs.many import Many
+from pinxit.runs.many import RunGroup
 
-# DreamBench's own list, among other things, and ours.
-_THEIRS, _OURS = "prompts_and_classes.txt", "classes.toml"
+# Tables of class nouns: DreamBench's file, which has more than that, and pinxit's.
+_DREAMBENCH_LIST, _CLASS_TABLE = "prompts_and_classes.txt", "classes.toml"
 _LINE = re.compile(r"([\w.-]+),([\w -]+)")
 
 
-def begun(subjects: Path, out: Path, common: Mapping[str, object]) -> Many:
-    """The subjects of a folder's folders, with runs to be in `out`, or those that were begun there.
+def open_or_create(subjects: Path, out: Path, common: Mapping[str, object]) -> RunGroup:
+    """The runs of a benchmark, one for each image folder in `subjects`; the runs are in `out`.
 
-    RunError if others were, or otherwise, or if `out` holds anything else.
+    `common` has the options that all runs share. RunError if `out` has a benchmark with other
+    subjects or options, or other files; RecipeError if a class noun is missing.
     """
     import tomli_w
 
-    must_be_ours(out, KIND, "pictures", "runs")
+    check_claim(out, KIND, "pictures", "runs")
     nouns = class_nouns(subjects)
     names = sorted(p.name for p in subjects.iterdir() if p.is_dir() and not p.name.startswith("."))
     unknown = [name for name in names if name not in nouns and "class_noun" not in common]
     if unknown:
         raise RecipeError(
-            f"what {', '.join(unknown)} are is not known",
-            f'write {subjects / _OURS} with lines such as {unknown[0]} = "toy", or give '
-            "--class-noun toy if all are of one kind",
+            f"no class noun for {', '.join(unknown)}",
+            f'write {subjects / _CLASS_TABLE} with lines such as {unknown[0]} = "toy", or give '
+            "--class-noun toy if all subjects are of one class",
         )
     rows = [
-        {"pictures": str((subjects / name).resolve()), "name": name}
+        {"images": str((subjects / name).resolve()), "name": name}
         | ({"class_noun": nouns[name]} if name in nouns else {})
         for name in names
     ]
-    mark_ours(out, KIND)
+    claim_folder(out, KIND)
     make_folder(out / "pictures")
-    replace_text(out / "subjects.toml", tomli_w.dumps({"subject": rows}))
-    many = Many.of(out / "subjects.toml", common, None)
+    write_text(out / "subjects.toml", tomli_w.dumps({"subject": rows}))
+    group = RunGroup.from_table(out / "subjects.toml", common, None)
     if not (out / "runs").is_dir():
-        many.begin(out / "runs")
-    elif Many.open(out / "runs") != many:
-        raise RunError(
-            f"{out} was begun with other subjects or choices", "give another one with --out"
-        )
-    return many
+        group.create(out / "runs")
+    elif RunGroup.open(out / "runs") != group:
+        raise RunError(f"{out} has runs with other subjects or options", "choose another --out")
+    return group
 
 
 def class_nouns(subjects: Path) -> dict[str, str]:
-    """What each subject is a kind of, by its folder, as far as a file in the folder says."""
-    if (subjects / _OURS).is_file():
-        return {name: str(noun) for name, noun in read_toml(subjects / _OURS, "table").items()}
-    if not (subjects / _THEIRS).is_file():
+    """The class noun of each subject by folder name, as far as a table in `subjects` has it."""
+    class_table = subjects / _CLASS_TABLE
+    if class_table.is_file():
+        return {name: str(noun) for name, noun in read_toml(class_table, "table").items()}
+    if not (subjects / _DREAMBENCH_LIST).is_file():
         return {}
-    lines = (subjects / _THEIRS).read_text(encoding="utf-8").splitlines()
-    found = (_LINE.fullmatch(line.strip()) for line in lines)
-    return {line[1]: line[2] for line in found if line}
+    lines = (subjects / _DREAMBENCH_LIST).read_text(encoding="utf-8").splitlines()
+    matches = (_LINE.fullmatch(line.strip()) for line in lines)
+    return {match[1]: match[2] for match in matches if match}

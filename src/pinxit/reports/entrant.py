@@ -1,4 +1,4 @@
-"""Who is evaluated: a learned word from a run's folder or a file, with all that judging needs."""
+"""A concept that takes part in an evaluation, read from a run's folder or a file."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
@@ -8,73 +8,75 @@ from typing import Any, Self
 from pinxit import registry
 from pinxit.concepts.concept import Concept
 from pinxit.errors import RequestError
-from pinxit.images.folder import Picture, fingerprint
+from pinxit.images.folder import TrainingImage, fingerprint
 from pinxit.runs.run import Run
 from pinxit.training.recipe import Recipe
 
 
 @dataclass(frozen=True)
-class Contender:
-    """A learned word: what it is called here, its recipe, its pictures and its losses."""
+class Entrant:
+    """A concept to evaluate: its title in the report, its recipe, training images and losses."""
 
     title: str
     concept: Concept = field(repr=False)
     recipe: Recipe
-    pictures: tuple[Picture, ...] = field(repr=False)
+    images: tuple[TrainingImage, ...] = field(repr=False)
     losses: tuple[float, ...] = field(default=(), repr=False)
 
     @classmethod
-    def of(cls, path: Path, given: Mapping[str, Any]) -> Self:
-        """From a run's folder or a concept's file; `given` are fields of the recipe that are so.
+    def from_path(cls, path: Path, overrides: Mapping[str, Any]) -> Self:
+        """Read a run's folder or a concept file; `overrides` are options that replace the recipe's.
 
-        RequestError if nothing says what pictures it is to be like, or what it is a kind of.
+        RequestError if neither says where the training images are, or what the class noun is.
         """
-        if Run.begun(path):
-            run = Run.open(path, pictures=given.get("pictures"))
-            recipe = Recipe.model_validate({**run.recipe.model_dump(), **given})
-            losses = tuple(_mean(step["losses"]) for step in run.journal())
-            return cls(path.name, run.concept, recipe, recipe.read_pictures(), losses)
+        overrides = Recipe.chosen(overrides)
+        if Run.exists(path):
+            images = overrides.get("images")
+            run = Run.open(path, images=Path(str(images)) if images else None)
+            recipe = Recipe.model_validate({**run.recipe.model_dump(), **overrides})
+            losses = tuple(_mean(step["losses"]) for step in run.logged_steps())
+            return cls(path.name, run.concept, recipe, recipe.read_images(), losses)
         concept = Concept.load(path)
-        told = {**concept.provenance.choices, **given}
-        missing = [name for name in ("pictures", "class_noun") if name not in told]
+        options = {**Recipe.chosen(concept.provenance.recipe_values), **overrides}
+        missing = [name for name in ("images", "class_noun") if name not in options]
         if missing:
             flags = " and ".join(f"--{name.replace('_', '-')}" for name in missing)
-            raise RequestError(f"{path} does not say what it was learned from", f"give {flags}")
-        # Nothing is learned any more: where no file says how it was, any method will do.
+            raise RequestError(f"{path} does not say what it was trained on", f"give {flags}")
+        # Nothing is trained here: if the file does not name its method, any method will do.
         method = concept.provenance.method or registry.names("methods")[0]
-        word = {"token": concept.token, "method": method}
-        recipe = Recipe.model_validate({**word, **told})
-        return cls(path.stem, concept, recipe, recipe.read_pictures())
+        recipe = Recipe.model_validate({"token": concept.token, "method": method, **options})
+        return cls(path.stem, concept, recipe, recipe.read_images())
 
-    def called(self, title: str) -> Self:
-        """Itself under another name."""
+    def with_title(self, title: str) -> Self:
+        """The same entrant under another title."""
         return replace(self, title=title)
 
     @property
     def method(self) -> str:
-        """How it was learned, as far as that is known."""
+        """The training method, or "another program"."""
         return self.concept.provenance.method or "another program"
 
     @property
     def steps(self) -> int:
-        """How many steps it was learned for."""
+        """The number of training steps; 0 if it is not known."""
         return self.concept.provenance.steps
 
     @property
-    def acts_alone(self) -> bool:
-        """Whether only prompts with its word change."""
+    def changes_only_token(self) -> bool:
+        """Whether the concept has no effect on prompts without its token."""
         return all("word" in part.settings for part in self.concept.parts)
 
     @property
-    def subject(self) -> tuple[object, ...]:
-        """What those have in common that are judged by the same pictures on the same base."""
-        one = self.recipe
-        base = (one.base, one.vae, one.precision)
-        return (base, fingerprint(self.pictures), one.class_noun, one.kind, one.size, one.clip_skip)
+    def subject_key(self) -> tuple[object, ...]:
+        """Equal for entrants with the same images and base model; the base model comes first."""
+        recipe = self.recipe
+        base = (recipe.base, recipe.vae, recipe.precision)
+        subject = (fingerprint(self.images), recipe.class_noun, recipe.kind)
+        return (base, *subject, recipe.resolution, recipe.clip_skip)
 
 
 def _mean(losses: object) -> float:
-    """The mean of a step's losses, as the journal has them."""
+    """The mean of a step's losses in the training log, which may be nested lists."""
     if isinstance(losses, list):
         return sum(map(_mean, losses)) / len(losses)
     return float(losses) if isinstance(losses, int | float) else float("nan")

@@ -1,4 +1,4 @@
-"""Figures of learned words with their intervals, beside what real pictures and the base reach."""
+"""Metrics of concepts with confidence intervals, compared with real images and the base model."""
 
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -10,236 +10,281 @@ from statistics import fmean
 from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
-from pydantic import Field
 
 from pinxit import registry
 from pinxit.errors import PinxitError, RequestError
 from pinxit.evaluation.confidence import Interval, Rows, bootstrap
-from pinxit.evaluation.findings import Findings, Word, astray, copied, grounds, sentences
-from pinxit.evaluation.judge import CLIP, DINO, Judge, Known, Sight, Sitting, suited_set
-from pinxit.evaluation.metric import Metric, Scale, apart, share
-from pinxit.evaluation.prompt_sets import Prompt, prompt_set, set_names
-from pinxit.generation.image_cache import Portfolio
+from pinxit.evaluation.findings import (
+    EmbeddingNorm,
+    Findings,
+    advice,
+    background_similarities,
+    compare_backgrounds,
+    near_copies,
+)
+from pinxit.evaluation.judge import (
+    CLIP,
+    DINO,
+    Anchors,
+    Judge,
+    MetricSet,
+    PromptRun,
+    suitable_prompts,
+)
+from pinxit.evaluation.metric import Metric, Scale, leave_one_out_scores, relative_position
+from pinxit.evaluation.prompt_sets import Prompt, prompt_set, prompt_set_names
+from pinxit.generation.image_cache import ImageCache
 from pinxit.models.model import Model
-from pinxit.options import Checked
-from pinxit.reports.entrant import Contender
+from pinxit.options import Option, Options
+from pinxit.reports.entrant import Entrant
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-Told = Callable[[str, int, int], None]
-Figures = dict[str, Interval]
-_CLASS_PICTURES = 8
+ReportProgress = Callable[[str, int, int], None]
+MetricIntervals = dict[str, Interval]
+_NUM_CLASS_IMAGES = 8
+# Titles of the anchors: what the metrics are compared with.
+REAL, OTHERS, BASE = "real images", "others of the class", "base model without the token"
 
 
-class Effort(Checked):
-    """How pictures are made and judged."""
+class EvaluationSettings(Options):
+    """How images are generated and cached_score in an evaluation."""
 
-    trouble: ClassVar[type[PinxitError]] = RequestError
+    error_type: ClassVar[type[PinxitError]] = RequestError
 
-    prompts: str | None = Field(
-        default=None,
-        description=f"a set of prompts: {', '.join(set_names())}; if unset, one that suits",
+    prompts: str | None = Option(
+        None,
+        help=f"prompt set: {', '.join(prompt_set_names())}",
+        default_is="chosen by base model, class noun and kind",
     )
-    count: int = Field(default=2, ge=1, description="pictures of each prompt")
-    steps: int = Field(default=25, ge=1, le=1000, description="denoising steps")
-    dino: str = Field(default=DINO, description="hub id or folder of what knows photographs again")
-    clip: str = Field(default=CLIP, description="hub id or folder of what reads prompts")
+    num_images: int = Option(2, ge=1, help="images per prompt", aliases=("count",))
+    steps: int = Option(25, ge=1, le=1000, help="denoising steps", aliases=("num_inference_steps",))
+    dino_model: str = Option(
+        DINO, help="hub id or folder of the DINO model for subject fidelity", aliases=("dino",)
+    )
+    clip_model: str = Option(
+        CLIP, help="hub id or folder of the CLIP model for prompt fidelity", aliases=("clip",)
+    )
 
 
 @dataclass(frozen=True)
-class Entry:
-    """A contender with its figures, its pictures and what is to be said of it."""
+class EntrantResult:
+    """An entrant's metrics, findings and generated images."""
 
-    contender: Contender
-    figures: Figures
+    entrant: Entrant
+    metrics: MetricIntervals
     findings: Findings
     images: tuple["Image", ...] = field(repr=False)
 
-    def plain(self) -> dict[str, object]:
-        """All but the pictures as plain values."""
-        word = self.findings.word
+    def to_dict(self) -> dict[str, object]:
+        """All values but the images, for JSON."""
+        norm = self.findings.embedding_norm
         return {
-            "token": self.contender.concept.token,
-            "method": self.contender.method,
-            "steps": self.contender.steps,
-            "figures": {name: asdict(figure) for name, figure in self.figures.items()},
-            "word": asdict(word) if word else None,
-            "said": sentences(self.findings),
+            "token": self.entrant.concept.token,
+            "method": self.entrant.method,
+            "steps": self.entrant.steps,
+            "figures": {name: asdict(metric) for name, metric in self.metrics.items()},
+            "word": asdict(norm) if norm else None,
+            "said": advice(self.findings),
         }
 
 
 @dataclass(frozen=True)
-class Group:
-    """Words of one subject, judged by the same pictures on the same base, and the anchors.
+class SubjectResults:
+    """Results of the entrants of one subject, measured with the same images and base model.
 
-    Those are figures of the real pictures, of others of the class, and of the base without a word.
+    `anchors` are metrics to compare with: of real images, of others of the class, and of the base
+    model without the token.
     """
 
     judge: Judge
-    anchors: Mapping[str, Figures]
-    entries: tuple[Entry, ...]
+    anchors: Mapping[str, MetricIntervals]
+    results: tuple[EntrantResult, ...]
 
-    def plain(self) -> dict[str, object]:
-        """All but the pictures as plain values."""
-        recipe = self.judge.sitting.recipe
+    def to_dict(self) -> dict[str, object]:
+        """All values but the images, for JSON."""
+        recipe = self.judge.prompt_run.recipe
         anchors = {
-            title: {name: asdict(figure) for name, figure in figures.items()}
-            for title, figures in self.anchors.items()
+            title: {name: asdict(metric) for name, metric in metrics.items()}
+            for title, metrics in self.anchors.items()
         }
         return {
             "class_noun": recipe.class_noun,
             "kind": recipe.kind,
             "base": recipe.base,
-            "pictures": len(self.judge.plain),
+            "pictures": len(self.judge.base_images),
             "anchors": anchors,
-            "runs": {entry.contender.title: entry.plain() for entry in self.entries},
+            "runs": {result.entrant.title: result.to_dict() for result in self.results},
         }
 
 
 @dataclass(frozen=True)
-class Table:
-    """Where figures are made: on a model, with pictures kept in a folder, telling how far it is."""
+class Evaluator:
+    """Evaluates entrants on a base model; generated images are kept in a folder."""
 
     model: Model
-    effort: Effort
+    settings: EvaluationSettings
     folder: Path
-    told: Told
+    progress: ReportProgress
 
-    def group(self, contenders: Sequence[Contender], lookalikes: Sequence["Image"] = ()) -> Group:
-        """The figures of words of one subject."""
-        first = contenders[0]
-        recipe, effort = first.recipe, self.effort
-        sight = Sight.of(self.model, recipe.kind, effort.dino, effort.clip)
-        named = effort.prompts and prompt_set(effort.prompts, recipe.class_noun)
-        prompts = named or suited_set(self.model, recipe)
-        sitting = Sitting(recipe, prompts, effort.count, effort.steps)
-        self._painted(sitting, None, ())
-        known, pictures = Known(tuple(lookalikes)), first.pictures
-        judge = Judge.of(
+    def evaluate_subject(
+        self, entrants: Sequence[Entrant], lookalikes: Sequence["Image"] = ()
+    ) -> SubjectResults:
+        """The metrics of entrants of one subject; `lookalikes` are images of similar subjects."""
+        first = entrants[0]
+        recipe, settings = first.recipe, self.settings
+        metric_set = MetricSet.for_base(
+            self.model, recipe.kind, settings.dino_model, settings.clip_model
+        )
+        chosen = settings.prompts and prompt_set(settings.prompts, recipe.class_noun)
+        prompts = chosen or suitable_prompts(self.model, recipe)
+        prompt_run = PromptRun(recipe, prompts, settings.num_images, settings.steps)
+        self._generate(prompt_run, None, ())
+        judge = Judge.for_recipe(
             self.model,
             recipe,
-            pictures,
+            first.images,
             folder=self.folder,
-            sight=sight,
-            sitting=sitting,
-            known=known,
+            metrics=metric_set,
+            prompt_run=prompt_run,
+            anchors=Anchors(tuple(lookalikes)),
         )
-        others = self._painted(self._classmates(sitting), None, ())
-        real, shown = judge.likeness.references, lookalikes or others
+        others = self._generate(self._class_prompts(prompt_run), None, ())
+        real, similar = judge.fidelity_scale.references, lookalikes or others
         anchors = {
-            "the real pictures": _likenesses(judge, lambda metric: apart(metric, real), 1),
-            "others of the class": _likenesses(judge, lambda m: m.score(shown, real, ()), 1),
-            "the base without the word": figures(judge, judge.plain),
+            REAL: _similarities(judge, lambda metric: leave_one_out_scores(metric, real), 1),
+            OTHERS: _similarities(judge, lambda m: m.score(similar, real, ()), 1),
+            BASE: compute_metrics(judge, judge.base_images),
         }
-        if len(judge.pictures) > 1:
-            pairs = _apart(sight.apart, [judge.pictures])
-            anchors["the real pictures"]["variety"] = bootstrap(pairs)
-        base = anchors["the base without the word"]
-        entries = tuple(self._entry(judge, one, others, base) for one in contenders)
-        return Group(judge, anchors, entries)
+        if len(judge.training_images) > 1:
+            pairs = _mean_distances(metric_set.similarity, [judge.training_images])
+            anchors[REAL]["variety"] = bootstrap(pairs)
+        base = anchors[BASE]
+        results = tuple(
+            self._evaluate_entrant(judge, entrant, others, base) for entrant in entrants
+        )
+        return SubjectResults(judge, anchors, results)
 
-    def _entry(
-        self, judge: Judge, one: Contender, others: Sequence["Image"], base: Figures
-    ) -> Entry:
-        images = self._painted(judge.sitting, one.concept.token, (one,))
-        found = figures(judge, images)
-        found["drift"] = Interval(0, 0, 0)
-        if not one.acts_alone:
-            drifted = self._painted(self._classmates(judge.sitting), None, (one,))
-            # Against the base's own of the same prompt, whatever the likeness of those is.
-            scale = Scale.of(judge.sight.likeness, judge.likeness.references, others)
-            marks = scale.metric.score(drifted, scale.references, ())
-            found["drift"] = bootstrap(_shares(scale, marks, 1))
+    def _evaluate_entrant(
+        self, judge: Judge, entrant: Entrant, others: Sequence["Image"], base: MetricIntervals
+    ) -> EntrantResult:
+        images = self._generate(judge.prompt_run, entrant.concept.token, (entrant,))
+        metrics = compute_metrics(judge, images)
+        metrics["drift"] = Interval(0, 0, 0)
+        if not entrant.changes_only_token:
+            class_images = self._generate(self._class_prompts(judge.prompt_run), None, (entrant,))
+            # The floor is the base model with the same prompt, however similar its images are.
+            scale = Scale.of(judge.metrics.fidelity, judge.fidelity_scale.references, others)
+            scores = scale.metric.score(class_images, scale.references, ())
+            metrics["drift"] = bootstrap(_shares(scale, scores, 1))
         findings = replace(
             Findings.of(judge, images, judge.prompts),
-            variety=found["variety"].value if "variety" in found else None,
+            variety=metrics["variety"].value if "variety" in metrics else None,
             base_variety=base["variety"].value if "variety" in base else None,
-            drift=found["drift"].value,
-            word=Word.of(one.concept, self.model, one.recipe.class_noun),
+            drift=metrics["drift"].value,
+            embedding_norm=EmbeddingNorm.of(entrant.concept, self.model, entrant.recipe.class_noun),
         )
-        return Entry(one, found, findings, images)
+        return EntrantResult(entrant, metrics, findings, images)
 
-    def _painted(
-        self, sitting: Sitting, word: str | None, by: Sequence[Contender]
+    def _generate(
+        self, prompt_run: PromptRun, token: str | None, entrants: Sequence[Entrant]
     ) -> "tuple[Image, ...]":
-        said = f"{by[0].title}: " if by else f"{sitting.recipe.class_noun}: "
-        task = f"{said}{'without the word' if word is None else word}, {len(sitting.each)} pictures"
-        portfolio = Portfolio(self.folder, [one.concept for one in by])
-        return sitting.pictures(self.model, word, portfolio, partial(self.told, task))
+        """Images of a prompt run with the entrants' concepts, from the folder where possible."""
+        title = entrants[0].title if entrants else prompt_run.recipe.class_noun
+        num_images = len(prompt_run.prompt_of_each_image)
+        task = f"{title}: {token or 'without the token'}, {num_images} images"
+        image_cache = ImageCache(self.folder, [entrant.concept for entrant in entrants])
+        return prompt_run.generate(self.model, token, image_cache, partial(self.progress, task))
 
-    def _classmates(self, sitting: Sitting) -> Sitting:
-        """The class noun alone, by which one sees whether the class has changed."""
-        noun = sitting.recipe.class_noun
-        plain = f"a {noun}" if sitting.recipe.kind == "style" else f"a photo of a {noun}"
-        return replace(sitting, prompts=(Prompt(plain, plain, plain),), count=_CLASS_PICTURES)
+    def _class_prompts(self, prompt_run: PromptRun) -> PromptRun:
+        """A prompt with the class noun alone, to measure how much the class has changed."""
+        noun = prompt_run.recipe.class_noun
+        plain = f"a {noun}" if prompt_run.recipe.kind == "style" else f"a photo of a {noun}"
+        return replace(
+            prompt_run, prompts=(Prompt(plain, plain, plain),), images_per_prompt=_NUM_CLASS_IMAGES
+        )
 
 
-def figures(judge: Judge, images: Sequence["Image"]) -> Figures:
-    """The figures of pictures painted of the judge's prompts, with intervals over prompts."""
-    count, prompts, scale = judge.sitting.count, judge.prompts, judge.likeness
+def compute_metrics(judge: Judge, images: Sequence["Image"]) -> MetricIntervals:
+    """The metrics of images of the judge's prompts, with confidence intervals over prompts."""
+    count, prompts, scale = judge.prompt_run.images_per_prompt, judge.prompts, judge.fidelity_scale
 
     @cache
-    def scored(metric: Metric) -> list[float]:
+    def cached_score(metric: Metric) -> list[float]:
         return metric.score(images, scale.references, ())
 
-    found = _likenesses(judge, scored, count)
-    marks = judge.sight.asked.score(images, (), [prompt.meant for prompt in prompts])
-    met = _by_prompt([share(mark, *judge.met) for mark in marks], count)
-    found["prompt"] = bootstrap(met)
-    if judge.sight.eyes is None:
-        found[_raw(judge.sight.asked)] = bootstrap(_by_prompt(marks, count))
-    both = np.stack([_shares(scale, scored(scale.metric), count), met], 1)
-    found["best"] = bootstrap(both, _best)
+    metrics = _similarities(judge, cached_score, count)
+    scores = judge.metrics.prompt_following.score(
+        images, (), [prompt.target_text for prompt in prompts]
+    )
+    prompt_scores = _by_prompt(
+        [relative_position(score, *judge.prompt_anchors) for score in scores], count
+    )
+    metrics["prompt"] = bootstrap(prompt_scores)
+    if judge.metrics.eyes is None:
+        metrics[_raw_name(judge.metrics.prompt_following)] = bootstrap(_by_prompt(scores, count))
+    shares = np.stack([_shares(scale, cached_score(scale.metric), count), prompt_scores], 1)
+    metrics["best"] = bootstrap(shares, _combined_score)
     if count > 1:
-        found["variety"] = bootstrap(_variety(judge, images))
-    found["copies"] = bootstrap(_by_prompt(copied(judge, images), count))
-    leaks = grounds(judge, images) or [bool(there) for _, there in astray(judge, images, prompts)]
+        metrics["variety"] = bootstrap(_variety(judge, images))
+    metrics["copies"] = bootstrap(_by_prompt(near_copies(judge, images), count))
+    leaks = background_similarities(judge, images) or [
+        bool(leak) for _, leak in compare_backgrounds(judge, images, prompts)
+    ]
     if leaks:
-        found["background"] = bootstrap(_by_prompt(leaks, count))
-    return found
+        metrics["background"] = bootstrap(_by_prompt(leaks, count))
+    return metrics
 
 
-def _likenesses(judge: Judge, marks: Callable[[Metric], Sequence[float]], count: int) -> Figures:
-    """How like the subject pictures are, as a share and by each metric."""
-    scale, metrics = judge.likeness, (judge.likeness.metric, *judge.sight.also)
-    found = {_raw(metric): bootstrap(_by_prompt(marks(metric), count)) for metric in metrics}
-    return {**found, "likeness": bootstrap(_shares(scale, marks(scale.metric), count))}
+def _similarities(
+    judge: Judge, scores: Callable[[Metric], Sequence[float]], count: int
+) -> MetricIntervals:
+    """The similarity of images to the subject: as a share of the scale, and by each metric."""
+    scale = judge.fidelity_scale
+    raw_values = {
+        _raw_name(metric): bootstrap(_by_prompt(scores(metric), count))
+        for metric in (scale.metric, *judge.metrics.other_fidelity)
+    }
+    return {**raw_values, "likeness": bootstrap(_shares(scale, scores(scale.metric), count))}
 
 
 def _variety(judge: Judge, images: Sequence["Image"]) -> Rows:
-    """How far apart the pictures of each prompt are."""
-    count = judge.sitting.count
-    return _apart(
-        judge.sight.apart, [images[at : at + count] for at in range(0, len(images), count)]
+    """The mean distance between the images of each prompt."""
+    count = judge.prompt_run.images_per_prompt
+    return _mean_distances(
+        judge.metrics.similarity,
+        [images[start : start + count] for start in range(0, len(images), count)],
     )
 
 
-def _apart(metric: Metric, groups: Sequence[Sequence["Image"]]) -> Rows:
-    """One less the mean likeness of all pairs of a group."""
+def _mean_distances(metric: Metric, groups: Sequence[Sequence["Image"]]) -> Rows:
+    """For each group 1 minus the mean similarity of all pairs of its images."""
 
-    def alike(group: Sequence["Image"]) -> float:
+    def mean_similarity(group: Sequence["Image"]) -> float:
         return fmean(metric.score([a], [b], ())[0] for a, b in combinations(group, 2))
 
-    return np.array([1 - alike(group) for group in groups], dtype=np.float64)
+    return np.array([1 - mean_similarity(group) for group in groups], dtype=np.float64)
 
 
-def _shares(scale: Scale, marks: Sequence[float], count: int) -> Rows:
-    return _by_prompt([share(mark, scale.floor, scale.ceiling) for mark in marks], count)
+def _shares(scale: Scale, scores: Sequence[float], count: int) -> Rows:
+    return _by_prompt(
+        [relative_position(score, scale.floor, scale.ceiling) for score in scores], count
+    )
 
 
-def _by_prompt(marks: Sequence[float], count: int) -> Rows:
-    """The mean of each prompt's pictures: they are alike, and only prompts are drawn anew."""
-    groups = [marks[at : at + count] for at in range(0, len(marks), count)]
+def _by_prompt(scores: Sequence[float], count: int) -> Rows:
+    """The mean over each prompt's images: they are not independent, so prompts are resampled."""
+    groups = [scores[start : start + count] for start in range(0, len(scores), count)]
     return np.array([fmean(group) for group in groups], dtype=np.float64)
 
 
-def _best(rows: Rows) -> float:
-    """The geometric mean of likeness and prompt, as a verdict has it."""
+def _combined_score(rows: Rows) -> float:
+    """The geometric mean of likeness and prompt fidelity, as `JudgeScore` defines it."""
     likeness, prompt = rows.mean(0).clip(0, 1)
     return math.sqrt(likeness * prompt)
 
 
-def _raw(metric: Metric) -> str:
-    """What a metric's own figure is called, which is no share of anything."""
+def _raw_name(metric: Metric) -> str:
+    """The name of a metric's raw value, which is not a share of a scale."""
     return f"raw {registry.name_of(type(metric))}"

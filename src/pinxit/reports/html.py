@@ -1,4 +1,4 @@
-"""A page that can be sent: one HTML file with its pictures, curves and tables in it."""
+"""HTML pages in one file, with images, loss curves and tables inside."""
 
 import os
 import platform
@@ -15,62 +15,66 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-COLOURS = 6  # that rows and columns can have; the first is the base's
+NUM_COLORS = 6  # of rows and columns; the first is the base model's
 _SMOOTH = 0.95
 
 
 @dataclass(frozen=True)
-class Shown:
-    """A picture on a page, and what is said of it to those who cannot see it."""
+class PageImage:
+    """An image on a page, with its alternative text."""
 
     image: "Image"
-    about: str
+    alt: str
 
 
-def fill(title: str, heading: str, lede: str, body: str) -> str:
-    """The whole page; `title` says what it is, all but `heading` may hold HTML."""
-    where = f"{os.cpu_count()} cores, {platform.system()}, Python {platform.python_version()}, "
-    template = Template((files("pinxit") / "page.html").read_text(encoding="utf-8"))
+def render_page(title: str, heading: str, lede: str, body: str) -> str:
+    """A whole page. `heading` is plain text, the other arguments may contain HTML."""
+    machine = f"{os.cpu_count()} cores, {platform.system()}, Python {platform.python_version()}, "
+    template = Template((files("pinxit.reports") / "page.html").read_text(encoding="utf-8"))
     return template.substitute(
         title=f"pinxit: {title}",
         kicker=f"pinxit, {title}",
         heading=escape(heading),
         lede=lede,
-        where=f"{where}torch {version('torch')}, pinxit {version('pinxit')}",
+        where=f"{machine}torch {version('torch')}, pinxit {version('pinxit')}",
         body=body,
     )
 
 
-def strip(images: "Iterable[Image]") -> str:
-    """The pictures that something was learned from."""
-    shown = "".join(picture(image, "a picture it was learned from") for image in images)
-    return f'<div class="strip">{shown}</div>'
+def image_strip(images: "Iterable[Image]") -> str:
+    """A row of training images."""
+    tags = "".join(image_tag(image, "training image") for image in images)
+    return f'<div class="strip">{tags}</div>'
 
 
-def grid(
-    heads: Sequence[tuple[str, str]], rows: Iterable[tuple[str, Sequence[Sequence[Shown]]]]
+def image_grid(
+    heads: Sequence[tuple[str, str]], rows: Iterable[tuple[str, Sequence[Sequence[PageImage]]]]
 ) -> str:
-    """A row for each prompt, a column for each way of painting it: its name and what was said."""
+    """A table of images: a row for each prompt, a column for each concept or model.
+
+    `heads` has title and subtitle of each column, `rows` has a title and the images of each cell.
+    """
     count = f'style="--n: {len(heads)}"'
     top = "".join(
-        f'<div><b class="{colour(at)}">{name}</b> <span>{escape(said)}</span></div>'
-        for at, (name, said) in enumerate(heads)
+        f'<div><b class="{color_class(at)}">{name}</b> <span>{escape(subtitle)}</span></div>'
+        for at, (name, subtitle) in enumerate(heads)
     )
-    told = "".join(
-        f'<div class="row" {count}><p>{escape(said)}</p>{_cells(row)}</div>' for said, row in rows
+    body = "".join(
+        f'<div class="row" {count}><p>{escape(title)}</p>{_grid_cells(row)}</div>'
+        for title, row in rows
     )
-    return f'<div><div class="heads" {count}>{top}</div>{told}</div>'
+    return f'<div><div class="heads" {count}>{top}</div>{body}</div>'
 
 
-def table(head: Iterable[str], rows: Iterable[Sequence[str]]) -> str:
-    """Cells as they are, which may be HTML; the first of a row is its name."""
+def html_table(head: Iterable[str], rows: Iterable[Sequence[str]]) -> str:
+    """A table; cells may contain HTML, the first cell of a row is its name."""
     top = "".join(f"<th>{cell}</th>" for cell in head)
-    told = "".join(f"<tr>{''.join(f'<td>{cell}</td>' for cell in row)}</tr>" for row in rows)
-    return f'<div class="wide"><table><tr>{top}</tr>{told}</table></div>'
+    body = "".join(f"<tr>{''.join(f'<td>{cell}</td>' for cell in row)}</tr>" for row in rows)
+    return f'<div class="wide"><table><tr>{top}</tr>{body}</table></div>'
 
 
-def curve(name: str, losses: Sequence[float], at: int) -> str:
-    """The loss of each step, and smoothed; nothing for what was not learned."""
+def loss_curve(name: str, losses: Sequence[float], at: int) -> str:
+    """A plot of the loss of each step, raw and smoothed; empty without losses."""
     if not losses:
         return ""
     smooth = list(_smoothed(losses))
@@ -79,43 +83,43 @@ def curve(name: str, losses: Sequence[float], at: int) -> str:
         f'<polyline class="{kind}" points="{_points(values, top)}"/>'
         for kind, values in (("raw", losses), ("smooth", smooth))
     )
-    return f"""<div class="card {colour(at)}"><h4>{name}</h4>
-<span class="faint">{losses[0]:.3f} at first, {smooth[-1]:.3f} smoothed at the end</span>
+    return f"""<div class="card {color_class(at)}"><h4>{name}</h4>
+<span class="faint">{losses[0]:.3f} at step 1, {smooth[-1]:.3f} smoothed at the end</span>
 <svg viewBox="0 0 100 100" preserveAspectRatio="none" role="img" aria-label="loss">{lines}</svg>
 <div class="axis"><span>step 1</span><span>{len(losses)}</span></div></div>"""
 
 
-def picture(image: "Image", about: str) -> str:
-    """A picture inside the page."""
-    held = BytesIO()
-    image.save(held, "PNG", optimize=True)
-    data = b64encode(held.getvalue()).decode("ascii")
-    return f'<img alt="{escape(about)}" title="{escape(about)}" src="data:image/png;base64,{data}">'
+def image_tag(image: "Image", alt: str) -> str:
+    """An `<img>` with the image's data in it."""
+    png = BytesIO()
+    image.save(png, "PNG", optimize=True)
+    data = b64encode(png.getvalue()).decode("ascii")
+    return f'<img alt="{escape(alt)}" title="{escape(alt)}" src="data:image/png;base64,{data}">'
 
 
-def duration(seconds: float) -> str:
-    """A time in minutes and seconds."""
-    minutes, rest = divmod(round(seconds), 60)
-    return f"{minutes}\u00a0min {rest}\u00a0s" if minutes else f"{rest}\u00a0s"
+def format_duration(seconds: float) -> str:
+    """A duration in minutes and seconds."""
+    minutes, remainder = divmod(round(seconds), 60)
+    return f"{minutes}\u00a0min {remainder}\u00a0s" if minutes else f"{remainder}\u00a0s"
 
 
-def colour(at: int) -> str:
-    """The class of a column's colour: the base's is the first and is no other's."""
-    return f"k{1 + (at - 1) % (COLOURS - 1) if at else 0}"
+def color_class(column: int) -> str:
+    """The CSS class of a column's colour; only column 0, the base model, has the first colour."""
+    return f"k{1 + (column - 1) % (NUM_COLORS - 1) if column else 0}"
 
 
-def _cells(columns: Sequence[Sequence[Shown]]) -> str:
-    shown = ("".join(picture(one.image, one.about) for one in cell) for cell in columns)
-    return "".join(f'<div class="pair">{cell}</div>' for cell in shown)
+def _grid_cells(columns: Sequence[Sequence[PageImage]]) -> str:
+    cells = ("".join(image_tag(image.image, image.alt) for image in cell) for cell in columns)
+    return "".join(f'<div class="pair">{cell}</div>' for cell in cells)
 
 
 def _smoothed(losses: Sequence[float]) -> Iterable[float]:
-    """A running mean that weighs the last steps most, the first ones without a bias."""
-    kept, weight = 0.0, 0.0
+    """The exponential moving average, with bias correction for the first steps."""
+    average, weight = 0.0, 0.0
     for loss in losses:
-        kept = _SMOOTH * kept + (1 - _SMOOTH) * loss
+        average = _SMOOTH * average + (1 - _SMOOTH) * loss
         weight = _SMOOTH * weight + (1 - _SMOOTH)
-        yield kept / weight
+        yield average / weight
 
 
 def _points(values: Sequence[float], top: float) -> str:

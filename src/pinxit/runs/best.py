@@ -1,63 +1,64 @@
-"""The best of a run: what scored most so far stays beside what was learned last."""
+"""The best concept of a run: the one whose previews scored highest so far."""
 
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from pinxit.concepts.concept import Concept
 from pinxit.errors import PinxitError
-from pinxit.evaluation.findings import Findings, sentences
+from pinxit.evaluation.findings import Findings, advice
 
 FILE = "best.safetensors"
 _SCORE = "best"
 
 
 @dataclass(frozen=True)
-class Scored:
-    """What a run's previews were worth after a step, and what is wrong with them in sentences.
+class PreviewScores:
+    """Event: the previews of a step were scored. `problems` are sentences about what they show."""
 
-    `best` says whether they were worth more than any before.
-    """
-
-    number: int
+    step: int
     likeness: float
     prompt: float
     score: float
-    best: bool
-    wrong: tuple[str, ...] = ()
+    is_best: bool
+    problems: tuple[str, ...] = ()
 
     @property
     def text(self) -> str:
-        """Itself in words."""
-        found = f"likeness {self.likeness:.0%}, prompts met {self.prompt:.0%}"
-        return f"step {self.number}: {found}{', the best so far' if self.best else ''}"
+        """The event as a message."""
+        scores = f"likeness {self.likeness:.0%}, prompts met {self.prompt:.0%}"
+        return f"step {self.step}: {scores}{', the best so far' if self.is_best else ''}"
 
     @property
     def scores(self) -> dict[str, float]:
-        """Its figures by name."""
+        """The scores by name."""
         return {"likeness": self.likeness, "prompt": self.prompt, _SCORE: self.score}
 
 
-def offer(folder: Path, concept: Concept, findings: Findings) -> Scored:
-    """Keep what was just scored if it is the best of the run so far.
+def save_if_best(folder: Path, concept: Concept, findings: Findings) -> PreviewScores:
+    """Save a concept as the run's best if its previews score higher than all before.
 
-    The file itself says what it scored, so that nothing else must be kept in step with it: a run
-    that goes back and learns the same again finds it there, no worse and no better.
+    The scores are in the file itself, so they always belong to it: a run that goes back to an
+    earlier checkpoint and repeats its steps finds the same file with the same scores.
     """
-    number, before, verdict = concept.provenance.steps, kept(folder), findings.verdict
-    was = before.provenance.scores if before else {}
-    # Where nothing is alike at all, what is least unlike.
-    best = (verdict.best, verdict.likeness) > (was.get(_SCORE, -1.0), was.get("likeness", 0.0))
-    said = tuple(sentences(findings))
-    found = Scored(number, verdict.likeness, verdict.prompt, verdict.best, best, said)
-    if best:
-        replace(concept, provenance=replace(concept.provenance, scores=found.scores)).save(
-            folder / FILE
-        )
-    return found
+    step, previous, verdict = concept.provenance.steps, best_concept(folder), findings.score
+    old_scores = previous.provenance.scores if previous else {}
+    # The combined score is 0 where nothing is alike; then the higher likeness decides.
+    is_best = (verdict.overall, verdict.likeness) > (
+        old_scores.get(_SCORE, -1.0),
+        old_scores.get("likeness", 0.0),
+    )
+    problems = tuple(advice(findings))
+    event = PreviewScores(
+        step, verdict.likeness, verdict.prompt, verdict.overall, is_best, problems
+    )
+    if is_best:
+        provenance = replace(concept.provenance, scores=event.scores)
+        replace(concept, provenance=provenance).save(folder / FILE)
+    return event
 
 
-def kept(folder: Path) -> Concept | None:
-    """The best of a run, if one was kept and is sound."""
+def best_concept(folder: Path) -> Concept | None:
+    """The best concept of a run; None if there is no file or it is damaged."""
     try:
         return Concept.load(folder / FILE)
     except PinxitError:

@@ -1,103 +1,122 @@
-"""Checkpoints: whole and proven, or not there; the last ones go only when the next is proven."""
+"""Checkpoints of a training run. Older ones are deleted only after the new one is verified."""
 
 import json
 import re
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Self
 
 from torch import Tensor
 
 from pinxit.errors import FileError, RunError
 from pinxit.files.atomic_write import (
+    check_regular,
     make_folder,
-    must_be_regular,
-    own_files,
+    regular_files,
     remove,
-    replace_tensors,
+    write_tensors,
 )
-from pinxit.files.safetensors_file import SEAL, damaged, read_safetensors
+from pinxit.files.safetensors_file import CHECKSUM, damaged_error, read_safetensors
 from pinxit.models.model import Model
 
 _KEY = "pinxit.runs.checkpoint"
-_KEPT = 2
-NAMES = re.compile(r"[0-9]{7,}\.safetensors")
+_MAX_CHECKPOINTS = 2
+FILE_NAMES = re.compile(r"[0-9]{7,}\.safetensors")
 
 
 @dataclass(frozen=True)
 class Manifest:
-    """What a checkpoint is: its step, and what it followed from."""
+    """The step of a checkpoint, and the base model and images it was trained with.
+
+    `images` has the fingerprint of each training image by file name.
+    """
 
     step: int
     base_hash: str
-    pictures: Mapping[str, str]
+    images: Mapping[str, str]
 
-    def must_fit(self, model: Model, pictures: Mapping[str, str], steps: int) -> None:
-        """RunError if a run would go on from it with other pictures, another base, or backwards."""
+    @classmethod
+    def from_json(cls, text: str) -> Self:
+        """The manifest in a checkpoint's metadata; files call the images `pictures`."""
+        values = json.loads(text)
+        return cls(values["step"], values["base_hash"], values["pictures"])
+
+    def to_json(self) -> str:
+        """The manifest as a checkpoint's metadata has it."""
+        return json.dumps(
+            {"step": self.step, "base_hash": self.base_hash, "pictures": dict(self.images)}
+        )
+
+    def check_compatible(self, model: Model, images: Mapping[str, str], steps: int) -> None:
+        """RunError if the images or the base model differ, or if `steps` is already exceeded."""
         if self.base_hash != model.hash:
             raise RunError(
-                f"the run was begun on another base than {model.name}", "bring that base back"
+                f"the run was started on another base model than {model.name}",
+                "give the base model it was started with: --base MODEL",
             )
-        changed = {name for name, _ in pictures.items() ^ self.pictures.items()}
+        changed = {name for name, _ in images.items() ^ self.images.items()}
         if changed:
             raise RunError(
-                f"the pictures have changed since the run was begun: {', '.join(sorted(changed))}",
-                "put them back as they were, or begin a new run",
+                f"the images have changed since the run started: {', '.join(sorted(changed))}",
+                "restore the original images, or start a new run",
             )
         if self.step > steps:
             raise RunError(
-                f"the run has done {self.step} steps already, more than {steps}",
-                f"give it more with --steps {self.step + 100}",
+                f"the run has already trained {self.step} steps, more than {steps}",
+                f"train longer with --steps {self.step + 100}",
             )
 
 
 @dataclass(frozen=True)
-class Found:
-    """A sound checkpoint, and newer ones that are damaged."""
+class Checkpoint:
+    """An intact checkpoint, and the newer files that are damaged."""
 
     manifest: Manifest
     state: Mapping[str, Tensor]
     damaged: tuple[Path, ...]
 
 
-def keep(folder: Path, state: Mapping[str, Tensor], manifest: Manifest, every: int) -> None:
-    """Keep a lesson's state, prove it by reading it back, then remove what it makes needless.
+def save_checkpoint(
+    folder: Path, state: Mapping[str, Tensor], manifest: Manifest, every: int
+) -> None:
+    """Save a training state, verify it by reading it back, then delete older checkpoints.
 
-    What stays is the state itself, and the last one before it whose step is a multiple of `every`:
-    to go on from if the newest is damaged, or if learning goes wrong after it. Files that are not
-    named as checkpoints stay. RunError if the folder is a link.
+    Two checkpoints stay: the new one, and the last one before it whose step is a multiple of
+    `every`, for the case that the newest is damaged or that training diverges after it. Files
+    with other names are not touched. RunError if the folder is a link.
     """
-    must_be_regular(folder)
+    check_regular(folder)
     make_folder(folder)
     file = folder / f"{manifest.step:07}.safetensors"
-    replace_tensors(file, state, {_KEY: json.dumps(asdict(manifest))}, seal=True)
+    write_tensors(file, state, {_KEY: manifest.to_json()}, checksum=True)
     regular = [path for path in _numbered(folder, every) if path.stem < file.stem]
-    stay = {file, *regular[-(_KEPT - 1) :]}
-    remove(*(path for path in own_files(folder, NAMES) if path not in stay))
+    stay = {file, *regular[-(_MAX_CHECKPOINTS - 1) :]}
+    remove(*(path for path in regular_files(folder, FILE_NAMES) if path not in stay))
 
 
-def newest(folder: Path, every: int = 1) -> Found | None:
-    """The newest sound checkpoint whose step is a multiple of `every`, None if there is none.
+def newest_checkpoint(folder: Path, every: int = 1) -> Checkpoint | None:
+    """The newest intact checkpoint whose step is a multiple of `every`; None if there is none.
 
-    RunError if there are some, and all are damaged.
+    RunError if all checkpoints are damaged.
     """
-    bad: list[Path] = []
+    damaged_files: list[Path] = []
     for file in reversed(_numbered(folder, every)):
         try:
             state, metadata = read_safetensors(file)
-            if SEAL not in metadata or _KEY not in metadata:
-                raise damaged(file)
-            return Found(Manifest(**json.loads(metadata[_KEY])), state, tuple(bad))
+            if CHECKSUM not in metadata or _KEY not in metadata:
+                raise damaged_error(file)
+            return Checkpoint(Manifest.from_json(metadata[_KEY]), state, tuple(damaged_files))
         except FileError:
-            bad.append(file)
-    if bad:
+            damaged_files.append(file)
+    if damaged_files:
         raise RunError(
-            f"every checkpoint in {folder} is damaged: {', '.join(file.name for file in bad)}",
-            "bring the folder back from a copy, or begin a new run",
+            f"all checkpoints in {folder} are damaged: {', '.join(f.name for f in damaged_files)}",
+            "restore the folder from a backup, or start a new run",
         )
     return None
 
 
 def _numbered(folder: Path, every: int) -> list[Path]:
-    """The checkpoints at multiples of a step, oldest first."""
-    return [file for file in own_files(folder, NAMES) if int(file.stem) % every == 0]
+    """The checkpoints whose step is a multiple of `every`, oldest first."""
+    return [file for file in regular_files(folder, FILE_NAMES) if int(file.stem) % every == 0]

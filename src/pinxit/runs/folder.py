@@ -1,29 +1,35 @@
-"""A run's folder: its recipe, journal of steps, previews, checkpoints, and what was learned."""
+"""A run's folder: recipe, training log, previews, checkpoints and the trained concept."""
 
 import re
 from collections.abc import Generator, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from pinxit.concepts.concept import Concept, Provenance
 from pinxit.errors import DiskError, PinxitError, RunError
 from pinxit.evaluation.judge import Judge
-from pinxit.files.atomic_write import make_folder, must_be_regular, replace_text, sweep, undisturbed
-from pinxit.generation import image_cache as portfolio
+from pinxit.files.atomic_write import (
+    check_regular,
+    defer_signals,
+    make_folder,
+    remove_drafts,
+    write_text,
+)
+from pinxit.generation import image_cache
 from pinxit.generation.generate import Notice
-from pinxit.images.folder import Picture, fingerprints
+from pinxit.images.folder import TrainingImage, fingerprints
 from pinxit.runs import best
-from pinxit.runs.best import Scored
-from pinxit.runs.checkpoint import NAMES, Manifest, keep, newest
-from pinxit.runs.journal import Journal
-from pinxit.runs.preview import Preview, preview
-from pinxit.training.concept_trainer import DivergedError, Learner
-from pinxit.training.memory import Choice
-from pinxit.training.method import Preparing
+from pinxit.runs.best import PreviewScores
+from pinxit.runs.checkpoint import FILE_NAMES, Manifest, newest_checkpoint, save_checkpoint
+from pinxit.runs.journal import TrainingLog
+from pinxit.runs.preview import Preview, save_preview
+from pinxit.training.concept_trainer import ConceptTrainer, DivergedError
+from pinxit.training.memory import MemoryPlan
+from pinxit.training.method import Progress
 from pinxit.training.recipe import Recipe
-from pinxit.training.train import Step
+from pinxit.training.train import StepResult
 
 RECIPE = "recipe.toml"
 _JOURNAL = "journal.jsonl"
@@ -31,287 +37,323 @@ _CONCEPT = "concept.safetensors"
 _CHECKPOINTS = "checkpoints"
 _PREVIEWS = "previews"
 _CONCEPTS = "concepts"
-PLAIN = "plain"
+BASE_IMAGES = "plain"
 _FILES = (RECIPE, _JOURNAL, _CONCEPT, best.FILE)
-# The names of the files that a run writes, by folder.
+# Patterns of the file names that a run writes, by folder.
 _WRITTEN = {
     "": re.compile("|".join(map(re.escape, _FILES))),
-    _CHECKPOINTS: NAMES,
-    _CONCEPTS: NAMES,
+    _CHECKPOINTS: FILE_NAMES,
+    _CONCEPTS: FILE_NAMES,
     _PREVIEWS: re.compile(r"[0-9]{7,}\.png"),
-    PLAIN: portfolio.NAMES,
+    BASE_IMAGES: image_cache.NAMES,
 }
 
-# What a run is slowed down to when its learning has gone wrong.
-_GENTLER = 0.5
-_BROKEN = "are of one colour: a lower --rate or --precision fp32 may help"
+# Multiplier of the learning rate after training has diverged.
+_LR_MULTIPLIER = 0.5
+_FLAT_PREVIEWS = "have only one colour; a lower --learning-rate or --precision fp32 may help"
 
 
 @dataclass(frozen=True)
-class Saved:
-    """What was learned is on the disk, up to this step."""
+class SavedCheckpoint:
+    """Event: checkpoint and concept are saved, up to and including this step."""
 
-    number: int
+    step: int
     path: Path
 
 
 @dataclass(frozen=True)
-class Chosen:
-    """How steps are computed from now on, and why."""
+class MemoryNotice:
+    """Event: how steps are computed from now on to fit into memory."""
 
     text: str
 
 
 @dataclass(frozen=True)
-class Failed:
-    """A run cannot begin or go on; what it learned before stays."""
+class RunFailure:
+    """Event: a run cannot start or continue. What it has saved stays."""
 
     error: PinxitError
 
 
 @dataclass(frozen=True)
-class Stopped:
-    """Enough is learned after this step, earlier than the recipe allows."""
+class EarlyStop:
+    """Event: training stopped early after this step, since it has converged."""
 
-    number: int
+    step: int
 
     @property
     def text(self) -> str:
-        """Itself in words."""
-        return f"enough is learned after step {self.number} (--stop 0 takes all steps)"
+        """The event as a message."""
+        return f"converged after step {self.step}: stopped early (--early-stop 0 trains all steps)"
 
 
-Event = Preparing | Step | Preview | Scored | Saved | Notice | Chosen | Stopped
-Told = Event | Failed
+Event = (
+    Progress
+    | StepResult
+    | Preview
+    | PreviewScores
+    | SavedCheckpoint
+    | Notice
+    | MemoryNotice
+    | EarlyStop
+)
+AnyEvent = Event | RunFailure
 
 
 class RunFolder:
-    """What is in a run's folder, and the only writer into it."""
+    """The files of a run. Nothing else writes into the folder.
+
+    `saved_step` is the last step that is surely on the disk, `judge` scores the previews.
+    """
 
     def __init__(self, folder: Path, recipe: Recipe) -> None:
         self.folder = folder
         self.recipe = recipe
-        self.pictures: tuple[Picture, ...] = ()
-        self.notes = Journal(folder / _JOURNAL)
-        self.kept = 0  # the step that the disk surely has
-        self.judge: Judge | None = None  # who scores its previews
-        self._noted = 0
-        self._seen = -1  # the step of the last look that was noted
-        self._full = False
+        self.images: tuple[TrainingImage, ...] = ()
+        self.log = TrainingLog(folder / _JOURNAL)
+        self.saved_step = 0
+        self.judge: Judge | None = None
+        self._logged_step = 0
+        self._validated_step = -1  # the step of the last validation in the log
+        self._disk_full = False
 
     @property
     def concept(self) -> Concept:
-        """What was learned last; ConceptError if nothing was yet."""
+        """The concept as of the last save; ConceptError if nothing is saved yet."""
         return Concept.load(self.folder / _CONCEPT)
 
     @property
-    def best(self) -> int | None:
-        """After which step it scored best, if it was scored."""
-        found = best.kept(self.folder)
-        return found.provenance.steps if found else None
+    def best_step(self) -> int | None:
+        """The step whose previews scored highest; None if no preview was scored."""
+        concept = best.best_concept(self.folder)
+        return concept.provenance.steps if concept else None
 
     @property
-    def wrong(self) -> list[str]:
-        """What is wrong with the best, in sentences; none if nothing was scored."""
-        step, noted = self.best, (entry for entry in self.notes.entries() if "wrong" in entry)
-        return next((entry["wrong"] for entry in noted if entry["number"] == step), [])
+    def problems(self) -> list[str]:
+        """Sentences about what the previews of the best step show; empty if none was scored."""
+        step, scored = self.best_step, (entry for entry in self.log.entries() if "wrong" in entry)
+        return next((entry["wrong"] for entry in scored if entry["number"] == step), [])
 
     @property
-    def result(self) -> Path:
-        """What to paint with: the best, or what was learned last if nothing was scored."""
-        kept = self.folder / best.FILE
-        return kept if kept.is_file() else self.folder / _CONCEPT
+    def result_file(self) -> Path:
+        """The concept to generate with: the best, or the last if no preview was scored."""
+        best_file = self.folder / best.FILE
+        return best_file if best_file.is_file() else self.folder / _CONCEPT
 
     @property
-    def stopped(self) -> int | None:
-        """After which step enough was learned, if before the recipe's last."""
-        found = [entry["stopped"] for entry in self.notes.entries() if "stopped" in entry]
-        return found[-1] if found and self.recipe.stop else None
+    def stopped_step(self) -> int | None:
+        """The step of early stopping; None if it did not happen or is switched off."""
+        steps = [entry["stopped"] for entry in self.log.entries() if "stopped" in entry]
+        return steps[-1] if steps and self.recipe.early_stop else None
 
-    def must_be_whole(self) -> None:
-        """RunError if what a run writes to is a link, which could lead out of its folder."""
-        must_be_regular(*(self.folder / name for name in (*_WRITTEN, *_FILES) if name))
+    def check_no_links(self) -> None:
+        """RunError if a file or folder of the run is a link, which could lead out of its folder."""
+        check_regular(*(self.folder / name for name in (*_WRITTEN, *_FILES) if name))
 
     def write_recipe(self) -> None:
-        """Make the folder a run's, to go on with, before anything that takes long."""
+        """Write the recipe if it is not there: from now on the run can be resumed."""
         if not (self.folder / RECIPE).is_file():
-            with self.resumable():
-                replace_text(self.folder / RECIPE, self.recipe.to_toml())
+            with self.resume_hint():
+                write_text(self.folder / RECIPE, self.recipe.to_toml())
 
-    def begin(self, learner: Learner, wrong: str | None = None) -> Generator[Event]:
-        """Bring a new learner to where the run stopped, or to where it was before it went wrong."""
-        with self.resumable():
-            for name, written in _WRITTEN.items():
-                sweep(self.folder / name, written)
-            every = self.recipe.checkpoint_every if wrong else 1
-            if found := newest(self.folder / _CHECKPOINTS, every):
+    def restore(self, trainer: ConceptTrainer, error: str | None = None) -> Generator[Event]:
+        """Restore a new trainer from the last checkpoint.
+
+        `error` says why training diverged before: then an earlier checkpoint is used, and a lower
+        learning rate.
+        """
+        with self.resume_hint():
+            for name, pattern in _WRITTEN.items():
+                remove_drafts(self.folder / name, pattern)
+            every = self.recipe.checkpoint_every if error else 1
+            if checkpoint := newest_checkpoint(self.folder / _CHECKPOINTS, every):
                 steps = self.recipe.steps or 0
-                found.manifest.must_fit(learner.model, fingerprints(self.pictures), steps)
-                learner.restore(found.state)
-                for file in found.damaged:
-                    yield Notice(f"{file} is damaged: going on from step {learner.done}")
-            elif not wrong:
-                yield from self._afresh()
-            self.kept = self._noted = learner.done
-            replace_text(self.folder / RECIPE, self.recipe.to_toml())
+                images = fingerprints(self.images)
+                checkpoint.manifest.check_compatible(trainer.model, images, steps)
+                trainer.restore(checkpoint.state)
+                for file in checkpoint.damaged:
+                    yield Notice(f"{file} is damaged: continuing from step {trainer.steps_done}")
+            elif not error:
+                yield from self._start_over()
+            self.saved_step = self._logged_step = trainer.steps_done
+            write_text(self.folder / RECIPE, self.recipe.to_toml())
             make_folder(self.folder / _PREVIEWS)
-            self.notes.go_back(learner.done)
-            self._seen = max(self.notes.looks(), default=-1)
-            self._note_looks(learner, learner.done)
-            yield from self._ended(learner)
-            if wrong:
-                learner.pace *= _GENTLER
-                self.notes.note(
-                    {"number": learner.done + 1, "pace": learner.pace, "because": wrong}
+            self.log.drop_after(trainer.steps_done)
+            self._validated_step = max(self.log.validation_losses(), default=-1)
+            self._log_validation(trainer, trainer.steps_done)
+            yield from self._check_early_stop(trainer)
+            if error:
+                trainer.lr_multiplier *= _LR_MULTIPLIER
+                self.log.append(
+                    {
+                        "number": trainer.steps_done + 1,
+                        "pace": trainer.lr_multiplier,
+                        "because": error,
+                    }
                 )
-                yield Notice(f"going on from step {learner.done} with {_GENTLER:.0%} of the rate")
-            elif found and not self._concept_is(self._provenance(learner)):
-                self._keep_concept(learner)
+                yield Notice(
+                    f"continuing from step {trainer.steps_done} with {_LR_MULTIPLIER:.0%} of the "
+                    "learning rate"
+                )
+            elif checkpoint and not self._is_saved(self._provenance(trainer)):
+                self._save_concept(trainer)
 
-    def follow(self, step: Step, learner: Learner) -> Generator[Event]:
-        """Do and tell what is due after a step that was noted."""
+    def after_step(self, step: StepResult, trainer: ConceptTrainer) -> Generator[Event]:
+        """After a logged step: write previews, concepts and checkpoints that are due."""
         yield step
-        yield from self._ended(learner)
-        last = not learner.learning
-        if _due(step, self.recipe.preview_every, last):
-            with self.resumable(), learner.settled_down():
-                place = self.folder / _PREVIEWS
-                shown = preview(learner.model, self.recipe, step.number, place, self.judge)
-            yield shown
-            if shown.flat:
-                yield Notice(f"{shown.flat} previews of step {step.number} {_BROKEN}")
-            if shown.findings:
-                with self.resumable(), self._learned(learner) as concept:
-                    found = best.offer(self.folder, concept, shown.findings)
-                    self.notes.note({"number": step.number, **found.scores, "wrong": found.wrong})
-                yield found
-        if _due(step, self.recipe.keep_every, last=False):
-            with self.resumable():
+        yield from self._check_early_stop(trainer)
+        last = not trainer.unfinished
+        if _is_due(step, self.recipe.preview_every, last):
+            with self.resume_hint(), trainer.averaged_weights():
+                folder = self.folder / _PREVIEWS
+                preview = save_preview(trainer.model, self.recipe, step.number, folder, self.judge)
+            yield preview
+            if preview.num_flat:
+                yield Notice(f"{preview.num_flat} previews of step {step.number} {_FLAT_PREVIEWS}")
+            if preview.findings:
+                with self.resume_hint(), self._averaged_concept(trainer) as concept:
+                    scored = best.save_if_best(self.folder, concept, preview.findings)
+                    self.log.append(
+                        {"number": step.number, **scored.scores, "wrong": scored.problems}
+                    )
+                yield scored
+        if _is_due(step, self.recipe.save_every, last=False):
+            with self.resume_hint():
                 make_folder(self.folder / _CONCEPTS)
-                self._keep_concept(learner, f"{_CONCEPTS}/{step.number:07}.safetensors")
-        if _due(step, self.recipe.checkpoint_every, last):
-            self.keep(learner)
-            yield Saved(step.number, self.folder / _CONCEPT)
+                self._save_concept(trainer, f"{_CONCEPTS}/{step.number:07}.safetensors")
+        if _is_due(step, self.recipe.checkpoint_every, last):
+            self.save(trainer)
+            yield SavedCheckpoint(step.number, self.folder / _CONCEPT)
 
-    def note(self, step: Step, learner: Learner) -> None:
-        """Add a step, and looks at the fixed samples, to the journal if they are not there."""
-        with self.resumable(), undisturbed():
-            self._note_looks(learner, step.number - 1)
-            if step.number > self._noted:
-                entry = asdict(step)
-                del entry["concepts"]
-                self.notes.note(entry)
-                self._noted = step.number
-            self._note_looks(learner, step.number)
+    def log_step(self, step: StepResult, trainer: ConceptTrainer) -> None:
+        """Log a step and the validation losses around it, unless they are in the log already."""
+        with self.resume_hint(), defer_signals():
+            self._log_validation(trainer, step.number - 1)
+            if step.number > self._logged_step:
+                self.log.append(_log_entry(step))
+                self._logged_step = step.number
+            self._log_validation(trainer, step.number)
 
-    def choose(self, choice: Choice) -> None:
-        """Add to the journal how steps are computed from now on."""
-        with self.resumable():
-            self.notes.note({"chosen": choice.noted})
+    def log_memory_plan(self, choice: MemoryPlan) -> None:
+        """Log how steps are computed from now on to fit into memory."""
+        with self.resume_hint():
+            self.log.append({"chosen": choice.settings})
 
     @property
-    def chosen(self) -> Choice | None:
-        """How steps were computed last; None if none was."""
-        noted = [entry["chosen"] for entry in self.notes.entries() if "chosen" in entry]
-        return Choice.read(noted[-1]) if noted else None
+    def memory_plan(self) -> MemoryPlan | None:
+        """How the last steps were computed; None before the first step."""
+        plans = [entry["chosen"] for entry in self.log.entries() if "chosen" in entry]
+        return MemoryPlan.from_settings(plans[-1]) if plans else None
 
-    def keep(self, learner: Learner) -> None:
-        """Save what is not yet: the learner, to go on from, and the concept, to paint with.
+    def save(self, trainer: ConceptTrainer) -> None:
+        """Save a checkpoint and the concept, if there are steps that are not saved yet.
 
-        DivergedError if it holds numbers that are none. What went wrong is not kept, and nothing
-        on a disk that is full.
+        Nothing is saved after divergence or on a full disk. DivergedError if a tensor has values
+        that are not finite.
         """
-        if learner.done <= self.kept or learner.trouble or self._full:
+        if trainer.steps_done <= self.saved_step or trainer.error or self._disk_full:
             return
-        state = learner.state()
-        broken = sum(not tensor.isfinite().all() for tensor in state.values())
-        if broken:
+        state = trainer.state()
+        num_broken = sum(not tensor.isfinite().all() for tensor in state.values())
+        if num_broken:
             raise DivergedError(
-                f"learning went wrong by step {learner.done}: {broken} of {len(state)} tensors "
-                "are not finite",
-                "try a lower --rate, or --precision fp32; what was kept before is sound",
+                f"training diverged by step {trainer.steps_done}: {num_broken} of {len(state)} "
+                "tensors have values that are not finite",
+                "try a lower --learning-rate, or --precision fp32; earlier checkpoints are intact",
             )
-        with self.resumable():
-            self.notes.flush()
-            about = Manifest(learner.done, learner.model.hash, fingerprints(self.pictures))
-            keep(self.folder / _CHECKPOINTS, state, about, self.recipe.checkpoint_every)
-            self._keep_concept(learner)
-            self.kept = learner.done
+        with self.resume_hint():
+            self.log.flush()
+            manifest = Manifest(trainer.steps_done, trainer.model.hash, fingerprints(self.images))
+            every = self.recipe.checkpoint_every
+            save_checkpoint(self.folder / _CHECKPOINTS, state, manifest, every)
+            self._save_concept(trainer)
+            self.saved_step = trainer.steps_done
 
-    def journal(self) -> list[dict[str, Any]]:
-        """Every step so far, as it was noted."""
-        return self.notes.steps()
+    def logged_steps(self) -> list[dict[str, Any]]:
+        """The log entries of all steps so far."""
+        return self.log.steps()
 
     @contextmanager
-    def resumable(self) -> Generator[None]:
-        """What to do after the disk took no more."""
+    def resume_hint(self) -> Generator[None]:
+        """Add to a DiskError inside the block how to resume the run."""
         try:
             yield
-        except DiskError as trouble:
-            self._full = True
+        except DiskError as error:
+            self._disk_full = True
             raise DiskError(
-                trouble.message,
-                f"{trouble.hint}, then go on with pinxit train --resume {self.folder}; "
-                f"step {self.kept} is kept",
-            ) from trouble
+                error.message,
+                f"{error.hint}, then continue with: pinxit train --resume {self.folder} "
+                f"(saved up to step {self.saved_step})",
+            ) from error
 
-    def _afresh(self) -> Iterator[Event]:
-        """A notice that steps are lost; RunError if checkpoints are."""
+    def _start_over(self) -> Iterator[Event]:
+        """Start at step 1 without a checkpoint; RunError if checkpoints were deleted."""
         if (self.folder / _CONCEPT).is_file():
             raise RunError(
-                f"the checkpoints of {self.folder} are gone",
-                f"bring its folder {_CHECKPOINTS} back from a copy, or begin a new run",
+                f"the checkpoints of {self.folder} are missing",
+                f"restore its folder {_CHECKPOINTS} from a backup, or start a new run",
             )
-        lost = len(self.journal())
-        if lost:
-            yield Notice(f"{lost} steps were not kept: it begins again at 1")
+        num_lost = len(self.logged_steps())
+        if num_lost:
+            yield Notice(f"{num_lost} steps were not saved: starting again at step 1")
 
-    def _keep_concept(self, learner: Learner, name: str = _CONCEPT) -> None:
-        with self._learned(learner) as so_far:
-            so_far.save(self.folder / name)
+    def _save_concept(self, trainer: ConceptTrainer, name: str = _CONCEPT) -> None:
+        with self._averaged_concept(trainer) as concept:
+            concept.save(self.folder / name)
 
     @contextmanager
-    def _learned(self, learner: Learner) -> Generator[Concept]:
-        """What is learned so far; its tensors are so only as long as this is open."""
-        with learner.settled_down():
-            parts = tuple(adapter.part() for adapter in learner.adapters)
-            yield Concept(parts, self._provenance(learner))
+    def _averaged_concept(self, trainer: ConceptTrainer) -> Generator[Concept]:
+        """The concept with averaged weights; its tensors are valid only inside the block."""
+        with trainer.averaged_weights():
+            parts = tuple(adapter.part() for adapter in trainer.adapters)
+            yield Concept(parts, self._provenance(trainer))
 
-    def _note_looks(self, learner: Learner, until: int) -> None:
-        for step, loss in learner.looks.items():
-            if self._seen < step <= until:
-                self.notes.note({"number": step, "fixed": loss})
-                self._seen = step
+    def _log_validation(self, trainer: ConceptTrainer, until: int) -> None:
+        for step, loss in trainer.validation_losses.items():
+            if self._validated_step < step <= until:
+                self.log.append({"number": step, "fixed": loss})
+                self._validated_step = step
 
-    def _ended(self, learner: Learner) -> Iterator[Event]:
-        """Note and tell that a run is done before its time."""
-        if learner.done == learner.total < (self.recipe.steps or 0):
-            if self.stopped != learner.done:
-                with self.resumable():
-                    self.notes.note({"number": learner.done, "stopped": learner.done})
-            yield Stopped(learner.done)
+    def _check_early_stop(self, trainer: ConceptTrainer) -> Iterator[Event]:
+        """Log and yield that training has stopped early."""
+        if trainer.steps_done == trainer.total_steps < (self.recipe.steps or 0):
+            if self.stopped_step != trainer.steps_done:
+                with self.resume_hint():
+                    self.log.append({"number": trainer.steps_done, "stopped": trainer.steps_done})
+            yield EarlyStop(trainer.steps_done)
 
-    def _concept_is(self, provenance: Provenance) -> bool:
-        """Whether the concept is there, sound, and of this step and recipe."""
+    def _is_saved(self, provenance: Provenance) -> bool:
+        """Whether the saved concept is intact and belongs to this step and recipe."""
         try:
             return self.concept.provenance == provenance
         except PinxitError:
             return False
 
-    def _provenance(self, learner: Learner) -> Provenance:
-        recipe, model = self.recipe, learner.model
+    def _provenance(self, trainer: ConceptTrainer) -> Provenance:
+        recipe, model = self.recipe, trainer.model
         return Provenance(
             token=recipe.token,
             class_noun=recipe.class_noun,
             method=recipe.method.name,
             base=model.name,
             base_hash=model.hash,
-            steps=learner.done,
-            pictures=fingerprints(self.pictures),
+            steps=trainer.steps_done,
+            images=fingerprints(self.images),
             recipe=recipe.to_toml(),
         )
 
 
-def _due(step: Step, every: int, last: bool) -> bool:
-    """Whether something done now and then, and after the last step, is to be done after this."""
+def _log_entry(step: StepResult) -> dict[str, object]:
+    return {
+        "number": step.number,
+        "total": step.total,
+        "losses": step.losses,
+        "norms": step.norms,
+        "rate": step.learning_rate,
+        "seconds": step.seconds,
+    }
+
+
+def _is_due(step: StepResult, every: int, last: bool) -> bool:
+    """Whether something that is done every `every` steps (0: never) is due after this step."""
     return every > 0 and (step.number % every == 0 or last)

@@ -1,193 +1,222 @@
-"""Many subjects taught on one base: in one batch where that is exact, else one after the other."""
+"""Many subjects trained on one base model: in one batch where the results stay the same."""
 
 import csv
 from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass
+from math import ceil
 from pathlib import Path
 from typing import Self
 
-from pydantic import Field
-
 from pinxit.errors import PinxitError, RecipeError, RunError
-from pinxit.files.atomic_write import must_be_regular, replace_text
+from pinxit.files.atomic_write import check_regular, write_text
 from pinxit.images.folder import fingerprint
 from pinxit.models.model import Model
-from pinxit.models.prompt import file_name, pattern
-from pinxit.options import Checked, read_toml
-from pinxit.runs.folder import Failed, Told
-from pinxit.runs.run import Run, learn_together
-from pinxit.training.method import Kind
+from pinxit.models.prompt import file_name, token_pattern
+from pinxit.options import Option, Options, read_toml
+from pinxit.runs.folder import AnyEvent, RunFailure
+from pinxit.runs.run import Run, train_together
+from pinxit.training.method import SubjectKind
 from pinxit.training.recipe import Recipe
 
 _FILE = "many.toml"
-# Pictures in one batch. A picture of 64 costs pocket a third of what one alone costs, and hardly
-# less than one of 16 (docs/log.md); what does not fit into memory is cut by the step itself.
-_PICTURES = 64
+# Images in one batch, by default. With 64, an image of pocket takes a third of the time that it
+# takes alone, and hardly less than with 16 (docs/log.md). A step that does not fit into memory
+# splits its batch itself.
+_MAX_BATCH_IMAGES = 64
 
 
-class Subject(Checked):
-    """A subject of a table: its pictures, and what its recipe has for itself."""
+class SubjectRow(Options):
+    """A row of a subject table: the images, and options of this subject's recipe only."""
 
-    pictures: Path = Field(description="folder with its pictures, seen from the table's folder")
-    name: str | None = Field(default=None, description="the name of its run's folder")
-    token: str | None = Field(default=None, description="its word; else its name in <>")
-    class_noun: str | None = Field(default=None, description="what it is a kind of")
-    kind: Kind | None = Field(default=None, description="whether it is a thing or a style")
+    images: Path = Option(
+        help="folder with the subject's images, relative to the table's folder",
+        aliases=("pictures", "instance_data_dir", "train_data_dir"),
+    )
+    name: str | None = Option(
+        None, help="name of the run's folder", default_is="the token or the image folder's name"
+    )
+    token: str | None = Option(
+        None, help="placeholder token", aliases=("placeholder_token",), default_is="<name>"
+    )
+    class_noun: str | None = Option(
+        None, help="noun for the subject's class, such as toy", aliases=("class_name",)
+    )
+    kind: SubjectKind | None = Option(
+        None, help="whether it is an object or a style", aliases=("learnable_property",)
+    )
 
     def recipe(self, name: str, common: Mapping[str, object]) -> Recipe:
-        """Its recipe: what all have in common, and its own."""
+        """The subject's recipe; `common` has the options that all subjects share."""
         own = self.model_dump(exclude_none=True, exclude={"name"})
         return Recipe.model_validate({"token": f"<{name}>", **common, **own})
 
 
-class Many(Checked):
-    """Subjects by name, each with its recipe, and how many at most share a batch."""
+class RunGroup(Options):
+    """The recipes of many subjects by name, and how many of them may share a batch."""
 
-    together: int | None = Field(
-        default=None,
+    max_concepts_per_batch: int | None = Option(
+        None,
         ge=1,
-        description="most concepts in one batch; else as many as have 64 pictures",
+        help="largest number of concepts trained in one batch",
+        aliases=("together",),
+        default_is="as many as make 64 images",
     )
     subjects: dict[str, Recipe]
 
     @classmethod
-    def of(cls, subjects: Path, common: Mapping[str, object], together: int | None) -> Self:
-        """The subjects of a folder or a table; RecipeError if two have one name or one word."""
+    def from_table(
+        cls, subjects: Path, common: Mapping[str, object], max_concepts_per_batch: int | None
+    ) -> Self:
+        """The subjects of a folder or a table; RecipeError if two share a name or a token."""
         recipes: dict[str, Recipe] = {}
         for row in read_subjects(subjects):
-            name = file_name(row.name or row.token or row.pictures.name)
+            name = file_name(row.name or row.token or row.images.name)
             if name in recipes:
-                raise RecipeError(f"two subjects are called `{name}`", "give one another `name`")
+                raise RecipeError(
+                    f"two subjects are called `{name}`", "give one of them another `name`"
+                )
             recipes[name] = row.recipe(name, common)
-        words = [recipe.token.lower() for recipe in recipes.values()]
-        twice = next((word for word in words if words.count(word) > 1), None)
-        if twice:
-            raise RecipeError(f"two subjects have the token `{twice}`", "give one another token")
-        return cls(together=together, subjects=recipes)
+        tokens = [recipe.token.lower() for recipe in recipes.values()]
+        duplicate = next((token for token in tokens if tokens.count(token) > 1), None)
+        if duplicate:
+            raise RecipeError(
+                f"two subjects have the token `{duplicate}`", "give one of them another `token`"
+            )
+        return cls(max_concepts_per_batch=max_concepts_per_batch, subjects=recipes)
 
     @classmethod
     def open(cls, folder: Path) -> Self:
-        """Those that were begun in a folder; RunError if none were, or a name is no folder's."""
+        """The group of an existing folder; RunError if there is none, or a name is not valid."""
         if not (folder / _FILE).is_file():
-            raise RunError(f"no subjects were begun in {folder}", f"such a folder has a {_FILE}")
-        many = cls.model_validate(read_toml(folder / _FILE, "list of subjects"))
-        wrong = next((name for name in many.subjects if name != file_name(name)), None)
-        if wrong is not None:
             raise RunError(
-                f"{folder / _FILE} has a subject named {wrong!r}, which cannot be a folder's name",
+                f"{folder} is not a folder of train-many", f"such a folder has a {_FILE}"
+            )
+        group = cls.model_validate(read_toml(folder / _FILE, "list of subjects"))
+        invalid = next((name for name in group.subjects if name != file_name(name)), None)
+        if invalid is not None:
+            raise RunError(
+                f"{folder / _FILE} has a subject named {invalid!r}, which is not a folder name",
                 f"rename it in {_FILE}: only letters, digits, _ and - are allowed",
             )
-        return many
+        return group
 
     def runs(self, folder: Path) -> dict[str, Run]:
-        """Their runs in a folder, as they stand; RunError if one of them is a link."""
-        must_be_regular(*(folder / name for name in self.subjects))
+        """The runs in a folder by name, new or existing; RunError if one of them is a link."""
+        check_regular(*(folder / name for name in self.subjects))
         return {
             name: Run.open(folder / name)
-            if Run.begun(folder / name)
+            if Run.exists(folder / name)
             else Run(folder / name, recipe)
             for name, recipe in self.subjects.items()
         }
 
-    def begin(self, folder: Path) -> None:
-        """Write a new folder that `open` reads; RunError if the folder is taken."""
+    def create(self, folder: Path) -> None:
+        """Write a new folder for `open`; RunError if the folder exists and is not empty."""
         import tomli_w
 
         if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
             raise RunError(
                 f"{folder} exists already",
-                f"go on with it by pinxit train-many --resume {folder}, or give another --out",
+                f"continue with: pinxit train-many --resume {folder}, or choose another --out",
             )
         folder.mkdir(parents=True, exist_ok=True)
         text = tomli_w.dumps(self.model_dump(mode="json", exclude_none=True))
-        replace_text(folder / _FILE, text)
+        write_text(folder / _FILE, text)
 
 
 @dataclass(frozen=True)
-class Grouped:
-    """Who is learned with whom, and why not all are together if they are not."""
+class BatchGroups:
+    """Which runs are trained in one batch, and the reason if they are not all in one."""
 
     groups: tuple[tuple[Run, ...], ...]
-    why: str
+    reason: str
 
 
-def read_subjects(given: Path) -> list[Subject]:
-    """The subjects of a folder's folders, or of a table in TOML or CSV; RecipeError if none."""
-    if given.is_dir():
-        inside = sorted(path for path in given.iterdir() if path.is_dir())
-        rows = [{"pictures": path.name} for path in inside if not path.name.startswith(".")]
-    elif given.suffix == ".csv" and given.is_file():
-        lines = given.read_text(encoding="utf-8-sig").splitlines()
+def read_subjects(path: Path) -> list[SubjectRow]:
+    """The subjects of a folder of image folders, or of a TOML or CSV table.
+
+    RecipeError if there are none.
+    """
+    if path.is_dir():
+        folders = sorted(folder for folder in path.iterdir() if folder.is_dir())
+        rows = [{"images": folder.name} for folder in folders if not folder.name.startswith(".")]
+    elif path.suffix == ".csv" and path.is_file():
+        lines = path.read_text(encoding="utf-8-sig").splitlines()
         table = csv.DictReader(lines, skipinitialspace=True)
         rows = [{key: cell for key, cell in row.items() if cell} for row in table]
     else:
-        found = read_toml(given, "folder or table of subjects").get("subject")
-        rows = found if isinstance(found, list) else []
-    subjects = [Subject.model_validate(row) for row in rows]
+        subject = read_toml(path, "folder or table of subjects").get("subject")
+        rows = subject if isinstance(subject, list) else []
+    subjects = [SubjectRow.model_validate(row) for row in rows]
     if not subjects:
         raise RecipeError(
-            f"there is no subject in {given}",
-            "give a folder of folders with pictures, or a table with [[subject]] or lines of CSV",
+            f"there is no subject in {path}",
+            "give a folder of image folders, a TOML file with [[subject]] tables, or a CSV file",
         )
-    at = given if given.is_dir() else given.parent
+    folder = path if path.is_dir() else path.parent
     return [
-        one.model_copy(update={"pictures": (at / one.pictures.expanduser()).resolve()})
-        for one in subjects
+        row.model_copy(update={"images": (folder / row.images.expanduser()).resolve()})
+        for row in subjects
     ]
 
 
-def learn_many(
-    model: Model, runs: Sequence[Run], together: int | None = None
-) -> Generator[Grouped | tuple[Run, Told]]:
-    """Begin or go on with runs, in one batch where they can share it; who fails is left out."""
-    sound: list[Run] = []
+def train_many(
+    model: Model, runs: Sequence[Run], max_concepts_per_batch: int | None = None
+) -> Generator[BatchGroups | tuple[Run, AnyEvent]]:
+    """Start or continue runs, in one batch where possible; a run that fails is left out."""
+    valid: list[Run] = []
     for run in runs:
         try:
-            run.settle(model)
-            sound.append(run)
+            run.settle_recipe(model)
+            valid.append(run)
         except PinxitError as error:
-            yield run, Failed(error)
-    grouped = _grouped(sound, together)
-    yield grouped
-    for group in grouped.groups:
+            yield run, RunFailure(error)
+    batches = _group_runs(valid, max_concepts_per_batch)
+    yield batches
+    for group in batches.groups:
         if not all(run.finished for run in group):
-            yield from learn_together(model, group)
+            yield from train_together(model, group)
 
 
-def _grouped(runs: Sequence[Run], together: int | None) -> Grouped:
-    """Runs by their pictures' content, so that neither names nor order matter, in even groups.
+def _group_runs(runs: Sequence[Run], max_concepts_per_batch: int | None) -> BatchGroups:
+    """Groups of about the same size. Names and order do not matter: runs are sorted by content.
 
-    Runs that were begun stay together when they go on, and none has to wait for a new one.
+    Existing runs are not grouped with new ones: they share a batch again when they continue, and
+    do not wait for a run that starts at step 1.
     """
-    sharing = [run for run in runs if run.recipe.method.apart and not _names_another(run, runs)]
+    sharing = [
+        run
+        for run in runs
+        if run.recipe.method.independent_concepts and not _mentions_other_token(run, runs)
+    ]
     alone = [run for run in runs if run not in sharing]
-    pictures = max((run.recipe.batch_size or 1 for run in sharing), default=1)
-    most = together or max(1, _PICTURES // pictures)
+    batch_size = max((run.recipe.batch_size or 1 for run in sharing), default=1)
+    max_concepts = max_concepts_per_batch or max(1, _MAX_BATCH_IMAGES // batch_size)
     groups: list[tuple[Run, ...]] = []
-    for begun in (True, False):
-        some = [run for run in sharing if Run.begun(run.folder) == begun]
-        some.sort(key=lambda run: (fingerprint(run.pictures), run.recipe.token))
-        count = -(-len(some) // most)
-        groups += [tuple(_share(some, count, at)) for at in range(count)]
+    for existing in (True, False):
+        similar = [run for run in sharing if Run.exists(run.folder) == existing]
+        similar.sort(key=lambda run: (fingerprint(run.images), run.recipe.token))
+        count = ceil(len(similar) / max_concepts)
+        groups += [tuple(_even_part(similar, count, index)) for index in range(count)]
     reasons: list[str] = []
     if any(len(group) < len(sharing) for group in groups):
-        reasons.append(f"at most {most} in one batch")
-    if alone and not alone[0].recipe.method.apart:
-        reasons.append(f"{alone[0].recipe.method.name} changes the base for all samples of a batch")
+        reasons.append(f"at most {max_concepts} in one batch")
+    if alone and not alone[0].recipe.method.independent_concepts:
+        reasons.append(f"{alone[0].recipe.method.name} changes the whole base model")
     elif alone:
-        reasons.append("captions that name another's word are learned alone")
-    return Grouped((*groups, *((run,) for run in alone)), "; ".join(reasons))
+        reasons.append("subjects whose captions contain another subject's token train alone")
+    return BatchGroups((*groups, *((run,) for run in alone)), "; ".join(reasons))
 
 
-def _share(runs: list[Run], count: int, at: int) -> list[Run]:
-    """The so-many-th of `count` even parts of some runs."""
-    small, more = divmod(len(runs), count)
-    first = at * small + min(at, more)
-    return runs[first : first + small + (at < more)]
+def _even_part(runs: list[Run], count: int, index: int) -> list[Run]:
+    """Part `index` of runs split into `count` parts, whose sizes differ by at most one."""
+    size, remainder = divmod(len(runs), count)
+    start = index * size + min(index, remainder)
+    return runs[start : start + size + (1 if index < remainder else 0)]
 
 
-def _names_another(run: Run, runs: Sequence[Run]) -> bool:
-    """Whether a caption has another's word, which it would then be taken for."""
-    others = [pattern((other.recipe.token,)) for other in runs if other is not run]
-    captions = [picture.caption or "" for picture in run.pictures]
+def _mentions_other_token(run: Run, runs: Sequence[Run]) -> bool:
+    """Whether a caption contains another run's token, whose embedding it would then use."""
+    others = [token_pattern((other.recipe.token,)) for other in runs if other is not run]
+    captions = [image.caption or "" for image in run.images]
     return any(other.search(caption) for other in others for caption in captions)

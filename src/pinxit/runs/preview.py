@@ -1,4 +1,4 @@
-"""Previews: a sheet of pictures painted with what is learned so far, and what they are worth."""
+"""Previews: images generated with the concept trained so far, on one sheet, and their scores."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, cast
 
 from pinxit.evaluation.findings import Findings
 from pinxit.evaluation.judge import Judge
-from pinxit.files.atomic_write import must_be_regular, replace_bytes
-from pinxit.generation.generate import Request, paint
-from pinxit.generation.image_cache import Portfolio
-from pinxit.images.tensors import sheet
+from pinxit.files.atomic_write import check_regular, write_bytes
+from pinxit.generation.generate import GenerationRequest, generate_images
+from pinxit.generation.image_cache import ImageCache
+from pinxit.images.tensors import contact_sheet
 from pinxit.models.model import Model
 from pinxit.training.recipe import Recipe
 
@@ -19,53 +19,56 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
 _COUNT = 4
-# A picture whose channels each stay within so many of 256 values shows nothing.
+# An image is flat if the values of each channel (0 to 255) lie within this range.
 _FLAT = 4
 
 
 @dataclass(frozen=True)
 class Preview:
-    """A sheet of pictures painted after a step; so many of them are of one colour.
+    """Event: a sheet of images was generated after a step; `num_flat` have only one colour.
 
-    With a judge there is what it finds in them.
+    `findings` are there if a judge scores the previews.
     """
 
-    number: int
+    step: int
     path: Path
-    flat: int = 0
+    num_flat: int = 0
     findings: Findings | None = None
 
 
-def preview(
-    model: Model, recipe: Recipe, number: int, folder: Path, judge: Judge | None = None
+def save_preview(
+    model: Model, recipe: Recipe, step: int, folder: Path, judge: Judge | None = None
 ) -> Preview:
-    """Paint what is learned so far into a folder; the adapters are in the model already.
+    """Generate previews with the concept trained so far and save them as one PNG in `folder`.
 
-    A judge's prompts are painted if there is one, and else one prompt four times. RunError if the
-    folder is a link.
+    The adapters must be applied to the model. With a judge its prompts are used, otherwise one
+    prompt with four seeds. RunError if the folder is a link.
     """
-    must_be_regular(folder)
+    check_regular(folder)
     if judge is None:
-        images, found = _four(model, recipe), None
+        images, findings = _default_images(model, recipe), None
     else:
-        images = judge.sitting.pictures(model, recipe.token, Portfolio())
-        found = Findings.of(judge, images, judge.prompts)
-    paper = BytesIO()
-    sheet(images).save(paper, "PNG")
-    path = folder / f"{number:07}.png"
-    replace_bytes(path, [paper.getvalue()])
-    return Preview(number, path, sum(_is_flat(image) for image in images), found)
+        images = judge.prompt_run.generate(model, recipe.token, ImageCache())
+        findings = Findings.of(judge, images, judge.prompts)
+    png = BytesIO()
+    contact_sheet(images).save(png, "PNG")
+    path = folder / f"{step:07}.png"
+    write_bytes(path, [png.getvalue()])
+    return Preview(step, path, sum(_is_flat(image) for image in images), findings)
 
 
-def _four(model: Model, recipe: Recipe) -> "list[Image]":
+def _default_images(model: Model, recipe: Recipe) -> "list[Image]":
+    """Images of one prompt with the placeholder token."""
     subject = recipe.subject
-    begin = "a painting in the style of" if subject.kind == "style" else "a photo of a"
-    prompt, clip_skip = f"{begin} {subject.token}", recipe.clip_skip
-    request = Request(prompt=prompt, count=_COUNT, clip_skip=clip_skip, width=recipe.size)
-    return [painted.image for painted in paint(model, request)]
+    start = "a painting in the style of" if subject.kind == "style" else "a photo of a"
+    prompt, clip_skip = f"{start} {subject.token}", recipe.clip_skip
+    request = GenerationRequest(
+        prompt=prompt, num_images=_COUNT, clip_skip=clip_skip, width=recipe.resolution
+    )
+    return [generated.image for generated in generate_images(model, request)]
 
 
 def _is_flat(image: "Image") -> bool:
-    """Whether a picture is of one colour."""
+    """Whether an image has only one colour."""
     channels = cast("Iterable[tuple[int, int]]", image.getextrema())
     return max(high - low for low, high in channels) < _FLAT

@@ -1,4 +1,4 @@
-"""A run: one concept learned in a folder of its own, alone or in one batch with others."""
+"""A run: one concept trained in its own folder, alone or in one batch with other runs."""
 
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing
@@ -8,29 +8,35 @@ import torch
 
 from pinxit.errors import PinxitError, RequestError, RunError
 from pinxit.evaluation.judge import Judge
-from pinxit.files.atomic_write import alone, make_folder, undisturbed
+from pinxit.files.atomic_write import defer_signals, exclusive_lock, make_folder
 from pinxit.generation.generate import Notice
 from pinxit.models.model import Model
-from pinxit.runs.folder import PLAIN, RECIPE, Chosen, Event, Failed, RunFolder, Told
-from pinxit.training.concept_trainer import Learner
-from pinxit.training.method import Preparing
+from pinxit.runs.folder import (
+    BASE_IMAGES,
+    RECIPE,
+    AnyEvent,
+    Event,
+    MemoryNotice,
+    RunFailure,
+    RunFolder,
+)
+from pinxit.training.concept_trainer import ConceptTrainer
+from pinxit.training.method import Progress
 from pinxit.training.recipe import Recipe
-from pinxit.training.train import Lesson, train
-
-# What the judge compares with, painted without the word.
+from pinxit.training.train import TrainingSession, train
 
 
 class Run(RunFolder):
-    """A concept learned from a recipe; its folder holds all there is to know."""
+    """One concept trained from a recipe. Everything about it is in its folder."""
 
     @classmethod
     def create(cls, folder: Path | str, recipe: Recipe) -> "Run":
-        """A run that has not begun; nothing is written yet. RunError if the folder is taken."""
+        """A new run; nothing is written yet. RunError if the folder exists and is not empty."""
         folder = Path(folder)
         if folder.exists() and (not folder.is_dir() or any(folder.glob("[!.]*"))):
             raise RunError(
                 f"{folder} exists already",
-                f"go on with it by --resume {folder}, or give another --out",
+                f"continue the run in it with --resume {folder}, or choose another --out",
             )
         return cls(folder, recipe)
 
@@ -39,175 +45,182 @@ class Run(RunFolder):
         cls,
         folder: Path | str,
         steps: int | None = None,
-        pictures: Path | None = None,
+        images: Path | None = None,
         base: str | None = None,
     ) -> "Run":
-        """A run that was begun, perhaps to go on for more steps; RunError if the folder is none.
+        """An existing run, with another number of steps if given; RunError if there is no run.
 
-        Pictures and base that are elsewhere now may be given. A pictures' folder that is gone is
-        looked for beside the run's folder and above it.
+        `images` and `base` are for files that were moved. If the image folder is not at its place,
+        a folder of its name is looked for in the run's folder and in the folders above.
         """
         folder = Path(folder)
-        if not cls.begun(folder):
-            raise RunError(f"{folder} is no run folder", f"a run folder has a {RECIPE}")
+        if not cls.exists(folder):
+            raise RunError(f"{folder} is not a run folder", f"a run folder has a {RECIPE}")
         recipe = Recipe.from_toml(folder / RECIPE)
-        changed = {
+        changes = {
             "steps": recipe.steps if steps is None else steps,
-            "pictures": pictures or _moved(recipe.pictures, folder),
+            "images": images or _find_image_folder(recipe.images, folder),
             "base": base or recipe.base,
         }
-        run = cls(folder, Recipe.model_validate({**recipe.model_dump(), **changed}))
-        if steps and run.stopped and steps > run.stopped:  # it is to learn on all the same
-            run.recipe = run.recipe.model_copy(update={"stop": 0.0})
+        run = cls(folder, Recipe.model_validate({**recipe.model_dump(), **changes}))
+        if steps and run.stopped_step and steps > run.stopped_step:  # train on after early stopping
+            run.recipe = run.recipe.model_copy(update={"early_stop": 0.0})
         return run
 
     @staticmethod
-    def begun(folder: Path) -> bool:
-        """Whether there is a run in a folder."""
+    def exists(folder: Path) -> bool:
+        """Whether a folder is a run's."""
         return (folder / RECIPE).is_file()
 
     @property
     def finished(self) -> bool:
-        """Whether all its steps were learned and saved, or as many as are enough."""
+        """Whether the concept of the last step, or of early stopping, is saved."""
         try:
-            return self.concept.provenance.steps in (self.recipe.steps, self.stopped)
+            return self.concept.provenance.steps in (self.recipe.steps, self.stopped_step)
         except PinxitError:
             return False
 
-    def find_pictures(self) -> None:
-        """RunError if a run that was begun has lost its pictures."""
-        if self.begun(self.folder) and not self.recipe.pictures.is_dir():
+    def check_image_folder(self) -> None:
+        """RunError if an existing run's image folder is missing."""
+        if self.exists(self.folder) and not self.recipe.images.is_dir():
             raise RunError(
-                f"the run's pictures are not in {self.recipe.pictures} any more",
-                f"pinxit train --resume {self.folder} --pictures FOLDER says where they are",
+                f"the run's image folder {self.recipe.images} does not exist any more",
+                f"say where it is: pinxit train --resume {self.folder} --images FOLDER",
             )
 
-    def learn(self, model: Model) -> Generator[Event]:
-        """Begin, or go on from the last checkpoint; every event is on the disk when it is told.
+    def train(self, model: Model) -> Generator[Event]:
+        """Start training, or continue from the last checkpoint; an event is on disk when yielded.
 
-        However it ends (the last step, Ctrl-C, the generator closed), what was learned is saved.
-        If learning goes wrong it goes back and tries once more, gently. RunError if it goes wrong
-        again or if another process has the folder; DiskError if the disk takes no more.
+        All steps are saved however it ends: last step, Ctrl-C, or the generator closed. If
+        training diverges it continues once from an earlier checkpoint with a lower learning rate.
+        RunError if it diverges again or if another process uses the folder; DiskError if the disk
+        is full or fails.
         """
-        self.settle(model)
-        with closing(learn_together(model, [self])) as told:
-            for _, event in told:
-                if isinstance(event, Failed):
+        self.settle_recipe(model)
+        with closing(train_together(model, [self])) as events:
+            for _, event in events:
+                if isinstance(event, RunFailure):
                     raise event.error
                 yield event
 
-    def settle(self, model: Model) -> None:
-        """Read the pictures, and decide every number of the recipe for them and this base."""
-        self.find_pictures()
-        self.pictures = self.recipe.read_pictures()
-        self.recipe = self.recipe.settled(model, len(self.pictures))
+    def settle_recipe(self, model: Model) -> None:
+        """Read the images, and choose all options that depend on them or on the base model."""
+        self.check_image_folder()
+        self.images = self.recipe.read_images()
+        self.recipe = self.recipe.settle(model, len(self.images))
 
-    def prepare(self, model: Model) -> Iterator[Preparing]:
-        """Make what the method needs before the first step, and is not there yet."""
+    def prepare(self, model: Model) -> Iterator[Progress]:
+        """Make what the method needs before the first step, such as class images."""
         return self.recipe.method.prepare(model, self.recipe.subject)
 
-    def call_judge(self, model: Model) -> Iterator[Notice]:
-        """Have the previews scored, if they are to be and there is who can judge them."""
+    def create_judge(self, model: Model) -> Iterator[Notice]:
+        """Create the judge that scores previews, if they are to be scored and the metrics exist."""
         recipe = self.recipe
-        if self.judge or not (recipe.score and recipe.preview_every):
+        if self.judge or not (recipe.score_previews and recipe.preview_every):
             return
         try:
-            judge = Judge.of(model, recipe, self.pictures, folder=self.folder / PLAIN)
-            judge.verdict(judge.plain, judge.prompts)  # that it will have one of any pictures
+            judge = Judge.for_recipe(model, recipe, self.images, folder=self.folder / BASE_IMAGES)
+            judge.score(judge.base_images, judge.prompts)  # fails early if it cannot
             self.judge = judge
-        except RequestError as trouble:
-            yield Notice(f"previews are not scored, for {trouble.message}")
+        except RequestError as error:
+            yield Notice(f"previews are not scored: {error.message}")
 
 
-def learn_together(model: Model, runs: Sequence[Run]) -> Generator[tuple[Run, Told]]:
-    """Begin, or go on with, several settled runs in one batch, telling whose each event is.
+def train_together(model: Model, runs: Sequence[Run]) -> Generator[tuple[Run, AnyEvent]]:
+    """Start or continue several runs in one batch; yields each event with its run.
 
-    A run that fails is told of and leaves; the others go on. One whose learning goes wrong goes
-    back, and tries once more when the others are done. However it ends, all is saved.
+    The recipes must be settled. A run that fails leaves the batch with a RunFailure, the others
+    continue. A run that diverges tries once more when the others are done. All steps are saved
+    however it ends.
     """
-    wrong = yield from _attempt(model, dict.fromkeys(runs))
-    for run, trouble in wrong.items():
-        yield run, Notice(trouble.message)
-    again = {run: trouble.message for run, trouble in wrong.items()}
-    for run, trouble in (yield from _attempt(model, again)).items():
-        yield run, Failed(trouble)
+    diverged = yield from _train_once(model, dict.fromkeys(runs))
+    for run, error in diverged.items():
+        yield run, Notice(error.message)
+    retries = {run: error.message for run, error in diverged.items()}
+    for run, error in (yield from _train_once(model, retries)).items():
+        yield run, RunFailure(error)
 
 
-def _attempt(
+def _train_once(
     model: Model, runs: Mapping[Run, str | None]
-) -> Generator[tuple[Run, Told], None, dict[Run, RunError]]:
-    """Learn to the end; with whom it went wrong. What went wrong before is told with each run.
+) -> Generator[tuple[Run, AnyEvent], None, dict[Run, RunError]]:
+    """Train all runs to the end; returns the runs that diverged, with the error of each.
 
-    The lesson is gone when it returns, so that a second attempt needs no second memory.
+    `runs` has the error of the first attempt if this is the second. The training session is freed
+    on return, so the second attempt needs no additional memory.
     """
-    begun: dict[Run, Learner] = {}
+    trainers: dict[Run, ConceptTrainer] = {}
     with ExitStack() as locks:
-        for run, before in runs.items():
+        for run, last_error in runs.items():
             try:
                 make_folder(run.folder)
-                run.must_be_whole()
-                locks.enter_context(alone(run.folder))
-                for event in _beginning(model, run, before, begun):
+                run.check_no_links()
+                locks.enter_context(exclusive_lock(run.folder))
+                for event in _start(model, run, last_error, trainers):
                     yield run, event
             except PinxitError as error:
-                begun.pop(run, None)
-                yield run, Failed(error)
-        if begun:
-            yield from _learning(model, begun)
-    return {run: learner.trouble for run, learner in begun.items() if learner.trouble}
+                trainers.pop(run, None)
+                yield run, RunFailure(error)
+        if trainers:
+            yield from _train_started(model, trainers)
+    return {run: trainer.error for run, trainer in trainers.items() if trainer.error}
 
 
-def _beginning(
-    model: Model, run: Run, before: str | None, begun: dict[Run, Learner]
+def _start(
+    model: Model, run: Run, last_error: str | None, trainers: dict[Run, ConceptTrainer]
 ) -> Generator[Event]:
+    """Prepare a run, add its trainer to `trainers`, and restore it from the last checkpoint."""
     run.write_recipe()
     yield from run.prepare(model)
-    yield from run.call_judge(model)
-    learner = begun[run] = Learner(model, run.recipe, run.pictures)
-    yield from run.begin(learner, before)
-    if learner.learning:
-        yield from learner.samples.encode()
+    yield from run.create_judge(model)
+    trainer = trainers[run] = ConceptTrainer(model, run.recipe, run.images)
+    yield from run.restore(trainer, last_error)
+    if trainer.unfinished:
+        yield from trainer.samples.encode_images()
 
 
-def _learning(model: Model, begun: Mapping[Run, Learner]) -> Generator[tuple[Run, Told]]:
-    at, lesson = list(begun), Lesson(model, list(begun.values()))
-    lesson.choice = noted = at[0].chosen
-    with closing(train(lesson)) as steps, ExitStack() as ends:
-        for run, learner in begun.items():
-            ends.callback(_end, run, learner, lesson, at.index(run))
+def _train_started(
+    model: Model, trainers: Mapping[Run, ConceptTrainer]
+) -> Generator[tuple[Run, AnyEvent]]:
+    """Train runs whose trainers are ready; writes logs, previews and checkpoints."""
+    runs, session = list(trainers), TrainingSession(model, list(trainers.values()))
+    session.memory_plan = logged_plan = runs[0].memory_plan
+    with closing(train(session)) as steps, ExitStack() as ends:
+        for run, trainer in trainers.items():
+            ends.callback(_finish, run, trainer, session, runs.index(run))
         for step in steps:
-            shares = [(at[place], share) for place, share in step.shares()]
-            if lesson.choice and lesson.choice != noted:
-                noted = lesson.choice
-                for run in at:
-                    run.choose(noted)
-                yield at[0], Chosen(noted.told(model.placement.precision))
+            shares = [(runs[place], share) for place, share in step.per_concept()]
+            if session.memory_plan and session.memory_plan != logged_plan:
+                logged_plan = session.memory_plan
+                for run in runs:
+                    run.log_memory_plan(logged_plan)
+                yield runs[0], MemoryNotice(logged_plan.description(model.placement.precision))
             for run, share in shares:
-                run.note(share, begun[run])
+                run.log_step(share, trainers[run])
             for run, share in shares:
-                lesson.serve(torch.tensor([at.index(run)]))  # whose previews are painted
-                for event in run.follow(share, begun[run]):
+                session.select_concepts(torch.tensor([runs.index(run)]))  # for previews
+                for event in run.after_step(share, trainers[run]):
                     yield run, event
 
 
-def _end(run: Run, learner: Learner, lesson: Lesson, place: int) -> None:
-    """Keep what was learned, and the line of a step that an interrupt came before."""
-    with undisturbed():
-        for at, share in lesson.last.shares() if lesson.last else ():
+def _finish(run: Run, trainer: ConceptTrainer, session: TrainingSession, place: int) -> None:
+    """Save a run, and log its last step if an interrupt came before that."""
+    with defer_signals():
+        for at, share in session.last_result.per_concept() if session.last_result else ():
             if at == place:
-                run.note(share, learner)
-        run.keep(learner)
+                run.log_step(share, trainer)
+        run.save(trainer)
 
 
-def teach(model: Model, recipe: Recipe, folder: Path | str) -> Run:
-    """Learn from a recipe's pictures to the end; the run's folder holds all there is to know."""
+def train_run(model: Model, recipe: Recipe, folder: Path | str) -> Run:
+    """Train a concept from a recipe, to the end; everything is saved in the run's folder."""
     run = Run.create(folder, recipe)
-    for _ in run.learn(model):
+    for _ in run.train(model):
         pass
     return run
 
 
-def _moved(pictures: Path, folder: Path) -> Path:
-    """Where a run's pictures are: where they were, or by their folder's name beside the run."""
-    places = [pictures, *(above / pictures.name for above in (folder, *folder.resolve().parents))]
-    return next((place for place in places if place.is_dir()), pictures)
+def _find_image_folder(images: Path, folder: Path) -> Path:
+    """The image folder, or else a folder of its name in the run's folder or in one above."""
+    candidates = [images, *(above / images.name for above in (folder, *folder.resolve().parents))]
+    return next((candidate for candidate in candidates if candidate.is_dir()), images)

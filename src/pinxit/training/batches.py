@@ -1,4 +1,4 @@
-"""Batches: pictures encoded once, and drawn so that each sample follows from its place alone."""
+"""Training batches: images are encoded once, and samples are drawn reproducibly."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -7,60 +7,62 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pinxit.images.crop import box, centring, shape_for
-from pinxit.images.folder import Picture
+from pinxit.images.crop import bucket_for, crop_box, crop_center
+from pinxit.images.folder import TrainingImage
 from pinxit.images.tensors import to_pixels
 from pinxit.models.model import Model
 from pinxit.rng import generator
-from pinxit.training.method import Pool, Preparing
+from pinxit.training.method import ImagePool, Progress
 
-# Pictures are encoded together while they have no more pixels than this in all, and so many.
-_PIXELS = 2**16
-_ENCODED_TOGETHER = 8
-# A fixed sample's time is the middle one of so many, so that few samples see all times.
-_TIMES_EACH = 15
+# Images of one shape are encoded together: at most this many, and this many pixels in all.
+_ENCODED_PIXELS = 2**16
+_ENCODED_IMAGES = 8
+# The timestep of a validation sample is the median of this many, so that few samples represent all
+# timesteps.
+_TIMESTEPS_PER_SAMPLE = 15
 
 
 @dataclass(frozen=True)
 class Batch:
-    """Samples to learn from: clean latents and noise (B, C, H, W), times, weights, concepts (B,).
+    """Training samples of one shape.
 
-    The weights of a concept's samples add up so that its loss is the weighted sum of their errors.
-    `mask` (B, 1, H, W) says where errors count, from 0 to 1; everywhere if there is none. `shown`
-    are the names of the pictures.
+    `latents` and `noise` are (B, C, H, W), `timesteps`, `weights` and `concepts` (B,). The loss of
+    a concept is the sum of the losses of its samples times their weights. `mask` (B, 1, H, W) says
+    how much the loss counts at each place, from 0 to 1; None is 1 everywhere. `image_names` are
+    the file names of the images.
     """
 
     latents: Tensor
     noise: Tensor
-    times: Tensor
+    timesteps: Tensor
     weights: Tensor
     concepts: Tensor
     prompts: tuple[str, ...]
     mask: Tensor | None = None
-    shown: tuple[str, ...] = ()
+    image_names: tuple[str, ...] = ()
 
     def __len__(self) -> int:
         return len(self.prompts)
 
-    def __getitem__(self, at: slice) -> "Batch":
+    def __getitem__(self, index: slice) -> "Batch":
         return Batch(
-            self.latents[at],
-            self.noise[at],
-            self.times[at],
-            self.weights[at],
-            self.concepts[at],
-            self.prompts[at],
-            None if self.mask is None else self.mask[at],
-            self.shown[at],
+            self.latents[index],
+            self.noise[index],
+            self.timesteps[index],
+            self.weights[index],
+            self.concepts[index],
+            self.prompts[index],
+            None if self.mask is None else self.mask[index],
+            self.image_names[index],
         )
 
 
 @dataclass(frozen=True)
-class _View:
-    """A picture as it is, or mirrored: mean and spread of its latents, and its mask (1, H, W)."""
+class _EncodedImage:
+    """Mean and standard deviation of the latents of an image, and its mask (1, H, W)."""
 
     mean: Tensor
-    spread: Tensor
+    std: Tensor
     mask: Tensor | None
 
 
@@ -68,112 +70,124 @@ class _View:
 class _Sample:
     latents: Tensor
     noise: Tensor
-    time: float
+    timestep: float
     weight: float
     concept: int
     prompt: str
     mask: Tensor | None
-    shown: str
-
-
-class Samples:
-    """One concept's pictures as latents, and the samples drawn from them.
-
-    Square ones are encoded at `side` pixels wide and high, others in the shape of about that area
-    that least is cut off for. Everything about a sample is drawn from (seed, the pictures' content,
-    pool, step, slot).
-    """
-
-    def __init__(self, model: Model, pools: Sequence[Pool], draws: "Draws", side: int) -> None:
-        self._pools = tuple(pools)
-        self._draws = draws
-        self._model = model
-        self._side = side
-        self._latents: dict[str, list[tuple[_View, _View]]] = {}
-
-    def encode(self) -> Iterator[Preparing]:
-        """Encode the pictures, telling how many are done."""
-        total, before = sum(len(pool.pictures) for pool in self._pools), 0
-        for pool in self._pools:
-            kept: dict[int, tuple[_View, _View]] = {}
-            for some in _encoded(self._model, pool.pictures, self._side):
-                kept |= some
-                yield Preparing("pictures encoded", before + len(kept), total)
-            self._latents[pool.name] = [kept[number] for number in range(len(kept))]
-            before += len(kept)
-
-    def ready(self) -> None:
-        """Encode the pictures if that was not done."""
-        if not self._latents:
-            for _ in self.encode():
-                pass
-
-    def draw(self, step: int, concept: int) -> list[_Sample]:
-        """The concept's samples in the batch of a step."""
-        self.ready()
-        slots = range(self._draws.size)
-        return [self._sample(pool, step, slot, concept) for pool in self._pools for slot in slots]
-
-    @property
-    def prompts(self) -> tuple[str, ...]:
-        """Every prompt that can be drawn."""
-        every = (prompt for pool in self._pools for some in pool.prompts for prompt in some)
-        return tuple(dict.fromkeys(every))
-
-    def fixed(self, count: int, concept: int) -> list[_Sample]:
-        """Samples of the subject that are the same whenever they are asked for.
-
-        Its pictures come in turn, and the times are spread as those that are learned from.
-        """
-        self.ready()
-        pool, draws = self._pools[0], self._draws
-        own = generator(draws.seed, draws.concept, "fixed times")
-        times = sorted(self._model.schedule.draw(own) for _ in range(count * _TIMES_EACH))
-        return [
-            replace(
-                self._at(pool, slot % len(pool.pictures), concept, "fixed", slot),
-                time=times[slot * _TIMES_EACH + _TIMES_EACH // 2],
-                weight=1 / count,
-            )
-            for slot in range(count)
-        ]
-
-    def _sample(self, pool: Pool, step: int, slot: int, concept: int) -> _Sample:
-        which = _shuffled(self._draws, pool, step * self._draws.size + slot)
-        return self._at(pool, which, concept, step, slot)
-
-    def _at(self, pool: Pool, which: int, concept: int, *purpose: str | int) -> _Sample:
-        """A sample of a picture of the pool, drawn for a purpose."""
-        draws = self._draws
-        own = generator(draws.seed, draws.concept, pool.name, *purpose)
-        prompts = pool.prompts[which]
-        prompt = prompts[int(torch.randint(len(prompts), (), generator=own))]
-        mirrored = int(torch.rand((), generator=own) < 0.5) if draws.flip else 0
-        view = self._latents[pool.name][which][mirrored]
-        latents = view.mean + view.spread * torch.randn(view.mean.shape, generator=own)
-        noise = torch.randn(view.mean.shape, generator=own)
-        time = self._model.schedule.draw(own)
-        shown = pool.pictures[which]
-        weight = pool.weight * shown.weight / draws.size
-        name = shown.path.name
-        return _Sample(latents, noise, time, weight, concept, prompt, view.mask, name)
+    image_name: str
 
 
 @dataclass(frozen=True)
-class Draws:
-    """What a concept's random draws follow from, and how many samples of each pool a step takes.
+class BatchSampling:
+    """What the random numbers of a concept depend on, and the number of samples per image pool.
 
-    `concept` is the fingerprint of its pictures: neither its word nor its folder's name matters.
+    `images_hash` is the fingerprint of the training images; the token and the folder's name do not
+    matter.
     """
 
     seed: int
-    concept: str
-    size: int
+    images_hash: str
+    batch_size: int
     flip: bool
 
+    def generator(self, *purpose: str | int) -> torch.Generator:
+        """A random number generator for one purpose."""
+        return generator(self.seed, self.images_hash, *purpose)
 
-def parts(samples: Sequence[_Sample], device: torch.device) -> tuple[Batch, ...]:
-    """Samples of one or several concepts on the device, those of one shape together."""
+
+class TrainingSamples:
+    """The latents of a concept's images, and the training samples drawn from them.
+
+    Non-square images use the aspect-ratio bucket of about resolution² pixels that crops least. The
+    random numbers of a sample depend only on the seed, the images, the pool, the step and the
+    sample's place in the batch.
+    """
+
+    def __init__(
+        self, model: Model, pools: Sequence[ImagePool], sampling: BatchSampling, resolution: int
+    ) -> None:
+        self._pools = tuple(pools)
+        self._sampling = sampling
+        self._model = model
+        self._resolution = resolution
+        # By pool: each image as it is, and mirrored.
+        self._encoded: dict[str, list[tuple[_EncodedImage, _EncodedImage]]] = {}
+
+    def encode_images(self) -> Iterator[Progress]:
+        """Encode all images to latents; yields progress."""
+        total, num_done = sum(len(pool.images) for pool in self._pools), 0
+        for pool in self._pools:
+            encoded: dict[int, tuple[_EncodedImage, _EncodedImage]] = {}
+            for group in _encode(self._model, pool.images, self._resolution):
+                encoded |= group
+                yield Progress("images encoded", num_done + len(encoded), total)
+            self._encoded[pool.name] = [encoded[number] for number in range(len(encoded))]
+            num_done += len(encoded)
+
+    def ensure_encoded(self) -> None:
+        """Encode all images unless that was done before."""
+        if not self._encoded:
+            for _ in self.encode_images():
+                pass
+
+    def draw_samples(self, step: int, concept: int) -> list[_Sample]:
+        """The samples for a step, which are marked with the number of the concept."""
+        self.ensure_encoded()
+        sampling, samples = self._sampling, list[_Sample]()
+        for pool in self._pools:
+            for slot in range(sampling.batch_size):
+                index = _shuffled_index(sampling, pool, step * sampling.batch_size + slot)
+                samples.append(self._sample(pool, index, concept, step, slot))
+        return samples
+
+    @property
+    def prompts(self) -> tuple[str, ...]:
+        """Every prompt that a sample may have."""
+        prompts = (prompt for pool in self._pools for choice in pool.prompts for prompt in choice)
+        return tuple(dict.fromkeys(prompts))
+
+    def validation_samples(self, count: int, concept: int) -> list[_Sample]:
+        """Fixed samples of the training images for the validation loss.
+
+        They use the images in turn, and their timesteps cover the distribution that training uses.
+        """
+        self.ensure_encoded()
+        pool = self._pools[0]
+        rng = self._sampling.generator("fixed times")
+        schedule, num_timesteps = self._model.schedule, count * _TIMESTEPS_PER_SAMPLE
+        timesteps = sorted(schedule.sample_timestep(rng) for _ in range(num_timesteps))
+        medians = timesteps[_TIMESTEPS_PER_SAMPLE // 2 :: _TIMESTEPS_PER_SAMPLE]
+        return [
+            replace(
+                self._sample(pool, slot % len(pool.images), concept, "fixed", slot),
+                timestep=timestep,
+                weight=1 / count,
+            )
+            for slot, timestep in enumerate(medians)
+        ]
+
+    def _sample(self, pool: ImagePool, index: int, concept: int, *purpose: str | int) -> _Sample:
+        """A sample of one image of a pool, with random numbers for one purpose."""
+        sampling = self._sampling
+        rng = sampling.generator(pool.name, *purpose)
+        prompts = pool.prompts[index]
+        prompt = prompts[int(torch.randint(len(prompts), (), generator=rng))]
+        mirrored = int(torch.rand((), generator=rng) < 0.5) if sampling.flip else 0
+        encoded = self._encoded[pool.name][index][mirrored]
+        shape = encoded.mean.shape
+        latents = encoded.mean + encoded.std * torch.randn(shape, generator=rng)
+        noise = torch.randn(shape, generator=rng)
+        timestep = self._model.schedule.sample_timestep(rng)
+        image = pool.images[index]
+        weight = pool.weight * image.weight / sampling.batch_size
+        return _Sample(
+            latents, noise, timestep, weight, concept, prompt, encoded.mask, image.path.name
+        )
+
+
+def collate(samples: Sequence[_Sample], device: torch.device) -> tuple[Batch, ...]:
+    """Samples of one or several concepts as one batch for each shape, on the device."""
     shapes = dict.fromkeys(sample.latents.shape for sample in samples)
     return tuple(
         _batch([sample for sample in samples if sample.latents.shape == shape], device)
@@ -185,71 +199,78 @@ def _batch(samples: Sequence[_Sample], device: torch.device) -> Batch:
     return Batch(
         torch.stack([sample.latents for sample in samples]).to(device),
         torch.stack([sample.noise for sample in samples]).to(device),
-        torch.tensor([sample.time for sample in samples], device=device),
+        torch.tensor([sample.timestep for sample in samples], device=device),
         torch.tensor([sample.weight for sample in samples], device=device),
         torch.tensor([sample.concept for sample in samples], device=device),
         tuple(sample.prompt for sample in samples),
         _masks(samples, device),
-        tuple(sample.shown for sample in samples),
+        tuple(sample.image_name for sample in samples),
     )
 
 
 def _masks(samples: Sequence[_Sample], device: torch.device) -> Tensor | None:
-    """The masks of all samples if any has one; one without is wholly its subject."""
+    """The masks of the samples, (B, 1, H, W), with ones for a sample without a mask."""
     if all(sample.mask is None for sample in samples):
         return None
-    whole = torch.ones_like(samples[0].latents[:1])
-    return torch.stack([whole if one.mask is None else one.mask for one in samples]).to(device)
+    ones = torch.ones_like(samples[0].latents[:1])
+    masks = [ones if sample.mask is None else sample.mask for sample in samples]
+    return torch.stack(masks).to(device)
 
 
-def _shuffled(draws: Draws, pool: Pool, place: int) -> int:
-    """Which picture is at a place of the endless row of shuffled rounds through the pool."""
-    turn, at = divmod(place, len(pool.pictures))
-    order = generator(draws.seed, draws.concept, pool.name, "round", turn)
-    return int(torch.randperm(len(pool.pictures), generator=order)[at])
+def _shuffled_index(sampling: BatchSampling, pool: ImagePool, place: int) -> int:
+    """The index of an image in an endless sequence that shuffles the pool in every epoch."""
+    epoch, index = divmod(place, len(pool.images))
+    rng = sampling.generator(pool.name, "round", epoch)
+    return int(torch.randperm(len(pool.images), generator=rng)[index])
 
 
-def _encoded(
-    model: Model, pictures: Sequence[Picture], side: int
-) -> Iterator[dict[int, tuple[_View, _View]]]:
-    """Pictures' views as they are and mirrored, by number, those of a shape together; on CPU."""
-    waiting: dict[torch.Size, dict[int, tuple[Tensor, Tensor | None]]] = {}
-    for number, picture in enumerate(pictures):
-        pixels, mask = _framed(model, picture, side)
-        group = waiting.setdefault(pixels.shape, {})
-        group[number] = pixels, mask
-        if len(group) >= min(_ENCODED_TOGETHER, max(1, _PIXELS // pixels[0, 0].numel())):
-            yield _views(model, waiting.pop(pixels.shape))
-    yield from (_views(model, group) for group in waiting.values())
+def _encode(
+    model: Model, images: Sequence[TrainingImage], resolution: int
+) -> Iterator[dict[int, tuple[_EncodedImage, _EncodedImage]]]:
+    """Images as they are and mirrored, by index, encoded in groups of one shape; on the CPU."""
+    groups: dict[torch.Size, dict[int, tuple[Tensor, Tensor | None]]] = {}
+    for index, image in enumerate(images):
+        pixels, mask = _crop(model, image, resolution)
+        group = groups.setdefault(pixels.shape, {})
+        group[index] = pixels, mask
+        num_pixels = pixels[0, 0].numel()
+        if len(group) >= min(_ENCODED_IMAGES, max(1, _ENCODED_PIXELS // num_pixels)):
+            yield _encode_group(model, groups.pop(pixels.shape))
+    yield from (_encode_group(model, group) for group in groups.values())
 
 
-def _views(
-    model: Model, some: Mapping[int, tuple[Tensor, Tensor | None]]
-) -> dict[int, tuple[_View, _View]]:
-    pixels = torch.cat([pixels for pixels, _ in some.values()])
-    both = model.encode(pixels), model.encode(pixels.flip(-1))
-    masks = [mask for _, mask in some.values()]
-    mirrored = [None if mask is None else mask.flip(-1) for mask in masks]
-    plain, flipped = (
-        [
-            _View(mean.cpu(), spread.cpu(), mask)
-            for mean, spread, mask in zip(found.mean, found.spread, kept, strict=True)
-        ]
-        for found, kept in zip(both, (masks, mirrored), strict=True)
-    )
-    return dict(zip(some, zip(plain, flipped, strict=True), strict=True))
+def _encode_group(
+    model: Model, group: Mapping[int, tuple[Tensor, Tensor | None]]
+) -> dict[int, tuple[_EncodedImage, _EncodedImage]]:
+    pixels = torch.cat([pixels for pixels, _ in group.values()])
+    masks = [mask for _, mask in group.values()]
+    mirrored_masks = [None if mask is None else mask.flip(-1) for mask in masks]
+    originals = _encode_pixels(model, pixels, masks)
+    mirrored = _encode_pixels(model, pixels.flip(-1), mirrored_masks)
+    return dict(zip(group, zip(originals, mirrored, strict=True), strict=True))
 
 
-def _framed(model: Model, picture: Picture, side: int) -> tuple[Tensor, Tensor | None]:
-    """A picture cropped to the shape it is learned in, and its mask as the latents lie."""
+def _encode_pixels(
+    model: Model, pixels: Tensor, masks: Sequence[Tensor | None]
+) -> list[_EncodedImage]:
+    latents = model.encode(pixels)
+    return [
+        _EncodedImage(mean.cpu(), std.cpu(), mask)
+        for mean, std, mask in zip(latents.mean, latents.std, masks, strict=True)
+    ]
+
+
+def _crop(model: Model, image: TrainingImage, resolution: int) -> tuple[Tensor, Tensor | None]:
+    """Pixels of an image, cropped to its aspect-ratio bucket, and the mask of the latents."""
     from PIL import Image
 
-    image, mask = picture.opened()
-    width, height = shape = shape_for(image.size, side, model.grain)
-    centre = centring(image, shape, mask)
-    pixels = to_pixels(image, width, height, centre)
+    pil_image, mask = image.open_with_mask()
+    width, height = bucket = bucket_for(pil_image.size, resolution, model.size_multiple)
+    center = crop_center(pil_image, bucket, mask)
+    pixels = to_pixels(pil_image, width, height, center)
     if mask is None:
         return pixels, None
-    cells = (width // model.factor, height // model.factor)
-    kept = mask.resize(cells, Image.Resampling.BOX, box(image.size, shape, centre))
-    return pixels, torch.from_numpy(np.asarray(kept, dtype=np.float32) / 255).unsqueeze(0)
+    latent_size = (width // model.vae_scale_factor, height // model.vae_scale_factor)
+    box = crop_box(pil_image.size, bucket, center)
+    latent_mask = mask.resize(latent_size, Image.Resampling.BOX, box)
+    return pixels, torch.from_numpy(np.asarray(latent_mask, dtype=np.float32) / 255).unsqueeze(0)

@@ -1,4 +1,4 @@
-"""A learner: one concept's adapters, samples and optimizer, and how far it is."""
+"""ConceptTrainer: the adapters, samples, optimizer and progress of one concept."""
 
 import math
 from collections.abc import Generator, Mapping, Sequence
@@ -8,169 +8,187 @@ import torch
 from torch import Tensor
 
 from pinxit.errors import RunError
-from pinxit.images.folder import Picture, by_content, fingerprint
+from pinxit.images.folder import TrainingImage, fingerprint, sort_by_content
 from pinxit.models.model import Model
-from pinxit.training.batches import Draws, Samples
-from pinxit.training.early_stopping import settled
-from pinxit.training.optimizer import STATE, AdamW, Group, norm
+from pinxit.training.batches import BatchSampling, TrainingSamples
+from pinxit.training.early_stopping import converged
+from pinxit.training.optimizer import STATE_NAMES, AdamW, ParameterGroup, global_norm
 from pinxit.training.recipe import Recipe
 
-# Half-precision gradients of a loss as it is would round to nothing; halved when they overflow.
-_FP16_SCALE = 2.0**12
-# How much more later steps count in a mean: the n-th as n to this power.
-_LATE = 3
+# Initial loss scale for fp16, whose gradients would underflow; halved when they overflow.
+_FP16_LOSS_SCALE = 2.0**12
+# The weight of step n in the average of the weights grows as n to this power.
+_AVERAGING_POWER = 3
 
 
 class DivergedError(RunError):
-    """A loss or a gradient, or what they made of the weights, is no finite number."""
+    """A loss, a gradient or a trained weight is not a finite number."""
 
 
-class Learner:
-    """One concept being learned: what is trained for it, on what, and how far it is.
+class ConceptTrainer:
+    """The training state of one concept: adapters, samples, optimizer and number of steps done.
 
-    `state` and `restore` move it between processes to the last bit; nothing random is in it, for
-    all draws follow from the recipe's seed, the pictures and the step. `trouble` is why it cannot
-    go on, if it cannot: it is then as it was before the step that failed. `looks` is the loss of
-    its fixed samples after some steps; once that has settled, no step is ahead.
+    `state` and `restore` save and load it exactly. It has no random state: all random numbers
+    depend only on the recipe's seed, the images and the step. `error` is set if training diverged;
+    the state is then that before the failed step. `validation_losses` maps a step to the loss of
+    the fixed validation samples; when it has converged, `total_steps` becomes `steps_done`.
     """
 
-    def __init__(self, model: Model, recipe: Recipe, pictures: Sequence[Picture]) -> None:
-        assert recipe.batch_size and recipe.rate and recipe.steps, "the recipe is not settled"
+    def __init__(self, model: Model, recipe: Recipe, images: Sequence[TrainingImage]) -> None:
+        assert recipe.batch_size and recipe.learning_rate and recipe.steps, "recipe is not settled"
         self.model = model
         self.recipe = recipe
-        self.total = recipe.steps
-        self.done = 0
-        self.pace = 1.0
-        self.trouble: DivergedError | None = None
-        self.looks: dict[int, float] = {}
-        subject = recipe.subject
-        pools = recipe.method.pools(model, subject, by_content(pictures))
-        draws = Draws(recipe.seed, fingerprint(pictures), recipe.batch_size, recipe.flip)
-        self.samples = Samples(model, pools, draws, recipe.size or model.picture_size)
-        self.learnables = recipe.method.adapters(model, subject, recipe.rate)
-        self.adapters = tuple(learnable.adapter for learnable in self.learnables)
-        self.weights = [weight for one in self.adapters for weight in one.weights().values()]
-        swings = [one.swings for one in self.learnables for _ in one.adapter.weights()]
-        self.optimizer = AdamW(
-            [
-                Group(list(one.adapter.weights().values()), one.rate, one.decay)
-                for one in self.learnables
-            ]
-        )
-        self.means = {
+        self.total_steps = recipe.steps
+        self.steps_done = 0
+        self.lr_multiplier = 1.0
+        self.error: DivergedError | None = None
+        self.validation_losses: dict[int, float] = {}
+        method, subject = recipe.method, recipe.subject
+        pools = method.image_pools(model, subject, sort_by_content(images))
+        sampling = BatchSampling(recipe.seed, fingerprint(images), recipe.batch_size, recipe.flip)
+        resolution = recipe.resolution or model.default_size
+        self.samples = TrainingSamples(model, pools, sampling, resolution)
+        self.trainable_adapters = method.create_adapters(model, subject, recipe.learning_rate)
+        self.adapters = tuple(trainable.adapter for trainable in self.trainable_adapters)
+        groups = [
+            ParameterGroup(
+                list(trainable.adapter.weights().values()),
+                trainable.learning_rate,
+                trainable.weight_decay,
+            )
+            for trainable in self.trainable_adapters
+        ]
+        self.optimizer = AdamW(groups)
+        self.weights = [weight for group in groups for weight in group.weights]
+        is_averaged = [
+            trainable.average
+            for trainable, group in zip(self.trainable_adapters, groups, strict=True)
+            for _ in group.weights
+        ]
+        self.averages = {
             number: weight.detach().clone()
             for number, weight in enumerate(self.weights)
-            if swings[number]
+            if is_averaged[number]
         }
-        self.scale = _FP16_SCALE if model.placement.precision == "fp16" else 1.0
-        self._share = torch.ones(())
+        self.loss_scale = _FP16_LOSS_SCALE if model.placement.precision == "fp16" else 1.0
+        self._gradient_scale = torch.ones(())
 
     @property
-    def learning(self) -> bool:
-        """Whether steps are ahead of it."""
-        return self.trouble is None and self.done < self.total
+    def unfinished(self) -> bool:
+        """Whether there are steps left to train."""
+        return self.error is None and self.steps_done < self.total_steps
 
     @property
-    def looks_now(self) -> bool:
-        """Whether it is to look at its fixed samples before its next step."""
-        due = self.recipe.stop > 0 and self.done % (self.recipe.look_every or 1) == 0
-        return due and self.learning and self.done not in self.looks
+    def validation_due(self) -> bool:
+        """Whether the validation loss must be computed before the next step."""
+        interval = self.recipe.validate_every or 1
+        due = self.recipe.early_stop > 0 and self.steps_done % interval == 0
+        return due and self.unfinished and self.steps_done not in self.validation_losses
 
-    def look(self, loss: float) -> None:
-        """What the loss of its fixed samples is now; it stops here if that has settled."""
-        self.looks[self.done] = loss
-        self._heed()
+    def add_validation_loss(self, loss: float) -> None:
+        """Record the validation loss at the current step; ends the training if it converged."""
+        self.validation_losses[self.steps_done] = loss
+        self._stop_if_converged()
 
     def state(self) -> dict[str, Tensor]:
-        """Everything that changes as it learns: weights, moments, step, pace."""
-        told = {"done": self.done, "scale": self.scale, "pace": self.pace}
-        kept = {name: torch.tensor(value, dtype=torch.float64) for name, value in told.items()}
+        """Everything that training changes, for a checkpoint."""
+        numbers = {"done": self.steps_done, "scale": self.loss_scale, "pace": self.lr_multiplier}
+        state = {name: torch.tensor(value, dtype=torch.float64) for name, value in numbers.items()}
         for number, weight in enumerate(self.weights):
-            kept[f"weight.{number}"] = weight.detach()
-            for name, moment in self.optimizer.state.get(weight, {}).items():
-                kept[f"{name}.{number}"] = moment
-        kept |= {f"mean.{number}": mean for number, mean in self.means.items()}
-        if self.looks:
-            kept["looks"] = torch.tensor(list(self.looks.items()), dtype=torch.float64)
-        return kept
+            state[f"weight.{number}"] = weight.detach()
+            for name, tensor in self.optimizer.state.get(weight, {}).items():
+                state[f"{name}.{number}"] = tensor
+        state |= {f"mean.{number}": average for number, average in self.averages.items()}
+        if self.validation_losses:
+            losses = list(self.validation_losses.items())
+            state["looks"] = torch.tensor(losses, dtype=torch.float64)
+        return state
 
     def restore(self, state: Mapping[str, Tensor]) -> None:
-        """Go on from a state that was kept."""
-        self.done = int(state["done"])
-        self.scale, self.pace = float(state["scale"]), float(state["pace"])
-        pairs = state["looks"].tolist() if "looks" in state else []
-        self.looks = {int(step): loss for step, loss in pairs}
-        self._heed()
+        """Load the state of a checkpoint."""
+        self.steps_done = int(state["done"])
+        self.loss_scale, self.lr_multiplier = float(state["scale"]), float(state["pace"])
+        losses = state["looks"].tolist() if "looks" in state else []
+        self.validation_losses = {int(step): loss for step, loss in losses}
+        self._stop_if_converged()
         for number, weight in enumerate(self.weights):
             with torch.no_grad():
                 weight.copy_(state[f"weight.{number}"])
-            if number in self.means:
-                self.means[number].copy_(state.get(f"mean.{number}", weight.detach()))
-            # A layer whose answer nobody takes, as the last of some towers, has no moments.
-            names = [name for name in STATE if f"{name}.{number}" in state]
+            if number in self.averages:
+                self.averages[number].copy_(state.get(f"mean.{number}", weight.detach()))
+            # A layer whose output is not used, such as the last of some text encoders, never has a
+            # gradient, and therefore no optimizer state.
+            names = [name for name in STATE_NAMES if f"{name}.{number}" in state]
             if names:
                 self.optimizer.state[weight] = {
-                    name: _lying_like(state[f"{name}.{number}"], weight) for name in names
+                    name: _with_layout_of(weight, state[f"{name}.{number}"]) for name in names
                 }
 
-    def _heed(self) -> None:
-        if settled(list(self.looks.values()), self.recipe.stop):
-            self.total = self.done
+    def _stop_if_converged(self) -> None:
+        if converged(list(self.validation_losses.values()), self.recipe.early_stop):
+            self.total_steps = self.steps_done
 
-    def clipped(self, loss: float, errors: Mapping[str, float]) -> float:
-        """The norm of its gradient, which is clipped; `trouble` is set if it is no step to take.
+    def clip_gradients(self, loss: float, image_losses: Mapping[str, float]) -> float:
+        """Compute the gradient norm and the factor that clips it; returns the norm.
 
-        The errors are those of the pictures that were shown.
+        Sets `error` if the loss or the norm is not finite. `image_losses` maps the names of the
+        images in the batch to their losses.
         """
-        grads = [weight.grad for weight in self.weights if weight.grad is not None]
-        total = norm(grads) / self.scale
-        self._share = (self.recipe.clip / (total + 1e-6)).clamp(max=1.0) / self.scale
-        if not (math.isfinite(loss) and total.isfinite()):
-            bad = [name for name, error in errors.items() if not math.isfinite(error)]
-            self.trouble = DivergedError(
-                f"learning went wrong at step {self.done + 1}: the errors of the samples are "
-                f"{', '.join(f'{error:.3g}' for error in errors.values())}, the gradient's norm "
-                f"{total:.3g}, with {', '.join(bad or errors)}",
-                "try a lower --rate, or --precision fp32; what was kept before is sound",
+        gradients = [weight.grad for weight in self.weights if weight.grad is not None]
+        norm = global_norm(gradients) / self.loss_scale
+        clip = (self.recipe.max_grad_norm / (norm + 1e-6)).clamp(max=1.0)
+        self._gradient_scale = clip / self.loss_scale
+        if not (math.isfinite(loss) and norm.isfinite()):
+            names = [name for name, value in image_losses.items() if not math.isfinite(value)]
+            losses = ", ".join(f"{value:.3g}" for value in image_losses.values())
+            self.error = DivergedError(
+                f"training diverged at step {self.steps_done + 1}: sample losses {losses}, "
+                f"gradient norm {norm:.3g}, images {', '.join(names or image_losses)}",
+                "try a lower --learning-rate, or --precision fp32; "
+                "what was saved before this step is valid",
             )
-        return float(total)
+        return float(norm)
 
     def step(self) -> None:
-        """Change what is trained by its gradient, as far as that was not clipped."""
-        self.optimizer.step(self._share, self.pace)
-        self.done += 1
-        for number, mean in self.means.items():
-            mean.lerp_(self.weights[number].detach(), (_LATE + 1) / (self.done + _LATE))
+        """Update the weights with the clipped gradients, and their averages."""
+        self.optimizer.step(self._gradient_scale, self.lr_multiplier)
+        self.steps_done += 1
+        fraction = (_AVERAGING_POWER + 1) / (self.steps_done + _AVERAGING_POWER)
+        for number, average in self.averages.items():
+            average.lerp_(self.weights[number].detach(), fraction)
 
     @contextmanager
-    def settled_down(self) -> Generator[None]:
-        """With the mean of its later steps in place of weights that swing, to paint with or keep.
+    def averaged_weights(self) -> Generator[None]:
+        """Replace the weights by their averages while generating images or saving.
 
-        The mean is Shamir and Zhang's (arXiv:1212.1824), of about the last quarter of the steps
-        however many there are, so that a run for more steps is the same run.
+        Polynomial-decay averaging (Shamir and Zhang, arXiv:1212.1824) of about the last quarter of
+        the steps; it does not depend on the total number of steps.
         """
-        last = {number: self.weights[number].detach().clone() for number in self.means}
-        self._put(self.means)
+        latest = {number: self.weights[number].detach().clone() for number in self.averages}
+        self._set_weights(self.averages)
         try:
             yield
         finally:
-            self._put(last)
+            self._set_weights(latest)
 
-    def _put(self, values: Mapping[int, Tensor]) -> None:
+    def _set_weights(self, values: Mapping[int, Tensor]) -> None:
         with torch.no_grad():
             for number, value in values.items():
                 self.weights[number].copy_(value)
 
-    def overflowed(self) -> bool:
-        """Whether halves may have been too small for its gradient; it is smaller from now on."""
-        if self.trouble is None or self.scale <= 1:
+    def lower_loss_scale(self) -> bool:
+        """Halve the loss scale and clear `error` if an fp16 overflow may have caused it.
+
+        Returns whether it did; the step is then tried again.
+        """
+        if self.error is None or self.loss_scale <= 1:
             return False
-        self.trouble = None
-        self.scale /= 2
+        self.error = None
+        self.loss_scale /= 2
         return True
 
 
-def _lying_like(kept: Tensor, weight: Tensor) -> Tensor:
-    """A moment as its weight lies in memory: the step walks both; a count of steps as it is."""
-    like = weight.detach() if kept.ndim else kept
-    return torch.empty_like(like, dtype=kept.dtype, device=weight.device).copy_(kept)
+def _with_layout_of(weight: Tensor, tensor: Tensor) -> Tensor:
+    """A copy of an optimizer tensor with the device and memory layout of its weight."""
+    layout = weight.detach() if tensor.ndim else tensor
+    return torch.empty_like(layout, dtype=tensor.dtype, device=weight.device).copy_(tensor)

@@ -1,34 +1,34 @@
-"""When a run has learned enough: the loss of samples that stay the same falls no further.
+"""Early stopping: training ends when the validation loss no longer improves.
 
-The loss of a step says nothing of this, for it is of other pictures, noise and times each time.
-That samples must stay the same is DVAR's insight (arXiv:2302.04841); its rule compares variances,
-ours the fall, which needs no threshold of its own for each method.
+The training loss cannot show this, because every step has other images, noise and timesteps. The
+validation loss uses fixed samples, as in DVAR (arXiv:2302.04841). DVAR compares variances; this
+rule compares the improvement, so that one threshold works for all methods.
 """
 
 from collections.abc import Sequence
 from statistics import fmean
 
-# How many samples stay the same. A look at them has no backward pass, which is two thirds of a
-# step: with the looks below it is 4% of the work at the methods' own batch sizes, at most 11%.
-SAMPLES = 8
-_LOOKS = 40  # in as many steps as the method advises
-_LEARNED_BETWEEN = 24  # pictures at least
-# How many looks are taken together, against the swings of single steps.
+# Number of fixed samples. Validation has no backward pass, which is two thirds of a step: with the
+# intervals below it costs 4% of the time at the methods' default batch sizes, and at most 11%.
+VALIDATION_SAMPLES = 8
+_VALIDATIONS = 40  # in the number of steps that the method advises
+_MIN_IMAGES_BETWEEN = 24
+# Number of validation losses that are averaged, because single ones fluctuate.
 _WINDOW = 12
 
 
-def steps_between_looks(advised: int, batch_size: int) -> int:
-    """How often to look, in a run for which a method advises so many steps."""
-    return max(1, round(advised / _LOOKS), -(-_LEARNED_BETWEEN // batch_size))
+def validation_interval(advised_steps: int, batch_size: int) -> int:
+    """Steps between validation losses, for the number of steps that the method advises."""
+    return max(1, round(advised_steps / _VALIDATIONS), -(-_MIN_IMAGES_BETWEEN // batch_size))
 
 
-def settled(losses: Sequence[float], share: float) -> bool:
-    """Whether losses of the same samples, from before the first step on, have settled.
+def converged(losses: Sequence[float], threshold: float) -> bool:
+    """Whether the validation loss, measured from before the first step on, no longer improves.
 
-    They have when the mean of the last window is lower than that of the window before by less
-    than this share of all it has fallen; never with a share of 0.
+    True if the mean of the last window is lower than that of the window before by less than
+    `threshold` times the total improvement; always False with a threshold of 0.
     """
-    if share <= 0 or len(losses) <= 2 * _WINDOW:
+    if threshold <= 0 or len(losses) <= 2 * _WINDOW:
         return False
-    before, now = fmean(losses[-2 * _WINDOW : -_WINDOW]), fmean(losses[-_WINDOW:])
-    return before - now <= share * max(0.0, losses[0] - now)
+    previous, latest = fmean(losses[-2 * _WINDOW : -_WINDOW]), fmean(losses[-_WINDOW:])
+    return previous - latest <= threshold * max(0.0, losses[0] - latest)

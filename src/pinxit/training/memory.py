@@ -1,8 +1,8 @@
-"""How much memory is free, and how a step's work is cut so that it fits."""
+"""Free memory, and the micro-batch size and gradient checkpointing that fit into it."""
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import psutil
 import torch
@@ -10,75 +10,83 @@ from torch import Tensor
 
 from pinxit.errors import RunError
 
-# What a step may take of the memory that is free; the rest is for what no count foresees.
-_SHARE = 0.85
-# What is left of the states that the backward pass needs if most are computed anew.
-_ECONOMISED = 0.3
+# Fraction of the free memory that a step may use; the rest covers what the estimate misses.
+_USABLE_FRACTION = 0.85
+# Memory for the backward pass with gradient checkpointing, as a fraction of that without.
+_CHECKPOINTING_FRACTION = 0.3
 _LIMIT = Path("/sys/fs/cgroup/memory.max")
 _USED = Path("/sys/fs/cgroup/memory.current")
 
 
 @dataclass(frozen=True)
-class Choice:
-    """How the work of a step is cut: so many samples at a time, states kept or computed anew.
+class MemoryPlan:
+    """How a step is split to fit into memory: samples at a time and gradient checkpointing.
 
-    `needed` and `free` are the bytes that it was chosen by.
+    `needed_bytes` and `free_bytes` are the estimate behind the plan, 0 if there is none.
     """
 
-    together: int
-    economise: bool = False
-    needed: int = 0
-    free: int = 0
+    micro_batch: int
+    gradient_checkpointing: bool = False
+    needed_bytes: int = 0
+    free_bytes: int = 0
 
-    def smaller(self) -> "Choice | None":
-        """What takes less memory than this did; None if nothing does."""
-        if self.together > 1:
-            return Choice(self.together // 2, self.economise)
-        return None if self.economise else Choice(1, economise=True)
+    def smaller(self) -> "MemoryPlan | None":
+        """A plan that needs less memory; None if there is none."""
+        if self.micro_batch > 1:
+            return MemoryPlan(self.micro_batch // 2, self.gradient_checkpointing)
+        return None if self.gradient_checkpointing else MemoryPlan(1, gradient_checkpointing=True)
 
     @property
-    def noted(self) -> dict[str, int]:
-        """What was chosen, without what it was chosen by: as `read` takes it."""
-        return {"together": self.together, "economise": self.economise}
+    def settings(self) -> dict[str, int]:
+        """The plan without the estimate, as it is written to the training log."""
+        return {"together": self.micro_batch, "economise": self.gradient_checkpointing}
 
     @classmethod
-    def read(cls, noted: object) -> "Choice | None":
-        """One that was noted as a table of its fields; None if it is no such table."""
-        try:
-            return cls(**noted) if isinstance(noted, dict) else None
-        except TypeError:
+    def from_settings(cls, settings: object) -> "MemoryPlan | None":
+        """A plan from its `settings`; None if they are not valid."""
+        if not isinstance(settings, dict):
             return None
+        values = cast("dict[str, Any]", settings)
+        if not values.keys() <= {"together", "economise"} or "together" not in values:
+            return None
+        return cls(values["together"], values.get("economise", False))
 
-    def told(self, precision: str) -> str:
-        """What was chosen and why, in words."""
-        how = f"{self.together} at a time" if self.together > 1 else "one sample at a time"
-        anew = ", states computed anew in the backward pass" if self.economise else ""
-        why = f"; takes {_gb(self.needed)} of the {_gb(self.free)} that are free"
-        return f"learns in {precision}, {how}{anew}{why if self.needed else ''}"
+    def description(self, precision: str) -> str:
+        """The plan and its estimate as a message."""
+        checkpointing = ", gradient checkpointing" if self.gradient_checkpointing else ""
+        estimate = f", about {_gb(self.needed_bytes)} of memory ({_gb(self.free_bytes)} free)"
+        return (
+            f"training in {precision}, micro-batch size {self.micro_batch}{checkpointing}"
+            f"{estimate if self.needed_bytes else ''}"
+        )
 
 
-def choose(samples: int, each: int, fixed: int, free: int) -> Choice:
-    """How to learn from so many samples, of which each keeps so many bytes for its backward pass.
+def plan_memory(
+    num_samples: int, sample_bytes: int, fixed_bytes: int, free_bytes: int
+) -> MemoryPlan:
+    """The plan with the largest micro-batch that fits into the free memory.
 
-    `fixed` is what else the step will take. RunError if it does not fit at all: some systems
-    end a process that asks for too much, without a word.
+    `sample_bytes` is what the backward pass needs per sample, `fixed_bytes` what a step needs
+    besides. Raises RunError if not even one sample fits: some systems kill a process that
+    allocates too much, without a message.
     """
-    room = int(free * _SHARE) - fixed
-    for economise, share in ((False, 1.0), (True, _ECONOMISED)):
-        own = max(1, int(each * share))
-        together = min(samples, room // own)
-        if together > 0:
-            return Choice(together, economise, fixed + together * own, free)
+    usable_bytes = int(free_bytes * _USABLE_FRACTION) - fixed_bytes
+    for gradient_checkpointing, fraction in ((False, 1.0), (True, _CHECKPOINTING_FRACTION)):
+        needed_bytes = max(1, int(sample_bytes * fraction))
+        micro_batch = min(num_samples, usable_bytes // needed_bytes)
+        if micro_batch > 0:
+            total_bytes = fixed_bytes + micro_batch * needed_bytes
+            return MemoryPlan(micro_batch, gradient_checkpointing, total_bytes, free_bytes)
+    minimum = fixed_bytes + int(sample_bytes * _CHECKPOINTING_FRACTION)
     raise RunError(
-        f"a step would take {_gb(fixed + int(each * _ECONOMISED))} of memory, and "
-        f"{_gb(free)} are free",
-        "take a smaller --size, a method that trains less (lora, textual-inversion), "
-        "or --precision bf16",
+        f"a training step needs {_gb(minimum)} of memory, but only {_gb(free_bytes)} are free",
+        "choose a smaller --resolution, a method that trains fewer weights "
+        "(lora, textual-inversion), or --precision bf16",
     )
 
 
-def free(device: torch.device) -> int:
-    """The bytes of memory that can still be had, of the device or of what the process may use."""
+def free_memory(device: torch.device) -> int:
+    """Free memory in bytes: of the GPU, or what the process may still use of the main memory."""
     if device.type == "cuda":
         unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
         return torch.cuda.mem_get_info(device)[0] + unused
@@ -87,30 +95,32 @@ def free(device: torch.device) -> int:
     return left if limit == "max" else min(left, int(limit) - int(_USED.read_text()))
 
 
-class Saved:
-    """Counts the bytes that are kept for a backward pass: a block, and then `bytes`."""
+class SavedTensors:
+    """Context manager that counts the bytes that autograd saves for the backward pass."""
 
-    def __init__(self, besides: list[Tensor]) -> None:
-        self._besides = {weight.untyped_storage().data_ptr() for weight in besides}
-        self._seen = dict[int, int]()
-        self._hooks: Any = torch.autograd.graph.saved_tensors_hooks(self._keep, lambda kept: kept)
+    def __init__(self, weights: list[Tensor]) -> None:
+        self._weights = {weight.untyped_storage().data_ptr() for weight in weights}
+        self._sizes = dict[int, int]()
+        self._hooks: Any = torch.autograd.graph.saved_tensors_hooks(
+            self._count, lambda tensor: tensor
+        )
 
-    def __enter__(self) -> "Saved":
+    def __enter__(self) -> "SavedTensors":
         self._hooks.__enter__()
         return self
 
-    def __exit__(self, *trouble: object) -> None:
-        self._hooks.__exit__(*trouble)
+    def __exit__(self, *error: object) -> None:
+        self._hooks.__exit__(*error)
 
     @property
     def bytes(self) -> int:
-        """How many there were, weights not counted."""
-        return sum(self._seen.values())
+        """Number of saved bytes, without the weights."""
+        return sum(self._sizes.values())
 
-    def _keep(self, tensor: Tensor) -> Tensor:
+    def _count(self, tensor: Tensor) -> Tensor:
         storage = tensor.untyped_storage()
-        if storage.data_ptr() not in self._besides:
-            self._seen[storage.data_ptr()] = storage.nbytes()
+        if storage.data_ptr() not in self._weights:
+            self._sizes[storage.data_ptr()] = storage.nbytes()
         return tensor
 
 

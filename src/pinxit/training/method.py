@@ -1,4 +1,4 @@
-"""What a method is: knobs, the adapters they make for a model, and the pictures they learn from."""
+"""The interface of a training method: options, trainable adapters and image pools."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
@@ -7,139 +7,144 @@ from typing import Literal, Self
 
 from pinxit import registry
 from pinxit.adapters.adapter import Adapter
-from pinxit.images.folder import Picture
+from pinxit.images.folder import TrainingImage
 from pinxit.models.model import Model
-from pinxit.models.prompt import pattern
-from pinxit.options import Checked
+from pinxit.models.prompt import token_pattern
+from pinxit.options import Options
 
-Kind = Literal["object", "style"]
+SubjectKind = Literal["object", "style"]
 
 
 @dataclass(frozen=True)
 class Subject:
-    """What is to be learned: the user's word for it, what it is a kind of, and the run's seed."""
+    """The subject of a training run: placeholder token, class noun, kind and random seed."""
 
     token: str
     class_noun: str
-    kind: Kind
+    kind: SubjectKind
     seed: int
 
 
 @dataclass(frozen=True)
-class Plan:
-    """How long and how fast to learn: a method's advice where the user gave none."""
+class Advice:
+    """Steps, batch size and learning rate that a method uses where the recipe gives none."""
 
     steps: int
     batch_size: int
-    rate: float
+    learning_rate: float
 
 
 @dataclass(frozen=True)
-class Learnable:
-    """An adapter with the speed it learns at and how strongly its weights are pulled to zero.
+class TrainableAdapter:
+    """An adapter with its learning rate and weight decay.
 
-    One that swings as it learns is painted and kept as the mean of its later steps.
+    With `average`, the average of the later steps is used to generate images and to save.
     """
 
     adapter: Adapter
-    rate: float
-    decay: float = 0.0
-    swings: bool = False
+    learning_rate: float
+    weight_decay: float = 0.0
+    average: bool = False
 
 
 @dataclass(frozen=True)
-class Pool:
-    """Pictures drawn together into a share of every batch, each with the prompts it may have.
+class ImagePool:
+    """Images that fill one part of every batch, each with its possible prompts.
 
-    The share has as many places as the batch size says; its mean loss counts `weight` times.
+    The part has `batch_size` samples, and its mean loss is multiplied by `weight`.
     """
 
     name: str
-    pictures: tuple[Picture, ...]
+    images: tuple[TrainingImage, ...]
     prompts: tuple[tuple[str, ...], ...]
     weight: float = 1.0
 
 
 @dataclass(frozen=True)
-class Preparing:
-    """Something that must be done before the first step, and how far it is."""
+class Progress:
+    """Progress of a task that comes before the first training step."""
 
-    what: str
+    task: str
     done: int
     total: int
 
 
-class Method(Checked, ABC):
-    """A way to learn; its fields are its knobs, each written here once and nowhere else."""
+class Method(Options, ABC):
+    """A training method; its fields are its options."""
 
     @classmethod
     def title(cls) -> str:
-        """What to call its knobs in a message."""
+        """The name of the options table in a message."""
         return f"the method {registry.name_of(cls)}"
 
     @property
     def name(self) -> str:
-        """Its name, which is its file's."""
+        """The name of the method, which is the name of its module."""
         return registry.name_of(type(self))
 
     @property
-    def apart(self) -> bool:
-        """Whether what it trains for a concept acts on that concept's samples alone.
+    def independent_concepts(self) -> bool:
+        """Whether the adapters of a concept change only the samples of that concept.
 
-        Several concepts may then share a batch; otherwise each needs the base to itself.
+        Then several concepts can be trained in one batch; otherwise each is trained alone.
         """
         return False
 
     @abstractmethod
-    def plan(self, model: Model, count: int) -> Plan:
-        """Sensible steps, batch size and rate for this base and so many pictures."""
+    def advise(self, model: Model, image_count: int) -> Advice:
+        """Default steps, batch size and learning rate for a base model and number of images."""
 
-    def settled(self, model: Model, subject: Subject) -> Self:  # noqa: ARG002
-        """Itself with every knob decided for this base; RecipeError if one does not fit it."""
+    def settle(self, model: Model, subject: Subject) -> Self:  # noqa: ARG002
+        """The method with every option chosen; RecipeError if one does not fit the model."""
         return self
 
     @abstractmethod
-    def adapters(self, model: Model, subject: Subject, rate: float) -> tuple[Learnable, ...]:
-        """What is trained, fresh, and what else must be in the model meanwhile."""
+    def create_adapters(
+        self, model: Model, subject: Subject, learning_rate: float
+    ) -> tuple[TrainableAdapter, ...]:
+        """New adapters to train, and those that are only applied (learning rate 0)."""
 
-    def prepare(self, model: Model, subject: Subject) -> Iterator[Preparing]:  # noqa: ARG002
-        """Make what the pools need and is not there yet; most methods need nothing."""
+    def prepare(self, model: Model, subject: Subject) -> Iterator[Progress]:  # noqa: ARG002
+        """Create files that the image pools need and that do not exist yet (class images)."""
         yield from ()
 
     @abstractmethod
-    def pools(
-        self, model: Model, subject: Subject, pictures: tuple[Picture, ...]
-    ) -> tuple[Pool, ...]:
-        """The pictures of each batch with their prompts, in which the subject has its word."""
+    def image_pools(
+        self, model: Model, subject: Subject, images: tuple[TrainingImage, ...]
+    ) -> tuple[ImagePool, ...]:
+        """The images of every batch with their prompts, which contain the placeholder token."""
 
 
 def prompts_for(
-    pictures: Sequence[Picture],
+    images: Sequence[TrainingImage],
     subject: Subject,
     templates: Sequence[str],
     *,
     captions: bool | None,
 ) -> tuple[tuple[str, ...], ...]:
-    """For each picture its own caption with the subject's word in it, or else all the templates.
+    """Possible prompts of each image: its caption with the token, or all templates.
 
-    Captions count where they are wanted and, if nothing is said, for a style: what they say of the
-    things in the pictures the word need not take (docs/styles.md).
+    `captions` None uses captions for styles only: the token of a style does not need to learn what
+    the captions already describe.
     """
     captions = subject.kind == "style" if captions is None else captions
-    filled = tuple(template.format(subject.token) for template in templates)
+    template_prompts = tuple(template.format(subject.token) for template in templates)
     return tuple(
-        (captioned(picture.caption, subject),) if captions and picture.caption else filled
-        for picture in pictures
+        (insert_token(image.caption, subject),) if captions and image.caption else template_prompts
+        for image in images
     )
 
 
-def captioned(caption: str, subject: Subject) -> str:
-    """A caption with the subject's word: where the class noun was, or else beside the rest."""
-    if pattern((subject.token,)).search(caption):
+def insert_token(caption: str, subject: Subject) -> str:
+    """The caption with the token in place of the class noun, or else before the caption.
+
+    A style's token comes after the caption.
+    """
+    if token_pattern((subject.token,)).search(caption):
         return caption
     if subject.kind == "style":
         return f"{caption}, in the style of {subject.token}"
-    noun = pattern((subject.class_noun,))
+    noun = token_pattern((subject.class_noun,))
     if noun.search(caption):
         return noun.sub(lambda _: subject.token, caption, count=1)
     return f"{subject.token}, {caption}"

@@ -1,4 +1,4 @@
-"""AdamW for weights in full and in half precision, whose steps half precision cannot show."""
+"""AdamW for fp32 and half-precision weights, which need more than half precision for a step."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -10,72 +10,83 @@ from torch import Tensor, nn
 _BETAS = (0.9, 0.999)
 _EPS = 1e-8
 
-STATE = ("step", "exp_avg", "exp_avg_sq", "rest")
+# Names of the state tensors in checkpoints; "rest" is the rounding error of the weights.
+STATE_NAMES = ("step", "exp_avg", "exp_avg_sq", "rest")
 
-# Half-precision weights are computed in full this many at a time: few enough for a processor's
-# cache, enough for a GPU.
-_TOGETHER = {"cpu": 2**17, "cuda": 2**25}
+# This many half-precision weights are converted to fp32 at a time: few enough for the cache of a
+# CPU, enough for a GPU.
+_CHUNK_SIZE = {"cpu": 2**17, "cuda": 2**25}
 
-# The golden ratio's fraction of the 2 ** 16 steps by which fp32 is finer than bf16: its multiples
-# are spread evenly, so that what is rounded with them in turn is rounded fairly.
-_FAIR = 40503
+# fp32 has 16 bits more than bf16. Before the second moment is cut to bf16, a dither is added to
+# these bits, so that rounding has no bias. The dithers are multiples of the golden ratio's
+# fraction of 2 ** 16, which are evenly distributed.
+_DITHER = 40503
 
 
 @dataclass(frozen=True)
-class Group:
-    """Weights that learn at one rate, and how strongly they are pulled to zero."""
+class ParameterGroup:
+    """Weights with a common learning rate and weight decay."""
 
     weights: Sequence[nn.Parameter]
-    rate: float
-    decay: float = 0.0
+    learning_rate: float
+    weight_decay: float = 0.0
 
 
 class AdamW:
-    """Adam with decoupled weight decay (arXiv:1711.05101), its memory small for halves.
+    """Adam with decoupled weight decay (arXiv:1711.05101) and little memory in half precision.
 
-    A weight in half precision has `rest` beside it, what rounding took from it, so that small steps
-    add up. Its moments are kept in bf16, the second rounded fairly, or it would never fall.
+    For a half-precision weight, the state `rest` is its rounding error, so that small steps add up.
+    The moments are bf16; the second one is rounded with dither, because it would never decrease
+    otherwise.
     """
 
-    def __init__(self, groups: Sequence[Group]) -> None:
+    def __init__(self, groups: Sequence[ParameterGroup]) -> None:
         self.groups = tuple(groups)
         self.state: dict[nn.Parameter, dict[str, Tensor]] = {}
 
     @torch.no_grad()
-    def step(self, share: Tensor, pace: float = 1.0) -> None:
-        """Change every weight that has a gradient: a share of it counts, and of its rate."""
+    def step(self, gradient_scale: Tensor, lr_multiplier: float = 1.0) -> None:
+        """Update every weight that has a gradient.
+
+        Gradients are multiplied by `gradient_scale`, a scalar, and learning rates by
+        `lr_multiplier`.
+        """
         for group in self.groups:
             for weight in group.weights:
                 if weight.grad is not None:
-                    kept = self.state.setdefault(weight, {}) or _beginning(weight)
-                    self.state[weight] = kept
-                    kept["step"] += 1
-                    _step(weight, kept, replace(group, rate=group.rate * pace), share)
+                    state = self.state.get(weight) or _initial_state(weight)
+                    self.state[weight] = state
+                    state["step"] += 1
+                    learning_rate = group.learning_rate * lr_multiplier
+                    scaled_group = replace(group, learning_rate=learning_rate)
+                    _step(weight, state, scaled_group, gradient_scale)
 
     def zero_grad(self) -> None:
-        """Forget the gradients."""
+        """Delete the gradients."""
         for group in self.groups:
             for weight in group.weights:
                 weight.grad = None
 
 
-def norm(tensors: Sequence[Tensor]) -> Tensor:
-    """The norm of all their numbers together, computed in full a part at a time."""
-    parts = [
-        torch.linalg.vector_norm(part.to(torch.promote_types(part.dtype, torch.float32)))
+def global_norm(tensors: Sequence[Tensor]) -> Tensor:
+    """The norm of all tensors together, a scalar, computed in fp32 chunk by chunk."""
+    norms = [
+        torch.linalg.vector_norm(chunk.to(torch.promote_types(chunk.dtype, torch.float32)))
         for tensor in tensors
-        for part in (_in_memory(tensor).split(2**20) if tensor.dtype.itemsize == 2 else (tensor,))
+        for chunk in (_in_memory(tensor).split(2**20) if tensor.dtype.itemsize == 2 else (tensor,))
     ]
-    return torch.linalg.vector_norm(torch.stack(parts))
+    return torch.linalg.vector_norm(torch.stack(norms))
 
 
-def bytes_of_state(weight: Tensor) -> int:
-    """How much memory the optimizer takes for a weight, its gradient included."""
-    return weight.nbytes + sum(kept.nbytes for kept in _beginning(weight.to("meta")).values())
+def optimizer_bytes(weight: Tensor) -> int:
+    """Bytes that the optimizer needs for a weight, including its gradient."""
+    return weight.nbytes + sum(
+        tensor.nbytes for tensor in _initial_state(weight.to("meta")).values()
+    )
 
 
-def _beginning(weight: Tensor) -> dict[str, Tensor]:
-    """The state before the first step; moments lie in memory as their weights do."""
+def _initial_state(weight: Tensor) -> dict[str, Tensor]:
+    """The state before the first step; moments have the memory layout of their weights."""
     half = weight.dtype.itemsize == 2
     names = ("exp_avg", "exp_avg_sq", "rest") if half else ("exp_avg", "exp_avg_sq")
     dtype = torch.bfloat16 if half else weight.dtype
@@ -85,34 +96,47 @@ def _beginning(weight: Tensor) -> dict[str, Tensor]:
     }
 
 
-def _step(weight: Tensor, kept: dict[str, Tensor], group: Group, share: Tensor) -> None:
+def _step(
+    weight: Tensor, state: dict[str, Tensor], group: ParameterGroup, gradient_scale: Tensor
+) -> None:
     grad = weight.grad
     assert grad is not None
-    moments = [kept["exp_avg"], kept["exp_avg_sq"]]
-    if "rest" not in kept:
-        _fused([weight.detach(), grad.mul_(share), *moments], kept["step"], group)
+    moments = [state["exp_avg"], state["exp_avg_sq"]]
+    if "rest" not in state:
+        _fused_step([weight.detach(), grad.mul_(gradient_scale), *moments], state["step"], group)
         return
-    size = _TOGETHER[weight.device.type if weight.is_cuda else "cpu"]
-    full = [torch.empty(min(size, weight.numel()), device=weight.device) for _ in range(4)]
-    lower = int(kept["step"]) * _FAIR % 2**16
-    flat = [_in_memory(one) for one in (weight.detach(), grad, *moments, kept["rest"])]
-    for own, slope, mean, square, rest in zip(*(one.split(size) for one in flat), strict=True):
-        some = [one[: len(own)] for one in full]
-        for into, half in zip(some, (own, slope, mean, square), strict=True):
-            into.copy_(half)
-        some[0].add_(rest)
-        some[1].mul_(share)
-        _fused(some, kept["step"], group)
-        own.copy_(some[0])
-        rest.copy_(some[0].sub_(own))
-        mean.copy_(some[2])
-        # Rounded down after a part of a unit was added, another part at every step.
-        finer = some[3].view(torch.int32).add_(lower)
-        square.view(torch.int16).copy_(finer.bitwise_right_shift_(16))
+    size = _CHUNK_SIZE[weight.device.type if weight.is_cuda else "cpu"]
+    buffers = [torch.empty(min(size, weight.numel()), device=weight.device) for _ in range(4)]
+    dither = int(state["step"]) * _DITHER % 2**16
+    tensors = [_in_memory(t) for t in (weight.detach(), grad, *moments, state["rest"])]
+    for chunks in zip(*(tensor.split(size) for tensor in tensors), strict=True):
+        _step_chunk(chunks, buffers, state["step"], group, gradient_scale, dither)
 
 
-def _fused(tensors: list[Tensor], step: Tensor, group: Group) -> None:
-    """One step on a weight, its gradient and its two moments, in one pass over memory."""
+def _step_chunk(
+    chunks: Sequence[Tensor],
+    buffers: Sequence[Tensor],
+    step: Tensor,
+    group: ParameterGroup,
+    gradient_scale: Tensor,
+    dither: int,
+) -> None:
+    """One step for a chunk of weights, gradients, two moments and rounding errors, in fp32."""
+    weight, grad, mean, square, rest = chunks
+    fp32 = [buffer[: len(weight)] for buffer in buffers]
+    for buffer, half in zip(fp32, (weight, grad, mean, square), strict=True):
+        buffer.copy_(half)
+    fp32[0].add_(rest)
+    fp32[1].mul_(gradient_scale)
+    _fused_step(fp32, step, group)
+    weight.copy_(fp32[0])
+    rest.copy_(fp32[0].sub_(weight))
+    mean.copy_(fp32[2])
+    square.view(torch.int16).copy_(fp32[3].view(torch.int32).add_(dither).bitwise_right_shift_(16))
+
+
+def _fused_step(tensors: list[Tensor], step: Tensor, group: ParameterGroup) -> None:
+    """One AdamW step for a weight, its gradient and two moments, in one pass over memory."""
     fused: Any = torch._fused_adamw_  # pyright: ignore[reportPrivateUsage]
     weight, grad, mean, square = tensors
     fused(
@@ -122,10 +146,10 @@ def _fused(tensors: list[Tensor], step: Tensor, group: Group) -> None:
         [square],
         [],
         [step],
-        lr=group.rate,
+        lr=group.learning_rate,
         beta1=_BETAS[0],
         beta2=_BETAS[1],
-        weight_decay=group.decay,
+        weight_decay=group.weight_decay,
         eps=_EPS,
         amsgrad=False,
         maximize=False,
@@ -133,5 +157,5 @@ def _fused(tensors: list[Tensor], step: Tensor, group: Group) -> None:
 
 
 def _in_memory(tensor: Tensor) -> Tensor:
-    """A dense tensor as a row of numbers in the order of memory."""
+    """A dense tensor as a vector in memory order."""
     return tensor.as_strided((tensor.numel(),), (1,))

@@ -1,29 +1,29 @@
-"""Everything that decides a run, frozen, in one TOML file."""
+"""Recipe: all settings of a training run, immutable, in one TOML file."""
 
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Self, cast
 
 import torch
-from pydantic import BeforeValidator, Field, PlainSerializer
+from pydantic import BeforeValidator, PlainSerializer
 
 from pinxit import registry
 from pinxit.errors import RecipeError
-from pinxit.images.folder import Masks, Picture, read_pictures
+from pinxit.images.folder import MaskSource, TrainingImage, read_images
 from pinxit.models.model import Model, Precision
-from pinxit.models.text_encoder import CLIP_SKIP, Reading
-from pinxit.options import Checked, read_toml
-from pinxit.training.early_stopping import steps_between_looks
-from pinxit.training.method import Kind, Method, Subject
+from pinxit.models.text_encoder import CLIP_SKIP, PromptParsing
+from pinxit.options import Option, Options, read_toml
+from pinxit.training.early_stopping import validation_interval
+from pinxit.training.method import Method, Subject, SubjectKind
 
 
-def _method(given: object) -> object:
-    """A method from its name, or from its table `{name = ..., knobs ...}`."""
-    if isinstance(given, str):
-        given = {"name": given}
-    if not isinstance(given, Mapping):
-        return given
-    table = dict(cast("Mapping[str, object]", given))
+def _method(value: object) -> object:
+    """A method from its name or from a table with its name and options."""
+    if isinstance(value, str):
+        value = {"name": value}
+    if not isinstance(value, Mapping):
+        return value
+    table = dict(cast("Mapping[str, object]", value))
     if "name" not in table:
         raise RecipeError(
             "the recipe's method has no name",
@@ -33,115 +33,197 @@ def _method(given: object) -> object:
     return method.model_validate(table)
 
 
-def _table(method: Method) -> dict[str, object]:
+def _method_table(method: Method) -> dict[str, object]:
     return {"name": method.name, **method.model_dump(exclude_none=True)}
 
 
-class Recipe(Checked):
-    """What to learn, from which pictures, on which base, how, and for how long.
+class Recipe(Options):
+    """The settings of one training run: method, images, token, base model and schedule.
 
-    `steps`, `batch_size` and `rate` are the method's advice unless given: `settled` fills them in.
+    Options that are None are chosen by `settle`, most of them by the method.
     """
 
-    method: Annotated[Method, BeforeValidator(_method), PlainSerializer(_table)]
-    pictures: Path = Field(description="folder with the pictures to learn from")
-    token: str = Field(description="the new word, best in angle brackets: <mytoy>")
-    class_noun: str = Field(description="what it is a kind of, in the base's words: toy")
-    kind: Kind = Field(default="object", description="whether the word is a thing or a style")
-    base: str = Field(default="pocket", description="a name, a folder, a file, or a hub id")
-    vae: str | None = Field(default=None, description="another autoencoder: folder, file, hub id")
-    seed: int = Field(default=0, description="all randomness of the run follows from it")
-    steps: int | None = Field(default=None, ge=1, description="how many steps to learn")
-    batch_size: int | None = Field(default=None, ge=1, description="pictures of the subject a step")
-    rate: float | None = Field(default=None, gt=0, description="learning rate")
-    size: int | None = Field(
-        default=None, ge=8, description="pixels of a side to learn at; else the base's size"
+    method: Annotated[Method, BeforeValidator(_method), PlainSerializer(_method_table)]
+    images: Path = Option(
+        aliases=("pictures", "instance_data_dir", "train_data_dir"),
+        help="folder with the training images",
     )
-    masks: Masks = Field(
-        default="beside",
-        description="learn the subject only: toy.mask.png beside toy.jpg, pictures' alpha, or none",
+    token: str = Option(
+        aliases=("placeholder_token",),
+        help="placeholder token: the new word for the subject, best in angle brackets: <mytoy>",
     )
-    skip_bad: bool = Field(default=False, description="leave pictures out that cannot be read")
-    flip: bool = Field(default=True, description="show pictures mirrored half of the time")
-    clip: float = Field(default=1.0, gt=0, description="largest norm of a concept's gradient")
-    min_snr: float | None = Field(
-        default=None, gt=0, description="weigh times by min-SNR with this gamma; all alike if unset"
+    class_noun: str = Option(
+        aliases=("class_name",),
+        help="noun that the base model knows for this kind of subject, such as toy",
     )
-    clip_skip: int | None = Field(
-        default=None, ge=1, description=f"{CLIP_SKIP}; paint with the same"
+    kind: SubjectKind = Option(
+        "object",
+        aliases=("learnable_property",),
+        help="what the token stands for: an object or a style",
     )
-    precision: Precision | None = Field(default=None, description="numbers to compute in")
-    stop: float = Field(
-        default=0,
+    base: str = Option(
+        "pocket",
+        aliases=("model", "pretrained_model_name_or_path"),
+        help="base model: a name, a folder, a checkpoint file or a Hugging Face id",
+    )
+    vae: str | None = Option(
+        None,
+        help="another VAE: a folder, a file or a Hugging Face id",
+        default_is="the VAE of the base model",
+    )
+    seed: int = Option(0, help="random seed; everything random in the run follows from it")
+    steps: int | None = Option(
+        None,
+        ge=1,
+        aliases=("max_train_steps",),
+        help="number of training steps",
+        default_is="chosen by method, size of the base model and number of images",
+    )
+    batch_size: int | None = Option(
+        None,
+        ge=1,
+        aliases=("train_batch_size",),
+        help="training images per step, class images not counted",
+        default_is="chosen by method and size of the base model",
+    )
+    learning_rate: float | None = Option(
+        None,
+        gt=0,
+        aliases=("rate", "lr"),
+        help="learning rate of the optimizer (AdamW)",
+        default_is="chosen by method and size of the base model; "
+        "for Stable Diffusion: LoRA 1e-4, DreamBooth 5e-6, textual inversion 5e-3",
+    )
+    resolution: int | None = Option(
+        None,
+        ge=8,
+        aliases=("size",),
+        help="width and height of square training images in pixels; other aspect ratios are "
+        "trained at about the same area",
+        default_is="the resolution that the base model was trained at",
+    )
+    masks: MaskSource = Option(
+        "files",
+        values={"beside": "files"},
+        help="train on the subject only, where a mask shows it: files takes toy.mask.png for "
+        "toy.jpg, alpha takes the alpha channel, none trains on whole images",
+    )
+    skip_bad: bool = Option(False, help="leave out images that cannot be read")
+    flip: bool = Option(
+        True,
+        aliases=("random_flip",),
+        help="mirror half of the training images at random",
+    )
+    max_grad_norm: float = Option(
+        1.0, gt=0, aliases=("clip",), help="maximum gradient norm of a concept (gradient clipping)"
+    )
+    min_snr_gamma: float | None = Option(
+        None,
+        gt=0,
+        aliases=("min_snr", "snr_gamma"),
+        help="gamma of min-SNR loss weighting; 5 is usual",
+        default_is="no weighting",
+    )
+    clip_skip: int | None = Option(
+        None,
+        ge=1,
+        help=f"{CLIP_SKIP}; generate with the same value",
+        default_is="the layer that the base model uses",
+    )
+    precision: Precision | None = Option(
+        None,
+        aliases=("mixed_precision",),
+        help="number format of the base model and of the computation",
+        default_is="chosen by device",
+    )
+    early_stop: float = Option(
+        0.0,
         ge=0,
-        description="learned enough when the loss of fixed samples falls by less than this share "
-        "of all it fell, such as 0.05; 0 takes all steps",
+        aliases=("stop",),
+        help="stop when the validation loss improves by less than this fraction of its total "
+        "improvement; 0 trains all steps, 0.05 is a good start",
     )
-    look_every: int | None = Field(
-        default=None, ge=1, description="steps between looks at those samples"
+    validate_every: int | None = Option(
+        None,
+        ge=1,
+        aliases=("look_every",),
+        help="steps between validation losses for early stopping",
+        default_is="chosen by batch size and the method's number of steps",
     )
-    preview_every: int = Field(default=100, ge=0, description="steps between previews, 0 for none")
-    checkpoint_every: int = Field(default=100, ge=1, description="steps between checkpoints")
-    score: bool = Field(default=True, description="score previews, and keep the best of the run")
-    keep_every: int = Field(
-        default=0, ge=0, description="steps between concepts that all stay, 0 for none"
+    preview_every: int = Option(100, ge=0, help="steps between preview images; 0 for no previews")
+    checkpoint_every: int = Option(
+        100, ge=1, aliases=("checkpointing_steps",), help="steps between checkpoints"
+    )
+    score_previews: bool = Option(
+        True,
+        aliases=("score",),
+        help="score every preview and keep the concept with the best score",
+    )
+    save_every: int = Option(
+        0,
+        ge=0,
+        aliases=("keep_every", "save_every_n_steps"),
+        help="steps between saved concepts that are all kept; 0 keeps only the last and the best",
     )
 
     @property
     def subject(self) -> Subject:
-        """What is to be learned."""
+        """The subject of the training: token, class noun, kind and seed."""
         return Subject(self.token, self.class_noun, self.kind, self.seed)
 
-    def read_pictures(self) -> tuple[Picture, ...]:
-        """Its pictures, with their masks; PictureError names those that cannot be read."""
-        return read_pictures(self.pictures, self.masks, skip_bad=self.skip_bad)
+    def read_images(self) -> tuple[TrainingImage, ...]:
+        """The training images with their masks; ImageError names images that cannot be read."""
+        return read_images(self.images, self.masks, skip_bad=self.skip_bad)
 
     @property
-    def reading(self) -> Reading:
-        """How its prompts are read: literally, for a caption's brackets are no weights."""
-        return Reading(clip_skip=self.clip_skip)
+    def prompt_parsing(self) -> PromptParsing:
+        """How prompts are parsed: literally, because brackets in captions are not weights."""
+        return PromptParsing(clip_skip=self.clip_skip)
 
     @classmethod
     def from_toml(cls, path: Path) -> Self:
-        """A recipe from its file."""
+        """Read a recipe from a TOML file."""
         return cls.model_validate(read_toml(path, "recipe"))
 
     def to_toml(self) -> str:
-        """Itself as TOML, complete."""
+        """The complete recipe as TOML text."""
         import tomli_w
 
         return tomli_w.dumps(self.model_dump(mode="json", exclude_none=True))
 
-    def settled(self, model: Model, count: int) -> Self:
-        """The recipe with every number decided, for this base and so many pictures.
+    def settle(self, model: Model, image_count: int) -> Self:
+        """The recipe with every option chosen for this base model and number of images.
 
-        RecipeError if the token already means something, the base does not know the class noun,
-        cannot have the size, or its schedule does not know min-SNR.
+        Raises RecipeError if the token is already a word of the base model, the base model does
+        not know the class noun, it cannot train at the resolution, or its noise schedule does not
+        support min-SNR weighting.
         """
-        _check_words(model, self.subject)
-        model.schedule.weight(torch.zeros(1, dtype=torch.long), self.min_snr)
+        _check_token_and_noun(model, self.subject)
+        model.schedule.loss_weight(torch.zeros(1, dtype=torch.long), self.min_snr_gamma)
         if self.precision not in (None, model.placement.precision):
             raise RecipeError(
-                f"the recipe computes in {self.precision}, and {model.name} is open in "
+                f"the recipe needs precision {self.precision}, but {model.name} is open in "
                 f"{model.placement.precision}",
                 f"open it with --precision {self.precision}",
             )
-        plan = self.method.plan(model, count)
-        size = self.size or model.picture_size
-        batch_size = self.batch_size or plan.batch_size
-        if size % model.grain:
+        advice = self.method.advise(model, image_count)
+        resolution = self.resolution or model.default_size
+        batch_size = self.batch_size or advice.batch_size
+        if resolution % model.size_multiple:
             raise RecipeError(
-                f"{model.name} cannot learn at {size} pixels", f"take a multiple of {model.grain}"
+                f"{model.name} cannot train at resolution {resolution}",
+                f"choose a multiple of {model.size_multiple}",
             )
         return self.model_copy(
             update={
-                "method": self.method.settled(model, self.subject),
-                "pictures": self.pictures.expanduser().resolve(),
-                "steps": self.steps or plan.steps,
+                "method": self.method.settle(model, self.subject),
+                "images": self.images.expanduser().resolve(),
+                "steps": self.steps or advice.steps,
                 "batch_size": batch_size,
-                "look_every": self.look_every or steps_between_looks(plan.steps, batch_size),
-                "rate": self.rate or plan.rate,
-                "size": size,
+                "validate_every": self.validate_every
+                or validation_interval(advice.steps, batch_size),
+                "learning_rate": self.learning_rate or advice.learning_rate,
+                "resolution": resolution,
                 "base": model.name,
                 "vae": model.source.vae,
                 "precision": model.placement.precision,
@@ -149,20 +231,21 @@ class Recipe(Checked):
         )
 
 
-def _check_words(model: Model, subject: Subject) -> None:
+def _check_token_and_noun(model: Model, subject: Subject) -> None:
     token, noun = subject.token, subject.class_noun
     if not token or token.split() != [token]:
         raise RecipeError(
-            f"the token `{token}` is not one word", "write it in angle brackets, as <mytoy>"
+            f"the token `{token}` is not one word", "write it in angle brackets, such as <mytoy>"
         )
-    for tower in model.towers.values():
-        if len(tower.ids(token)) == 1:
+    for text_encoder in model.text_encoders.values():
+        if len(text_encoder.ids(token)) == 1:
             raise RecipeError(
-                f"the token `{token}` already means something to {model.name}",
-                f"take a new word, such as <my{token}>",
+                f"the token `{token}` is already a word of {model.name}",
+                f"choose a new word, such as <my{token}>",
             )
-        unknown = [word for word in noun.split() if not tower.knows(word)]
+        unknown = [word for word in noun.split() if not text_encoder.has_word(word)]
         if unknown or not noun.split():
             raise RecipeError(
-                f"{model.name} does not know the class noun `{noun}`", tower.nearest(noun)
+                f"{model.name} does not know the class noun `{noun}`",
+                text_encoder.spelling_hint(noun),
             )

@@ -1,4 +1,4 @@
-"""Learning: one training step for every family and method, yielded one at a time."""
+"""The training loop, the same for every family and method; yields one result per step."""
 
 import time
 from collections.abc import Callable, Generator, Iterator, Sequence
@@ -7,33 +7,35 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from pinxit.adapters.adapter import Adapter, Change, Joinable, Shared, injected
+from pinxit.adapters.adapter import Adapter, Batchable, ModelChange, PerConcept, applied
 from pinxit.errors import RunError
-from pinxit.files.atomic_write import undisturbed
-from pinxit.images.folder import Picture
+from pinxit.files.atomic_write import defer_signals
+from pinxit.images.folder import TrainingImage
 from pinxit.models.model import Conditioning, Model
-from pinxit.training.batches import Batch, parts
-from pinxit.training.concept_trainer import Learner
-from pinxit.training.early_stopping import SAMPLES
-from pinxit.training.memory import Choice, Saved, choose, free
-from pinxit.training.optimizer import bytes_of_state
+from pinxit.models.text_encoder import PromptParsing
+from pinxit.training.batches import Batch, collate
+from pinxit.training.concept_trainer import ConceptTrainer
+from pinxit.training.early_stopping import VALIDATION_SAMPLES
+from pinxit.training.memory import MemoryPlan, SavedTensors, free_memory, plan_memory
+from pinxit.training.optimizer import optimizer_bytes
 from pinxit.training.recipe import Recipe
 
-Tell = Callable[[Sequence[str]], Conditioning]
+Conditioner = Callable[[Sequence[str]], Conditioning]
 
 
 @dataclass(frozen=True)
-class Step:
-    """One step of learning: its number from 1 on, and each concept's loss and gradient norm.
+class StepResult:
+    """The losses and gradient norms of one training step, one for each concept in `concepts`.
 
-    `concepts` are the places in the lesson of those that took it; not all do, if some have left.
+    `number` counts steps from 1. `concepts` are numbers of concepts in the session; those that
+    have finished or failed are missing.
     """
 
     number: int
     total: int
     losses: tuple[float, ...]
     norms: tuple[float, ...]
-    rate: float
+    learning_rate: float
     seconds: float
     concepts: tuple[int, ...] = (0,)
 
@@ -42,247 +44,278 @@ class Step:
         """The mean loss of the concepts."""
         return sum(self.losses) / len(self.losses)
 
-    def shares(self) -> Iterator[tuple[int, "Step"]]:
-        """For each concept's place its own step, with an equal part of the time."""
+    def per_concept(self) -> Iterator[tuple[int, "StepResult"]]:
+        """The number of each concept and its own result, with an equal part of the time."""
         seconds = self.seconds / max(1, len(self.concepts))
-        for place, loss, size in zip(self.concepts, self.losses, self.norms, strict=True):
-            alone = replace(self, losses=(loss,), norms=(size,), seconds=seconds, concepts=(0,))
-            yield place, alone
+        for concept, loss, norm in zip(self.concepts, self.losses, self.norms, strict=True):
+            result = replace(self, losses=(loss,), norms=(norm,), seconds=seconds, concepts=(0,))
+            yield concept, result
 
 
-class Lesson:
-    """Concepts learned together on one model.
+class TrainingSession:
+    """Concepts that are trained together on one model.
 
-    A sample is changed by no other of its batch, and draws, clipping and optimizer are each
-    learner's own: what one learns is what it would learn alone, to rounding. Their recipes must
-    read prompts alike and weigh times alike.
+    The samples of a batch do not influence each other, and every concept has its own sampling,
+    gradient clipping and optimizer, so that each is trained as it would be alone, apart from
+    rounding. Their recipes must have the same prompt parsing and min-SNR weighting.
     """
 
-    def __init__(self, model: Model, learners: Sequence[Learner]) -> None:
+    def __init__(self, model: Model, trainers: Sequence[ConceptTrainer]) -> None:
         self.model = model
-        self.learners = tuple(learners)
-        self.recipe = self.learners[0].recipe
+        self.trainers = tuple(trainers)
+        self.recipe = self.trainers[0].recipe
         self.changes = tuple(self._changes())
-        self.choice: Choice | None = None
-        self.last: Step | None = None
+        self.memory_plan: MemoryPlan | None = None
+        self.last_result: StepResult | None = None
 
     @classmethod
-    def of(cls, model: Model, recipe: Recipe, pictures: tuple[Picture, ...]) -> "Lesson":
-        """A settled recipe's lesson, at its beginning; all that must be prepared is there."""
-        return cls(model, [Learner(model, recipe, pictures)])
+    def for_recipe(
+        cls, model: Model, recipe: Recipe, images: tuple[TrainingImage, ...]
+    ) -> "TrainingSession":
+        """A session of one settled recipe; call the method's `prepare` first."""
+        return cls(model, [ConceptTrainer(model, recipe, images)])
 
     @property
     def adapters(self) -> tuple[Adapter, ...]:
         """The adapters of all concepts."""
-        return tuple(adapter for learner in self.learners for adapter in learner.adapters)
+        return tuple(adapter for trainer in self.trainers for adapter in trainer.adapters)
 
     @property
-    def touches_text(self) -> bool:
-        """Whether prompts mean something else after each step."""
-        return any(adapter.touches_text for adapter in self.adapters)
+    def changes_conditioning(self) -> bool:
+        """Whether training changes the encoding of prompts."""
+        return any(adapter.changes_conditioning for adapter in self.adapters)
 
     def batches(self, step: int, concepts: Sequence[int] = ()) -> tuple[Batch, ...]:
-        """The batch of a step, of some concepts or all: in a part for each shape of pictures."""
-        drawn = [
+        """The samples of a step, of the given concepts or all, as one batch for each shape."""
+        samples = [
             sample
-            for concept in concepts or range(len(self.learners))
-            for sample in self.learners[concept].samples.draw(step, concept)
+            for concept in concepts or range(len(self.trainers))
+            for sample in self.trainers[concept].samples.draw_samples(step, concept)
         ]
-        return parts(drawn, self.model.device)
+        return collate(samples, self.model.device)
 
-    def errors(self, some: Batch, tell: Tell) -> Tensor:
-        """Each sample's weighted denoising error, (B,)."""
-        self.serve(some.concepts)
-        return objective(self.model, some, tell, self.recipe.min_snr)
+    def losses(self, batch: Batch, conditioner: Conditioner) -> Tensor:
+        """The weighted loss of each sample, (B,)."""
+        self.select_concepts(batch.concepts)
+        return denoising_losses(self.model, batch, conditioner, self.recipe.min_snr_gamma)
 
-    def serve(self, concepts: Tensor) -> None:
-        """The samples (B,) that the model now gets are of these concepts; if one is given, all."""
+    def select_concepts(self, concepts: Tensor) -> None:
+        """Set the concept of each sample of the next batch, (B,); one number means all samples."""
         for change in self.changes:
-            if isinstance(change, Shared):
-                change.serve(concepts)
+            if isinstance(change, PerConcept):
+                change.select(concepts)
 
-    def make_room(self) -> None:
-        """Let what the next steps do not need leave memory, as after encoding or a preview."""
-        for learner in self.learners:
-            learner.samples.ready()
-        self.model.rest("autoencoder", *(() if self.touches_text else self.model.towers))
+    def offload_unused(self) -> None:
+        """Offload the VAE, and the text encoders if prompts are already encoded."""
+        for trainer in self.trainers:
+            trainer.samples.ensure_encoded()
+        self.model.offload("vae", *(() if self.changes_conditioning else self.model.text_encoders))
 
-    def tell(self) -> Tell:
-        """How prompts are told to the denoiser: anew each step where learning changes that."""
-        reading = self.recipe.reading
-        if self.touches_text:
-            return lambda wanted: _each_once(
-                lambda some: self.model.condition(some, reading), wanted
-            )
-        prompts = [prompt for learner in self.learners for prompt in learner.samples.prompts]
+    def conditioner(self) -> Conditioner:
+        """A function from prompts to conditioning.
+
+        Prompts are encoded once if training does not change their encoding, else in every step.
+        """
+        parsing = self.recipe.prompt_parsing
+        if self.changes_conditioning:
+            return lambda prompts: _condition_unique(self.model, prompts, parsing)
+        prompts = [prompt for trainer in self.trainers for prompt in trainer.samples.prompts]
         with torch.no_grad():
-            every = dict.fromkeys(prompts)
-            kept = {prompt: self.model.condition([prompt], reading) for prompt in every}
-        return lambda wanted: Conditioning.stack([kept[prompt] for prompt in wanted])
+            conditioning = {
+                prompt: self.model.condition([prompt], parsing) for prompt in dict.fromkeys(prompts)
+            }
+        return lambda prompts: Conditioning.stack([conditioning[prompt] for prompt in prompts])
 
-    def _changes(self) -> Iterator[Change]:
-        """What is to be in the model: the adapters, joined where they have to be."""
-        for several in zip(*(learner.adapters for learner in self.learners), strict=True):
-            first = several[0]
-            if len(several) > 1 and isinstance(first, Joinable):
-                yield first.joined(several)
+    def _changes(self) -> Iterator[ModelChange]:
+        """The adapters, those of several concepts as one batched adapter where necessary."""
+        for adapters in zip(*(trainer.adapters for trainer in self.trainers), strict=True):
+            first = adapters[0]
+            if len(adapters) > 1 and isinstance(first, Batchable):
+                yield first.batched(adapters)
             else:
-                yield from several
+                yield from adapters
 
 
-def _each_once(tell: Tell, wanted: Sequence[str]) -> Conditioning:
-    """What is told of prompts, some of which may be the same."""
-    places = {prompt: place for place, prompt in enumerate(dict.fromkeys(wanted))}
-    return tell(list(places))[torch.tensor([places[prompt] for prompt in wanted])]
+def _condition_unique(model: Model, prompts: Sequence[str], parsing: PromptParsing) -> Conditioning:
+    """The conditioning of prompts, in which equal prompts are encoded once."""
+    indices = {prompt: index for index, prompt in enumerate(dict.fromkeys(prompts))}
+    conditioning = model.condition(list(indices), parsing)
+    return conditioning[torch.tensor([indices[prompt] for prompt in prompts])]
 
 
-def objective(model: Model, drawn: Batch, tell: Tell, min_snr: float | None = None) -> Tensor:
-    """Each sample's weighted denoising error, (B,), for any family and any method."""
+def denoising_losses(
+    model: Model, batch: Batch, conditioner: Conditioner, min_snr_gamma: float | None = None
+) -> Tensor:
+    """The weighted denoising loss of each sample, (B,), for any family and method."""
     schedule = model.schedule
-    noisy = schedule.add_noise(drawn.latents, drawn.noise, drawn.times)
-    answer = model.denoise(noisy, drawn.times, tell(drawn.prompts))
-    target = schedule.target(drawn.latents, drawn.noise, drawn.times)
-    errors = _mean((answer - target).square(), drawn.mask)
-    return errors * drawn.weights * schedule.weight(drawn.times, min_snr)
+    noisy = schedule.add_noise(batch.latents, batch.noise, batch.timesteps)
+    prediction = model.denoise(noisy, batch.timesteps, conditioner(batch.prompts))
+    target = schedule.target(batch.latents, batch.noise, batch.timesteps)
+    losses = _masked_mean((prediction - target).square(), batch.mask)
+    return losses * batch.weights * schedule.loss_weight(batch.timesteps, min_snr_gamma)
 
 
-def _mean(errors: Tensor, mask: Tensor | None) -> Tensor:
-    """Each sample's mean error, (B,), over all of the picture or over what its mask shows."""
+def _masked_mean(errors: Tensor, mask: Tensor | None) -> Tensor:
+    """The mean error of each sample, (B,), over the whole image or where the mask is set."""
     if mask is None:
         return errors.mean(dim=(1, 2, 3))
     return (errors.mean(dim=1, keepdim=True) * mask).sum(dim=(1, 2, 3)) / mask.sum(dim=(1, 2, 3))
 
 
-def train(lesson: Lesson) -> Generator[Step]:
-    """Learn, a step each time it is asked for the next, until all learners are done or in trouble.
+def train(session: TrainingSession) -> Generator[StepResult]:
+    """Train all concepts of a session, one step per iteration, until all are finished or failed.
 
-    The adapters are in the model from the first step until the generator is closed. Learners that
-    are ahead of others, as after a crash between two checkpoints, wait for them; their samples
-    stay in the batch meanwhile, so that its shape, and with it all rounding, follows from the step.
-    RunError if memory does not suffice.
+    The adapters stay applied until the generator is closed. Concepts that are steps ahead of others
+    (after a crash) wait, but their samples stay in the batch, so that its shape and all rounding
+    depend only on the step. Raises RunError if one image needs too much memory.
     """
-    learners = lesson.learners
-    with injected(lesson.model, lesson.changes):
-        tell = lesson.tell()
-        while any(learner.learning for learner in learners):
-            began = time.perf_counter()
-            lesson.make_room()
-            step, there = _next(learners)
-            drawn = lesson.batches(step, there)
-            if _look(lesson, tell, drawn):
+    trainers = session.trainers
+    with applied(session.model, session.changes):
+        conditioner = session.conditioner()
+        while any(trainer.unfinished for trainer in trainers):
+            start = time.perf_counter()
+            session.offload_unused()
+            step, concepts = _next_step(trainers)
+            batches = session.batches(step, concepts)
+            if _validate(session, conditioner, batches):
                 continue
-            told = _gradients(lesson, drawn, tell)
-            turn = [n for n in there if learners[n].done == step]
-            norms = {n: learners[n].clipped(told[n].total, told[n].by_picture) for n in turn}
-            again = any([learners[n].overflowed() for n in turn])
-            well = tuple(n for n in turn if not learners[n].trouble and not again)
-            with undisturbed():
-                for n in well:
-                    learners[n].step()
-                for n in there:
-                    learners[n].optimizer.zero_grad()
-                if again:
+            losses = _backward(session, batches, conditioner)
+            current = [n for n in concepts if trainers[n].steps_done == step]
+            norms = _clip_gradients(trainers, current, losses)
+            overflows = [trainers[n].lower_loss_scale() for n in current]
+            updated = tuple(n for n in current if not trainers[n].error and not any(overflows))
+            with defer_signals():
+                for n in updated:
+                    trainers[n].step()
+                for n in concepts:
+                    trainers[n].optimizer.zero_grad()
+                if any(overflows):  # the same step again with a smaller loss scale
                     continue
-                lesson.last = Step(
+                session.last_result = StepResult(
                     number=step + 1,
-                    total=max(learner.total for learner in learners),
-                    losses=tuple(told[n].total for n in well),
-                    norms=tuple(norms[n] for n in well),
-                    rate=(lesson.recipe.rate or 0.0) * min(learners[n].pace for n in turn),
-                    seconds=time.perf_counter() - began,
-                    concepts=well,
+                    total=max(trainer.total_steps for trainer in trainers),
+                    losses=tuple(losses[n].total for n in updated),
+                    norms=tuple(norms[n] for n in updated),
+                    learning_rate=_learning_rate(session, current),
+                    seconds=time.perf_counter() - start,
+                    concepts=updated,
                 )
-            _look(lesson, tell, drawn)
-            yield lesson.last
+            _validate(session, conditioner, batches)
+            yield session.last_result
 
 
-def _next(learners: Sequence[Learner]) -> tuple[int, list[int]]:
-    """The next step, counted from 0, and whose samples are in its batch."""
-    step = min(learner.done for learner in learners if learner.learning)
-    return step, [n for n, one in enumerate(learners) if not one.trouble and step < one.total]
+def _next_step(trainers: Sequence[ConceptTrainer]) -> tuple[int, list[int]]:
+    """The next step, counted from 0, and the numbers of the concepts in its batch."""
+    step = min(trainer.steps_done for trainer in trainers if trainer.unfinished)
+    concepts = [
+        n for n, trainer in enumerate(trainers) if not trainer.error and step < trainer.total_steps
+    ]
+    return step, concepts
+
+
+def _clip_gradients(
+    trainers: Sequence[ConceptTrainer], concepts: Sequence[int], losses: Sequence["_Loss"]
+) -> dict[int, float]:
+    """The gradient norm of each concept, which clips its gradients in the next step."""
+    return {n: trainers[n].clip_gradients(losses[n].total, losses[n].by_image) for n in concepts}
+
+
+def _learning_rate(session: TrainingSession, concepts: Sequence[int]) -> float:
+    """The smallest learning rate of the concepts, for the training log."""
+    multiplier = min(session.trainers[n].lr_multiplier for n in concepts)
+    return (session.recipe.learning_rate or 0.0) * multiplier
 
 
 @torch.no_grad()
-def _look(lesson: Lesson, tell: Tell, drawn: Sequence[Batch]) -> bool:
-    """Let learners that are due look at their fixed samples; whether one is done by that.
+def _validate(session: TrainingSession, conditioner: Conditioner, batches: Sequence[Batch]) -> bool:
+    """Compute the validation losses that are due; returns whether a concept finished by that.
 
-    Each looks alone, so that who else learns does not change a bit of what it sees. After a step
-    none is due twice; before one only those are that begin, or were interrupted at this point.
+    Every concept is validated alone, so that the other concepts do not change a bit of its loss.
+    Most losses are computed after a step; before a step only at the start of a training or where
+    it was interrupted at this point.
     """
-    choice = lesson.choice = lesson.choice or _fitting(lesson, drawn, tell)
-    before = sum(learner.learning for learner in lesson.learners)
-    for n, learner in enumerate(lesson.learners):
-        if learner.looks_now:
-            fixed = parts(learner.samples.fixed(SAMPLES, n), lesson.model.device)
-            pieces = _cut(fixed, choice.together)
-            with learner.settled_down():
-                learner.look(sum(float(lesson.errors(some, tell).sum()) for some in pieces))
-    return sum(learner.learning for learner in lesson.learners) < before
+    plan = session.memory_plan = session.memory_plan or _plan_memory(session, batches, conditioner)
+    num_unfinished = sum(trainer.unfinished for trainer in session.trainers)
+    for n, trainer in enumerate(session.trainers):
+        if trainer.validation_due:
+            samples = trainer.samples.validation_samples(VALIDATION_SAMPLES, n)
+            micro_batches = _split(collate(samples, session.model.device), plan.micro_batch)
+            with trainer.averaged_weights():
+                loss = sum(float(session.losses(b, conditioner).sum()) for b in micro_batches)
+                trainer.add_validation_loss(loss)
+    return sum(trainer.unfinished for trainer in session.trainers) < num_unfinished
 
 
 @dataclass
 class _Loss:
-    """A learner's loss on a batch, and the error of each picture that was in it."""
+    """The loss of a concept for one step, and the loss of each image in the batch by file name."""
 
     total: float
-    by_picture: dict[str, float]
+    by_image: dict[str, float]
 
 
-def _gradients(lesson: Lesson, parts: Sequence[Batch], tell: Tell) -> list[_Loss]:
-    """Each learner's loss on the parts of a batch, its gradients left with the weights, scaled.
+def _backward(
+    session: TrainingSession, batches: Sequence[Batch], conditioner: Conditioner
+) -> list[_Loss]:
+    """The loss of each concept; its gradients, times the loss scale, are left in the weights.
 
-    As much of the batch is worked on together as memory has room for.
+    If memory runs out, tries again with a smaller micro-batch or gradient checkpointing.
     """
-    model, learners = lesson.model, lesson.learners
-    scales = torch.tensor([learner.scale for learner in learners], device=model.device)
+    model, trainers = session.model, session.trainers
+    loss_scales = torch.tensor([trainer.loss_scale for trainer in trainers], device=model.device)
     while True:
-        choice = lesson.choice
-        assert choice
-        if choice.economise:
-            model.economise(True)
-        losses = torch.zeros(len(learners), device=model.device)
-        pictures: list[dict[str, float]] = [{} for _ in learners]
+        plan = session.memory_plan
+        assert plan
+        if plan.gradient_checkpointing:
+            model.enable_gradient_checkpointing(True)
+        totals = torch.zeros(len(trainers), device=model.device)
+        by_image: list[dict[str, float]] = [{} for _ in trainers]
         try:
-            for some in _cut(parts, choice.together):
+            for batch in _split(batches, plan.micro_batch):
                 with torch.enable_grad():
-                    errors = lesson.errors(some, tell)
-                    (errors * scales[some.concepts]).sum().backward()
-                losses = losses.index_add(0, some.concepts, errors.detach().to(losses))
-                found = zip(some.concepts.tolist(), some.shown, errors.tolist(), strict=True)
-                for n, name, error in found:
-                    pictures[n][name] = error
-            return [_Loss(*both) for both in zip(losses.tolist(), pictures, strict=True)]
-        except torch.OutOfMemoryError as trouble:
-            for learner in learners:
-                learner.optimizer.zero_grad()
-            lesson.choice = choice.smaller()
-            if lesson.choice is None:
+                    losses = session.losses(batch, conditioner)
+                    (losses * loss_scales[batch.concepts]).sum().backward()
+                totals = totals.index_add(0, batch.concepts, losses.detach().to(totals))
+                concepts, values = batch.concepts.tolist(), losses.tolist()
+                for n, image_name, loss in zip(concepts, batch.image_names, values, strict=True):
+                    by_image[n][image_name] = loss
+            return [_Loss(*loss) for loss in zip(totals.tolist(), by_image, strict=True)]
+        except torch.OutOfMemoryError as error:
+            for trainer in trainers:
+                trainer.optimizer.zero_grad()
+            session.memory_plan = plan.smaller()
+            if session.memory_plan is None:
                 raise RunError(
-                    f"there is not enough memory on {model.device} for one picture",
-                    "take a smaller --size, or a method that trains less",
-                ) from trouble
+                    f"not enough memory on {model.device} to train on a single image",
+                    "choose a smaller --resolution, or a method that trains fewer weights (lora, "
+                    "textual-inversion)",
+                ) from error
         finally:
-            if choice.economise:
-                model.economise(False)
+            if plan.gradient_checkpointing:
+                model.enable_gradient_checkpointing(False)
 
 
-def _cut(parts: Sequence[Batch], together: int) -> Iterator[Batch]:
-    for part in parts:
-        yield from (part[at : at + together] for at in range(0, len(part), together))
+def _split(batches: Sequence[Batch], size: int) -> Iterator[Batch]:
+    for batch in batches:
+        yield from (batch[start : start + size] for start in range(0, len(batch), size))
 
 
-def _fitting(lesson: Lesson, parts: Sequence[Batch], tell: Tell) -> Choice:
-    """How to work on such batches, by what one sample of the largest takes."""
-    largest = max(parts, key=lambda part: part.latents[0].numel())
-    weights = [weight for learner in lesson.learners for weight in learner.weights]
-    awake = ["denoiser", *(lesson.model.towers if lesson.touches_text else ())]
-    held = [w for name in awake for w in lesson.model.networks[name].parameters()]
-    with torch.enable_grad(), Saved([*weights, *held]) as saved:
-        lesson.errors(largest[:1], tell)
-    states = sum(
-        bytes_of_state(weight)
-        for learner in lesson.learners
-        for weight in learner.weights
-        if weight not in learner.optimizer.state
+def _plan_memory(
+    session: TrainingSession, batches: Sequence[Batch], conditioner: Conditioner
+) -> MemoryPlan:
+    """A memory plan from the memory that one sample of the largest shape needs."""
+    largest = max(batches, key=lambda batch: batch.latents[0].numel())
+    weights = [weight for trainer in session.trainers for weight in trainer.weights]
+    networks = ["denoiser", *(session.model.text_encoders if session.changes_conditioning else ())]
+    frozen = [w for name in networks for w in session.model.networks[name].parameters()]
+    with torch.enable_grad(), SavedTensors([*weights, *frozen]) as saved:
+        session.losses(largest[:1], conditioner)
+    optimizer_state_bytes = sum(
+        optimizer_bytes(weight)
+        for trainer in session.trainers
+        for weight in trainer.weights
+        if weight not in trainer.optimizer.state
     )
-    return choose(sum(map(len, parts)), saved.bytes, states, free(lesson.model.device))
+    num_samples = sum(map(len, batches))
+    free_bytes = free_memory(session.model.device)
+    return plan_memory(num_samples, saved.bytes, optimizer_state_bytes, free_bytes)

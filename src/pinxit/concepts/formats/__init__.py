@@ -1,1 +1,1 @@
-"""Files of other programs: one file a format, each read to a Concept and written from one."""
+"""File formats: one module for each; the file name is the format name."""

@@ -1,61 +1,67 @@
-"""AUTOMATIC1111's embeddings: `.pt` with the word's history, hidden in a PNG, or safetensors."""
+"""AUTOMATIC1111 embeddings: `.pt` with training history, hidden in a PNG, or safetensors."""
 
 from collections.abc import Mapping, Sequence
 
 from torch import Tensor
 
-from pinxit.concepts.format import EMB_PARAMS, Embedding, Word, flat, packed
-from pinxit.concepts.png_embedding import hidden_in
+from pinxit.concepts.format import (
+    EMB_PARAMS,
+    EmbeddingFormat,
+    StoredEmbedding,
+    as_table,
+    tables_to_keys,
+)
+from pinxit.concepts.png_embedding import read_hidden_embedding
 from pinxit.errors import ConceptError
-from pinxit.files.open_any import Opened
+from pinxit.files.open_any import OpenedFile
 
-_TOLD = ("name", "step", "sd_checkpoint", "sd_checkpoint_name")
-# CLIP's id of `*</w>`, which stands for the word in all of their files.
-_TOKEN = {"*": 265}
+_METADATA_FIELDS = ("name", "step", "sd_checkpoint", "sd_checkpoint_name")
+# The id of CLIP's token `*</w>`, which all files of AUTOMATIC1111 use as placeholder.
+_TOKEN_IDS = {"*": 265}
 
 
-class A1111(Embedding):
-    """`string_to_param["*"]` with the word's name, steps and checkpoint."""
+class A1111(EmbeddingFormat):
+    """`string_to_param["*"]` with the name, the steps and the checkpoint."""
 
-    endings = (".pt", ".safetensors")
+    suffixes = (".pt", ".safetensors")
     used_by = "AUTOMATIC1111, Forge, ComfyUI, InvokeAI, diffusers"
 
-    def recognises(self, found: Opened) -> bool:
-        """By its table and its name, in a torch file or in a picture."""
-        found = _shown(found)
-        return bool(found.table("string_to_param")) and "name" in found.content
+    def recognizes(self, file: OpenedFile) -> bool:
+        """Whether a torch file or an image has the table and a `name`."""
+        content = _with_hidden_content(file)
+        return bool(content.table("string_to_param")) and "name" in content.content
 
-    def unpack(self, found: Opened) -> Sequence[Word]:
-        """The word: a picture says how it is called, other files only are called something."""
-        shown = _shown(found)
-        tables = [t for t in shown.table("string_to_param").values() if isinstance(t, Tensor)]
+    def unpack(self, file: OpenedFile) -> Sequence[StoredEmbedding]:
+        """The embedding; an image states its token, for other files it is the file name."""
+        opened = _with_hidden_content(file)
+        tables = [t for t in opened.table("string_to_param").values() if isinstance(t, Tensor)]
         if len(tables) != 1:
             raise ConceptError(
-                f"{found.path} holds {len(tables)} tables of vectors, and A1111's files hold one",
-                "it is damaged, or was put together by hand",
+                f"{file.path} has {len(tables)} tables, but files of AUTOMATIC1111 have one",
+                "the file is damaged or was edited by hand; use a copy of the original",
             )
-        known = {name: shown.content.get(name) for name in _TOLD}
-        told = {name: str(value) for name, value in known.items() if value is not None}
-        name = told.get("name", "") if found.container == "picture" else ""
-        return [Word(name, {"text": flat(tables[0])}, told)]
+        values = {name: opened.content.get(name) for name in _METADATA_FIELDS}
+        metadata = {name: str(value) for name, value in values.items() if value is not None}
+        token = metadata.get("name", "") if file.container == "image" else ""
+        return [StoredEmbedding(token, {"text": as_table(tables[0])}, metadata)]
 
-    def pack(self, word: Word) -> Mapping[str, object]:
-        """The word as they save it; for several text towers, as they read it."""
-        if set(word.tables) != {"text"}:
-            return packed(word.tables, EMB_PARAMS)
-        step = word.told.get("step", "")
+    def pack(self, embedding: StoredEmbedding) -> Mapping[str, object]:
+        """The content of a file for one text encoder; for several, that of `emb-params`."""
+        if set(embedding.tables) != {"text"}:
+            return tables_to_keys(embedding.tables, EMB_PARAMS)
+        step = embedding.metadata.get("step", "")
         return {
-            "string_to_token": _TOKEN,
-            "string_to_param": {"*": word.tables["text"]},
-            "name": word.told.get("name", word.name),
+            "string_to_token": _TOKEN_IDS,
+            "string_to_param": {"*": embedding.tables["text"]},
+            "name": embedding.metadata.get("name", embedding.token),
             "step": int(step) if step.isdecimal() else None,
-            "sd_checkpoint": word.told.get("sd_checkpoint"),
-            "sd_checkpoint_name": word.told.get("sd_checkpoint_name"),
+            "sd_checkpoint": embedding.metadata.get("sd_checkpoint"),
+            "sd_checkpoint_name": embedding.metadata.get("sd_checkpoint_name"),
         }
 
 
-def _shown(found: Opened) -> Opened:
-    """A picture with what is hidden in it for its content; anything else as it is."""
-    if found.container != "picture":
-        return found
-    return Opened(found.path, found.container, hidden_in(found.path))
+def _with_hidden_content(file: OpenedFile) -> OpenedFile:
+    """An image with its hidden embedding as content; other files unchanged."""
+    if file.container != "image":
+        return file
+    return OpenedFile(file.path, file.container, read_hidden_embedding(file.path))

@@ -1,36 +1,39 @@
-"""The authors' own embeddings (CompVis): a torch file by placeholder, without a name."""
+"""Embeddings of the original textual inversion code (CompVis): torch files without a name."""
 
 from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
 
-from pinxit.concepts.format import Embedding, Word, flat, packed
-from pinxit.files.open_any import Opened
+from pinxit.concepts.format import EmbeddingFormat, StoredEmbedding, as_table, tables_to_keys
+from pinxit.files.open_any import OpenedFile
 
-# What the authors' configuration takes for its placeholder, and CLIP's id of it.
-_PLACEHOLDER, _ID = "*", 265
+# The default placeholder in the configuration of that code, and its id in CLIP's vocabulary.
+_PLACEHOLDER, _PLACEHOLDER_ID = "*", 265
 
 
-class Compvis(Embedding):
-    """`string_to_param` of one or several placeholders."""
+class Compvis(EmbeddingFormat):
+    """`string_to_param` with one or more placeholder tokens."""
 
-    endings = (".pt",)
+    suffixes = (".pt",)
     used_by = "the code of arXiv:2208.01618, AUTOMATIC1111, Forge, ComfyUI, InvokeAI"
 
-    def recognises(self, found: Opened) -> bool:
-        """By its table, and by having no name."""
-        return bool(found.table("string_to_param")) and "name" not in found.content
+    def recognizes(self, file: OpenedFile) -> bool:
+        """Whether the file has the table but no `name`."""
+        return bool(file.table("string_to_param")) and "name" not in file.content
 
-    def unpack(self, found: Opened) -> Sequence[Word]:
-        """A word for each placeholder."""
-        held = found.table("string_to_param").items()
-        return [Word(name, {"text": flat(t)}, {}) for name, t in held if isinstance(t, Tensor)]
+    def unpack(self, file: OpenedFile) -> Sequence[StoredEmbedding]:
+        """One embedding for each placeholder token."""
+        return [
+            StoredEmbedding(token, {"text": as_table(table)}, {})
+            for token, table in file.table("string_to_param").items()
+            if isinstance(table, Tensor)
+        ]
 
-    def pack(self, word: Word) -> Mapping[str, object]:
-        """The word for their usual placeholder: any other must be one token of CLIP's."""
-        tables = packed(word.tables, _PLACEHOLDER)
+    def pack(self, embedding: StoredEmbedding) -> Mapping[str, object]:
+        """The content with the default placeholder: others must be one token of CLIP."""
+        tables = tables_to_keys(embedding.tables, _PLACEHOLDER)
         return {
-            "string_to_token": {_PLACEHOLDER: torch.tensor(_ID)},
+            "string_to_token": {_PLACEHOLDER: torch.tensor(_PLACEHOLDER_ID)},
             "string_to_param": nn.ParameterDict({n: nn.Parameter(t) for n, t in tables.items()}),
         }

@@ -1,4 +1,4 @@
-"""diffusers': `learned_embeds` for a word, a folder of networks for a tuned base."""
+"""diffusers: `learned_embeds` files for embeddings, model folders for full weights."""
 
 import json
 import re
@@ -8,124 +8,135 @@ from typing import Any
 
 from pinxit.concepts.concept import Concept
 from pinxit.concepts.format import (
-    CARRIED,
-    NAMELESS,
-    Embedding,
+    KEYS_WITHOUT_TOKEN,
+    PROVENANCE_KEY,
+    EmbeddingFormat,
+    StoredEmbedding,
     Target,
-    Word,
-    flat,
-    only_word,
-    write_packed,
+    as_table,
+    single_embedding,
+    write_embedding,
 )
-from pinxit.concepts.full_model_file import PARTS, completed, metadata, source_of, tuned
-from pinxit.files.atomic_write import replace_tensors, replace_text
-from pinxit.files.open_any import Opened, opened
+from pinxit.concepts.full_model_file import (
+    NETWORKS_BY_FOLDER,
+    base_source,
+    completed_networks,
+    full_model_metadata,
+    read_full_model,
+)
+from pinxit.files.atomic_write import write_tensors, write_text
+from pinxit.files.open_any import OpenedFile, open_any
 from pinxit.models.source import Source
 
-_WORD = "learned_embeds.safetensors"
-# In the names of tensors of a LoRA, and of no word.
-_LAYER = re.compile(r"^lora_(unet|te\d?)_|[._]lora[_.]|\.(hada|lokr|oft)_")
+_EMBEDDING_FILE = "learned_embeds.safetensors"
+# Tensor names of LoRAs, which are not tokens.
+_LORA_KEY = re.compile(r"^lora_(unet|te\d?)_|[._]lora[_.]|\.(hada|lokr|oft)_")
 
 
-class Diffusers(Embedding):
-    """A word under its own name, a file for each text encoder; or a base as a folder."""
+class Diffusers(EmbeddingFormat):
+    """An embedding under its token, one file for each text encoder; or a model folder."""
 
-    holds = ("words", "networks")
-    endings = (".safetensors", "")
-    used_by = "diffusers; a word in one file also in ComfyUI and AUTOMATIC1111"
+    contents = ("embeddings", "full weights")
+    suffixes = (".safetensors", "")
+    used_by = "diffusers; an embedding in one file also in ComfyUI and AUTOMATIC1111"
 
-    def recognises(self, found: Opened) -> bool:
-        """By a folder's list of networks, or by one table whose key may be a word."""
-        shapes = {name: tensor.ndim for name, tensor in found.tensors.items()}
-        lone = len(shapes) == 1 and not shapes.keys() & NAMELESS and max(shapes.values()) <= 2
-        lone = lone and not _LAYER.search(min(shapes))
-        return found.container == "folder" or (lone and "pinxit" not in found.metadata)
+    def recognizes(self, file: OpenedFile) -> bool:
+        """Whether it is a model folder, or a file with one table whose key may be a token."""
+        if file.container == "folder":
+            return True
+        if len(file.tensors) != 1 or "pinxit" in file.metadata:
+            return False
+        ((key, tensor),) = file.tensors.items()
+        return key not in KEYS_WITHOUT_TOKEN and tensor.ndim <= 2 and not _LORA_KEY.search(key)
 
-    def read(self, found: Opened) -> Concept:
-        """The word, or the networks that were tuned."""
-        if found.container != "folder":
-            return super().read(found)
-        files = (_weights(found.path, part) for part in PARTS)
-        carried = [opened(file).text(CARRIED) for file in files if file.is_file()]
-        return tuned(found, next(filter(None, carried), None))
+    def read(self, file: OpenedFile) -> Concept:
+        """Read the embedding, or the networks of a model folder."""
+        if file.container != "folder":
+            return super().read(file)
+        files = (_weights_file(file.path, folder) for folder in NETWORKS_BY_FOLDER)
+        descriptions = [open_any(path).text(PROVENANCE_KEY) for path in files if path.is_file()]
+        return read_full_model(file, next(filter(None, descriptions), None))
 
-    def unpack(self, found: Opened) -> list[Word]:
-        """The word by its key, with the table in the second encoder's file beside, if any."""
-        ((name, table),) = found.tensors.items()
-        tables = {"text": flat(table)}
-        second = _second(found.path)
-        if second.is_file() and name in (others := opened(second).tensors):
-            tables["text_2"] = flat(others[name])
-        return [Word(name, tables, {})]
+    def unpack(self, file: OpenedFile) -> list[StoredEmbedding]:
+        """The embedding by its key, with the table for a second encoder from a second file."""
+        ((token, table),) = file.tensors.items()
+        tables = {"text": as_table(table)}
+        second_file = _second_encoder_file(file.path)
+        if second_file.is_file():
+            second_tensors = open_any(second_file).tensors
+            if token in second_tensors:
+                tables["text_2"] = as_table(second_tensors[token])
+        return [StoredEmbedding(token, tables, {})]
 
-    def pack(self, word: Word) -> dict[str, object]:
-        """The first text encoder's table under the word."""
-        return {word.name: word.tables["text"]}
+    def pack(self, embedding: StoredEmbedding) -> dict[str, object]:
+        """The table for the first text encoder under the token."""
+        return {embedding.token: embedding.tables["text"]}
 
     def write(self, concept: Concept, target: Target) -> None:
-        """A file for each text encoder, in a folder if OUT is one; or a folder of networks."""
-        if concept.tuned:
-            _write_folder(concept, source_of(concept, target), target)
+        """Write a file per text encoder, in a folder if OUT has no suffix, or a model folder."""
+        if concept.has_full_weights:
+            _write_folder(concept, base_source(concept, target), target)
             return
-        word, out = only_word(concept), target.out
+        embedding, out = single_embedding(concept), target.out
         if not out.suffix:
             out.mkdir(parents=True)
-            out /= _WORD
-        super().write(concept, Target(out, target.base, target.numbers))
-        if "text_2" in word.tables:
-            write_packed({word.name: word.tables["text_2"]}, concept, _second(out))
+            out /= _EMBEDDING_FILE
+        super().write(concept, Target(out, target.base, target.precision))
+        if "text_2" in embedding.tables:
+            content = {embedding.token: embedding.tables["text_2"]}
+            write_embedding(content, concept, _second_encoder_file(out))
 
 
-def _second(file: Path) -> Path:
-    """Where the second text encoder's table is."""
+def _second_encoder_file(file: Path) -> Path:
+    """The file with the table for the second text encoder."""
     return file.with_stem(f"{file.stem}_2")
 
 
-def _weights(folder: Path, part: str) -> Path:
-    text = part.startswith("text_encoder")
-    return folder / part / f"{'model' if text else 'diffusion_pytorch_model'}.safetensors"
+def _weights_file(model: Path, folder: str) -> Path:
+    name = "model" if folder.startswith("text_encoder") else "diffusion_pytorch_model"
+    return model / folder / f"{name}.safetensors"
 
 
 def _write_folder(concept: Concept, source: Source, target: Target) -> None:
-    """A whole base with the tuned networks, whole or not at all."""
-    beside = target.out.with_name(f".{target.out.name}-new")
+    """Write the base model with the concept's weights as a folder, atomically."""
+    draft = target.out.with_name(f".{target.out.name}-new")
     try:
-        for part, weights in completed(concept, source, target.numbers):
-            config = source.config(part)
-            if part.startswith("text_encoder"):
-                # The prefix is what all releases of transformers read; the type lets the encoder
-                # open in fp32 like the rest, whatever numbers are in the file.
-                weights = {_prefixed(name): tensor for name, tensor in weights.items()}
+        for folder, weights in completed_networks(concept, source, target.precision):
+            config = source.config(folder)
+            if folder.startswith("text_encoder"):
+                # All releases of transformers read names with this prefix; the dtype makes them
+                # open the encoder in fp32 like the other networks, whatever the file has.
+                weights = {_with_prefix(name): tensor for name, tensor in weights.items()}
                 config = {**config, "dtype": "float32"}
-            _write_json(beside / part / "config.json", config)
-            about = metadata(concept, source, weights, target.out.name)
-            replace_tensors(_weights(beside, part), weights, about)
-        _write_json(beside / "scheduler" / "scheduler_config.json", source.config("scheduler"))
-        for part in filter(source.has, ("tokenizer", "tokenizer_2", "tokenizer_3")):
-            shutil.copytree(source.tokenizer(part), beside / part)
-            _write_vocabulary(beside / part)
-        _write_json(beside / "model_index.json", source.config(""))
-        beside.rename(target.out)
+            _write_json(draft / folder / "config.json", config)
+            metadata = full_model_metadata(concept, source, weights, target.out.name)
+            write_tensors(_weights_file(draft, folder), weights, metadata)
+        _write_json(draft / "scheduler" / "scheduler_config.json", source.config("scheduler"))
+        for folder in filter(source.has, ("tokenizer", "tokenizer_2", "tokenizer_3")):
+            shutil.copytree(source.tokenizer(folder), draft / folder)
+            _write_vocabulary(draft / folder)
+        _write_json(draft / "model_index.json", source.config(""))
+        draft.rename(target.out)
     finally:
-        shutil.rmtree(beside, ignore_errors=True)
+        shutil.rmtree(draft, ignore_errors=True)
 
 
-def _prefixed(name: str) -> str:
-    has = name.startswith(("text_model.", "text_projection.", "encoder.block.", "shared."))
-    return name if has else f"text_model.{name}"
+def _with_prefix(name: str) -> str:
+    is_complete = name.startswith(("text_model.", "text_projection.", "encoder.block.", "shared."))
+    return name if is_complete else f"text_model.{name}"
 
 
 def _write_vocabulary(folder: Path) -> None:
-    """The two files that older programs want, from the one that newer ones write."""
-    whole = folder / "tokenizer.json"
-    if (folder / "vocab.json").is_file() or not whole.is_file():
+    """Write `vocab.json` and `merges.txt`, which older programs need, from `tokenizer.json`."""
+    tokenizer_file = folder / "tokenizer.json"
+    if (folder / "vocab.json").is_file() or not tokenizer_file.is_file():
         return
-    model: dict[str, Any] = json.loads(whole.read_text(encoding="utf-8"))["model"]
+    model: dict[str, Any] = json.loads(tokenizer_file.read_text(encoding="utf-8"))["model"]
     pairs = [pair if isinstance(pair, str) else " ".join(pair) for pair in model.get("merges", [])]
     _write_json(folder / "vocab.json", model["vocab"])
-    replace_text(folder / "merges.txt", "\n".join(["#version: 0.2", *pairs, ""]))
+    write_text(folder / "merges.txt", "\n".join(["#version: 0.2", *pairs, ""]))
 
 
 def _write_json(path: Path, values: Any) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    replace_text(path, json.dumps(values, indent=2, ensure_ascii=False) + "\n")
+    write_text(path, json.dumps(values, indent=2, ensure_ascii=False) + "\n")

@@ -1,4 +1,4 @@
-"""diffusers' LoRAs: `pytorch_lora_weights`, with alpha in the metadata and a word beside."""
+"""diffusers LoRAs: `pytorch_lora_weights` with alpha in the metadata and embeddings apart."""
 
 import json
 import math
@@ -12,29 +12,29 @@ import torch
 from torch import Tensor
 
 from pinxit.concepts.concept import Concept
-from pinxit.concepts.format import EMB_PARAMS, Target, packed, unpacked
+from pinxit.concepts.format import EMB_PARAMS, Target, tables_from_keys, tables_to_keys
 from pinxit.concepts.lora_file import (
     ALPHA,
-    DAMAGED,
+    DAMAGED_HINT,
     MAGNITUDE,
-    SETTINGS,
-    AdapterFile,
-    Held,
-    Layer,
-    card,
-    rank_of,
+    PEFT_METADATA_KEY,
+    AdapterFormat,
+    LayerChanges,
+    LayerTensors,
+    layer_rank,
+    modelspec_metadata,
 )
 from pinxit.errors import ConceptError
-from pinxit.files.atomic_write import replace_tensors
-from pinxit.files.open_any import Opened, opened
-from pinxit.models.original_names import bare
+from pinxit.files.atomic_write import write_tensors
+from pinxit.files.open_any import OpenedFile, open_any
+from pinxit.models.original_names import without_prefix
 
-# A network, a layer, and a tensor of it, in the three manners that diffusers has had.
+# Network, layer and tensor name, in the three naming schemes that diffusers has used.
 _KEY = re.compile(
     r"(?:(unet|transformer|text_encoder|text_encoder_2)\.)?(.+?)(?:_lora|\.lora|\.lora_linear_layer)?"
     r"\.(lora_A|lora_B|down|up|lora_magnitude_vector|alpha)(?:\.default)?(?:\.weight)?"
 )
-_SURE = re.compile(r".+[._](lora_A|lora_B|lora\.down|lora\.up|lora_linear_layer\.(down|up)).*")
+_LORA_KEY = re.compile(r".+[._](lora_A|lora_B|lora\.down|lora\.up|lora_linear_layer\.(down|up)).*")
 _A, _B = "lora_A.weight", "lora_B.weight"
 _TENSORS = {"lora_A": _A, "down": _A, "lora_B": _B, "up": _B}
 _TARGETS = {"text_encoder": "text", "text_encoder_2": "text_2"}
@@ -42,132 +42,145 @@ _PREFIXES = {target: prefix for prefix, target in _TARGETS.items()}
 _WEIGHTS = "pytorch_lora_weights"
 
 
-class DiffusersLora(AdapterFile):
-    """A file or a folder with one; the word of a pivotal run in a file of its own, `_emb`."""
+class DiffusersLora(AdapterFormat):
+    """A file, or a folder with one; an embedding trained with the LoRA has its own `_emb` file."""
 
-    endings = (".safetensors", "")
+    suffixes = (".safetensors", "")
     used_by = "diffusers' `load_lora_weights`"
     kinds = frozenset({"lora", "dora"})
 
-    def recognises(self, found: Opened) -> bool:
-        """By the names of a layer's two matrices; kohya's are called otherwise."""
-        return "pinxit" not in found.metadata and any(map(_SURE.fullmatch, found.tensors))
+    def recognizes(self, file: OpenedFile) -> bool:
+        """Whether it has LoRA matrices under the names of diffusers or peft."""
+        return "pinxit" not in file.metadata and any(map(_LORA_KEY.fullmatch, file.tensors))
 
-    def unpack(self, found: Opened) -> Held:
-        """Layers with their alphas, and the word beside, if any."""
-        held, told = Held(), _told(found)
-        for key, tensor in found.tensors.items():
+    def unpack(self, file: OpenedFile) -> LayerChanges:
+        """The layers with their alphas, and the embedding from the `_emb` file."""
+        content, network_settings = LayerChanges(), _read_peft_settings(file)
+        for key, tensor in file.tensors.items():
             match = _KEY.fullmatch(key.replace(".processor.", "."))
             if not match:
-                raise ConceptError(f"{found.path} has `{key}`, which is no layer's", DAMAGED)
-            target = _TARGETS.get(match[1] or "", "denoiser")
-            layer = _named(match[2], text=target != "denoiser")
+                raise ConceptError(
+                    f"{file.path} has a tensor `{key}`, which belongs to no layer", DAMAGED_HINT
+                )
+            network = _TARGETS.get(match[1] or "", "denoiser")
+            layer = _layer_name(match[2], text=network != "denoiser")
             name = _TENSORS.get(match[3], match[3])
-            tensors = held.layers.setdefault((target, layer), {})
+            tensors = content.layers.setdefault((network, layer), {})
             tensors[name] = tensor.flatten() if name == MAGNITUDE else tensor
-            said = told.get(match[1] or "unet", {})
-            if name == _A and said:
-                tensors[ALPHA] = _alpha(said, layer, len(tensor) if tensor.ndim else 1)
-        beside = _beside(found.path)
-        if beside.is_file():
-            word = opened(beside)
-            held.words[word.text("word") or ""] = unpacked(word.tensors, EMB_PARAMS)
-        return held
+            settings = network_settings.get(match[1] or "unet", {})
+            if name == _A and settings:
+                tensors[ALPHA] = _layer_alpha(settings, layer, len(tensor) if tensor.ndim else 1)
+        embedding_file = _embedding_file(file.path)
+        if embedding_file.is_file():
+            embedding = open_any(embedding_file)
+            tables = tables_from_keys(embedding.tensors, EMB_PARAMS)
+            content.embeddings[embedding.text("word") or ""] = tables
+        return content
 
     def write(self, concept: Concept, target: Target) -> None:
-        """A file, in a folder if OUT is one, with the scale of each layer in its metadata."""
+        """Write a file (in a folder if OUT has no suffix) with the alphas in its metadata."""
         changes, out = self.changes(concept), target.out
-        target.must_be_plain()
-        words = [part for part in concept.parts if part.kind == "new-word"]
-        if len(words) > 1 or len({network for network, _ in changes}) < len(changes):
+        target.check_no_conversion()
+        embeddings = [part for part in concept.parts if part.kind == "new-word"]
+        if len(embeddings) > 1 or len({network for network, _ in changes}) < len(changes):
             raise ConceptError(
-                f"{concept.token} has {len(words)} words and {len(changes)} changes, and this "
-                "layout has a place for one word and one kind of change to a network",
+                f"{concept.token} has {len(embeddings)} embeddings and {len(changes)} adapters; "
+                "this format stores only one embedding, and one adapter for each network",
                 "write it with --format kohya",
             )
         if not out.suffix:
             out.mkdir(parents=True)
             out /= f"{_WEIGHTS}.safetensors"
-        for part in words:
-            about = {"format": "pt", "word": part.settings["word"]}
-            replace_tensors(_beside(out), packed(part.tensors, "clip_l"), about)
-        tensors: Layer = {}
-        told: dict[str, object] = {}
+        for part in embeddings:
+            metadata = {"format": "pt", "word": part.settings["word"]}
+            write_tensors(_embedding_file(out), tables_to_keys(part.tensors, "clip_l"), metadata)
+        tensors: LayerTensors = {}
+        settings: dict[str, object] = {}
         for (network, kind), layers in changes.items():
-            whole = any(layer.startswith("transformer_blocks.") for layer in layers)
-            prefix = _PREFIXES.get(network, "transformer" if whole else "unet")
-            tensors |= _packed(prefix, layers)
-            said = _config(layers) | {"use_dora": kind == "dora"}
-            told |= {f"{prefix}.{name}": value for name, value in said.items()}
-        settings = {SETTINGS: json.dumps(told, sort_keys=True)}
-        replace_tensors(out, tensors, card(concept, target.out) | settings)
+            is_transformer = any(layer.startswith("transformer_blocks.") for layer in layers)
+            prefix = _PREFIXES.get(network, "transformer" if is_transformer else "unet")
+            tensors |= _network_tensors(prefix, layers)
+            network_settings = _peft_settings(layers) | {"use_dora": kind == "dora"}
+            settings |= {f"{prefix}.{name}": value for name, value in network_settings.items()}
+        peft_metadata = {PEFT_METADATA_KEY: json.dumps(settings, sort_keys=True)}
+        write_tensors(out, tensors, modelspec_metadata(concept, target.out) | peft_metadata)
 
 
-def _beside(file: Path) -> Path:
-    """Where diffusers' scripts put the word of a pivotal run."""
+def _embedding_file(file: Path) -> Path:
+    """The file in which the scripts of diffusers store an embedding trained with the LoRA."""
     stem = file.absolute().parent.name if file.stem == _WEIGHTS else file.stem
     return file.with_name(f"{stem}_emb.safetensors")
 
 
-def _packed(prefix: str, layers: Mapping[str, Layer]) -> Layer:
+def _network_tensors(prefix: str, layers: Mapping[str, LayerTensors]) -> LayerTensors:
     """A network's tensors with names and shapes that all releases of transformers read."""
-    tensors: Layer = {}
-    for layer, held in layers.items():
-        full = prefix in _TARGETS and layer != "text_projection"
-        place = f"{prefix}.text_model.{layer}" if full else f"{prefix}.{layer}"
-        for name, tensor in held.items():
+    network_tensors: LayerTensors = {}
+    for layer, tensors in layers.items():
+        has_prefix = prefix in _TARGETS and layer != "text_projection"
+        path = f"{prefix}.text_model.{layer}" if has_prefix else f"{prefix}.{layer}"
+        for name, tensor in tensors.items():
             if name == MAGNITUDE:
-                # transformers finds it only so, and the others also so.
-                end = f"{name}.weight" if prefix in _TARGETS else name
-                shape = (1, -1, 1, 1) if held[_A].ndim == 4 else (-1,)
-                tensors[f"{place}.{end}"] = tensor.reshape(shape)
+                # Text encoders need the suffix; U-Nets and transformers accept the short name.
+                leaf = f"{name}.weight" if prefix in _TARGETS else name
+                shape = (1, -1, 1, 1) if tensors[_A].ndim == 4 else (-1,)
+                network_tensors[f"{path}.{leaf}"] = tensor.reshape(shape)
             elif name != ALPHA:
-                tensors[f"{place}.{name}"] = tensor
-    return tensors
+                network_tensors[f"{path}.{name}"] = tensor
+    return network_tensors
 
 
-def _named(layer: str, *, text: bool) -> str:
-    """A layer by the name that it has in the network, whatever it was called in older files."""
+def _layer_name(layer: str, *, text: bool) -> str:
+    """The name of a layer in the network, also for the naming schemes of older files."""
     if text:
-        return bare(re.sub(r"\bto_(q|k|v|out)$", r"\1_proj", layer))
+        return without_prefix(re.sub(r"\bto_(q|k|v|out)$", r"\1_proj", layer))
     return f"{layer}.0" if layer.endswith(".to_out") else layer
 
 
-def _config(layers: Mapping[str, Layer]) -> dict[str, Any]:
-    """What peft must be told of a network's layers: the usual rank and alpha, and all others."""
-    ranks = {layer: rank_of(held) for layer, held in layers.items()}
-    scales = {layer: float(held[ALPHA]) for layer, held in layers.items()}
-    rank, alpha = (Counter(found.values()).most_common(1)[0][0] for found in (ranks, scales))
+def _peft_settings(layers: Mapping[str, LayerTensors]) -> dict[str, Any]:
+    """peft's settings for a network: the most common rank and alpha, and all exceptions."""
+    ranks = {layer: layer_rank(tensors) for layer, tensors in layers.items()}
+    alphas = {layer: float(tensors[ALPHA]) for layer, tensors in layers.items()}
+    common_rank = Counter(ranks.values()).most_common(1)[0][0]
+    common_alpha = Counter(alphas.values()).most_common(1)[0][0]
     return {
-        "r": rank,
-        "lora_alpha": alpha,
-        "rank_pattern": {layer: own for layer, own in ranks.items() if own != rank},
-        "alpha_pattern": {layer: own for layer, own in scales.items() if own != alpha},
+        "r": common_rank,
+        "lora_alpha": common_alpha,
+        "rank_pattern": {layer: rank for layer, rank in ranks.items() if rank != common_rank},
+        "alpha_pattern": {layer: alpha for layer, alpha in alphas.items() if alpha != common_alpha},
         "target_modules": sorted(layers),
     }
 
 
-def _told(found: Opened) -> dict[str, dict[str, Any]]:
-    """peft's settings by network; ConceptError if what is there is no table."""
+def _read_peft_settings(file: OpenedFile) -> dict[str, dict[str, Any]]:
+    """peft's settings by network from the metadata; ConceptError if they are not a JSON object."""
     try:
-        whole: object = json.loads(found.metadata.get(SETTINGS, "{}"))
+        values: object = json.loads(file.metadata.get(PEFT_METADATA_KEY, "{}"))
     except (ValueError, RecursionError):
-        whole = None
-    if not isinstance(whole, dict):
-        raise ConceptError(f"{found.path} has a `{SETTINGS}` that is no table", DAMAGED)
+        values = None
+    if not isinstance(values, dict):
+        raise ConceptError(
+            f"the metadata `{PEFT_METADATA_KEY}` of {file.path} is not a JSON object", DAMAGED_HINT
+        )
     networks: dict[str, dict[str, Any]] = {}
-    for key, value in cast("dict[str, Any]", whole).items():
+    for key, value in cast("dict[str, Any]", values).items():
         network, _, name = key.partition(".")
         networks.setdefault(network, {})[name] = value
     return networks
 
 
-def _alpha(said: Mapping[str, Any], layer: str, rank: int) -> Tensor:
-    """What the settings say of a layer: peft matches the ends of names."""
-    pattern: Any = said.get("alpha_pattern")
-    others = cast("dict[str, Any]", pattern) if isinstance(pattern, dict) else {}
-    own = (v for key, v in others.items() if f".{layer}".endswith(f".{bare(key.strip('^$'))}"))
-    found: Any = next(own, said.get("lora_alpha", 8))  # as peft itself
-    sound = isinstance(found, int | float) and -1e30 < found < 1e30
-    alpha = float(found) if sound else math.nan
-    return torch.tensor(alpha * math.sqrt(rank) if said.get("use_rslora") else alpha)
+def _layer_alpha(settings: Mapping[str, Any], layer: str, rank: int) -> Tensor:
+    """The alpha of a layer in peft's settings, NaN if it is invalid.
+
+    A key of `alpha_pattern` matches all layers whose names end with it, as in peft.
+    """
+    pattern: Any = settings.get("alpha_pattern")
+    exceptions = cast("dict[str, Any]", pattern) if isinstance(pattern, dict) else {}
+    matches = (
+        value
+        for key, value in exceptions.items()
+        if f".{layer}".endswith(f".{without_prefix(key.strip('^$'))}")
+    )
+    value: Any = next(matches, settings.get("lora_alpha", 8))  # 8 is the default of peft
+    is_valid = isinstance(value, int | float) and -1e30 < value < 1e30
+    alpha = float(value) if is_valid else math.nan
+    return torch.tensor(alpha * math.sqrt(rank) if settings.get("use_rslora") else alpha)

@@ -1,26 +1,33 @@
-"""The most portable: `emb_params`, or `clip_l` and `clip_g`, as kohya, Invoke and others write."""
+"""`emb_params`, or `clip_l` and `clip_g`: the most portable format, written by kohya and others."""
 
 from collections.abc import Mapping, Sequence
 
-from pinxit.concepts.format import EMB_PARAMS, TOWERS, Embedding, Word, packed, unpacked
-from pinxit.files.open_any import Opened
+from pinxit.concepts.format import (
+    EMB_PARAMS,
+    TEXT_ENCODER_KEYS,
+    EmbeddingFormat,
+    StoredEmbedding,
+    tables_from_keys,
+    tables_to_keys,
+)
+from pinxit.files.open_any import OpenedFile
 
 
-class EmbParams(Embedding):
-    """A word under one key for one text tower, under the towers' names for two."""
+class EmbParams(EmbeddingFormat):
+    """`emb_params` for one text encoder, `clip_l` and `clip_g` for two."""
 
-    endings = (".safetensors",)
+    suffixes = (".safetensors",)
     used_by = "AUTOMATIC1111, Forge, ComfyUI, InvokeAI, kohya, ai-toolkit; diffusers with `token=`"
 
-    def recognises(self, found: Opened) -> bool:
-        """By its keys, of which it has no others."""
-        names = found.tensors.keys()
-        return names == {EMB_PARAMS} or (bool(names) and names <= TOWERS.keys())
+    def recognizes(self, file: OpenedFile) -> bool:
+        """Whether the file has these keys and no others."""
+        names = file.tensors.keys()
+        return names == {EMB_PARAMS} or (bool(names) and names <= TEXT_ENCODER_KEYS.keys())
 
-    def unpack(self, found: Opened) -> Sequence[Word]:
-        """The word, which only its file's name names."""
-        return [Word("", unpacked(found.tensors, EMB_PARAMS), {})]
+    def unpack(self, file: OpenedFile) -> Sequence[StoredEmbedding]:
+        """The embedding; its token is the file name."""
+        return [StoredEmbedding("", tables_from_keys(file.tensors, EMB_PARAMS), {})]
 
-    def pack(self, word: Word) -> Mapping[str, object]:
-        """The word's tables."""
-        return packed(word.tables, EMB_PARAMS)
+    def pack(self, embedding: StoredEmbedding) -> Mapping[str, object]:
+        """The tables by key."""
+        return tables_to_keys(embedding.tables, EMB_PARAMS)

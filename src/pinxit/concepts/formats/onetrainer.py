@@ -1,38 +1,51 @@
-"""OneTrainer's embeddings: `emp_params` (their spelling), and vectors for the encoder's output."""
+"""OneTrainer embeddings: `emp_params` (spelled so), and vectors for text encoder outputs."""
 
 from collections.abc import Mapping, Sequence
 
-from pinxit.concepts.format import TOWERS, Embedding, Word, flat, packed, unpacked
-from pinxit.files.open_any import Opened
+from pinxit.concepts.format import (
+    TEXT_ENCODER_KEYS,
+    EmbeddingFormat,
+    StoredEmbedding,
+    as_table,
+    tables_from_keys,
+    tables_to_keys,
+)
+from pinxit.files.open_any import OpenedFile
 
 _KEY = "emp_params"
-# Vectors that OneTrainer puts behind a text encoder are kept, beside those that pinxit uses.
-_OUT = {tower: f"{tower}.out" for tower in TOWERS.values()}
-_BEHIND = {f"{_KEY}_out": "text.out"} | {f"{name}_out": _OUT[at] for name, at in TOWERS.items()}
+# OneTrainer's vectors for the output of a text encoder: kept in the concept, not used by pinxit.
+_OUTPUT_NAMES = {name: f"{name}.out" for name in TEXT_ENCODER_KEYS.values()}
+_OUTPUT_KEYS = {f"{_KEY}_out": "text.out"} | {
+    f"{key}_out": _OUTPUT_NAMES[name] for key, name in TEXT_ENCODER_KEYS.items()
+}
 
 
-class Onetrainer(Embedding):
-    """A word under OneTrainer's keys."""
+class Onetrainer(EmbeddingFormat):
+    """An embedding under the keys of OneTrainer."""
 
-    endings = (".safetensors",)
+    suffixes = (".safetensors",)
     used_by = "OneTrainer; AUTOMATIC1111, Forge and ComfyUI where it has one tensor"
 
-    def recognises(self, found: Opened) -> bool:
-        """By a key that only OneTrainer has: its files for two towers are else like anyone's."""
-        return bool(found.tensors.keys() & {_KEY, *_BEHIND})
+    def recognizes(self, file: OpenedFile) -> bool:
+        """Whether the file has a key of OneTrainer; other files for two encoders look the same."""
+        return bool(file.tensors.keys() & {_KEY, *_OUTPUT_KEYS})
 
-    def unpack(self, found: Opened) -> Sequence[Word]:
-        """The word, which only its file's name names."""
-        behind = {_BEHIND[name]: flat(t) for name, t in found.tensors.items() if name in _BEHIND}
-        return [Word("", unpacked(found.tensors, _KEY) | behind, {})]
-
-    def pack(self, word: Word) -> Mapping[str, object]:
-        """The word under their keys."""
-        before = {name: table for name, table in word.tables.items() if name in _OUT}
-        names = packed({tower: before[tower] for tower in before}, _KEY)
-        behind = {
-            f"{name}_out": word.tables[_OUT[tower]]
-            for name, tower in zip(names, before, strict=True)
-            if _OUT[tower] in word.tables
+    def unpack(self, file: OpenedFile) -> Sequence[StoredEmbedding]:
+        """The embedding; its token is the file name."""
+        outputs = {
+            _OUTPUT_KEYS[name]: as_table(t)
+            for name, t in file.tensors.items()
+            if name in _OUTPUT_KEYS
         }
-        return names | behind
+        return [StoredEmbedding("", tables_from_keys(file.tensors, _KEY) | outputs, {})]
+
+    def pack(self, embedding: StoredEmbedding) -> Mapping[str, object]:
+        """The tables by key, those for outputs with the suffix `_out`."""
+        inputs = {name: table for name, table in embedding.tables.items() if name in _OUTPUT_NAMES}
+        keys = tables_to_keys(inputs, _KEY)
+        outputs = {
+            f"{key}_out": embedding.tables[_OUTPUT_NAMES[name]]
+            for key, name in zip(keys, inputs, strict=True)
+            if _OUTPUT_NAMES[name] in embedding.tables
+        }
+        return keys | outputs

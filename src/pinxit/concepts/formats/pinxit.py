@@ -1,40 +1,40 @@
-"""pinxit's own: words, adapters and tuned networks with all that is known of them."""
+"""pinxit's own format: embeddings, adapters and full weights with complete provenance."""
 
 from torch import Tensor
 
-from pinxit.concepts.concept import Concept, described
+from pinxit.concepts.concept import Concept, from_description
 from pinxit.concepts.format import Format, Target
-from pinxit.files.open_any import Opened
-from pinxit.files.safetensors_file import SEAL, damaged
+from pinxit.files.open_any import OpenedFile
+from pinxit.files.safetensors_file import CHECKSUM, damaged_error
 
-# How a concept of the first format begins to tell of itself.
-_UNSEALED = '{"format": 1,'
+# The start of the description in files of version 1, which have no checksum.
+_WITHOUT_CHECKSUM = '{"format": 1,'
 
 
 class Pinxit(Format):
-    """One safetensors file: the tensors by part, and a description in its metadata."""
+    """A safetensors file with the tensors of all parts and a description in its metadata."""
 
-    holds = ("words", "adapters", "networks")
-    endings = (".safetensors",)
+    contents = ("embeddings", "adapters", "full weights")
+    suffixes = (".safetensors",)
     used_by = "pinxit"
 
-    def recognises(self, found: Opened) -> bool:
-        """By the description."""
-        return "pinxit" in found.metadata
+    def recognizes(self, file: OpenedFile) -> bool:
+        """Whether the metadata has a description."""
+        return "pinxit" in file.metadata
 
-    def read(self, found: Opened) -> Concept:
-        """The concept as it was saved; FileError if it has lost its seal."""
-        about = found.metadata["pinxit"]
+    def read(self, file: OpenedFile) -> Concept:
+        """Read the concept; FileError if its checksum is missing."""
+        description = file.metadata["pinxit"]
         parts: dict[str, dict[str, Tensor]] = {}
-        for name, tensor in found.tensors.items():
+        for name, tensor in file.tensors.items():
             number, _, inner = name.partition(".")
             parts.setdefault(number, {})[inner] = tensor
-        concept = described(about, parts, found.path)
-        if SEAL not in found.metadata and not about.startswith(_UNSEALED):
-            raise damaged(found.path)
+        concept = from_description(description, parts, file.path)
+        if CHECKSUM not in file.metadata and not description.startswith(_WITHOUT_CHECKSUM):
+            raise damaged_error(file.path)
         return concept
 
     def write(self, concept: Concept, target: Target) -> None:
-        """The concept as it is."""
-        target.must_be_plain()
+        """Write the concept unchanged."""
+        target.check_no_conversion()
         concept.save(target.out)

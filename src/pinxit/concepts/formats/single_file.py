@@ -1,13 +1,18 @@
-"""A tuned base as one checkpoint file with CompVis's or Stability's names (SD 1, 2 and XL)."""
+"""A complete model as one checkpoint file with the original names (SD 1, 2 and XL)."""
 
 from torch import Tensor
 
 from pinxit.concepts.concept import Concept
-from pinxit.concepts.format import CARRIED, Format, Target
-from pinxit.concepts.full_model_file import completed, metadata, source_of, tuned
+from pinxit.concepts.format import PROVENANCE_KEY, Format, Target
+from pinxit.concepts.full_model_file import (
+    base_source,
+    completed_networks,
+    full_model_metadata,
+    read_full_model,
+)
 from pinxit.errors import ConceptError
-from pinxit.files.atomic_write import replace_tensors
-from pinxit.files.open_any import Opened
+from pinxit.files.atomic_write import write_tensors
+from pinxit.files.open_any import OpenedFile
 from pinxit.models import original_names
 from pinxit.models.source import Source
 
@@ -15,43 +20,52 @@ _DENOISER = "model.diffusion_model."
 
 
 class SingleFile(Format):
-    """Denoiser, autoencoder and text encoders side by side."""
+    """A checkpoint with denoiser, VAE and text encoders."""
 
-    holds = ("networks",)
-    endings = (".safetensors",)
+    contents = ("full weights",)
+    suffixes = (".safetensors",)
     used_by = "AUTOMATIC1111, Forge, ComfyUI, InvokeAI, diffusers' `from_single_file`"
 
-    def recognises(self, found: Opened) -> bool:
-        """By the denoiser's names."""
-        return any(name.startswith(_DENOISER) for name in found.content)
+    def recognizes(self, file: OpenedFile) -> bool:
+        """Whether the file has the denoiser under its original names."""
+        return any(name.startswith(_DENOISER) for name in file.content)
 
-    def read(self, found: Opened) -> Concept:
-        """The networks that were tuned, by the file's own word, or all that could be."""
-        return tuned(found, found.text(CARRIED))
+    def read(self, file: OpenedFile) -> Concept:
+        """Read the trained networks; without a description by pinxit, all networks."""
+        return read_full_model(file, file.text(PROVENANCE_KEY))
 
     def write(self, concept: Concept, target: Target) -> None:
-        """The base with the tuned networks in place of its own."""
-        source = source_of(concept, target)
-        flat: dict[str, Tensor] = {}
-        for part, weights in completed(concept, source, target.numbers):
-            prefix, named = _placed(part, weights, source)
-            flat |= {prefix + name: tensor for name, tensor in named.items()}
-        replace_tensors(target.out, flat, metadata(concept, source, flat, target.out.stem))
+        """Write the base model with the concept's weights."""
+        source = base_source(concept, target)
+        tensors: dict[str, Tensor] = {}
+        for folder, weights in completed_networks(concept, source, target.precision):
+            prefix, renamed = _original_names(folder, weights, source)
+            tensors |= {prefix + name: tensor for name, tensor in renamed.items()}
+        metadata = full_model_metadata(concept, source, tensors, target.out.stem)
+        write_tensors(target.out, tensors, metadata)
 
 
-def _placed(part: str, weights: dict[str, Tensor], source: Source) -> tuple[str, dict[str, Tensor]]:
-    """Where a network's weights begin in the file, and their names from there on."""
-    if part == "unet":
-        return _DENOISER, original_names.denoiser(weights)
-    if part == "vae":
-        return "first_stage_model.", original_names.autoencoder(weights)
-    if part not in ("text_encoder", "text_encoder_2") or source.has("transformer"):
+def _original_names(
+    folder: str, weights: dict[str, Tensor], source: Source
+) -> tuple[str, dict[str, Tensor]]:
+    """The prefix of a network in the file, and its weights by their names after the prefix."""
+    if folder == "unet":
+        return _DENOISER, original_names.original_unet(weights)
+    if folder == "vae":
+        return "first_stage_model.", original_names.original_vae(weights)
+    if folder not in ("text_encoder", "text_encoder_2") or source.has("transformer"):
         raise ConceptError(
-            f"{source.name} has a `{part}`, and single files of SD 1, 2 and XL have none",
+            f"{source.name} has a `{folder}`, which single files (SD 1, 2 and XL) cannot store",
             "write a folder with --format diffusers",
         )
-    # OpenCLIP's encoders have plain GELU, OpenAI's a quicker one.
-    openai = source.config(part).get("hidden_act", "quick_gelu") == "quick_gelu"
-    alone = not source.has("text_encoder_2")
-    prefix = "cond_stage_model." if alone else f"conditioner.embedders.{'_2' in part:d}."
-    return prefix, original_names.clip(weights) if openai else original_names.open_clip(weights)
+    # The CLIP of OpenAI uses quick GELU, that of OpenCLIP plain GELU.
+    is_openai = source.config(folder).get("hidden_act", "quick_gelu") == "quick_gelu"
+    if not source.has("text_encoder_2"):
+        prefix = "cond_stage_model."
+    elif folder == "text_encoder_2":
+        prefix = "conditioner.embedders.1."
+    else:
+        prefix = "conditioner.embedders.0."
+    if is_openai:
+        return prefix, original_names.original_clip(weights)
+    return prefix, original_names.original_open_clip(weights)

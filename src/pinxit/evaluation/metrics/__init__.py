@@ -1,1 +1,1 @@
-"""Ways to judge pictures, one file each."""
+"""Metrics: scores of images, one file each."""

@@ -1,11 +1,11 @@
-"""How much of what a prompt asks for is there: class, colour, background, style."""
+"""Fraction of the attributes in a prompt that its image shows: class, colour and so on."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from pinxit.errors import RequestError
-from pinxit.evaluation.metric import Metric, stacked
+from pinxit.evaluation.metric import Metric, stack_images
 from pinxit.pocket.asked import asked
 from pinxit.pocket.eyes import Eyes
 
@@ -15,10 +15,10 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Attributes(Metric):
-    """The share of a prompt's attributes that pocket's eyes find in its picture.
+    """The fraction of a prompt's attributes that pocket's classifier finds in its image.
 
-    Only `questions` count. A learned word says nothing here: put the class noun or the style's
-    name in its place.
+    Only attributes in `questions` count. Placeholder tokens have no meaning here: replace them by
+    the class noun or the name of the style.
     """
 
     better = "more"
@@ -31,17 +31,17 @@ class Attributes(Metric):
         references: Sequence["Image"],  # noqa: ARG002
         prompts: Sequence[str],
     ) -> list[float]:
-        """A share for each picture; RequestError if a prompt asks none of the questions."""
-        seen = self.eyes.look(stacked(images))
-        answers = {question: seen.named(question) for question in self.questions}
+        """A fraction for each image; RequestError if a prompt has none of the attributes."""
+        outputs = self.eyes.look(stack_images(images))
+        answers = {question: outputs.named(question) for question in self.questions}
         scores: list[float] = []
         for number, prompt in enumerate(prompts):
-            wanted = {q: a for q, a in asked(prompt).items() if q in answers}
-            if not wanted:
+            expected = {q: a for q, a in asked(prompt).items() if q in answers}
+            if not expected:
                 raise RequestError(
-                    f"the prompt `{prompt}` asks for nothing that can be checked",
-                    f"name one of: {', '.join(self.questions)}",
+                    f"the prompt `{prompt}` has no attribute that can be checked",
+                    f"mention one of: {', '.join(self.questions)}",
                 )
-            right = [answers[question][number] == answer for question, answer in wanted.items()]
-            scores.append(sum(right) / len(right))
+            correct = [answers[q][number] == answer for q, answer in expected.items()]
+            scores.append(sum(correct) / len(correct))
         return scores

@@ -1,13 +1,13 @@
-"""How alike a picture is to the references, as CLIP sees it; for photographs."""
+"""CLIP-I: similarity of images to the references; for photographs."""
 
 from dataclasses import dataclass
 
-from pinxit.evaluation.vision import Alike
+from pinxit.evaluation.vision import ReferenceSimilarity
 
 
 @dataclass(frozen=True)
-class ClipI(Alike):
-    """Mean cosine to the references by CLIP, which sees what a thing is before which one.
+class ClipI(ReferenceSimilarity):
+    """Mean cosine to the references by CLIP, which tells classes apart better than individuals.
 
     The larger network is `weights="openai/clip-vit-large-patch14"`.
     """

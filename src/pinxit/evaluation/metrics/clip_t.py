@@ -1,11 +1,11 @@
-"""How well pictures show what their prompts say, as CLIP sees it; for photographs."""
+"""CLIP-T: how well images follow their prompts; for photographs."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from pinxit.evaluation.metric import Metric
-from pinxit.evaluation.vision import onlooker
+from pinxit.evaluation.vision import vision_encoder
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -13,10 +13,10 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class ClipT(Metric):
-    """Cosine of a picture and its prompt (arXiv:2208.12242).
+    """Cosine of an image and its prompt (arXiv:2208.12242).
 
-    A learned word says nothing to CLIP: put the class noun or nothing in its place. `weights` is
-    a hub id or a folder; openai/clip-vit-large-patch14 is the larger one.
+    Placeholder tokens have no meaning to CLIP: replace them by the class noun or nothing.
+    `weights` is a hub id or a folder; openai/clip-vit-large-patch14 is a larger network.
     """
 
     better = "more"
@@ -28,6 +28,6 @@ class ClipT(Metric):
         references: Sequence["Image"],  # noqa: ARG002
         prompts: Sequence[str],
     ) -> list[float]:
-        """A cosine for each picture; a good photograph of its prompt reaches about 0.3."""
-        eyes = onlooker(self.weights)
-        return (eyes.look(images) * eyes.read(prompts)).sum(1).tolist()
+        """A cosine for each image; a good photograph of its prompt has about 0.3."""
+        encoder = vision_encoder(self.weights)
+        return (encoder.encode_images(images) * encoder.encode_texts(prompts)).sum(1).tolist()

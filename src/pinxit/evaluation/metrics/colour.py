@@ -1,4 +1,4 @@
-"""How far apart the colours are: histograms compared by the way colours have to be moved."""
+"""Distance of colour distributions to those of the references."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from pinxit.evaluation.metric import Metric, stacked
+from pinxit.evaluation.metric import Metric, stack_images
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -28,15 +28,15 @@ _LAB = np.array(
     ]
 )
 _SIDE = 64
-_RANKS = np.linspace(0, 100, 129)
+_PERCENTILES = np.linspace(0, 100, 129)
 
 
 @dataclass(frozen=True)
 class Colour(Metric):
     """Sliced Wasserstein distance in OKLab to the references' pixels.
 
-    Where things are in the picture does not matter. `against` is the references all together, or
-    for each picture the nearest of them; `slices` is how many directions of colour space count.
+    Positions in the image do not matter. `against` is all references together, or for each image
+    the nearest of them; `slices` is the number of directions in colour space.
     """
 
     better = "less"
@@ -49,34 +49,36 @@ class Colour(Metric):
         references: Sequence["Image"],
         prompts: Sequence[str] = (),  # noqa: ARG002
     ) -> list[float]:
-        """A distance for each picture, 0 at best; black and white are about 0.5 apart."""
-        groups = [references] if self.against == "all" else [[one] for one in references]
-        wanted = [self._ranked(group) for group in groups]
+        """A distance for each image, 0 is equal; black and white are about 0.5 apart."""
+        groups = [references] if self.against == "all" else [[image] for image in references]
+        targets = [self._quantiles(group) for group in groups]
         return [
-            min(float(np.abs(ranked - other).mean()) for other in wanted)
-            for ranked in (self._ranked([image]) for image in images)
+            min(float(np.abs(quantiles - target).mean()) for target in targets)
+            for quantiles in (self._quantiles([image]) for image in images)
         ]
 
     def between(self, images: Sequence["Image"], references: Sequence["Image"]) -> float:
-        """The distance of all pictures together from all references together."""
-        return float(np.abs(self._ranked(images) - self._ranked(references)).mean())
+        """The distance of all images together to all references together."""
+        return float(np.abs(self._quantiles(images) - self._quantiles(references)).mean())
 
-    def _ranked(self, images: Sequence["Image"]) -> NDArray[np.float64]:
-        """The colours' quantiles (129, slices) along each direction."""
-        pixels = stacked(images, _SIDE).permute(0, 2, 3, 1).reshape(-1, 3).double().numpy()
-        return np.percentile(_oklab(pixels / 2 + 0.5) @ _directions(self.slices).T, _RANKS, axis=0)
+    def _quantiles(self, images: Sequence["Image"]) -> NDArray[np.float64]:
+        """Quantiles (129, slices) of the colours along each direction."""
+        pixels = stack_images(images, _SIDE).permute(0, 2, 3, 1).reshape(-1, 3).double().numpy()
+        return np.percentile(
+            _oklab(pixels / 2 + 0.5) @ _directions(self.slices).T, _PERCENTILES, axis=0
+        )
 
 
 def _oklab(colours: NDArray[np.float64]) -> NDArray[np.float64]:
     """Colours (N, 3) in 0..1 as lightness and two colour axes."""
-    bright = ((np.maximum(colours, 0.04045) + 0.055) / 1.055) ** 2.4
-    linear = np.where(colours > 0.04045, bright, colours / 12.92)
+    power = ((np.maximum(colours, 0.04045) + 0.055) / 1.055) ** 2.4
+    linear = np.where(colours > 0.04045, power, colours / 12.92)
     return np.cbrt(linear @ _CONES.T) @ _LAB.T
 
 
 def _directions(count: int) -> NDArray[np.float64]:
     """Directions (count, 3) spread evenly over half a sphere: a golden spiral."""
     height = (np.arange(count) + 0.5) / count
-    turn = np.arange(count) * np.pi * (3 - np.sqrt(5))
-    round_ = np.sqrt(1 - height**2)
-    return np.stack([height, round_ * np.cos(turn), round_ * np.sin(turn)], 1)
+    angle = np.arange(count) * np.pi * (3 - np.sqrt(5))
+    radius = np.sqrt(1 - height**2)
+    return np.stack([height, radius * np.cos(angle), radius * np.sin(angle)], 1)

@@ -1,12 +1,12 @@
-"""How much the subject is the references' own, as DINO or DINOv2 sees it; for photographs."""
+"""Subject fidelity by DINO or DINOv2: similarity to the references; for photographs."""
 
 from dataclasses import dataclass
 
-from pinxit.evaluation.vision import Alike
+from pinxit.evaluation.vision import ReferenceSimilarity
 
 
 @dataclass(frozen=True)
-class Dino(Alike):
+class Dino(ReferenceSimilarity):
     """Mean cosine to the references by DINO, which tells individuals of a class apart.
 
     DINOv2 is the same with `weights="facebook/dinov2-small"`.

@@ -1,4 +1,4 @@
-"""How far the manner of painting is off: what fine structures there are, wherever they are."""
+"""Style distance by Gram matrices: which fine structures there are, wherever they are."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -8,12 +8,12 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from pinxit.evaluation.metric import Metric, stacked
+from pinxit.evaluation.metric import Metric, stack_images
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-# Differences of neighbours along a row and a column, and of a point from the four around it.
+# Horizontal and vertical gradient, and Laplacian.
 _FILTERS = (
     ((0.0, 0.0, 0.0), (-1.0, 0.0, 1.0), (0.0, 0.0, 0.0)),
     ((0.0, -1.0, 0.0), (0.0, 0.0, 0.0), (0.0, 1.0, 0.0)),
@@ -25,8 +25,8 @@ _FILTERS = (
 class Gram(Metric):
     """Distance of Gram matrices (arXiv:1508.06576) to the references' mean, over a pyramid.
 
-    Their features are colours and how strongly they change, so that no network is needed:
-    `levels` of them, each half as wide as the one before, the first of `side` pixels.
+    The features are colours and their gradients, so that no network is needed. The pyramid has
+    `levels` images, each half as wide as the one before, the first of `side` pixels.
     """
 
     better = "less"
@@ -39,22 +39,22 @@ class Gram(Metric):
         references: Sequence["Image"],
         prompts: Sequence[str] = (),  # noqa: ARG002
     ) -> list[float]:
-        """A distance for each picture, 0 at best and 1 at most."""
+        """A distance for each image from 0 (equal) to 1."""
         total = torch.zeros(len(images))
-        for seen, wanted in zip(self._grams(images), self._grams(references), strict=True):
-            mean = wanted.mean(0, keepdim=True)
-            off = (seen - mean).flatten(1).norm(dim=1)
-            total += off / (seen.flatten(1).norm(dim=1) + mean.norm())
+        for grams, targets in zip(self._grams(images), self._grams(references), strict=True):
+            mean = targets.mean(0, keepdim=True)
+            distance = (grams - mean).flatten(1).norm(dim=1)
+            total += distance / (grams.flatten(1).norm(dim=1) + mean.norm())
         return (total / self.levels).tolist()
 
     def _grams(self, images: Sequence["Image"]) -> Iterator[Tensor]:
-        """A matrix (N, 13, 13) for each level, products of features averaged over the picture."""
+        """A matrix (N, 13, 13) for each level: products of features, averaged over the image."""
         filters = torch.tensor(_FILTERS)[:, None]
-        level = stacked(images, self.side)
+        level = stack_images(images, self.side)
         for _ in range(self.levels):
             count, _, height, width = level.shape
             flat = F.pad(level.reshape(-1, 1, height, width), (1, 1, 1, 1), mode="replicate")
-            changes = F.conv2d(flat, filters).abs().view(count, -1, height, width)
-            features = torch.cat([level, changes, torch.ones_like(level[:, :1])], 1).flatten(2)
+            gradients = F.conv2d(flat, filters).abs().view(count, -1, height, width)
+            features = torch.cat([level, gradients, torch.ones_like(level[:, :1])], 1).flatten(2)
             yield features @ features.transpose(1, 2) / (height * width)
             level = F.avg_pool2d(level, 2)

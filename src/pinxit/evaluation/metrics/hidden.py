@@ -1,4 +1,4 @@
-"""How far the subject's hidden parameters are off: colours, proportions and emblem."""
+"""Error of the subject's parameters in pocket's world: colours, proportions and emblem."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from pinxit.evaluation.metric import Metric, stacked
+from pinxit.evaluation.metric import Metric, stack_images
 from pinxit.pocket.eyes import NUMBERS, Eyes
 
 if TYPE_CHECKING:
@@ -16,10 +16,10 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Hidden(Metric):
-    """Mean error of what pocket's eyes read off a picture, each parameter in 0..1.
+    """Mean error of the parameters that pocket's classifier reads, each in 0..1.
 
-    The right values are `truth` (15,) where the world knows them, and otherwise the mean of what
-    the eyes read off the references. The emblem counts as one parameter.
+    The true values are `truth` (15,) if given, otherwise the mean of what the classifier reads in
+    the references. The emblem counts as one parameter.
     """
 
     better = "less"
@@ -32,16 +32,16 @@ class Hidden(Metric):
         references: Sequence["Image"],
         prompts: Sequence[str] = (),  # noqa: ARG002
     ) -> list[float]:
-        """A mean error for each picture, 0 at best."""
+        """A mean error for each image, 0 is perfect."""
         if self.truth is None:
-            wanted = self.eyes.look(stacked(references)).hidden.mean(0)
+            true_values = self.eyes.look(stack_images(references)).hidden.mean(0)
         else:
-            wanted = torch.tensor(self.truth)
-        return _errors(self.eyes.look(stacked(images)).hidden, wanted).tolist()
+            true_values = torch.tensor(self.truth)
+        return _errors(self.eyes.look(stack_images(images)).hidden, true_values).tolist()
 
 
-def _errors(read: Tensor, wanted: Tensor) -> Tensor:
-    """Errors (N,) of parameters read (N, 15) against the right ones (15,)."""
-    off = (read - wanted).abs()
-    emblem = off[:, NUMBERS:].sum(1, keepdim=True) / 2
-    return torch.cat([off[:, :NUMBERS], emblem], 1).mean(1)
+def _errors(predicted: Tensor, true_values: Tensor) -> Tensor:
+    """Mean errors (N,) of predicted parameters (N, 15) against the true ones (15,)."""
+    error = (predicted - true_values).abs()
+    emblem = error[:, NUMBERS:].sum(1, keepdim=True) / 2
+    return torch.cat([error[:, :NUMBERS], emblem], 1).mean(1)

@@ -1,4 +1,4 @@
-"""How much the subject is the references' own: cosine of pocket's instance embeddings."""
+"""Subject fidelity in pocket's world: cosine of the classifier's instance embeddings."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from torch.nn import functional as F
 
-from pinxit.evaluation.metric import Metric, stacked
+from pinxit.evaluation.metric import Metric, stack_images
 from pinxit.pocket.eyes import Eyes
 
 if TYPE_CHECKING:
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Likeness(Metric):
-    """Cosine between a picture's instance embedding and the mean of the references'."""
+    """Cosine between an image's instance embedding and the mean of the references'."""
 
     better = "more"
     eyes: Eyes = field(default_factory=Eyes.load)
@@ -26,6 +26,6 @@ class Likeness(Metric):
         references: Sequence["Image"],
         prompts: Sequence[str] = (),  # noqa: ARG002
     ) -> list[float]:
-        """A cosine for each picture, 1 at best."""
-        wanted = F.normalize(self.eyes.look(stacked(references)).instance.mean(0), dim=0)
-        return (self.eyes.look(stacked(images)).instance @ wanted).tolist()
+        """A cosine for each image, at most 1."""
+        target = F.normalize(self.eyes.look(stack_images(references)).instance.mean(0), dim=0)
+        return (self.eyes.look(stack_images(images)).instance @ target).tolist()

@@ -1,4 +1,4 @@
-"""How nearly a picture is one that was learned from: the most alike of them, mirrored or not."""
+"""Similarity to the nearest reference, mirrored or not; it finds copies of training images."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from torch import Tensor
 from torch.nn import functional as F
 
-from pinxit.evaluation.metric import Metric, stacked
+from pinxit.evaluation.metric import Metric, stack_images
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -15,10 +15,10 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Nearest(Metric):
-    """Correlation with the most alike reference, as thumbnails of `side` pixels.
+    """Correlation with the most similar reference, as thumbnails of `side` pixels.
 
-    A copy reaches 1 wherever its colours shift as a whole; other pictures of the same thing in
-    the same place do not.
+    A copy has 1 even if its colours are shifted as a whole; other images of the same subject in
+    the same place have less.
     """
 
     better = "more"
@@ -30,13 +30,13 @@ class Nearest(Metric):
         references: Sequence["Image"],
         prompts: Sequence[str] = (),  # noqa: ARG002
     ) -> list[float]:
-        """A correlation for each picture, 1 at best."""
-        wanted = stacked(references, self.side)
-        wanted = _centred(wanted), _centred(wanted.flip(-1))
-        seen = _centred(stacked(images, self.side))
-        return (seen @ wanted[0].T).maximum(seen @ wanted[1].T).amax(1).tolist()
+        """A correlation for each image, at most 1."""
+        targets = stack_images(references, self.side)
+        originals, mirrored = _normalized(targets), _normalized(targets.flip(-1))
+        vectors = _normalized(stack_images(images, self.side))
+        return (vectors @ originals.T).maximum(vectors @ mirrored.T).amax(1).tolist()
 
 
-def _centred(pixels: Tensor) -> Tensor:
-    """Pictures as vectors (N, 3 * side * side) of mean zero in each colour and of length one."""
+def _normalized(pixels: Tensor) -> Tensor:
+    """Images as vectors (N, 3 * side * side) of mean 0 in each channel and length 1."""
     return F.normalize((pixels - pixels.mean((2, 3), keepdim=True)).flatten(1), dim=1)

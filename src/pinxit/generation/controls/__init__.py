@@ -1,1 +1,1 @@
-"""Ways to hold a picture in place while another is painted."""
+"""Controls: ways to preserve the structure of a source image, one file each."""

@@ -1,5 +1,5 @@
 # pyright: standard, reportPrivateImportUsage=false, reportAttributeAccessIssue=false
-"""controlnet: follow an edge, depth or pose picture, by weights you have (arXiv:2302.05543)."""
+"""controlnet: follow an edge, depth or pose image, with weights you give (arXiv:2302.05543)."""
 
 from collections.abc import Generator
 from pathlib import Path
@@ -7,42 +7,42 @@ from typing import Any, cast
 
 import numpy as np
 import torch
-from pydantic import Field
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from pinxit.errors import ModelError, RequestError
-from pinxit.generation.canny import edges
-from pinxit.generation.control import Hold, Pictured, Walk
+from pinxit.generation.canny import canny_edges
+from pinxit.generation.control import ControlHooks, ImageControl, SamplingContext
 from pinxit.models import hub
-from pinxit.models.loading import network
+from pinxit.models.loading import load_network
 from pinxit.models.model import Model
-from pinxit.models.source import Folder, read_weights
+from pinxit.models.source import FolderSource, read_weights
+from pinxit.options import Option
 
 
-class ControlNet(Pictured):
-    """A second network looks at the picture and tells every level of the U-Net what it sees."""
+class ControlNet(ImageControl):
+    """A second network reads the source image and adds residuals to each level of the U-Net."""
 
-    weights: str = Field(default="", description="the network: a hub id, a folder, or a file")
-    scale: float = Field(default=1.0, ge=0, description="how much it counts")
-    edges: bool = Field(
-        default=False, description="show it the picture's edges (Canny), not the picture itself"
+    weights: str = Option("", help="ControlNet: a hub id, a folder or a file")
+    scale: float = Option(1.0, ge=0, help="scale of the ControlNet's residuals")
+    edges: bool = Option(
+        False, help="give the network the Canny edges of the image instead of the image"
     )
 
-    def begin(self, walk: Walk) -> Generator[Tensor, None, Hold]:
-        """Open the network."""
+    def prepare(self, context: SamplingContext) -> Generator[Tensor, None, ControlHooks]:
+        """Hooks whose adapter applies the network; no extra pass."""
         yield from ()
-        pixels = walk.pixels(self.picture) / 2 + 0.5
+        pixels = context.pixels(self.image) / 2 + 0.5
         if self.edges:
             levels = (pixels[0] * 255).round().byte().permute(1, 2, 0).numpy()
-            pixels = torch.from_numpy(edges(levels) / np.float32(255)).expand(1, 3, -1, -1)
-        hold = Hold()
-        hold.adapters = (_Steering(self, pixels),)
-        return hold
+            pixels = torch.from_numpy(canny_edges(levels) / np.float32(255)).expand(1, 3, -1, -1)
+        hooks = ControlHooks()
+        hooks.adapters = (_ControlNetAdapter(self, pixels),)
+        return hooks
 
 
-class _Steering:
-    """An adapter: what a ControlNet sees in a picture is added to what the U-Net computes."""
+class _ControlNetAdapter:
+    """An adapter that adds the residuals of a ControlNet to the U-Net."""
 
     def __init__(self, control: ControlNet, pixels: Tensor) -> None:
         self._control = control
@@ -51,50 +51,58 @@ class _Steering:
         self._hook: RemovableHandle | None = None
 
     def inject(self, model: Model) -> None:
-        """The U-Net is steered; RequestError if the base has none, or the weights fit another."""
+        """Apply the network; RequestError if the model has no U-Net or the weights do not fit."""
         unet: Any = model.networks["denoiser"]
         if not hasattr(unet, "up_blocks"):
             raise RequestError(
-                f"{model.name} has no U-Net, which a ControlNet speaks to",
-                "take another --control, or a base with a U-Net",
+                f"{model.name} has no U-Net, and a ControlNet needs one",
+                "choose another --control or a base model with a U-Net",
             )
-        self._network = _opened(self._control.weights, model)
-        shapes = ("in_channels", "cross_attention_dim", "block_out_channels")
-        own, wanted = ([str(n.config[one]) for one in shapes] for n in (self._network, unet))
-        if [one.strip("()[]") for one in own] != [one.strip("()[]") for one in wanted]:
+        self._network = _load_controlnet(self._control.weights, model)
+        actual, expected = _shape(self._network), _shape(unet)
+        if actual != expected:
             raise RequestError(
-                f"{self._control.weights} is made for another kind of base than {model.name}: its "
-                f"channels and widths are {' '.join(own)}, and not {' '.join(wanted)}",
-                "take a ControlNet of the base's family",
+                f"{self._control.weights} does not fit {model.name}: its channels and widths are "
+                f"{actual}, and the model's are {expected}",
+                "use a ControlNet for the family of the base model",
             )
         self._pixels = self._pixels.to(model.device, model.placement.dtype)
-        self._hook = unet.register_forward_pre_hook(self._steered, with_kwargs=True)
+        self._hook = unet.register_forward_pre_hook(self._add_residuals, with_kwargs=True)
 
     def eject(self, model: Model) -> None:  # noqa: ARG002
-        """The U-Net is alone again."""
+        """Remove the network."""
         if self._hook:
             self._hook.remove()
         self._hook = self._network = None
 
-    def _steered(
-        self, _unet: nn.Module, given: tuple[Tensor, ...], named: dict[str, Any]
+    def _add_residuals(
+        self, _unet: nn.Module, arguments: tuple[Tensor, ...], options: dict[str, Any]
     ) -> tuple[tuple[Tensor, ...], dict[str, Any]]:
-        latents, times, told = given
+        latents, timesteps, states = arguments
         down, middle = self._network(
             latents,
-            times,
-            told,
+            timesteps,
+            states,
             controlnet_cond=self._pixels.expand(len(latents), -1, -1, -1),
             conditioning_scale=self._control.scale,
-            added_cond_kwargs=named.get("added_cond_kwargs"),
+            added_cond_kwargs=options.get("added_cond_kwargs"),
             return_dict=False,
         )
-        seen = {"down_block_additional_residuals": down, "mid_block_additional_residual": middle}
-        return given, {**named, **seen}
+        residuals = {
+            "down_block_additional_residuals": down,
+            "mid_block_additional_residual": middle,
+        }
+        return arguments, {**options, **residuals}
 
 
-def _opened(weights: str, model: Model) -> nn.Module:
-    """The network, frozen; ModelError if there is none."""
+def _shape(network: Any) -> str:
+    """Channels and widths of a U-Net or a ControlNet; lists and tuples read the same."""
+    keys = ("in_channels", "cross_attention_dim", "block_out_channels")
+    return " ".join(str(network.config[key]).strip("()[]") for key in keys)
+
+
+def _load_controlnet(weights: str, model: Model) -> nn.Module:
+    """The frozen network; ModelError if there is none."""
     from diffusers.models.controlnets.controlnet import ControlNetModel
 
     path = Path(weights).expanduser()
@@ -103,14 +111,16 @@ def _opened(weights: str, model: Model) -> nn.Module:
     if not weights or not path.exists():
         raise ModelError(
             f"there is no ControlNet `{weights}`",
-            "give --weights: a hub id, a folder or a file of one",
+            "give its hub id, folder or file with --weights",
         )
-    source = Folder(path, weights, "controlnet") if path.is_dir() else _File(path, model)
-    return network(ControlNetModel, source, "controlnet", model.placement)
+    source = (
+        FolderSource(path, weights, "controlnet") if path.is_dir() else _ControlNetFile(path, model)
+    )
+    return load_network(ControlNetModel, source, "controlnet", model.placement)
 
 
-class _File(Folder):
-    """A ControlNet in one file, of diffusers' names or of its authors'; shaped as the base is."""
+class _ControlNetFile(FolderSource):
+    """A ControlNet in one file, with diffusers' or the original names, shaped like the U-Net."""
 
     def __init__(self, path: Path, model: Model) -> None:
         from diffusers.models.controlnets.controlnet import ControlNetModel
@@ -118,16 +128,16 @@ class _File(Folder):
         super().__init__(path, str(path), "controlnet")
         unet = cast("Any", model.networks["denoiser"])
         with torch.device("meta"):
-            made = ControlNetModel.from_unet(unet, load_weights_from_unet=False)
+            like_unet = ControlNetModel.from_unet(unet, load_weights_from_unet=False)
         heads = {"addition_embed_type_num_heads": unet.config.addition_embed_type_num_heads}
-        self._config = {**cast("Any", made).config, **heads}
+        self._config = {**cast("Any", like_unet).config, **heads}
 
     def config(self, part: str) -> dict[str, Any]:  # noqa: ARG002
-        """As the base's U-Net has it."""
+        """The config that fits the base model's U-Net."""
         return self._config
 
     def weights(self, part: str) -> dict[str, Tensor]:  # noqa: ARG002
-        """The tensors, by diffusers' names."""
+        """The tensors under diffusers' names."""
         from diffusers.loaders.single_file_utils import convert_controlnet_checkpoint
 
         return convert_controlnet_checkpoint(read_weights(self.folder)[0], self._config)

@@ -1,33 +1,37 @@
-"""img2img: begin with the picture under noise (SDEdit, arXiv:2108.01073); fast."""
+"""img2img: start from the source image with noise added (SDEdit, arXiv:2108.01073); fast."""
 
 from collections.abc import Generator
 
-from pydantic import Field
 from torch import Tensor
 
-from pinxit.generation.control import Hold, Pictured, Walk
-from pinxit.generation.schedulers import Solver
+from pinxit.generation.control import ControlHooks, ImageControl, SamplingContext
+from pinxit.generation.schedulers import Sampler
+from pinxit.options import Option
 
 
-class Img2Img(Pictured):
-    """Noise a share of the picture away and paint it anew."""
+class Img2Img(ImageControl):
+    """Add noise to the source image and denoise it with the new prompt."""
 
-    keep: float = Field(
-        default=0.5, ge=0, le=1, description="0: the prompt only; 1: the picture as it is"
+    preserve: float = Option(
+        0.5,
+        ge=0,
+        le=1,
+        aliases=("keep",),
+        help="how much of the source image to preserve: 0 nothing, 1 everything",
     )
 
-    def begin(self, walk: Walk) -> Generator[Tensor, None, Hold]:
-        """Nothing beforehand."""
+    def prepare(self, context: SamplingContext) -> Generator[Tensor, None, ControlHooks]:
+        """Hooks that set the initial latents; no extra pass."""
         yield from ()
-        return _Start(walk, self)
+        return _NoisedImage(context, self)
 
 
-class _Start(Hold):
-    def __init__(self, walk: Walk, control: Img2Img) -> None:
-        self._walk = walk
+class _NoisedImage(ControlHooks):
+    def __init__(self, context: SamplingContext, control: Img2Img) -> None:
+        self._context = context
         self._control = control
 
-    def start(self, solver: Solver) -> Tensor:
-        """The picture noised."""
-        strength = round(1 - self._control.keep, 6)
-        return self._walk.begin_with(solver, self._control.picture, strength)
+    def initial_latents(self, sampler: Sampler) -> Tensor:
+        """Latents of the source image with noise added."""
+        strength = round(1 - self._control.preserve, 6)
+        return self._context.noise_image(sampler, self._control.image, strength)

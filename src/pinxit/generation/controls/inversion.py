@@ -1,34 +1,42 @@
-"""inversion: find the noise that the picture comes from, and share its layout; the usual one."""
+"""inversion: find the noise that leads to the source image and share its layout; the default."""
 
 from collections.abc import Generator
 from typing import ClassVar, Literal
 
-from pydantic import Field
 from torch import Tensor
 
-from pinxit.generation.control import Pictured, Walk
-from pinxit.generation.paired import Accompanied, Beside, inverted, noised
+from pinxit.generation.control import ImageControl, SamplingContext
+from pinxit.generation.paired import PairedControl, SourceBranch, ddim_inversion, noised_trajectory
+from pinxit.options import Option
 
 
-class Inversion(Accompanied, Pictured):
-    """Paint the picture again beside the new one, and change what the prompts say differently.
+class Inversion(PairedControl, ImageControl):
+    """Denoise the source image alongside, and change what differs between the two prompts.
 
-    Of steps that are held the picture's own deviations, its queries and keys, and its features of
-    one decoder block are the new picture's too.
+    In shared steps the new image gets the queries and keys of the source image, its features of
+    one decoder block, and its deviations from the trajectory.
     """
 
-    guidance: ClassVar[tuple[float, float] | None] = (2.0, 7.5)
-    passes: ClassVar[int] = 1
+    recommended_guidance: ClassVar[tuple[float, float] | None] = (2.0, 7.5)
+    extra_passes: ClassVar[int] = 1
 
-    path: Literal["inverted", "noised"] | None = Field(
-        default=None,
-        description="the picture's noise: found, or drawn from the seed for variety and speed; if "
-        "unset found, but drawn where weights were learned",
+    initial_noise: Literal["inverted", "random"] | None = Option(
+        None,
+        aliases=("path",),
+        values={"noised": "random"},
+        help="noise of the source image: found by DDIM inversion, or random from the seed (faster, "
+        "more variety)",
+        default_is="inverted; random if a concept changes weights of the base model",
     )
 
-    def _begin(self, walk: Walk) -> Generator[Tensor, None, Beside]:
-        # Weights that have learned a style find it nowhere in a photo: what they miss, its colours,
-        # goes into the noise that they find, and would come back.
-        drawn = walk.reweighed if self.path is None else self.path == "noised"
-        path = noised(walk, self.picture) if drawn else (yield from inverted(walk, self.picture))
-        return Beside.slid(walk, self.keep, path)
+    def _prepare(self, context: SamplingContext) -> Generator[Tensor, None, SourceBranch]:
+        # Weights trained on a style do not predict the colours of a photo: the error goes into the
+        # noise that inversion finds, and would bring those colours back.
+        use_random = self.initial_noise == "random"
+        if self.initial_noise is None:
+            use_random = context.has_weight_changes
+        if use_random:
+            trajectory = noised_trajectory(context, self.image)
+        else:
+            trajectory = yield from ddim_inversion(context, self.image)
+        return SourceBranch.for_preserve(context, self.preserve, trajectory)

@@ -1,26 +1,35 @@
-"""masactrl: the picture's subject in a new pose (MasaCtrl, arXiv:2304.08465)."""
+"""masactrl: the subject of the source image in a new pose (MasaCtrl, arXiv:2304.08465)."""
 
 from collections.abc import Generator
 from typing import ClassVar
 
-from pydantic import Field
 from torch import Tensor
 
-from pinxit.adapters.attention_sharing import CONTENTS
-from pinxit.generation.control import Pictured, Walk
-from pinxit.generation.paired import Accompanied, Beside, inverted
+from pinxit.adapters.attention_sharing import KEYS_AND_VALUES
+from pinxit.generation.control import ImageControl, SamplingContext
+from pinxit.generation.paired import PairedControl, SourceBranch, ddim_inversion
+from pinxit.options import Option
 
 
-class MasaCtrl(Accompanied, Pictured):
-    """Lay the new picture out freely, and fill it with what self-attention sees in the other."""
+class MasaCtrl(PairedControl, ImageControl):
+    """A new layout, whose self-attention reads keys and values of the source image."""
 
-    passes: ClassVar[int] = 1
+    extra_passes: ClassVar[int] = 1
 
-    keep: float = Field(
-        default=0.9, ge=0, le=1, description="share of the steps, the last, that look at it"
+    preserve: float = Option(
+        0.9,
+        ge=0,
+        le=1,
+        aliases=("keep",),
+        help="fraction of the steps, counted from the last, that read the source image",
     )
 
-    def _begin(self, walk: Walk) -> Generator[Tensor, None, Beside]:
-        path = yield from inverted(walk, self.picture)
-        steps = len(walk.times)
-        return Beside(walk, (CONTENTS,), range(round((1 - self.keep) * steps), steps), path)
+    def _prepare(self, context: SamplingContext) -> Generator[Tensor, None, SourceBranch]:
+        trajectory = yield from ddim_inversion(context, self.image)
+        steps = len(context.timesteps)
+        return SourceBranch(
+            context,
+            (KEYS_AND_VALUES,),
+            range(round((1 - self.preserve) * steps), steps),
+            trajectory,
+        )

@@ -1,54 +1,59 @@
-"""mask: change only the inside or the outside of a region (blended latents, arXiv:2206.02779)."""
+"""mask: change only the inside or outside of a region (blended latents, arXiv:2206.02779)."""
 
 from collections.abc import Generator
 from pathlib import Path
 
 import torch
-from pydantic import Field
 from torch import Tensor
 from torch.nn import functional as F
 
 from pinxit.errors import RequestError
-from pinxit.generation.control import Hold, Pictured, Walk, opened
+from pinxit.generation.control import ControlHooks, ImageControl, SamplingContext, open_image
 from pinxit.images.tensors import to_pixels
+from pinxit.options import Option
 from pinxit.rng import generator
 
 
-class Mask(Pictured):
-    """Put the picture back, noised as much, wherever it is to stay; works beside any control."""
+class Mask(ImageControl):
+    """Keep the source image outside of a region; works together with any other control."""
 
-    mask: Path = Field(description="a picture that is white where to paint and black elsewhere")
-    outside: bool = Field(default=False, description="paint outside of the mask's white instead")
+    mask: Path = Option(help="mask image: white where to generate, black where to keep the image")
+    invert_mask: bool = Option(
+        False, aliases=("outside",), help="generate where the mask is black instead"
+    )
 
-    def begin(self, walk: Walk) -> Generator[Tensor, None, Hold]:
-        """Nothing beforehand."""
+    def prepare(self, context: SamplingContext) -> Generator[Tensor, None, ControlHooks]:
+        """Hooks that blend the source image in; no extra pass."""
         yield from ()
-        return _Blend(walk, self)
+        return _Blend(context, self)
 
 
-class _Blend(Hold):
-    def __init__(self, walk: Walk, control: Mask) -> None:
-        mask, picture = opened(control.mask), opened(control.picture)
-        if abs(mask.width * picture.height / (mask.height * picture.width) - 1) > 0.02:
+class _Blend(ControlHooks):
+    def __init__(self, context: SamplingContext, control: Mask) -> None:
+        mask, image = open_image(control.mask), open_image(control.image)
+        if abs(mask.width * image.height / (mask.height * image.width) - 1) > 0.02:
             raise RequestError(
-                f"mask {control.mask} has another shape than the picture: {mask.width}x"
-                f"{mask.height} for {picture.width}x{picture.height}",
-                "draw it on the picture, at any size",
+                f"mask {control.mask} has another aspect ratio than the image: "
+                f"{mask.width}x{mask.height} and {image.width}x{image.height}",
+                "give a mask of the same shape as the image, at any size",
             )
-        white = to_pixels(mask, *walk.size).mean(1, keepdim=True) / 2 + 0.5
-        self._free = (1 - white if control.outside else white).to(walk.model.device)
-        self._own = walk.pixels(control.picture).to(walk.model.device)
-        self._coarse = (F.avg_pool2d(self._free, walk.model.factor) > 0.5).float()
-        noise = walk.noise([generator(seed, "mask") for seed in walk.seeds])
-        latents = walk.model.encode(self._own).mean
-        self._path = walk.path(latents, [noise] * len(walk.times))
+        white = to_pixels(mask, *context.size).mean(1, keepdim=True) / 2 + 0.5
+        weight = 1 - white if control.invert_mask else white
+        self._weight = weight.to(context.model.device)
+        self._source = context.pixels(control.image).to(context.model.device)
+        coarse = F.avg_pool2d(self._weight, context.model.vae_scale_factor)
+        self._latent_weight = (coarse > 0.5).float()
+        noise = context.noise([generator(seed, "mask") for seed in context.seeds])
+        latents = context.model.encode(self._source).mean
+        self._trajectory = context.trajectory(latents, [noise] * len(context.timesteps))
 
-    def after(self, at: int, rows: Tensor) -> Tensor:
-        """What is to stay is the picture again."""
-        count = len(self._path[at + 1])
-        mixed = torch.lerp(self._path[at + 1], rows[:count], self._coarse)
-        return torch.cat([mixed, rows[count:]])
+    def after_step(self, step: int, latents: Tensor) -> Tensor:
+        """Replace the latents outside of the region by those of the source image."""
+        source = self._trajectory[step + 1]
+        count = len(source)
+        blended = torch.lerp(source, latents[:count], self._latent_weight)
+        return torch.cat([blended, latents[count:]])
 
     def finished(self, pixels: Tensor) -> Tensor:
-        """The picture's own pixels, where they are to stay."""
-        return torch.lerp(self._own, pixels, self._free)
+        """Replace the pixels outside of the region by those of the source image."""
+        return torch.lerp(self._source, pixels, self._weight)

@@ -1,16 +1,16 @@
-"""same-seed: what the seed paints of another prompt, held in place; needs no picture."""
+"""same-seed: keep the layout that the seed gives to a source prompt; needs no source image."""
 
 from collections.abc import Generator
 
 from torch import Tensor
 
-from pinxit.generation.control import Walk
-from pinxit.generation.paired import Accompanied, Beside
+from pinxit.generation.control import SamplingContext
+from pinxit.generation.paired import PairedControl, SourceBranch
 
 
-class SameSeed(Accompanied):
-    """Paint the other prompt beside, from the same noise, and share its layout."""
+class SameSeed(PairedControl):
+    """Generate the source prompt alongside, from the same noise, and share its layout."""
 
-    def _begin(self, walk: Walk) -> Generator[Tensor, None, Beside]:
+    def _prepare(self, context: SamplingContext) -> Generator[Tensor, None, SourceBranch]:
         yield from ()
-        return Beside.slid(walk, self.keep)
+        return SourceBranch.for_preserve(context, self.preserve)

@@ -1,14 +1,16 @@
 # pyright: standard
-"""Stable Diffusion 1.x: one CLIP text tower, a U-Net in the latents of a KL autoencoder."""
+"""Stable Diffusion 1.x: one CLIP text encoder and a U-Net."""
 
-from pinxit.models.latent_model import OneTower
+from pinxit.models.latent_model import SingleTextEncoder
 from pinxit.models.source import Source
 
 
-class StableDiffusion1(OneTower):
-    """Stable Diffusion 1.x (arXiv:2112.10752), of any width, depth and size of picture."""
+class StableDiffusion1(SingleTextEncoder):
+    """Stable Diffusion 1.x (arXiv:2112.10752), of any width, depth and image size."""
 
     @classmethod
-    def suits(cls, source: Source) -> bool:
-        """Whether the base has a U-Net that one text tower speaks to by convolutions."""
-        return cls.has_one_tower(source) and not source.config("unet").get("use_linear_projection")
+    def matches(cls, source: Source) -> bool:
+        """Whether the source has one text encoder and a U-Net with convolutional projections."""
+        return cls.has_single_text_encoder(source) and not source.config("unet").get(
+            "use_linear_projection"
+        )

@@ -1,19 +1,19 @@
 # pyright: standard
-"""Stable Diffusion 2.x: OpenCLIP's text tower, a U-Net that may be asked for velocities."""
+"""Stable Diffusion 2.x: one OpenCLIP text encoder and a U-Net, with v-prediction in 768 models."""
 
-from pinxit.models.latent_model import OneTower
+from pinxit.models.latent_model import SingleTextEncoder
 from pinxit.models.source import Source
 
 
-class StableDiffusion2(OneTower):
-    """Stable Diffusion 2.x: its text tower's file ends with the layer that is taken.
+class StableDiffusion2(SingleTextEncoder):
+    """Stable Diffusion 2.x. Its files contain the text encoder up to the penultimate layer.
 
-    Its U-Net speaks to the text through linear layers, which no 1.x does.
+    Unlike 1.x, its U-Net has linear projections around the attention layers.
     """
 
     @classmethod
-    def suits(cls, source: Source) -> bool:
-        """Whether the base has a U-Net that one text tower speaks to by linear layers."""
-        return cls.has_one_tower(source) and bool(
+    def matches(cls, source: Source) -> bool:
+        """Whether the source has one text encoder and a U-Net with linear projections."""
+        return cls.has_single_text_encoder(source) and bool(
             source.config("unet").get("use_linear_projection")
         )

@@ -1,5 +1,5 @@
 # pyright: standard, reportPrivateImportUsage=false
-"""Stable Diffusion 3 and 3.5: two CLIP towers and perhaps T5, a transformer on a rectified flow."""
+"""Stable Diffusion 3 and 3.5: two CLIP text encoders, optional T5, a rectified-flow transformer."""
 
 from collections.abc import Sequence
 from typing import Any, Self
@@ -12,110 +12,124 @@ from torch.nn import functional as F
 from transformers import CLIPTextModelWithProjection, T5EncoderModel
 
 from pinxit.errors import ModelError, RequestError
-from pinxit.models.latent_model import LatentModel, clip_tower
-from pinxit.models.loading import network
+from pinxit.models.latent_model import LatentModel, clip_text_encoder
+from pinxit.models.loading import load_network
 from pinxit.models.model import Conditioning, Placement
 from pinxit.models.noise_schedule import Flow
-from pinxit.models.prompt import spoken
+from pinxit.models.prompt import plain_text
 from pinxit.models.source import Source, read_json
-from pinxit.models.text_encoder import Reading, TextTower, Told
+from pinxit.models.text_encoder import EncodedPrompt, PromptParsing, TextEncoder
 
-# How many positions of the transformer's text are T5's, whether it is there or not.
+# Number of T5 positions in the transformer's text input; they are zeros without T5.
 _T5_LENGTH = 256
 
 
 class StableDiffusion3(LatentModel):
-    """Stable Diffusion 3 and 3.5 (arXiv:2403.03206); T5 may be left out, as with its authors.
+    """Stable Diffusion 3 and 3.5 (arXiv:2403.03206). T5 is optional, as in the original.
 
-    New words are learned in the CLIP towers; T5 reads what they stand for. Nothing has weights
-    or windows there.
+    Placeholder tokens are trained in the CLIP text encoders. T5 receives the text they stand for,
+    without attention weights and truncated to one chunk.
     """
 
-    def __init__(self, source: Source, placement: Placement, towers: Sequence[TextTower]) -> None:
-        transformer = network(SD3Transformer2DModel, source, "transformer", placement)
+    def __init__(
+        self, source: Source, placement: Placement, text_encoders: Sequence[TextEncoder]
+    ) -> None:
+        transformer = load_network(SD3Transformer2DModel, source, "transformer", placement)
         schedule = Flow(source.config("scheduler").get("shift", 1.0))
-        super().__init__(source, placement, transformer, towers, schedule)
-        shape: Any = transformer.config
-        self._patch: int = shape.patch_size
-        self._most: int = shape.pos_embed_max_size * self.grain
-        self._text_width: int = shape.joint_attention_dim
+        super().__init__(source, placement, transformer, text_encoders, schedule)
+        config: Any = transformer.config
+        self._patch_size: int = config.patch_size
+        self._max_size: int = config.pos_embed_max_size * self.size_multiple
+        self._text_width: int = config.joint_attention_dim
         self._t5 = _T5(source, placement) if source.has("text_encoder_3") else None
 
     @property
-    def grain(self) -> int:
-        """A patch's side: the transformer takes no half ones."""
-        return self.factor * self._patch
+    def size_multiple(self) -> int:
+        """The side of one transformer patch, in pixels."""
+        return self.vae_scale_factor * self._patch_size
 
     @classmethod
-    def suits(cls, source: Source) -> bool:
-        """Whether the base has a transformer and two CLIP towers."""
+    def matches(cls, source: Source) -> bool:
+        """Whether the source has a transformer and two CLIP text encoders."""
         return all(map(source.has, ("transformer", "vae", "text_encoder", "text_encoder_2")))
 
     @classmethod
     def open(cls, source: Source, placement: Placement) -> Self:
-        """The base, frozen, laid out for its device."""
-        kind = CLIPTextModelWithProjection
-        towers = [clip_tower(kind, source, n, placement, penultimate=True) for n in (1, 2)]
-        return cls(source, placement, towers)
+        """Load the base model with frozen weights; ModelError if a part is missing or wrong."""
+        text_encoders = [
+            clip_text_encoder(
+                CLIPTextModelWithProjection, source, number, placement, penultimate=True
+            )
+            for number in (1, 2)
+        ]
+        return cls(source, placement, text_encoders)
 
-    def _answer(
-        self, network: Any, latents: Tensor, times: Tensor, conditioning: Conditioning
+    def _predict(
+        self, network: Any, latents: Tensor, timesteps: Tensor, conditioning: Conditioning
     ) -> Tensor:
-        """The transformer's answer; RequestError for pictures beyond the places it knows."""
-        height, width = (side * self.factor for side in latents.shape[2:])
-        if max(height, width) > self._most:
+        """The transformer's prediction; RequestError if the image is too large for it."""
+        height, width = (side * self.vae_scale_factor for side in latents.shape[2:])
+        if max(height, width) > self._max_size:
             raise RequestError(
-                f"{self.name} cannot paint {width}x{height} pixels",
-                f"it knows at most {self._most} a side",
+                f"{self.name} cannot generate {width}x{height} pixels",
+                f"use a width and height of at most {self._max_size}",
             )
         assert conditioning.pooled is not None
-        told, pooled = conditioning.states, conditioning.pooled
-        # The solvers' times lie on the CPU, and this transformer does not move them.
-        times = times.to(latents.device).expand(len(latents))
-        return network(latents, told, pooled, times, return_dict=False)[0]
+        # The scheduler's timesteps are on the CPU, and this transformer does not move them.
+        timesteps = timesteps.to(latents.device).expand(len(latents))
+        return network(
+            latents, conditioning.states, conditioning.pooled, timesteps, return_dict=False
+        )[0]
 
-    def _joined(
-        self, prompts: Sequence[str], reading: Reading, found: Sequence[Told]
+    def _combine(
+        self,
+        prompts: Sequence[str],
+        parsing: PromptParsing,
+        encodings: Sequence[EncodedPrompt],
     ) -> Conditioning:
-        """Both CLIP towers' states side by side, widened with zeros, and then T5's or zeros."""
-        clip = torch.cat([one.states for one in found], -1)
+        """The states of both CLIP encoders, padded to T5's width, followed by T5's or zeros."""
+        clip = torch.cat([encoding.states for encoding in encodings], -1)
         clip = F.pad(clip, (0, self._text_width - clip.shape[-1]))
         if self._t5 is None:
             t5 = clip.new_zeros(len(clip), _T5_LENGTH, self._text_width)
         else:
             t5 = self._t5.states(
-                [spoken(one, self.words, weights=reading.weights) for one in prompts]
+                [
+                    plain_text(prompt, self.placeholders, weights=parsing.weights)
+                    for prompt in prompts
+                ]
             )
-        pooled = [one.pooled for one in found if one.pooled is not None]
+        pooled = [encoding.pooled for encoding in encodings if encoding.pooled is not None]
         return Conditioning(torch.cat([clip, t5], 1), torch.cat(pooled, -1))
 
 
 class _T5:
-    """T5's encoder with its tokenizer, which is read from tokenizer.json alone."""
+    """T5's encoder with its tokenizer, which is read from tokenizer.json only."""
 
     def __init__(self, source: Source, placement: Placement) -> None:
         file = source.tokenizer("tokenizer_3") / "tokenizer.json"
-        read_json(file)  # it has limits that the tokenizers library has not
+        read_json(file)  # checks the size and depth, which the tokenizers library does not
         try:
             self._tokenizer = Tokenizer.from_str(file.read_text(encoding="utf-8"))
-        except Exception as trouble:  # the tokenizers library raises nothing narrower
+        except Exception as error:  # the tokenizers library raises no more specific class
             raise ModelError(
-                f"{file} cannot be read: {str(trouble).splitlines()[0]}",
-                "copy it from the base's page, or take text_encoder_3 out: T5 may be left out",
-            ) from trouble
+                f"{file} is not a valid tokenizer: {str(error).splitlines()[0]}",
+                "copy it again from the model's page, or remove text_encoder_3: T5 is optional",
+            ) from error
         self._tokenizer.no_padding()
         self._tokenizer.no_truncation()
-        # Its largest states are beyond fp16's largest number.
+        # The hidden states exceed the range of fp16.
         dtype = torch.bfloat16 if placement.precision == "fp16" else placement.dtype
-        self._encoder = network(T5EncoderModel, source, "text_encoder_3", placement, dtype)
+        self._encoder = load_network(T5EncoderModel, source, "text_encoder_3", placement, dtype)
         self._device = placement.device
 
     @torch.no_grad()
     def states(self, texts: Sequence[str]) -> Tensor:
-        """A state for each token of the texts (B, L, D), padding included."""
-        settings: Any = self._encoder.config
-        whole = torch.full((len(texts), _T5_LENGTH), settings.pad_token_id, device=self._device)
-        for row, text in zip(whole, texts, strict=True):
-            ids = self._tokenizer.encode(text, add_special_tokens=False).ids[: _T5_LENGTH - 1]
-            row[: len(ids) + 1] = torch.tensor([*ids, settings.eos_token_id])
-        return self._encoder(whole).last_hidden_state.float()
+        """Hidden states of the texts (B, L, D), with the padding."""
+        config: Any = self._encoder.config
+        ids = torch.full((len(texts), _T5_LENGTH), config.pad_token_id, device=self._device)
+        for row, text in zip(ids, texts, strict=True):
+            text_ids = self._tokenizer.encode(text, add_special_tokens=False).ids
+            text_ids = [*text_ids[: _T5_LENGTH - 1], config.eos_token_id]
+            row[: len(text_ids)] = torch.tensor(text_ids)
+        return self._encoder(ids).last_hidden_state.float()

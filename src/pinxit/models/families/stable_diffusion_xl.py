@@ -1,5 +1,5 @@
 # pyright: standard, reportPrivateImportUsage=false
-"""Stable Diffusion XL: two text towers, a U-Net that is also told of the whole and of sizes."""
+"""Stable Diffusion XL: two text encoders and a U-Net with pooled text and size conditioning."""
 
 from collections.abc import Sequence
 from typing import Any, Self
@@ -8,54 +8,55 @@ import torch
 from torch import Tensor
 from transformers import CLIPTextModel, CLIPTextModelWithProjection
 
-from pinxit.models.latent_model import NoisePredictor, clip_tower
+from pinxit.models.latent_model import UNetModel, clip_text_encoder
 from pinxit.models.model import Conditioning, Placement
 from pinxit.models.source import Source
-from pinxit.models.text_encoder import Reading, Told
+from pinxit.models.text_encoder import EncodedPrompt, PromptParsing
 
 
-class StableDiffusionXl(NoisePredictor):
-    """Stable Diffusion XL (arXiv:2307.01952), the base and its fine-tunes, not the refiner."""
+class StableDiffusionXl(UNetModel):
+    """Stable Diffusion XL (arXiv:2307.01952): the base model and its fine-tunes, no refiner."""
 
     @classmethod
-    def suits(cls, source: Source) -> bool:
-        """Whether the base has a U-Net and two text towers."""
+    def matches(cls, source: Source) -> bool:
+        """Whether the source has a U-Net and two text encoders."""
         return all(map(source.has, ("unet", "vae", "text_encoder", "text_encoder_2")))
 
     @classmethod
     def open(cls, source: Source, placement: Placement) -> Self:
-        """The base, frozen, laid out for its device."""
-        kinds = (CLIPTextModel, CLIPTextModelWithProjection)
-        towers = [
-            clip_tower(kind, source, number, placement, penultimate=True)
-            for number, kind in enumerate(kinds, 1)
+        """Load the base model with frozen weights; ModelError if a part is missing or wrong."""
+        text_encoders = [
+            clip_text_encoder(kind, source, number, placement, penultimate=True)
+            for number, kind in enumerate((CLIPTextModel, CLIPTextModelWithProjection), 1)
         ]
-        return cls(source, placement, towers)
+        return cls(source, placement, text_encoders)
 
-    def _answer(
-        self, network: Any, latents: Tensor, times: Tensor, conditioning: Conditioning
+    def _predict(
+        self, network: Any, latents: Tensor, timesteps: Tensor, conditioning: Conditioning
     ) -> Tensor:
-        """The U-Net's answer for pictures that were never cropped nor of another size."""
-        height, width = (side * self.factor for side in latents.shape[2:])
-        # Half precision does not hold every number of pixels.
+        """The U-Net's prediction for images that are neither cropped nor resized."""
+        height, width = (side * self.vae_scale_factor for side in latents.shape[2:])
+        # Not in the latents' dtype: half precision cannot represent every size.
         sizes = torch.tensor([[height, width, 0, 0, height, width]], device=latents.device)
         added = {"text_embeds": conditioning.pooled, "time_ids": sizes.expand(len(latents), -1)}
-        told = conditioning.states
-        return network(latents, times, told, added_cond_kwargs=added, return_dict=False)[0]
+        return network(
+            latents, timesteps, conditioning.states, added_cond_kwargs=added, return_dict=False
+        )[0]
 
-    def _joined(
+    def _combine(
         self,
         prompts: Sequence[str],
-        reading: Reading,  # noqa: ARG002
-        found: Sequence[Told],
+        parsing: PromptParsing,  # noqa: ARG002
+        encodings: Sequence[EncodedPrompt],
     ) -> Conditioning:
-        """Both towers' states side by side, the second's of the whole.
+        """The concatenated states of both text encoders and the pooled states of the second.
 
-        A prompt that says nothing is told as nothing at all, as the base was trained with.
+        Empty prompts are encoded as zeros, as in the base model's training.
         """
-        states, pooled = torch.cat([one.states for one in found], -1), found[1].pooled
+        states = torch.cat([encoding.states for encoding in encodings], -1)
+        pooled = encodings[1].pooled
         assert pooled is not None
         if self.source.config("").get("force_zeros_for_empty_prompt", True):
-            said = states.new_tensor([bool(prompt.strip()) for prompt in prompts])
-            states, pooled = states * said[:, None, None], pooled * said[:, None]
+            has_text = states.new_tensor([bool(prompt.strip()) for prompt in prompts])
+            states, pooled = states * has_text[:, None, None], pooled * has_text[:, None]
         return Conditioning(states, pooled)

@@ -1,4 +1,4 @@
-"""Faster layers for the frozen parts of a model on CPUs: convolutions and 8-bit products.
+"""Faster implementations of frozen layers on CPUs: convolutions and int8 matrix products.
 
-The layers give the results of torch's own, to rounding.
+The convolutions give the same results as torch's, apart from rounding.
 """

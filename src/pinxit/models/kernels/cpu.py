@@ -1,9 +1,9 @@
 # pyright: standard, reportPrivateImportUsage=false, reportAttributeAccessIssue=false
-"""What a large denoiser's layers are on a CPU, where the libraries' own are slow at its shapes.
+"""Faster layers of a large denoiser on a CPU.
 
-Its convolutions have far more weights than places to use them: the libraries lay the weights out
-anew at every call, which takes longer than to multiply. As one product of matrices the weights are
-read as they lie (docs/performance.md).
+The denoiser's convolutions have far more weights than output positions. The libraries reorder the
+weights at every call, which takes longer than the multiplication. As one matrix product the weights
+are read in the order in which they are stored (docs/performance.md).
 """
 
 from collections.abc import Callable
@@ -14,101 +14,104 @@ from diffusers.models.attention_processor import AttnProcessor, AttnProcessor2_0
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-# Attention whose scores take fewer bytes than this keeps them all; the library's, which computes
-# them again in tiles, takes longer then. What is larger the allocator gets anew each time.
-_SCORES = 2**25
+# If the attention scores are smaller than this (in bytes), computing them at once is faster than
+# the library's tiled attention. Larger ones would be allocated anew at each call.
+_MAX_SCORES_BYTES = 2**25
 
-# Neighbourhoods of a picture are laid side by side for so many numbers at a time.
-_NUMBERS = 2**25
+# Maximum number of values in a group of unfolded image patches.
+_MAX_PATCH_VALUES = 2**25
 
 
-def suit_cpu(denoiser: Any) -> None:
-    """Give a large denoiser the layers that compute fast here; its weights and names stay."""
+def optimize_for_cpu(denoiser: Any) -> None:
+    """Replace a large denoiser's layers by faster ones; names and weights stay the same."""
     for module in denoiser.modules():
         if type(module) is nn.Conv2d and module.groups == 1 and module.dilation == (1, 1):
-            # The very same layer otherwise: adapters and files find in it what they look for.
+            # Still the same object and an nn.Conv2d, as adapters and file formats expect.
             module.__class__ = _MatrixConv
     processors = getattr(denoiser, "attn_processors", {}).values()
-    if processors and all(type(one) is AttnProcessor2_0 for one in processors):
+    if processors and all(type(processor) is AttnProcessor2_0 for processor in processors):
         denoiser.set_attn_processor(_Attention())
 
 
 class _MatrixConv(nn.Conv2d):
-    """A convolution as products of matrices."""
+    """A convolution computed as matrix products."""
 
     def forward(self, input: Tensor) -> Tensor:
-        """The convolution of pictures (B, C, H, W)."""
+        """The convolution of (B, C, H, W)."""
         padding: Any = self.padding
         return _Convolution.apply(input, self.weight, self.bias, self.stride, padding)
 
 
 class _Convolution(torch.autograd.Function):
-    """Keeps its input for the backward pass only if its weights are trained."""
+    """Saves its input for the backward pass only if its weights are trained."""
 
     @staticmethod
     def forward(
         ctx: Any,
-        pictures: Tensor,
+        input: Tensor,
         weight: Tensor,
         bias: Tensor | None,
         stride: tuple[int, int],
         padding: tuple[int, int],
     ) -> Tensor:
         """The convolution, (B, O, H', W') in channels_last."""
-        ctx.places, ctx.shape = (stride, padding), pictures.shape
-        ctx.save_for_backward(pictures if ctx.needs_input_grad[1] else None, weight)
-        found = [
-            F.linear(rows.flatten(0, 2).flatten(1), flat(weight), bias).unflatten(0, rows.shape[:3])
-            for rows in neighbourhoods(
-                pictures.permute(0, 2, 3, 1), weight.shape[2:], stride, padding
+        ctx.geometry, ctx.shape = (stride, padding), input.shape
+        ctx.save_for_backward(input if ctx.needs_input_grad[1] else None, weight)
+        outputs = [
+            F.linear(rows.flatten(0, 2).flatten(1), weight_matrix(weight), bias).unflatten(
+                0, rows.shape[:3]
             )
+            for rows in patches(input.permute(0, 2, 3, 1), weight.shape[2:], stride, padding)
         ]
-        return (found[0] if len(found) == 1 else torch.cat(found, 1)).permute(0, 3, 1, 2)
+        output = outputs[0] if len(outputs) == 1 else torch.cat(outputs, 1)
+        return output.permute(0, 3, 1, 2)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        """The gradients by pictures, weights and bias, each if it is wanted."""
-        pictures, weight = ctx.saved_tensors
-        wanted, (stride, padding) = ctx.needs_input_grad, ctx.places
+        """The gradients with respect to input, weight and bias, each only if needed."""
+        input, weight = ctx.saved_tensors
+        stride, padding = ctx.geometry
+        input_needed, weight_needed, bias_needed = ctx.needs_input_grad[:3]
         grad = grads[0].permute(0, 2, 3, 1)
-        by_weight = by_bias = by_pictures = None
-        if wanted[0]:
-            by_pictures = scattered(
+        input_grad = weight_grad = bias_grad = None
+        if input_needed:
+            input_grad = scatter_patches(
                 grad,
-                lambda some: some @ flat(weight),
+                lambda rows: rows @ weight_matrix(weight),
                 weight.shape[2:],
                 ctx.shape,
                 stride,
                 padding,
             )
-        if wanted[1]:
-            by_weight = _products(grad, pictures, weight, stride, padding)
-        if wanted[2]:
-            by_bias = grad.sum((0, 1, 2))
-        return by_pictures, by_weight, by_bias, None, None
+        if weight_needed:
+            weight_grad = _weight_gradient(grad, input, weight, stride, padding)
+        if bias_needed:
+            bias_grad = grad.sum((0, 1, 2))
+        return input_grad, weight_grad, bias_grad, None, None
 
 
-def flat(weight: Tensor) -> Tensor:
-    """Weights (O, C, K, K) as a matrix (O, K * K * C); in channels_last without a copy."""
+def weight_matrix(weight: Tensor) -> Tensor:
+    """Weights (O, C, K, K) as a matrix (O, K * K * C); without a copy in channels_last."""
     return weight.permute(0, 2, 3, 1).flatten(1)
 
 
-def neighbourhoods(
-    inside: Tensor, kernel: tuple[int, ...], stride: tuple[int, int], padding: tuple[int, int]
+def patches(
+    input: Tensor, kernel: tuple[int, ...], stride: tuple[int, int], padding: tuple[int, int]
 ) -> tuple[Tensor, ...]:
-    """What each place of the answer is made of, (B, rows, W', K, K, C), some rows at a time.
+    """The input patch of each output position, (B, rows, W', K, K, C), in groups of rows.
 
-    `inside` is the pictures as (B, H, W, C).
+    `input` is (B, H, W, C).
     """
-    tall, wide = kernel
+    kernel_height, kernel_width = kernel
     if any(padding):
-        inside = F.pad(inside, (0, 0, padding[1], padding[1], padding[0], padding[0]))
-    windows = inside.unfold(1, tall, stride[0]).unfold(2, wide, stride[1]).permute(0, 1, 2, 4, 5, 3)
-    rows = max(1, _NUMBERS // (windows[:, :1].numel() or 1))
+        input = F.pad(input, (0, 0, padding[1], padding[1], padding[0], padding[0]))
+    windows = input.unfold(1, kernel_height, stride[0]).unfold(2, kernel_width, stride[1])
+    windows = windows.permute(0, 1, 2, 4, 5, 3)
+    rows = max(1, _MAX_PATCH_VALUES // (windows[:, :1].numel() or 1))
     return windows.split(rows, 1)
 
 
-def scattered(
+def scatter_patches(
     grad: Tensor,
     product: Callable[[Tensor], Tensor],
     kernel: tuple[int, ...],
@@ -116,58 +119,60 @@ def scattered(
     stride: tuple[int, int],
     padding: tuple[int, int],
 ) -> Tensor:
-    """The gradient by pictures of this shape: each place's is given back to those it was made of.
+    """The gradient with respect to an input of this shape: the sum over all its patches.
 
-    `grad` is (B, H', W', O), and `product` makes of some rows of it the gradient by neighbourhoods.
+    `grad` is (B, H', W', O). `product` computes the patches' gradient from some rows of `grad`.
     """
-    (count, channels, height, width), (tall, wide) = shape, kernel
-    inside: Tensor | None = None
-    rows = max(1, _NUMBERS // (grad[:, :1, :, 0].numel() * tall * wide * channels or 1))
+    (batch, channels, height, width), (kernel_height, kernel_width) = shape, kernel
+    total: Tensor | None = None
+    row_values = grad[:, :1, :, 0].numel() * kernel_height * kernel_width * channels
+    rows = max(1, _MAX_PATCH_VALUES // (row_values or 1))
     for first in range(0, grad.shape[1], rows):
-        parts = product(grad[:, first : first + rows]).unflatten(3, (tall, wide, channels))
-        if inside is None:
-            inside = parts.new_zeros(
-                count, height + 2 * padding[0], width + 2 * padding[1], channels
+        group = product(grad[:, first : first + rows])
+        group = group.unflatten(3, (kernel_height, kernel_width, channels))
+        if total is None:
+            total = group.new_zeros(
+                batch, height + 2 * padding[0], width + 2 * padding[1], channels
             )
-        for y in range(tall):
-            for x in range(wide):
+        for y in range(kernel_height):
+            for x in range(kernel_width):
                 top = first * stride[0] + y
-                into = inside[
+                view = total[
                     :,
-                    top : top + stride[0] * parts.shape[1] : stride[0],
-                    x : x + stride[1] * parts.shape[2] : stride[1],
+                    top : top + stride[0] * group.shape[1] : stride[0],
+                    x : x + stride[1] * group.shape[2] : stride[1],
                 ]
-                into += parts[:, :, :, y, x]
-    assert inside is not None
-    cut = inside[:, padding[0] : padding[0] + height, padding[1] : padding[1] + width]
-    return cut.permute(0, 3, 1, 2)
+                view += group[:, :, :, y, x]
+    assert total is not None
+    cropped = total[:, padding[0] : padding[0] + height, padding[1] : padding[1] + width]
+    return cropped.permute(0, 3, 1, 2)
 
 
-def _products(
+def _weight_gradient(
     grad: Tensor,
-    pictures: Tensor,
+    input: Tensor,
     weight: Tensor,
     stride: tuple[int, int],
     padding: tuple[int, int],
 ) -> Tensor:
-    """The gradient by the weights, (O, C, K, K)."""
+    """The gradient with respect to the weight, (O, C, K, K)."""
     total: Tensor | None = None
     first = 0
-    for rows in neighbourhoods(pictures.permute(0, 2, 3, 1), weight.shape[2:], stride, padding):
-        some = grad[:, first : first + rows.shape[1]].flatten(0, 2)
-        found = some.T @ rows.flatten(0, 2).flatten(1)
-        total = found if total is None else total + found
+    for rows in patches(input.permute(0, 2, 3, 1), weight.shape[2:], stride, padding):
+        grad_rows = grad[:, first : first + rows.shape[1]].flatten(0, 2)
+        product = grad_rows.T @ rows.flatten(0, 2).flatten(1)
+        total = product if total is None else total + product
         first += rows.shape[1]
     assert total is not None
-    tall, wide = weight.shape[2:]
-    return total.view(len(weight), tall, wide, -1).permute(0, 3, 1, 2)
+    kernel_height, kernel_width = weight.shape[2:]
+    return total.view(len(weight), kernel_height, kernel_width, -1).permute(0, 3, 1, 2)
 
 
 class _Attention:
-    """Attention of one kind or the other, by how many scores it has."""
+    """Plain or tiled attention, depending on the size of the scores."""
 
     def __init__(self) -> None:
-        self._whole, self._tiled = AttnProcessor(), AttnProcessor2_0()
+        self._plain, self._tiled = AttnProcessor(), AttnProcessor2_0()
 
     def __call__(
         self,
@@ -177,9 +182,9 @@ class _Attention:
         attention_mask: Tensor | None = None,
         temb: Tensor | None = None,
     ) -> Tensor:
-        """What the layer makes of its states, which are told others or one another."""
-        told = hidden_states if encoder_hidden_states is None else encoder_hidden_states
-        scores = len(hidden_states) * attn.heads * hidden_states.shape[1] * told.shape[1]
-        whole = scores * hidden_states.element_size() < _SCORES
-        way = self._whole if whole else self._tiled
-        return way(attn, hidden_states, encoder_hidden_states, attention_mask, temb)
+        """The layer's output: self-attention, or cross-attention to `encoder_hidden_states`."""
+        context = hidden_states if encoder_hidden_states is None else encoder_hidden_states
+        scores = len(hidden_states) * attn.heads * hidden_states.shape[1] * context.shape[1]
+        small = scores * hidden_states.element_size() < _MAX_SCORES_BYTES
+        processor = self._plain if small else self._tiled
+        return processor(attn, hidden_states, encoder_hidden_states, attention_mask, temb)

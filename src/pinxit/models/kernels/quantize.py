@@ -1,55 +1,57 @@
-"""Weights in 8 bits: integers, with a scale for each row, and in full again."""
+"""Quantization to 8-bit integers with a scale for each row, and back."""
 
 from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
 
-_MOST = 127
-_NOT_NOUGHT = 1e-30
+_MAX_INT8 = 127
+_MIN_SCALE = 1e-30  # avoids a division by zero
 
 
-def rounded(weight: Tensor) -> tuple[Tensor, Tensor]:
-    """A weight (O, ...) as integers of 8 bits, and a scale (O,), one for each of its rows."""
-    whole, scale = in_groups(weight.float(), weight.ndim - 1)
-    return whole, scale.flatten()
+def quantize_rows(weight: Tensor) -> tuple[Tensor, Tensor]:
+    """A weight (O, ...) as 8-bit integers, and the scale of each row (O,)."""
+    integers, scale = quantize_groups(weight.float(), weight.ndim - 1)
+    return integers, scale.flatten()
 
 
-def in_groups(numbers: Tensor, sides: int) -> tuple[Tensor, Tensor]:
-    """Numbers as integers of 8 bits, and the scale of each group over the last `sides` sides."""
-    over = tuple(range(-sides, 0))
-    size = torch.maximum(numbers.amax(over, keepdim=True), numbers.amin(over, keepdim=True).neg())
-    size = size.clamp_min_(_NOT_NOUGHT) / _MOST
-    return (numbers / size).round_().to(torch.int8), size
+def quantize_groups(values: Tensor, dims: int) -> tuple[Tensor, Tensor]:
+    """Values as 8-bit integers, with one scale for each group over the last `dims` dimensions."""
+    group_dims = tuple(range(-dims, 0))
+    largest = torch.maximum(
+        values.amax(group_dims, keepdim=True), values.amin(group_dims, keepdim=True).neg()
+    )
+    scale = largest.clamp_min_(_MIN_SCALE) / _MAX_INT8
+    return (values / scale).round_().to(torch.int8), scale
 
 
-def full(layer: nn.Module) -> Tensor:
-    """A layer's weight in fp32, in whatever numbers it is kept."""
-    weight, scale = _kept(layer)
-    return weight.float() if scale is None else weight * _beside(scale, weight)
+def dequantized_weight(layer: nn.Module) -> Tensor:
+    """A layer's weight in fp32, quantized or not."""
+    weight, scale = _stored_weight(layer)
+    return weight.float() if scale is None else weight * _broadcastable(scale, weight)
 
 
-def put(layer: nn.Module, weight: Tensor) -> Callable[[], None]:
-    """Give a layer another weight, in the numbers of its own; what is returned undoes it."""
-    own, scale = _kept(layer)
-    other = torch.empty_like(own)
+def replace_weight(layer: nn.Module, weight: Tensor) -> Callable[[], None]:
+    """Give a layer another weight, stored as its own is; the returned function undoes it."""
+    original, scale = _stored_weight(layer)
+    replacement = torch.empty_like(original)
     if scale is None:
-        other.copy_(weight)
+        replacement.copy_(weight)
     else:
-        whole, layer.scale = rounded(weight)
-        other.copy_(whole)
-    layer.weight = nn.Parameter(other, requires_grad=False)
+        integers, layer.scale = quantize_rows(weight)
+        replacement.copy_(integers)
+    layer.weight = nn.Parameter(replacement, requires_grad=False)
 
     def undo() -> None:
-        layer.weight = own
+        layer.weight = original
         if scale is not None:
             layer.scale = scale
 
     return undo
 
 
-def _kept(layer: nn.Module) -> tuple[nn.Parameter, Tensor | None]:
-    """A layer's weight, and its scale if it is in 8 bits."""
+def _stored_weight(layer: nn.Module) -> tuple[nn.Parameter, Tensor | None]:
+    """A layer's weight, and its scale if it is quantized."""
     weight = layer.weight
     assert isinstance(weight, nn.Parameter)
     scale = getattr(layer, "scale", None) if weight.dtype == torch.int8 else None
@@ -57,5 +59,5 @@ def _kept(layer: nn.Module) -> tuple[nn.Parameter, Tensor | None]:
     return weight, scale
 
 
-def _beside(scale: Tensor, weight: Tensor) -> Tensor:
+def _broadcastable(scale: Tensor, weight: Tensor) -> Tensor:
     return scale.view(-1, *[1] * (weight.ndim - 1))

@@ -1,38 +1,40 @@
-"""The demonstration: a subject and a style, each learned from five pictures, and a report."""
+"""The demo: a subject and a style, each trained from five images, and a report."""
 
 import time
 from pathlib import Path
 
-from pinxit.files.atomic_write import mark_ours, must_be_ours, replace_text
+from pinxit.files.atomic_write import check_claim, claim_folder, write_text
 from pinxit.models.model import open_base
 from pinxit.pocket.eyes import Eyes
-from pinxit.reports.demo.chapters import Effort, style_chapter, subject_chapter
-from pinxit.reports.demo.full import sections
-from pinxit.reports.demo.report import page
-from pinxit.reports.demo.trial import Easel, Progress
+from pinxit.reports.demo.chapters import DemoSettings, style_section, subject_section
+from pinxit.reports.demo.full import extra_sections
+from pinxit.reports.demo.report import demo_page
+from pinxit.reports.demo.trial import DemoRunner, ProgressCallback
 
 _RUNS, _PICTURES, _REPORT = "runs", "pictures", "report.html"
 _KIND = "demo"
 
 
-def run_demo(out: Path, progress: Progress, effort: Effort | None = None) -> dict[str, object]:
-    """Learn, paint, measure, and write `report.html` and the runs into `out`; the scores.
+def run_demo(
+    out: Path, progress: ProgressCallback, settings: DemoSettings | None = None
+) -> dict[str, object]:
+    """Train, generate, measure, and write runs and `report.html` into `out`; returns the scores.
 
-    A demo that was stopped goes on where it was. RunError if the folder holds anything else.
+    An interrupted demo continues. RunError if `out` contains other files.
     """
-    must_be_ours(out, _KIND, _RUNS, _PICTURES)
-    effort = effort or Effort()
-    began = time.perf_counter()
-    model = open_base(effort.base)
-    eyes = effort.eyes or Eyes.load()
-    mark_ours(out, _KIND)
-    easel = Easel(model, progress, effort.count, effort.painting_steps)
-    chapters = (
-        subject_chapter(easel, effort, out / _RUNS, eyes),
-        style_chapter(easel, effort, out / _RUNS, eyes),
+    check_claim(out, _KIND, _RUNS, _PICTURES)
+    settings = settings or DemoSettings()
+    start = time.perf_counter()
+    model = open_base(settings.base)
+    eyes = settings.eyes or Eyes.load()
+    claim_folder(out, _KIND)
+    runner = DemoRunner(model, progress, settings.num_images, settings.sampling_steps)
+    sections = (
+        subject_section(runner, settings, out / _RUNS, eyes),
+        style_section(runner, settings, out / _RUNS, eyes),
     )
-    more = sections(easel, chapters, out / _PICTURES) if effort.full else ""
-    seconds = time.perf_counter() - began
-    replace_text(out / _REPORT, page(chapters, seconds, more))
-    scores: dict[str, object] = {chapter.name: chapter.plain() for chapter in chapters}
+    more = extra_sections(runner, sections, out / _PICTURES) if settings.full else ""
+    seconds = time.perf_counter() - start
+    write_text(out / _REPORT, demo_page(sections, seconds, more))
+    scores: dict[str, object] = {section.name: section.to_dict() for section in sections}
     return {**scores, "seconds": seconds, "report": str(out / _REPORT)}

@@ -1,4 +1,4 @@
-"""The two halves of the demo: a subject and a style, each taught by two methods."""
+"""The two sections of the demo: a subject and a style, each trained by two methods."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -7,12 +7,12 @@ from typing import TYPE_CHECKING
 
 from pinxit.evaluation.metric import Scale
 from pinxit.evaluation.prompt_sets import Prompt
-from pinxit.images.folder import read_pictures
+from pinxit.images.folder import read_images
 from pinxit.pocket import gallery
 from pinxit.pocket.captions import PLACE_PHRASES, prompt
 from pinxit.pocket.world import held_out_subjects
-from pinxit.reports.demo.scores import Scores, judge, style_scales, subject_scales
-from pinxit.reports.demo.trial import Easel, Lesson, Painting
+from pinxit.reports.demo.scores import Scores, score_images, style_scales, subject_scales
+from pinxit.reports.demo.trial import DemoImage, DemoRunner, TrainedConcept
 from pinxit.training.recipe import Recipe
 
 if TYPE_CHECKING:
@@ -22,9 +22,9 @@ if TYPE_CHECKING:
 
 NOUN = held_out_subjects()[gallery.SUBJECT].class_noun
 SUBJECT_TOKEN, STYLE_TOKEN = f"<my{NOUN}>", "<mystyle>"
-STYLE_NOUN = "painting"  # what the word for a style starts from
+STYLE_NOUN = "painting"  # initializer token of the style's token
 
-# Three places where the subject was never seen, and three styles it was never seen in.
+# Style and place: three places and three styles that are not in the subject's training images.
 _SUBJECT = (
     ("photo", "snow"),
     ("photo", "desert"),
@@ -33,7 +33,7 @@ _SUBJECT = (
     ("pencil", "forest"),
     ("cartoon", "city"),
 )
-# Things and places that were not seen together in the style; half of the things not at all.
+# Objects and places that are not together in a training image; half of the objects in none.
 _STYLE = (
     ("dog", "beach"),
     ("robot", "city"),
@@ -44,47 +44,47 @@ _STYLE = (
 )
 
 
-_NAMES = {"base": "the base", "dreambooth": "DreamBooth", "lora": "LoRA"}
+_NAMES = {"base": "base model", "dreambooth": "DreamBooth", "lora": "LoRA"}
 
 
 @dataclass(frozen=True)
 class Column:
-    """What one way of painting made of a chapter's prompts, and what it is worth."""
+    """A section's prompts by one method or by the base model: images and scores."""
 
     title: str
-    said: str
-    paintings: tuple[Painting, ...]
+    caption: str
+    images: tuple[DemoImage, ...]
     scores: Scores
-    lesson: Lesson | None = None
+    trained: TrainedConcept | None = None
 
     @property
     def name(self) -> str:
-        """What to call it on a page."""
+        """The column's name on a page."""
         return _NAMES.get(self.title) or self.title.replace("-", " ")
 
     @property
     def seconds(self) -> float:
-        """How long a picture took."""
-        return sum(p.seconds for p in self.paintings) / len(self.paintings)
+        """The mean time for one image."""
+        return sum(p.seconds for p in self.images) / len(self.images)
 
 
 @dataclass(frozen=True)
-class Chapter:
-    """One word: its pictures, its prompts, and a column for each way of painting them."""
+class Section:
+    """A part of the demo's report: a subject or style, its prompts, and a column per method."""
 
     name: str
     token: str
-    meaning: str
+    class_noun: str
     references: tuple["Image", ...] = field(repr=False)
     prompts: tuple[Prompt, ...]
     columns: tuple[Column, ...]
 
-    def plain(self) -> dict[str, object]:
-        """Its scores and times as plain values."""
+    def to_dict(self) -> dict[str, object]:
+        """Scores and times of all columns, for JSON."""
         return {
             column.title: {
-                **column.scores.plain(),
-                "learning_seconds": column.lesson.seconds if column.lesson else 0.0,
+                **column.scores.to_dict(),
+                "learning_seconds": column.trained.seconds if column.trained else 0.0,
                 "seconds_a_picture": column.seconds,
             }
             for column in self.columns
@@ -92,48 +92,51 @@ class Chapter:
 
 
 @dataclass(frozen=True)
-class Effort:
-    """How much is done: the base, and settings that make the demo shorter where it is tested."""
+class DemoSettings:
+    """Base model and size of the demo; None takes the method's default."""
 
     base: str = "pocket"
     steps: int | None = None
-    prior_pictures: int | None = None
-    painting_steps: int = 25
-    count: int = 2
+    class_images: int | None = None
+    sampling_steps: int = 25
+    num_images: int = 2
     eyes: "Eyes | None" = None
     full: bool = False
 
 
-def subject_chapter(easel: Easel, effort: Effort, runs: Path, eyes: "Eyes") -> Chapter:
-    """The subject, by textual inversion and by DreamBooth, beside what the base paints."""
-    who = gallery.SUBJECT
+def subject_section(
+    runner: DemoRunner, settings: DemoSettings, runs: Path, eyes: "Eyes"
+) -> Section:
+    """The subject by textual inversion and DreamBooth, compared with the base model."""
+    subject = gallery.SUBJECT
     references = _references("subject")
     lookalikes, others = (
-        [exhibit.image() for exhibit in gallery.other_pictures(who, distractor=distractor)]
+        [exhibit.image() for exhibit in gallery.other_pictures(subject, distractor=distractor)]
         for distractor in (True, False)
     )
-    hidden = held_out_subjects()[who].hidden().tolist()
+    hidden = held_out_subjects()[subject].hidden().tolist()
     scales = subject_scales(references, lookalikes, others, hidden, eyes)
     plain = [prompt(NOUN, None, place, style) for style, place in _SUBJECT]
     prompts = tuple(Prompt(text.replace(NOUN, "{}", 1), text, text) for text in plain)
-    words = Recipe(
+    inversion = Recipe(
         method="textual-inversion",  # pyright: ignore[reportArgumentType]
-        pictures=gallery.folder() / "subject",
+        images=gallery.folder() / "subject",
         token=SUBJECT_TOKEN,
         class_noun=NOUN,
-        base=effort.base,
-        steps=effort.steps,
+        base=settings.base,
+        steps=settings.steps,
         preview_every=0,
     )
-    prior = {} if effort.prior_pictures is None else {"prior_pictures": effort.prior_pictures}
-    tuned = Recipe.model_validate({**words.model_dump(), "method": {"name": "dreambooth", **prior}})
-    chapter = _Writing(easel, prompts, scales, eyes, runs / "subject")
-    columns = (chapter.base(f"a {NOUN}"), chapter.learned(words), chapter.learned(tuned))
-    return Chapter("subject", SUBJECT_TOKEN, NOUN, references, prompts, columns)
+    options = {} if settings.class_images is None else {"class_images": settings.class_images}
+    method = {"name": "dreambooth", **options}
+    dreambooth = Recipe.model_validate({**inversion.model_dump(), "method": method})
+    builder = _SectionBuilder(runner, prompts, scales, eyes, runs / "subject")
+    columns = (builder.base(f"a {NOUN}"), builder.trained(inversion), builder.trained(dreambooth))
+    return Section("subject", SUBJECT_TOKEN, NOUN, references, prompts, columns)
 
 
-def style_chapter(easel: Easel, effort: Effort, runs: Path, eyes: "Eyes") -> Chapter:
-    """The style, by textual inversion and by LoRA, beside what the base paints."""
+def style_section(runner: DemoRunner, settings: DemoSettings, runs: Path, eyes: "Eyes") -> Section:
+    """The style by textual inversion and LoRA, compared with the base model."""
     references = _references("style")
     photos, others = (
         [exhibit.image() for exhibit in gallery.style_pictures(style, 15, _STYLE)]
@@ -145,51 +148,52 @@ def style_chapter(easel: Easel, effort: Effort, runs: Path, eyes: "Eyes") -> Cha
         Prompt(f"{text} in the style of {{}}", text, f"{text} in the style of {gallery.STYLE}")
         for text in plain
     )
-    words = Recipe(
+    inversion = Recipe(
         method="textual-inversion",  # pyright: ignore[reportArgumentType]
-        pictures=gallery.folder() / "style",
+        images=gallery.folder() / "style",
         token=STYLE_TOKEN,
         class_noun=STYLE_NOUN,
         kind="style",
-        base=effort.base,
-        steps=effort.steps,
+        base=settings.base,
+        steps=settings.steps,
         preview_every=0,
     )
-    chapter = _Writing(easel, prompts, scales, eyes, runs / "style")
-    lora = Recipe.model_validate({**words.model_dump(), "method": "lora"})
-    columns = (chapter.base("no style named"), chapter.learned(words), chapter.learned(lora))
-    return Chapter("style", STYLE_TOKEN, gallery.STYLE, references, prompts, columns)
+    builder = _SectionBuilder(runner, prompts, scales, eyes, runs / "style")
+    lora = Recipe.model_validate({**inversion.model_dump(), "method": "lora"})
+    base = builder.base("no style in the prompt")
+    columns = (base, builder.trained(inversion), builder.trained(lora))
+    return Section("style", STYLE_TOKEN, gallery.STYLE, references, prompts, columns)
 
 
 @dataclass(frozen=True)
-class _Writing:
-    """What all columns of a chapter have in common."""
+class _SectionBuilder:
+    """Makes the columns of a section, which share prompts and metrics."""
 
-    easel: Easel
+    runner: DemoRunner
     prompts: Sequence[Prompt]
     scales: dict[str, Scale]
     eyes: "Eyes"
     runs: Path
 
-    def base(self, said: str) -> Column:
-        """What the base paints without the word."""
-        return self._column("base", said, None)
+    def base(self, caption: str) -> Column:
+        """Images of the base model, without the token."""
+        return self._column("base", caption, None)
 
-    def learned(self, recipe: Recipe) -> Column:
-        """What a method paints after it has learned the word."""
+    def trained(self, recipe: Recipe) -> Column:
+        """Images with the token, after training it from a recipe."""
         title = recipe.method.name
-        lesson = self.easel.teach(
+        trained = self.runner.train(
             recipe, self.runs.with_name(f"{self.runs.name}-{title}"), f"{title} of {recipe.token}"
         )
-        return self._column(title, recipe.token, lesson)
+        return self._column(title, recipe.token, trained)
 
-    def _column(self, title: str, said: str, lesson: Lesson | None) -> Column:
-        paintings = self.easel.paint(
-            self.prompts, lesson, f"painting the {self.runs.name}: {title}"
+    def _column(self, title: str, caption: str, trained: TrainedConcept | None) -> Column:
+        images = self.runner.generate(
+            self.prompts, trained, f"generating the {self.runs.name}: {title}"
         )
-        scores = judge(paintings, self.scales, self.eyes)
-        return Column(title, said, tuple(paintings), scores, lesson)
+        scores = score_images(images, self.scales, self.eyes)
+        return Column(title, caption, tuple(images), scores, trained)
 
 
 def _references(name: str) -> tuple["Image", ...]:
-    return tuple(picture.open() for picture in read_pictures(gallery.folder() / name))
+    return tuple(image.open() for image in read_images(gallery.folder() / name))

@@ -1,18 +1,18 @@
-"""What the full demo has beside: pictures carried into the style, and words on one plot."""
+"""Sections of the full demo only: style transfer, and all concepts in one plot."""
 
 from collections.abc import Sequence
 from html import escape
 from pathlib import Path
 
-from pinxit.reports.comparison_page import front
-from pinxit.reports.demo.chapters import Chapter, Column
-from pinxit.reports.demo.transfers import transfers
-from pinxit.reports.demo.trial import Easel
-from pinxit.reports.entrant import Contender
-from pinxit.reports.figures import Effort, Table
-from pinxit.reports.html import Shown, grid
+from pinxit.reports.comparison_page import tradeoff_plot
+from pinxit.reports.demo.chapters import Column, Section
+from pinxit.reports.demo.transfers import transfer_styles
+from pinxit.reports.demo.trial import DemoRunner
+from pinxit.reports.entrant import Entrant
+from pinxit.reports.figures import EvaluationSettings, Evaluator
+from pinxit.reports.html import PageImage, image_grid
 
-# Things and places of which the style's pictures show none together.
+# Objects and places that are not together in a training image of the style.
 _PROMPTS = (
     "a picture of a dog on the beach",
     "a picture of a house in the forest",
@@ -20,40 +20,44 @@ _PROMPTS = (
     "a picture of a mug in a room",
 )
 _TRANSFER = (
-    "Each row is one picture painted from text, and then the same seed again with a word for the "
-    "style in the prompt, held in place by what the first picture's layers attended to."
+    "Each row begins with an image generated from text. The others have the same seed and a token "
+    "for the style in the prompt; attention maps of the first image keep the composition."
 )
-_FRONT = (
-    "Every learned word as a point: up is more like its pictures, right is more as prompts say; "
-    "the curves join points that are equally good at both. Painted by the prompts and judged as "
-    "<code>pinxit evaluate</code> does."
+_TRADEOFF = (
+    "Every concept as a point: higher is more similar to its training images, further right "
+    "follows prompts better; each curve joins points with the same combined score. Prompts and "
+    "metrics are those of <code>pinxit evaluate</code>."
 )
 
 
-def sections(easel: Easel, chapters: Sequence[Chapter], folder: Path) -> str:
-    """Both as HTML; pictures painted for the plot are kept in the folder."""
-    learned = {
-        chapter.name: [column for column in chapter.columns if column.lesson]
-        for chapter in chapters
+def extra_sections(runner: DemoRunner, sections: Sequence[Section], folder: Path) -> str:
+    """Both sections as HTML; images generated for the plot are kept in `folder`."""
+    trained = {
+        section.name: [column for column in section.columns if column.trained]
+        for section in sections
     }
-    styles = learned["style"]
-    lessons = [column.lesson for column in styles if column.lesson]
-    held = transfers(easel, _PROMPTS, lessons, "transferring pictures into the style")
-    heads = [("from text", ""), *((escape(column.name), column.said) for column in styles)]
-    wide = len(heads)
-    rows = (
-        (prompt, [[Shown(image, prompt)] for image in held.images[wide * n : wide * n + wide]])
-        for n, prompt in enumerate(held.prompts)
+    columns = trained["style"]
+    styles = [column.trained for column in columns if column.trained]
+    transfers = transfer_styles(runner, _PROMPTS, styles, "transferring images to the style")
+    heads = [("from text", ""), *((escape(column.name), column.caption) for column in columns)]
+    rows = ((prompt, [[PageImage(i, prompt)] for i in images]) for prompt, images in transfers.rows)
+    evaluator = Evaluator(
+        runner.model, EvaluationSettings(num_images=1, steps=runner.steps), folder, runner.progress
     )
-    table = Table(easel.model, Effort(count=1, steps=easel.steps), folder, easel.told)
-    groups = [table.group([_contender(column) for column in some]) for some in learned.values()]
+    groups = [
+        evaluator.evaluate_subject([_entrant(column) for column in columns])
+        for columns in trained.values()
+    ]
     return (
-        f"<section><h2>Carried into the style</h2><p>{_TRANSFER}</p>"
-        f"{grid(heads, rows)}</section>"
-        f"<section><h2>Likeness and obedience</h2><p>{_FRONT}</p>{front(groups)}</section>"
+        f"<section><h2>Style transfer</h2><p>{_TRANSFER}</p>"
+        f"{image_grid(heads, rows)}</section>"
+        f"<section><h2>Likeness and prompt fidelity</h2><p>{_TRADEOFF}</p>"
+        f"{tradeoff_plot(groups)}</section>"
     )
 
 
-def _contender(column: Column) -> Contender:
-    assert column.lesson
-    return Contender.of(column.lesson.run.folder, {}).called(f"{column.said}, {column.name}")
+def _entrant(column: Column) -> Entrant:
+    assert column.trained
+    return Entrant.from_path(column.trained.run.folder, {}).with_title(
+        f"{column.caption}, {column.name}"
+    )

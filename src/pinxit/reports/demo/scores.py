@@ -1,4 +1,4 @@
-"""Scores with their floor and ceiling: paintings against real pictures of the same thing."""
+"""Scores of generated images on scales from look-alikes (floor) to real images (ceiling)."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -7,40 +7,42 @@ from typing import TYPE_CHECKING
 
 from pinxit import registry
 from pinxit.evaluation.metric import Scale, Score
-from pinxit.reports.demo.trial import Painting
+from pinxit.reports.demo.trial import DemoImage
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
     from pinxit.pocket.eyes import Eyes
 
-ASKED = ("class", "background", "style")
+ATTRIBUTES = ("class", "background", "style")
 
 
 @dataclass(frozen=True)
 class Scores:
-    """What some paintings are worth: likeness by metric, and the shares with each thing right."""
+    """Scores of images: likeness by metric, and the share with each attribute correct."""
 
-    pictures: int
+    num_images: int
     likeness: Mapping[str, Score]
-    right: Mapping[str, float]
+    accuracy: Mapping[str, float]
 
-    def plain(self) -> dict[str, object]:
-        """All of it as plain numbers."""
-        likeness = {name: {**asdict(s), "share": s.share} for name, s in self.likeness.items()}
-        return {"pictures": self.pictures, "likeness": likeness, "right": dict(self.right)}
+    def to_dict(self) -> dict[str, object]:
+        """All scores as plain numbers, for JSON."""
+        likeness = {name: {**asdict(s), "share": s.relative} for name, s in self.likeness.items()}
+        return {"pictures": self.num_images, "likeness": likeness, "right": dict(self.accuracy)}
 
 
-def judge(paintings: Sequence[Painting], scales: Mapping[str, Scale], eyes: "Eyes") -> Scores:
-    """Score paintings on each scale, and by whether they show what was meant."""
-    images = [painting.image for painting in paintings]
-    prompts = [painting.prompt.meant for painting in paintings]
-    right: dict[str, float] = {}
-    for name, questions in (*((asked, (asked,)) for asked in ASKED), ("all", ASKED)):
-        metric = registry.load("metrics", "attributes")(eyes=eyes, questions=questions)
-        right[name] = fmean(mark == 1 for mark in metric.score(images, (), prompts))
+def score_images(
+    generated: Sequence[DemoImage], scales: Mapping[str, Scale], eyes: "Eyes"
+) -> Scores:
+    """Score images on each scale, and by whether they show the attributes of their prompts."""
+    images = [image.image for image in generated]
+    prompts = [image.prompt.target_text for image in generated]
+    accuracy: dict[str, float] = {}
+    for name, attributes in (*((name, (name,)) for name in ATTRIBUTES), ("all", ATTRIBUTES)):
+        metric = registry.load("metrics", "attributes")(eyes=eyes, questions=attributes)
+        accuracy[name] = fmean(score == 1 for score in metric.score(images, (), prompts))
     likeness = {name: scale.score(images) for name, scale in scales.items()}
-    return Scores(len(images), likeness, right)
+    return Scores(len(images), likeness, accuracy)
 
 
 def subject_scales(
@@ -50,7 +52,7 @@ def subject_scales(
     hidden: Sequence[float],
     eyes: "Eyes",
 ) -> dict[str, Scale]:
-    """Both likenesses of a subject whose hidden parameters the world knows."""
+    """Two likeness scales of a subject, whose true parameters pocket's world knows."""
     metrics = {
         "likeness": registry.load("metrics", "likeness")(eyes=eyes),
         "hidden": registry.load("metrics", "hidden")(eyes=eyes, truth=tuple(hidden)),
@@ -61,6 +63,6 @@ def subject_scales(
 def style_scales(
     references: Sequence["Image"], photos: Sequence["Image"], others: Sequence["Image"]
 ) -> dict[str, Scale]:
-    """The colours and the manner of a style, between the same things' photos and the truth."""
+    """Scales of a style's colours and texture, from photos (0) to true renderings (1)."""
     metrics = {name: registry.load("metrics", name)() for name in ("colour", "gram")}
     return {name: Scale.of(m, references, photos, others) for name, m in metrics.items()}

@@ -1,55 +1,72 @@
-"""The sheet of one text in many styles: each row one picture, held in place by its seed."""
+"""Images of one prompt in many styles, which keep the composition of the first."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from pinxit.concepts.concept import Concept, Pick
-from pinxit.generation.control import Control, control_of
-from pinxit.generation.generate import Frame, Painted, Request, generate
-from pinxit.images.tensors import sheet
-from pinxit.reports.demo.trial import Easel, Lesson
+from pinxit.concepts.concept import Concept, ConceptReference
+from pinxit.generation.control import Control, parse_control
+from pinxit.generation.generate import (
+    GeneratedImage,
+    GenerationRequest,
+    SamplingProgress,
+    sample_images,
+)
+from pinxit.images.tensors import contact_sheet
+from pinxit.reports.demo.trial import DemoRunner, TrainedConcept
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
 
 @dataclass(frozen=True)
-class Transfers:
-    """Pictures row by row: what the base paints of a prompt, then of it in each learned style."""
+class StyleTransfers:
+    """Images in rows: for each prompt the base model's, then one in each trained style."""
 
     titles: tuple[str, ...]
     prompts: tuple[str, ...]
     images: tuple["Image", ...] = field(repr=False)
 
     def sheet(self) -> "Image":
-        """All of them on one."""
-        return sheet(self.images, len(self.titles))
+        """All images on one sheet."""
+        return contact_sheet(self.images, len(self.titles))
+
+    @property
+    def rows(self) -> "Iterator[tuple[str, tuple[Image, ...]]]":
+        """Each prompt with its images."""
+        width = len(self.titles)
+        for row, prompt in enumerate(self.prompts):
+            yield prompt, self.images[row * width : (row + 1) * width]
 
 
-def transfers(
-    easel: Easel, prompts: Sequence[str], lessons: Sequence[Lesson], task: str = "transferring"
-) -> Transfers:
-    """Paint each prompt, then the same with each word for a style, from the same seed and held."""
-    held = control_of({"name": "same-seed"})
-    assert isinstance(held, Control)
+def transfer_styles(
+    runner: DemoRunner,
+    prompts: Sequence[str],
+    styles: Sequence[TrainedConcept],
+    task: str = "transferring",
+) -> StyleTransfers:
+    """Generate each prompt, then again with each style's token, the same seed and control."""
+    control = parse_control({"name": "same-seed"})
+    assert isinstance(control, Control)
     images: list[Image] = []
-    total = len(prompts) * (1 + len(lessons)) * easel.steps
+    total = len(prompts) * (1 + len(styles)) * runner.steps
     for seed, prompt in enumerate(prompts):
-        plain = Request(prompt=prompt, base=easel.model.name, seed=seed, steps=easel.steps)
-        asked: list[tuple[Request, tuple[Concept, ...]]] = [(plain, ())]
-        for lesson in lessons:
-            styled = {
-                "prompt": f"{prompt} in the style of {lesson.run.recipe.token}",
-                "controls": (held,),
-                "concepts": (Pick(lesson.run.folder.resolve()),),
+        base_request = GenerationRequest(
+            prompt=prompt, base=runner.model.name, seed=seed, steps=runner.steps
+        )
+        requests: list[tuple[GenerationRequest, tuple[Concept, ...]]] = [(base_request, ())]
+        for style in styles:
+            changes = {
+                "prompt": f"{prompt} in the style of {style.run.recipe.token}",
+                "controls": (control,),
+                "concepts": (ConceptReference(style.run.folder.resolve()),),
             }
-            asked.append((plain.model_copy(update=styled), (lesson.concept,)))
-        for request, concepts in asked:
-            for event in generate(easel.model, request, concepts):
-                if isinstance(event, Frame):
-                    easel.told(task, len(images) * easel.steps + event.done, total)
-                elif isinstance(event, Painted):
+            requests.append((base_request.model_copy(update=changes), (style.concept,)))
+        for request, concepts in requests:
+            for event in sample_images(runner.model, request, concepts):
+                if isinstance(event, SamplingProgress):
+                    runner.progress(task, len(images) * runner.steps + event.done, total)
+                elif isinstance(event, GeneratedImage):
                     images.append(event.image)
-    tokens = (lesson.run.recipe.token for lesson in lessons)
-    return Transfers(("from text", *tokens), tuple(prompts), tuple(images))
+    tokens = (style.run.recipe.token for style in styles)
+    return StyleTransfers(("from text", *tokens), tuple(prompts), tuple(images))

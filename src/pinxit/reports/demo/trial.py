@@ -1,4 +1,4 @@
-"""One word taught and painted with, always the same way: what demo and figures are made of."""
+"""Trains concepts and generates images for the demo and for experiments, always the same way."""
 
 import time
 from collections.abc import Sequence
@@ -8,32 +8,37 @@ from hashlib import sha256
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
-from pinxit.concepts.concept import Concept, Pick
+from pinxit.concepts.concept import Concept, ConceptReference
 from pinxit.evaluation.prompt_sets import Prompt
-from pinxit.generation.generate import Frame, Painted, Request, generate
+from pinxit.generation.generate import (
+    GeneratedImage,
+    GenerationRequest,
+    SamplingProgress,
+    sample_images,
+)
 from pinxit.models.model import Model
 from pinxit.runs.run import Run
-from pinxit.training.method import Preparing
+from pinxit.training.method import Progress
 from pinxit.training.recipe import Recipe
-from pinxit.training.train import Step
+from pinxit.training.train import StepResult
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-_SEEDS_APART = 100  # between the first seeds of two prompts
+_SEED_STRIDE = 100  # distance between the first seeds of two prompts
 
 
-class Progress(Protocol):
-    """Told how far a task is; the first word about a task begins it."""
+class ProgressCallback(Protocol):
+    """Called with the progress of a task; the first call for a task starts it."""
 
     def __call__(self, task: str, done: int, total: int, note: str = "") -> None:
-        """`done` of `total` steps of the task are over; `note` says more about it."""
+        """`done` of `total` steps of the task are done; `note` has details."""
         ...
 
 
 @dataclass(frozen=True)
-class Lesson:
-    """A word that was taught: its run, the loss of every step, and how long it took in seconds."""
+class TrainedConcept:
+    """A finished run, the loss of each step, and the training time in seconds."""
 
     run: Run
     losses: tuple[float, ...]
@@ -41,18 +46,18 @@ class Lesson:
 
     @property
     def concept(self) -> Concept:
-        """What was learned."""
+        """The concept of the last step."""
         return self.run.concept
 
 
-def said(prompt: Prompt, lesson: Lesson | None) -> str:
-    """What the model is told, with the word if there was a lesson."""
-    return prompt.plain if lesson is None else prompt.saying(lesson.run.recipe.token)
+def filled_prompt(prompt: Prompt, trained: TrainedConcept | None) -> str:
+    """The prompt with the concept's token, or with plain words for the base model."""
+    return prompt.plain if trained is None else prompt.with_token(trained.run.recipe.token)
 
 
 @dataclass(frozen=True)
-class Painting:
-    """A picture, what it was to show, and how long it took in seconds."""
+class DemoImage:
+    """An image, its prompt and seed, and the time it took in seconds."""
 
     prompt: Prompt
     seed: int
@@ -61,65 +66,71 @@ class Painting:
 
 
 @dataclass(frozen=True)
-class Easel:
-    """Where words are taught and pictures painted: on which model, how, and who is told."""
+class DemoRunner:
+    """Trains concepts and generates images on one base model.
+
+    `num_images` is the number of images per prompt, `steps` the denoising steps of each.
+    """
 
     model: Model
-    told: Progress
-    count: int = 2
+    progress: ProgressCallback
+    num_images: int = 2
     steps: int = 25
 
-    def tag(self, what: str) -> str:
-        """A short name for something made on this base: another base or recipe has another."""
-        return sha256(f"{self.model.hash}\n{what}".encode()).hexdigest()[:8]
+    def tag(self, text: str) -> str:
+        """A short hash of the base model and a text, for file names of cached results."""
+        return sha256(f"{self.model.hash}\n{text}".encode()).hexdigest()[:8]
 
-    def teach(self, recipe: Recipe, folder: Path, task: str) -> Lesson:
-        """Learn in a folder named after `folder`, or go on with the same run if it was stopped."""
-        count = len(recipe.read_pictures())
-        settled = recipe.settled(self.model, count)
+    def train(self, recipe: Recipe, folder: Path, task: str) -> TrainedConcept:
+        """Train in `folder`, whose name gets a hash of the recipe; an existing run continues."""
+        count = len(recipe.read_images())
+        settled = recipe.settle(self.model, count)
         folder = folder.with_name(f"{folder.name}-{self.tag(settled.to_toml())}")
-        begun = (folder / "recipe.toml").is_file()
-        run = Run.open(folder) if begun else Run.create(folder, settled)
-        preparing, began = 0.0, time.perf_counter()
-        with closing(run.learn(self.model)) as events:
+        run = Run.open(folder) if Run.exists(folder) else Run.create(folder, settled)
+        preparation, start = 0.0, time.perf_counter()
+        with closing(run.train(self.model)) as events:
             for event in events:
-                if isinstance(event, Preparing):
-                    self.told(f"{task}: {event.what}", event.done, event.total)
-                    preparing = time.perf_counter() - began
-                elif isinstance(event, Step):
-                    self.told(task, event.number, event.total, f"loss {event.loss:.3f}")
-        steps = run.journal()
-        losses = tuple(_number(step["losses"]) for step in steps)
-        return Lesson(run, losses, preparing + sum(_number(step["seconds"]) for step in steps))
+                if isinstance(event, Progress):
+                    self.progress(f"{task}: {event.task}", event.done, event.total)
+                    preparation = time.perf_counter() - start
+                elif isinstance(event, StepResult):
+                    self.progress(task, event.number, event.total, f"loss {event.loss:.3f}")
+        steps = run.logged_steps()
+        losses = tuple(_mean(step["losses"]) for step in steps)
+        return TrainedConcept(
+            run, losses, preparation + sum(_mean(step["seconds"]) for step in steps)
+        )
 
-    def paint(self, prompts: Sequence[Prompt], lesson: Lesson | None, task: str) -> list[Painting]:
-        """Paint each prompt `count` times; seeds are the same with and without a lesson."""
-        concepts = () if lesson is None else (lesson.concept,)
-        paths = () if lesson is None else (Pick(lesson.run.folder.resolve()),)
-        paintings: list[Painting] = []
+    def generate(
+        self, prompts: Sequence[Prompt], trained: TrainedConcept | None, task: str
+    ) -> list[DemoImage]:
+        """Generate `num_images` of each prompt; seeds do not depend on the concept."""
+        concepts = () if trained is None else (trained.concept,)
+        references = () if trained is None else (ConceptReference(trained.run.folder.resolve()),)
+        images: list[DemoImage] = []
         for number, prompt in enumerate(prompts):
-            request = Request(
-                prompt=said(prompt, lesson),
-                concepts=paths,
+            request = GenerationRequest(
+                prompt=filled_prompt(prompt, trained),
+                concepts=references,
                 base=self.model.name,
-                count=self.count,
-                seed=_SEEDS_APART * number,
+                num_images=self.num_images,
+                seed=_SEED_STRIDE * number,
                 steps=self.steps,
             )
-            began = time.perf_counter()
-            for event in generate(self.model, request, concepts):
-                if isinstance(event, Frame):
+            start = time.perf_counter()
+            for event in sample_images(self.model, request, concepts):
+                if isinstance(event, SamplingProgress):
                     done = number * event.total + event.done
-                    self.told(task, done, len(prompts) * event.total)
-                elif isinstance(event, Painted):
-                    each = (time.perf_counter() - began) / self.count
-                    paintings.append(Painting(prompt, event.request.seed, each, event.image))
-        return paintings
+                    self.progress(task, done, len(prompts) * event.total)
+                elif isinstance(event, GeneratedImage):
+                    seconds = (time.perf_counter() - start) / self.num_images
+                    images.append(DemoImage(prompt, event.request.seed, seconds, event.image))
+        return images
 
 
-def _number(value: object) -> float:
-    """A number of the journal, or the mean of several."""
+def _mean(value: object) -> float:
+    """A number of the training log, or the mean of a list of numbers."""
     if isinstance(value, list):
-        return sum(map(_number, value)) / len(value)
+        return sum(map(_mean, value)) / len(value)
     assert isinstance(value, float | int)
     return float(value)

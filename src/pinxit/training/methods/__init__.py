@@ -1,1 +1,1 @@
-"""Ways to learn from pictures, one file each."""
+"""Training methods, one module each."""

@@ -1,27 +1,34 @@
-"""DreamBooth: the whole network tuned to "a [V] class", the class kept alive (arXiv:2208.12242)."""
+"""DreamBooth: train the whole denoiser with prior preservation (arXiv:2208.12242)."""
 
 from typing import ClassVar
 
-from pinxit.adapters.adapter import TunedWeights
+from pinxit.adapters.adapter import FullWeightsAdapter
 from pinxit.models.model import Model
-from pinxit.training.finetuning import Tuning
-from pinxit.training.method import Learnable, Plan, Subject
+from pinxit.training.finetuning import Finetuning
+from pinxit.training.method import Advice, Subject, TrainableAdapter
 
-_DECAY = 1e-2
+_WEIGHT_DECAY = 1e-2
 
 
-class Dreambooth(Tuning):
-    """Tune all of the base's denoiser to the subject."""
+class Dreambooth(Finetuning):
+    """Train all weights of the denoiser."""
 
-    # As in the paper for real ones. Tune here.
-    plans: ClassVar = {"little": Plan(200, 4, rate=3e-4), "real": Plan(800, 1, rate=5e-6)}
+    # For large models as in the paper.
+    advice_by_size: ClassVar = {
+        "small": Advice(200, 4, learning_rate=3e-4),
+        "large": Advice(800, 1, learning_rate=5e-6),
+    }
 
-    def adapters(self, model: Model, subject: Subject, rate: float) -> tuple[Learnable, ...]:
-        """The denoiser's weights, the text towers' if wanted, and the word for "[V] class"."""
-        tuned = [Learnable(TunedWeights.of(model, "denoiser"), rate, _DECAY)]
+    def create_adapters(
+        self, model: Model, subject: Subject, learning_rate: float
+    ) -> tuple[TrainableAdapter, ...]:
+        """The alias "[V] class", the denoiser and, with `train_text_encoder`, text encoders."""
+        learning_rates = {"denoiser": learning_rate}
         if self.train_text_encoder:
-            tuned += [
-                Learnable(TunedWeights.of(model, tower), rate * self.text_rate, _DECAY)
-                for tower in model.towers
-            ]
-        return (Learnable(self.alias(model, subject), 0.0), *tuned)
+            text_learning_rate = learning_rate * self.text_encoder_lr_scale
+            learning_rates |= dict.fromkeys(model.text_encoders, text_learning_rate)
+        networks = [
+            TrainableAdapter(FullWeightsAdapter.of(model, network), network_rate, _WEIGHT_DECAY)
+            for network, network_rate in learning_rates.items()
+        ]
+        return (TrainableAdapter(self.alias_adapter(model, subject), 0.0), *networks)

@@ -1,87 +1,121 @@
-"""LoRA and its kin: small weights beside the base's, which stay as they are (arXiv:2106.09685)."""
+"""LoRA and similar adapters: the weights of the base model are frozen (arXiv:2106.09685)."""
 
 from typing import ClassVar, Literal, Self
 
-from pydantic import Field
-
-from pinxit.adapters.adapter import NewWord
-from pinxit.adapters.lora import Form, Layers, LowRank
-from pinxit.adapters.peft_layers import Kind as Adapted
+from pinxit.adapters.adapter import EmbeddingAdapter
+from pinxit.adapters.lora import LayerGroup, LoraAdapter, LoraConfig
+from pinxit.adapters.peft_layers import AdapterKind
 from pinxit.models.model import Model
-from pinxit.training.finetuning import Size, Tuning, size
-from pinxit.training.method import Kind, Learnable, Plan, Subject
+from pinxit.options import Option
+from pinxit.training.finetuning import Finetuning, ModelSize, model_size
+from pinxit.training.method import Advice, Subject, SubjectKind, TrainableAdapter
 
-# A little base has so few layers with attention that they hold less than a subject.
-_LAYERS: dict[Size, Layers] = {"little": "all", "real": "transformer"}
-# By what is learned: how it is said, and of how many vectors a new word is. A style has no class
-# noun to lean on, and no rare word is near it (docs/styles.md).
-_WORDS: dict[Kind, tuple[str, int]] = {"object": ("rare", 1), "style": ("new", 2)}
-# How fast a new word is learned beside them.
-_WORD_RATES = {"little": 1e-2, "real": 1e-3}
+# In a small model, the attention layers alone cannot represent a subject.
+_LAYERS: dict[ModelSize, LayerGroup] = {"small": "all", "large": "transformer"}
+# Default placeholder and number of vectors. No rare token is close to a style, and a style has no
+# class noun that helps (docs/styles.md).
+_PLACEHOLDERS: dict[SubjectKind, tuple[str, int]] = {
+    "object": ("rare-token", 1),
+    "style": ("new-embedding", 2),
+}
+_EMBEDDING_LEARNING_RATES: dict[ModelSize, float] = {"small": 1e-2, "large": 1e-3}
 
 
-class Lora(Tuning):
-    """Learn small weights beside the layers, in a file of a few megabytes."""
+class Lora(Finetuning):
+    """Train small weights that are added to the layers; the file has a few megabytes."""
 
-    plans: ClassVar = {"little": Plan(300, 4, rate=1e-3), "real": Plan(1000, 1, rate=1e-4)}
+    advice_by_size: ClassVar = {
+        "small": Advice(300, 4, learning_rate=1e-3),
+        "large": Advice(1000, 1, learning_rate=1e-4),
+    }
 
-    adapter: Adapted = Field(default="lora", description="how the weights change a layer")
-    rank: int = Field(
-        default=4, ge=1, le=1024, description="how much they can hold; of oft, a block's side"
+    adapter: AdapterKind = Option(
+        "lora", help="kind of adapter: how the trained weights change a layer"
     )
-    alpha: float | None = Field(
-        default=None, gt=0, description="they count alpha / rank times; the rank if unset"
+    rank: int = Option(
+        4,
+        ge=1,
+        le=1024,
+        aliases=("network_dim", "dim"),
+        help="LoRA rank (for OFT: block size); a higher rank learns more detail and makes a larger "
+        "file",
     )
-    layers: Layers | None = Field(
-        default=None,
-        description="which layers: transformer has attention and what is between, all has "
-        "convolutions too; unset, transformer of a real base",
+    alpha: float | None = Option(
+        None,
+        gt=0,
+        aliases=("network_alpha",),
+        help="LoRA alpha; the trained weights are multiplied by alpha / rank",
+        default_is="the rank",
     )
-    word: Literal["rare", "new"] | None = Field(
-        default=None,
-        description="rare: the base's rare word before the class noun; new: vectors learned too; "
-        "unset, rare for a thing and new for a style",
+    layers: LayerGroup | None = Option(
+        None,
+        help="layers to train: only cross-attention, all attention, transformer blocks, or all "
+        "layers (convolutions too)",
+        default_is="pocket: all; larger base models: transformer",
     )
-    vectors: int | None = Field(
-        default=None,
+    placeholder: Literal["rare-token", "new-embedding"] | None = Option(
+        None,
+        aliases=("word",),
+        values={"rare": "rare-token", "new": "new-embedding"},
+        help="what the placeholder token is: a rare token of the base model before the class noun, "
+        "or a new embedding that is trained too",
+        default_is="objects: rare-token, styles: new-embedding",
+    )
+    num_vectors: int | None = Option(
+        None,
         ge=1,
         le=16,
-        description="vectors of a new word; unset, one for a thing and two for a style",
+        aliases=("vectors",),
+        help="number of vectors of a new embedding",
+        default_is="objects: 1, styles: 2",
     )
-    word_rate: float | None = Field(default=None, gt=0, description="rate of a new word")
+    embedding_learning_rate: float | None = Option(
+        None,
+        gt=0,
+        aliases=("word_rate",),
+        help="learning rate of a new embedding",
+        default_is="pocket: 1e-2, larger base models: 1e-3",
+    )
 
     @property
-    def apart(self) -> bool:
-        """Plain LoRAs of the denoiser can each be kept to its own samples."""
+    def independent_concepts(self) -> bool:
+        """True for plain LoRAs of the denoiser, which can be applied to each sample separately."""
         return self.adapter == "lora" and not self.train_text_encoder
 
     @property
-    def says_rare(self) -> bool:
-        """Unless it learns a new word."""
-        return self.word != "new"
+    def uses_rare_token(self) -> bool:
+        """Whether the placeholder token stands for a rare token of the base model."""
+        return self.placeholder != "new-embedding"
 
-    def settled(self, model: Model, subject: Subject) -> Self:
-        """With the layers and the word chosen too."""
-        word, vectors = _WORDS[subject.kind]
+    def settle(self, model: Model, subject: Subject) -> Self:
+        """The method with the layers, placeholder, class images and rare token chosen."""
+        placeholder, num_vectors = _PLACEHOLDERS[subject.kind]
         chosen = {
-            "layers": self.layers or _LAYERS[size(model)],
-            "word": self.word or word,
-            "vectors": self.vectors or vectors,
+            "layers": self.layers or _LAYERS[model_size(model)],
+            "placeholder": self.placeholder or placeholder,
+            "num_vectors": self.num_vectors or num_vectors,
         }
-        return super(Lora, self.model_copy(update=chosen)).settled(model, subject)
+        return super(Lora, self.model_copy(update=chosen)).settle(model, subject)
 
-    def adapters(self, model: Model, subject: Subject, rate: float) -> tuple[Learnable, ...]:
-        """The word, the denoiser's small weights, and the text towers' if wanted."""
-        layers = self.layers or _LAYERS[size(model)]
-        form = Form(self.adapter, self.rank, self.alpha or self.rank, layers)
-        rates = {"denoiser": rate}
+    def create_adapters(
+        self, model: Model, subject: Subject, learning_rate: float
+    ) -> tuple[TrainableAdapter, ...]:
+        """Adapters of the token, the denoiser and, with `train_text_encoder`, text encoders."""
+        size = model_size(model)
+        config = LoraConfig(
+            self.adapter, self.rank, self.alpha or self.rank, self.layers or _LAYERS[size]
+        )
+        learning_rates = {"denoiser": learning_rate}
         if self.train_text_encoder:
-            rates |= dict.fromkeys(model.towers, rate * self.text_rate)
-        tuned = [
-            Learnable(LowRank.of(model, target, form, subject.seed), own)
-            for target, own in rates.items()
+            text_learning_rate = learning_rate * self.text_encoder_lr_scale
+            learning_rates |= dict.fromkeys(model.text_encoders, text_learning_rate)
+        loras = [
+            TrainableAdapter(LoraAdapter.of(model, network, config, subject.seed), network_rate)
+            for network, network_rate in learning_rates.items()
         ]
-        if self.says_rare:
-            return (Learnable(self.alias(model, subject), 0.0), *tuned)
-        word = NewWord.of(model, subject.token, subject.class_noun, self.vectors or 1)
-        return (Learnable(word, self.word_rate or _WORD_RATES[size(model)]), *tuned)
+        if self.uses_rare_token:
+            return (TrainableAdapter(self.alias_adapter(model, subject), 0.0), *loras)
+        count = self.num_vectors or 1
+        embedding = EmbeddingAdapter.of(model, subject.token, subject.class_noun, count)
+        embedding_rate = self.embedding_learning_rate or _EMBEDDING_LEARNING_RATES[size]
+        return (TrainableAdapter(embedding, embedding_rate), *loras)

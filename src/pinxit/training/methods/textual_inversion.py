@@ -1,29 +1,38 @@
-"""Textual inversion: a new word whose vectors alone are learned (arXiv:2208.01618)."""
+"""Textual inversion: train only the embedding of a new token (arXiv:2208.01618)."""
 
-from collections.abc import Mapping
 from typing import Literal, Self
 
 import torch
-from pydantic import Field
 from torch import Tensor
 
-from pinxit.adapters.adapter import NewWord
-from pinxit.images.folder import Picture
+from pinxit.adapters.adapter import EmbeddingAdapter
+from pinxit.images.folder import TrainingImage
 from pinxit.models.model import Model
-from pinxit.models.prompt import Directed
-from pinxit.models.text_encoder import TextTower
+from pinxit.models.prompt import FixedNormEmbeddings
+from pinxit.models.text_encoder import TextEncoder
+from pinxit.options import Option
 from pinxit.rng import generator
-from pinxit.training.finetuning import size
-from pinxit.training.method import Kind, Learnable, Method, Plan, Pool, Subject, prompts_for
+from pinxit.training.finetuning import ModelSize, model_size
+from pinxit.training.method import (
+    Advice,
+    ImagePool,
+    Method,
+    Subject,
+    SubjectKind,
+    TrainableAdapter,
+    prompts_for,
+)
 
-# Steps, batch size and rate, by the denoiser's size: the little base wants bold steps, and real
-# ones the rate of the authors' code. Tune here.
-_PLANS = {"little": Plan(steps=300, batch_size=8, rate=1e-2), "real": Plan(2000, 2, 5e-3)}
+# Small models need a higher learning rate; for large ones it is that of the authors' code.
+_ADVICE: dict[ModelSize, Advice] = {
+    "small": Advice(steps=300, batch_size=8, learning_rate=1e-2),
+    "large": Advice(steps=2000, batch_size=2, learning_rate=5e-3),
+}
 
-# A style is more than one vector holds; with more, places in the prompt count less.
-_VECTORS: dict[Kind, int] = {"object": 1, "style": 4}
+# One vector is not enough for a style.
+_VECTORS: dict[SubjectKind, int] = {"object": 1, "style": 4}
 
-# The paper's appendix D, and the style list of the authors' code.
+# The list of the paper's appendix D, and the list for styles of the authors' code.
 _OBJECT_TEMPLATES = (
     "a photo of a {}",
     "a rendering of a {}",
@@ -77,72 +86,84 @@ _STYLE_TEMPLATES = (
 
 
 class TextualInversion(Method):
-    """Learn a new word; the base stays as it is."""
+    """Train the embedding of a new token; the base model does not change."""
 
-    vectors: int | None = Field(
-        default=None,
+    num_vectors: int | None = Option(
+        None,
         ge=1,
         le=16,
-        description="vectors of the word: more look more like the pictures, and obey prompts less; "
-        "unset, one for a thing and four for a style",
+        aliases=("vectors",),
+        help="number of embedding vectors of the token; more vectors give images closer to the "
+        "training images that follow the prompt less",
+        default_is="objects: 1, styles: 4",
     )
-    start: Literal["class-noun", "random"] = Field(
-        default="class-noun", description="what the vectors are before the first step"
+    initializer: Literal["class-noun", "random"] = Option(
+        "class-noun",
+        aliases=("start",),
+        help="initial embedding: that of the class noun, or random vectors",
     )
-    length: Literal["held", "free"] = Field(
-        default="free",
-        description="held: the vectors stay as long as the class noun's, and learn a direction; "
-        "free: they may grow, and then count more than the prompt's other words",
+    embedding_norm: Literal["fixed", "free"] = Option(
+        "free",
+        aliases=("length",),
+        values={"held": "fixed"},
+        help="norm of the embedding: fixed keeps the norm of the class noun's embedding; free may "
+        "grow, and then the token outweighs the other words of the prompt",
     )
-    captions: bool | None = Field(
-        default=None,
-        description="learn with the pictures' own captions where they have one, not templates; "
-        "unset, a style",
+    captions: bool | None = Option(
+        None,
+        help="use the captions of the training images as prompts, where they have one, instead of "
+        "templates",
+        default_is="on for styles, off for objects",
     )
 
     @property
-    def apart(self) -> bool:
-        """A word acts in the prompts that have it."""
+    def independent_concepts(self) -> bool:
+        """True: an embedding changes only prompts that contain its token."""
         return True
 
-    def plan(self, model: Model, count: int) -> Plan:  # noqa: ARG002
-        """The steps hardly depend on the number of pictures: one word holds only so much."""
-        return _PLANS[size(model)]
+    def advise(self, model: Model, image_count: int) -> Advice:  # noqa: ARG002
+        """Default steps, batch size and learning rate, the same for any number of images."""
+        return _ADVICE[model_size(model)]
 
-    def settled(self, model: Model, subject: Subject) -> Self:  # noqa: ARG002
-        """With the vectors counted."""
-        return self.model_copy(update={"vectors": self.vectors or _VECTORS[subject.kind]})
+    def settle(self, model: Model, subject: Subject) -> Self:  # noqa: ARG002
+        """The method with the number of vectors chosen."""
+        return self.model_copy(update={"num_vectors": self.num_vectors or _VECTORS[subject.kind]})
 
-    def adapters(self, model: Model, subject: Subject, rate: float) -> tuple[Learnable, ...]:
-        """The new word, with a table in every tower."""
-        count = self.vectors or _VECTORS[subject.kind]
-        word = NewWord.of(model, subject.token, subject.class_noun, count)
-        tables: Mapping[str, Tensor] = word.tables
-        if self.start == "random":
+    def create_adapters(
+        self, model: Model, subject: Subject, learning_rate: float
+    ) -> tuple[TrainableAdapter, ...]:
+        """The adapter of the new token, with an embedding table for every text encoder."""
+        count = self.num_vectors or _VECTORS[subject.kind]
+        adapter = EmbeddingAdapter.of(model, subject.token, subject.class_noun, count)
+        # Rounded, so that the norm does not depend on the number of threads.
+        noun_norms = {
+            name: round(float(table.detach().norm(dim=1).mean()), 6)
+            for name, table in adapter.tables.items()
+        }
+        if self.initializer == "random":
             tables = {
-                name: self._random(tower, count, subject) for name, tower in model.towers.items()
+                name: _random_embedding(text_encoder, count, subject.seed)
+                for name, text_encoder in model.text_encoders.items()
             }
-        learned = NewWord(subject.token, subject.class_noun, tables)
-        if self.length == "held":
-            # To a millionth, so that the number of threads does not matter.
-            nouns = {n: float(v.detach().norm(dim=1).mean()) for n, v in word.tables.items()}
-            lengths = {name: round(length, 6) for name, length in nouns.items()}
-            learned.vectors = Directed(learned.tables, lengths)
-        return (Learnable(learned, rate, swings=True),)
+            adapter = EmbeddingAdapter(subject.token, subject.class_noun, tables)
+        if self.embedding_norm == "fixed":
+            adapter.vectors = FixedNormEmbeddings(adapter.tables, noun_norms)
+        return (TrainableAdapter(adapter, learning_rate, average=True),)
 
-    def pools(
+    def image_pools(
         self,
         model: Model,  # noqa: ARG002
         subject: Subject,
-        pictures: tuple[Picture, ...],
-    ) -> tuple[Pool, ...]:
-        """The pictures under templates that name the new word, or under their captions."""
+        images: tuple[TrainingImage, ...],
+    ) -> tuple[ImagePool, ...]:
+        """The training images with templates that contain the token, or with their captions."""
         templates = _STYLE_TEMPLATES if subject.kind == "style" else _OBJECT_TEMPLATES
-        prompts = prompts_for(pictures, subject, templates, captions=self.captions)
-        return (Pool("own", pictures, prompts),)
+        prompts = prompts_for(images, subject, templates, captions=self.captions)
+        return (ImagePool("own", images, prompts),)
 
-    def _random(self, tower: TextTower, count: int, subject: Subject) -> Tensor:
-        """First vectors (n, width) drawn from the seed, as long as the tower's own are."""
-        draws = generator(subject.seed, "start", tower.name)
-        spread = float(tower.embedding.weight.std())
-        return torch.randn(count, tower.width, generator=draws) * spread
+
+def _random_embedding(text_encoder: TextEncoder, count: int, seed: int) -> Tensor:
+    """Random vectors (count, width) with the standard deviation of the embedding table."""
+    rng = generator(seed, "start", text_encoder.name)
+    std = float(text_encoder.embedding.weight.std())
+    return torch.randn(count, text_encoder.width, generator=rng) * std

@@ -1,0 +1,7 @@
+"""`python -m pinxit`: the command line."""
+
+import sys
+
+from pinxit.cli import main
+
+sys.exit(main())

@@ -1,0 +1,173 @@
+"""`pinxit generate`: generate the images of a request, with progress bars."""
+
+import re
+from collections.abc import Callable, Sequence
+from contextlib import closing
+from inspect import Parameter
+from itertools import count
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from pinxit.cli.flags import (
+    Values,
+    aliased,
+    canonical,
+    command,
+    device_flag,
+    flag,
+    flags,
+    positional,
+)
+from pinxit.cli.opening import open_base_model
+from pinxit.cli.screen import bars, data, say
+from pinxit.concepts.concept import Concept
+from pinxit.errors import RequestError
+from pinxit.files.atomic_write import atomic_write
+from pinxit.generation.generate import (
+    GeneratedImage,
+    GenerationRequest,
+    Notice,
+    SamplingProgress,
+    sample_images,
+)
+from pinxit.images.tensors import contact_sheet
+from pinxit.models.model import Model
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+_OUT = Path("generated")
+_NUM_IMAGES = 4
+# Options that have flags of their own here, or none.
+_OTHER_FLAGS = frozenset({"prompt", "concepts", "width", "height", "num_images", "controls"})
+_ALIASES = {"like": "from_png", "resolution": "size"}
+
+
+def generate_request(
+    given: Values, adjust: Callable[[GenerationRequest, Model], GenerationRequest]
+) -> None:
+    """Generate what was typed; `adjust` fits the request to the open base model."""
+    out = given.get("out", _OUT)
+    if out.exists() and not out.is_dir():
+        raise RequestError(f"{out} is a file, not a folder", "choose another folder with --out")
+    request, concepts = _request(canonical(given, _ALIASES))
+    model = open_base_model(request, given.get("device", "cpu"))
+    folder = _ImageFolder(out)
+    try:
+        _generate(model, adjust(request, model), concepts, folder)
+    except KeyboardInterrupt:
+        saved = len(folder.saved)
+        say(f"stopped; {saved} images are in {out}" if saved else "stopped; no image was saved")
+        raise
+
+
+def _request(given: Values) -> tuple[GenerationRequest, list[Concept]]:
+    """The request of what was typed, on top of that of a PNG if one is given, and its concepts."""
+    options = GenerationRequest.chosen(given)
+    if "size" in given:
+        options["width"], options["height"] = _parse_size(given["size"])
+    if "from_png" in given:
+        stored = GenerationRequest.from_png(given["from_png"]).model_dump(exclude_none=True)
+        options = {**stored, **options}
+    elif "prompt" not in options:
+        raise RequestError("there is no prompt", "type a prompt in quotes, or give --from-png FILE")
+    else:
+        options.setdefault("num_images", _NUM_IMAGES)
+    request = GenerationRequest.model_validate(options)
+    concepts = [reference.open() for reference in request.concepts]
+    origins = [concept.provenance for concept in concepts if concept.provenance.base]
+    if origins and "base" not in options:
+        vae = options.get("vae", origins[0].recipe_values.get("vae"))
+        request = request.model_copy(update={"base": origins[0].base, "vae": vae})
+    return request, concepts
+
+
+def _parse_size(text: str) -> tuple[int, int]:
+    """Width and height from `64` or `64x48`."""
+    match = re.fullmatch(r"(\d+)(?:x(\d+))?", text)
+    if not match:
+        raise RequestError(
+            f"--size {text} is not an image size",
+            "write WIDTHxHEIGHT in pixels, such as 96x64, or 64 for a square",
+        )
+    return int(match[1]), int(match[2] or match[1])
+
+
+class _ImageFolder:
+    """The folder for the images; files are numbered, so that none is overwritten."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.saved: list[Path] = []
+        numbers = {path.name.partition("-")[0] for path in folder.glob("*.png")}
+        self.number = next(f"{number:04}" for number in count() if f"{number:04}" not in numbers)
+
+    def save(self, result: GeneratedImage) -> None:
+        """Save an image; its prompt and seed are in the file's name."""
+        prompt = re.sub(r"\W+", "-", result.request.prompt).strip("-")[:60]
+        path = self.folder / f"{self.number}-{prompt}-{result.request.seed}.png"
+        self.folder.mkdir(parents=True, exist_ok=True)
+        result.save(path)
+        self.saved.append(path)
+        data(str(path))
+
+    def save_sheet(self, images: Sequence["Image"]) -> None:
+        """Save a contact sheet of all images."""
+        path = self.folder / f"{self.number}-sheet.png"
+        atomic_write(path, lambda draft: contact_sheet(images).save(draft, "PNG"))
+        data(str(path))
+
+
+def _generate(
+    model: Model, request: GenerationRequest, concepts: Sequence[Concept], folder: _ImageFolder
+) -> None:
+    images: list[Image] = []
+    with bars() as progress, closing(sample_images(model, request, concepts)) as events:
+        for event in events:
+            if isinstance(event, SamplingProgress):
+                progress("generating", event.done, event.total)
+            elif isinstance(event, Notice):
+                say(f"note: {event.message}")
+            else:
+                folder.save(event)
+                images.append(event.image)
+    if len(images) > 1:
+        folder.save_sheet(images)
+
+
+def request_flags(
+    num_images: int, size: str, leave_out: frozenset[str] = frozenset()
+) -> list[Parameter]:
+    """The flags of a request, apart from some of its options, and --device and --out."""
+    help = GenerationRequest.model_fields["concepts"].description or ""
+    return [
+        *aliased(flag("concept", list[str], help, "none"), "concepts"),
+        *aliased(flag("num_images", int, "number of images", str(num_images)), "count", "n"),
+        *aliased(flag("size", str, "image size in pixels: 64 or 96x64", size), "resolution"),
+        *flags(GenerationRequest, leave_out=_OTHER_FLAGS | leave_out),
+        device_flag(),
+        flag("out", Path, "folder for the images", str(_OUT)),
+    ]
+
+
+generate = command(
+    [
+        positional(
+            "prompt",
+            str,
+            "text prompt in quotes; may contain tokens of loaded concepts, like <mytoy>",
+            "that of --from-png",
+        ),
+        *request_flags(_NUM_IMAGES, "image size of the base model"),
+        *aliased(
+            flag(
+                "from_png",
+                Path,
+                "a PNG that pinxit generated: use its request, except for options that are given",
+                "none",
+            ),
+            "like",
+        ),
+    ],
+    lambda given: generate_request(given, lambda request, _: request),
+)
