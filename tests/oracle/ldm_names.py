@@ -132,7 +132,7 @@ def open_clip(weights: Weights, prefix: str) -> dict[str, Tensor]:
 
 
 def mmdit(weights: Weights, layers: int) -> dict[str, Tensor]:
-    """A multimodal diffusion transformer: query, key and value in one matrix, shift before scale."""
+    """A multimodal diffusion transformer: one matrix for query, key, value; shift before scale."""
     renamed: dict[str, Tensor] = {}
     for name, tensor in weights.items():
         block = re.match(r"transformer_blocks\.(\d+)\.(.*)", name)
