@@ -15,7 +15,7 @@ FILE_LINES = 250
 FUNCTION_LINES = 40
 BRANCHES = 8
 # All of the package but pocket, which is a model with its training and not part of the program.
-TOTAL_LINES = 12_000
+TOTAL_LINES = 12_600
 EXCLUDED_FROM_TOTAL = "pocket"
 FORBIDDEN_NAMES = {"util", "utils", "common", "misc", "helper", "helpers", "manager", "base"}
 
