@@ -18,14 +18,14 @@ from pinxit.concepts.format import Format
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = (
     "README.md",
-    "docs/pocket.md",
-    "docs/learning.md",
-    "docs/styles.md",
-    "docs/security.md",
-    "docs/reliability.md",
-    "docs/performance.md",
-    "docs/transfer.md",
-    "docs/stopping.md",
+    "docs/results/pocket.md",
+    "docs/results/learning.md",
+    "docs/results/styles.md",
+    "docs/results/security.md",
+    "docs/results/reliability.md",
+    "docs/results/performance.md",
+    "docs/results/transfer.md",
+    "docs/results/early-stopping.md",
 )
 BLOCK = re.compile(r"(<!-- figures: ([a-z-]+) -->\n).*?(<!-- end -->)", re.DOTALL)
 

@@ -30,7 +30,7 @@ def test_every_command_of_reliability_runs(
     pictures.rename("my-toy")
     begin = "train textual-inversion my-toy --token <t> --class-noun toy --out runs/toy --steps 1"
     assert main([*begin.split(), "--preview-every", "0", "--base", str(nano)]) == 0
-    page = (ROOT / "docs" / "reliability.md").read_text(encoding="utf-8")
+    page = (ROOT / "docs" / "results" / "reliability.md").read_text(encoding="utf-8")
     commands = re.findall(r"^pinxit (.+)$", page, re.MULTILINE)
     assert len(commands) >= 4
     for typed in commands:

@@ -61,7 +61,7 @@ def test_the_right_class_noun_is_learned_soonest() -> None:
 
 
 def test_words_grow_unless_they_are_held() -> None:
-    """Of arXiv:2512.13672's two signs the one that shows here (docs/learning.md)."""
+    """Of arXiv:2512.13672's two signs the one that shows here (docs/results/learning.md)."""
     words = figures("truths")["words"]
     for count in (1, 8):
         free, held = words[f"{count} free"], words[f"{count} held"]

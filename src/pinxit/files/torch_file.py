@@ -1,7 +1,7 @@
 """Read PyTorch files (`.pt`, `.ckpt`, `.bin`) of other programs without running code in them.
 
 Both layouts are supported: the zip archive of torch 1.6 and later, and the older sequence of
-pickles followed by raw storages. docs/security.md says what is read, what is refused and why.
+pickles followed by raw storages. docs/results/security.md says what is read and what is refused.
 """
 
 import math

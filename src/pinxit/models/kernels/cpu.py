@@ -3,7 +3,7 @@
 
 The denoiser's convolutions have far more weights than output positions. The libraries reorder the
 weights at every call, which takes longer than the multiplication. As one matrix product the weights
-are read in the order in which they are stored (docs/performance.md).
+are read in the order in which they are stored (docs/results/performance.md).
 """
 
 from collections.abc import Callable

@@ -13,7 +13,7 @@ from pinxit.training.method import Advice, Subject, SubjectKind, TrainableAdapte
 # In a small model, the attention layers alone cannot represent a subject.
 _LAYERS: dict[ModelSize, LayerGroup] = {"small": "all", "large": "transformer"}
 # Default placeholder and number of vectors. No rare token is close to a style, and a style has no
-# class noun that helps (docs/styles.md).
+# class noun that helps (docs/results/styles.md).
 _PLACEHOLDERS: dict[SubjectKind, tuple[str, int]] = {
     "object": ("rare-token", 1),
     "style": ("new-embedding", 2),
