@@ -18,6 +18,7 @@ from statistics import fmean, median
 
 from lab.quality.subjects import Experiment, Row, sample_subjects, subject_images, write_references
 from pinxit.concepts.concept import Concept
+from pinxit.concepts.read import read_concept
 from pinxit.evaluation.judge import Judge, JudgeScore
 from pinxit.files.atomic_write import write_text
 from pinxit.generation.generate import GeneratedImage, GenerationRequest, sample_images
@@ -89,7 +90,7 @@ class LongRun:
 
     def concept(self, step: int) -> Concept:
         """The concept saved at a step."""
-        return Concept.load(self.folder / "run" / "concepts" / f"{step:07}.safetensors")
+        return read_concept(self.folder / "run" / "concepts" / f"{step:07}.safetensors")
 
     def stop(self, share: float) -> int:
         """The step at which early stopping would have ended the run."""

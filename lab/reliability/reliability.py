@@ -24,7 +24,7 @@ from torch import Tensor
 from lab.reliability.broken_numbers import numbers
 from lab.reliability.disk import Disk, after_power_loss, write_state
 from lab.reliability.small_runs import METHODS, Workshop, result_hash, simulated_disk, workshop
-from pinxit.concepts.concept import Concept
+from pinxit.concepts.read import read_concept
 from pinxit.errors import DiskError, PinxitError
 from pinxit.generation.generate import Notice
 from pinxit.runs.checkpoint import Checkpoint, Manifest, newest_checkpoint, save_checkpoint
@@ -255,7 +255,7 @@ def flips(shop: Workshop, arguments: argparse.Namespace) -> Figures:
         if other != checkpoint:
             other.unlink()
     readers: dict[Path, Callable[[Path], object]] = {
-        concept: Concept.load,
+        concept: read_concept,
         checkpoint: lambda file: newest_checkpoint(file.parent),
     }
     for file, read in readers.items():

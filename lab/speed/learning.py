@@ -24,7 +24,8 @@ from lab.speed import plain
 from lab.speed.job import TOKEN
 from pinxit import registry
 from pinxit.adapters.adapter import Part
-from pinxit.concepts.concept import Concept, Provenance
+from pinxit.concepts.concept import Concept
+from pinxit.concepts.metadata import Provenance
 from pinxit.generation.generate import generate_images
 from pinxit.images.folder import read_images
 from pinxit.models.model import Model, open_base

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from pinxit.concepts.concept import Concept
+    from pinxit.concepts.read import read_concept, write_concept
     from pinxit.errors import PinxitError
     from pinxit.generation.generate import GenerationRequest, generate_images
     from pinxit.images.folder import read_images
@@ -45,8 +46,10 @@ __all__ = [
     "contact_sheet",
     "generate",
     "open_base",
+    "read_concept",
     "read_images",
     "train",
+    "write_concept",
 ]
 
 # The module and the object of each public name. Modules are imported on first use, because
@@ -61,8 +64,10 @@ _HOMES = {
     "contact_sheet": ("images.tensors", "contact_sheet"),
     "generate": ("generation.generate", "generate_images"),
     "open_base": ("models.model", "open_base"),
+    "read_concept": ("concepts.read", "read_concept"),
     "read_images": ("images.folder", "read_images"),
     "train": ("runs.run", "train_run"),
+    "write_concept": ("concepts.read", "write_concept"),
 }
 # Names of the first version.
 _ALIASES = {

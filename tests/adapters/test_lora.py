@@ -13,7 +13,9 @@ from torch import Tensor, nn
 from pinxit.adapters.adapter import Adapter, EmbeddingAdapter, FullWeightsAdapter, Part, applied
 from pinxit.adapters.lora import LORA_PART, LayerGroup, LoraAdapter, LoraConfig
 from pinxit.adapters.peft_layers import ADAPTER_KINDS, AdapterKind
-from pinxit.concepts.concept import Concept, ConceptReference, Provenance, combined_adapters
+from pinxit.concepts.concept import Concept, combined_adapters
+from pinxit.concepts.metadata import Provenance
+from pinxit.concepts.read import ConceptReference, read_concept, write_concept
 from pinxit.errors import ConceptError, RequestError
 from pinxit.generation.generate import GenerationRequest, generate_images
 from pinxit.images.folder import read_images
@@ -397,12 +399,12 @@ def test_parsing_of_strengths(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
 
 def test_a_request_keeps_strengths(model: Model, tmp_path: Path) -> None:
     file = tmp_path / "a.safetensors"
-    concept(trained_adapter(model, "lora").part(), "<a>").save(file)
+    write_concept(concept(trained_adapter(model, "lora").part(), "<a>"), file)
     drawn = [
         generate_images(model, "a dog", [concept_inputs])[0]
         for concept_inputs in (
             f"{file}:0.5",
-            Concept.load(file).with_strength(0.5),
+            read_concept(file).with_strength(0.5),
             file,
             f"{file}:0",
         )
@@ -442,7 +444,7 @@ def test_every_kind_trains_and_resumes(
     full = train_run(model, recipe, tmp_path / "whole")
     losses = [float(entry["losses"][0]) for entry in full.logged_steps()]
     stopped = Run.create(tmp_path / "stopped", recipe)
-    with closing(stopped.learn(model)) as events:
+    with closing(stopped.train(model)) as events:
         next(event for event in events if isinstance(event, StepResult) and event.number == 3)
     for _ in (again := Run.open(stopped.folder)).learn(model):
         pass

@@ -2,8 +2,11 @@
 
 import base64
 import json
+import subprocess
+import sys
 import zlib
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,12 +20,14 @@ from torch import Tensor, nn
 
 from pinxit.adapters.adapter import FullWeightsAdapter, Part, applied
 from pinxit.cli import main
-from pinxit.concepts.concept import Concept, Provenance
-from pinxit.concepts.format import PROVENANCE_KEY, Target
+from pinxit.concepts.concept import Concept
+from pinxit.concepts.format import Target
 from pinxit.concepts.formats.a1111 import A1111
 from pinxit.concepts.formats.emb_params import EmbParams
 from pinxit.concepts.formats.pinxit import Pinxit
-from pinxit.errors import ConceptError, FileError
+from pinxit.concepts.metadata import PROVENANCE_KEY, Provenance, read_metadata
+from pinxit.concepts.read import read_concept, write_concept
+from pinxit.errors import ConceptError, FileError, PinxitError
 from pinxit.files.safetensors_file import read_safetensors
 from pinxit.models.model import Model
 
@@ -58,7 +63,7 @@ def a1111(**changed: object) -> dict[str, object]:
 def test_a1111(legacy: bool, tmp_path: Path) -> None:
     file = tmp_path / "my toy.pt"
     torch.save(a1111(), file, _use_new_zipfile_serialization=not legacy)
-    concept = Concept.load(file)
+    concept = read_concept(file)
     assert holds(concept, text=TABLE)
     assert (concept.token, concept.provenance.steps) == ("my toy", 10001)
     assert concept.provenance.metadata == {
@@ -78,7 +83,7 @@ def test_compvis_with_several_placeholders(tmp_path: Path) -> None:
     table = {"*": nn.Parameter(TABLE), "toy": nn.Parameter(TABLE + 1)}
     ids = {"*": torch.tensor(265), "toy": torch.tensor(5988)}
     torch.save({"string_to_token": ids, "string_to_param": nn.ParameterDict(table)}, file)
-    concept = Concept.load(file)
+    concept = read_concept(file)
     assert concept.tokens == ["two", "toy"]
     assert torch.equal(tables(concept)[1]["text"], TABLE + 1)
     with pytest.raises(
@@ -86,7 +91,7 @@ def test_compvis_with_several_placeholders(tmp_path: Path) -> None:
     ):
         EmbParams().write(concept, Target(tmp_path / "x.safetensors"))
     Pinxit().write(concept, Target(tmp_path / "x.safetensors"))
-    assert Concept.load(tmp_path / "x.safetensors").tokens == ["two", "toy"]
+    assert read_concept(tmp_path / "x.safetensors").tokens == ["two", "toy"]
 
 
 @pytest.mark.parametrize(
@@ -127,19 +132,19 @@ def test_files_of_other_programs(
         save_file({name: table.contiguous() for name, table in content.items()}, file)
     else:
         torch.save(content, file)
-    concept = Concept.load(file)
+    concept = read_concept(file)
     assert holds(concept, **expected)
     assert concept.tokens == ["<toy>" if "<toy>" in content else "shifu"]
 
 
 def test_a_lone_tensor_and_the_second_encoders_file(tmp_path: Path) -> None:
     torch.save(TABLE, tmp_path / "shifu.bin")
-    assert holds(Concept.load(tmp_path / "shifu.bin"), text=TABLE)
+    assert holds(read_concept(tmp_path / "shifu.bin"), text=TABLE)
     folder = tmp_path / "trained"
     folder.mkdir()
     save_file({"<toy>": TABLE}, folder / "learned_embeds.safetensors")
     save_file({"<toy>": SECOND}, folder / "learned_embeds_2.safetensors")
-    assert holds(Concept.load(folder), text=TABLE, text_2=SECOND)
+    assert holds(read_concept(folder), text=TABLE, text_2=SECOND)
 
 
 def in_pixels(data: dict[str, object], height: int = 96) -> Image.Image:
@@ -166,7 +171,7 @@ def test_hidden_in_an_image(place: str, tmp_path: Path) -> None:
         info.add_text("sd-ti-embedding", base64.b64encode(json.dumps(data).encode()).decode())
     picture = in_pixels(data) if place == "pixels" else Image.new("RGB", (64, 64), "gold")
     picture.save(tmp_path / "shared-by-a-friend.png", pnginfo=info)
-    concept = Concept.load(tmp_path / "shared-by-a-friend.png")
+    concept = read_concept(tmp_path / "shared-by-a-friend.png")
     assert holds(concept, text=TABLE)
     assert (concept.token, concept.nickname) == ("shifu", "shared-by-a-friend")
 
@@ -175,13 +180,13 @@ def test_images_with_no_or_invalid_hidden_data(tmp_path: Path) -> None:
     file = tmp_path / "picture.png"
     Image.new("RGB", (64, 64), "black").save(file)
     with pytest.raises(ConceptError, match=r"picture.png has an unknown format"):
-        Concept.load(file)
+        read_concept(file)
     for text in ("!", base64.b64encode(b"[" * 100_000).decode()):
         info = PngInfo()
         info.add_text("sd-ti-embedding", text)
         Image.new("RGB", (64, 64)).save(file, pnginfo=info)
         with pytest.raises(ConceptError, match=r"cannot read image .*picture.png"):
-            Concept.load(file)
+            read_concept(file)
 
 
 @pytest.mark.parametrize(
@@ -198,7 +203,7 @@ def test_invalid_tables_are_refused(content: dict[str, Tensor], tmp_path: Path) 
     with pytest.raises(
         ConceptError, match="contains no valid embedding: its tensors have the shapes"
     ):
-        Concept.load(tmp_path / "odd.safetensors")
+        read_concept(tmp_path / "odd.safetensors")
 
 
 WHOLE = Concept(
@@ -213,13 +218,13 @@ def test_a_damaged_description_is_refused(description: str, tmp_path: Path) -> N
     for key, content in ((PROVENANCE_KEY, "emb_params"), ("pinxit", "0.text")):
         save_file({content: TABLE}, tmp_path / "odd.safetensors", {key: description})
         with pytest.raises(ConceptError, match=r"the description in .*odd.safetensors is damaged"):
-            Concept.load(tmp_path / "odd.safetensors")
+            read_concept(tmp_path / "odd.safetensors")
 
 
 def test_modelspec_metadata_of_written_files(tmp_path: Path) -> None:
     torch.save(a1111(), tmp_path / "shifu.pt")
     EmbParams().write(
-        Concept.load(tmp_path / "shifu.pt"), Target(out := tmp_path / "s.safetensors")
+        read_concept(tmp_path / "shifu.pt"), Target(out := tmp_path / "s.safetensors")
     )
     _, output = read_safetensors(out)
     assert output["modelspec.architecture"] == "stable-diffusion-v1/textual-inversion"
@@ -258,7 +263,7 @@ def test_prompts_can_use_file_names(model: Model, tmp_path: Path) -> None:
         save_embedding(tmp_path / "shifu.pt", width),
         save_embedding(tmp_path / "hestia.pt", width, 1, 3),
     )
-    concepts = [Concept.load(tmp_path / f"{name}.pt") for name in ("shifu", "hestia")]
+    concepts = [read_concept(tmp_path / f"{name}.pt") for name in ("shifu", "hestia")]
     with applied(model, [a for concept in concepts for a in concept.adapters(model)]):
         tokens = model.text_encoders["text"].tokenize(
             ["a Shifu in hestia style"], model.placeholders
@@ -273,7 +278,7 @@ def test_a_file_name_is_an_alias_of_the_token(model: Model, tmp_path: Path) -> N
 
     width = model.text_encoders["text"].width
     save_file({"<toy>": torch.ones(2, width)}, tmp_path / "shifu.safetensors")
-    known = Concept.load(tmp_path / "shifu.safetensors")
+    known = read_concept(tmp_path / "shifu.safetensors")
     with applied(model, combined_adapters([known], model)):
         states = [model.condition([f"a {name} in snow"]).states for name in ("shifu", "<toy>")]
     assert torch.equal(*states)
@@ -293,13 +298,13 @@ def test_errors_state_both_widths(model: Model, tmp_path: Path) -> None:
     with pytest.raises(
         ConceptError, match=rf"are 768 wide, but those of .* are {width} wide"
     ) as output:
-        Concept.load(tmp_path / "shifu.pt").adapters(model)
+        read_concept(tmp_path / "shifu.pt").adapters(model)
     assert output.value.hint == "it fits Stable Diffusion 1.x: choose such a base model with --base"
     save_file({"clip_l": TABLE, "clip_g": SECOND}, tmp_path / "xl.safetensors")
     with pytest.raises(
         ConceptError, match=r"text encoders text, text_2, but .* has text"
     ) as output:
-        Concept.load(tmp_path / "xl.safetensors").adapters(model)
+        read_concept(tmp_path / "xl.safetensors").adapters(model)
     assert "Stable Diffusion XL" in output.value.hint
 
 
@@ -330,7 +335,7 @@ def test_convert_by_suffix_and_by_format(run_pinxit: Any, tmp_path: Path) -> Non
         assert (status, printed) == (0, f"{out}\n"), output
         assert read_safetensors(tmp_path / out)[0].keys() == expected
     assert run_pinxit("convert", "folder/c.safetensors", "back.pt")[0] == 0
-    assert holds(Concept.load(tmp_path / "back.pt"), text=TABLE)
+    assert holds(read_concept(tmp_path / "back.pt"), text=TABLE)
 
 
 @pytest.mark.parametrize(
@@ -395,7 +400,7 @@ def test_code_in_a_file_is_not_run(run_pinxit: Any, tmp_path: Path) -> None:
         assert status == 2
         assert "posix.system" in output
     with pytest.raises(FileError):
-        Concept.load(tmp_path / "shifu.pt")
+        read_concept(tmp_path / "shifu.pt")
     assert not (tmp_path / "ran").exists()
 
 
@@ -404,9 +409,9 @@ def test_full_weights_as_a_folder(
 ) -> None:
     tuned = FullWeightsAdapter.of(model, "denoiser").part()
     concept = Concept((tuned,), Provenance.from_metadata("<mytoy>", {}, str(nano)))
-    concept.save(tmp_path / "concept.safetensors")
+    write_concept(concept, tmp_path / "concept.safetensors")
     assert run_pinxit("convert", "concept.safetensors", "folder")[0] == 0
-    again = Concept.load(tmp_path / "folder")
+    again = read_concept(tmp_path / "folder")
     assert all(torch.equal(again.parts[0].tensors[n], t) for n, t in tuned.tensors.items())
     _, printed_text, _ = run_pinxit("inspect", "folder")
     assert "network     denoiser, " in printed_text
@@ -415,3 +420,32 @@ def test_full_weights_as_a_folder(
     status, _, output = run_pinxit("convert", "concept.safetensors", "y", "--base", "pocket")
     assert (status, "is not the network that was trained" in output) == (2, True)
     assert {path.name for path in tmp_path.iterdir()} == {"concept.safetensors", "folder"}
+
+
+def test_metadata_is_read_from_the_header_alone(tmp_path: Path) -> None:
+    file = tmp_path / "concept.safetensors"
+    provenance = replace(Provenance.from_metadata("x", {}), steps=7, scores={"best": 0.5})
+    part = Part("new-word", {"word": "x", "stand_in": "a"}, {"text": TABLE})
+    write_concept(Concept((part,), provenance), file)
+    content = bytearray(file.read_bytes())
+    content[-1] ^= 1
+    file.write_bytes(content)
+    with pytest.raises(PinxitError, match="damaged"):
+        read_concept(file)
+    assert read_metadata(file) == provenance
+    # The tensors may even be missing.
+    file.write_bytes(content[: 8 + int.from_bytes(content[:8], "little")])
+    assert read_metadata(file).scores == {"best": 0.5}
+    EmbParams().write(Concept((part,), provenance), Target(tmp_path / "other.safetensors"))
+    assert read_metadata(tmp_path / "other.safetensors").steps == 7
+    save_file({"x": TABLE}, tmp_path / "foreign.safetensors")
+    with pytest.raises(ConceptError, match="no description"):
+        read_metadata(tmp_path / "foreign.safetensors")
+    file.write_bytes(b"\x09" + b"\0" * 7 + b'{"a": 1')
+    with pytest.raises(PinxitError, match="cannot be read"):
+        read_metadata(file)
+
+
+def test_metadata_is_read_without_torch() -> None:
+    code = "import pinxit.concepts.metadata, sys; assert 'torch' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code], check=True)

@@ -13,14 +13,16 @@ from torch import Tensor
 
 from pinxit.adapters.adapter import AliasAdapter, Part
 from pinxit.cli import main
-from pinxit.concepts.concept import Concept, Provenance
-from pinxit.concepts.format import PROVENANCE_KEY, Target
+from pinxit.concepts.concept import Concept
+from pinxit.concepts.format import Target
 from pinxit.concepts.formats.diffusers import Diffusers
 from pinxit.concepts.formats.diffusers_lora import DiffusersLora
 from pinxit.concepts.formats.emb_params import EmbParams
 from pinxit.concepts.formats.kohya import Kohya
 from pinxit.concepts.formats.pinxit import Pinxit
 from pinxit.concepts.formats.single_file import SingleFile
+from pinxit.concepts.metadata import PROVENANCE_KEY, Provenance
+from pinxit.concepts.read import read_concept
 from pinxit.errors import ConceptError
 from pinxit.files.safetensors_file import read_safetensors
 from pinxit.models.model import Model
@@ -95,7 +97,7 @@ def test_written_files_can_be_read(
                 part.tensors[name] = tensor.to(dtype)  # pyright: ignore[reportIndexIssue]
     out = tmp_path / f"toy{ending}"
     layout().write(concept, Target(out))
-    again = Concept.load(out)
+    again = read_concept(out)
     assert same(again, concept)
     assert again.provenance == concept.provenance
     assert not same(again, pivotal(xl=xl))  # the control: other numbers
@@ -103,7 +105,7 @@ def test_written_files_can_be_read(
     parts = (AliasAdapter("<my toy>", "sks toy").part(), *again.parts[1:])
     other = Kohya() if layout is DiffusersLora else DiffusersLora()
     other.write(Concept(parts, again.provenance), Target(tmp_path / "there.safetensors"))
-    assert same(Concept.load(tmp_path / "there.safetensors"), Concept(parts, again.provenance))
+    assert same(read_concept(tmp_path / "there.safetensors"), Concept(parts, again.provenance))
 
 
 @pytest.mark.parametrize("kind", ["loha", "lokr"])
@@ -118,7 +120,7 @@ def test_only_kohya_stores_loha_and_lokr(kind: str, tmp_path: Path) -> None:
     part = change("denoiser", kind, a=tensors)
     concept = Concept((part,), Provenance.from_metadata("toy", {}))
     Kohya().write(concept, Target(out := tmp_path / "toy.safetensors"))
-    assert same(Concept.load(out), concept)
+    assert same(read_concept(out), concept)
     metadata = read_safetensors(out)[1]
     assert metadata["modelspec.architecture"] == "stable-diffusion-v1/lora"  # by 24 x 32 or 768
     assert metadata["ss_network_module"] == "lycoris.kohya"
@@ -174,7 +176,7 @@ def only_part_tensors(concept: Concept) -> dict[str, Tensor]:
 def test_metadata_of_other_programs_is_kept(tmp_path: Path) -> None:
     metadata = {"ss_base_model_version": "sdxl_base_v1-0", "ss_steps": "900", "ss_seed": "7"}
     tensors = {f"{UNDER}.lora_down.weight": A, f"{UNDER}.lora_up.weight": B}
-    concept = Concept.load(
+    concept = read_concept(
         save(tmp_path / "theirs.safetensors", tensors, {**metadata, "format": "pt"})
     )
     assert (concept.token, concept.provenance.steps) == ("theirs", 900)
@@ -184,12 +186,12 @@ def test_metadata_of_other_programs_is_kept(tmp_path: Path) -> None:
     assert {name: settings[name] for name in metadata} == metadata
     assert any(name.startswith("lora_unet_input_blocks_1_1_") for name in back)  # as it says: XL
     # Without the description by pinxit only the provenance is lost.
-    bare = Concept.load(save(tmp_path / "bare.safetensors", back))
+    bare = read_concept(save(tmp_path / "bare.safetensors", back))
     assert torch.equal(only_part_tensors(bare)[f"{TO_K}.lora_A.weight"], A)
     # In a merged file the description no longer fits and is ignored.
     merged = back | {"lora_te1_text_model_encoder_layers_0_mlp_fc1.lora_down.weight": A}
     merged |= {"lora_te1_text_model_encoder_layers_0_mlp_fc1.lora_up.weight": B}
-    concept_read = Concept.load(
+    concept_read = read_concept(
         save(tmp_path / "merged.safetensors", merged, {PROVENANCE_KEY: settings[PROVENANCE_KEY]})
     )
     assert [part.settings["target"] for part in concept_read.parts] == ["text", "denoiser"]
@@ -227,7 +229,7 @@ te1_encoder_layers_0_mlp_fc2 encoder.layers.0.mlp.fc2
 @pytest.mark.parametrize(("path", "name"), list(zip(NAMES[::2], NAMES[1::2], strict=True)))
 def test_names_in_kohyas_files(path: str, name: str, tmp_path: Path) -> None:
     tensors = {f"lora_{path}.lora_down.weight": A, f"lora_{path}.lora_up.weight": B}
-    tensors_or_none = only_part_tensors(Concept.load(save(tmp_path / "x.safetensors", tensors)))
+    tensors_or_none = only_part_tensors(read_concept(save(tmp_path / "x.safetensors", tensors)))
     assert {key.removesuffix(".alpha") for key in tensors_or_none if "alpha" in key} == {name}
 
 
@@ -250,7 +252,7 @@ OUT = f"{TO_K[:-4]}to_out.0"
 )
 def test_naming_schemes_of_diffusers(down: str, name: str, tmp_path: Path) -> None:
     up = down.replace("lora_A", "lora_B").replace(".down.", ".up.")
-    concept_read = Concept.load(save(tmp_path / "x.safetensors", {down: A, up: B}))
+    concept_read = read_concept(save(tmp_path / "x.safetensors", {down: A, up: B}))
     target = "text" if "text" in down else "denoiser"
     assert concept_read.parts[0].settings == {"target": target, "kind": "lora"}
     assert torch.equal(only_part_tensors(concept_read)[f"{name}.lora_A.weight"], A)
@@ -273,7 +275,7 @@ def test_alpha(alpha: Any, expected: float, tmp_path: Path) -> None:
     if alpha is not None:
         tensors[f"{UNDER}.alpha"] = torch.as_tensor(alpha)
     file = save(tmp_path / "x.safetensors", tensors)
-    scale = only_part_tensors(Concept.load(file))[f"{TO_K}.alpha"]
+    scale = only_part_tensors(read_concept(file))[f"{TO_K}.alpha"]
     assert (scale.shape, scale.dtype, float(scale)) == (
         (),
         torch.float32,
@@ -299,20 +301,20 @@ def test_alpha_in_the_metadata_of_diffusers(
     file = save(
         tmp_path / "x.safetensors", tensors, {"lora_adapter_metadata": json.dumps(settings)}
     )
-    assert float(only_part_tensors(Concept.load(file))[f"{TO_K}.alpha"]) == expected
+    assert float(only_part_tensors(read_concept(file))[f"{TO_K}.alpha"]) == expected
 
 
 def test_a_pickle_and_a_folder_of_a_pivotal_run(tmp_path: Path) -> None:
     torch.save({f"{UNDER}.lora_down.weight": A, f"{UNDER}.lora_up.weight": B}, tmp_path / "x.pt")
     assert torch.equal(
-        only_part_tensors(Concept.load(tmp_path / "x.pt"))[f"{TO_K}.lora_B.weight"], B
+        only_part_tensors(read_concept(tmp_path / "x.pt"))[f"{TO_K}.lora_B.weight"], B
     )
     folder = tmp_path / "learned"
     folder.mkdir()
     tensors = {f"unet.{TO_K}.lora_A.weight": A, f"unet.{TO_K}.lora_B.weight": B}
     save(folder / "pytorch_lora_weights.safetensors", tensors)
     save(folder / "learned_emb.safetensors", {"clip_l": A[:2], "clip_g": torch.ones(2, 1280)})
-    concept_read = Concept.load(folder)
+    concept_read = read_concept(folder)
     assert [part.kind for part in concept_read.parts] == ["new-word", "lora"]
     assert torch.equal(concept_read.parts[0].tensors["text"], A[:2])
     assert set(concept_read.parts[0].tensors) == {"text", "text_2"}
@@ -387,7 +389,7 @@ def test_wrong_files_are_refused(name: str, tmp_path: Path) -> None:
     tensors, message = INVALID_FILES[name]
     file = save(tmp_path / "x.safetensors", tensors)
     with pytest.raises(ConceptError, match=rf"x\.safetensors.*{message}"):
-        Concept.load(file)
+        read_concept(file)
 
 
 @pytest.mark.parametrize(
@@ -405,14 +407,14 @@ def test_wrong_settings_are_refused(settings: str, message: str, tmp_path: Path)
     tensors = {f"unet.{TO_K}.lora_A.weight": A, f"unet.{TO_K}.lora_B.weight": B}
     file = save(tmp_path / "x.safetensors", tensors, {"lora_adapter_metadata": settings})
     with pytest.raises(ConceptError, match=rf"x\.safetensors.*{message}"):
-        Concept.load(file)
+        read_concept(file)
 
 
 def test_very_long_names_are_refused_quickly(tmp_path: Path) -> None:
     for key in (f"lora_unet_{'down_' * 100_000}.alpha", f"{'a.lora' * 100_000}.lora_A.weight"):
         file = save(tmp_path / "x.safetensors", {key: A})
         with pytest.raises(ConceptError):
-            Concept.load(file)
+            read_concept(file)
 
 
 # Concepts that a format cannot store.
@@ -435,7 +437,7 @@ def test_unsuitable_formats_refuse_it(tmp_path: Path) -> None:
         DiffusersLora().write(Concept(words, concept.provenance), Target(tmp_path / "x"))
     assert not list(tmp_path.iterdir())
     Pinxit().write(concept, Target(tmp_path / "x.safetensors"))
-    assert same(Concept.load(tmp_path / "x.safetensors"), concept)
+    assert same(read_concept(tmp_path / "x.safetensors"), concept)
 
 
 def test_sd3_in_diffusers_layout(tmp_path: Path) -> None:
@@ -443,12 +445,12 @@ def test_sd3_in_diffusers_layout(tmp_path: Path) -> None:
     concept = Concept((third,), Provenance.from_metadata("toy", {}))
     DiffusersLora().write(concept, Target(out := tmp_path / "toy.safetensors"))
     assert {name.split(".")[0] for name in read_safetensors(out)[0]} == {"transformer"}
-    assert same(Concept.load(out), concept)
+    assert same(read_concept(out), concept)
 
 
 def test_a_lora_of_another_kind_of_base(opened: Callable[[str], Model], tmp_path: Path) -> None:
     Kohya().write(pivotal(xl=True), Target(tmp_path / "toy.safetensors"))
-    changes = Concept(Concept.load(tmp_path / "toy.safetensors").parts[1:], pivotal().provenance)
+    changes = Concept(read_concept(tmp_path / "toy.safetensors").parts[1:], pivotal().provenance)
     for family in ("nano", "stable-diffusion-1"):
         model = opened(family)
         with pytest.raises(ConceptError, match=rf"{model.name}.*\nhint: .*kind of base"):
@@ -492,4 +494,4 @@ def test_convert(out: str, name: str, tmp_path: Path, capsys: pytest.CaptureFixt
     chosen = [] if name else ["--format", "diffusers-lora"]
     assert main(["convert", str(file), str(tmp_path / out), *chosen]) == 0
     assert f"written as {name or 'diffusers-lora'}" in capsys.readouterr().err
-    assert same(Concept.load(tmp_path / out), Concept.load(file))
+    assert same(read_concept(tmp_path / out), read_concept(file))

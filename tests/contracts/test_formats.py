@@ -9,8 +9,10 @@ from torch import Tensor
 
 from pinxit import registry
 from pinxit.adapters.adapter import Part
-from pinxit.concepts.concept import Concept, Provenance, recognize_format
+from pinxit.concepts.concept import Concept
 from pinxit.concepts.format import Format, Target
+from pinxit.concepts.metadata import Provenance
+from pinxit.concepts.read import read_concept, recognize_format
 from pinxit.errors import ConceptError, FileError
 from pinxit.files.open_any import open_any
 
@@ -83,7 +85,7 @@ def test_recognition_ignores_the_suffix(
     if out.is_dir() or (name, towers) == ("diffusers", 2):
         return  # a folder has no suffix, and the second of two files is found by the first's name
     lying = out.rename(tmp_path / ("shifu.pt" if ending == ".safetensors" else "shifu.png"))
-    assert same_parts(Concept.load(lying), embedding(towers))
+    assert same_parts(read_concept(lying), embedding(towers))
 
 
 @pytest.mark.parametrize(
@@ -114,11 +116,11 @@ def test_errors_name_unknown_content(tmp_path: Path) -> None:
     with pytest.raises(
         ConceptError, match=r"strange.safetensors has an unknown format.* lora_unet.down"
     ):
-        Concept.load(strange)
+        read_concept(strange)
     for content in (b"", b"PK", b"a text", b"\x80\x02}q\x00.", b"\0" * 100, b"\x89PNG\r\n\x1a\n"):
         strange.write_bytes(content)
         with pytest.raises((ConceptError, FileError), match=r"strange.safetensors"):
-            Concept.load(strange)
+            read_concept(strange)
     shutil.rmtree(tmp_path)
     with pytest.raises(ConceptError, match="does not exist"):
-        Concept.load(tmp_path)
+        read_concept(tmp_path)

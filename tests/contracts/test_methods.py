@@ -9,7 +9,7 @@ from torch import Tensor
 
 from pinxit import registry
 from pinxit.adapters.adapter import applied
-from pinxit.concepts.concept import Concept
+from pinxit.concepts.read import read_concept, write_concept
 from pinxit.generation.generate import GenerationRequest, generate_images
 from pinxit.images.folder import read_images
 from pinxit.models.model import Model, Precision, open_base
@@ -123,8 +123,8 @@ def test_a_concept_survives_its_file(
 ) -> None:
     run = train_run(model, recipe_for(method, pictures), tmp_path / "run")
     concept = run.concept
-    concept.save(tmp_path / "copy.safetensors")
-    copy = Concept.load(tmp_path / "copy.safetensors")
+    write_concept(concept, tmp_path / "copy.safetensors")
+    copy = read_concept(tmp_path / "copy.safetensors")
     assert copy.provenance == concept.provenance
     assert concept.provenance.base_hash == model.hash
     assert Recipe.model_validate_json(run.recipe.model_dump_json()) == run.recipe

@@ -6,7 +6,8 @@ import pytest
 from PIL import Image
 
 from pinxit.adapters.adapter import EmbeddingAdapter
-from pinxit.concepts.concept import Concept, Provenance
+from pinxit.concepts.concept import Concept
+from pinxit.concepts.metadata import Provenance
 from pinxit.evaluation.findings import (
     BackgroundLeak,
     EmbeddingNorm,

@@ -14,7 +14,7 @@ from PIL import Image
 from safetensors.torch import load_file, save
 
 from pinxit.cli import main
-from pinxit.concepts.concept import Concept
+from pinxit.concepts.read import read_concept
 from pinxit.errors import DiskError, FileError, RunError
 from pinxit.files import atomic_write
 from pinxit.files.atomic_write import (
@@ -166,7 +166,7 @@ def test_a_finished_run_repairs_its_concept(model: Model, pictures: Path, tmp_pa
     good = file.read_bytes()
     file.write_bytes(good.replace(b"<mytoy>", b"<myboy>", 1))
     with pytest.raises(FileError, match=r"concept\.safetensors is damaged") as caught:
-        Concept.load(run.folder)
+        read_concept(run.folder)
     assert "--resume" in caught.value.hint
     draft = run.folder / ".concept.safetensors.4711.tmp"
     draft.touch()

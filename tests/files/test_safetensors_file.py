@@ -8,7 +8,8 @@ import torch
 from safetensors.torch import save_file
 
 from pinxit.errors import FileError
-from pinxit.files.safetensors_file import MAX_HEADER_BYTES, read_safetensors
+from pinxit.files.safetensors_file import read_safetensors
+from pinxit.files.safetensors_header import MAX_HEADER_BYTES
 
 FOUR = {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]}
 A = json.dumps(FOUR)

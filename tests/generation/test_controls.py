@@ -10,7 +10,8 @@ from PIL import Image, ImageDraw
 
 from pinxit.adapters.adapter import EmbeddingAdapter
 from pinxit.cli import main
-from pinxit.concepts.concept import Concept, Provenance
+from pinxit.concepts.concept import Concept
+from pinxit.concepts.metadata import Provenance
 from pinxit.errors import ModelError, RequestError
 from pinxit.generation.canny import canny_edges
 from pinxit.generation.control import SamplingContext, without_tokens

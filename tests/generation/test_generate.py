@@ -10,7 +10,9 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
 from pinxit.adapters.adapter import EmbeddingAdapter
-from pinxit.concepts.concept import Concept, ConceptReference, Provenance
+from pinxit.concepts.concept import Concept
+from pinxit.concepts.metadata import Provenance
+from pinxit.concepts.read import ConceptReference, read_concept, write_concept
 from pinxit.errors import ConceptError, ImageError, RequestError
 from pinxit.generation.controls.inversion import Inversion
 from pinxit.generation.controls.mask import Mask
@@ -236,20 +238,20 @@ def test_a_concept_of_another_width(model: Model) -> None:
 
 def test_files_that_are_not_concepts(model: Model, tmp_path: Path) -> None:
     with pytest.raises(ConceptError, match="does not exist"):
-        Concept.load(tmp_path / "none")
+        read_concept(tmp_path / "none")
     with pytest.raises(ConceptError, match="is not a run, model or embedding"):
-        Concept.load(tmp_path)
+        read_concept(tmp_path)
     recipe = tmp_path / "recipe.toml"
     recipe.touch()
     with pytest.raises(ConceptError, match="a run without a result"):
-        Concept.load(tmp_path)
+        read_concept(tmp_path)
     recipe.unlink()
     file = tmp_path / "concept.safetensors"
     file.write_bytes(b"\x10\x00\x00\x00\x00\x00\x00\x00nonsense")
     with pytest.raises(ConceptError, match="is not a safetensors file"):
-        Concept.load(tmp_path)
-    concept(model).save(file)
-    assert Concept.load(tmp_path).token == "<mytoy>"
+        read_concept(tmp_path)
+    write_concept(concept(model), file)
+    assert read_concept(tmp_path).token == "<mytoy>"
     assert not [path for path in tmp_path.iterdir() if path != file]
 
 

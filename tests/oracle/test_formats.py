@@ -13,9 +13,11 @@ from transformers import CLIPTextConfig, CLIPTextModel
 
 from pinxit import registry
 from pinxit.adapters.adapter import AliasAdapter, Part, applied
-from pinxit.concepts.concept import Concept, Provenance
+from pinxit.concepts.concept import Concept
 from pinxit.concepts.format import Target
 from pinxit.concepts.full_model_file import NETWORKS_BY_FOLDER
+from pinxit.concepts.metadata import Provenance
+from pinxit.concepts.read import read_concept
 from pinxit.files.safetensors_file import read_safetensors
 from pinxit.generation.generate import GenerationRequest, generate_images
 from pinxit.models.model import Model, find_base, open_base
@@ -78,7 +80,7 @@ def test_an_embedding_conditions_as_in_diffusers(
         with applied(model, concept.adapters(model)):
             return model.condition([PROMPT]).states
 
-    assert relative_distance(pinxit_result(Concept.load(out)), diffusers_result) <= 1e-6
+    assert relative_distance(pinxit_result(read_concept(out)), diffusers_result) <= 1e-6
     assert (
         relative_distance(pinxit_result(shifu(seed=1)), diffusers_result) > 1e-3
     )  # the control: other vectors
@@ -134,7 +136,7 @@ def test_a_folder_generates_the_same_in_diffusers(
 ) -> None:
     base = bases("stable-diffusion-1")
     out = write("diffusers", changed(base), tmp_path / "tuned", base=str(base), precision=precision)
-    again = Concept.load(out)
+    again = read_concept(out)
     assert again.tokens == ["<mytoy>"]
     request = GenerationRequest(prompt="a photo of <mytoy>", steps=4, guidance=3.0, base=str(base))
     pinxit_result = latents(open_base(base), request, again)
@@ -168,7 +170,7 @@ def test_full_weights_are_read_to_the_bit(
     base, ending = bases(family), {"single-file": ".safetensors", "diffusers": ""}
     concept = changed(base)
     out = write(name, concept, tmp_path / f"tuned{ending[name]}", base=str(base))
-    again = Concept.load(out)
+    again = read_concept(out)
     assert again.provenance == concept.provenance
     assert [(p.kind, p.settings) for p in again.parts] == [
         (p.kind, p.settings) for p in concept.parts
@@ -179,13 +181,13 @@ def test_full_weights_are_read_to_the_bit(
     # Without our description, as another program writes it, every network counts as tuned; and
     # from there to the other layout and back nothing is lost either.
     forget(out)
-    foreign = Concept.load(out)
+    foreign = read_concept(out)
     assert {p.settings["network"] for p in foreign.parts} >= {"denoiser", "text"}
     other = next(layout for layout in ending if layout != name)
     there = write(other, foreign, tmp_path / f"there{ending[other]}")
-    back = write(name, Concept.load(there), tmp_path / f"back{ending[name]}")
+    back = write(name, read_concept(there), tmp_path / f"back{ending[name]}")
     forget(back)
-    returned = Concept.load(back)
+    returned = read_concept(back)
     assert all(same(*pair) for pair in zip(returned.parts, foreign.parts, strict=True))
     assert not same(
         returned.parts[0], Part("", {}, changed_weights(base, "unet", seed=4))

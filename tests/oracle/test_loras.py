@@ -17,8 +17,10 @@ from torch import Tensor, nn
 from pinxit import registry
 from pinxit.adapters.adapter import Part, applied
 from pinxit.adapters.lora import LoraAdapter, LoraConfig
-from pinxit.concepts.concept import Concept, Provenance
+from pinxit.concepts.concept import Concept
 from pinxit.concepts.format import Target
+from pinxit.concepts.metadata import Provenance
+from pinxit.concepts.read import read_concept
 from pinxit.files.safetensors_file import read_safetensors
 from pinxit.models.model import Model, open_base
 
@@ -156,13 +158,13 @@ def test_it_is_the_same_in_diffusers(
     file = write(name, concept, tmp_path / "toy.safetensors")
     expected = diffusers_output(pipeline(base(family), file))
     assert same(pinxit_output(model, concept), expected)
-    assert same(pinxit_output(model, Concept.load(file)), expected)
+    assert same(pinxit_output(model, read_concept(file)), expected)
     assert other(pinxit_output(model), expected)  # the control: the base alone
     # The control: without alpha it is taken for the rank, here as there.
     bare = rewritten(file, tmp_path / "bare.safetensors", without_alpha)
-    assert other(pinxit_output(model, Concept.load(bare)), expected)
+    assert other(pinxit_output(model, read_concept(bare)), expected)
     assert same(
-        pinxit_output(model, Concept.load(bare)), diffusers_output(pipeline(base(family), bare))
+        pinxit_output(model, read_concept(bare)), diffusers_output(pipeline(base(family), bare))
     )
 
 
@@ -186,7 +188,7 @@ def test_every_layer_counts_as_it_should(
     assert same(pinxit_output(model, mixed), diffusers_output(pipeline(base("1"), file)))
     # The control, and what the guide says: of kohya's files diffusers reads one alpha a network.
     file = write("kohya", mixed, tmp_path / "kohyas.safetensors")
-    assert same(pinxit_output(model, Concept.load(file)), pinxit_output(model, mixed))
+    assert same(pinxit_output(model, read_concept(file)), pinxit_output(model, mixed))
     assert (
         max(
             relative_distances(
@@ -223,7 +225,7 @@ def test_alpha_is_not_the_rank(base: Callable[[str], Path], tmp_path: Path) -> N
     made = by_their_converter(concept, tmp_path / "made.safetensors")
     assert {float(tensor) for name, tensor in made.items() if name.endswith(".alpha")} == {RANK}
     # The converted file can be read, and is twice as strong as the trained LoRA.
-    expected = Concept.load(tmp_path / "made.safetensors")
+    expected = read_concept(tmp_path / "made.safetensors")
     assert other(pinxit_output(model, expected), pinxit_output(model, concept))
     assert same(
         pinxit_output(model, expected.with_strength(ALPHA / RANK)), pinxit_output(model, concept)
@@ -241,7 +243,7 @@ def test_the_text_encoder_of_sd1_has_no_number(base: Callable[[str], Path], tmp_
     both = random_adapter(open_base(base("xl")), "lora", targets="text text_2")
     numbered, _ = read_safetensors(write("kohya", both, tmp_path / "both.safetensors"))
     assert {name.split("_text_model_")[0] for name in numbered} == {"lora_te1", "lora_te2"}
-    expected = Concept.load(tmp_path / "made.safetensors")
+    expected = read_concept(tmp_path / "made.safetensors")
     assert same(
         pinxit_output(model, expected.with_strength(ALPHA / RANK)), pinxit_output(model, concept)
     )
@@ -257,7 +259,7 @@ def test_doras_norms_have_their_name(base: Callable[[str], Path], tmp_path: Path
     assert not [name for name in mine if "magnitude" in name]
     made = by_their_converter(concept, tmp_path / "made.safetensors")
     assert not [name for name in made if "dora_scale" in name]
-    expected = Concept.load(tmp_path / "made.safetensors")
+    expected = read_concept(tmp_path / "made.safetensors")
     assert {part.settings["kind"] for part in expected.parts} == {"dora"}
     assert same(pinxit_output(model, rescaled(expected)), pinxit_output(model, concept))
 
@@ -304,7 +306,7 @@ def test_what_diffusers_saves(
         if with_settings:
             layers[f"{name}_lora_adapter_metadata"] = config.to_dict()
     pipe.save_lora_weights(tmp_path / "toy", **layers)
-    expected = Concept.load(tmp_path / "toy")
+    expected = read_concept(tmp_path / "toy")
     model = open_base(base(family))
     again = diffusers_output(
         pipeline(base(family), tmp_path / "toy" / "pytorch_lora_weights.safetensors")
@@ -370,7 +372,7 @@ def test_what_lycoris_saves(
     expected = diffusers_output(pipe)
     network.save_weights(str(file), None, {})
     model = open_base(base("1"))
-    concept = Concept.load(file)
+    concept = read_concept(file)
     kinds = {part.settings["kind"] for part in concept.parts}
     assert kinds == {name.split("-")[0]}
     assert same(pinxit_output(model, concept), expected)

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from pinxit.concepts.concept import Concept
+from pinxit.concepts.read import read_concept
 from pinxit.errors import RunError
 from pinxit.pocket.eyes import Eyes
 from pinxit.reports.demo import DemoSettings, run_demo
@@ -70,7 +70,7 @@ def test_the_scores_are_plain_and_whole(demo: tuple[Path, dict[str, Any], Told])
 
 @pytest.mark.long
 def test_the_runs_can_be_painted_with(demo: tuple[Path, dict[str, Any], Told]) -> None:
-    tokens = {Concept.load(run).token for run in (demo[0] / "runs").iterdir()}
+    tokens = {read_concept(run).token for run in (demo[0] / "runs").iterdir()}
     assert tokens == {SUBJECT_TOKEN, STYLE_TOKEN}
 
 

@@ -11,7 +11,7 @@ import pytest
 import torch
 from PIL import Image
 
-from pinxit.concepts.concept import Concept
+from pinxit.concepts.read import read_concept
 from pinxit.errors import FileError, RequestError
 from pinxit.evaluation.findings import Findings
 from pinxit.evaluation.judge import Judge, JudgeScore, MetricSet, PromptRun
@@ -187,10 +187,10 @@ def test_the_best_concept_is_kept(
     assert run.result_file.name == "best.safetensors"
     assert not [problem for problem in run.problems if "low subject fidelity" in problem]
     # The folder stands for the best concept; the others are loaded by file name.
-    assert Concept.load(run.folder).provenance.steps == 4
-    assert Concept.load(run.folder).provenance.scores["best"] == 0.9
+    assert read_concept(run.folder).provenance.steps == 4
+    assert read_concept(run.folder).provenance.scores["best"] == 0.9
     saved = sorted((run.folder / "concepts").iterdir())
-    assert [Concept.load(file).provenance.steps for file in saved] == [4, 8]
+    assert [read_concept(file).provenance.steps for file in saved] == [4, 8]
     entries = [entry["best"] for entry in run.log.entries() if "best" in entry]
     assert entries == judge.scores
 
@@ -206,8 +206,8 @@ def test_the_best_concept_is_kept(
     # A damaged best concept is an error, and is replaced when a preview is scored again.
     run.result_file.write_bytes(run.result_file.read_bytes()[:-9])
     with pytest.raises(FileError, match=r"best\.safetensors"):
-        Concept.load(run.folder)
-    assert Concept.load(run.folder / "concept.safetensors").provenance.steps == 8
+        read_concept(run.folder)
+    assert read_concept(run.folder / "concept.safetensors").provenance.steps == 8
     judge.scores.append(0.1)
     list(Run.open(run.folder, steps=10).train(model))
     assert run.best_step == 10

@@ -41,10 +41,10 @@ def convert(
     ] = None,
 ) -> None:
     """Convert an embedding, a LoRA or a full model to the file format of another program."""
-    from pinxit.concepts.concept import Concept
     from pinxit.concepts.format import Format, Target
+    from pinxit.concepts.read import read_concept
 
-    concept = Concept.load(file)
+    concept = read_concept(file)
     name = format_ or _default_format(concept, out.suffix)
     writer: Format = registry.load("formats", name)()
     if out.suffix not in writer.suffixes:

@@ -35,7 +35,7 @@ def inspect(
     ] = None,
 ) -> None:
     """Show what a concept file contains, what it fits, how it was trained, and its problems."""
-    from pinxit.concepts.concept import recognize_format
+    from pinxit.concepts.read import recognize_format
     from pinxit.files.open_any import open_any
 
     opened = open_any(file)

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from pinxit.adapters.adapter import Part, embedding_widths
-from pinxit.concepts.concept import Concept, Provenance, from_description
+from pinxit.concepts.concept import Concept, from_description
+from pinxit.concepts.metadata import PROVENANCE_KEY, Provenance
 from pinxit.errors import ConceptError
 from pinxit.files.atomic_write import atomic_write, write_tensors
 from pinxit.files.open_any import OpenedFile
@@ -18,8 +19,6 @@ from pinxit.models import modelspec
 
 Precision = Literal["fp32", "fp16", "bf16"]
 
-# The metadata key for pinxit's own description of a concept in files of other programs.
-PROVENANCE_KEY = "pinxit.provenance"
 # Table names in other programs' files, and the names of the text encoders in pinxit.
 TEXT_ENCODER_KEYS = {"clip_l": "text", "clip_g": "text_2"}
 _KEYS_BY_ENCODER = {text_encoder: key for key, text_encoder in TEXT_ENCODER_KEYS.items()}

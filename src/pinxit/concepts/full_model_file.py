@@ -6,8 +6,9 @@ import torch
 from torch import Tensor
 
 from pinxit.adapters.adapter import Part
-from pinxit.concepts.concept import Concept, Provenance, from_description
-from pinxit.concepts.format import PROVENANCE_KEY, Precision, Target
+from pinxit.concepts.concept import Concept, from_description
+from pinxit.concepts.format import Precision, Target
+from pinxit.concepts.metadata import PROVENANCE_KEY, Provenance
 from pinxit.errors import ConceptError
 from pinxit.files.open_any import OpenedFile
 from pinxit.models import modelspec

@@ -13,14 +13,9 @@ from torch import Tensor
 from pinxit.adapters.adapter import Part
 from pinxit.adapters.lora import LORA_PART
 from pinxit.adapters.peft_layers import WEIGHT_NAMES, split_name
-from pinxit.concepts.concept import Concept, Provenance, from_description
-from pinxit.concepts.format import (
-    FILLER_TOKEN,
-    PROVENANCE_KEY,
-    Format,
-    StoredEmbedding,
-    check_tables,
-)
+from pinxit.concepts.concept import Concept, from_description
+from pinxit.concepts.format import FILLER_TOKEN, Format, StoredEmbedding, check_tables
+from pinxit.concepts.metadata import PROVENANCE_KEY, Provenance
 from pinxit.errors import ConceptError
 from pinxit.files.open_any import OpenedFile
 from pinxit.models import modelspec

@@ -13,8 +13,7 @@ from torch import Tensor
 
 from pinxit.errors import FileError
 from pinxit.files.mapped import map_file
-
-MAX_HEADER_BYTES = 32 * 2**20
+from pinxit.files.safetensors_header import parse_header, unreadable_error
 
 # Name of the last tensor of a file with a checksum: the SHA-256 of every byte before it.
 CHECKSUM = "pinxit.sha256"
@@ -50,13 +49,7 @@ def read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     """
     try:
         with path.open("rb") as file:
-            length = int.from_bytes(file.read(8), "little")
-            if length > MAX_HEADER_BYTES:
-                raise ValueError(
-                    f"its header has {length} bytes, and the limit is {MAX_HEADER_BYTES}"
-                )
-            # Decoded here: given bytes, json would try other encodings and import modules.
-            entries: dict[str, Any] = json.loads(file.read(length).decode("utf-8"))
+            length, entries = parse_header(file)
             with safe_open(path, framework="pt") as reader:  # checks the header
                 data = map_file(file)
                 tensors = {
@@ -73,10 +66,7 @@ def read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
             return tensors, {**metadata, CHECKSUM: "intact"}
     # RuntimeError: from torch, for example if the product of a shape exceeds 64 bits.
     except (SafetensorError, OSError, ValueError, RuntimeError) as error:
-        raise FileError(
-            f"{path} cannot be read as safetensors: {error}",
-            "download it again; if that does not help, the program that wrote it made a mistake",
-        ) from error
+        raise unreadable_error(path, error) from error
     raise damaged_error(path)
 
 

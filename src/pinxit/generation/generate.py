@@ -11,7 +11,8 @@ from pydantic import BeforeValidator, PlainSerializer, ValidationInfo, field_val
 from torch import Tensor
 
 from pinxit.adapters.adapter import applied
-from pinxit.concepts.concept import Concept, ConceptReference, combined_adapters
+from pinxit.concepts.concept import Concept, combined_adapters
+from pinxit.concepts.read import ConceptReference
 from pinxit.errors import PinxitError, RequestError
 from pinxit.files.atomic_write import atomic_write
 from pinxit.generation.control import (

@@ -7,6 +7,7 @@ from typing import Any, Self
 
 from pinxit import registry
 from pinxit.concepts.concept import Concept
+from pinxit.concepts.read import read_concept
 from pinxit.errors import RequestError
 from pinxit.images.folder import TrainingImage, fingerprint
 from pinxit.runs.run import Run
@@ -36,7 +37,7 @@ class Entrant:
             recipe = Recipe.model_validate({**run.recipe.model_dump(), **overrides})
             losses = tuple(_mean(step["losses"]) for step in run.logged_steps())
             return cls(path.name, run.concept, recipe, recipe.read_images(), losses)
-        concept = Concept.load(path)
+        concept = read_concept(path)
         options = {**Recipe.chosen(concept.provenance.recipe_values), **overrides}
         missing = [name for name in ("images", "class_noun") if name not in options]
         if missing:

@@ -4,6 +4,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from pinxit.concepts.concept import Concept
+from pinxit.concepts.read import read_concept, write_concept
 from pinxit.errors import PinxitError
 from pinxit.evaluation.findings import Findings, advice
 
@@ -53,13 +54,13 @@ def save_if_best(folder: Path, concept: Concept, findings: Findings) -> PreviewS
     )
     if is_best:
         provenance = replace(concept.provenance, scores=event.scores)
-        replace(concept, provenance=provenance).save(folder / FILE)
+        write_concept(replace(concept, provenance=provenance), folder / FILE)
     return event
 
 
 def best_concept(folder: Path) -> Concept | None:
     """The best concept of a run; None if there is no file or it is damaged."""
     try:
-        return Concept.load(folder / FILE)
+        return read_concept(folder / FILE)
     except PinxitError:
         return None

@@ -7,7 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pinxit.concepts.concept import Concept, Provenance
+from pinxit.concepts.concept import Concept
+from pinxit.concepts.metadata import Provenance
+from pinxit.concepts.read import read_concept, write_concept
 from pinxit.errors import DiskError, PinxitError, RunError
 from pinxit.evaluation.judge import Judge
 from pinxit.files.atomic_write import (
@@ -120,7 +122,7 @@ class RunFolder:
     @property
     def concept(self) -> Concept:
         """The concept as of the last save; ConceptError if nothing is saved yet."""
-        return Concept.load(self.folder / _CONCEPT)
+        return read_concept(self.folder / _CONCEPT)
 
     @property
     def best_step(self) -> int | None:
@@ -299,7 +301,7 @@ class RunFolder:
 
     def _save_concept(self, trainer: ConceptTrainer, name: str = _CONCEPT) -> None:
         with self._averaged_concept(trainer) as concept:
-            concept.save(self.folder / name)
+            write_concept(concept, self.folder / name)
 
     @contextmanager
     def _averaged_concept(self, trainer: ConceptTrainer) -> Generator[Concept]:

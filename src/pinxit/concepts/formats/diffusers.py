@@ -9,7 +9,6 @@ from typing import Any
 from pinxit.concepts.concept import Concept
 from pinxit.concepts.format import (
     KEYS_WITHOUT_TOKEN,
-    PROVENANCE_KEY,
     EmbeddingFormat,
     StoredEmbedding,
     Target,
@@ -24,6 +23,7 @@ from pinxit.concepts.full_model_file import (
     full_model_metadata,
     read_full_model,
 )
+from pinxit.concepts.metadata import PROVENANCE_KEY
 from pinxit.files.atomic_write import write_tensors, write_text
 from pinxit.files.open_any import OpenedFile, open_any
 from pinxit.models.source import Source

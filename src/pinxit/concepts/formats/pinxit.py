@@ -4,6 +4,7 @@ from torch import Tensor
 
 from pinxit.concepts.concept import Concept, from_description
 from pinxit.concepts.format import Format, Target
+from pinxit.concepts.read import write_concept
 from pinxit.files.open_any import OpenedFile
 from pinxit.files.safetensors_file import CHECKSUM, damaged_error
 
@@ -37,4 +38,4 @@ class Pinxit(Format):
     def write(self, concept: Concept, target: Target) -> None:
         """Write the concept unchanged."""
         target.check_no_conversion()
-        concept.save(target.out)
+        write_concept(concept, target.out)

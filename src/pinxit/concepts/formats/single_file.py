@@ -3,13 +3,14 @@
 from torch import Tensor
 
 from pinxit.concepts.concept import Concept
-from pinxit.concepts.format import PROVENANCE_KEY, Format, Target
+from pinxit.concepts.format import Format, Target
 from pinxit.concepts.full_model_file import (
     base_source,
     completed_networks,
     full_model_metadata,
     read_full_model,
 )
+from pinxit.concepts.metadata import PROVENANCE_KEY
 from pinxit.errors import ConceptError
 from pinxit.files.atomic_write import write_tensors
 from pinxit.files.open_any import OpenedFile

@@ -4,7 +4,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from pinxit.concepts.concept import Concept, ConceptReference
+from pinxit.concepts.concept import Concept
+from pinxit.concepts.read import ConceptReference
 from pinxit.generation.control import Control, parse_control
 from pinxit.generation.generate import (
     GeneratedImage,

@@ -8,7 +8,8 @@ from hashlib import sha256
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
-from pinxit.concepts.concept import Concept, ConceptReference
+from pinxit.concepts.concept import Concept
+from pinxit.concepts.read import ConceptReference
 from pinxit.evaluation.prompt_sets import Prompt
 from pinxit.generation.generate import (
     GeneratedImage,

@@ -1,0 +1,143 @@
+"""The description of a concept in a file's metadata: its parts without tensors, and provenance.
+
+It can be read without torch and without the tensors of the file.
+"""
+
+import json
+import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from importlib.metadata import version
+from pathlib import Path
+from typing import Annotated, Any
+
+from pydantic import Field, TypeAdapter, ValidationError
+
+from pinxit.errors import ConceptError
+from pinxit.files.safetensors_header import read_header_metadata
+
+# The metadata keys of the description in pinxit's own files, and in files of other programs.
+DESCRIPTION_KEY = "pinxit"
+PROVENANCE_KEY = "pinxit.provenance"
+# Files have a checksum from version 2 on.
+_FORMAT_VERSION = 2
+# The settings that a part of a kind must have.
+_REQUIRED_SETTINGS = {
+    "new-word": {"word", "stand_in"},
+    "alias": {"word", "text"},
+    "tuned-weights": {"network"},
+    "lora": {"target", "kind"},
+}
+_LIBRARIES = ("torch", "diffusers", "transformers", "safetensors")
+
+
+def library_versions() -> dict[str, str]:
+    """The versions of the libraries that results may depend on."""
+    return {name: version(name) for name in _LIBRARIES}
+
+
+@dataclass(frozen=True)
+class Provenance:
+    """How a concept was trained: enough to repeat the training and to know which model it fits.
+
+    `images` has the hash of each training image by name. `metadata` comes from another program's
+    file, in that program's terms; other values are then empty. `scores` are those of the
+    checkpoint if it was saved as the best one.
+    """
+
+    token: str
+    class_noun: str
+    method: str
+    base: str
+    base_hash: str
+    steps: int
+    images: Annotated[Mapping[str, str], Field(alias="pictures")]
+    recipe: str
+    versions: Mapping[str, str] = field(default_factory=library_versions)
+    metadata: Annotated[Mapping[str, str], Field(alias="told")] = field(
+        default_factory=dict[str, str]
+    )
+    scores: Mapping[str, float] = field(default_factory=dict[str, float])
+
+    @property
+    def recipe_values(self) -> Mapping[str, Any]:
+        """The options in the recipe; empty without a recipe or if it is not valid TOML."""
+        try:
+            return tomllib.loads(self.recipe)
+        except tomllib.TOMLDecodeError:
+            return {}
+
+    @classmethod
+    def from_metadata(cls, token: str, metadata: Mapping[str, str], base: str = "") -> "Provenance":
+        """The provenance of a file of another program, as far as its metadata states it."""
+        steps = metadata.get("step") or metadata.get("ss_steps", "")
+        num_steps = int(steps) if steps.isdecimal() else 0
+        return cls(token, "", "", base, "", num_steps, {}, "", {}, metadata)
+
+
+@dataclass(frozen=True)
+class PartDescription:
+    """A part of a concept without its tensors, as stored in a file's metadata."""
+
+    kind: str
+    settings: dict[str, str]
+
+    def __post_init__(self) -> None:
+        missing = _REQUIRED_SETTINGS.get(self.kind, set()) - self.settings.keys()
+        if missing:
+            raise ValueError(f"a part of kind {self.kind} has no {', '.join(sorted(missing))}")
+
+
+@dataclass(frozen=True)
+class Description:
+    """A concept without its tensors, as stored in a file's metadata."""
+
+    format: int
+    parts: list[PartDescription]
+    provenance: Provenance
+
+    @classmethod
+    def of(cls, parts: list[PartDescription], provenance: Provenance) -> "Description":
+        """A description in the current version of the format."""
+        return cls(_FORMAT_VERSION, parts, provenance)
+
+    def to_json(self) -> str:
+        """The description as JSON; the inverse of `parse`."""
+        values = _DESCRIPTION.dump_python(self, by_alias=True)
+        return json.dumps(values, ensure_ascii=False)
+
+    @classmethod
+    def parse(cls, text: str, path: Path) -> "Description":
+        """Parse JSON from a file; ConceptError if it is damaged or of a newer version."""
+        try:
+            description = _DESCRIPTION.validate_json(text)
+        except ValidationError as error:
+            raise ConceptError(
+                f"the description in {path} is damaged: {str(error).splitlines()[0]}",
+                "use a copy of the file",
+            ) from error
+        is_known = all(part.kind in _REQUIRED_SETTINGS for part in description.parts)
+        if description.format not in (1, _FORMAT_VERSION) or not is_known:
+            raise ConceptError(
+                f"concept {path} was written by a newer version of pinxit",
+                "update pinxit to use it",
+            )
+        return description
+
+
+# The keys `pictures` and `told` in files are older than the names of the fields.
+_DESCRIPTION = TypeAdapter(Description)
+
+
+def read_metadata(path: Path | str) -> Provenance:
+    """The provenance in a safetensors file, without reading its tensors or verifying it.
+
+    Raises ConceptError if the file has no description by pinxit, FileError if it is unreadable.
+    """
+    metadata = read_header_metadata(Path(path))
+    text = metadata.get(DESCRIPTION_KEY) or metadata.get(PROVENANCE_KEY)
+    if text is None:
+        raise ConceptError(
+            f"{path} has no description by pinxit", "give a file that pinxit has written"
+        )
+    return Description.parse(text, Path(path)).provenance

@@ -1,0 +1,81 @@
+"""Read a concept from a file of any format, and write it in pinxit's own format."""
+
+import math
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+from torch import Tensor
+
+from pinxit import registry
+from pinxit.concepts.concept import Concept
+from pinxit.concepts.format import Format
+from pinxit.concepts.metadata import DESCRIPTION_KEY
+from pinxit.errors import ConceptError, RequestError
+from pinxit.files.atomic_write import write_tensors
+from pinxit.files.open_any import OpenedFile, open_any
+
+# `FILE:STRENGTH`
+_PATH_WITH_STRENGTH = re.compile(
+    r"(.+):([+-]?(?:\d+\.?\d*|\.\d+)(?:e[+-]?\d+)?)", re.DOTALL | re.IGNORECASE
+)
+
+
+@dataclass(frozen=True)
+class ConceptReference:
+    """The path of a concept and the strength of its LoRA."""
+
+    path: Path
+    strength: float = 1.0
+
+    @classmethod
+    def parse(cls, text: str | Path) -> "ConceptReference":
+        """Parse `FILE` or `FILE:STRENGTH`; an existing path is taken as it is, without strength."""
+        path, drive = Path(text), Path(text).drive
+        match = _PATH_WITH_STRENGTH.fullmatch(str(text).removeprefix(drive))
+        if match is None or path.exists():
+            return cls(path)
+        strength = float(match[2])
+        if not math.isfinite(strength):
+            raise RequestError(
+                f"the strength in `{text}` is not a finite number", "choose one such as 0.7"
+            )
+        return cls(Path(drive + match[1]), strength)
+
+    def __str__(self) -> str:
+        path = str(self.path)
+        if self.strength == 1 and not _PATH_WITH_STRENGTH.fullmatch(path):
+            return path
+        return f"{path}:{self.strength!r}"
+
+    def open(self) -> Concept:
+        """Read the concept; ConceptError if there is none."""
+        return read_concept(self.path).with_strength(self.strength)
+
+
+def read_concept(path: Path | str) -> Concept:
+    """Read a concept from a file of any format or a run folder; ConceptError if there is none."""
+    file = open_any(Path(path))
+    return recognize_format(file).read(file).with_nickname(Path(path))
+
+
+def write_concept(concept: Concept, path: Path) -> None:
+    """Write a concept atomically in pinxit's own format: safetensors with a checksum."""
+    tensors: dict[str, Tensor] = {}
+    for number, part in enumerate(concept.parts):
+        tensors |= {f"{number}.{name}": tensor for name, tensor in part.tensors.items()}
+    write_tensors(path, tensors, {DESCRIPTION_KEY: concept.description}, checksum=True)
+
+
+def recognize_format(file: OpenedFile) -> Format:
+    """The format of a file, recognized by its content; ConceptError if no format matches."""
+    for name in registry.names("formats"):
+        format_: Format = registry.load("formats", name)()
+        if format_.recognizes(file):
+            return format_
+    keys = sorted(file.content) or ["nothing"]
+    more = f" and {len(keys) - 3} more" if len(keys) > 3 else ""
+    raise ConceptError(
+        f"{file.path} has an unknown format: it contains {', '.join(keys[:3])}{more}",
+        f"pinxit reads the formats {', '.join(registry.names('formats'))}",
+    )

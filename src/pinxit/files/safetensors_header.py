@@ -1,0 +1,38 @@
+"""The header of a safetensors file: metadata and tensor entries, read without torch."""
+
+import json
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from pinxit.errors import FileError
+
+MAX_HEADER_BYTES = 32 * 2**20
+_READ_HINT = "download it again; if that does not help, the program that wrote it made a mistake"
+
+
+def parse_header(file: BinaryIO) -> tuple[int, dict[str, Any]]:
+    """The header's length in bytes and its entries, from the start of a file.
+
+    Raises ValueError if it is too long or not JSON.
+    """
+    length = int.from_bytes(file.read(8), "little")
+    if length > MAX_HEADER_BYTES:
+        raise ValueError(f"its header has {length} bytes, and the limit is {MAX_HEADER_BYTES}")
+    # Decoded here: given bytes, json would try other encodings and import modules.
+    return length, json.loads(file.read(length).decode("utf-8"))
+
+
+def read_header_metadata(path: Path) -> dict[str, str]:
+    """The metadata in the header; no tensor is read and no checksum verified. Raises FileError."""
+    try:
+        with path.open("rb") as file:
+            _, entries = parse_header(file)
+            metadata: dict[object, object] = dict(entries.get("__metadata__", {}))
+    except (OSError, ValueError, TypeError, AttributeError, RecursionError) as error:
+        raise unreadable_error(path, error) from error
+    return {str(name): text for name, text in metadata.items() if isinstance(text, str)}
+
+
+def unreadable_error(path: Path, error: Exception) -> FileError:
+    """The error for a file that is not valid safetensors."""
+    return FileError(f"{path} cannot be read as safetensors: {error}", _READ_HINT)
