@@ -33,7 +33,7 @@ def quantized(layer: nn.Module) -> nn.Module:
     """The layer in int8 with the same weight."""
     weight = layer.get_parameter("weight").detach()
     blocks = nn.ModuleDict({"up_blocks": nn.ModuleList([deepcopy(layer)])}).requires_grad_(False)
-    convert_to_int8(blocks)
+    convert_to_int8(blocks, "^up_blocks")
     int8_layer = blocks.get_submodule("up_blocks.0")
     assert type(int8_layer) is not type(layer)
     integers, int8_layer.scale = quantize_rows(weight)

@@ -1,6 +1,5 @@
 """Share attention outputs and features between the samples of a batch."""
 
-import re
 from collections.abc import Sequence
 
 from torch import Tensor, nn
@@ -9,37 +8,29 @@ from torch.utils.hooks import RemovableHandle
 from pinxit.errors import RequestError
 from pinxit.models.model import Model
 
-# Self-attention of a U-Net's decoder, and joint attention of a diffusion transformer.
-_ATTENTION = r"(up_blocks\..+\.attn1|transformer_blocks\.\d+\.attn)"
-# Which positions attend to each other (Plug-and-Play, arXiv:2211.12572).
-QUERIES_AND_KEYS = rf"{_ATTENTION}\.to_[qk]"
-# What is attended to (MasaCtrl, arXiv:2304.08465).
-KEYS_AND_VALUES = rf"{_ATTENTION}\.to_[kv]"
-# The layout of the image: features of the second level of the decoder (Plug-and-Play).
-DECODER_FEATURES = r"up_blocks\.1\.resnets\.[01]\.conv2"
-
 
 class AttentionSharing:
     """A model change: while `enabled`, layers copy their outputs between branches of a batch.
 
     A batch consists of `num_branches` branches of `num_samples` samples each, or of twice as many
-    branches with classifier-free guidance. In the layers whose names match one of the patterns
-    `layers`, the outputs of branch 0 are replaced by those of the branch `source`.
+    branches with classifier-free guidance. In the layers of `layer_groups`, the outputs of branch
+    0 are replaced by those of the branch `source`.
     """
 
     def __init__(
-        self, layers: Sequence[str], source: int, num_branches: int, num_samples: int
+        self, layer_groups: Sequence[str], source: int, num_branches: int, num_samples: int
     ) -> None:
         self.enabled = False
-        self._layers = re.compile("|".join(layers))
+        self._layer_groups = tuple(layer_groups)
         self._source = source
         self._shape = (-1, num_branches, num_samples)
         self._hooks: list[RemovableHandle] = []
 
     def inject(self, model: Model) -> None:
-        """Add hooks to the matching layers; RequestError if the model has none of them."""
+        """Add hooks to the layers of the groups; RequestError if the model has none of them."""
+        patterns = [model.layer_pattern("denoiser", group) for group in self._layer_groups]
         for name, layer in model.networks["denoiser"].named_modules():
-            if self._layers.fullmatch(name):
+            if any(pattern.search(name) for pattern in patterns):
                 self._hooks.append(layer.register_forward_hook(self._copy_source))
         if not self._hooks:
             raise RequestError(

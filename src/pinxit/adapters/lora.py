@@ -37,14 +37,6 @@ LayerGroup = Literal["cross-attention", "attention", "transformer", "all"]
 
 LORA_PART = "lora"  # the `Part.kind` of all adapter kinds
 
-_BLOCKS = "attentions|transformer_blocks|layers"
-_LAYER_PATTERNS: dict[LayerGroup, str] = {
-    # A text encoder has only self-attention, a diffusion transformer only joint attention.
-    "cross-attention": r"\.(attn2?|self_attn)\.",
-    "attention": r"\.(attn\d?|self_attn)\.",
-    "transformer": rf"(^|\.)({_BLOCKS})\.\d+\.",
-    "all": rf"(^|\.)({_BLOCKS}|resnets|downsamplers|upsamplers)\.\d+\.",
-}
 _NORM = re.compile(r"\.norm\w*\.")
 _BASE_HINT = "use it with the kind of base model that it was trained on"
 _DAMAGED_HINT = "the file is damaged or was edited by hand; use a copy of the original"
@@ -184,11 +176,11 @@ def _factors(adapters: Sequence[LoraAdapter], layer: str) -> LoraFactors:
 
 def _target_layers(model: Model, target: str, config: LoraConfig) -> dict[str, Any]:
     """The layers of a network that a config selects; RecipeError if there are none."""
-    network = model.networks[target]
+    network, pattern = model.networks[target], model.layer_pattern(target, config.layers)
     group = {
         name: network.get_submodule(path)
         for name, path in module_paths(network).items()
-        if re.search(_LAYER_PATTERNS[config.layers], name) and not _NORM.search(name)
+        if pattern.search(name) and not _NORM.search(name)
     }
     layers = {name: layer for name, layer in group.items() if supports(layer, config.kind)}
     if not layers:

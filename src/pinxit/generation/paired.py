@@ -8,7 +8,7 @@ from typing import Self
 import torch
 from torch import Tensor
 
-from pinxit.adapters.attention_sharing import DECODER_FEATURES, QUERIES_AND_KEYS, AttentionSharing
+from pinxit.adapters.attention_sharing import AttentionSharing
 from pinxit.generation.control import Control, ControlHooks, SamplingContext
 from pinxit.generation.schedulers import Sampler
 from pinxit.options import Option
@@ -46,7 +46,7 @@ class SourceBranch(ControlHooks):
     """A source image that is denoised alongside each image, freely or along a trajectory.
 
     In the first `copied` steps the images are copies of it. In the steps of `shared`, attention of
-    the source replaces that of the image in `layers`; where a trajectory is followed, the
+    the source replaces that of the image in `layer_groups`; where a trajectory is followed, the
     deviations of the source from it are also added to the image (direct inversion,
     arXiv:2310.01506; edit-friendly inversion, 2304.06140).
     """
@@ -54,13 +54,13 @@ class SourceBranch(ControlHooks):
     def __init__(
         self,
         context: SamplingContext,
-        layers: Sequence[str],
+        layer_groups: Sequence[str],
         shared: range,
         trajectory: Sequence[Tensor] | None = None,
         copied: int | None = None,
     ) -> None:
         self._sharing = AttentionSharing(
-            layers, context.branch, context.source_branches + 1, len(context.seeds)
+            layer_groups, context.branch, context.source_branches + 1, len(context.seeds)
         )
         self.adapters = (self._sharing,)
         self._shared = shared
@@ -85,7 +85,7 @@ class SourceBranch(ControlHooks):
         copied = round(max(0, 2 * preserve - 1) ** 2 * steps)
         last = round((copied + steps) / 2) if preserve > 0.5 else round(preserve * steps)
         return cls(
-            context, (QUERIES_AND_KEYS, DECODER_FEATURES), range(copied, last), trajectory, copied
+            context, ("queries-keys", "decoder-features"), range(copied, last), trajectory, copied
         )
 
     def initial_latents(self, sampler: Sampler) -> Tensor | None:  # noqa: ARG002

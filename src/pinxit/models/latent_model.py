@@ -3,7 +3,7 @@
 
 from abc import abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, Self, TypeVar
+from typing import Any, ClassVar, Self, TypeVar
 
 import torch
 from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
@@ -33,9 +33,19 @@ from pinxit.models.text_encoder import (
 
 _T = TypeVar("_T")
 
+_UNET_ATTENTION = r"up_blocks\..+\.attn1"
+
 
 class LatentModel(Model):
     """A denoiser in a VAE's latent space, conditioned by CLIP text encoders."""
+
+    # A text encoder has only self-attention.
+    text_layer_groups: ClassVar[Mapping[str, str]] = {
+        "cross-attention": r"\.self_attn\.",
+        "attention": r"\.self_attn\.",
+        "transformer": r"(^|\.)layers\.\d+\.",
+        "all": r"(^|\.)layers\.\d+\.",
+    }
 
     def __init__(
         self,
@@ -175,10 +185,27 @@ class _LoadedOnAccess(Mapping[str, _T]):
 class UNetModel(LatentModel):
     """A U-Net with a diffusion schedule."""
 
+    layer_groups: ClassVar[Mapping[str, str]] = {
+        "cross-attention": r"\.attn2\.",
+        "attention": r"\.attn[12]\.",
+        "transformer": r"\.attentions\.\d+\.",
+        "all": r"(attentions|resnets|downsamplers|upsamplers)\.\d+\.",
+        # Layers inside a block, which are applied at every image position.
+        "int8": r"^(down_blocks|mid_block|up_blocks)\.(?!.*(time|norm))",
+        # Which positions attend to each other (Plug-and-Play, arXiv:2211.12572).
+        "queries-keys": rf"^{_UNET_ATTENTION}\.to_[qk]$",
+        # What is attended to (MasaCtrl, arXiv:2304.08465).
+        "keys-values": rf"^{_UNET_ATTENTION}\.to_[kv]$",
+        # The layout of the image: features of the decoder's second level (Plug-and-Play).
+        "decoder-features": r"^up_blocks\.1\.resnets\.[01]\.conv2$",
+    }
+
     def __init__(
         self, source: Source, placement: Placement, text_encoders: Sequence[TextEncoder]
     ) -> None:
-        unet = load_network(UNet2DConditionModel, source, "unet", placement)
+        unet = load_network(
+            UNet2DConditionModel, source, "unet", placement, int8_layers=self.layer_groups["int8"]
+        )
         scheduler: Any = DDPMScheduler.from_config(source.config("scheduler"))
         schedule = Diffusion(scheduler.alphas_cumprod, scheduler.config.prediction_type)
         super().__init__(source, placement, unet, text_encoders, schedule)

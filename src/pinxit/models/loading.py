@@ -48,10 +48,12 @@ def load_network(
     part: str,
     placement: Placement,
     dtype: torch.dtype | None = None,
+    int8_layers: str = "",
 ) -> _N:
     """A part of a base model as a network of class `kind`, frozen, on the placement's device.
 
-    The weights have the placement's dtype unless `dtype` is given. The caller chooses the class,
+    The weights have the placement's dtype unless `dtype` is given; with precision int8, the layers
+    whose names match `int8_layers` become 8-bit. The caller chooses the class,
     whatever class the config names: a file must not choose code. Raises ModelError if config and
     weights do not match.
     """
@@ -62,8 +64,8 @@ def load_network(
     try:
         with torch.device("meta"):
             network = _network_without_weights(kind, config)
-            if placement.precision == "int8" and part in ("unet", "transformer"):
-                convert_to_int8(network)
+            if placement.precision == "int8" and int8_layers:
+                convert_to_int8(network, int8_layers)
     except (TypeError, ValueError, RuntimeError, KeyError, ArithmeticError) as error:
         raise ModelError(
             f"{context}: its config is invalid: {_first_line(error)}",

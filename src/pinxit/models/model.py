@@ -1,12 +1,13 @@
 """The interface of a base model, and how one is opened."""
 
+import re
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from importlib.resources import files
 from pathlib import Path
-from typing import Literal, Self
+from typing import ClassVar, Literal, Self
 
 import torch
 from torch import Tensor, nn
@@ -82,8 +83,16 @@ class Model(ABC):
     `placeholders` are the active placeholder tokens and `networks` the parts that can be trained
     ("denoiser" and the text encoders); only adapters change either. All weights are frozen.
     Weights can be offloaded; they are read again from the source when they are needed.
+
+    `layer_groups` and `text_layer_groups` are regular expressions that find the layers of a group
+    in the denoiser and in a text encoder by their names. The groups are those of LoRA
+    ("cross-attention", "attention", "transformer", "all"), the layers that become 8-bit ("int8"),
+    and the layers whose outputs controls share ("queries-keys", "keys-values",
+    "decoder-features").
     """
 
+    layer_groups: ClassVar[Mapping[str, str]]
+    text_layer_groups: ClassVar[Mapping[str, str]]
     source: Source
     placement: Placement
     schedule: Schedule
@@ -162,6 +171,12 @@ class Model(ABC):
     def num_parameters(self) -> int:
         """Number of parameters of the denoiser; defaults of recipes depend on it."""
         return sum(weight.numel() for weight in self.networks["denoiser"].parameters())
+
+    def layer_pattern(self, network: str, group: str) -> re.Pattern[str]:
+        """The names of the layers of a group, to be searched; nothing for an unknown group."""
+        is_text = network in self.text_encoders
+        groups = self.text_layer_groups if is_text else self.layer_groups
+        return re.compile(groups.get(group, "(?!)"))
 
     def truncated_text(self, prompt: str, parsing: PromptParsing = DEFAULT_PARSING) -> str:
         """The end of a prompt that all text encoders truncate, "" if the prompt fits."""

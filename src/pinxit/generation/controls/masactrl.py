@@ -5,7 +5,6 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from pinxit.adapters.attention_sharing import KEYS_AND_VALUES
 from pinxit.generation.control import ImageControl, SamplingContext
 from pinxit.generation.paired import PairedControl, SourceBranch, ddim_inversion
 from pinxit.options import Option
@@ -29,7 +28,7 @@ class MasaCtrl(PairedControl, ImageControl):
         steps = len(context.timesteps)
         return SourceBranch(
             context,
-            (KEYS_AND_VALUES,),
+            ("keys-values",),
             range(round((1 - self.preserve) * steps), steps),
             trajectory,
         )

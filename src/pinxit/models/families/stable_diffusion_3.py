@@ -1,8 +1,8 @@
 # pyright: standard, reportPrivateImportUsage=false
 """Stable Diffusion 3 and 3.5: two CLIP text encoders, optional T5, a rectified-flow transformer."""
 
-from collections.abc import Sequence
-from typing import Any, Self
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar, Self
 
 import torch
 from diffusers.models.transformers.transformer_sd3 import SD3Transformer2DModel
@@ -31,10 +31,27 @@ class StableDiffusion3(LatentModel):
     without attention weights and truncated to one chunk.
     """
 
+    # A diffusion transformer has only joint attention of image and text.
+    layer_groups: ClassVar[Mapping[str, str]] = {
+        "cross-attention": r"\.attn2?\.",
+        "attention": r"\.attn2?\.",
+        "transformer": r"^transformer_blocks\.\d+\.",
+        "all": r"^transformer_blocks\.\d+\.",
+        "int8": r"^transformer_blocks\.(?!.*(time|norm))",
+        "queries-keys": r"^transformer_blocks\.\d+\.attn\.to_[qk]$",
+        "keys-values": r"^transformer_blocks\.\d+\.attn\.to_[kv]$",
+    }
+
     def __init__(
         self, source: Source, placement: Placement, text_encoders: Sequence[TextEncoder]
     ) -> None:
-        transformer = load_network(SD3Transformer2DModel, source, "transformer", placement)
+        transformer = load_network(
+            SD3Transformer2DModel,
+            source,
+            "transformer",
+            placement,
+            int8_layers=self.layer_groups["int8"],
+        )
         schedule = Flow(source.config("scheduler").get("shift", 1.0))
         super().__init__(source, placement, transformer, text_encoders, schedule)
         config: Any = transformer.config

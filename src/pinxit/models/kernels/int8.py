@@ -18,14 +18,14 @@ from torch import Tensor, nn
 from pinxit.models.kernels.cpu import patches, scatter_patches, weight_matrix
 from pinxit.models.kernels.quantize import quantize_groups
 
-# A layer inside a block, which is applied at every image position; no timestep or norm layers.
-_QUANTIZED_LAYERS = re.compile(r"(\w*blocks|mid_block)\.(?!.*(time|norm))")
 
+def convert_to_int8(denoiser: nn.Module, layers: str) -> None:
+    """Convert the layers of a denoiser without weights whose names match the pattern `layers`.
 
-def convert_to_int8(denoiser: nn.Module) -> None:
-    """Convert the layers of a denoiser without weights; load them as of `quantize_rows`."""
+    Their weights are then loaded as `quantize_rows` returns them.
+    """
     for path, module in denoiser.named_modules():
-        if not _QUANTIZED_LAYERS.match(path):
+        if not re.search(layers, path):
             continue
         if type(module) is nn.Linear:
             module.__class__ = _Linear
