@@ -28,6 +28,7 @@ from pinxit.concepts.read import read_concept
 from pinxit.errors import DiskError, PinxitError
 from pinxit.generation.generate import Notice
 from pinxit.runs.checkpoint import Checkpoint, Manifest, newest_checkpoint, save_checkpoint
+from pinxit.runs.class_images import read_class_images
 from pinxit.runs.folder import SavedCheckpoint
 from pinxit.runs.run import Run
 from pinxit.training.concept_trainer import ConceptTrainer
@@ -99,8 +100,8 @@ def trainers(shop: Workshop, method: str, count: int = 4) -> Iterator[ConceptTra
     """A trainer after each of its first steps."""
     run = Run.create(shop.folder / "unused", shop.recipe(method))
     run.settle_recipe(shop.model)
-    list(run.prepare(shop.model))
-    session = TrainingSession.for_recipe(shop.model, run.recipe, run.images)
+    class_images = read_class_images(shop.model, run.required_class_images)
+    session = TrainingSession.for_recipe(shop.model, run.recipe, run.images, class_images)
     with closing(train(session)) as steps:
         for _ in islice(steps, count):
             yield session.trainers[0]

@@ -35,6 +35,7 @@ from pinxit.pocket.eyes import Eyes
 from pinxit.pocket.world import BACKGROUNDS, held_out_subjects
 from pinxit.reports.demo.scores import score_images, subject_scales
 from pinxit.reports.demo.trial import DemoImage, Prompt
+from pinxit.runs.class_images import read_class_images
 from pinxit.training.recipe import Recipe
 from pinxit.training.train import TrainingSession, train
 
@@ -87,9 +88,8 @@ class QualityLab:
 def train_with_pinxit(model: Model, recipe: Recipe) -> tuple[Part, ...]:
     """Train with pinxit; returns the parts of the concept."""
     pictures = read_images(recipe.images)
-    for _ in recipe.method.prepare(model, recipe.subject):
-        pass
-    session = TrainingSession.for_recipe(model, recipe, pictures)
+    class_images = read_class_images(model, recipe.method.required_class_images(recipe.subject))
+    session = TrainingSession.for_recipe(model, recipe, pictures, class_images)
     for _ in train(session):
         pass
     return tuple(adapter.part() for adapter in session.adapters)
@@ -99,8 +99,7 @@ def train_with_plain_loop(model: Model, recipe: Recipe) -> tuple[Part, ...]:
     """Train with the plain loop, with the same images and prompts; returns the concept's parts."""
     assert recipe.steps and recipe.learning_rate and recipe.batch_size and recipe.resolution
     pictures = read_images(recipe.images)
-    for _ in recipe.method.prepare(model, recipe.subject):
-        pass
+    class_images = read_class_images(model, recipe.method.required_class_images(recipe.subject))
     learnables = recipe.method.create_adapters(model, recipe.subject, recipe.learning_rate)
     first = learnables[0].adapter.part()
     word = first.settings["text"] if first.kind == "alias" else TOKEN
@@ -109,7 +108,7 @@ def train_with_plain_loop(model: Model, recipe: Recipe) -> tuple[Part, ...]:
             tuple(picture.path for picture in pool.images),
             tuple(tuple(text.replace(TOKEN, word) for text in some) for some in pool.prompts),
         )
-        for pool in recipe.method.image_pools(model, recipe.subject, pictures)
+        for pool in recipe.method.image_pools(recipe.subject, pictures, class_images)
     ]
     decay, batch = max(learnable.weight_decay for learnable in learnables), recipe.batch_size
     settings = plain.Settings(

@@ -1,8 +1,7 @@
 """pinxit's side of the comparison: training from a recipe, and generation from a request."""
 
-import shutil
 from collections.abc import Iterator, Sequence
-from pathlib import Path
+from dataclasses import replace
 
 from lab.speed.job import GUIDANCE, TOKEN, Job
 from pinxit.generation.generate import GenerationRequest, sample_images
@@ -56,18 +55,15 @@ def _recipe(job: Job, number: int) -> Recipe:
 def _session(
     model: Model, recipes: Sequence[Recipe], pictures: tuple[TrainingImage, ...]
 ) -> TrainingSession:
-    """A session of one or more concepts; any image stands for class images that do not exist."""
-    while True:
-        try:
-            if len(recipes) == 1:
-                return TrainingSession.for_recipe(model, recipes[0], pictures)
-            return TrainingSession(
-                model, [ConceptTrainer(model, recipe, pictures) for recipe in recipes]
-            )
-        except FileNotFoundError as missing:
-            place = Path(missing.filename)
-            place.parent.mkdir(parents=True, exist_ok=True)
-            shutil.copy(pictures[0].path, place)
+    """A session of one or more concepts; a training image stands for all class images."""
+    required = recipes[0].method.required_class_images(recipes[0].subject)
+    class_images = tuple(
+        replace(pictures[0], caption=required.prompt, class_image=True, mask=None)
+        for _ in range(required.count)
+    )
+    return TrainingSession(
+        model, [ConceptTrainer(model, recipe, pictures, class_images) for recipe in recipes]
+    )
 
 
 def generation_steps(job: Job) -> Iterator[None]:

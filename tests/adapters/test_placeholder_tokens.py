@@ -67,17 +67,15 @@ def test_a_resumed_run_equals_an_uninterrupted_one(
 @pytest.mark.parametrize(
     ("kind", "start"), [("style", "a dog"), ("object", "a photo of a <mytoy>")]
 )
-def test_only_styles_are_trained_with_captions(
-    model: Model, pictures: Path, kind: str, start: str
-) -> None:
+def test_only_styles_are_trained_with_captions(pictures: Path, kind: str, start: str) -> None:
     (pictures / "0.txt").write_text("a dog on grass")
     options = recipe(pictures, kind=kind)
     images = options.read_images()
-    pools = options.method.image_pools(model, options.subject, images)
+    pools = options.method.image_pools(options.subject, images)
     assert any(prompt.startswith(start) for prompt in pools[0].prompts[0])
     method = {"name": "textual-inversion", "captions": False}
     without_captions = recipe(pictures, kind=kind, method=method)
-    pools = without_captions.method.image_pools(model, without_captions.subject, images)
+    pools = without_captions.method.image_pools(without_captions.subject, images)
     assert len(pools[0].prompts[0]) > 1
 
 

@@ -14,6 +14,7 @@ from pinxit.generation.generate import GenerationRequest, generate_images
 from pinxit.images.folder import read_images
 from pinxit.models.model import Model, Precision, open_base
 from pinxit.models.text_encoder import PromptParsing
+from pinxit.runs.class_images import read_class_images
 from pinxit.runs.folder import SavedCheckpoint
 from pinxit.runs.run import Run, train_run
 from pinxit.training.recipe import Recipe
@@ -52,9 +53,8 @@ def recipe_for(method: str, pictures: Path, **changed: object) -> Recipe:
 def session_for(model: Model, recipe: Recipe) -> TrainingSession:
     images = read_images(recipe.images)
     recipe = recipe.settle(model, len(images))
-    for _ in recipe.method.prepare(model, recipe.subject):
-        pass
-    return TrainingSession.for_recipe(model, recipe, images)
+    class_images = read_class_images(model, recipe.method.required_class_images(recipe.subject))
+    return TrainingSession.for_recipe(model, recipe, images, class_images)
 
 
 def weights_of(model: Model) -> dict[str, Tensor]:

@@ -18,6 +18,7 @@ from pinxit.generation.generate import GenerationRequest, generate_images
 from pinxit.images.folder import read_images
 from pinxit.models.model import Model, Placement, open_base
 from pinxit.models.text_encoder import TextEncoder
+from pinxit.runs.class_images import read_class_images
 from pinxit.runs.folder import RunFailure, SavedCheckpoint
 from pinxit.runs.many import BatchGroups, RunGroup, read_subjects, train_many
 from pinxit.runs.run import Run, train_run
@@ -86,8 +87,9 @@ def learners(model: Model, some: Sequence[Recipe]) -> list[ConceptTrainer]:
     for recipe in some:
         pictures = read_images(recipe.images)
         settled = recipe.settle(model, len(pictures))
-        list(settled.method.prepare(model, settled.subject))
-        found.append(ConceptTrainer(model, settled, pictures))
+        required = settled.method.required_class_images(settled.subject)
+        class_images = read_class_images(model, required)
+        found.append(ConceptTrainer(model, settled, pictures, class_images))
     return found
 
 

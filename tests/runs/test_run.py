@@ -14,10 +14,11 @@ from pinxit.files.atomic_write import atomic_write, defer_signals, write_text
 from pinxit.generation.generate import Notice
 from pinxit.images.folder import read_images
 from pinxit.models.model import Model, open_base
+from pinxit.runs.class_images import cache_folder, generate_class_images, read_class_images
 from pinxit.runs.preview import Preview
 from pinxit.runs.run import Run, train_run
-from pinxit.training.class_images import ClassImages, cache_folder
 from pinxit.training.concept_trainer import ConceptTrainer
+from pinxit.training.method import ClassImages
 from pinxit.training.recipe import Recipe
 from pinxit.training.train import StepResult, TrainingSession, train
 
@@ -152,21 +153,21 @@ def test_a_loss_that_is_no_number_stops_it(model: Model, pictures: Path, tmp_pat
 
 
 def test_class_pictures_are_painted_once(model: Model) -> None:
-    some = ClassImages("a toy", 3)
-    told = [step.done for step in some.generate(model)]
+    some, more = ClassImages("a toy", 3), ClassImages("a toy", 10)
+    told = [step.done for step in generate_class_images(model, some)]
     assert told == [3]
-    found = some.images(model)
+    found = read_class_images(model, some)
     assert [picture.caption for picture in found] == ["a toy"] * 3
     assert all(picture.class_image for picture in found)
     times = [picture.path.stat().st_mtime_ns for picture in found]
     assert found[0].path.is_relative_to(cache_folder())
     # More of them share the first; once lost, a picture comes back to the last bit.
     found[1].path.unlink()
-    assert [step.done for step in ClassImages("a toy", 10).generate(model)] == [8, 10]
-    again = ClassImages("a toy", 10).images(model)
+    assert [step.done for step in generate_class_images(model, more)] == [8, 10]
+    again = read_class_images(model, more)
     assert [picture.sha256 for picture in again[:3]] == [picture.sha256 for picture in found]
-    assert [p.path.stat().st_mtime_ns for p in ClassImages("a toy", 10).images(model)][8:]
-    assert list(some.generate(model))
+    assert [p.path.stat().st_mtime_ns for p in read_class_images(model, more)][8:]
+    assert list(generate_class_images(model, some))
     assert times[0] <= again[0].path.stat().st_mtime_ns
 
 

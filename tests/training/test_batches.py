@@ -18,6 +18,7 @@ from pinxit.errors import RunError
 from pinxit.images.folder import TrainingImage, read_images
 from pinxit.images.tensors import to_pixels
 from pinxit.models.model import Conditioning, Model
+from pinxit.runs.class_images import read_class_images
 from pinxit.runs.run import Run
 from pinxit.training.batches import collate
 from pinxit.training.concept_trainer import ConceptTrainer
@@ -56,9 +57,8 @@ def recipe(folder: Path, **changed: object) -> Recipe:
 def session_for(model: Model, folder: Path, **changed: object) -> TrainingSession:
     images = recipe(folder, **changed).read_images()
     settled = recipe(folder, **changed).settle(model, len(images))
-    for _ in settled.method.prepare(model, settled.subject):
-        pass
-    return TrainingSession.for_recipe(model, settled, images)
+    class_images = read_class_images(model, settled.method.required_class_images(settled.subject))
+    return TrainingSession.for_recipe(model, settled, images, class_images)
 
 
 def save_mask(folder: Path, name: str, box: tuple[int, int, int, int]) -> None:

@@ -11,6 +11,7 @@ from pinxit.evaluation.judge import Judge
 from pinxit.files.atomic_write import defer_signals, exclusive_lock, make_folder
 from pinxit.generation.generate import Notice
 from pinxit.models.model import Model
+from pinxit.runs.class_images import generate_class_images, read_class_images
 from pinxit.runs.folder import (
     BASE_IMAGES,
     RECIPE,
@@ -21,7 +22,7 @@ from pinxit.runs.folder import (
     RunFolder,
 )
 from pinxit.training.concept_trainer import ConceptTrainer
-from pinxit.training.method import Progress
+from pinxit.training.method import ClassImages, Progress
 from pinxit.training.recipe import Recipe
 from pinxit.training.train import TrainingSession, train
 
@@ -110,8 +111,13 @@ class Run(RunFolder):
         self.recipe = self.recipe.settle(model, len(self.images))
 
     def prepare(self, model: Model) -> Iterator[Progress]:
-        """Make what the method needs before the first step, such as class images."""
-        return self.recipe.method.prepare(model, self.recipe.subject)
+        """Generate the class images that the method requires and that are not in the cache."""
+        return generate_class_images(model, self.required_class_images)
+
+    @property
+    def required_class_images(self) -> ClassImages:
+        """The class images that the method of the settled recipe requires."""
+        return self.recipe.method.required_class_images(self.recipe.subject)
 
     def create_judge(self, model: Model) -> Iterator[Notice]:
         """Create the judge that scores previews, if they are to be scored and the metrics exist."""
@@ -173,7 +179,8 @@ def _start(
     run.write_recipe()
     yield from run.prepare(model)
     yield from run.create_judge(model)
-    trainer = trainers[run] = ConceptTrainer(model, run.recipe, run.images)
+    class_images = read_class_images(model, run.required_class_images)
+    trainer = trainers[run] = ConceptTrainer(model, run.recipe, run.images, class_images)
     yield from run.restore(trainer, last_error)
     if trainer.unfinished:
         yield from trainer.samples.encode_images()

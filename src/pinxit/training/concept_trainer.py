@@ -34,7 +34,13 @@ class ConceptTrainer:
     the fixed validation samples; when it has converged, `total_steps` becomes `steps_done`.
     """
 
-    def __init__(self, model: Model, recipe: Recipe, images: Sequence[TrainingImage]) -> None:
+    def __init__(
+        self,
+        model: Model,
+        recipe: Recipe,
+        images: Sequence[TrainingImage],
+        class_images: tuple[TrainingImage, ...] = (),
+    ) -> None:
         assert recipe.batch_size and recipe.learning_rate and recipe.steps, "recipe is not settled"
         self.model = model
         self.recipe = recipe
@@ -44,7 +50,7 @@ class ConceptTrainer:
         self.error: DivergedError | None = None
         self.validation_losses: dict[int, float] = {}
         method, subject = recipe.method, recipe.subject
-        pools = method.image_pools(model, subject, sort_by_content(images))
+        pools = method.image_pools(subject, sort_by_content(images), class_images)
         sampling = BatchSampling(recipe.seed, fingerprint(images), recipe.batch_size, recipe.flip)
         resolution = recipe.resolution or model.default_size
         self.samples = TrainingSamples(model, pools, sampling, resolution)

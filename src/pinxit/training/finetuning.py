@@ -1,7 +1,7 @@
 """What DreamBooth and LoRA share: a rare token and prior preservation with class images."""
 
 import hashlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import ClassVar, Literal, Self
 
@@ -10,8 +10,14 @@ from pinxit.errors import RecipeError
 from pinxit.images.folder import TrainingImage
 from pinxit.models.model import SMALL, Model
 from pinxit.options import Option
-from pinxit.training.class_images import ClassImages
-from pinxit.training.method import Advice, ImagePool, Method, Progress, Subject, prompts_for
+from pinxit.training.method import (
+    Advice,
+    ClassImages,
+    ImagePool,
+    Method,
+    Subject,
+    prompts_for,
+)
 
 ModelSize = Literal["small", "large"]
 
@@ -89,20 +95,23 @@ class Finetuning(Method):
                 )
         return method.model_copy(update={"rare_token": rare})
 
-    def prepare(self, model: Model, subject: Subject) -> Iterator[Progress]:
-        """Generate the class images that are not in the cache."""
-        yield from self._class_images(subject).generate(model)
+    def required_class_images(self, subject: Subject) -> ClassImages:
+        """The class images for prior preservation; none before `settle` has chosen a number."""
+        prompt = "a painting" if subject.kind == "style" else f"a photo of a {subject.class_noun}"
+        return ClassImages(prompt, self.class_images or 0)
 
     def image_pools(
-        self, model: Model, subject: Subject, images: tuple[TrainingImage, ...]
+        self,
+        subject: Subject,
+        images: tuple[TrainingImage, ...],
+        class_images: tuple[TrainingImage, ...] = (),
     ) -> tuple[ImagePool, ...]:
         """The training images with prompts "a [V] class", and class images with "a class"."""
         template = "a painting in the style of {}" if subject.kind == "style" else "a photo of a {}"
         prompts = prompts_for(images, subject, (template,), captions=self.captions)
         subject_pool = ImagePool("own", images, prompts)
-        if not self.class_images:
+        if not class_images:
             return (subject_pool,)
-        class_images = self._class_images(subject).images(model)
         class_prompts = tuple((image.caption or subject.class_noun,) for image in class_images)
         class_pool = ImagePool("class", class_images, class_prompts, self.prior_loss_weight)
         return subject_pool, class_pool
@@ -112,10 +121,6 @@ class Finetuning(Method):
         rare = self.rare_token or _rare_token(model, subject)
         text = rare if subject.kind == "style" else f"{rare} {subject.class_noun}"
         return AliasAdapter(subject.token, text)
-
-    def _class_images(self, subject: Subject) -> ClassImages:
-        prompt = "a painting" if subject.kind == "style" else f"a photo of a {subject.class_noun}"
-        return ClassImages(prompt, self.class_images or 0)
 
 
 def model_size(model: Model) -> ModelSize:

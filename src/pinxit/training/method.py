@@ -1,7 +1,7 @@
 """The interface of a training method: options, trainable adapters and image pools."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, Self
 
@@ -61,6 +61,14 @@ class ImagePool:
 
 
 @dataclass(frozen=True)
+class ClassImages:
+    """Images for prior preservation: `count` images that the base model generates for a prompt."""
+
+    prompt: str
+    count: int
+
+
+@dataclass(frozen=True)
 class Progress:
     """Progress of a task that comes before the first training step."""
 
@@ -104,15 +112,21 @@ class Method(Options, ABC):
     ) -> tuple[TrainableAdapter, ...]:
         """New adapters to train, and those that are only applied (learning rate 0)."""
 
-    def prepare(self, model: Model, subject: Subject) -> Iterator[Progress]:  # noqa: ARG002
-        """Create files that the image pools need and that do not exist yet (class images)."""
-        yield from ()
+    def required_class_images(self, subject: Subject) -> ClassImages:  # noqa: ARG002
+        """The class images that `image_pools` of a settled method needs; a count of 0 is none."""
+        return ClassImages("", 0)
 
     @abstractmethod
     def image_pools(
-        self, model: Model, subject: Subject, images: tuple[TrainingImage, ...]
+        self,
+        subject: Subject,
+        images: tuple[TrainingImage, ...],
+        class_images: tuple[TrainingImage, ...] = (),
     ) -> tuple[ImagePool, ...]:
-        """The images of every batch with their prompts, which contain the placeholder token."""
+        """The images of every batch with their prompts.
+
+        Prompts of training images contain the placeholder token; those of class images do not.
+        """
 
 
 def prompts_for(

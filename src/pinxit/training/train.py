@@ -70,10 +70,14 @@ class TrainingSession:
 
     @classmethod
     def for_recipe(
-        cls, model: Model, recipe: Recipe, images: tuple[TrainingImage, ...]
+        cls,
+        model: Model,
+        recipe: Recipe,
+        images: tuple[TrainingImage, ...],
+        class_images: tuple[TrainingImage, ...] = (),
     ) -> "TrainingSession":
-        """A session of one settled recipe; call the method's `prepare` first."""
-        return cls(model, [ConceptTrainer(model, recipe, images)])
+        """A session of one settled recipe, with the class images that its method requires."""
+        return cls(model, [ConceptTrainer(model, recipe, images, class_images)])
 
     @property
     def adapters(self) -> tuple[Adapter, ...]:

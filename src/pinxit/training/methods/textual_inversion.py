@@ -152,9 +152,9 @@ class TextualInversion(Method):
 
     def image_pools(
         self,
-        model: Model,  # noqa: ARG002
         subject: Subject,
         images: tuple[TrainingImage, ...],
+        class_images: tuple[TrainingImage, ...] = (),  # noqa: ARG002
     ) -> tuple[ImagePool, ...]:
         """The training images with templates that contain the token, or with their captions."""
         templates = _STYLE_TEMPLATES if subject.kind == "style" else _OBJECT_TEMPLATES
