@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from pinxit.images.tensors import contact_sheet
 from pinxit.models.model import open_base
 from pinxit.pocket.eyes import Eyes
+from pinxit.progress import Progress
 from pinxit.reports.demo.chapters import DemoSettings, subject_section
 from pinxit.reports.demo.trial import DemoRunner
 
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
 SIDE = 128
 
 
-def silent(task: str, done: int, total: int, note: str = "") -> None:
+def silent(_: Progress) -> None:
     """Report no progress."""
 
 

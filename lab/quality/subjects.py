@@ -25,6 +25,7 @@ from pinxit.pocket import gallery
 from pinxit.pocket.captions import prompt
 from pinxit.pocket.eyes import Eyes
 from pinxit.pocket.world import BACKGROUNDS, held_out_subjects
+from pinxit.progress import Progress
 from pinxit.reports.demo.scores import ATTRIBUTES, score_images, subject_scales
 from pinxit.reports.demo.trial import DemoRunner
 from pinxit.training.recipe import Recipe
@@ -147,10 +148,11 @@ def _mean(rows: Sequence[Row], name: str) -> float:
     return fmean(float(row["right"][name]) for row in rows)
 
 
-def print_progress(task: str, done: int, total: int, note: str = "") -> None:
+def print_progress(progress: Progress) -> None:
     """Print a finished task to stderr."""
-    if done == total:
-        print(f"{task}: {total} {note}", file=sys.stderr, flush=True)
+    if progress.done == progress.total:
+        line = f"{progress.task}: {progress.total} {progress.note}"
+        print(line, file=sys.stderr, flush=True)
 
 
 def main() -> None:

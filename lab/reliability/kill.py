@@ -18,7 +18,7 @@ from collections import Counter
 from pathlib import Path
 
 from lab.reliability.small_runs import METHODS, Workshop, result_hash, workshop
-from pinxit.generation.generate import Notice
+from pinxit.progress import Notice
 from pinxit.runs.checkpoint import newest_checkpoint
 from pinxit.runs.folder import SavedCheckpoint
 from pinxit.runs.journal import TrainingLog

@@ -26,7 +26,7 @@ from lab.reliability.disk import Disk, after_power_loss, write_state
 from lab.reliability.small_runs import METHODS, Workshop, result_hash, simulated_disk, workshop
 from pinxit.concepts.read import read_concept
 from pinxit.errors import DiskError, PinxitError
-from pinxit.generation.generate import Notice
+from pinxit.progress import Notice
 from pinxit.runs.checkpoint import Checkpoint, Manifest, newest_checkpoint, save_checkpoint
 from pinxit.runs.class_images import read_class_images
 from pinxit.runs.folder import SavedCheckpoint

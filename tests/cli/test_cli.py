@@ -15,6 +15,7 @@ from safetensors.torch import save_file
 
 from pinxit.cli import main, screen
 from pinxit.generation.generate import GenerationRequest
+from pinxit.progress import Progress
 from pinxit.runs.run import Run
 from pinxit.training.concept_trainer import ConceptTrainer
 from pinxit.training.train import StepResult
@@ -181,13 +182,13 @@ def test_bars_on_a_terminal_and_lines_in_a_log(
 ) -> None:
     with screen.bars() as report:
         for done in range(1, 4):
-            report("training", done, 3, "loss 0.1")
+            report(Progress("training", done, 3, "loss 0.1"))
     lines = capsys.readouterr().err.splitlines()
     assert lines[-1].startswith("training: 3 of 3")
     assert lines[-1].endswith("loss 0.1")
     monkeypatch.setenv("FORCE_COLOR", "1")
     with screen.bars() as report:
-        report("generating", 2, 2)
+        report(Progress("generating", 2, 2))
     assert "2/2" in capsys.readouterr().err
 
 
@@ -204,8 +205,10 @@ def test_bars_inside_of_bars_are_the_same() -> None:
 def test_data_stays_on_stdout_while_bars_run_on_a_terminal() -> None:
     code = (
         "from pinxit.cli import screen\n"
+        "from pinxit.progress import Progress\n"
         "with screen.bars() as report:\n"
-        "    report('generating', 1, 2); screen.data('a.png'); report('generating', 2, 2)\n"
+        "    report(Progress('generating', 1, 2)); screen.data('a.png')\n"
+        "    report(Progress('generating', 2, 2))\n"
     )
     ours, theirs = pty.openpty()
     try:
@@ -241,7 +244,7 @@ def test_bars_show_names_as_they_are(
 ) -> None:
     monkeypatch.setenv("FORCE_COLOR", "1")
     with screen.bars() as progress:
-        progress(text, 1, 2, text)
+        progress(Progress(text, 1, 2, text))
     shown = capsys.readouterr().err
     assert "\x1b]" not in shown
     assert "\nerror" not in shown

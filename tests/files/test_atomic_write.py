@@ -26,8 +26,9 @@ from pinxit.files.atomic_write import (
     write_text,
 )
 from pinxit.files.safetensors_file import checksum_matches, file_chunks, read_safetensors
-from pinxit.generation.generate import GeneratedImage, Notice
+from pinxit.generation.generate import GeneratedImage
 from pinxit.models.model import Model
+from pinxit.progress import Notice
 from pinxit.runs.checkpoint import newest_checkpoint
 from pinxit.runs.journal import TrainingLog
 from pinxit.runs.run import Run, train_run

@@ -19,7 +19,6 @@ from pinxit.generation.controls.mask import Mask
 from pinxit.generation.generate import (
     GeneratedImage,
     GenerationRequest,
-    Notice,
     SamplingProgress,
     generate_images,
     sample_images,
@@ -27,6 +26,7 @@ from pinxit.generation.generate import (
 from pinxit.generation.schedulers import SCHEDULER_ALIASES, SCHEDULERS
 from pinxit.images.tensors import contact_sheet, to_image, to_pixels
 from pinxit.models.model import Model
+from pinxit.progress import Notice
 
 QUICK = GenerationRequest(prompt="a dog", steps=3)
 

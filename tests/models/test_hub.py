@@ -15,6 +15,7 @@ import pytest
 from pinxit.errors import ModelError
 from pinxit.models import hub
 from pinxit.models.model import Model, open_base
+from pinxit.progress import Progress
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
@@ -125,13 +126,14 @@ def disconnect(server: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_second_open_uses_the_cache(
     hub_server: Hub, model: Model, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    reports: list[tuple[str, int, int]] = []
-    with hub.progress_to(lambda *args: reports.append(args)):
+    reports: list[Progress] = []
+    with hub.progress_to(reports.append):
         opened = open_base("owner/nano")
     assert opened.name == "owner/nano"
     assert opened.hash == model.hash
-    assert reports[-1] == ("downloading owner/nano (MB)", reports[-1][2], reports[-1][2])
-    assert [done for _, done, _ in reports] == sorted(done for _, done, _ in reports)
+    total = reports[-1].total
+    assert reports[-1] == Progress("downloading owner/nano (MB)", total, total)
+    assert [report.done for report in reports] == sorted(report.done for report in reports)
     downloads = {
         path.split("/resolve/")[1].partition("/")[2]
         for path in hub_server.requests
@@ -139,7 +141,7 @@ def test_second_open_uses_the_cache(
     }
     assert "unet/diffusion_pytorch_model.safetensors" in downloads
     hub_server.requests.clear()
-    with hub.progress_to(lambda *args: pytest.fail(f"downloads again: {args}")):
+    with hub.progress_to(lambda progress: pytest.fail(f"downloads again: {progress}")):
         open_base("owner/nano")
     assert not [path for path in hub_server.requests if "resolve" in path]
     disconnect(hub_server, monkeypatch)

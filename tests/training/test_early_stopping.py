@@ -16,9 +16,9 @@ from pinxit.errors import FileError, RequestError
 from pinxit.evaluation.findings import Findings
 from pinxit.evaluation.judge import Judge, JudgeScore, MetricSet, PromptRun
 from pinxit.evaluation.prompt_sets import evenly_spaced, prompt_set
-from pinxit.generation.generate import Notice
 from pinxit.models.model import Model
 from pinxit.pocket.eyes import Eyes
+from pinxit.progress import Notice
 from pinxit.runs import folder as run_folder
 from pinxit.runs.best import PreviewScores
 from pinxit.runs.folder import EarlyStop

@@ -26,12 +26,12 @@ from pinxit.files.atomic_write import atomic_write
 from pinxit.generation.generate import (
     GeneratedImage,
     GenerationRequest,
-    Notice,
     SamplingProgress,
     sample_images,
 )
 from pinxit.images.tensors import contact_sheet
 from pinxit.models.model import Model
+from pinxit.progress import Notice
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -125,7 +125,7 @@ def _generate(
     with bars() as progress, closing(sample_images(model, request, concepts)) as events:
         for event in events:
             if isinstance(event, SamplingProgress):
-                progress("generating", event.done, event.total)
+                progress(event)
             elif isinstance(event, Notice):
                 say(f"note: {event.message}")
             else:

@@ -8,28 +8,21 @@ import time
 from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
 from cyclopts import CycloptsError, UnknownCommandError, UnknownOptionError, UnusedCliTokensError
 
 from pinxit.errors import PinxitError, RequestError, closest, did_you_mean
+from pinxit.progress import Progress, ProgressCallback
 
 if TYPE_CHECKING:
     from cyclopts.argument import Argument as CommandArgument
-    from rich.progress import Progress, TaskID
+    from rich import progress as rich_progress
 
 # Seconds between progress lines where there is no terminal.
 _LOG_EVERY = 10.0
 # Commands with a prompt, and the words before it.
 _PROMPT_COMMANDS = {"pinxit generate": "", "pinxit transfer": "IMAGE "}
-
-
-class ProgressCallback(Protocol):
-    """Receives the progress of tasks; the first call for a task starts its bar."""
-
-    def __call__(self, task: str, done: int, total: int, note: str = "") -> None:
-        """`done` of `total` steps of the task are done; `note` is shown after the bar."""
-        ...
 
 
 _CURRENT: ContextVar[ProgressCallback | None] = ContextVar("current", default=None)
@@ -153,27 +146,20 @@ def _bars() -> Generator[ProgressCallback]:
     if not console.is_terminal:
         yield _Log()
         return
-    from rich.progress import (
-        BarColumn,
-        MofNCompleteColumn,
-        Progress,
-        TextColumn,
-        TimeElapsedColumn,
-        TimeRemainingColumn,
-    )
+    from rich import progress as rich_progress
 
     columns = (
-        TextColumn("{task.description}", markup=False),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        TextColumn("left"),
-        TimeRemainingColumn(),
-        TextColumn("{task.fields[note]}", markup=False),
+        rich_progress.TextColumn("{task.description}", markup=False),
+        rich_progress.BarColumn(),
+        rich_progress.MofNCompleteColumn(),
+        rich_progress.TimeElapsedColumn(),
+        rich_progress.TextColumn("left"),
+        rich_progress.TimeRemainingColumn(),
+        rich_progress.TextColumn("{task.fields[note]}", markup=False),
     )
     # Lines on a terminal are printed above the bars; lines for a pipe must stay in the pipe.
     redirect = sys.stdout.isatty()
-    with Progress(*columns, console=console, redirect_stdout=redirect) as progress:
+    with rich_progress.Progress(*columns, console=console, redirect_stdout=redirect) as progress:
         yield _Bars(progress)
 
 
@@ -200,12 +186,12 @@ def stoppable() -> Generator[None]:
 class _Bars:
     """A bar for each task, on a terminal."""
 
-    def __init__(self, progress: "Progress") -> None:
+    def __init__(self, progress: "rich_progress.Progress") -> None:
         self.progress = progress
-        self.tasks: dict[str, TaskID] = {}
+        self.tasks: dict[str, rich_progress.TaskID] = {}
 
-    def __call__(self, task: str, done: int, total: int, note: str = "") -> None:
-        note = printable(note)
+    def __call__(self, event: Progress) -> None:
+        task, done, total, note = event.task, event.done, event.total, printable(event.note)
         if task not in self.tasks:
             # A resumed run starts at its own step: the speed is that of the steps done now.
             self.tasks[task] = self.progress.add_task(
@@ -221,7 +207,8 @@ class _Log:
         self.started: dict[str, tuple[float, int]] = {}
         self.last_line = -_LOG_EVERY
 
-    def __call__(self, task: str, done: int, total: int, note: str = "") -> None:
+    def __call__(self, event: Progress) -> None:
+        task, done, total, note = event.task, event.done, event.total, event.note
         now = time.monotonic()
         start, first = self.started.setdefault(task, (now, done))
         if done < total and now - self.last_line < _LOG_EVERY:

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 
 from pinxit import registry
@@ -16,16 +17,16 @@ from pinxit.cli.flags import (
     positional,
 )
 from pinxit.cli.opening import open_base_model
-from pinxit.cli.screen import ProgressCallback, bars, data, say
+from pinxit.cli.screen import bars, data, say
 from pinxit.cli.train_run import recipe_values
 from pinxit.errors import RunError
-from pinxit.generation.generate import Notice
 from pinxit.models.prompt import file_name
+from pinxit.progress import Notice, Progress, ProgressCallback
 from pinxit.runs.best import PreviewScores
 from pinxit.runs.folder import AnyEvent, EarlyStop, MemoryNotice, RunFailure, SavedCheckpoint
 from pinxit.runs.many import BatchGroups, RunGroup, train_many
 from pinxit.runs.run import Run
-from pinxit.training.method import Method, Progress
+from pinxit.training.method import Method
 from pinxit.training.recipe import Recipe
 from pinxit.training.train import StepResult
 
@@ -127,11 +128,12 @@ class _GroupDisplay:
         run, event = item
         name = self.names[run]
         if isinstance(event, Progress):
-            progress(f"{name}: {event.task}", event.done, event.total)
+            progress(replace(event, task=f"{name}: {event.task}"))
         elif isinstance(event, StepResult):
             self.steps[run] = event.number
             total = sum(self.early_stops.get(one, one.recipe.steps or 0) for one in self.steps)
-            progress("training", sum(self.steps.values()), total, f"loss {event.loss:.3f}")
+            done = sum(self.steps.values())
+            progress(Progress("training", done, total, f"loss {event.loss:.3f}"))
         elif isinstance(event, MemoryNotice | PreviewScores | EarlyStop):
             self._show_text(run, event)
         elif isinstance(event, Notice):

@@ -8,14 +8,14 @@ from pinxit import registry
 from pinxit.cli.check import check_before_training
 from pinxit.cli.flags import Values, command, device_flag, flag, flags, positional_option
 from pinxit.cli.opening import open_base_model
-from pinxit.cli.screen import ProgressCallback, bars, data, say, stoppable
-from pinxit.generation.generate import Notice
+from pinxit.cli.screen import bars, data, say, stoppable
 from pinxit.images.inspect import check_folder
 from pinxit.models.prompt import file_name
+from pinxit.progress import Notice, Progress, ProgressCallback
 from pinxit.runs.best import PreviewScores
 from pinxit.runs.folder import EarlyStop, Event, MemoryNotice
 from pinxit.runs.run import Run
-from pinxit.training.method import Method, Progress
+from pinxit.training.method import Method
 from pinxit.training.recipe import Recipe
 from pinxit.training.train import StepResult
 
@@ -106,11 +106,11 @@ class _EventDisplay:
     def show(self, event: Event, progress: ProgressCallback) -> None:
         """Show one event."""
         if isinstance(event, Progress):
-            progress(event.task, event.done, event.total)
+            progress(event)
         elif isinstance(event, StepResult):
             average = event.loss if self.loss is None else self.loss
             self.loss = _LOSS_DECAY * average + (1 - _LOSS_DECAY) * event.loss
-            progress("training", event.number, event.total, f"loss {self.loss:.3f}")
+            progress(Progress("training", event.number, event.total, f"loss {self.loss:.3f}"))
         elif isinstance(event, MemoryNotice | PreviewScores | EarlyStop):
             say(event.text)
         elif isinstance(event, Notice):

@@ -1,7 +1,7 @@
 """The judge: subject fidelity and prompt following of images of a trained concept."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -18,6 +18,7 @@ from pinxit.images.folder import TrainingImage
 from pinxit.models.model import Model
 from pinxit.pocket.eyes import Eyes
 from pinxit.pocket.words import NAMES
+from pinxit.progress import Progress, ProgressCallback
 from pinxit.training.method import SubjectKind
 from pinxit.training.recipe import Recipe
 
@@ -121,7 +122,8 @@ class PromptRun:
         model: Model,
         token: str | None,
         cache: ImageCache,
-        progress: Callable[[int, int], None] | None = None,
+        task: str = "",
+        progress: ProgressCallback | None = None,
     ) -> "tuple[Image, ...]":
         """The images of all prompts, with a placeholder token or, if None, without one."""
         images: list[Image] = []
@@ -129,7 +131,7 @@ class PromptRun:
             text = prompt.plain if token is None else prompt.with_token(token)
             images += cache.images(model, self._request(model, text, prompt.seed))
             if progress:
-                progress(done, len(self.prompts))
+                progress(Progress(task, done, len(self.prompts)))
         return tuple(images)
 
     def _request(self, model: Model, text: str, seed: int) -> GenerationRequest:

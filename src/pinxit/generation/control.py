@@ -21,18 +21,17 @@ from pinxit.images.tensors import to_pixels
 from pinxit.models.model import Conditioning, Model
 from pinxit.models.prompt import token_pattern
 from pinxit.options import Option, Options
+from pinxit.progress import Progress
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
 
 @dataclass(frozen=True)
-class SamplingProgress:
-    """One step is done: `done` of `total`, and the latents after it, (N, C, H, W)."""
+class SamplingProgress(Progress):
+    """The progress of sampling in steps, and the latents after the last step, (N, C, H, W)."""
 
-    done: int
-    total: int
-    latents: Tensor = field(repr=False)
+    latents: Tensor = field(repr=False, kw_only=True)
 
 
 @dataclass(frozen=True)
@@ -188,7 +187,7 @@ def prepare_controls(
                 hooks.append(end.value)
                 break
             done += 1
-            yield SamplingProgress(done, total, latents)
+            yield SamplingProgress("generating", done, total, latents=latents)
     return hooks, done
 
 

@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Generator, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, ClassVar, Self
 
@@ -28,6 +28,7 @@ from pinxit.images.tensors import to_image
 from pinxit.models.model import Conditioning, Model, Precision
 from pinxit.models.text_encoder import CLIP_SKIP, PromptParsing
 from pinxit.options import Option, Options
+from pinxit.progress import Notice
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -162,13 +163,6 @@ class GenerationRequest(Options):
 
 
 @dataclass(frozen=True)
-class Notice:
-    """Something that the user should know; generation or training continues."""
-
-    message: str
-
-
-@dataclass(frozen=True)
 class GeneratedImage:
     """A finished image, the request that generates it again, and its latents (C, H, W)."""
 
@@ -219,7 +213,7 @@ def sample_images(
             for event in events:
                 if isinstance(event, SamplingProgress):
                     done = number * event.total + event.done
-                    yield SamplingProgress(done, event.total * len(batches), event.latents)
+                    yield replace(event, done=done, total=event.total * len(batches))
                 else:
                     yield event
 
@@ -295,7 +289,7 @@ def _sample_batch(
             for hook in hooks:
                 latents = hook.after_step(step, latents)
             done = steps_before + step - first_step + 1
-            yield SamplingProgress(done, total, latents[:count])
+            yield SamplingProgress("generating", done, total, latents=latents[:count])
     pixels = model.decode(latents[:count])
     for hook in hooks:
         pixels = hook.finished(pixels)

@@ -2,7 +2,7 @@
 """Downloads from the Hugging Face hub: only the files that are needed, and no code."""
 
 import re
-from collections.abc import Callable, Collection, Generator
+from collections.abc import Collection, Generator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from pathlib import Path
@@ -10,9 +10,8 @@ from typing import Any
 
 from pinxit.errors import ModelError, did_you_mean
 from pinxit.models.source import NETWORKS, PARTS, weight_files
+from pinxit.progress import Progress, ProgressCallback
 
-# Arguments: description of the task, amount done, total amount.
-ProgressCallback = Callable[[str, int, int], None]
 # A context variable, because many parts of the program start downloads: base models, metrics and
 # controls.
 _PROGRESS: ContextVar[ProgressCallback | None] = ContextVar("progress", default=None)
@@ -143,7 +142,8 @@ def _progress_bar(task: str, total: int) -> type:
         def update(self, n: float | None = 1) -> None:
             self.done += int(n or 0)
             if report and self.counts_bytes and total:
-                report(task, min(self.done, total) // _MEGABYTE, max(1, total // _MEGABYTE))
+                done = min(self.done, total) // _MEGABYTE
+                report(Progress(task, done, max(1, total // _MEGABYTE)))
 
     return SilentBar
 

@@ -6,9 +6,10 @@ from typing import TYPE_CHECKING, Any
 
 from pinxit.files.atomic_write import check_claim, claim_folder, make_folder, write_text
 from pinxit.models.model import Model
+from pinxit.progress import ProgressCallback
 from pinxit.reports.comparison_page import comparison_page
 from pinxit.reports.entrant import Entrant
-from pinxit.reports.figures import EvaluationSettings, Evaluator, ReportProgress, SubjectResults
+from pinxit.reports.figures import EvaluationSettings, Evaluator, SubjectResults
 from pinxit.training.recipe import Recipe
 
 if TYPE_CHECKING:
@@ -22,7 +23,7 @@ def evaluate(
     paths: Sequence[Path],
     out: Path,
     open_model: Callable[[Recipe], Model],
-    progress: ReportProgress,
+    progress: ProgressCallback,
     settings: EvaluationSettings | None = None,
     overrides: Mapping[str, Any] | None = None,
 ) -> dict[str, object]:

@@ -3,7 +3,7 @@
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
-from functools import cache, partial
+from functools import cache
 from itertools import combinations
 from pathlib import Path
 from statistics import fmean
@@ -36,12 +36,12 @@ from pinxit.evaluation.prompt_sets import Prompt, prompt_set, prompt_set_names
 from pinxit.generation.image_cache import ImageCache
 from pinxit.models.model import Model
 from pinxit.options import Option, Options
+from pinxit.progress import ProgressCallback
 from pinxit.reports.entrant import Entrant
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-ReportProgress = Callable[[str, int, int], None]
 MetricIntervals = dict[str, Interval]
 _NUM_CLASS_IMAGES = 8
 # Titles of the anchors: what the metrics are compared with.
@@ -126,7 +126,7 @@ class Evaluator:
     model: Model
     settings: EvaluationSettings
     folder: Path
-    progress: ReportProgress
+    progress: ProgressCallback
 
     def evaluate_subject(
         self, entrants: Sequence[Entrant], lookalikes: Sequence["Image"] = ()
@@ -195,7 +195,7 @@ class Evaluator:
         num_images = len(prompt_run.prompt_of_each_image)
         task = f"{title}: {token or 'without the token'}, {num_images} images"
         image_cache = ImageCache(self.folder, [entrant.concept for entrant in entrants])
-        return prompt_run.generate(self.model, token, image_cache, partial(self.progress, task))
+        return prompt_run.generate(self.model, token, image_cache, task, self.progress)
 
     def _class_prompts(self, prompt_run: PromptRun) -> PromptRun:
         """A prompt with the class noun alone, to measure how much the class has changed."""

@@ -9,7 +9,8 @@ from pinxit.files.atomic_write import sha256
 from pinxit.generation.generate import GeneratedImage, GenerationRequest, sample_images
 from pinxit.images.folder import TrainingImage
 from pinxit.models.model import Model
-from pinxit.training.method import ClassImages, Progress
+from pinxit.progress import Progress
+from pinxit.training.method import ClassImages
 
 # Always generated in batches of this size, so that an image has the same bits for every count.
 _BATCH_SIZE = 8

@@ -20,8 +20,8 @@ from pinxit.files.atomic_write import (
     write_text,
 )
 from pinxit.generation import image_cache
-from pinxit.generation.generate import Notice
 from pinxit.images.folder import TrainingImage, fingerprints
+from pinxit.progress import Notice, Progress
 from pinxit.runs import best
 from pinxit.runs.best import PreviewScores
 from pinxit.runs.checkpoint import FILE_NAMES, Manifest, newest_checkpoint, save_checkpoint
@@ -29,7 +29,6 @@ from pinxit.runs.journal import TrainingLog
 from pinxit.runs.preview import Preview, save_preview
 from pinxit.training.concept_trainer import ConceptTrainer, DivergedError
 from pinxit.training.memory import MemoryPlan
-from pinxit.training.method import Progress
 from pinxit.training.recipe import Recipe
 from pinxit.training.train import StepResult
 

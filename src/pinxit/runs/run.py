@@ -9,8 +9,8 @@ import torch
 from pinxit.errors import PinxitError, RequestError, RunError
 from pinxit.evaluation.judge import Judge
 from pinxit.files.atomic_write import defer_signals, exclusive_lock, make_folder
-from pinxit.generation.generate import Notice
 from pinxit.models.model import Model
+from pinxit.progress import Notice, Progress
 from pinxit.runs.class_images import generate_class_images, read_class_images
 from pinxit.runs.folder import (
     BASE_IMAGES,
@@ -22,7 +22,7 @@ from pinxit.runs.folder import (
     RunFolder,
 )
 from pinxit.training.concept_trainer import ConceptTrainer
-from pinxit.training.method import ClassImages, Progress
+from pinxit.training.method import ClassImages
 from pinxit.training.recipe import Recipe
 from pinxit.training.train import TrainingSession, train
 

@@ -11,8 +11,9 @@ from pinxit.images.crop import bucket_for, crop_box, crop_center
 from pinxit.images.folder import TrainingImage
 from pinxit.images.tensors import to_pixels
 from pinxit.models.model import Model
+from pinxit.progress import Progress
 from pinxit.rng import generator
-from pinxit.training.method import ImagePool, Progress
+from pinxit.training.method import ImagePool
 
 # Images of one shape are encoded together: at most this many, and this many pixels in all.
 _ENCODED_PIXELS = 2**16

@@ -68,15 +68,6 @@ class ClassImages:
     count: int
 
 
-@dataclass(frozen=True)
-class Progress:
-    """Progress of a task that comes before the first training step."""
-
-    task: str
-    done: int
-    total: int
-
-
 class Method(Options, ABC):
     """A training method; its fields are its options."""
 

@@ -6,10 +6,11 @@ from pathlib import Path
 from pinxit.files.atomic_write import check_claim, claim_folder, write_text
 from pinxit.models.model import open_base
 from pinxit.pocket.eyes import Eyes
+from pinxit.progress import ProgressCallback
 from pinxit.reports.demo.chapters import DemoSettings, style_section, subject_section
 from pinxit.reports.demo.full import extra_sections
 from pinxit.reports.demo.report import demo_page
-from pinxit.reports.demo.trial import DemoRunner, ProgressCallback
+from pinxit.reports.demo.trial import DemoRunner
 
 _RUNS, _PICTURES, _REPORT = "runs", "pictures", "report.html"
 _KIND = "demo"

@@ -14,6 +14,7 @@ from pinxit.generation.generate import (
     sample_images,
 )
 from pinxit.images.tensors import contact_sheet
+from pinxit.progress import Progress
 from pinxit.reports.demo.trial import DemoRunner, TrainedConcept
 
 if TYPE_CHECKING:
@@ -66,7 +67,8 @@ def transfer_styles(
         for request, concepts in requests:
             for event in sample_images(runner.model, request, concepts):
                 if isinstance(event, SamplingProgress):
-                    runner.progress(task, len(images) * runner.steps + event.done, total)
+                    done = len(images) * runner.steps + event.done
+                    runner.progress(Progress(task, done, total))
                 elif isinstance(event, GeneratedImage):
                     images.append(event.image)
     tokens = (style.run.recipe.token for style in styles)

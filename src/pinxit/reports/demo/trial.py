@@ -3,10 +3,10 @@
 import time
 from collections.abc import Sequence
 from contextlib import closing
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from hashlib import sha256
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
 from pinxit.concepts.concept import Concept
 from pinxit.concepts.read import ConceptReference
@@ -18,8 +18,8 @@ from pinxit.generation.generate import (
     sample_images,
 )
 from pinxit.models.model import Model
+from pinxit.progress import Progress, ProgressCallback
 from pinxit.runs.run import Run
-from pinxit.training.method import Progress
 from pinxit.training.recipe import Recipe
 from pinxit.training.train import StepResult
 
@@ -27,14 +27,6 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
 _SEED_STRIDE = 100  # distance between the first seeds of two prompts
-
-
-class ProgressCallback(Protocol):
-    """Called with the progress of a task; the first call for a task starts it."""
-
-    def __call__(self, task: str, done: int, total: int, note: str = "") -> None:
-        """`done` of `total` steps of the task are done; `note` has details."""
-        ...
 
 
 @dataclass(frozen=True)
@@ -92,10 +84,11 @@ class DemoRunner:
         with closing(run.train(self.model)) as events:
             for event in events:
                 if isinstance(event, Progress):
-                    self.progress(f"{task}: {event.task}", event.done, event.total)
+                    self.progress(replace(event, task=f"{task}: {event.task}"))
                     preparation = time.perf_counter() - start
                 elif isinstance(event, StepResult):
-                    self.progress(task, event.number, event.total, f"loss {event.loss:.3f}")
+                    note = f"loss {event.loss:.3f}"
+                    self.progress(Progress(task, event.number, event.total, note))
         steps = run.logged_steps()
         losses = tuple(_mean(step["losses"]) for step in steps)
         return TrainedConcept(
@@ -122,7 +115,7 @@ class DemoRunner:
             for event in sample_images(self.model, request, concepts):
                 if isinstance(event, SamplingProgress):
                     done = number * event.total + event.done
-                    self.progress(task, done, len(prompts) * event.total)
+                    self.progress(Progress(task, done, len(prompts) * event.total))
                 elif isinstance(event, GeneratedImage):
                     seconds = (time.perf_counter() - start) / self.num_images
                     images.append(DemoImage(prompt, event.request.seed, seconds, event.image))
