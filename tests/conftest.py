@@ -13,7 +13,8 @@ import torch
 import transformers
 from PIL import Image
 
-from pinxit.models.model import Model, open_base
+from pinxit.models.model import Model
+from pinxit.models.open_base import open_base
 
 torch.set_num_threads(1)  # the nano base model is too small for several threads
 

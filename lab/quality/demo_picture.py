@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pinxit.images.tensors import contact_sheet
-from pinxit.models.model import open_base
+from pinxit.models.open_base import open_base
 from pinxit.pocket.eyes import Eyes
 from pinxit.progress import Progress
 from pinxit.reports.demo.chapters import DemoSettings, subject_section

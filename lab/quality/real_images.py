@@ -18,7 +18,7 @@ from pinxit import registry
 from pinxit.evaluation.metric import Metric
 from pinxit.images.folder import read_images
 from pinxit.images.tensors import contact_sheet
-from pinxit.models.model import open_base
+from pinxit.models.open_base import open_base
 from pinxit.pocket.captions import PLACE_PHRASES
 from pinxit.reports.demo.trial import DemoRunner, Prompt, TrainedConcept
 from pinxit.training.recipe import Recipe

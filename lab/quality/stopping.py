@@ -22,7 +22,8 @@ from pinxit.concepts.read import read_concept
 from pinxit.evaluation.judge import Judge, JudgeScore
 from pinxit.files.atomic_write import write_text
 from pinxit.generation.generate import GeneratedImage, GenerationRequest, sample_images
-from pinxit.models.model import Model, open_base
+from pinxit.models.model import Model
+from pinxit.models.open_base import open_base
 from pinxit.pocket.eyes import Eyes
 from pinxit.pocket.world import held_out_subjects
 from pinxit.reports.demo.scores import ATTRIBUTES, score_images, subject_scales

@@ -20,7 +20,7 @@ from pinxit.evaluation.confidence import Rows, bootstrap, mean_relative
 from pinxit.evaluation.prompt_sets import Prompt
 from pinxit.files.atomic_write import write_text
 from pinxit.images.tensors import contact_sheet
-from pinxit.models.model import open_base
+from pinxit.models.open_base import open_base
 from pinxit.pocket import gallery
 from pinxit.pocket.captions import prompt
 from pinxit.pocket.eyes import Eyes

@@ -26,7 +26,8 @@ from pinxit.evaluation.metrics.colour import Colour
 from pinxit.files.atomic_write import write_text
 from pinxit.generation.generate import GenerationRequest, generate_images
 from pinxit.images.tensors import contact_sheet, to_image, to_pixels
-from pinxit.models.model import Model, open_base
+from pinxit.models.model import Model
+from pinxit.models.open_base import open_base
 from pinxit.pocket import gallery
 from pinxit.pocket.captions import PLACE_PHRASES, prompt
 from pinxit.pocket.eyes import ANSWERS, Eyes

@@ -21,7 +21,7 @@ from pinxit import registry
 from pinxit.evaluation.metric import Scale, stack_images
 from pinxit.evaluation.prompt_sets import Prompt
 from pinxit.files.atomic_write import write_text
-from pinxit.models.model import open_base
+from pinxit.models.open_base import open_base
 from pinxit.pocket.captions import prompt
 from pinxit.pocket.eyes import JOINT, Eyes
 from pinxit.pocket.world import BACKGROUNDS, CLASSES, COLOURS, STYLES, held_out_subjects

@@ -14,7 +14,8 @@ from PIL import Image
 
 from pinxit import registry
 from pinxit.files import atomic_write
-from pinxit.models.model import Model, open_base
+from pinxit.models.model import Model
+from pinxit.models.open_base import open_base
 from pinxit.runs.folder import Event
 from pinxit.runs.run import Run
 from pinxit.training.recipe import Recipe

@@ -28,7 +28,8 @@ from pinxit.concepts.concept import Concept
 from pinxit.concepts.metadata import Provenance
 from pinxit.generation.generate import generate_images
 from pinxit.images.folder import read_images
-from pinxit.models.model import Model, open_base
+from pinxit.models.model import Model
+from pinxit.models.open_base import open_base
 from pinxit.pocket import gallery
 from pinxit.pocket.captions import prompt
 from pinxit.pocket.eyes import Eyes

@@ -23,7 +23,8 @@ import numpy as np
 from PIL import Image
 
 from lab.speed import bases
-from pinxit.models.model import Model, open_base
+from pinxit.models.model import Model
+from pinxit.models.open_base import open_base
 from pinxit.runs.many import RunGroup, train_many
 from pinxit.training.train import StepResult
 

@@ -6,7 +6,8 @@ from dataclasses import replace
 from lab.speed.job import GUIDANCE, TOKEN, Job
 from pinxit.generation.generate import GenerationRequest, sample_images
 from pinxit.images.folder import TrainingImage, read_images
-from pinxit.models.model import Model, open_base
+from pinxit.models.model import Model
+from pinxit.models.open_base import open_base
 from pinxit.training.concept_trainer import ConceptTrainer
 from pinxit.training.recipe import Recipe
 from pinxit.training.train import TrainingSession, train

@@ -23,8 +23,7 @@ if TYPE_CHECKING:
     from pinxit.generation.generate import GenerationRequest, generate_images
     from pinxit.images.folder import read_images
     from pinxit.images.tensors import contact_sheet
-    from pinxit.models.model import open_base
-    from pinxit.models.open_bases import Bases
+    from pinxit.models.open_base import Bases, open_base
     from pinxit.runs.run import Run, train_run
     from pinxit.training.recipe import Recipe
 
@@ -55,7 +54,7 @@ __all__ = [
 # The module and the object of each public name. Modules are imported on first use, because
 # importing torch takes seconds.
 _HOMES = {
-    "Bases": ("models.open_bases", "Bases"),
+    "Bases": ("models.open_base", "Bases"),
     "Concept": ("concepts.concept", "Concept"),
     "GenerationRequest": ("generation.generate", "GenerationRequest"),
     "PinxitError": ("errors", "PinxitError"),
@@ -63,7 +62,7 @@ _HOMES = {
     "Run": ("runs.run", "Run"),
     "contact_sheet": ("images.tensors", "contact_sheet"),
     "generate": ("generation.generate", "generate_images"),
-    "open_base": ("models.model", "open_base"),
+    "open_base": ("models.open_base", "open_base"),
     "read_concept": ("concepts.read", "read_concept"),
     "read_images": ("images.folder", "read_images"),
     "train": ("runs.run", "train_run"),

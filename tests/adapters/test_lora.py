@@ -19,7 +19,8 @@ from pinxit.concepts.read import ConceptReference, read_concept, write_concept
 from pinxit.errors import ConceptError, RequestError
 from pinxit.generation.generate import GenerationRequest, generate_images
 from pinxit.images.folder import read_images
-from pinxit.models.model import Model, open_base
+from pinxit.models.model import Model
+from pinxit.models.open_base import open_base
 from pinxit.runs.run import Run, train_run
 from pinxit.training.recipe import Recipe
 from pinxit.training.train import StepResult, TrainingSession, denoising_losses

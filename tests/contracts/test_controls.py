@@ -19,7 +19,8 @@ from pinxit.generation.generate import (
     generate_images,
     sample_images,
 )
-from pinxit.models.model import Model, open_base
+from pinxit.models.model import Model
+from pinxit.models.open_base import open_base
 
 CONTROLS = registry.names("controls")
 PAIRED = ("inversion", "masactrl", "same-seed")

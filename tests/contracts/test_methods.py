@@ -12,7 +12,8 @@ from pinxit.adapters.adapter import applied
 from pinxit.concepts.read import read_concept, write_concept
 from pinxit.generation.generate import GenerationRequest, generate_images
 from pinxit.images.folder import read_images
-from pinxit.models.model import Model, Precision, open_base
+from pinxit.models.model import Model, Precision
+from pinxit.models.open_base import open_base
 from pinxit.models.text_encoder import PromptParsing
 from pinxit.runs.class_images import read_class_images
 from pinxit.runs.folder import SavedCheckpoint

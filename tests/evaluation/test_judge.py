@@ -21,7 +21,8 @@ from pinxit.evaluation.judge import (
 from pinxit.evaluation.metrics.clip_t import ClipT
 from pinxit.evaluation.metrics.dino import Dino
 from pinxit.evaluation.prompt_sets import evenly_spaced, prompt_set, prompt_set_names, suitable_set
-from pinxit.models.model import Model, open_base
+from pinxit.models.model import Model
+from pinxit.models.open_base import open_base
 from pinxit.pocket import gallery
 from pinxit.pocket.asked import asked
 from pinxit.pocket.eyes import Eyes

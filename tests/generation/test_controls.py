@@ -25,8 +25,9 @@ from pinxit.generation.generate import (
 from pinxit.generation.paired import ddim_inversion
 from pinxit.generation.schedulers import SCHEDULERS, Sampler
 from pinxit.images.tensors import to_pixels
-from pinxit.models.model import Model, open_base
+from pinxit.models.model import Model
 from pinxit.models.noise_schedule import Diffusion, Flow, Schedule
+from pinxit.models.open_base import open_base
 from pinxit.reports.demo.transfers import transfer_styles
 from pinxit.reports.demo.trial import DemoRunner
 from pinxit.training.recipe import Recipe

@@ -13,8 +13,9 @@ from pinxit import registry
 from pinxit.adapters.adapter import EmbeddingAdapter, applied
 from pinxit.errors import ModelError, RecipeError, RequestError
 from pinxit.generation.generate import GenerationRequest, generate_images
-from pinxit.models.model import Conditioning, Model, Precision, open_base
+from pinxit.models.model import Conditioning, Model, Precision
 from pinxit.models.noise_schedule import Diffusion, Flow, Schedule
+from pinxit.models.open_base import open_base
 from pinxit.training.recipe import Recipe
 
 FAMILIES = registry.names("families")

@@ -14,7 +14,8 @@ import pytest
 
 from pinxit.errors import ModelError
 from pinxit.models import hub
-from pinxit.models.model import Model, open_base
+from pinxit.models.model import Model
+from pinxit.models.open_base import open_base
 from pinxit.progress import Progress
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"

@@ -14,7 +14,8 @@ from pinxit.generation.generate import generate_images
 from pinxit.images.folder import read_images
 from pinxit.models.kernels.int8 import convert_to_int8
 from pinxit.models.kernels.quantize import dequantized_weight, quantize_rows, replace_weight
-from pinxit.models.model import Model, open_base
+from pinxit.models.model import Model
+from pinxit.models.open_base import open_base
 from pinxit.training.recipe import Recipe
 from pinxit.training.train import TrainingSession, train
 

@@ -10,7 +10,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from pinxit.errors import ModelError, PinxitError
-from pinxit.models.model import Model, open_base
+from pinxit.models.model import Model
+from pinxit.models.open_base import open_base
 
 UNET = Path("unet/diffusion_pytorch_model.safetensors")
 VAE = Path("vae/diffusion_pytorch_model.safetensors")

@@ -9,7 +9,8 @@ import torch
 
 from pinxit.adapters.adapter import AliasAdapter, EmbeddingAdapter, applied
 from pinxit.errors import ConceptError, ModelError
-from pinxit.models.model import Model, open_base
+from pinxit.models.model import Model
+from pinxit.models.open_base import open_base
 from pinxit.models.prompt import (
     TokenEmbedding,
     expand_aliases,

@@ -14,7 +14,8 @@ from PIL import Image
 from pinxit import registry
 from pinxit.generation.generate import GenerationRequest, generate_images
 from pinxit.generation.schedulers import _CLASSES as SCHEDULERS
-from pinxit.models.model import Model, open_base
+from pinxit.models.model import Model
+from pinxit.models.open_base import open_base
 from pinxit.models.text_encoder import PromptParsing
 from pinxit.training.batches import Batch
 from pinxit.training.train import denoising_losses

@@ -20,7 +20,8 @@ from pinxit.concepts.metadata import Provenance
 from pinxit.concepts.read import read_concept
 from pinxit.files.safetensors_file import read_safetensors
 from pinxit.generation.generate import GenerationRequest, generate_images
-from pinxit.models.model import Model, find_base, open_base
+from pinxit.models.model import Model
+from pinxit.models.open_base import find_base, open_base
 from pinxit.models.source import FolderSource
 
 WIDTH = 768

@@ -22,7 +22,8 @@ from pinxit.concepts.format import Target
 from pinxit.concepts.metadata import Provenance
 from pinxit.concepts.read import read_concept
 from pinxit.files.safetensors_file import read_safetensors
-from pinxit.models.model import Model, open_base
+from pinxit.models.model import Model
+from pinxit.models.open_base import open_base
 
 PROMPT = "a photo of a red dog on the beach"
 CLOSE, FAR = 1e-5, 1e-3

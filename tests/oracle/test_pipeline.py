@@ -12,7 +12,8 @@ from PIL import Image
 from pinxit.generation.generate import GenerationRequest, generate_images
 from pinxit.generation.schedulers import _CLASSES
 from pinxit.images.tensors import to_pixels
-from pinxit.models.model import Model, open_base
+from pinxit.models.model import Model
+from pinxit.models.open_base import open_base
 from pinxit.training.batches import Batch
 from pinxit.training.train import denoising_losses
 

@@ -16,7 +16,8 @@ from pinxit import registry
 from pinxit.errors import ModelError
 from pinxit.models.checkpoint_source import CheckpointSource
 from pinxit.models.loading import clip_tokenizer, load_network
-from pinxit.models.model import Placement, open_base
+from pinxit.models.model import Placement
+from pinxit.models.open_base import open_base
 
 _HERE = Path(__file__).parent
 _spec = importlib.util.spec_from_file_location("ldm_names", _HERE / "ldm_names.py")

@@ -13,7 +13,8 @@ from safetensors.torch import save_file
 
 from pinxit.cli import main
 from pinxit.errors import RequestError, RunError
-from pinxit.models.model import Model, open_base
+from pinxit.models.model import Model
+from pinxit.models.open_base import open_base
 from pinxit.reports.comparison import evaluate
 from pinxit.reports.dreambench import class_nouns
 from pinxit.reports.entrant import Entrant

@@ -16,7 +16,8 @@ from pinxit.cli import main
 from pinxit.errors import RecipeError, RunError
 from pinxit.generation.generate import GenerationRequest, generate_images
 from pinxit.images.folder import read_images
-from pinxit.models.model import Model, Placement, open_base
+from pinxit.models.model import Model, Placement
+from pinxit.models.open_base import open_base
 from pinxit.models.text_encoder import TextEncoder
 from pinxit.runs.class_images import read_class_images
 from pinxit.runs.folder import RunFailure, SavedCheckpoint

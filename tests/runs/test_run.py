@@ -12,7 +12,8 @@ from PIL import Image
 from pinxit.errors import DiskError, RunError
 from pinxit.files.atomic_write import atomic_write, defer_signals, write_text
 from pinxit.images.folder import read_images
-from pinxit.models.model import Model, open_base
+from pinxit.models.model import Model
+from pinxit.models.open_base import open_base
 from pinxit.progress import Notice
 from pinxit.runs.class_images import cache_folder, generate_class_images, read_class_images
 from pinxit.runs.preview import Preview

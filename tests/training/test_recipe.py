@@ -8,7 +8,8 @@ import pytest
 from pinxit import registry
 from pinxit.errors import ModelError, PinxitError, RecipeError
 from pinxit.images.folder import read_images
-from pinxit.models.model import Model, open_base
+from pinxit.models.model import Model
+from pinxit.models.open_base import open_base
 from pinxit.training.method import Subject, insert_token
 from pinxit.training.recipe import Recipe
 from pinxit.training.train import TrainingSession

@@ -135,7 +135,7 @@ def _norms(table: "Tensor") -> str:
 
 def _vocabulary(base: str) -> str:
     """The embedding norms of a base model's own vocabulary."""
-    from pinxit.models.model import open_base
+    from pinxit.models.open_base import open_base
 
     model = open_base(base)
     tables = {

@@ -12,7 +12,7 @@ from pinxit.concepts.metadata import PROVENANCE_KEY, Provenance
 from pinxit.errors import ConceptError
 from pinxit.files.open_any import OpenedFile
 from pinxit.models import modelspec
-from pinxit.models.model import find_base
+from pinxit.models.open_base import find_base
 from pinxit.models.original_names import without_prefix
 from pinxit.models.source import Source
 

@@ -4,7 +4,7 @@ import time
 from pathlib import Path
 
 from pinxit.files.atomic_write import check_claim, claim_folder, write_text
-from pinxit.models.model import open_base
+from pinxit.models.open_base import open_base
 from pinxit.pocket.eyes import Eyes
 from pinxit.progress import ProgressCallback
 from pinxit.reports.demo.chapters import DemoSettings, style_section, subject_section
