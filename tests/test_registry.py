@@ -41,10 +41,10 @@ def test_a_misspelt_method_and_a_misspelt_kind() -> None:
 def test_listing_imports_no_plug_in() -> None:
     code = (
         "import sys; from pinxit import registry\n"
-        "[registry.names(kind) for kind in registry.PLUGIN_KINDS]\n"
-        "print(sorted(m for m in sys.modules if m.startswith('pinxit.')))"
+        "kinds = {kind: registry.names(kind) for kind in registry.PLUGIN_KINDS}\n"
+        "print([m for m in sys.modules for kind in kinds if f'.{kind}.' in m or m == 'torch'])"
     )
     process = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, check=True
     )
-    assert process.stdout.strip() == "['pinxit.errors', 'pinxit.registry']"
+    assert process.stdout.strip() == "[]"

@@ -26,14 +26,13 @@ PLUGIN_KINDS: dict[str, tuple[str, str, type[PinxitError]]] = {
 
 def names(kind: str) -> list[str]:
     """The sorted names of all plug-ins of a kind, without importing them."""
-    files = (path.stem for path in _folder(kind).glob("*.py"))
-    return sorted(stem.replace("_", "-") for stem in files if not stem.startswith("_"))
+    return sorted(_files(kind))
 
 
 def summary(kind: str, name: str) -> str:
     """The first line of a plug-in's docstring, without importing it."""
-    file = _folder(kind) / f"{name.replace('-', '_')}.py"
-    docstring = ast.get_docstring(ast.parse(file.read_text(encoding="utf-8"))) or ""
+    text = _files(kind)[name].read_text(encoding="utf-8")
+    docstring = ast.get_docstring(ast.parse(text)) or ""
     return docstring.partition("\n")[0]
 
 
@@ -43,7 +42,7 @@ def load(kind: str, name: str) -> type:
     if name not in known:
         _, label, error = PLUGIN_KINDS[kind]
         raise error(f"unknown {label} `{name}`", did_you_mean(name, known))
-    module = import_module(f"pinxit.{PLUGIN_KINDS[kind][0]}.{kind}.{name.replace('-', '_')}")
+    module = import_module(f"{_package(kind)}.{name.replace('-', '_')}")
     public = [
         plugin
         for class_name, plugin in inspect.getmembers(module, inspect.isclass)
@@ -59,8 +58,14 @@ def name_of(plugin: type) -> str:
     return plugin.__module__.rpartition(".")[2].replace("_", "-")
 
 
-def _folder(kind: str) -> Path:
-    """The folder with the plug-ins of a kind; RequestError if the kind is unknown."""
+def _files(kind: str) -> dict[str, Path]:
+    """The files of the plug-ins of a kind, by name; RequestError if the kind is unknown."""
     if kind not in PLUGIN_KINDS:
         raise RequestError(f"unknown kind of plug-in `{kind}`", did_you_mean(kind, PLUGIN_KINDS))
-    return Path(__file__).parent / PLUGIN_KINDS[kind][0] / kind
+    folders = import_module(_package(kind)).__path__
+    files = (path for folder in folders for path in Path(folder).glob("[!_]*.py"))
+    return {path.stem.replace("_", "-"): path for path in files}
+
+
+def _package(kind: str) -> str:
+    return f"pinxit.{PLUGIN_KINDS[kind][0]}.{kind}"
