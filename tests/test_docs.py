@@ -1,4 +1,4 @@
-"""What the README says works: its commands are understood, its Python runs, its links lead on."""
+"""The docs are true: commands are understood or run, Python runs, links and names exist."""
 
 import re
 import shlex
@@ -6,40 +6,96 @@ from pathlib import Path
 
 import pytest
 
-from lab import doc_tables
+from lab import doc_tables, reference
 from pinxit.cli import app, main
+from pinxit.pocket import gallery
 
 ROOT = Path(__file__).parent.parent
-PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
+PAGES = [
+    *(ROOT / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md")),
+    *sorted((ROOT / "docs").rglob("*.md")),
+]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
-COMMANDS = re.findall(r"^(pinxit .+)$|`(pinxit .+?)`", README, re.MULTILINE)
+GUIDES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("guides/*.md"))]
+# Shell blocks, and rows of tables that end with a command.
+_SPANS = re.compile(r"^```(?:sh|console)\n(?:.*?)^```|`pinxit [^`]+` \|$", re.MULTILINE | re.DOTALL)
 
 
-@pytest.mark.parametrize("typed", [block or inline for block, inline in COMMANDS])
-def test_every_command_in_the_readme_is_understood(typed: str) -> None:
-    words = shlex.split(typed.partition("#")[0])[1:]
+def commands(page: Path) -> list[str]:
+    """The pinxit commands of a page, in their order."""
+    spans = _SPANS.findall(page.read_text(encoding="utf-8"))
+    lines = (line for span in spans for line in span.splitlines())
+    lines = (line.strip("`| ").removeprefix("$ ").partition(" #")[0].strip() for line in lines)
+    return [line for line in lines if line.startswith(("pinxit ", "python -m pinxit"))]
+
+
+TYPED = [
+    pytest.param(line, id=f"{page.stem}: {line}")
+    for page in GUIDES
+    for line in commands(page)
+    if line.startswith("pinxit ")
+]
+
+
+@pytest.mark.parametrize("line", TYPED)
+def test_every_command_of_readme_and_guides_is_understood(line: str) -> None:
+    words = shlex.split(line)[1:]
     if "--help" in words:
         return  # test_help.py
     app.parse_args(words, exit_on_error=False, print_error=False)
 
 
-def test_every_command_of_reliability_runs(
-    nano: Path, pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.long
+def test_the_readme_runs_from_top_to_bottom(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All rows in one folder, as written but for one step, one image and no previews each."""
+    shorter = {
+        "train": ["--steps", "1", "--preview-every", "0"],
+        "--recipe": [],
+        "train-many": ["--steps", "1", "--preview-every", "0"],
+        "dreambooth": ["--class-images", "1"],
+        "lora": ["--class-images", "1"],
+        "generate": ["--steps", "1"],
+        "transfer": ["--steps", "2"],
+        "evaluate": ["--steps", "1", "--num-images", "1"],
+    }
+    (tmp_path / "examples").mkdir()
+    for example in (ROOT / "examples").iterdir():
+        text = re.sub(rb"(steps|class_images) = \d+", rb"\1 = 1", example.read_bytes())
+        (tmp_path / "examples" / example.name).write_bytes(text)
+    monkeypatch.chdir(tmp_path)
+    lines = [line for line in commands(ROOT / "README.md") if line != "pinxit demo"]
+    assert len(lines) >= 20
+    for line in lines:
+        words = shlex.split(line)
+        if words[0] == "python":
+            gallery.write(Path(words[-1]))
+            continue
+        if "--resume" in words:
+            words[words.index("--steps") + 1] = "2"
+        elif "--help" not in words and "--recipe" not in words:
+            words += [option for key in words[1:3] for option in shorter.get(key, ())]
+        assert main(words[1:]) == 0, line
+
+
+@pytest.mark.parametrize("page", ["resume-and-early-stopping", "training-images"])
+def test_every_command_of_a_guide_runs(
+    page: str, nano: Path, pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
     pictures.rename("my-toy")
     begin = "train textual-inversion my-toy --token <t> --class-noun toy --out runs/toy --steps 1"
     assert main([*begin.split(), "--preview-every", "0", "--base", str(nano)]) == 0
-    page = (ROOT / "docs" / "results" / "reliability.md").read_text(encoding="utf-8")
-    commands = re.findall(r"^pinxit (.+)$", page, re.MULTILINE)
-    assert len(commands) >= 4
-    for typed in commands:
-        words = typed.partition("#")[0].replace("FOLDER", str(nano))
-        assert main(shlex.split(re.sub(r"--steps \d+", "--steps 2", words))) == 0, typed
-
-
-def test_there_are_commands_to_check() -> None:
-    assert len(COMMANDS) >= 8
+    lines = [
+        line.replace("FOLDER", str(nano))
+        for line in commands(ROOT / "docs" / "guides" / f"{page}.md")
+        if "--resume" in line or not line.startswith("pinxit train ")
+    ]
+    assert len(lines) >= 2
+    for line in lines:
+        words = re.sub(r"--steps \d+", "--steps 2", line)
+        assert main(shlex.split(words)[1:]) == 0, line
 
 
 @pytest.mark.parametrize("kind", ["families", "formats"])
@@ -47,6 +103,11 @@ def test_tables_of_plug_ins_are_what_the_plug_ins_say(kind: str) -> None:
     written = re.search(rf"<!-- figures: {kind} -->\n(.*?)<!-- end -->", README, re.DOTALL)
     assert written
     assert written[1] == doc_tables.BLOCKS[kind](), "run python -m lab.doc_tables"
+
+
+def test_the_reference_is_what_the_options_say() -> None:
+    written = {path.name: path.read_text("utf-8") for path in reference.FOLDER.glob("*.md")}
+    assert written == reference.pages(), "run python -m lab.reference"
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
@@ -63,18 +124,28 @@ def test_links_lead_somewhere(page: Path) -> None:
     assert not missing
 
 
+def test_every_page_is_in_the_index() -> None:
+    index = ROOT / "docs" / "README.md"
+    links = re.findall(r"\]\(([^)#\s]+)", index.read_text(encoding="utf-8"))
+    linked = {(index.parent / link).resolve() for link in links}
+    pages = {page for page in (ROOT / "docs").rglob("*.md") if page != index}
+    unlisted = {page for page in pages - linked if page.parent.name != "reference"}
+    assert unlisted == {ROOT / "docs" / "decisions" / "000-template.md"}
+
+
 def test_the_readmes_python_runs(
     nano: Path, pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (code,) = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("PIL.Image.Image.show", lambda _: None)
-    pictures.rename(tmp_path / "my-toy")
+    (tmp_path / "my-images").mkdir()
+    pictures.rename(tmp_path / "my-images" / "subject")
     code = code.replace('"pocket"', repr(str(nano)))
     code = code.replace(
-        'class_noun="toy"', f'class_noun="toy", base={str(nano)!r}, steps=2, score_previews=False'
+        'class_noun="dog"', f'class_noun="toy", base={str(nano)!r}, steps=2, score_previews=False'
     )
     names: dict[str, object] = {}
     exec(code, names)
     assert len(names["results"]) == 1  # pyright: ignore[reportArgumentType]
-    assert (tmp_path / "runs" / "mytoy" / "concept.safetensors").is_file()
+    assert (tmp_path / "runs" / "from-python" / "concept.safetensors").is_file()
