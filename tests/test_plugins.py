@@ -12,13 +12,10 @@ import pytest
 import torch
 from PIL import Image
 
-from pinxit import registry
+from pinxit import GenerationRequest, Recipe, Run, generate, open_base, registry, train
 from pinxit.cli import main
-from pinxit.concepts.concept import Concept
-from pinxit.generation.generate import GenerationRequest, generate_images
-from pinxit.models.model import Model, open_base
-from pinxit.runs.run import Run, train_run
-from pinxit.training.recipe import Recipe
+from pinxit.concepts.read import read_concept
+from pinxit.models.model import Model
 
 Add = Callable[[str, str, str], type]
 
@@ -46,9 +43,9 @@ def add(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Add]:
         delattr(sys.modules[package], stem)
 
 
-def generated(model: Model, *concepts: Concept, **options: Any) -> np.ndarray[Any, Any]:
+def generated(model: Model, **options: Any) -> np.ndarray[Any, Any]:
     request = GenerationRequest(prompt="a photo of a toy", steps=2, seed=1, **options)
-    return np.asarray(next(iter(generate_images(model, request, concepts))).image)
+    return np.asarray(next(iter(generate(model, request))).image)
 
 
 def test_a_family(add: Add, nano: Path) -> None:
@@ -106,7 +103,7 @@ def test_a_method(add: Add, model: Model, pictures: Path, tmp_path: Path) -> Non
                 adapter = EmbeddingAdapter.of(model, subject.token, subject.class_noun, 1)
                 return (TrainableAdapter(adapter, learning_rate),)
 
-            def image_pools(self, model, subject, images):
+            def image_pools(self, subject, images, class_images=()):
                 """The training images with the template."""
                 prompts = ((self.template.format(subject.token),),) * len(images)
                 return (ImagePool("own", images, prompts),)
@@ -121,10 +118,10 @@ def test_a_method(add: Add, model: Model, pictures: Path, tmp_path: Path) -> Non
             "preview_every": 0,
         }
     )
-    run = train_run(model, recipe, tmp_path / "run")
+    run = train(model, recipe, tmp_path / "run")
     assert [len(entry["losses"]) for entry in run.logged_steps()] == [1, 1]
     assert Run.open(run.folder).recipe.method == recipe.method
-    assert Concept.load(run.folder).provenance.method == "plain-token"
+    assert read_concept(run.folder).provenance.method == "plain-token"
 
 
 def test_a_control(add: Add, model: Model) -> None:
@@ -201,7 +198,7 @@ def test_a_format(
     assert main(["convert", str(tmp_path / "toy.pt"), str(out), "--format", "sketchbook"]) == 0
     assert main(["inspect", str(out)]) == 0
     assert "sketchbook: Files of a made-up program" in capsys.readouterr().out
-    (part,) = Concept.load(out).parts
+    (part,) = read_concept(out).parts
     assert torch.equal(part.tensors["text"], vectors)
 
 
