@@ -11,7 +11,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from statistics import fmean, median
@@ -33,6 +33,7 @@ from pinxit.runs.many import train_many
 from pinxit.runs.run import Run
 from pinxit.training import concept_trainer
 from pinxit.training.early_stopping import converged
+from pinxit.training.plan import TrainingPlan
 from pinxit.training.recipe import Recipe
 from pinxit.training.train import StepResult, TrainingSession, train
 
@@ -222,10 +223,8 @@ def cost(model: Model, long_run: LongRun) -> float:
     recipe = long_run.run(model.name).recipe
     own = {"steps": None, "batch_size": None, "validate_every": None}
     pictures = recipe.read_images()
-    settled_ = recipe.model_copy(update=own).settle(model, len(pictures))
-    lesson = TrainingSession.for_recipe(
-        model, settled_.model_copy(update={"validate_every": 1}), pictures
-    )
+    plan = TrainingPlan.of(recipe.model_copy(update=own), model, len(pictures))
+    lesson = TrainingSession.for_plan(model, replace(plan, validate_every=1), pictures)
     steps: list[float] = []
     looks: list[float] = []
     with closing(train(lesson)) as going:
@@ -235,8 +234,7 @@ def cost(model: Model, long_run: LongRun) -> float:
             seconds = next(going).seconds
             looks.append(time.perf_counter() - began - seconds)
             steps.append(seconds)
-    every = settled_.validate_every or 1
-    return median(looks) / (median(looks) + every * median(steps))
+    return median(looks) / (median(looks) + plan.validate_every * median(steps))
 
 
 def _never_converged(losses: Sequence[float], share: float) -> bool:  # noqa: ARG001

@@ -27,6 +27,7 @@ from pinxit.pocket.eyes import Eyes
 from pinxit.pocket.world import BACKGROUNDS, CLASSES, HELD_OUT_STYLES
 from pinxit.reports.demo.scores import ATTRIBUTES, score_images, style_scales
 from pinxit.reports.demo.trial import DemoImage, DemoRunner, TrainedConcept
+from pinxit.training.plan import TrainingPlan
 from pinxit.training.recipe import Recipe
 
 METHODS = ("textual-inversion", "lora")
@@ -119,7 +120,7 @@ def run_experiment(runner: DemoRunner, eyes: Eyes, experiment: Experiment) -> Ro
         if experiment.way in registry.names("methods")
         else None
     )
-    made = recipe.settle(runner.model, 5).to_toml() if recipe else ""
+    made = TrainingPlan.of(recipe, runner.model, 5).recipe.to_toml() if recipe else ""
     file = experiment.folder / f"scores-{runner.tag(f'{made} {runner.num_images}')}.json"
     if file.is_file():
         return json.loads(file.read_text(encoding="utf-8"))

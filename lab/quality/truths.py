@@ -27,6 +27,7 @@ from pinxit.pocket.eyes import JOINT, Eyes
 from pinxit.pocket.world import BACKGROUNDS, CLASSES, COLOURS, STYLES, held_out_subjects
 from pinxit.reports.demo.scores import subject_scales
 from pinxit.reports.demo.trial import DemoImage, DemoRunner, TrainedConcept
+from pinxit.training.plan import TrainingPlan
 from pinxit.training.recipe import Recipe
 
 if TYPE_CHECKING:
@@ -111,7 +112,7 @@ def run_experiment(runner: DemoRunner, eyes: Eyes, experiment: Experiment) -> di
     """The results of an experiment, from the work folder or else measured now."""
     task = f"subject {experiment.subject}, {experiment.name}"
     recipe = experiment.recipe(runner.model.name)
-    tag = runner.tag(recipe.settle(runner.model, subjects.REFERENCES).to_toml())
+    tag = runner.tag(TrainingPlan.of(recipe, runner.model, subjects.REFERENCES).recipe.to_toml())
     file = (
         experiment.work
         / f"{experiment.subject:02}-{experiment.name.replace(',', '').replace(' ', '-')}-{tag}.json"

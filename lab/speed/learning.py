@@ -37,6 +37,7 @@ from pinxit.pocket.world import BACKGROUNDS, held_out_subjects
 from pinxit.reports.demo.scores import score_images, subject_scales
 from pinxit.reports.demo.trial import DemoImage, Prompt
 from pinxit.runs.class_images import read_class_images
+from pinxit.training.plan import TrainingPlan
 from pinxit.training.recipe import Recipe
 from pinxit.training.train import TrainingSession, train
 
@@ -86,22 +87,22 @@ class QualityLab:
         )
 
 
-def train_with_pinxit(model: Model, recipe: Recipe) -> tuple[Part, ...]:
+def train_with_pinxit(model: Model, plan: TrainingPlan) -> tuple[Part, ...]:
     """Train with pinxit; returns the parts of the concept."""
-    pictures = read_images(recipe.images)
-    class_images = read_class_images(model, recipe.method.required_class_images(recipe.subject))
-    session = TrainingSession.for_recipe(model, recipe, pictures, class_images)
+    pictures = read_images(plan.recipe.images)
+    class_images = read_class_images(model, plan.class_images)
+    session = TrainingSession.for_plan(model, plan, pictures, class_images)
     for _ in train(session):
         pass
     return tuple(adapter.part() for adapter in session.adapters)
 
 
-def train_with_plain_loop(model: Model, recipe: Recipe) -> tuple[Part, ...]:
+def train_with_plain_loop(model: Model, plan: TrainingPlan) -> tuple[Part, ...]:
     """Train with the plain loop, with the same images and prompts; returns the concept's parts."""
-    assert recipe.steps and recipe.learning_rate and recipe.batch_size and recipe.resolution
+    recipe = plan.recipe
     pictures = read_images(recipe.images)
-    class_images = read_class_images(model, recipe.method.required_class_images(recipe.subject))
-    learnables = recipe.method.create_adapters(model, recipe.subject, recipe.learning_rate)
+    class_images = read_class_images(model, plan.class_images)
+    learnables = plan.method.create_adapters(model, recipe.subject, plan.learning_rate)
     first = learnables[0].adapter.part()
     word = first.settings["text"] if first.kind == "alias" else TOKEN
     shown = [
@@ -109,17 +110,17 @@ def train_with_plain_loop(model: Model, recipe: Recipe) -> tuple[Part, ...]:
             tuple(picture.path for picture in pool.images),
             tuple(tuple(text.replace(TOKEN, word) for text in some) for some in pool.prompts),
         )
-        for pool in recipe.method.image_pools(recipe.subject, pictures, class_images)
+        for pool in plan.method.image_pools(recipe.subject, pictures, class_images)
     ]
-    decay, batch = max(learnable.weight_decay for learnable in learnables), recipe.batch_size
+    decay, batch = max(learnable.weight_decay for learnable in learnables), plan.batch_size
     settings = plain.Settings(
-        recipe.learning_rate, decay, recipe.max_grad_norm, batch, recipe.resolution, recipe.seed
+        plan.learning_rate, decay, recipe.max_grad_norm, batch, plan.resolution, recipe.seed
     )
     place = str(gallery.folder().parent / "pocket" / "weights")
     loop = plain.LOOPS[recipe.method.name](place, shown, settings, "cpu", "fp32")
     loop.prepare(recipe.class_noun)
     for number, _ in enumerate(loop.steps(), 1):
-        if number == recipe.steps:
+        if number == plan.steps:
             break
     return _parts(recipe, first, loop.trained_tensors())
 
@@ -180,10 +181,14 @@ def run_all(
         rows: dict[str, list[Scores]] = {}
         for seed in range(seeds):
             recipe = lab.recipe(method, seed, share)
-            learned = {"plain": train_with_plain_loop(generator, recipe.settle(generator, count))}
+            learned = {
+                "plain": train_with_plain_loop(generator, TrainingPlan.of(recipe, generator, count))
+            }
             for precision, model in trained_models.items():
                 if (method, precision) != ("dreambooth", "int8"):  # int8 weights cannot be trained
-                    learned[precision] = train_with_pinxit(model, recipe.settle(model, count))
+                    learned[precision] = train_with_pinxit(
+                        model, TrainingPlan.of(recipe, model, count)
+                    )
             for side, parts in learned.items():
                 origin = Provenance(TOKEN, lab.noun, method, "pocket", generator.hash, 0, {}, "")
                 rows.setdefault(side, []).append(

@@ -9,6 +9,7 @@ from pinxit.images.folder import TrainingImage, read_images
 from pinxit.models.model import Model
 from pinxit.models.open_base import open_base
 from pinxit.training.concept_trainer import ConceptTrainer
+from pinxit.training.plan import TrainingPlan
 from pinxit.training.recipe import Recipe
 from pinxit.training.train import TrainingSession, train
 
@@ -28,8 +29,11 @@ def training_steps(job: Job) -> Iterator[None]:
     """Training: yields when ready, then after each step."""
     model = open_model(job)
     pictures = read_images(job.pictures)
-    recipes = [_recipe(job, number).settle(model, len(pictures)) for number in range(job.concepts)]
-    session = _session(model, recipes, pictures)
+    plans = [
+        TrainingPlan.of(_recipe(job, number), model, len(pictures))
+        for number in range(job.concepts)
+    ]
+    session = _session(model, plans, pictures)
     yield
     for _ in train(session):
         yield
@@ -54,16 +58,16 @@ def _recipe(job: Job, number: int) -> Recipe:
 
 
 def _session(
-    model: Model, recipes: Sequence[Recipe], pictures: tuple[TrainingImage, ...]
+    model: Model, plans: Sequence[TrainingPlan], pictures: tuple[TrainingImage, ...]
 ) -> TrainingSession:
     """A session of one or more concepts; a training image stands for all class images."""
-    required = recipes[0].method.required_class_images(recipes[0].subject)
+    required = plans[0].class_images
     class_images = tuple(
         replace(pictures[0], caption=required.prompt, class_image=True, mask=None)
         for _ in range(required.count)
     )
     return TrainingSession(
-        model, [ConceptTrainer(model, recipe, pictures, class_images) for recipe in recipes]
+        model, [ConceptTrainer(model, plan, pictures, class_images) for plan in plans]
     )
 
 

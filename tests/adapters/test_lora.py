@@ -453,7 +453,7 @@ def test_every_kind_trains_and_resumes(
         assert all(
             torch.equal(others.tensors[name], t) for name, t in pinxit_output.tensors.items()
         )
-    plain = TrainingSession.for_recipe(model, full.recipe, read_images(pictures))
+    plain = TrainingSession.for_plan(model, full.plan, read_images(pictures))
     with torch.no_grad():
         before = errors(plain, ())
         assert errors(plain, full.concept.adapters(model)) < before

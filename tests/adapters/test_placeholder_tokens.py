@@ -10,6 +10,7 @@ from torch import Tensor
 from pinxit.adapters.adapter import EmbeddingAdapter
 from pinxit.models.model import Model
 from pinxit.runs.run import Run, train_run
+from pinxit.training.plan import TrainingPlan
 from pinxit.training.recipe import Recipe
 from pinxit.training.train import TrainingSession, train
 
@@ -23,7 +24,7 @@ def recipe(images: Path, embedding_norm: str = "fixed", **options: Any) -> Recip
 
 def trained_embedding(model: Model, options: Recipe) -> EmbeddingAdapter:
     images = options.read_images()
-    session = TrainingSession.for_recipe(model, options.settle(model, len(images)), images)
+    session = TrainingSession.for_plan(model, TrainingPlan.of(options, model, len(images)), images)
     for _ in train(session):
         pass
     embedding = session.adapters[0]
@@ -81,7 +82,7 @@ def test_only_styles_are_trained_with_captions(pictures: Path, kind: str, start:
 
 def test_a_style_has_more_vectors_and_no_class_images(model: Model, pictures: Path) -> None:
     def settled(kind: str, method: str) -> Any:
-        return recipe(pictures, kind=kind, method=method).settle(model, 3).method
+        return TrainingPlan.of(recipe(pictures, kind=kind, method=method), model, 3).method
 
     style, thing = (settled(kind, "textual-inversion") for kind in ("style", "object"))
     assert style.num_vectors > thing.num_vectors

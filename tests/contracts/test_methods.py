@@ -18,6 +18,7 @@ from pinxit.models.text_encoder import PromptParsing
 from pinxit.runs.class_images import read_class_images
 from pinxit.runs.folder import SavedCheckpoint
 from pinxit.runs.run import Run, train_run
+from pinxit.training.plan import TrainingPlan
 from pinxit.training.recipe import Recipe
 from pinxit.training.train import StepResult, TrainingSession, denoising_losses, train
 
@@ -53,9 +54,9 @@ def recipe_for(method: str, pictures: Path, **changed: object) -> Recipe:
 
 def session_for(model: Model, recipe: Recipe) -> TrainingSession:
     images = read_images(recipe.images)
-    recipe = recipe.settle(model, len(images))
-    class_images = read_class_images(model, recipe.method.required_class_images(recipe.subject))
-    return TrainingSession.for_recipe(model, recipe, images, class_images)
+    plan = TrainingPlan.of(recipe, model, len(images))
+    class_images = read_class_images(model, plan.class_images)
+    return TrainingSession.for_plan(model, plan, images, class_images)
 
 
 def weights_of(model: Model) -> dict[str, Tensor]:

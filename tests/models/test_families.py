@@ -16,6 +16,7 @@ from pinxit.generation.generate import GenerationRequest, generate_images
 from pinxit.models.model import Conditioning, Model, Precision
 from pinxit.models.noise_schedule import Diffusion, Flow, Schedule
 from pinxit.models.open_base import open_base
+from pinxit.training.plan import TrainingPlan
 from pinxit.training.recipe import Recipe
 
 FAMILIES = registry.names("families")
@@ -148,9 +149,9 @@ def test_min_snr_with_a_flow_model_raises_an_error(opened: Opened, pictures: Pat
             "min_snr_gamma": 5.0,
         }
     )
-    assert recipe.settle(opened("stable-diffusion-2"), 3).min_snr_gamma == 5.0
+    assert TrainingPlan.of(recipe, opened("stable-diffusion-2"), 3).recipe.min_snr_gamma == 5.0
     with pytest.raises(RecipeError, match=r"min-SNR loss weighting \(gamma 5\.0\)"):
-        recipe.settle(opened("stable-diffusion-3"), 3)
+        TrainingPlan.of(recipe, opened("stable-diffusion-3"), 3)
 
 
 def test_timesteps_of_a_flow_are_logit_normal() -> None:

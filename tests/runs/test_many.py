@@ -25,6 +25,7 @@ from pinxit.runs.many import BatchGroups, RunGroup, read_subjects, train_many
 from pinxit.runs.run import Run, train_run
 from pinxit.training import train
 from pinxit.training.concept_trainer import ConceptTrainer
+from pinxit.training.plan import TrainingPlan
 from pinxit.training.recipe import Recipe
 from pinxit.training.train import StepResult, TrainingSession
 
@@ -87,10 +88,9 @@ def learners(model: Model, some: Sequence[Recipe]) -> list[ConceptTrainer]:
     found: list[ConceptTrainer] = []
     for recipe in some:
         pictures = read_images(recipe.images)
-        settled = recipe.settle(model, len(pictures))
-        required = settled.method.required_class_images(settled.subject)
-        class_images = read_class_images(model, required)
-        found.append(ConceptTrainer(model, settled, pictures, class_images))
+        plan = TrainingPlan.of(recipe, model, len(pictures))
+        class_images = read_class_images(model, plan.class_images)
+        found.append(ConceptTrainer(model, plan, pictures, class_images))
     return found
 
 

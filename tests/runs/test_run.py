@@ -20,6 +20,7 @@ from pinxit.runs.preview import Preview
 from pinxit.runs.run import Run, train_run
 from pinxit.training.concept_trainer import ConceptTrainer
 from pinxit.training.method import ClassImages
+from pinxit.training.plan import TrainingPlan
 from pinxit.training.recipe import Recipe
 from pinxit.training.train import StepResult, TrainingSession, train
 
@@ -95,7 +96,7 @@ def test_a_word_is_kept_as_the_mean_of_its_later_steps(
 ) -> None:
     """The weights of arXiv:1212.1824, and what is learned does not know of them."""
     learner = ConceptTrainer(
-        model, recipe(pictures, steps=6).settle(model, 3), read_images(pictures)
+        model, TrainingPlan.of(recipe(pictures, steps=6), model, 3), read_images(pictures)
     )
     words = [learner.weights[0].detach().clone() for _ in train(TrainingSession(model, [learner]))]
     shares: list[float] = []

@@ -22,6 +22,7 @@ from pinxit.runs.class_images import read_class_images
 from pinxit.runs.run import Run
 from pinxit.training.batches import collate
 from pinxit.training.concept_trainer import ConceptTrainer
+from pinxit.training.plan import TrainingPlan
 from pinxit.training.recipe import Recipe
 from pinxit.training.train import StepResult, TrainingSession, denoising_losses, train
 
@@ -56,9 +57,9 @@ def recipe(folder: Path, **changed: object) -> Recipe:
 
 def session_for(model: Model, folder: Path, **changed: object) -> TrainingSession:
     images = recipe(folder, **changed).read_images()
-    settled = recipe(folder, **changed).settle(model, len(images))
-    class_images = read_class_images(model, settled.method.required_class_images(settled.subject))
-    return TrainingSession.for_recipe(model, settled, images, class_images)
+    plan = TrainingPlan.of(recipe(folder, **changed), model, len(images))
+    class_images = read_class_images(model, plan.class_images)
+    return TrainingSession.for_plan(model, plan, images, class_images)
 
 
 def save_mask(folder: Path, name: str, box: tuple[int, int, int, int]) -> None:
@@ -185,7 +186,8 @@ def test_a_continued_run_with_many_shapes_is_the_same(
 def test_the_loss_has_no_gradient_outside_the_mask(model: Model, folder: Path) -> None:
     save_mask(folder, "square.png", (0, 0, 40, 80))
     (image,) = [image for image in read_images(folder) if image.mask]
-    trainer = ConceptTrainer(model, recipe(folder, flip=False).settle(model, 1), [image])
+    plan = TrainingPlan.of(recipe(folder, flip=False), model, 1)
+    trainer = ConceptTrainer(model, plan, [image])
     (batch,) = TrainingSession(model, [trainer]).batches(0)
     assert batch.mask is not None
     assert batch.mask.shape == (3, 1, 8, 8)

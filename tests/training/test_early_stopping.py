@@ -28,6 +28,7 @@ from pinxit.runs.run import Run, train_run
 from pinxit.training import concept_trainer
 from pinxit.training.concept_trainer import ConceptTrainer
 from pinxit.training.early_stopping import VALIDATION_SAMPLES, converged, validation_interval
+from pinxit.training.plan import TrainingPlan
 from pinxit.training.recipe import Recipe
 from pinxit.training.train import StepResult
 
@@ -58,8 +59,8 @@ def never(_: Sequence[float], __: float) -> bool:
 
 
 def test_validation_samples_are_always_the_same(model: Model, pictures: Path) -> None:
-    settled = recipe(pictures).settle(model, 3)
-    samples = ConceptTrainer(model, settled, settled.read_images()).samples
+    plan = TrainingPlan.of(recipe(pictures), model, 3)
+    samples = ConceptTrainer(model, plan, plan.recipe.read_images()).samples
     first, again = samples.validation_samples(8, 0), samples.validation_samples(8, 0)
     for a, b in zip(first, again, strict=True):
         assert torch.equal(a.latents, b.latents)

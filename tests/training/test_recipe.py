@@ -11,6 +11,7 @@ from pinxit.images.folder import read_images
 from pinxit.models.model import Model
 from pinxit.models.open_base import open_base
 from pinxit.training.method import Subject, insert_token
+from pinxit.training.plan import TrainingPlan
 from pinxit.training.recipe import Recipe
 from pinxit.training.train import TrainingSession
 
@@ -241,29 +242,32 @@ def test_a_file_that_is_not_toml(tmp_path: Path, text: str) -> None:
 
 
 def test_the_default_resolution_is_that_of_the_base_model(model: Model, pictures: Path) -> None:
-    assert recipe().settle(model, 3).resolution == model.default_size
-    smaller = recipe(resolution=16, images=pictures).settle(model, 3)
-    (batch,) = TrainingSession.for_recipe(model, smaller, read_images(pictures)).batches(0)
+    assert TrainingPlan.of(recipe(), model, 3).resolution == model.default_size
+    smaller = TrainingPlan.of(recipe(resolution=16, images=pictures), model, 3)
+    (batch,) = TrainingSession.for_plan(model, smaller, read_images(pictures)).batches(0)
     assert batch.latents.shape[2:] == (16 // model.vae_scale_factor, 16 // model.vae_scale_factor)
     with pytest.raises(RecipeError) as error:
-        recipe(resolution=17).settle(model, 3)
+        TrainingPlan.of(recipe(resolution=17), model, 3)
     assert "resolution 17" in error.value.message
     assert f"multiple of {model.size_multiple}" in error.value.hint
 
 
-def test_settle_chooses_every_option(model: Model) -> None:
-    settled = recipe().settle(model, 5)
-    assert settled.steps
-    assert settled.batch_size
-    assert settled.learning_rate
-    assert settled.precision == "fp32"
-    assert settled.images.is_absolute()
-    assert settled.settle(model, 5) == settled
-    assert recipe(steps=7, learning_rate=0.5).settle(model, 5).steps == 7
-    dreambooth = recipe(method="dreambooth").settle(model, 5)
+def test_a_plan_has_every_value(model: Model) -> None:
+    plan = TrainingPlan.of(recipe(), model, 5)
+    complete = plan.recipe
+    assert (complete.steps, complete.batch_size) == (plan.steps, plan.batch_size)
+    assert complete.learning_rate == plan.learning_rate
+    assert (complete.resolution, complete.validate_every) == (plan.resolution, plan.validate_every)
+    assert complete.method == plan.method
+    assert complete.precision == "fp32"
+    assert complete.images.is_absolute()
+    assert TrainingPlan.of(complete, model, 5) == plan
+    assert TrainingPlan.of(recipe(steps=7, learning_rate=0.5), model, 5).steps == 7
+    dreambooth = TrainingPlan.of(recipe(method="dreambooth"), model, 5).recipe
     assert "rare_token =" in dreambooth.to_toml()
     assert "class_images = 48" in dreambooth.to_toml()
-    steps = [recipe(method="dreambooth").settle(model, count).steps or 0 for count in (3, 5, 12)]
+    unplanned = recipe(method="dreambooth")
+    steps = [TrainingPlan.of(unplanned, model, count).steps for count in (3, 5, 12)]
     assert steps == sorted(set(steps))
 
 
@@ -289,13 +293,13 @@ def test_token_and_class_noun_are_checked(
     model: Model, changed: dict[str, object], message: str, hint: str
 ) -> None:
     with pytest.raises(RecipeError) as error:
-        recipe(**changed).settle(model, 5)
+        TrainingPlan.of(recipe(**changed), model, 5)
     assert message in error.value.message
     assert hint in error.value.hint
 
 
 def test_tokens_in_brackets_are_new(model: Model) -> None:
-    assert recipe(token="<dog>").settle(model, 5).token == "<dog>"
+    assert TrainingPlan.of(recipe(token="<dog>"), model, 5).recipe.token == "<dog>"
 
 
 @pytest.mark.parametrize(

@@ -131,7 +131,7 @@ class _GroupDisplay:
             progress(replace(event, task=f"{name}: {event.task}"))
         elif isinstance(event, StepResult):
             self.steps[run] = event.number
-            total = sum(self.early_stops.get(one, one.recipe.steps or 0) for one in self.steps)
+            total = sum(self.early_stops.get(one, one.plan.steps) for one in self.steps)
             done = sum(self.steps.values())
             progress(Progress("training", done, total, f"loss {event.loss:.3f}"))
         elif isinstance(event, MemoryNotice | PreviewScores | EarlyStop):

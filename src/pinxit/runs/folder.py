@@ -29,6 +29,7 @@ from pinxit.runs.journal import TrainingLog
 from pinxit.runs.preview import Preview, save_preview
 from pinxit.training.concept_trainer import ConceptTrainer, DivergedError
 from pinxit.training.memory import MemoryPlan
+from pinxit.training.plan import TrainingPlan
 from pinxit.training.recipe import Recipe
 from pinxit.training.train import StepResult
 
@@ -104,8 +105,11 @@ AnyEvent = Event | RunFailure
 class RunFolder:
     """The files of a run. Nothing else writes into the folder.
 
-    `saved_step` is the last step that is surely on the disk, `judge` scores the previews.
+    `saved_step` is the last step that is surely on the disk, `judge` scores the previews. `plan`
+    is set when the base model is open.
     """
+
+    plan: TrainingPlan
 
     def __init__(self, folder: Path, recipe: Recipe) -> None:
         self.folder = folder
@@ -168,9 +172,8 @@ class RunFolder:
                 remove_drafts(self.folder / name, pattern)
             every = self.recipe.checkpoint_every if error else 1
             if checkpoint := newest_checkpoint(self.folder / _CHECKPOINTS, every):
-                steps = self.recipe.steps or 0
                 images = fingerprints(self.images)
-                checkpoint.manifest.check_compatible(trainer.model, images, steps)
+                checkpoint.manifest.check_compatible(trainer.model, images, trainer.plan.steps)
                 trainer.restore(checkpoint.state)
                 for file in checkpoint.damaged:
                     yield Notice(f"{file} is damaged: continuing from step {trainer.steps_done}")
@@ -317,7 +320,7 @@ class RunFolder:
 
     def _check_early_stop(self, trainer: ConceptTrainer) -> Iterator[Event]:
         """Log and yield that training has stopped early."""
-        if trainer.steps_done == trainer.total_steps < (self.recipe.steps or 0):
+        if trainer.steps_done == trainer.total_steps < trainer.plan.steps:
             if self.stopped_step != trainer.steps_done:
                 with self.resume_hint():
                     self.log.append({"number": trainer.steps_done, "stopped": trainer.steps_done})

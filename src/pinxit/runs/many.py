@@ -190,7 +190,7 @@ def _group_runs(runs: Sequence[Run], max_concepts_per_batch: int | None) -> Batc
         if run.recipe.method.independent_concepts and not _mentions_other_token(run, runs)
     ]
     alone = [run for run in runs if run not in sharing]
-    batch_size = max((run.recipe.batch_size or 1 for run in sharing), default=1)
+    batch_size = max((run.plan.batch_size for run in sharing), default=1)
     max_concepts = max_concepts_per_batch or max(1, _MAX_BATCH_IMAGES // batch_size)
     groups: list[tuple[Run, ...]] = []
     for existing in (True, False):

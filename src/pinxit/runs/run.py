@@ -22,7 +22,7 @@ from pinxit.runs.folder import (
     RunFolder,
 )
 from pinxit.training.concept_trainer import ConceptTrainer
-from pinxit.training.method import ClassImages
+from pinxit.training.plan import TrainingPlan
 from pinxit.training.recipe import Recipe
 from pinxit.training.train import TrainingSession, train
 
@@ -108,16 +108,12 @@ class Run(RunFolder):
         """Read the images, and choose all options that depend on them or on the base model."""
         self.check_image_folder()
         self.images = self.recipe.read_images()
-        self.recipe = self.recipe.settle(model, len(self.images))
+        self.plan = TrainingPlan.of(self.recipe, model, len(self.images))
+        self.recipe = self.plan.recipe
 
     def prepare(self, model: Model) -> Iterator[Progress]:
         """Generate the class images that the method requires and that are not in the cache."""
-        return generate_class_images(model, self.required_class_images)
-
-    @property
-    def required_class_images(self) -> ClassImages:
-        """The class images that the method of the settled recipe requires."""
-        return self.recipe.method.required_class_images(self.recipe.subject)
+        return generate_class_images(model, self.plan.class_images)
 
     def create_judge(self, model: Model) -> Iterator[Notice]:
         """Create the judge that scores previews, if they are to be scored and the metrics exist."""
@@ -135,9 +131,9 @@ class Run(RunFolder):
 def train_together(model: Model, runs: Sequence[Run]) -> Generator[tuple[Run, AnyEvent]]:
     """Start or continue several runs in one batch; yields each event with its run.
 
-    The recipes must be settled. A run that fails leaves the batch with a RunFailure, the others
-    continue. A run that diverges tries once more when the others are done. All steps are saved
-    however it ends.
+    Call `settle_recipe` of each before. A run that fails leaves the batch with a RunFailure, the
+    others continue. A run that diverges tries once more when the others are done. All steps are
+    saved however it ends.
     """
     diverged = yield from _train_once(model, dict.fromkeys(runs))
     for run, error in diverged.items():
@@ -179,8 +175,8 @@ def _start(
     run.write_recipe()
     yield from run.prepare(model)
     yield from run.create_judge(model)
-    class_images = read_class_images(model, run.required_class_images)
-    trainer = trainers[run] = ConceptTrainer(model, run.recipe, run.images, class_images)
+    class_images = read_class_images(model, run.plan.class_images)
+    trainer = trainers[run] = ConceptTrainer(model, run.plan, run.images, class_images)
     yield from run.restore(trainer, last_error)
     if trainer.unfinished:
         yield from trainer.samples.encode_images()

@@ -13,7 +13,7 @@ from pinxit.models.model import Model
 from pinxit.training.batches import BatchSampling, TrainingSamples
 from pinxit.training.early_stopping import converged
 from pinxit.training.optimizer import STATE_NAMES, AdamW, ParameterGroup, global_norm
-from pinxit.training.recipe import Recipe
+from pinxit.training.plan import TrainingPlan
 
 # Initial loss scale for fp16, whose gradients would underflow; halved when they overflow.
 _FP16_LOSS_SCALE = 2.0**12
@@ -37,24 +37,22 @@ class ConceptTrainer:
     def __init__(
         self,
         model: Model,
-        recipe: Recipe,
+        plan: TrainingPlan,
         images: Sequence[TrainingImage],
         class_images: tuple[TrainingImage, ...] = (),
     ) -> None:
-        assert recipe.batch_size and recipe.learning_rate and recipe.steps, "recipe is not settled"
+        recipe, subject = plan.recipe, plan.recipe.subject
         self.model = model
-        self.recipe = recipe
-        self.total_steps = recipe.steps
+        self.plan = plan
+        self.total_steps = plan.steps
         self.steps_done = 0
         self.lr_multiplier = 1.0
         self.error: DivergedError | None = None
         self.validation_losses: dict[int, float] = {}
-        method, subject = recipe.method, recipe.subject
-        pools = method.image_pools(subject, sort_by_content(images), class_images)
-        sampling = BatchSampling(recipe.seed, fingerprint(images), recipe.batch_size, recipe.flip)
-        resolution = recipe.resolution or model.default_size
-        self.samples = TrainingSamples(model, pools, sampling, resolution)
-        self.trainable_adapters = method.create_adapters(model, subject, recipe.learning_rate)
+        pools = plan.method.image_pools(subject, sort_by_content(images), class_images)
+        sampling = BatchSampling(recipe.seed, fingerprint(images), plan.batch_size, recipe.flip)
+        self.samples = TrainingSamples(model, pools, sampling, plan.resolution)
+        self.trainable_adapters = plan.method.create_adapters(model, subject, plan.learning_rate)
         self.adapters = tuple(trainable.adapter for trainable in self.trainable_adapters)
         groups = [
             ParameterGroup(
@@ -87,8 +85,7 @@ class ConceptTrainer:
     @property
     def validation_due(self) -> bool:
         """Whether the validation loss must be computed before the next step."""
-        interval = self.recipe.validate_every or 1
-        due = self.recipe.early_stop > 0 and self.steps_done % interval == 0
+        due = self.plan.recipe.early_stop > 0 and self.steps_done % self.plan.validate_every == 0
         return due and self.unfinished and self.steps_done not in self.validation_losses
 
     def add_validation_loss(self, loss: float) -> None:
@@ -131,7 +128,7 @@ class ConceptTrainer:
                 }
 
     def _stop_if_converged(self) -> None:
-        if converged(list(self.validation_losses.values()), self.recipe.early_stop):
+        if converged(list(self.validation_losses.values()), self.plan.recipe.early_stop):
             self.total_steps = self.steps_done
 
     def clip_gradients(self, loss: float, image_losses: Mapping[str, float]) -> float:
@@ -142,7 +139,7 @@ class ConceptTrainer:
         """
         gradients = [weight.grad for weight in self.weights if weight.grad is not None]
         norm = global_norm(gradients) / self.loss_scale
-        clip = (self.recipe.max_grad_norm / (norm + 1e-6)).clamp(max=1.0)
+        clip = (self.plan.recipe.max_grad_norm / (norm + 1e-6)).clamp(max=1.0)
         self._gradient_scale = clip / self.loss_scale
         if not (math.isfinite(loss) and norm.isfinite()):
             names = [name for name, value in image_losses.items() if not math.isfinite(value)]

@@ -66,8 +66,7 @@ class Finetuning(Method):
         default_is="on for styles, off for objects",
     )
 
-    @property
-    def uses_rare_token(self) -> bool:
+    def uses_rare_token(self, subject: Subject) -> bool:  # noqa: ARG002
         """Whether the placeholder token stands for a rare token of the base model."""
         return True
 
@@ -81,10 +80,9 @@ class Finetuning(Method):
 
         Raises RecipeError if the rare token is not a single token of every text encoder.
         """
-        default = 0 if subject.kind == "style" else _CLASS_IMAGES[model_size(model)]
-        count = default if self.class_images is None else self.class_images
+        count = self.required_class_images(model, subject).count
         method = self.model_copy(update={"class_images": count})
-        if not self.uses_rare_token:
+        if not self.uses_rare_token(subject):
             return method
         rare = self.rare_token or _rare_token(model, subject)
         for text_encoder in model.text_encoders.values():
@@ -95,10 +93,12 @@ class Finetuning(Method):
                 )
         return method.model_copy(update={"rare_token": rare})
 
-    def required_class_images(self, subject: Subject) -> ClassImages:
-        """The class images for prior preservation; none before `settle` has chosen a number."""
-        prompt = "a painting" if subject.kind == "style" else f"a photo of a {subject.class_noun}"
-        return ClassImages(prompt, self.class_images or 0)
+    def required_class_images(self, model: Model, subject: Subject) -> ClassImages:
+        """The class images for prior preservation."""
+        prompt, count = f"a photo of a {subject.class_noun}", _CLASS_IMAGES[model_size(model)]
+        if subject.kind == "style":
+            prompt, count = "a painting", 0
+        return ClassImages(prompt, count if self.class_images is None else self.class_images)
 
     def image_pools(
         self,

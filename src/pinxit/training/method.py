@@ -103,8 +103,8 @@ class Method(Options, ABC):
     ) -> tuple[TrainableAdapter, ...]:
         """New adapters to train, and those that are only applied (learning rate 0)."""
 
-    def required_class_images(self, subject: Subject) -> ClassImages:  # noqa: ARG002
-        """The class images that `image_pools` of a settled method needs; a count of 0 is none."""
+    def required_class_images(self, model: Model, subject: Subject) -> ClassImages:  # noqa: ARG002
+        """The class images that `image_pools` needs; a count of 0 is none."""
         return ClassImages("", 0)
 
     @abstractmethod

@@ -4,16 +4,14 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Self, cast
 
-import torch
 from pydantic import BeforeValidator, PlainSerializer
 
 from pinxit import registry
 from pinxit.errors import RecipeError
 from pinxit.images.folder import MaskSource, TrainingImage, read_images
-from pinxit.models.model import Model, Precision
+from pinxit.models.model import Precision
 from pinxit.models.text_encoder import CLIP_SKIP, PromptParsing
 from pinxit.options import Option, Options, read_toml
-from pinxit.training.early_stopping import validation_interval
 from pinxit.training.method import Method, Subject, SubjectKind
 
 
@@ -40,7 +38,7 @@ def _method_table(method: Method) -> dict[str, object]:
 class Recipe(Options):
     """The settings of one training run: method, images, token, base model and schedule.
 
-    Options that are None are chosen by `settle`, most of them by the method.
+    Options that are None are chosen by `TrainingPlan`, most of them by the method.
     """
 
     method: Annotated[Method, BeforeValidator(_method), PlainSerializer(_method_table)]
@@ -190,62 +188,3 @@ class Recipe(Options):
         import tomli_w
 
         return tomli_w.dumps(self.model_dump(mode="json", exclude_none=True))
-
-    def settle(self, model: Model, image_count: int) -> Self:
-        """The recipe with every option chosen for this base model and number of images.
-
-        Raises RecipeError if the token is already a word of the base model, the base model does
-        not know the class noun, it cannot train at the resolution, or its noise schedule does not
-        support min-SNR weighting.
-        """
-        _check_token_and_noun(model, self.subject)
-        model.schedule.loss_weight(torch.zeros(1, dtype=torch.long), self.min_snr_gamma)
-        if self.precision not in (None, model.placement.precision):
-            raise RecipeError(
-                f"the recipe needs precision {self.precision}, but {model.name} is open in "
-                f"{model.placement.precision}",
-                f"open it with --precision {self.precision}",
-            )
-        advice = self.method.advise(model, image_count)
-        resolution = self.resolution or model.default_size
-        batch_size = self.batch_size or advice.batch_size
-        if resolution % model.size_multiple:
-            raise RecipeError(
-                f"{model.name} cannot train at resolution {resolution}",
-                f"choose a multiple of {model.size_multiple}",
-            )
-        return self.model_copy(
-            update={
-                "method": self.method.settle(model, self.subject),
-                "images": self.images.expanduser().resolve(),
-                "steps": self.steps or advice.steps,
-                "batch_size": batch_size,
-                "validate_every": self.validate_every
-                or validation_interval(advice.steps, batch_size),
-                "learning_rate": self.learning_rate or advice.learning_rate,
-                "resolution": resolution,
-                "base": model.name,
-                "vae": model.source.vae,
-                "precision": model.placement.precision,
-            }
-        )
-
-
-def _check_token_and_noun(model: Model, subject: Subject) -> None:
-    token, noun = subject.token, subject.class_noun
-    if not token or token.split() != [token]:
-        raise RecipeError(
-            f"the token `{token}` is not one word", "write it in angle brackets, such as <mytoy>"
-        )
-    for text_encoder in model.text_encoders.values():
-        if len(text_encoder.ids(token)) == 1:
-            raise RecipeError(
-                f"the token `{token}` is already a word of {model.name}",
-                f"choose a new word, such as <my{token}>",
-            )
-        unknown = [word for word in noun.split() if not text_encoder.has_word(word)]
-        if unknown or not noun.split():
-            raise RecipeError(
-                f"{model.name} does not know the class noun `{noun}`",
-                text_encoder.spelling_hint(noun),
-            )

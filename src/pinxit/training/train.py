@@ -18,7 +18,7 @@ from pinxit.training.concept_trainer import ConceptTrainer
 from pinxit.training.early_stopping import VALIDATION_SAMPLES
 from pinxit.training.memory import MemoryPlan, SavedTensors, free_memory, plan_memory
 from pinxit.training.optimizer import optimizer_bytes
-from pinxit.training.recipe import Recipe
+from pinxit.training.plan import TrainingPlan
 
 Conditioner = Callable[[Sequence[str]], Conditioning]
 
@@ -63,21 +63,21 @@ class TrainingSession:
     def __init__(self, model: Model, trainers: Sequence[ConceptTrainer]) -> None:
         self.model = model
         self.trainers = tuple(trainers)
-        self.recipe = self.trainers[0].recipe
+        self.recipe = self.trainers[0].plan.recipe
         self.changes = tuple(self._changes())
         self.memory_plan: MemoryPlan | None = None
         self.last_result: StepResult | None = None
 
     @classmethod
-    def for_recipe(
+    def for_plan(
         cls,
         model: Model,
-        recipe: Recipe,
+        plan: TrainingPlan,
         images: tuple[TrainingImage, ...],
         class_images: tuple[TrainingImage, ...] = (),
     ) -> "TrainingSession":
-        """A session of one settled recipe, with the class images that its method requires."""
-        return cls(model, [ConceptTrainer(model, recipe, images, class_images)])
+        """A session of one concept, with the class images that its plan requires."""
+        return cls(model, [ConceptTrainer(model, plan, images, class_images)])
 
     @property
     def adapters(self) -> tuple[Adapter, ...]:
@@ -227,7 +227,7 @@ def _clip_gradients(
 def _learning_rate(session: TrainingSession, concepts: Sequence[int]) -> float:
     """The smallest learning rate of the concepts, for the training log."""
     multiplier = min(session.trainers[n].lr_multiplier for n in concepts)
-    return (session.recipe.learning_rate or 0.0) * multiplier
+    return session.trainers[0].plan.learning_rate * multiplier
 
 
 @torch.no_grad()

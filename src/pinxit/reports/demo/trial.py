@@ -20,6 +20,7 @@ from pinxit.generation.generate import (
 from pinxit.models.model import Model
 from pinxit.progress import Progress, ProgressCallback
 from pinxit.runs.run import Run
+from pinxit.training.plan import TrainingPlan
 from pinxit.training.recipe import Recipe
 from pinxit.training.train import StepResult
 
@@ -77,7 +78,7 @@ class DemoRunner:
     def train(self, recipe: Recipe, folder: Path, task: str) -> TrainedConcept:
         """Train in `folder`, whose name gets a hash of the recipe; an existing run continues."""
         count = len(recipe.read_images())
-        settled = recipe.settle(self.model, count)
+        settled = TrainingPlan.of(recipe, self.model, count).recipe
         folder = folder.with_name(f"{folder.name}-{self.tag(settled.to_toml())}")
         run = Run.open(folder) if Run.exists(folder) else Run.create(folder, settled)
         preparation, start = 0.0, time.perf_counter()

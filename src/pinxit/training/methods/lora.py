@@ -82,18 +82,17 @@ class Lora(Finetuning):
         """True for plain LoRAs of the denoiser, which can be applied to each sample separately."""
         return self.adapter == "lora" and not self.train_text_encoder
 
-    @property
-    def uses_rare_token(self) -> bool:
+    def uses_rare_token(self, subject: Subject) -> bool:
         """Whether the placeholder token stands for a rare token of the base model."""
-        return self.placeholder != "new-embedding"
+        return self._placeholder(subject)[0] == "rare-token"
 
     def settle(self, model: Model, subject: Subject) -> Self:
         """The method with the layers, placeholder, class images and rare token chosen."""
-        placeholder, num_vectors = _PLACEHOLDERS[subject.kind]
+        placeholder, num_vectors = self._placeholder(subject)
         chosen = {
             "layers": self.layers or _LAYERS[model_size(model)],
-            "placeholder": self.placeholder or placeholder,
-            "num_vectors": self.num_vectors or num_vectors,
+            "placeholder": placeholder,
+            "num_vectors": num_vectors,
         }
         return super(Lora, self.model_copy(update=chosen)).settle(model, subject)
 
@@ -113,9 +112,14 @@ class Lora(Finetuning):
             TrainableAdapter(LoraAdapter.of(model, network, config, subject.seed), network_rate)
             for network, network_rate in learning_rates.items()
         ]
-        if self.uses_rare_token:
+        if self.uses_rare_token(subject):
             return (TrainableAdapter(self.alias_adapter(model, subject), 0.0), *loras)
-        count = self.num_vectors or 1
-        embedding = EmbeddingAdapter.of(model, subject.token, subject.class_noun, count)
+        _, num_vectors = self._placeholder(subject)
+        embedding = EmbeddingAdapter.of(model, subject.token, subject.class_noun, num_vectors)
         embedding_rate = self.embedding_learning_rate or _EMBEDDING_LEARNING_RATES[size]
         return (TrainableAdapter(embedding, embedding_rate), *loras)
+
+    def _placeholder(self, subject: Subject) -> tuple[str, int]:
+        """What the placeholder token is, and the number of vectors of a new embedding."""
+        placeholder, num_vectors = _PLACEHOLDERS[subject.kind]
+        return self.placeholder or placeholder, self.num_vectors or num_vectors

@@ -127,13 +127,13 @@ class TextualInversion(Method):
 
     def settle(self, model: Model, subject: Subject) -> Self:  # noqa: ARG002
         """The method with the number of vectors chosen."""
-        return self.model_copy(update={"num_vectors": self.num_vectors or _VECTORS[subject.kind]})
+        return self.model_copy(update={"num_vectors": self._num_vectors(subject)})
 
     def create_adapters(
         self, model: Model, subject: Subject, learning_rate: float
     ) -> tuple[TrainableAdapter, ...]:
         """The adapter of the new token, with an embedding table for every text encoder."""
-        count = self.num_vectors or _VECTORS[subject.kind]
+        count = self._num_vectors(subject)
         adapter = EmbeddingAdapter.of(model, subject.token, subject.class_noun, count)
         # Rounded, so that the norm does not depend on the number of threads.
         noun_norms = {
@@ -160,6 +160,9 @@ class TextualInversion(Method):
         templates = _STYLE_TEMPLATES if subject.kind == "style" else _OBJECT_TEMPLATES
         prompts = prompts_for(images, subject, templates, captions=self.captions)
         return (ImagePool("own", images, prompts),)
+
+    def _num_vectors(self, subject: Subject) -> int:
+        return self.num_vectors or _VECTORS[subject.kind]
 
 
 def _random_embedding(text_encoder: TextEncoder, count: int, seed: int) -> Tensor:

@@ -1,0 +1,105 @@
+"""TrainingPlan: a recipe with every value chosen for a base model and a number of images."""
+
+from dataclasses import dataclass
+from typing import Self
+
+import torch
+
+from pinxit.errors import RecipeError
+from pinxit.models.model import Model
+from pinxit.training.early_stopping import validation_interval
+from pinxit.training.method import ClassImages, Method, Subject
+from pinxit.training.recipe import Recipe
+
+
+@dataclass(frozen=True)
+class TrainingPlan:
+    """A recipe and the values that it may leave open, chosen once before training.
+
+    `recipe` contains the chosen values too: it is the one to save.
+    """
+
+    recipe: Recipe
+    method: Method
+    class_images: ClassImages
+    steps: int
+    batch_size: int
+    learning_rate: float
+    resolution: int
+    validate_every: int
+
+    @classmethod
+    def of(cls, recipe: Recipe, model: Model, image_count: int) -> Self:
+        """The plan for a recipe, a base model and a number of images.
+
+        Raises RecipeError if the token is already a word of the base model, the base model does
+        not know the class noun, it cannot train at the resolution, or its noise schedule does not
+        support min-SNR weighting.
+        """
+        subject = recipe.subject
+        _check_token_and_noun(model, subject)
+        _check_model(recipe, model)
+        advice = recipe.method.advise(model, image_count)
+        method = recipe.method.settle(model, subject)
+        steps = recipe.steps or advice.steps
+        batch_size = recipe.batch_size or advice.batch_size
+        learning_rate = recipe.learning_rate or advice.learning_rate
+        resolution = recipe.resolution or model.default_size
+        interval = recipe.validate_every or validation_interval(advice.steps, batch_size)
+        values = {
+            "method": method,
+            "images": recipe.images.expanduser().resolve(),
+            "steps": steps,
+            "batch_size": batch_size,
+            "validate_every": interval,
+            "learning_rate": learning_rate,
+            "resolution": resolution,
+            "base": model.name,
+            "vae": model.source.vae,
+            "precision": model.placement.precision,
+        }
+        return cls(
+            recipe=recipe.model_copy(update=values),
+            method=method,
+            class_images=method.required_class_images(model, subject),
+            steps=steps,
+            batch_size=batch_size,
+            learning_rate=learning_rate,
+            resolution=resolution,
+            validate_every=interval,
+        )
+
+
+def _check_model(recipe: Recipe, model: Model) -> None:
+    model.schedule.loss_weight(torch.zeros(1, dtype=torch.long), recipe.min_snr_gamma)
+    if recipe.precision not in (None, model.placement.precision):
+        raise RecipeError(
+            f"the recipe needs precision {recipe.precision}, but {model.name} is open in "
+            f"{model.placement.precision}",
+            f"open it with --precision {recipe.precision}",
+        )
+    if recipe.resolution and recipe.resolution % model.size_multiple:
+        raise RecipeError(
+            f"{model.name} cannot train at resolution {recipe.resolution}",
+            f"choose a multiple of {model.size_multiple}",
+        )
+
+
+def _check_token_and_noun(model: Model, subject: Subject) -> None:
+    token, noun = subject.token, subject.class_noun
+    if not token or token.split() != [token]:
+        raise RecipeError(
+            f"the token `{token}` is not one word", "write it in angle brackets, such as <mytoy>"
+        )
+    for text_encoder in model.text_encoders.values():
+        if len(text_encoder.ids(token)) == 1:
+            raise RecipeError(
+                f"the token `{token}` is already a word of {model.name}",
+                f"choose a new word, such as <my{token}>",
+            )
+        unknown = [word for word in noun.split() if not text_encoder.has_word(word)]
+        if unknown or not noun.split():
+            raise RecipeError(
+                f"{model.name} does not know the class noun `{noun}`",
+                text_encoder.spelling_hint(noun),
+            )
