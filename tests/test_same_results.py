@@ -12,9 +12,9 @@ import torch
 from PIL import Image
 from safetensors.torch import save_file
 
-from lab import same_results
-from lab.inputs import write_inputs
-from lab.manifest import Difference, Manifest, Result, differences, file_hashes, result
+from lab.same_results import compare
+from lab.same_results.inputs import write_inputs
+from lab.same_results.manifest import Difference, Manifest, Result, differences, file_hashes, result
 
 WEIGHTS = {"a": torch.arange(6.0).reshape(2, 3), "b": torch.ones(3)}
 
@@ -90,23 +90,23 @@ def test_the_exit_status_tells_whether_results_differ(
 ) -> None:
     old = manifest(tmp_path / "one")
     new = copy.deepcopy(old)
-    monkeypatch.setattr(same_results, "baseline", lambda *_: old)
-    monkeypatch.setattr(same_results, "record", lambda *_: new)
-    assert same_results.main(["compare", "HEAD"]) == 0
+    monkeypatch.setattr(compare, "baseline", lambda *_: old)
+    monkeypatch.setattr(compare, "record", lambda *_: new)
+    assert compare.main(["compare", "HEAD"]) == 0
     new["train"]["losses"]["log.jsonl"][0] = "[0.25]"
-    assert same_results.main(["compare", "HEAD"]) == 1
+    assert compare.main(["compare", "HEAD"]) == 1
     assert "DIFFERENT" in capsys.readouterr().out
 
 
 @pytest.mark.slow
 def test_results_are_those_of_the_first_version() -> None:
-    root = same_results.ROOT
-    known = ["git", "cat-file", "-e", f"{same_results.FIRST_VERSION}^{{commit}}"]
+    root = compare.ROOT
+    known = ["git", "cat-file", "-e", f"{compare.FIRST_VERSION}^{{commit}}"]
     cloned = (root / ".git").exists() and shutil.which("git")
     if not cloned or subprocess.run(known, cwd=root, check=False).returncode:
         pytest.skip("the git history does not reach the first version here")
-    found = same_results.compare(same_results.FIRST_VERSION)
-    assert not [one for one in found if not one.note], same_results.table(found)
+    found = compare.compare(compare.FIRST_VERSION)
+    assert not [one for one in found if not one.note], compare.table(found)
 
 
 def manifest(

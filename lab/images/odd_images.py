@@ -24,7 +24,6 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageCms, ImageFilter
 
-from lab.images import heic
 from pinxit.images.folder import ImageEntry, check_images
 
 CHUNK = 250
@@ -73,10 +72,13 @@ def raw(format_name: str, image: Image.Image | None = None, **settings: object) 
 
 
 def phone(quarter_turns: int = 0) -> bytes:
-    """The bytes of a HEIC image, as phones write them."""
-    with tempfile.TemporaryDirectory() as folder:
-        heic.save(scene(), Path(folder) / "a.heic", quarter_turns)
-        return (Path(folder) / "a.heic").read_bytes()
+    """The bytes of a HEIC file of `scene`, as phones write them: readers must rotate it.
+
+    The file has its pixels uncompressed (PCM blocks, ITU-T H.265, 7.3.8.7), for no free encoder can
+    be installed with pip; the byte after `irot` is the number of quarter turns.
+    """
+    data = Path(__file__).with_name("scene.heic").read_bytes()
+    return data.replace(b"irot\0", b"irot" + bytes([quarter_turns]))
 
 
 def png(bits: int, color_type: int, size: tuple[int, int], rows: bytes, *more: bytes) -> bytes:

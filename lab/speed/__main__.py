@@ -78,7 +78,7 @@ def run_in_process(job: Job, cache: Path) -> Outcome | None:
     }
     start = time.perf_counter()
     answer = subprocess.run(
-        [sys.executable, "-m", "lab.speed.job", json.dumps(asdict(job))],
+        [sys.executable, "-m", "lab.speed.worker", json.dumps(asdict(job))],
         cwd=ROOT,
         env={**os.environ, **variables},
         capture_output=True,

@@ -1,18 +1,8 @@
-"""One measured job: a side, a method and a base model. The worker process prints JSON.
+"""One measured job, which is a side, a method and a base model, and its outcome."""
 
-Each job runs in its own process, so that peak memory is measured for it alone.
-"""
-
-import json
 import os
-import sys
-import time
-from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
-from itertools import pairwise
+from dataclasses import dataclass
 from pathlib import Path
-
-Side = Callable[["Job"], Iterator[None]]
 
 METHODS = ("textual-inversion", "lora", "dreambooth", "generation")
 BATCHABLE = ("textual-inversion", "lora")  # methods whose concepts can share a batch
@@ -66,46 +56,3 @@ class Outcome:
     device_gb: float
     threads: int
     gflops: dict[str, float]
-
-
-def run_job(job: Job) -> Outcome:
-    """Run a job in this process and measure it."""
-    import torch
-
-    from lab.speed.calibration import product_rates
-    from lab.speed.memory import Peaks
-    from lab.speed.sides import side
-
-    began = time.perf_counter()
-    ends: list[float] = []
-    used: list[float] = []
-    with Peaks(torch.device(job.device)) as peaks:
-        steps = side(job)
-        next(steps)
-        loaded = time.perf_counter()
-        peaks.loaded()
-        for _ in steps:
-            if job.device.startswith("cuda"):
-                torch.cuda.synchronize()
-            ends.append(time.perf_counter())
-            used.append(time.process_time())
-    return Outcome(
-        concepts=job.concepts,
-        loading=loaded - began,
-        first=ends[0] - loaded,
-        steps=tuple(after - before for before, after in pairwise(ends)),
-        processor=tuple(after - before for before, after in pairwise(used)),
-        **peaks.gigabytes(),
-        threads=torch.get_num_threads(),
-        gflops=product_rates(torch.device(job.device)),
-    )
-
-
-def main() -> None:
-    """Run the job of the first argument, a JSON object, and print the outcome as JSON."""
-    job = Job(**json.loads(sys.argv[1]))
-    print(json.dumps(asdict(run_job(job))))
-
-
-if __name__ == "__main__":
-    main()

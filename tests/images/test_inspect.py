@@ -229,13 +229,13 @@ def test_train_ignores_bad_files_with_skip_bad(
 def test_the_commands_in_the_docs_run(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(folder.parent)
     folder.rename(folder.parent / "my-toy")
-    page = Path(__file__).parents[2] / "docs" / "reliability.md"
+    page = Path(__file__).parents[2] / "docs" / "guides" / "training-images.md"
     commands = re.findall(r"^pinxit (check .+?)(?:  +#.*)?$", page.read_text(), re.MULTILINE)
     assert len(commands) == 2
     for command in commands:
         assert main(shlex.split(command)) == 0
     assert Path("my-toy-check.png").is_file()
-    assert Path("looked-at.png").is_file()
+    assert Path("sheet.png").is_file()
 
 
 def test_check_does_not_overwrite_other_files(folder: Path, tmp_path: Path) -> None:

@@ -12,7 +12,8 @@ import torch
 
 from lab.speed import report
 from lab.speed.arithmetic import count_operations
-from lab.speed.job import METHODS, SIDES, Job, Outcome, run_job
+from lab.speed.job import METHODS, SIDES, Job, Outcome
+from lab.speed.worker import run_job
 
 ROOT = Path(__file__).parents[2]
 

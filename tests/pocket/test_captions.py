@@ -121,6 +121,7 @@ def test_templates_are_said() -> None:
     assert not [template for template in templates if template not in starts]
 
 
+@pytest.mark.long
 def test_captions_hold_known_words_and_fit(tokenizer) -> None:
     texts = captions(scenes(20_000)) + captions(scenes(10_000), dense=1.0)
     known = set(vocabulary_words())

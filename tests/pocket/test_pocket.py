@@ -136,6 +136,7 @@ def test_the_weights_are_small_enough_to_ship() -> None:
     assert {"vocab.json", "merges.txt"} <= names
 
 
+@pytest.mark.long
 def test_training_needs_few_libraries() -> None:
     code = "import sys, pinxit.pocket.__main__; print(*{m.split('.')[0] for m in sys.modules})"
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

@@ -21,11 +21,11 @@ from hashlib import sha256
 from importlib.metadata import version
 from pathlib import Path
 
-from lab.commands import CHAINS, Command
-from lab.inputs import write_inputs
-from lab.manifest import Difference, Manifest, Result, differences, file_hashes, result
+from lab.same_results.commands import CHAINS, Command
+from lab.same_results.inputs import write_inputs
+from lab.same_results.manifest import Difference, Manifest, Result, differences, file_hashes, result
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 FIRST_VERSION = "efab1db"
 _WORKERS = 2
 _LIBRARIES = ("torch", "diffusers", "transformers", "peft", "safetensors", "numpy", "pillow")
@@ -203,8 +203,8 @@ def _digest(*texts: str) -> str:
 def _write(file: Path, manifest: Manifest) -> None:
     file.parent.mkdir(parents=True, exist_ok=True)
     unfinished = file.with_name(f".{file.name}.{os.getpid()}.tmp")
-    _ = unfinished.write_text(json.dumps(manifest, indent=1) + "\n", encoding="utf-8")
-    _ = unfinished.replace(file)
+    unfinished.write_text(json.dumps(manifest, indent=1) + "\n", encoding="utf-8")
+    unfinished.replace(file)
 
 
 def _git(*words: str) -> str:
@@ -212,7 +212,3 @@ def _git(*words: str) -> str:
     if done.returncode:
         raise CommandError(f"git {shlex.join(words)}: {done.stderr.strip()}")
     return done.stdout.strip()
-
-
-if __name__ == "__main__":
-    sys.exit(main())
