@@ -15,11 +15,11 @@ from pinxit import registry
 from pinxit.adapters.adapter import AliasAdapter, Part, applied
 from pinxit.concepts.concept import Concept
 from pinxit.concepts.format import Target
-from pinxit.concepts.full_model_file import NETWORKS_BY_FOLDER
 from pinxit.concepts.metadata import Provenance
 from pinxit.concepts.read import read_concept
 from pinxit.files.safetensors_file import read_safetensors
 from pinxit.generation.generate import GenerationRequest, generate_images
+from pinxit.models.family import trainable_networks
 from pinxit.models.model import Model
 from pinxit.models.open_base import find_base, open_base
 from pinxit.models.source import FolderSource
@@ -99,10 +99,10 @@ def test_a_single_file_is_what_diffusers_reads(
     pipe = kind.from_single_file(out, config=str(base), local_files_only=True)
     tensors = {part.settings["network"]: part.tensors for part in concept.parts[1:]}
     compared = 0
-    for part in filter(FolderSource(base, "").has, (*NETWORKS_BY_FOLDER, "vae")):
+    for part in filter(FolderSource(base, "").has, (*trainable_networks(), "vae")):
         diffusers_result = bare(getattr(pipe, part).state_dict())
         pinxit_result = bare(
-            tensors.get(NETWORKS_BY_FOLDER.get(part, "")) or FolderSource(base, "").weights(part)
+            tensors.get(trainable_networks().get(part, "")) or FolderSource(base, "").weights(part)
         )
         assert pinxit_result.keys() == diffusers_result.keys() - {"embeddings.position_ids"}
         assert all(
@@ -217,7 +217,7 @@ def changed_weights(base: Path, part: str, seed: int = 3) -> dict[str, Tensor]:
 def changed(base: Path) -> Concept:
     """A denoiser and a text encoder with noise added, and an alias from `<mytoy>` to "sks dog"."""
     tuned = [
-        Part("tuned-weights", {"network": NETWORKS_BY_FOLDER[part]}, changed_weights(base, part))
+        Part("tuned-weights", {"network": trainable_networks()[part]}, changed_weights(base, part))
         for part in ("unet", "text_encoder")
     ]
     alias = AliasAdapter("<mytoy>", "sks dog").part()

@@ -264,7 +264,7 @@ def inpainting(weights: dict[str, Any]) -> None:
             "text encoders",
         ),
         (without("model."), "is not a complete base model: it lacks unet", "checkpoint"),
-        (without("first_stage"), "it has text_encoder, unet, scheduler, tokenizer", "families"),
+        (without("first_stage"), "it has unet, text_encoder, scheduler, tokenizer", "families"),
         (without("model", "cond", "first"), "is not a supported base model: it has 0", "inspect"),
         (without("model.diffusion_model.out.2.bias"), "its weights lack conv_out.bias", "same"),
         (inpainting, "expects 9 input channels, but its VAE has 4", "text-to-image"),

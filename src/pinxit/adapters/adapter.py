@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from pinxit.errors import ConceptError
+from pinxit.models.family import families_by_text_widths
 from pinxit.models.model import Model
-from pinxit.models.modelspec import family_by_text_widths
 from pinxit.models.prompt import TokenEmbedding
 
 
@@ -306,8 +306,8 @@ def embedding_widths(tables: Mapping[str, Tensor]) -> dict[str, int]:
 
 def _base_hint(widths: Mapping[str, int]) -> str:
     """The hint for an embedding that does not fit a base model."""
-    family = family_by_text_widths(list(widths.values()))
-    models = family.title if family else "the kind of base model it was trained on"
+    titles = [family.title for family in families_by_text_widths(list(widths.values()))]
+    models = " or ".join(titles) or "the kind of base model it was trained on"
     return f"it fits {models}: choose such a base model with --base"
 
 

@@ -73,13 +73,13 @@ def _usage(concept: "Concept", file: Path) -> str:
 def _part_rows(part: "Part") -> Iterator[tuple[str, str]]:
     """Rows about one part: what it is, and which base models it fits."""
     from pinxit.adapters.adapter import embedding_widths
-    from pinxit.models import modelspec
+    from pinxit.models.family import families_by_text_widths, family_of_denoiser
 
     if "text" in part.settings:
         yield "token", f"{part.settings['word']}, stands for `{part.settings['text']}`"
     elif "network" in part.settings:
         yield "network", f"{part.settings['network']}, {_size(part.tensors.values())}"
-        family = modelspec.family_of_denoiser(part.tensors)
+        family = family_of_denoiser(part.tensors)
         if family:
             yield "fits", family.title
     elif "target" in part.settings:
@@ -89,8 +89,9 @@ def _part_rows(part: "Part") -> Iterator[tuple[str, str]]:
         for text_encoder, table in part.tensors.items():
             count, width = table.shape
             yield "embedding", f"{count} x {width} for `{text_encoder}`, norm {_norms(table)}"
-        family = modelspec.family_by_text_widths(list(embedding_widths(part.tensors).values()))
-        yield "fits", family.title if family else "no known base model has this embedding width"
+        families = families_by_text_widths(list(embedding_widths(part.tensors).values()))
+        titles = " or ".join(family.title for family in families)
+        yield "fits", titles or "no known base model has this embedding width"
 
 
 def _lora_rows(part: "Part") -> Iterator[tuple[str, str]]:

@@ -15,7 +15,8 @@ from pinxit.concepts.metadata import PROVENANCE_KEY, Provenance
 from pinxit.errors import ConceptError
 from pinxit.files.atomic_write import atomic_write, write_tensors
 from pinxit.files.open_any import OpenedFile
-from pinxit.models import modelspec
+from pinxit.models.family import families_by_text_widths
+from pinxit.models.modelspec import modelspec_metadata
 
 Precision = Literal["fp32", "fp16", "bf16"]
 
@@ -129,9 +130,11 @@ def write_embedding(content: Mapping[str, object], concept: Concept, out: Path) 
         atomic_write(out, lambda draft: torch.save(with_description, draft))
         return
     tables = single_embedding(concept).tables
-    family = modelspec.family_by_text_widths(list(embedding_widths(tables).values()))
+    families = families_by_text_widths(list(embedding_widths(tables).values()))
     tensors = {name: value for name, value in content.items() if isinstance(value, Tensor)}
-    fields = modelspec.modelspec_metadata(family, out.stem, concept.token, "/textual-inversion")
+    # Later families with the same text encoders can use the embedding too.
+    family = families[0] if families else None
+    fields = modelspec_metadata(family, out.stem, concept.token, "/textual-inversion")
     metadata = {"format": "pt", **fields, PROVENANCE_KEY: concept.description}
     write_tensors(out, tensors or tables_to_keys(tables, EMB_PARAMS), metadata)
 

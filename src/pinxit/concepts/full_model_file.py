@@ -11,19 +11,12 @@ from pinxit.concepts.format import Precision, Target
 from pinxit.concepts.metadata import PROVENANCE_KEY, Provenance
 from pinxit.errors import ConceptError
 from pinxit.files.open_any import OpenedFile
-from pinxit.models import modelspec
+from pinxit.models.family import family_of_denoiser, network_folders, trainable_networks
+from pinxit.models.modelspec import modelspec_metadata
 from pinxit.models.open_base import find_base
 from pinxit.models.original_names import without_prefix
 from pinxit.models.source import Source
 
-# The networks in diffusers folders that a concept may replace, by folder, and the other ones.
-NETWORKS_BY_FOLDER = {
-    "unet": "denoiser",
-    "transformer": "denoiser",
-    "text_encoder": "text",
-    "text_encoder_2": "text_2",
-}
-_OTHER_FOLDERS = ("text_encoder_3", "vae")
 _DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 _BASE_HINT = "give the base model that it was trained on with --base"
 
@@ -57,7 +50,7 @@ def read_full_model(file: OpenedFile, description: str | None) -> Concept:
             for name, tensor in source.weights(folder).items()
             if _is_weight(name)
         }
-        for folder, network in NETWORKS_BY_FOLDER.items()
+        for folder, network in trainable_networks().items()
         if source.has(folder)
     }
     if description:
@@ -74,9 +67,9 @@ def completed_networks(
 ) -> Iterator[tuple[str, dict[str, Tensor]]]:
     """Each network of the base model by folder, with the concept's weights where it has some."""
     parts = {part.settings["network"]: part for part in concept.parts if "network" in part.settings}
-    for folder in filter(source.has, (*NETWORKS_BY_FOLDER, *_OTHER_FOLDERS)):
+    for folder in filter(source.has, network_folders()):
         weights = source.weights(folder)
-        part = parts.pop(NETWORKS_BY_FOLDER.get(folder, ""), None)
+        part = parts.pop(trainable_networks().get(folder, ""), None)
         if part is not None:
             weights = _with_new_weights(weights, part.tensors, f"`{folder}` of {source.name}")
         yield folder, {name: _converted(tensor, precision) for name, tensor in weights.items()}
@@ -91,10 +84,9 @@ def full_model_metadata(
 ) -> dict[str, str]:
     """The metadata of a complete model; `weights` must include those of the denoiser."""
     texts = [part.settings["text"] for part in concept.parts if "text" in part.settings]
-    family = modelspec.family_of_denoiser(weights)
-    fields = modelspec.modelspec_metadata(family, title, ", ".join(texts))
-    if source.config("scheduler").get("prediction_type") == "v_prediction":
-        fields = modelspec.with_velocity_prediction(fields)
+    velocity = source.config("scheduler").get("prediction_type") == "v_prediction"
+    family = family_of_denoiser(weights)
+    fields = modelspec_metadata(family, title, ", ".join(texts), velocity=velocity)
     return {"format": "pt", **fields, PROVENANCE_KEY: concept.description}
 
 

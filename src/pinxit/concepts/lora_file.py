@@ -19,7 +19,7 @@ from pinxit.concepts.metadata import PROVENANCE_KEY, Provenance
 from pinxit.errors import ConceptError
 from pinxit.files.open_any import OpenedFile
 from pinxit.models import modelspec
-from pinxit.models.modelspec import ModelFamily
+from pinxit.models.family import FamilyFacts, all_facts
 
 LayerTensors = dict[str, Tensor]
 # By network and adapter kind, then by layer.
@@ -39,8 +39,6 @@ _FACTORS = (
 )
 # The product of the second dimensions of these is the number of inputs of a layer.
 _INPUT_FACTORS = {"lora_A.weight", "hada_w1_b", "lokr_w1", "lokr_w1_b", "lokr_w2", "lokr_w2_b"}
-# Layers whose number of inputs is the context width, or the width of the text encoder.
-_WIDTH_LAYERS = {"denoiser": "attn2.to_k", "text": "self_attn.q_proj", "text_2": "self_attn.q_proj"}
 _MAX_ALPHA = 1e6  # larger than any useful alpha
 
 
@@ -141,20 +139,24 @@ def tensors_by_layer(part: Part) -> dict[str, LayerTensors]:
     return layers
 
 
-def matching_base(parts: Sequence[Part]) -> ModelFamily | None:
+def matching_base(parts: Sequence[Part]) -> FamilyFacts | None:
     """The model family whose layers have the widths of these parts; None if unknown."""
+    return next((facts for facts in all_facts() if _widths_match(parts, facts)), None)
+
+
+def _widths_match(parts: Sequence[Part], facts: FamilyFacts) -> bool:
+    """Whether the layers that show the family have its context width, or its text widths."""
     widths: dict[str, int] = {}
     for part in parts:
         network = part.settings.get("target", "")
-        if network not in _WIDTH_LAYERS:
-            continue
-        for layer, tensors in tensors_by_layer(part).items():
-            if layer.endswith(_WIDTH_LAYERS[network]):
+        suffix = facts.context_layer if network == "denoiser" else facts.text_layer
+        for layer, tensors in tensors_by_layer(part).items() if network else ():
+            if layer.endswith(suffix):
                 inputs = [t.shape[1:2].numel() for n, t in tensors.items() if n in _INPUT_FACTORS]
                 widths[network] = math.prod(inputs)
     if "denoiser" in widths:
-        return modelspec.family_by_context_width(widths["denoiser"])
-    return modelspec.family_by_text_widths([widths[network] for network in sorted(widths)])
+        return widths["denoiser"] == facts.context_width
+    return tuple(widths[network] for network in sorted(widths)) == facts.text_widths
 
 
 def modelspec_metadata(concept: Concept, out: Path) -> dict[str, str]:

@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from pinxit.errors import ModelError, did_you_mean
-from pinxit.models.source import NETWORKS, PARTS, weight_files
+from pinxit.models.family import network_folders, part_folders
+from pinxit.models.source import weight_files
 from pinxit.progress import Progress, ProgressCallback
 
 # A context variable, because many parts of the program start downloads: base models, metrics and
@@ -109,10 +110,10 @@ def _required_files(names: Collection[str]) -> list[str]:
         weights = weight_files(names)
         return ["config.json", *weights] if weights and "config.json" in names else []
     required = ["model_index.json"]
-    for part in PARTS:
+    for part in part_folders():
         inside = [name.removeprefix(f"{part}/") for name in names if name.startswith(f"{part}/")]
         files = [name for name in inside if _CONFIG_FILES.fullmatch(name)]
-        files += weight_files(inside) if part in NETWORKS else []
+        files += weight_files(inside) if part in network_folders() else []
         required += [f"{part}/{name}" for name in files]
     return required
 

@@ -6,12 +6,9 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, ClassVar, Self, TypeVar
 
 import torch
-from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
-from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
-from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
 from torch import Tensor, nn
-from transformers import CLIPTextModel, CLIPTextModelWithProjection
 
+from pinxit.errors import ModelError
 from pinxit.models.kernels.cpu import optimize_for_cpu
 from pinxit.models.loading import (
     clip_tokenizer,
@@ -55,6 +52,8 @@ class LatentModel(Model):
         text_encoders: Sequence[TextEncoder],
         schedule: Schedule,
     ) -> None:
+        from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
+
         self.source = source
         self.placement = placement
         self.schedule = schedule
@@ -67,10 +66,7 @@ class LatentModel(Model):
             text_encoder.name: text_encoder.network for text_encoder in text_encoders
         }
         self._all: dict[str, Any] = {"denoiser": denoiser, **text_networks, "vae": self._vae}
-        self._part_names: dict[str, str] = dict(
-            zip(text_networks, ("text_encoder", "text_encoder_2"), strict=False)
-        )
-        self._part_names["denoiser"] = "transformer" if source.has("transformer") else "unet"
+        self._part_names = {name: folder for folder, name in self.facts.networks.items()}
         self._part_names["vae"] = "vae"
         self._offloaded: set[str] = set()
         self.networks = _LoadedOnAccess({"denoiser": denoiser, **text_networks}, self._load)
@@ -84,6 +80,22 @@ class LatentModel(Model):
         self._shift_factor: float = vae_config.get("shift_factor") or 0.0
         if placement.device.type == "cpu" and self.num_parameters >= SMALL:
             optimize_for_cpu(denoiser)
+
+    @classmethod
+    def check_usable(cls, source: Source) -> None:
+        """Raise ModelError if the denoiser needs more input than latents, as for inpainting."""
+        in_channels = source.config(cls.facts.denoiser).get("in_channels")
+        latent_channels = source.config("vae").get("latent_channels")
+        if (
+            isinstance(in_channels, int)
+            and isinstance(latent_channels, int)
+            and in_channels != latent_channels
+        ):
+            raise ModelError(
+                f"{source.name} expects {in_channels} input channels, but its VAE has "
+                f"{latent_channels}: it may be an inpainting model, which is not supported",
+                "use a text-to-image model; a separate VAE must be of the same model family",
+            )
 
     def offload(self, *names: str) -> None:
         """Remove the weights of these networks, or of all, from memory until they are needed."""
@@ -203,6 +215,9 @@ class UNetModel(LatentModel):
     def __init__(
         self, source: Source, placement: Placement, text_encoders: Sequence[TextEncoder]
     ) -> None:
+        from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
+        from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
+
         unet = load_network(
             UNet2DConditionModel, source, "unet", placement, int8_layers=self.layer_groups["int8"]
         )
@@ -223,6 +238,8 @@ class SingleTextEncoder(UNetModel):
     @classmethod
     def open(cls, source: Source, placement: Placement) -> Self:
         """Load the base model with frozen weights; ModelError if a part is missing or wrong."""
+        from transformers import CLIPTextModel
+
         # A U-Net that pools the text states was trained with prompts of one chunk.
         long_prompts = source.config("unet").get("addition_embed_type") != "text"
         text_encoder = clip_text_encoder(
@@ -245,7 +262,7 @@ class SingleTextEncoder(UNetModel):
 
 
 def clip_text_encoder(
-    kind: type[CLIPTextModel] | type[CLIPTextModelWithProjection],
+    kind: type[Any],
     source: Source,
     number: int,
     placement: Placement,

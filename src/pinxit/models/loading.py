@@ -3,14 +3,12 @@
 
 import re
 from collections.abc import Mapping
+from functools import cache
 from pathlib import Path
-from typing import Any, TypeVar, cast
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
-import diffusers
 import torch
-import transformers
 from torch import Tensor, nn
-from transformers import CLIPTokenizer
 
 from pinxit.errors import ModelError, PinxitError
 from pinxit.files.mapped import forget_pages
@@ -18,13 +16,9 @@ from pinxit.models.kernels.int8 import convert_to_int8
 from pinxit.models.kernels.quantize import quantize_rows
 from pinxit.models.model import Placement
 from pinxit.models.source import Source, read_json
-from pinxit.pocket.tokenizer import vocabulary
 
-# The libraries would draw their own progress bars, and warn of what is done here on purpose.
-transformers.utils.logging.set_verbosity_error()
-transformers.utils.logging.disable_progress_bar()
-diffusers.utils.logging.set_verbosity_error()
-diffusers.utils.logging.disable_progress_bar()
+if TYPE_CHECKING:
+    from transformers import CLIPTokenizer
 
 _N = TypeVar("_N", bound=nn.Module)
 
@@ -57,6 +51,7 @@ def load_network(
     whatever class the config names: a file must not choose code. Raises ModelError if config and
     weights do not match.
     """
+    _silence_libraries()
     context = f"cannot load {source.name}/{part} as {kind.__name__}"
     config = source.config(part)
     _check_numbers(config, context)
@@ -102,8 +97,11 @@ def reload_weights(network: nn.Module, source: Source, part: str) -> None:
         parameter.data = weights[name]
 
 
-def clip_tokenizer(source: Source, part: str) -> CLIPTokenizer:
+def clip_tokenizer(source: Source, part: str) -> "CLIPTokenizer":
     """CLIP's byte-pair tokenizer from vocab.json and merges.txt, or from tokenizer.json."""
+    from transformers import CLIPTokenizer
+
+    _silence_libraries()
     folder = source.tokenizer(part)
     vocabulary, merges = _read_vocabulary(folder)
     if len(vocabulary) > _MAX_TOKENS or len(merges) > _MAX_TOKENS:
@@ -128,6 +126,18 @@ def read_rare_tokens(source: Source, part: str) -> list[str]:
     """The rare tokens that a base model lists, best first; empty for most base models."""
     path = source.tokenizer(part) / "rare_words.txt"
     return path.read_text(encoding="utf-8").split() if path.is_file() else []
+
+
+@cache
+def _silence_libraries() -> None:
+    """Turn off progress bars of the libraries, and warnings of what is done here on purpose."""
+    import diffusers
+    import transformers
+
+    transformers.utils.logging.set_verbosity_error()
+    transformers.utils.logging.disable_progress_bar()
+    diffusers.utils.logging.set_verbosity_error()
+    diffusers.utils.logging.disable_progress_bar()
 
 
 def _network_without_weights(kind: Any, config: dict[str, Any]) -> Any:
@@ -237,6 +247,8 @@ def _read_vocabulary(folder: Path) -> tuple[dict[str, int], list[tuple[str, str]
     valid = all(isinstance(pair, list) and len(pair) == 2 for pair in pairs)
     merges = [(first, second) for first, second in pairs] if valid else []
     if tokens is None:  # as in CLIP, the ids follow from the merges
+        from pinxit.pocket.tokenizer import vocabulary
+
         tokens = vocabulary(merges)
     valid = valid and isinstance(tokens, dict)
     if not valid or not all(isinstance(index, int) for index in tokens.values()):

@@ -10,6 +10,7 @@ from typing import ClassVar, Literal, Self
 import torch
 from torch import Tensor, nn
 
+from pinxit.models.family import FamilyFacts
 from pinxit.models.noise_schedule import Schedule
 from pinxit.models.prompt import TokenEmbedding
 from pinxit.models.source import Source
@@ -84,6 +85,7 @@ class Model(ABC):
     "decoder-features").
     """
 
+    facts: ClassVar[FamilyFacts]
     layer_groups: ClassVar[Mapping[str, str]]
     text_layer_groups: ClassVar[Mapping[str, str]]
     source: Source
@@ -101,6 +103,11 @@ class Model(ABC):
     @abstractmethod
     def matches(cls, source: Source) -> bool:
         """Whether the source is a base model of this family."""
+
+    @classmethod
+    @abstractmethod
+    def check_usable(cls, source: Source) -> None:
+        """Raise ModelError if a base model of this family cannot be used, and say why."""
 
     @classmethod
     @abstractmethod

@@ -1,7 +1,7 @@
 """Opening base models: find the source, choose the family and the precision, keep some open."""
 
 from collections import OrderedDict
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from importlib.resources import files
 from pathlib import Path
 from typing import Literal
@@ -12,8 +12,9 @@ from pinxit import registry
 from pinxit.errors import ModelError, did_you_mean
 from pinxit.models import hub
 from pinxit.models.checkpoint_source import CheckpointSource
+from pinxit.models.family import part_folders
 from pinxit.models.model import SMALL, Model, Placement, Precision
-from pinxit.models.source import PARTS, FolderSource, Source, SourceWithVae
+from pinxit.models.source import FolderSource, Source, SourceWithVae
 
 DEVICES = ("cpu", "cuda", "mps")
 
@@ -67,28 +68,29 @@ def open_base(
     source = find_base(str(base))
     if vae is not None:
         source = SourceWithVae(source, _check_vae(find_base(str(vae))))
-    _check_channels(source)
-    for family in _families():
+    family = family_of(source)
+    family.check_usable(source)
+    if precision == "auto":
+        precision = _fastest_precision(torch_device, source, family.facts.denoiser)
+    if precision == "int8":
+        _check_int8(torch_device)
+    model = family.open(source, Placement(torch_device, precision))
+    source.close()
+    return model
+
+
+def family_of(source: Source) -> type[Model]:
+    """The family of a base model; ModelError if it belongs to none."""
+    for name in registry.names("families"):
+        family: type[Model] = registry.load("families", name)
         if family.matches(source):
-            precision = (
-                _fastest_precision(torch_device, source) if precision == "auto" else precision
-            )
-            if precision == "int8":
-                _check_int8(torch_device)
-            model = family.open(source, Placement(torch_device, precision))
-            source.close()
-            return model
+            return family
     raise ModelError(
         f"{source.name} is not a supported base model: it has "
-        f"{', '.join(filter(source.has, PARTS)) or 'no known part'}",
+        f"{', '.join(filter(source.has, part_folders())) or 'no known part'}",
         f"supported families: {', '.join(registry.names('families'))}; a base model is a folder "
         "in diffusers' layout, a complete checkpoint file, or a hub id",
     )
-
-
-def _families() -> Iterator[type[Model]]:
-    for name in registry.names("families"):
-        yield registry.load("families", name)
 
 
 def find_base(base: str) -> Source:
@@ -122,23 +124,6 @@ def _check_vae(source: Source) -> Source:
     return source
 
 
-def _check_channels(source: Source) -> None:
-    """Raise ModelError if the denoiser needs more input than latents, as for inpainting."""
-    denoiser = source.config("transformer" if source.has("transformer") else "unet")
-    in_channels = denoiser.get("in_channels")
-    latent_channels = source.config("vae").get("latent_channels")
-    if (
-        isinstance(in_channels, int)
-        and isinstance(latent_channels, int)
-        and in_channels != latent_channels
-    ):
-        raise ModelError(
-            f"{source.name} expects {in_channels} input channels, but its VAE has "
-            f"{latent_channels}: it may be an inpainting model, which is not supported",
-            "use a text-to-image model; a separate VAE must be of the same model family",
-        )
-
-
 def _device(device: str) -> torch.device:
     kind = device.partition(":")[0]
     available = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.mps.is_available()}
@@ -167,12 +152,12 @@ def _cpu_features() -> set[str]:
     return {feature for feature, available in capabilities.items() if available is True}
 
 
-def _fastest_precision(device: torch.device, source: Source) -> Precision:
+def _fastest_precision(device: torch.device, source: Source, denoiser: str) -> Precision:
     """The precision in which the device runs the base model fastest."""
     if device.type == "cuda":
         return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
-    denoiser = source.weights("transformer" if source.has("transformer") else "unet")
-    if device.type == "mps" or sum(weight.numel() for weight in denoiser.values()) < SMALL:
+    weights = source.weights(denoiser).values()
+    if device.type == "mps" or sum(weight.numel() for weight in weights) < SMALL:
         return "fp32"
     # Intel CPUs without AMX multiply bf16 at half the speed of fp16 and fp32.
     candidates: tuple[tuple[str, Precision], ...] = (

@@ -16,10 +16,7 @@ from pinxit.errors import ModelError
 from pinxit.files.atomic_write import sha256
 from pinxit.files.safetensors_file import read_safetensors
 from pinxit.files.torch_file import is_pickle, read_torch_file
-
-# The only parts a base model can have, whatever its files name.
-NETWORKS = ("text_encoder", "text_encoder_2", "text_encoder_3", "transformer", "unet", "vae")
-PARTS = (*NETWORKS, "scheduler", "tokenizer", "tokenizer_2", "tokenizer_3")
+from pinxit.models.family import network_folders, part_folders
 
 _MAX_JSON_BYTES = 32 * 2**20
 _STEMS = ("diffusion_pytorch_model", "model", "pytorch_model")
@@ -79,7 +76,9 @@ class FolderSource(Source):
 
     def has(self, part: str) -> bool:
         """Whether there is a subfolder for this part."""
-        return part == self._only_part or (part in PARTS and self._part_folder(part).is_dir())
+        # Other folders than those of the families' parts are ignored.
+        is_folder = part in part_folders() and self._part_folder(part).is_dir()
+        return part == self._only_part or is_folder
 
     def config(self, part: str) -> dict[str, Any]:
         """The content of the part's JSON files; for a tokenizer with its special tokens."""
@@ -106,13 +105,13 @@ class FolderSource(Source):
 
     def fingerprints(self) -> Iterator[str]:
         """Lines for configs, vocabularies, and the weight files that are loaded."""
-        for part in sorted(filter(self.has, PARTS)):
+        for part in sorted(filter(self.has, part_folders())):
             paths = {
                 path
                 for path in self._part_folder(part).iterdir()
                 if path.suffix in (".json", ".txt") and ".index." not in path.name
             }
-            if part in NETWORKS:
+            if part in network_folders():
                 paths.update(self._weight_files(part))
             for path in sorted(paths):
                 yield f"{part}/{path.name}:{sha256(path)}\n"

@@ -17,7 +17,6 @@ from pinxit.concepts.format import (
     write_embedding,
 )
 from pinxit.concepts.full_model_file import (
-    NETWORKS_BY_FOLDER,
     base_source,
     completed_networks,
     full_model_metadata,
@@ -26,6 +25,7 @@ from pinxit.concepts.full_model_file import (
 from pinxit.concepts.metadata import PROVENANCE_KEY
 from pinxit.files.atomic_write import write_tensors, write_text
 from pinxit.files.open_any import OpenedFile, open_any
+from pinxit.models.family import trainable_networks
 from pinxit.models.source import Source
 
 _EMBEDDING_FILE = "learned_embeds.safetensors"
@@ -53,7 +53,7 @@ class Diffusers(EmbeddingFormat):
         """Read the embedding, or the networks of a model folder."""
         if file.container != "folder":
             return super().read(file)
-        files = (_weights_file(file.path, folder) for folder in NETWORKS_BY_FOLDER)
+        files = (_weights_file(file.path, folder) for folder in trainable_networks())
         descriptions = [open_any(path).text(PROVENANCE_KEY) for path in files if path.is_file()]
         return read_full_model(file, next(filter(None, descriptions), None))
 

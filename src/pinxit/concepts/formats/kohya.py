@@ -25,6 +25,7 @@ from pinxit.concepts.lora_file import (
 from pinxit.errors import ConceptError
 from pinxit.files.atomic_write import write_tensors
 from pinxit.files.open_any import OpenedFile
+from pinxit.models.family import KohyaNames, all_facts
 from pinxit.models.original_names import renamed, unet_name_map, without_prefix
 
 # kohya's tensor names and those of peft; all other names are the same.
@@ -62,9 +63,8 @@ _KNOWN_LAYER = re.compile(
     r"(down_blocks|mid_block|up_blocks|conv_in|conv_out|time_embedding|add_embedding|encoder"
     r"|text_projection)(\.|$)"
 )
-# kohya's names of base models, by the context width of the denoiser.
-_VERSIONS = {768: "sd_v1", 1024: "sd_v2"}
-_SECOND_BLOCK = re.compile(r"transformer_blocks\.[1-9]")
+# The names for layers of an unknown base model.
+_UNKNOWN_BASE = KohyaNames("", {"denoiser": "unet", "text": "te"})
 _MAX_NAME_LENGTH = 200  # no layer has a longer name
 _MAX_KERNEL_SIZE = 49  # the largest kernels have 7 x 7 weights
 
@@ -110,15 +110,14 @@ class Kohya(AdapterFormat):
 
     def write(self, concept: Concept, target: Target) -> None:
         """Write the adapters and bundle the embeddings."""
-        changes, xl = self.changes(concept), _is_xl(concept)
+        changes, names = self.changes(concept), _names_of_base(concept)
         target.check_no_conversion()
-        prefixes = {"denoiser": "unet", "text": "te1" if xl else "te", "text_2": "te2"}
         file_tensors: LayerTensors = {}
         for (network, _), layers in changes.items():
             for layer, tensors in layers.items():
-                path = _kohya_name(layer, text=network != "denoiser", xl=xl)
+                path = _kohya_name(layer, names, text=network != "denoiser")
                 for name, tensor in tensors.items():
-                    key = f"lora_{prefixes[network]}_{path}.{_KOHYA_NAMES.get(name, name)}"
+                    key = f"lora_{names.prefixes[network]}_{path}.{_KOHYA_NAMES.get(name, name)}"
                     is_norm = name == MAGNITUDE
                     file_tensors[key] = _dora_column(tensor, tensors) if is_norm else tensor
         for part in concept.parts:
@@ -126,7 +125,7 @@ class Kohya(AdapterFormat):
                 tables, token = tables_to_keys(part.tensors, _EMBEDDING_KEY), part.settings["word"]
                 for name, table in tables.items():
                     file_tensors[f"bundle_emb.{token}.{name}"] = table
-        kohya_fields = _kohya_metadata(concept, changes, target.out.stem, xl=xl)
+        kohya_fields = _kohya_metadata(concept, changes, target.out.stem, names)
         metadata = modelspec_metadata(concept, target.out) | kohya_fields
         write_tensors(target.out, file_tensors, metadata)
         metadata["sshs_model_hash"] = _tensor_hash(target.out)
@@ -141,9 +140,9 @@ def _diffusers_name(path: str) -> str | None:
     return layer if "_".join(name_parts) == path and _KNOWN_LAYER.match(layer) else None
 
 
-def _kohya_name(layer: str, *, text: bool, xl: bool) -> str:
+def _kohya_name(layer: str, names: KohyaNames, *, text: bool) -> str:
     """The name of a layer in kohya's scheme; ConceptError if there is none."""
-    name = renamed(layer, _SGM) if xl and not text else layer
+    name = renamed(layer, _SGM) if names.original_unet and not text else layer
     if text and layer != "text_projection":
         name = f"text_model.{layer}"
     path = (name or "").replace(".", "_")
@@ -180,31 +179,34 @@ def _dora_column(scale: Tensor, layer: LayerTensors) -> Tensor:
     return scale.reshape(-1, *[1] * (layer["lora_A.weight"].ndim - 1))
 
 
-def _is_xl(concept: Concept) -> bool:
-    """Whether the layers are those of SDXL, by the file's metadata, their names or their widths."""
+def _names_of_base(concept: Concept) -> KohyaNames:
+    """kohya's names for the base model, by its layers, the file's metadata, or its widths."""
+    version = concept.provenance.metadata.get("ss_base_model_version", "")
+    layers = [
+        f"{part.settings.get('target')}.{name}" for part in concept.parts for name in part.tensors
+    ]
+    known = [facts.kohya for facts in all_facts() if facts.kohya]
+    for names in known:
+        if any(re.search(names.own_layers, layer) for layer in layers):
+            return names
+    for names in known:
+        if version.startswith(names.version.partition("_base")[0]):
+            return names
     family = matching_base(concept.parts)
-    if family is not None and len(family.text_widths) > 1:
-        return True
-    if concept.provenance.metadata.get("ss_base_model_version", "").startswith("sdxl"):
-        return True
-    return any(
-        part.settings.get("target") == "text_2" or any(map(_SECOND_BLOCK.search, part.tensors))
-        for part in concept.parts
-    )
+    return (family.kohya if family else None) or _UNKNOWN_BASE
 
 
 def _kohya_metadata(
-    concept: Concept, changes: NetworkChanges, name: str, *, xl: bool
+    concept: Concept, changes: NetworkChanges, name: str, names: KohyaNames
 ) -> dict[str, str]:
     """The metadata that kohya's trainer writes; values of the original file have priority."""
-    provenance, family = concept.provenance, matching_base(concept.parts)
+    provenance = concept.provenance
     layers = [tensors for layers in changes.values() for tensors in layers.values()]
     kinds = {kind for _, kind in changes}
-    version = "sdxl_base_v1-0" if xl else _VERSIONS.get(family.context_width if family else 0, "")
     args = {"algo": min(kinds - {"dora"}, default="lora"), "dora_wd": str("dora" in kinds)}
     fields = {
-        "ss_base_model_version": version,
-        "ss_v2": str(version == _VERSIONS[1024]),
+        "ss_base_model_version": names.version,
+        "ss_v2": str(names.version == "sd_v2"),
         "ss_output_name": name,
         "ss_network_module": "networks.lora" if kinds == {"lora"} else "lycoris.kohya",
         "ss_network_args": json.dumps({} if kinds == {"lora"} else args),

@@ -15,6 +15,7 @@ from pinxit.errors import ConceptError
 from pinxit.files.atomic_write import write_tensors
 from pinxit.files.open_any import OpenedFile
 from pinxit.models import original_names
+from pinxit.models.open_base import family_of
 from pinxit.models.source import Source
 
 _DENOISER = "model.diffusion_model."
@@ -50,23 +51,18 @@ def _original_names(
     folder: str, weights: dict[str, Tensor], source: Source
 ) -> tuple[str, dict[str, Tensor]]:
     """The prefix of a network in the file, and its weights by their names after the prefix."""
-    if folder == "unet":
-        return _DENOISER, original_names.original_unet(weights)
-    if folder == "vae":
-        return "first_stage_model.", original_names.original_vae(weights)
-    if folder not in ("text_encoder", "text_encoder_2") or source.has("transformer"):
+    prefix = family_of(source).facts.single_file_prefixes.get(folder)
+    if prefix is None:
         raise ConceptError(
             f"{source.name} has a `{folder}`, which single files (SD 1, 2 and XL) cannot store",
             "write a folder with --format diffusers",
         )
+    if folder == "unet":
+        return prefix, original_names.original_unet(weights)
+    if folder == "vae":
+        return prefix, original_names.original_vae(weights)
     # The CLIP of OpenAI uses quick GELU, that of OpenCLIP plain GELU.
     is_openai = source.config(folder).get("hidden_act", "quick_gelu") == "quick_gelu"
-    if not source.has("text_encoder_2"):
-        prefix = "cond_stage_model."
-    elif folder == "text_encoder_2":
-        prefix = "conditioner.embedders.1."
-    else:
-        prefix = "conditioner.embedders.0."
     if is_openai:
         return prefix, original_names.original_clip(weights)
     return prefix, original_names.original_open_clip(weights)

@@ -1,12 +1,31 @@
 # pyright: standard
 """Stable Diffusion 1.x: one CLIP text encoder and a U-Net."""
 
+from typing import ClassVar
+
+from pinxit.models.family import FamilyFacts, KohyaNames
 from pinxit.models.latent_model import SingleTextEncoder
 from pinxit.models.source import Source
 
 
 class StableDiffusion1(SingleTextEncoder):
     """Stable Diffusion 1.x (arXiv:2112.10752), of any width, depth and image size."""
+
+    facts: ClassVar[FamilyFacts] = FamilyFacts(
+        title="Stable Diffusion 1.x",
+        released="2022-08",
+        architecture="stable-diffusion-v1",
+        native_size=512,
+        networks={"unet": "denoiser", "text_encoder": "text"},
+        text_widths=(768,),
+        context_width=768,
+        single_file_prefixes={
+            "unet": "model.diffusion_model.",
+            "vae": "first_stage_model.",
+            "text_encoder": "cond_stage_model.",
+        },
+        kohya=KohyaNames("sd_v1", {"denoiser": "unet", "text": "te"}),
+    )
 
     @classmethod
     def matches(cls, source: Source) -> bool:

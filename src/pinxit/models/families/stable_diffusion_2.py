@@ -1,6 +1,9 @@
 # pyright: standard
 """Stable Diffusion 2.x: one OpenCLIP text encoder and a U-Net, with v-prediction in 768 models."""
 
+from typing import ClassVar
+
+from pinxit.models.family import FamilyFacts, KohyaNames
 from pinxit.models.latent_model import SingleTextEncoder
 from pinxit.models.source import Source
 
@@ -10,6 +13,23 @@ class StableDiffusion2(SingleTextEncoder):
 
     Unlike 1.x, its U-Net has linear projections around the attention layers.
     """
+
+    facts: ClassVar[FamilyFacts] = FamilyFacts(
+        title="Stable Diffusion 2.x",
+        released="2022-11",
+        architecture="stable-diffusion-v2-512",
+        native_size=512,
+        networks={"unet": "denoiser", "text_encoder": "text"},
+        text_widths=(1024,),
+        context_width=1024,
+        velocity_architecture=("stable-diffusion-v2-768-v", 768),
+        single_file_prefixes={
+            "unet": "model.diffusion_model.",
+            "vae": "first_stage_model.",
+            "text_encoder": "cond_stage_model.",
+        },
+        kohya=KohyaNames("sd_v2", {"denoiser": "unet", "text": "te"}),
+    )
 
     @classmethod
     def matches(cls, source: Source) -> bool:

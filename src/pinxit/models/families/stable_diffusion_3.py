@@ -5,13 +5,12 @@ from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, Self
 
 import torch
-from diffusers.models.transformers.transformer_sd3 import SD3Transformer2DModel
 from tokenizers import Tokenizer
 from torch import Tensor
 from torch.nn import functional as F
-from transformers import CLIPTextModelWithProjection, T5EncoderModel
 
 from pinxit.errors import ModelError, RequestError
+from pinxit.models.family import FamilyFacts
 from pinxit.models.latent_model import LatentModel, clip_text_encoder
 from pinxit.models.loading import load_network
 from pinxit.models.model import Conditioning, Placement
@@ -31,6 +30,16 @@ class StableDiffusion3(LatentModel):
     without attention weights and truncated to one chunk.
     """
 
+    facts: ClassVar[FamilyFacts] = FamilyFacts(
+        title="Stable Diffusion 3 or 3.5",
+        released="2024-06",
+        architecture="stable-diffusion-v3",
+        native_size=1024,
+        networks={"transformer": "denoiser", "text_encoder": "text", "text_encoder_2": "text_2"},
+        frozen_networks=("text_encoder_3", "vae"),
+        text_widths=(768, 1280),
+    )
+
     # A diffusion transformer has only joint attention of image and text.
     layer_groups: ClassVar[Mapping[str, str]] = {
         "cross-attention": r"\.attn2?\.",
@@ -45,6 +54,8 @@ class StableDiffusion3(LatentModel):
     def __init__(
         self, source: Source, placement: Placement, text_encoders: Sequence[TextEncoder]
     ) -> None:
+        from diffusers.models.transformers.transformer_sd3 import SD3Transformer2DModel
+
         transformer = load_network(
             SD3Transformer2DModel,
             source,
@@ -73,6 +84,8 @@ class StableDiffusion3(LatentModel):
     @classmethod
     def open(cls, source: Source, placement: Placement) -> Self:
         """Load the base model with frozen weights; ModelError if a part is missing or wrong."""
+        from transformers import CLIPTextModelWithProjection
+
         text_encoders = [
             clip_text_encoder(
                 CLIPTextModelWithProjection, source, number, placement, penultimate=True
@@ -135,6 +148,8 @@ class _T5:
             ) from error
         self._tokenizer.no_padding()
         self._tokenizer.no_truncation()
+        from transformers import T5EncoderModel
+
         # The hidden states exceed the range of fp16.
         dtype = torch.bfloat16 if placement.precision == "fp16" else placement.dtype
         self._encoder = load_network(T5EncoderModel, source, "text_encoder_3", placement, dtype)

@@ -2,12 +2,12 @@
 """Stable Diffusion XL: two text encoders and a U-Net with pooled text and size conditioning."""
 
 from collections.abc import Sequence
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 import torch
 from torch import Tensor
-from transformers import CLIPTextModel, CLIPTextModelWithProjection
 
+from pinxit.models.family import FamilyFacts, KohyaNames
 from pinxit.models.latent_model import UNetModel, clip_text_encoder
 from pinxit.models.model import Conditioning, Placement
 from pinxit.models.source import Source
@@ -17,6 +17,28 @@ from pinxit.models.text_encoder import EncodedPrompt, PromptParsing
 class StableDiffusionXl(UNetModel):
     """Stable Diffusion XL (arXiv:2307.01952): the base model and its fine-tunes, no refiner."""
 
+    facts: ClassVar[FamilyFacts] = FamilyFacts(
+        title="Stable Diffusion XL",
+        released="2023-07",
+        architecture="stable-diffusion-xl-v1-base",
+        native_size=1024,
+        networks={"unet": "denoiser", "text_encoder": "text", "text_encoder_2": "text_2"},
+        text_widths=(768, 1280),
+        context_width=2048,
+        single_file_prefixes={
+            "unet": "model.diffusion_model.",
+            "vae": "first_stage_model.",
+            "text_encoder": "conditioner.embedders.0.",
+            "text_encoder_2": "conditioner.embedders.1.",
+        },
+        kohya=KohyaNames(
+            "sdxl_base_v1-0",
+            {"denoiser": "unet", "text": "te1", "text_2": "te2"},
+            original_unet=True,
+            own_layers=r"^text_2\.|transformer_blocks\.[1-9]",
+        ),
+    )
+
     @classmethod
     def matches(cls, source: Source) -> bool:
         """Whether the source has a U-Net and two text encoders."""
@@ -25,6 +47,8 @@ class StableDiffusionXl(UNetModel):
     @classmethod
     def open(cls, source: Source, placement: Placement) -> Self:
         """Load the base model with frozen weights; ModelError if a part is missing or wrong."""
+        from transformers import CLIPTextModel, CLIPTextModelWithProjection
+
         text_encoders = [
             clip_text_encoder(kind, source, number, placement, penultimate=True)
             for number, kind in enumerate((CLIPTextModel, CLIPTextModelWithProjection), 1)

@@ -10,7 +10,6 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from diffusers.models.attention_processor import AttnProcessor, AttnProcessor2_0
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -28,6 +27,8 @@ def optimize_for_cpu(denoiser: Any) -> None:
         if type(module) is nn.Conv2d and module.groups == 1 and module.dilation == (1, 1):
             # Still the same object and an nn.Conv2d, as adapters and file formats expect.
             module.__class__ = _MatrixConv
+    from diffusers.models.attention_processor import AttnProcessor2_0
+
     processors = getattr(denoiser, "attn_processors", {}).values()
     if processors and all(type(processor) is AttnProcessor2_0 for processor in processors):
         denoiser.set_attn_processor(_Attention())
@@ -172,6 +173,8 @@ class _Attention:
     """Plain or tiled attention, depending on the size of the scores."""
 
     def __init__(self) -> None:
+        from diffusers.models.attention_processor import AttnProcessor, AttnProcessor2_0
+
         self._plain, self._tiled = AttnProcessor(), AttnProcessor2_0()
 
     def __call__(
