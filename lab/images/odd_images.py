@@ -494,7 +494,12 @@ def campaign(seed: int, count: int) -> dict[str, float]:
         command += ["--work", str(first), str(size)]
         try:
             run = subprocess.run(
-                command, stdout=subprocess.PIPE, text=True, check=False, timeout=60 + size * HANG
+                command,
+                cwd=Path(__file__).parents[2],
+                stdout=subprocess.PIPE,
+                text=True,
+                check=False,
+                timeout=60 + size * HANG,
             )
         except subprocess.TimeoutExpired:
             total["hangs"] += 1

@@ -12,6 +12,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from dataclasses import asdict
 from importlib.resources import files
 from pathlib import Path
@@ -23,8 +24,8 @@ ROOT = Path(__file__).parents[2]
 _SIZES = {"pocket": 64}  # other base models are trained at 256 pixels
 
 
-def parse_args() -> argparse.Namespace:
-    """The command line arguments."""
+def parse_args(arguments: Sequence[str] | None) -> argparse.Namespace:
+    """The command line arguments; None reads those of the process."""
     parser = argparse.ArgumentParser(prog="python -m lab.speed", description=__doc__)
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     add = parser.add_argument
@@ -44,7 +45,7 @@ def parse_args() -> argparse.Namespace:
     add("--plain-precision", choices=("fp32", "bf16"), help="default: fp32; mixed bf16 on a GPU")
     add("--json", type=Path, help="JSON file for all results; - for stdout")
     add("--work", type=Path, default=_cache(), help="folder for base models with random weights")
-    return parser.parse_args()
+    return parser.parse_args(arguments)
 
 
 def jobs(args: argparse.Namespace, base: Path, method: str) -> dict[str, Job]:
@@ -100,9 +101,9 @@ def run_in_process(job: Job, cache: Path) -> Outcome | None:
     return outcome
 
 
-def main() -> int:
+def main(arguments: Sequence[str] | None = None) -> int:
     """Returns 0 if all jobs succeeded."""
-    args = parse_args()
+    args = parse_args(arguments)
     place = bases.folder(args.base, args.work)
     shown = {"base": args.base, "size": args.size or _SIZES.get(args.base, 256)}
     settings = {**vars(args), **shown, "work": str(args.work), "json": str(args.json)}

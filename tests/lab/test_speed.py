@@ -1,9 +1,6 @@
 """The benchmarks run, and count what is known; how fast anything is, no test says."""
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -11,33 +8,27 @@ import pytest
 import torch
 
 from lab.speed import report
+from lab.speed.__main__ import main
 from lab.speed.arithmetic import count_operations
 from lab.speed.job import METHODS, SIDES, Job, Outcome
 from lab.speed.worker import run_job
 
-ROOT = Path(__file__).parents[2]
-
-
-@pytest.fixture(scope="module")
-def found(nano: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    """One method by both sides on the nano base, one short round, each in its own process."""
-    kept = tmp_path_factory.mktemp("benchmarks") / "found.json"
-    asked = [sys.executable, "-m", "lab.speed", "--base", str(nano), "--json", str(kept)]
-    asked += ["--rounds", "1", "--steps", "2", "--methods", "lora", "--size", "32"]
-    alone = {**os.environ, "OMP_NUM_THREADS": "1"}
-    ran = subprocess.run(asked, cwd=ROOT, env=alone, capture_output=True, text=True, check=False)
-    assert ran.returncode == 0, ran.stderr
-    return {**json.loads(kept.read_text(encoding="utf-8")), "table": ran.stdout}
-
 
 @pytest.mark.long
-def test_both_sides_are_measured_and_compared(found: dict[str, Any]) -> None:
+def test_both_sides_are_measured_and_compared(
+    nano: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """One method by both sides on the nano base, one short round, each in its own process."""
+    file = tmp_path / "results.json"
+    options = ["--base", str(nano), "--json", str(file), "--methods", "lora"]
+    assert main([*options, "--rounds", "1", "--steps", "2", "--size", "32"]) == 0
+    results = json.loads(file.read_text(encoding="utf-8"))
     for side in SIDES:
-        (outcome,) = found["outcomes"]["lora"][side]
+        (outcome,) = results["outcomes"]["lora"][side]
         assert len(outcome["steps"]) == 2
         assert outcome["peak_gb"] > 0.1  # a Python with torch is larger
-    assert found["ratios"]["lora"]["speed"]["median"] > 0
-    assert "\nlora" in found["table"]
+    assert results["ratios"]["lora"]["speed"]["median"] > 0
+    assert "\nlora" in capsys.readouterr().out
 
 
 @pytest.mark.long
