@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from lab.reliability.small_runs import METHODS, Workshop
-from pinxit.models.model import Conditioning
+from pinxit.models.conditioning import Conditioning
 from pinxit.runs.checkpoint import newest_checkpoint
 from pinxit.runs.run import Run
 from pinxit.training.concept_trainer import DivergedError

@@ -104,7 +104,7 @@ def test_inversion_keeps_the_source_image(
 
 
 def timesteps(model: Model, scheduler: str) -> list[float]:
-    return Sampler("diffusion", scheduler, model.scheduler_config, 8).timesteps.tolist()
+    return Sampler("diffusion", scheduler, model.scheduler_config, 8, (4, 8, 8)).timesteps.tolist()
 
 
 @pytest.mark.parametrize("family", ["pocket", "stable-diffusion-3"])
@@ -116,7 +116,9 @@ def test_inverted_noise_leads_back_to_the_image(
     kind = model.schedule.kind
 
     def make_sampler() -> Sampler:
-        return Sampler(kind, "ddim" if kind == "diffusion" else "euler", model.scheduler_config, 20)
+        return Sampler(
+            kind, "ddim" if kind == "diffusion" else "euler", model.scheduler_config, 20, (4, 8, 8)
+        )
 
     def denoise(prompt: str, noise: torch.Tensor) -> torch.Tensor:
         sampler, rows = make_sampler(), noise

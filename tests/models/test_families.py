@@ -13,7 +13,8 @@ from pinxit import registry
 from pinxit.adapters.adapter import EmbeddingAdapter, applied
 from pinxit.errors import ModelError, RecipeError, RequestError
 from pinxit.generation.generate import GenerationRequest, generate_images
-from pinxit.models.model import Conditioning, Model, Precision
+from pinxit.models.conditioning import Conditioning
+from pinxit.models.model import Model, Precision
 from pinxit.models.noise_schedule import Diffusion, Flow, Schedule
 from pinxit.models.open_base import open_base
 from pinxit.training.plan import TrainingPlan
@@ -156,13 +157,17 @@ def test_min_snr_with_a_flow_model_raises_an_error(opened: Opened, pictures: Pat
 
 def test_timesteps_of_a_flow_are_logit_normal() -> None:
     generator = torch.Generator().manual_seed(0)
-    timesteps = torch.tensor([Flow().sample_timestep(generator) for _ in range(4000)]) / 1000
+    timesteps = (
+        torch.tensor([Flow().sample_timestep(generator, (4, 8, 8)) for _ in range(4000)]) / 1000
+    )
     assert float(timesteps.min()) > 0
     assert float(timesteps.max()) < 1
     logits = timesteps.logit()
     assert abs(float(logits.mean())) < 0.05
     assert abs(float(logits.std()) - 1) < 0.05
-    shifted = torch.tensor([Flow(3.0).sample_timestep(generator) for _ in range(4000)]) / 1000
+    shifted = (
+        torch.tensor([Flow(3.0).sample_timestep(generator, (4, 8, 8)) for _ in range(4000)]) / 1000
+    )
     assert abs(float((shifted / (3 - 2 * shifted)).median()) - 0.5) < 0.02
 
 

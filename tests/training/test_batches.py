@@ -17,7 +17,8 @@ from pinxit.adapters.adapter import applied
 from pinxit.errors import RunError
 from pinxit.images.folder import TrainingImage, read_images
 from pinxit.images.tensors import to_pixels
-from pinxit.models.model import Conditioning, Model
+from pinxit.models.conditioning import Conditioning
+from pinxit.models.model import Model
 from pinxit.runs.class_images import read_class_images
 from pinxit.runs.run import Run
 from pinxit.training.batches import collate

@@ -18,7 +18,8 @@ from pinxit.errors import PinxitError, RequestError
 from pinxit.generation.schedulers import Sampler
 from pinxit.images.folder import TrainingImage
 from pinxit.images.tensors import to_pixels
-from pinxit.models.model import Conditioning, Model
+from pinxit.models.conditioning import Conditioning
+from pinxit.models.model import Model
 from pinxit.models.prompt import token_pattern
 from pinxit.options import Option, Options
 from pinxit.progress import Progress
@@ -61,8 +62,7 @@ class SamplingContext:
 
     def noise(self, generators: Sequence[torch.Generator] | None = None) -> Tensor:
         """Unit noise (N, C, H, W), each image's from its own generator."""
-        width, height = (side // self.model.vae_scale_factor for side in self.size)
-        shape = (1, self.model.latent_channels, height, width)
+        shape = (1, *self.model.latent_shape(*self.size))
         noises = [
             torch.randn(shape, generator=generator) for generator in generators or self.generators
         ]

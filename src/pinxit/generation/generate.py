@@ -25,7 +25,8 @@ from pinxit.generation.control import (
 )
 from pinxit.generation.schedulers import SCHEDULER_ALIASES, SCHEDULERS, Sampler, scheduler_name
 from pinxit.images.tensors import to_image
-from pinxit.models.model import Conditioning, Model, Precision
+from pinxit.models.conditioning import Conditioning
+from pinxit.models.model import Model, Precision
 from pinxit.models.text_encoder import CLIP_SKIP, PromptParsing
 from pinxit.options import Option, Options
 from pinxit.progress import Notice
@@ -188,7 +189,8 @@ def sample_images(
     The concepts are applied to the model until the generator is closed.
     """
     width, height = request.size(model)
-    positions = (width // model.vae_scale_factor) * (height // model.vae_scale_factor)
+    _, rows_of_latents, columns = model.latent_shape(width, height)
+    positions = rows_of_latents * columns
     plain_prompt = without_tokens(request.prompt, concepts)
     branch_prompts = [control.source_branch_prompt(plain_prompt) for control in request.controls]
     source_prompts = [prompt for prompt in branch_prompts if prompt is not None]
@@ -253,10 +255,11 @@ def _sample_batch(
     """
     kind, config = model.schedule.kind, model.scheduler_config
     name = scheduler_name(kind, request.scheduler)
-    sampler = Sampler(kind, name, config, request.steps)
+    shape = model.latent_shape(*request.size(model))
+    sampler = Sampler(kind, name, config, request.steps, shape)
     context = SamplingContext(
         model=model,
-        make_sampler=lambda: Sampler(kind, name, config, request.steps),
+        make_sampler=lambda: Sampler(kind, name, config, request.steps, shape),
         size=request.size(model),
         seeds=seeds,
         generators=[torch.Generator().manual_seed(seed) for seed in seeds],
@@ -274,9 +277,8 @@ def _sample_batch(
     branches = range(context.source_branches + 1)
     generators = [_copy(generator) for _ in branches for generator in context.generators]
     rows = [conditioning[branch + 1 : branch + 2] for branch in branches for _ in seeds]
-    if request.guidance_scale > 1:
-        rows = [conditioning[:1]] * len(latents) + rows
-    guided = Conditioning.stack(rows)
+    positive = Conditioning.stack(rows)
+    negative = Conditioning.stack([conditioning[:1]] * len(latents))
     total = steps_before + len(sampler.timesteps)
     first_step = len(context.timesteps) - len(sampler.timesteps)
     with applied(model, [adapter for hook in hooks for adapter in hook.adapters]):
@@ -284,7 +286,7 @@ def _sample_batch(
             for hook in hooks:
                 latents = hook.before_step(step, latents)
             scaled = sampler.scale_model_input(latents, timestep)
-            prediction = _guided_prediction(model, scaled, timestep, guided, request.guidance_scale)
+            prediction = model.guided(scaled, timestep, positive, negative, request.guidance_scale)
             latents = sampler.step(prediction, timestep, latents, generators)
             for hook in hooks:
                 latents = hook.after_step(step, latents)
@@ -316,20 +318,6 @@ def _initial_latents(
             "use --init-image or one control that sets them (img2img, inversion)",
         )
     return starts[0] if starts else sampler.scale_initial_noise(context.noise())
-
-
-def _guided_prediction(
-    model: Model, latents: Tensor, timestep: Tensor, conditioning: Conditioning, scale: float
-) -> Tensor:
-    """The denoiser's prediction with classifier-free guidance.
-
-    With a scale above 1, the first half of the conditioning is that of the negative prompt.
-    """
-    if scale <= 1:
-        return model.denoise(latents, timestep, conditioning)
-    both = model.denoise(torch.cat([latents, latents]), timestep, conditioning)
-    negative, positive = both.chunk(2)
-    return negative + scale * (positive - negative)
 
 
 def _copy(generator: torch.Generator) -> torch.Generator:

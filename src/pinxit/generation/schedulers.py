@@ -66,10 +66,18 @@ def scheduler_name(kind: ScheduleKind, name: str | None) -> str:
 
 
 class Sampler:
-    """A scheduler for one run from noise to image; it has state, so use each instance once."""
+    """A scheduler for one run from noise to image; it has state, so use each instance once.
+
+    `latent_shape` is the shape (C, H, W) of the latents, on which a schedule may depend.
+    """
 
     def __init__(
-        self, kind: ScheduleKind, name: str, config: Mapping[str, object], steps: int
+        self,
+        kind: ScheduleKind,
+        name: str,
+        config: Mapping[str, object],
+        steps: int,
+        latent_shape: Sequence[int],  # noqa: ARG002
     ) -> None:
         import diffusers
 

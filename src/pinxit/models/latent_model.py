@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from pinxit.errors import ModelError
+from pinxit.models.conditioning import Conditioning
 from pinxit.models.kernels.cpu import optimize_for_cpu
 from pinxit.models.loading import (
     clip_tokenizer,
@@ -17,7 +18,7 @@ from pinxit.models.loading import (
     release_weights,
     reload_weights,
 )
-from pinxit.models.model import SMALL, Conditioning, LatentDistribution, Model, Placement
+from pinxit.models.model import SMALL, LatentDistribution, LatentNormalization, Model, Placement
 from pinxit.models.noise_schedule import Diffusion, Schedule
 from pinxit.models.source import Source
 from pinxit.models.text_encoder import (
@@ -71,13 +72,11 @@ class LatentModel(Model):
         self._offloaded: set[str] = set()
         self.networks = _LoadedOnAccess({"denoiser": denoiser, **text_networks}, self._load)
         self.placeholders = {}
-        denoiser_config: Any = denoiser.config
         vae_config: Any = self._vae.config
         self.vae_scale_factor = 2 ** (len(vae_config.block_out_channels) - 1)
-        self.latent_channels = denoiser_config.in_channels
-        self.default_size = denoiser_config.sample_size * self.vae_scale_factor
-        self._scaling_factor: float = vae_config.scaling_factor
-        self._shift_factor: float = vae_config.get("shift_factor") or 0.0
+        self._normalization = LatentNormalization(
+            vae_config.scaling_factor, vae_config.get("shift_factor") or 0.0
+        )
         if placement.device.type == "cpu" and self.num_parameters >= SMALL:
             optimize_for_cpu(denoiser)
 
@@ -97,6 +96,18 @@ class LatentModel(Model):
                 "use a text-to-image model; a separate VAE must be of the same model family",
             )
 
+    @property
+    def default_size(self) -> int:
+        """The size that the denoiser's config names, in pixels."""
+        config: Any = self._all["denoiser"].config
+        return config.sample_size * self.vae_scale_factor
+
+    @property
+    def latent_channels(self) -> int:
+        """The number of channels of the autoencoder's latents."""
+        config: Any = self._vae.config
+        return config.latent_channels
+
     def offload(self, *names: str) -> None:
         """Remove the weights of these networks, or of all, from memory until they are needed."""
         for name in set(names or self._all) - self._offloaded:
@@ -115,17 +126,13 @@ class LatentModel(Model):
         """Images (B, 3, H, W) in [-1, 1] to latents, shifted and scaled for the denoiser."""
         vae = self._load("vae")
         latents = vae.encode(pixels.to(self.device), return_dict=False)[0]
-        return LatentDistribution(
-            (latents.mean - self._shift_factor) * self._scaling_factor,
-            latents.std * self._scaling_factor,
-        )
+        return self._normalization.normalize(latents.mean, latents.std)
 
     @torch.no_grad()
     def decode(self, latents: Tensor) -> Tensor:
         """Latents (B, C, H, W) to images (B, 3, H, W), nominally in [-1, 1]."""
         vae = self._load("vae")
-        unscaled = latents.float() / self._scaling_factor + self._shift_factor
-        return vae.decode(unscaled, return_dict=False)[0]
+        return vae.decode(self._normalization.restore(latents.float()), return_dict=False)[0]
 
     def condition(
         self, prompts: Sequence[str], parsing: PromptParsing = DEFAULT_PARSING
@@ -250,7 +257,13 @@ class SingleTextEncoder(UNetModel):
     def _predict(
         self, network: Any, latents: Tensor, timesteps: Tensor, conditioning: Conditioning
     ) -> Tensor:
-        return network(latents, timesteps, conditioning.states, return_dict=False)[0]
+        return network(
+            latents,
+            timesteps,
+            conditioning.states,
+            encoder_attention_mask=conditioning.mask,
+            return_dict=False,
+        )[0]
 
     def _combine(
         self,

@@ -10,6 +10,7 @@ from typing import ClassVar, Literal, Self
 import torch
 from torch import Tensor, nn
 
+from pinxit.models.conditioning import Conditioning
 from pinxit.models.family import FamilyFacts
 from pinxit.models.noise_schedule import Schedule
 from pinxit.models.prompt import TokenEmbedding
@@ -47,28 +48,22 @@ class LatentDistribution:
 
 
 @dataclass(frozen=True)
-class Conditioning:
-    """Encoded prompts for the denoiser: states (B, L, D) and pooled states (B, P)."""
+class LatentNormalization:
+    """How an autoencoder's latents are shifted and scaled for the denoiser.
 
-    states: Tensor
-    pooled: Tensor | None = None
+    `scale` and `shift` are numbers, or tensors (C, 1, 1) with a value for each channel.
+    """
 
-    @classmethod
-    def stack(cls, batches: Sequence["Conditioning"]) -> "Conditioning":
-        """Several batches of equal length as one batch."""
-        pooled = [batch.pooled for batch in batches if batch.pooled is not None]
-        return cls(
-            torch.cat([batch.states for batch in batches]), torch.cat(pooled) if pooled else None
-        )
+    scale: float | Tensor
+    shift: float | Tensor
 
-    def to(self, dtype: torch.dtype) -> "Conditioning":
-        """The same conditioning in another dtype."""
-        return Conditioning(
-            self.states.to(dtype), None if self.pooled is None else self.pooled.to(dtype)
-        )
+    def normalize(self, mean: Tensor, std: Tensor) -> LatentDistribution:
+        """The latents for the denoiser, from the autoencoder's mean and standard deviation."""
+        return LatentDistribution((mean - self.shift) * self.scale, std * self.scale)
 
-    def __getitem__(self, index: slice | Tensor) -> "Conditioning":
-        return Conditioning(self.states[index], None if self.pooled is None else self.pooled[index])
+    def restore(self, latents: Tensor) -> Tensor:
+        """The latents for the autoencoder, from those of the denoiser."""
+        return latents / self.scale + self.shift
 
 
 class Model(ABC):
@@ -94,9 +89,7 @@ class Model(ABC):
     text_encoders: Mapping[str, TextEncoder]
     networks: Mapping[str, nn.Module]
     scheduler_config: Mapping[str, object]
-    default_size: int
     vae_scale_factor: int
-    latent_channels: int
     placeholders: dict[str, TokenEmbedding]
 
     @classmethod
@@ -132,6 +125,25 @@ class Model(ABC):
     def denoise(self, latents: Tensor, timesteps: Tensor, conditioning: Conditioning) -> Tensor:
         """The denoiser's prediction (B, C, H, W), fp32, at timesteps (B,) or ()."""
 
+    def guided(
+        self,
+        latents: Tensor,
+        timestep: Tensor,
+        conditioning: Conditioning,
+        negative: Conditioning,
+        scale: float,
+    ) -> Tensor:
+        """The prediction (B, C, H, W) with guidance away from the negative prompts.
+
+        This is classifier-free guidance (arXiv:2207.12598), which needs no negative prompts for a
+        scale of at most 1. Families whose denoiser takes the scale as an input override it.
+        """
+        if scale <= 1:
+            return self.denoise(latents, timestep, conditioning)
+        both = Conditioning.stack([negative, conditioning])
+        without, with_prompt = self.denoise(latents.repeat(2, 1, 1, 1), timestep, both).chunk(2)
+        return without + scale * (with_prompt - without)
+
     @abstractmethod
     def offload(self, *names: str) -> None:
         """Remove the weights of these networks, or of all, from memory until they are needed.
@@ -151,6 +163,21 @@ class Model(ABC):
     def device(self) -> torch.device:
         """The model's device."""
         return self.placement.device
+
+    @property
+    @abstractmethod
+    def default_size(self) -> int:
+        """Width and height of generated images unless given, in pixels."""
+
+    @property
+    @abstractmethod
+    def latent_channels(self) -> int:
+        """The number of channels of latents."""
+
+    def latent_shape(self, width: int, height: int) -> tuple[int, int, int]:
+        """The shape (C, H, W) of the latents of an image of this size in pixels."""
+        factor = self.vae_scale_factor
+        return self.latent_channels, height // factor, width // factor
 
     @property
     def size_multiple(self) -> int:

@@ -1,5 +1,6 @@
 """Noise schedules: adding noise to latents, the training target and the loss weight."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Literal, Protocol
 
@@ -20,8 +21,8 @@ class Schedule(Protocol):
 
     kind: ClassVar[ScheduleKind]
 
-    def sample_timestep(self, generator: torch.Generator) -> float:
-        """A random timestep for training."""
+    def sample_timestep(self, generator: torch.Generator, latent_shape: Sequence[int]) -> float:
+        """A random timestep for training with latents (C, H, W), whose size it may depend on."""
         ...
 
     def add_noise(self, latents: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
@@ -54,7 +55,11 @@ class Diffusion:
     alphas_cumprod: Tensor
     prediction: Prediction = "epsilon"
 
-    def sample_timestep(self, generator: torch.Generator) -> int:
+    def sample_timestep(
+        self,
+        generator: torch.Generator,
+        latent_shape: Sequence[int],  # noqa: ARG002
+    ) -> int:
         """A uniformly distributed timestep (DDPM, algorithm 1)."""
         return int(torch.randint(len(self.alphas_cumprod), (), generator=generator))
 
@@ -107,7 +112,11 @@ class Flow:
     shift: float = 1.0
     steps: int = 1000
 
-    def sample_timestep(self, generator: torch.Generator) -> float:
+    def sample_timestep(
+        self,
+        generator: torch.Generator,
+        latent_shape: Sequence[int],  # noqa: ARG002
+    ) -> float:
         """A logit-normally distributed timestep: the middle is the most frequent (section 3.1)."""
         fraction = float(torch.randn((), generator=generator).sigmoid())
         return self.steps * self.shift * fraction / (1 + (self.shift - 1) * fraction)

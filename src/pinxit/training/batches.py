@@ -157,7 +157,8 @@ class TrainingSamples:
         pool = self._pools[0]
         rng = self._sampling.generator("fixed times")
         schedule, num_timesteps = self._model.schedule, count * _TIMESTEPS_PER_SAMPLE
-        timesteps = sorted(schedule.sample_timestep(rng) for _ in range(num_timesteps))
+        shape = self._encoded[pool.name][0][0].mean.shape
+        timesteps = sorted(schedule.sample_timestep(rng, shape) for _ in range(num_timesteps))
         medians = timesteps[_TIMESTEPS_PER_SAMPLE // 2 :: _TIMESTEPS_PER_SAMPLE]
         return [
             replace(
@@ -179,7 +180,7 @@ class TrainingSamples:
         shape = encoded.mean.shape
         latents = encoded.mean + encoded.std * torch.randn(shape, generator=rng)
         noise = torch.randn(shape, generator=rng)
-        timestep = self._model.schedule.sample_timestep(rng)
+        timestep = self._model.schedule.sample_timestep(rng, shape)
         image = pool.images[index]
         weight = pool.weight * image.weight / sampling.batch_size
         return _Sample(

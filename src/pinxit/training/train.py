@@ -11,7 +11,8 @@ from pinxit.adapters.adapter import Adapter, Batchable, ModelChange, PerConcept,
 from pinxit.errors import RunError
 from pinxit.files.atomic_write import defer_signals
 from pinxit.images.folder import TrainingImage
-from pinxit.models.model import Conditioning, Model
+from pinxit.models.conditioning import Conditioning
+from pinxit.models.model import Model
 from pinxit.models.text_encoder import PromptParsing
 from pinxit.training.batches import Batch, collate
 from pinxit.training.concept_trainer import ConceptTrainer

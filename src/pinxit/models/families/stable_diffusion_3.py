@@ -10,10 +10,11 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from pinxit.errors import ModelError, RequestError
+from pinxit.models.conditioning import Conditioning
 from pinxit.models.family import FamilyFacts
 from pinxit.models.latent_model import LatentModel, clip_text_encoder
 from pinxit.models.loading import load_network
-from pinxit.models.model import Conditioning, Placement
+from pinxit.models.model import Placement
 from pinxit.models.noise_schedule import Flow
 from pinxit.models.prompt import plain_text
 from pinxit.models.source import Source, read_json

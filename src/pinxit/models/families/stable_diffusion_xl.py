@@ -7,9 +7,10 @@ from typing import Any, ClassVar, Self
 import torch
 from torch import Tensor
 
+from pinxit.models.conditioning import Conditioning
 from pinxit.models.family import FamilyFacts, KohyaNames
 from pinxit.models.latent_model import UNetModel, clip_text_encoder
-from pinxit.models.model import Conditioning, Placement
+from pinxit.models.model import Placement
 from pinxit.models.source import Source
 from pinxit.models.text_encoder import EncodedPrompt, PromptParsing
 
@@ -64,7 +65,12 @@ class StableDiffusionXl(UNetModel):
         sizes = torch.tensor([[height, width, 0, 0, height, width]], device=latents.device)
         added = {"text_embeds": conditioning.pooled, "time_ids": sizes.expand(len(latents), -1)}
         return network(
-            latents, timesteps, conditioning.states, added_cond_kwargs=added, return_dict=False
+            latents,
+            timesteps,
+            conditioning.states,
+            added_cond_kwargs=added,
+            encoder_attention_mask=conditioning.mask,
+            return_dict=False,
         )[0]
 
     def _combine(
