@@ -229,7 +229,7 @@ def _truths(group: str) -> str:
     """A row for each experiment of a group."""
     scales = TRUTHS[group]
     rows = [
-        [name, *(f"{row[scale]:.2f}" for scale in scales)]
+        [name.replace("pictures", "images"), *(f"{row[scale]:.2f}" for scale in scales)]
         for name, row in read_figures("truths")["figures"][group].items()
     ]
     return table(["experiment", *scales], rows) + origin("truths")

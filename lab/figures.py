@@ -18,7 +18,7 @@ FOLDER = ROOT / "docs" / "figures"
 
 # Commands by the name of the measurement; run from the root with .venv/bin first in PATH.
 COMMANDS: dict[str, str] = {
-    "pocket": "python -m pinxit.pocket measure --photographs ../shared/seed/pictures",
+    "pocket": "python -m pinxit.pocket measure --photographs photographs",
     "pocket-trials": "python -m lab.pocket.trials --work pocket-work "
     "--fork pocket-work/kept/painter-01000.safetensors --seconds 200",
     "pocket-curve": "python -m lab.pocket.curve --work pocket-work",
