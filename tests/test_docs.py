@@ -1,5 +1,6 @@
 """The docs are true: commands are understood or run, Python runs, links and names exist."""
 
+import pydoc
 import re
 import shlex
 from pathlib import Path
@@ -16,6 +17,9 @@ PAGES = [
     *sorted((ROOT / "docs").rglob("*.md")),
 ]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
+PACKAGE = ROOT / "src" / "pinxit"
+MODULES = sorted(PACKAGE.rglob("*.py"))
+ARCHITECTURE = ROOT / "docs" / "architecture.md"
 GUIDES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("guides/*.md"))]
 # Shell blocks, and rows of tables that end with a command.
 _SPANS = re.compile(r"^```(?:sh|console)\n(?:.*?)^```|`pinxit [^`]+` \|$", re.MULTILINE | re.DOTALL)
@@ -149,3 +153,19 @@ def test_the_readmes_python_runs(
     exec(code, names)
     assert len(names["results"]) == 1  # pyright: ignore[reportArgumentType]
     assert (tmp_path / "runs" / "from-python" / "concept.safetensors").is_file()
+
+
+@pytest.mark.parametrize("name", re.findall(r"`([^`\s]+)`", ARCHITECTURE.read_text("utf-8")))
+def test_every_name_in_the_architecture_exists(name: str) -> None:
+    """Paths inside the package or the repository, and dotted names inside the package."""
+    if "/" in name or name.endswith((".py", ".toml")):
+        assert (PACKAGE / name).exists() or (ROOT / name).exists()
+        return
+    if "." in name:
+        assert pydoc.locate(f"pinxit.{name}") is not None
+        return
+    assert any(re.search(rf"def {name}\(", path.read_text("utf-8")) for path in MODULES)
+
+
+def test_the_architecture_fits_on_a_page() -> None:
+    assert len(ARCHITECTURE.read_text("utf-8").splitlines()) <= 120
