@@ -1,6 +1,6 @@
 """Many concepts in one batch: each is what it would be alone, whatever happens to the others."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -24,7 +24,7 @@ from pinxit.runs.folder import RunFailure, SavedCheckpoint
 from pinxit.runs.many import BatchGroups, RunGroup, read_subjects, train_many
 from pinxit.runs.run import Run, train_run
 from pinxit.training import train
-from pinxit.training.concept_trainer import ConceptTrainer
+from pinxit.training.concept_trainer import ConceptLoss, ConceptTrainer
 from pinxit.training.plan import TrainingPlan
 from pinxit.training.recipe import Recipe
 from pinxit.training.train import StepResult, TrainingSession
@@ -112,10 +112,10 @@ def clipped_together(
     """The mistake that keeps concepts from being alone: one norm for all their gradients."""
     weights = [weight for one in all_of_them for weight in one.weights]
 
-    def clipped(self: ConceptTrainer, _loss: float, _errors: Mapping[str, float]) -> float:
+    def clipped(self: ConceptTrainer, _loss: ConceptLoss) -> float:
         if self is not all_of_them[0]:
             return 0.0
-        return float(nn.utils.clip_grad_norm_(weights, self.recipe.max_grad_norm))
+        return float(nn.utils.clip_grad_norm_(weights, self.plan.recipe.max_grad_norm))
 
     monkeypatch.setattr(ConceptTrainer, "clip_gradients", clipped)
 
@@ -148,7 +148,7 @@ def test_pictures_painted_with_it_are_the_same(
         for one in together:
             with applied(model, one.adapters):
                 asked = GenerationRequest(
-                    prompt=f"a photo of {one.recipe.token}", steps=10, count=2
+                    prompt=f"a photo of {one.plan.recipe.token}", steps=10, count=2
                 )
                 found += [np.asarray(p.image, dtype=int) for p in generate_images(model, asked)]
         return found
@@ -336,9 +336,9 @@ def test_one_that_goes_wrong_or_ends_leaves_the_others(
     runs = many.model_copy(update={"subjects": {**many.subjects, "ape": short}}).runs(table)
     clip, sizes = ConceptTrainer.clip_gradients, list[int]()
 
-    def clipped(self: ConceptTrainer, loss: float, errors: Mapping[str, float]) -> float:
-        wrong = self.recipe.token == "<bee>" and self.steps_done == 4
-        return clip(self, torch.nan if wrong else loss, errors)
+    def clipped(self: ConceptTrainer, loss: ConceptLoss) -> float:
+        wrong = self.plan.recipe.token == "<bee>" and self.steps_done == 4
+        return clip(self, ConceptLoss(torch.nan, loss.by_image) if wrong else loss)
 
     batches = TrainingSession.batches
     monkeypatch.setattr(ConceptTrainer, "clip_gradients", clipped)

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Generator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -23,6 +24,14 @@ _AVERAGING_POWER = 3
 
 class DivergedError(RunError):
     """A loss, a gradient or a trained weight is not a finite number."""
+
+
+@dataclass(frozen=True)
+class ConceptLoss:
+    """The loss of a concept in one step, and the loss of each image in the batch by file name."""
+
+    total: float
+    by_image: Mapping[str, float]
 
 
 class ConceptTrainer:
@@ -66,8 +75,8 @@ class ConceptTrainer:
         self.weights = [weight for group in groups for weight in group.weights]
         is_averaged = [
             trainable.average
-            for trainable, group in zip(self.trainable_adapters, groups, strict=True)
-            for _ in group.weights
+            for trainable in self.trainable_adapters
+            for _ in trainable.adapter.weights()
         ]
         self.averages = {
             number: weight.detach().clone()
@@ -131,22 +140,21 @@ class ConceptTrainer:
         if converged(list(self.validation_losses.values()), self.plan.recipe.early_stop):
             self.total_steps = self.steps_done
 
-    def clip_gradients(self, loss: float, image_losses: Mapping[str, float]) -> float:
+    def clip_gradients(self, loss: ConceptLoss) -> float:
         """Compute the gradient norm and the factor that clips it; returns the norm.
 
-        Sets `error` if the loss or the norm is not finite. `image_losses` maps the names of the
-        images in the batch to their losses.
+        Sets `error` if the loss or the norm is not finite.
         """
         gradients = [weight.grad for weight in self.weights if weight.grad is not None]
         norm = global_norm(gradients) / self.loss_scale
         clip = (self.plan.recipe.max_grad_norm / (norm + 1e-6)).clamp(max=1.0)
         self._gradient_scale = clip / self.loss_scale
-        if not (math.isfinite(loss) and norm.isfinite()):
-            names = [name for name, value in image_losses.items() if not math.isfinite(value)]
-            losses = ", ".join(f"{value:.3g}" for value in image_losses.values())
+        if not (math.isfinite(loss.total) and norm.isfinite()):
+            names = [name for name, value in loss.by_image.items() if not math.isfinite(value)]
+            losses = ", ".join(f"{value:.3g}" for value in loss.by_image.values())
             self.error = DivergedError(
                 f"training diverged at step {self.steps_done + 1}: sample losses {losses}, "
-                f"gradient norm {norm:.3g}, images {', '.join(names or image_losses)}",
+                f"gradient norm {norm:.3g}, images {', '.join(names or loss.by_image)}",
                 "try a lower --learning-rate, or --precision fp32; "
                 "what was saved before this step is valid",
             )

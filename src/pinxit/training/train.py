@@ -1,7 +1,8 @@
 """The training loop, the same for every family and method; yields one result per step."""
 
 import time
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
 import torch
@@ -15,7 +16,7 @@ from pinxit.models.conditioning import Conditioning
 from pinxit.models.model import Model
 from pinxit.models.text_encoder import PromptParsing
 from pinxit.training.batches import Batch, collate
-from pinxit.training.concept_trainer import ConceptTrainer
+from pinxit.training.concept_trainer import ConceptLoss, ConceptTrainer
 from pinxit.training.early_stopping import VALIDATION_SAMPLES
 from pinxit.training.memory import MemoryPlan, SavedTensors, free_memory, plan_memory
 from pinxit.training.optimizer import optimizer_bytes
@@ -51,6 +52,19 @@ class StepResult:
         for concept, loss, norm in zip(self.concepts, self.losses, self.norms, strict=True):
             result = replace(self, losses=(loss,), norms=(norm,), seconds=seconds, concepts=(0,))
             yield concept, result
+
+
+@dataclass(frozen=True)
+class StepBatch:
+    """The samples of a step, counted from 0, as one batch for each shape.
+
+    `concepts` are the numbers of the concepts that have samples.
+    """
+
+    step: int
+    concepts: tuple[int, ...]
+    batches: tuple[Batch, ...]
+    start_time: float
 
 
 class TrainingSession:
@@ -131,6 +145,123 @@ class TrainingSession:
             }
         return lambda prompts: Conditioning.stack([conditioning[prompt] for prompt in prompts])
 
+    @property
+    def finished(self) -> bool:
+        """Whether every concept is trained to its last step, has converged or has failed."""
+        return not any(trainer.unfinished for trainer in self.trainers)
+
+    def next_batch(self) -> StepBatch:
+        """The samples of the next step; networks that the step does not need are offloaded.
+
+        Concepts that are steps ahead of others (after a crash) have samples too, so that the
+        batch's shape and all rounding depend only on the step.
+        """
+        start_time = time.perf_counter()
+        self.offload_unused()
+        trainers = self.trainers
+        step = min(trainer.steps_done for trainer in trainers if trainer.unfinished)
+        concepts = tuple(
+            n
+            for n, trainer in enumerate(trainers)
+            if not trainer.error and step < trainer.total_steps
+        )
+        return StepBatch(step, concepts, self.batches(step, concepts), start_time)
+
+    def backward(self, batch: StepBatch, conditioner: Conditioner) -> list[ConceptLoss]:
+        """The loss of each concept; its gradients, times the loss scale, are left in the weights.
+
+        If memory runs out, tries again with a smaller micro-batch or gradient checkpointing.
+        Raises RunError if a single image does not fit.
+        """
+        while True:
+            plan = self.memory_plan = self.memory_plan or _plan_memory(self, batch, conditioner)
+            try:
+                with _gradient_checkpointing(self.model, enabled=plan.gradient_checkpointing):
+                    return self._add_gradients(_split(batch.batches, plan.micro_batch), conditioner)
+            except torch.OutOfMemoryError as error:
+                for trainer in self.trainers:
+                    trainer.optimizer.zero_grad()
+                self.memory_plan = plan.smaller()
+                if self.memory_plan is None:
+                    raise RunError(
+                        f"not enough memory on {self.model.device} to train on a single image",
+                        "choose a smaller --resolution, or a method that trains fewer weights "
+                        "(lora, textual-inversion)",
+                    ) from error
+
+    def step(self, batch: StepBatch, losses: Sequence[ConceptLoss]) -> StepResult | None:
+        """Clip the gradients of each concept and update its weights.
+
+        None if fp16 gradients overflowed: then the same step must be done again, with a smaller
+        loss scale.
+        """
+        current = [n for n in batch.concepts if self.trainers[n].steps_done == batch.step]
+        norms = {n: self.trainers[n].clip_gradients(losses[n]) for n in current}
+        overflows = [self.trainers[n].lower_loss_scale() for n in current]
+        updated = tuple(n for n in current if not self.trainers[n].error and not any(overflows))
+        with defer_signals():
+            for n in updated:
+                self.trainers[n].step()
+            for n in batch.concepts:
+                self.trainers[n].optimizer.zero_grad()
+            if any(overflows):
+                return None
+            self.last_result = StepResult(
+                number=batch.step + 1,
+                total=max(trainer.total_steps for trainer in self.trainers),
+                losses=tuple(losses[n].total for n in updated),
+                norms=tuple(norms[n] for n in updated),
+                learning_rate=self._learning_rate(current),
+                seconds=time.perf_counter() - batch.start_time,
+                concepts=updated,
+            )
+        return self.last_result
+
+    @torch.no_grad()
+    def validate(self, conditioner: Conditioner) -> None:
+        """Compute the validation losses that are due; they may end the training of a concept.
+
+        Every concept is validated alone, so that the other concepts do not change a bit of its
+        loss.
+        """
+        due = [n for n, trainer in enumerate(self.trainers) if trainer.validation_due]
+        for n in due:
+            self.memory_plan = self.memory_plan or _plan_memory(
+                self, self.next_batch(), conditioner
+            )
+            trainer = self.trainers[n]
+            samples = trainer.samples.validation_samples(VALIDATION_SAMPLES, n)
+            batches = collate(samples, self.model.device)
+            with trainer.averaged_weights():
+                losses = [
+                    float(self.losses(micro_batch, conditioner).sum())
+                    for micro_batch in _split(batches, self.memory_plan.micro_batch)
+                ]
+                trainer.add_validation_loss(sum(losses))
+
+    def _add_gradients(
+        self, batches: Iterable[Batch], conditioner: Conditioner
+    ) -> list[ConceptLoss]:
+        """Backpropagate the losses of batches; returns the loss of each concept."""
+        device = self.model.device
+        loss_scales = torch.tensor([t.loss_scale for t in self.trainers], device=device)
+        totals = torch.zeros(len(self.trainers), device=device)
+        by_image: list[dict[str, float]] = [{} for _ in self.trainers]
+        for batch in batches:
+            with torch.enable_grad():
+                losses = self.losses(batch, conditioner)
+                (losses * loss_scales[batch.concepts]).sum().backward()
+            totals = totals.index_add(0, batch.concepts, losses.detach().to(totals))
+            concepts, values = batch.concepts.tolist(), losses.tolist()
+            for n, image_name, loss in zip(concepts, batch.image_names, values, strict=True):
+                by_image[n][image_name] = loss
+        return [ConceptLoss(*loss) for loss in zip(totals.tolist(), by_image, strict=True)]
+
+    def _learning_rate(self, concepts: Sequence[int]) -> float:
+        """The smallest learning rate of the concepts, for the training log."""
+        multiplier = min(self.trainers[n].lr_multiplier for n in concepts)
+        return self.trainers[0].plan.learning_rate * multiplier
+
     def _changes(self) -> Iterator[ModelChange]:
         """The adapters, those of several concepts as one batched adapter where necessary."""
         for adapters in zip(*(trainer.adapters for trainer in self.trainers), strict=True):
@@ -170,134 +301,33 @@ def _masked_mean(errors: Tensor, mask: Tensor | None) -> Tensor:
 def train(session: TrainingSession) -> Generator[StepResult]:
     """Train all concepts of a session, one step per iteration, until all are finished or failed.
 
-    The adapters stay applied until the generator is closed. Concepts that are steps ahead of others
-    (after a crash) wait, but their samples stay in the batch, so that its shape and all rounding
-    depend only on the step. Raises RunError if one image needs too much memory.
+    The adapters stay applied until the generator is closed. Raises RunError if a single image
+    needs too much memory.
     """
-    trainers = session.trainers
     with applied(session.model, session.changes):
         conditioner = session.conditioner()
-        while any(trainer.unfinished for trainer in trainers):
-            start = time.perf_counter()
-            session.offload_unused()
-            step, concepts = _next_step(trainers)
-            batches = session.batches(step, concepts)
-            if _validate(session, conditioner, batches):
+        session.validate(conditioner)  # at the start, or if training was interrupted here
+        while not session.finished:
+            batch = session.next_batch()
+            losses = session.backward(batch, conditioner)
+            result = session.step(batch, losses)
+            if result is None:
                 continue
-            losses = _backward(session, batches, conditioner)
-            current = [n for n in concepts if trainers[n].steps_done == step]
-            norms = _clip_gradients(trainers, current, losses)
-            overflows = [trainers[n].lower_loss_scale() for n in current]
-            updated = tuple(n for n in current if not trainers[n].error and not any(overflows))
-            with defer_signals():
-                for n in updated:
-                    trainers[n].step()
-                for n in concepts:
-                    trainers[n].optimizer.zero_grad()
-                if any(overflows):  # the same step again with a smaller loss scale
-                    continue
-                session.last_result = StepResult(
-                    number=step + 1,
-                    total=max(trainer.total_steps for trainer in trainers),
-                    losses=tuple(losses[n].total for n in updated),
-                    norms=tuple(norms[n] for n in updated),
-                    learning_rate=_learning_rate(session, current),
-                    seconds=time.perf_counter() - start,
-                    concepts=updated,
-                )
-            _validate(session, conditioner, batches)
-            yield session.last_result
+            session.validate(conditioner)
+            yield result
 
 
-def _next_step(trainers: Sequence[ConceptTrainer]) -> tuple[int, list[int]]:
-    """The next step, counted from 0, and the numbers of the concepts in its batch."""
-    step = min(trainer.steps_done for trainer in trainers if trainer.unfinished)
-    concepts = [
-        n for n, trainer in enumerate(trainers) if not trainer.error and step < trainer.total_steps
-    ]
-    return step, concepts
-
-
-def _clip_gradients(
-    trainers: Sequence[ConceptTrainer], concepts: Sequence[int], losses: Sequence["_Loss"]
-) -> dict[int, float]:
-    """The gradient norm of each concept, which clips its gradients in the next step."""
-    return {n: trainers[n].clip_gradients(losses[n].total, losses[n].by_image) for n in concepts}
-
-
-def _learning_rate(session: TrainingSession, concepts: Sequence[int]) -> float:
-    """The smallest learning rate of the concepts, for the training log."""
-    multiplier = min(session.trainers[n].lr_multiplier for n in concepts)
-    return session.trainers[0].plan.learning_rate * multiplier
-
-
-@torch.no_grad()
-def _validate(session: TrainingSession, conditioner: Conditioner, batches: Sequence[Batch]) -> bool:
-    """Compute the validation losses that are due; returns whether a concept finished by that.
-
-    Every concept is validated alone, so that the other concepts do not change a bit of its loss.
-    Most losses are computed after a step; before a step only at the start of a training or where
-    it was interrupted at this point.
-    """
-    plan = session.memory_plan = session.memory_plan or _plan_memory(session, batches, conditioner)
-    num_unfinished = sum(trainer.unfinished for trainer in session.trainers)
-    for n, trainer in enumerate(session.trainers):
-        if trainer.validation_due:
-            samples = trainer.samples.validation_samples(VALIDATION_SAMPLES, n)
-            micro_batches = _split(collate(samples, session.model.device), plan.micro_batch)
-            with trainer.averaged_weights():
-                loss = sum(float(session.losses(b, conditioner).sum()) for b in micro_batches)
-                trainer.add_validation_loss(loss)
-    return sum(trainer.unfinished for trainer in session.trainers) < num_unfinished
-
-
-@dataclass
-class _Loss:
-    """The loss of a concept for one step, and the loss of each image in the batch by file name."""
-
-    total: float
-    by_image: dict[str, float]
-
-
-def _backward(
-    session: TrainingSession, batches: Sequence[Batch], conditioner: Conditioner
-) -> list[_Loss]:
-    """The loss of each concept; its gradients, times the loss scale, are left in the weights.
-
-    If memory runs out, tries again with a smaller micro-batch or gradient checkpointing.
-    """
-    model, trainers = session.model, session.trainers
-    loss_scales = torch.tensor([trainer.loss_scale for trainer in trainers], device=model.device)
-    while True:
-        plan = session.memory_plan
-        assert plan
-        if plan.gradient_checkpointing:
-            model.enable_gradient_checkpointing(True)
-        totals = torch.zeros(len(trainers), device=model.device)
-        by_image: list[dict[str, float]] = [{} for _ in trainers]
-        try:
-            for batch in _split(batches, plan.micro_batch):
-                with torch.enable_grad():
-                    losses = session.losses(batch, conditioner)
-                    (losses * loss_scales[batch.concepts]).sum().backward()
-                totals = totals.index_add(0, batch.concepts, losses.detach().to(totals))
-                concepts, values = batch.concepts.tolist(), losses.tolist()
-                for n, image_name, loss in zip(concepts, batch.image_names, values, strict=True):
-                    by_image[n][image_name] = loss
-            return [_Loss(*loss) for loss in zip(totals.tolist(), by_image, strict=True)]
-        except torch.OutOfMemoryError as error:
-            for trainer in trainers:
-                trainer.optimizer.zero_grad()
-            session.memory_plan = plan.smaller()
-            if session.memory_plan is None:
-                raise RunError(
-                    f"not enough memory on {model.device} to train on a single image",
-                    "choose a smaller --resolution, or a method that trains fewer weights (lora, "
-                    "textual-inversion)",
-                ) from error
-        finally:
-            if plan.gradient_checkpointing:
-                model.enable_gradient_checkpointing(False)
+@contextmanager
+def _gradient_checkpointing(model: Model, *, enabled: bool) -> Generator[None]:
+    """Use gradient checkpointing inside the block, if enabled."""
+    if not enabled:
+        yield
+        return
+    model.enable_gradient_checkpointing(True)
+    try:
+        yield
+    finally:
+        model.enable_gradient_checkpointing(False)
 
 
 def _split(batches: Sequence[Batch], size: int) -> Iterator[Batch]:
@@ -306,10 +336,10 @@ def _split(batches: Sequence[Batch], size: int) -> Iterator[Batch]:
 
 
 def _plan_memory(
-    session: TrainingSession, batches: Sequence[Batch], conditioner: Conditioner
+    session: TrainingSession, batch: StepBatch, conditioner: Conditioner
 ) -> MemoryPlan:
     """A memory plan from the memory that one sample of the largest shape needs."""
-    largest = max(batches, key=lambda batch: batch.latents[0].numel())
+    largest = max(batch.batches, key=lambda one: one.latents[0].numel())
     weights = [weight for trainer in session.trainers for weight in trainer.weights]
     networks = ["denoiser", *(session.model.text_encoders if session.changes_conditioning else ())]
     frozen = [w for name in networks for w in session.model.networks[name].parameters()]
@@ -321,6 +351,6 @@ def _plan_memory(
         for weight in trainer.weights
         if weight not in trainer.optimizer.state
     )
-    num_samples = sum(map(len, batches))
+    num_samples = sum(map(len, batch.batches))
     free_bytes = free_memory(session.model.device)
     return plan_memory(num_samples, saved.bytes, optimizer_state_bytes, free_bytes)
