@@ -21,7 +21,8 @@ from pinxit.concepts.concept import Concept
 from pinxit.concepts.read import read_concept
 from pinxit.evaluation.judge import Judge, JudgeScore
 from pinxit.files.atomic_write import write_text
-from pinxit.generation.generate import GeneratedImage, GenerationRequest, sample_images
+from pinxit.generation.request import GeneratedImage, GenerationRequest
+from pinxit.generation.sample import sample_images
 from pinxit.models.model import Model
 from pinxit.models.open_base import open_base
 from pinxit.pocket.eyes import Eyes

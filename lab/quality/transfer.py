@@ -24,7 +24,8 @@ from torch.nn import functional as F
 
 from pinxit.evaluation.metrics.colour import Colour
 from pinxit.files.atomic_write import write_text
-from pinxit.generation.generate import GenerationRequest, generate_images
+from pinxit.generation.request import GenerationRequest
+from pinxit.generation.sample import generate_images
 from pinxit.images.tensors import contact_sheet, to_image, to_pixels
 from pinxit.models.model import Model
 from pinxit.models.open_base import open_base

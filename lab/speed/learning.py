@@ -26,7 +26,7 @@ from pinxit import registry
 from pinxit.adapters.adapter import Part
 from pinxit.concepts.concept import Concept
 from pinxit.concepts.metadata import Provenance
-from pinxit.generation.generate import generate_images
+from pinxit.generation.sample import generate_images
 from pinxit.images.folder import read_images
 from pinxit.models.model import Model
 from pinxit.models.open_base import open_base

@@ -4,7 +4,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
 from lab.speed.job import GUIDANCE, TOKEN, Job
-from pinxit.generation.generate import GenerationRequest, sample_images
+from pinxit.generation.request import GenerationRequest
+from pinxit.generation.sample import sample_images
 from pinxit.images.folder import TrainingImage, read_images
 from pinxit.models.model import Model
 from pinxit.models.open_base import open_base

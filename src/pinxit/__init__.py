@@ -20,7 +20,8 @@ if TYPE_CHECKING:
     from pinxit.concepts.concept import Concept
     from pinxit.concepts.read import read_concept, write_concept
     from pinxit.errors import PinxitError
-    from pinxit.generation.generate import GenerationRequest, generate_images
+    from pinxit.generation.request import GenerationRequest
+    from pinxit.generation.sample import generate_images
     from pinxit.images.folder import read_images
     from pinxit.images.tensors import contact_sheet
     from pinxit.models.open_base import Bases, open_base
@@ -56,12 +57,12 @@ __all__ = [
 _HOMES = {
     "Bases": ("models.open_base", "Bases"),
     "Concept": ("concepts.concept", "Concept"),
-    "GenerationRequest": ("generation.generate", "GenerationRequest"),
+    "GenerationRequest": ("generation.request", "GenerationRequest"),
     "PinxitError": ("errors", "PinxitError"),
     "Recipe": ("training.recipe", "Recipe"),
     "Run": ("runs.run", "Run"),
     "contact_sheet": ("images.tensors", "contact_sheet"),
-    "generate": ("generation.generate", "generate_images"),
+    "generate": ("generation.sample", "generate_images"),
     "open_base": ("models.open_base", "open_base"),
     "read_concept": ("concepts.read", "read_concept"),
     "read_images": ("images.folder", "read_images"),

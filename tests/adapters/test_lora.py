@@ -17,7 +17,8 @@ from pinxit.concepts.concept import Concept, combined_adapters
 from pinxit.concepts.metadata import Provenance
 from pinxit.concepts.read import ConceptReference, read_concept, write_concept
 from pinxit.errors import ConceptError, RequestError
-from pinxit.generation.generate import GenerationRequest, generate_images
+from pinxit.generation.request import GenerationRequest
+from pinxit.generation.sample import generate_images
 from pinxit.images.folder import read_images
 from pinxit.models.model import Model
 from pinxit.models.open_base import open_base

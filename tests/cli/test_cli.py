@@ -14,7 +14,7 @@ from PIL import Image
 from safetensors.torch import save_file
 
 from pinxit.cli import main, screen
-from pinxit.generation.generate import GenerationRequest
+from pinxit.generation.request import GenerationRequest
 from pinxit.progress import Progress
 from pinxit.runs.run import Run
 from pinxit.training.concept_trainer import ConceptTrainer

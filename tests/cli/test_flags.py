@@ -7,7 +7,7 @@ import pytest
 
 from pinxit import registry
 from pinxit.cli import app, main
-from pinxit.generation.generate import GenerationRequest
+from pinxit.generation.request import GenerationRequest
 from pinxit.options import Options
 from pinxit.reports.figures import EvaluationSettings
 from pinxit.runs.many import RunGroup

@@ -12,13 +12,9 @@ from PIL import Image
 
 from pinxit import registry
 from pinxit.errors import RequestError
-from pinxit.generation.generate import (
-    GeneratedImage,
-    GenerationRequest,
-    SamplingProgress,
-    generate_images,
-    sample_images,
-)
+from pinxit.generation.control import SamplingProgress
+from pinxit.generation.request import GeneratedImage, GenerationRequest
+from pinxit.generation.sample import generate_images, sample_images
 from pinxit.models.model import Model
 from pinxit.models.open_base import open_base
 

@@ -10,7 +10,8 @@ from torch import Tensor
 from pinxit import registry
 from pinxit.adapters.adapter import applied
 from pinxit.concepts.read import read_concept, write_concept
-from pinxit.generation.generate import GenerationRequest, generate_images
+from pinxit.generation.request import GenerationRequest
+from pinxit.generation.sample import generate_images
 from pinxit.images.folder import read_images
 from pinxit.models.model import Model, Precision
 from pinxit.models.open_base import open_base

@@ -26,7 +26,7 @@ from pinxit.files.atomic_write import (
     write_text,
 )
 from pinxit.files.safetensors_file import checksum_matches, file_chunks, read_safetensors
-from pinxit.generation.generate import GeneratedImage
+from pinxit.generation.request import GeneratedImage
 from pinxit.models.model import Model
 from pinxit.progress import Notice
 from pinxit.runs.checkpoint import newest_checkpoint

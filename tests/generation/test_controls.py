@@ -14,15 +14,10 @@ from pinxit.concepts.concept import Concept
 from pinxit.concepts.metadata import Provenance
 from pinxit.errors import ModelError, RequestError
 from pinxit.generation.canny import canny_edges
-from pinxit.generation.control import SamplingContext, without_tokens
-from pinxit.generation.generate import (
-    GeneratedImage,
-    GenerationRequest,
-    SamplingProgress,
-    generate_images,
-    sample_images,
-)
+from pinxit.generation.control import SamplingContext, SamplingProgress, without_tokens
 from pinxit.generation.paired import ddim_inversion
+from pinxit.generation.request import GeneratedImage, GenerationRequest
+from pinxit.generation.sample import generate_images, sample_images
 from pinxit.generation.schedulers import SCHEDULERS, Sampler
 from pinxit.images.tensors import to_pixels
 from pinxit.models.model import Model
@@ -113,25 +108,20 @@ def test_inverted_noise_leads_back_to_the_image(
 ) -> None:
     # This needs a trained network, or a tiny rectified flow, whose trajectories are nearly lines.
     model = open_base() if family == "pocket" else opened(family)
-    kind = model.schedule.kind
-
-    def make_sampler() -> Sampler:
-        return Sampler(
-            kind, "ddim" if kind == "diffusion" else "euler", model.scheduler_config, 20, (4, 8, 8)
-        )
+    scheduler = "ddim" if model.schedule.kind == "diffusion" else "euler"
+    conditioning = model.condition([PROMPT])
+    size = (model.default_size, model.default_size)
+    context = SamplingContext(
+        model, scheduler, 20, size, (0,), [torch.Generator()], conditioning, 1, 2
+    )
 
     def denoise(prompt: str, noise: torch.Tensor) -> torch.Tensor:
-        sampler, rows = make_sampler(), noise
+        sampler, rows = context.make_sampler(), noise
         for time in sampler.timesteps:
             prediction = model.denoise(rows, time, model.condition([prompt]))
             rows = sampler.step(prediction, time, rows, [])
         return rows
 
-    side = model.default_size
-    conditioning = model.condition([PROMPT])
-    context = SamplingContext(
-        model, make_sampler, (side, side), (0,), [torch.Generator()], conditioning, 1, 1
-    )
     clean = model.encode(context.pixels(picture)).mean
     inversion = ddim_inversion(context, picture)
     while True:

@@ -14,15 +14,11 @@ from pinxit.concepts.concept import Concept
 from pinxit.concepts.metadata import Provenance
 from pinxit.concepts.read import ConceptReference, read_concept, write_concept
 from pinxit.errors import ConceptError, ImageError, RequestError
+from pinxit.generation.control import SamplingProgress
 from pinxit.generation.controls.inversion import Inversion
 from pinxit.generation.controls.mask import Mask
-from pinxit.generation.generate import (
-    GeneratedImage,
-    GenerationRequest,
-    SamplingProgress,
-    generate_images,
-    sample_images,
-)
+from pinxit.generation.request import GeneratedImage, GenerationRequest
+from pinxit.generation.sample import generate_images, sample_images
 from pinxit.generation.schedulers import SCHEDULER_ALIASES, SCHEDULERS
 from pinxit.images.tensors import contact_sheet, to_image, to_pixels
 from pinxit.models.model import Model

@@ -12,7 +12,8 @@ from torch import Tensor
 from pinxit import registry
 from pinxit.adapters.adapter import EmbeddingAdapter, applied
 from pinxit.errors import ModelError, RecipeError, RequestError
-from pinxit.generation.generate import GenerationRequest, generate_images
+from pinxit.generation.request import GenerationRequest
+from pinxit.generation.sample import generate_images
 from pinxit.models.conditioning import Conditioning
 from pinxit.models.model import Model, Precision
 from pinxit.models.noise_schedule import Diffusion, Flow, Schedule

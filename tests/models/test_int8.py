@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from pinxit.adapters.adapter import FullWeightsAdapter, applied
 from pinxit.adapters.lora import LoraAdapter, LoraConfig
 from pinxit.errors import ConceptError, ModelError, RecipeError
-from pinxit.generation.generate import generate_images
+from pinxit.generation.sample import generate_images
 from pinxit.images.folder import read_images
 from pinxit.models.kernels.int8 import convert_to_int8
 from pinxit.models.kernels.quantize import dequantized_weight, quantize_rows, replace_weight

@@ -9,7 +9,8 @@ import pytest
 import torch
 from PIL import Image
 
-from pinxit.generation.generate import GenerationRequest, generate_images
+from pinxit.generation.request import GenerationRequest
+from pinxit.generation.sample import generate_images
 from pinxit.models.model import Model
 
 TOLERANCE = 1e-4

@@ -12,7 +12,8 @@ import torch
 from PIL import Image
 
 from pinxit import registry
-from pinxit.generation.generate import GenerationRequest, generate_images
+from pinxit.generation.request import GenerationRequest
+from pinxit.generation.sample import generate_images
 from pinxit.generation.schedulers import _CLASSES as SCHEDULERS
 from pinxit.models.model import Model
 from pinxit.models.open_base import open_base

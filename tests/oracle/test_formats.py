@@ -18,7 +18,8 @@ from pinxit.concepts.format import Target
 from pinxit.concepts.metadata import Provenance
 from pinxit.concepts.read import read_concept
 from pinxit.files.safetensors_file import read_safetensors
-from pinxit.generation.generate import GenerationRequest, generate_images
+from pinxit.generation.request import GenerationRequest
+from pinxit.generation.sample import generate_images
 from pinxit.models.family import trainable_networks
 from pinxit.models.model import Model
 from pinxit.models.open_base import find_base, open_base

@@ -14,7 +14,8 @@ from torch import Tensor, nn
 from pinxit.adapters.adapter import applied
 from pinxit.cli import main
 from pinxit.errors import RecipeError, RunError
-from pinxit.generation.generate import GenerationRequest, generate_images
+from pinxit.generation.request import GenerationRequest
+from pinxit.generation.sample import generate_images
 from pinxit.images.folder import read_images
 from pinxit.models.model import Model, Placement
 from pinxit.models.open_base import open_base

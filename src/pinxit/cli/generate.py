@@ -23,12 +23,9 @@ from pinxit.cli.screen import bars, data, say
 from pinxit.concepts.concept import Concept
 from pinxit.errors import RequestError
 from pinxit.files.atomic_write import atomic_write
-from pinxit.generation.generate import (
-    GeneratedImage,
-    GenerationRequest,
-    SamplingProgress,
-    sample_images,
-)
+from pinxit.generation.control import SamplingProgress
+from pinxit.generation.request import GeneratedImage, GenerationRequest
+from pinxit.generation.sample import sample_images
 from pinxit.images.tensors import contact_sheet
 from pinxit.models.model import Model
 from pinxit.progress import Notice

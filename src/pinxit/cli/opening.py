@@ -2,7 +2,7 @@
 
 from pinxit import registry
 from pinxit.cli.screen import bars, say
-from pinxit.generation.generate import GenerationRequest
+from pinxit.generation.request import GenerationRequest
 from pinxit.models.model import Model
 from pinxit.models.open_base import open_base
 from pinxit.training.recipe import Recipe

@@ -20,7 +20,7 @@ from pinxit.cli.generate import generate_request, request_flags
 from pinxit.cli.screen import say
 from pinxit.errors import RequestError, did_you_mean
 from pinxit.generation.control import Control
-from pinxit.generation.generate import GenerationRequest
+from pinxit.generation.request import GenerationRequest
 from pinxit.images.crop import bucket_for
 from pinxit.images.folder import TrainingImage
 from pinxit.models.model import SMALL, Model

@@ -109,7 +109,8 @@ class Findings:
 
 def advice(findings: Findings) -> list[str]:
     """What is wrong and what to try, worst first; one sentence if nothing is."""
-    return [*_problems(findings)] or ["these metrics show no problem"]
+    problems = [*_content_problems(findings), *_model_problems(findings)]
+    return problems or ["these metrics show no problem"]
 
 
 def near_copies(judge: Judge, images: Sequence["Image"]) -> list[bool]:
@@ -184,7 +185,8 @@ def _leak_sentence(findings: Findings) -> str:
     return ""
 
 
-def _problems(findings: Findings) -> Iterator[str]:
+def _content_problems(findings: Findings) -> Iterator[str]:
+    """What is wrong with images of the token."""
     leak = _leak_sentence(findings)
     if leak:
         yield (
@@ -207,22 +209,29 @@ def _problems(findings: Findings) -> Iterator[str]:
             f"low subject fidelity: {max(score.likeness, 0):.0%} of that of real images; try more "
             "steps, more vectors, or a method that changes the denoiser, such as lora"
         )
+
+
+def _model_problems(findings: Findings) -> Iterator[str]:
+    """What training has done to the class, to variety and to the embedding."""
     if findings.drift is not None and findings.drift > _CLASS_DRIFT:
         yield (
             f"class drift: without the token too, images are {findings.drift:.0%} as similar to "
             "the training images as real ones; try prior preservation (--class-images), or fewer "
             "steps"
         )
-    if findings.variety is not None and findings.variety < _LOW_VARIETY * (
-        findings.base_variety or 0
-    ):
+    variety, base_variety = findings.variety, findings.base_variety or 0
+    if variety is not None and variety < _LOW_VARIETY * base_variety:
         yield (
-            f"low variety: images of one prompt differ by {findings.variety:.2f}, and by "
-            f"{findings.base_variety:.2f} without the token; try fewer steps, or more training "
+            f"low variety: images of one prompt differ by {variety:.2f}, and by "
+            f"{base_variety:.2f} without the token; try fewer steps, or more training "
             "images"
         )
-    norm = findings.embedding_norm
-    if norm and norm.relative_norm > _LARGE_NORM and score.prompt < _REDUCED_PROMPT * base_prompt:
+    norm, prompt = findings.embedding_norm, findings.score.prompt
+    if (
+        norm
+        and norm.relative_norm > _LARGE_NORM
+        and prompt < _REDUCED_PROMPT * findings.base_prompt
+    ):
         yield (
             f"large embedding norm: {norm.relative_norm:.1f} times the vocabulary's mean, so that "
             "the token outweighs the rest of the prompt; try a lower --learning-rate, or fewer "

@@ -12,8 +12,8 @@ from pinxit import registry
 from pinxit.concepts.concept import Concept
 from pinxit.evaluation.metric import Metric, Scale, relative_position
 from pinxit.evaluation.prompt_sets import Prompt, evenly_spaced, prompt_set, suitable_set
-from pinxit.generation.generate import GenerationRequest
 from pinxit.generation.image_cache import ImageCache
+from pinxit.generation.request import GenerationRequest
 from pinxit.images.folder import TrainingImage
 from pinxit.models.model import Model
 from pinxit.pocket.eyes import Eyes

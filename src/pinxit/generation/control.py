@@ -2,8 +2,9 @@
 
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Generator, Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, ClassVar, cast
 
@@ -39,21 +40,32 @@ class SamplingProgress(Progress):
 class SamplingContext:
     """A batch of images that is about to be denoised, as its controls see it.
 
-    The rows of the latents are the generated images (branch 0), then as many rows for each of
-    the `source_branches`. `branch` is the number of the control's own source branch, from 1, or of
-    the last one before it, and `conditioning` is that of the branch's prompt, (1, L, D).
+    The rows of the latents are those of `num_branches` branches: the generated images (branch 0),
+    then as many rows for each source branch. `branch` is the number of the control's own source
+    branch, or 0 without one, and `conditioning` is that of the branch's prompt, (1, L, D).
     `has_weight_changes` is whether concepts have changed weights of the base model.
     """
 
     model: Model
-    make_sampler: Callable[[], Sampler]
+    scheduler: str
+    steps: int
     size: tuple[int, int]
     seeds: Sequence[int]
     generators: Sequence[torch.Generator]
     conditioning: Conditioning
-    branch: int
-    source_branches: int
+    branch: int = 0
+    num_branches: int = 1
     has_weight_changes: bool = False
+
+    def make_sampler(self) -> Sampler:
+        """A new sampler; each one serves for one run from noise to image."""
+        model = self.model
+        shape, config = model.latent_shape(*self.size), model.scheduler_config
+        return Sampler(model.schedule.kind, self.scheduler, config, self.steps, shape)
+
+    def split_branches(self, latents: Tensor) -> Tensor:
+        """A copy of the latents of all branches as (branches, N, C, H, W)."""
+        return latents.unflatten(0, (self.num_branches, len(self.seeds))).clone()
 
     @property
     def timesteps(self) -> Tensor:
@@ -162,24 +174,22 @@ class ImageControl(Control):
 def prepare_controls(
     context: SamplingContext,
     controls: Sequence[Control],
-    conditioning: Conditioning,
-    branch_prompts: Sequence[str | None],
+    sources: Sequence[Conditioning | None],
 ) -> Generator[SamplingProgress, None, tuple[list[ControlHooks], int]]:
     """Prepare each control for a batch: its hooks, and how many steps that took in all.
 
-    `branch_prompts` are the prompts of the source branches, None for a control without one; their
-    conditioning is in `conditioning` from row 2.
+    `sources` has the conditioning of each control's source branch, (1, L, D), or None.
     """
     hooks: list[ControlHooks] = []
+    branches = count(1)
     done, steps_per_pass = 0, len(context.timesteps.unique())
     extra_steps = steps_per_pass * sum(control.extra_passes for control in controls)
     total = len(context.timesteps) + extra_steps
-    for control, prompt in zip(controls, branch_prompts, strict=True):
-        if prompt is not None:
-            branch = context.branch + 1
-            branch_conditioning = conditioning[branch + 1 : branch + 2]
-            context = replace(context, branch=branch, conditioning=branch_conditioning)
-        preparation = control.prepare(context)
+    for control, source in zip(controls, sources, strict=True):
+        own_context = context
+        if source is not None:
+            own_context = replace(context, branch=next(branches), conditioning=source)
+        preparation = control.prepare(own_context)
         while True:
             try:
                 latents = next(preparation)

@@ -11,7 +11,8 @@ import torch
 
 from pinxit.concepts.concept import Concept
 from pinxit.files.atomic_write import check_regular, make_folder
-from pinxit.generation.generate import GeneratedImage, GenerationRequest, sample_images
+from pinxit.generation.request import GeneratedImage, GenerationRequest
+from pinxit.generation.sample import sample_images
 from pinxit.models.model import Model
 
 if TYPE_CHECKING:

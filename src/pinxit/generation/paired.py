@@ -60,14 +60,13 @@ class SourceBranch(ControlHooks):
         copied: int | None = None,
     ) -> None:
         self._sharing = AttentionSharing(
-            layer_groups, context.branch, context.source_branches + 1, len(context.seeds)
+            layer_groups, context.branch, context.num_branches, len(context.seeds)
         )
         self.adapters = (self._sharing,)
         self._shared = shared
         self._trajectory = trajectory
         self._copied = copied
-        self._branch = context.branch
-        self._batch_shape = (context.source_branches + 1, len(context.seeds))
+        self._context = context
 
     @classmethod
     def for_preserve(
@@ -103,14 +102,15 @@ class SourceBranch(ControlHooks):
 
     def after_step(self, step: int, latents: Tensor) -> Tensor:
         """Return the source branch to its trajectory."""
-        branches = latents.unflatten(0, self._batch_shape).clone()
+        branches = self._context.split_branches(latents)
+        image, source = branches[0], branches[self._context.branch]  # views
         if self._trajectory is not None:
-            deviation = self._trajectory[step + 1] - branches[self._branch]
-            branches[self._branch] = self._trajectory[step + 1]
+            deviation = self._trajectory[step + 1] - source
+            source.copy_(self._trajectory[step + 1])
             if self._copied is not None and step in self._shared:
-                branches[0] += deviation
+                image += deviation
         if self._copied is not None and step < self._copied:
-            branches[0] = branches[self._branch]
+            image.copy_(source)
         return branches.flatten(0, 1)
 
 

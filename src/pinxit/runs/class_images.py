@@ -6,7 +6,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from pinxit.files.atomic_write import sha256
-from pinxit.generation.generate import GeneratedImage, GenerationRequest, sample_images
+from pinxit.generation.request import GeneratedImage, GenerationRequest
+from pinxit.generation.sample import sample_images
 from pinxit.images.folder import TrainingImage
 from pinxit.models.model import Model
 from pinxit.progress import Progress

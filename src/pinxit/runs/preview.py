@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, cast
 from pinxit.evaluation.findings import Findings
 from pinxit.evaluation.judge import Judge
 from pinxit.files.atomic_write import check_regular, write_bytes
-from pinxit.generation.generate import GenerationRequest, generate_images
 from pinxit.generation.image_cache import ImageCache
+from pinxit.generation.request import GenerationRequest
+from pinxit.generation.sample import generate_images
 from pinxit.images.tensors import contact_sheet
 from pinxit.models.model import Model
 from pinxit.training.recipe import Recipe

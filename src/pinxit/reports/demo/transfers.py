@@ -6,13 +6,9 @@ from typing import TYPE_CHECKING
 
 from pinxit.concepts.concept import Concept
 from pinxit.concepts.read import ConceptReference
-from pinxit.generation.control import Control, parse_control
-from pinxit.generation.generate import (
-    GeneratedImage,
-    GenerationRequest,
-    SamplingProgress,
-    sample_images,
-)
+from pinxit.generation.control import Control, SamplingProgress, parse_control
+from pinxit.generation.request import GeneratedImage, GenerationRequest
+from pinxit.generation.sample import sample_images
 from pinxit.images.tensors import contact_sheet
 from pinxit.progress import Progress
 from pinxit.reports.demo.trial import DemoRunner, TrainedConcept

@@ -11,12 +11,9 @@ from typing import TYPE_CHECKING
 from pinxit.concepts.concept import Concept
 from pinxit.concepts.read import ConceptReference
 from pinxit.evaluation.prompt_sets import Prompt
-from pinxit.generation.generate import (
-    GeneratedImage,
-    GenerationRequest,
-    SamplingProgress,
-    sample_images,
-)
+from pinxit.generation.control import SamplingProgress
+from pinxit.generation.request import GeneratedImage, GenerationRequest
+from pinxit.generation.sample import sample_images
 from pinxit.models.model import Model
 from pinxit.progress import Progress, ProgressCallback
 from pinxit.runs.run import Run

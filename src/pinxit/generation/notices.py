@@ -1,0 +1,54 @@
+"""Notices about a generation request: what the user should know before the images are there."""
+
+import re
+from collections.abc import Iterator, Sequence
+
+from pinxit.concepts.concept import Concept
+from pinxit.generation.control import without_tokens
+from pinxit.generation.request import GenerationRequest
+from pinxit.models.model import Model
+from pinxit.progress import Notice
+
+
+def request_notices(
+    model: Model, request: GenerationRequest, concepts: Sequence[Concept]
+) -> Iterator[Notice]:
+    """What the user should know about the prompts and the concepts of a request."""
+    for prompt in (request.prompt, request.negative_prompt):
+        cut = model.truncated_text(prompt, request.prompt_parsing)
+        if cut:
+            yield Notice(
+                f"`{prompt}` is too long for {model.name}; this part was left out: `{cut}`"
+            )
+    plain_prompt = without_tokens(request.prompt, concepts)
+    sources = [control.source_branch_prompt(plain_prompt) for control in request.controls]
+    if request.prompt in sources:
+        yield Notice(
+            "the prompt and the source prompt are the same, so there is nothing to change. "
+            "hint: describe the source image with --source-prompt"
+        )
+    known = {token.lower() for token in model.placeholders}
+    for token in re.findall(r"<[\w-]+>", f"{request.prompt} {request.negative_prompt}"):
+        if token.lower() not in known:
+            yield Notice(
+                f"unknown token `{token}`. hint: load the concept that defines it: --concept RUN"
+            )
+    yield from _concept_notices(model, request, concepts)
+
+
+def _concept_notices(
+    model: Model, request: GenerationRequest, concepts: Sequence[Concept]
+) -> Iterator[Notice]:
+    """What differs between a request and how its concepts were trained."""
+    for concept in concepts:
+        if concept.provenance.base_hash not in ("", model.hash):
+            yield Notice(
+                f"{concept.token} was trained on {concept.provenance.base}, not on {model.name}: "
+                "images may differ from the training images"
+            )
+        clip_skip: int | None = concept.provenance.recipe_values.get("clip_skip")
+        if clip_skip not in (None, request.clip_skip):
+            yield Notice(
+                f"{concept.token} was trained with clip skip {clip_skip}. hint: add --clip-skip "
+                f"{clip_skip}"
+            )

@@ -1,0 +1,165 @@
+"""Generation requests, and the PNG files that store them with the image."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, ClassVar, Self
+
+from pydantic import BeforeValidator, PlainSerializer, ValidationInfo, field_validator
+from torch import Tensor
+
+from pinxit.concepts.read import ConceptReference
+from pinxit.errors import PinxitError, RequestError
+from pinxit.files.atomic_write import atomic_write
+from pinxit.generation.control import ControlField
+from pinxit.generation.schedulers import SCHEDULER_ALIASES, SCHEDULERS, scheduler_name
+from pinxit.models.model import Model, Precision
+from pinxit.models.text_encoder import CLIP_SKIP, PromptParsing
+from pinxit.options import Option, Options
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+_KEY = "pinxit"
+
+
+def _concept_reference(value: object) -> object:
+    return ConceptReference.parse(value) if isinstance(value, str | Path) else value
+
+
+class GenerationRequest(Options):
+    """Everything that determines generated images, except the weights of the base model."""
+
+    error_type: ClassVar[type[PinxitError]] = RequestError
+
+    prompt: str = Option(help="text prompt; may contain tokens of loaded concepts, like <mytoy>")
+    negative_prompt: str = Option(
+        "", aliases=("negative",), help="negative prompt: what the images should not show"
+    )
+    concepts: tuple[
+        Annotated[ConceptReference, BeforeValidator(_concept_reference), PlainSerializer(str)], ...
+    ] = Option(
+        (),
+        aliases=("concept",),
+        help="run folders or concept files to load; FILE:0.7 scales a LoRA by 0.7",
+    )
+    num_images: int = Option(1, ge=1, aliases=("count", "n"), help="number of images")
+    seed: int = Option(0, help="seed of the first image; each further image adds 1")
+    steps: int = Option(
+        25, ge=1, le=1000, aliases=("num_inference_steps",), help="number of denoising steps"
+    )
+    guidance_scale: float = Option(
+        5.0,
+        ge=1,
+        aliases=("guidance", "cfg", "cfg_scale"),
+        help="classifier-free guidance scale: higher follows the prompt more closely, 1 turns it "
+        "off",
+    )
+    scheduler: str | None = Option(
+        None,
+        aliases=("sampler",),
+        values=SCHEDULER_ALIASES,
+        help=f"noise scheduler (sampler): {', '.join(SCHEDULERS)}",
+        default_is="ddim; euler for base models that are rectified flows",
+    )
+    clip_skip: int | None = Option(
+        None, ge=1, help=CLIP_SKIP, default_is="the base model's own layer"
+    )
+    width: int | None = Option(
+        None,
+        ge=8,
+        help="image width in pixels",
+        default_is="the height, or the base model's image size",
+    )
+    height: int | None = Option(None, ge=8, help="image height in pixels", default_is="the width")
+    init_image: Path | None = Option(
+        None, aliases=("init",), help="image to start from (image-to-image)"
+    )
+    denoising_strength: float = Option(
+        0.6,
+        gt=0,
+        le=1,
+        aliases=("strength",),
+        help="how much of the initial image is replaced: the fraction of the steps that run",
+    )
+    controls: tuple[ControlField, ...] = Option(
+        (), help="controls that preserve the structure of an image: see `pinxit transfer --help`"
+    )
+    base: str = Option("pocket", help="base model: a name, a folder, a checkpoint file or a hub id")
+    vae: str | None = Option(
+        None, help="VAE: a folder, a file or a hub id", default_is="the base model's own"
+    )
+    precision: Precision | None = Option(
+        None, help="number format to compute in", default_is="chosen for the device"
+    )
+
+    @classmethod
+    def title(cls) -> str:
+        """What a message calls the request."""
+        return "the request"
+
+    @field_validator("scheduler")
+    @classmethod
+    def _is_scheduler(cls, name: str | None, _info: ValidationInfo) -> str | None:
+        return name and scheduler_name("diffusion", name)
+
+    @property
+    def seeds(self) -> tuple[int, ...]:
+        """The seed of each image."""
+        return tuple(range(self.seed, self.seed + self.num_images))
+
+    def size(self, model: Model) -> tuple[int, int]:
+        """Width and height in pixels on this model; RequestError if the latents do not allow it."""
+        width = self.width or self.height or model.default_size
+        height = self.height or width
+        multiple = model.size_multiple
+        if width % multiple or height % multiple:
+            raise RequestError(
+                f"{model.name} cannot generate {width}x{height} pixels: both sides must be "
+                f"multiples of {multiple}",
+                f"try {_nearest(width, multiple)}x{_nearest(height, multiple)}",
+            )
+        return width, height
+
+    @property
+    def prompt_parsing(self) -> PromptParsing:
+        """How the prompts are parsed: with attention weights, as long as the model allows."""
+        return PromptParsing(weights=True, long_prompts=True, clip_skip=self.clip_skip)
+
+    @classmethod
+    def from_png(cls, path: Path) -> Self:
+        """The request that is stored in a generated image; RequestError if there is none."""
+        from PIL import Image, UnidentifiedImageError
+
+        try:
+            with Image.open(path) as image:
+                text: object = image.info.get(_KEY)
+        except (OSError, UnidentifiedImageError) as error:
+            raise RequestError(
+                f"image {path} cannot be read: {error}", "give a PNG that pinxit generated"
+            ) from error
+        if not isinstance(text, str):
+            raise RequestError(
+                f"{path} contains no generation request", "give a PNG that pinxit generated"
+            )
+        return cls.model_validate_json(text)
+
+
+@dataclass(frozen=True)
+class GeneratedImage:
+    """A finished image, the request that generates it again, and its latents (C, H, W)."""
+
+    image: "Image" = field(repr=False)
+    request: GenerationRequest
+    latents: Tensor = field(repr=False)
+
+    def save(self, path: Path) -> None:
+        """Write a PNG with the request stored in its metadata."""
+        from PIL.PngImagePlugin import PngInfo
+
+        info = PngInfo()
+        info.add_text(_KEY, self.request.model_dump_json(exclude_none=True))
+        atomic_write(path, lambda draft: self.image.save(draft, "PNG", pnginfo=info))
+
+
+def _nearest(side: int, multiple: int) -> int:
+    return max(1, round(side / multiple)) * multiple

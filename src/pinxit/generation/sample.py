@@ -1,0 +1,228 @@
+"""The denoising loop that all families and controls share."""
+
+from collections.abc import Generator, Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Self
+
+import torch
+from torch import Tensor
+
+from pinxit.adapters.adapter import applied
+from pinxit.concepts.concept import Concept, combined_adapters
+from pinxit.concepts.read import ConceptReference
+from pinxit.errors import RequestError
+from pinxit.generation.control import (
+    ControlHooks,
+    SamplingContext,
+    SamplingProgress,
+    prepare_controls,
+    without_tokens,
+)
+from pinxit.generation.notices import request_notices
+from pinxit.generation.request import GeneratedImage, GenerationRequest
+from pinxit.generation.schedulers import Sampler, scheduler_name
+from pinxit.images.tensors import to_image
+from pinxit.models.conditioning import Conditioning
+from pinxit.models.model import Model
+from pinxit.progress import Notice
+
+# Images share a batch up to this many latent positions in all, and up to this many images.
+_MAX_LATENT_POSITIONS = 8192
+_MAX_BATCH = 16
+
+
+def generate_images(
+    model: Model, request: GenerationRequest | str, concepts: Sequence[Concept | Path | str] = ()
+) -> list[GeneratedImage]:
+    """Generate images from a request or a prompt, with concepts or references like FILE:0.7."""
+    references = [
+        concept if isinstance(concept, Concept) else ConceptReference.parse(concept)
+        for concept in concepts
+    ]
+    if isinstance(request, str):
+        files = (reference for reference in references if isinstance(reference, ConceptReference))
+        absolute = tuple(ConceptReference(file.path.resolve(), file.strength) for file in files)
+        request = GenerationRequest(prompt=request, concepts=absolute)
+    loaded = [
+        reference if isinstance(reference, Concept) else reference.open()
+        for reference in references
+    ]
+    events = sample_images(model, request, loaded)
+    return [event for event in events if isinstance(event, GeneratedImage)]
+
+
+@torch.no_grad()
+def sample_images(
+    model: Model, request: GenerationRequest, concepts: Sequence[Concept] = ()
+) -> Generator[Notice | SamplingProgress | GeneratedImage]:
+    """Generate the images of a request and yield notices, progress and results.
+
+    The concepts are applied to the model until the generator is closed.
+    """
+    size = request.size(model)  # a wrong size is reported before anything is done
+    with applied(model, combined_adapters(concepts, model)):
+        yield from request_notices(model, request, concepts)
+        source_prompts = _source_prompts(request, concepts)
+        prompts = _Prompts.encoded(model, request, source_prompts)
+        batches = _seed_batches(model, request, size, len(prompts.branches))
+        changed = any(concept.has_strength or concept.has_full_weights for concept in concepts)
+        for number, seeds in enumerate(batches):
+            for event in _sample_batch(model, request, prompts, seeds, changed):
+                if isinstance(event, SamplingProgress):
+                    done, total = number * event.total + event.done, len(batches) * event.total
+                    yield replace(event, done=done, total=total)
+                else:
+                    yield event
+
+
+@dataclass(frozen=True)
+class _Prompts:
+    """The conditioning of each prompt, (1, L, D); `sources` has one for each control, or None.
+
+    A batch has a branch of images for the prompt, then one for each source prompt.
+    """
+
+    negative: Conditioning
+    prompt: Conditioning
+    sources: tuple[Conditioning | None, ...]
+
+    @classmethod
+    def encoded(
+        cls, model: Model, request: GenerationRequest, source_prompts: Sequence[str | None]
+    ) -> Self:
+        """The conditioning of the prompts of a request and of its controls."""
+        texts = [request.negative_prompt, request.prompt]
+        texts += [prompt for prompt in source_prompts if prompt is not None]
+        conditioning = model.condition(texts, request.prompt_parsing)
+        rows = iter([conditioning[row : row + 1] for row in range(len(texts))])
+        negative, prompt = next(rows), next(rows)
+        sources = tuple(None if source is None else next(rows) for source in source_prompts)
+        return cls(negative, prompt, sources)
+
+    @property
+    def branches(self) -> list[Conditioning]:
+        """The conditioning of each branch of a batch."""
+        return [self.prompt, *(source for source in self.sources if source is not None)]
+
+
+def _source_prompts(request: GenerationRequest, concepts: Sequence[Concept]) -> list[str | None]:
+    """The prompt of each control's source branch, or None for a control without one."""
+    plain_prompt = without_tokens(request.prompt, concepts)
+    return [control.source_branch_prompt(plain_prompt) for control in request.controls]
+
+
+def _seed_batches(
+    model: Model, request: GenerationRequest, size: tuple[int, int], num_branches: int
+) -> list[tuple[int, ...]]:
+    """The seeds of each batch; all branches of a batch fit into memory."""
+    _, height, width = model.latent_shape(*size)
+    rows = min(_MAX_BATCH, _MAX_LATENT_POSITIONS // (width * height))
+    count = max(1, rows // num_branches)
+    return [request.seeds[i : i + count] for i in range(0, request.num_images, count)]
+
+
+def _sample_batch(
+    model: Model,
+    request: GenerationRequest,
+    prompts: _Prompts,
+    seeds: Sequence[int],
+    has_weight_changes: bool,
+) -> Iterator[SamplingProgress | GeneratedImage]:
+    """Generate one batch of images; each image has its own random generator."""
+    context = SamplingContext(
+        model=model,
+        scheduler=scheduler_name(model.schedule.kind, request.scheduler),
+        steps=request.steps,
+        size=request.size(model),
+        seeds=seeds,
+        generators=[torch.Generator().manual_seed(seed) for seed in seeds],
+        conditioning=prompts.prompt,
+        num_branches=len(prompts.branches),
+        has_weight_changes=has_weight_changes,
+    )
+    hooks, steps_before = yield from prepare_controls(context, request.controls, prompts.sources)
+    sampler = context.make_sampler()
+    images = _initial_latents(context, request, sampler, hooks)
+    sources = [source for hook in hooks if (source := hook.source_latents(images)) is not None]
+    steps = _denoise(
+        context, sampler, torch.cat([images, *sources]), prompts, hooks, request.guidance_scale
+    )
+    total = steps_before + len(sampler.timesteps)
+    with applied(model, [adapter for hook in hooks for adapter in hook.adapters]):
+        for done, latents in enumerate(steps, steps_before + 1):
+            images = latents[: len(seeds)]
+            yield SamplingProgress("generating", done, total, latents=images)
+    yield from _finished_images(context, request, images, hooks)
+
+
+def _initial_latents(
+    context: SamplingContext,
+    request: GenerationRequest,
+    sampler: Sampler,
+    hooks: Sequence[ControlHooks],
+) -> Tensor:
+    """The latents before the first step: noise, or from the initial image or a control."""
+    starts = [start for hook in hooks if (start := hook.initial_latents(sampler)) is not None]
+    if request.init_image is not None:
+        starts.append(context.noise_image(sampler, request.init_image, request.denoising_strength))
+    if len(starts) > 1:
+        raise RequestError(
+            f"{len(starts)} options set the initial latents, and only one can",
+            "use --init-image or one control that sets them (img2img, inversion)",
+        )
+    return starts[0] if starts else sampler.scale_initial_noise(context.noise())
+
+
+def _denoise(
+    context: SamplingContext,
+    sampler: Sampler,
+    latents: Tensor,
+    prompts: _Prompts,
+    hooks: Sequence[ControlHooks],
+    scale: float,
+) -> Iterator[Tensor]:
+    """Denoise the latents of all branches, (branches * N, C, H, W); yields them after each step."""
+    count = len(context.seeds)
+    conditioning = Conditioning.stack([row for row in prompts.branches for _ in range(count)])
+    negative = Conditioning.stack([prompts.negative] * len(latents))
+    # Each branch draws the same random numbers.
+    generators = [_copy(rng) for _ in prompts.branches for rng in context.generators]
+    first_step = len(context.timesteps) - len(sampler.timesteps)
+    for step, timestep in enumerate(sampler.timesteps, first_step):
+        for hook in hooks:
+            latents = hook.before_step(step, latents)
+        scaled = sampler.scale_model_input(latents, timestep)
+        prediction = context.model.guided(scaled, timestep, conditioning, negative, scale)
+        latents = sampler.step(prediction, timestep, latents, generators)
+        for hook in hooks:
+            latents = hook.after_step(step, latents)
+        yield latents
+
+
+def _finished_images(
+    context: SamplingContext,
+    request: GenerationRequest,
+    latents: Tensor,
+    hooks: Sequence[ControlHooks],
+) -> Iterator[GeneratedImage]:
+    """The images of final latents, each with the request that generates it alone."""
+    model = context.model
+    pixels = model.decode(latents)
+    for hook in hooks:
+        pixels = hook.finished(pixels)
+    used = {
+        "base": model.name,
+        "vae": model.source.vae,
+        "num_images": 1,
+        "precision": model.placement.precision,
+        "scheduler": context.scheduler,
+    }
+    for seed, image_latents, image in zip(context.seeds, latents, pixels, strict=True):
+        image_request = request.model_copy(update={**used, "seed": seed})
+        yield GeneratedImage(to_image(image), image_request, image_latents)
+
+
+def _copy(generator: torch.Generator) -> torch.Generator:
+    """A second generator in the same state."""
+    return torch.Generator().set_state(generator.get_state())
