@@ -141,7 +141,7 @@ def judge_score(model: Model, long_run: LongRun, step: int) -> Row:
 
     def found() -> Row:
         run = long_run.run(model.name)
-        judge = Judge.for_recipe(
+        judge = Judge.for_subject(
             model, run.recipe, run.recipe.read_images(), folder=long_run.folder / "plain"
         )
         return {"step": step, "best": judge.evaluate(model, [long_run.concept(step)]).overall}

@@ -99,19 +99,19 @@ def test_the_floor_is_generated_once(
     prompt_run = PromptRun(options, evenly_spaced(prompt_set("objects", "dog"), 2), **QUICK)
     images = options.read_images()
     folder = tmp_path / "floor"
-    first = Judge.for_recipe(
+    first = Judge.for_subject(
         model, options, images, folder=folder, metrics=untrained, prompt_run=prompt_run
     )
     assert len(list(folder.iterdir())) == len(first.base_images) == len(first.prompts) == 4
     assert first.score(first.base_images, first.prompts).likeness == pytest.approx(0)
     # Generating now raises a TypeError.
     monkeypatch.setattr("pinxit.generation.image_cache.sample_images", None)
-    again = Judge.for_recipe(
+    again = Judge.for_subject(
         model, options, images, folder=folder, metrics=untrained, prompt_run=prompt_run
     )
     assert again.fidelity_scale.floor == first.fidelity_scale.floor
     with pytest.raises(TypeError):
-        Judge.for_recipe(model, options, images, metrics=untrained, prompt_run=prompt_run)
+        Judge.for_subject(model, options, images, metrics=untrained, prompt_run=prompt_run)
 
 
 def test_an_applied_concept_is_evaluated(
@@ -119,7 +119,7 @@ def test_an_applied_concept_is_evaluated(
 ) -> None:
     options = recipe(pictures)
     prompt_run = PromptRun(options, evenly_spaced(prompt_set("objects", "dog"), 2), **QUICK)
-    judge = Judge.for_recipe(
+    judge = Judge.for_subject(
         model, options, options.read_images(), metrics=untrained, prompt_run=prompt_run
     )
     with applied(model, [EmbeddingAdapter.of(model, "<mytoy>", "dog", 1)]):
@@ -138,7 +138,7 @@ def test_photographs_are_judged_by_dino_and_clip_between_anchors(
     assert (metrics.fidelity, metrics.prompt_following) == (Dino(weights=dino), ClipT(weights=clip))
     options = recipe(pictures)
     prompt_run = PromptRun(options, evenly_spaced(prompt_set("objects", "dog"), 3), **QUICK)
-    judge = Judge.for_recipe(
+    judge = Judge.for_subject(
         model, options, options.read_images(), metrics=metrics, prompt_run=prompt_run
     )
     score = judge.score(judge.base_images, judge.prompts)
@@ -172,11 +172,11 @@ def test_on_pocket_a_look_alike_is_0_and_the_subject_is_1() -> None:
         tuple(e.image() for e in gallery.other_pictures(gallery.SUBJECT, distractor=other))
         for other in (True, False)
     )
-    judge = Judge.for_recipe(base, options, options.read_images(), prompt_run=prompt_run)
+    judge = Judge.for_subject(base, options, options.read_images(), prompt_run=prompt_run)
     places = prompt_set("pocket-objects", "dog")[:1] * len(held_out)
     assert judge.score(lookalikes, places).likeness < 0.35
     assert judge.score(held_out, places).likeness > 0.8
-    anchored = Judge.for_recipe(
+    anchored = Judge.for_subject(
         base,
         options,
         options.read_images(),

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from statistics import fmean
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, Literal, Protocol, Self
 
 from pinxit import registry
 from pinxit.concepts.concept import Concept
@@ -19,8 +19,6 @@ from pinxit.models.model import Model
 from pinxit.pocket.eyes import Eyes
 from pinxit.pocket.words import NAMES
 from pinxit.progress import Progress, ProgressCallback
-from pinxit.training.method import SubjectKind
-from pinxit.training.recipe import Recipe
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -28,6 +26,7 @@ if TYPE_CHECKING:
 _NUM_PROMPTS = 8  # for scores during training
 _GREY = (124, 116, 104)  # ImageNet's mean colour, outside of the subject's mask
 
+SubjectKind = Literal["object", "style"]
 DINO, CLIP = "facebook/dino-vits16", "openai/clip-vit-base-patch32"
 
 
@@ -48,6 +47,35 @@ class JudgeScore:
         """The geometric mean of both, each clipped to 0..1: checkpoints are compared by it."""
         likeness, prompt = (min(max(score, 0.0), 1.0) for score in (self.likeness, self.prompt))
         return math.sqrt(likeness * prompt)
+
+
+class JudgedSubject(Protocol):
+    """What is judged, and how its images are generated; a training recipe has all of it."""
+
+    @property
+    def token(self) -> str:
+        """The placeholder token."""
+        ...
+
+    @property
+    def class_noun(self) -> str:
+        """What it is, such as "dog"."""
+        ...
+
+    @property
+    def kind(self) -> SubjectKind:
+        """Whether it is an object or a style."""
+        ...
+
+    @property
+    def resolution(self) -> int | None:
+        """The side of the images in pixels; None for the base model's size."""
+        ...
+
+    @property
+    def clip_skip(self) -> int | None:
+        """Layers of the text encoder to skip; None for the base model's own."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -105,9 +133,9 @@ NO_ANCHORS = Anchors()
 
 @dataclass(frozen=True)
 class PromptRun:
-    """Prompts to generate, each `images_per_prompt` times, with the settings of a recipe."""
+    """Prompts to generate for a subject, each `images_per_prompt` times."""
 
-    recipe: Recipe
+    subject: JudgedSubject
     prompts: tuple[Prompt, ...]
     images_per_prompt: int = 1
     steps: int = 25
@@ -141,8 +169,8 @@ class PromptRun:
             num_images=self.images_per_prompt,
             steps=self.steps,
             base=model.name,
-            clip_skip=self.recipe.clip_skip,
-            width=self.recipe.resolution,
+            clip_skip=self.subject.clip_skip,
+            width=self.subject.resolution,
         )
 
 
@@ -164,10 +192,10 @@ class Judge:
     backgrounds: tuple["Image", ...] = field(default=(), repr=False)
 
     @classmethod
-    def for_recipe(
+    def for_subject(
         cls,
         model: Model,
-        recipe: Recipe,
+        subject: JudgedSubject,
         images: Sequence[TrainingImage],
         *,
         folder: Path | None = None,
@@ -175,17 +203,17 @@ class Judge:
         prompt_run: PromptRun | None = None,
         anchors: Anchors = NO_ANCHORS,
     ) -> "Judge":
-        """The judge for a recipe; the model must have no concept applied yet.
+        """The judge for a subject; the model must have no concept applied yet.
 
         Without anchors, the floor is the score of the base model's images of the prompts, which
         are cached in `folder`, and the ceiling is that of the training images among themselves.
         """
-        metrics = metrics or MetricSet.for_base(model, recipe.kind)
+        metrics = metrics or MetricSet.for_base(model, subject.kind)
         if prompt_run is None:
-            prompts = evenly_spaced(suitable_prompts(model, recipe), _NUM_PROMPTS)
-            prompt_run = PromptRun(recipe, prompts)
+            prompts = evenly_spaced(suitable_prompts(model, subject), _NUM_PROMPTS)
+            prompt_run = PromptRun(subject, prompts)
         base_images = prompt_run.generate(model, None, ImageCache(folder))
-        masked = recipe.kind == "object" and not metrics.eyes
+        masked = subject.kind == "object" and not metrics.eyes
         scale = Scale.of(
             metrics.fidelity,
             reference_images(images, masked=masked),
@@ -222,7 +250,7 @@ class Judge:
 
     def evaluate(self, model: Model, concepts: Sequence[Concept] = ()) -> JudgeScore:
         """Generate the prompts and score them, with concepts given or applied to the model."""
-        token = self.prompt_run.recipe.token
+        token = self.prompt_run.subject.token
         images = self.prompt_run.generate(model, token, ImageCache(concepts=concepts))
         return self.score(images, self.prompts)
 
@@ -251,9 +279,9 @@ def prompt_anchors(
     )
 
 
-def suitable_prompts(model: Model, recipe: Recipe) -> tuple[Prompt, ...]:
-    """All prompts of the set that suits a recipe and a base model."""
-    noun, style = recipe.class_noun, recipe.kind == "style"
+def suitable_prompts(model: Model, subject: JudgedSubject) -> tuple[Prompt, ...]:
+    """All prompts of the set that suits a subject and a base model."""
+    noun, style = subject.class_noun, subject.kind == "style"
     return prompt_set(suitable_set(noun, style=style, pocket=uses_pocket_vocabulary(model)), noun)
 
 

@@ -129,7 +129,7 @@ def _equal_score_curve(score: float) -> str:
 
 
 def _section(group: SubjectResults) -> str:
-    recipe = group.judge.prompt_run.recipe
+    recipe = group.judge.prompt_run.subject
     tokens = dict.fromkeys(escape(result.entrant.concept.token) for result in group.results)
     findings = "".join(
         f'<h3 class="{color_class(at)}">{_title(result)}</h3><ul>'
@@ -195,7 +195,7 @@ def _cell(name: str, metric: Interval | None) -> str:
 
 def _grid(group: SubjectResults) -> str:
     results = group.results[:_MAX_COLUMNS]
-    noun = group.judge.prompt_run.recipe.class_noun
+    noun = group.judge.prompt_run.subject.class_noun
     heads = [("base model", "no style in the prompt" if _is_style(group) else f"a {noun}")]
     heads += [(escape(r.entrant.title), r.entrant.concept.token) for r in results]
     columns = [group.judge.base_images, *(result.images for result in results)]
@@ -213,7 +213,7 @@ def _grid(group: SubjectResults) -> str:
 
 
 def _is_style(group: SubjectResults) -> bool:
-    return group.judge.prompt_run.recipe.kind == "style"
+    return group.judge.prompt_run.subject.kind == "style"
 
 
 def _summary(groups: Sequence[SubjectResults]) -> str:

@@ -104,15 +104,15 @@ class SubjectResults:
 
     def to_dict(self) -> dict[str, object]:
         """All values but the images, for JSON."""
-        recipe = self.judge.prompt_run.recipe
+        subject = self.judge.prompt_run.subject
         anchors = {
             title: {name: asdict(metric) for name, metric in metrics.items()}
             for title, metrics in self.anchors.items()
         }
         return {
-            "class_noun": recipe.class_noun,
-            "kind": recipe.kind,
-            "base": recipe.base,
+            "class_noun": subject.class_noun,
+            "kind": subject.kind,
+            "base": self.results[0].entrant.recipe.base,
             "pictures": len(self.judge.base_images),
             "anchors": anchors,
             "runs": {result.entrant.title: result.to_dict() for result in self.results},
@@ -141,7 +141,7 @@ class Evaluator:
         prompts = chosen or suitable_prompts(self.model, recipe)
         prompt_run = PromptRun(recipe, prompts, settings.num_images, settings.steps)
         self._generate(prompt_run, None, ())
-        judge = Judge.for_recipe(
+        judge = Judge.for_subject(
             self.model,
             recipe,
             first.images,
@@ -191,7 +191,7 @@ class Evaluator:
         self, prompt_run: PromptRun, token: str | None, entrants: Sequence[Entrant]
     ) -> "tuple[Image, ...]":
         """Images of a prompt run with the entrants' concepts, from the folder where possible."""
-        title = entrants[0].title if entrants else prompt_run.recipe.class_noun
+        title = entrants[0].title if entrants else prompt_run.subject.class_noun
         num_images = len(prompt_run.prompt_of_each_image)
         task = f"{title}: {token or 'without the token'}, {num_images} images"
         image_cache = ImageCache(self.folder, [entrant.concept for entrant in entrants])
@@ -199,8 +199,8 @@ class Evaluator:
 
     def _class_prompts(self, prompt_run: PromptRun) -> PromptRun:
         """A prompt with the class noun alone, to measure how much the class has changed."""
-        noun = prompt_run.recipe.class_noun
-        plain = f"a {noun}" if prompt_run.recipe.kind == "style" else f"a photo of a {noun}"
+        noun = prompt_run.subject.class_noun
+        plain = f"a {noun}" if prompt_run.subject.kind == "style" else f"a photo of a {noun}"
         return replace(
             prompt_run, prompts=(Prompt(plain, plain, plain),), images_per_prompt=_NUM_CLASS_IMAGES
         )

@@ -121,7 +121,7 @@ class Run(RunFolder):
         if self.judge or not (recipe.score_previews and recipe.preview_every):
             return
         try:
-            judge = Judge.for_recipe(model, recipe, self.images, folder=self.folder / BASE_IMAGES)
+            judge = Judge.for_subject(model, recipe, self.images, folder=self.folder / BASE_IMAGES)
             judge.score(judge.base_images, judge.prompts)  # fails early if it cannot
             self.judge = judge
         except RequestError as error:
