@@ -15,6 +15,7 @@ from PIL import Image
 from pinxit import GenerationRequest, Recipe, Run, generate, open_base, registry, train
 from pinxit.cli import main
 from pinxit.concepts.read import read_concept
+from pinxit.models import family
 from pinxit.models.model import Model
 
 Add = Callable[[str, str, str], type]
@@ -33,6 +34,7 @@ def add(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Add]:
         file.write_text(dedent(code))
         monkeypatch.setattr(package, "__path__", [*package.__path__, str(folder)])
         modules.append(f"{package.__name__}.{file.stem}")
+        forget_families()
         assert name in registry.names(kind)
         return registry.load(kind, name)
 
@@ -41,6 +43,14 @@ def add(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Add]:
         del sys.modules[name]
         package, _, stem = name.rpartition(".")
         delattr(sys.modules[package], stem)
+    forget_families()
+
+
+def forget_families() -> None:
+    """Facts of families are read once per process."""
+    for function in vars(family).values():
+        if hasattr(function, "cache_clear"):
+            function.cache_clear()
 
 
 def generated(model: Model, **options: Any) -> np.ndarray[Any, Any]:
@@ -50,17 +60,27 @@ def generated(model: Model, **options: Any) -> np.ndarray[Any, Any]:
 
 def test_a_family(add: Add, nano: Path) -> None:
     expected = generated(open_base(nano))
-    family = add(
+    mirrored = add(
         "families",
         "mirrored",
         '''
         """Mirrored images, to test that a family is one file."""
 
+        from pinxit.models.family import FamilyFacts
         from pinxit.models.latent_model import SingleTextEncoder
 
 
         class Mirrored(SingleTextEncoder):
             """The architecture of Stable Diffusion 1; its images are mirrored."""
+
+            facts = FamilyFacts(
+                title="Mirrored",
+                released="2030-01",
+                architecture="mirrored",
+                native_size=32,
+                networks={"unet": "denoiser", "text_encoder": "text"},
+                text_widths=(31,),
+            )
 
             @classmethod
             def matches(cls, source):
@@ -73,7 +93,7 @@ def test_a_family(add: Add, nano: Path) -> None:
         ''',
     )
     model = open_base(nano)
-    assert type(model) is family
+    assert type(model) is mirrored
     assert (generated(model) == expected[:, ::-1]).all()
 
 

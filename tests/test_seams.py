@@ -44,7 +44,7 @@ NAMES_TO_REMOVE = {
 KNOWS_LAYERS = ("models", "concepts/formats")
 LAYER_NAME = re.compile(r"blocks\b.?\.|attn|\bto_[qkv]\b")
 # Files with layer names that should ask the model or a format. Delete a line when it is done.
-LAYERS_TO_REMOVE = {"concepts/lora_file.py"}
+LAYERS_TO_REMOVE: set[str] = set()
 
 
 def strings(path: Path) -> frozenset[str]:
