@@ -139,7 +139,7 @@ def test_a_method(add: Add, model: Model, pictures: Path, tmp_path: Path) -> Non
         }
     )
     run = train(model, recipe, tmp_path / "run")
-    assert [len(entry["losses"]) for entry in run.logged_steps()] == [1, 1]
+    assert [len(step.losses) for step in run.state.steps] == [1, 1]
     assert Run.open(run.folder).recipe.method == recipe.method
     assert read_concept(run.folder).provenance.method == "plain-token"
 

@@ -29,7 +29,7 @@ from pinxit.pocket.eyes import Eyes
 from pinxit.pocket.world import held_out_subjects
 from pinxit.reports.demo.scores import ATTRIBUTES, score_images, subject_scales
 from pinxit.reports.demo.trial import DemoImage
-from pinxit.runs.folder import RunFailure
+from pinxit.runs.events import RunFailure
 from pinxit.runs.many import train_many
 from pinxit.runs.run import Run
 from pinxit.training import concept_trainer
@@ -97,7 +97,7 @@ class LongRun:
 
     def stop(self, share: float) -> int:
         """The step at which early stopping would have ended the run."""
-        validation_losses = Run.open(self.folder / "run").log.validation_losses()
+        validation_losses = Run.open(self.folder / "run").state.validation_losses
         losses: list[float] = []
         for step, loss in validation_losses.items():
             losses.append(loss)

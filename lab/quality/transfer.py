@@ -41,6 +41,7 @@ from pinxit.pocket.world import (
     render,
     render_styles,
 )
+from pinxit.progress import Progress
 from pinxit.reports.demo.chapters import DemoSettings
 from pinxit.reports.demo.trial import DemoRunner, TrainedConcept
 from pinxit.training.recipe import Recipe
@@ -377,11 +378,13 @@ def train_style(model: Model, folder: Path) -> TrainedConcept:
         }
     )
 
-    def told(task: str, done: int, total: int, note: str = "") -> None:
-        if done % 50 == 0:
-            print(f"{task} {done}/{total} {note}", file=sys.stderr, flush=True)
+    def print_progress(now: Progress) -> None:
+        if now.done % 50 == 0:
+            print(f"{now.task} {now.done}/{now.total} {now.note}", file=sys.stderr, flush=True)
 
-    return DemoRunner(model, told).train(recipe, folder / "runs" / "style", "training the style")
+    return DemoRunner(model, print_progress).train(
+        recipe, folder / "runs" / "style", "training the style"
+    )
 
 
 def save_sheet(lab: TransferLab, chosen: Sequence[Item], path: Path) -> None:

@@ -14,6 +14,7 @@ from torch import Tensor
 from lab.reliability.small_runs import METHODS, Workshop
 from pinxit.models.conditioning import Conditioning
 from pinxit.runs.checkpoint import newest_checkpoint
+from pinxit.runs.events import LearningRateReduction
 from pinxit.runs.run import Run
 from pinxit.training.concept_trainer import DivergedError
 from pinxit.training.train import StepResult, TrainingSession
@@ -31,8 +32,8 @@ def numbers(shop: Workshop, _arguments: argparse.Namespace) -> dict[str, int]:
             with nan_inserted(shop, stage, permanent=False):
                 folder = shop.folder / f"{method}-{stage}"
                 expected = shop.finish(folder, recipe)
-                entries = Run.open(folder).log.entries()
-                counts["mended"] += [e.get("pace") for e in entries if "pace" in e] == [0.5]
+                reductions = Run.open(folder).state.of_kind(LearningRateReduction)
+                counts["mended"] += [event.multiplier for event in reductions] == [0.5]
                 stopped = shop.folder / f"{method}-{stage}-stopped"
                 for step in (3, 7, 2):  # the last one is in the second attempt
                     with closing(shop.events(stopped, recipe)) as events:

@@ -20,8 +20,9 @@ from pathlib import Path
 from lab.reliability.small_runs import METHODS, Workshop, result_hash, workshop
 from pinxit.progress import Notice
 from pinxit.runs.checkpoint import newest_checkpoint
-from pinxit.runs.folder import SavedCheckpoint
-from pinxit.runs.journal import TrainingLog
+from pinxit.runs.events import SavedCheckpoint
+from pinxit.runs.reader import read_run
+from pinxit.runs.run import Run
 from pinxit.training.recipe import Recipe
 from pinxit.training.train import StepResult
 
@@ -77,7 +78,7 @@ def one_run(
     last_saved = 0  # as reported by any process of this run
     for attempt in range(_KILLS_PER_RUN + 1):
         before = newest_checkpoint(folder / "checkpoints")
-        log = TrainingLog(folder / "journal.jsonl").steps()
+        log = read_run(folder).steps if Run.exists(folder) else []
         report.clear()
         child = start_training(shop, folder, recipe, report)
         if attempt < _KILLS_PER_RUN:

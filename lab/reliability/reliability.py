@@ -29,7 +29,7 @@ from pinxit.errors import DiskError, PinxitError
 from pinxit.progress import Notice
 from pinxit.runs.checkpoint import Checkpoint, Manifest, newest_checkpoint, save_checkpoint
 from pinxit.runs.class_images import read_class_images
-from pinxit.runs.folder import SavedCheckpoint
+from pinxit.runs.events import SavedCheckpoint
 from pinxit.runs.run import Run
 from pinxit.training.concept_trainer import ConceptTrainer
 from pinxit.training.recipe import Recipe
@@ -170,7 +170,7 @@ def resume(
 ) -> Counter[str]:
     """Continue a run and count what went wrong."""
     counts, first, notified = Counter[str](), recipe.steps or 0, False
-    logged = (folder / "journal.jsonl").is_file() and Run.open(folder).logged_steps()
+    logged = (folder / "journal.jsonl").is_file() and Run.open(folder).state.steps
     for event in shop.events(folder, recipe):
         notified = notified or isinstance(event, Notice)
         first = min(first, event.number) if isinstance(event, StepResult) else first

@@ -3,6 +3,7 @@
 import os
 from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import cached_property
 from hashlib import sha256
 from pathlib import Path
@@ -16,9 +17,17 @@ from pinxit import registry
 from pinxit.files import atomic_write
 from pinxit.models.model import Model
 from pinxit.models.open_base import open_base
-from pinxit.runs.folder import Event
+from pinxit.runs.events import (
+    EarlyStop,
+    Event,
+    LearningRateReduction,
+    MemoryNotice,
+    PreviewScores,
+    ValidationLoss,
+)
 from pinxit.runs.run import Run
 from pinxit.training.recipe import Recipe
+from pinxit.training.step_result import StepResult
 
 METHODS = registry.names("methods")
 STEPS = 12
@@ -77,11 +86,25 @@ class Workshop:
 
 def result_hash(folder: Path) -> str:
     """The SHA-256 of the result of a run: concept, last checkpoint and training log."""
-    entries = Run.open(folder).log.entries()
-    log = [{key: value for key, value in e.items() if key != "seconds"} for e in entries]
+    log = list(training_log(Run.open(folder)))
     last = max((folder / "checkpoints").glob("*.safetensors"))
     files = (folder / "concept.safetensors").read_bytes() + last.read_bytes()
     return sha256(files + last.name.encode() + repr(log).encode()).hexdigest()
+
+
+def training_log(run: Run) -> Iterator[object]:
+    """The log entries that do not depend on time or on interruptions."""
+    for event in run.state.events:
+        if isinstance(event, StepResult):
+            yield replace(event, seconds=0)
+        elif isinstance(event, MemoryNotice):
+            yield replace(event, text="")
+        elif isinstance(event, _REPEATABLE):
+            yield event
+
+
+# The other events differ if a run is interrupted.
+_REPEATABLE = (ValidationLoss, PreviewScores, LearningRateReduction, EarlyStop)
 
 
 @contextmanager

@@ -444,7 +444,7 @@ def test_every_kind_trains_and_resumes(
         }
     )
     full = train_run(model, recipe, tmp_path / "whole")
-    losses = [float(entry["losses"][0]) for entry in full.logged_steps()]
+    losses = [float(entry.losses[0]) for entry in full.state.steps]
     stopped = Run.create(tmp_path / "stopped", recipe)
     with closing(stopped.train(model)) as events:
         next(event for event in events if isinstance(event, StepResult) and event.number == 3)
@@ -458,7 +458,7 @@ def test_every_kind_trains_and_resumes(
     with torch.no_grad():
         before = errors(plain, ())
         assert errors(plain, full.concept.adapters(model)) < before
-    assert losses == [float(entry["losses"][0]) for entry in again.logged_steps()]
+    assert losses == [float(entry.losses[0]) for entry in again.state.steps]
 
 
 def errors(lesson: TrainingSession, adapters: Sequence[Adapter]) -> float:

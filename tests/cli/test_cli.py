@@ -136,7 +136,7 @@ def test_ctrl_c_saves_all_steps_and_resume_continues(
     log_step = Run.log_step
 
     def interrupted(self: Run, step: StepResult, trainer: ConceptTrainer) -> None:
-        new = step.number > len(self.logged_steps())
+        new = step.number > len(self.state.steps)
         log_step(self, step, trainer)
         if new and step.number == 2:
             raise KeyboardInterrupt

@@ -17,7 +17,7 @@ from pinxit.models.model import Model, Precision
 from pinxit.models.open_base import open_base
 from pinxit.models.text_encoder import PromptParsing
 from pinxit.runs.class_images import read_class_images
-from pinxit.runs.folder import SavedCheckpoint
+from pinxit.runs.events import Finished
 from pinxit.runs.run import Run, train_run
 from pinxit.training.plan import TrainingPlan
 from pinxit.training.recipe import Recipe
@@ -208,11 +208,11 @@ def test_ctrl_c_in_the_consumer_saves(
     assert not model.placeholders
     events = list(Run.open(run.folder).train(model))
     assert [event.number for event in events if isinstance(event, StepResult)] == [3, 4]
-    assert isinstance(events[-1], SavedCheckpoint)
+    assert isinstance(events[-1], Finished)
 
 
 def losses(run: Run) -> list[object]:
-    return [entry["losses"] for entry in run.logged_steps()]
+    return [entry.losses for entry in run.state.steps]
 
 
 @pytest.mark.parametrize("precision", ["bf16", "fp16"])

@@ -30,6 +30,14 @@ from pinxit.generation.request import GeneratedImage
 from pinxit.models.model import Model
 from pinxit.progress import Notice
 from pinxit.runs.checkpoint import newest_checkpoint
+from pinxit.runs.events import (
+    Finished,
+    LearningRateReduction,
+    MemoryNotice,
+    Started,
+    Stopped,
+    ValidationLoss,
+)
 from pinxit.runs.journal import TrainingLog
 from pinxit.runs.run import Run, train_run
 from pinxit.training.concept_trainer import ConceptTrainer, DivergedError
@@ -171,7 +179,8 @@ def test_a_finished_run_repairs_its_concept(model: Model, pictures: Path, tmp_pa
     assert "--resume" in caught.value.hint
     draft = run.folder / ".concept.safetensors.4711.tmp"
     draft.touch()
-    assert list(Run.open(run.folder).train(model)) == []
+    events = list(Run.open(run.folder).train(model))
+    assert events == [Started(4, 4), Finished(4, file)]
     assert file.read_bytes() == good
     assert not draft.exists()
 
@@ -186,21 +195,22 @@ def test_lost_steps_are_reported(model: Model, pictures: Path, tmp_path: Path) -
     assert notices(Run.open(run.folder), model) == [
         "3 steps were not saved: starting again at step 1"
     ]
-    assert [entry["number"] for entry in run.logged_steps()] == [1, 2, 3, 4]
+    assert [step.number for step in run.state.steps] == [1, 2, 3, 4]
 
 
 def test_the_training_log_skips_damaged_lines(tmp_path: Path) -> None:
     log = TrainingLog(tmp_path / "journal.jsonl")
-    step = {"losses": [1.0]}
-    log.append({"chosen": {"batch": 2}})
-    for number in (1, 2, 3):
-        log.append({"number": number, **step})
+    plan, losses = MemoryNotice(2), [ValidationLoss(number, 1.0) for number in (1, 2, 3)]
+    for event in (plan, *losses):
+        log.append(event)
     with (tmp_path / "journal.jsonl").open("ab") as file:
-        file.write(b'{"number": 4, "losses": {}}\xff\0\0\n[3]\n{"chosen": {"a": 1}')
-    assert [entry.get("number") for entry in log.entries()] == [None, 1, 2, 3]
+        file.write(b'{"type": "step", "number": 4}\xff\0\0\n[3]\n{"type": "notice", "mess')
+    assert log.events() == [plan, *losses]
+    # The next process does not write into the incomplete line.
+    TrainingLog(tmp_path / "journal.jsonl").append(Stopped(3))
+    assert log.events() == [plan, *losses, Stopped(3)]
     log.drop_after(1)
-    assert log.entries() == [{"chosen": {"batch": 2}}, {"number": 1, **step}]
-    assert log.steps() == [{"number": 1, **step}]
+    assert log.events() == [plan, losses[0], Stopped(3)]
 
 
 def test_diverged_training_restarts_once_with_a_lower_learning_rate(
@@ -223,8 +233,7 @@ def test_diverged_training_restarts_once_with_a_lower_learning_rate(
     assert wrong.startswith("training diverged at step 4: sample losses nan")
     assert wrong.endswith(".png")
     assert back == "continuing from step 2 with 50% of the learning rate"
-    (mark,) = [entry for entry in run.log.entries() if "pace" in entry]
-    assert (mark["number"], mark["pace"], mark["because"]) == (3, 0.5, wrong)
+    assert run.state.of_kind(LearningRateReduction) == [LearningRateReduction(3, 0.5, wrong)]
 
 
 def test_weights_that_are_not_finite_are_never_saved(
@@ -296,11 +305,11 @@ def test_an_interrupt_during_a_step_loses_no_log_line(
             with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
                 patch.setattr(AdamW, "step", interrupted)
                 list(run.train(model))
-            assert run.concept.provenance.steps == len(run.logged_steps()) == number
+            assert run.concept.provenance.steps == len(run.state.steps) == number
     finally:
         signal.signal(signal.SIGINT, before)
     list(Run.open(tmp_path / "run").train(model))
-    assert [e["losses"] for e in run.logged_steps()] == [e["losses"] for e in whole.logged_steps()]
+    assert [e.losses for e in run.state.steps] == [e.losses for e in whole.state.steps]
     assert Run.open(run.folder).concept.description == whole.concept.description
 
 

@@ -21,8 +21,9 @@ from pinxit.models.model import Model, Placement
 from pinxit.models.open_base import open_base
 from pinxit.models.text_encoder import TextEncoder
 from pinxit.runs.class_images import read_class_images
-from pinxit.runs.folder import RunFailure, SavedCheckpoint
-from pinxit.runs.many import BatchGroups, RunGroup, read_subjects, train_many
+from pinxit.runs.events import RunFailure, SavedCheckpoint
+from pinxit.runs.groups import BatchGroups
+from pinxit.runs.many import RunGroup, read_subjects, train_many
 from pinxit.runs.run import Run, train_run
 from pinxit.training import train
 from pinxit.training.concept_trainer import ConceptLoss, ConceptTrainer
@@ -225,8 +226,7 @@ def test_each_has_a_run_as_if_alone(model: Model, subjects: Path, tmp_path: Path
             for one in (run, alone)
         )
         assert mine == theirs
-        keys = [list(entry) for entry in alone.logged_steps()]
-        assert [list(entry) for entry in run.logged_steps()] == keys
+        assert [step.number for step in run.state.steps] == [s.number for s in alone.state.steps]
         assert (
             apart(list(tensors(run.folder).values()), list(tensors(alone.folder).values())) < 1e-4
         )
@@ -268,7 +268,7 @@ def test_it_goes_on_to_the_last_bit(
     )
     for name, run in again.items():
         assert same(run.folder, tmp_path / "whole" / name)
-        assert [entry["number"] for entry in run.logged_steps()] == list(range(1, 7))
+        assert [step.number for step in run.state.steps] == list(range(1, 7))
 
 
 def test_who_is_ahead_after_a_crash_waits_for_the_others(
@@ -380,7 +380,7 @@ def test_groups_and_those_that_cannot_share(model: Model, subjects: Path, tmp_pa
     assert found.reason == "dreambooth changes the whole base model"
     (subjects / "ape" / "0.txt").write_text("an ape beside <bee>")
     found = grouped("textual-inversion", 3)
-    assert [[run.folder.name for run in group] for group in found.groups][1] == ["ape"]
+    assert [[folder.name for folder in group] for group in found.groups][1] == ["ape"]
     assert "another subject's token" in found.reason
 
 

@@ -16,7 +16,7 @@ from pinxit.models.model import Model
 from pinxit.models.open_base import open_base
 from pinxit.progress import Notice
 from pinxit.runs.class_images import cache_folder, generate_class_images, read_class_images
-from pinxit.runs.preview import Preview
+from pinxit.runs.events import Preview
 from pinxit.runs.run import Run, train_run
 from pinxit.training.concept_trainer import ConceptTrainer
 from pinxit.training.method import ClassImages
@@ -37,8 +37,8 @@ def test_the_folder_tells_everything(model: Model, pictures: Path, tmp_path: Pat
     run = Run.create(tmp_path / "runs" / "toy", recipe(pictures, preview_every=3))
     events = list(run.train(model))
     kinds = [type(event).__name__ for event in events]
-    assert kinds[:2] == ["Progress", "MemoryNotice"]
-    assert kinds[2:] == [*STEPS, "Preview", "StepResult", "Preview", "SavedCheckpoint"]
+    assert kinds[:3] == ["Started", "Progress", "MemoryNotice"]
+    assert kinds[3:] == [*STEPS, "Preview", "StepResult", "Preview", "SavedCheckpoint", "Finished"]
     assert all(event.path.is_file() for event in events if isinstance(event, Preview))
     files = {str(path.relative_to(run.folder)) for path in run.folder.rglob("*") if path.is_file()}
     assert files == {
@@ -52,9 +52,7 @@ def test_the_folder_tells_everything(model: Model, pictures: Path, tmp_path: Pat
         "concept.safetensors",
     }
     steps = [event for event in events if isinstance(event, StepResult)]
-    assert [entry["losses"] for entry in run.logged_steps()] == [
-        list(step.losses) for step in steps
-    ]
+    assert run.state.steps == steps
     assert Run.open(run.folder).recipe == run.recipe
     about = run.concept.provenance
     assert about.steps == 4
@@ -208,5 +206,5 @@ def _flip(file: Path) -> None:
 
 def _learned(run: Run) -> tuple[bytes, object]:
     """The concept to the last byte, and the losses."""
-    steps = [(entry["number"], entry["losses"], entry["norms"]) for entry in run.logged_steps()]
+    steps = [(step.number, step.losses, step.norms) for step in run.state.steps]
     return (run.folder / "concept.safetensors").read_bytes(), steps

@@ -11,6 +11,7 @@ import pytest
 import torch
 from PIL import Image
 
+from lab.reliability.small_runs import training_log
 from pinxit.concepts.read import read_concept
 from pinxit.errors import FileError, RequestError
 from pinxit.evaluation.findings import Findings
@@ -20,10 +21,8 @@ from pinxit.models.model import Model
 from pinxit.pocket.eyes import Eyes
 from pinxit.progress import Notice
 from pinxit.runs import folder as run_folder
-from pinxit.runs.best import PreviewScores
-from pinxit.runs.folder import EarlyStop
+from pinxit.runs.events import EarlyStop, Preview, PreviewScores
 from pinxit.runs.many import train_many
-from pinxit.runs.preview import Preview
 from pinxit.runs.run import Run, train_run
 from pinxit.training import concept_trainer
 from pinxit.training.concept_trainer import ConceptTrainer
@@ -80,8 +79,8 @@ def test_validation_samples_are_always_the_same(model: Model, pictures: Path) ->
 def test_validation_does_not_change_training(model: Model, pictures: Path, tmp_path: Path) -> None:
     validated = train_run(model, recipe(pictures, early_stop=1e-12), tmp_path / "validated")
     plain = train_run(model, recipe(pictures, early_stop=0), tmp_path / "plain")
-    assert list(validated.log.validation_losses()) == [0, 2, 4, 6]
-    assert not plain.log.validation_losses()
+    assert list(validated.state.validation_losses) == [0, 2, 4, 6]
+    assert not plain.state.validation_losses
     assert _steps(validated) == _steps(plain)
     one, other = (run.concept.parts[0].tensors for run in (validated, plain))
     assert all(torch.equal(one[name], other[name]) for name in one)
@@ -108,7 +107,7 @@ def test_a_continued_run_stops_at_the_same_step(
         continued = Run.open(folder)
         list(continued.train(model))
         assert Run.open(folder).finished
-        assert _entries(continued) == _entries(whole)
+        assert list(training_log(continued)) == list(training_log(whole))
         files = [run.folder / "concept.safetensors" for run in (continued, whole)]
         assert files[0].read_bytes() == files[1].read_bytes()
 
@@ -135,7 +134,7 @@ def test_concepts_of_one_session_stop_independently(
     for number, colour in enumerate(("teal", "gold")):
         Image.new("RGB", (48, 48), colour).save(others / f"{number}.png")
     alone = train_run(model, recipe(pictures, early_stop=1e-12), tmp_path / "alone")
-    first = alone.log.validation_losses()[0]
+    first = alone.state.validation_losses[0]
 
     def after_three(losses: Sequence[float], _: float) -> bool:
         return len(losses) >= 3 and abs(losses[0] - first) < first * 1e-4
@@ -149,8 +148,8 @@ def test_concepts_of_one_session_stop_independently(
     assert other.concept.provenance.steps == 8
     assert one.finished
     assert other.finished
-    losses = one.log.validation_losses()
-    expected = {n: loss for n, loss in alone.log.validation_losses().items() if n <= 4}
+    losses = one.state.validation_losses
+    expected = {n: loss for n, loss in alone.state.validation_losses.items() if n <= 4}
     assert {n: losses[n] for n in expected} == pytest.approx(expected, rel=1e-4)
 
 
@@ -167,7 +166,7 @@ class Scores:
         assert recipe
         best = self.scores[number // 2 - 1]
         findings = Findings(8, JudgeScore(best, best), base_prompt=1.0, copies=0)
-        return Preview(number, folder / "none.png", 0, findings)
+        return Preview(number, folder / "none.png"), findings
 
 
 def no_judge(_: Run, __: Model) -> Iterator[Notice]:
@@ -184,16 +183,16 @@ def test_the_best_concept_is_kept(
     run = Run.create(tmp_path / "run", previewed)
     scored = [event for event in run.train(model) if isinstance(event, PreviewScores)]
     assert [event.is_best for event in scored] == [True, True, False, False]
-    assert (run.best_step, run.concept.provenance.steps) == (4, 8)
-    assert run.result_file.name == "best.safetensors"
-    assert not [problem for problem in run.problems if "low subject fidelity" in problem]
+    assert (run.state.best_step, run.concept.provenance.steps) == (4, 8)
+    assert run.state.result_file.name == "best.safetensors"
+    assert run.state.best
+    assert not [p for p in run.state.best.problems if "low subject fidelity" in p]
     # The folder stands for the best concept; the others are loaded by file name.
     assert read_concept(run.folder).provenance.steps == 4
     assert read_concept(run.folder).provenance.scores["best"] == 0.9
     saved = sorted((run.folder / "concepts").iterdir())
     assert [read_concept(file).provenance.steps for file in saved] == [4, 8]
-    entries = [entry["best"] for entry in run.log.entries() if "best" in entry]
-    assert entries == judge.scores
+    assert [event.score for event in run.state.of_kind(PreviewScores)] == judge.scores
 
     # An interrupted run has the same best concept, to the byte.
     part = Run.create(tmp_path / "part", previewed)
@@ -202,16 +201,16 @@ def test_the_best_concept_is_kept(
             if isinstance(event, PreviewScores) and event.step == 4:
                 break
     list(Run.open(part.folder).train(model))
-    assert part.result_file.read_bytes() == run.result_file.read_bytes()
+    assert part.state.result_file.read_bytes() == run.state.result_file.read_bytes()
 
     # A damaged best concept is an error, and is replaced when a preview is scored again.
-    run.result_file.write_bytes(run.result_file.read_bytes()[:-9])
+    run.state.result_file.write_bytes(run.state.result_file.read_bytes()[:-9])
     with pytest.raises(FileError, match=r"best\.safetensors"):
         read_concept(run.folder)
     assert read_concept(run.folder / "concept.safetensors").provenance.steps == 8
     judge.scores.append(0.1)
     list(Run.open(run.folder, steps=10).train(model))
-    assert run.best_step == 10
+    assert run.state.best_step == 10
 
 
 def test_previews_are_scored_during_training(
@@ -233,7 +232,7 @@ def test_previews_are_scored_during_training(
     scored = [event for event in events if isinstance(event, PreviewScores)]
     assert [event.step for event in scored] == [4, 8]
     assert scored[0].is_best
-    assert run.problems == list(scored[-1].problems if scored[-1].is_best else scored[0].problems)
+    assert run.state.best == (scored[-1] if scored[-1].is_best else scored[0])
     assert len(list((run.folder / "plain").iterdir())) == 2
     # An interrupted run has the same scores.
     part = Run.create(tmp_path / "part", previewed)
@@ -243,7 +242,7 @@ def test_previews_are_scored_during_training(
                 break
     events = list(Run.open(part.folder).train(model))
     assert [event for event in events if isinstance(event, PreviewScores)] == scored[1:]
-    assert part.result_file.read_bytes() == run.result_file.read_bytes()
+    assert part.state.result_file.read_bytes() == run.state.result_file.read_bytes()
 
 
 def test_training_without_a_judge(
@@ -258,7 +257,7 @@ def test_training_without_a_judge(
     (notice,) = [event.message for event in events if isinstance(event, Notice)]
     assert notice == "previews are not scored: no metrics for this base model"
     assert [event.step for event in events if isinstance(event, Preview)] == [2]
-    assert run.result_file.name == "concept.safetensors"
+    assert run.state.result_file.name == "concept.safetensors"
 
 
 def losses(first: float, previous: float, latest: float) -> list[float]:
@@ -289,10 +288,5 @@ def test_validation_is_cheap(advised: int, batch_size: int, interval: int) -> No
     assert VALIDATION_SAMPLES / (3 * batch_size * interval) < 0.12
 
 
-def _entries(run: Run) -> list[dict[str, Any]]:
-    """The training log without times."""
-    return [{k: v for k, v in e.items() if k != "seconds"} for e in run.log.entries()]
-
-
 def _steps(run: Run) -> list[object]:
-    return [(entry["number"], entry["losses"], entry["norms"]) for entry in run.logged_steps()]
+    return [(step.number, step.losses, step.norms) for step in run.state.steps]

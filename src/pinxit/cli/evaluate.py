@@ -16,7 +16,7 @@ from pinxit.cli.flags import (
 )
 from pinxit.cli.opening import open_base_model
 from pinxit.cli.screen import bars, data, say, stoppable
-from pinxit.cli.train_many import follow
+from pinxit.cli.train_run import train_group
 from pinxit.errors import RequestError
 from pinxit.reports.comparison import REPORT
 from pinxit.reports.comparison import evaluate as evaluate_concepts
@@ -71,7 +71,7 @@ def _train_benchmark(
 ) -> tuple[Path, ...]:
     """The run folders of a benchmark's subjects; those that are not finished are trained now."""
     group, folder = open_or_create(subjects, out, common), out / "runs"
-    follow(group, folder, device)
+    train_group(group, folder, device)
     return tuple(run.folder for run in group.runs(folder).values())
 
 

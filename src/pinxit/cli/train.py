@@ -15,7 +15,7 @@ many = App(name="train-many", help="Train concepts of many subjects, several at 
 for _name in _METHODS:
     _about = registry.summary("methods", _name)
     train.command(f"pinxit.cli.train_run:{_name}", name=_name, help=_about)
-    many.command(f"pinxit.cli.train_many:{_name}", name=_name, help=_about)
+    many.command(f"pinxit.cli.train_run:many {_name}", name=_name, help=_about)
 
 _FLAGS = ("--recipe", "--resume", "--out", "--device", "--steps", "--images", "--base")
 
@@ -58,9 +58,9 @@ def train_from_file(  # noqa: PLR0913 (one for each flag)
     from pinxit.cli import train_run
 
     if resume is not None:
-        train_run.resume(resume, device, steps, images, base)
+        train_run.train_run(train_run.Run.open(resume, steps, images, base), device)
     elif recipe is not None:
-        train_run.train_recipe_file(recipe, out, device)
+        train_run.start(train_run.Recipe.from_toml(recipe), out, device)
 
 
 @many.default
@@ -77,9 +77,9 @@ def resume_many(
             "use `pinxit train-many METHOD SUBJECTS ...` or --resume FOLDER; "
             f"methods: {', '.join(_METHODS)}",
         )
-    from pinxit.cli import train_many
+    from pinxit.cli.train_run import resume_group
 
-    train_many.resume(resume, device)
+    resume_group(resume, device)
 
 
 def _usage() -> str:

@@ -1,44 +1,71 @@
-"""`pinxit train METHOD`, `--recipe` and `--resume`: train one concept and show its progress."""
+"""`pinxit train` and `pinxit train-many`: train concepts and show their progress."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 
 from pinxit import registry
 from pinxit.cli.check import check_before_training
-from pinxit.cli.flags import Values, command, device_flag, flag, flags, positional_option
+from pinxit.cli.flags import (
+    Values,
+    aliased,
+    canonical,
+    command,
+    device_flag,
+    flag,
+    flags,
+    positional,
+    positional_option,
+)
 from pinxit.cli.opening import open_base_model
 from pinxit.cli.screen import bars, data, say, stoppable
+from pinxit.errors import RunError
 from pinxit.images.inspect import check_folder
 from pinxit.models.prompt import file_name
 from pinxit.progress import Notice, Progress, ProgressCallback
-from pinxit.runs.best import PreviewScores
-from pinxit.runs.folder import EarlyStop, Event, MemoryNotice
+from pinxit.runs.events import (
+    EarlyStop,
+    Event,
+    Finished,
+    MemoryNotice,
+    PreviewScores,
+    RunFailure,
+)
+from pinxit.runs.groups import BatchGroups
+from pinxit.runs.many import RunGroup, train_many
+from pinxit.runs.reader import RunState
 from pinxit.runs.run import Run
 from pinxit.training.method import Method
 from pinxit.training.recipe import Recipe
-from pinxit.training.train import StepResult
+from pinxit.training.step_result import StepResult
 
 # The loss in the progress bar is an exponential moving average with this decay.
 _LOSS_DECAY = 0.95
 # Resolutions at which images are checked before the base model is open.
 _RESOLUTIONS = {"pocket": 64}
 _DEFAULT_RESOLUTION = 512
+# Options that each subject has for itself; a class noun may be common to all.
+_PER_SUBJECT = frozenset({"method", "images", "token", "class_noun"})
+_ALIASES = {"class_name": "class_noun", "together": "max_concepts_per_batch"}
+_CLASS_NOUN = "class noun of all subjects for which the table has none"
+_MANY = "many "
 
 
 def __getattr__(name: str) -> Callable[..., None]:
-    """The command of a method, which the parser imports by the method's name."""
-    if name not in registry.names("methods"):
+    """The command of a method, which the parser imports by name: METHOD or `many METHOD`."""
+    method = name.removeprefix(_MANY)
+    if method not in registry.names("methods"):
         raise AttributeError(name)
-    return method_command(name)
+    return _many_command(method) if name.startswith(_MANY) else _train_command(method)
 
 
-def method_command(name: str) -> Callable[..., None]:
+def _train_command(name: str) -> Callable[..., None]:
     """The command `pinxit train NAME IMAGES`, with flags for the recipe and for the method."""
     method: type[Method] = registry.load("methods", name)
 
     def run_command(given: Values) -> None:
-        recipe = Recipe.model_validate(recipe_values(name, method, given))
+        recipe = Recipe.model_validate(_recipe_values(name, method, given))
         start(recipe, given.get("out"), given.get("device", "cpu"))
 
     return command(
@@ -53,29 +80,49 @@ def method_command(name: str) -> Callable[..., None]:
     )
 
 
-def recipe_values(name: str, method: type[Method], given: Values) -> dict[str, object]:
+def _many_command(name: str) -> Callable[..., None]:
+    """The command `pinxit train-many NAME SUBJECTS`, with flags for the options in common."""
+    method: type[Method] = registry.load("methods", name)
+
+    def run_command(given: Values) -> None:
+        given = canonical(given, _ALIASES)
+        limit: int | None = given.get("max_concepts_per_batch")
+        common = _recipe_values(name, method, given)
+        group = RunGroup.from_table(given["subjects"], common, limit)
+        device = given.get("device", "cpu")
+        if "resume" in given:
+            resume_group(given["resume"], device, group)
+            return
+        out = given.get("out") or Path("runs") / file_name(given["subjects"].stem)
+        group.create(out)
+        train_group(group, out, device)
+
+    return command(
+        [
+            positional("subjects", Path, "folder of image folders, or a table in TOML or CSV"),
+            *aliased(flag("class_noun", str, _CLASS_NOUN, "that of the table"), "class_name"),
+            *flags(Recipe, leave_out=_PER_SUBJECT),
+            *flags(RunGroup, leave_out=frozenset({"subjects"})),
+            flag("out", Path, "folder for the runs; must be new", "runs/SUBJECTS"),
+            flag("resume", Path, "folder of runs of the same subjects, to continue them", "none"),
+            device_flag(),
+            *flags(method, group=f"Options of {name}"),
+        ],
+        run_command,
+    )
+
+
+def _recipe_values(name: str, method: type[Method], given: Values) -> dict[str, object]:
     """The typed options of a recipe and its method, as `Recipe` takes them."""
     return {**Recipe.chosen(given), "method": {"name": name, **method.chosen(given)}}
 
 
-def train_recipe_file(file: Path, out: Path | None, device: str) -> None:
-    """Train from a recipe file."""
-    start(Recipe.from_toml(file), out, device)
-
-
 def start(recipe: Recipe, out: Path | None, device: str) -> None:
     """Start a run in a new folder."""
-    follow(Run.create(out or Path("runs") / file_name(recipe.token), recipe), device)
+    train_run(Run.create(out or Path("runs") / file_name(recipe.token), recipe), device)
 
 
-def resume(
-    folder: Path, device: str, steps: int | None, images: Path | None, base: str | None
-) -> None:
-    """Continue a run from its last checkpoint; `images` and `base` are for files that moved."""
-    follow(Run.open(folder, steps, images, base), device)
-
-
-def follow(run: Run, device: str) -> None:
+def train_run(run: Run, device: str) -> None:
     """Train with progress bars; print the path of the concept on stdout."""
     recipe = run.recipe
     # Problems of the images are shown before a large base model is opened.
@@ -84,45 +131,124 @@ def follow(run: Run, device: str) -> None:
     images = check_folder(recipe.images, resolution, masks=recipe.masks)
     check_before_training(images, recipe.skip_bad)
     model = open_base_model(recipe, device)
-    display = _EventDisplay()
+    with closing(run.train(model)) as events:
+        _show_events({run: ""}, ((run, event) for event in events), lambda: _stop_message(run))
+    say(*_best_step_lines(run.state))
+    data(str(run.state.result_file))
+
+
+def resume_group(folder: Path, device: str, expected: RunGroup | None = None) -> None:
+    """Continue the runs in a folder; RunError if their subjects or options are not as expected."""
+    group = RunGroup.open(folder)
+    if expected not in (None, group):
+        raise RunError(
+            f"{folder} was started with other subjects or options",
+            f"continue with those: pinxit train-many --resume {folder}",
+        )
+    train_group(group, folder, device)
+
+
+def train_group(group: RunGroup, folder: Path, device: str) -> None:
+    """Train all with one progress bar; print the paths of the concepts on stdout."""
+    runs = group.runs(folder)
+    model = open_base_model(next(iter(group.subjects.values())), device)
+    resume = f"continue with: pinxit train-many --resume {folder}"
+    names = {run: name for name, run in runs.items()}
+    with closing(train_many(model, list(names), group.max_concepts_per_batch)) as events:
+        stopped = [f"stopped; all steps are saved in {folder}", f"hint: {resume}"]
+        _show_events(names, events, lambda: stopped)
+    _summarize(names)
+    unfinished = [name for name, run in runs.items() if not run.finished]
+    if unfinished:
+        raise RunError(
+            f"{len(unfinished)} of {len(runs)} subjects were not trained: {', '.join(unfinished)}",
+            f"correct the errors above, then {resume}",
+        )
+
+
+def _show_events(
+    names: Mapping[Run, str],
+    events: Iterable[BatchGroups | tuple[Run, Event]],
+    stop_message: Callable[[], list[str]],
+) -> None:
+    """Show the events of runs, each with the name of its run unless that is empty."""
+    display = _Display(names)
     try:
-        with stoppable(), bars() as progress, closing(run.train(model)) as events:
-            for event in events:
-                display.show(event, progress)
+        with stoppable(), bars() as progress:
+            for item in events:
+                if isinstance(item, BatchGroups):
+                    sizes = ", ".join(str(len(group)) for group in item.groups)
+                    say(f"concepts per batch: {sizes}{f' ({item.reason})' if item.reason else ''}")
+                else:
+                    display.show(*item, progress)
     except KeyboardInterrupt:
-        say(*_stop_message(run))
+        say(*stop_message())
         raise
-    say(f"trained {recipe.token}; generate with: --concept {run.folder}", *_best_step_note(run))
-    say(*(f"problem in the previews: {problem}" for problem in run.problems))
-    data(str(run.result_file))
 
 
-class _EventDisplay:
-    """Shows the events of a run, with a smoothed loss."""
+class _Display:
+    """Shows the events of runs, with one progress bar for the steps of all."""
 
-    def __init__(self) -> None:
-        self.loss: float | None = None
+    def __init__(self, names: Mapping[Run, str]) -> None:
+        self.names = names
+        self.steps = dict.fromkeys(names, 0)
+        self.early_stops: dict[Run, int] = {}
+        self.losses: dict[Run, float] = {}
 
-    def show(self, event: Event, progress: ProgressCallback) -> None:
+    def show(self, run: Run, event: Event, progress: ProgressCallback) -> None:
         """Show one event."""
-        if isinstance(event, Progress):
-            progress(event)
-        elif isinstance(event, StepResult):
-            average = event.loss if self.loss is None else self.loss
-            self.loss = _LOSS_DECAY * average + (1 - _LOSS_DECAY) * event.loss
-            progress(Progress("training", event.number, event.total, f"loss {self.loss:.3f}"))
-        elif isinstance(event, MemoryNotice | PreviewScores | EarlyStop):
-            say(event.text)
-        elif isinstance(event, Notice):
-            say(f"note: {event.message}")
+        prefix = f"{self.names[run]}: " if self.names[run] else ""
+        match event:
+            case Progress():
+                progress(replace(event, task=f"{prefix}{event.task}"))
+            case StepResult():
+                self._show_step(run, event, progress)
+            case MemoryNotice():
+                say(event.text)
+            case PreviewScores() | EarlyStop():
+                if isinstance(event, EarlyStop):
+                    self.early_stops[run] = event.step
+                say(f"{prefix}{event.text}")
+            case Notice():
+                say(f"note: {prefix}{event.message}")
+            case Finished():
+                say(f"trained {run.recipe.token}; generate with: --concept {run.folder}")
+            case RunFailure():
+                del self.steps[run]
+                error = event.error
+                say(f"{self.names[run]} is left out: {error.message}", f"hint: {error.hint}")
+            case _:
+                pass
+
+    def _show_step(self, run: Run, step: StepResult, progress: ProgressCallback) -> None:
+        average = self.losses.get(run, step.loss)
+        self.losses[run] = _LOSS_DECAY * average + (1 - _LOSS_DECAY) * step.loss
+        self.steps[run] = step.number
+        total = sum(self.early_stops.get(one, one.plan.steps) for one in self.steps)
+        note = f"loss {self.losses[run]:.3f}"
+        progress(Progress("training", sum(self.steps.values()), total, note))
 
 
-def _best_step_note(run: Run) -> list[str]:
-    """A line about the step of the result, if it is not the last step."""
-    last = run.folder / "concept.safetensors"
-    if run.result_file == last or run.best_step == run.concept.provenance.steps:
-        return []
-    return [f"the result is from step {run.best_step}, the best score; the last step is {last}"]
+def _best_step_lines(state: RunState) -> Iterator[str]:
+    """The step of the result if it is not the last one, and the problems in its previews."""
+    if state.best_step not in (None, state.saved_step):
+        yield (
+            f"the result is from step {state.best_step}, the best score; "
+            f"the last step is {state.concept_file}"
+        )
+    for problem in state.best.problems if state.best else ():
+        yield f"problem in the previews: {problem}"
+
+
+def _summarize(names: Mapping[Run, str]) -> None:
+    """Print a line for each finished concept."""
+    finished = {run: name for run, name in names.items() if run.finished}
+    width = max(map(len, finished.values()), default=0)
+    for run, name in finished.items():
+        state = run.state
+        loss = f"{state.steps[-1].loss}"
+        say(f"{name:{width}}  {state.saved_step:5} steps  loss {loss:.6}  {run.folder}")
+        data(str(state.result_file))
 
 
 def _stop_message(run: Run) -> list[str]:

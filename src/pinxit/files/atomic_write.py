@@ -8,15 +8,17 @@ import os
 import re
 import signal
 import threading
+import time
 from collections.abc import Callable, Generator, Iterable, Mapping
 from contextlib import contextmanager, suppress
 from hashlib import file_digest
 from pathlib import Path
-
-from torch import Tensor
+from typing import TYPE_CHECKING
 
 from pinxit.errors import DiskError, RunError
-from pinxit.files.safetensors_file import checksum_matches, file_chunks
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 _NO_LINK = getattr(os, "O_NOFOLLOW", 0)
 # O_BINARY: otherwise Windows changes line ends.
@@ -29,6 +31,7 @@ _NO_PERMISSION = (errno.EACCES, errno.EPERM, errno.EROFS)
 _NOT_A_FOLDER = (errno.ENOTDIR, errno.EEXIST)
 _NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
 _LOCK_FILE = ".lock"
+_PROBE_SECONDS = 0.05
 _MARKER = ".pinxit"  # a file with the name of the command that made the folder
 _DRAFT = re.compile(r"\.(.+)\.\d+\.tmp")
 _STOP_SIGNALS = [signal.SIGINT, signal.SIGTERM, *([] if _WINDOWS else [signal.SIGHUP])]
@@ -54,7 +57,7 @@ def write_text(path: Path, text: str) -> None:
 
 def write_tensors(
     path: Path,
-    tensors: Mapping[str, Tensor],
+    tensors: "Mapping[str, Tensor]",
     metadata: Mapping[str, str],
     *,
     checksum: bool = False,
@@ -64,6 +67,8 @@ def write_tensors(
     With `checksum`, the file is read back from the disk and verified before it replaces `path`;
     DiskError if it differs.
     """
+    from pinxit.files.safetensors_file import checksum_matches, file_chunks
+
     with _draft(path) as draft:
         _write(draft, file_chunks(tensors, metadata, checksum=checksum), os.O_TRUNC, sync=True)
         if checksum and not checksum_matches(draft):
@@ -101,7 +106,7 @@ def check_claim(folder: Path, kind: str, *parts: str) -> None:
     check_regular(marker, *(folder / part for part in parts))
     if not folder.exists() or (marker.is_file() and marker.read_bytes() == kind.encode()):
         return
-    if not folder.is_dir() or any(folder.iterdir()):
+    if marker.exists() or not is_new(folder):
         raise RunError(
             f"{folder} already exists and was not made by pinxit {kind}",
             "choose another folder with --out",
@@ -112,6 +117,11 @@ def claim_folder(folder: Path, kind: str) -> None:
     """Make a folder if it is missing, and mark it as made by this kind of command."""
     make_folder(folder)
     write_text(folder / _MARKER, kind)
+
+
+def is_new(folder: Path) -> bool:
+    """Whether a folder is missing, or empty but for hidden files."""
+    return not folder.exists() or (folder.is_dir() and not any(folder.glob("[!.]*")))
 
 
 def check_regular(*paths: Path) -> None:
@@ -176,7 +186,7 @@ def exclusive_lock(folder: Path) -> Generator[None]:
     with _as_disk_error(file):
         handle = os.open(file, os.O_RDWR | os.O_CREAT | _NO_LINK, 0o666)
     try:
-        _lock(handle)
+        _lock_unless_probed(handle)
     except OSError as error:
         if error.errno not in _NO_LOCKS:  # some network drives do not support locks
             os.close(handle)
@@ -188,6 +198,21 @@ def exclusive_lock(folder: Path) -> Generator[None]:
     finally:
         with suppress(OSError):  # nothing was written to it
             os.close(handle)
+
+
+def is_locked(folder: Path) -> bool:
+    """Whether a process holds the lock of a folder; writes nothing."""
+    try:
+        handle = os.open(folder / _LOCK_FILE, os.O_RDWR | _NO_LINK)
+    except OSError:
+        return False
+    try:
+        _lock(handle, shared=True)
+    except OSError as error:
+        return error.errno not in _NO_LOCKS
+    finally:
+        os.close(handle)
+    return False
 
 
 @contextmanager
@@ -257,8 +282,20 @@ def _as_disk_error(path: Path) -> Generator[None]:
         raise DiskError(f"cannot write {path}: {error.strerror or error}", hint) from error
 
 
-def _lock(handle: int) -> None:
-    """Lock an open file until it is closed; OSError if another process has locked it."""
+def _lock_unless_probed(handle: int) -> None:
+    """Lock an open file; a second attempt follows in case `is_locked` has locked it right now."""
+    try:
+        _lock(handle)
+    except OSError:
+        time.sleep(_PROBE_SECONDS)
+        _lock(handle)
+
+
+def _lock(handle: int, *, shared: bool = False) -> None:
+    """Lock an open file until it is closed; OSError if another process has locked it.
+
+    Shared locks do not exclude each other, but they exclude the others.
+    """
     if _WINDOWS:
         import msvcrt
 
@@ -266,4 +303,4 @@ def _lock(handle: int) -> None:
     else:
         import fcntl
 
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.flock(handle, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)

@@ -23,12 +23,18 @@ def parse_header(file: BinaryIO) -> tuple[int, dict[str, Any]]:
 
 
 def read_header_metadata(path: Path) -> dict[str, str]:
-    """The metadata in the header; no tensor is read and no checksum verified. Raises FileError."""
+    """The metadata in the header; no tensor is read and no checksum verified.
+
+    Raises FileError if the file cannot be read or ends too early.
+    """
     try:
         with path.open("rb") as file:
-            _, entries = parse_header(file)
-            metadata: dict[object, object] = dict(entries.get("__metadata__", {}))
-    except (OSError, ValueError, TypeError, AttributeError, RecursionError) as error:
+            length, entries = parse_header(file)
+            metadata: dict[object, object] = dict(entries.pop("__metadata__", {}))
+        ends = (entry["data_offsets"][1] for entry in entries.values())
+        if path.stat().st_size < 8 + length + max(ends, default=0):
+            raise ValueError("it ends too early")
+    except (OSError, ValueError, TypeError, LookupError, AttributeError, RecursionError) as error:
         raise unreadable_error(path, error) from error
     return {str(name): text for name, text in metadata.items() if isinstance(text, str)}
 

@@ -35,7 +35,7 @@ class Entrant:
             images = overrides.get("images")
             run = Run.open(path, images=Path(str(images)) if images else None)
             recipe = Recipe.model_validate({**run.recipe.model_dump(), **overrides})
-            losses = tuple(_mean(step["losses"]) for step in run.logged_steps())
+            losses = tuple(step.loss for step in run.state.steps)
             return cls(path.name, run.concept, recipe, recipe.read_images(), losses)
         concept = read_concept(path)
         options = {**Recipe.chosen(concept.provenance.recipe_values), **overrides}
@@ -74,10 +74,3 @@ class Entrant:
         base = (recipe.base, recipe.vae, recipe.precision)
         subject = (fingerprint(self.images), recipe.class_noun, recipe.kind)
         return (base, *subject, recipe.resolution, recipe.clip_skip)
-
-
-def _mean(losses: object) -> float:
-    """The mean of a step's losses in the training log, which may be nested lists."""
-    if isinstance(losses, list):
-        return sum(map(_mean, losses)) / len(losses)
-    return float(losses) if isinstance(losses, int | float) else float("nan")

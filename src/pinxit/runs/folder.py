@@ -1,11 +1,11 @@
 """A run's folder: recipe, training log, previews, checkpoints and the trained concept."""
 
 import re
+import time
 from collections.abc import Generator, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
+from contextlib import contextmanager, suppress
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from pinxit.concepts.concept import Concept
 from pinxit.concepts.metadata import Provenance
@@ -22,84 +22,50 @@ from pinxit.files.atomic_write import (
 from pinxit.generation import image_cache
 from pinxit.images.folder import TrainingImage, fingerprints
 from pinxit.progress import Notice, Progress
-from pinxit.runs import best
-from pinxit.runs.best import PreviewScores
+from pinxit.runs.best import save_if_best
 from pinxit.runs.checkpoint import FILE_NAMES, Manifest, newest_checkpoint, save_checkpoint
+from pinxit.runs.events import (
+    EarlyStop,
+    Event,
+    Finished,
+    LearningRateReduction,
+    SavedCheckpoint,
+    SavedConcept,
+    ValidationLoss,
+)
 from pinxit.runs.journal import TrainingLog
-from pinxit.runs.preview import Preview, save_preview
+from pinxit.runs.preview import save_preview
+from pinxit.runs.reader import (
+    BEST,
+    CHECKPOINTS,
+    CONCEPT,
+    CONCEPTS,
+    JOURNAL,
+    PREVIEWS,
+    RECIPE,
+    RunState,
+    read_run,
+    result_file,
+)
 from pinxit.training.concept_trainer import ConceptTrainer, DivergedError
-from pinxit.training.memory import MemoryPlan
 from pinxit.training.plan import TrainingPlan
 from pinxit.training.recipe import Recipe
-from pinxit.training.train import StepResult
+from pinxit.training.step_result import StepResult
 
-RECIPE = "recipe.toml"
-_JOURNAL = "journal.jsonl"
-_CONCEPT = "concept.safetensors"
-_CHECKPOINTS = "checkpoints"
-_PREVIEWS = "previews"
-_CONCEPTS = "concepts"
 BASE_IMAGES = "plain"
-_FILES = (RECIPE, _JOURNAL, _CONCEPT, best.FILE)
+_FILES = (RECIPE, JOURNAL, CONCEPT, BEST)
 # Patterns of the file names that a run writes, by folder.
 _WRITTEN = {
     "": re.compile("|".join(map(re.escape, _FILES))),
-    _CHECKPOINTS: FILE_NAMES,
-    _CONCEPTS: FILE_NAMES,
-    _PREVIEWS: re.compile(r"[0-9]{7,}\.png"),
+    CHECKPOINTS: FILE_NAMES,
+    CONCEPTS: FILE_NAMES,
+    PREVIEWS: re.compile(r"[0-9]{7,}\.png"),
     BASE_IMAGES: image_cache.NAMES,
 }
 
 # Multiplier of the learning rate after training has diverged.
 _LR_MULTIPLIER = 0.5
-_FLAT_PREVIEWS = "have only one colour; a lower --learning-rate or --precision fp32 may help"
-
-
-@dataclass(frozen=True)
-class SavedCheckpoint:
-    """Event: checkpoint and concept are saved, up to and including this step."""
-
-    step: int
-    path: Path
-
-
-@dataclass(frozen=True)
-class MemoryNotice:
-    """Event: how steps are computed from now on to fit into memory."""
-
-    text: str
-
-
-@dataclass(frozen=True)
-class RunFailure:
-    """Event: a run cannot start or continue. What it has saved stays."""
-
-    error: PinxitError
-
-
-@dataclass(frozen=True)
-class EarlyStop:
-    """Event: training stopped early after this step, since it has converged."""
-
-    step: int
-
-    @property
-    def text(self) -> str:
-        """The event as a message."""
-        return f"converged after step {self.step}: stopped early (--early-stop 0 trains all steps)"
-
-
-Event = (
-    Progress
-    | StepResult
-    | Preview
-    | PreviewScores
-    | SavedCheckpoint
-    | Notice
-    | MemoryNotice
-    | EarlyStop
-)
-AnyEvent = Event | RunFailure
+_FLAT = "have only one colour; a lower --learning-rate or --precision fp32 may help"
 
 
 class RunFolder:
@@ -115,41 +81,24 @@ class RunFolder:
         self.folder = folder
         self.recipe = recipe
         self.images: tuple[TrainingImage, ...] = ()
-        self.log = TrainingLog(folder / _JOURNAL)
+        self.log = TrainingLog(folder / JOURNAL)
         self.saved_step = 0
         self.judge: Judge | None = None
         self._logged_step = 0
         self._validated_step = -1  # the step of the last validation in the log
         self._disk_full = False
+        self._next_progress = 0.0  # when a line of progress is due in the log
 
     @property
     def concept(self) -> Concept:
         """The concept as of the last save; ConceptError if nothing is saved yet."""
-        return read_concept(self.folder / _CONCEPT)
+        return read_concept(self.folder / CONCEPT)
 
     @property
-    def best_step(self) -> int | None:
-        """The step whose previews scored highest; None if no preview was scored."""
-        concept = best.best_concept(self.folder)
-        return concept.provenance.steps if concept else None
-
-    @property
-    def problems(self) -> list[str]:
-        """Sentences about what the previews of the best step show; empty if none was scored."""
-        step, scored = self.best_step, (entry for entry in self.log.entries() if "wrong" in entry)
-        return next((entry["wrong"] for entry in scored if entry["number"] == step), [])
-
-    @property
-    def result_file(self) -> Path:
-        """The concept to generate with: the best, or the last if no preview was scored."""
-        best_file = self.folder / best.FILE
-        return best_file if best_file.is_file() else self.folder / _CONCEPT
-
-    @property
-    def stopped_step(self) -> int | None:
-        """The step of early stopping; None if it did not happen or is switched off."""
-        steps = [entry["stopped"] for entry in self.log.entries() if "stopped" in entry]
-        return steps[-1] if steps and self.recipe.early_stop else None
+    def state(self) -> RunState:
+        """What is in the folder now, with the options of this recipe."""
+        options = {"steps": self.recipe.steps, "early_stop": self.recipe.early_stop}
+        return replace(read_run(self.folder), recipe=options)
 
     def check_no_links(self) -> None:
         """RunError if a file or folder of the run is a link, which could lead out of its folder."""
@@ -171,34 +120,29 @@ class RunFolder:
             for name, pattern in _WRITTEN.items():
                 remove_drafts(self.folder / name, pattern)
             every = self.recipe.checkpoint_every if error else 1
-            if checkpoint := newest_checkpoint(self.folder / _CHECKPOINTS, every):
+            if checkpoint := newest_checkpoint(self.folder / CHECKPOINTS, every):
                 images = fingerprints(self.images)
                 checkpoint.manifest.check_compatible(trainer.model, images, trainer.plan.steps)
                 trainer.restore(checkpoint.state)
                 for file in checkpoint.damaged:
-                    yield Notice(f"{file} is damaged: continuing from step {trainer.steps_done}")
+                    yield self.record(
+                        Notice(f"{file} is damaged: continuing from step {trainer.steps_done}")
+                    )
             elif not error:
                 yield from self._start_over()
             self.saved_step = self._logged_step = trainer.steps_done
             write_text(self.folder / RECIPE, self.recipe.to_toml())
-            make_folder(self.folder / _PREVIEWS)
+            make_folder(self.folder / PREVIEWS)
             self.log.drop_after(trainer.steps_done)
-            self._validated_step = max(self.log.validation_losses(), default=-1)
+            self._validated_step = max(self.state.validation_losses, default=-1)
             self._log_validation(trainer, trainer.steps_done)
             yield from self._check_early_stop(trainer)
             if error:
                 trainer.lr_multiplier *= _LR_MULTIPLIER
-                self.log.append(
-                    {
-                        "number": trainer.steps_done + 1,
-                        "pace": trainer.lr_multiplier,
-                        "because": error,
-                    }
-                )
-                yield Notice(
-                    f"continuing from step {trainer.steps_done} with {_LR_MULTIPLIER:.0%} of the "
-                    "learning rate"
-                )
+                step, multiplier = trainer.steps_done + 1, trainer.lr_multiplier
+                self.log.append(LearningRateReduction(step, multiplier, error))
+                rate = f"{_LR_MULTIPLIER:.0%} of the learning rate"
+                yield self.record(Notice(f"continuing from step {step - 1} with {rate}"))
             elif checkpoint and not self._is_saved(self._provenance(trainer)):
                 self._save_concept(trainer)
 
@@ -209,45 +153,54 @@ class RunFolder:
         last = not trainer.unfinished
         if _is_due(step, self.recipe.preview_every, last):
             with self.resume_hint(), trainer.averaged_weights():
-                folder = self.folder / _PREVIEWS
-                preview = save_preview(trainer.model, self.recipe, step.number, folder, self.judge)
-            yield preview
+                folder = self.folder / PREVIEWS
+                preview, findings = save_preview(
+                    trainer.model, self.recipe, step.number, folder, self.judge
+                )
+            yield self.record(preview)
             if preview.num_flat:
-                yield Notice(f"{preview.num_flat} previews of step {step.number} {_FLAT_PREVIEWS}")
-            if preview.findings:
+                message = f"{preview.num_flat} previews of step {step.number} {_FLAT}"
+                yield self.record(Notice(message))
+            if findings:
                 with self.resume_hint(), self._averaged_concept(trainer) as concept:
-                    scored = best.save_if_best(self.folder, concept, preview.findings)
-                    self.log.append(
-                        {"number": step.number, **scored.scores, "wrong": scored.problems}
-                    )
-                yield scored
+                    scores = save_if_best(self.folder, concept, findings)
+                yield self.record(scores)
         if _is_due(step, self.recipe.save_every, last=False):
             with self.resume_hint():
-                make_folder(self.folder / _CONCEPTS)
-                self._save_concept(trainer, f"{_CONCEPTS}/{step.number:07}.safetensors")
+                make_folder(self.folder / CONCEPTS)
+                name = f"{CONCEPTS}/{step.number:07}.safetensors"
+                self._save_concept(trainer, name)
+            yield self.record(SavedConcept(step.number, self.folder / name))
         if _is_due(step, self.recipe.checkpoint_every, last):
             self.save(trainer)
-            yield SavedCheckpoint(step.number, self.folder / _CONCEPT)
+            yield self.record(SavedCheckpoint(step.number, self.folder / CONCEPT))
+        if last:
+            yield self.record(Finished(step.number, result_file(self.folder)))
 
     def log_step(self, step: StepResult, trainer: ConceptTrainer) -> None:
         """Log a step and the validation losses around it, unless they are in the log already."""
         with self.resume_hint(), defer_signals():
             self._log_validation(trainer, step.number - 1)
             if step.number > self._logged_step:
-                self.log.append(_log_entry(step))
+                self.log.append(step)
                 self._logged_step = step.number
             self._log_validation(trainer, step.number)
 
-    def log_memory_plan(self, choice: MemoryPlan) -> None:
-        """Log how steps are computed from now on to fit into memory."""
+    def record(self, event: Event) -> Event:
+        """Log an event, and return it; of a task's progress at most one line in a second."""
+        if isinstance(event, Progress) and event.done < event.total:
+            if time.monotonic() < self._next_progress:
+                return event
+            self._next_progress = time.monotonic() + 1
         with self.resume_hint():
-            self.log.append({"chosen": choice.settings})
+            self.log.append(event)
+        return event
 
-    @property
-    def memory_plan(self) -> MemoryPlan | None:
-        """How the last steps were computed; None before the first step."""
-        plans = [entry["chosen"] for entry in self.log.entries() if "chosen" in entry]
-        return MemoryPlan.from_settings(plans[-1]) if plans else None
+    def record_end(self, event: Event) -> None:
+        """Log how an attempt to train the run ended; nothing if the disk is full or fails."""
+        with suppress(DiskError):
+            if not self._disk_full:
+                self.log.append(event)
 
     def save(self, trainer: ConceptTrainer) -> None:
         """Save a checkpoint and the concept, if there are steps that are not saved yet.
@@ -269,13 +222,9 @@ class RunFolder:
             self.log.flush()
             manifest = Manifest(trainer.steps_done, trainer.model.hash, fingerprints(self.images))
             every = self.recipe.checkpoint_every
-            save_checkpoint(self.folder / _CHECKPOINTS, state, manifest, every)
+            save_checkpoint(self.folder / CHECKPOINTS, state, manifest, every)
             self._save_concept(trainer)
             self.saved_step = trainer.steps_done
-
-    def logged_steps(self) -> list[dict[str, Any]]:
-        """The log entries of all steps so far."""
-        return self.log.steps()
 
     @contextmanager
     def resume_hint(self) -> Generator[None]:
@@ -292,16 +241,17 @@ class RunFolder:
 
     def _start_over(self) -> Iterator[Event]:
         """Start at step 1 without a checkpoint; RunError if checkpoints were deleted."""
-        if (self.folder / _CONCEPT).is_file():
+        if (self.folder / CONCEPT).is_file():
             raise RunError(
                 f"the checkpoints of {self.folder} are missing",
-                f"restore its folder {_CHECKPOINTS} from a backup, or start a new run",
+                f"restore its folder {CHECKPOINTS} from a backup, or start a new run",
             )
-        num_lost = len(self.logged_steps())
+        num_lost = len(self.state.steps)
         if num_lost:
-            yield Notice(f"{num_lost} steps were not saved: starting again at step 1")
+            message = f"{num_lost} steps were not saved: starting again at step 1"
+            yield self.record(Notice(message))
 
-    def _save_concept(self, trainer: ConceptTrainer, name: str = _CONCEPT) -> None:
+    def _save_concept(self, trainer: ConceptTrainer, name: str = CONCEPT) -> None:
         with self._averaged_concept(trainer) as concept:
             write_concept(concept, self.folder / name)
 
@@ -315,16 +265,16 @@ class RunFolder:
     def _log_validation(self, trainer: ConceptTrainer, until: int) -> None:
         for step, loss in trainer.validation_losses.items():
             if self._validated_step < step <= until:
-                self.log.append({"number": step, "fixed": loss})
+                self.log.append(ValidationLoss(step, loss))
                 self._validated_step = step
 
     def _check_early_stop(self, trainer: ConceptTrainer) -> Iterator[Event]:
         """Log and yield that training has stopped early."""
         if trainer.steps_done == trainer.total_steps < trainer.plan.steps:
-            if self.stopped_step != trainer.steps_done:
-                with self.resume_hint():
-                    self.log.append({"number": trainer.steps_done, "stopped": trainer.steps_done})
-            yield EarlyStop(trainer.steps_done)
+            event = EarlyStop(trainer.steps_done)
+            if self.state.early_stop != trainer.steps_done:
+                self.record(event)
+            yield event
 
     def _is_saved(self, provenance: Provenance) -> bool:
         """Whether the saved concept is intact and belongs to this step and recipe."""
@@ -345,17 +295,6 @@ class RunFolder:
             images=fingerprints(self.images),
             recipe=recipe.to_toml(),
         )
-
-
-def _log_entry(step: StepResult) -> dict[str, object]:
-    return {
-        "number": step.number,
-        "total": step.total,
-        "losses": step.losses,
-        "norms": step.norms,
-        "rate": step.learning_rate,
-        "seconds": step.seconds,
-    }
 
 
 def _is_due(step: StepResult, every: int, last: bool) -> bool:

@@ -1,28 +1,23 @@
 """Many subjects trained on one base model: in one batch where the results stay the same."""
 
 import csv
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from math import ceil
 from pathlib import Path
-from typing import Self
+from typing import Protocol, Self
 
 from pinxit.errors import PinxitError, RecipeError, RunError
-from pinxit.files.atomic_write import check_regular, write_text
-from pinxit.images.folder import fingerprint
+from pinxit.files.atomic_write import check_regular, is_new, write_text
 from pinxit.models.model import Model
-from pinxit.models.prompt import file_name, token_pattern
+from pinxit.models.prompt import file_name
 from pinxit.options import Option, Options, read_toml
-from pinxit.runs.folder import AnyEvent, RunFailure
+from pinxit.runs.events import Event, RunFailure
+from pinxit.runs.groups import BatchGroups, GroupMember, plan_groups
 from pinxit.runs.run import Run, train_together
 from pinxit.training.method import SubjectKind
 from pinxit.training.recipe import Recipe
 
 _FILE = "many.toml"
-# Images in one batch, by default. With 64, an image of pocket takes a third of the time that it
-# takes alone, and hardly less than with 16 (docs/log.md). A step that does not fit into memory
-# splits its batch itself.
-_MAX_BATCH_IMAGES = 64
 
 
 class SubjectRow(Options):
@@ -114,7 +109,7 @@ class RunGroup(Options):
         """Write a new folder for `open`; RunError if the folder exists and is not empty."""
         import tomli_w
 
-        if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        if not is_new(folder):
             raise RunError(
                 f"{folder} exists already",
                 f"continue with: pinxit train-many --resume {folder}, or choose another --out",
@@ -122,14 +117,6 @@ class RunGroup(Options):
         folder.mkdir(parents=True, exist_ok=True)
         text = tomli_w.dumps(self.model_dump(mode="json", exclude_none=True))
         write_text(folder / _FILE, text)
-
-
-@dataclass(frozen=True)
-class BatchGroups:
-    """Which runs are trained in one batch, and the reason if they are not all in one."""
-
-    groups: tuple[tuple[Run, ...], ...]
-    reason: str
 
 
 def read_subjects(path: Path) -> list[SubjectRow]:
@@ -160,63 +147,46 @@ def read_subjects(path: Path) -> list[SubjectRow]:
     ]
 
 
+class Executor(Protocol):
+    """Trains the runs of one group: in this process, in another one or on another machine."""
+
+    def train(self, group: Sequence[Run]) -> Iterator[tuple[Run, Event]]:
+        """Start or continue the runs in one batch; yields each event with its run."""
+        ...
+
+
+@dataclass(frozen=True)
+class InProcess:
+    """Trains in this process."""
+
+    model: Model
+
+    def train(self, group: Sequence[Run]) -> Iterator[tuple[Run, Event]]:
+        """Start or continue the runs in one batch; yields each event with its run."""
+        return train_together(self.model, group)
+
+
 def train_many(
-    model: Model, runs: Sequence[Run], max_concepts_per_batch: int | None = None
-) -> Generator[BatchGroups | tuple[Run, AnyEvent]]:
+    model: Model,
+    runs: Sequence[Run],
+    max_concepts_per_batch: int | None = None,
+    executor: Executor | None = None,
+) -> Generator[BatchGroups | tuple[Run, Event]]:
     """Start or continue runs, in one batch where possible; a run that fails is left out."""
-    valid: list[Run] = []
+    executor = executor or InProcess(model)
+    members: list[GroupMember] = []
     for run in runs:
         try:
             run.settle_recipe(model)
-            valid.append(run)
         except PinxitError as error:
             yield run, RunFailure(error)
-    batches = _group_runs(valid, max_concepts_per_batch)
+            continue
+        exists = Run.exists(run.folder)
+        members.append(GroupMember(run.folder, run.recipe, run.images, run.plan.batch_size, exists))
+    batches = plan_groups(members, max_concepts_per_batch)
     yield batches
-    for group in batches.groups:
+    by_folder = {run.folder: run for run in runs}
+    for folders in batches.groups:
+        group = [by_folder[folder] for folder in folders]
         if not all(run.finished for run in group):
-            yield from train_together(model, group)
-
-
-def _group_runs(runs: Sequence[Run], max_concepts_per_batch: int | None) -> BatchGroups:
-    """Groups of about the same size. Names and order do not matter: runs are sorted by content.
-
-    Existing runs are not grouped with new ones: they share a batch again when they continue, and
-    do not wait for a run that starts at step 1.
-    """
-    sharing = [
-        run
-        for run in runs
-        if run.recipe.method.independent_concepts and not _mentions_other_token(run, runs)
-    ]
-    alone = [run for run in runs if run not in sharing]
-    batch_size = max((run.plan.batch_size for run in sharing), default=1)
-    max_concepts = max_concepts_per_batch or max(1, _MAX_BATCH_IMAGES // batch_size)
-    groups: list[tuple[Run, ...]] = []
-    for existing in (True, False):
-        similar = [run for run in sharing if Run.exists(run.folder) == existing]
-        similar.sort(key=lambda run: (fingerprint(run.images), run.recipe.token))
-        count = ceil(len(similar) / max_concepts)
-        groups += [tuple(_even_part(similar, count, index)) for index in range(count)]
-    reasons: list[str] = []
-    if any(len(group) < len(sharing) for group in groups):
-        reasons.append(f"at most {max_concepts} in one batch")
-    if alone and not alone[0].recipe.method.independent_concepts:
-        reasons.append(f"{alone[0].recipe.method.name} changes the whole base model")
-    elif alone:
-        reasons.append("subjects whose captions contain another subject's token train alone")
-    return BatchGroups((*groups, *((run,) for run in alone)), "; ".join(reasons))
-
-
-def _even_part(runs: list[Run], count: int, index: int) -> list[Run]:
-    """Part `index` of runs split into `count` parts, whose sizes differ by at most one."""
-    size, remainder = divmod(len(runs), count)
-    start = index * size + min(index, remainder)
-    return runs[start : start + size + (1 if index < remainder else 0)]
-
-
-def _mentions_other_token(run: Run, runs: Sequence[Run]) -> bool:
-    """Whether a caption contains another run's token, whose embedding it would then use."""
-    others = [token_pattern((other.recipe.token,)) for other in runs if other is not run]
-    captions = [image.caption or "" for image in run.images]
-    return any(other.search(caption) for other in others for caption in captions)
+            yield from executor.train(group)

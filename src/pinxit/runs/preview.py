@@ -1,7 +1,6 @@
 """Previews: images generated with the concept trained so far, on one sheet, and their scores."""
 
 from collections.abc import Iterable
-from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
@@ -14,6 +13,7 @@ from pinxit.generation.request import GenerationRequest
 from pinxit.generation.sample import generate_images
 from pinxit.images.tensors import contact_sheet
 from pinxit.models.model import Model
+from pinxit.runs.events import Preview
 from pinxit.training.recipe import Recipe
 
 if TYPE_CHECKING:
@@ -24,26 +24,13 @@ _COUNT = 4
 _FLAT = 4
 
 
-@dataclass(frozen=True)
-class Preview:
-    """Event: a sheet of images was generated after a step; `num_flat` have only one colour.
-
-    `findings` are there if a judge scores the previews.
-    """
-
-    step: int
-    path: Path
-    num_flat: int = 0
-    findings: Findings | None = None
-
-
 def save_preview(
     model: Model, recipe: Recipe, step: int, folder: Path, judge: Judge | None = None
-) -> Preview:
+) -> tuple[Preview, Findings | None]:
     """Generate previews with the concept trained so far and save them as one PNG in `folder`.
 
-    The adapters must be applied to the model. With a judge its prompts are used, otherwise one
-    prompt with four seeds. RunError if the folder is a link.
+    The adapters must be applied to the model. With a judge its prompts are used, and its findings
+    are returned too; otherwise one prompt with four seeds. RunError if the folder is a link.
     """
     check_regular(folder)
     if judge is None:
@@ -55,7 +42,7 @@ def save_preview(
     contact_sheet(images).save(png, "PNG")
     path = folder / f"{step:07}.png"
     write_bytes(path, [png.getvalue()])
-    return Preview(step, path, sum(_is_flat(image) for image in images), findings)
+    return Preview(step, path, sum(_is_flat(image) for image in images)), findings
 
 
 def _default_images(model: Model, recipe: Recipe) -> "list[Image]":

@@ -2,26 +2,22 @@
 
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing
+from itertools import chain
 from pathlib import Path
 
 import torch
 
 from pinxit.errors import PinxitError, RequestError, RunError
 from pinxit.evaluation.judge import Judge
-from pinxit.files.atomic_write import defer_signals, exclusive_lock, make_folder
+from pinxit.files.atomic_write import defer_signals, exclusive_lock, is_new, make_folder
 from pinxit.models.model import Model
 from pinxit.progress import Notice, Progress
 from pinxit.runs.class_images import generate_class_images, read_class_images
-from pinxit.runs.folder import (
-    BASE_IMAGES,
-    RECIPE,
-    AnyEvent,
-    Event,
-    MemoryNotice,
-    RunFailure,
-    RunFolder,
-)
+from pinxit.runs.events import Event, Finished, MemoryNotice, RunFailure, Started, Stopped
+from pinxit.runs.folder import BASE_IMAGES, RunFolder
+from pinxit.runs.reader import RECIPE
 from pinxit.training.concept_trainer import ConceptTrainer
+from pinxit.training.memory import MemoryPlan
 from pinxit.training.plan import TrainingPlan
 from pinxit.training.recipe import Recipe
 from pinxit.training.train import TrainingSession, train
@@ -34,7 +30,7 @@ class Run(RunFolder):
     def create(cls, folder: Path | str, recipe: Recipe) -> "Run":
         """A new run; nothing is written yet. RunError if the folder exists and is not empty."""
         folder = Path(folder)
-        if folder.exists() and (not folder.is_dir() or any(folder.glob("[!.]*"))):
+        if not is_new(folder):
             raise RunError(
                 f"{folder} exists already",
                 f"continue the run in it with --resume {folder}, or choose another --out",
@@ -64,7 +60,8 @@ class Run(RunFolder):
             "base": base or recipe.base,
         }
         run = cls(folder, Recipe.model_validate({**recipe.model_dump(), **changes}))
-        if steps and run.stopped_step and steps > run.stopped_step:  # train on after early stopping
+        early_stop = run.state.early_stop
+        if steps and early_stop and steps > early_stop:  # train on after early stopping
             run.recipe = run.recipe.model_copy(update={"early_stop": 0.0})
         return run
 
@@ -75,11 +72,8 @@ class Run(RunFolder):
 
     @property
     def finished(self) -> bool:
-        """Whether the concept of the last step, or of early stopping, is saved."""
-        try:
-            return self.concept.provenance.steps in (self.recipe.steps, self.stopped_step)
-        except PinxitError:
-            return False
+        """Whether the last step of the recipe is trained and saved, or training stopped early."""
+        return self.exists(self.folder) and self.state.is_done
 
     def check_image_folder(self) -> None:
         """RunError if an existing run's image folder is missing."""
@@ -128,7 +122,7 @@ class Run(RunFolder):
             yield Notice(f"previews are not scored: {error.message}")
 
 
-def train_together(model: Model, runs: Sequence[Run]) -> Generator[tuple[Run, AnyEvent]]:
+def train_together(model: Model, runs: Sequence[Run]) -> Generator[tuple[Run, Event]]:
     """Start or continue several runs in one batch; yields each event with its run.
 
     Call `settle_recipe` of each before. A run that fails leaves the batch with a RunFailure, the
@@ -136,17 +130,13 @@ def train_together(model: Model, runs: Sequence[Run]) -> Generator[tuple[Run, An
     saved however it ends.
     """
     diverged = yield from _train_once(model, dict.fromkeys(runs))
-    for run, error in diverged.items():
-        yield run, Notice(error.message)
-    retries = {run: error.message for run, error in diverged.items()}
-    for run, error in (yield from _train_once(model, retries)).items():
-        yield run, RunFailure(error)
+    yield from _train_once(model, diverged)
 
 
 def _train_once(
     model: Model, runs: Mapping[Run, str | None]
-) -> Generator[tuple[Run, AnyEvent], None, dict[Run, RunError]]:
-    """Train all runs to the end; returns the runs that diverged, with the error of each.
+) -> Generator[tuple[Run, Event], None, dict[Run, str]]:
+    """Train all runs to the end; returns the runs that diverged, with the error message of each.
 
     `runs` has the error of the first attempt if this is the second. The training session is freed
     on return, so the second attempt needs no additional memory.
@@ -158,14 +148,29 @@ def _train_once(
                 make_folder(run.folder)
                 run.check_no_links()
                 locks.enter_context(exclusive_lock(run.folder))
+            except PinxitError as error:
+                yield run, RunFailure(error)
+                continue
+            try:
                 for event in _start(model, run, last_error, trainers):
                     yield run, event
             except PinxitError as error:
                 trainers.pop(run, None)
+                run.record_end(RunFailure(error))
                 yield run, RunFailure(error)
         if trainers:
-            yield from _train_started(model, trainers)
-    return {run: trainer.error for run, trainer in trainers.items() if trainer.error}
+            try:
+                yield from _train_started(model, trainers)
+            except PinxitError as error:
+                for run in trainers:
+                    run.record_end(RunFailure(error))
+                raise
+        diverged = {run: trainer.error for run, trainer in trainers.items() if trainer.error}
+        for run, error in diverged.items():
+            event = RunFailure(error) if runs[run] else Notice(error.message)
+            run.record_end(event)
+            yield run, event
+    return {run: error.message for run, error in diverged.items()}
 
 
 def _start(
@@ -173,21 +178,25 @@ def _start(
 ) -> Generator[Event]:
     """Prepare a run, add its trainer to `trainers`, and restore it from the last checkpoint."""
     run.write_recipe()
-    yield from run.prepare(model)
-    yield from run.create_judge(model)
+    for event in chain(run.prepare(model), run.create_judge(model)):
+        yield run.record(event)
     class_images = read_class_images(model, run.plan.class_images)
     trainer = trainers[run] = ConceptTrainer(model, run.plan, run.images, class_images)
     yield from run.restore(trainer, last_error)
+    yield run.record(Started(trainer.steps_done, trainer.total_steps))
     if trainer.unfinished:
-        yield from trainer.samples.encode_images()
+        for event in trainer.samples.encode_images():
+            yield run.record(event)
+    else:
+        yield run.record(Finished(trainer.steps_done, run.state.result_file))
 
 
 def _train_started(
     model: Model, trainers: Mapping[Run, ConceptTrainer]
-) -> Generator[tuple[Run, AnyEvent]]:
+) -> Generator[tuple[Run, Event]]:
     """Train runs whose trainers are ready; writes logs, previews and checkpoints."""
     runs, session = list(trainers), TrainingSession(model, list(trainers.values()))
-    session.memory_plan = logged_plan = runs[0].memory_plan
+    session.memory_plan = logged_plan = _logged_memory_plan(runs[0])
     with closing(train(session)) as steps, ExitStack() as ends:
         for run, trainer in trainers.items():
             ends.callback(_finish, run, trainer, session, runs.index(run))
@@ -195,9 +204,10 @@ def _train_started(
             shares = [(runs[place], share) for place, share in step.per_concept()]
             if session.memory_plan and session.memory_plan != logged_plan:
                 logged_plan = session.memory_plan
+                notice = _memory_notice(logged_plan, model)
                 for run in runs:
-                    run.log_memory_plan(logged_plan)
-                yield runs[0], MemoryNotice(logged_plan.description(model.placement.precision))
+                    run.record(notice)
+                yield runs[0], notice
             for run, share in shares:
                 run.log_step(share, trainers[run])
             for run, share in shares:
@@ -213,6 +223,19 @@ def _finish(run: Run, trainer: ConceptTrainer, session: TrainingSession, place: 
             if at == place:
                 run.log_step(share, trainer)
         run.save(trainer)
+        if trainer.unfinished and not trainer.error:
+            run.record_end(Stopped(trainer.steps_done))
+
+
+def _logged_memory_plan(run: Run) -> MemoryPlan | None:
+    """How the last steps of a run were computed; None before the first step."""
+    notice = run.state.memory_plan
+    return MemoryPlan(notice.micro_batch, notice.gradient_checkpointing) if notice else None
+
+
+def _memory_notice(plan: MemoryPlan, model: Model) -> MemoryNotice:
+    text = plan.description(model.placement.precision)
+    return MemoryNotice(plan.micro_batch, plan.gradient_checkpointing, text)
 
 
 def train_run(model: Model, recipe: Recipe, folder: Path | str) -> Run:

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import psutil
 import torch
@@ -35,21 +35,6 @@ class MemoryPlan:
         if self.micro_batch > 1:
             return MemoryPlan(self.micro_batch // 2, self.gradient_checkpointing)
         return None if self.gradient_checkpointing else MemoryPlan(1, gradient_checkpointing=True)
-
-    @property
-    def settings(self) -> dict[str, int]:
-        """The plan without the estimate, as it is written to the training log."""
-        return {"together": self.micro_batch, "economise": self.gradient_checkpointing}
-
-    @classmethod
-    def from_settings(cls, settings: object) -> "MemoryPlan | None":
-        """A plan from its `settings`; None if they are not valid."""
-        if not isinstance(settings, dict):
-            return None
-        values = cast("dict[str, Any]", settings)
-        if not values.keys() <= {"together", "economise"} or "together" not in values:
-            return None
-        return cls(values["together"], values.get("economise", False))
 
     def description(self, precision: str) -> str:
         """The plan and its estimate as a message."""

@@ -87,11 +87,9 @@ class DemoRunner:
                 elif isinstance(event, StepResult):
                     note = f"loss {event.loss:.3f}"
                     self.progress(Progress(task, event.number, event.total, note))
-        steps = run.logged_steps()
-        losses = tuple(_mean(step["losses"]) for step in steps)
-        return TrainedConcept(
-            run, losses, preparation + sum(_mean(step["seconds"]) for step in steps)
-        )
+        steps = run.state.steps
+        losses = tuple(step.loss for step in steps)
+        return TrainedConcept(run, losses, preparation + sum(step.seconds for step in steps))
 
     def generate(
         self, prompts: Sequence[Prompt], trained: TrainedConcept | None, task: str
@@ -118,11 +116,3 @@ class DemoRunner:
                     seconds = (time.perf_counter() - start) / self.num_images
                     images.append(DemoImage(prompt, event.request.seed, seconds, event.image))
         return images
-
-
-def _mean(value: object) -> float:
-    """A number of the training log, or the mean of a list of numbers."""
-    if isinstance(value, list):
-        return sum(map(_mean, value)) / len(value)
-    assert isinstance(value, float | int)
-    return float(value)
