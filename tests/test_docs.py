@@ -21,6 +21,11 @@ PACKAGE = ROOT / "src" / "pinxit"
 MODULES = sorted(PACKAGE.rglob("*.py"))
 ARCHITECTURE = ROOT / "docs" / "architecture.md"
 GUIDES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("guides/*.md"))]
+TERMS = (
+    "learning rate, prior preservation, class images, LoRA rank, embedding norm, guidance scale, "
+    "sampler, denoising strength, early stopping, checkpoint, gradient checkpointing, offloading, "
+    "kohya, diffusers, ControlNet, bf16"
+)
 # Shell blocks, and rows of tables that end with a command.
 _SPANS = re.compile(r"^```(?:sh|console)\n(?:.*?)^```|`pinxit [^`]+` \|$", re.MULTILINE | re.DOTALL)
 
@@ -169,3 +174,21 @@ def test_every_name_in_the_architecture_exists(name: str) -> None:
 
 def test_the_architecture_fits_on_a_page() -> None:
     assert len(ARCHITECTURE.read_text("utf-8").splitlines()) <= 120
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_files_and_modules_that_are_named_exist(page: Path) -> None:
+    """Apart from the commands of measurements, which are those of the measured commit."""
+    lines = page.read_text(encoding="utf-8").splitlines()
+    text = "\n".join(line for line in lines if not line.startswith("Measured by"))
+    paths = re.findall(r"`((?:src|lab|tests|tools|gpu|examples|docs)/[\w./-]+)", text)
+    modules = re.findall(r"python -m (lab[\w.]*|pinxit\.pocket[\w.]*)", text)
+    missing = [path for path in paths if not (ROOT / path).exists()]
+    missing += [module for module in modules if pydoc.locate(module) is None]
+    assert not missing
+
+
+@pytest.mark.parametrize("term", TERMS.split(", "))
+def test_the_index_leads_from_a_term_of_the_field_to_a_page(term: str) -> None:
+    index = (ROOT / "docs" / "README.md").read_text(encoding="utf-8")
+    assert term.lower() in index.lower()
