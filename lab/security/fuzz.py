@@ -26,8 +26,8 @@ from torch import nn
 
 from lab.security.hostile import in_legacy, in_zip, named, routes, text, whole, zipped
 from lab.security.watch import FOLDER, Watch
+from pinxit.files.pickle.torch_file import read_torch_file
 from pinxit.files.safetensors_file import read_safetensors
-from pinxit.files.torch_file import read_torch_file
 
 ROOT = Path(__file__).resolve().parents[2]
 FAILURES = ROOT / "build" / "fuzz"

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from lab.security.watch import FOLDER, Watch
-from pinxit.files.torch_file import read_torch_file
+from pinxit.files.pickle.torch_file import read_torch_file
 
 MODULES = """
     _aix_support _codecs _io _operator _osx_support _pickle _posixsubprocess _socket _thread

@@ -18,7 +18,7 @@ from typing import Any
 
 import torch
 
-from pinxit.files.torch_file import read_torch_file
+from pinxit.files.pickle.torch_file import read_torch_file
 
 ROOT = Path(__file__).resolve().parents[2]
 TENSORS = 1131  # U-Net, autoencoder and text encoder together

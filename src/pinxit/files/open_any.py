@@ -8,8 +8,8 @@ from typing import Any, Literal, cast
 from torch import Tensor
 
 from pinxit.errors import ConceptError
+from pinxit.files.pickle.torch_file import is_pickle, read_torch_file
 from pinxit.files.safetensors_file import read_safetensors
-from pinxit.files.torch_file import is_pickle, read_torch_file
 
 Container = Literal["safetensors", "pickle", "image", "folder"]
 

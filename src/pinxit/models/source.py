@@ -14,8 +14,8 @@ from torch import Tensor
 
 from pinxit.errors import ModelError
 from pinxit.files.atomic_write import sha256
+from pinxit.files.pickle.torch_file import is_pickle, read_torch_file
 from pinxit.files.safetensors_file import read_safetensors
-from pinxit.files.torch_file import is_pickle, read_torch_file
 from pinxit.models.family import network_folders, part_folders
 
 _MAX_JSON_BYTES = 32 * 2**20

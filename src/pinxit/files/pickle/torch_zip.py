@@ -6,7 +6,7 @@ from itertools import pairwise
 from mmap import mmap
 from typing import Any
 
-from pinxit.files.pickle_reader import RefusedError
+from pinxit.files.pickle.machine import RefusedError
 
 MAX_MEMBERS = 100_000
 _ALLOWED_FLAGS = 0x080E  # sizes after the data, names in UTF-8, compression level

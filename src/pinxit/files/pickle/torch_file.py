@@ -19,14 +19,14 @@ from torch import Tensor
 
 from pinxit.errors import FileError
 from pinxit.files.mapped import map_file
-from pinxit.files.pickle_reader import (
+from pinxit.files.pickle.machine import (
     Builder,
     GlobalName,
     Intermediate,
     PickleMachine,
     RefusedError,
 )
-from pinxit.files.torch_zip import ByteRange, members, pickle_member
+from pinxit.files.pickle.torch_zip import ByteRange, members, pickle_member
 
 _MAGIC = 0x1950A86A20F9469CFC6C
 _PROTOCOL = 1001
