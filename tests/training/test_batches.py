@@ -15,7 +15,10 @@ from torch import Tensor
 from pinxit import registry
 from pinxit.adapters.adapter import applied
 from pinxit.errors import RunError
-from pinxit.images.folder import TrainingImage, read_images
+from pinxit.images import folder as image_folder
+from pinxit.images.decode import decode
+from pinxit.images.folder import PixelCache, TrainingImage, read_images
+from pinxit.images.inspect import check_folder
 from pinxit.images.tensors import to_pixels
 from pinxit.models.conditioning import Conditioning
 from pinxit.models.model import Model
@@ -182,6 +185,30 @@ def test_a_continued_run_with_many_shapes_is_the_same(
         pass
     for one, other in zip(whole.concept.parts, continued.concept.parts, strict=True):
         assert all(torch.equal(one.tensors[name], other.tensors[name]) for name in one.tensors)
+
+
+def test_files_are_decoded_once_before_training(
+    model: Model, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    save_mask(folder, "square.png", (0, 0, 40, 80))
+    decoded: list[Path] = []
+    monkeypatch.setattr(image_folder, "decode", lambda path: decoded.append(path) or decode(path))
+    checks = check_folder(folder, RESOLUTION)
+    run = Run.create(tmp_path / "run", recipe(folder, steps=1))
+    for _ in run.train(model, checks.images):
+        pass
+    assert sorted(decoded) == sorted(folder.iterdir())
+    assert all(image.cache and image.cache.get(image.path) is None for image in run.images)
+    run.images[0].open()
+    assert len(decoded) == len(list(folder.iterdir())) + 1
+
+
+def test_the_pixel_cache_is_bounded(folder: Path) -> None:
+    cache, image = PixelCache(max_bytes=4 * 40 * 40), Image.new("RGB", (40, 40))
+    cache.add(folder / "one.png", image, None)
+    cache.add(folder / "two.png", image, None)
+    assert cache.get(folder / "one.png") == (image, None)
+    assert cache.get(folder / "two.png") is None
 
 
 def test_the_loss_has_no_gradient_outside_the_mask(model: Model, folder: Path) -> None:

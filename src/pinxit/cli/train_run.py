@@ -128,10 +128,10 @@ def train_run(run: Run, device: str) -> None:
     # Problems of the images are shown before a large base model is opened.
     run.check_image_folder()
     resolution = recipe.resolution or _RESOLUTIONS.get(recipe.base, _DEFAULT_RESOLUTION)
-    images = check_folder(recipe.images, resolution, masks=recipe.masks)
-    check_before_training(images, recipe.skip_bad)
+    checks = check_folder(recipe.images, resolution, masks=recipe.masks)
+    check_before_training(checks, recipe.skip_bad)
     model = open_base_model(recipe, device)
-    with closing(run.train(model)) as events:
+    with closing(run.train(model, checks.images)) as events:
         _show_events({run: ""}, ((run, event) for event in events), lambda: _stop_message(run))
     say(*_best_step_lines(run.state))
     data(str(run.state.result_file))

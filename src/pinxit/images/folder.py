@@ -3,7 +3,7 @@
 import hashlib
 import re
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -39,12 +39,40 @@ class Mask:
     sha256: str
 
 
+class PixelCache:
+    """Decoded images and masks of a folder, so that each file is decoded once before training.
+
+    It keeps at most `max_bytes`; what does not fit is decoded again when it is used.
+    """
+
+    def __init__(self, max_bytes: int = 2**30) -> None:
+        self._max_bytes = max_bytes
+        self._free_bytes = max_bytes
+        self._pixels: dict[Path, tuple[Image, Image | None]] = {}
+
+    def get(self, path: Path) -> "tuple[Image, Image | None] | None":
+        """The image and the mask of a file; None if they are not in the cache."""
+        return self._pixels.get(path)
+
+    def add(self, path: Path, image: "Image", mask: "Image | None") -> None:
+        """Keep an image and its mask if they fit."""
+        size = image.width * image.height * (5 if mask else 4)  # Pillow has 4 bytes per RGB pixel
+        if path not in self._pixels and size <= self._free_bytes:
+            self._pixels[path] = image, mask
+            self._free_bytes -= size
+
+    def clear(self) -> None:
+        """Release all pixels."""
+        self._pixels.clear()
+        self._free_bytes = self._max_bytes
+
+
 @dataclass(frozen=True)
 class TrainingImage:
     """An image file that was decoded once without an error.
 
     `weight` is its weight in the loss; `class_image` is true for images generated with the base
-    model for prior preservation.
+    model for prior preservation. Its pixels may be in `cache`.
     """
 
     path: Path
@@ -53,16 +81,25 @@ class TrainingImage:
     weight: float = 1.0
     class_image: bool = False
     mask: Mask | None = None
+    cache: PixelCache | None = field(default=None, repr=False, compare=False)
 
     def open(self) -> "Image":
         """Decode the image: upright, RGB, 8 bits, on white; ImageError if that is not possible."""
         return self.open_with_mask()[0]
 
     def open_with_mask(self) -> "tuple[Image, Image | None]":
-        """Decode the image and its mask, if any (L, of the same size); may raise ImageError."""
+        """Decode the image and its mask, if any (L, of the same size); may raise ImageError.
+
+        They may be shared: do not change their pixels.
+        """
+        if self.cache and (pixels := self.cache.get(self.path)):
+            return pixels
         try:
             decoded = decode(self.path)
-            return decoded.image, _mask_pixels(self.mask, self.path, decoded)
+            mask = _mask_pixels(self.mask, self.path, decoded)
+            if self.cache:
+                self.cache.add(self.path, decoded.image, mask)
+            return decoded.image, mask
         except UnreadableError as error:
             raise ImageError(
                 f"image {self.path} can no longer be read: {error}",
@@ -105,6 +142,13 @@ def read_images(
     return tuple(images)
 
 
+def release_pixels(images: Iterable[TrainingImage]) -> None:
+    """Remove the pixels of images from memory; they are decoded again if they are used."""
+    for image in images:
+        if image.cache:
+            image.cache.clear()
+
+
 def sort_by_content(images: Iterable[TrainingImage]) -> tuple[TrainingImage, ...]:
     """Sort images by their SHA-256, so that the order does not depend on file names."""
     return tuple(sorted(images, key=lambda image: image.sha256))
@@ -144,7 +188,11 @@ def check_usable(folder: Path, count: int, rejected: Sequence[ImageEntry]) -> No
 
 
 def check_images(folder: Path, masks: MaskSource = "files") -> Iterator[ImageEntry]:
-    """Decode the files of a folder one by one, sorted by name, without captions and masks."""
+    """Decode the files of a folder one by one, sorted by name, without captions and masks.
+
+    The images have a common cache, which keeps their pixels.
+    """
+    cache = PixelCache()
     files = _files(folder)
     image_names = {name for path in files for name in (path.name, path.stem)}
     mask_files = {path: name for path in files if (name := _masked_name(path)) is not None}
@@ -156,7 +204,7 @@ def check_images(folder: Path, masks: MaskSource = "files") -> Iterator[ImageEnt
                 mask for mask, name in mask_files.items() if name in (path.name, path.stem)
             )
             mask_file = next(masks_of_image, None)
-            yield _entry(path, {"files": mask_file, "alpha": path, "none": None}[masks])
+            yield _entry(path, {"files": mask_file, "alpha": path, "none": None}[masks], cache)
         elif mask_files[path] not in image_names:
             yield ImageEntry(path, ("a mask without an image",), rejected=True)
 
@@ -168,7 +216,7 @@ def _masked_name(path: Path) -> str | None:
     return next((path.name[:-length] for length in lengths), None)
 
 
-def _entry(path: Path, mask_file: Path | None) -> ImageEntry:
+def _entry(path: Path, mask_file: Path | None, cache: PixelCache) -> ImageEntry:
     suffix = path.suffix.lower()
     try:
         if suffix in _RAW_SUFFIXES:
@@ -178,7 +226,8 @@ def _entry(path: Path, mask_file: Path | None) -> ImageEntry:
         if mask_file and (mask_file != path or decoded.alpha):
             mask = Mask(mask_file, sha256(mask_file))
             mask_pixels = _mask_pixels(mask, path, decoded)
-        image = TrainingImage(path, _caption(path), sha256(path), mask=mask)
+        image = TrainingImage(path, _caption(path), sha256(path), mask=mask, cache=cache)
+        cache.add(path, decoded.image, mask_pixels)
         return ImageEntry(path, decoded.notes, image=image, decoded=decoded, mask=mask_pixels)
     except NotAnImageError as error:
         return ImageEntry(path, (str(error),), rejected=suffix in _IMAGE_SUFFIXES)

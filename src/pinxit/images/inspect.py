@@ -61,6 +61,11 @@ class FolderCheck:
     rejected: tuple[ImageEntry, ...]
     ignored: tuple[ImageEntry, ...]
 
+    @property
+    def images(self) -> tuple[TrainingImage, ...]:
+        """The usable images, as `read_images` gives them."""
+        return tuple(check.image for check in self.checks)
+
     def warnings(self) -> dict[str, list[str]]:
         """Warnings by file name; under "" those about the folder as a whole."""
         warnings: dict[str, list[str]] = {check.name: _warnings(check) for check in self.checks}

@@ -8,6 +8,7 @@ from typing import Protocol, Self
 
 from pinxit.errors import PinxitError, RecipeError, RunError
 from pinxit.files.atomic_write import check_regular, is_new, write_text
+from pinxit.images.folder import release_pixels
 from pinxit.models.model import Model
 from pinxit.models.prompt import file_name
 from pinxit.options import Option, Options, read_toml
@@ -178,6 +179,7 @@ def train_many(
     for run in runs:
         try:
             run.settle_recipe(model)
+            release_pixels(run.images)  # the memory of all runs together is not bounded
         except PinxitError as error:
             yield run, RunFailure(error)
             continue

@@ -10,6 +10,7 @@ import torch
 from pinxit.errors import PinxitError, RequestError, RunError
 from pinxit.evaluation.judge import Judge
 from pinxit.files.atomic_write import defer_signals, exclusive_lock, is_new, make_folder
+from pinxit.images.folder import TrainingImage
 from pinxit.models.model import Model
 from pinxit.progress import Notice, Progress
 from pinxit.runs.class_images import generate_class_images, read_class_images
@@ -83,25 +84,26 @@ class Run(RunFolder):
                 f"say where it is: pinxit train --resume {self.folder} --images FOLDER",
             )
 
-    def train(self, model: Model) -> Generator[Event]:
+    def train(self, model: Model, images: tuple[TrainingImage, ...] = ()) -> Generator[Event]:
         """Start training, or continue from the last checkpoint; an event is on disk when yielded.
 
-        All steps are saved however it ends: last step, Ctrl-C, or the generator closed. If
+        `images` are those of the recipe if they have been read already. All steps are saved
+        however it ends: last step, Ctrl-C, or the generator closed. If
         training diverges it continues once from an earlier checkpoint with a lower learning rate.
         RunError if it diverges again or if another process uses the folder; DiskError if the disk
         is full or fails.
         """
-        self.settle_recipe(model)
+        self.settle_recipe(model, images)
         with closing(train_together(model, [self])) as events:
             for _, event in events:
                 if isinstance(event, RunFailure):
                     raise event.error
                 yield event
 
-    def settle_recipe(self, model: Model) -> None:
+    def settle_recipe(self, model: Model, images: tuple[TrainingImage, ...] = ()) -> None:
         """Read the images, and choose all options that depend on them or on the base model."""
         self.check_image_folder()
-        self.images = self.recipe.read_images()
+        self.images = images or self.recipe.read_images()
         self.plan = TrainingPlan.of(self.recipe, model, len(self.images))
         self.recipe = self.plan.recipe
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from pinxit.images.crop import bucket_for, crop_box, crop_center
-from pinxit.images.folder import TrainingImage
+from pinxit.images.folder import TrainingImage, release_pixels
 from pinxit.images.tensors import to_pixels
 from pinxit.models.model import Model
 from pinxit.progress import Progress
@@ -116,7 +116,7 @@ class TrainingSamples:
         self._encoded: dict[str, list[tuple[_EncodedImage, _EncodedImage]]] = {}
 
     def encode_images(self) -> Iterator[Progress]:
-        """Encode all images to latents; yields progress."""
+        """Encode all images to latents and release their cached pixels; yields progress."""
         total, num_done = sum(len(pool.images) for pool in self._pools), 0
         for pool in self._pools:
             encoded: dict[int, tuple[_EncodedImage, _EncodedImage]] = {}
@@ -125,6 +125,7 @@ class TrainingSamples:
                 yield Progress("images encoded", num_done + len(encoded), total)
             self._encoded[pool.name] = [encoded[number] for number in range(len(encoded))]
             num_done += len(encoded)
+        release_pixels(image for pool in self._pools for image in pool.images)
 
     def ensure_encoded(self) -> None:
         """Encode all images unless that was done before."""
