@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import closing
 from dataclasses import replace
+from inspect import Parameter as Argument
 from pathlib import Path
 
 from pinxit import registry
@@ -54,67 +55,57 @@ _MANY = "many "
 
 def __getattr__(name: str) -> Callable[..., None]:
     """The command of a method, which the parser imports by name: METHOD or `many METHOD`."""
-    method = name.removeprefix(_MANY)
-    if method not in registry.names("methods"):
+    method_name = name.removeprefix(_MANY)
+    if method_name not in registry.names("methods"):
         raise AttributeError(name)
-    return _many_command(method) if name.startswith(_MANY) else _train_command(method)
-
-
-def _train_command(name: str) -> Callable[..., None]:
-    """The command `pinxit train NAME IMAGES`, with flags for the recipe and for the method."""
-    method: type[Method] = registry.load("methods", name)
-
-    def run_command(given: Values) -> None:
-        recipe = Recipe.model_validate(_recipe_values(name, method, given))
-        start(recipe, given.get("out"), given.get("device", "cpu"))
-
-    return command(
-        [
-            *positional_option(Recipe, "images"),
-            *flags(Recipe, leave_out=frozenset({"method", "images"})),
-            flag("out", Path, "folder for the run; must be new", "runs/TOKEN"),
-            device_flag(),
-            *flags(method, group=f"Options of {name}"),
-        ],
-        run_command,
-    )
-
-
-def _many_command(name: str) -> Callable[..., None]:
-    """The command `pinxit train-many NAME SUBJECTS`, with flags for the options in common."""
-    method: type[Method] = registry.load("methods", name)
+    method: type[Method] = registry.load("methods", method_name)
+    is_many = name.startswith(_MANY)
+    run = _train_many if is_many else _train_one
 
     def run_command(given: Values) -> None:
         given = canonical(given, _ALIASES)
-        limit: int | None = given.get("max_concepts_per_batch")
-        common = _recipe_values(name, method, given)
-        group = RunGroup.from_table(given["subjects"], common, limit)
-        device = given.get("device", "cpu")
-        if "resume" in given:
-            resume_group(given["resume"], device, group)
-            return
-        out = given.get("out") or Path("runs") / file_name(given["subjects"].stem)
-        group.create(out)
-        train_group(group, out, device)
+        method_options = {"name": method_name, **method.chosen(given)}
+        run(given, {**Recipe.chosen(given), "method": method_options})
 
-    return command(
-        [
-            positional("subjects", Path, "folder of image folders, or a table in TOML or CSV"),
-            *aliased(flag("class_noun", str, _CLASS_NOUN, "that of the table"), "class_name"),
-            *flags(Recipe, leave_out=_PER_SUBJECT),
-            *flags(RunGroup, leave_out=frozenset({"subjects"})),
-            flag("out", Path, "folder for the runs; must be new", "runs/SUBJECTS"),
-            flag("resume", Path, "folder of runs of the same subjects, to continue them", "none"),
-            device_flag(),
-            *flags(method, group=f"Options of {name}"),
-        ],
-        run_command,
-    )
+    common = _many_flags() if is_many else _train_flags()
+    arguments = [*common, device_flag(), *flags(method, group=f"Options of {method_name}")]
+    return command(arguments, run_command)
 
 
-def _recipe_values(name: str, method: type[Method], given: Values) -> dict[str, object]:
-    """The typed options of a recipe and its method, as `Recipe` takes them."""
-    return {**Recipe.chosen(given), "method": {"name": name, **method.chosen(given)}}
+def _train_flags() -> list[Argument]:
+    return [
+        *positional_option(Recipe, "images"),
+        *flags(Recipe, leave_out=frozenset({"method", "images"})),
+        flag("out", Path, "folder for the run; must be new", "runs/TOKEN"),
+    ]
+
+
+def _many_flags() -> list[Argument]:
+    return [
+        positional("subjects", Path, "folder of image folders, or a table in TOML or CSV"),
+        *aliased(flag("class_noun", str, _CLASS_NOUN, "that of the table"), "class_name"),
+        *flags(Recipe, leave_out=_PER_SUBJECT),
+        *flags(RunGroup, leave_out=frozenset({"subjects"})),
+        flag("out", Path, "folder for the runs; must be new", "runs/SUBJECTS"),
+        flag("resume", Path, "folder of runs of the same subjects, to continue them", "none"),
+    ]
+
+
+def _train_one(given: Values, recipe: dict[str, object]) -> None:
+    """`pinxit train METHOD IMAGES`."""
+    start(Recipe.model_validate(recipe), given.get("out"), given.get("device", "cpu"))
+
+
+def _train_many(given: Values, common: dict[str, object]) -> None:
+    """`pinxit train-many METHOD SUBJECTS`; `common` has the options of all recipes."""
+    group = RunGroup.from_table(given["subjects"], common, given.get("max_concepts_per_batch"))
+    device = given.get("device", "cpu")
+    if "resume" in given:
+        resume_group(given["resume"], device, group)
+        return
+    out = given.get("out") or Path("runs") / file_name(given["subjects"].stem)
+    group.create(out)
+    train_group(group, out, device)
 
 
 def start(recipe: Recipe, out: Path | None, device: str) -> None:
@@ -192,39 +183,35 @@ class _Display:
     def __init__(self, names: Mapping[Run, str]) -> None:
         self.names = names
         self.steps = dict.fromkeys(names, 0)
-        self.early_stops: dict[Run, int] = {}
+        self.finished: set[Run] = set()
         self.losses: dict[Run, float] = {}
 
     def show(self, run: Run, event: Event, progress: ProgressCallback) -> None:
         """Show one event."""
         prefix = f"{self.names[run]}: " if self.names[run] else ""
-        match event:
-            case Progress():
-                progress(replace(event, task=f"{prefix}{event.task}"))
-            case StepResult():
-                self._show_step(run, event, progress)
-            case MemoryNotice():
-                say(event.text)
-            case PreviewScores() | EarlyStop():
-                if isinstance(event, EarlyStop):
-                    self.early_stops[run] = event.step
-                say(f"{prefix}{event.text}")
-            case Notice():
-                say(f"note: {prefix}{event.message}")
-            case Finished():
-                say(f"trained {run.recipe.token}; generate with: --concept {run.folder}")
-            case RunFailure():
-                del self.steps[run]
-                error = event.error
-                say(f"{self.names[run]} is left out: {error.message}", f"hint: {error.hint}")
-            case _:
-                pass
+        if isinstance(event, Progress):
+            progress(replace(event, task=f"{prefix}{event.task}"))
+        elif isinstance(event, StepResult):
+            self._show_step(run, event, progress)
+        elif isinstance(event, RunFailure):
+            del self.steps[run]
+            error = event.error
+            say(f"{self.names[run]} is left out: {error.message}", f"hint: {error.hint}")
+        elif isinstance(event, Finished):
+            self.finished.add(run)
+            say(f"trained {run.recipe.token}; generate with: --concept {run.folder}")
+        elif isinstance(event, Notice):
+            say(f"note: {prefix}{event.message}")
+        elif isinstance(event, MemoryNotice | PreviewScores | EarlyStop):
+            say(f"{prefix}{event.text}")
 
     def _show_step(self, run: Run, step: StepResult, progress: ProgressCallback) -> None:
         average = self.losses.get(run, step.loss)
         self.losses[run] = _LOSS_DECAY * average + (1 - _LOSS_DECAY) * step.loss
         self.steps[run] = step.number
-        total = sum(self.early_stops.get(one, one.plan.steps) for one in self.steps)
+        total = sum(
+            done if one in self.finished else one.plan.steps for one, done in self.steps.items()
+        )
         note = f"loss {self.losses[run]:.3f}"
         progress(Progress("training", sum(self.steps.values()), total, note))
 

@@ -4,7 +4,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, get_args
 
 from pydantic import BeforeValidator, InstanceOf, PlainSerializer, TypeAdapter, ValidationError
 
@@ -41,10 +41,16 @@ class Started:
 
 
 @dataclass(frozen=True)
-class ValidationLoss:
-    """The loss of fixed samples after a step."""
+class StepEvent:
+    """An event that belongs to a step, and is dropped if the run goes back before it."""
 
     step: int
+
+
+@dataclass(frozen=True)
+class ValidationLoss(StepEvent):
+    """The loss of fixed samples after a step."""
+
     loss: float
 
 
@@ -58,28 +64,25 @@ class MemoryNotice:
 
 
 @dataclass(frozen=True)
-class LearningRateReduction:
+class LearningRateReduction(StepEvent):
     """The learning rate from this step on is multiplied by `multiplier`."""
 
-    step: int
     multiplier: float
     reason: str
 
 
 @dataclass(frozen=True)
-class Preview:
+class Preview(StepEvent):
     """A sheet of images was generated after a step; `num_flat` have only one colour."""
 
-    step: int
     path: LoggedPath
     num_flat: int = 0
 
 
 @dataclass(frozen=True)
-class PreviewScores:
+class PreviewScores(StepEvent):
     """The previews of a step were scored. `problems` are sentences about what they show."""
 
-    step: int
     likeness: float
     prompt: float
     score: float
@@ -94,26 +97,22 @@ class PreviewScores:
 
 
 @dataclass(frozen=True)
-class SavedConcept:
+class SavedConcept(StepEvent):
     """The concept of a step was saved in a file that stays."""
 
-    step: int
     path: LoggedPath
 
 
 @dataclass(frozen=True)
-class SavedCheckpoint:
+class SavedCheckpoint(StepEvent):
     """Checkpoint and concept are saved, up to and including this step."""
 
-    step: int
     path: LoggedPath
 
 
 @dataclass(frozen=True)
-class EarlyStop:
+class EarlyStop(StepEvent):
     """Training stopped early after this step, since it has converged."""
-
-    step: int
 
     @property
     def text(self) -> str:
@@ -136,10 +135,9 @@ class RunFailure:
 
 
 @dataclass(frozen=True)
-class Finished:
+class Finished(StepEvent):
     """The last step is trained and saved; `path` is the concept to generate with."""
 
-    step: int
     path: LoggedPath
 
 
@@ -161,35 +159,20 @@ Event = (
     | Finished
 )
 
-_TYPES: dict[str, type[Event]] = {
-    "started": Started,
-    "progress": Progress,
-    "memory": MemoryNotice,
-    "step": StepResult,
-    "validation": ValidationLoss,
-    "learning-rate": LearningRateReduction,
-    "preview": Preview,
-    "scores": PreviewScores,
-    "concept": SavedConcept,
-    "checkpoint": SavedCheckpoint,
-    "notice": Notice,
-    "early-stop": EarlyStop,
-    "stopped": Stopped,
-    "failure": RunFailure,
-    "finished": Finished,
+# A line has the name of the event's class as its type.
+_ADAPTERS: dict[str, TypeAdapter[Any]] = {
+    kind.__name__: TypeAdapter(kind) for kind in get_args(Event)
 }
-_NAMES = {kind: name for name, kind in _TYPES.items()}
-_ADAPTERS: dict[str, TypeAdapter[Any]] = {name: TypeAdapter(kind) for name, kind in _TYPES.items()}
 
 # Lines of the first version have no type: the type by a key that only such lines have, and the
 # names of the values since then.
 _UNTYPED = {
-    "losses": "step",
-    "fixed": "validation",
-    "chosen": "memory",
-    "because": "learning-rate",
-    "best": "scores",
-    "stopped": "early-stop",
+    "losses": "StepResult",
+    "fixed": "ValidationLoss",
+    "chosen": "MemoryNotice",
+    "because": "LearningRateReduction",
+    "best": "PreviewScores",
+    "stopped": "EarlyStop",
 }
 _RENAMED = {
     "rate": "learning_rate",
@@ -205,7 +188,7 @@ _RENAMED = {
 
 def to_line(event: Event) -> str:
     """An event as a line of the training log; ValueError for a number that is not finite."""
-    name = _NAMES[type(event)]
+    name = type(event).__name__
     values = _ADAPTERS[name].dump_python(event, mode="json", exclude={"concepts"})
     return json.dumps({"type": name, **values}, allow_nan=False) + "\n"
 
@@ -221,26 +204,10 @@ def from_line(line: str) -> Event | None:
 
 
 def step_of(event: Event) -> int:
-    """The step that an event belongs to; 0 if it belongs to the whole run.
-
-    If a run goes back before that step, the event is dropped, since the step is repeated.
-    """
-    match event:
-        case StepResult(number=number):
-            return number
-        case (
-            ValidationLoss(step=step)
-            | LearningRateReduction(step=step)
-            | Preview(step=step)
-            | PreviewScores(step=step)
-            | SavedConcept(step=step)
-            | SavedCheckpoint(step=step)
-            | EarlyStop(step=step)
-            | Finished(step=step)
-        ):
-            return step
-        case _:
-            return 0
+    """The step that an event belongs to; 0 if it belongs to the whole run."""
+    if isinstance(event, StepResult):
+        return event.number
+    return event.step if isinstance(event, StepEvent) else 0
 
 
 def _with_type(entry: Mapping[str, Any]) -> dict[str, Any]:

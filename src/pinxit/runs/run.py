@@ -1,7 +1,7 @@
 """A run: one concept trained in its own folder, alone or in one batch with other runs."""
 
-from collections.abc import Generator, Iterator, Mapping, Sequence
-from contextlib import ExitStack, closing
+from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, closing, contextmanager
 from itertools import chain
 from pathlib import Path
 
@@ -146,33 +146,47 @@ def _train_once(
     trainers: dict[Run, ConceptTrainer] = {}
     with ExitStack() as locks:
         for run, last_error in runs.items():
-            try:
-                make_folder(run.folder)
-                run.check_no_links()
-                locks.enter_context(exclusive_lock(run.folder))
-            except PinxitError as error:
-                yield run, RunFailure(error)
-                continue
-            try:
-                for event in _start(model, run, last_error, trainers):
-                    yield run, event
-            except PinxitError as error:
-                trainers.pop(run, None)
-                run.record_end(RunFailure(error))
-                yield run, RunFailure(error)
+            for event in _lock_and_start(model, run, last_error, trainers, locks):
+                yield run, event
         if trainers:
-            try:
+            with _recorded_failure(trainers):
                 yield from _train_started(model, trainers)
-            except PinxitError as error:
-                for run in trainers:
-                    run.record_end(RunFailure(error))
-                raise
         diverged = {run: trainer.error for run, trainer in trainers.items() if trainer.error}
         for run, error in diverged.items():
             event = RunFailure(error) if runs[run] else Notice(error.message)
             run.record_end(event)
             yield run, event
     return {run: error.message for run, error in diverged.items()}
+
+
+@contextmanager
+def _recorded_failure(runs: Iterable[Run]) -> Generator[None]:
+    """Log an error of the block in each run."""
+    try:
+        yield
+    except PinxitError as error:
+        for run in runs:
+            run.record_end(RunFailure(error))
+        raise
+
+
+def _lock_and_start(
+    model: Model,
+    run: Run,
+    last_error: str | None,
+    trainers: dict[Run, ConceptTrainer],
+    locks: ExitStack,
+) -> Generator[Event]:
+    """Lock and start a run; the last event is a RunFailure if that fails."""
+    try:
+        make_folder(run.folder)
+        run.check_no_links()
+        locks.enter_context(exclusive_lock(run.folder))
+        with _recorded_failure([run]):
+            yield from _start(model, run, last_error, trainers)
+    except PinxitError as error:
+        trainers.pop(run, None)
+        yield RunFailure(error)
 
 
 def _start(
