@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from pinxit.images.folder import read_images
     from pinxit.images.tensors import contact_sheet
     from pinxit.models.open_base import Bases, open_base
+    from pinxit.runs.reader import read_run
     from pinxit.runs.run import Run, train_run
     from pinxit.training.recipe import Recipe
 
@@ -48,6 +49,7 @@ __all__ = [
     "open_base",
     "read_concept",
     "read_images",
+    "read_run",
     "train",
     "write_concept",
 ]
@@ -66,6 +68,7 @@ _HOMES = {
     "open_base": ("models.open_base", "open_base"),
     "read_concept": ("concepts.read", "read_concept"),
     "read_images": ("images.folder", "read_images"),
+    "read_run": ("runs.reader", "read_run"),
     "train": ("runs.run", "train_run"),
     "write_concept": ("concepts.read", "write_concept"),
 }
