@@ -107,6 +107,20 @@ def test_offloaded_networks_are_the_same_when_loaded_again(
     )
 
 
+def test_t5_is_offloaded_too_and_loaded_again_when_a_prompt_is_encoded(
+    bases: Callable[[str], Path],
+) -> None:
+    model = open_base(bases("stable-diffusion-3"))
+    states = model.condition(["a dog"]).states
+    t5 = model.frozen_text_encoders["text_3"].network
+    dtype, sizes = t5.dtype, [weight.numel() for weight in t5.parameters()]
+    model.offload()
+    assert not any(weight.numel() for weight in t5.parameters())
+    assert torch.equal(model.condition(["a dog"]).states, states)
+    assert [weight.numel() for weight in t5.parameters()] == sizes
+    assert t5.dtype == dtype
+
+
 def test_missing_files_of_an_offloaded_network_raise_an_error(
     tmp_path: Path, bases: Callable[[str], Path]
 ) -> None:

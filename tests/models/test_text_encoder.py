@@ -1,6 +1,6 @@
 """Prompts: placeholder tokens, their embeddings and gradients, weights, chunks and clip skip."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -69,6 +69,26 @@ def test_a_placeholder_token_works_like_a_vocabulary_token(nano: Path, model: Mo
     assert torch.equal(without_token, model.condition(["a photo of a toy on the beach"]).states)
 
 
+def test_a_prompt_is_tokenized_once_for_all_values_of_the_embeddings(
+    model: Model, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    encoder, prompt = model.text_encoders["text"], "once a photo of <mytoy>"
+    parsed: list[str] = []
+
+    def expand(text: str, placeholders: Mapping[str, TokenEmbedding]) -> str:
+        parsed.append(text)
+        return expand_aliases(text, placeholders)
+
+    monkeypatch.setattr("pinxit.models.clip_encoder.expand_aliases", expand)
+    for count, scale in ((2, 1.0), (2, 3.0), (3, 1.0)):
+        table = torch.ones(count, encoder.width) * scale
+        plan = encoder.tokenize([prompt], {"<mytoy>": TokenEmbedding("toy", {"text": table})})
+        assert plan.embeddings is not None
+        assert torch.equal(plan.embeddings, table)
+        assert int((plan.embedding_rows >= 0).sum()) == count
+    assert parsed == [prompt] * 2  # the third embedding has another length
+
+
 def test_two_placeholder_tokens_in_one_prompt(model: Model) -> None:
     one, two = embedding(model, 1, "<one>"), embedding(model, 3, "<two>")
     with applied(model, [one, two]):
@@ -105,11 +125,10 @@ def test_a_long_prompt_is_truncated_and_reported(model: Model) -> None:
     assert model.truncated_text(f"{fits} on the red beach") == "on the red beach"
     with applied(model, [embedding(model, 4)]):
         assert model.truncated_text(f"<mytoy> {fits}") == "dog dog dog dog"
-        tokens = model.text_encoders["text"].tokenize(
-            [f"{fits} <mytoy>"], model.placeholders, GENERATION
-        )
+        encoder: Any = model.text_encoders["text"]
+        tokens = encoder.tokenize([f"{fits} <mytoy>"], model.placeholders, GENERATION)
     assert tokens.ids.shape == (1, 1, 32)
-    assert tokens.ids[0, 0, -1] == model.text_encoders["text"].tokenizer.eos_token_id
+    assert tokens.ids[0, 0, -1] == encoder.tokenizer.eos_token_id
     assert bool((tokens.embedding_rows < 0).all())
 
 

@@ -17,9 +17,9 @@ from pinxit.errors import RecipeError, RunError
 from pinxit.generation.request import GenerationRequest
 from pinxit.generation.sample import generate_images
 from pinxit.images.folder import read_images
+from pinxit.models.clip_encoder import ClipEncoder
 from pinxit.models.model import Model, Placement
 from pinxit.models.open_base import open_base
-from pinxit.models.text_encoder import TextEncoder
 from pinxit.runs.class_images import read_class_images
 from pinxit.runs.events import RunFailure, SavedCheckpoint
 from pinxit.runs.groups import BatchGroups
@@ -71,8 +71,8 @@ def double(nano: Path, monkeypatch: pytest.MonkeyPatch):
     for network in model._all.values():
         network.double()
     model._vae.encoder.register_forward_pre_hook(lambda _, given: (given[0].double(),))
-    vectors = TextEncoder.token_embeddings
-    monkeypatch.setattr(TextEncoder, "token_embeddings", lambda *given: vectors(*given).double())
+    vectors = ClipEncoder.token_embeddings
+    monkeypatch.setattr(ClipEncoder, "token_embeddings", lambda *given: vectors(*given).double())
     monkeypatch.setattr(Placement, "dtype", torch.float64)
     monkeypatch.setattr(Tensor, "float", Tensor.double)
     monkeypatch.setattr(model, "offload", lambda *_: None)  # a network is loaded again in float32

@@ -29,7 +29,7 @@ class FamilyFacts:
     """What files and formats need to know of a family.
 
     `released` is year and month. `networks` are the networks that can be trained, by their folder
-    in diffusers' layout, and `frozen_networks` the folders of the other ones. `text_widths` are
+    in diffusers' layout, and `frozen_networks` the other ones. `text_widths` are
     the widths of the text encoders' embeddings, and `context_width` is the number of inputs of the
     denoiser's layers named `context_layer`, 0 if it does not tell the family. `architecture` is
     the name in modelspec metadata, and `velocity_architecture` that of models with v-prediction.
@@ -43,7 +43,7 @@ class FamilyFacts:
     native_size: int
     networks: Mapping[str, str]
     text_widths: tuple[int, ...]
-    frozen_networks: tuple[str, ...] = ("vae",)
+    frozen_networks: Mapping[str, str] = field(default_factory=lambda: {"vae": "vae"})
     context_width: int = 0
     context_layer: str = "attn2.to_k"
     text_layer: str = "self_attn.q_proj"

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from pinxit.errors import ModelError
+from pinxit.models.clip_encoder import ClipEncoder
 from pinxit.models.conditioning import Conditioning
 from pinxit.models.kernels.cpu import optimize_for_cpu
 from pinxit.models.loading import (
@@ -24,6 +25,7 @@ from pinxit.models.source import Source
 from pinxit.models.text_encoder import (
     DEFAULT_PARSING,
     EncodedPrompt,
+    PlaceholderEncoder,
     PromptParsing,
     TextEncoder,
     encode_prompts,
@@ -50,8 +52,9 @@ class LatentModel(Model):
         source: Source,
         placement: Placement,
         denoiser: nn.Module,
-        text_encoders: Sequence[TextEncoder],
+        text_encoders: Sequence[PlaceholderEncoder],
         schedule: Schedule,
+        frozen_text_encoders: Sequence[TextEncoder] = (),
     ) -> None:
         from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 
@@ -63,14 +66,17 @@ class LatentModel(Model):
         self.text_encoders = _LoadedOnAccess(
             {text_encoder.name: text_encoder for text_encoder in text_encoders}, self._load
         )
-        text_networks: dict[str, Any] = {
-            text_encoder.name: text_encoder.network for text_encoder in text_encoders
-        }
-        self._all: dict[str, Any] = {"denoiser": denoiser, **text_networks, "vae": self._vae}
-        self._part_names = {name: folder for folder, name in self.facts.networks.items()}
-        self._part_names["vae"] = "vae"
+        self.frozen_text_encoders = _LoadedOnAccess(
+            {text_encoder.name: text_encoder for text_encoder in frozen_text_encoders}, self._load
+        )
+        trainable: dict[str, Any] = {"denoiser": denoiser}
+        trainable |= {encoder.name: encoder.network for encoder in text_encoders}
+        frozen: dict[str, Any] = {encoder.name: encoder.network for encoder in frozen_text_encoders}
+        self._all: dict[str, Any] = {**trainable, **frozen, "vae": self._vae}
+        folders = {**self.facts.networks, **self.facts.frozen_networks}
+        self._part_names = {name: folder for folder, name in folders.items()}
         self._offloaded: set[str] = set()
-        self.networks = _LoadedOnAccess({"denoiser": denoiser, **text_networks}, self._load)
+        self.networks = _LoadedOnAccess(trainable, self._load)
         self.placeholders = {}
         vae_config: Any = self._vae.config
         self.vae_scale_factor = 2 ** (len(vae_config.block_out_channels) - 1)
@@ -138,10 +144,9 @@ class LatentModel(Model):
         self, prompts: Sequence[str], parsing: PromptParsing = DEFAULT_PARSING
     ) -> Conditioning:
         """Encode prompts with all text encoders, combined as the denoiser expects it."""
-        encodings = encode_prompts(
-            tuple(self.text_encoders.values()), prompts, self.placeholders, parsing
-        )
-        return self._combine(prompts, parsing, encodings)
+        encoders = (*self.text_encoders.values(), *self.frozen_text_encoders.values())
+        encodings = encode_prompts(encoders, prompts, self.placeholders, parsing)
+        return self._combine(prompts, encodings)
 
     def denoise(self, latents: Tensor, timesteps: Tensor, conditioning: Conditioning) -> Tensor:
         """The denoiser's prediction (B, C, H, W), fp32, computed in the placement's dtype."""
@@ -168,7 +173,6 @@ class LatentModel(Model):
     def _combine(
         self,
         prompts: Sequence[str],
-        parsing: PromptParsing,
         encodings: Sequence[EncodedPrompt],
     ) -> Conditioning:
         """The outputs of the text encoders as one conditioning for the denoiser."""
@@ -220,7 +224,7 @@ class UNetModel(LatentModel):
     }
 
     def __init__(
-        self, source: Source, placement: Placement, text_encoders: Sequence[TextEncoder]
+        self, source: Source, placement: Placement, text_encoders: Sequence[PlaceholderEncoder]
     ) -> None:
         from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
         from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
@@ -268,7 +272,6 @@ class SingleTextEncoder(UNetModel):
     def _combine(
         self,
         prompts: Sequence[str],  # noqa: ARG002
-        parsing: PromptParsing,  # noqa: ARG002
         encodings: Sequence[EncodedPrompt],
     ) -> Conditioning:
         return Conditioning(encodings[0].states)
@@ -282,12 +285,12 @@ def clip_text_encoder(
     *,
     penultimate: bool = False,
     long_prompts: bool = True,
-) -> TextEncoder:
+) -> ClipEncoder:
     """A base model's text encoder with its tokenizer; `number` is 1 for the first."""
     suffix = f"_{number}" if number > 1 else ""
     network: Any = load_network(kind, source, f"text_encoder{suffix}", placement)
     tokenizer: Any = clip_tokenizer(source, f"tokenizer{suffix}")
-    return TextEncoder(
+    return ClipEncoder(
         f"text{suffix}",
         tokenizer,
         network,

@@ -15,7 +15,12 @@ from pinxit.models.family import FamilyFacts
 from pinxit.models.noise_schedule import Schedule
 from pinxit.models.prompt import TokenEmbedding
 from pinxit.models.source import Source
-from pinxit.models.text_encoder import DEFAULT_PARSING, PromptParsing, TextEncoder
+from pinxit.models.text_encoder import (
+    DEFAULT_PARSING,
+    PlaceholderEncoder,
+    PromptParsing,
+    TextEncoder,
+)
 
 Precision = Literal["fp32", "fp16", "bf16", "int8"]
 
@@ -71,6 +76,7 @@ class Model(ABC):
 
     `placeholders` are the active placeholder tokens and `networks` the parts that can be trained
     ("denoiser" and the text encoders); only adapters change either. All weights are frozen.
+    `frozen_text_encoders` receive the text that placeholder tokens stand for.
     Weights can be offloaded; they are read again from the source when they are needed.
 
     `layer_groups` and `text_layer_groups` are regular expressions that find the layers of a group
@@ -86,7 +92,8 @@ class Model(ABC):
     source: Source
     placement: Placement
     schedule: Schedule
-    text_encoders: Mapping[str, TextEncoder]
+    text_encoders: Mapping[str, PlaceholderEncoder]
+    frozen_text_encoders: Mapping[str, TextEncoder]
     networks: Mapping[str, nn.Module]
     scheduler_config: Mapping[str, object]
     vae_scale_factor: int
@@ -148,7 +155,7 @@ class Model(ABC):
     def offload(self, *names: str) -> None:
         """Remove the weights of these networks, or of all, from memory until they are needed.
 
-        The names are those of `networks`, and "vae".
+        The names are those of `networks` and `frozen_text_encoders`, and "vae".
         """
 
     @abstractmethod

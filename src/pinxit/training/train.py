@@ -100,7 +100,8 @@ class TrainingSession:
         """Offload the VAE, and the text encoders if prompts are already encoded."""
         for trainer in self.trainers:
             trainer.samples.ensure_encoded()
-        self.model.offload("vae", *(() if self.changes_conditioning else self.model.text_encoders))
+        encoders = (*self.model.text_encoders, *self.model.frozen_text_encoders)
+        self.model.offload("vae", *(() if self.changes_conditioning else encoders))
 
     def conditioner(self) -> Conditioner:
         """A function from prompts to conditioning.

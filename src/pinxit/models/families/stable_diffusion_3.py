@@ -5,20 +5,19 @@ from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, Self
 
 import torch
-from tokenizers import Tokenizer
 from torch import Tensor
 from torch.nn import functional as F
 
-from pinxit.errors import ModelError, RequestError
+from pinxit.errors import RequestError
 from pinxit.models.conditioning import Conditioning
 from pinxit.models.family import FamilyFacts
 from pinxit.models.latent_model import LatentModel, clip_text_encoder
 from pinxit.models.loading import load_network
 from pinxit.models.model import Placement
 from pinxit.models.noise_schedule import Flow
-from pinxit.models.prompt import plain_text
-from pinxit.models.source import Source, read_json
-from pinxit.models.text_encoder import EncodedPrompt, PromptParsing, TextEncoder
+from pinxit.models.source import Source
+from pinxit.models.t5_encoder import T5Encoder
+from pinxit.models.text_encoder import EncodedPrompt, PlaceholderEncoder
 
 # Number of T5 positions in the transformer's text input; they are zeros without T5.
 _T5_LENGTH = 256
@@ -37,7 +36,7 @@ class StableDiffusion3(LatentModel):
         architecture="stable-diffusion-v3",
         native_size=1024,
         networks={"transformer": "denoiser", "text_encoder": "text", "text_encoder_2": "text_2"},
-        frozen_networks=("text_encoder_3", "vae"),
+        frozen_networks={"text_encoder_3": "text_3", "vae": "vae"},
         text_widths=(768, 1280),
     )
 
@@ -53,7 +52,7 @@ class StableDiffusion3(LatentModel):
     }
 
     def __init__(
-        self, source: Source, placement: Placement, text_encoders: Sequence[TextEncoder]
+        self, source: Source, placement: Placement, text_encoders: Sequence[PlaceholderEncoder]
     ) -> None:
         from diffusers.models.transformers.transformer_sd3 import SD3Transformer2DModel
 
@@ -65,12 +64,12 @@ class StableDiffusion3(LatentModel):
             int8_layers=self.layer_groups["int8"],
         )
         schedule = Flow(source.config("scheduler").get("shift", 1.0))
-        super().__init__(source, placement, transformer, text_encoders, schedule)
+        t5 = [T5Encoder(source, 3, placement, _T5_LENGTH)] if source.has("text_encoder_3") else []
+        super().__init__(source, placement, transformer, text_encoders, schedule, t5)
         config: Any = transformer.config
         self._patch_size: int = config.patch_size
         self._max_size: int = config.pos_embed_max_size * self.size_multiple
         self._text_width: int = config.joint_attention_dim
-        self._t5 = _T5(source, placement) if source.has("text_encoder_3") else None
 
     @property
     def size_multiple(self) -> int:
@@ -114,55 +113,15 @@ class StableDiffusion3(LatentModel):
 
     def _combine(
         self,
-        prompts: Sequence[str],
-        parsing: PromptParsing,
+        prompts: Sequence[str],  # noqa: ARG002
         encodings: Sequence[EncodedPrompt],
     ) -> Conditioning:
         """The states of both CLIP encoders, padded to T5's width, followed by T5's or zeros."""
-        clip = torch.cat([encoding.states for encoding in encodings], -1)
+        clip = torch.cat([encoding.states for encoding in encodings[:2]], -1)
         clip = F.pad(clip, (0, self._text_width - clip.shape[-1]))
-        if self._t5 is None:
-            t5 = clip.new_zeros(len(clip), _T5_LENGTH, self._text_width)
+        if len(encodings) > 2:
+            t5 = encodings[2].states
         else:
-            t5 = self._t5.states(
-                [
-                    plain_text(prompt, self.placeholders, weights=parsing.weights)
-                    for prompt in prompts
-                ]
-            )
+            t5 = clip.new_zeros(len(clip), _T5_LENGTH, self._text_width)
         pooled = [encoding.pooled for encoding in encodings if encoding.pooled is not None]
         return Conditioning(torch.cat([clip, t5], 1), torch.cat(pooled, -1))
-
-
-class _T5:
-    """T5's encoder with its tokenizer, which is read from tokenizer.json only."""
-
-    def __init__(self, source: Source, placement: Placement) -> None:
-        file = source.tokenizer("tokenizer_3") / "tokenizer.json"
-        read_json(file)  # checks the size and depth, which the tokenizers library does not
-        try:
-            self._tokenizer = Tokenizer.from_str(file.read_text(encoding="utf-8"))
-        except Exception as error:  # the tokenizers library raises no more specific class
-            raise ModelError(
-                f"{file} is not a valid tokenizer: {str(error).splitlines()[0]}",
-                "copy it again from the model's page, or remove text_encoder_3: T5 is optional",
-            ) from error
-        self._tokenizer.no_padding()
-        self._tokenizer.no_truncation()
-        from transformers import T5EncoderModel
-
-        # The hidden states exceed the range of fp16.
-        dtype = torch.bfloat16 if placement.precision == "fp16" else placement.dtype
-        self._encoder = load_network(T5EncoderModel, source, "text_encoder_3", placement, dtype)
-        self._device = placement.device
-
-    @torch.no_grad()
-    def states(self, texts: Sequence[str]) -> Tensor:
-        """Hidden states of the texts (B, L, D), with the padding."""
-        config: Any = self._encoder.config
-        ids = torch.full((len(texts), _T5_LENGTH), config.pad_token_id, device=self._device)
-        for row, text in zip(ids, texts, strict=True):
-            text_ids = self._tokenizer.encode(text, add_special_tokens=False).ids
-            text_ids = [*text_ids[: _T5_LENGTH - 1], config.eos_token_id]
-            row[: len(text_ids)] = torch.tensor(text_ids)
-        return self._encoder(ids).last_hidden_state.float()

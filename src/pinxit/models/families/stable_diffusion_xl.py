@@ -12,7 +12,7 @@ from pinxit.models.family import FamilyFacts, KohyaNames
 from pinxit.models.latent_model import UNetModel, clip_text_encoder
 from pinxit.models.model import Placement
 from pinxit.models.source import Source
-from pinxit.models.text_encoder import EncodedPrompt, PromptParsing
+from pinxit.models.text_encoder import EncodedPrompt
 
 
 class StableDiffusionXl(UNetModel):
@@ -76,7 +76,6 @@ class StableDiffusionXl(UNetModel):
     def _combine(
         self,
         prompts: Sequence[str],
-        parsing: PromptParsing,  # noqa: ARG002
         encodings: Sequence[EncodedPrompt],
     ) -> Conditioning:
         """The concatenated states of both text encoders and the pooled states of the second.

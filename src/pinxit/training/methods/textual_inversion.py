@@ -9,7 +9,7 @@ from pinxit.adapters.adapter import EmbeddingAdapter
 from pinxit.images.folder import TrainingImage
 from pinxit.models.model import Model
 from pinxit.models.prompt import FixedNormEmbeddings
-from pinxit.models.text_encoder import TextEncoder
+from pinxit.models.text_encoder import PlaceholderEncoder
 from pinxit.options import Option
 from pinxit.rng import generator
 from pinxit.training.finetuning import ModelSize, model_size
@@ -165,7 +165,7 @@ class TextualInversion(Method):
         return self.num_vectors or _VECTORS[subject.kind]
 
 
-def _random_embedding(text_encoder: TextEncoder, count: int, seed: int) -> Tensor:
+def _random_embedding(text_encoder: PlaceholderEncoder, count: int, seed: int) -> Tensor:
     """Random vectors (count, width) with the standard deviation of the embedding table."""
     rng = generator(seed, "start", text_encoder.name)
     std = float(text_encoder.embedding.weight.std())
