@@ -65,18 +65,14 @@ class ConceptTrainer:
         self.adapters = tuple(trainable.adapter for trainable in self.trainable_adapters)
         groups = [
             ParameterGroup(
-                list(trainable.adapter.weights().values()),
-                trainable.learning_rate,
-                trainable.weight_decay,
+                list(one.adapter.weights().values()), one.learning_rate, one.weight_decay
             )
-            for trainable in self.trainable_adapters
+            for one in self.trainable_adapters
         ]
         self.optimizer = AdamW(groups)
         self.weights = [weight for group in groups for weight in group.weights]
         is_averaged = [
-            trainable.average
-            for trainable in self.trainable_adapters
-            for _ in trainable.adapter.weights()
+            one.average for one in self.trainable_adapters for _ in one.adapter.weights()
         ]
         self.averages = {
             number: weight.detach().clone()

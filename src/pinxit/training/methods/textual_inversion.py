@@ -1,5 +1,6 @@
 """Textual inversion: train only the embedding of a new token (arXiv:2208.01618)."""
 
+from pathlib import Path
 from typing import Literal, Self
 
 import torch
@@ -32,57 +33,8 @@ _ADVICE: dict[ModelSize, Advice] = {
 # One vector is not enough for a style.
 _VECTORS: dict[SubjectKind, int] = {"object": 1, "style": 4}
 
-# The list of the paper's appendix D, and the list for styles of the authors' code.
-_OBJECT_TEMPLATES = (
-    "a photo of a {}",
-    "a rendering of a {}",
-    "a cropped photo of the {}",
-    "the photo of a {}",
-    "a photo of a clean {}",
-    "a photo of a dirty {}",
-    "a dark photo of the {}",
-    "a photo of my {}",
-    "a photo of the cool {}",
-    "a close-up photo of a {}",
-    "a bright photo of the {}",
-    "a cropped photo of a {}",
-    "a photo of the {}",
-    "a good photo of the {}",
-    "a photo of one {}",
-    "a close-up photo of the {}",
-    "a rendition of the {}",
-    "a photo of the clean {}",
-    "a rendition of a {}",
-    "a photo of a nice {}",
-    "a good photo of a {}",
-    "a photo of the nice {}",
-    "a photo of the small {}",
-    "a photo of the weird {}",
-    "a photo of the large {}",
-    "a photo of a cool {}",
-    "a photo of a small {}",
-)
-_STYLE_TEMPLATES = (
-    "a painting in the style of {}",
-    "a rendering in the style of {}",
-    "a cropped painting in the style of {}",
-    "the painting in the style of {}",
-    "a clean painting in the style of {}",
-    "a dirty painting in the style of {}",
-    "a dark painting in the style of {}",
-    "a picture in the style of {}",
-    "a cool painting in the style of {}",
-    "a close-up painting in the style of {}",
-    "a bright painting in the style of {}",
-    "a cropped painting in the style of {}",
-    "a good painting in the style of {}",
-    "a close-up painting in the style of {}",
-    "a rendition in the style of {}",
-    "a nice painting in the style of {}",
-    "a small painting in the style of {}",
-    "a weird painting in the style of {}",
-    "a large painting in the style of {}",
-)
+# object.txt is the list of the paper's appendix D, style.txt that of the authors' code.
+_TEMPLATES = Path(__file__).parent / "prompt_templates"
 
 
 class TextualInversion(Method):
@@ -157,7 +109,8 @@ class TextualInversion(Method):
         class_images: tuple[TrainingImage, ...] = (),  # noqa: ARG002
     ) -> tuple[ImagePool, ...]:
         """The training images with templates that contain the token, or with their captions."""
-        templates = _STYLE_TEMPLATES if subject.kind == "style" else _OBJECT_TEMPLATES
+        file = _TEMPLATES / f"{subject.kind}.txt"
+        templates = file.read_text(encoding="utf-8").splitlines()
         prompts = prompts_for(images, subject, templates, captions=self.captions)
         return (ImagePool("own", images, prompts),)
 
