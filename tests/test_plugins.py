@@ -14,7 +14,9 @@ from PIL import Image
 
 from pinxit import GenerationRequest, Recipe, Run, generate, open_base, registry, train
 from pinxit.cli import main
-from pinxit.concepts.read import read_concept
+from pinxit.concepts.concept import Concept
+from pinxit.concepts.metadata import Provenance
+from pinxit.concepts.read import read_concept, write_concept
 from pinxit.models import family
 from pinxit.models.model import Model
 
@@ -104,7 +106,7 @@ def test_a_method(add: Add, model: Model, pictures: Path, tmp_path: Path) -> Non
         '''
         """The embedding of a token, to test that a method is one file."""
 
-        from pinxit.adapters.adapter import EmbeddingAdapter
+        from pinxit.adapters.kinds.embedding import EmbeddingAdapter
         from pinxit.options import Option
         from pinxit.training.method import Advice, ImagePool, Method, TrainableAdapter
 
@@ -248,6 +250,83 @@ def test_a_metric(add: Add) -> None:
     images = [Image.new("RGB", (8, 8), colour) for colour in ("red", "black")]
     assert metric().score(images, [], []) == [1.0, -1.0]
     assert registry.summary("metrics", "redness").startswith("Red pixels")
+
+
+def test_a_kind_of_adapter(add: Add, nano: Path, tmp_path: Path) -> None:
+    kind = add(
+        "kinds",
+        "late-bias",
+        '''
+        """An offset of the output in late timesteps, to test that a kind of adapter is one file."""
+
+        from contextlib import contextmanager
+
+        import torch
+
+        from pinxit.adapters.adapter import Adapter
+        from pinxit.adapters.parts import Part
+
+
+        class _LateBiasPart(Part):
+            kind = "late-bias"
+
+            def __init__(self, limit, offset):
+                self.settings = {"limit": limit}
+                self.tensors = {"offset": offset}
+
+            settings = tensors = None
+
+            @classmethod
+            def from_stored(cls, settings, tensors):
+                return cls(settings["limit"], tensors.get("offset"))
+
+            def describe(self):
+                return [("offset", f"below timestep {self.settings['limit']}")]
+
+
+        class LateBias(Adapter):
+            """Adds an offset to the denoiser's output below a timestep."""
+
+            part_type = _LateBiasPart
+
+            def __init__(self, part):
+                self._part, self.timesteps = part, []
+
+            @contextmanager
+            def applied(self, model):
+                hook = model.networks["denoiser"].conv_out.register_forward_hook(self._add)
+                with hook:
+                    yield
+
+            def before_denoise(self, timesteps, concepts):
+                self.timesteps.append(int(timesteps[0]))
+
+            def _add(self, layer, inputs, output):
+                is_late = self.timesteps[-1] < int(self._part.settings["limit"])
+                return output + self._part.tensors["offset"] * is_late
+
+            def part(self):
+                return self._part
+
+            @classmethod
+            def restore(cls, part, model):
+                return cls(part)
+        ''',
+    )
+    model = open_base(nano)
+
+    def image(limit: int) -> np.ndarray[Any, Any]:
+        part = kind.part_type.from_stored({"limit": str(limit)}, {"offset": torch.ones(1)})
+        file = tmp_path / f"{limit}.safetensors"
+        write_concept(Concept((part,), Provenance.from_metadata("x", {})), file)
+        (image,) = generate(model, "a toy", [file])
+        return np.asarray(image.image)
+
+    plain = np.asarray(generate(model, "a toy")[0].image)
+    assert np.array_equal(image(0), plain)
+    assert not np.array_equal(image(300), plain)
+    assert not np.array_equal(image(300), image(1000))
+    assert main(["inspect", str(tmp_path / "300.safetensors")]) == 0
 
 
 def test_new_plug_ins_are_listed(add: Add, capsys: pytest.CaptureFixture[str]) -> None:

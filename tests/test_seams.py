@@ -40,6 +40,8 @@ NAMES_TO_REMOVE = {
     ("reports/figures.py", "dino"),
 }
 
+# Methods create the adapters that they train.
+TRAINS = "training/"
 # Where names of layers belong: families and their base classes, layouts, other programs' files.
 KNOWS_LAYERS = ("models", "concepts/formats")
 LAYER_NAME = re.compile(r"blocks\b.?\.|attn|\bto_[qkv]\b")
@@ -88,7 +90,11 @@ def test_no_file_names_a_plug_in_of_another(kind: str) -> None:
         for path in FILES:
             if name_of(path) == f"{package.replace('.', '/')}/{stem}.py":
                 continue
-            said = plugin not in AMBIGUOUS and {plugin, stem} & strings(path)
+            if kind == "kinds" and name_of(path).startswith(TRAINS):
+                continue
+            # Kinds of adapter have names that are words of the field.
+            is_unique = kind != "kinds" and plugin not in AMBIGUOUS
+            said = is_unique and {plugin, stem} & strings(path)
             if said or module in words(path):
                 named.add((name_of(path), plugin))
     allowed = {(file, name) for file, name in NAMES_TO_REMOVE if name in registry.names(kind)}

@@ -23,7 +23,8 @@ from torch import Tensor
 from lab.speed import plain
 from lab.speed.job import TOKEN
 from pinxit import registry
-from pinxit.adapters.adapter import Part
+from pinxit.adapters.lora_part import LoraPart
+from pinxit.adapters.parts import AliasPart, EmbeddingPart, FullWeightsPart, Part
 from pinxit.concepts.concept import Concept
 from pinxit.concepts.metadata import Provenance
 from pinxit.generation.sample import generate_images
@@ -104,7 +105,7 @@ def train_with_plain_loop(model: Model, plan: TrainingPlan) -> tuple[Part, ...]:
     class_images = read_class_images(model, plan.class_images)
     learnables = plan.method.create_adapters(model, recipe.subject, plan.learning_rate)
     first = learnables[0].adapter.part()
-    word = first.settings["text"] if first.kind == "alias" else TOKEN
+    word = first.text if isinstance(first, AliasPart) else TOKEN
     shown = [
         plain.ImageSet(
             tuple(picture.path for picture in pool.images),
@@ -128,13 +129,10 @@ def train_with_plain_loop(model: Model, plan: TrainingPlan) -> tuple[Part, ...]:
 def _parts(recipe: Recipe, first: Part, learned: Mapping[str, Tensor]) -> tuple[Part, ...]:
     """The plain loop's weights as parts of a concept."""
     if recipe.method.name == "textual-inversion":
-        return (Part("new-word", first.settings, {"text": learned[TOKEN][None]}),)
-    kind = "tuned-weights" if recipe.method.name == "dreambooth" else "lora"
-    settings = {"network": "denoiser"} if kind == "tuned-weights" else _LORA
-    return first, Part(kind, settings, learned)
-
-
-_LORA = {"target": "denoiser", "kind": "lora"}
+        return (EmbeddingPart.from_stored(first.settings, {"text": learned[TOKEN][None]}),)
+    if recipe.method.name == "dreambooth":
+        return first, FullWeightsPart("denoiser", learned)
+    return first, LoraPart.from_stored({"target": "denoiser", "kind": "lora"}, learned)
 
 
 def score_concept(lab: QualityLab, model: Model, eyes: Eyes, concept: Concept) -> Scores:

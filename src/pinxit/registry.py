@@ -19,6 +19,7 @@ PLUGIN_KINDS: dict[str, tuple[str, str, type[PinxitError]]] = {
     "families": ("models", "family", ModelError),
     "methods": ("training", "method", RecipeError),
     "controls": ("generation", "control", RequestError),
+    "kinds": ("adapters", "kind of adapter", ConceptError),
     "formats": ("concepts", "format", ConceptError),
     "metrics": ("evaluation", "metric", RequestError),
 }

@@ -10,9 +10,12 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from pinxit.adapters.adapter import Adapter, EmbeddingAdapter, FullWeightsAdapter, Part, applied
-from pinxit.adapters.lora import LORA_PART, LayerGroup, LoraAdapter, LoraConfig
-from pinxit.adapters.peft_layers import ADAPTER_KINDS, AdapterKind
+from pinxit.adapters.adapter import Adapter, applied
+from pinxit.adapters.kinds.embedding import EmbeddingAdapter
+from pinxit.adapters.kinds.full_weights import FullWeightsAdapter
+from pinxit.adapters.kinds.lora import LoraAdapter
+from pinxit.adapters.lora_part import LORA_VARIANTS, LayerGroup, LoraConfig, LoraPart, LoraVariant
+from pinxit.adapters.parts import Part
 from pinxit.concepts.concept import Concept, combined_adapters
 from pinxit.concepts.metadata import Provenance
 from pinxit.concepts.read import ConceptReference, read_concept, write_concept
@@ -26,7 +29,7 @@ from pinxit.runs.run import Run, train_run
 from pinxit.training.recipe import Recipe
 from pinxit.training.train import StepResult, TrainingSession, denoising_losses
 
-every_kind = pytest.mark.parametrize("kind", ADAPTER_KINDS)
+every_kind = pytest.mark.parametrize("kind", LORA_VARIANTS)
 CONFIGS: dict[str, Callable[..., Any]] = {
     "lora": lambda r, a: peft.LoraConfig(r=r, lora_alpha=a),
     "dora": lambda r, a: peft.LoraConfig(r=r, lora_alpha=a, use_dora=True),
@@ -38,7 +41,7 @@ CONFIGS: dict[str, Callable[..., Any]] = {
 
 def trained_adapter(
     model: Model,
-    kind: AdapterKind,
+    kind: LoraVariant,
     seed: int = 0,
     target: str = "denoiser",
     layers: LayerGroup = "cross-attention",
@@ -77,7 +80,7 @@ def weights_of(model: Model, target: str = "denoiser") -> dict[str, Tensor]:
 
 @every_kind
 @pytest.mark.parametrize("target", ["denoiser", "text"])
-def test_inject_and_eject(kind: AdapterKind, target: str, model: Model) -> None:
+def test_inject_and_eject(kind: LoraVariant, target: str, model: Model) -> None:
     def modules_of() -> list[tuple[str, nn.Module]]:
         return list(model.networks[target].named_modules())
 
@@ -101,7 +104,7 @@ def test_inject_and_eject(kind: AdapterKind, target: str, model: Model) -> None:
 
 @pytest.mark.long
 @every_kind
-def test_outputs_equal_those_of_peft(kind: AdapterKind, nano: Path, model: Model) -> None:
+def test_outputs_equal_those_of_peft(kind: LoraVariant, nano: Path, model: Model) -> None:
     adapter = trained_adapter(model, kind, layers="all")
     pinxit_output = denoiser_output(model, adapter)
     other = open_base(nano)
@@ -118,7 +121,7 @@ def test_outputs_equal_those_of_peft(kind: AdapterKind, nano: Path, model: Model
 
 
 @every_kind
-def test_strength(kind: AdapterKind, model: Model) -> None:
+def test_strength(kind: LoraVariant, model: Model) -> None:
     adapter = trained_adapter(model, kind)
     plain, full = denoiser_output(model), denoiser_output(model, adapter)
     assert torch.equal(denoiser_output(model, restored(adapter, model, 0)), plain)
@@ -169,10 +172,10 @@ def concept(part: Part, token: str) -> Concept:
 
 
 @every_kind
-def test_the_tensors_of_a_part(kind: AdapterKind, model: Model) -> None:
+def test_the_tensors_of_a_part(kind: LoraVariant, model: Model) -> None:
     adapter = trained_adapter(model, kind)
     part = adapter.part()
-    assert (part.kind, part.settings) == (LORA_PART, {"target": "denoiser", "kind": kind})
+    assert (part.network, part.variant) == ("denoiser", kind)
     layer = "down_blocks.0.attentions.0.transformer_blocks.0.attn2.to_k"
     names = {name.removeprefix(f"{layer}.") for name in part.tensors if name.startswith(layer)}
     factors = {f"hada_w{n}_{side}" for n in (1, 2) for side in "ab"}
@@ -208,7 +211,7 @@ def test_ranks_and_alphas_are_read_layer_by_layer(model: Model) -> None:
     tensors[f"{first_layer}.lora_A.weight"] = tensors[f"{first_layer}.lora_A.weight"][:1]
     tensors[f"{first_layer}.lora_B.weight"] = tensors[f"{first_layer}.lora_B.weight"][:, :1]
     del tensors[f"{other}.alpha"]
-    part = Part(LORA_PART, {"target": "denoiser", "kind": "lora"}, tensors)
+    part = LoraPart.from_stored({"target": "denoiser", "kind": "lora"}, tensors)
     originals = {name: tensor.clone() for name, tensor in weights_of(model).items()}
     with applied(model, [LoraAdapter.restore(part, model)]):
         for layer, scale in ((first_layer, 3.0), (other, 1.0)):
@@ -237,7 +240,7 @@ def test_only_the_seed_determines_the_initial_weights(model: Model) -> None:
 @every_kind
 @pytest.mark.parametrize("autocast", [False, True])
 def test_on_a_frozen_base_in_bf16(
-    kind: AdapterKind, autocast: bool, bases: Callable[[str], Path]
+    kind: LoraVariant, autocast: bool, bases: Callable[[str], Path]
 ) -> None:
     """Each layer returns bf16, and the adapter weights get fp32 gradients."""
     half = open_base(bases("stable-diffusion-1"), precision="bf16")
@@ -268,13 +271,13 @@ def test_on_a_frozen_base_in_bf16(
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda t: {"gone.lora_A.weight": t[f"{LAYER}.lora_A.weight"]}, "has no such layer"),
-        (lambda _: {"conv_norm_out.lora_A.weight": torch.ones(1)}, "has no such layer"),
+        (lambda t: renamed(t, "gone"), "has no such layer"),
+        (lambda t: renamed(t, "conv_norm_out"), "has no such layer"),
         (
             lambda t: {f"{LAYER}.lora_A.weight": t[f"{LAYER}.lora_A.weight"]},
-            r"for it are: lora_A.weight \(2, 32\)",
+            "no complete set of weights: lora_A.weight",
         ),
-        (lambda _: {f"{LAYER}.alpha": torch.tensor(1.0)}, "lora tensors .* are: none"),
+        (lambda _: {f"{LAYER}.alpha": torch.tensor(1.0)}, "no complete set of weights: none"),
         (
             lambda t: {**t, f"{LAYER}.lora_A.weight": torch.ones(2, 99)},
             r"shape \(16, 32\) in .*\(2, 99",
@@ -287,9 +290,10 @@ def test_on_a_frozen_base_in_bf16(
             lambda t: {**t, f"{LAYER}.lora_B.weight": torch.ones(1, 2)},
             r"shape \(16, 32\) in .*\(1, 2",
         ),
-        (lambda t: {**t, f"{LAYER}.lora_A.weight": torch.tensor(1.0)}, r"shape \(16, 32\) in"),
+        (lambda t: {**t, f"{LAYER}.lora_A.weight": torch.tensor(1.0)}, "do not match: .*A.weight"),
+        (lambda t: {**t, f"{LAYER}.lora_A.weight": torch.ones(3, 32)}, "do not match: .*A.weight"),
         (lambda t: {**t, f"{LAYER}.lora_C.weight": torch.ones(1)}, "belongs to no kind of adapter"),
-        (lambda t: {**t, f"{LAYER}.alpha": torch.ones(2)}, "belongs to no kind of adapter"),
+        (lambda t: {**t, f"{LAYER}.alpha": torch.ones(2)}, "do not match: alpha"),
     ],
 )
 def test_tensors_that_do_not_fit(change: Any, message: str, model: Model) -> None:
@@ -298,9 +302,13 @@ def test_tensors_that_do_not_fit(change: Any, message: str, model: Model) -> Non
         for n, t in trained_adapter(model, "lora").part().tensors.items()
         if n.startswith(LAYER)
     }
-    part = Part(LORA_PART, {"target": "denoiser", "kind": "lora"}, change(tensors))
+    settings = {"target": "denoiser", "kind": "lora"}
     with pytest.raises(ConceptError, match=message):
-        LoraAdapter.restore(part, model)
+        LoraAdapter.restore(LoraPart.from_stored(settings, change(tensors)), model)
+
+
+def renamed(tensors: dict[str, Tensor], layer: str) -> dict[str, Tensor]:
+    return {name.replace(LAYER, layer): tensor for name, tensor in tensors.items()}
 
 
 LAYER = "down_blocks.0.attentions.0.transformer_blocks.0.attn2.to_k"
@@ -315,20 +323,21 @@ LAYER = "down_blocks.0.attentions.0.transformer_blocks.0.attn2.to_k"
 )
 def test_settings_that_do_not_fit(settings: dict[str, str], message: str, model: Model) -> None:
     with pytest.raises(ConceptError, match=message):
-        LoraAdapter.restore(Part(LORA_PART, settings, {}), model)
+        LoraAdapter.restore(LoraPart.from_stored(settings, {}), model)
 
 
 @every_kind
-def test_shapes_of_another_base(kind: AdapterKind, model: Model) -> None:
+def test_shapes_of_another_base(kind: LoraVariant, model: Model) -> None:
     tensors = dict(trained_adapter(model, kind).part().tensors)
     name = next(n for n in tensors if n.startswith(LAYER) and not n.endswith("alpha"))
     tensors[name] = torch.ones(7, 5)
-    with pytest.raises(ConceptError, match=r"shape \(16, 32\) in"):
-        LoraAdapter.restore(Part(LORA_PART, {"target": "denoiser", "kind": kind}, tensors), model)
+    settings = {"target": "denoiser", "kind": kind}
+    with pytest.raises(ConceptError, match=r"shape \(16, 32\) in|do not match"):
+        LoraAdapter.restore(LoraPart.from_stored(settings, tensors), model)
 
 
 def test_groups_of_layers(model: Model) -> None:
-    def layers(group: Any, kind: AdapterKind = "lora", target: str = "denoiser") -> set[str]:
+    def layers(group: Any, kind: LoraVariant = "lora", target: str = "denoiser") -> set[str]:
         return set(LoraAdapter.of(model, target, LoraConfig(kind, 1, 1.0, group), 0).layers)
 
     cross, attention, blocks, everything = map(
@@ -434,7 +443,7 @@ def test_a_strength_needs_a_lora(model: Model) -> None:
 @pytest.mark.long
 @every_kind
 def test_every_kind_trains_and_resumes(
-    kind: AdapterKind, model: Model, pictures: Path, tmp_path: Path
+    kind: LoraVariant, model: Model, pictures: Path, tmp_path: Path
 ) -> None:
     method = {"name": "lora", "adapter": kind, "prior_pictures": 0, "rank": 4, "layers": "all"}
     recipe = Recipe.model_validate(
@@ -448,7 +457,7 @@ def test_every_kind_trains_and_resumes(
     stopped = Run.create(tmp_path / "stopped", recipe)
     with closing(stopped.train(model)) as events:
         next(event for event in events if isinstance(event, StepResult) and event.number == 3)
-    for _ in (again := Run.open(stopped.folder)).learn(model):
+    for _ in (again := Run.open(stopped.folder)).train(model):
         pass
     for pinxit_output, others in zip(full.concept.parts, again.concept.parts, strict=True):
         assert all(

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from pinxit.adapters.adapter import EmbeddingAdapter
+from pinxit.adapters.kinds.embedding import EmbeddingAdapter
 from pinxit.models.model import Model
 from pinxit.runs.run import Run, train_run
 from pinxit.training.plan import TrainingPlan

@@ -18,7 +18,9 @@ from PIL.PngImagePlugin import PngInfo
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from pinxit.adapters.adapter import FullWeightsAdapter, Part, applied
+from pinxit.adapters.adapter import applied
+from pinxit.adapters.kinds.full_weights import FullWeightsAdapter
+from pinxit.adapters.parts import EmbeddingPart
 from pinxit.cli import main
 from pinxit.concepts.concept import Concept
 from pinxit.concepts.format import Target
@@ -206,9 +208,7 @@ def test_invalid_tables_are_refused(content: dict[str, Tensor], tmp_path: Path) 
         read_concept(tmp_path / "odd.safetensors")
 
 
-WHOLE = Concept(
-    (Part("new-word", {"word": "x", "stand_in": "a"}, {}),), Provenance.from_metadata("x", {})
-).description
+WHOLE = Concept((EmbeddingPart("x", "a", {}),), Provenance.from_metadata("x", {})).description
 
 
 @pytest.mark.parametrize(
@@ -285,7 +285,7 @@ def test_a_file_name_is_an_alias_of_the_token(model: Model, tmp_path: Path) -> N
     # The name of the file gives way to a word of another file.
     save_embedding(tmp_path / "other.safetensors", width)
     other = Concept(
-        (Part("new-word", {"word": "Shifu", "stand_in": "a"}, {"text": torch.zeros(1, width)}),),
+        (EmbeddingPart("Shifu", "a", {"text": torch.zeros(1, width)}),),
         Provenance.from_metadata("Shifu", {}),
     )
     with applied(model, combined_adapters([known, other], model)):
@@ -425,7 +425,7 @@ def test_full_weights_as_a_folder(
 def test_metadata_is_read_from_the_header_alone(tmp_path: Path) -> None:
     file = tmp_path / "concept.safetensors"
     provenance = replace(Provenance.from_metadata("x", {}), steps=7, scores={"best": 0.5})
-    part = Part("new-word", {"word": "x", "stand_in": "a"}, {"text": TABLE})
+    part = EmbeddingPart("x", "a", {"text": TABLE})
     write_concept(Concept((part,), provenance), file)
     content = bytearray(file.read_bytes())
     content[-1] ^= 1

@@ -11,7 +11,9 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from pinxit.adapters.adapter import AliasAdapter, Part
+from pinxit.adapters.kinds.alias import AliasAdapter
+from pinxit.adapters.lora_part import LoraPart
+from pinxit.adapters.parts import EmbeddingPart
 from pinxit.cli import main
 from pinxit.concepts.concept import Concept
 from pinxit.concepts.format import Target
@@ -46,11 +48,11 @@ def layer(
     }
 
 
-def change(target: str, kind: str = "lora", **layers: dict[str, Tensor]) -> Part:
+def change(target: str, kind: str = "lora", **layers: dict[str, Tensor]) -> LoraPart:
     tensors: dict[str, Tensor] = {}
     for layer_tensors in layers.values():
         tensors |= layer_tensors
-    return Part("lora", {"target": target, "kind": kind}, tensors)
+    return LoraPart.from_stored({"target": target, "kind": kind}, tensors)
 
 
 def pivotal(token: str = "<toy>", xl: bool = False) -> Concept:
@@ -62,7 +64,7 @@ def pivotal(token: str = "<toy>", xl: bool = False) -> Concept:
     tables = {name: torch.randn(2, width, generator=DRAW) for name, width in widths.items()}
     conv = layer("mid_block.resnets.0.conv1", 8, 16, rank=2, alpha=0.1, side=3)
     parts = [
-        Part("new-word", {"word": token, "stand_in": "a"}, tables),
+        EmbeddingPart(token, "a", tables),
         change("denoiser", "dora", a=layer(TO_K, 320, context), b=conv, c=scales),
         *[change(name, a=layer(PROJ, width, width, 3)) for name, width in widths.items()],
     ]
@@ -91,10 +93,14 @@ def test_written_files_can_be_read(
     layout: Any, ending: str, xl: bool, dtype: torch.dtype, tmp_path: Path
 ) -> None:
     concept = pivotal(xl=xl)
-    for part in concept.parts:
-        for name, tensor in dict(part.tensors).items():
-            if not name.endswith("alpha"):
-                part.tensors[name] = tensor.to(dtype)  # pyright: ignore[reportIndexIssue]
+    parts = [
+        part.from_stored(
+            part.settings,
+            {n: t if n.endswith("alpha") else t.to(dtype) for n, t in part.tensors.items()},
+        )
+        for part in concept.parts
+    ]
+    concept = Concept(tuple(parts), concept.provenance)
     out = tmp_path / f"toy{ending}"
     layout().write(concept, Target(out))
     again = read_concept(out)
@@ -315,7 +321,7 @@ def test_a_pickle_and_a_folder_of_a_pivotal_run(tmp_path: Path) -> None:
     save(folder / "pytorch_lora_weights.safetensors", tensors)
     save(folder / "learned_emb.safetensors", {"clip_l": A[:2], "clip_g": torch.ones(2, 1280)})
     concept_read = read_concept(folder)
-    assert [part.kind for part in concept_read.parts] == ["new-word", "lora"]
+    assert [part.kind for part in concept_read.parts] == ["embedding", "lora"]
     assert torch.equal(concept_read.parts[0].tensors["text"], A[:2])
     assert set(concept_read.parts[0].tensors) == {"text", "text_2"}
 
@@ -432,7 +438,7 @@ def test_unsuitable_formats_refuse_it(tmp_path: Path) -> None:
     third = change("denoiser", a=layer("transformer_blocks.0.attn.to_q", 8, 8))
     with pytest.raises(ConceptError, match=r"no name for .*attn.to_q.*\nhint: .*diffusers-lora"):
         Kohya().write(Concept((third,), concept.provenance), Target(tmp_path / "x.safetensors"))
-    words = (*concept.parts, Part("new-word", {"word": "b", "stand_in": "a"}, {"text": A}))
+    words = (*concept.parts, EmbeddingPart("b", "a", {"text": A}))
     with pytest.raises(ConceptError, match=r"2 embeddings.*\nhint: .*kohya"):
         DiffusersLora().write(Concept(words, concept.provenance), Target(tmp_path / "x"))
     assert not list(tmp_path.iterdir())

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from pinxit import registry
-from pinxit.adapters.adapter import Part
+from pinxit.adapters.parts import EmbeddingPart, FullWeightsPart
 from pinxit.concepts.concept import Concept
 from pinxit.concepts.format import Format, Target
 from pinxit.concepts.metadata import Provenance
@@ -30,7 +30,7 @@ def embedding(towers: int = 1, dtype: torch.dtype = torch.float32, count: int = 
     widths = {"text": 768, "text_2": 1280} if towers == 2 else {"text": 768}
     tables = {n: torch.randn(count, w, generator=draw).to(dtype) for n, w in widths.items()}
     provenance = Provenance.from_metadata("shifu", {"name": "shifu", "step": "10001"}, "some-base")
-    return Concept((Part("new-word", {"word": "shifu", "stand_in": "a"}, tables),), provenance)
+    return Concept((EmbeddingPart("shifu", "a", tables),), provenance)
 
 
 def cases() -> list[tuple[str, str, int]]:
@@ -92,7 +92,7 @@ def test_recognition_ignores_the_suffix(
     "name", [n for n, f in FORMATS.items() if "full weights" not in f.contents]
 )
 def test_unsupported_concepts_are_refused(name: str, tmp_path: Path) -> None:
-    tuned = Part("tuned-weights", {"network": "denoiser"}, {"conv_in.bias": torch.zeros(3)})
+    tuned = FullWeightsPart("denoiser", {"conv_in.bias": torch.zeros(3)})
     both = Concept((*embedding().parts, tuned), embedding().provenance)
     out = tmp_path / f"out{FORMATS[name].suffixes[0]}"
     for target in (Target(out), Target(out, base="pocket"), Target(out, precision="fp16")):

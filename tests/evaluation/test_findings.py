@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 from PIL import Image
 
-from pinxit.adapters.adapter import EmbeddingAdapter
+from pinxit.adapters.kinds.embedding import EmbeddingAdapter
 from pinxit.concepts.concept import Concept
 from pinxit.concepts.metadata import Provenance
 from pinxit.evaluation.findings import (

@@ -6,7 +6,8 @@ import pytest
 import torch
 from PIL import Image, ImageOps
 
-from pinxit.adapters.adapter import EmbeddingAdapter, applied
+from pinxit.adapters.adapter import applied
+from pinxit.adapters.kinds.embedding import EmbeddingAdapter
 from pinxit.errors import RequestError
 from pinxit.evaluation.judge import (
     Anchors,

@@ -8,7 +8,7 @@ import pytest
 import torch
 from PIL import Image, ImageDraw
 
-from pinxit.adapters.adapter import EmbeddingAdapter
+from pinxit.adapters.kinds.embedding import EmbeddingAdapter
 from pinxit.cli import main
 from pinxit.concepts.concept import Concept
 from pinxit.concepts.metadata import Provenance

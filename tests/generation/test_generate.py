@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
-from pinxit.adapters.adapter import EmbeddingAdapter
+from pinxit.adapters.kinds.embedding import EmbeddingAdapter
 from pinxit.concepts.concept import Concept
 from pinxit.concepts.metadata import Provenance
 from pinxit.concepts.read import ConceptReference, read_concept, write_concept

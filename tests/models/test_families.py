@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from pinxit import registry
-from pinxit.adapters.adapter import EmbeddingAdapter, applied
+from pinxit.adapters.adapter import applied
+from pinxit.adapters.kinds.embedding import EmbeddingAdapter
 from pinxit.errors import ModelError, RecipeError, RequestError
 from pinxit.generation.request import GenerationRequest
 from pinxit.generation.sample import generate_images

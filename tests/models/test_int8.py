@@ -7,8 +7,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from pinxit.adapters.adapter import FullWeightsAdapter, applied
-from pinxit.adapters.lora import LoraAdapter, LoraConfig
+from pinxit.adapters.adapter import applied
+from pinxit.adapters.kinds.full_weights import FullWeightsAdapter
+from pinxit.adapters.kinds.lora import LoraAdapter
+from pinxit.adapters.lora_part import LoraConfig
 from pinxit.errors import ConceptError, ModelError, RecipeError
 from pinxit.generation.sample import generate_images
 from pinxit.images.folder import read_images

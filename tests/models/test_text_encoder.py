@@ -7,7 +7,9 @@ from typing import Any
 import pytest
 import torch
 
-from pinxit.adapters.adapter import AliasAdapter, EmbeddingAdapter, applied
+from pinxit.adapters.adapter import applied
+from pinxit.adapters.kinds.alias import AliasAdapter
+from pinxit.adapters.kinds.embedding import EmbeddingAdapter
 from pinxit.errors import ConceptError, ModelError
 from pinxit.models.model import Model
 from pinxit.models.open_base import open_base

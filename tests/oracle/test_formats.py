@@ -12,7 +12,9 @@ from torch import Tensor
 from transformers import CLIPTextConfig, CLIPTextModel
 
 from pinxit import registry
-from pinxit.adapters.adapter import AliasAdapter, Part, applied
+from pinxit.adapters.adapter import applied
+from pinxit.adapters.kinds.alias import AliasAdapter
+from pinxit.adapters.parts import EmbeddingPart, FullWeightsPart, Part
 from pinxit.concepts.concept import Concept
 from pinxit.concepts.format import Target
 from pinxit.concepts.metadata import Provenance
@@ -54,7 +56,7 @@ def wide(bases: Callable[[str], Path], tmp_path_factory: pytest.TempPathFactory)
 def shifu(seed: int = 0) -> Concept:
     """An embedding of five vectors with realistic norms."""
     table = torch.randn(5, WIDTH, generator=torch.Generator().manual_seed(seed)) / 2
-    part = Part("new-word", {"word": "shifu", "stand_in": "a"}, {"text": table})
+    part = EmbeddingPart("shifu", "a", {"text": table})
     return Concept((part,), Provenance.from_metadata("shifu", {"name": "shifu"}))
 
 
@@ -192,7 +194,7 @@ def test_full_weights_are_read_to_the_bit(
     returned = read_concept(back)
     assert all(same(*pair) for pair in zip(returned.parts, foreign.parts, strict=True))
     assert not same(
-        returned.parts[0], Part("", {}, changed_weights(base, "unet", seed=4))
+        returned.parts[0], FullWeightsPart("denoiser", changed_weights(base, "unet", seed=4))
     )  # the control
 
 
@@ -218,7 +220,7 @@ def changed_weights(base: Path, part: str, seed: int = 3) -> dict[str, Tensor]:
 def changed(base: Path) -> Concept:
     """A denoiser and a text encoder with noise added, and an alias from `<mytoy>` to "sks dog"."""
     tuned = [
-        Part("tuned-weights", {"network": trainable_networks()[part]}, changed_weights(base, part))
+        FullWeightsPart(trainable_networks()[part], changed_weights(base, part))
         for part in ("unet", "text_encoder")
     ]
     alias = AliasAdapter("<mytoy>", "sks dog").part()

@@ -15,8 +15,9 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from pinxit import registry
-from pinxit.adapters.adapter import Part, applied
-from pinxit.adapters.lora import LoraAdapter, LoraConfig
+from pinxit.adapters.adapter import applied
+from pinxit.adapters.kinds.lora import LoraAdapter
+from pinxit.adapters.lora_part import LoraConfig, LoraPart
 from pinxit.concepts.concept import Concept
 from pinxit.concepts.format import Target
 from pinxit.concepts.metadata import Provenance
@@ -104,7 +105,7 @@ def random_adapter(
 ) -> Concept:
     """A random LoRA, about as strong as a trained one; alpha is half the rank."""
     draw = torch.Generator().manual_seed(7)
-    parts: list[Part] = []
+    parts: list[LoraPart] = []
     for target in filter(model.networks.__contains__, targets.split()):
         tensors: dict[str, Tensor] = {}
         for path, layer in model.networks[target].named_modules():
@@ -122,7 +123,7 @@ def random_adapter(
                 spread = 0.5 + torch.rand(out, generator=draw)
                 held["lora_magnitude_vector"] = weight.flatten(1).norm(dim=1) * spread
             tensors |= {f"{name}.{key}": tensor for key, tensor in held.items()}
-        parts.append(Part("lora", {"target": target, "kind": kind}, tensors))
+        parts.append(LoraPart.from_stored({"target": target, "kind": kind}, tensors))
     return Concept(tuple(parts), Provenance.from_metadata("toy", {}))
 
 
@@ -182,7 +183,7 @@ def test_every_layer_counts_as_it_should(
     concept = random_adapter(model, "lora", targets=target)
     (part,) = concept.parts
     own = {n: torch.tensor(3.0) for n in part.tensors if n.endswith(("to_k.alpha", "k_proj.alpha"))}
-    parts = (Part(part.kind, part.settings, {**part.tensors, **own}),)
+    parts = (part.from_stored(part.settings, {**part.tensors, **own}),)
     mixed = Concept(parts, concept.provenance)
     file = write("diffusers-lora", mixed, tmp_path / "toy.safetensors")
     assert own
@@ -268,7 +269,7 @@ def test_doras_norms_have_their_name(base: Callable[[str], Path], tmp_path: Path
 def rescaled(concept: Concept) -> Concept:
     """The concept with the trained alpha; a strength cannot undo a wrong alpha of DoRA."""
     parts = [
-        Part(part.kind, part.settings, {n: scaled(n, t) for n, t in part.tensors.items()})
+        part.from_stored(part.settings, {n: scaled(n, t) for n, t in part.tensors.items()})
         for part in concept.parts
     ]
     return Concept(tuple(parts), concept.provenance)

@@ -1,15 +1,16 @@
 """Share attention outputs and features between the samples of a batch."""
 
-from collections.abc import Sequence
+from collections.abc import Generator, Sequence
+from contextlib import ExitStack, contextmanager
 
 from torch import Tensor, nn
-from torch.utils.hooks import RemovableHandle
 
+from pinxit.adapters.adapter import ModelChange
 from pinxit.errors import RequestError
 from pinxit.models.model import Model
 
 
-class AttentionSharing:
+class AttentionSharing(ModelChange):
     """A model change: while `enabled`, layers copy their outputs between branches of a batch.
 
     A batch consists of `num_branches` branches of `num_samples` samples each, or of twice as many
@@ -24,24 +25,25 @@ class AttentionSharing:
         self._layer_groups = tuple(layer_groups)
         self._source = source
         self._shape = (-1, num_branches, num_samples)
-        self._hooks: list[RemovableHandle] = []
 
-    def inject(self, model: Model) -> None:
+    @contextmanager
+    def applied(self, model: Model) -> Generator[None]:
         """Add hooks to the layers of the groups; RequestError if the model has none of them."""
         patterns = [model.layer_pattern("denoiser", group) for group in self._layer_groups]
-        for name, layer in model.networks["denoiser"].named_modules():
-            if any(pattern.search(name) for pattern in patterns):
-                self._hooks.append(layer.register_forward_hook(self._copy_source))
-        if not self._hooks:
+        layers = [
+            layer
+            for name, layer in model.networks["denoiser"].named_modules()
+            if any(pattern.search(name) for pattern in patterns)
+        ]
+        if not layers:
             raise RequestError(
                 f"{model.name} has no attention layers that this control can share",
                 "use --control img2img, which works with every base model",
             )
-
-    def eject(self, model: Model) -> None:  # noqa: ARG002
-        """Remove the hooks."""
-        while self._hooks:
-            self._hooks.pop().remove()
+        with ExitStack() as stack:
+            for layer in layers:
+                stack.callback(layer.register_forward_hook(self._copy_source).remove)
+            yield
 
     def _copy_source(self, layer: nn.Module, inputs: object, output: Tensor) -> Tensor:  # noqa: ARG002
         if not self.enabled:

@@ -1,12 +1,13 @@
 """LoRAs of several concepts in one network; each sample of a batch uses that of its concept."""
 
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Generator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
+from pinxit.adapters.adapter import ModelChange
 from pinxit.adapters.peft_layers import module_paths
 from pinxit.models.model import Model
 
@@ -20,7 +21,7 @@ class LoraFactors:
     scale: Sequence[float]
 
 
-class BatchedLora:
+class BatchedLora(ModelChange):
     """Plain LoRAs (arXiv:2106.09685) of equal shapes, one per concept, applied per sample.
 
     The weights are gathered for each sample. A single LoRA of the summed rank with a mask between
@@ -28,30 +29,27 @@ class BatchedLora:
     would reach the gradients of all concepts.
     """
 
-    changes_conditioning = False
-
-    def __init__(self, target: str, layers: Mapping[str, LoraFactors]) -> None:
-        self.target = target
+    def __init__(self, network: str, layers: Mapping[str, LoraFactors]) -> None:
+        self.network = network
         self.layers = dict(layers)
         self._concepts = torch.zeros(1, dtype=torch.long)
-        self._hooks = ExitStack()
 
-    def select(self, concepts: Tensor) -> None:
-        """Set the concept index of each sample, (B,); shape (1,) applies to the whole batch."""
-        self._concepts = concepts
+    def before_denoise(self, timesteps: Tensor, concepts: Tensor | None) -> None:  # noqa: ARG002
+        """Set the concept of each sample."""
+        if concepts is not None:
+            self._concepts = concepts
 
-    def inject(self, model: Model) -> None:
+    @contextmanager
+    def applied(self, model: Model) -> Generator[None]:
         """Add the LoRAs to their layers as forward hooks."""
-        network = model.networks[self.target]
+        network = model.networks[self.network]
         paths = module_paths(network)
-        for name, factors in self.layers.items():
-            layer = network.get_submodule(paths[name])
-            handle = layer.register_forward_hook(self._hook(factors))
-            self._hooks.callback(handle.remove)
-
-    def eject(self, model: Model) -> None:  # noqa: ARG002
-        """Remove the hooks."""
-        self._hooks.close()
+        with ExitStack() as stack:
+            for name, factors in self.layers.items():
+                layer = network.get_submodule(paths[name])
+                handle = layer.register_forward_hook(self._hook(factors))
+                stack.callback(handle.remove)
+            yield
 
     def _hook(self, factors: LoraFactors) -> Callable[..., Tensor]:
         """A forward hook that adds the LoRA of each sample's concept to a layer's output."""

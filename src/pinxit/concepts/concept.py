@@ -1,4 +1,4 @@
-"""A trained concept as data: its tensors, how they change a model, and their provenance."""
+"""A trained concept as data: its parts, which change a model, and their provenance."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -6,25 +6,11 @@ from pathlib import Path
 
 from torch import Tensor
 
-from pinxit.adapters.adapter import (
-    Adapter,
-    AliasAdapter,
-    EmbeddingAdapter,
-    FullWeightsAdapter,
-    Part,
-)
-from pinxit.adapters.lora import LORA_PART, LoraAdapter
+from pinxit.adapters.adapter import Adapter, adapter_type
+from pinxit.adapters.parts import AliasPart, Part
 from pinxit.concepts.metadata import Description, PartDescription, Provenance
 from pinxit.errors import ConceptError
 from pinxit.models.model import Model
-
-# The adapter class for each kind of part.
-_ADAPTER_TYPES: dict[str, type[Adapter]] = {
-    "new-word": EmbeddingAdapter,
-    "alias": AliasAdapter,
-    "tuned-weights": FullWeightsAdapter,
-    LORA_PART: LoraAdapter,
-}
 
 
 @dataclass(frozen=True)
@@ -48,35 +34,35 @@ class Concept:
     @property
     def has_full_weights(self) -> bool:
         """Whether it replaces all weights of a network."""
-        return any("network" in part.settings for part in self.parts)
+        return any(part.replaces for part in self.parts)
 
     @property
     def has_strength(self) -> bool:
         """Whether it has a LoRA, so that a strength can scale it."""
-        return any(part.kind == LORA_PART for part in self.parts)
+        return any(part.has_strength for part in self.parts)
 
     @property
     def tokens(self) -> list[str]:
         """All placeholder tokens that it defines."""
-        return [part.settings["word"] for part in self.parts if "word" in part.settings]
+        return [token for part in self.parts for token in part.tokens]
 
     @property
     def description(self) -> str:
         """The concept without its tensors as JSON; the inverse of `from_description`."""
-        parts = [PartDescription(part.kind, dict(part.settings)) for part in self.parts]
+        parts = [PartDescription.of(part.kind, part.settings) for part in self.parts]
         return Description.of(parts, self.provenance).to_json()
 
     def adapters(self, model: Model) -> tuple[Adapter, ...]:
         """The adapters of all parts for this model; ConceptError if one does not fit."""
-        adapters = tuple(_ADAPTER_TYPES[part.kind].restore(part, model) for part in self.parts)
-        loras = [adapter for adapter in adapters if isinstance(adapter, LoraAdapter)]
-        if self.strength != 1 and not loras:
+        if self.strength != 1 and not self.has_strength:
             raise ConceptError(
                 f"a strength (`:{self.strength:g}`) works for LoRAs only; {self.token} has no LoRA",
                 f"leave out the strength; in a prompt, write a weight as ({self.token}:1.2)",
             )
-        for lora in loras:
-            lora.strength = self.strength
+        adapters = tuple(adapter_type(part.kind).restore(part, model) for part in self.parts)
+        for part, adapter in zip(self.parts, adapters, strict=True):
+            if part.has_strength:
+                adapter.strength = self.strength
         return adapters
 
     def with_strength(self, strength: float) -> "Concept":
@@ -97,16 +83,20 @@ def from_description(text: str, tables: Mapping[str, Mapping[str, Tensor]], path
     description = Description.parse(text, path)
     parts: list[Part] = []
     for number, part in enumerate(description.parts):
-        tensors = tables.get(str(number)) or tables.get(_part_key(part.settings), {})
-        parts.append(Part(part.kind, part.settings, tensors))
+        part_type = adapter_type(part.kind).part_type
+        try:
+            described = part_type.from_stored(part.settings, {})
+            tensors = tables.get(str(number)) or tables.get(described.key, {})
+            parts.append(part_type.from_stored(part.settings, tensors))
+        except KeyError as error:
+            raise ConceptError(
+                f"the description in {path} is damaged: a part of kind {part.stored_kind} has no "
+                f"{error.args[0]}",
+                "use a copy of the file",
+            ) from error
+        except ConceptError as error:
+            raise ConceptError(f"{path}: {error.message}", error.hint) from error
     return Concept(tuple(parts), description.provenance)
-
-
-def _part_key(settings: Mapping[str, str]) -> str:
-    """What a part belongs to; unique within a concept."""
-    if "target" in settings:
-        return f"{settings['target']}.{settings['kind']}"
-    return settings.get("network") or f"word {settings.get('word', '')}"
 
 
 def combined_adapters(concepts: Sequence[Concept], model: Model) -> tuple[Adapter, ...]:
@@ -117,29 +107,30 @@ def combined_adapters(concepts: Sequence[Concept], model: Model) -> tuple[Adapte
     owners: dict[str, str] = {}
     for concept in concepts:
         for part in concept.parts:
-            network = part.settings.get("network")
-            if network is not None and owners.setdefault(network, concept.token) != concept.token:
+            network = part.replaces
+            if network and owners.setdefault(network, concept.token) != concept.token:
                 raise ConceptError(
                     f"{owners[network]} and {concept.token} both replace all weights of the "
                     f"network `{network}`",
                     "use only one of them, together with LoRAs or embeddings",
                 )
     adapters = [adapter for concept in concepts for adapter in concept.adapters(model)]
-    return tuple(sorted(adapters, key=_is_additive) + nickname_aliases(concepts))
+    return (*sorted(adapters, key=_is_additive), *nickname_aliases(concepts, model))
 
 
 def _is_additive(adapter: Adapter) -> bool:
     """Whether the adapter adds to weights that another adapter may replace."""
-    return isinstance(adapter, LoraAdapter)
+    return adapter.part_type.has_strength
 
 
-def nickname_aliases(concepts: Sequence[Concept]) -> list[Adapter]:
+def nickname_aliases(concepts: Sequence[Concept], model: Model) -> list[Adapter]:
     """Aliases from file names to tokens, except for names that are tokens or not unique."""
     names = [token.lower() for concept in concepts for token in concept.tokens]
     names += [concept.nickname.lower() for concept in concepts]
-    first_parts = [(concept.nickname, part) for concept in concepts for part in concept.parts[:1]]
-    return [
-        AliasAdapter(nickname, part.settings.get("text") or part.settings["word"])
-        for nickname, part in first_parts
-        if nickname and "word" in part.settings and names.count(nickname.lower()) == 1
+    aliases = [
+        AliasPart(concept.nickname, part.prompt_text)
+        for concept in concepts
+        for part in concept.parts[:1]
+        if concept.nickname and part.prompt_text and names.count(concept.nickname.lower()) == 1
     ]
+    return [adapter_type(part.kind).restore(part, model) for part in aliases]

@@ -9,13 +9,12 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
-from pinxit.adapters.adapter import Part, embedding_widths
+from pinxit.adapters.parts import EmbeddingPart
 from pinxit.concepts.concept import Concept, from_description
 from pinxit.concepts.metadata import PROVENANCE_KEY, Provenance
 from pinxit.errors import ConceptError
 from pinxit.files.atomic_write import atomic_write, write_tensors
 from pinxit.files.open_any import OpenedFile
-from pinxit.models.family import families_by_text_widths
 from pinxit.models.modelspec import modelspec_metadata
 
 Precision = Literal["fp32", "fp16", "bf16"]
@@ -112,7 +111,7 @@ class EmbeddingFormat(Format):
             return from_description(description, tables, file.path)
         tokens = [e.token if e.token not in ("", "*") else file.path.stem for e in embeddings]
         parts = [
-            Part("new-word", {"word": token, "stand_in": FILLER_TOKEN}, embedding.tables)
+            EmbeddingPart(token, FILLER_TOKEN, embedding.tables)
             for token, embedding in zip(tokens, embeddings, strict=True)
         ]
         return Concept(tuple(parts), Provenance.from_metadata(tokens[0], embeddings[0].metadata))
@@ -129,30 +128,32 @@ def write_embedding(content: Mapping[str, object], concept: Concept, out: Path) 
         with_description = {**content, PROVENANCE_KEY: concept.description}
         atomic_write(out, lambda draft: torch.save(with_description, draft))
         return
-    tables = single_embedding(concept).tables
-    families = families_by_text_widths(list(embedding_widths(tables).values()))
+    part = _only_embedding(concept)
     tensors = {name: value for name, value in content.items() if isinstance(value, Tensor)}
     # Later families with the same text encoders can use the embedding too.
-    family = families[0] if families else None
+    family = next(iter(part.families), None)
     fields = modelspec_metadata(family, out.stem, concept.token, "/textual-inversion")
     metadata = {"format": "pt", **fields, PROVENANCE_KEY: concept.description}
-    write_tensors(out, tensors or tables_to_keys(tables, EMB_PARAMS), metadata)
+    write_tensors(out, tensors or tables_to_keys(part.tables, EMB_PARAMS), metadata)
 
 
 def single_embedding(concept: Concept) -> StoredEmbedding:
     """The only embedding of a concept; ConceptError if it has several, or other parts."""
-    embeddings = [part for part in concept.parts if part.kind == "new-word"]
-    if len(embeddings) != 1 or len(concept.parts) != 1:
-        names = ", ".join(part.settings.get("word") or part.kind for part in concept.parts)
+    part, provenance = _only_embedding(concept), concept.provenance
+    steps = {"step": str(provenance.steps)} if provenance.steps else {}
+    return StoredEmbedding(part.token, part.tables, {**steps, **provenance.metadata})
+
+
+def _only_embedding(concept: Concept) -> EmbeddingPart:
+    part, *others = concept.parts
+    if others or not isinstance(part, EmbeddingPart):
+        names = ", ".join("".join(part.tokens) or part.kind for part in concept.parts)
         raise ConceptError(
             f"{concept.token} is not a single embedding: it has the parts {names}",
             "an embedding file stores one embedding; write a LoRA with --format kohya or "
             "diffusers-lora, full weights with --format diffusers or single-file",
         )
-    (embedding,), provenance = embeddings, concept.provenance
-    steps = {"step": str(provenance.steps)} if provenance.steps else {}
-    metadata = {**steps, **provenance.metadata}
-    return StoredEmbedding(embedding.settings["word"], embedding.tensors, metadata)
+    return part
 
 
 def tables_from_keys(tensors: Mapping[str, Tensor], key: str) -> dict[str, Tensor]:

@@ -5,7 +5,7 @@ from collections.abc import Iterator, Mapping
 import torch
 from torch import Tensor
 
-from pinxit.adapters.adapter import Part
+from pinxit.adapters.parts import AliasPart, FullWeightsPart
 from pinxit.concepts.concept import Concept, from_description
 from pinxit.concepts.format import Precision, Target
 from pinxit.concepts.metadata import PROVENANCE_KEY, Provenance
@@ -55,9 +55,7 @@ def read_full_model(file: OpenedFile, description: str | None) -> Concept:
     }
     if description:
         return from_description(description, networks, file.path)
-    parts = [
-        Part("tuned-weights", {"network": name}, weights) for name, weights in networks.items()
-    ]
+    parts = [FullWeightsPart(name, weights) for name, weights in networks.items()]
     base = str(file.path.resolve())
     return Concept(tuple(parts), Provenance.from_metadata(file.path.stem, {}, base))
 
@@ -66,7 +64,7 @@ def completed_networks(
     concept: Concept, source: Source, precision: Precision | None
 ) -> Iterator[tuple[str, dict[str, Tensor]]]:
     """Each network of the base model by folder, with the concept's weights where it has some."""
-    parts = {part.settings["network"]: part for part in concept.parts if "network" in part.settings}
+    parts = {part.replaces: part for part in concept.parts if part.replaces}
     for folder in filter(source.has, network_folders()):
         weights = source.weights(folder)
         part = parts.pop(trainable_networks().get(folder, ""), None)
@@ -83,7 +81,7 @@ def full_model_metadata(
     concept: Concept, source: Source, weights: Mapping[str, Tensor], title: str
 ) -> dict[str, str]:
     """The metadata of a complete model; `weights` must include those of the denoiser."""
-    texts = [part.settings["text"] for part in concept.parts if "text" in part.settings]
+    texts = [part.text for part in concept.parts if isinstance(part, AliasPart)]
     velocity = source.config("scheduler").get("prediction_type") == "v_prediction"
     family = family_of_denoiser(weights)
     fields = modelspec_metadata(family, title, ", ".join(texts), velocity=velocity)

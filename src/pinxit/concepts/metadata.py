@@ -13,6 +13,7 @@ from typing import Annotated, Any
 
 from pydantic import Field, TypeAdapter, ValidationError
 
+from pinxit import registry
 from pinxit.errors import ConceptError
 from pinxit.files.safetensors_header import read_header_metadata
 
@@ -21,13 +22,9 @@ DESCRIPTION_KEY = "pinxit"
 PROVENANCE_KEY = "pinxit.provenance"
 # Files have a checksum from version 2 on.
 _FORMAT_VERSION = 2
-# The settings that a part of a kind must have.
-_REQUIRED_SETTINGS = {
-    "new-word": {"word", "stand_in"},
-    "alias": {"word", "text"},
-    "tuned-weights": {"network"},
-    "lora": {"target", "kind"},
-}
+# Kinds of adapter that have older names in files.
+_STORED_KINDS = {"embedding": "new-word", "full-weights": "tuned-weights"}
+_KINDS = {stored: kind for kind, stored in _STORED_KINDS.items()}
 _LIBRARIES = ("torch", "diffusers", "transformers", "safetensors")
 
 
@@ -77,15 +74,20 @@ class Provenance:
 
 @dataclass(frozen=True)
 class PartDescription:
-    """A part of a concept without its tensors, as stored in a file's metadata."""
+    """A part of a concept without its tensors. `stored_kind` is its kind by the name in files."""
 
-    kind: str
+    stored_kind: Annotated[str, Field(alias="kind")]
     settings: dict[str, str]
 
-    def __post_init__(self) -> None:
-        missing = _REQUIRED_SETTINGS.get(self.kind, set()) - self.settings.keys()
-        if missing:
-            raise ValueError(f"a part of kind {self.kind} has no {', '.join(sorted(missing))}")
+    @classmethod
+    def of(cls, kind: str, settings: dict[str, str]) -> "PartDescription":
+        """The description of a part of a kind of adapter."""
+        return cls(_STORED_KINDS.get(kind, kind), settings)
+
+    @property
+    def kind(self) -> str:
+        """The kind of adapter, the name of a plug-in."""
+        return _KINDS.get(self.stored_kind, self.stored_kind)
 
 
 @dataclass(frozen=True)
@@ -116,7 +118,8 @@ class Description:
                 f"the description in {path} is damaged: {str(error).splitlines()[0]}",
                 "use a copy of the file",
             ) from error
-        is_known = all(part.kind in _REQUIRED_SETTINGS for part in description.parts)
+        known = registry.names("kinds")
+        is_known = all(part.kind in known for part in description.parts)
         if description.format not in (1, _FORMAT_VERSION) or not is_known:
             raise ConceptError(
                 f"concept {path} was written by a newer version of pinxit",

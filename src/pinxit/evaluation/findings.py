@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from pinxit import registry
+from pinxit.adapters.parts import EmbeddingPart
 from pinxit.concepts.concept import Concept
 from pinxit.evaluation.judge import Judge, JudgeScore
 from pinxit.evaluation.metric import Scale, leave_one_out_scores, relative_position, stack_images
@@ -56,7 +57,8 @@ class EmbeddingNorm:
     @classmethod
     def of(cls, concept: Concept, model: Model, noun: str) -> "EmbeddingNorm | None":
         """Of a concept's first token, mean over text encoders; None if it has no embedding."""
-        tables = next((part.tensors for part in concept.parts if part.kind == "new-word"), {})
+        parts = (part for part in concept.parts if isinstance(part, EmbeddingPart))
+        tables = next((part.tables for part in parts), {})
         norms: list[float] = []
         cosines: list[float] = []
         for name, encoder in model.text_encoders.items():

@@ -8,6 +8,7 @@ from typing import Self
 import torch
 from torch import Tensor
 
+from pinxit.adapters.adapter import before_denoise
 from pinxit.adapters.attention_sharing import AttentionSharing
 from pinxit.generation.control import Control, ControlHooks, SamplingContext
 from pinxit.generation.schedulers import Sampler
@@ -25,6 +26,7 @@ def ddim_inversion(context: SamplingContext, path: Path) -> Generator[Tensor, No
     previous, noises = torch.zeros(1, device=model.device), dict[float, Tensor]()
     zeros = torch.zeros_like(clean)
     for timestep in context.timesteps.to(model.device).unique():  # upwards; some repeat timesteps
+        before_denoise(model, timestep.view(1))
         prediction = model.denoise(latents, timestep, context.conditioning)
         parts = schedule.predict_clean_and_noise(latents, prediction, previous)
         previous = timestep.view(1)

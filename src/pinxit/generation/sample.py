@@ -8,7 +8,7 @@ from typing import Self
 import torch
 from torch import Tensor
 
-from pinxit.adapters.adapter import applied
+from pinxit.adapters.adapter import applied, before_denoise
 from pinxit.concepts.concept import Concept, combined_adapters
 from pinxit.concepts.read import ConceptReference
 from pinxit.errors import RequestError
@@ -193,6 +193,7 @@ def _denoise(
         for hook in hooks:
             latents = hook.before_step(step, latents)
         scaled = sampler.scale_model_input(latents, timestep)
+        before_denoise(context.model, timestep.view(1))
         prediction = context.model.guided(scaled, timestep, conditioning, negative, scale)
         latents = sampler.step(prediction, timestep, latents, generators)
         for hook in hooks:

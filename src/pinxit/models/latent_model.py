@@ -78,6 +78,7 @@ class LatentModel(Model):
         self._offloaded: set[str] = set()
         self.networks = _LoadedOnAccess(trainable, self._load)
         self.placeholders = {}
+        self.changes = []
         vae_config: Any = self._vae.config
         self.vae_scale_factor = 2 ** (len(vae_config.block_out_channels) - 1)
         self._normalization = LatentNormalization(

@@ -5,7 +5,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import ClassVar, Literal, Self
+from typing import Any, ClassVar, Literal, Self
 
 import torch
 from torch import Tensor, nn
@@ -75,7 +75,8 @@ class Model(ABC):
     """A base model: encodes images and prompts, denoises latents, and decodes latents to images.
 
     `placeholders` are the active placeholder tokens and `networks` the parts that can be trained
-    ("denoiser" and the text encoders); only adapters change either. All weights are frozen.
+    ("denoiser" and the text encoders); only adapters change either, and `changes` are those that
+    are applied. All weights are frozen.
     `frozen_text_encoders` receive the text that placeholder tokens stand for.
     Weights can be offloaded; they are read again from the source when they are needed.
 
@@ -98,6 +99,7 @@ class Model(ABC):
     scheduler_config: Mapping[str, object]
     vae_scale_factor: int
     placeholders: dict[str, TokenEmbedding]
+    changes: list[Any]
 
     @classmethod
     @abstractmethod

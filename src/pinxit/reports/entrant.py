@@ -65,7 +65,7 @@ class Entrant:
     @property
     def changes_only_token(self) -> bool:
         """Whether the concept has no effect on prompts without its token."""
-        return all("word" in part.settings for part in self.concept.parts)
+        return all(part.tokens for part in self.concept.parts)
 
     @property
     def subject_key(self) -> tuple[object, ...]:

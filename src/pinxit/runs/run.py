@@ -7,6 +7,7 @@ from pathlib import Path
 
 import torch
 
+from pinxit.adapters.adapter import before_denoise
 from pinxit.errors import PinxitError, RequestError, RunError
 from pinxit.evaluation.judge import Judge
 from pinxit.files.atomic_write import defer_signals, exclusive_lock, is_new, make_folder
@@ -227,7 +228,8 @@ def _train_started(
             for run, share in shares:
                 run.log_step(share, trainers[run])
             for run, share in shares:
-                session.select_concepts(torch.tensor([runs.index(run)]))  # for previews
+                # Previews are of this run's concept.
+                before_denoise(model, torch.zeros(1), torch.tensor([runs.index(run)]))
                 for event in run.after_step(share, trainers[run]):
                     yield run, event
 

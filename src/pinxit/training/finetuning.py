@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import ClassVar, Literal, Self
 
-from pinxit.adapters.adapter import AliasAdapter
+from pinxit.adapters.kinds.alias import AliasAdapter
 from pinxit.errors import RecipeError
 from pinxit.images.folder import TrainingImage
 from pinxit.models.model import SMALL, Model

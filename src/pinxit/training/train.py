@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from pinxit.adapters.adapter import Adapter, Batchable, ModelChange, PerConcept, applied
+from pinxit.adapters.adapter import Adapter, Batchable, ModelChange, applied, before_denoise
 from pinxit.errors import RunError
 from pinxit.files.atomic_write import defer_signals
 from pinxit.images.folder import TrainingImage
@@ -87,14 +87,8 @@ class TrainingSession:
 
     def losses(self, batch: Batch, conditioner: Conditioner) -> Tensor:
         """The weighted loss of each sample, (B,)."""
-        self.select_concepts(batch.concepts)
+        before_denoise(self.model, batch.timesteps, batch.concepts)
         return denoising_losses(self.model, batch, conditioner, self.recipe.min_snr_gamma)
-
-    def select_concepts(self, concepts: Tensor) -> None:
-        """Set the concept of each sample of the next batch, (B,); one number means all samples."""
-        for change in self.changes:
-            if isinstance(change, PerConcept):
-                change.select(concepts)
 
     def offload_unused(self) -> None:
         """Offload the VAE, and the text encoders if prompts are already encoded."""

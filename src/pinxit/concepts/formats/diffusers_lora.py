@@ -11,17 +11,15 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
+from pinxit.adapters.lora_part import ALPHA, DAMAGED_HINT, MAGNITUDE, LoraPart, layer_rank
+from pinxit.adapters.parts import EmbeddingPart
 from pinxit.concepts.concept import Concept
 from pinxit.concepts.format import EMB_PARAMS, Target, tables_from_keys, tables_to_keys
 from pinxit.concepts.lora_file import (
-    ALPHA,
-    DAMAGED_HINT,
-    MAGNITUDE,
     PEFT_METADATA_KEY,
     AdapterFormat,
     LayerChanges,
     LayerTensors,
-    layer_rank,
     modelspec_metadata,
 )
 from pinxit.errors import ConceptError
@@ -47,7 +45,7 @@ class DiffusersLora(AdapterFormat):
 
     suffixes = (".safetensors", "")
     used_by = "diffusers' `load_lora_weights`"
-    kinds = frozenset({"lora", "dora"})
+    variants = frozenset({"lora", "dora"})
 
     def recognizes(self, file: OpenedFile) -> bool:
         """Whether it has LoRA matrices under the names of diffusers or peft."""
@@ -79,12 +77,12 @@ class DiffusersLora(AdapterFormat):
 
     def write(self, concept: Concept, target: Target) -> None:
         """Write a file (in a folder if OUT has no suffix) with the alphas in its metadata."""
-        changes, out = self.changes(concept), target.out
+        loras, out = self.lora_parts(concept), target.out
         target.check_no_conversion()
-        embeddings = [part for part in concept.parts if part.kind == "new-word"]
-        if len(embeddings) > 1 or len({network for network, _ in changes}) < len(changes):
+        embeddings = [part for part in concept.parts if isinstance(part, EmbeddingPart)]
+        if len(embeddings) > 1 or len({part.network for part in loras}) < len(loras):
             raise ConceptError(
-                f"{concept.token} has {len(embeddings)} embeddings and {len(changes)} adapters; "
+                f"{concept.token} has {len(embeddings)} embeddings and {len(loras)} adapters; "
                 "this format stores only one embedding, and one adapter for each network",
                 "write it with --format kohya",
             )
@@ -92,15 +90,15 @@ class DiffusersLora(AdapterFormat):
             out.mkdir(parents=True)
             out /= f"{_WEIGHTS}.safetensors"
         for part in embeddings:
-            metadata = {"format": "pt", "word": part.settings["word"]}
-            write_tensors(_embedding_file(out), tables_to_keys(part.tensors, "clip_l"), metadata)
+            metadata = {"format": "pt", "word": part.token}
+            write_tensors(_embedding_file(out), tables_to_keys(part.tables, "clip_l"), metadata)
         tensors: LayerTensors = {}
         settings: dict[str, object] = {}
-        for (network, kind), layers in changes.items():
-            is_transformer = any(layer.startswith("transformer_blocks.") for layer in layers)
-            prefix = _PREFIXES.get(network, "transformer" if is_transformer else "unet")
-            tensors |= _network_tensors(prefix, layers)
-            network_settings = _peft_settings(layers) | {"use_dora": kind == "dora"}
+        for part in loras:
+            is_transformer = any(layer.startswith("transformer_blocks.") for layer in part.layers)
+            prefix = _PREFIXES.get(part.network, "transformer" if is_transformer else "unet")
+            tensors |= _network_tensors(prefix, part)
+            network_settings = _peft_settings(part) | {"use_dora": part.variant == "dora"}
             settings |= {f"{prefix}.{name}": value for name, value in network_settings.items()}
         peft_metadata = {PEFT_METADATA_KEY: json.dumps(settings, sort_keys=True)}
         write_tensors(out, tensors, modelspec_metadata(concept, target.out) | peft_metadata)
@@ -112,10 +110,10 @@ def _embedding_file(file: Path) -> Path:
     return file.with_name(f"{stem}_emb.safetensors")
 
 
-def _network_tensors(prefix: str, layers: Mapping[str, LayerTensors]) -> LayerTensors:
+def _network_tensors(prefix: str, part: LoraPart) -> LayerTensors:
     """A network's tensors with names and shapes that all releases of transformers read."""
     network_tensors: LayerTensors = {}
-    for layer, tensors in layers.items():
+    for layer, tensors in part.layers.items():
         has_prefix = prefix in _TARGETS and layer != "text_projection"
         path = f"{prefix}.text_model.{layer}" if has_prefix else f"{prefix}.{layer}"
         for name, tensor in tensors.items():
@@ -136,10 +134,10 @@ def _layer_name(layer: str, *, text: bool) -> str:
     return f"{layer}.0" if layer.endswith(".to_out") else layer
 
 
-def _peft_settings(layers: Mapping[str, LayerTensors]) -> dict[str, Any]:
+def _peft_settings(part: LoraPart) -> dict[str, Any]:
     """peft's settings for a network: the most common rank and alpha, and all exceptions."""
-    ranks = {layer: layer_rank(tensors) for layer, tensors in layers.items()}
-    alphas = {layer: float(tensors[ALPHA]) for layer, tensors in layers.items()}
+    ranks = {layer: layer_rank(tensors) for layer, tensors in part.layers.items()}
+    alphas = {layer: float(tensors[ALPHA]) for layer, tensors in part.layers.items()}
     common_rank = Counter(ranks.values()).most_common(1)[0][0]
     common_alpha = Counter(alphas.values()).most_common(1)[0][0]
     return {
@@ -147,7 +145,7 @@ def _peft_settings(layers: Mapping[str, LayerTensors]) -> dict[str, Any]:
         "lora_alpha": common_alpha,
         "rank_pattern": {layer: rank for layer, rank in ranks.items() if rank != common_rank},
         "alpha_pattern": {layer: alpha for layer, alpha in alphas.items() if alpha != common_alpha},
-        "target_modules": sorted(layers),
+        "target_modules": sorted(part.layers),
     }
 
 

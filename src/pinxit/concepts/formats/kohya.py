@@ -2,26 +2,24 @@
 
 import json
 import re
+from collections.abc import Sequence
 from hashlib import file_digest
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from pinxit.concepts.concept import Concept
-from pinxit.concepts.format import EMB_PARAMS, Target, tables_from_keys, tables_to_keys
-from pinxit.concepts.lora_file import (
-    ALPHA,
+from pinxit.adapters.lora_part import (
     DAMAGED_HINT,
     MAGNITUDE,
-    AdapterFormat,
-    LayerChanges,
     LayerTensors,
-    NetworkChanges,
-    layer_rank,
-    matching_base,
-    modelspec_metadata,
+    LoraPart,
+    lora_family,
 )
+from pinxit.adapters.parts import EmbeddingPart
+from pinxit.concepts.concept import Concept
+from pinxit.concepts.format import EMB_PARAMS, Target, tables_from_keys, tables_to_keys
+from pinxit.concepts.lora_file import AdapterFormat, LayerChanges, modelspec_metadata
 from pinxit.errors import ConceptError
 from pinxit.files.atomic_write import write_tensors
 from pinxit.files.open_any import OpenedFile
@@ -74,7 +72,7 @@ class Kohya(AdapterFormat):
 
     suffixes = (".safetensors",)
     used_by = "AUTOMATIC1111, Forge, ComfyUI, InvokeAI, kohya; a plain LoRA also in diffusers"
-    kinds = frozenset({"lora", "dora", "loha", "lokr"})
+    variants = frozenset({"lora", "dora", "loha", "lokr"})
 
     def recognizes(self, file: OpenedFile) -> bool:
         """Whether a tensor has a name of kohya's scheme."""
@@ -83,7 +81,7 @@ class Kohya(AdapterFormat):
     def unpack(self, file: OpenedFile) -> LayerChanges:
         """The layers under their diffusers names, and the bundled embeddings."""
         content = LayerChanges()
-        bundle: dict[str, LayerTensors] = {}
+        bundle: dict[str, dict[str, Tensor]] = {}
         for key, tensor in file.tensors.items():
             if embedding := _BUNDLE_KEY.fullmatch(key):
                 name = EMB_PARAMS if embedding[2] == _EMBEDDING_KEY else embedding[2]
@@ -110,22 +108,22 @@ class Kohya(AdapterFormat):
 
     def write(self, concept: Concept, target: Target) -> None:
         """Write the adapters and bundle the embeddings."""
-        changes, names = self.changes(concept), _names_of_base(concept)
+        loras, names = self.lora_parts(concept), _names_of_base(concept)
         target.check_no_conversion()
-        file_tensors: LayerTensors = {}
-        for (network, _), layers in changes.items():
-            for layer, tensors in layers.items():
-                path = _kohya_name(layer, names, text=network != "denoiser")
+        file_tensors: dict[str, Tensor] = {}
+        for part in loras:
+            for layer, tensors in part.layers.items():
+                path = _kohya_name(layer, names, text=part.network != "denoiser")
+                path = f"lora_{names.prefixes[part.network]}_{path}"
                 for name, tensor in tensors.items():
-                    key = f"lora_{names.prefixes[network]}_{path}.{_KOHYA_NAMES.get(name, name)}"
+                    key = f"{path}.{_KOHYA_NAMES.get(name, name)}"
                     is_norm = name == MAGNITUDE
                     file_tensors[key] = _dora_column(tensor, tensors) if is_norm else tensor
         for part in concept.parts:
-            if part.kind == "new-word":
-                tables, token = tables_to_keys(part.tensors, _EMBEDDING_KEY), part.settings["word"]
-                for name, table in tables.items():
-                    file_tensors[f"bundle_emb.{token}.{name}"] = table
-        kohya_fields = _kohya_metadata(concept, changes, target.out.stem, names)
+            if isinstance(part, EmbeddingPart):
+                for name, table in tables_to_keys(part.tables, _EMBEDDING_KEY).items():
+                    file_tensors[f"bundle_emb.{part.token}.{name}"] = table
+        kohya_fields = _kohya_metadata(concept, loras, target.out.stem, names)
         metadata = modelspec_metadata(concept, target.out) | kohya_fields
         write_tensors(target.out, file_tensors, metadata)
         metadata["sshs_model_hash"] = _tensor_hash(target.out)
@@ -154,7 +152,7 @@ def _kohya_name(layer: str, names: KohyaNames, *, text: bool) -> str:
     return path
 
 
-def _normalize_layer(tensors: LayerTensors, where: str) -> None:
+def _normalize_layer(tensors: dict[str, Tensor], where: str) -> None:
     """Flatten DoRA's magnitudes, and merge a convolution's `lora_mid` into its down factor."""
     scale, up = tensors.get(MAGNITUDE), tensors.get("lora_B.weight")
     if scale is not None:
@@ -182,9 +180,8 @@ def _dora_column(scale: Tensor, layer: LayerTensors) -> Tensor:
 def _names_of_base(concept: Concept) -> KohyaNames:
     """kohya's names for the base model, by its layers, the file's metadata, or its widths."""
     version = concept.provenance.metadata.get("ss_base_model_version", "")
-    layers = [
-        f"{part.settings.get('target')}.{name}" for part in concept.parts for name in part.tensors
-    ]
+    loras = [part for part in concept.parts if isinstance(part, LoraPart)]
+    layers = [f"{part.network}.{layer}." for part in loras for layer in part.layers]
     known = [facts.kohya for facts in all_facts() if facts.kohya]
     for names in known:
         if any(re.search(names.own_layers, layer) for layer in layers):
@@ -192,17 +189,16 @@ def _names_of_base(concept: Concept) -> KohyaNames:
     for names in known:
         if version.startswith(names.version.partition("_base")[0]):
             return names
-    family = matching_base(concept.parts)
+    family = lora_family(loras)
     return (family.kohya if family else None) or _UNKNOWN_BASE
 
 
 def _kohya_metadata(
-    concept: Concept, changes: NetworkChanges, name: str, names: KohyaNames
+    concept: Concept, loras: Sequence[LoraPart], name: str, names: KohyaNames
 ) -> dict[str, str]:
     """The metadata that kohya's trainer writes; values of the original file have priority."""
     provenance = concept.provenance
-    layers = [tensors for layers in changes.values() for tensors in layers.values()]
-    kinds = {kind for _, kind in changes}
+    kinds = {part.variant for part in loras}
     args = {"algo": min(kinds - {"dora"}, default="lora"), "dora_wd": str("dora" in kinds)}
     fields = {
         "ss_base_model_version": names.version,
@@ -210,8 +206,8 @@ def _kohya_metadata(
         "ss_output_name": name,
         "ss_network_module": "networks.lora" if kinds == {"lora"} else "lycoris.kohya",
         "ss_network_args": json.dumps({} if kinds == {"lora"} else args),
-        "ss_network_dim": _common_value({layer_rank(layer) for layer in layers}),
-        "ss_network_alpha": _common_value({float(layer[ALPHA]) for layer in layers}),
+        "ss_network_dim": _common_value({rank for part in loras for rank in part.ranks}),
+        "ss_network_alpha": _common_value({alpha for part in loras for alpha in part.alphas}),
         "ss_sd_model_name": Path(provenance.base).name,
         "ss_steps": str(provenance.steps or ""),
         "ss_num_train_images": str(len(provenance.images) or ""),

@@ -2,14 +2,15 @@
 """controlnet: follow an edge, depth or pose image, with weights you give (arXiv:2302.05543)."""
 
 from collections.abc import Generator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.utils.hooks import RemovableHandle
 
+from pinxit.adapters.adapter import ModelChange
 from pinxit.errors import ModelError, RequestError
 from pinxit.generation.canny import canny_edges
 from pinxit.generation.control import ControlHooks, ImageControl, SamplingContext
@@ -41,16 +42,16 @@ class ControlNet(ImageControl):
         return hooks
 
 
-class _ControlNetAdapter:
+class _ControlNetAdapter(ModelChange):
     """An adapter that adds the residuals of a ControlNet to the U-Net."""
 
     def __init__(self, control: ControlNet, pixels: Tensor) -> None:
         self._control = control
         self._pixels = pixels
         self._network: Any = None
-        self._hook: RemovableHandle | None = None
 
-    def inject(self, model: Model) -> None:
+    @contextmanager
+    def applied(self, model: Model) -> Generator[None]:
         """Apply the network; RequestError if the model has no U-Net or the weights do not fit."""
         unet: Any = model.networks["denoiser"]
         if not hasattr(unet, "up_blocks"):
@@ -67,13 +68,12 @@ class _ControlNetAdapter:
                 "use a ControlNet for the family of the base model",
             )
         self._pixels = self._pixels.to(model.device, model.placement.dtype)
-        self._hook = unet.register_forward_pre_hook(self._add_residuals, with_kwargs=True)
-
-    def eject(self, model: Model) -> None:  # noqa: ARG002
-        """Remove the network."""
-        if self._hook:
-            self._hook.remove()
-        self._hook = self._network = None
+        hook = unet.register_forward_pre_hook(self._add_residuals, with_kwargs=True)
+        try:
+            yield
+        finally:
+            hook.remove()
+            self._network = None
 
     def _add_residuals(
         self, _unet: nn.Module, arguments: tuple[Tensor, ...], options: dict[str, Any]

@@ -2,7 +2,7 @@
 
 from typing import ClassVar
 
-from pinxit.adapters.adapter import FullWeightsAdapter
+from pinxit.adapters.kinds.full_weights import FullWeightsAdapter
 from pinxit.models.model import Model
 from pinxit.training.finetuning import Finetuning
 from pinxit.training.method import Advice, Subject, TrainableAdapter

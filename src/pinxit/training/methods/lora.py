@@ -2,9 +2,9 @@
 
 from typing import ClassVar, Literal, Self
 
-from pinxit.adapters.adapter import EmbeddingAdapter
-from pinxit.adapters.lora import LayerGroup, LoraAdapter, LoraConfig
-from pinxit.adapters.peft_layers import AdapterKind
+from pinxit.adapters.kinds.embedding import EmbeddingAdapter
+from pinxit.adapters.kinds.lora import LoraAdapter
+from pinxit.adapters.lora_part import LayerGroup, LoraConfig, LoraVariant
 from pinxit.models.model import Model
 from pinxit.options import Option
 from pinxit.training.finetuning import Finetuning, ModelSize, model_size
@@ -29,7 +29,7 @@ class Lora(Finetuning):
         "large": Advice(1000, 1, learning_rate=1e-4),
     }
 
-    adapter: AdapterKind = Option(
+    adapter: LoraVariant = Option(
         "lora", help="kind of adapter: how the trained weights change a layer"
     )
     rank: int = Option(

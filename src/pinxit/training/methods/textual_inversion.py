@@ -6,7 +6,7 @@ from typing import Literal, Self
 import torch
 from torch import Tensor
 
-from pinxit.adapters.adapter import EmbeddingAdapter
+from pinxit.adapters.kinds.embedding import EmbeddingAdapter
 from pinxit.images.folder import TrainingImage
 from pinxit.models.model import Model
 from pinxit.models.prompt import FixedNormEmbeddings
