@@ -172,3 +172,11 @@ def test_a_start_waits_for_a_reader(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(atomic_write, "_lock", lock)
     with exclusive_lock(tmp_path):
         assert next(attempts, "both used") == "both used"
+
+
+def test_progress_is_logged_at_most_once_a_second(pictures: Path, tmp_path: Path) -> None:
+    run = Run.create(tmp_path / "run", recipe(pictures))
+    run.folder.mkdir()
+    for done in range(1, 101):
+        run.record(Progress("class images", done, 100))
+    assert [event.done for event in run.log.events() if isinstance(event, Progress)] == [1, 100]
