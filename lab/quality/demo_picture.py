@@ -6,17 +6,13 @@ one prompt.
 
 import argparse
 from pathlib import Path
-from typing import TYPE_CHECKING
+
+from PIL import Image
 
 from pinxit.images.tensors import contact_sheet
 from pinxit.models.open_base import open_base
-from pinxit.pocket.eyes import Eyes
 from pinxit.progress import Progress
-from pinxit.reports.demo.chapters import DemoSettings, subject_section
-from pinxit.reports.demo.trial import DemoRunner
-
-if TYPE_CHECKING:
-    from PIL.Image import Image
+from pinxit.reports.demo import DemoSettings, evaluate_demo
 
 SIDE = 128
 
@@ -26,24 +22,21 @@ def silent(_: Progress) -> None:
 
 
 def main() -> None:
-    """Generate the demo's subject from its trained concepts, and save all images on one sheet."""
+    """Show the subject of a demo, whose missing runs and images are made now, on one sheet."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--demo", type=Path, default=Path("build/demo"), help="the demo's folder")
     parser.add_argument("--out", type=Path, default=Path("docs/images/demo.png"))
     args = parser.parse_args()
     settings = DemoSettings()
-    runner = DemoRunner(open_base(settings.base), silent)
-    section = subject_section(runner, settings, args.demo / "runs", Eyes.load())
-    shown: list[Image] = [*section.references]
-    blank = section.references[0].copy()
-    blank.paste((255, 255, 255), (0, 0, *blank.size))
-    shown += [blank] * (len(section.prompts) - len(shown))
-    for column in section.columns:
-        shown += [image.image for image in column.images][:: runner.num_images]
+    group = evaluate_demo(open_base(settings.base), args.demo, silent, settings)["subject"]
+    references, num_prompts = group.judge.training_images, len(group.judge.prompt_run.prompts)
+    blank = Image.new("RGB", references[0].size, "white")
+    shown = [*references, *[blank] * (num_prompts - len(references))]
+    for images in (group.judge.base_images, *(result.images for result in group.results)):
+        shown += images[:: settings.num_images]
     args.out.parent.mkdir(parents=True, exist_ok=True)
-    contact_sheet([image.resize((SIDE, SIDE)) for image in shown], len(section.prompts)).save(
-        args.out
-    )
+    sheet = contact_sheet([image.resize((SIDE, SIDE)) for image in shown], num_prompts)
+    sheet.save(args.out)
 
 
 if __name__ == "__main__":

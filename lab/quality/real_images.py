@@ -4,7 +4,6 @@ The images cannot be distributed; without them nothing is measured and the exit 
 last line on stdout is JSON; contact sheets are in the work folder.
 """
 
-import argparse
 import json
 import sys
 import tomllib
@@ -13,14 +12,14 @@ from pathlib import Path
 from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
-from lab.quality.subjects import print_progress
+from lab.quality.harness import Lab, TrainedConcept, argument_parser, print_progress
 from pinxit import registry
 from pinxit.evaluation.metric import Metric
+from pinxit.evaluation.prompt_sets import Prompt
 from pinxit.images.folder import read_images
 from pinxit.images.tensors import contact_sheet
 from pinxit.models.open_base import open_base
 from pinxit.pocket.captions import PLACE_PHRASES
-from pinxit.reports.demo.trial import DemoRunner, Prompt, TrainedConcept
 from pinxit.training.recipe import Recipe
 
 if TYPE_CHECKING:
@@ -65,7 +64,7 @@ def apart(images: Images) -> float:
 class RealImagesLab:
     """Measures each method and the base model on one image folder."""
 
-    def __init__(self, runner: DemoRunner, folders: dict[str, Images], work: Path) -> None:
+    def __init__(self, runner: Lab, folders: dict[str, Images], work: Path) -> None:
         self.runner, self.folders, self.work = runner, folders, work
         self.metrics: dict[str, Metric] = {
             "embedding": registry.load("metrics", "likeness")(),
@@ -80,7 +79,7 @@ class RealImagesLab:
         images = [p.image for p in self.runner.generate(prompts, trained, task)]
         placed = [f"a photo of a {{}} {PLACE_PHRASES[place][0]}" for place in _PLACES]
         more = [Prompt(t, t.format(NOUN).replace("a animal", "an animal"), "") for t in placed]
-        few = DemoRunner(self.runner.model, self.runner.progress, 2)
+        few = Lab(self.runner.model, self.runner.progress, 2)
         shown = [
             *self.folders[name],
             *images,
@@ -129,14 +128,13 @@ class RealImagesLab:
 
 def main() -> int:
     """Returns 0, or 3 if there are no images."""
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argument_parser(__doc__, "build/real")
     parser.add_argument("--pictures", type=Path, default=Path("../shared/seed/pictures"))
     parser.add_argument("--folders", nargs="+", default=FOLDERS, help="folders to train on")
     parser.add_argument("--methods", nargs="+", default=list(METHODS), help="training methods")
     parser.add_argument("--count", type=int, default=16, help="images per folder and method")
     parser.add_argument("--steps", type=int, help="training steps; default: the method's")
     parser.add_argument("--base", default="pocket", help="base model: name or folder")
-    parser.add_argument("--work", type=Path, default=Path("build/real"), help="work folder")
     args = parser.parse_args()
     if not args.pictures.is_dir():
         print(f"there is no folder {args.pictures}. hint: --pictures FOLDER", file=sys.stderr)
@@ -144,7 +142,7 @@ def main() -> int:
     args.work.mkdir(parents=True, exist_ok=True)
     paths = sorted(path for path in args.pictures.iterdir() if path.is_dir())
     folders: dict[str, Images] = {p.name: [i.open() for i in read_images(p)] for p in paths}
-    runner = DemoRunner(open_base(args.base), print_progress, args.count)
+    runner = Lab(open_base(args.base), print_progress, args.count)
     lab = RealImagesLab(runner, folders, args.work)
     figures: Figures = {
         name: lab.folder(name, args.pictures / name, args.methods, args.steps)

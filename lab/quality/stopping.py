@@ -16,19 +16,18 @@ from functools import cached_property
 from pathlib import Path
 from statistics import fmean, median
 
-from lab.quality.subjects import Experiment, Row, sample_subjects, subject_images, write_references
+from lab.quality.harness import LabImage, Row, argument_parser, cached
+from lab.quality.scores import ATTRIBUTES, score_images, subject_scales
+from lab.quality.subjects import Experiment, sample_subjects, subject_images, write_references
 from pinxit.concepts.concept import Concept
 from pinxit.concepts.read import read_concept
 from pinxit.evaluation.judge import Judge, JudgeScore
-from pinxit.files.atomic_write import write_text
 from pinxit.generation.request import GeneratedImage, GenerationRequest
 from pinxit.generation.sample import sample_images
 from pinxit.models.model import Model
 from pinxit.models.open_base import open_base
 from pinxit.pocket.eyes import Eyes
 from pinxit.pocket.world import held_out_subjects
-from pinxit.reports.demo.scores import ATTRIBUTES, score_images, subject_scales
-from pinxit.reports.demo.trial import DemoImage
 from pinxit.runs.events import RunFailure
 from pinxit.runs.many import train_many
 from pinxit.runs.run import Run
@@ -107,12 +106,7 @@ class LongRun:
 
     def cached(self, name: str, found: Callable[[], Row]) -> Row:
         """A row of results from the work folder, or else measured now."""
-        file = self.folder / f"{name}.json"
-        if not file.is_file():
-            row = found()
-            write_text(file, json.dumps(row))
-            print(f"subject {self.subject}, {name}: {row}", file=sys.stderr, flush=True)
-        return json.loads(file.read_text(encoding="utf-8"))
+        return cached(self.folder / f"{name}.json", found)
 
 
 def train_all(model: Model, long_runs: Sequence[LongRun]) -> None:
@@ -151,7 +145,7 @@ def judge_score(model: Model, long_run: LongRun, step: int) -> Row:
 
 def _score(model: Model, eyes: Eyes, long_run: LongRun, step: int) -> Row:
     concept = long_run.concept(step)
-    generated: list[DemoImage] = []
+    generated: list[LabImage] = []
     for number, asked in enumerate(long_run.experiment.prompts()):
         request = GenerationRequest(
             prompt=asked.template.format(concept.token),
@@ -163,7 +157,7 @@ def _score(model: Model, eyes: Eyes, long_run: LongRun, step: int) -> Row:
         done = [
             e for e in sample_images(model, request, (concept,)) if isinstance(e, GeneratedImage)
         ]
-        generated += [DemoImage(asked, one.request.seed, 0.0, one.image) for one in done]
+        generated += [LabImage(asked, one.request.seed, 0.0, one.image) for one in done]
     references, lookalikes, others = subject_images(long_run.subject)
     hidden = held_out_subjects()[long_run.subject].hidden().tolist()
     scales = subject_scales(references, lookalikes, others, hidden, eyes)
@@ -244,7 +238,7 @@ def _never_converged(losses: Sequence[float], share: float) -> bool:  # noqa: AR
 
 def main() -> None:
     """Train, score and summarize; progress goes to stderr."""
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argument_parser(__doc__, "build/stopping")
     parser.add_argument("--subjects", type=int, default=10, help="number of subjects")
     parser.add_argument("--methods", nargs="+", default=[*_SIZES])
     parser.add_argument("--batch-size", type=int, help="images per step and subject")
@@ -253,7 +247,6 @@ def main() -> None:
     parser.add_argument("--together", type=int, default=5, help="subjects per batch")
     parser.add_argument("--count", type=int, default=1, help="images for each of 8 prompts")
     parser.add_argument("--painting-steps", type=int, default=12, help="denoising steps")
-    parser.add_argument("--work", type=Path, default=Path("build/stopping"), help="work folder")
     parser.add_argument("--judged", action="store_true", help="also score with the runs' own judge")
     parser.add_argument("--share", type=float, default=0.05, help="value of `early_stop`")
     args = parser.parse_args()

@@ -15,7 +15,16 @@ from typing import Any
 
 import numpy as np
 
-from lab.quality.subjects import print_progress
+from lab.quality.harness import (
+    Lab,
+    LabImage,
+    Row,
+    TrainedConcept,
+    argument_parser,
+    cached,
+    print_progress,
+)
+from lab.quality.scores import ATTRIBUTES, score_images, style_scales
 from pinxit import registry
 from pinxit.evaluation.prompt_sets import Prompt
 from pinxit.files.atomic_write import write_text
@@ -25,8 +34,6 @@ from pinxit.pocket import gallery
 from pinxit.pocket.captions import PLACE_PHRASES
 from pinxit.pocket.eyes import Eyes
 from pinxit.pocket.world import BACKGROUNDS, CLASSES, HELD_OUT_STYLES
-from pinxit.reports.demo.scores import ATTRIBUTES, score_images, style_scales
-from pinxit.reports.demo.trial import DemoImage, DemoRunner, TrainedConcept
 from pinxit.training.plan import TrainingPlan
 from pinxit.training.recipe import Recipe
 
@@ -41,8 +48,6 @@ STYLE_PROMPTS = {
 TOKEN, NOUN = "<mystyle>", "painting"
 _SHOWN = dict(gallery.SHOWN)
 _SEED = 31
-
-Row = dict[str, Any]  # as in the JSON output
 
 
 def class_places() -> list[tuple[str, str]]:
@@ -88,43 +93,41 @@ class Experiment:
             | {"preview_every": 0}
         )
 
-    def renderings(self) -> list[DemoImage]:
+    def renderings(self) -> list[LabImage]:
         """The ground truth: other individuals of the classes, rendered in the style."""
         style = self.style if self.way == "rendered" else "photo"
         exhibits = gallery.style_pictures(style, _SEED, class_places())
         return [
-            DemoImage(prompt, 0, 0.0, exhibit.image())
+            LabImage(prompt, 0, 0.0, exhibit.image())
             for prompt, exhibit in zip(self.prompts(), exhibits, strict=True)
         ]
 
 
 def generate_images(
-    runner: DemoRunner, experiment: Experiment
-) -> tuple[list[DemoImage], TrainedConcept | None]:
-    """The pictures of a experiment, and what was learned for them."""
+    lab: Lab, experiment: Experiment
+) -> tuple[list[LabImage], TrainedConcept | None]:
+    """The images of an experiment, and the concept that was trained for them."""
     if experiment.way in ("rendered", "photos"):
         return experiment.renderings(), None
     task = f"{experiment.style}, {experiment.way}"
     trained = None
     if experiment.way in registry.names("methods"):
-        trained = runner.train(
-            experiment.recipe(runner.model.name), experiment.folder / "run", task
-        )
-    return runner.generate(experiment.prompts(), trained, f"{task}: generating"), trained
+        trained = lab.train(experiment.recipe(lab.model.name), experiment.folder / "run", task)
+    return lab.generate(experiment.prompts(), trained, f"{task}: generating"), trained
 
 
-def run_experiment(runner: DemoRunner, eyes: Eyes, experiment: Experiment) -> Row:
+def run_experiment(lab: Lab, eyes: Eyes, experiment: Experiment) -> Row:
     """The results of an experiment, from the work folder or else measured now."""
     recipe = (
-        experiment.recipe(runner.model.name)
-        if experiment.way in registry.names("methods")
-        else None
+        experiment.recipe(lab.model.name) if experiment.way in registry.names("methods") else None
     )
-    made = TrainingPlan.of(recipe, runner.model, 5).recipe.to_toml() if recipe else ""
-    file = experiment.folder / f"scores-{runner.tag(f'{made} {runner.num_images}')}.json"
-    if file.is_file():
-        return json.loads(file.read_text(encoding="utf-8"))
-    generated, trained = generate_images(runner, experiment)
+    made = TrainingPlan.of(recipe, lab.model, 5).recipe.to_toml() if recipe else ""
+    file = experiment.folder / f"scores-{lab.tag(f'{made} {lab.num_images}')}.json"
+    return cached(file, lambda: _measure(lab, eyes, experiment, file))
+
+
+def _measure(lab: Lab, eyes: Eyes, experiment: Experiment, file: Path) -> Row:
+    generated, trained = generate_images(lab, experiment)
     images = [image.image for image in generated]
     shown = gallery.style_pictures(experiment.style)
     ends = [
@@ -134,20 +137,18 @@ def run_experiment(runner: DemoRunner, eyes: Eyes, experiment: Experiment) -> Ro
     references, photos, true = ([one.image() for one in some] for some in (shown, *ends))
     scores = score_images(generated, style_scales(references, photos, true), eyes).to_dict()
     nearest = registry.load("metrics", "nearest")().score(images, references, ())
-    row: Row = {
+    experiment.folder.mkdir(parents=True, exist_ok=True)
+    contact_sheet([image.resize((128, 128)) for image in images], 8).save(file.with_suffix(".png"))
+    return {
         "style": experiment.style,
         "seconds": trained.seconds if trained else 0.0,
         "leaked": leak_rate(generated, eyes),
         "nearest": max(nearest),
         **scores,
     }
-    experiment.folder.mkdir(parents=True, exist_ok=True)
-    contact_sheet([image.resize((128, 128)) for image in images], 8).save(file.with_suffix(".png"))
-    write_text(file, json.dumps(row, indent=1))
-    return row
 
 
-def leak_rate(generated: Sequence[DemoImage], eyes: Eyes) -> float:
+def leak_rate(generated: Sequence[LabImage], eyes: Eyes) -> float:
     """The share of images of other classes that show a class of the training images."""
     metric = registry.load("metrics", "attributes")(eyes=eyes, questions=("class",))
     images = [image.image for image in generated]
@@ -174,18 +175,17 @@ def summary(rows: dict[str, list[Row]]) -> dict[str, object]:
 
 def main() -> None:
     """Run all experiments; progress goes to stderr."""
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argument_parser(__doc__, "build/styles")
     parser.add_argument("--styles", nargs="+", default=HELD_OUT_STYLES, help="held-out styles")
     parser.add_argument("--methods", nargs="*", default=METHODS, help="training methods")
     parser.add_argument("--count", type=int, default=1, help="images for each of 16 objects")
     parser.add_argument("--base", default="pocket", help="base model: name or folder")
     parser.add_argument("--steps", type=int, help="training steps; default: the method's")
-    parser.add_argument("--work", type=Path, default=Path("build/styles"), help="work folder")
     args = parser.parse_args()
-    runner, eyes = DemoRunner(open_base(args.base), print_progress, args.count), Eyes.load()
+    lab, eyes = Lab(open_base(args.base), print_progress, args.count), Eyes.load()
     ways = ("rendered", "photos", "base", "in words", *args.methods)
     rows = {
-        way: [run_experiment(runner, eyes, Experiment(style, way, args)) for style in args.styles]
+        way: [run_experiment(lab, eyes, Experiment(style, way, args)) for style in args.styles]
         for way in ways
     }
     print(json.dumps(summary(rows)))

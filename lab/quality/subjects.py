@@ -6,28 +6,24 @@ stdout is JSON.
 
 import argparse
 import json
-import sys
 import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
-from typing import Any
 
 import numpy as np
 
+from lab.quality.harness import Lab, Row, TrainedConcept, argument_parser, cached, print_progress
+from lab.quality.scores import ATTRIBUTES, score_images, subject_scales
 from pinxit.evaluation.confidence import Rows, bootstrap, mean_relative
 from pinxit.evaluation.prompt_sets import Prompt
-from pinxit.files.atomic_write import write_text
 from pinxit.images.tensors import contact_sheet
 from pinxit.models.open_base import open_base
 from pinxit.pocket import gallery
 from pinxit.pocket.captions import prompt
 from pinxit.pocket.eyes import Eyes
 from pinxit.pocket.world import BACKGROUNDS, held_out_subjects
-from pinxit.progress import Progress
-from pinxit.reports.demo.scores import ATTRIBUTES, score_images, subject_scales
-from pinxit.reports.demo.trial import DemoRunner
 from pinxit.training.recipe import Recipe
 
 METHODS = ("textual-inversion", "dreambooth", "lora")
@@ -36,8 +32,6 @@ TOKEN = "<mytoy>"
 REFERENCES = 5
 _SEED = 21
 _SCALES = ("likeness", "hidden")
-
-Row = dict[str, Any]  # as in the JSON output
 
 
 def sample_subjects(count: int) -> list[int]:
@@ -77,19 +71,22 @@ class Experiment:
         return Recipe.model_validate({**choices, **word, "images": pictures, "preview_every": 0})
 
 
-def run_experiment(runner: DemoRunner, eyes: Eyes, experiment: Experiment) -> Row:
+def run_experiment(lab: Lab, eyes: Eyes, experiment: Experiment) -> Row:
     """The results of an experiment, from the work folder or else measured now."""
     task = f"subject {experiment.subject}, {experiment.noun}, {experiment.method}"
     trained = None
     if experiment.method != BASE:
-        trained = runner.train(
-            experiment.recipe(runner.model.name), experiment.folder / "run", task
-        )
+        trained = lab.train(experiment.recipe(lab.model.name), experiment.folder / "run", task)
     made = trained.run.folder.name if trained else ""
-    file = experiment.folder / f"scores-{runner.tag(f'{made} {runner.num_images}')}.json"
-    if file.is_file():
-        return json.loads(file.read_text(encoding="utf-8"))
-    generated = runner.generate(experiment.prompts(), trained, f"{task}: generating")
+    file = experiment.folder / f"scores-{lab.tag(f'{made} {lab.num_images}')}.json"
+    return cached(file, lambda: _measure(lab, eyes, experiment, trained, file))
+
+
+def _measure(
+    lab: Lab, eyes: Eyes, experiment: Experiment, trained: TrainedConcept | None, file: Path
+) -> Row:
+    task = f"subject {experiment.subject}, {experiment.noun}, {experiment.method}"
+    generated = lab.generate(experiment.prompts(), trained, f"{task}: generating")
     references, lookalikes, others = subject_images(experiment.subject)
     hidden = held_out_subjects()[experiment.subject].hidden().tolist()
     scales = subject_scales(references, lookalikes, others, hidden, eyes)
@@ -98,9 +95,7 @@ def run_experiment(runner: DemoRunner, eyes: Eyes, experiment: Experiment) -> Ro
     experiment.folder.mkdir(parents=True, exist_ok=True)
     shown = [*references, *(painting.image.resize((128, 128)) for painting in generated)]
     contact_sheet(shown, 8).save(file.with_suffix(".png"))
-    row: Row = {"subject": experiment.subject, "seconds": seconds, **scores}
-    write_text(file, json.dumps(row, indent=1))
-    return row
+    return {"subject": experiment.subject, "seconds": seconds, **scores}
 
 
 def summary(rows: Mapping[str, Sequence[Row]]) -> dict[str, object]:
@@ -148,30 +143,22 @@ def _mean(rows: Sequence[Row], name: str) -> float:
     return fmean(float(row["right"][name]) for row in rows)
 
 
-def print_progress(progress: Progress) -> None:
-    """Print a finished task to stderr."""
-    if progress.done == progress.total:
-        line = f"{progress.task}: {progress.total} {progress.note}"
-        print(line, file=sys.stderr, flush=True)
-
-
 def main() -> None:
     """Run all experiments; progress goes to stderr."""
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argument_parser(__doc__, "build/subjects")
     parser.add_argument("--subjects", type=int, default=10, help="number of subjects")
     parser.add_argument("--methods", nargs="+", default=METHODS, help="training methods")
     parser.add_argument("--count", type=int, default=2, help="images for each of 14 prompts")
     parser.add_argument("--base", default="pocket", help="base model: name or folder")
     parser.add_argument("--steps", type=int, help="training steps; default: the method's")
     parser.add_argument("--learning-rate", type=float, help="default: the method's")
-    parser.add_argument("--work", type=Path, default=Path("build/subjects"), help="work folder")
     args = parser.parse_args()
     model, eyes = open_base(args.base), Eyes.load()
-    runner = DemoRunner(model, print_progress, args.count)
+    lab = Lab(model, print_progress, args.count)
     rows: dict[str, list[Row]] = {method: [] for method in (BASE, *args.methods)}
     for subject in sample_subjects(args.subjects):
         for method, some in rows.items():
-            some.append(run_experiment(runner, eyes, Experiment(subject, method, args)))
+            some.append(run_experiment(lab, eyes, Experiment(subject, method, args)))
     print(json.dumps(summary(rows)))
 
 

@@ -5,7 +5,6 @@ style. Results are kept in the work folder, so an interrupted measurement contin
 on stdout is JSON.
 """
 
-import argparse
 import json
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -14,7 +13,6 @@ from functools import cached_property
 from itertools import pairwise
 from pathlib import Path
 from statistics import fmean
-from typing import Any
 
 import numpy as np
 import torch
@@ -22,8 +20,8 @@ from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
 
+from lab.quality.harness import Lab, Row, TrainedConcept, argument_parser, cached, print_progress
 from pinxit.evaluation.metrics.colour import Colour
-from pinxit.files.atomic_write import write_text
 from pinxit.generation.request import GenerationRequest
 from pinxit.generation.sample import generate_images
 from pinxit.images.tensors import contact_sheet, to_image, to_pixels
@@ -41,9 +39,7 @@ from pinxit.pocket.world import (
     render,
     render_styles,
 )
-from pinxit.progress import Progress
-from pinxit.reports.demo.chapters import DemoSettings
-from pinxit.reports.demo.trial import DemoRunner, TrainedConcept
+from pinxit.reports.demo import DemoSettings
 from pinxit.training.recipe import Recipe
 
 # Styles that pocket has words for, and the one that must be trained.
@@ -58,7 +54,6 @@ PRESERVE_VALUES: dict[tuple[str, float], tuple[float, ...]] = {
 }
 _SEED = 77
 _FEW = 8  # images for the measurements without curves
-Row = dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -171,14 +166,8 @@ class TransferLab:
     trained: TrainedConcept | None = None
 
     def cached(self, name: str, measure: Callable[[], Row]) -> Row:
-        """A measurement from the work folder, or else moved now."""
-        path = self.folder / f"{name}.json"
-        if not path.exists():
-            path.parent.mkdir(parents=True, exist_ok=True)
-            write_text(path, json.dumps(measure()))
-            print(f"{name}: {path.read_text()}"[:160], file=sys.stderr, flush=True)
-        row: Row = json.loads(path.read_text())
-        return row
+        """A measurement from the work folder, or else made now."""
+        return cached(self.folder / f"{name}.json", measure)
 
     def generate(self, target_prompt: str, *controls: Row, **changed: object) -> Image.Image:
         """One image of a prompt; `changed` are other options of the request."""
@@ -378,13 +367,7 @@ def train_style(model: Model, folder: Path) -> TrainedConcept:
         }
     )
 
-    def print_progress(now: Progress) -> None:
-        if now.done % 50 == 0:
-            print(f"{now.task} {now.done}/{now.total} {now.note}", file=sys.stderr, flush=True)
-
-    return DemoRunner(model, print_progress).train(
-        recipe, folder / "runs" / "style", "training the style"
-    )
+    return Lab(model, print_progress).train(recipe, folder / "runs" / "style", "training the style")
 
 
 def save_sheet(lab: TransferLab, chosen: Sequence[Item], path: Path) -> None:
@@ -407,8 +390,7 @@ def save_sheet(lab: TransferLab, chosen: Sequence[Item], path: Path) -> None:
 
 def main() -> int:
     """Run all measurements and print them."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--work", type=Path, default=Path("build/transfer"))
+    parser = argument_parser(__doc__, "build/transfer")
     parser.add_argument("--count", type=int, default=12, help="images for styles with words")
     parser.add_argument("--learned", type=int, default=4, help="images for the trained style")
     args = parser.parse_args()

@@ -4,7 +4,6 @@ Small experiments on few subjects. Results are kept in the work folder, so an in
 measurement continues. The last line on stdout is JSON.
 """
 
-import argparse
 import json
 import re
 from collections.abc import Mapping, Sequence
@@ -17,16 +16,22 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor
 
 from lab.quality import subjects
+from lab.quality.harness import (
+    Lab,
+    LabImage,
+    TrainedConcept,
+    argument_parser,
+    cached,
+    print_progress,
+)
+from lab.quality.scores import subject_scales
 from pinxit import registry
 from pinxit.evaluation.metric import Scale, stack_images
 from pinxit.evaluation.prompt_sets import Prompt
-from pinxit.files.atomic_write import write_text
 from pinxit.models.open_base import open_base
 from pinxit.pocket.captions import prompt
 from pinxit.pocket.eyes import JOINT, Eyes
 from pinxit.pocket.world import BACKGROUNDS, CLASSES, COLOURS, STYLES, held_out_subjects
-from pinxit.reports.demo.scores import subject_scales
-from pinxit.reports.demo.trial import DemoImage, DemoRunner, TrainedConcept
 from pinxit.training.plan import TrainingPlan
 from pinxit.training.recipe import Recipe
 
@@ -108,43 +113,44 @@ def _prompt(noun: str, colour: str | None, place: str, style: str) -> Prompt:
     return Prompt(re.sub(rf"\b{noun}\b", "{}", text), text, text)
 
 
-def run_experiment(runner: DemoRunner, eyes: Eyes, experiment: Experiment) -> dict[str, float]:
+def run_experiment(lab: Lab, eyes: Eyes, experiment: Experiment) -> dict[str, float]:
     """The results of an experiment, from the work folder or else measured now."""
-    task = f"subject {experiment.subject}, {experiment.name}"
-    recipe = experiment.recipe(runner.model.name)
-    tag = runner.tag(TrainingPlan.of(recipe, runner.model, subjects.REFERENCES).recipe.to_toml())
+    recipe = experiment.recipe(lab.model.name)
+    tag = lab.tag(TrainingPlan.of(recipe, lab.model, subjects.REFERENCES).recipe.to_toml())
     file = (
         experiment.work
         / f"{experiment.subject:02}-{experiment.name.replace(',', '').replace(' ', '-')}-{tag}.json"
     )
-    if file.is_file():
-        return json.loads(file.read_text(encoding="utf-8"))
-    trained = runner.train(recipe, experiment.work / f"{experiment.subject:02}-run", task)
+    return cached(file, lambda: _measure(lab, eyes, experiment, recipe))
+
+
+def _measure(lab: Lab, eyes: Eyes, experiment: Experiment, recipe: Recipe) -> dict[str, float]:
+    task = f"subject {experiment.subject}, {experiment.name}"
+    trained = lab.train(recipe, experiment.work / f"{experiment.subject:02}-run", task)
     references, lookalikes, others = subjects.subject_images(experiment.subject)
     hidden = held_out_subjects()[experiment.subject].hidden().tolist()
     scales = subject_scales(references, lookalikes, others, hidden, eyes)
     row: dict[str, float] = {"seconds": trained.seconds}
-    row |= _likeness(scales, runner.generate(places(experiment.noun), trained, f"{task}: places"))
+    row |= _likeness(scales, lab.generate(places(experiment.noun), trained, f"{task}: places"))
     if experiment.group == "words":
         row |= _prompt_accuracy(
-            runner.generate(edits(experiment.noun), trained, f"{task}: edits"), eyes
+            lab.generate(edits(experiment.noun), trained, f"{task}: edits"), eyes
         )
         vectors = trained.concept.parts[0].tensors["text"]
         row["norm"] = float(vectors.norm(dim=1).mean())
-        own = runner.model.text_encoders["text"].token_embeddings(experiment.noun)
+        own = lab.model.text_encoders["text"].token_embeddings(experiment.noun)
         row["norm of the noun"] = float(own.norm(dim=1).mean())
     if experiment.group == "prior":
-        row |= _class_change(runner, trained, scales["likeness"], experiment, eyes)
-    write_text(file, json.dumps(row, indent=1))
+        row |= _class_change(lab, trained, scales["likeness"], experiment, eyes)
     return row
 
 
-def _likeness(scales: Mapping[str, Scale], generated: Sequence[DemoImage]) -> dict[str, float]:
+def _likeness(scales: Mapping[str, Scale], generated: Sequence[LabImage]) -> dict[str, float]:
     images = [image.image for image in generated]
     return {name: scale.score(images).relative for name, scale in scales.items()}
 
 
-def _prompt_accuracy(generated: Sequence[DemoImage], eyes: Eyes) -> dict[str, float]:
+def _prompt_accuracy(generated: Sequence[LabImage], eyes: Eyes) -> dict[str, float]:
     """The share of images that show each attribute of the prompt, and the mean of all."""
     images = [image.image for image in generated]
     meant = [image.prompt.target_text for image in generated]
@@ -160,7 +166,7 @@ def _prompt_accuracy(generated: Sequence[DemoImage], eyes: Eyes) -> dict[str, fl
 
 
 def _class_change(
-    runner: DemoRunner, trained: TrainedConcept, scale: Scale, experiment: Experiment, eyes: Eyes
+    lab: Lab, trained: TrainedConcept, scale: Scale, experiment: Experiment, eyes: Eyes
 ) -> dict[str, float]:
     """How the class has changed: similarity to the subject, and diversity of its members.
 
@@ -171,7 +177,7 @@ def _class_change(
     plain = [Prompt(text, text, text, seed) for seed in range(8)]
     found: dict[str, float] = {}
     for which, taught in (("", trained), (" of the base", None)):
-        painted = runner.generate(plain, taught, f"{experiment.name}: class{which}")
+        painted = lab.generate(plain, taught, f"{experiment.name}: class{which}")
         images = [image.image for image in painted]
         found[f"drift{which}"] = scale.score(images).relative
         found[f"diversity{which}"] = _diversity(images, eyes)
@@ -186,13 +192,12 @@ def _diversity(images: "Sequence[Image]", eyes: Eyes) -> float:
 
 def main() -> None:
     """Run all experiments; progress goes to stderr."""
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argument_parser(__doc__, "build/truths")
     parser.add_argument("--groups", nargs="+", default=tuple(GROUPS), help="groups of experiments")
     parser.add_argument("--subjects", type=int, default=3, help="number of subjects")
-    parser.add_argument("--work", type=Path, default=Path("build/truths"), help="work folder")
     args = parser.parse_args()
-    runner, eyes = (
-        DemoRunner(open_base("pocket"), subjects.print_progress, num_images=1),
+    lab, eyes = (
+        Lab(open_base("pocket"), print_progress, num_images=1),
         Eyes.load(),
     )
     figures: dict[str, object] = {}
@@ -202,7 +207,7 @@ def main() -> None:
                 Experiment(at, group, name, args.work)
                 for at in subjects.sample_subjects(args.subjects)
             ]
-            rows = [run_experiment(runner, eyes, experiment) for experiment in experiments]
+            rows = [run_experiment(lab, eyes, experiment) for experiment in experiments]
             means = {key: fmean(row[key] for row in rows) for key in rows[0]}
             figures.setdefault(group, {})
             found: Any = figures[group]

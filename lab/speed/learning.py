@@ -20,6 +20,8 @@ from typing import Any
 
 from torch import Tensor
 
+from lab.quality.harness import LabImage, Prompt
+from lab.quality.scores import score_images, subject_scales
 from lab.speed import plain
 from lab.speed.job import TOKEN
 from pinxit import registry
@@ -35,8 +37,6 @@ from pinxit.pocket import gallery
 from pinxit.pocket.captions import prompt
 from pinxit.pocket.eyes import Eyes
 from pinxit.pocket.world import BACKGROUNDS, held_out_subjects
-from pinxit.reports.demo.scores import score_images, subject_scales
-from pinxit.reports.demo.trial import DemoImage, Prompt
 from pinxit.runs.class_images import read_class_images
 from pinxit.training.plan import TrainingPlan
 from pinxit.training.recipe import Recipe
@@ -139,7 +139,7 @@ def score_concept(lab: QualityLab, model: Model, eyes: Eyes, concept: Concept) -
     """Both likeness scores of a concept, from 0 (floor) to 1 (ceiling)."""
     texts = [prompt(lab.noun, None, place, "photo") for place in BACKGROUNDS]
     painted = [
-        DemoImage(Prompt(text, text, text), 0, 0.0, picture.image)
+        LabImage(Prompt(text, text, text), 0, 0.0, picture.image)
         for text in texts
         for picture in generate_images(model, text.replace(lab.noun, TOKEN, 1), [concept])
     ]

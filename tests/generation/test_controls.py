@@ -23,8 +23,10 @@ from pinxit.images.tensors import to_pixels
 from pinxit.models.model import Model
 from pinxit.models.noise_schedule import Diffusion, Flow, Schedule
 from pinxit.models.open_base import open_base
-from pinxit.reports.demo.transfers import transfer_styles
-from pinxit.reports.demo.trial import DemoRunner
+from pinxit.progress import Progress
+from pinxit.reports.demo import transfer_styles
+from pinxit.reports.entrant import Entrant
+from pinxit.runs.run import train_run
 from pinxit.training.recipe import Recipe
 
 ALPHAS_CUMPROD = torch.linspace(0.999, 0.01, 1000)
@@ -228,26 +230,21 @@ def test_wrong_controls(
 def test_transfers_of_one_prompt_into_each_style(
     model: Model, pictures: Path, tmp_path: Path
 ) -> None:
-    progress: list[int] = []
-
-    def report(task: str, done: int, total: int, note: str = "") -> None:  # noqa: ARG001
-        progress.append(done)
-
-    runner = DemoRunner(model, report, num_images=1, steps=2)
     options = {"method": "textual-inversion", "kind": "style", "steps": 1, "preview_every": 0}
     options |= {"images": pictures, "token": "<mine>", "class_noun": "painting"}
     recipe = Recipe.model_validate({**options, "base": model.name})
-    style = runner.train(recipe, tmp_path / "style", "training")
-    progress.clear()
-    result = transfer_styles(runner, ["a red dog", "a blue cat"], [style, style])
-    assert result.titles == ("from text", "<mine>", "<mine>")
-    assert progress == list(range(1, 13))
-    assert len(result.images) == 6
+    train_run(model, recipe, tmp_path / "style")
+    style = Entrant.from_path(tmp_path / "style", {})
+    progress: list[Progress] = []
+    columns = transfer_styles(
+        model, ["a red dog", "a blue cat"], [style, style], 2, progress.append
+    )
+    assert [column.subtitle for column in columns] == ["", "<mine>", "<mine>"]
+    assert [(event.done, event.total) for event in progress] == [(1, 2), (2, 2)]
+    from_text, styled, again = (column.images for column in columns)
     request = GenerationRequest(prompt="a blue cat", seed=1, steps=2)
-    from_text = generate_images(model, request)[0].image
-    assert result.images[3].tobytes() == from_text.tobytes()
-    assert result.images[1].tobytes() == result.images[2].tobytes() != result.images[0].tobytes()
-    assert result.sheet().width > 3 * 32
+    assert from_text[1].tobytes() == generate_images(model, request)[0].image.tobytes()
+    assert styled[0].tobytes() == again[0].tobytes() != from_text[0].tobytes()
 
 
 def test_transfer_command(

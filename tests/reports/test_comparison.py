@@ -13,18 +13,27 @@ from safetensors.torch import save_file
 
 from pinxit.cli import main
 from pinxit.errors import RequestError, RunError
+from pinxit.evaluation.confidence import Interval
 from pinxit.models.model import Model
 from pinxit.models.open_base import open_base
+from pinxit.progress import Progress
 from pinxit.reports.comparison import evaluate
 from pinxit.reports.dreambench import class_nouns
 from pinxit.reports.entrant import Entrant
 from pinxit.reports.figures import EvaluationSettings
+from pinxit.reports.pages import (
+    GridColumn,
+    LossPlot,
+    PlotPoint,
+    TradeoffPlot,
+    page_environment,
+)
 from pinxit.runs.run import train_run
 from pinxit.training.recipe import Recipe
 from tests.pages import must_be_well_formed
 from tests.seeing import save_seeing
 
-Told = list[tuple[str, int, int]]
+Evaluated = tuple[dict[str, Any], str, list[Progress]]
 NOUN = "dog"
 
 
@@ -72,15 +81,11 @@ def evaluated(
     settings: EvaluationSettings,
     nano: Path,
     tmp_path_factory: pytest.TempPathFactory,
-) -> tuple[dict[str, Any], str, Told]:
+) -> Evaluated:
     out = tmp_path_factory.mktemp("evaluated") / "out"
-    told: Told = []
-
-    def tell(task: str, done: int, total: int) -> None:
-        told.append((task, done, total))
-
-    found = evaluate(runs, out, opening(nano), tell, settings)
-    return found, (out / "report.html").read_text(encoding="utf-8"), told
+    events: list[Progress] = []
+    found = evaluate(runs, out, opening(nano), events.append, settings)
+    return found, (out / "report.html").read_text(encoding="utf-8"), events
 
 
 def opening(nano: Path) -> Callable[[Recipe], Model]:
@@ -93,7 +98,7 @@ def opening(nano: Path) -> Callable[[Recipe], Model]:
 
 @pytest.mark.long
 def test_every_run_has_every_figure_with_its_interval(
-    evaluated: tuple[dict[str, Any], str, Told],
+    evaluated: Evaluated,
 ) -> None:
     groups = json.loads(json.dumps(evaluated[0], allow_nan=False))["groups"]
     assert [set(group["runs"]) for group in groups] == [{"word", "small"}, {"another"}]
@@ -117,7 +122,7 @@ def test_every_run_has_every_figure_with_its_interval(
 
 @pytest.mark.long
 def test_the_page_holds_all_and_asks_for_nothing(
-    evaluated: tuple[dict[str, Any], str, Told],
+    evaluated: Evaluated,
 ) -> None:
     page = evaluated[1]
     assert page.count("<img") == (3 + 24 * 3) + (2 + 24 * 2)
@@ -125,14 +130,33 @@ def test_the_page_holds_all_and_asks_for_nothing(
     assert page.count("<polyline") == 6
     assert "others of the class" in page
     assert "<code>&lt;my&gt;</code>" in page
-    assert not re.search(r"<script|<link|https?:|@import|\$\w", page)
+    assert not re.search(r"<script|<link|https?:|@import|{{|{%", page)
     assert ">nan" not in page
+    must_be_well_formed(page)
+
+
+def test_pages_escape_all_values() -> None:
+    hostile = "\"><script>alert(1)</script>&'"
+    columns = [GridColumn(hostile, hostile, [Image.new("RGB", (8, 8))])]
+    template = """{% import "macros.html" as parts %}<p>{{ value }}</p>
+    {{ parts.image_grid(columns, [value], 1) }}{{ parts.loss_plot(loss) }}
+    {{ parts.tradeoff_plot(plot) }}"""
+    interval = Interval(0.5, 0.4, 0.6)
+    plot = TradeoffPlot([PlotPoint(hostile, 1, interval, interval)])
+    loss = LossPlot(hostile, 1, (0.5, 0.4))
+    page = (
+        page_environment()
+        .from_string(template)
+        .render(value=hostile, columns=columns, loss=loss, plot=plot)
+    )
+    assert "<script" not in page
+    assert page.count("&lt;script&gt;") == 1 + (2 + 1 + 2 * 2) + 1 + 1
     must_be_well_formed(page)
 
 
 @pytest.mark.long
 def test_an_evaluation_again_paints_nothing_twice(
-    evaluated: tuple[dict[str, Any], str, Told],
+    evaluated: Evaluated,
     runs: list[Path],
     settings: EvaluationSettings,
     nano: Path,
@@ -149,8 +173,8 @@ def test_an_evaluation_again_paints_nothing_twice(
 
 
 @pytest.mark.long
-def test_every_task_is_told_to_its_end(evaluated: tuple[dict[str, Any], str, Told]) -> None:
-    last = {task: (done, total) for task, done, total in evaluated[2]}
+def test_every_task_is_told_to_its_end(evaluated: Evaluated) -> None:
+    last = {event.task: (event.done, event.total) for event in evaluated[2]}
     assert len(last) == 2 + 2 + 2  # the class and its noun; each word; the noun with the small one
     assert all(done == total for done, total in last.values())
 

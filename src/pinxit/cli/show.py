@@ -31,15 +31,14 @@ def demo(
         "pinxit-demo"
     ),
     full: Annotated[
-        bool, Parameter(negative="", help="also transfer images into the style and plot embeddings")
+        bool, Parameter(negative="", help="also transfer images into the style")
     ] = False,
     json_: Annotated[
-        bool, Parameter(name="--json", negative="", help="also print the scores as JSON")
+        bool, Parameter(name="--json", negative="", help="also print the metrics as JSON")
     ] = False,
 ) -> None:
     """Train a subject and a style from five images each, generate images, and measure them."""
-    from pinxit.reports.demo import run_demo
-    from pinxit.reports.demo.chapters import DemoSettings
+    from pinxit.reports.demo import DemoSettings, run_demo
 
     with bars() as progress:
         scores = run_demo(out, progress, DemoSettings(full=full))

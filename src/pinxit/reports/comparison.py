@@ -2,8 +2,9 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from pinxit.evaluation.judge import NO_ANCHORS, Anchors
 from pinxit.files.atomic_write import check_claim, claim_folder, make_folder, write_text
 from pinxit.models.model import Model
 from pinxit.progress import ProgressCallback
@@ -11,9 +12,6 @@ from pinxit.reports.comparison_page import comparison_page
 from pinxit.reports.entrant import Entrant
 from pinxit.reports.figures import EvaluationSettings, Evaluator, SubjectResults
 from pinxit.training.recipe import Recipe
-
-if TYPE_CHECKING:
-    from PIL.Image import Image
 
 REPORT, _IMAGES = "report.html", "pictures"
 KIND = "evaluation"
@@ -46,24 +44,24 @@ def evaluate(
         model = open_model(same_base[0][0].recipe)
         evaluator = Evaluator(model, settings or EvaluationSettings(), out / _IMAGES, progress)
         groups += [
-            evaluator.evaluate_subject(rivals, _lookalike_images(rivals[0], entrants))
+            evaluator.evaluate_subject(rivals, _anchors(rivals[0], entrants))
             for rivals in same_base
         ]
     write_text(out / REPORT, comparison_page(groups))
     return {"groups": [group.to_dict() for group in groups], "report": str(out / REPORT)}
 
 
-def _lookalike_images(entrant: Entrant, entrants: Sequence[Entrant]) -> "list[Image]":
-    """The training images of other subjects of the same class among the entrants."""
+def _anchors(entrant: Entrant, entrants: Sequence[Entrant]) -> Anchors:
+    """Training images of other subjects of the same class among the entrants, as look-alikes."""
     recipe, subject = entrant.recipe, entrant.subject_key
     if recipe.kind == "style":
-        return []
+        return NO_ANCHORS
     others = {
         other.subject_key: other.images
         for other in entrants
         if other.recipe.class_noun == recipe.class_noun and other.subject_key[1] != subject[1]
     }
-    return [image.open() for images in others.values() for image in images]
+    return Anchors(tuple(image.open() for images in others.values() for image in images))
 
 
 def _with_unique_titles(entrants: Sequence[Entrant]) -> list[Entrant]:

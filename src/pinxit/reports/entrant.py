@@ -16,13 +16,17 @@ from pinxit.training.recipe import Recipe
 
 @dataclass(frozen=True)
 class Entrant:
-    """A concept to evaluate: its title in the report, its recipe, training images and losses."""
+    """A concept to evaluate: its title in the report, its recipe, training images and losses.
+
+    `seconds` is the time of all training steps, 0 if it is not known.
+    """
 
     title: str
     concept: Concept = field(repr=False)
     recipe: Recipe
     images: tuple[TrainingImage, ...] = field(repr=False)
     losses: tuple[float, ...] = field(default=(), repr=False)
+    seconds: float = 0.0
 
     @classmethod
     def from_path(cls, path: Path, overrides: Mapping[str, Any]) -> Self:
@@ -36,7 +40,8 @@ class Entrant:
             run = Run.open(path, images=Path(str(images)) if images else None)
             recipe = Recipe.model_validate({**run.recipe.model_dump(), **overrides})
             losses = tuple(step.loss for step in run.state.steps)
-            return cls(path.name, run.concept, recipe, recipe.read_images(), losses)
+            seconds = sum(step.seconds for step in run.state.steps)
+            return cls(path.name, run.concept, recipe, recipe.read_images(), losses, seconds)
         concept = read_concept(path)
         options = {**Recipe.chosen(concept.provenance.recipe_values), **overrides}
         missing = [name for name in ("images", "class_noun") if name not in options]

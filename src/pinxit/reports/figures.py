@@ -1,38 +1,33 @@
 """Metrics of concepts with confidence intervals, compared with real images and the base model."""
 
-import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
-from functools import cache
-from itertools import combinations
 from pathlib import Path
-from statistics import fmean
 from typing import TYPE_CHECKING, ClassVar
 
-import numpy as np
-
-from pinxit import registry
 from pinxit.errors import PinxitError, RequestError
-from pinxit.evaluation.confidence import Interval, Rows, bootstrap
-from pinxit.evaluation.findings import (
-    EmbeddingNorm,
-    Findings,
-    advice,
-    background_similarities,
-    compare_backgrounds,
-    near_copies,
-)
+from pinxit.evaluation.confidence import Interval, bootstrap
+from pinxit.evaluation.findings import EmbeddingNorm, Findings, advice
 from pinxit.evaluation.judge import (
     CLIP,
     DINO,
+    NO_ANCHORS,
     Anchors,
     Judge,
+    JudgedSubject,
     MetricSet,
     PromptRun,
     suitable_prompts,
 )
-from pinxit.evaluation.metric import Metric, Scale, leave_one_out_scores, relative_position
+from pinxit.evaluation.metric import Metric, Scale, leave_one_out_scores
 from pinxit.evaluation.prompt_sets import Prompt, prompt_set, prompt_set_names
+from pinxit.evaluation.scoring import (
+    MetricIntervals,
+    compute_metrics,
+    mean_distances,
+    shares,
+    similarity_metrics,
+)
 from pinxit.generation.image_cache import ImageCache
 from pinxit.models.model import Model
 from pinxit.options import Option, Options
@@ -42,14 +37,13 @@ from pinxit.reports.entrant import Entrant
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-MetricIntervals = dict[str, Interval]
 _NUM_CLASS_IMAGES = 8
 # Titles of the anchors: what the metrics are compared with.
 REAL, OTHERS, BASE = "real images", "others of the class", "base model without the token"
 
 
 class EvaluationSettings(Options):
-    """How images are generated and cached_score in an evaluation."""
+    """How images are generated and measured in an evaluation."""
 
     error_type: ClassVar[type[PinxitError]] = RequestError
 
@@ -77,6 +71,11 @@ class EntrantResult:
     findings: Findings
     images: tuple["Image", ...] = field(repr=False)
 
+    @property
+    def advice(self) -> list[str]:
+        """What is wrong and what to try, as sentences."""
+        return advice(self.findings)
+
     def to_dict(self) -> dict[str, object]:
         """All values but the images, for JSON."""
         norm = self.findings.embedding_norm
@@ -86,7 +85,7 @@ class EntrantResult:
             "steps": self.entrant.steps,
             "figures": {name: asdict(metric) for name, metric in self.metrics.items()},
             "word": asdict(norm) if norm else None,
-            "said": advice(self.findings),
+            "said": self.advice,
         }
 
 
@@ -102,17 +101,26 @@ class SubjectResults:
     anchors: Mapping[str, MetricIntervals]
     results: tuple[EntrantResult, ...]
 
+    @property
+    def subject(self) -> JudgedSubject:
+        """The subject that all entrants have in common."""
+        return self.judge.prompt_run.subject
+
+    @property
+    def base(self) -> str:
+        """The base model that all entrants have in common."""
+        return self.results[0].entrant.recipe.base
+
     def to_dict(self) -> dict[str, object]:
         """All values but the images, for JSON."""
-        subject = self.judge.prompt_run.subject
         anchors = {
             title: {name: asdict(metric) for name, metric in metrics.items()}
             for title, metrics in self.anchors.items()
         }
         return {
-            "class_noun": subject.class_noun,
-            "kind": subject.kind,
-            "base": self.results[0].entrant.recipe.base,
+            "class_noun": self.subject.class_noun,
+            "kind": self.subject.kind,
+            "base": self.base,
             "pictures": len(self.judge.base_images),
             "anchors": anchors,
             "runs": {result.entrant.title: result.to_dict() for result in self.results},
@@ -129,16 +137,20 @@ class Evaluator:
     progress: ProgressCallback
 
     def evaluate_subject(
-        self, entrants: Sequence[Entrant], lookalikes: Sequence["Image"] = ()
+        self,
+        entrants: Sequence[Entrant],
+        anchors: Anchors = NO_ANCHORS,
+        prompts: tuple[Prompt, ...] = (),
     ) -> SubjectResults:
-        """The metrics of entrants of one subject; `lookalikes` are images of similar subjects."""
+        """The metrics of entrants of one subject; the prompts are those of the settings, if any."""
         first = entrants[0]
         recipe, settings = first.recipe, self.settings
         metric_set = MetricSet.for_base(
             self.model, recipe.kind, settings.dino_model, settings.clip_model
         )
-        chosen = settings.prompts and prompt_set(settings.prompts, recipe.class_noun)
-        prompts = chosen or suitable_prompts(self.model, recipe)
+        if settings.prompts:
+            prompts = prompt_set(settings.prompts, recipe.class_noun)
+        prompts = prompts or suitable_prompts(self.model, recipe)
         prompt_run = PromptRun(recipe, prompts, settings.num_images, settings.steps)
         self._generate(prompt_run, None, ())
         judge = Judge.for_subject(
@@ -148,23 +160,15 @@ class Evaluator:
             folder=self.folder,
             metrics=metric_set,
             prompt_run=prompt_run,
-            anchors=Anchors(tuple(lookalikes)),
+            anchors=anchors,
         )
         others = self._generate(self._class_prompts(prompt_run), None, ())
-        real, similar = judge.fidelity_scale.references, lookalikes or others
-        anchors = {
-            REAL: _similarities(judge, lambda metric: leave_one_out_scores(metric, real), 1),
-            OTHERS: _similarities(judge, lambda m: m.score(similar, real, ()), 1),
-            BASE: compute_metrics(judge, judge.base_images),
-        }
-        if len(judge.training_images) > 1:
-            pairs = _mean_distances(metric_set.similarity, [judge.training_images])
-            anchors[REAL]["variety"] = bootstrap(pairs)
-        base = anchors[BASE]
+        anchor_metrics = _anchor_metrics(judge, anchors, others)
+        base = anchor_metrics[BASE]
         results = tuple(
             self._evaluate_entrant(judge, entrant, others, base) for entrant in entrants
         )
-        return SubjectResults(judge, anchors, results)
+        return SubjectResults(judge, anchor_metrics, results)
 
     def _evaluate_entrant(
         self, judge: Judge, entrant: Entrant, others: Sequence["Image"], base: MetricIntervals
@@ -177,7 +181,7 @@ class Evaluator:
             # The floor is the base model with the same prompt, however similar its images are.
             scale = Scale.of(judge.metrics.fidelity, judge.fidelity_scale.references, others)
             scores = scale.metric.score(class_images, scale.references, ())
-            metrics["drift"] = bootstrap(_shares(scale, scores, 1))
+            metrics["drift"] = bootstrap(shares(scale, scores, 1))
         findings = replace(
             Findings.of(judge, images, judge.prompts),
             variety=metrics["variety"].value if "variety" in metrics else None,
@@ -206,85 +210,23 @@ class Evaluator:
         )
 
 
-def compute_metrics(judge: Judge, images: Sequence["Image"]) -> MetricIntervals:
-    """The metrics of images of the judge's prompts, with confidence intervals over prompts."""
-    count, prompts, scale = judge.prompt_run.images_per_prompt, judge.prompts, judge.fidelity_scale
+def _anchor_metrics(
+    judge: Judge, anchors: Anchors, class_images: Sequence["Image"]
+) -> dict[str, MetricIntervals]:
+    """The metrics of real images, of others of the class, and of the base model."""
+    real, similar = judge.fidelity_scale.references, anchors.lookalikes or class_images
 
-    @cache
-    def cached_score(metric: Metric) -> list[float]:
-        return metric.score(images, scale.references, ())
+    def real_scores(metric: Metric) -> list[float]:
+        if anchors.held_out_images:
+            return metric.score(anchors.held_out_images, real, ())
+        return leave_one_out_scores(metric, real)
 
-    metrics = _similarities(judge, cached_score, count)
-    scores = judge.metrics.prompt_following.score(
-        images, (), [prompt.target_text for prompt in prompts]
-    )
-    prompt_scores = _by_prompt(
-        [relative_position(score, *judge.prompt_anchors) for score in scores], count
-    )
-    metrics["prompt"] = bootstrap(prompt_scores)
-    if judge.metrics.eyes is None:
-        metrics[_raw_name(judge.metrics.prompt_following)] = bootstrap(_by_prompt(scores, count))
-    shares = np.stack([_shares(scale, cached_score(scale.metric), count), prompt_scores], 1)
-    metrics["best"] = bootstrap(shares, _combined_score)
-    if count > 1:
-        metrics["variety"] = bootstrap(_variety(judge, images))
-    metrics["copies"] = bootstrap(_by_prompt(near_copies(judge, images), count))
-    leaks = background_similarities(judge, images) or [
-        bool(leak) for _, leak in compare_backgrounds(judge, images, prompts)
-    ]
-    if leaks:
-        metrics["background"] = bootstrap(_by_prompt(leaks, count))
-    return metrics
-
-
-def _similarities(
-    judge: Judge, scores: Callable[[Metric], Sequence[float]], count: int
-) -> MetricIntervals:
-    """The similarity of images to the subject: as a share of the scale, and by each metric."""
-    scale = judge.fidelity_scale
-    raw_values = {
-        _raw_name(metric): bootstrap(_by_prompt(scores(metric), count))
-        for metric in (scale.metric, *judge.metrics.other_fidelity)
+    metrics = {
+        REAL: similarity_metrics(judge, real_scores, 1),
+        OTHERS: similarity_metrics(judge, lambda metric: metric.score(similar, real, ()), 1),
+        BASE: compute_metrics(judge, judge.base_images),
     }
-    return {**raw_values, "likeness": bootstrap(_shares(scale, scores(scale.metric), count))}
-
-
-def _variety(judge: Judge, images: Sequence["Image"]) -> Rows:
-    """The mean distance between the images of each prompt."""
-    count = judge.prompt_run.images_per_prompt
-    return _mean_distances(
-        judge.metrics.similarity,
-        [images[start : start + count] for start in range(0, len(images), count)],
-    )
-
-
-def _mean_distances(metric: Metric, groups: Sequence[Sequence["Image"]]) -> Rows:
-    """For each group 1 minus the mean similarity of all pairs of its images."""
-
-    def mean_similarity(group: Sequence["Image"]) -> float:
-        return fmean(metric.score([a], [b], ())[0] for a, b in combinations(group, 2))
-
-    return np.array([1 - mean_similarity(group) for group in groups], dtype=np.float64)
-
-
-def _shares(scale: Scale, scores: Sequence[float], count: int) -> Rows:
-    return _by_prompt(
-        [relative_position(score, scale.floor, scale.ceiling) for score in scores], count
-    )
-
-
-def _by_prompt(scores: Sequence[float], count: int) -> Rows:
-    """The mean over each prompt's images: they are not independent, so prompts are resampled."""
-    groups = [scores[start : start + count] for start in range(0, len(scores), count)]
-    return np.array([fmean(group) for group in groups], dtype=np.float64)
-
-
-def _combined_score(rows: Rows) -> float:
-    """The geometric mean of likeness and prompt fidelity, as `JudgeScore` defines it."""
-    likeness, prompt = rows.mean(0).clip(0, 1)
-    return math.sqrt(likeness * prompt)
-
-
-def _raw_name(metric: Metric) -> str:
-    """The name of a metric's raw value, which is not a share of a scale."""
-    return f"raw {registry.name_of(type(metric))}"
+    if len(judge.training_images) > 1:
+        distances = mean_distances(judge.metrics.similarity, [judge.training_images])
+        metrics[REAL]["variety"] = bootstrap(distances)
+    return metrics

@@ -1,29 +1,33 @@
-"""Trains concepts and generates images for the demo and for experiments, always the same way."""
+"""Trains concepts, generates images and caches results for all experiments in the same way."""
 
+import argparse
+import json
+import sys
 import time
-from collections.abc import Sequence
-from contextlib import closing
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from hashlib import sha256
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from pinxit.concepts.concept import Concept
 from pinxit.concepts.read import ConceptReference
 from pinxit.evaluation.prompt_sets import Prompt
+from pinxit.files.atomic_write import write_text
 from pinxit.generation.control import SamplingProgress
 from pinxit.generation.request import GeneratedImage, GenerationRequest
 from pinxit.generation.sample import sample_images
 from pinxit.models.model import Model
 from pinxit.progress import Progress, ProgressCallback
+from pinxit.reports.demo import train_with_progress
 from pinxit.runs.run import Run
 from pinxit.training.plan import TrainingPlan
 from pinxit.training.recipe import Recipe
-from pinxit.training.train import StepResult
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
+Row = dict[str, Any]  # the results of one experiment, as in the JSON output
 _SEED_STRIDE = 100  # distance between the first seeds of two prompts
 
 
@@ -47,7 +51,7 @@ def filled_prompt(prompt: Prompt, trained: TrainedConcept | None) -> str:
 
 
 @dataclass(frozen=True)
-class DemoImage:
+class LabImage:
     """An image, its prompt and seed, and the time it took in seconds."""
 
     prompt: Prompt
@@ -57,7 +61,7 @@ class DemoImage:
 
 
 @dataclass(frozen=True)
-class DemoRunner:
+class Lab:
     """Trains concepts and generates images on one base model.
 
     `num_images` is the number of images per prompt, `steps` the denoising steps of each.
@@ -78,26 +82,27 @@ class DemoRunner:
         settled = TrainingPlan.of(recipe, self.model, count).recipe
         folder = folder.with_name(f"{folder.name}-{self.tag(settled.to_toml())}")
         run = Run.open(folder) if Run.exists(folder) else Run.create(folder, settled)
-        preparation, start = 0.0, time.perf_counter()
-        with closing(run.train(self.model)) as events:
-            for event in events:
-                if isinstance(event, Progress):
-                    self.progress(replace(event, task=f"{task}: {event.task}"))
-                    preparation = time.perf_counter() - start
-                elif isinstance(event, StepResult):
-                    note = f"loss {event.loss:.3f}"
-                    self.progress(Progress(task, event.number, event.total, note))
+        start = time.perf_counter()
+        preparation = 0.0
+
+        def report(progress: Progress) -> None:
+            nonlocal preparation
+            if progress.task != task:  # class images and latents, before the first step
+                preparation = time.perf_counter() - start
+            self.progress(progress)
+
+        train_with_progress(run, self.model, task, report)
         steps = run.state.steps
         losses = tuple(step.loss for step in steps)
         return TrainedConcept(run, losses, preparation + sum(step.seconds for step in steps))
 
     def generate(
         self, prompts: Sequence[Prompt], trained: TrainedConcept | None, task: str
-    ) -> list[DemoImage]:
+    ) -> list[LabImage]:
         """Generate `num_images` of each prompt; seeds do not depend on the concept."""
         concepts = () if trained is None else (trained.concept,)
         references = () if trained is None else (ConceptReference(trained.run.folder.resolve()),)
-        images: list[DemoImage] = []
+        images: list[LabImage] = []
         for number, prompt in enumerate(prompts):
             request = GenerationRequest(
                 prompt=filled_prompt(prompt, trained),
@@ -114,5 +119,29 @@ class DemoRunner:
                     self.progress(Progress(task, done, len(prompts) * event.total))
                 elif isinstance(event, GeneratedImage):
                     seconds = (time.perf_counter() - start) / self.num_images
-                    images.append(DemoImage(prompt, event.request.seed, seconds, event.image))
+                    images.append(LabImage(prompt, event.request.seed, seconds, event.image))
         return images
+
+
+def cached(file: Path, measure: Callable[[], Mapping[str, Any]]) -> Row:
+    """The results of an experiment from a file, or else measured now and stored."""
+    if not file.is_file():
+        row = measure()
+        file.parent.mkdir(parents=True, exist_ok=True)
+        write_text(file, json.dumps(row, indent=1))
+        print(f"{file.stem}: {json.dumps(row)}"[:160], file=sys.stderr, flush=True)
+    return json.loads(file.read_text(encoding="utf-8"))
+
+
+def print_progress(progress: Progress) -> None:
+    """Print a finished task to stderr."""
+    if progress.done == progress.total:
+        line = f"{progress.task}: {progress.total} {progress.note}"
+        print(line, file=sys.stderr, flush=True)
+
+
+def argument_parser(description: str | None, work: str) -> argparse.ArgumentParser:
+    """A parser with the work folder, in which all results are kept."""
+    parser = argparse.ArgumentParser(description=description)
+    parser.add_argument("--work", type=Path, default=Path(work), help="work folder")
+    return parser

@@ -5,9 +5,9 @@ from dataclasses import asdict, dataclass
 from statistics import fmean
 from typing import TYPE_CHECKING
 
+from lab.quality.harness import LabImage
 from pinxit import registry
 from pinxit.evaluation.metric import Scale, Score
-from pinxit.reports.demo.trial import DemoImage
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -32,7 +32,7 @@ class Scores:
 
 
 def score_images(
-    generated: Sequence[DemoImage], scales: Mapping[str, Scale], eyes: "Eyes"
+    generated: Sequence[LabImage], scales: Mapping[str, Scale], eyes: "Eyes"
 ) -> Scores:
     """Score images on each scale, and by whether they show the attributes of their prompts."""
     images = [image.image for image in generated]
