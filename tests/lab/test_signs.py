@@ -1,7 +1,8 @@
-"""The literature's signs on pocket: in the figures that docs quote, and in small live checks."""
+"""Findings of the literature in small live runs on pocket, and the freshness of stored figures."""
 
 import json
 import os
+import re
 import subprocess
 import sys
 import tomllib
@@ -10,15 +11,13 @@ from typing import Any
 
 import pytest
 
+from lab.figures import COMMANDS
+from lab.quality import stopping, subjects, truths
+from pinxit.pocket.world import HELD_OUT_STYLES
+
 ROOT = Path(__file__).parents[2]
 FIGURES = ROOT / "docs" / "figures"
 BARS = tomllib.loads((ROOT / "lab" / "quality" / "bars.toml").read_text(encoding="utf-8"))
-
-pytestmark = pytest.mark.slow
-
-
-def figures(name: str) -> Any:
-    return json.loads((FIGURES / f"{name}.json").read_text(encoding="utf-8"))["figures"]
 
 
 def measured(tool: str, work: Path, *asked: str) -> Any:
@@ -33,49 +32,41 @@ def measured(tool: str, work: Path, *asked: str) -> Any:
     return json.loads(told.stdout.splitlines()[-1])
 
 
-def test_dreambooth_is_truer_than_textual_inversion() -> None:
-    """Table 1 of arXiv:2208.12242: DINO 0.668 against 0.569; live in test_bars.py."""
-    word, tuned = (
-        figures("subjects")[name]["share"] for name in ("textual-inversion", "dreambooth")
-    )
-    for scale in ("likeness", "hidden"):
-        assert tuned[scale]["low"] > word[scale]["high"], scale
+def stored(name: str) -> Any:
+    return json.loads((FIGURES / f"{name}.json").read_text(encoding="utf-8"))
 
 
+@pytest.mark.parametrize("name", sorted(set(COMMANDS) & {path.stem for path in FIGURES.iterdir()}))
+def test_figures_are_of_todays_commands(name: str) -> None:
+    """Options may differ, but the program that was run must still exist under its name."""
+    program = COMMANDS[name].split(" --")[0]
+    assert re.match(rf"{re.escape(program)}( |$)", stored(name)["command"])
+
+
+def test_figures_have_todays_experiments_and_bars() -> None:
+    found = {name: stored(name)["figures"] for name in ("subjects", "styles", "truths", "stopping")}
+    assert list(found["subjects"]) == [subjects.BASE, *subjects.METHODS]
+    for method in subjects.METHODS:
+        assert found["subjects"][method]["bars"] == BARS["subjects"].get(method)
+    assert list(found["styles"]) == list(HELD_OUT_STYLES)
+    assert {name: list(rows) for name, rows in found["truths"].items()} == {
+        name: list(experiments) for name, experiments in truths.GROUPS.items()
+    }
+    for rows in found["stopping"].values():
+        assert set(map(int, rows["grid"])) <= {*stopping.GRID, 400}
+    assert stored("real-pictures")["figures"]["bars"] == BARS["real"]
+
+
+@pytest.mark.slow
 def test_class_pictures_keep_the_class_and_its_diversity(tmp_path: Path) -> None:
     """Table 3 of arXiv:2208.12242: PRES 0.493 against 0.664, DIV 0.391 against 0.371."""
     live = measured("truths", tmp_path, "--groups", "prior", "--subjects", "1")
-    for found in (live["prior"], figures("truths")["prior"]):
-        without, with_them = (found[f"{which} class pictures"] for which in ("without", "with"))
-        assert with_them["drift"] < without["drift"] - 0.3
-        assert with_them["diversity"] > 1.5 * without["diversity"]
+    without, with_them = (live["prior"][f"{which} class pictures"] for which in ("without", "with"))
+    assert with_them["drift"] < without["drift"] - 0.3
+    assert with_them["diversity"] > 1.5 * without["diversity"]
 
 
-def test_the_right_class_noun_is_learned_soonest() -> None:
-    """Table 4 of arXiv:2208.12242: DINO 0.744 right, 0.454 wrong; what none shows is in docs."""
-    nouns = figures("truths")["nouns"]
-    right, wrong, none = (nouns[f"{which} noun, 12 steps"] for which in ("right", "wrong", "no"))
-    for scale in ("likeness", "hidden"):
-        assert right[scale] > wrong[scale] + 0.05
-        assert right[scale] > none[scale] + 0.05
-
-
-def test_words_grow_unless_they_are_held() -> None:
-    """Of arXiv:2512.13672's two signs the one that shows here (docs/results/learning.md)."""
-    words = figures("truths")["words"]
-    for count in (1, 8):
-        free, held = words[f"{count} free"], words[f"{count} held"]
-        assert free["norm"] > 2 * free["norm of the noun"]
-        assert abs(held["norm"] - held["norm of the noun"]) < 1e-4
-        assert held["obeyed"] > free["obeyed"] - 0.01  # nothing to repair, and nothing is lost
-
-
-def test_more_vectors_obey_less() -> None:
-    """Section 5 of arXiv:2208.01618, which finds them no truer, either."""
-    words = figures("truths")["words"]
-    assert words["8 free"]["obeyed"] < words["1 free"]["obeyed"]
-
-
+@pytest.mark.slow
 def test_a_lora_catches_a_style_and_not_the_things_in_it(tmp_path: Path) -> None:
     found = measured("styles", tmp_path, "--styles", "blueprint", "--methods", "lora")
     ways, bars = found["blueprint"], BARS["styles"]["lora"]
