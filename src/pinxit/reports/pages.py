@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from importlib.metadata import version
 from io import BytesIO
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from pinxit.evaluation.confidence import Interval
 
@@ -51,16 +51,17 @@ def page_environment() -> "Environment":
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters.update(
-        color=color_class,
-        coordinate="{:.1f}".format,
-        data_uri=data_uri,
-        duration=format_duration,
-        interval_ends=interval_ends,
-        interval_value=interval_value,
-        is_share=is_share,
-        metric_title=metric_title,
-    )
+    filters: dict[str, Any] = {
+        "color": color_class,
+        "coordinate": "{:.1f}".format,
+        "data_uri": data_uri,
+        "duration": format_duration,
+        "interval_ends": interval_ends,
+        "interval_value": interval_value,
+        "is_share": is_share,
+        "metric_title": metric_title,
+    }
+    environment.filters.update(filters)
     return environment
 
 
