@@ -201,7 +201,7 @@ def test_a_format(
             suffixes = (".sketch",)
             used_by = "nobody"
 
-            def recognizes(self, file):
+            def confidence(self, file):
                 """Whether the file has this key."""
                 return "sketch" in file.tensors
 

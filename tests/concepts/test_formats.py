@@ -20,10 +20,11 @@ from torch import Tensor, nn
 
 from pinxit.adapters.adapter import applied
 from pinxit.adapters.kinds.full_weights import FullWeightsAdapter
-from pinxit.adapters.parts import EmbeddingPart
+from pinxit.adapters.lora_part import LoraPart
+from pinxit.adapters.parts import EmbeddingPart, FullWeightsPart
 from pinxit.cli import main
 from pinxit.concepts.concept import Concept
-from pinxit.concepts.format import Target
+from pinxit.concepts.format import Target, default_format
 from pinxit.concepts.formats.a1111 import A1111
 from pinxit.concepts.formats.emb_params import EmbParams
 from pinxit.concepts.formats.pinxit import Pinxit
@@ -433,8 +434,9 @@ def test_metadata_is_read_from_the_header_alone(tmp_path: Path) -> None:
     with pytest.raises(PinxitError, match="damaged"):
         read_concept(file)
     assert read_metadata(file) == provenance
-    # The tensors may even be missing.
-    file.write_bytes(content[: 8 + int.from_bytes(content[:8], "little")])
+    # The tensors themselves are not read.
+    header = content[: 8 + int.from_bytes(content[:8], "little")]
+    file.write_bytes(header.ljust(len(content), b"\0"))
     assert read_metadata(file).scores == {"best": 0.5}
     EmbParams().write(Concept((part,), provenance), Target(tmp_path / "other.safetensors"))
     assert read_metadata(tmp_path / "other.safetensors").steps == 7
@@ -449,3 +451,33 @@ def test_metadata_is_read_from_the_header_alone(tmp_path: Path) -> None:
 def test_metadata_is_read_without_torch() -> None:
     code = "import pinxit.concepts.metadata, sys; assert 'torch' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_a_file_converted_twice_has_equal_bytes(tmp_path: Path) -> None:
+    part = EmbeddingPart("x", "a", {"text": TABLE})
+    concept = Concept((part,), Provenance.from_metadata("x", {}))
+    files = [tmp_path / name for name in ("first.pt", "second.pt")]
+    for file in files:
+        A1111().write(concept, Target(file))
+    assert files[0].read_bytes() == files[1].read_bytes()
+
+
+def test_the_default_format_depends_on_the_concept_and_the_suffix() -> None:
+    embedding = EmbeddingPart("x", "a", {"text": TABLE})
+    lora = LoraPart("denoiser", "lora", {})
+    weights = FullWeightsPart("denoiser", {})
+    expected = {
+        ".safetensors": ["emb-params", "kohya", "single-file"],
+        ".pt": ["a1111", "kohya", "single-file"],
+        "": ["diffusers", "diffusers-lora", "diffusers"],
+    }
+    for suffix, names in expected.items():
+        for part, name in zip((embedding, lora, weights), names, strict=True):
+            concept = Concept((part,), Provenance.from_metadata("x", {}))
+            assert default_format(concept, suffix) == name
+
+
+def test_hints_name_the_formats_that_can_store_a_concept(tmp_path: Path) -> None:
+    concept = Concept((FullWeightsPart("denoiser", {}),), Provenance.from_metadata("x", {}))
+    with pytest.raises(ConceptError, match=r"--format diffusers, pinxit or single-file"):
+        EmbParams().write(concept, Target(tmp_path / "x.safetensors"))

@@ -3,6 +3,7 @@
 import json
 import re
 from collections.abc import Callable
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -145,6 +146,9 @@ def test_kohyas_metadata(tmp_path: Path) -> None:
     Kohya().write(pivotal(), Target(out := tmp_path / "my-toy.safetensors"))
     tensors, metadata = read_safetensors(out)
     assert metadata["ss_base_model_version"] == "sd_v1"  # what A1111's badge is made of
+    content = out.read_bytes()
+    data = content[8 + int.from_bytes(content[:8], "little") :]
+    assert metadata["sshs_model_hash"] == sha256(data).hexdigest()
     assert metadata["ss_v2"] == "False"
     assert metadata["ss_output_name"] == "my-toy"
     assert (metadata["ss_network_dim"], metadata["ss_network_alpha"]) == ("Dynamic", "Dynamic")

@@ -10,15 +10,7 @@ from pinxit.cli.screen import data, say
 from pinxit.errors import ConceptError
 
 if TYPE_CHECKING:
-    from pinxit.concepts.concept import Concept
-
-# The format for each suffix of OUT: of an embedding, of a LoRA, of a full model.
-_DEFAULT_FORMATS = {
-    ".safetensors": ("emb-params", "kohya", "single-file"),
-    ".pt": ("a1111", "kohya", "single-file"),
-    "": ("diffusers", "diffusers-lora", "diffusers"),
-}
-_OTHER_SUFFIX = ("emb-params", "kohya", "diffusers")
+    pass
 
 
 def convert(
@@ -41,11 +33,11 @@ def convert(
     ] = None,
 ) -> None:
     """Convert an embedding, a LoRA or a full model to the file format of another program."""
-    from pinxit.concepts.format import Format, Target
+    from pinxit.concepts.format import Format, Target, default_format
     from pinxit.concepts.read import read_concept
 
     concept = read_concept(file)
-    name = format_ or _default_format(concept, out.suffix)
+    name = format_ or default_format(concept, out.suffix)
     writer: Format = registry.load("formats", name)()
     if out.suffix not in writer.suffixes:
         suffixes = " or ".join(suffix or "no suffix (a folder)" for suffix in writer.suffixes)
@@ -56,10 +48,3 @@ def convert(
     writer.write(concept, Target(out, base, precision))
     say(f"{concept.token} written as {name}, for {writer.used_by}")
     data(str(out))
-
-
-def _default_format(concept: "Concept", suffix: str) -> str:
-    embedding, lora, full_model = _DEFAULT_FORMATS.get(suffix, _OTHER_SUFFIX)
-    if concept.has_full_weights:
-        return full_model
-    return lora if concept.has_strength else embedding

@@ -29,10 +29,9 @@ def inspect(
     ] = None,
 ) -> None:
     """Show what a concept file contains, what it fits, how it was trained, and its problems."""
-    from pinxit.concepts.read import recognize_format
-    from pinxit.files.open_any import open_any
+    from pinxit.concepts.read import open_concept, recognize_format
 
-    opened = open_any(file)
+    opened = open_concept(file)
     layout = recognize_format(opened)
     concept = layout.read(opened).with_nickname(file)
     name = registry.name_of(type(layout))

@@ -42,6 +42,13 @@ class Concept:
         return any(part.has_strength for part in self.parts)
 
     @property
+    def content(self) -> str:
+        """What a format must be able to store: "full weights", "adapters" or "embeddings"."""
+        if self.has_full_weights:
+            return "full weights"
+        return "adapters" if self.has_strength else "embeddings"
+
+    @property
     def tokens(self) -> list[str]:
         """All placeholder tokens that it defines."""
         return [token for part in self.parts for token in part.tokens]

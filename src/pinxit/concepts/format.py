@@ -3,20 +3,23 @@
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from io import BytesIO
 from pathlib import Path
 from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
 
+from pinxit import registry
 from pinxit.adapters.parts import EmbeddingPart
 from pinxit.concepts.concept import Concept, from_description
 from pinxit.concepts.metadata import PROVENANCE_KEY, Provenance
 from pinxit.errors import ConceptError
-from pinxit.files.atomic_write import atomic_write, write_tensors
+from pinxit.files.atomic_write import write_bytes, write_tensors
 from pinxit.files.open_any import OpenedFile
 from pinxit.models.modelspec import modelspec_metadata
 
+CERTAIN, LIKELY, POSSIBLE = 1.0, 0.9, 0.5
 Precision = Literal["fp32", "fp16", "bf16"]
 
 # Table names in other programs' files, and the names of the text encoders in pinxit.
@@ -55,16 +58,26 @@ class Format(ABC):
     """A file format.
 
     `contents` are the kinds of concepts that it can store, `suffixes` the suffixes of its files
-    ("" for a folder), and `used_by` the programs that open them.
+    ("" for a folder), and `used_by` the programs that open them. `preferred_for` are the kinds of
+    concepts and the suffixes for which it is the default.
     """
 
     contents: ClassVar[tuple[str, ...]]
+    preferred_for: ClassVar[frozenset[tuple[str, str]]] = frozenset()
     suffixes: ClassVar[tuple[str, ...]]
     used_by: ClassVar[str]
 
     @abstractmethod
-    def recognizes(self, file: OpenedFile) -> bool:
-        """Whether the content has this format, whatever the file name is."""
+    def confidence(self, file: OpenedFile) -> float:
+        """How certainly the content has this format, whatever the file name is: 0 to 1.
+
+        0 means that it does not. CERTAIN is for a mark of the format, LIKELY for its names, and
+        POSSIBLE for content that other formats may contain too.
+        """
+
+    def stores(self, concept: Concept) -> bool:
+        """Whether it can store this kind of concept."""
+        return concept.content in self.contents
 
     @abstractmethod
     def read(self, file: OpenedFile) -> Concept:
@@ -100,6 +113,10 @@ class EmbeddingFormat(Format):
     def pack(self, embedding: StoredEmbedding) -> Mapping[str, object]:
         """The content of a file with this embedding."""
 
+    def stores(self, concept: Concept) -> bool:
+        """Whether it is a single embedding."""
+        return len(concept.parts) == 1 and isinstance(concept.parts[0], EmbeddingPart)
+
     def read(self, file: OpenedFile) -> Concept:
         """Read the embeddings of the file as one concept."""
         embeddings = self.unpack(file)
@@ -122,11 +139,32 @@ class EmbeddingFormat(Format):
         write_embedding(self.pack(single_embedding(concept)), concept, target.out)
 
 
+def formats_hint(concept: Concept) -> str:
+    """A hint with the names of all formats that can store a concept."""
+    formats = registry.names("formats")
+    names = [name for name in formats if registry.load("formats", name)().stores(concept)]
+    *others, last = names
+    choices = f"{', '.join(others)} or {last}" if others else last
+    return f"write it with --format {choices}"
+
+
+def default_format(concept: Concept, suffix: str) -> str:
+    """The name of the preferred format for a concept in a file with this suffix."""
+    formats = registry.names("formats")
+    for wanted in (suffix, ".safetensors"):
+        for name in formats:
+            if (concept.content, wanted) in registry.load("formats", name).preferred_for:
+                return name
+    return formats[0]
+
+
 def write_embedding(content: Mapping[str, object], concept: Concept, out: Path) -> None:
     """Write packed content as a torch file (`.pt`) or as safetensors with modelspec metadata."""
     if out.suffix == ".pt":
-        with_description = {**content, PROVENANCE_KEY: concept.description}
-        atomic_write(out, lambda draft: torch.save(with_description, draft))
+        # The name of a file would become part of its content: a buffer gives equal bytes each time.
+        buffer = BytesIO()
+        torch.save({**content, PROVENANCE_KEY: concept.description}, buffer)
+        write_bytes(out, [buffer.getvalue()])
         return
     part = _only_embedding(concept)
     tensors = {name: value for name, value in content.items() if isinstance(value, Tensor)}
@@ -150,8 +188,7 @@ def _only_embedding(concept: Concept) -> EmbeddingPart:
         names = ", ".join("".join(part.tokens) or part.kind for part in concept.parts)
         raise ConceptError(
             f"{concept.token} is not a single embedding: it has the parts {names}",
-            "an embedding file stores one embedding; write a LoRA with --format kohya or "
-            "diffusers-lora, full weights with --format diffusers or single-file",
+            f"an embedding file stores one embedding; {formats_hint(concept)}",
         )
     return part
 

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from pinxit.adapters.parts import AliasPart, FullWeightsPart
 from pinxit.concepts.concept import Concept, from_description
-from pinxit.concepts.format import Precision, Target
+from pinxit.concepts.format import Precision, Target, formats_hint
 from pinxit.concepts.metadata import PROVENANCE_KEY, Provenance
 from pinxit.errors import ConceptError
 from pinxit.files.open_any import OpenedFile
@@ -25,10 +25,10 @@ def base_source(concept: Concept, target: Target) -> Source:
     """The base model for a concept with full weights; ConceptError for other concepts."""
     base = target.base or concept.provenance.base
     if not concept.has_full_weights:
-        kind, name = ("a LoRA", "kohya") if concept.has_strength else ("an embedding", "emb-params")
+        kind = "a LoRA" if concept.has_strength else "an embedding"
         raise ConceptError(
             f"{concept.token} is {kind}, but {target.out} would be a complete model",
-            f"write it with --format {name}, or another format for its kind",
+            formats_hint(concept),
         )
     if not base:
         raise ConceptError(

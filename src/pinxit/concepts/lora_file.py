@@ -20,7 +20,13 @@ from pinxit.adapters.lora_part import (
 )
 from pinxit.adapters.parts import AliasPart, EmbeddingPart, Part
 from pinxit.concepts.concept import Concept, from_description
-from pinxit.concepts.format import FILLER_TOKEN, Format, StoredEmbedding, check_tables
+from pinxit.concepts.format import (
+    FILLER_TOKEN,
+    Format,
+    StoredEmbedding,
+    check_tables,
+    formats_hint,
+)
 from pinxit.concepts.metadata import PROVENANCE_KEY, Provenance
 from pinxit.errors import ConceptError
 from pinxit.files.open_any import OpenedFile
@@ -51,6 +57,11 @@ class AdapterFormat(Format):
 
     contents = ("adapters",)
     variants: ClassVar[frozenset[LoraVariant]]
+
+    def stores(self, concept: Concept) -> bool:
+        """Whether it has LoRAs of supported variants, and no full weights."""
+        parts = (part for part in concept.parts if isinstance(part, LoraPart))
+        return super().stores(concept) and all(part.variant in self.variants for part in parts)
 
     @abstractmethod
     def unpack(self, file: OpenedFile) -> LayerChanges:
@@ -93,15 +104,14 @@ class AdapterFormat(Format):
             kind = "has full weights" if concept.has_full_weights else "is an embedding"
             raise ConceptError(
                 f"{concept.token} {kind}, but this format stores LoRAs",
-                "write it with --format emb-params, diffusers or single-file",
+                formats_hint(concept),
             )
         unsupported = {part.variant for part in parts} - self.variants
         if unsupported:
-            others = "kohya or pinxit" if unsupported <= {"loha", "lokr"} else "pinxit"
             raise ConceptError(
                 f"{concept.token} has an adapter of kind {min(unsupported)}, which no program "
                 "reads in files of this format",
-                f"write it with --format {others}",
+                formats_hint(concept),
             )
         return [_complete(part, concept.token) for part in parts]
 

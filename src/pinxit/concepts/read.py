@@ -2,7 +2,7 @@
 
 import math
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from torch import Tensor
@@ -11,6 +11,7 @@ from pinxit import registry
 from pinxit.concepts.concept import Concept
 from pinxit.concepts.format import Format
 from pinxit.concepts.metadata import DESCRIPTION_KEY
+from pinxit.concepts.png_embedding import read_hidden_embedding
 from pinxit.errors import ConceptError, RequestError
 from pinxit.files.atomic_write import write_tensors
 from pinxit.files.open_any import OpenedFile, open_any
@@ -55,7 +56,7 @@ class ConceptReference:
 
 def read_concept(path: Path | str) -> Concept:
     """Read a concept from a file of any format or a run folder; ConceptError if there is none."""
-    file = open_any(Path(path))
+    file = open_concept(Path(path))
     return recognize_format(file).read(file).with_nickname(Path(path))
 
 
@@ -67,12 +68,19 @@ def write_concept(concept: Concept, path: Path) -> None:
     write_tensors(path, tensors, {DESCRIPTION_KEY: concept.description}, checksum=True)
 
 
+def open_concept(path: Path) -> OpenedFile:
+    """Open a file or run folder; an image has its hidden embedding as content."""
+    file = open_any(path)
+    hidden = read_hidden_embedding(path) if file.container == "image" else file.content
+    return replace(file, content=hidden)
+
+
 def recognize_format(file: OpenedFile) -> Format:
     """The format of a file, recognized by its content; ConceptError if no format matches."""
-    for name in registry.names("formats"):
-        format_: Format = registry.load("formats", name)()
-        if format_.recognizes(file):
-            return format_
+    formats: list[Format] = [registry.load("formats", n)() for n in registry.names("formats")]
+    best = max(formats, key=lambda format_: format_.confidence(file))
+    if best.confidence(file):
+        return best
     keys = sorted(file.content) or ["nothing"]
     more = f" and {len(keys) - 3} more" if len(keys) > 3 else ""
     raise ConceptError(

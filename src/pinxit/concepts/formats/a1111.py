@@ -6,12 +6,12 @@ from torch import Tensor
 
 from pinxit.concepts.format import (
     EMB_PARAMS,
+    LIKELY,
     EmbeddingFormat,
     StoredEmbedding,
     as_table,
     tables_to_keys,
 )
-from pinxit.concepts.png_embedding import read_hidden_embedding
 from pinxit.errors import ConceptError
 from pinxit.files.open_any import OpenedFile
 
@@ -24,23 +24,22 @@ class A1111(EmbeddingFormat):
     """`string_to_param["*"]` with the name, the steps and the checkpoint."""
 
     suffixes = (".pt", ".safetensors")
+    preferred_for = frozenset({("embeddings", ".pt")})
     used_by = "AUTOMATIC1111, Forge, ComfyUI, InvokeAI, diffusers"
 
-    def recognizes(self, file: OpenedFile) -> bool:
-        """Whether a torch file or an image has the table and a `name`."""
-        content = _with_hidden_content(file)
-        return bool(content.table("string_to_param")) and "name" in content.content
+    def confidence(self, file: OpenedFile) -> float:
+        """LIKELY if a torch file or an image has the table and a `name`."""
+        return LIKELY if file.table("string_to_param") and "name" in file.content else 0
 
     def unpack(self, file: OpenedFile) -> Sequence[StoredEmbedding]:
         """The embedding; an image states its token, for other files it is the file name."""
-        opened = _with_hidden_content(file)
-        tables = [t for t in opened.table("string_to_param").values() if isinstance(t, Tensor)]
+        tables = [t for t in file.table("string_to_param").values() if isinstance(t, Tensor)]
         if len(tables) != 1:
             raise ConceptError(
                 f"{file.path} has {len(tables)} tables, but files of AUTOMATIC1111 have one",
                 "the file is damaged or was edited by hand; use a copy of the original",
             )
-        values = {name: opened.content.get(name) for name in _METADATA_FIELDS}
+        values = {name: file.content.get(name) for name in _METADATA_FIELDS}
         metadata = {name: str(value) for name, value in values.items() if value is not None}
         token = metadata.get("name", "") if file.container == "image" else ""
         return [StoredEmbedding(token, {"text": as_table(tables[0])}, metadata)]
@@ -58,10 +57,3 @@ class A1111(EmbeddingFormat):
             "sd_checkpoint": embedding.metadata.get("sd_checkpoint"),
             "sd_checkpoint_name": embedding.metadata.get("sd_checkpoint_name"),
         }
-
-
-def _with_hidden_content(file: OpenedFile) -> OpenedFile:
-    """An image with its hidden embedding as content; other files unchanged."""
-    if file.container != "image":
-        return file
-    return OpenedFile(file.path, file.container, read_hidden_embedding(file.path))

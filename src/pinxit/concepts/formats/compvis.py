@@ -5,7 +5,13 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
-from pinxit.concepts.format import EmbeddingFormat, StoredEmbedding, as_table, tables_to_keys
+from pinxit.concepts.format import (
+    POSSIBLE,
+    EmbeddingFormat,
+    StoredEmbedding,
+    as_table,
+    tables_to_keys,
+)
 from pinxit.files.open_any import OpenedFile
 
 # The default placeholder in the configuration of that code, and its id in CLIP's vocabulary.
@@ -18,9 +24,9 @@ class Compvis(EmbeddingFormat):
     suffixes = (".pt",)
     used_by = "the code of arXiv:2208.01618, AUTOMATIC1111, Forge, ComfyUI, InvokeAI"
 
-    def recognizes(self, file: OpenedFile) -> bool:
-        """Whether the file has the table but no `name`."""
-        return bool(file.table("string_to_param")) and "name" not in file.content
+    def confidence(self, file: OpenedFile) -> float:
+        """POSSIBLE if the file has the table, which files of AUTOMATIC1111 have too."""
+        return POSSIBLE if file.table("string_to_param") else 0
 
     def unpack(self, file: OpenedFile) -> Sequence[StoredEmbedding]:
         """One embedding for each placeholder token."""

@@ -8,7 +8,9 @@ from typing import Any
 
 from pinxit.concepts.concept import Concept
 from pinxit.concepts.format import (
+    CERTAIN,
     KEYS_WITHOUT_TOKEN,
+    POSSIBLE,
     EmbeddingFormat,
     StoredEmbedding,
     Target,
@@ -38,16 +40,22 @@ class Diffusers(EmbeddingFormat):
 
     contents = ("embeddings", "full weights")
     suffixes = (".safetensors", "")
+    preferred_for = frozenset({("embeddings", ""), ("full weights", "")})
     used_by = "diffusers; an embedding in one file also in ComfyUI and AUTOMATIC1111"
 
-    def recognizes(self, file: OpenedFile) -> bool:
-        """Whether it is a model folder, or a file with one table whose key may be a token."""
+    def confidence(self, file: OpenedFile) -> float:
+        """CERTAIN for a model folder, POSSIBLE for a file with one table under a token."""
         if file.container == "folder":
-            return True
-        if len(file.tensors) != 1 or "pinxit" in file.metadata:
-            return False
+            return CERTAIN
+        if len(file.tensors) != 1:
+            return 0
         ((key, tensor),) = file.tensors.items()
-        return key not in KEYS_WITHOUT_TOKEN and tensor.ndim <= 2 and not _LORA_KEY.search(key)
+        is_token = key not in KEYS_WITHOUT_TOKEN and not _LORA_KEY.search(key)
+        return POSSIBLE if is_token and tensor.ndim <= 2 else 0
+
+    def stores(self, concept: Concept) -> bool:
+        """Whether it is a single embedding or has full weights."""
+        return concept.has_full_weights or super().stores(concept)
 
     def read(self, file: OpenedFile) -> Concept:
         """Read the embedding, or the networks of a model folder."""

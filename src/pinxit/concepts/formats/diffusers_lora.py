@@ -14,7 +14,7 @@ from torch import Tensor
 from pinxit.adapters.lora_part import ALPHA, DAMAGED_HINT, MAGNITUDE, LoraPart, layer_rank
 from pinxit.adapters.parts import EmbeddingPart
 from pinxit.concepts.concept import Concept
-from pinxit.concepts.format import EMB_PARAMS, Target, tables_from_keys, tables_to_keys
+from pinxit.concepts.format import EMB_PARAMS, LIKELY, Target, tables_from_keys, tables_to_keys
 from pinxit.concepts.lora_file import (
     PEFT_METADATA_KEY,
     AdapterFormat,
@@ -44,12 +44,13 @@ class DiffusersLora(AdapterFormat):
     """A file, or a folder with one; an embedding trained with the LoRA has its own `_emb` file."""
 
     suffixes = (".safetensors", "")
+    preferred_for = frozenset({("adapters", "")})
     used_by = "diffusers' `load_lora_weights`"
     variants = frozenset({"lora", "dora"})
 
-    def recognizes(self, file: OpenedFile) -> bool:
-        """Whether it has LoRA matrices under the names of diffusers or peft."""
-        return "pinxit" not in file.metadata and any(map(_LORA_KEY.fullmatch, file.tensors))
+    def confidence(self, file: OpenedFile) -> float:
+        """LIKELY if it has LoRA matrices under the names of diffusers or peft."""
+        return LIKELY if any(map(_LORA_KEY.fullmatch, file.tensors)) else 0
 
     def unpack(self, file: OpenedFile) -> LayerChanges:
         """The layers with their alphas, and the embedding from the `_emb` file."""

@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 
 from pinxit.concepts.format import (
     EMB_PARAMS,
+    LIKELY,
     TEXT_ENCODER_KEYS,
     EmbeddingFormat,
     StoredEmbedding,
@@ -17,12 +18,14 @@ class EmbParams(EmbeddingFormat):
     """`emb_params` for one text encoder, `clip_l` and `clip_g` for two."""
 
     suffixes = (".safetensors",)
+    preferred_for = frozenset({("embeddings", ".safetensors")})
     used_by = "AUTOMATIC1111, Forge, ComfyUI, InvokeAI, kohya, ai-toolkit; diffusers with `token=`"
 
-    def recognizes(self, file: OpenedFile) -> bool:
-        """Whether the file has these keys and no others."""
+    def confidence(self, file: OpenedFile) -> float:
+        """LIKELY if the file has these keys and no others."""
         names = file.tensors.keys()
-        return names == {EMB_PARAMS} or (bool(names) and names <= TEXT_ENCODER_KEYS.keys())
+        is_known = names == {EMB_PARAMS} or (names and names <= TEXT_ENCODER_KEYS.keys())
+        return LIKELY if is_known else 0
 
     def unpack(self, file: OpenedFile) -> Sequence[StoredEmbedding]:
         """The embedding; its token is the file name."""

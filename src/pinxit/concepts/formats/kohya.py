@@ -2,8 +2,8 @@
 
 import json
 import re
-from collections.abc import Sequence
-from hashlib import file_digest
+from collections.abc import Mapping, Sequence
+from hashlib import sha256
 from pathlib import Path
 
 import torch
@@ -18,11 +18,12 @@ from pinxit.adapters.lora_part import (
 )
 from pinxit.adapters.parts import EmbeddingPart
 from pinxit.concepts.concept import Concept
-from pinxit.concepts.format import EMB_PARAMS, Target, tables_from_keys, tables_to_keys
+from pinxit.concepts.format import EMB_PARAMS, LIKELY, Target, tables_from_keys, tables_to_keys
 from pinxit.concepts.lora_file import AdapterFormat, LayerChanges, modelspec_metadata
 from pinxit.errors import ConceptError
 from pinxit.files.atomic_write import write_tensors
 from pinxit.files.open_any import OpenedFile
+from pinxit.files.safetensors_file import file_chunks
 from pinxit.models.family import KohyaNames, all_facts
 from pinxit.models.original_names import renamed, unet_name_map, without_prefix
 
@@ -71,12 +72,13 @@ class Kohya(AdapterFormat):
     """Layer names with `_`, `lora_down`, `lora_up` and alpha; embeddings are bundled."""
 
     suffixes = (".safetensors",)
+    preferred_for = frozenset({("adapters", ".safetensors"), ("adapters", ".pt")})
     used_by = "AUTOMATIC1111, Forge, ComfyUI, InvokeAI, kohya; a plain LoRA also in diffusers"
     variants = frozenset({"lora", "dora", "loha", "lokr"})
 
-    def recognizes(self, file: OpenedFile) -> bool:
-        """Whether a tensor has a name of kohya's scheme."""
-        return any(_KEY.fullmatch(name) for name in file.tensors)
+    def confidence(self, file: OpenedFile) -> float:
+        """LIKELY if a tensor has a name of kohya's scheme."""
+        return LIKELY if any(_KEY.fullmatch(name) for name in file.tensors) else 0
 
     def unpack(self, file: OpenedFile) -> LayerChanges:
         """The layers under their diffusers names, and the bundled embeddings."""
@@ -125,8 +127,7 @@ class Kohya(AdapterFormat):
                     file_tensors[f"bundle_emb.{part.token}.{name}"] = table
         kohya_fields = _kohya_metadata(concept, loras, target.out.stem, names)
         metadata = modelspec_metadata(concept, target.out) | kohya_fields
-        write_tensors(target.out, file_tensors, metadata)
-        metadata["sshs_model_hash"] = _tensor_hash(target.out)
+        metadata["sshs_model_hash"] = _tensor_hash(file_tensors)
         write_tensors(target.out, file_tensors, metadata)
 
 
@@ -221,8 +222,10 @@ def _common_value(values: set[int] | set[float]) -> str:
     return str(*values) if len(values) == 1 else "Dynamic"
 
 
-def _tensor_hash(file: Path) -> str:
-    """SHA-256 of the tensors without the header, by which AUTOMATIC1111 identifies a file."""
-    with file.open("rb") as stream:
-        stream.seek(8 + int.from_bytes(stream.read(8), "little"))
-        return file_digest(stream, "sha256").hexdigest()
+def _tensor_hash(tensors: Mapping[str, Tensor]) -> str:
+    """SHA-256 of a file's tensors without its header, by which AUTOMATIC1111 identifies a file."""
+    digest = sha256()
+    _length, _header, *chunks = file_chunks(tensors, {}, checksum=False)
+    for chunk in chunks:
+        digest.update(chunk)
+    return digest.hexdigest()

@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 
 from pinxit.concepts.format import (
+    LIKELY,
     TEXT_ENCODER_KEYS,
     EmbeddingFormat,
     StoredEmbedding,
@@ -26,9 +27,9 @@ class Onetrainer(EmbeddingFormat):
     suffixes = (".safetensors",)
     used_by = "OneTrainer; AUTOMATIC1111, Forge and ComfyUI where it has one tensor"
 
-    def recognizes(self, file: OpenedFile) -> bool:
-        """Whether the file has a key of OneTrainer; other files for two encoders look the same."""
-        return bool(file.tensors.keys() & {_KEY, *_OUTPUT_KEYS})
+    def confidence(self, file: OpenedFile) -> float:
+        """LIKELY with a key of OneTrainer; other files for two encoders look the same."""
+        return LIKELY if file.tensors.keys() & {_KEY, *_OUTPUT_KEYS} else 0
 
     def unpack(self, file: OpenedFile) -> Sequence[StoredEmbedding]:
         """The embedding; its token is the file name."""

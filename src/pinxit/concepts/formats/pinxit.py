@@ -3,7 +3,7 @@
 from torch import Tensor
 
 from pinxit.concepts.concept import Concept, from_description
-from pinxit.concepts.format import Format, Target
+from pinxit.concepts.format import CERTAIN, Format, Target
 from pinxit.concepts.read import write_concept
 from pinxit.files.open_any import OpenedFile
 from pinxit.files.safetensors_file import CHECKSUM, damaged_error
@@ -19,9 +19,9 @@ class Pinxit(Format):
     suffixes = (".safetensors",)
     used_by = "pinxit"
 
-    def recognizes(self, file: OpenedFile) -> bool:
-        """Whether the metadata has a description."""
-        return "pinxit" in file.metadata
+    def confidence(self, file: OpenedFile) -> float:
+        """CERTAIN if the metadata has a description."""
+        return CERTAIN if "pinxit" in file.metadata else 0
 
     def read(self, file: OpenedFile) -> Concept:
         """Read the concept; FileError if its checksum is missing."""

@@ -3,7 +3,7 @@
 from torch import Tensor
 
 from pinxit.concepts.concept import Concept
-from pinxit.concepts.format import Format, Target
+from pinxit.concepts.format import LIKELY, Format, Target
 from pinxit.concepts.full_model_file import (
     base_source,
     completed_networks,
@@ -25,12 +25,13 @@ class SingleFile(Format):
     """A checkpoint with denoiser, VAE and text encoders."""
 
     contents = ("full weights",)
+    preferred_for = frozenset({("full weights", ".safetensors")})
     suffixes = (".safetensors",)
     used_by = "AUTOMATIC1111, Forge, ComfyUI, InvokeAI, diffusers' `from_single_file`"
 
-    def recognizes(self, file: OpenedFile) -> bool:
-        """Whether the file has the denoiser under its original names."""
-        return any(name.startswith(_DENOISER) for name in file.content)
+    def confidence(self, file: OpenedFile) -> float:
+        """LIKELY if the file has the denoiser under its original names."""
+        return LIKELY if any(name.startswith(_DENOISER) for name in file.content) else 0
 
     def read(self, file: OpenedFile) -> Concept:
         """Read the trained networks; without a description by pinxit, all networks."""
