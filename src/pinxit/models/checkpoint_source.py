@@ -20,35 +20,27 @@ from pinxit.models.source import Source, read_weights
 _LAYOUTS = Path(__file__).parent / "layouts"
 _VOCABULARY = _LAYOUTS / "clip"
 
-# A tensor that every part of a kind has, without the part's prefix.
-_MARKER_TENSORS = {
-    "unet": "input_blocks.0.0.weight",
-    "mmdit": "joint_blocks.0.x_block.attn.qkv.weight",
-    "autoencoder": "decoder.conv_in.weight",
-    "clip": "text_model.embeddings.token_embedding.weight",
-    "open-clip": "token_embedding.weight",
-}
-# ComfyUI recognizes v-prediction models of Stable Diffusion 2 by this standard deviation.
-_VELOCITY_TENSOR = "model.diffusion_model.output_blocks.11.1.transformer_blocks.0.norm1.bias"
-_VELOCITY_STD = 0.09
-
 _Weights = dict[str, Tensor]
 
 
 @dataclass(frozen=True)
 class _Part:
-    """A part of a layout: its kind, its prefix in the file, and config values no tensor has."""
+    """A part of a layout: its kind, its prefix in the file, and config values no tensor has.
+
+    `marker` is a tensor that every network of this kind has, without the prefix; "" for a part
+    without tensors. `velocity` tells models with v-prediction from those that marks alike by the
+    standard deviation of one tensor, as ComfyUI does, and has their `sample_size`.
+    """
 
     kind: str
     settings: dict[str, Any]
     prefix: str = ""
+    marker: str = ""
+    velocity: dict[str, Any] | None = None
 
     def is_in(self, names: Mapping[str, Tensor]) -> bool:
         """Whether a file with tensors of these names contains the part."""
-        return (
-            self.kind not in _MARKER_TENSORS
-            or f"{self.prefix}{_MARKER_TENSORS[self.kind]}" in names
-        )
+        return not self.marker or f"{self.prefix}{self.marker}" in names
 
 
 class CheckpointSource(Source):
@@ -74,7 +66,7 @@ class CheckpointSource(Source):
         if part not in self._parts:
             return {}
         kind, config = self._parts[part].kind, dict(self._parts[part].settings)
-        if kind in _MARKER_TENSORS:
+        if self._parts[part].marker:
             shapes = {
                 name: empty(tensor.shape, device="meta") for name, tensor in self._tensors.items()
             }
@@ -123,7 +115,7 @@ class CheckpointSource(Source):
             layout = json.loads(path.read_text(encoding="utf-8"))
             parts = {name: _Part(**part) for name, part in layout.items()}
             present = {name: part for name, part in parts.items() if part.is_in(self._tensors)}
-            if any(part.kind in _MARKER_TENSORS for part in present.values()):
+            if any(part.marker for part in present.values()):
                 missing = [name for name in parts if name not in present]
                 if best is None or len(missing) < len(best[0]):
                     best = (missing, present)
@@ -152,6 +144,7 @@ class CheckpointSource(Source):
                 f"{self.path} uses the EDM noise schedule, which is not supported",
                 "use another base model",
             )
+        marks = self._parts["scheduler"].velocity if self.has("scheduler") else None
         yaml_file = self.path.with_suffix(".yaml")
         if yaml_file.is_file():
             with yaml_file.open(encoding="utf-8", errors="replace") as file:
@@ -161,20 +154,16 @@ class CheckpointSource(Source):
         elif metadata.get("modelspec.architecture", "").endswith("-768-v"):
             velocity = True
         else:
-            tensor = self._tensors.get(_VELOCITY_TENSOR)
+            tensor = self._tensors.get(marks["tensor"]) if marks else None
             std = 0.0 if tensor is None else float(tensor.float().std(correction=0))
-            velocity = self._is_version_2() and std > _VELOCITY_STD
+            velocity = bool(marks) and std > marks["std"]
         if not velocity:
             return {}
         scheduler: dict[str, Any] = {"prediction_type": "v_prediction"}
         if "ztsnr" in self._tensors:
             scheduler |= {"rescale_betas_zero_snr": True, "timestep_spacing": "trailing"}
-        larger = {"unet": {"sample_size": 96}} if self._is_version_2() else {}
+        larger = {"unet": {"sample_size": marks["sample_size"]}} if marks else {}
         return {"scheduler": scheduler, **larger}
-
-    def _is_version_2(self) -> bool:
-        """Whether it is Stable Diffusion 2, whose epsilon and v-prediction models look alike."""
-        return self.has("text_encoder") and self._parts["text_encoder"].kind == "open-clip"
 
 
 def _converted(part: _Part, tensors: Mapping[str, Tensor]) -> _Weights:
@@ -188,7 +177,7 @@ def _converted(part: _Part, tensors: Mapping[str, Tensor]) -> _Weights:
     if part.kind == "mmdit":
         return conversions.convert_sd3_transformer_checkpoint_to_diffusers(prefixed)
     if part.kind == "open-clip":
-        width = bare[_MARKER_TENSORS[part.kind]].shape[1]
+        width = bare[part.marker].shape[1]
         network = SimpleNamespace(config=SimpleNamespace(hidden_size=width))
         return conversions.convert_open_clip_checkpoint(network, prefixed, part.prefix)
     if part.kind == "autoencoder":
@@ -196,7 +185,7 @@ def _converted(part: _Part, tensors: Mapping[str, Tensor]) -> _Weights:
         settings = {"down_block_types": levels, "up_block_types": levels}
         # A file with only an autoencoder may have diffusers' names already.
         return conversions.convert_ldm_vae_checkpoint(bare, settings) if levels else bare
-    return _clip_text_encoder(bare, projected=bool(part.settings.get("projected")))
+    return _clip_text_encoder(bare, part)
 
 
 def _unet_config(names: Mapping[str, Tensor]) -> dict[str, Any]:
@@ -209,11 +198,11 @@ def _unet_config(names: Mapping[str, Tensor]) -> dict[str, Any]:
     return {"layers_per_block": first_downsampler - 1, "addition_embed_type": added}
 
 
-def _clip_text_encoder(bare: _Weights, *, projected: bool) -> _Weights:
+def _clip_text_encoder(bare: _Weights, part: _Part) -> _Weights:
     """A CLIP text encoder; a projection that the file lacks is the identity."""
     text = {name: tensor for name, tensor in bare.items() if name.startswith("text_model.")}
-    if projected:
-        embeddings = bare[_MARKER_TENSORS["clip"]]
+    if part.settings.get("projected"):
+        embeddings = bare[part.marker]
         identity = eye(embeddings.shape[1], device=embeddings.device)
         text["text_projection.weight"] = bare.get("text_projection.weight", identity)
     return text
