@@ -28,7 +28,7 @@ class _Part:
     """A part of a layout: its kind, its prefix in the file, and config values no tensor has.
 
     `marker` is a tensor that every network of this kind has, without the prefix; "" for a part
-    without tensors. `velocity` tells models with v-prediction from those that marks alike by the
+    without tensors. `velocity` tells models with v-prediction from those that look alike by the
     standard deviation of one tensor, as ComfyUI does, and has their `sample_size`.
     """
 
