@@ -2,10 +2,10 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.optim.adamw import adamw
 
 _BETAS = (0.9, 0.999)
 _EPS = 1e-8
@@ -52,14 +52,22 @@ class AdamW:
         `lr_multiplier`.
         """
         for group in self.groups:
+            scaled_group = replace(group, learning_rate=group.learning_rate * lr_multiplier)
+            fp32: list[tuple[Tensor, ...]] = []
             for weight in group.weights:
                 if weight.grad is not None:
                     state = self.state.get(weight) or _initial_state(weight)
                     self.state[weight] = state
-                    state["step"] += 1
-                    learning_rate = group.learning_rate * lr_multiplier
-                    scaled_group = replace(group, learning_rate=learning_rate)
-                    _step(weight, state, scaled_group, gradient_scale)
+                    tensors = (weight.detach(), weight.grad, state["exp_avg"], state["exp_avg_sq"])
+                    if "rest" in state:
+                        _step_half(
+                            (*tensors, state["rest"]), state["step"], scaled_group, gradient_scale
+                        )
+                    else:
+                        weight.grad.mul_(gradient_scale)
+                        fp32.append((*tensors, state["step"]))
+            if fp32:
+                _fused_step(fp32, scaled_group)
 
     def zero_grad(self) -> None:
         """Delete the gradients."""
@@ -96,21 +104,18 @@ def _initial_state(weight: Tensor) -> dict[str, Tensor]:
     }
 
 
-def _step(
-    weight: Tensor, state: dict[str, Tensor], group: ParameterGroup, gradient_scale: Tensor
+def _step_half(
+    tensors: Sequence[Tensor], step: Tensor, group: ParameterGroup, gradient_scale: Tensor
 ) -> None:
-    grad = weight.grad
-    assert grad is not None
-    moments = [state["exp_avg"], state["exp_avg_sq"]]
-    if "rest" not in state:
-        _fused_step([weight.detach(), grad.mul_(gradient_scale), *moments], state["step"], group)
-        return
+    """One step for a weight in half precision: weight, gradient, two moments, rounding error."""
+    weight = tensors[0]
     size = _CHUNK_SIZE[weight.device.type if weight.is_cuda else "cpu"]
     buffers = [torch.empty(min(size, weight.numel()), device=weight.device) for _ in range(4)]
-    dither = int(state["step"]) * _DITHER % 2**16
-    tensors = [_in_memory(t) for t in (weight.detach(), grad, *moments, state["rest"])]
-    for chunks in zip(*(tensor.split(size) for tensor in tensors), strict=True):
-        _step_chunk(chunks, buffers, state["step"], group, gradient_scale, dither)
+    dither = (int(step) + 1) * _DITHER % 2**16
+    parts = [_in_memory(tensor).split(size) for tensor in tensors]
+    for chunks in zip(*parts, strict=True):
+        _step_chunk(chunks, buffers, step, group, gradient_scale, dither)
+    step += 1
 
 
 def _step_chunk(
@@ -128,30 +133,30 @@ def _step_chunk(
         buffer.copy_(half)
     fp32[0].add_(rest)
     fp32[1].mul_(gradient_scale)
-    _fused_step(fp32, step, group)
+    _fused_step([(*fp32, step.clone())], group)
     weight.copy_(fp32[0])
     rest.copy_(fp32[0].sub_(weight))
     mean.copy_(fp32[2])
     square.view(torch.int16).copy_(fp32[3].view(torch.int32).add_(dither).bitwise_right_shift_(16))
 
 
-def _fused_step(tensors: list[Tensor], step: Tensor, group: ParameterGroup) -> None:
-    """One AdamW step for a weight, its gradient and two moments, in one pass over memory."""
-    fused: Any = torch._fused_adamw_  # pyright: ignore[reportPrivateUsage]
-    weight, grad, mean, square = tensors
-    fused(
-        [weight],
-        [grad],
-        [mean],
-        [square],
+def _fused_step(tensors: Sequence[Sequence[Tensor]], group: ParameterGroup) -> None:
+    """One AdamW step for weights, each with its gradient, two moments and number of steps."""
+    weights, gradients, means, squares, steps = map(list, zip(*tensors, strict=True))
+    adamw(
+        weights,
+        gradients,
+        means,
+        squares,
         [],
-        [step],
-        lr=group.learning_rate,
+        steps,
+        fused=True,
+        amsgrad=False,
         beta1=_BETAS[0],
         beta2=_BETAS[1],
+        lr=group.learning_rate,
         weight_decay=group.weight_decay,
         eps=_EPS,
-        amsgrad=False,
         maximize=False,
     )
 
