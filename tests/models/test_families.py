@@ -18,7 +18,7 @@ from pinxit.generation.sample import generate_images
 from pinxit.models.conditioning import Conditioning
 from pinxit.models.model import Model, Precision
 from pinxit.models.noise_schedule import Diffusion, Flow, Schedule
-from pinxit.models.open_base import open_base
+from pinxit.models.open_base import local_resolution, open_base
 from pinxit.training.plan import TrainingPlan
 from pinxit.training.recipe import Recipe
 
@@ -213,3 +213,11 @@ def test_schedules_accept_timesteps_on_another_device(schedule: Schedule) -> Non
     ]
     outputs.append(schedule.target(latents, latents, timesteps))
     assert {tensor.device.type for tensor in outputs} == {"meta"}
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_the_resolution_is_known_without_weights(
+    family: str, bases: Callable[[str], Path], opened: Callable[[str], Model]
+) -> None:
+    assert local_resolution(str(bases(family))) == opened(family).default_size
+    assert local_resolution("nobody/has-this-base") is None

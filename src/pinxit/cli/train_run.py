@@ -23,6 +23,7 @@ from pinxit.cli.opening import open_base_model
 from pinxit.cli.screen import bars, data, say, stoppable
 from pinxit.errors import RunError
 from pinxit.images.inspect import check_folder
+from pinxit.models.open_base import local_resolution
 from pinxit.models.prompt import file_name
 from pinxit.progress import Notice, Progress, ProgressCallback
 from pinxit.runs.events import (
@@ -43,9 +44,8 @@ from pinxit.training.step_result import StepResult
 
 # The loss in the progress bar is an exponential moving average with this decay.
 _LOSS_DECAY = 0.95
-# Resolutions at which images are checked before the base model is open.
-_RESOLUTIONS = {"pocket": 64}
-_DEFAULT_RESOLUTION = 512
+# The resolution at which images are checked before a base model is downloaded.
+_HUB_RESOLUTION = 512
 # Options that each subject has for itself; a class noun may be common to all.
 _PER_SUBJECT = frozenset({"method", "images", "token", "class_noun"})
 _ALIASES = {"class_name": "class_noun", "together": "max_concepts_per_batch"}
@@ -118,7 +118,7 @@ def train_run(run: Run, device: str) -> None:
     recipe = run.recipe
     # Problems of the images are shown before a large base model is opened.
     run.check_image_folder()
-    resolution = recipe.resolution or _RESOLUTIONS.get(recipe.base, _DEFAULT_RESOLUTION)
+    resolution = recipe.resolution or local_resolution(recipe.base) or _HUB_RESOLUTION
     checks = check_folder(recipe.images, resolution, masks=recipe.masks)
     check_before_training(checks, recipe.skip_bad)
     model = open_base_model(recipe, device)

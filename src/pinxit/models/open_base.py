@@ -4,7 +4,7 @@ from collections import OrderedDict
 from collections.abc import Mapping
 from importlib.resources import files
 from pathlib import Path
-from typing import Literal
+from typing import Literal, cast
 
 import torch
 
@@ -77,6 +77,22 @@ def open_base(
     model = family.open(source, Placement(torch_device, precision))
     source.close()
     return model
+
+
+def local_resolution(base: str) -> int | None:
+    """The resolution that a base model was trained at, from its configs, without its weights.
+
+    None if the base model is not on this machine or its configs do not say it.
+    """
+    if base != "pocket" and not Path(base).expanduser().exists():
+        return None
+    source = find_base(base)
+    size = source.config(family_of(source).facts.denoiser).get("sample_size")
+    blocks = source.config("vae").get("block_out_channels")
+    source.close()
+    if not isinstance(size, int) or not isinstance(blocks, list):
+        return None
+    return size * 2 ** (len(cast("list[object]", blocks)) - 1)
 
 
 def family_of(source: Source) -> type[Model]:
