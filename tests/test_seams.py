@@ -13,7 +13,7 @@ from pinxit import registry
 
 SOURCE = Path(pinxit.__file__).parent
 # pocket is a model with its training, and stands alone; the demo shows what it chooses to show.
-ASIDE = {"pocket", "demo"}
+ASIDE = {"pocket", "demo.py"}
 FILES = sorted(path for path in SOURCE.rglob("*.py") if not ASIDE & {*path.parts})
 
 # Names that are also those of an adapter, a library, an option, a key or the program itself. Of

@@ -188,11 +188,11 @@ def test_embedding_norm_is_relative_to_the_vocabulary(model: Model) -> None:
     same = EmbeddingNorm.of(Concept((part,), provenance), model, "dog")
     assert same
     assert same.cosine == pytest.approx(1, abs=1e-5)
-    tripled = replace(part, tensors={name: 3 * t for name, t in part.tensors.items()})
+    tripled = replace(part, tables={name: 3 * t for name, t in part.tables.items()})
     longer = EmbeddingNorm.of(Concept((tripled,), provenance), model, "dog")
     assert longer
     assert longer.relative_norm == pytest.approx(3 * same.relative_norm)
-    negated = replace(part, tensors={name: -t for name, t in part.tensors.items()})
+    negated = replace(part, tables={name: -t for name, t in part.tables.items()})
     other = EmbeddingNorm.of(Concept((negated,), provenance), model, "dog")
     assert other
     assert other.cosine == pytest.approx(-1, abs=1e-5)
