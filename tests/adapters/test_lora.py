@@ -133,6 +133,26 @@ def test_strength(kind: LoraVariant, model: Model) -> None:
     assert distances[2] == pytest.approx(float((full - plain).norm()), rel=1e-4)
 
 
+def test_a_strength_for_each_group_of_layers(model: Model) -> None:
+    adapter = restored(trained_adapter(model, "lora", layers="all"), model)
+    originals = {name: tensor.clone() for name, tensor in weights_of(model).items()}
+
+    def changes(strength: Any) -> dict[str, Tensor]:
+        adapter.strength = strength
+        with applied(model, [adapter]):
+            return {n: tensor - originals[n] for n, tensor in weights_of(model).items()}
+
+    full, groups = changes(1.0), changes((("attention", 0.5), ("text", 0.0)))
+    scales = {name: 0.5 if ".attn" in name else 1.0 for name in full}
+    assert any(full[name].any() for name in full if ".attn" in name)
+    for name, change in groups.items():
+        assert torch.allclose(change, scales[name] * full[name], atol=1e-6)
+    assert not any(change.any() for change in changes((("denoiser", 0.0),)).values())
+    unknown = concept(adapter.part(), "<a>").with_strength((("atention", 1.0),))
+    with pytest.raises(ConceptError, match="no group of layers `atention`"):
+        unknown.adapters(model)
+
+
 @pytest.mark.long
 def test_two_adapters_add_up_in_any_order(model: Model) -> None:
     one, two = trained_adapter(model, "lora", 1), trained_adapter(model, "loha", 2)
@@ -393,6 +413,7 @@ def test_parsing_of_strengths(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
         (r"C:\\toys\\a.safetensors", r"C:\\toys\\a.safetensors", 1),
         (r"C:\\toys\\a.safetensors:0.5", r"C:\\toys\\a.safetensors", 0.5),
         ("a:strong", "a:strong", 1),
+        ("a:attention=.5,all=1", "a", (("attention", 0.5), ("all", 1.0))),
     ):
         result = ConceptReference.parse(concept_inputs)
         assert (str(result.path), result.strength) == (path, strength)

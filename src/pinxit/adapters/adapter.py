@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from pinxit import registry
 from pinxit.adapters.parts import Part
+from pinxit.adapters.strength import Strength
 from pinxit.errors import ConceptError
 from pinxit.models.model import Model
 from pinxit.models.prompt import TokenEmbedding
@@ -54,7 +55,7 @@ class Adapter(ModelChange):
 
     part_type: type[Part]
     changes_conditioning: bool = False
-    strength: float | None = None
+    strength: Strength | None = None
 
     def weights(self) -> Mapping[str, nn.Parameter]:
         """The trainable weights by name; empty if the adapter is not trainable."""

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from pinxit.adapters.adapter import Adapter, adapter_type
 from pinxit.adapters.parts import AliasPart, Part
+from pinxit.adapters.strength import Strength, check_groups, strength_text
 from pinxit.concepts.metadata import Description, PartDescription, Provenance
 from pinxit.errors import ConceptError
 from pinxit.models.model import Model
@@ -18,13 +19,14 @@ class Concept:
     """A trained concept, independent of a model; `adapters` makes it usable in one.
 
     `nickname` is the name of the file it was read from, which a prompt may use instead of the
-    token. `strength` scales its LoRA: 0 is no change, 1 the full change.
+    token. `strength` scales its LoRA: 0 is no change, 1 the full change; it may be one number for
+    each group of layers.
     """
 
     parts: tuple[Part, ...]
     provenance: Provenance
     nickname: str = ""
-    strength: float = 1.0
+    strength: Strength = 1.0
 
     @property
     def token(self) -> str:
@@ -63,16 +65,18 @@ class Concept:
         """The adapters of all parts for this model; ConceptError if one does not fit."""
         if self.strength != 1 and not self.has_strength:
             raise ConceptError(
-                f"a strength (`:{self.strength:g}`) works for LoRAs only; {self.token} has no LoRA",
+                f"a strength (`:{strength_text(self.strength)}`) works for LoRAs only; "
+                f"{self.token} has no LoRA",
                 f"leave out the strength; in a prompt, write a weight as ({self.token}:1.2)",
             )
+        check_groups(self.strength, model)
         adapters = tuple(adapter_type(part.kind).restore(part, model) for part in self.parts)
         for part, adapter in zip(self.parts, adapters, strict=True):
             if part.has_strength:
                 adapter.strength = self.strength
         return adapters
 
-    def with_strength(self, strength: float) -> "Concept":
+    def with_strength(self, strength: Strength) -> "Concept":
         """The concept with another strength."""
         return replace(self, strength=strength)
 

@@ -1,25 +1,24 @@
 """Read a concept from a file of any format, and write it in pinxit's own format."""
 
-import math
-import re
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from torch import Tensor
 
 from pinxit import registry
+from pinxit.adapters.strength import (
+    PATH_WITH_STRENGTH,
+    Strength,
+    parse_strength,
+    strength_text,
+)
 from pinxit.concepts.concept import Concept
 from pinxit.concepts.format import Format
 from pinxit.concepts.metadata import DESCRIPTION_KEY
 from pinxit.concepts.png_embedding import read_hidden_embedding
-from pinxit.errors import ConceptError, RequestError
+from pinxit.errors import ConceptError
 from pinxit.files.atomic_write import write_tensors
 from pinxit.files.open_any import OpenedFile, open_any
-
-# `FILE:STRENGTH`
-_PATH_WITH_STRENGTH = re.compile(
-    r"(.+):([+-]?(?:\d+\.?\d*|\.\d+)(?:e[+-]?\d+)?)", re.DOTALL | re.IGNORECASE
-)
 
 
 @dataclass(frozen=True)
@@ -27,27 +26,22 @@ class ConceptReference:
     """The path of a concept and the strength of its LoRA."""
 
     path: Path
-    strength: float = 1.0
+    strength: Strength = 1.0
 
     @classmethod
     def parse(cls, text: str | Path) -> "ConceptReference":
-        """Parse `FILE` or `FILE:STRENGTH`; an existing path is taken as it is, without strength."""
+        """Parse FILE, FILE:0.7 or FILE:attention=0.5,all=1; an existing path has no strength."""
         path, drive = Path(text), Path(text).drive
-        match = _PATH_WITH_STRENGTH.fullmatch(str(text).removeprefix(drive))
+        match = PATH_WITH_STRENGTH.fullmatch(str(text).removeprefix(drive))
         if match is None or path.exists():
             return cls(path)
-        strength = float(match[2])
-        if not math.isfinite(strength):
-            raise RequestError(
-                f"the strength in `{text}` is not a finite number", "choose one such as 0.7"
-            )
-        return cls(Path(drive + match[1]), strength)
+        return cls(Path(drive + match[1]), parse_strength(match[2]))
 
     def __str__(self) -> str:
         path = str(self.path)
-        if self.strength == 1 and not _PATH_WITH_STRENGTH.fullmatch(path):
+        if self.strength == 1 and not PATH_WITH_STRENGTH.fullmatch(path):
             return path
-        return f"{path}:{self.strength!r}"
+        return f"{path}:{strength_text(self.strength)}"
 
     def open(self) -> Concept:
         """Read the concept; ConceptError if there is none."""

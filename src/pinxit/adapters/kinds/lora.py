@@ -25,6 +25,7 @@ from pinxit.adapters.peft_layers import (
     to_stored,
     weights_fit,
 )
+from pinxit.adapters.strength import Strength, layer_strength
 from pinxit.errors import ConceptError, RecipeError
 from pinxit.models.kernels.quantize import replace_weight
 from pinxit.models.model import Model
@@ -47,7 +48,7 @@ class LoraAdapter(Adapter):
     layers: dict[str, LayerWeights]
     alphas: Mapping[str, float]
     changes_conditioning: bool
-    strength: float | None = None
+    strength: Strength | None = None
     part_type = LoraPart
 
     @classmethod
@@ -87,8 +88,9 @@ class LoraAdapter(Adapter):
                         network.set_submodule(path, adapted)
                     else:
                         base = base_layer(layer)
+                        strength = layer_strength(self.strength, model, self.network, name)
                         original, merged = merge_weights(base, self.variant, weights, alpha)
-                        changed = torch.lerp(original, merged, self.strength)
+                        changed = torch.lerp(original, merged, strength)
                         undo.callback(replace_weight(base, changed))
             yield
 
