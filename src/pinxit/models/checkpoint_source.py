@@ -134,36 +134,41 @@ class CheckpointSource(Source):
         return present
 
     def _prediction_config(self, metadata: Mapping[str, str]) -> dict[str, dict[str, Any]]:
-        """The changes to the parts' configs if the denoiser was trained with v-prediction.
-
-        This follows from a CompVis .yaml file next to the checkpoint, from marker tensors, or from
-        the metadata; without any of these, from the standard deviation of one tensor.
-        """
+        """The changes to the parts' configs if the denoiser was trained with v-prediction."""
         if any(name.startswith("edm_") for name in self._tensors):
             raise ModelError(
                 f"{self.path} uses the EDM noise schedule, which is not supported",
                 "use another base model",
             )
         marks = self._parts["scheduler"].velocity if self.has("scheduler") else None
-        yaml_file = self.path.with_suffix(".yaml")
-        if yaml_file.is_file():
-            with yaml_file.open(encoding="utf-8", errors="replace") as file:
-                velocity = bool(re.search(r"parameterization: *[\"']?v\b", file.read(2**16)))
-        elif "v_pred" in self._tensors or "modelspec.predict_key" in metadata:
-            velocity = "v_pred" in self._tensors or metadata["modelspec.predict_key"] == "v"
-        elif metadata.get("modelspec.architecture", "").endswith("-768-v"):
-            velocity = True
-        else:
-            tensor = self._tensors.get(marks["tensor"]) if marks else None
-            std = 0.0 if tensor is None else float(tensor.float().std(correction=0))
-            velocity = bool(marks) and std > marks["std"]
-        if not velocity:
+        if not self._predicts_velocity(metadata, marks):
             return {}
         scheduler: dict[str, Any] = {"prediction_type": "v_prediction"}
         if "ztsnr" in self._tensors:
             scheduler |= {"rescale_betas_zero_snr": True, "timestep_spacing": "trailing"}
         larger = {"unet": {"sample_size": marks["sample_size"]}} if marks else {}
         return {"scheduler": scheduler, **larger}
+
+    def _predicts_velocity(
+        self, metadata: Mapping[str, str], marks: Mapping[str, Any] | None
+    ) -> bool:
+        """Whether the denoiser was trained with v-prediction.
+
+        A CompVis .yaml file next to the checkpoint, marker tensors or the metadata say so. Without
+        any of these it follows from the standard deviation of the tensor that `marks` names.
+        """
+        yaml_file = self.path.with_suffix(".yaml")
+        if yaml_file.is_file():
+            with yaml_file.open(encoding="utf-8", errors="replace") as file:
+                return bool(re.search(r"parameterization: *[\"']?v\b", file.read(2**16)))
+        if "v_pred" in self._tensors or "modelspec.predict_key" in metadata:
+            return "v_pred" in self._tensors or metadata["modelspec.predict_key"] == "v"
+        if metadata.get("modelspec.architecture", "").endswith("-768-v"):
+            return True
+        tensor = self._tensors.get(marks["tensor"]) if marks else None
+        if tensor is None or marks is None:
+            return False
+        return float(tensor.float().std(correction=0)) > marks["std"]
 
 
 def _converted(part: _Part, tensors: Mapping[str, Tensor]) -> _Weights:
