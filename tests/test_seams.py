@@ -23,16 +23,9 @@ AMBIGUOUS |= {"colour", "hidden", "attributes", "likeness", "nearest"}
 
 # Code that names a plug-in although it should not. Delete a line when its code is gone.
 NAMES_TO_REMOVE = {
-    ("cli/convert.py", "a1111"),
-    ("cli/convert.py", "diffusers-lora"),
-    ("cli/convert.py", "emb-params"),
-    ("cli/convert.py", "kohya"),
-    ("cli/convert.py", "single-file"),
     ("cli/evaluate.py", "textual-inversion"),
     ("cli/transfer.py", "same-seed"),
     ("concepts/format.py", "emb-params"),
-    ("concepts/full_model_file.py", "emb-params"),
-    ("concepts/full_model_file.py", "kohya"),
     ("evaluation/judge.py", "clip-i"),
     ("evaluation/judge.py", "clip-t"),
     ("evaluation/judge.py", "dino"),

@@ -240,5 +240,8 @@ def test_an_image_deleted_after_reading_is_reported(folder: Path) -> None:
     image_with_corner().save(folder / "a.png")
     (image,) = read_images(folder)
     image.path.unlink()
+    assert image.open().size == (24, 16)  # its pixels are still in memory
+    assert image.cache
+    image.cache.clear()
     with pytest.raises(ImageError, match=r"a\.png can no longer be read"):
         image.open()
