@@ -9,11 +9,11 @@ import sys
 from pathlib import Path
 
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import CLIPTokenizer
 
-from pinxit.pocket import autoencoder, eyes_training, painter
+from pinxit.pocket import autoencoder, eyes_training, painter, text_training
 from pinxit.pocket.eyes import ANSWERS
 from pinxit.pocket.state import Trainer
 
@@ -43,7 +43,7 @@ def take(
 def main(weights: Path, work: Path, answers: dict[str, list[str]]) -> None:
     """Write the training states of all four networks."""
     work.mkdir(parents=True, exist_ok=True)
-    tokenizer: CLIPTokenizer = eyes_training.open_tokenizer(work)
+    tokenizer: CLIPTokenizer = text_training.open_tokenizer(work)
     before = json.loads((weights / "tokenizer" / "vocab.json").read_text())
     tokens = [(i, before[w]) for w, i in tokenizer.get_vocab().items() if w in before]
     heads = {
@@ -53,13 +53,18 @@ def main(weights: Path, work: Path, answers: dict[str, list[str]]) -> None:
     scale: float = json.loads((weights / "vae" / "config.json").read_text())["scaling_factor"]
     (work / painter.SCALE).write_text(f"{scale}\n")
     take(autoencoder.whole(work), tensors(weights / "vae"), step=autoencoder.WHOLE)
+    text = text_training.build_text(tokenizer)
+    kept = Trainer(work / "text-rows.safetensors", text, 0.0, 1)
+    take(kept, tensors(weights / "text_encoder"), rows={"token_embedding": tokens})
+    save_file(text.state_dict(), work / text_training.ANCHOR)
+    kept.path.unlink()
     take(
-        eyes_training.telling(work, tokenizer),
+        text_training.telling(work, tokenizer),
         tensors(weights / "text_encoder"),
         "text.",
         {"token_embedding": tokens},
         # with the same vocabulary the text encoder is done, and other networks depend on it
-        eyes_training.TEXT_STEPS if before == tokenizer.get_vocab() else 0,
+        text_training.TEXT_STEPS if before == tokenizer.get_vocab() else 0,
     )
     take(eyes_training.seeing(work, tokenizer), tensors(weights / "eyes"), "eyes.", heads)
     take(painter.painting(work, 1), tensors(weights / "unet"), step=painter.GROUND_FIRST)

@@ -23,7 +23,7 @@ import torch
 from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline
 from diffusers.models.attention_processor import AttnProcessor2_0
 
-from pinxit.pocket import autoencoder, eyes_training, measure, painter
+from pinxit.pocket import autoencoder, eyes_training, measure, painter, text_training
 from pinxit.pocket.captions import prompt
 from pinxit.pocket.eyes import Eyes
 
@@ -93,10 +93,10 @@ def run(experiment: Experiment, args: argparse.Namespace) -> dict[str, float]:
 
 def _train(experiment: Experiment, state: Path, args: argparse.Namespace) -> tuple[int, float]:
     training = painter.Trainer(state, painter.build(), painter.RATE, LATER, 20, 0.98)
-    tokenizer = eyes_training.open_tokenizer(args.work)
-    text = eyes_training.trained_text(args.work, tokenizer)
+    tokenizer = text_training.open_tokenizer(args.work)
+    text = text_training.trained_text(args.work, tokenizer)
     if experiment.fresh_text:
-        text = eyes_training.build_text(tokenizer).requires_grad_(False)
+        text = text_training.build_text(tokenizer).requires_grad_(False)
     encoded = painter.encode(args.work, autoencoder.trained(args.work))
     first, begun = training.step, time.process_time()
     for _ in painter.learn(training, text, tokenizer, encoded, 1e9):
@@ -116,14 +116,14 @@ def _state(fork: Path | None, work: Path, from_nothing: bool) -> Path:
 
 def accuracy(work: Path, state: Path, args: argparse.Namespace) -> dict[str, float]:
     """The prompt accuracy of a state's averaged weights: attributes, all four, two objects."""
-    tokenizer = eyes_training.open_tokenizer(work)
+    tokenizer = text_training.open_tokenizer(work)
     vae: AutoencoderKL = autoencoder.trained(work)
     vae.register_to_config(scaling_factor=float((work / painter.SCALE).read_text()))
     unet = painter.Trainer(state, painter.build(), 0.0, 1).averaged()
     eyes: Eyes = eyes_training.trained_eyes(work, tokenizer)
     pipe = StableDiffusionPipeline(
         vae=vae,
-        text_encoder=eyes_training.trained_text(work, tokenizer),
+        text_encoder=text_training.trained_text(work, tokenizer),
         tokenizer=tokenizer,
         unet=unet,
         scheduler=DDIMScheduler(**painter.SCHEDULE, set_alpha_to_one=False, steps_offset=1),

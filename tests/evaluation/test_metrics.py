@@ -18,7 +18,7 @@ from pinxit.evaluation.metric import Metric, Scale, relative_position, stack_ima
 from pinxit.pocket import captions, gallery
 from pinxit.pocket.asked import asked
 from pinxit.pocket.eyes import Eyes
-from pinxit.pocket.eyes_training import answers_of
+from pinxit.pocket.truths import answers_of
 from pinxit.pocket.world import BACKGROUNDS, CLASSES, COLOURS, STYLES, draw_scene
 from tests.seeing import save_seeing
 

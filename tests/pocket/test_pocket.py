@@ -13,8 +13,8 @@ from torch import nn
 from pinxit.pocket import autoencoder, card, data, measure
 from pinxit.pocket.asked import asked
 from pinxit.pocket.eyes import Eyes
-from pinxit.pocket.eyes_training import answers_of
 from pinxit.pocket.state import Trainer, halves
+from pinxit.pocket.truths import answers_of
 from pinxit.pocket.world import (
     HELD_OUT_STYLES,
     POSES,
@@ -124,8 +124,20 @@ def test_training_that_was_stopped_goes_on_to_the_same_bits(
 def test_products_are_in_halves_only_where_there_are_units_for_them() -> None:
     with halves(torch.device("cpu")):
         product = torch.ones(2, 2) @ torch.ones(2, 2)
-    there = torch.cpu.get_capabilities().get("amx_bf16") is True
+    units = torch.cpu.get_capabilities()
+    there = any(units.get(name) is True for name in ("amx_bf16", "avx512_bf16"))
     assert product.dtype == (torch.bfloat16 if there else torch.float32)
+
+
+def test_sharpness_asks_for_high_frequencies_wherever_they_are() -> None:
+    line = torch.arange(64.0)
+    waves = [
+        torch.cos(2 * torch.pi * (periods * line + start) / 64).expand(1, 3, 64, 64)
+        for periods, start in ((24, 0), (24, 16), (6, 0))
+    ]
+    fine, moved, coarse = (autoencoder.amplitudes(wave) for wave in waves)
+    assert torch.allclose(fine, moved, atol=1e-4) and fine.max() > 10
+    assert coarse.max() < 1e-4
 
 
 def test_the_weights_are_small_enough_to_ship() -> None:

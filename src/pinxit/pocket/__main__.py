@@ -10,10 +10,20 @@ from pathlib import Path
 
 import torch
 
-from pinxit.pocket import autoencoder, card, data, eyes_training, measure, package, painter
+from pinxit.pocket import (
+    autoencoder,
+    card,
+    data,
+    eyes_training,
+    measure,
+    package,
+    painter,
+    text_training,
+)
 
 SHARDS, VIEW_SHARDS = data.TRAIN_SHARDS, 8
-ROUND_TRIPS = {1: 6, 3: 3}  # shards by their seed
+STYLE_SHARDS = {data.NAMED_STYLE_SEED: 16, data.DRAWN_STYLE_SEED: 4}
+ROUND_TRIPS = {1: 6, 3: 3, **dict.fromkeys(STYLE_SHARDS, 2)}  # shards by their seed
 DECODER_STEPS, PAINTER_STEPS = 700, 17_500
 
 
@@ -24,15 +34,15 @@ def stages(work: Path, seconds: float, device: str, size: str) -> Iterator[Itera
     yield autoencoder.train(whole, work, autoencoder.WHOLE, seconds)
     decoder = autoencoder.decoder(work, DECODER_STEPS, device)
     yield autoencoder.train(decoder, work, DECODER_STEPS, seconds)
-    tokenizer = eyes_training.open_tokenizer(work)
-    yield eyes_training.tell(eyes_training.telling(work, tokenizer, device), work, seconds)
+    tokenizer = text_training.open_tokenizer(work)
+    yield text_training.tell(text_training.telling(work, tokenizer, device), work, seconds)
     yield painter.train(painter.painting(work, PAINTER_STEPS, device, size), work, seconds)
     yield _sent_round(work, device)
     yield eyes_training.see(eyes_training.seeing(work, tokenizer, device), work, seconds)
 
 
 def _rendered(work: Path) -> Iterator[str]:
-    for seed, shards in ((1, SHARDS), (2, 1), (3, VIEW_SHARDS)):
+    for seed, shards in {1: SHARDS, 2: 1, 3: VIEW_SHARDS, **STYLE_SHARDS}.items():
         for path in data.render_all(work / "shards", shards, seed):
             yield f"rendered {path.name}"
 

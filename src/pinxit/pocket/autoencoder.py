@@ -24,6 +24,8 @@ LATENTS = 6
 BATCH = 8
 LEAVES = 1  # of a batch, pictures with the statistics of photographs
 KL_WEIGHT = 1e-4
+SHARPNESS = 4.0  # weight of the error of high frequencies' amplitudes, for the decoder alone
+FINE = (16, 32)  # radii of those frequencies, in periods across an image
 WHOLE = 5_000  # steps of encoder and decoder together; then the decoder alone
 
 
@@ -71,8 +73,21 @@ def pixels(images: NDArray[np.uint8]) -> Tensor:
     return x.float().div(127.5).sub(1)
 
 
-def loss(vae: AutoencoderKL, x: Tensor, noise: torch.Generator) -> Tensor:
-    """Pixel errors, absolute and squared, errors of edges, and a touch of KL."""
+def amplitudes(x: Tensor) -> Tensor:
+    """Amplitudes of the high spatial frequencies of square images (N, C, H, W): (N, C, count)."""
+    size = x.shape[-1]
+    rows, columns = torch.fft.fftfreq(size), torch.fft.rfftfreq(size)
+    radius = size * torch.hypot(rows[:, None], columns[None])
+    band = (radius >= FINE[0]) & (radius < FINE[1])
+    return torch.fft.rfft2(x, norm="ortho").abs()[..., band.to(x.device)]
+
+
+def loss(vae: AutoencoderKL, x: Tensor, noise: torch.Generator, sharpness: float = 0.0) -> Tensor:
+    """Pixel errors, absolute and squared, errors of edges, and a touch of KL.
+
+    A decoder that only minimises errors leaves out what it cannot place, so its images are soft;
+    with `sharpness` it must have as much of high frequencies as there was, wherever they are.
+    """
     with halves(x.device):
         posterior = vae.encode(x).latent_dist
         y = vae.decode(posterior.sample(noise)).sample.float()
@@ -80,7 +95,10 @@ def loss(vae: AutoencoderKL, x: Tensor, noise: torch.Generator) -> Tensor:
     edges = (error[..., 1:, :] - error[..., :-1, :]).abs().mean()
     edges = edges + (error[..., 1:] - error[..., :-1]).abs().mean()
     kl = posterior.kl().mean() / posterior.mean[0].numel()
-    return F.l1_loss(y, x) + 2.5 * error.square().mean() + 0.25 * edges + KL_WEIGHT * kl
+    total = F.l1_loss(y, x) + 2.5 * error.square().mean() + 0.25 * edges + KL_WEIGHT * kl
+    if sharpness:
+        total = total + sharpness * F.l1_loss(amplitudes(y), amplitudes(x))
+    return total
 
 
 def whole(folder: Path, device: str = "cpu") -> Trainer:
@@ -111,6 +129,7 @@ def train(run: Trainer, folder: Path, steps: int, seconds: float) -> Iterator[st
     vae = run.network
     assert isinstance(vae, AutoencoderKL)
     name = run.path.stem
+    sharpness = 0.0 if vae.encoder.conv_in.weight.requires_grad else SHARPNESS
     shards = [data.load(path) for path in sorted((folder / "shards").glob("shard-1-*.npz"))]
     for step in run.chunk(seconds, steps):
         rng = np.random.default_rng((21, step))
@@ -119,7 +138,8 @@ def train(run: Trainer, folder: Path, steps: int, seconds: float) -> Iterator[st
         leaves = np.stack([dead_leaves(rng) for _ in range(LEAVES)])
         x = pixels(np.concatenate([images, leaves]))
         x = x.to(vae.device, memory_format=torch.channels_last)
-        value = loss(vae, x, torch.Generator(vae.device).manual_seed(step))
+        noise = torch.Generator(vae.device).manual_seed(step)
+        value = loss(vae, x, noise, sharpness)
         run.learn(value)
         if step % 100 == 0:
             yield f"{name} {step}/{steps} loss {value.item():.4f}"

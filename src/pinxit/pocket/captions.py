@@ -21,6 +21,7 @@ from pinxit.pocket.words import (
     WHITE_GROUND,
 )
 from pinxit.pocket.world.attributes import LIVING, PLAIN, Other, Scene
+from pinxit.pocket.world.style_names import STYLE_NAMES
 
 MAX_TOKENS = 31  # of any caption, begin and end included
 
@@ -38,10 +39,12 @@ def caption(scene: Scene, rng: np.random.Generator, dense: float = 0.7) -> str:
 
     With probability `dense` the class (or name), the colour if it has a name, the background and
     the style if it has a name are all said (an empty ground may stay unsaid); otherwise half are
-    short ("a red dog", "beach") and half leave out some of the four.
+    short ("a red dog", "beach") and half leave out some of the four. A style with a proper noun is
+    always said, or else captions without a style would ask for any of hundreds.
     """
     u: list[float] = rng.random(_DRAWS).tolist()
-    styled = scene.style in MEDIA
+    proper = scene.style in STYLE_NAMES
+    styled = proper or scene.style in MEDIA
     if u[0] < dense:
         return _full(scene, u, True, True, styled)
     rest = (u[0] - dense) / (1.0 - dense)
@@ -49,7 +52,7 @@ def caption(scene: Scene, rng: np.random.Generator, dense: float = 0.7) -> str:
         return _short(scene, u)
     if rest < 0.6 and styled:
         return _medium(STYLED_MEDIA, u, _modifiers(scene.scale, u)[0]) + _manner(scene.style, u[12])
-    return _full(scene, u, u[13] < 0.5, u[14] < 0.5, styled and u[15] < 0.5)
+    return _full(scene, u, u[13] < 0.5, u[14] < 0.5, styled and (proper or u[15] < 0.5))
 
 
 def prompt(
@@ -128,12 +131,15 @@ def _full(scene: Scene, u: list[float], colour: bool, place: bool, style: bool) 
         text += _place(scene, u)
     if extras:
         u[11] *= 0.75  # a style is said in front, or the caption would be too long
-    head, manner = _medium_parts(scene, u, medium_word, style)
+    head, manner = _medium_parts(scene, u, medium_word, style, bool(extras))
     return f"{head} of {text}{manner}" if head else f"{text}{manner}"
 
 
 def _short(scene: Scene, u: list[float]) -> str:
     kind = u[2]
+    if scene.style in STYLE_NAMES:
+        text = _medium(STYLED_MEDIA, u, "") if kind < 0.3 else _subject(scene, u, False, "")
+        return text + _manner(scene.style, 0.0)
     if kind < 0.1 and scene.background != PLAIN:
         return scene.background if u[3] < 0.5 else PLACE_PHRASES[scene.background][int(u[4] * 4)]
     if kind < 0.18 and scene.style in MEDIA:
@@ -206,9 +212,14 @@ def _place(scene: Scene, u: list[float]) -> str:
     return f" {phrase}" if phrase else ""
 
 
-def _medium_parts(scene: Scene, u: list[float], word: str, style: bool) -> tuple[str, str]:
+def _medium_parts(
+    scene: Scene, u: list[float], word: str, style: bool, extras: bool
+) -> tuple[str, str]:
     """The words before "of" (or none) and those after the scene."""
     draw = u[11]
+    if scene.style in STYLE_NAMES:
+        head = _medium(STYLED_MEDIA, u, word) if draw < 0.8 and not extras else ""
+        return head, _manner(scene.style, u[12])
     if style and draw < 0.75:
         return _medium(MEDIA[scene.style], u, word), ""
     if style:
@@ -223,7 +234,7 @@ def _medium(media: tuple[str, ...], u: list[float], word: str) -> str:
 
 
 def _manner(style: str, draw: float) -> str:
-    manners = MANNERS[style]
+    manners = MANNERS.get(style, (style,))
     return f" in the style of {manners[int(draw * len(manners))]}"
 
 

@@ -18,9 +18,11 @@ from pinxit.pocket.words import NAMES
 from pinxit.pocket.world import (
     CLASSES,
     COLOURS,
+    HELD_OUT_DRAWN,
     HELD_OUT_STYLES,
     LIVING,
     POSES,
+    STYLE_NAMES,
     STYLES,
     WORN,
     Rendered,
@@ -32,11 +34,13 @@ from pinxit.pocket.world import (
     portrait,
     render_styles,
 )
+from pinxit.pocket.world.style_space import DRAWN
 
 SHARD = 4_000  # pictures
 LOOKS = 2  # styles each drawing is passed through
 TRAIN_SHARDS = 30
 VIEWS = 4  # pictures of one individual in a row, in the shards that teach likeness
+NAMED_STYLE_SEED, DRAWN_STYLE_SEED = 6, 7  # of shards in the space of styles
 ALL_STYLES = (*STYLES, *HELD_OUT_STYLES)
 NAMED = named_subjects()
 
@@ -51,6 +55,20 @@ def scenes_at(index: int, seed: int = 1) -> tuple[Scene, ...]:
         if not held_out(first.subject.class_noun, first.colour, first.background, str(style))
     ]
     return first, *(dataclasses.replace(first, style=s) for s in others[: LOOKS - 1])
+
+
+def styled_scenes(index: int, seed: int = NAMED_STYLE_SEED) -> tuple[Scene, ...]:
+    """The two pictures of drawing `index` in the space of styles: in named ones, or in others.
+
+    With DRAWN_STYLE_SEED every picture has a style of its own that has no name.
+    """
+    rng = np.random.default_rng((seed, index))
+    first, second = (str(name) for name in rng.choice(STYLE_NAMES, LOOKS, replace=False))
+    if seed == DRAWN_STYLE_SEED:
+        number = len(HELD_OUT_DRAWN) + LOOKS * index
+        first, second = f"{DRAWN} {number}", f"{DRAWN} {number + 1}"
+    scene = draw_scene(rng, NAMED, NAMES, style=first, rich=True)
+    return scene, dataclasses.replace(scene, style=second)
 
 
 def views_of(index: int, seed: int = 3) -> tuple[Scene, ...]:
@@ -121,8 +139,13 @@ def load(path: Path) -> Shard:
 
 
 def shard_scenes(number: int, seed: int = 1) -> list[Scene]:
-    """The scenes of a shard, in the order of its pictures; seed 3 has views of individuals."""
+    """The scenes of a shard, in the order of its pictures.
+
+    Seed 3 has views of individuals, 6 and 7 have named and other styles of the space.
+    """
     make, each = (views_of, VIEWS) if seed == 3 else (scenes_at, LOOKS)
+    if seed in (NAMED_STYLE_SEED, DRAWN_STYLE_SEED):
+        make = styled_scenes
     first, last = number * SHARD // each, (number + 1) * SHARD // each
     return [scene for index in range(first, last) for scene in make(index, seed)]
 

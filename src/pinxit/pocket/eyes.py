@@ -24,6 +24,7 @@ from pinxit.pocket.world import (
     STYLES,
     WORN,
 )
+from pinxit.pocket.world.style_parameters import NUMBERS_OF_A_STYLE
 
 UNNAMED, NONE = "unnamed", "none"
 SHADES = (*COLOURS, UNNAMED)
@@ -56,7 +57,8 @@ class Seen:
     """What the eyes make of N pictures.
 
     answers: logits (N, choices) by question; hidden (N, 15) in 0..1; instance (N, 64) and shared
-    (N, 128) of length one; mask (N, 16, 16) in 0..1; keypoints (N, 4, 2) in fractions.
+    (N, 128) of length one; mask (N, 16, 16) in 0..1; keypoints (N, 4, 2) in fractions; style
+    (N, 23) in 0..1, as `StyleParameters.vector` has it, or None from eyes that do not read it.
     """
 
     answers: dict[str, Tensor]
@@ -65,6 +67,7 @@ class Seen:
     shared: Tensor
     mask: Tensor
     keypoints: Tensor
+    style: Tensor | None = None
 
     def named(self, question: str) -> list[str]:
         """The most likely answer to a question, a picture each."""
@@ -88,7 +91,7 @@ class Block(nn.Module):
 class Eyes(nn.Module):
     """A shared trunk of convolutions and a head for each question about a 64x64 picture."""
 
-    def __init__(self, text_width: int = 192) -> None:
+    def __init__(self, text_width: int = 192, reads_styles: bool = True) -> None:
         super().__init__()
         w = WIDTHS
         self.fine = nn.Sequential(
@@ -108,6 +111,7 @@ class Eyes(nn.Module):
         self.instance = nn.Linear(FEATURES, INSTANCE)
         self.shared = nn.Linear(FEATURES, SHARED)
         self.keypoints = nn.Linear(FEATURES, 8)
+        self.style = nn.Linear(FEATURES, NUMBERS_OF_A_STYLE) if reads_styles else None
         self.up = nn.Conv2d(w[3], 64, 1)
         self.mask = nn.Sequential(
             Block(w[1]), nn.GroupNorm(8, w[1]), nn.SiLU(), nn.Conv2d(64, 1, 1)
@@ -133,6 +137,7 @@ class Eyes(nn.Module):
             shared=F.normalize(self.shared(features), dim=1),
             mask=self.mask(fine + up)[:, 0].sigmoid(),
             keypoints=self.keypoints(features).view(-1, 4, 2),
+            style=None if self.style is None else self.style(features).sigmoid(),
         )
 
     def gazed(self, parts: Tensor) -> Tensor:
@@ -149,7 +154,7 @@ class Eyes(nn.Module):
         """Open the packaged eyes (or those in a folder), in float32, not to be trained."""
         path = (folder or Path(__file__).parent / "weights") / "eyes" / "eyes.safetensors"
         tensors = {n: t.float() for n, t in load_file(path).items()}
-        eyes = cls(tensors["text.weight"].shape[1])
+        eyes = cls(tensors["text.weight"].shape[1], reads_styles="style.weight" in tensors)
         eyes.load_state_dict(tensors)
         return eyes.requires_grad_(False).eval()
 
@@ -160,5 +165,8 @@ class Eyes(nn.Module):
             pixels = F.interpolate(pixels, (64, 64), mode="bilinear", antialias=True)
         parts = [self(part) for part in pixels.split(batch)]
         answers = {q: torch.cat([p.answers[q] for p in parts]) for q in ANSWERS}
+        style = None if self.style is None else torch.cat([p.style for p in parts])
         names = ("hidden", "instance", "shared", "mask", "keypoints")
-        return Seen(answers, *(torch.cat([getattr(p, n) for p in parts]) for n in names))
+        return Seen(
+            answers, *(torch.cat([getattr(p, n) for p in parts]) for n in names), style=style
+        )

@@ -1,7 +1,7 @@
 # pyright: standard, reportPrivateImportUsage=false, reportAttributeAccessIssue=false
 # pyright: reportCallIssue=false, reportArgumentType=false, reportOptionalMemberAccess=false
 # diffusers and transformers decorate and alias so much that these find nothing true here.
-"""How pocket's text encoder is taught to tell what captions say, and then its eyes to see it."""
+"""How pocket's eyes are trained to see what a picture shows, beside a finished text encoder."""
 
 from __future__ import annotations
 
@@ -16,61 +16,26 @@ from diffusers import AutoencoderKL
 from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional as F
-from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
+from transformers import CLIPTextModel, CLIPTokenizer
 
 from pinxit.pocket import data
 from pinxit.pocket.autoencoder import pixels
 from pinxit.pocket.captions import caption
-from pinxit.pocket.eyes import ANSWERS, JOINT, NONE, NUMBERS, SHADES, UNNAMED, Eyes, Seen
+from pinxit.pocket.eyes import ANSWERS, JOINT, NUMBERS, SHADES, Eyes, Seen
 from pinxit.pocket.state import Trainer, halves
-from pinxit.pocket.tokenizer import POSITIONS, write_tokenizer
-from pinxit.pocket.world import HIDDEN, Scene
+from pinxit.pocket.text_training import TEXT_WIDTH, open_tokenizer, trained_text
+from pinxit.pocket.truths import Truths, cross_entropy, truth
+from pinxit.pocket.world import Scene
 
 BATCH = 64
+STYLE_SEEDS = (data.NAMED_STYLE_SEED, data.DRAWN_STYLE_SEED)
 FOURS = BATCH // 4  # a batch is of neighbours in a shard, four and four
-TEXT_STEPS, EYES_STEPS = 1_500, 9_600
+EYES_STEPS = 9_600
+STYLE_WEIGHT = 12.0
 DOUBLES = 0.5  # share drawn from pictures of two things and their neighbours, which are seen last
-TEXT_WIDTH, TEXT_LAYERS, TEXT_HEADS = 192, 3, 4
 
 
-def open_tokenizer(folder: Path) -> CLIPTokenizer:
-    """Write pocket's tokenizer into the work folder and open it."""
-    write_tokenizer(folder / "tokenizer")
-    return CLIPTokenizer.from_pretrained(folder / "tokenizer")
-
-
-def build_text(tokenizer: CLIPTokenizer) -> CLIPTextModel:
-    """An untrained text encoder of pocket's size."""
-    torch.manual_seed(12)
-    config = CLIPTextConfig(
-        vocab_size=len(tokenizer),
-        hidden_size=TEXT_WIDTH,
-        intermediate_size=4 * TEXT_WIDTH,
-        num_hidden_layers=TEXT_LAYERS,
-        num_attention_heads=TEXT_HEADS,
-        max_position_embeddings=POSITIONS,
-        hidden_act="gelu",
-        bos_token_id=tokenizer.bos_token_id,
-        eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=tokenizer.pad_token_id,
-        projection_dim=TEXT_WIDTH,
-    )
-    return CLIPTextModel(config)
-
-
-Truths = tuple[dict[str, Tensor], Tensor]
 Pool = tuple[data.Shard, list[Scene], Truths, NDArray[np.int64]]
-
-
-class Telling(nn.Module):
-    """The text encoder, and what it alone must be able to tell of a caption."""
-
-    def __init__(self, text: CLIPTextModel) -> None:
-        super().__init__()
-        torch.manual_seed(13)
-        self.text = text
-        self.told = nn.ModuleDict({q: nn.Linear(TEXT_WIDTH, len(a)) for q, a in ANSWERS.items()})
-        self.known = nn.Linear(TEXT_WIDTH, HIDDEN)
 
 
 class Pair(nn.Module):
@@ -81,43 +46,6 @@ class Pair(nn.Module):
         torch.manual_seed(15)
         self.eyes = Eyes(TEXT_WIDTH).to(memory_format=torch.channels_last)
         self.text = text.requires_grad_(False)
-
-
-def truth(scenes: list[Scene]) -> tuple[dict[str, Tensor], Tensor]:
-    """The right answers (N,) by question, -1 where there is none, and the hidden (N, 15)."""
-    answers = [answers_of(scene) for scene in scenes]
-    index = {
-        q: torch.tensor([ANSWERS[q].index(a[q]) if a[q] is not None else -1 for a in answers])
-        for q in ANSWERS
-    }
-    return index, torch.from_numpy(np.stack([s.subject.hidden() for s in scenes]))
-
-
-def answers_of(scene: Scene) -> dict[str, str | None]:
-    """The right answer to each question about a scene; of two things in a row the left is first."""
-    first = (scene.subject.class_noun, scene.colour or UNNAMED)
-    second, relation, facing = (NONE, NONE), NONE, scene.facing
-    if scene.other is not None:
-        second = (scene.other.subject.class_noun, scene.other.colour)
-        relation = scene.other.relation
-    if relation == "right":
-        first, second, relation, facing = second, first, "left", None
-    kind, shade = scene.worn or (NONE, NONE)
-    return {
-        "class": first[0],
-        "colour": first[1],
-        "background": scene.background,
-        "style": scene.style,
-        "facing": facing,
-        "pattern": scene.pattern,
-        "pose": scene.pose,
-        "worn": kind,
-        "worn colour": shade,
-        "rug": scene.rug or NONE,
-        "other": second[0],
-        "other colour": second[1],
-        "relation": relation,
-    }
 
 
 def hidden_error(guess: Tensor, hidden: Tensor, own_colour: Tensor) -> Tensor:
@@ -139,38 +67,19 @@ def alike(embedding: Tensor, who: Tensor) -> Tensor:
     return -((log_p * same).sum(1) / same.sum(1).clamp_min(1))[rows].mean()
 
 
-def seeing_loss(
-    seen: Seen, right: dict[str, Tensor], hidden: Tensor, mask: Tensor, points: Tensor
-) -> Tensor:
+def seeing_loss(seen: Seen, truths: Truths, mask: Tensor, points: Tensor) -> Tensor:
     """Every question, and of things that are alone their hidden parameters, mask, key points."""
+    right, hidden, style = truths
     own = (right["colour"] == len(SHADES) - 1).float()
     alone = (right["other"] == 0).float()
     alone = alone / alone.mean().clamp_min(1e-3)
-    asked = [F.cross_entropy(seen.answers[q], right[q], ignore_index=-1) for q in ANSWERS]
+    asked = [cross_entropy(seen.answers[q], right[q]) for q in ANSWERS]
+    if seen.style is not None:
+        asked.append(STYLE_WEIGHT * F.l1_loss(seen.style, style))
     masks = F.binary_cross_entropy(seen.mask, mask, reduction="none").mean((1, 2))
     closely = (seen.keypoints - points).abs().mean((1, 2))
     off = 12 * hidden_error(seen.hidden, hidden, own) + masks + 4 * closely
     return torch.stack(asked).sum() + (alone * off).mean()
-
-
-def telling_loss(network: Telling, pooled: Tensor, truths: Truths) -> Tensor:
-    """What captions say must be readable from the text encoder; names must mean someone."""
-    right, hidden = truths
-    each = [F.cross_entropy(network.told[q](pooled), right[q], ignore_index=-1) for q in ANSWERS]
-    return torch.stack(each).sum() + 20 * F.l1_loss(network.known(pooled), hidden)
-
-
-def telling(folder: Path, tokenizer: CLIPTokenizer, device: str = "cpu") -> Trainer:
-    """The training of the text encoder on captions alone, as it stands in the work folder."""
-    network = Telling(build_text(tokenizer)).to(device)
-    return Trainer(folder / "text.safetensors", network, 1e-3, TEXT_STEPS, decay=0.998)
-
-
-def trained_text(folder: Path, tokenizer: CLIPTokenizer, device: str = "cpu") -> CLIPTextModel:
-    """The text encoder as it stands in the work folder, with its averaged weights."""
-    network = telling(folder, tokenizer, device).averaged()
-    assert isinstance(network, Telling)
-    return network.text.requires_grad_(False).eval()
 
 
 def seeing(folder: Path, tokenizer: CLIPTokenizer, device: str = "cpu") -> Trainer:
@@ -191,33 +100,13 @@ def trained_eyes(folder: Path, tokenizer: CLIPTokenizer) -> Eyes:
     return pair.eyes.requires_grad_(False).eval()
 
 
-def tell(run: Trainer, folder: Path, seconds: float) -> Iterator[str]:
-    """Train the text encoder for a chunk of time; yields a line of figures now and then."""
-    network, tokenizer = run.network, open_tokenizer(folder)
-    assert isinstance(network, Telling)
-    device = network.known.weight.device
-    for step in run.chunk(seconds):
-        drawn = [data.scenes_at(2 * step * BATCH + i, 5)[0] for i in range(2 * BATCH)]
-        scenes = sorted(drawn, key=lambda scene: scene.name is None)[:BATCH]  # names come last
-        rng = np.random.default_rng((33, step))
-        said = [caption(scene, rng, 0.9) for scene in scenes]
-        ids = tokenizer(said, padding=True, return_tensors="pt").input_ids.to(device)
-        answers, hidden = truth(scenes)
-        truths = {q: a.to(device) for q, a in answers.items()}, hidden.to(device)
-        value = telling_loss(network, network.text(ids).pooler_output, truths)
-        run.learn(value)
-        if step % 50 == 0:
-            yield f"text {step}/{run.steps} loss {value.item():.3f}"
-    yield f"text {run.step}/{run.steps}"
-
-
 def see(run: Trainer, folder: Path, seconds: float) -> Iterator[str]:
     """Train the eyes for a chunk of time; yields a line of figures now and then."""
     pair, tokenizer = run.network, open_tokenizer(folder)
     assert isinstance(pair, Pair)
     for part in (*pair.eyes.fine, *pair.eyes.coarse, pair.eyes.mask):
         part.forward = partial(_in_halves, part.forward, pair.eyes.text.weight.device)
-    scenery, views = (_open(folder, seed) for seed in (1, 3))
+    scenery, views = _open(folder, (1, *STYLE_SEEDS)), _open(folder, (3,))
     for step in run.chunk(seconds):
         rng = np.random.default_rng((32, step))
         pool = views if rng.random() < 0.3 else scenery
@@ -253,7 +142,7 @@ def _loss(
         pooled = pair.text(ids.to(device)).pooler_output
     seen, told = pair.eyes(x), F.normalize(pair.eyes.text(pooled), dim=1)
     right = {q: r[rows].to(device) for q, r in truths[0].items()}
-    hidden = truths[1][rows].to(device)
+    hidden, style = truths[1][rows].to(device), truths[2][rows].to(device)
     mask = F.avg_pool2d(torch.from_numpy(shard.masks[rows]).float().div(255)[:, None], 4)[:, 0]
     points = torch.from_numpy(shard.keypoints[rows])
     match = seen.shared @ told.T * pair.eyes.temperature.exp().clamp(max=50)
@@ -261,7 +150,7 @@ def _loss(
     people = {scenes[i].subject: k for k, i in enumerate(rows)}
     who = torch.tensor([people[scenes[i].subject] for i in rows], device=device)
     loss = (
-        seeing_loss(seen, right, hidden, mask.to(device), points.to(device))
+        seeing_loss(seen, (right, hidden, style), mask.to(device), points.to(device))
         + 0.25 * (F.cross_entropy(match, pairs) + F.cross_entropy(match.T, pairs))
         + 0.5 * alike(seen.instance, who)
     )
@@ -269,10 +158,11 @@ def _loss(
     return loss, float(hits.all(0).float().mean())
 
 
-def _open(folder: Path, seed: int) -> list[Pool]:
-    """The shards of a seed and round trips, the right answers, which fours show two things."""
+def _open(folder: Path, seeds: tuple[int, ...]) -> list[Pool]:
+    """The shards of some seeds and round trips, the right answers, which fours show two things."""
     pools: list[Pool] = []
-    for path in sorted((folder / "shards").glob(f"shard-{seed}-*.npz")):
+    paths = [p for seed in seeds for p in sorted((folder / "shards").glob(f"shard-{seed}-*.npz"))]
+    for path in paths:
         scenes, shard = data.scenes_of(path), data.load(path)
         doubles = np.array([i for i, s in enumerate(scenes) if s.other], np.int64) // 4 * 4
         pools.append((shard, scenes, truth(scenes), np.unique(doubles)))

@@ -21,7 +21,7 @@ from torch import Tensor
 from pinxit.pocket import autoencoder
 from pinxit.pocket.captions import doing, phrase, prompt, related
 from pinxit.pocket.eyes import ANSWERS, JOINT, Eyes
-from pinxit.pocket.eyes_training import answers_of
+from pinxit.pocket.truths import answers_of
 from pinxit.pocket.world import (
     BACKGROUNDS,
     CLASSES,

@@ -17,7 +17,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from transformers import CLIPTextModel, CLIPTokenizer
 
-from pinxit.pocket import autoencoder, eyes_training, painter
+from pinxit.pocket import autoencoder, eyes_training, painter, text_training
 from pinxit.pocket.tokenizer import POSITIONS, write_tokenizer
 from pinxit.pocket.words import UNSEEN
 from pinxit.pocket.world import CLASSES
@@ -51,8 +51,8 @@ def write(work: Path, folder: Path, size: str = "small") -> str:
     """Write what stands in the work folder, with the U-Net of a size, as a whole; its hash."""
     beside = folder.with_name(f".{folder.name}-new")
     shutil.rmtree(beside, ignore_errors=True)
-    tokenizer = eyes_training.open_tokenizer(work)
-    text_encoder = eyes_training.trained_text(work, tokenizer)
+    tokenizer = text_training.open_tokenizer(work)
+    text_encoder = text_training.trained_text(work, tokenizer)
     eyes = eyes_training.trained_eyes(work, tokenizer)
     vae = autoencoder.trained(work)
     unet = painter.painting(work, 1, size=size).averaged()

@@ -18,10 +18,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import CLIPTextModel, CLIPTokenizer
 
-from pinxit.pocket import autoencoder, data, eyes_training
+from pinxit.pocket import autoencoder, data, text_training
 from pinxit.pocket.captions import caption
 from pinxit.pocket.state import Trainer, halves
-from pinxit.pocket.world import PLACES, Scene
+from pinxit.pocket.world import PLACES, STYLES, Scene
 
 SIZES = {"small": (64, 128, 192), "medium": (96, 192, 256), "large": (160, 320, 480)}
 BATCH = 32
@@ -30,6 +30,7 @@ MIN_SNR = 5.0
 SUBJECT_WEIGHT = 1.0  # how much more an error counts on the subject
 UNSAID = 0.1  # share of pictures whose caption is dropped
 GROUND_FIRST = 700  # steps that show mostly plain ground
+STYLED_SHARE = 0.5  # share drawn from named styles of the space, where there are shards of it
 FULLER = 0.5  # share drawn from fuller scenes alone, until the rate falls
 SCALE = "scale.txt"  # in the work folder: what brings the latents to a deviation of one
 SCHEDULE = {
@@ -53,7 +54,7 @@ def build(size: str = "small") -> UNet2DConditionModel:
         layers_per_block=1,
         down_block_types=("DownBlock2D", "CrossAttnDownBlock2D", "DownBlock2D"),
         up_block_types=("UpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
-        cross_attention_dim=eyes_training.TEXT_WIDTH,
+        cross_attention_dim=text_training.TEXT_WIDTH,
         attention_head_dim=4,
         norm_num_groups=16,
         addition_embed_type="text",
@@ -74,6 +75,7 @@ class Encoded:
     scenes: list[Scene]
     plain: Tensor  # indices of pictures on plain ground
     fuller: Tensor  # indices of those of two things, poses, things worn, known individuals
+    styled: Tensor  # indices of those in the space of styles
     scale: float
 
 
@@ -81,7 +83,7 @@ class Encoded:
 def encode(folder: Path, vae: AutoencoderKL, device: str = "cpu") -> Encoded:
     """Encode every shard once (cached beside it) and measure the latents' scale, once."""
     means, stds, subjects, scenes = [], [], [], []
-    for path in sorted((folder / "shards").glob("shard-1-*.npz")):
+    for path in training_shards(folder):
         cache = folder / "latents" / path.with_suffix(".npz").name
         if not cache.exists():
             cache.parent.mkdir(exist_ok=True)
@@ -94,11 +96,18 @@ def encode(folder: Path, vae: AutoencoderKL, device: str = "cpu") -> Encoded:
     mean = torch.cat(means)
     plain = torch.tensor([i for i, s in enumerate(scenes) if s.background == PLACES[-1]])
     fuller = torch.tensor([i for i, s in enumerate(scenes) if _is_fuller(s)])
+    styled = torch.tensor([i for i, s in enumerate(scenes) if s.style not in STYLES])
     kept = folder / SCALE
     if not kept.exists():
         kept.write_text(f"{1 / float(mean[:: max(1, len(mean) // 4000)].float().std()):.5f}\n")
     scale = float(kept.read_text())
-    return Encoded(mean, torch.cat(stds), torch.cat(subjects), scenes, plain, fuller, scale)
+    return Encoded(mean, torch.cat(stds), torch.cat(subjects), scenes, plain, fuller, styled, scale)
+
+
+def training_shards(folder: Path) -> list[Path]:
+    """The shards that the U-Net sees: the six styles with words, then named ones of the space."""
+    seeds = (1, data.NAMED_STYLE_SEED)
+    return [p for s in seeds for p in sorted((folder / "shards").glob(f"shard-{s}-*.npz"))]
 
 
 def _is_fuller(scene: Scene) -> bool:
@@ -120,9 +129,19 @@ def _encode_shard(path: Path, cache: Path, vae: AutoencoderKL, device: str) -> N
 
 
 def chosen(encoded: Encoded, step: int, steps: int) -> np.ndarray:
+    """The pictures of a step, a share of them in named styles of the space."""
+    rows = _chosen(encoded, step, steps)
+    if len(encoded.styled) == 0:
+        return rows
+    rng = np.random.default_rng((43, step))
+    styled = encoded.styled[rng.integers(len(encoded.styled), size=BATCH)].numpy()
+    return np.where(rng.random(BATCH) < STYLED_SHARE, styled, rows)
+
+
+def _chosen(encoded: Encoded, step: int, steps: int) -> np.ndarray:
     """The pictures of a step: first mostly plain ground, then fuller scenes often, then all."""
     rng = np.random.default_rng((41, step))
-    rows = rng.integers(len(encoded.scenes), size=BATCH)
+    rows = rng.integers(len(encoded.scenes) - len(encoded.styled), size=BATCH)
     if step < GROUND_FIRST:
         bare = encoded.plain[rng.integers(len(encoded.plain), size=BATCH)].numpy()
         return np.where(rng.random(BATCH) < 0.6, bare, rows)
@@ -155,9 +174,9 @@ def painting(folder: Path, steps: int, device: str = "cpu", size: str = "small")
 
 def train(run: Trainer, folder: Path, seconds: float) -> Iterator[str]:
     """Train for a chunk of time; yields a line of figures now and then."""
-    tokenizer = eyes_training.open_tokenizer(folder)
+    tokenizer = text_training.open_tokenizer(folder)
     device = str(next(run.network.parameters()).device)
-    text = eyes_training.trained_text(folder, tokenizer, device)
+    text = text_training.trained_text(folder, tokenizer, device)
     encoded = encode(folder, autoencoder.trained(folder, device), device)
     yield from learn(run, text, tokenizer, encoded, seconds)
 

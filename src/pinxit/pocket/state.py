@@ -21,7 +21,8 @@ def halves(device: torch.device) -> torch.autocast:
     """Products in bfloat16 where the device has units for them; elsewhere that takes longer."""
     if device.type == "cpu":
         units: dict[str, object] = getattr(torch.cpu, "get_capabilities", dict[str, object])()
-        return torch.autocast("cpu", torch.bfloat16, enabled=units.get("amx_bf16") is True)
+        able = any(units.get(name) is True for name in ("amx_bf16", "avx512_bf16"))
+        return torch.autocast("cpu", torch.bfloat16, enabled=able)
     return torch.autocast(device.type, torch.bfloat16)
 
 

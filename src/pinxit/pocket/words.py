@@ -14,6 +14,7 @@ from pinxit.pocket.world.attributes import (
     POSES,
     WORN,
 )
+from pinxit.pocket.world.style_names import STYLE_NAMES
 
 # One proper noun for each of `named_subjects()`, in its order; invented, so that no name says
 # anything about its bearer.
@@ -142,7 +143,8 @@ def vocabulary_words() -> tuple[str, ...]:
     tables = (DETERMINERS, MEDIUM_DETERMINERS, MEDIUM_WORDS, SUBJECT_WORDS, BROAD_NOUNS)
     phrases = (*MEDIA.values(), *MANNERS.values(), *PLACE_PHRASES.values(), STYLED_MEDIA)
     phrases = (*phrases, *RELATION_PHRASES.values(), RUG_PHRASES)
-    world = (CLASSES, tuple(COLOURS), PATTERNS, BACKGROUNDS, FACINGS, POSES, WORN, NAMES, RARE)
+    world = (CLASSES, tuple(COLOURS), PATTERNS, BACKGROUNDS, FACINGS, POSES, WORN)
+    world = (*world, NAMES, STYLE_NAMES, RARE)
     text = [_STRUCTURE, WHITE_GROUND]
     for group in (*tables, *phrases, *world):
         text.extend(group)

@@ -25,12 +25,21 @@ from pinxit.pocket.world.attributes import (
     named_subjects,
 )
 from pinxit.pocket.world.render import Rendered, draw_scene, portrait, render, render_styles
+from pinxit.pocket.world.style_names import STYLE_NAMES
+from pinxit.pocket.world.style_space import (
+    HELD_OUT_DRAWN,
+    StyleParameters,
+    named_styles,
+    style_distance,
+    style_parameters,
+)
 
 __all__ = [
     "BACKGROUNDS",
     "CLASSES",
     "COLOURS",
     "FACINGS",
+    "HELD_OUT_DRAWN",
     "HELD_OUT_STYLES",
     "HIDDEN",
     "LIVING",
@@ -39,10 +48,12 @@ __all__ = [
     "POSES",
     "RELATIONS",
     "STYLES",
+    "STYLE_NAMES",
     "WORN",
     "Other",
     "Rendered",
     "Scene",
+    "StyleParameters",
     "Subject",
     "distractors",
     "draw_scene",
@@ -50,8 +61,11 @@ __all__ = [
     "held_out",
     "held_out_pose",
     "held_out_subjects",
+    "named_styles",
     "named_subjects",
     "portrait",
     "render",
     "render_styles",
+    "style_distance",
+    "style_parameters",
 ]

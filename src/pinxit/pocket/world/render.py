@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from pinxit.pocket.world import backgrounds, living, made, styles, worn
+from pinxit.pocket.world import backgrounds, living, made, worn
 from pinxit.pocket.world.attributes import (
     CLASSES,
     COLOURS,
@@ -29,6 +29,7 @@ from pinxit.pocket.world.attributes import (
 )
 from pinxit.pocket.world.canvas import Canvas, Colour, against
 from pinxit.pocket.world.shapes import ellipse
+from pinxit.pocket.world.style_space import render_style
 
 DRAW: dict[str, Callable[[Canvas, Subject, Colour], living.Keypoints]] = {
     noun: getattr(living if hasattr(living, noun) else made, noun) for noun in CLASSES
@@ -91,7 +92,7 @@ def render_styles(scene: Scene, chosen: tuple[str, ...], size: int = 64) -> list
     c.mask = np.maximum(c.mask, others)
     pictures = []
     for style in chosen:
-        image = styles.APPLY[style](c, np.random.default_rng(scene.seed + 1))
+        image = render_style(style, c, np.random.default_rng(scene.seed + 1))
         pixels = np.round(np.clip(image, 0, 1) * 255).astype(np.uint8)
         pictures.append(Rendered(pixels, mask, keypoints.astype(np.float32)))
     return pictures
