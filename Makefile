@@ -28,7 +28,7 @@ $(READY): pyproject.toml constraints.txt
 	$(BIN)/pip install --quiet -c constraints.txt -e '.[dev]'
 	@touch $(READY)
 
-demo: $(READY) ## teach a subject and a style, and write report.html (8 minutes)
+demo: $(READY) ## train a subject and a style, and write report.html (8 minutes)
 	$(BIN)/pinxit demo --out $(OUT)
 
 bench: $(READY) ## times and memory against a plain loop (pocket: 5 minutes; BASE=sd15: an hour)
@@ -58,7 +58,7 @@ duplicates: $(READY) ## six equal lines in two places; too slow for `make check`
 quick: $(READY)
 	$(PYTEST) -q -m "not slow and not long"
 
-fix: $(READY) ## format, and mend what the linter can mend
+fix: $(READY) ## format, and fix what the linter can fix
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 

@@ -224,7 +224,7 @@ def _best_step_lines(state: RunState) -> Iterator[str]:
             f"the last step is {state.concept_file}"
         )
     for problem in state.best.problems if state.best else ():
-        yield f"problem in the previews: {problem}"
+        yield f"previews: {problem}"
 
 
 def _summarize(names: Mapping[Run, str]) -> None:

@@ -109,7 +109,7 @@ class CheckpointSource(Source):
         self._tensors = {}
 
     def _find_parts(self) -> dict[str, _Part]:
-        """The parts in the file, by the layout of which the fewest parts are missing."""
+        """The parts in the file, named by the single-file layout that fits best."""
         best: tuple[list[str], dict[str, _Part]] | None = None
         for path in sorted(_LAYOUTS.glob("*.json")):
             layout = json.loads(path.read_text(encoding="utf-8"))
