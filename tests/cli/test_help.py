@@ -7,11 +7,18 @@ import time
 from pathlib import Path
 
 import pytest
+from rich.console import Console
 
 from pinxit import registry
-from pinxit.cli import main
+from pinxit.cli import app, main
 
 HEAVY = {"torch", "diffusers", "transformers", "PIL", "numpy", "safetensors", "pydantic"}
+
+
+@pytest.fixture
+def wide_help(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Help on wide lines; the parser would keep the width of the first help in the process."""
+    monkeypatch.setattr(app, "_console", Console(width=400))
 
 
 @pytest.mark.parametrize("typed", ["--help", "", "--version", "list methods", "train --help"])
@@ -39,13 +46,13 @@ def test_the_installed_command_answers() -> None:
         assert re.search(rf"^│ {name} +\S", answer.stdout, re.MULTILINE)
 
 
+@pytest.mark.usefixtures("wide_help")
 @pytest.mark.parametrize("method", registry.names("methods"))
 def test_every_option_of_a_recipe_and_a_method_is_explained(
-    method: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    method: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     from pinxit.training.recipe import Recipe
 
-    monkeypatch.setenv("COLUMNS", "300")
     assert main(["train", method, "--help"]) == 0
     shown = capsys.readouterr().out
     plugin = registry.load("methods", method)
@@ -58,11 +65,11 @@ def test_every_option_of_a_recipe_and_a_method_is_explained(
         assert re.search(r"\[default: .+\]|\[required\]", line), f"{flag} shows no default"
 
 
+@pytest.mark.usefixtures("wide_help")
 @pytest.mark.parametrize("command", ["generate", "transfer", "evaluate", "check"])
 def test_every_flag_is_explained_and_shows_its_default(
-    command: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    command: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setenv("COLUMNS", "400")
     assert main([command, "--help"]) == 0
     lines = re.findall(r"^│ +(?:[A-Z]+ )?(--[a-z-]+.*)│$", capsys.readouterr().out, re.MULTILINE)
     assert len(lines) > 3
