@@ -206,7 +206,7 @@ class FullWeightsPart(Part):
 
     @property
     def replaces(self) -> str:
-        """The network."""
+        """The network whose weights it replaces."""
         return self.network
 
     def describe(self) -> list[tuple[str, str]]:

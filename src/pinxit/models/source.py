@@ -151,7 +151,7 @@ class SourceWithVae(Source):
         return self._base.tokenizer(part)
 
     def fingerprints(self) -> Iterator[str]:
-        """The lines of both sources."""
+        """The fingerprint lines of both sources."""
         yield from self._base.fingerprints()
         yield from self._vae_source.fingerprints()
 

@@ -264,7 +264,9 @@ def _parse_storage(description: tuple[object, ...]) -> tuple[str, torch.dtype, i
         ):
             return key, _STORAGE_DTYPES[kind], count * _STORAGE_DTYPES[kind].itemsize
         case _:
-            raise RefusedError("it describes a storage in a way that torch does not")
+            raise RefusedError(
+                "the description of one of its storages is not in the form that torch writes"
+            )
 
 
 def _checked(function: Callable[..., object], *types: type | UnionType, least: int = 0) -> Builder:

@@ -116,7 +116,7 @@ class StableDiffusion3(LatentModel):
         prompts: Sequence[str],  # noqa: ARG002
         encodings: Sequence[EncodedPrompt],
     ) -> Conditioning:
-        """The states of both CLIP encoders, padded to T5's width, followed by T5's or zeros."""
+        """Both CLIP encoders' states at T5's width, then T5's states, or zeros without T5."""
         clip = torch.cat([encoding.states for encoding in encodings[:2]], -1)
         clip = F.pad(clip, (0, self._text_width - clip.shape[-1]))
         if len(encodings) > 2:
