@@ -21,7 +21,8 @@ from pydantic import (
 from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails
 
-from pinxit.errors import PinxitError, RecipeError, did_you_mean
+from pinxit.errors import FileError, PinxitError, RecipeError, did_you_mean
+from pinxit.files.text import read_text
 
 _KEY = "pinxit"
 
@@ -131,14 +132,15 @@ class Options(BaseModel):
 def read_toml(path: Path, what: str) -> dict[str, object]:
     """The values of a TOML file, which a message calls `what`; RecipeError if it is not TOML."""
     try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
+        return tomllib.loads(read_text(path))
     except FileNotFoundError:
         raise RecipeError(
             f"there is no {what} {path}", "give a TOML file; a run has its own, recipe.toml"
         ) from None
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+    except (OSError, FileError, tomllib.TOMLDecodeError) as error:
+        reason = error.message if isinstance(error, FileError) else error
         raise RecipeError(
-            f"{what} {path} cannot be read: {error}", "correct the file: it must be TOML"
+            f"{what} {path} cannot be read: {reason}", "correct the file: it must be TOML"
         ) from error
 
 

@@ -1,6 +1,5 @@
 """Many subjects trained on one base model: in one batch where the results stay the same."""
 
-import csv
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,6 +7,7 @@ from typing import Protocol, Self
 
 from pinxit.errors import PinxitError, RecipeError, RunError
 from pinxit.files.atomic_write import check_regular, is_new, write_text
+from pinxit.files.text import read_table
 from pinxit.images.folder import release_pixels
 from pinxit.models.model import Model
 from pinxit.models.prompt import file_name
@@ -40,6 +40,11 @@ class SubjectRow(Options):
     kind: SubjectKind | None = Option(
         None, help="whether it is an object or a style", aliases=("learnable_property",)
     )
+
+    @classmethod
+    def title(cls) -> str:
+        """What a message calls a row."""
+        return "a row of the table of subjects"
 
     def recipe(self, name: str, common: Mapping[str, object]) -> Recipe:
         """The subject's recipe; `common` has the options that all subjects share."""
@@ -128,10 +133,8 @@ def read_subjects(path: Path) -> list[SubjectRow]:
     if path.is_dir():
         folders = sorted(folder for folder in path.iterdir() if folder.is_dir())
         rows = [{"images": folder.name} for folder in folders if not folder.name.startswith(".")]
-    elif path.suffix == ".csv" and path.is_file():
-        lines = path.read_text(encoding="utf-8-sig").splitlines()
-        table = csv.DictReader(lines, skipinitialspace=True)
-        rows = [{key: cell for key, cell in row.items() if cell} for row in table]
+    elif path.suffix.lower() in (".csv", ".tsv") and path.is_file():
+        rows = read_table(path)
     else:
         subject = read_toml(path, "folder or table of subjects").get("subject")
         rows = subject if isinstance(subject, list) else []
