@@ -211,7 +211,8 @@ def is_locked(folder: Path) -> bool:
     except OSError as error:
         return error.errno not in _NO_LOCKS
     finally:
-        os.close(handle)
+        with suppress(OSError):  # nothing was written to it
+            os.close(handle)
     return False
 
 
