@@ -264,9 +264,7 @@ def _parse_storage(description: tuple[object, ...]) -> tuple[str, torch.dtype, i
         ):
             return key, _STORAGE_DTYPES[kind], count * _STORAGE_DTYPES[kind].itemsize
         case _:
-            raise RefusedError(
-                "the description of one of its storages is not in the form that torch writes"
-            )
+            raise RefusedError("the description of a storage is not as torch writes it")
 
 
 def _checked(function: Callable[..., object], *types: type | UnionType, least: int = 0) -> Builder:
