@@ -151,9 +151,9 @@ def formats_hint(concept: Concept) -> str:
 def default_format(concept: Concept, suffix: str) -> str:
     """The name of the preferred format for a concept in a file with this suffix."""
     formats = registry.names("formats")
-    for wanted in (suffix, ".safetensors"):
+    for preferred_suffix in (suffix, ".safetensors"):
         for name in formats:
-            if (concept.content, wanted) in registry.load("formats", name).preferred_for:
+            if (concept.content, preferred_suffix) in registry.load("formats", name).preferred_for:
                 return name
     return formats[0]
 

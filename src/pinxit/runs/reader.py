@@ -148,7 +148,7 @@ def read_run(folder: Path | str) -> RunState:
     """Read the state of a run; RunError if the folder is not a run's."""
     folder = Path(folder)
     if not (folder / RECIPE).is_file():
-        raise RunError(f"{folder} is not a run folder", f"a run folder has a {RECIPE}")
+        raise RunError(f"{folder} is not a run folder", f"give a folder with a {RECIPE}")
     return RunState(
         folder,
         _read_recipe(folder / RECIPE),

@@ -54,7 +54,7 @@ class Run(RunFolder):
         """
         folder = Path(folder)
         if not cls.exists(folder):
-            raise RunError(f"{folder} is not a run folder", f"a run folder has a {RECIPE}")
+            raise RunError(f"{folder} is not a run folder", f"give a folder with a {RECIPE}")
         recipe = Recipe.from_toml(folder / RECIPE)
         changes = {
             "steps": recipe.steps if steps is None else steps,
