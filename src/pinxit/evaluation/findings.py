@@ -4,23 +4,18 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from statistics import fmean
-from typing import TYPE_CHECKING
 
-from torch import Tensor
 from torch.nn import functional as F
 
 from pinxit import registry
 from pinxit.adapters.parts import EmbeddingPart
 from pinxit.concepts.concept import Concept
 from pinxit.evaluation.judge import Judge, JudgeScore
-from pinxit.evaluation.metric import Scale, leave_one_out_scores, relative_position, stack_images
+from pinxit.evaluation.metric import Images, Scale, leave_one_out_scores, stack_images
 from pinxit.evaluation.prompt_sets import Prompt
 from pinxit.models.model import Model
 from pinxit.pocket.asked import asked
 from pinxit.pocket.words import PLACE_PHRASES
-
-if TYPE_CHECKING:
-    from PIL.Image import Image
 
 # Thresholds of the advice.
 _LOW_LIKENESS = 0.4  # on the scale from floor to ceiling
@@ -66,7 +61,8 @@ class EmbeddingNorm:
                 vectors = tables[name].float()
                 usual_norm = encoder.embedding.weight.detach().float().norm(dim=1).mean()
                 norms.append(float(vectors.norm(dim=1).mean() / usual_norm))
-                cosines.append(_cosine(vectors, encoder.token_embeddings(noun).to(vectors.device)))
+                noun_vector = encoder.token_embeddings(noun).to(vectors.device).mean(0)
+                cosines.append(float(F.cosine_similarity(vectors.mean(0), noun_vector, dim=0)))
         return cls(fmean(norms), fmean(cosines)) if norms else None
 
 
@@ -96,7 +92,7 @@ class Findings:
         return sum(leak.count for leak in self.leaks.values()) / self.num_images
 
     @classmethod
-    def of(cls, judge: Judge, images: Sequence["Image"], prompts: Sequence[Prompt]) -> "Findings":
+    def of(cls, judge: Judge, images: Images, prompts: Sequence[Prompt]) -> "Findings":
         """What a judge finds in images that were generated with the token, one prompt for each."""
         similarities = background_similarities(judge, images)
         return cls(
@@ -115,7 +111,7 @@ def advice(findings: Findings) -> list[str]:
     return problems or ["these metrics show no problem"]
 
 
-def near_copies(judge: Judge, images: Sequence["Image"]) -> list[bool]:
+def near_copies(judge: Judge, images: Images) -> list[bool]:
     """Whether each image is nearly identical to a training image."""
     nearest, references = registry.load("metrics", "nearest")(), judge.training_images
     limit = _COPY
@@ -125,7 +121,7 @@ def near_copies(judge: Judge, images: Sequence["Image"]) -> list[bool]:
 
 
 def compare_backgrounds(
-    judge: Judge, images: Sequence["Image"], prompts: Sequence[Prompt]
+    judge: Judge, images: Images, prompts: Sequence[Prompt]
 ) -> list[tuple[str, str | None]]:
     """For each image the background in its prompt, and the training background shown instead.
 
@@ -155,7 +151,7 @@ def background_leaks(pairs: Sequence[tuple[str, str | None]]) -> dict[str, Backg
     return leaks
 
 
-def background_similarities(judge: Judge, images: Sequence["Image"]) -> list[float]:
+def background_similarities(judge: Judge, images: Images) -> list[float]:
     """How similar each image is to the backgrounds of the training images, from 0 to 1.
 
     0 is the base model's images, 1 the training images. Empty if some training image has no mask,
@@ -165,8 +161,7 @@ def background_similarities(judge: Judge, images: Sequence["Image"]) -> list[flo
         return []
     metric = judge.metrics.similarity
     scale = Scale.of(metric, judge.backgrounds, judge.base_images, judge.training_images)
-    scores = scale.metric.score(images, judge.backgrounds, ())
-    return [relative_position(score, scale.floor, scale.ceiling) for score in scores]
+    return scale.relative(metric.score(images, judge.backgrounds, ()))
 
 
 def _leak_sentence(findings: Findings) -> str:
@@ -239,8 +234,3 @@ def _model_problems(findings: Findings) -> Iterator[str]:
             "the token outweighs the rest of the prompt; try a lower --learning-rate, or fewer "
             "steps"
         )
-
-
-def _cosine(vectors: Tensor, noun_vectors: Tensor) -> float:
-    """The cosine of the means of two sets of vectors."""
-    return float(F.cosine_similarity(vectors.mean(0), noun_vectors.mean(0), dim=0))

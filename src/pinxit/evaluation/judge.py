@@ -6,11 +6,13 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from statistics import fmean
-from typing import TYPE_CHECKING, Literal, Protocol, Self
+from typing import Literal, Protocol, Self
+
+from PIL import Image
 
 from pinxit import registry
 from pinxit.concepts.concept import Concept
-from pinxit.evaluation.metric import Metric, Scale, relative_position
+from pinxit.evaluation.metric import Images, Metric, Scale, relative_position
 from pinxit.evaluation.prompt_sets import Prompt, evenly_spaced, prompt_set, suitable_set
 from pinxit.generation.image_cache import ImageCache
 from pinxit.generation.request import GenerationRequest
@@ -19,9 +21,6 @@ from pinxit.models.model import Model
 from pinxit.pocket.eyes import Eyes
 from pinxit.pocket.words import NAMES
 from pinxit.progress import Progress, ProgressCallback
-
-if TYPE_CHECKING:
-    from PIL.Image import Image
 
 _NUM_PROMPTS = 8  # for scores during training
 _GREY = (124, 116, 104)  # ImageNet's mean colour, outside of the subject's mask
@@ -50,32 +49,16 @@ class JudgeScore:
 
 
 class JudgedSubject(Protocol):
-    """What is judged, and how its images are generated; a training recipe has all of it."""
+    """What is judged, and how its images are generated; a training recipe has all of it.
 
-    @property
-    def token(self) -> str:
-        """The placeholder token."""
-        ...
+    `resolution` is the side of the images in pixels. None stands for the base model's own value.
+    """
 
-    @property
-    def class_noun(self) -> str:
-        """What it is, such as "dog"."""
-        ...
-
-    @property
-    def kind(self) -> SubjectKind:
-        """Whether it is an object or a style."""
-        ...
-
-    @property
-    def resolution(self) -> int | None:
-        """The side of the images in pixels; None for the base model's size."""
-        ...
-
-    @property
-    def clip_skip(self) -> int | None:
-        """Layers of the text encoder to skip; None for the base model's own."""
-        ...
+    token: str
+    class_noun: str
+    kind: SubjectKind
+    resolution: int | None
+    clip_skip: int | None
 
 
 @dataclass(frozen=True)
@@ -124,8 +107,8 @@ class MetricSet:
 class Anchors:
     """Real images of other members of the class, and of the subject outside of the training set."""
 
-    lookalikes: tuple["Image", ...] = field(default=(), repr=False)
-    held_out_images: tuple["Image", ...] = field(default=(), repr=False)
+    lookalikes: tuple[Image.Image, ...] = field(default=(), repr=False)
+    held_out_images: tuple[Image.Image, ...] = field(default=(), repr=False)
 
 
 NO_ANCHORS = Anchors()
@@ -152,26 +135,23 @@ class PromptRun:
         cache: ImageCache,
         task: str = "",
         progress: ProgressCallback | None = None,
-    ) -> "tuple[Image, ...]":
+    ) -> tuple[Image.Image, ...]:
         """The images of all prompts, with a placeholder token or, if None, without one."""
-        images: list[Image] = []
+        images: list[Image.Image] = []
         for done, prompt in enumerate(self.prompts, 1):
-            text = prompt.plain if token is None else prompt.with_token(token)
-            images += cache.images(model, self._request(model, text, prompt.seed))
+            request = GenerationRequest(
+                prompt=prompt.plain if token is None else prompt.with_token(token),
+                seed=prompt.seed * self.images_per_prompt,
+                num_images=self.images_per_prompt,
+                steps=self.steps,
+                base=model.name,
+                clip_skip=self.subject.clip_skip,
+                width=self.subject.resolution,
+            )
+            images += cache.images(model, request)
             if progress:
                 progress(Progress(task, done, len(self.prompts)))
         return tuple(images)
-
-    def _request(self, model: Model, text: str, seed: int) -> GenerationRequest:
-        return GenerationRequest(
-            prompt=text,
-            seed=seed * self.images_per_prompt,
-            num_images=self.images_per_prompt,
-            steps=self.steps,
-            base=model.name,
-            clip_skip=self.subject.clip_skip,
-            width=self.subject.resolution,
-        )
 
 
 @dataclass(frozen=True)
@@ -187,9 +167,9 @@ class Judge:
     prompt_run: PromptRun
     fidelity_scale: Scale
     prompt_anchors: tuple[float, float]
-    base_images: tuple["Image", ...] = field(repr=False)
-    training_images: tuple["Image", ...] = field(repr=False)
-    backgrounds: tuple["Image", ...] = field(default=(), repr=False)
+    base_images: tuple[Image.Image, ...] = field(repr=False)
+    training_images: tuple[Image.Image, ...] = field(repr=False)
+    backgrounds: tuple[Image.Image, ...] = field(default=(), repr=False)
 
     @classmethod
     def for_subject(
@@ -213,24 +193,17 @@ class Judge:
             prompts = evenly_spaced(suitable_prompts(model, subject), _NUM_PROMPTS)
             prompt_run = PromptRun(subject, prompts)
         base_images = prompt_run.generate(model, None, ImageCache(folder))
-        masked = subject.kind == "object" and not metrics.eyes
-        scale = Scale.of(
-            metrics.fidelity,
-            reference_images(images, masked=masked),
-            anchors.lookalikes or base_images,
-            anchors.held_out_images,
-        )
-        backgrounds: tuple[Image, ...] = ()
+        training_images = references = tuple(image.open() for image in images)
+        if subject.kind == "object" and not metrics.eyes:
+            references = [crop_to_subject(*image.open_with_mask()) for image in images]
+        lookalikes = anchors.lookalikes or base_images
+        scale = Scale.of(metrics.fidelity, references, lookalikes, anchors.held_out_images)
+        backgrounds: tuple[Image.Image, ...] = ()
         if all(image.mask for image in images):
             backgrounds = tuple(grey_out_subject(*image.open_with_mask()) for image in images)
+        prompt_scale = prompt_anchors(metrics, base_images, prompt_run)
         return cls(
-            metrics,
-            prompt_run,
-            scale,
-            prompt_anchors(metrics, base_images, prompt_run),
-            base_images,
-            tuple(reference_images(images, masked=False)),
-            backgrounds,
+            metrics, prompt_run, scale, prompt_scale, base_images, training_images, backgrounds
         )
 
     @property
@@ -243,10 +216,15 @@ class Judge:
         """The prompt-following score of the base model without the token."""
         return self._prompt_score(self.base_images, self.prompts)
 
-    def score(self, images: Sequence["Image"], prompts: Sequence[Prompt]) -> JudgeScore:
+    def score(self, images: Images, prompts: Sequence[Prompt]) -> JudgeScore:
         """The scores of images that were generated with the token, one prompt for each."""
         likeness = self.fidelity_scale.score(images).relative
         return JudgeScore(likeness, self._prompt_score(images, prompts))
+
+    def prompt_scores(self, images: Images, prompts: Sequence[Prompt]) -> list[float]:
+        """The prompt-following score of each image, not on the scale."""
+        texts = [prompt.target_text for prompt in prompts]
+        return self.metrics.prompt_following.score(images, (), texts)
 
     def evaluate(self, model: Model, concepts: Sequence[Concept] = ()) -> JudgeScore:
         """Generate the prompts and score them, with concepts given or applied to the model."""
@@ -254,14 +232,12 @@ class Judge:
         images = self.prompt_run.generate(model, token, ImageCache(concepts=concepts))
         return self.score(images, self.prompts)
 
-    def _prompt_score(self, images: Sequence["Image"], prompts: Sequence[Prompt]) -> float:
-        texts = [prompt.target_text for prompt in prompts]
-        scores = self.metrics.prompt_following.score(images, (), texts)
-        return relative_position(fmean(scores), *self.prompt_anchors)
+    def _prompt_score(self, images: Images, prompts: Sequence[Prompt]) -> float:
+        return relative_position(fmean(self.prompt_scores(images, prompts)), *self.prompt_anchors)
 
 
 def prompt_anchors(
-    metrics: MetricSet, base_images: Sequence["Image"], prompt_run: PromptRun
+    metrics: MetricSet, base_images: Images, prompt_run: PromptRun
 ) -> tuple[float, float]:
     """Prompt-following scores of the base model's images under other prompts and under their own.
 
@@ -271,12 +247,8 @@ def prompt_anchors(
         return 0.0, 1.0
     texts = [prompt.target_text for prompt in prompt_run.prompt_of_each_image]
     shift = prompt_run.images_per_prompt
-    other_texts = [*texts[shift:], *texts[:shift]]
-    metric = metrics.prompt_following
-    return (
-        fmean(metric.score(base_images, (), other_texts)),
-        fmean(metric.score(base_images, (), texts)),
-    )
+    other_texts, score = [*texts[shift:], *texts[:shift]], metrics.prompt_following.score
+    return fmean(score(base_images, (), other_texts)), fmean(score(base_images, (), texts))
 
 
 def suitable_prompts(model: Model, subject: JudgedSubject) -> tuple[Prompt, ...]:
@@ -285,26 +257,15 @@ def suitable_prompts(model: Model, subject: JudgedSubject) -> tuple[Prompt, ...]
     return prompt_set(suitable_set(noun, style=style, pocket=uses_pocket_vocabulary(model)), noun)
 
 
-def reference_images(images: Sequence[TrainingImage], *, masked: bool) -> "list[Image]":
-    """Decoded training images; with `masked`, only the subjects of those that have a mask."""
-    if masked:
-        return [crop_to_subject(*image.open_with_mask()) for image in images]
-    return [image.open() for image in images]
-
-
-def crop_to_subject(image: "Image", mask: "Image | None") -> "Image":
+def crop_to_subject(image: Image.Image, mask: Image.Image | None) -> Image.Image:
     """The part of an image inside its mask, on grey; the image itself without a mask."""
-    from PIL import Image
-
     if mask is None:
         return image
     return Image.composite(image, Image.new("RGB", image.size, _GREY), mask).crop(mask.getbbox())
 
 
-def grey_out_subject(image: "Image", mask: "Image | None") -> "Image":
+def grey_out_subject(image: Image.Image, mask: Image.Image | None) -> Image.Image:
     """An image with its subject replaced by grey; the image itself without a mask."""
-    from PIL import Image
-
     return Image.composite(Image.new("RGB", image.size, _GREY), image, mask) if mask else image
 
 

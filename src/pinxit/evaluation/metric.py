@@ -4,17 +4,17 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from statistics import fmean
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import ClassVar, Literal
 
 import torch
+from PIL import ImageOps
+from PIL.Image import Image
 from torch import Tensor
 
 from pinxit.errors import RequestError
 from pinxit.images.tensors import to_pixels
 
-if TYPE_CHECKING:
-    from PIL.Image import Image
-
+Images = Sequence[Image]
 _SIDE = 64  # the image size of pocket's classifier
 
 
@@ -27,9 +27,7 @@ class Metric(ABC):
     better: ClassVar[Literal["more", "less"]]
 
     @abstractmethod
-    def score(
-        self, images: Sequence["Image"], references: Sequence["Image"], prompts: Sequence[str]
-    ) -> list[float]:
+    def score(self, images: Images, references: Images, prompts: Sequence[str]) -> list[float]:
         """A score for each image; `prompts` has one for each, or is empty if not needed."""
 
 
@@ -52,7 +50,7 @@ class Scale:
     """A metric with references, and its means for look-alikes (floor) and real images (ceiling)."""
 
     metric: Metric
-    references: tuple["Image", ...] = field(repr=False)
+    references: tuple[Image, ...] = field(repr=False)
     floor: float
     ceiling: float
 
@@ -60,30 +58,35 @@ class Scale:
     def of(
         cls,
         metric: Metric,
-        references: Sequence["Image"],
-        lookalikes: Sequence["Image"],
-        held_out_images: Sequence["Image"] = (),
+        references: Images,
+        lookalikes: Images,
+        held_out_images: Images = (),
     ) -> "Scale":
         """The scale of these images; without held-out ones, the ceiling is among references."""
         floor = fmean(metric.score(lookalikes, references, ()))
-        if held_out_images:
-            ceiling = fmean(metric.score(held_out_images, references, ()))
-        else:
-            ceiling = fmean(leave_one_out_scores(metric, references))
+        ceiling = fmean(real_scores(metric, references, held_out_images))
         return cls(metric, tuple(references), floor, ceiling)
 
-    def score(self, images: Sequence["Image"]) -> Score:
+    def relative(self, scores: Sequence[float]) -> list[float]:
+        """The position of each score between this scale's floor (0) and ceiling (1)."""
+        return [relative_position(score, self.floor, self.ceiling) for score in scores]
+
+    def score(self, images: Images) -> Score:
         """The mean score of images, with this scale's floor and ceiling."""
-        return Score(
-            fmean(self.metric.score(images, self.references, ())), self.floor, self.ceiling
-        )
+        value = fmean(self.metric.score(images, self.references, ()))
+        return Score(value, self.floor, self.ceiling)
 
 
-def leave_one_out_scores(metric: Metric, images: Sequence["Image"]) -> list[float]:
+def real_scores(metric: Metric, references: Images, held_out_images: Images = ()) -> list[float]:
+    """The scores of real images: held-out ones, or else of each reference among the others."""
+    if held_out_images:
+        return metric.score(held_out_images, references, ())
+    return leave_one_out_scores(metric, references)
+
+
+def leave_one_out_scores(metric: Metric, images: Images) -> list[float]:
     """The score of each image with the others as references; of a single one, of its mirror."""
     if len(images) == 1:
-        from PIL import ImageOps
-
         return metric.score([ImageOps.mirror(images[0])], images, ())
     scores: list[float] = []
     for i, image in enumerate(images):
@@ -102,7 +105,7 @@ def relative_position(value: float, floor: float, ceiling: float) -> float:
     return (value - floor) / (ceiling - floor)
 
 
-def stack_images(images: Sequence["Image"], side: int = _SIDE) -> Tensor:
+def stack_images(images: Images, side: int = _SIDE) -> Tensor:
     """Images of any sizes as one tensor (N, 3, side, side) in [-1, 1]."""
     if not images:
         raise RequestError("there are no images to score", "give at least one")

@@ -40,11 +40,8 @@ def suitable_set(noun: str, *, style: bool, pocket: bool) -> str:
         return "pocket-styles" if style else "pocket-objects"
     if style:
         return "styles"
-    return (
-        _LIVING
-        if noun.split()[-1:] and noun.split()[-1] in _read_set(_LIVING)["nouns"]
-        else "objects"
-    )
+    last_words = noun.split()[-1:]
+    return _LIVING if {*last_words} & {*_read_set(_LIVING)["nouns"]} else "objects"
 
 
 def prompt_set(name: str, noun: str) -> tuple[Prompt, ...]:

@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 from functools import cache
 from itertools import combinations
 from statistics import fmean
-from typing import TYPE_CHECKING
+from typing import TypeVar
 
 import numpy as np
 
@@ -13,15 +13,13 @@ from pinxit import registry
 from pinxit.evaluation.confidence import Interval, Rows, bootstrap
 from pinxit.evaluation.findings import background_similarities, compare_backgrounds, near_copies
 from pinxit.evaluation.judge import Judge
-from pinxit.evaluation.metric import Metric, Scale, relative_position
-
-if TYPE_CHECKING:
-    from PIL.Image import Image
+from pinxit.evaluation.metric import Images, Metric, relative_position
 
 MetricIntervals = dict[str, Interval]
+_T = TypeVar("_T")
 
 
-def compute_metrics(judge: Judge, images: Sequence["Image"]) -> MetricIntervals:
+def compute_metrics(judge: Judge, images: Images) -> MetricIntervals:
     """The metrics of images of the judge's prompts, with confidence intervals over prompts."""
     count, prompts, scale = judge.prompt_run.images_per_prompt, judge.prompts, judge.fidelity_scale
 
@@ -30,21 +28,18 @@ def compute_metrics(judge: Judge, images: Sequence["Image"]) -> MetricIntervals:
         return metric.score(images, scale.references, ())
 
     metrics = similarity_metrics(judge, cached_score, count)
-    scores = judge.metrics.prompt_following.score(
-        images, (), [prompt.target_text for prompt in prompts]
-    )
-    prompt_scores = means_by_prompt(
-        [relative_position(score, *judge.prompt_anchors) for score in scores], count
-    )
+    scores = judge.prompt_scores(images, prompts)
+    positions = [relative_position(score, *judge.prompt_anchors) for score in scores]
+    prompt_scores = means_by_prompt(positions, count)
     metrics["prompt"] = bootstrap(prompt_scores)
     if judge.metrics.eyes is None:
-        metrics[_raw_name(judge.metrics.prompt_following)] = bootstrap(
-            means_by_prompt(scores, count)
-        )
-    both = np.stack([shares(scale, cached_score(scale.metric), count), prompt_scores], 1)
-    metrics["best"] = bootstrap(both, _combined_score)
+        name = _raw_name(judge.metrics.prompt_following)
+        metrics[name] = bootstrap(means_by_prompt(scores, count))
+    fidelity = means_by_prompt(scale.relative(cached_score(scale.metric)), count)
+    metrics["best"] = bootstrap(np.stack([fidelity, prompt_scores], 1), _combined_score)
     if count > 1:
-        metrics["variety"] = bootstrap(_variety(judge, images))
+        groups = _by_prompt(images, count)
+        metrics["variety"] = bootstrap(mean_distances(judge.metrics.similarity, groups))
     metrics["copies"] = bootstrap(means_by_prompt(near_copies(judge, images), count))
     leaks = background_similarities(judge, images) or [
         bool(leak) for _, leak in compare_backgrounds(judge, images, prompts)
@@ -63,38 +58,27 @@ def similarity_metrics(
         _raw_name(metric): bootstrap(means_by_prompt(scores(metric), count))
         for metric in (scale.metric, *judge.metrics.other_fidelity)
     }
-    return {**raw_values, "likeness": bootstrap(shares(scale, scores(scale.metric), count))}
+    shares = means_by_prompt(scale.relative(scores(scale.metric)), count)
+    return {**raw_values, "likeness": bootstrap(shares)}
 
 
-def _variety(judge: Judge, images: Sequence["Image"]) -> Rows:
-    """The mean distance between the images of each prompt."""
-    count = judge.prompt_run.images_per_prompt
-    return mean_distances(
-        judge.metrics.similarity,
-        [images[start : start + count] for start in range(0, len(images), count)],
-    )
-
-
-def mean_distances(metric: Metric, groups: Sequence[Sequence["Image"]]) -> Rows:
+def mean_distances(metric: Metric, groups: Sequence[Images]) -> Rows:
     """For each group 1 minus the mean similarity of all pairs of its images."""
 
-    def mean_similarity(group: Sequence["Image"]) -> float:
+    def mean_similarity(group: Images) -> float:
         return fmean(metric.score([a], [b], ())[0] for a, b in combinations(group, 2))
 
     return np.array([1 - mean_similarity(group) for group in groups], dtype=np.float64)
 
 
-def shares(scale: Scale, scores: Sequence[float], count: int) -> Rows:
-    """Scores as positions on a scale, the mean for each prompt."""
-    return means_by_prompt(
-        [relative_position(score, scale.floor, scale.ceiling) for score in scores], count
-    )
-
-
 def means_by_prompt(scores: Sequence[float], count: int) -> Rows:
     """The mean over each prompt's images: they are not independent, so prompts are resampled."""
-    groups = [scores[start : start + count] for start in range(0, len(scores), count)]
-    return np.array([fmean(group) for group in groups], dtype=np.float64)
+    return np.array([fmean(group) for group in _by_prompt(scores, count)], dtype=np.float64)
+
+
+def _by_prompt(items: Sequence[_T], count: int) -> list[Sequence[_T]]:
+    """The items of each prompt, which has `count` of them."""
+    return [items[start : start + count] for start in range(0, len(items), count)]
 
 
 def _combined_score(rows: Rows) -> float:

@@ -5,22 +5,20 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache, cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any, cast
 
 import numpy as np
 import torch
 import transformers
+from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
 
 from pinxit.errors import ModelError, PinxitError, RequestError
-from pinxit.evaluation.metric import Metric
+from pinxit.evaluation.metric import Images, Metric
 from pinxit.models import hub
-from pinxit.models.source import read_json, read_weights, weight_files
+from pinxit.models.source import FolderSource, read_json
 from pinxit.pocket.tokenizer import vocabulary
-
-if TYPE_CHECKING:
-    from PIL.Image import Image
 
 transformers.utils.logging.set_verbosity_error()
 transformers.utils.logging.disable_progress_bar()
@@ -44,15 +42,13 @@ class Preprocessing:
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
 
-    def __call__(self, images: Sequence["Image"]) -> Tensor:
+    def __call__(self, images: Images) -> Tensor:
         """Images of any sizes as one tensor (N, 3, side, side)."""
         if not images:
             raise RequestError("there are no images to score", "give at least one")
         return torch.stack([self._tensor(image.convert("RGB")) for image in images])
 
-    def _tensor(self, image: "Image") -> Tensor:
-        from PIL import Image
-
+    def _tensor(self, image: Image.Image) -> Tensor:
         width, height = (int(self.short * side / min(image.size)) for side in image.size)
         image = image.resize((width, height), Image.Resampling.BICUBIC)
         left, top = (width - self.side) // 2, (height - self.side) // 2
@@ -91,7 +87,7 @@ class VisionEncoder:
         self.has_text_encoder = clip
 
     @torch.no_grad()
-    def encode_images(self, images: Sequence["Image"]) -> Tensor:
+    def encode_images(self, images: Images) -> Tensor:
         """A vector of length 1 for each image, (N, width)."""
         batches = self.preprocess(images).split(_BATCH)
         return F.normalize(torch.cat([self._embed(pixels) for pixels in batches]), dim=1)
@@ -103,14 +99,16 @@ class VisionEncoder:
         tokens = self._tokenizer(
             list(prompts), padding=True, truncation=True, max_length=max_length, return_tensors="pt"
         )
-        output = self.network.text_model(
-            tokens["input_ids"], attention_mask=tokens["attention_mask"]
-        )
+        output = self.network.text_model(**tokens)
         return F.normalize(self.network.text_projection(output.pooler_output), dim=1)
 
     @cached_property
     def _tokenizer(self) -> Any:
-        return _tokenizer(self.folder)
+        """A tokenizer with the folder's vocabulary, or CLIP's if it has none."""
+        source = self.folder if (self.folder / "merges.txt").is_file() else _VOCABULARY
+        lines = (source / "merges.txt").read_text(encoding="utf-8").splitlines()
+        merges = [(a, b) for a, b in (line.split(" ") for line in lines[1:] if line)]
+        return transformers.CLIPTokenizer(vocab=vocabulary(merges), merges=cast("Any", merges))
 
     def _embed(self, pixels: Tensor) -> Tensor:
         if self.has_text_encoder:
@@ -126,17 +124,10 @@ class ReferenceSimilarity(Metric):
     better = "more"
     weights: str
 
-    def score(
-        self,
-        images: Sequence["Image"],
-        references: Sequence["Image"],
-        prompts: Sequence[str] = (),  # noqa: ARG002
-    ) -> list[float]:
+    def score(self, images: Images, references: Images, prompts: Sequence[str] = ()) -> list[float]:  # noqa: ARG002
         """A mean cosine for each image, at most 1."""
-        encoder = vision_encoder(self.weights)
-        return (
-            (encoder.encode_images(images) @ encoder.encode_images(references).T).mean(1).tolist()
-        )
+        encode = vision_encoder(self.weights).encode_images
+        return (encode(images) @ encode(references).T).mean(1).tolist()
 
 
 @cache
@@ -159,35 +150,19 @@ def _find_folder(weights: str) -> Path:
 
 
 def _load_network(
-    network_class: Any,
-    config: dict[str, Any],
-    folder: Path,
-    name: str,
-    options: dict[str, bool],
+    network_class: Any, config: dict[str, Any], folder: Path, name: str, options: dict[str, bool]
 ) -> Any:
     """The network with its weights, which are read without running code from the file."""
-    files = weight_files([path.name for path in folder.iterdir()])
+    source = FolderSource(folder, name, "vision")
     try:
-        tensors = {
-            key: tensor
-            for file in files
-            if not file.endswith(".json")
-            for key, tensor in read_weights(folder / file)[0].items()
-        }
-        settings = network_class.config_class.from_dict(config)
         network = network_class.from_pretrained(
-            None, config=settings, state_dict=tensors, **options
+            None,
+            config=network_class.config_class.from_dict(config),
+            state_dict=source.weights("vision"),
+            **options,
         )
     except (PinxitError, ValueError, RuntimeError, TypeError, KeyError) as error:
         raise RequestError(
             f"{name} cannot be loaded: {str(error).splitlines()[0]}", "download it again"
         ) from error
     return network.float().eval().requires_grad_(False)
-
-
-def _tokenizer(folder: Path) -> Any:
-    """A tokenizer with the folder's vocabulary, or CLIP's if it has none."""
-    source = folder if (folder / "merges.txt").is_file() else _VOCABULARY
-    lines = (source / "merges.txt").read_text(encoding="utf-8").splitlines()
-    merges = [(a, b) for a, b in (line.split(" ") for line in lines[1:] if line)]
-    return transformers.CLIPTokenizer(vocab=vocabulary(merges), merges=cast("Any", merges))

@@ -139,9 +139,10 @@ def _ordered_names(rows: Sequence[Mapping[str, Interval]]) -> list[str]:
 def _tradeoff_plot(groups: Sequence[SubjectResults]) -> TradeoffPlot:
     points: list[PlotPoint] = []
     for number, group in enumerate(groups):
-        points.append(PlotPoint.of("" if number else "base model", 0, group.anchors[BASE]))
+        results = [(result.entrant.title, result.metrics) for result in group.results]
+        rows = [("" if number else "base model", group.anchors[BASE]), *results]
         points += [
-            PlotPoint.of(result.entrant.title, column, result.metrics)
-            for column, result in enumerate(group.results, 1)
+            PlotPoint(title, column, metrics["likeness"], metrics["prompt"])
+            for column, (title, metrics) in enumerate(rows)
         ]
     return TradeoffPlot(points)

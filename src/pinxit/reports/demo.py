@@ -1,11 +1,12 @@
 """The demo: a subject and a style, each trained in two ways from five images, and compared."""
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+
+from PIL.Image import Image
 
 from pinxit.evaluation.judge import Anchors
 from pinxit.evaluation.prompt_sets import Prompt
@@ -26,9 +27,6 @@ from pinxit.reports.pages import GridColumn
 from pinxit.runs.run import Run
 from pinxit.training.recipe import Recipe
 from pinxit.training.step_result import StepResult
-
-if TYPE_CHECKING:
-    from PIL.Image import Image
 
 NOUN = held_out_subjects()[gallery.SUBJECT].class_noun
 SUBJECT_TOKEN, STYLE_TOKEN = f"<my{NOUN}>", "<mystyle>"
@@ -77,12 +75,22 @@ class DemoSettings:
 
 @dataclass(frozen=True)
 class _Subject:
-    """A subject or style of pocket's world: how it is trained, and real images to compare with."""
+    """A subject or style of pocket's world: how it is trained, and real images to compare with.
+
+    `options` are those of all its recipes, and `methods` the method of each.
+    """
 
     name: str
-    recipes: tuple[Recipe, ...]
-    prompts: tuple[Prompt, ...]
+    options: Mapping[str, object]
+    methods: Sequence[Mapping[str, object]]
+    prompts: Sequence[Prompt]
     anchors: Anchors
+
+    def recipes(self, settings: DemoSettings) -> Iterator[Recipe]:
+        """A recipe for each method."""
+        size = {"base": settings.base, "steps": settings.steps, "preview_every": 0}
+        for method in self.methods:
+            yield Recipe.model_validate({**size, **self.options, "method": method})
 
 
 def run_demo(
@@ -124,11 +132,12 @@ def evaluate_demo(
     sampling = EvaluationSettings(num_images=settings.num_images, steps=settings.sampling_steps)
     evaluator = Evaluator(model, sampling, out / _IMAGES, progress)
     results: dict[str, SubjectResults] = {}
-    for subject in (_subject(settings), _style(settings)):
-        entrants = _train(model, subject, out / _RUNS, progress)
-        results[subject.name] = evaluator.evaluate_subject(
-            entrants, subject.anchors, subject.prompts
-        )
+    # Seeds are so far apart that no two images of a subject have the same one.
+    stride = _SEED_STRIDE // settings.num_images
+    for subject in (_subject(settings.class_images), _style()):
+        entrants = _train(model, subject, settings, out / _RUNS, progress)
+        seeded = (replace(prompt, seed=stride * at) for at, prompt in enumerate(subject.prompts))
+        results[subject.name] = evaluator.evaluate_subject(entrants, subject.anchors, tuple(seeded))
     return results
 
 
@@ -169,11 +178,11 @@ def transfer_styles(
 
 
 def _train(
-    model: Model, subject: _Subject, runs: Path, progress: ProgressCallback
+    model: Model, subject: _Subject, settings: DemoSettings, runs: Path, progress: ProgressCallback
 ) -> list[Entrant]:
     """The entrants of a subject, one for each recipe; existing runs continue."""
     entrants: list[Entrant] = []
-    for recipe in subject.recipes:
+    for recipe in subject.recipes(settings):
         method = recipe.method.name
         folder = runs / f"{subject.name}-{method}"
         run = Run.open(folder) if Run.exists(folder) else Run.create(folder, recipe)
@@ -183,7 +192,7 @@ def _train(
     return entrants
 
 
-def _subject(settings: DemoSettings) -> _Subject:
+def _subject(class_images: int | None) -> _Subject:
     """The held-out subject, by textual inversion and DreamBooth."""
     lookalikes, others = (
         tuple(e.image() for e in gallery.other_pictures(gallery.SUBJECT, distractor=distractor))
@@ -191,18 +200,12 @@ def _subject(settings: DemoSettings) -> _Subject:
     )
     texts = [prompt(NOUN, None, place, style) for style, place in _SUBJECT_PROMPTS]
     prompts = [Prompt(text.replace(NOUN, "{}", 1), text, text) for text in texts]
-    options = {} if settings.class_images is None else {"class_images": settings.class_images}
-    methods = ({"name": "textual-inversion"}, {"name": "dreambooth", **options})
-    common = {"images": gallery.folder() / "subject", "token": SUBJECT_TOKEN, "class_noun": NOUN}
-    return _Subject(
-        "subject",
-        _recipes(settings, methods, common),
-        _with_seeds(prompts, settings),
-        Anchors(lookalikes, others),
-    )
+    methods = ({"name": "textual-inversion"}, {"name": "dreambooth", "class_images": class_images})
+    options = {"images": gallery.folder() / "subject", "token": SUBJECT_TOKEN, "class_noun": NOUN}
+    return _Subject("subject", options, methods, prompts, Anchors(lookalikes, others))
 
 
-def _style(settings: DemoSettings) -> _Subject:
+def _style() -> _Subject:
     """The held-out style, by textual inversion and LoRA."""
     photos, others = (
         tuple(e.image() for e in gallery.style_pictures(style, 15, _STYLE_PROMPTS))
@@ -213,26 +216,7 @@ def _style(settings: DemoSettings) -> _Subject:
         Prompt(f"{text} in the style of {{}}", text, f"{text} in the style of {gallery.STYLE}")
         for text in texts
     ]
-    common = {"images": gallery.folder() / "style", "token": STYLE_TOKEN}
-    common |= {"class_noun": STYLE_NOUN, "kind": "style"}
-    return _Subject(
-        "style",
-        _recipes(settings, ({"name": "textual-inversion"}, {"name": "lora"}), common),
-        _with_seeds(prompts, settings),
-        Anchors(photos, others),
-    )
-
-
-def _recipes(
-    settings: DemoSettings, methods: Sequence[Mapping[str, object]], common: Mapping[str, object]
-) -> tuple[Recipe, ...]:
-    size = {"base": settings.base, "steps": settings.steps, "preview_every": 0}
-    return tuple(
-        Recipe.model_validate({**size, **common, "method": {**method}}) for method in methods
-    )
-
-
-def _with_seeds(prompts: Sequence[Prompt], settings: DemoSettings) -> tuple[Prompt, ...]:
-    """The prompts with seeds so far apart that no two of their images have the same one."""
-    stride = _SEED_STRIDE // settings.num_images
-    return tuple(replace(prompt, seed=stride * at) for at, prompt in enumerate(prompts))
+    options = {"images": gallery.folder() / "style", "token": STYLE_TOKEN}
+    options |= {"class_noun": STYLE_NOUN, "kind": "style"}
+    methods = ({"name": "textual-inversion"}, {"name": "lora"})
+    return _Subject("style", options, methods, prompts, Anchors(photos, others))

@@ -3,7 +3,10 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar
+from typing import ClassVar
+
+import numpy as np
+from PIL.Image import Image
 
 from pinxit.errors import PinxitError, RequestError
 from pinxit.evaluation.confidence import Interval, bootstrap
@@ -19,13 +22,12 @@ from pinxit.evaluation.judge import (
     PromptRun,
     suitable_prompts,
 )
-from pinxit.evaluation.metric import Metric, Scale, leave_one_out_scores
+from pinxit.evaluation.metric import Scale, real_scores
 from pinxit.evaluation.prompt_sets import Prompt, prompt_set, prompt_set_names
 from pinxit.evaluation.scoring import (
     MetricIntervals,
     compute_metrics,
     mean_distances,
-    shares,
     similarity_metrics,
 )
 from pinxit.generation.image_cache import ImageCache
@@ -33,9 +35,6 @@ from pinxit.models.model import Model
 from pinxit.options import Option, Options
 from pinxit.progress import ProgressCallback
 from pinxit.reports.entrant import Entrant
-
-if TYPE_CHECKING:
-    from PIL.Image import Image
 
 _NUM_CLASS_IMAGES = 8
 # Titles of the anchors: what the metrics are compared with.
@@ -69,7 +68,7 @@ class EntrantResult:
     entrant: Entrant
     metrics: MetricIntervals
     findings: Findings
-    images: tuple["Image", ...] = field(repr=False)
+    images: tuple[Image, ...] = field(repr=False)
 
     @property
     def advice(self) -> list[str]:
@@ -171,7 +170,7 @@ class Evaluator:
         return SubjectResults(judge, anchor_metrics, results)
 
     def _evaluate_entrant(
-        self, judge: Judge, entrant: Entrant, others: Sequence["Image"], base: MetricIntervals
+        self, judge: Judge, entrant: Entrant, others: Sequence[Image], base: MetricIntervals
     ) -> EntrantResult:
         images = self._generate(judge.prompt_run, entrant.concept.token, (entrant,))
         metrics = compute_metrics(judge, images)
@@ -181,7 +180,7 @@ class Evaluator:
             # The floor is the base model with the same prompt, however similar its images are.
             scale = Scale.of(judge.metrics.fidelity, judge.fidelity_scale.references, others)
             scores = scale.metric.score(class_images, scale.references, ())
-            metrics["drift"] = bootstrap(shares(scale, scores, 1))
+            metrics["drift"] = bootstrap(np.array(scale.relative(scores)))
         findings = replace(
             Findings.of(judge, images, judge.prompts),
             variety=metrics["variety"].value if "variety" in metrics else None,
@@ -193,7 +192,7 @@ class Evaluator:
 
     def _generate(
         self, prompt_run: PromptRun, token: str | None, entrants: Sequence[Entrant]
-    ) -> "tuple[Image, ...]":
+    ) -> tuple[Image, ...]:
         """Images of a prompt run with the entrants' concepts, from the folder where possible."""
         title = entrants[0].title if entrants else prompt_run.subject.class_noun
         num_images = len(prompt_run.prompt_of_each_image)
@@ -211,18 +210,13 @@ class Evaluator:
 
 
 def _anchor_metrics(
-    judge: Judge, anchors: Anchors, class_images: Sequence["Image"]
+    judge: Judge, anchors: Anchors, class_images: Sequence[Image]
 ) -> dict[str, MetricIntervals]:
     """The metrics of real images, of others of the class, and of the base model."""
     real, similar = judge.fidelity_scale.references, anchors.lookalikes or class_images
-
-    def real_scores(metric: Metric) -> list[float]:
-        if anchors.held_out_images:
-            return metric.score(anchors.held_out_images, real, ())
-        return leave_one_out_scores(metric, real)
-
+    held_out = anchors.held_out_images
     metrics = {
-        REAL: similarity_metrics(judge, real_scores, 1),
+        REAL: similarity_metrics(judge, lambda metric: real_scores(metric, real, held_out), 1),
         OTHERS: similarity_metrics(judge, lambda metric: metric.score(similar, real, ()), 1),
         BASE: compute_metrics(judge, judge.base_images),
     }

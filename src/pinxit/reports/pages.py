@@ -3,18 +3,17 @@
 import os
 import platform
 from base64 import b64encode
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from importlib.metadata import version
 from io import BytesIO
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from PIL.Image import Image
 
 from pinxit.evaluation.confidence import Interval
-
-if TYPE_CHECKING:
-    from jinja2 import Environment
-    from PIL.Image import Image
 
 # Titles of the metrics, in the order of the tables; raw values come after them.
 METRIC_TITLES = {
@@ -40,10 +39,8 @@ def render_page(template: str, **values: object) -> str:
     return page_environment().get_template(template).render(machine=machine, **values)
 
 
-def page_environment() -> "Environment":
+def page_environment() -> Environment:
     """The templates and their filters. All values are escaped."""
-    from jinja2 import Environment, PackageLoader, StrictUndefined
-
     environment = Environment(
         loader=PackageLoader("pinxit.reports"),
         autoescape=True,
@@ -71,7 +68,7 @@ class GridColumn:
 
     title: str
     subtitle: str
-    images: "Sequence[Image]" = field(repr=False)
+    images: Sequence[Image] = field(repr=False)
 
 
 @dataclass(frozen=True)
@@ -85,7 +82,13 @@ class LossPlot:
     @cached_property
     def smoothed(self) -> list[float]:
         """The exponential moving average, with bias correction for the first steps."""
-        return list(_moving_average(self.losses))
+        averages: list[float] = []
+        average, weight = 0.0, 0.0
+        for loss in self.losses:
+            average = _SMOOTHING * average + (1 - _SMOOTHING) * loss
+            weight = _SMOOTHING * weight + (1 - _SMOOTHING)
+            averages.append(average / weight)
+        return averages
 
     @property
     def lines(self) -> dict[str, str]:
@@ -102,11 +105,6 @@ class PlotPoint:
     column: int
     likeness: Interval
     prompt: Interval
-
-    @classmethod
-    def of(cls, title: str, column: int, metrics: Mapping[str, Interval]) -> "PlotPoint":
-        """The point of a concept's metrics."""
-        return cls(title, column, metrics["likeness"], metrics["prompt"])
 
 
 @dataclass(frozen=True)
@@ -140,7 +138,7 @@ def color_class(column: int) -> str:
     return f"k{1 + (column - 1) % (_NUM_COLORS - 1) if column else 0}"
 
 
-def data_uri(image: "Image") -> str:
+def data_uri(image: Image) -> str:
     """An image as the source of an `<img>`."""
     png = BytesIO()
     image.save(png, "PNG", optimize=True)
@@ -174,14 +172,6 @@ def interval_ends(interval: Interval, share: bool) -> str:
         interval_value(Interval(end, end, end), share) for end in (interval.low, interval.high)
     )
     return f"{low.rstrip('%')} to {high.rstrip('%')}"
-
-
-def _moving_average(losses: Sequence[float]) -> Iterator[float]:
-    average, weight = 0.0, 0.0
-    for loss in losses:
-        average = _SMOOTHING * average + (1 - _SMOOTHING) * loss
-        weight = _SMOOTHING * weight + (1 - _SMOOTHING)
-        yield average / weight
 
 
 def _points(values: Sequence[float], top: float) -> str:

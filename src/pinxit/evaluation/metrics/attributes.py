@@ -2,15 +2,11 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
 
 from pinxit.errors import RequestError
-from pinxit.evaluation.metric import Metric, stack_images
+from pinxit.evaluation.metric import Images, Metric, stack_images
 from pinxit.pocket.asked import asked
 from pinxit.pocket.eyes import Eyes
-
-if TYPE_CHECKING:
-    from PIL.Image import Image
 
 
 @dataclass(frozen=True)
@@ -25,12 +21,7 @@ class Attributes(Metric):
     eyes: Eyes = field(default_factory=Eyes.load)
     questions: tuple[str, ...] = ("class", "colour", "background", "style")
 
-    def score(
-        self,
-        images: Sequence["Image"],
-        references: Sequence["Image"],  # noqa: ARG002
-        prompts: Sequence[str],
-    ) -> list[float]:
+    def score(self, images: Images, references: Images, prompts: Sequence[str]) -> list[float]:  # noqa: ARG002
         """A fraction for each image; RequestError if a prompt has none of the attributes."""
         outputs = self.eyes.look(stack_images(images))
         answers = {question: outputs.named(question) for question in self.questions}

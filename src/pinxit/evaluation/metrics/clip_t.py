@@ -2,13 +2,9 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
-from pinxit.evaluation.metric import Metric
+from pinxit.evaluation.metric import Images, Metric
 from pinxit.evaluation.vision import vision_encoder
-
-if TYPE_CHECKING:
-    from PIL.Image import Image
 
 
 @dataclass(frozen=True)
@@ -22,12 +18,7 @@ class ClipT(Metric):
     better = "more"
     weights: str = "openai/clip-vit-base-patch32"
 
-    def score(
-        self,
-        images: Sequence["Image"],
-        references: Sequence["Image"],  # noqa: ARG002
-        prompts: Sequence[str],
-    ) -> list[float]:
+    def score(self, images: Images, references: Images, prompts: Sequence[str]) -> list[float]:  # noqa: ARG002
         """A cosine for each image; a good photograph of its prompt has about 0.3."""
         encoder = vision_encoder(self.weights)
         return (encoder.encode_images(images) * encoder.encode_texts(prompts)).sum(1).tolist()

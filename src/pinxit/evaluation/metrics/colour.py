@@ -2,15 +2,12 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-from pinxit.evaluation.metric import Metric, stack_images
-
-if TYPE_CHECKING:
-    from PIL.Image import Image
+from pinxit.evaluation.metric import Images, Metric, stack_images
 
 # sRGB to OKLab (B. Ottosson, 2020): linear RGB to cone responses, their cube roots to L, a, b.
 _CONES = np.array(
@@ -43,12 +40,7 @@ class Colour(Metric):
     against: Literal["all", "nearest"] = "all"
     slices: int = 24
 
-    def score(
-        self,
-        images: Sequence["Image"],
-        references: Sequence["Image"],
-        prompts: Sequence[str] = (),  # noqa: ARG002
-    ) -> list[float]:
+    def score(self, images: Images, references: Images, prompts: Sequence[str] = ()) -> list[float]:  # noqa: ARG002
         """A distance for each image, 0 is equal; black and white are about 0.5 apart."""
         groups = [references] if self.against == "all" else [[image] for image in references]
         targets = [self._quantiles(group) for group in groups]
@@ -57,11 +49,11 @@ class Colour(Metric):
             for quantiles in (self._quantiles([image]) for image in images)
         ]
 
-    def between(self, images: Sequence["Image"], references: Sequence["Image"]) -> float:
+    def between(self, images: Images, references: Images) -> float:
         """The distance of all images together to all references together."""
         return float(np.abs(self._quantiles(images) - self._quantiles(references)).mean())
 
-    def _quantiles(self, images: Sequence["Image"]) -> NDArray[np.float64]:
+    def _quantiles(self, images: Images) -> NDArray[np.float64]:
         """Quantiles (129, slices) of the colours along each direction."""
         pixels = stack_images(images, _SIDE).permute(0, 2, 3, 1).reshape(-1, 3).double().numpy()
         return np.percentile(

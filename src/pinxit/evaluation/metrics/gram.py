@@ -2,16 +2,12 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from pinxit.evaluation.metric import Metric, stack_images
-
-if TYPE_CHECKING:
-    from PIL.Image import Image
+from pinxit.evaluation.metric import Images, Metric, stack_images
 
 # Horizontal and vertical gradient, and Laplacian.
 _FILTERS = (
@@ -33,12 +29,7 @@ class Gram(Metric):
     side: int = 64
     levels: int = 3
 
-    def score(
-        self,
-        images: Sequence["Image"],
-        references: Sequence["Image"],
-        prompts: Sequence[str] = (),  # noqa: ARG002
-    ) -> list[float]:
+    def score(self, images: Images, references: Images, prompts: Sequence[str] = ()) -> list[float]:  # noqa: ARG002
         """A distance for each image from 0 (equal) to 1."""
         total = torch.zeros(len(images))
         for grams, targets in zip(self._grams(images), self._grams(references), strict=True):
@@ -47,7 +38,7 @@ class Gram(Metric):
             total += distance / (grams.flatten(1).norm(dim=1) + mean.norm())
         return (total / self.levels).tolist()
 
-    def _grams(self, images: Sequence["Image"]) -> Iterator[Tensor]:
+    def _grams(self, images: Images) -> Iterator[Tensor]:
         """A matrix (N, 13, 13) for each level: products of features, averaged over the image."""
         filters = torch.tensor(_FILTERS)[:, None]
         level = stack_images(images, self.side)

@@ -2,16 +2,12 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-from pinxit.evaluation.metric import Metric, stack_images
+from pinxit.evaluation.metric import Images, Metric, stack_images
 from pinxit.pocket.eyes import NUMBERS, Eyes
-
-if TYPE_CHECKING:
-    from PIL.Image import Image
 
 
 @dataclass(frozen=True)
@@ -26,12 +22,7 @@ class Hidden(Metric):
     eyes: Eyes = field(default_factory=Eyes.load)
     truth: tuple[float, ...] | None = None
 
-    def score(
-        self,
-        images: Sequence["Image"],
-        references: Sequence["Image"],
-        prompts: Sequence[str] = (),  # noqa: ARG002
-    ) -> list[float]:
+    def score(self, images: Images, references: Images, prompts: Sequence[str] = ()) -> list[float]:  # noqa: ARG002
         """A mean error for each image, 0 is perfect."""
         if self.truth is None:
             true_values = self.eyes.look(stack_images(references)).hidden.mean(0)

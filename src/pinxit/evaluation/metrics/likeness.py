@@ -2,15 +2,11 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
 
 from torch.nn import functional as F
 
-from pinxit.evaluation.metric import Metric, stack_images
+from pinxit.evaluation.metric import Images, Metric, stack_images
 from pinxit.pocket.eyes import Eyes
-
-if TYPE_CHECKING:
-    from PIL.Image import Image
 
 
 @dataclass(frozen=True)
@@ -20,12 +16,7 @@ class Likeness(Metric):
     better = "more"
     eyes: Eyes = field(default_factory=Eyes.load)
 
-    def score(
-        self,
-        images: Sequence["Image"],
-        references: Sequence["Image"],
-        prompts: Sequence[str] = (),  # noqa: ARG002
-    ) -> list[float]:
+    def score(self, images: Images, references: Images, prompts: Sequence[str] = ()) -> list[float]:  # noqa: ARG002
         """A cosine for each image, at most 1."""
         target = F.normalize(self.eyes.look(stack_images(references)).instance.mean(0), dim=0)
         return (self.eyes.look(stack_images(images)).instance @ target).tolist()

@@ -2,15 +2,11 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 from torch import Tensor
 from torch.nn import functional as F
 
-from pinxit.evaluation.metric import Metric, stack_images
-
-if TYPE_CHECKING:
-    from PIL.Image import Image
+from pinxit.evaluation.metric import Images, Metric, stack_images
 
 
 @dataclass(frozen=True)
@@ -24,12 +20,7 @@ class Nearest(Metric):
     better = "more"
     side: int = 16
 
-    def score(
-        self,
-        images: Sequence["Image"],
-        references: Sequence["Image"],
-        prompts: Sequence[str] = (),  # noqa: ARG002
-    ) -> list[float]:
+    def score(self, images: Images, references: Images, prompts: Sequence[str] = ()) -> list[float]:  # noqa: ARG002
         """A correlation for each image, at most 1."""
         targets = stack_images(references, self.side)
         originals, mirrored = _normalized(targets), _normalized(targets.flip(-1))
