@@ -21,9 +21,11 @@ from pydantic import (
 from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails
 
-from pinxit.errors import PinxitError, RecipeError, did_you_mean
+from pinxit.errors import FileError, PinxitError, RecipeError, did_you_mean
+from pinxit.files.untrusted import exists, read_untrusted_text
 
 _KEY = "pinxit"
+_MAX_SHOWN = 200  # characters of an invalid value in a message
 
 
 @dataclass(frozen=True)
@@ -50,7 +52,7 @@ def Option(  # noqa: N802 (a field specifier, like pydantic's Field)
 ) -> Any:
     """A field of `Options`: its default (required without one), help, other names and limits.
 
-    `limits` are pydantic's `ge`, `gt`, `le` and `lt`.
+    `limits` are pydantic's `ge`, `gt`, `le`, `lt` and `max_length`.
     """
     details = OptionDetails(tuple(aliases), dict(values or {}), default_is)
     extra: Any = {_KEY: details}
@@ -109,10 +111,18 @@ class Options(BaseModel):
             given = cast("Mapping[str, object]", values)
             unknown = {key: given[key] for key in given if not cls.chosen({key: given[key]})}
             values = {**unknown, **cls.chosen(given)}
+            cls._check_texts(values)
         try:
             return handler(values)
         except ValidationError as error:
             raise cls.error_type(*cls._message(error.errors()[0])) from error
+
+    @classmethod
+    def _check_texts(cls, values: Mapping[str, object]) -> None:
+        """Raise the table's error if a text has a NUL, which no path and no prompt can have."""
+        for name, value in values.items():
+            if "\0" in str(value):
+                raise cls.error_type(f"`{name}` of {cls.title()} contains a NUL", "remove it")
 
     @classmethod
     def _message(cls, first: ErrorDetails) -> tuple[str, str]:
@@ -123,20 +133,23 @@ class Options(BaseModel):
             )
         if first["type"] == "missing":
             return f"{cls.title()} needs `{name}`", _about(cls, name)
-        value: object = first["input"]
+        value = repr(first["input"])
+        value = value if len(value) <= _MAX_SHOWN else f"{value[:_MAX_SHOWN]}..."
         message = first["msg"][0].lower() + first["msg"][1:]
-        return f"`{name}` of {cls.title()} cannot be {value!r}: {message}", _about(cls, name)
+        return f"`{name}` of {cls.title()} cannot be {value}: {message}", _about(cls, name)
 
 
 def read_toml(path: Path, what: str) -> dict[str, object]:
     """The values of a TOML file, which a message calls `what`; RecipeError if it is not TOML."""
-    try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
+    if not exists(path):
         raise RecipeError(
             f"there is no {what} {path}", "give a TOML file; a run has its own, recipe.toml"
-        ) from None
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        )
+    try:
+        return tomllib.loads(read_untrusted_text(path))
+    except FileError as error:
+        raise RecipeError(f"{what}: {error.message}", error.hint) from error
+    except (ValueError, RecursionError) as error:
         raise RecipeError(
             f"{what} {path} cannot be read: {error}", "correct the file: it must be TOML"
         ) from error

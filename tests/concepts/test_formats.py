@@ -2,6 +2,7 @@
 
 import base64
 import json
+import os
 import subprocess
 import sys
 import zlib
@@ -421,6 +422,40 @@ def test_full_weights_as_a_folder(
     status, _, output = run_pinxit("convert", "concept.safetensors", "y", "--base", "pocket")
     assert (status, "is not the network that was trained" in output) == (2, True)
     assert {path.name for path in tmp_path.iterdir()} == {"concept.safetensors", "folder"}
+
+
+@pytest.mark.skipif(os.name == "nt", reason="needs links and pipes")
+def test_a_model_folder_gets_no_files_that_links_of_the_base_lead_to(
+    run_pinxit: Any, nano: Path, model: Model, copied: Callable[[Path], Path], tmp_path: Path
+) -> None:
+    (tmp_path / "key").write_text("secret")
+    (tmp_path / ".out-new").mkdir()
+    (tmp_path / ".out-new" / "mine").write_text("precious")
+    base = copied(nano)
+    tokenizer = base / "tokenizer"
+    (tokenizer / "notes.txt").symlink_to(tmp_path / "key")
+    (tokenizer / "loop").symlink_to(".")
+    os.mkfifo(tokenizer / "pipe")
+    os.mkfifo(tokenizer / "rare_words.txt")
+    tuned = FullWeightsAdapter.of(model, "denoiser").part()
+    concept = Concept((tuned,), Provenance.from_metadata("x", {}, str(base)))
+    write_concept(concept, tmp_path / "c.safetensors")
+    out = tmp_path / "out"
+    assert run_pinxit("convert", "c.safetensors", "out", "--base", str(base))[0] == 0
+    assert {path.name for path in (out / "tokenizer").iterdir()} <= {
+        "vocab.json",
+        "merges.txt",
+        "tokenizer.json",
+        "tokenizer_config.json",
+        "special_tokens_map.json",
+    }
+    assert [path.name for path in tmp_path.glob(".out-*")] == [".out-new"]
+    assert (tmp_path / ".out-new" / "mine").read_text() == "precious"
+    (tokenizer / "rare_words.txt").unlink()
+    (tokenizer / "rare_words.txt").symlink_to(tmp_path / "key")
+    status, _, output = run_pinxit("convert", "c.safetensors", "other", "--base", str(base))
+    assert (status, "leads out of" in output) == (2, True)
+    assert not list(tmp_path.glob(".other-*"))
 
 
 def test_metadata_is_read_from_the_header_alone(tmp_path: Path) -> None:

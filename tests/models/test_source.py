@@ -1,6 +1,8 @@
 """Base model folders: all variants that diffusers saves open, and damaged ones give errors."""
 
 import json
+import os
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,7 +13,7 @@ from safetensors.torch import load_file, save_file
 
 from pinxit.errors import ModelError, PinxitError
 from pinxit.models.model import Model
-from pinxit.models.open_base import open_base
+from pinxit.models.open_base import find_base, open_base
 
 UNET = Path("unet/diffusion_pytorch_model.safetensors")
 VAE = Path("vae/diffusion_pytorch_model.safetensors")
@@ -86,6 +88,32 @@ def with_text(name: str, text: str) -> Callable[[Path], object]:
     return lambda base: (base / name).write_text(text)
 
 
+def with_scheduler(values: dict[str, object]) -> Callable[[Path], object]:
+    def change(base: Path) -> None:
+        file = base / "scheduler" / "scheduler_config.json"
+        file.write_text(json.dumps({**json.loads(file.read_text()), **values}))
+
+    return change
+
+
+def with_link(name: str) -> Callable[[Path], object]:
+    """The file is moved out of the base model, and a link is at its place."""
+
+    def change(base: Path) -> None:
+        moved = (base / name).rename(base.parent / "moved")
+        (base / name).symlink_to(moved)
+
+    return change
+
+
+def with_pipe(name: str) -> Callable[[Path], object]:
+    def change(base: Path) -> None:
+        (base / name).unlink()
+        os.mkfifo(base / name)
+
+    return change
+
+
 def with_extra_weight(base: Path) -> None:
     save_file({**load_file(base / UNET), "left.over": torch.zeros(1)}, base / UNET)
 
@@ -106,12 +134,40 @@ def with_invalid_weights(base: Path) -> None:
         (with_invalid_weights, "cannot be read as safetensors"),
         (with_text("unet/config.json", "[" * 100_000), "cannot read"),
         (with_text("unet/config.json", "[]"), "is not a JSON object"),
-        (with_text("unet/config.json", " " * 40_000_000), "too many for a JSON file"),
+        (with_text("unet/config.json", " " * 40_000_000), "which is too many"),
         (
             with_text("tokenizer/tokenizer.json", '{"model": {"vocab": ["a"]}}'),
             "no valid CLIP vocabulary",
         ),
         (with_text("scheduler/scheduler_config.json", "{"), "cannot read"),
+        *(
+            (with_scheduler({key: value}), f"{key} cannot be")
+            for key, value in (
+                ("num_train_timesteps", 300_000_000),
+                ("num_train_timesteps", "x"),
+                ("num_train_timesteps", True),
+                ("beta_schedule", "unknown"),
+                ("beta_schedule", ["linear"]),
+                ("prediction_type", ["x"]),
+                ("prediction_type", "sample"),
+            )
+        ),
+        (with_scheduler({"beta_start": "x"}), "cannot be opened"),
+        (with_scheduler({"trained_betas": {"a": 1}}), "cannot be opened"),
+        (with_config("unet", sample_size=None), "sample_size cannot be `None`"),
+        (with_config("unet", sample_size=100_000), "sample_size cannot be `100000`"),
+        (with_config("vae", scaling_factor="x"), "scaling_factor cannot be `x`"),
+        (with_config("vae", scaling_factor=0), "scaling_factor cannot be `0`"),
+        (with_config("vae", shift_factor="x"), "shift_factor cannot be `x`"),
+        (
+            with_config("unet", layers_per_block=256, transformer_layers_per_block=[[256], 1]),
+            "layers",
+        ),
+        (with_config("unet", down_block_types=["DownBlock2D"] * 2000), "2,000 items"),
+        (with_link("unet/config.json"), "leads out of"),
+        (with_link("tokenizer/tokenizer.json"), "leads out of"),
+        (with_pipe("unet/diffusion_pytorch_model.safetensors"), "not a regular file"),
+        (with_pipe("vae/diffusion_pytorch_model.safetensors"), "not a regular file"),
     ],
 )
 def test_damaged_base_models_raise_errors(
@@ -150,3 +206,29 @@ def test_configs_cannot_run_code(
 def test_unknown_base_model() -> None:
     with pytest.raises(ModelError, match="there is no base model `nowhere/near/here`"):
         open_base("nowhere/near/here")
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows has no pipes and devices in folders")
+def test_the_hash_covers_regular_files_of_known_names_only(
+    nano: Path, model: Model, copied: Callable[[Path], Path]
+) -> None:
+    base = copied(nano)
+    (base / "unet" / "extra.json").symlink_to("/dev/zero")
+    (base / "vae" / "extra.json").mkdir()
+    os.mkfifo(base / "text_encoder" / "extra.txt")
+    os.mkfifo(base / "tokenizer" / "rare_words.txt")
+    assert find_base(str(base)).hash == model.hash
+    file = base / "tokenizer" / "tokenizer_config.json"
+    file.write_text(file.read_text() + " ")
+    assert find_base(str(base)).hash != model.hash
+
+
+def test_links_inside_the_cache_of_the_hub_are_followed(nano: Path, tmp_path: Path) -> None:
+    snapshot = tmp_path / "models--owner--name" / "snapshots" / "0123"
+    shutil.copytree(nano, snapshot)
+    blobs = tmp_path / "models--owner--name" / "blobs"
+    blobs.mkdir()
+    for number, name in enumerate(("unet/config.json", "tokenizer/tokenizer.json")):
+        (snapshot / name).rename(blobs / str(number))
+        (snapshot / name).symlink_to(blobs / str(number))
+    assert open_base(snapshot).hash == find_base(str(nano)).hash

@@ -128,8 +128,9 @@ class EmbeddingPart(Part):
         """The token, the tables, and the base models that they fit."""
         rows = [("token", f"{self.token}, a new embedding")]
         for name, table in self.tables.items():
-            count, width = table.shape
-            text = f"{count} x {width} for `{name}`, norm {norm_range(table)}"
+            size = " x ".join(map(str, table.shape))
+            norms = f", norm {norm_range(table)}" if table.ndim == 2 else ""
+            text = f"{size} for `{name}`{norms}"
             rows.append(("embedding", text))
         titles = " or ".join(family.title for family in self.families)
         return [*rows, ("fits", titles or "no known base model has this embedding width")]

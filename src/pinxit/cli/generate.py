@@ -28,6 +28,7 @@ from pinxit.generation.request import GeneratedImage, GenerationRequest
 from pinxit.generation.sample import sample_images
 from pinxit.images.tensors import contact_sheet
 from pinxit.models.model import Model
+from pinxit.models.prompt import cut_bytes
 from pinxit.progress import Notice
 
 if TYPE_CHECKING:
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
 
 _OUT = Path("generated")
 _NUM_IMAGES = 4
+_MAX_PROMPT_BYTES = 150  # of the prompt in a file name, which may have 255
 # Options that have flags of their own here, or none.
 _OTHER_FLAGS = frozenset({"prompt", "concepts", "width", "height", "num_images", "controls"})
 _ALIASES = {"like": "from_png", "resolution": "size"}
@@ -101,7 +103,8 @@ class _ImageFolder:
 
     def save(self, result: GeneratedImage) -> None:
         """Save an image; its prompt and seed are in the file's name."""
-        prompt = re.sub(r"\W+", "-", result.request.prompt).strip("-")[:60]
+        prompt = re.sub(r"\W+", "-", result.request.prompt).strip("-")
+        prompt = cut_bytes(prompt[:60], _MAX_PROMPT_BYTES)
         path = self.folder / f"{self.number}-{prompt}-{result.request.seed}.png"
         self.folder.mkdir(parents=True, exist_ok=True)
         result.save(path)

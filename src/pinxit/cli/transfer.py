@@ -18,7 +18,7 @@ from pinxit.cli.flags import (
 )
 from pinxit.cli.generate import generate_request, request_flags
 from pinxit.cli.screen import say
-from pinxit.errors import RequestError, did_you_mean
+from pinxit.errors import PinxitError, RequestError, did_you_mean
 from pinxit.generation.control import Control
 from pinxit.generation.request import GenerationRequest
 from pinxit.images.crop import bucket_for
@@ -99,7 +99,7 @@ def _stored_request(image: Path) -> GenerationRequest | None:
     """The request of a PNG that was generated from a prompt alone, or None."""
     try:
         request = GenerationRequest.from_png(image)
-    except RequestError:
+    except PinxitError:
         return None
     return None if request.controls or request.init_image else request
 

@@ -61,7 +61,7 @@ class Provenance:
         """The options in the recipe; empty without a recipe or if it is not valid TOML."""
         try:
             return tomllib.loads(self.recipe)
-        except tomllib.TOMLDecodeError:
+        except (ValueError, RecursionError):
             return {}
 
     @classmethod

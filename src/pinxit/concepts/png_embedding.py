@@ -13,6 +13,7 @@ import torch
 from numpy.typing import NDArray
 
 from pinxit.errors import ConceptError
+from pinxit.images.decode import UnreadableError, open_image
 
 _CHUNK = "sd-ti-embedding"
 _MAX_JSON_BYTES = 16_000_000  # 75 vectors of width 2048 take about 4 million
@@ -21,10 +22,8 @@ _MAX_PIXELS = 16_000_000  # larger images are not searched
 
 def read_hidden_embedding(path: Path) -> Mapping[str, Any]:
     """The embedding in an image's text chunk, or in its pixels; empty if there is none."""
-    from PIL import Image
-
     try:
-        with Image.open(path) as image:
+        with open_image(path) as image:
             chunk: object = image.info.get(_CHUNK)
             if isinstance(chunk, str):
                 data = base64.b64decode(chunk[:_MAX_JSON_BYTES], validate=True)
@@ -33,7 +32,7 @@ def read_hidden_embedding(path: Path) -> Mapping[str, Any]:
             else:
                 return {}
         content = json.loads(data or b"{}", object_hook=_with_tensors)
-    except (OSError, SyntaxError, ValueError, TypeError, RecursionError) as error:
+    except (UnreadableError, ValueError, TypeError, RecursionError, RuntimeError) as error:
         raise ConceptError(
             f"cannot read image {path}: {error}", "the image is damaged; use a copy"
         ) from error

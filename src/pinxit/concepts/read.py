@@ -19,6 +19,7 @@ from pinxit.concepts.png_embedding import read_hidden_embedding
 from pinxit.errors import ConceptError
 from pinxit.files.atomic_write import write_tensors
 from pinxit.files.open_any import OpenedFile, open_any
+from pinxit.files.untrusted import exists
 
 
 @dataclass(frozen=True)
@@ -33,7 +34,7 @@ class ConceptReference:
         """Parse FILE, FILE:0.7 or FILE:attention=0.5,all=1; an existing path has no strength."""
         path, drive = Path(text), Path(text).drive
         match = PATH_WITH_STRENGTH.fullmatch(str(text).removeprefix(drive))
-        if match is None or path.exists():
+        if match is None or exists(path):
             return cls(path)
         return cls(Path(drive + match[1]), parse_strength(match[2]))
 

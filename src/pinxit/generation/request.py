@@ -1,5 +1,6 @@
 """Generation requests, and the PNG files that store them with the image."""
 
+import json
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, ClassVar, Self
@@ -12,6 +13,7 @@ from pinxit.errors import PinxitError, RequestError
 from pinxit.files.atomic_write import atomic_write
 from pinxit.generation.control import ControlField
 from pinxit.generation.schedulers import SCHEDULER_ALIASES, SCHEDULERS, scheduler_name
+from pinxit.images.decode import UnreadableError, open_image
 from pinxit.models.model import Model, Precision
 from pinxit.models.text_encoder import CLIP_SKIP, PromptParsing
 from pinxit.options import Option, Options
@@ -20,6 +22,13 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
 _KEY = "pinxit"
+_PNG_HINT = "give a PNG that pinxit generated"
+# Limits for requests that come from files of other people.
+_MAX_PROMPT = 1_000_000
+_MAX_NAME = 4096
+_MAX_SIDE = 16_384
+_MAX_IMAGES = 100_000
+_MAX_SEED = 2**63 - 1
 
 
 def _concept_reference(value: object) -> object:
@@ -31,9 +40,15 @@ class GenerationRequest(Options):
 
     error_type: ClassVar[type[PinxitError]] = RequestError
 
-    prompt: str = Option(help="text prompt; may contain tokens of loaded concepts, like <mytoy>")
+    prompt: str = Option(
+        help="text prompt; may contain tokens of loaded concepts, like <mytoy>",
+        max_length=_MAX_PROMPT,
+    )
     negative_prompt: str = Option(
-        "", aliases=("negative",), help="negative prompt: what the images should not show"
+        "",
+        aliases=("negative",),
+        help="negative prompt: what the images should not show",
+        max_length=_MAX_PROMPT,
     )
     concepts: tuple[
         Annotated[ConceptReference, BeforeValidator(_concept_reference), PlainSerializer(str)], ...
@@ -42,8 +57,15 @@ class GenerationRequest(Options):
         aliases=("concept",),
         help="run folders or concept files to load; FILE:0.7 scales a LoRA by 0.7",
     )
-    num_images: int = Option(1, ge=1, aliases=("count", "n"), help="number of images")
-    seed: int = Option(0, help="seed of the first image; each further image adds 1")
+    num_images: int = Option(
+        1, ge=1, le=_MAX_IMAGES, aliases=("count", "n"), help="number of images"
+    )
+    seed: int = Option(
+        0,
+        ge=-_MAX_SEED,
+        le=_MAX_SEED,
+        help="seed of the first image; each further image adds 1",
+    )
     steps: int = Option(
         25, ge=1, le=1000, aliases=("num_inference_steps",), help="number of denoising steps"
     )
@@ -67,10 +89,13 @@ class GenerationRequest(Options):
     width: int | None = Option(
         None,
         ge=8,
+        le=_MAX_SIDE,
         help="image width in pixels",
         default_is="the height, or the base model's image size",
     )
-    height: int | None = Option(None, ge=8, help="image height in pixels", default_is="the width")
+    height: int | None = Option(
+        None, ge=8, le=_MAX_SIDE, help="image height in pixels", default_is="the width"
+    )
     init_image: Path | None = Option(
         None, aliases=("init",), help="image to start from (image-to-image)"
     )
@@ -84,9 +109,16 @@ class GenerationRequest(Options):
     controls: tuple[ControlField, ...] = Option(
         (), help="controls that preserve the structure of an image: see `pinxit transfer --help`"
     )
-    base: str = Option("pocket", help="base model: a name, a folder, a checkpoint file or a hub id")
+    base: str = Option(
+        "pocket",
+        help="base model: a name, a folder, a checkpoint file or a hub id",
+        max_length=_MAX_NAME,
+    )
     vae: str | None = Option(
-        None, help="VAE: a folder, a file or a hub id", default_is="the base model's own"
+        None,
+        help="VAE: a folder, a file or a hub id",
+        default_is="the base model's own",
+        max_length=_MAX_NAME,
     )
     precision: Precision | None = Option(
         None, help="number format to compute in", default_is="chosen for the device"
@@ -128,20 +160,18 @@ class GenerationRequest(Options):
     @classmethod
     def from_png(cls, path: Path) -> Self:
         """The request that is stored in a generated image; RequestError if there is none."""
-        from PIL import Image, UnidentifiedImageError
-
         try:
-            with Image.open(path) as image:
+            with open_image(path) as image:
                 text: object = image.info.get(_KEY)
-        except (OSError, UnidentifiedImageError) as error:
-            raise RequestError(
-                f"image {path} cannot be read: {error}", "give a PNG that pinxit generated"
-            ) from error
-        if not isinstance(text, str):
-            raise RequestError(
-                f"{path} contains no generation request", "give a PNG that pinxit generated"
-            )
-        return cls.model_validate_json(text)
+        except UnreadableError as error:
+            raise RequestError(f"image {path} cannot be read: {error}", _PNG_HINT) from error
+        try:
+            values = json.loads(text) if isinstance(text, str) else None
+        except (ValueError, RecursionError):
+            values = None
+        if not isinstance(values, dict):
+            raise RequestError(f"{path} contains no generation request", _PNG_HINT)
+        return cls.model_validate(values)
 
 
 @dataclass(frozen=True)

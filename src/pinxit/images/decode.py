@@ -2,7 +2,8 @@
 
 import re
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Generator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
@@ -38,6 +39,16 @@ class Decoded:
 
 def decode(path: Path) -> Decoded:
     """Decode an image by its content, whatever its file name; UnreadableError if that fails."""
+    with open_image(path) as image:
+        return _convert(image, path)
+
+
+@contextmanager
+def open_image(path: Path) -> "Generator[Image]":
+    """An image file whose pixels are not decoded yet.
+
+    Any error of Pillow inside the block is an UnreadableError.
+    """
     from PIL import Image, UnidentifiedImageError
 
     try:
@@ -46,7 +57,7 @@ def decode(path: Path) -> Decoded:
             warnings.simplefilter("ignore")  # important ones become notes
             with Image.open(path, formats=formats) as image:
                 _check_pixel_count(image.width * image.height)
-                return _convert(image, path)
+                yield image
     except UnidentifiedImageError:
         raise NotAnImageError("not in a supported image format") from None
     except Image.DecompressionBombError as bomb:

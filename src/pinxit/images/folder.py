@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Literal
 
 from pinxit.errors import ImageError
 from pinxit.files.atomic_write import sha256
+from pinxit.files.untrusted import exists
 from pinxit.images.decode import Decoded, NotAnImageError, UnreadableError, decode
 
 if TYPE_CHECKING:
@@ -237,7 +238,7 @@ def _entry(path: Path, mask_file: Path | None, cache: PixelCache) -> ImageEntry:
 
 def _files(folder: Path) -> list[Path]:
     """The files and folders in a folder, without hidden and other files; may raise ImageError."""
-    if not folder.exists():
+    if not exists(folder):
         raise ImageError(f"there is no folder {folder}", "give the folder that contains the images")
     if not folder.is_dir():
         raise ImageError(f"{folder} is not a folder", f"give the folder it is in: {folder.parent}")

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from pinxit.errors import ModelError
 from pinxit.models.clip_encoder import ClipEncoder
 from pinxit.models.conditioning import Conditioning
+from pinxit.models.config_limits import check_diffusion_config, check_latent_config
 from pinxit.models.kernels.cpu import optimize_for_cpu
 from pinxit.models.loading import (
     clip_tokenizer,
@@ -80,6 +81,8 @@ class LatentModel(Model):
         self.placeholders = {}
         self.changes = []
         vae_config: Any = self._vae.config
+        denoiser_config: Any = denoiser.config
+        check_latent_config(denoiser_config, vae_config, source.name)
         self.vae_scale_factor = 2 ** (len(vae_config.block_out_channels) - 1)
         self._normalization = LatentNormalization(
             vae_config.scaling_factor, vae_config.get("shift_factor") or 0.0
@@ -233,6 +236,7 @@ class UNetModel(LatentModel):
         unet = load_network(
             UNet2DConditionModel, source, "unet", placement, int8_layers=self.layer_groups["int8"]
         )
+        check_diffusion_config(source.config("scheduler"), f"{source.name}/scheduler")
         scheduler: Any = DDPMScheduler.from_config(source.config("scheduler"))
         schedule = Diffusion(scheduler.alphas_cumprod, scheduler.config.prediction_type)
         super().__init__(source, placement, unet, text_encoders, schedule)

@@ -12,6 +12,8 @@ from torch import Tensor, nn
 
 from pinxit.errors import ModelError, PinxitError
 from pinxit.files.mapped import forget_pages
+from pinxit.files.untrusted import read_untrusted_text
+from pinxit.models.config_limits import check_network_config
 from pinxit.models.kernels.int8 import convert_to_int8
 from pinxit.models.kernels.quantize import quantize_rows
 from pinxit.models.model import Placement
@@ -22,9 +24,7 @@ if TYPE_CHECKING:
 
 _N = TypeVar("_N", bound=nn.Module)
 
-# Limits against malicious files; no base model exceeds them.
-_MAX_NUMBER = 1_000_000
-_MAX_LAYERS = 256
+# A limit against malicious files; no base model exceeds it.
 _MAX_TOKENS = 500_000
 
 # The autoencoder's attention layers: their names in diffusers before 0.14, and since.
@@ -54,7 +54,7 @@ def load_network(
     _silence_libraries()
     context = f"cannot load {source.name}/{part} as {kind.__name__}"
     config = source.config(part)
-    _check_numbers(config, context)
+    check_network_config(config, context)
     stored = source.weights(part)
     try:
         with torch.device("meta"):
@@ -125,7 +125,7 @@ def clip_tokenizer(source: Source, part: str) -> "CLIPTokenizer":
 def read_rare_tokens(source: Source, part: str) -> list[str]:
     """The rare tokens that a base model lists, best first; empty for most base models."""
     path = source.tokenizer(part) / "rare_words.txt"
-    return path.read_text(encoding="utf-8").split() if path.is_file() else []
+    return read_untrusted_text(path, inside=path.parent).split() if path.is_file() else []
 
 
 @cache
@@ -234,12 +234,12 @@ def _read_vocabulary(folder: Path) -> tuple[dict[str, int], list[tuple[str, str]
     tokens: Any = None
     pairs: Any
     if (folder / "merges.txt").is_file():
-        lines = (folder / "merges.txt").read_text(encoding="utf-8").splitlines()
+        lines = read_untrusted_text(folder / "merges.txt", inside=folder).splitlines()
         pairs = [line.split(" ") for line in lines if line and not line.startswith("#version")]
         vocabulary_file = folder / "vocab.json"
-        tokens = read_json(vocabulary_file) if vocabulary_file.is_file() else None
+        tokens = read_json(vocabulary_file, folder) if vocabulary_file.is_file() else None
     else:
-        content: Any = read_json(folder / "tokenizer.json")
+        content: Any = read_json(folder / "tokenizer.json", folder)
         model = (content.get("model") if isinstance(content, dict) else None) or {}
         tokens = model.get("vocab") or ()
         pairs = model.get("merges") or ()
@@ -263,20 +263,6 @@ def _special_token(config: dict[str, Any], name: str) -> str:
     token = config.get(f"{name}_token")
     token = token.get("content") if isinstance(token, dict) else token
     return token if isinstance(token, str) else ""
-
-
-def _check_numbers(config: object, context: str, key: str = "") -> None:
-    """Raise ModelError if a number is so large that building the network would take forever."""
-    if isinstance(config, Mapping):
-        for name, value in config.items():
-            _check_numbers(value, context, str(name))
-    elif isinstance(config, list):
-        for value in config:
-            _check_numbers(value, context, key)
-    elif isinstance(config, int) and config > (_MAX_LAYERS if "layers" in key else _MAX_NUMBER):
-        raise ModelError(
-            f"{context}: {key} is {config:,}", "no network of this class is that large"
-        )
 
 
 def _first_line(error: BaseException) -> str:

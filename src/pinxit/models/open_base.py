@@ -1,7 +1,8 @@
 """Opening base models: find the source, choose the family and the precision, keep some open."""
 
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Generator, Mapping
+from contextlib import contextmanager
 from importlib.resources import files
 from pathlib import Path
 from typing import Literal, cast
@@ -9,7 +10,8 @@ from typing import Literal, cast
 import torch
 
 from pinxit import registry
-from pinxit.errors import ModelError, did_you_mean
+from pinxit.errors import ModelError, PinxitError, did_you_mean
+from pinxit.files.untrusted import exists, expanded
 from pinxit.models import hub
 from pinxit.models.checkpoint_source import CheckpointSource
 from pinxit.models.family import part_folders
@@ -74,7 +76,8 @@ def open_base(
         precision = _fastest_precision(torch_device, source, family.facts.denoiser)
     if precision == "int8":
         _check_int8(torch_device)
-    model = family.open(source, Placement(torch_device, precision))
+    with _invalid_configs_as_errors(source):
+        model = family.open(source, Placement(torch_device, precision))
     source.close()
     return model
 
@@ -84,7 +87,7 @@ def local_resolution(base: str) -> int | None:
 
     None if the base model is not on this machine or its configs do not say it.
     """
-    if base != "pocket" and not Path(base).expanduser().exists():
+    if base != "pocket" and not exists(expanded(base)):
         return None
     source = find_base(base)
     size = source.config(family_of(source).facts.denoiser).get("sample_size")
@@ -116,19 +119,41 @@ def find_base(base: str) -> Source:
     """
     if base == "pocket":
         return FolderSource(Path(str(files("pinxit"))) / "pocket" / "weights", base)
-    path, name = Path(base).expanduser(), ""
-    if not path.exists() and hub.looks_like_id(base):
+    path, name = expanded(base), ""
+    is_local = exists(path)
+    if not is_local and hub.looks_like_id(base):
         path, name = hub.fetch(base), base
+    elif not is_local:
+        raise ModelError(
+            f"there is no base model `{base[:200]}`: it is not a known name, a folder or a file",
+            f"{did_you_mean(base[:200], ['pocket'])}; or give a folder, a file or a hub id "
+            "(owner/name)",
+        )
     name = name or str(path.resolve())
     if path.is_file():
         return CheckpointSource(path, name)
     if path.is_dir():
         only_vae = (path / "config.json").is_file() and not (path / "vae").is_dir()
         return FolderSource(path, name, "vae" if only_vae else None)
-    raise ModelError(
-        f"there is no base model `{base}`: it is not a known name, a folder or a file",
-        f"{did_you_mean(base, ['pocket'])}; or give a folder, a file or a hub id (owner/name)",
-    )
+    raise ModelError(f"{path} is not a file or a folder", "give a folder or a file")
+
+
+@contextmanager
+def _invalid_configs_as_errors(source: Source) -> Generator[None]:
+    """Raise any error of a library inside the block as a ModelError.
+
+    The libraries that build networks and schedulers raise many kinds of errors on invalid configs.
+    """
+    try:
+        yield
+    except (PinxitError, MemoryError, torch.OutOfMemoryError):
+        raise
+    except Exception as error:
+        reason = (str(error).splitlines() or [""])[0]
+        raise ModelError(
+            f"{source.name} cannot be opened: {type(error).__name__}: {reason[:200]}",
+            "its configs are invalid: copy or download the base model again",
+        ) from error
 
 
 def _check_vae(source: Source) -> Source:

@@ -18,12 +18,19 @@ _SYNTAX = re.compile(
     r"|[^\\()\[\]:]+|.",
     re.DOTALL,
 )
+_MAX_NAME_BYTES = 200  # names on disks have 255, and endings are added to them
 _OPENING_BRACKETS = {")": "(", "]": "["}
 
 
 def file_name(token: str) -> str:
     """A file name made of a placeholder token."""
-    return re.sub(r"[^\w-]+", "-", token).strip("-") or "run"
+    name = re.sub(r"[^\w-]+", "-", token).strip("-")
+    return cut_bytes(name, _MAX_NAME_BYTES).rstrip("-") or "run"
+
+
+def cut_bytes(text: str, max_bytes: int) -> str:
+    """The start of a text that has at most so many bytes in UTF-8: disks limit names by bytes."""
+    return text.encode(errors="replace")[:max_bytes].decode(errors="ignore")
 
 
 class FixedNormEmbeddings(Mapping[str, Tensor]):

@@ -12,15 +12,32 @@ from typing import Any, cast
 
 from torch import Tensor
 
-from pinxit.errors import ModelError
+from pinxit.errors import FileError, ModelError
 from pinxit.files.atomic_write import sha256
 from pinxit.files.pickle.torch_file import is_pickle, read_torch_file
 from pinxit.files.safetensors_file import read_safetensors
+from pinxit.files.untrusted import check_inside, open_untrusted, read_untrusted_text
 from pinxit.models.family import network_folders, part_folders
 
-_MAX_JSON_BYTES = 32 * 2**20
 _STEMS = ("diffusion_pytorch_model", "model", "pytorch_model")
 _VARIANTS = ("", ".fp16", ".bf16", ".fp32")
+_TOKENIZER_FILES = (
+    "added_tokens.json",
+    "merges.txt",
+    "rare_words.txt",
+    "special_tokens_map.json",
+    "spiece.model",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "vocab.json",
+)
+_FINGERPRINTED = {
+    "config.json",
+    "generation_config.json",
+    "scheduler_config.json",
+    *(name for name in _TOKENIZER_FILES if name != "spiece.model"),
+}
+_COPY_HINT = "copy or download the base model again"
 _WEIGHTS_HINT = "add the weights of this part, preferably as a safetensors file"
 
 
@@ -84,13 +101,13 @@ class FolderSource(Source):
         """The content of the part's JSON files; for a tokenizer with its special tokens."""
         folder = self._part_folder(part)
         if not part:
-            return _read_config(folder / "model_index.json")
+            return self._read_config(folder / "model_index.json")
         if part == "scheduler":
-            return _read_config(folder / "scheduler_config.json")
+            return self._read_config(folder / "scheduler_config.json")
         if part.startswith("tokenizer"):
-            special = _read_config(folder / "special_tokens_map.json")
-            return special | _read_config(folder / "tokenizer_config.json")
-        return _read_config(folder / "config.json")
+            special = self._read_config(folder / "special_tokens_map.json")
+            return special | self._read_config(folder / "tokenizer_config.json")
+        return self._read_config(folder / "config.json")
 
     def weights(self, part: str) -> dict[str, Tensor]:
         """The tensors of a part, from one file or several shards."""
@@ -100,17 +117,15 @@ class FolderSource(Source):
         return {name: tensor for path in files for name, tensor in read_weights(path)[0].items()}
 
     def tokenizer(self, part: str) -> Path:
-        """The part's folder."""
+        """The part's folder; FileError if it is a link that leads out of the base model."""
+        check_inside(self._part_folder(part), self.folder)
         return self._part_folder(part)
 
     def fingerprints(self) -> Iterator[str]:
         """Lines for configs, vocabularies, and the weight files that are loaded."""
         for part in sorted(filter(self.has, part_folders())):
-            paths = {
-                path
-                for path in self._part_folder(part).iterdir()
-                if path.suffix in (".json", ".txt") and ".index." not in path.name
-            }
+            folder = self._part_folder(part)
+            paths = set(_regular_files(folder, _FINGERPRINTED, self.folder))
             if part in network_folders():
                 paths.update(self._weight_files(part))
             for path in sorted(paths):
@@ -122,6 +137,15 @@ class FolderSource(Source):
     def _weight_files(self, part: str) -> list[Path]:
         folder = self._part_folder(part)
         return [folder / name for name in weight_files([path.name for path in folder.iterdir()])]
+
+    def _read_config(self, path: Path) -> dict[str, Any]:
+        """The content of a config file, empty if it does not exist."""
+        if not path.is_file():
+            return {}
+        config = read_json(path, self.folder)
+        if not isinstance(config, dict):
+            raise ModelError(f"{path} is not a JSON object", _COPY_HINT)
+        return cast("dict[str, Any]", config)
 
 
 class SourceWithVae(Source):
@@ -181,8 +205,10 @@ def weight_files(names: Collection[str]) -> list[str]:
 def read_weights(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     """The tensors and the metadata of a safetensors or pickle file, whatever its extension.
 
-    Raises FileError if it cannot be read or could contain code.
+    Raises FileError if it cannot be read, is a pipe or a device, or could contain code.
     """
+    if not path.is_file():
+        raise FileError(f"{path} is not a regular file", _WEIGHTS_HINT)
     if not is_pickle(path):
         return read_safetensors(path)
     content = read_torch_file(path)
@@ -192,23 +218,28 @@ def read_weights(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     return {str(name): tensor for name, tensor in items.items() if isinstance(tensor, Tensor)}, {}
 
 
-def read_json(path: Path) -> object:
-    """The content of a JSON file; ModelError if it is invalid or too large."""
+def read_json(path: Path, inside: Path | None = None) -> object:
+    """The content of a JSON file.
+
+    Raises ModelError if it is invalid or too large, or a link that leads out of the folder
+    `inside`.
+    """
     try:
-        if path.stat().st_size > _MAX_JSON_BYTES:
-            raise ValueError(f"{path.stat().st_size:,} bytes are too many for a JSON file")
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise ModelError(
-            f"cannot read {path}: {error}", "copy or download the base model again"
-        ) from error
+        return json.loads(read_untrusted_text(path, inside=inside))
+    except (ValueError, RecursionError) as error:
+        raise ModelError(f"cannot read {path}: {error}", _COPY_HINT) from error
+    except FileError as error:
+        raise ModelError(error.message, error.hint) from error
 
 
-def _read_config(path: Path) -> dict[str, Any]:
-    """The content of a config file, empty if it does not exist."""
-    if not path.is_file():
-        return {}
-    config = read_json(path)
-    if not isinstance(config, dict):
-        raise ModelError(f"{path} is not a JSON object", "copy or download the base model again")
-    return cast("dict[str, Any]", config)
+def tokenizer_files(folder: Path) -> list[Path]:
+    """The files of a tokenizer in a folder: of known names, limited size and no links out of it."""
+    return _regular_files(folder, _TOKENIZER_FILES, folder)
+
+
+def _regular_files(folder: Path, names: Collection[str], inside: Path) -> list[Path]:
+    """The regular files with these names in a folder; FileError if `open_untrusted` refuses one."""
+    paths = [folder / name for name in names if (folder / name).is_file()]
+    for path in paths:
+        open_untrusted(path, inside=inside).close()
+    return paths

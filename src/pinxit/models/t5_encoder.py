@@ -60,7 +60,7 @@ class T5Encoder:
 def _read_tokenizer(source: Source, part: str) -> Tokenizer:
     """The tokenizer of a part; ModelError if its file is invalid."""
     file = source.tokenizer(part) / "tokenizer.json"
-    read_json(file)  # checks the size and depth, which the tokenizers library does not
+    read_json(file, file.parent)  # checks the size and depth, which the tokenizers library does not
     try:
         tokenizer = Tokenizer.from_str(file.read_text(encoding="utf-8"))
     except Exception as error:  # the tokenizers library raises no more specific class

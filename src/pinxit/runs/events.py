@@ -198,9 +198,11 @@ def from_line(line: str) -> Event | None:
     try:
         entry: dict[str, Any] = dict(json.loads(line))
         entry = entry if "type" in entry else _with_type(entry)
-        return _ADAPTERS[entry["type"]].validate_python(entry)
-    except (ValueError, TypeError, KeyError, ValidationError):
+        event = _ADAPTERS[entry["type"]].validate_python(entry)
+    except (ValueError, TypeError, KeyError, ValidationError, RecursionError):
         return None
+    is_step = isinstance(event, StepResult)
+    return None if is_step and not 0 < len(event.losses) == len(event.norms) else event
 
 
 def step_of(event: Event) -> int:

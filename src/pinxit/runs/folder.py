@@ -87,6 +87,7 @@ class RunFolder:
         self._logged_step = 0
         self._validated_step = -1  # the step of the last validation in the log
         self._disk_full = False
+        self._base_hash = ""
         self._next_progress = 0.0  # when a line of progress is due in the log
 
     @property
@@ -116,6 +117,9 @@ class RunFolder:
         `error` says why training diverged before: then an earlier checkpoint is used, and a lower
         learning rate.
         """
+        # Hashing may take long, so it must not happen inside `defer_signals`, where it cannot be
+        # stopped.
+        self._base_hash = trainer.model.hash
         with self.resume_hint():
             for name, pattern in _WRITTEN.items():
                 remove_drafts(self.folder / name, pattern)
@@ -220,7 +224,7 @@ class RunFolder:
             )
         with self.resume_hint():
             self.log.flush()
-            manifest = Manifest(trainer.steps_done, trainer.model.hash, fingerprints(self.images))
+            manifest = Manifest(trainer.steps_done, self._base_hash, fingerprints(self.images))
             every = self.recipe.checkpoint_every
             save_checkpoint(self.folder / CHECKPOINTS, state, manifest, every)
             self._save_concept(trainer)
@@ -290,7 +294,7 @@ class RunFolder:
             class_noun=recipe.class_noun,
             method=recipe.method.name,
             base=model.name,
-            base_hash=model.hash,
+            base_hash=self._base_hash,
             steps=trainer.steps_done,
             images=fingerprints(self.images),
             recipe=recipe.to_toml(),

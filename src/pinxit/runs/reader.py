@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 from pinxit.concepts.metadata import read_metadata
-from pinxit.errors import PinxitError, RunError
+from pinxit.errors import FileError, PinxitError, RunError
 from pinxit.files.atomic_write import is_locked
+from pinxit.files.untrusted import read_untrusted_text
 from pinxit.progress import Notice, Progress
 from pinxit.runs.events import (
     EarlyStop,
@@ -175,6 +176,6 @@ def result_file(folder: Path) -> Path:
 
 def _read_recipe(path: Path) -> Mapping[str, Any]:
     try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        return tomllib.loads(read_untrusted_text(path))
+    except (FileError, ValueError, RecursionError):
         return {}

@@ -2,6 +2,7 @@
 
 import json
 import re
+import secrets
 import shutil
 from pathlib import Path
 from typing import Any
@@ -28,7 +29,7 @@ from pinxit.concepts.metadata import PROVENANCE_KEY
 from pinxit.files.atomic_write import write_tensors, write_text
 from pinxit.files.open_any import OpenedFile, open_any
 from pinxit.models.family import trainable_networks
-from pinxit.models.source import Source
+from pinxit.models.source import Source, tokenizer_files
 
 _EMBEDDING_FILE = "learned_embeds.safetensors"
 # Tensor names of LoRAs, which are not tokens.
@@ -107,7 +108,8 @@ def _weights_file(model: Path, folder: str) -> Path:
 
 def _write_folder(concept: Concept, source: Source, target: Target) -> None:
     """Write the base model with the concept's weights as a folder, atomically."""
-    draft = target.out.with_name(f".{target.out.name}-new")
+    draft = target.out.with_name(f".{target.out.name}-{secrets.token_hex(8)}.tmp")
+    draft.mkdir(parents=True)  # fails if it exists: only a folder of our own is removed below
     try:
         for folder, weights in completed_networks(concept, source, target.precision):
             config = source.config(folder)
@@ -121,7 +123,9 @@ def _write_folder(concept: Concept, source: Source, target: Target) -> None:
             write_tensors(_weights_file(draft, folder), weights, metadata)
         _write_json(draft / "scheduler" / "scheduler_config.json", source.config("scheduler"))
         for folder in filter(source.has, ("tokenizer", "tokenizer_2", "tokenizer_3")):
-            shutil.copytree(source.tokenizer(folder), draft / folder)
+            (draft / folder).mkdir()
+            for path in tokenizer_files(source.tokenizer(folder)):
+                shutil.copyfile(path, draft / folder / path.name)
             _write_vocabulary(draft / folder)
         _write_json(draft / "model_index.json", source.config(""))
         draft.rename(target.out)

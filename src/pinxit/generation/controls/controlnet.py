@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from pinxit.adapters.adapter import ModelChange
 from pinxit.errors import ModelError, RequestError
+from pinxit.files.untrusted import exists, expanded
 from pinxit.generation.canny import canny_edges
 from pinxit.generation.control import ControlHooks, ImageControl, SamplingContext
 from pinxit.models import hub
@@ -105,8 +106,8 @@ def _load_controlnet(weights: str, model: Model) -> nn.Module:
     """The frozen network; ModelError if there is none."""
     from diffusers.models.controlnets.controlnet import ControlNetModel
 
-    path = Path(weights).expanduser()
-    if not path.exists() and hub.looks_like_id(weights):
+    path = expanded(weights)
+    if not exists(path) and hub.looks_like_id(weights):
         path = hub.fetch(weights)
     if not weights or not path.exists():
         raise ModelError(
