@@ -483,6 +483,23 @@ def test_metadata_is_read_from_the_header_alone(tmp_path: Path) -> None:
         read_metadata(file)
 
 
+@pytest.mark.parametrize("recipe", ["a = " + "[" * 5000 + "]" * 5000, "a = " + "9" * 5000, "a ="])
+def test_a_recipe_that_cannot_be_read_has_no_values(recipe: str) -> None:
+    about = Provenance.from_metadata("<mytoy>", {})
+    assert replace(about, recipe=recipe).recipe_values == {}
+
+
+def test_full_weights_of_an_unknown_network_are_an_error(model: Model) -> None:
+    concept = Concept((FullWeightsPart("../../evil", {}),), Provenance.from_metadata("x", {}))
+    with pytest.raises(ConceptError, match="does not have"):
+        concept.adapters(model)
+
+
+def test_a_vector_that_is_no_table_is_described() -> None:
+    part = EmbeddingPart("<mytoy>", "toy", {"text": torch.ones(5)})
+    assert ("embedding", "5 for `text`") in part.describe()
+
+
 def test_metadata_is_read_without_torch() -> None:
     code = "import pinxit.concepts.metadata, sys; assert 'torch' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True)

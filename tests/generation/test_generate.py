@@ -1,8 +1,10 @@
 """Generation: seeds, sizes, requests stored in images, notices."""
 
 import json
+import struct
 from dataclasses import replace
 from pathlib import Path
+from zlib import crc32
 
 import pytest
 import torch
@@ -12,8 +14,9 @@ from PIL.PngImagePlugin import PngInfo
 from pinxit.adapters.kinds.embedding import EmbeddingAdapter
 from pinxit.concepts.concept import Concept
 from pinxit.concepts.metadata import Provenance
+from pinxit.concepts.png_embedding import read_hidden_embedding
 from pinxit.concepts.read import ConceptReference, read_concept, write_concept
-from pinxit.errors import ConceptError, ImageError, RequestError
+from pinxit.errors import ConceptError, ImageError, PinxitError, RequestError
 from pinxit.generation.control import SamplingProgress
 from pinxit.generation.controls.inversion import Inversion
 from pinxit.generation.controls.mask import Mask
@@ -258,3 +261,55 @@ def test_pixels_and_images_convert_both_ways() -> None:
     assert wide.shape == (1, 3, 16, 16)
     assert contact_sheet([image] * 5).size == (3 * 28 + 4, 2 * 20 + 4)
     assert contact_sheet([image]).size == (32, 24)
+
+
+def png_with(text: str, path: Path) -> Path:
+    info = PngInfo()
+    info.add_text("pinxit", text, zip=True)
+    Image.new("RGB", (64, 64), "red").save(path, pnginfo=info)
+    return path
+
+
+def stored_request(**values: object) -> str:
+    return json.dumps({"prompt": "a cat", "steps": 1, **values})
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "hello",
+        "[1]",
+        "[" * 100_000,
+        '{"prompt": ' + "9" * 5000 + "}",
+        '{"prompt": "\\ud800"}',
+        "A" * 3 * 10**7,
+        stored_request(seed=10**30),
+        stored_request(seed=True, steps="x"),
+        stored_request(base="a\0b"),
+        stored_request(base="a" * 5000),
+        stored_request(width=8 * 10**18),
+        stored_request(height=800_000),
+        stored_request(num_images=10**9),
+        stored_request(prompt="a" * 2_000_000),
+        stored_request(concepts=[5]),
+        stored_request(controls=[{"name": "../x"}]),
+    ],
+    ids=lambda text: text[:40],
+)
+def test_an_invalid_request_in_a_png_is_an_error(text: str, tmp_path: Path) -> None:
+    with pytest.raises(PinxitError) as caught:
+        GenerationRequest.from_png(png_with(text, tmp_path / "image.png"))
+    assert len(caught.value.message) < 1000
+
+
+def test_a_png_that_claims_to_be_huge_is_an_error(tmp_path: Path) -> None:
+    def chunk(name: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + name + data + struct.pack(">I", crc32(name + data))
+
+    header = struct.pack(">IIBBBBB", 20_000, 20_000, 8, 2, 0, 0, 0)
+    path = tmp_path / "huge.png"
+    path.write_bytes(b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IEND", b""))
+    with pytest.raises(RequestError, match="pixels"):
+        GenerationRequest.from_png(path)
+    with pytest.raises(ConceptError, match="pixels"):
+        read_hidden_embedding(path)

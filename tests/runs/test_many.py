@@ -426,6 +426,27 @@ def test_a_table_that_is_wrong(text: str, tmp_path: Path) -> None:
     assert hint in caught.value.hint
 
 
+@pytest.mark.parametrize(
+    ("name", "data"),
+    [
+        ("deep.toml", b"a = " + b"[" * 5000 + b"]" * 5000),
+        ("digits.toml", b"a = " + b"9" * 5000),
+        ("latin.toml", "a = 'caf\xe9'".encode("latin-1")),
+        ("number.toml", b"subject = [1]"),
+        ("nul.toml", b"[[subject]]\nimages = 'a'\ntoken = \"a\\u0000b\""),
+        ("latin.csv", "images\ncaf\xe9".encode("latin-1")),
+        ("nul.csv", b"images\na\0b"),
+        ("long.csv", b"images\n" + b"a" * 200_000),
+        ("cells.csv", b"images\na,b,c"),
+    ],
+)
+def test_a_table_that_cannot_be_read(name: str, data: bytes, tmp_path: Path) -> None:
+    (tmp_path / name).write_bytes(data)
+    with pytest.raises(RecipeError) as caught:
+        read_subjects(tmp_path / name)
+    assert len(caught.value.message) < 1000
+
+
 def test_folders_that_hold_no_subjects(tmp_path: Path) -> None:
     for given in (tmp_path, tmp_path / "nowhere"):
         with pytest.raises(RecipeError, match=given.name):

@@ -65,7 +65,18 @@ def test_a_failure_is_read_back() -> None:
 
 
 @pytest.mark.parametrize(
-    "line", ["", "[1]", "{}", '{"type": "else"}', '{"type": "step", "number": 1}', '{"type": "no']
+    "line",
+    [
+        "",
+        "[1]",
+        "{}",
+        "[" * 100_000,
+        '{"type": "else"}',
+        '{"type": "step", "number": 1}',
+        '{"type": "no',
+        '{"number": 1, "total": 6, "losses": [], "norms": [], "rate": 0.01, "seconds": 0.1}',
+        '{"number": 1, "total": 6, "losses": [1], "norms": [], "rate": 0.01, "seconds": 0.1}',
+    ],
 )
 def test_a_line_that_is_not_valid_is_no_event(line: str) -> None:
     assert e.from_line(line) is None

@@ -60,8 +60,14 @@ class FullWeightsAdapter(Adapter):
     def restore(cls, part: FullWeightsPart, model: Model) -> Self:
         """The weights for this model; ConceptError if names or shapes differ from the model's."""
         network = part.network
+        if network not in model.networks:
+            raise ConceptError(
+                f"the concept replaces the network `{network[:80]}`, which {model.name} does not "
+                "have",
+                f"its networks are: {', '.join(model.networks)}",
+            )
         _check_not_int8(model, network)
-        module = model.networks.get(network, nn.Module())
+        module = model.networks[network]
         originals = dict(module.named_parameters())
         # Some releases of transformers prefix the weight names of text encoders, others do not.
         names = {name.removeprefix("text_model."): name for name in originals}
