@@ -119,10 +119,16 @@ class Options(BaseModel):
 
     @classmethod
     def _check_texts(cls, values: Mapping[str, object]) -> None:
-        """Raise the table's error if a text has a NUL, which no path and no prompt can have."""
+        """Raise the table's error for texts that cannot be stored: with a NUL, or not UTF-8."""
         for name, value in values.items():
-            if "\0" in str(value):
+            text = str(value)
+            if "\0" in text:
                 raise cls.error_type(f"`{name}` of {cls.title()} contains a NUL", "remove it")
+            if text.encode(errors="ignore").decode() != text:
+                raise cls.error_type(
+                    f"`{name}` of {cls.title()} is not valid UTF-8: {text[:_MAX_SHOWN]!a}",
+                    "rename the file or folder",
+                )
 
     @classmethod
     def _message(cls, first: ErrorDetails) -> tuple[str, str]:

@@ -489,6 +489,30 @@ def test_a_recipe_that_cannot_be_read_has_no_values(recipe: str) -> None:
     assert replace(about, recipe=recipe).recipe_values == {}
 
 
+@pytest.mark.parametrize("out", ["a.pt", "a.safetensors"])
+def test_converted_files_contain_no_paths_and_file_names(
+    out: str, run_pinxit: Any, tmp_path: Path
+) -> None:
+    about = Provenance(
+        "<mytoy>",
+        "toy",
+        "textual-inversion",
+        "/home/mallory/models/nano",
+        "1234",
+        5,
+        {"mallory-at-the-beach.jpg": "5678"},
+        'images = "/home/mallory/pics"\nbase = "~/models/nano"\n'
+        'vae = "C:\\\\Users\\\\mallory\\\\vae"\n',
+    )
+    concept = Concept((EmbeddingPart("<mytoy>", "toy", {"text": TABLE}),), about)
+    write_concept(concept, tmp_path / "concept.safetensors")
+    assert run_pinxit("convert", "concept.safetensors", out)[0] == 0
+    assert b"mallory" not in (tmp_path / out).read_bytes()
+    again = read_concept(tmp_path / out).provenance
+    assert (again.base, again.steps, list(again.images.values())) == ("nano", 5, ["5678"])
+    assert again.recipe_values == {"images": "pics", "base": "nano", "vae": "vae"}
+
+
 def test_full_weights_of_an_unknown_network_are_an_error(model: Model) -> None:
     concept = Concept((FullWeightsPart("../../evil", {}),), Provenance.from_metadata("x", {}))
     with pytest.raises(ConceptError, match="does not have"):

@@ -70,7 +70,7 @@ def pivotal(token: str = "<toy>", xl: bool = False) -> Concept:
         *[change(name, a=layer(PROJ, width, width, 3)) for name, width in widths.items()],
     ]
     recipe = 'base = "pocket"\n'
-    known = Provenance(token, "toy", "lora", "pocket", "1f", 300, {"1.png": "ab"}, recipe)
+    known = Provenance(token, "toy", "lora", "pocket", "1f", 300, {"001": "ab"}, recipe)
     return Concept(tuple(parts), known)
 
 

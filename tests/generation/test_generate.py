@@ -313,3 +313,26 @@ def test_a_png_that_claims_to_be_huge_is_an_error(tmp_path: Path) -> None:
         GenerationRequest.from_png(path)
     with pytest.raises(ConceptError, match="pixels"):
         read_hidden_embedding(path)
+
+
+def test_a_png_contains_no_path_of_the_users_folder(
+    model: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    home = tmp_path / "ada"
+    (home / "work").mkdir(parents=True)
+    monkeypatch.setenv("HOME", str(home))
+    monkeypatch.setenv("USERPROFILE", str(home))
+    monkeypatch.chdir(home / "work")
+    image = generate_images(model, QUICK)[0]
+    request = image.request.model_copy(
+        update={
+            "prompt": "~/a toy",
+            "base": str(home / "work" / "nano"),
+            "concepts": (ConceptReference(home / "runs" / "toy", 0.5),),
+            "init_image": home / "work" / "dog.png",
+        }
+    )
+    replace(image, request=request).save(tmp_path / "a.png")
+    assert b"ada" not in (tmp_path / "a.png").read_bytes()
+    again = GenerationRequest.from_png(tmp_path / "a.png")
+    assert again == request.model_copy(update={"init_image": Path("dog.png")})

@@ -11,7 +11,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 
+from pinxit.adapters.parts import EmbeddingPart
+from pinxit.concepts.concept import Concept
+from pinxit.concepts.metadata import Provenance
+from pinxit.concepts.read import write_concept
 from pinxit.errors import ModelError
 from pinxit.models import hub
 from pinxit.models.model import Model
@@ -166,6 +173,30 @@ def test_only_required_files_are_downloaded() -> None:
         "model.safetensors",
     ]
     assert hub._required_files(["v1-5.ckpt", "README.md", "model.safetensors"]) == []
+
+
+def test_a_model_that_a_file_names_is_downloaded_only_with_consent(
+    hub_server: Hub, run_pinxit: Any, tmp_path: Path
+) -> None:
+    info = PngInfo()
+    info.add_text("pinxit", json.dumps({"prompt": "a dog", "steps": 1, "base": "owner/evil"}))
+    Image.new("RGB", (32, 32), "red").save(tmp_path / "a.png", pnginfo=info)
+    about = Provenance("<mytoy>", "toy", "textual-inversion", "owner/evil", "", 1, {}, "")
+    part = EmbeddingPart("<mytoy>", "toy", {"text": torch.ones(1, 32)})
+    write_concept(Concept((part,), about), tmp_path / "c.safetensors")
+    for typed in (
+        ["generate", "--from-png", "a.png"],
+        ["transfer", "a.png", "a cat", "--steps", "1"],
+        ["generate", "a <mytoy>", "--concept", "c.safetensors"],
+    ):
+        status, _, output = run_pinxit(*typed)
+        assert (status, "would be downloaded" in output) == (2, True)
+        assert not hub_server.requests
+    for consent in (["--base", "owner/evil"], ["--allow-download"]):
+        status, _, output = run_pinxit("generate", "--from-png", "a.png", *consent)
+        assert (status, "there is no base model `owner/evil`" in output) == (2, True)
+        assert hub_server.requests
+        hub_server.requests.clear()
 
 
 def test_an_interrupted_download_continues(hub_server: Hub, model: Model) -> None:

@@ -51,6 +51,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     0: done; 2: an error that the user can correct; 128 + n: stopped by signal n.
     """
     typed = sys.argv[1:] if arguments is None else arguments
+    _replace_closed_streams()
     try:
         app(typed, exit_on_error=False, print_error=False)
     except PinxitError as error:
@@ -64,3 +65,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # the program that reads the output, such as `head`, has closed it
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     return 0
+
+
+def _replace_closed_streams() -> None:
+    """Discard output for which there is no stream: the shell's `>&-` closes it."""
+    if sys.stdout is None:
+        sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115, PTH123
+    if sys.stderr is None:
+        sys.stderr = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115, PTH123

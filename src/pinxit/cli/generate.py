@@ -1,12 +1,12 @@
 """`pinxit generate`: generate the images of a request, with progress bars."""
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import closing
 from inspect import Parameter
 from itertools import count
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from pinxit.cli.flags import (
     Values,
@@ -27,6 +27,7 @@ from pinxit.generation.control import SamplingProgress
 from pinxit.generation.request import GeneratedImage, GenerationRequest
 from pinxit.generation.sample import sample_images
 from pinxit.images.tensors import contact_sheet
+from pinxit.models.hub import check_consent
 from pinxit.models.model import Model
 from pinxit.models.prompt import cut_bytes
 from pinxit.progress import Notice
@@ -63,10 +64,13 @@ def generate_request(
 def _request(given: Values) -> tuple[GenerationRequest, list[Concept]]:
     """The request of what was typed, on top of that of a PNG if one is given, and its concepts."""
     options = GenerationRequest.chosen(given)
+    typed, allowed = frozenset(options), given.get("allow_download", False)
     if "size" in given:
         options["width"], options["height"] = _parse_size(given["size"])
     if "from_png" in given:
-        stored = GenerationRequest.from_png(given["from_png"]).model_dump(exclude_none=True)
+        png: Path = given["from_png"]
+        stored = GenerationRequest.from_png(png).model_dump(exclude_none=True)
+        check_downloads(stored, typed, png.name, allowed=allowed)
         options = {**stored, **options}
     elif "prompt" not in options:
         raise RequestError("there is no prompt", "type a prompt in quotes, or give --from-png FILE")
@@ -77,8 +81,23 @@ def _request(given: Values) -> tuple[GenerationRequest, list[Concept]]:
     origins = [concept.provenance for concept in concepts if concept.provenance.base]
     if origins and "base" not in options:
         vae = options.get("vae", origins[0].recipe_values.get("vae"))
+        models = {"base": origins[0].base, "vae": vae}
+        check_downloads(models, typed, str(request.concepts[0].path), allowed=allowed)
         request = request.model_copy(update={"base": origins[0].base, "vae": vae})
     return request, concepts
+
+
+def check_downloads(
+    values: Mapping[str, Any], typed: Collection[str], origin: str, *, allowed: bool
+) -> None:
+    """Raise ModelError if a file's request names models that the user has not agreed to download.
+
+    `typed` are the options that replace the request's.
+    """
+    names = [values.get(key) for key in ("base", "vae") if key not in typed]
+    names += [table.get("weights") for table in values.get("controls", ())]
+    if not allowed:
+        check_consent(names, origin, "to download it, add --base {name} or --allow-download")
 
 
 def _parse_size(text: str) -> tuple[int, int]:
@@ -146,6 +165,12 @@ def request_flags(
         *aliased(flag("size", str, "image size in pixels: 64 or 96x64", size), "resolution"),
         *flags(GenerationRequest, leave_out=_OTHER_FLAGS | leave_out),
         device_flag(),
+        flag(
+            "allow_download",
+            bool,
+            "download models from the hub that a PNG or a concept names",
+            "False",
+        ),
         flag("out", Path, "folder for the images", str(_OUT)),
     ]
 

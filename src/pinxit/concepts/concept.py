@@ -58,8 +58,16 @@ class Concept:
     @property
     def description(self) -> str:
         """The concept without its tensors as JSON; the inverse of `from_description`."""
+        return self._describe(self.provenance)
+
+    @property
+    def shared_description(self) -> str:
+        """The description for files of other programs, without paths and names of files."""
+        return self._describe(self.provenance.without_paths())
+
+    def _describe(self, provenance: Provenance) -> str:
         parts = [PartDescription.of(part.kind, part.settings) for part in self.parts]
-        return Description.of(parts, self.provenance).to_json()
+        return Description.of(parts, provenance).to_json()
 
     def adapters(self, model: Model) -> tuple[Adapter, ...]:
         """The adapters of all parts for this model; ConceptError if one does not fit."""

@@ -163,7 +163,7 @@ def write_embedding(content: Mapping[str, object], concept: Concept, out: Path) 
     if out.suffix == ".pt":
         # The name of a file would become part of its content: a buffer gives equal bytes each time.
         buffer = BytesIO()
-        torch.save({**content, PROVENANCE_KEY: concept.description}, buffer)
+        torch.save({**content, PROVENANCE_KEY: concept.shared_description}, buffer)
         write_bytes(out, [buffer.getvalue()])
         return
     part = _only_embedding(concept)
@@ -171,7 +171,7 @@ def write_embedding(content: Mapping[str, object], concept: Concept, out: Path) 
     # Later families with the same text encoders can use the embedding too.
     family = next(iter(part.families), None)
     fields = modelspec_metadata(family, out.stem, concept.token, "/textual-inversion")
-    metadata = {"format": "pt", **fields, PROVENANCE_KEY: concept.description}
+    metadata = {"format": "pt", **fields, PROVENANCE_KEY: concept.shared_description}
     write_tensors(out, tensors or tables_to_keys(part.tables, EMB_PARAMS), metadata)
 
 

@@ -12,6 +12,7 @@ from pinxit.concepts.metadata import PROVENANCE_KEY, Provenance
 from pinxit.errors import ConceptError
 from pinxit.files.open_any import OpenedFile
 from pinxit.models.family import family_of_denoiser, network_folders, trainable_networks
+from pinxit.models.hub import check_consent
 from pinxit.models.modelspec import modelspec_metadata
 from pinxit.models.open_base import find_base
 from pinxit.models.original_names import without_prefix
@@ -34,6 +35,8 @@ def base_source(concept: Concept, target: Target) -> Source:
         raise ConceptError(
             f"{concept.token} does not state the base model that it was trained on", _BASE_HINT
         )
+    if not target.base:
+        check_consent([base], concept.token, "to download it, add --base {name}")
     return find_base(base)
 
 
@@ -85,7 +88,7 @@ def full_model_metadata(
     velocity = source.config("scheduler").get("prediction_type") == "v_prediction"
     family = family_of_denoiser(weights)
     fields = modelspec_metadata(family, title, ", ".join(texts), velocity=velocity)
-    return {"format": "pt", **fields, PROVENANCE_KEY: concept.description}
+    return {"format": "pt", **fields, PROVENANCE_KEY: concept.shared_description}
 
 
 def _with_new_weights(

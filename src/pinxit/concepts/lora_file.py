@@ -125,7 +125,7 @@ def modelspec_metadata(concept: Concept, out: Path) -> dict[str, str]:
         for name, value in concept.provenance.metadata.items()
         if name.startswith("modelspec.")
     }
-    return {"format": "pt", **fields, **original_fields, PROVENANCE_KEY: concept.description}
+    return {"format": "pt", **fields, **original_fields, PROVENANCE_KEY: concept.shared_description}
 
 
 def alias_texts(concept: Concept) -> list[str]:

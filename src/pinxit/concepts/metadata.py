@@ -6,7 +6,7 @@ It can be read without torch and without the tensors of the file.
 import json
 import tomllib
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated, Any
@@ -15,6 +15,7 @@ from pydantic import Field, TypeAdapter, ValidationError
 
 from pinxit import registry
 from pinxit.errors import ConceptError
+from pinxit.files.portable import last_name, numbered
 from pinxit.files.safetensors_header import read_header_metadata
 
 # The metadata keys of the description in pinxit's own files, and in files of other programs.
@@ -37,9 +38,9 @@ def library_versions() -> dict[str, str]:
 class Provenance:
     """How a concept was trained: enough to repeat the training and to know which model it fits.
 
-    `images` has the hash of each training image by name. `metadata` comes from another program's
-    file, in that program's terms; other values are then empty. `scores` are those of the
-    checkpoint if it was saved as the best one.
+    `images` has the hash of each training image by number; early versions wrote its file name.
+    `metadata` comes from another program's file, in that program's terms; other values are then
+    empty. `scores` are those of the checkpoint if it was saved as the best one.
     """
 
     token: str
@@ -63,6 +64,18 @@ class Provenance:
             return tomllib.loads(self.recipe)
         except (ValueError, RecursionError):
             return {}
+
+    def without_paths(self) -> "Provenance":
+        """The provenance without paths and names of files, for files of other programs."""
+        import tomli_w
+
+        values = {**self.recipe_values}
+        for key in ("images", "pictures", "base", "vae"):
+            if isinstance(values.get(key), str):
+                values[key] = last_name(values[key])
+        recipe = tomli_w.dumps(values) if values else ""
+        images = numbered(self.images)
+        return replace(self, base=last_name(self.base), images=images, recipe=recipe)
 
     @classmethod
     def from_metadata(cls, token: str, metadata: Mapping[str, str], base: str = "") -> "Provenance":

@@ -1,9 +1,10 @@
 """Generation requests, and the PNG files that store them with the image."""
 
 import json
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, ClassVar, Self
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Self, cast
 
 from pydantic import BeforeValidator, PlainSerializer, ValidationInfo, field_validator
 from torch import Tensor
@@ -11,6 +12,7 @@ from torch import Tensor
 from pinxit.concepts.read import ConceptReference
 from pinxit.errors import PinxitError, RequestError
 from pinxit.files.atomic_write import atomic_write
+from pinxit.files.portable import portable, with_tilde, without_tilde
 from pinxit.generation.control import ControlField
 from pinxit.generation.schedulers import SCHEDULER_ALIASES, SCHEDULERS, scheduler_name
 from pinxit.images.decode import UnreadableError, open_image
@@ -23,6 +25,9 @@ if TYPE_CHECKING:
 
 _KEY = "pinxit"
 _PNG_HINT = "give a PNG that pinxit generated"
+# Options with paths; a relative path of a model could be read as a hub id.
+_MODEL_KEYS = ("base", "vae", "weights")
+_PATH_KEYS = (*_MODEL_KEYS, "concepts", "init_image", "init", "image", "picture", "mask")
 # Limits for requests that come from files of other people.
 _MAX_PROMPT = 1_000_000
 _MAX_NAME = 4096
@@ -171,7 +176,7 @@ class GenerationRequest(Options):
             values = None
         if not isinstance(values, dict):
             raise RequestError(f"{path} contains no generation request", _PNG_HINT)
-        return cls.model_validate(values)
+        return cls.model_validate(_with_paths(values, without_tilde, without_tilde))
 
 
 @dataclass(frozen=True)
@@ -187,8 +192,33 @@ class GeneratedImage:
         from PIL.PngImagePlugin import PngInfo
 
         info = PngInfo()
-        info.add_text(_KEY, self.request.model_dump_json(exclude_none=True))
+        values = self.request.model_dump(mode="json", exclude_none=True)
+        text = json.dumps(_with_paths(values, portable, with_tilde), ensure_ascii=False)
+        info.add_text(_KEY, text)
         atomic_write(path, lambda draft: self.image.save(draft, "PNG", pnginfo=info))
+
+
+def _with_paths(
+    values: Mapping[str, Any], change: Callable[[str], str], change_model: Callable[[str], str]
+) -> dict[str, Any]:
+    """The values of a request with another notation of the paths of files and of models."""
+    changed = dict(values)
+    for key, value in values.items():
+        convert = change_model if key in _MODEL_KEYS else change
+        if key in _PATH_KEYS and isinstance(value, str):
+            changed[key] = convert(value)
+        elif key in _PATH_KEYS and isinstance(value, list):
+            items = cast("list[object]", value)
+            changed[key] = [convert(item) if isinstance(item, str) else item for item in items]
+        elif key == "controls" and isinstance(value, list):
+            tables = cast("list[object]", value)
+            changed[key] = [
+                _with_paths(cast("Mapping[str, Any]", table), change, change_model)
+                if isinstance(table, Mapping)
+                else table
+                for table in tables
+            ]
+    return changed
 
 
 def _nearest(side: int, multiple: int) -> int:

@@ -16,6 +16,9 @@ if TYPE_CHECKING:
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "TIFF", "BMP", "AVIF", "JPEG2000")
 # Pillow's own limit; decoding takes about 1.1 GB.
 MAX_PIXELS = 89_478_485
+_SCAN_MARKER = b"\xff\xda"
+# Scans times pixels of a JPEG; progressive images usually have 10 scans.
+_MAX_SCANNED_PIXELS = 25 * MAX_PIXELS
 _BAND_ROWS = 512
 
 
@@ -57,6 +60,8 @@ def open_image(path: Path) -> "Generator[Image]":
             warnings.simplefilter("ignore")  # important ones become notes
             with Image.open(path, formats=formats) as image:
                 _check_pixel_count(image.width * image.height)
+                if image.format in ("JPEG", "MPO"):
+                    _check_scans(path, image.width * image.height)
                 yield image
     except UnidentifiedImageError:
         raise NotAnImageError("not in a supported image format") from None
@@ -87,6 +92,20 @@ def _formats(path: Path) -> tuple[str, ...]:
 
     pi_heif.register_heif_opener(thumbnails=False, decode_threads=1)
     return (*FORMATS, "HEIF")
+
+
+def _check_scans(path: Path, pixels: int) -> None:
+    """Refuse a JPEG that would take minutes: each of its scans goes over all pixels.
+
+    The marker of a scan cannot be part of compressed data.
+    """
+    scans, last = 0, b""
+    with path.open("rb") as file:
+        while chunk := file.read(2**24):
+            scans += (last + chunk).count(_SCAN_MARKER)
+            last = chunk[-1:]
+    if scans * pixels > _MAX_SCANNED_PIXELS:
+        raise UnreadableError(f"{scans:,} scans of {pixels:,} pixels are too many")
 
 
 def _check_pixel_count(pixels: int) -> None:

@@ -158,7 +158,10 @@ def sort_by_content(images: Iterable[TrainingImage]) -> tuple[TrainingImage, ...
 def fingerprints(images: tuple[TrainingImage, ...]) -> dict[str, str]:
     """The SHA-256 of each image, with "+" and that of its mask if it has one, by file name."""
     masks = (f"+{image.mask.sha256}" if image.mask else "" for image in images)
-    return {image.path.name: image.sha256 + mask for image, mask in zip(images, masks, strict=True)}
+    names = (image.path.name.encode(errors="backslashreplace").decode() for image in images)
+    return {
+        name: image.sha256 + mask for name, image, mask in zip(names, images, masks, strict=True)
+    }
 
 
 def fingerprint(images: Iterable[TrainingImage]) -> str:
@@ -283,7 +286,8 @@ def _caption(path: Path) -> str | None:
         except UnicodeDecodeError:
             raise UnreadableError(f"its caption {file.name} is not UTF-8 text") from None
     else:
-        text = _caption_in_name(path.stem)
+        # Bytes that are not UTF-8 become "?".
+        text = _caption_in_name(path.stem.encode(errors="replace").decode())
     return " ".join(text.split()) or None
 
 

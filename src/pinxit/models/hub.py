@@ -2,13 +2,14 @@
 """Downloads from the Hugging Face hub: only the files that are needed, and no code."""
 
 import re
-from collections.abc import Collection, Generator
+from collections.abc import Collection, Generator, Iterable
 from contextlib import contextmanager
 from contextvars import ContextVar
 from pathlib import Path
 from typing import Any
 
 from pinxit.errors import ModelError, did_you_mean
+from pinxit.files.untrusted import exists, expanded
 from pinxit.models.family import network_folders, part_folders
 from pinxit.models.source import weight_files
 from pinxit.progress import Progress, ProgressCallback
@@ -33,6 +34,29 @@ _KNOWN = (
 def looks_like_id(base: str) -> bool:
     """Whether a name can be the id of a model on the hub, or of one file of a model."""
     return _ID.fullmatch(base) is not None and ".." not in base
+
+
+def check_consent(names: Iterable[str | None], origin: str, hint: str) -> None:
+    """Raise ModelError if a model that a file names would be downloaded from the hub.
+
+    `origin` is the file; `hint` says how to agree. Models in the cache were agreed to before.
+    """
+    for name in filter(None, names):
+        if looks_like_id(name) and not exists(expanded(name)) and not _is_cached(name):
+            raise ModelError(
+                f"{origin} names the model `{name}`, which would be downloaded from the hub",
+                hint.format(name=name),
+            )
+
+
+def _is_cached(base: str) -> bool:
+    """Whether the file that a download begins with is in the cache."""
+    from huggingface_hub import try_to_load_from_cache
+
+    owner, name, *file = base.split("/", 2)
+    names = file or ["model_index.json", "config.json"]
+    cached = (try_to_load_from_cache(f"{owner}/{name}", path) for path in names)
+    return any(isinstance(path, str) for path in cached)
 
 
 @contextmanager

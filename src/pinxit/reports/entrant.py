@@ -43,7 +43,10 @@ class Entrant:
             seconds = sum(step.seconds for step in run.state.steps)
             return cls(path.name, run.concept, recipe, recipe.read_images(), losses, seconds)
         concept = read_concept(path)
-        options = {**Recipe.chosen(concept.provenance.recipe_values), **overrides}
+        stored = Recipe.chosen(concept.provenance.recipe_values)
+        if Run.exists(path.parent):  # only the run's recipe says in which folder the images are
+            stored["images"] = Run.open(path.parent).recipe.images
+        options = {**stored, **overrides}
         missing = [name for name in ("images", "class_noun") if name not in options]
         if missing:
             flags = " and ".join(f"--{name.replace('_', '-')}" for name in missing)

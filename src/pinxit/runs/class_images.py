@@ -5,7 +5,8 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
-from pinxit.files.atomic_write import sha256
+from pinxit.files.atomic_write import make_folder, sha256
+from pinxit.files.untrusted import expanded
 from pinxit.generation.request import GeneratedImage, GenerationRequest
 from pinxit.generation.sample import sample_images
 from pinxit.images.folder import TrainingImage
@@ -23,7 +24,7 @@ def cache_folder() -> Path:
     if folder:
         return Path(folder)
     parent = os.environ.get("XDG_CACHE_HOME")
-    return (Path(parent) if parent else Path.home() / ".cache") / "pinxit"
+    return expanded(parent or "~/.cache") / "pinxit"
 
 
 def generate_class_images(model: Model, required: ClassImages) -> Iterator[Progress]:
@@ -31,7 +32,7 @@ def generate_class_images(model: Model, required: ClassImages) -> Iterator[Progr
     files = _files(model, required)
     for first in range(0, required.count, _BATCH_SIZE):
         if not all(file.is_file() for file in files[first : first + _BATCH_SIZE]):
-            files[0].parent.mkdir(parents=True, exist_ok=True)
+            make_folder(files[0].parent)
             for event in sample_images(model, _request(model, required.prompt, first)):
                 if isinstance(event, GeneratedImage):
                     event.save(files[0].with_name(_name(event.request.seed)))

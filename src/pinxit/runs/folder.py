@@ -19,6 +19,7 @@ from pinxit.files.atomic_write import (
     remove_drafts,
     write_text,
 )
+from pinxit.files.portable import numbered, with_tilde
 from pinxit.generation import image_cache
 from pinxit.images.folder import TrainingImage, fingerprints
 from pinxit.progress import Notice, Progress
@@ -289,15 +290,21 @@ class RunFolder:
 
     def _provenance(self, trainer: ConceptTrainer) -> Provenance:
         recipe, model = self.recipe, trainer.model
+        # A concept may be shared: it has no names of images, and no name of the user's account.
+        changes = {
+            "images": Path(recipe.images.name),
+            "base": with_tilde(recipe.base),
+            "vae": recipe.vae and with_tilde(recipe.vae),
+        }
         return Provenance(
             token=recipe.token,
             class_noun=recipe.class_noun,
             method=recipe.method.name,
-            base=model.name,
+            base=with_tilde(model.name),
             base_hash=self._base_hash,
             steps=trainer.steps_done,
-            images=fingerprints(self.images),
-            recipe=recipe.to_toml(),
+            images=numbered(fingerprints(self.images)),
+            recipe=recipe.model_copy(update=changes).to_toml(),
         )
 
 
