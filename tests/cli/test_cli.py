@@ -106,6 +106,47 @@ def test_a_closed_pipe_is_no_error() -> None:
     assert (listing.communicate()[1], listing.returncode) == (b"", 0)
 
 
+@pytest.mark.skipif(os.name == "nt", reason="needs a shell that can close a stream")
+def test_a_closed_stream_is_no_error(pictures: Path) -> None:
+    command = f"{sys.executable} -m pinxit check {pictures}"
+    closed = subprocess.run(["sh", "-c", f"{command} >&-"], capture_output=True, check=False)
+    assert (closed.returncode, b"Traceback" in closed.stderr) == (0, False)
+    assert subprocess.run(["sh", "-c", f"{command} >&- 2>&-"], check=False).returncode == 0
+
+
+@pytest.mark.skipif(os.name == "nt", reason="all names of files are Unicode there")
+def test_a_folder_whose_name_is_not_utf_8(
+    pictures: Path, nano: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = pictures.rename(os.fsdecode(os.fsencode(pictures) + b"\xff"))
+    words = ["--token", "<mytoy>", "--class-noun", "toy", "--base", str(nano)]
+    assert main(["train", "textual-inversion", str(folder), *words]) == 2
+    assert "not valid UTF-8" in capsys.readouterr().err
+
+
+def test_a_prompt_of_letters_with_many_bytes_is_no_error(pinxit: Pinxit, nano: Path) -> None:
+    typed = ["--base", str(nano), "--steps", "1", "--count", "1"]
+    (file,) = pinxit("generate", "\U00020000" * 60, *typed)
+    assert Path(file).is_file()
+
+
+@pytest.mark.skipif(os.name == "nt", reason="there is no /dev/null")
+def test_a_cache_folder_that_cannot_be_made(
+    pictures: Path,
+    nano: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+) -> None:
+    monkeypatch.setenv("HOME", "/dev/null")
+    for name in ("PINXIT_CACHE", "XDG_CACHE_HOME"):
+        monkeypatch.delenv(name, raising=False)
+    words = ["--token", "<mytoy>", "--class-noun", "toy", "--base", str(nano), "--steps", "1"]
+    out = ["--out", str(tmp_path / "run")]
+    assert main(["train", "dreambooth", str(pictures), *words, *out]) == 2
+    assert "cannot write /dev/null" in capsys.readouterr().err
+
+
 def test_an_initial_image(pinxit: Pinxit, nano: Path, pictures: Path) -> None:
     start = ["--init-image", str(pictures / "0.png"), "--denoising-strength", "0.5"]
     (path,) = pinxit("generate", "a toy", "--base", str(nano), "--num-images", "1", *start)

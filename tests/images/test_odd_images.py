@@ -138,3 +138,13 @@ def test_file_names_that_are_not_utf_8_work(folder: Path) -> None:
     odd.scene().save(path)
     (image,) = read_images(folder)
     assert decode(image.path).image.size == (32, 32)
+
+
+def test_a_jpeg_with_thousands_of_scans_is_refused(folder: Path) -> None:
+    Image.new("RGB", (2000, 1500)).save(folder / "a.jpg", progressive=True)
+    data = (folder / "a.jpg").read_bytes()
+    assert decode(folder / "a.jpg").image.size == (2000, 1500)
+    last = data.rindex(b"\xff\xda")
+    (folder / "a.jpg").write_bytes(data[:last] + data[last:-2] * 1000 + data[-2:])
+    with pytest.raises(ImageError, match="scans"):
+        read_images(folder)

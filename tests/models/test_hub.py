@@ -16,6 +16,7 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
 from pinxit.adapters.parts import EmbeddingPart
+from pinxit.cli import main
 from pinxit.concepts.concept import Concept
 from pinxit.concepts.metadata import Provenance
 from pinxit.concepts.read import write_concept
@@ -176,8 +177,12 @@ def test_only_required_files_are_downloaded() -> None:
 
 
 def test_a_model_that_a_file_names_is_downloaded_only_with_consent(
-    hub_server: Hub, run_pinxit: Any, tmp_path: Path
+    hub_server: Hub,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
 ) -> None:
+    monkeypatch.chdir(tmp_path)
     info = PngInfo()
     info.add_text("pinxit", json.dumps({"prompt": "a dog", "steps": 1, "base": "owner/evil"}))
     Image.new("RGB", (32, 32), "red").save(tmp_path / "a.png", pnginfo=info)
@@ -189,12 +194,12 @@ def test_a_model_that_a_file_names_is_downloaded_only_with_consent(
         ["transfer", "a.png", "a cat", "--steps", "1"],
         ["generate", "a <mytoy>", "--concept", "c.safetensors"],
     ):
-        status, _, output = run_pinxit(*typed)
-        assert (status, "would be downloaded" in output) == (2, True)
+        assert main(typed) == 2
+        assert "would be downloaded" in capsys.readouterr().err
         assert not hub_server.requests
     for consent in (["--base", "owner/evil"], ["--allow-download"]):
-        status, _, output = run_pinxit("generate", "--from-png", "a.png", *consent)
-        assert (status, "there is no base model `owner/evil`" in output) == (2, True)
+        assert main(["generate", "--from-png", "a.png", *consent]) == 2
+        assert "there is no base model `owner/evil`" in capsys.readouterr().err
         assert hub_server.requests
         hub_server.requests.clear()
 
