@@ -154,7 +154,7 @@ def read_toml(path: Path, what: str) -> dict[str, object]:
     try:
         return tomllib.loads(read_untrusted_text(path))
     except FileError as error:
-        raise RecipeError(f"{what}: {error.message}", error.hint) from error
+        raise RecipeError(f"{what}: {error.message}", "give a TOML file") from error
     except (ValueError, RecursionError) as error:
         raise RecipeError(
             f"{what} {path} cannot be read: {error}", "correct the file: it must be TOML"
