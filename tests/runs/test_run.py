@@ -56,7 +56,7 @@ def test_the_folder_tells_everything(model: Model, pictures: Path, tmp_path: Pat
     assert Run.open(run.folder).recipe == run.recipe
     about = run.concept.provenance
     assert about.steps == 4
-    assert sorted(about.images) == ["0.png", "1.png", "2.png"]
+    assert sorted(about.images) == ["001", "002", "003"]
     assert about.versions["torch"] == torch.__version__
     assert Recipe.model_validate(__import__("tomllib").loads(about.recipe)) == run.recipe
 
