@@ -69,7 +69,7 @@ def option_details(option: FieldInfo) -> OptionDetails:
 class Options(BaseModel):
     """A frozen table of options; whatever is wrong with the values is one PinxitError."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
     error_type: ClassVar[type[PinxitError]] = RecipeError
 
     @classmethod

@@ -12,6 +12,7 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
 from pinxit.adapters.kinds.embedding import EmbeddingAdapter
+from pinxit.adapters.lora_part import LoraPart
 from pinxit.concepts.concept import Concept
 from pinxit.concepts.metadata import Provenance
 from pinxit.concepts.png_embedding import read_hidden_embedding
@@ -25,6 +26,7 @@ from pinxit.generation.sample import generate_images, sample_images
 from pinxit.generation.schedulers import SCHEDULER_ALIASES, SCHEDULERS
 from pinxit.images.tensors import contact_sheet, to_image, to_pixels
 from pinxit.models.model import Model
+from pinxit.models.open_base import open_base
 from pinxit.progress import Notice
 
 QUICK = GenerationRequest(prompt="a dog", steps=3)
@@ -211,7 +213,7 @@ def test_notice_about_another_clip_skip(model: Model) -> None:
             for event in sample_images(model, request, [trained])
             if isinstance(event, Notice)
         ]
-        for request in (QUICK, changed(clip_skip=2))
+        for request in (changed(prompt="<mytoy>"), changed(prompt="<mytoy>", clip_skip=2))
     ]
     assert messages == [["<mytoy> was trained with clip skip 2. hint: add --clip-skip 2"], []]
 
@@ -336,3 +338,61 @@ def test_a_png_contains_no_path_of_the_users_folder(
     assert b"ada" not in (tmp_path / "a.png").read_bytes()
     again = GenerationRequest.from_png(tmp_path / "a.png")
     assert again == request.model_copy(update={"init_image": Path("dog.png")})
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+def test_a_concept_with_values_that_are_not_finite_is_refused(model: Model, value: float) -> None:
+    broken = concept(model)
+    broken.parts[0].tensors["text"][0, 3] = value
+    with pytest.raises(ConceptError, match="1 values of text are infinite or NaN"):
+        generate_images(model, changed(prompt="<mytoy>"), [broken])
+    lora = LoraPart("denoiser", "lora", {"x": {"lora_A.weight": torch.full((1, 2), value)}})
+    with pytest.raises(ConceptError, match="2 values of x.lora_A.weight are infinite or NaN"):
+        generate_images(model, QUICK, [replace(broken, parts=(lora,))])
+
+
+@pytest.mark.parametrize("network", ["denoiser", "text", "vae"])
+def test_weights_of_the_base_model_that_are_not_finite_are_named(nano: Path, network: str) -> None:
+    broken = open_base(str(nano))
+    layers = dict(broken.all_networks[network].named_parameters())
+    name = next(name for name in layers if "enc" not in name)
+    layers[name].data.view(-1)[0] = float("nan")
+    with pytest.raises(RequestError, match=f"`{name}` of the {network}"):
+        generate_images(broken, changed(prompt="a dog"))
+
+
+@pytest.mark.parametrize("weight", ["9" * 400, "1" + "0" * 38])
+def test_weights_of_a_prompt_that_are_too_large_are_refused(model: Model, weight: str) -> None:
+    with pytest.raises(RequestError, match="not a finite number|infinite or NaN"):
+        generate_images(model, changed(prompt=f"(a dog:{weight})", guidance_scale=7.5))
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_options_must_be_finite(value: float) -> None:
+    with pytest.raises(RequestError, match="guidance_scale"):
+        changed(guidance_scale=value)
+
+
+@pytest.mark.parametrize(
+    ("prompt", "used"),
+    [
+        ("a <mytoy>", True),
+        ("a mine", True),
+        ("a dog, <MYTOY>", True),
+        ("\u4e00\u53ea<mytoy>\u5728", True),
+        ("my_<mytoy>_photo", True),
+        ("a dog", False),
+        ("my_mine_photo", False),
+        ("<mytoys>", False),
+    ],
+)
+def test_a_concept_that_the_prompt_does_not_use_is_said(
+    model: Model, prompt: str, used: bool
+) -> None:
+    given = replace(concept(model), nickname="mine")
+    events = list(sample_images(model, changed(prompt=prompt), [given]))
+    notices = [event.message for event in events if isinstance(event, Notice)]
+    assert any("is not in the prompt" in notice for notice in notices) != used
+    images = [event for event in events if isinstance(event, GeneratedImage)]
+    without = generate_images(model, changed(prompt=prompt))
+    assert torch.equal(images[0].latents, without[0].latents) != used

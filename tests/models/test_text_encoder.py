@@ -1,5 +1,6 @@
 """Prompts: placeholder tokens, their embeddings and gradients, weights, chunks and clip skip."""
 
+import unicodedata
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -14,8 +15,9 @@ from pinxit.errors import ConceptError, ModelError
 from pinxit.models.model import Model
 from pinxit.models.open_base import open_base
 from pinxit.models.prompt import (
+    PromptPiece,
     TokenEmbedding,
-    expand_aliases,
+    parse_prompt,
     parse_weights,
     plain_text,
     token_pattern,
@@ -53,7 +55,7 @@ def test_tokens_match_only_whole_words(prompt: str, count: int) -> None:
 
 def test_the_longer_of_two_tokens_matches() -> None:
     placeholders = {"my": TokenEmbedding("one"), "my-toy": TokenEmbedding("two")}
-    assert expand_aliases("my-toy and My dog", placeholders) == "two and one dog"
+    assert plain_text("my-toy and My dog", placeholders, weights=False) == "two and one dog"
 
 
 def test_a_placeholder_token_works_like_a_vocabulary_token(nano: Path, model: Model) -> None:
@@ -77,11 +79,13 @@ def test_a_prompt_is_tokenized_once_for_all_values_of_the_embeddings(
     encoder, prompt = model.text_encoders["text"], "once a photo of <mytoy>"
     parsed: list[str] = []
 
-    def expand(text: str, placeholders: Mapping[str, TokenEmbedding]) -> str:
+    def parse(
+        text: str, placeholders: Mapping[str, TokenEmbedding], *, weights: bool
+    ) -> tuple[PromptPiece, ...]:
         parsed.append(text)
-        return expand_aliases(text, placeholders)
+        return parse_prompt(text, placeholders, weights=weights)
 
-    monkeypatch.setattr("pinxit.models.clip_encoder.expand_aliases", expand)
+    monkeypatch.setattr("pinxit.models.clip_encoder.parse_prompt", parse)
     for count, scale in ((2, 1.0), (2, 3.0), (3, 1.0)):
         table = torch.ones(count, encoder.width) * scale
         plan = encoder.tokenize([prompt], {"<mytoy>": TokenEmbedding("toy", {"text": table})})
@@ -131,7 +135,8 @@ def test_a_long_prompt_is_truncated_and_reported(model: Model) -> None:
         tokens = encoder.tokenize([f"{fits} <mytoy>"], model.placeholders, GENERATION)
     assert tokens.ids.shape == (1, 1, 32)
     assert tokens.ids[0, 0, -1] == encoder.tokenizer.eos_token_id
-    assert bool((tokens.embedding_rows < 0).all())
+    rows = tokens.embedding_rows[0, 0]
+    assert rows[rows >= 0].tolist() == [0, 1, 2, 3]
 
 
 def test_an_alias_is_replaced_by_its_text(model: Model) -> None:
@@ -246,3 +251,103 @@ def test_clip_skip_uses_an_earlier_layer(opened: Callable[[str], Model]) -> None
     assert not torch.allclose(states[1], states[2], atol=1e-3)
     with pytest.raises(ModelError, match="clip skip 3 is more than the 2 layers"):
         model.condition(["a red dog"], PromptParsing(clip_skip=3))
+
+
+@pytest.mark.parametrize("family", ["nano", "stable-diffusion-1", "stable-diffusion-xl"])
+@pytest.mark.parametrize("words_before", [0, 29, 30, 73, 75, 76, 200])
+@pytest.mark.parametrize("parsing", [DEFAULT_PARSING, GENERATION])
+def test_a_token_is_never_cut_off_or_torn(
+    opened: Callable[[str], Model], family: str, words_before: int, parsing: PromptParsing
+) -> None:
+    """Whatever the length of a caption, the first token stays, whole, in one window."""
+    model = opened(family)
+    prompt = f"{'dog ' * words_before}<mytoy>{' cat' * 80}"
+    with applied(model, [embedding(model, 3), AliasAdapter("<other>", "sks toy")]):
+        for encoder in model.text_encoders.values():
+            plan = encoder.tokenize([prompt], model.placeholders, parsing)
+            windows = [
+                [row for row in rows if row >= 0] for rows in plan.embedding_rows[0].tolist()
+            ]
+            assert [rows for rows in windows if rows] == [[0, 1, 2]]
+        text_encoder = model.text_encoders["text"]
+        alias = text_encoder.tokenize(
+            [prompt.replace("<mytoy>", "<other>")], model.placeholders, parsing
+        )
+        sks, toy = text_encoder.ids("sks toy")
+        windows = alias.ids[0].tolist()
+        assert sum(ids.count(sks) and ids[ids.index(sks) + 1] == toy for ids in windows) == 1
+        if alias.ids.shape[1] == 1 and not (parsing.long_prompts and family != "nano"):
+            assert "cat" in model.truncated_text(prompt, parsing)
+
+
+def test_t5_keeps_the_text_of_a_token(opened: Callable[[str], Model]) -> None:
+    model = opened("stable-diffusion-3")
+    encoder: Any = model.frozen_text_encoders["text_3"]
+    prompt = f"{'dog ' * 300}<mytoy>"
+    ids = encoder.tokenize([prompt], {"<mytoy>": TokenEmbedding("toy")}).ids[0, 0].tolist()
+    short = encoder.tokenize(["dog toy"], {}).ids[0, 0].tolist()
+    assert ids[-2:] == short[1:3]
+    assert ids[:3] == [short[0]] * 3
+
+
+NOTATIONS = [
+    *(
+        "<toy>",
+        "[toy]",
+        "(toy)",
+        "{toy}",
+        "((toy))",
+        "<<toy>>",
+        "*toy*",
+        "toy-1",
+        "my_toy",
+        "a.toy",
+    ),
+    *(
+        "toy:1.2",
+        "<toy:1.2>",
+        "t\\(oy",
+        "TOY9",
+        "\u732b\u732b",
+        "<\u00c9t\u00e9>",
+        "s\u017f\u212a",
+        "+toy",
+        "'toy'",
+    ),
+]
+
+
+@pytest.mark.parametrize("weights", [False, True])
+@pytest.mark.parametrize(
+    "template",
+    [
+        "{}",
+        "a photo of {}",
+        "{}, a dog",
+        "a dog, ({}:1.3)",
+        "[{}] {}.",
+        "\u4e00\u53ea{}\u5728\u6d77\u6ee9",
+    ],
+)
+@pytest.mark.parametrize("token", NOTATIONS)
+def test_every_notation_of_a_token_is_found(token: str, template: str, weights: bool) -> None:
+    placeholders = {
+        token: TokenEmbedding("sks"),
+        f"{token}2": TokenEmbedding("wrong"),
+        token[:-1] or "x": TokenEmbedding("wrong"),
+    }
+    prompt = template.format(token, token)
+    for spelled in (prompt, unicodedata.normalize("NFD", prompt)):
+        text = plain_text(spelled, placeholders, weights=weights)
+        assert text.count("sks") == template.count("{}")
+        assert "wrong" not in text
+
+
+def test_letters_that_change_length_in_another_case_are_the_same_token(model: Model) -> None:
+    for token, other in (("<\u017f>", "<S>"), ("<k>", "<\u212a>"), ("<\u03c2>", "<\u03a3>")):
+        assert plain_text(other, {token: TokenEmbedding("toy")}, weights=True) == "toy"
+        with (
+            pytest.raises(ConceptError, match="two concepts define"),
+            applied(model, [AliasAdapter(token, "a"), AliasAdapter(other, "b")]),
+        ):
+            pass

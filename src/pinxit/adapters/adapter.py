@@ -12,7 +12,7 @@ from pinxit.adapters.parts import Part
 from pinxit.adapters.strength import Strength
 from pinxit.errors import ConceptError
 from pinxit.models.model import Model
-from pinxit.models.prompt import TokenEmbedding
+from pinxit.models.prompt import TokenEmbedding, same_token
 
 
 class ModelChange(ABC):
@@ -61,6 +61,10 @@ class Adapter(ModelChange):
         """The trainable weights by name; empty if the adapter is not trainable."""
         return {}
 
+    def placeholders(self) -> Mapping[str, TokenEmbedding]:
+        """The placeholder tokens that it defines."""
+        return {}
+
     @abstractmethod
     def part(self) -> Part:
         """The adapter as data, with detached tensors on the CPU."""
@@ -96,7 +100,7 @@ def adapter_type(kind: str) -> type[Adapter]:
 @contextmanager
 def placeholder(model: Model, token: str, embedding: TokenEmbedding) -> Generator[None]:
     """Define a placeholder token in a model; ConceptError if the model has such a token already."""
-    if token.lower() in {name.lower() for name in model.placeholders}:
+    if any(same_token(token, name) for name in model.placeholders):
         raise ConceptError(
             f"two concepts define the token `{token}`",
             "train one of them again with another --token, or use only one of them",

@@ -7,6 +7,7 @@ from typing import ClassVar, Self
 
 from torch import Tensor
 
+from pinxit.errors import ConceptError
 from pinxit.models.family import FamilyFacts, families_by_text_widths, family_of_denoiser
 
 # Embedding vectors have norms of about 0.5; training does not reach this norm.
@@ -69,8 +70,17 @@ class Part(ABC):
         return [problem for name in self.tensors if (problem := self._tensor_problem(name))]
 
     def _tensor_problem(self, name: str) -> str:
-        count = int((~self.tensors[name].isfinite()).sum())
-        return f"{count} values of {name} are infinite or NaN" if count else ""
+        return _not_finite(name, self.tensors[name])
+
+    def check_finite(self) -> None:
+        """ConceptError if a tensor has values that are infinite or NaN."""
+        for name, tensor in self.tensors.items():
+            if problem := _not_finite(name, tensor):
+                raise ConceptError(
+                    f"{problem}, in the part `{self.key}` of the concept",
+                    "the file is damaged, or its training diverged: use another copy or an "
+                    "earlier checkpoint",
+                )
 
 
 @dataclass(frozen=True)
@@ -215,6 +225,13 @@ class FullWeightsPart(Part):
         family = family_of_denoiser(self.weights)
         rows = [("network", f"{self.network}, {weight_count(self.weights.values())}")]
         return rows + ([("fits", family.title)] if family else [])
+
+
+def _not_finite(name: str, tensor: Tensor) -> str:
+    """How many values of a tensor are not finite, in words; "" if all are."""
+    # float8 has few operators: it is compared as fp32.
+    count = int((~(tensor.float() if tensor.itemsize == 1 else tensor).isfinite()).sum())
+    return f"{count} values of {name} are infinite or NaN" if count else ""
 
 
 def weight_count(tensors: Iterable[Tensor]) -> str:

@@ -77,6 +77,8 @@ class Concept:
                 f"{self.token} has no LoRA",
                 f"leave out the strength; in a prompt, write a weight as ({self.token}:1.2)",
             )
+        for part in self.parts:
+            part.check_finite()
         check_groups(self.strength, model)
         adapters = tuple(adapter_type(part.kind).restore(part, model) for part in self.parts)
         for part, adapter in zip(self.parts, adapters, strict=True):

@@ -7,6 +7,7 @@ from pinxit.concepts.concept import Concept
 from pinxit.generation.control import without_tokens
 from pinxit.generation.request import GenerationRequest
 from pinxit.models.model import Model
+from pinxit.models.prompt import parse_prompt
 from pinxit.progress import Notice
 
 
@@ -36,11 +37,29 @@ def request_notices(
     yield from _concept_notices(model, request, concepts)
 
 
+def _is_used(model: Model, request: GenerationRequest, concept: Concept) -> bool:
+    """Whether a prompt contains a token of the concept, its file name, or an alias's text."""
+    prompts = (request.prompt, request.negative_prompt)
+    names = {*concept.tokens, concept.nickname}
+    pieces = (parse_prompt(prompt, model.placeholders, weights=True) for prompt in prompts)
+    lower_names = {name.lower() for name in names}
+    texts = [part.prompt_text.lower() for part in concept.parts if part.prompt_text]
+    return any(piece.token in names for some in pieces for piece in some if piece.token) or any(
+        text in prompt.lower() for text in texts for prompt in prompts if text not in lower_names
+    )
+
+
 def _concept_notices(
     model: Model, request: GenerationRequest, concepts: Sequence[Concept]
 ) -> Iterator[Notice]:
-    """What differs between a request and how its concepts were trained."""
+    """Concepts that the prompts do not use, and what differs from how they were trained."""
     for concept in concepts:
+        if concept.tokens and not _is_used(model, request, concept):
+            effect = "has an effect all the same" if concept.has_strength else "has no effect"
+            yield Notice(
+                f"{concept.token} is given, but is not in the prompt: the concept {effect}. hint: "
+                f"write {concept.token} as a word of its own"
+            )
         if concept.provenance.base_hash not in ("", model.hash):
             yield Notice(
                 f"{concept.token} was trained on {concept.provenance.base}, not on {model.name}: "

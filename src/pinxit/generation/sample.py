@@ -19,6 +19,7 @@ from pinxit.generation.control import (
     prepare_controls,
     without_tokens,
 )
+from pinxit.generation.finite import check_finite
 from pinxit.generation.notices import request_notices
 from pinxit.generation.request import GeneratedImage, GenerationRequest
 from pinxit.generation.schedulers import Sampler, scheduler_name
@@ -210,6 +211,7 @@ def _finished_images(
     """The images of final latents, each with the request that generates it alone."""
     model = context.model
     pixels = model.decode(latents)
+    check_finite(model, latents, pixels)
     for hook in hooks:
         pixels = hook.finished(pixels)
     used = {

@@ -6,20 +6,16 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from difflib import get_close_matches
 from functools import lru_cache, partial
+from itertools import groupby
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 
 from pinxit.errors import ModelError
-from pinxit.models.prompt import (
-    TokenEmbedding,
-    WeightedText,
-    expand_aliases,
-    parse_weights,
-    token_pattern,
-)
+from pinxit.models.prompt import PromptPiece, TokenEmbedding, parse_prompt
 from pinxit.models.text_encoder import DEFAULT_PARSING, EncodedPrompt, PromptParsing, TokenPlan
+from pinxit.models.text_window import Unit, split_windows, window_indices
 
 # A byte-level tokenizer of this size splits any word into few tokens; a small vocabulary cannot.
 _LARGE_VOCABULARY = 10_000
@@ -62,11 +58,15 @@ class TextNetwork(Protocol):
 
 @dataclass(frozen=True)
 class _Token:
-    """A token of a prompt. `row` is the row of the embedding that replaces its own, or -1."""
+    """A token of a prompt. `row` is the row of the embedding that replaces its own, or -1.
+
+    `unit` is the occurrence of a placeholder token that it belongs to.
+    """
 
     id: int
     row: int = -1
     weight: float = 1.0
+    unit: Unit = None
 
 
 # A prompt, whether weights are parsed, and each placeholder token with its text and length.
@@ -149,12 +149,14 @@ class ClipEncoder:
         placeholders: Mapping[str, TokenEmbedding],
         parsing: PromptParsing = DEFAULT_PARSING,
     ) -> str:
-        """The end of a prompt that is truncated, "" if the whole prompt fits."""
+        """The part of a prompt that is left out, "" if the whole prompt fits."""
         if parsing.long_prompts and self._supports_long_prompts:
             return ""
         vectors = self._placeholder_vectors(placeholders)
         tokens = self._prompt_tokens(prompt, placeholders, parsing, vectors)
-        return self.tokenizer.decode([token.id for token in tokens[self._content_length :]])
+        stay = set(window_indices([token.unit for token in tokens], self._content_length))
+        cut = [token.id for index, token in enumerate(tokens) if index not in stay]
+        return self.tokenizer.decode(cut)
 
     def tokenize(
         self,
@@ -168,12 +170,12 @@ class ClipEncoder:
         prompt_tokens = [
             self._prompt_tokens(prompt, placeholders, parsing, vectors) for prompt in prompts
         ]
-        if parsing.long_prompts and self._supports_long_prompts:
-            lengths = [len(tokens) for tokens in prompt_tokens]
-            chunks = max(chunks, *(-(-length // self._content_length) for length in lengths))
+        is_long = parsing.long_prompts and self._supports_long_prompts
+        contents = [self._windows(tokens, is_long=is_long) for tokens in prompt_tokens]
+        chunks = max(chunks, *map(len, contents))
         tokens = [
-            [token for chunk in self._chunks(tokens, chunks) for token in chunk]
-            for tokens in prompt_tokens
+            [token for chunk in self._chunks(windows, chunks) for token in chunk]
+            for windows in contents
         ]
         shape, device = (len(prompts), chunks, -1), self.embedding.weight.device
         ids = torch.tensor([[token.id for token in row] for row in tokens], device=device)
@@ -248,13 +250,21 @@ class ClipEncoder:
             if embedding.vectors
         }
 
-    def _chunks(self, tokens: Sequence[_Token], count: int) -> list[list[_Token]]:
-        """A prompt in `count` chunks with start, end and padding tokens; the rest is truncated."""
+    def _windows(self, tokens: Sequence[_Token], *, is_long: bool) -> list[list[_Token]]:
+        """The tokens of each window of a prompt, only the first window unless it may be long."""
+        units = [token.unit for token in tokens]
+        if is_long:
+            windows = split_windows(units, self._content_length)
+            return [[tokens[index] for index in window] for window in windows]
+        return [[tokens[index] for index in window_indices(units, self._content_length)]]
+
+    def _chunks(self, windows: Sequence[list[_Token]], count: int) -> list[list[_Token]]:
+        """A prompt in `count` chunks with start, end and padding tokens."""
         start = _Token(self.tokenizer.bos_token_id)
         end = _Token(self.tokenizer.eos_token_id)
         padding = _Token(self.tokenizer.pad_token_id)
         size = self._content_length
-        contents = [tokens[index * size : (index + 1) * size] for index in range(count)]
+        contents = [*windows, *[[]] * (count - len(windows))]
         return [[start, *content, end, *[padding] * (size - len(content))] for content in contents]
 
     def _prompt_tokens(
@@ -274,42 +284,44 @@ class ClipEncoder:
         )
         key = (prompt, parsing.weights, meanings)
         if key not in self._tokenized:
-            text = expand_aliases(prompt, placeholders)
-            segments = parse_weights(text) if parsing.weights else (WeightedText(text),)
+            pieces = parse_prompt(prompt, placeholders, weights=parsing.weights)
             if len(self._tokenized) >= _CACHED_PROMPTS:
                 self._tokenized.clear()
-            self._tokenized[key] = [
-                token
-                for segment in segments
-                for token in self._segment_tokens(segment, placeholders, vectors)
-            ]
+            self._tokenized[key] = self._piece_tokens(pieces, vectors)
         return self._tokenized[key]
 
-    def _segment_tokens(
-        self,
-        segment: WeightedText,
-        placeholders: Mapping[str, TokenEmbedding],
-        vectors: Mapping[str, Tensor],
+    def _piece_tokens(
+        self, pieces: Sequence[PromptPiece], vectors: Mapping[str, Tensor]
     ) -> list[_Token]:
-        """The tokens of a text with one weight."""
-        if not vectors:
-            return self._text_tokens(segment.text, segment.weight)
-        names: dict[str, str] = {}
+        """The tokens of a prompt's pieces; texts that touch are tokenized as one text."""
         rows: dict[str, range] = {}
         first_row = 0
-        for name, embeddings in vectors.items():
-            names.setdefault(name.lower(), name)
-            rows[name.lower()] = range(first_row, first_row + len(embeddings))
+        for token, embeddings in vectors.items():
+            rows[token] = range(first_row, first_row + len(embeddings))
             first_row += len(embeddings)
         tokens: list[_Token] = []
-        start = 0
-        for match in token_pattern(tuple(vectors)).finditer(segment.text):
-            tokens += self._text_tokens(segment.text[start : match.start()], segment.weight)
-            key = match.group().lower()
-            filler_id = self.ids(placeholders[names[key]].text)[0]
-            tokens += [_Token(filler_id, row, segment.weight) for row in rows[key]]
-            start = match.end()
-        return tokens + self._text_tokens(segment.text[start:], segment.weight)
+        numbered = enumerate(pieces)
+        groups = groupby(numbered, lambda item: (item[1].weight, item[1].token in vectors))
+        for (weight, has_vectors), group in groups:
+            items = list(group)
+            if not has_vectors:
+                tokens += self._text_tokens(items, weight)
+                continue
+            for number, piece in items:
+                filler_id, unit = self.ids(piece.text)[0], (piece.token, number)
+                tokens += [_Token(filler_id, row, weight, unit) for row in rows[piece.token]]
+        return tokens
 
-    def _text_tokens(self, text: str, weight: float) -> list[_Token]:
-        return [_Token(index, weight=weight) for index in self.ids(text)]
+    def _text_tokens(
+        self, pieces: Sequence[tuple[int, PromptPiece]], weight: float
+    ) -> list[_Token]:
+        """The tokens of numbered pieces of text with one weight."""
+        ids = self.ids("".join(piece.text for _, piece in pieces))
+        units: list[Unit] = [
+            (piece.token, number) if piece.token else None
+            for number, piece in pieces
+            for _ in (self.ids(piece.text) if len(pieces) > 1 or piece.token else ids)
+        ]
+        if len(units) != len(ids):  # a text and an alias that touch share a token
+            units = [None] * len(ids)
+        return [_Token(index, -1, weight, unit) for index, unit in zip(ids, units, strict=True)]

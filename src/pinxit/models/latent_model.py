@@ -124,6 +124,11 @@ class LatentModel(Model):
             release_weights(self._all[name])
             self._offloaded.add(name)
 
+    @property
+    def all_networks(self) -> Mapping[str, nn.Module]:
+        """All networks by name, with those that cannot be trained; some may be offloaded."""
+        return self._all
+
     def emptied(self, name: str) -> nn.Module:
         """A network without weights, to be given other ones; `offload` brings back its own."""
         if name not in self._offloaded:

@@ -164,6 +164,11 @@ class Model(ABC):
     def emptied(self, name: str) -> nn.Module:
         """A network without weights, to be given other ones; `offload` brings back its own."""
 
+    @property
+    @abstractmethod
+    def all_networks(self) -> Mapping[str, nn.Module]:
+        """All networks by name, with those that cannot be trained; some may be offloaded."""
+
     @abstractmethod
     def enable_gradient_checkpointing(self, enabled: bool) -> None:
         """Turn gradient checkpointing of the denoiser on or off."""
@@ -214,10 +219,19 @@ class Model(ABC):
         groups = self.text_layer_groups if is_text else self.layer_groups
         return re.compile(groups.get(group, "(?!)"))
 
-    def truncated_text(self, prompt: str, parsing: PromptParsing = DEFAULT_PARSING) -> str:
-        """The end of a prompt that all text encoders truncate, "" if the prompt fits."""
+    def truncated_text(
+        self,
+        prompt: str,
+        parsing: PromptParsing = DEFAULT_PARSING,
+        placeholders: Mapping[str, TokenEmbedding] | None = None,
+    ) -> str:
+        """The part of a prompt that all text encoders leave out, "" if the prompt fits.
+
+        `placeholders` are the active ones if not given.
+        """
+        known = self.placeholders if placeholders is None else placeholders
         endings = [
-            text_encoder.truncated_text(prompt, self.placeholders, parsing)
+            text_encoder.truncated_text(prompt, known, parsing)
             for text_encoder in self.text_encoders.values()
         ]
         return min(endings, key=len)

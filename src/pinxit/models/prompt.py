@@ -1,11 +1,15 @@
 """Prompts: placeholder tokens, and attention weights written in brackets."""
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+import unicodedata
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from math import isfinite
 
 from torch import Tensor
 from torch.nn.functional import normalize
+
+from pinxit.errors import RequestError
 
 # The weight of brackets without a number: times this for round ones, divided by it for square ones.
 _BRACKET_WEIGHT = 1.1
@@ -20,6 +24,14 @@ _SYNTAX = re.compile(
 )
 _MAX_NAME_BYTES = 200  # names on disks have 255, and endings are added to them
 _OPENING_BRACKETS = {")": "(", "]": "["}
+# Takes the place of a placeholder token while weights are parsed; no text contains this code point.
+_MARK = "\ufdd0"
+# Thai to Khmer, Chinese, Japanese and Korean: their words, or particles, follow without spaces.
+_NO_SPACES = (
+    r"\u0e00-\u0eff\u1000-\u109f\u1100-\u11ff\u1780-\u17ff\u3005-\u3007\u3040-\u318f"
+    r"\u31a0-\u31bf\u3400-\u4dbf\u4e00-\u9fff\uac00-\ud7af\uf900-\ufaff\uff66-\uff9d"
+    r"\U00020000-\U0003ffff"
+)
 
 
 def file_name(token: str) -> str:
@@ -74,27 +86,97 @@ class WeightedText:
     weight: float = 1.0
 
 
-def token_pattern(tokens: Sequence[str]) -> re.Pattern[str]:
-    """A regular expression that finds the tokens as whole words, in upper or lower case."""
-    longest_first = sorted(tokens, key=len, reverse=True)
-    return re.compile(
-        rf"(?<![\w<])(?:{'|'.join(map(re.escape, longest_first))})(?![\w>])", re.IGNORECASE
-    )
+@dataclass(frozen=True)
+class PromptPiece:
+    """A text with one weight, or a placeholder token with the text that it stands for."""
+
+    text: str
+    weight: float
+    token: str = ""
 
 
-def expand_aliases(prompt: str, placeholders: Mapping[str, TokenEmbedding]) -> str:
-    """The prompt with each placeholder token that has no embeddings replaced by its text."""
-    aliases = {token.lower(): alias for token, alias in placeholders.items() if not alias.vectors}
-    if not aliases:
-        return prompt
-    pattern = token_pattern(tuple(aliases))
-    return pattern.sub(lambda match: aliases[match.group().lower()].text, prompt)
+def token_pattern(tokens: Iterable[str]) -> re.Pattern[str]:
+    """A regular expression that finds the tokens as whole words, in upper or lower case.
+
+    Each token is a group, the longest first. Letters of a script without spaces between words may
+    touch a token, and `_` may touch one that begins or ends with a bracket.
+    """
+    longest_first = sorted(tokens, key=lambda token: (-len(token), token))
+    return re.compile("|".join(map(_whole_word, longest_first)) or "(?!)", re.IGNORECASE)
+
+
+def _whole_word(token: str) -> str:
+    before, after = _neighbour(token[:1], "<"), _neighbour(token[-1:], ">")
+    return f"(?<!{before})({re.escape(token)})(?!{after})"
+
+
+def _neighbour(edge: str, bracket: str) -> str:
+    """The characters that may not touch a token with this first or last character."""
+    letter = r"\w" if re.match(r"\w", edge) else r"[^\W_]"
+    return rf"(?:(?![{_NO_SPACES}]){letter}|{bracket})"
+
+
+def same_token(one: str, other: str) -> bool:
+    """Whether a prompt cannot tell two tokens apart."""
+    return token_pattern((_normal(one),)).fullmatch(_normal(other)) is not None
+
+
+def _normal(text: str) -> str:
+    """The text without marks, with each letter and its accents as one character."""
+    return unicodedata.normalize("NFC", text.replace(_MARK, ""))
+
+
+def parse_prompt(
+    prompt: str, placeholders: Mapping[str, TokenEmbedding], *, weights: bool
+) -> tuple[PromptPiece, ...]:
+    """The pieces of a prompt: its placeholder tokens, and the texts between them.
+
+    `weights` parses attention weights; the characters of a token, such as brackets, are not parsed.
+    The text of an alias may contain a token that has embeddings.
+    """
+    names = sorted(placeholders, key=lambda token: (-len(_normal(token)), _normal(token)))
+    pattern = token_pattern([_normal(name) for name in names])
+    found: list[str] = []
+
+    def mark(match: re.Match[str]) -> str:
+        found.append(names[(match.lastindex or 1) - 1])
+        return _MARK
+
+    marked = pattern.sub(mark, _normal(prompt))
+    parts = parse_weights(marked) if weights else (WeightedText(marked),)
+    tokens = iter(found)
+    pieces: list[PromptPiece] = []
+    for part in parts:
+        for number, text in enumerate(part.text.split(_MARK)):
+            if number:
+                pieces += _placeholder_pieces(next(tokens), placeholders, part.weight)
+            if weights and pattern.search(text):  # a token whose brackets are escaped: `\(`
+                literal = parse_prompt(text, placeholders, weights=False)
+                pieces += [replace(piece, weight=part.weight) for piece in literal]
+            elif text:
+                pieces.append(PromptPiece(text, part.weight))
+    return tuple(pieces)
+
+
+def _placeholder_pieces(
+    token: str, placeholders: Mapping[str, TokenEmbedding], weight: float
+) -> list[PromptPiece]:
+    """The piece of a placeholder token; several for an alias of a text with other tokens."""
+    meaning = placeholders[token]
+    if meaning.vectors:
+        return [PromptPiece(meaning.text, weight, token)]
+    others = {name: other for name, other in placeholders.items() if other.vectors}
+    pieces = parse_prompt(meaning.text, others, weights=False) if others else ()
+    if not any(piece.token for piece in pieces):
+        return [PromptPiece(meaning.text, weight, token)]
+    return [PromptPiece(piece.text, weight, piece.token or token) for piece in pieces]
 
 
 def parse_weights(prompt: str) -> tuple[WeightedText, ...]:
     r"""The prompt's parts with their weights: `(more)`, `[less]`, `(much more:1.5)`, `\(plain\)`.
 
     Weights of nested brackets are multiplied. A bracket without its partner is a normal character.
+    RequestError if a weight is not a finite number.
     """
     parts: list[WeightedText] = []
     open_brackets: dict[str, list[int]] = {"(": [], "[": []}
@@ -111,6 +193,11 @@ def parse_weights(prompt: str) -> tuple[WeightedText, ...]:
             parts[start].text = ""
         else:
             parts.append(WeightedText(match["escaped"] or text))
+    if not all(isfinite(part.weight) for part in parts):
+        raise RequestError(
+            f"a weight in the prompt `{prompt[:60]}` is not a finite number",
+            "write a weight such as 1.2",
+        )
     return _merge_equal_weights(parts)
 
 
@@ -130,6 +217,4 @@ def plain_text(prompt: str, placeholders: Mapping[str, TokenEmbedding], *, weigh
 
     `weights` removes the brackets of attention weights as well.
     """
-    aliases = {token: TokenEmbedding(meaning.text) for token, meaning in placeholders.items()}
-    text = expand_aliases(prompt, aliases)
-    return "".join(part.text for part in parse_weights(text)) if weights else text
+    return "".join(piece.text for piece in parse_prompt(prompt, placeholders, weights=weights))

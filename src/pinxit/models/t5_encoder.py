@@ -10,9 +10,10 @@ from tokenizers import Tokenizer
 from pinxit.errors import ModelError
 from pinxit.models.loading import load_network
 from pinxit.models.model import Placement
-from pinxit.models.prompt import TokenEmbedding, plain_text
+from pinxit.models.prompt import PromptPiece, TokenEmbedding, parse_prompt
 from pinxit.models.source import Source, read_json
 from pinxit.models.text_encoder import DEFAULT_PARSING, EncodedPrompt, PromptParsing, TokenPlan
+from pinxit.models.text_window import Unit, window_indices
 
 
 class T5Encoder:
@@ -45,11 +46,22 @@ class T5Encoder:
         config, shape = self.network.config, (len(prompts), 1, self._length)
         ids = torch.full(shape, config.pad_token_id, device=self._device)
         for row, prompt in zip(ids[:, 0], prompts, strict=True):
-            text = plain_text(prompt, placeholders, weights=parsing.weights)
-            text_ids = self._tokenizer.encode(text, add_special_tokens=False).ids
-            text_ids = [*text_ids[: self._length - 1], config.eos_token_id]
+            pieces = parse_prompt(prompt, placeholders, weights=parsing.weights)
+            text_ids = [*self._window_ids(pieces), config.eos_token_id]
             row[: len(text_ids)] = torch.tensor(text_ids)
         return TokenPlan(ids, torch.full_like(ids, -1), torch.ones(shape, device=ids.device), None)
+
+    def _window_ids(self, pieces: Sequence[PromptPiece]) -> list[int]:
+        """The token ids of a prompt that stay in the window, without the end token."""
+        text = "".join(piece.text for piece in pieces)
+        encoded = self._tokenizer.encode(text, add_special_tokens=False)
+        owners: list[Unit] = [
+            (piece.token, number) if piece.token else None
+            for number, piece in enumerate(pieces)
+            for _ in piece.text
+        ]
+        units = [next(filter(None, owners[start:end]), None) for start, end in encoded.offsets]
+        return [encoded.ids[index] for index in window_indices(units, self._length - 1)]
 
     @torch.no_grad()
     def encode(self, plan: TokenPlan, parsing: PromptParsing = DEFAULT_PARSING) -> EncodedPrompt:  # noqa: ARG002

@@ -21,6 +21,7 @@ from pinxit.files.atomic_write import (
 )
 from pinxit.files.portable import numbered, with_tilde
 from pinxit.generation import image_cache
+from pinxit.generation.finite import NotFiniteError
 from pinxit.images.folder import TrainingImage, fingerprints
 from pinxit.progress import Notice, Progress
 from pinxit.runs.best import save_if_best
@@ -157,19 +158,10 @@ class RunFolder:
         yield from self._check_early_stop(trainer)
         last = not trainer.unfinished
         if _is_due(step, self.recipe.preview_every, last):
-            with self.resume_hint(), trainer.averaged_weights():
-                folder = self.folder / PREVIEWS
-                preview, findings = save_preview(
-                    trainer.model, self.recipe, step.number, folder, self.judge
-                )
-            yield self.record(preview)
-            if preview.num_flat:
-                message = f"{preview.num_flat} previews of step {step.number} {_FLAT}"
-                yield self.record(Notice(message))
-            if findings:
-                with self.resume_hint(), self._averaged_concept(trainer) as concept:
-                    scores = save_if_best(self.folder, concept, findings)
-                yield self.record(scores)
+            try:
+                yield from self._preview(step, trainer)
+            except NotFiniteError as error:
+                yield self.record(Notice(f"no preview of step {step.number}: {error.message}"))
         if _is_due(step, self.recipe.save_every, last=False):
             with self.resume_hint():
                 make_folder(self.folder / CONCEPTS)
@@ -181,6 +173,22 @@ class RunFolder:
             yield self.record(SavedCheckpoint(step.number, self.folder / CONCEPT))
         if last:
             yield self.record(Finished(step.number, result_file(self.folder)))
+
+    def _preview(self, step: StepResult, trainer: ConceptTrainer) -> Generator[Event]:
+        """Save previews and, if their scores are the best so far, the concept."""
+        with self.resume_hint(), trainer.averaged_weights():
+            folder = self.folder / PREVIEWS
+            preview, findings = save_preview(
+                trainer.model, self.recipe, step.number, folder, self.judge
+            )
+        yield self.record(preview)
+        if preview.num_flat:
+            message = f"{preview.num_flat} previews of step {step.number} {_FLAT}"
+            yield self.record(Notice(message))
+        if findings:
+            with self.resume_hint(), self._averaged_concept(trainer) as concept:
+                scores = save_if_best(self.folder, concept, findings)
+            yield self.record(scores)
 
     def log_step(self, step: StepResult, trainer: ConceptTrainer) -> None:
         """Log a step and the validation losses around it, unless they are in the log already."""

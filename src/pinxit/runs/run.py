@@ -199,6 +199,8 @@ def _start(
         yield run.record(event)
     class_images = read_class_images(model, run.plan.class_images)
     trainer = trainers[run] = ConceptTrainer(model, run.plan, run.images, class_images)
+    for notice in _cut_prompts(trainer):
+        yield run.record(notice)
     yield from run.restore(trainer, last_error)
     yield run.record(Started(trainer.steps_done, trainer.total_steps))
     if trainer.unfinished:
@@ -206,6 +208,16 @@ def _start(
             yield run.record(event)
     else:
         yield run.record(Finished(trainer.steps_done, run.state.result_file))
+
+
+def _cut_prompts(trainer: ConceptTrainer) -> Iterator[Notice]:
+    """What the text encoders leave out of captions that are too long; never the token."""
+    cuts = trainer.cut_prompts()
+    for cut in list(cuts.values())[:1]:
+        yield Notice(
+            f"{len(cuts)} training prompts are too long for {trainer.model.name} and are cut; "
+            f"{trainer.plan.recipe.token} stays, and of the first this is left out: `{cut}`"
+        )
 
 
 def _train_started(

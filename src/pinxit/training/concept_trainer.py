@@ -11,6 +11,7 @@ from torch import Tensor
 from pinxit.errors import RunError
 from pinxit.images.folder import TrainingImage, fingerprint, sort_by_content
 from pinxit.models.model import Model
+from pinxit.models.prompt import TokenEmbedding
 from pinxit.training.batches import BatchSampling, TrainingSamples
 from pinxit.training.early_stopping import converged
 from pinxit.training.optimizer import STATE_NAMES, AdamW, ParameterGroup, global_norm
@@ -86,6 +87,15 @@ class ConceptTrainer:
     def unfinished(self) -> bool:
         """Whether there are steps left to train."""
         return self.error is None and self.steps_done < self.total_steps
+
+    def cut_prompts(self) -> dict[str, str]:
+        """The training prompts that are too long, and what the text encoders leave out of each."""
+        parsing, tokens = self.plan.recipe.prompt_parsing, dict[str, TokenEmbedding]()
+        for adapter in self.adapters:
+            tokens |= adapter.placeholders()
+        prompts = self.samples.prompts
+        cuts = {prompt: self.model.truncated_text(prompt, parsing, tokens) for prompt in prompts}
+        return {prompt: cut for prompt, cut in cuts.items() if cut}
 
     @property
     def validation_due(self) -> bool:

@@ -7,6 +7,7 @@ import torch
 
 from pinxit.errors import RecipeError
 from pinxit.models.model import Model
+from pinxit.models.prompt import TokenEmbedding, parse_prompt
 from pinxit.training.early_stopping import validation_interval
 from pinxit.training.method import ClassImages, Method, Subject
 from pinxit.training.recipe import Recipe
@@ -91,6 +92,12 @@ def _check_token_and_noun(model: Model, subject: Subject) -> None:
         raise RecipeError(
             f"the token `{token}` is not one word", "write it in angle brackets, such as <mytoy>"
         )
+    if not _is_found(token):
+        raise RecipeError(
+            f"the token `{token}` would not be found in every prompt: it has characters that are "
+            "not text, or that text encoders replace",
+            "use letters, digits, - and _, best in angle brackets, such as <mytoy>",
+        )
     for text_encoder in model.text_encoders.values():
         if len(text_encoder.ids(token)) == 1:
             raise RecipeError(
@@ -103,3 +110,14 @@ def _check_token_and_noun(model: Model, subject: Subject) -> None:
                 f"{model.name} does not know the class noun `{noun}`",
                 text_encoder.spelling_hint(noun),
             )
+
+
+def _is_found(token: str) -> bool:
+    """Whether prompts with and without attention weights contain exactly this token."""
+    known = {token: TokenEmbedding("")}
+    prompts = (f"{token}, ", f"({token}:1.2)", f"[{token}].", token.upper())
+    return token.isprintable() and all(
+        [piece.token for piece in parse_prompt(prompt, known, weights=True) if piece.token]
+        == [token]
+        for prompt in prompts
+    )

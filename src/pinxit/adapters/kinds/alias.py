@@ -1,5 +1,6 @@
 """Aliases: placeholder tokens that stand for a text, such as DreamBooth's rare token."""
 
+from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from typing import Self
 
@@ -20,7 +21,11 @@ class AliasAdapter(Adapter):
 
     def applied(self, model: Model) -> AbstractContextManager[None]:
         """Define the token; ConceptError if the model has such a token already."""
-        return placeholder(model, self.token, TokenEmbedding(self.text))
+        return placeholder(model, self.token, self.placeholders()[self.token])
+
+    def placeholders(self) -> Mapping[str, TokenEmbedding]:
+        """The token and its text."""
+        return {self.token: TokenEmbedding(self.text)}
 
     def part(self) -> AliasPart:
         """The token and its text as data."""

@@ -47,7 +47,11 @@ class EmbeddingAdapter(Adapter):
 
     def applied(self, model: Model) -> AbstractContextManager[None]:
         """Define the token; ConceptError if the model has such a token already."""
-        return placeholder(model, self.token, TokenEmbedding(self.filler, self.vectors))
+        return placeholder(model, self.token, self.placeholders()[self.token])
+
+    def placeholders(self) -> Mapping[str, TokenEmbedding]:
+        """The token with its vectors."""
+        return {self.token: TokenEmbedding(self.filler, self.vectors)}
 
     def weights(self) -> Mapping[str, nn.Parameter]:
         """The embedding tables by text encoder."""
