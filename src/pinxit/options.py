@@ -22,7 +22,8 @@ from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails
 
 from pinxit.errors import FileError, PinxitError, RecipeError, did_you_mean
-from pinxit.files.untrusted import exists, read_untrusted_text
+from pinxit.files.text import read_text
+from pinxit.files.untrusted import exists
 
 _KEY = "pinxit"
 _MAX_SHOWN = 200  # characters of an invalid value in a message
@@ -152,7 +153,7 @@ def read_toml(path: Path, what: str) -> dict[str, object]:
             f"there is no {what} {path}", "give a TOML file; a run has its own, recipe.toml"
         )
     try:
-        return tomllib.loads(read_untrusted_text(path))
+        return tomllib.loads(read_text(path))
     except FileError as error:
         raise RecipeError(f"{what}: {error.message}", "give a TOML file") from error
     except (ValueError, RecursionError) as error:

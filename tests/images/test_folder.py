@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from pinxit.errors import ImageError
-from pinxit.images.folder import read_images
+from pinxit.images.folder import check_images, read_images
 
 RED, GREEN, WHITE = (255, 0, 0), (0, 255, 0), (255, 255, 255)
 
@@ -129,7 +129,7 @@ def test_one_error_names_all_files_that_cannot_be_read(folder: Path) -> None:
     (folder / "dangling.png").symlink_to(folder / "nowhere.png")
     os.mkfifo(folder / "pipe.png")
     image_with_corner().save(folder / "latin.png")
-    (folder / "latin.txt").write_bytes("a caf\xe9".encode("latin-1"))
+    (folder / "latin.txt").write_bytes(b"a \0 caf\xe9")
     with pytest.raises(ImageError) as caught:
         read_images(folder)
     message = caught.value.message
@@ -245,3 +245,72 @@ def test_an_image_deleted_after_reading_is_reported(folder: Path) -> None:
     image.cache.clear()
     with pytest.raises(ImageError, match=r"a\.png can no longer be read"):
         image.open()
+
+
+TEXTS = {
+    "utf-8": "a r\u00f3bot, tag one".encode(),
+    "utf-8 with a mark": "\ufeffa r\u00f3bot, tag one".encode(),
+    "utf-16": "a r\u00f3bot,\r\ntag one".encode("utf-16"),
+    "utf-16 big-endian": "\ufeffa r\u00f3bot, tag one\r\n".encode("utf-16-be"),
+    "windows": "a r\u00f3bot, tag one".encode("cp1252"),
+}
+
+
+@pytest.mark.parametrize("encoding", TEXTS)
+@pytest.mark.parametrize("name", ["a.txt", "a.TXT", "A.Caption", "a.png.txt", "a.PNG.caption"])
+def test_caption_files_under_all_usual_names_and_encodings(
+    folder: Path, name: str, encoding: str
+) -> None:
+    Image.new("RGB", (8, 8)).save(folder / "a.png")
+    (folder / name).write_bytes(TEXTS[encoding])
+    (entry,) = check_images(folder)
+    assert entry.image is not None
+    assert entry.image.caption == "a r\u00f3bot, tag one"
+    assert any("cp1252" in note for note in entry.notes) == (encoding == "windows")
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("a.json", '{"caption": "a toy, red"}'),
+        ("a.png.json", '{"tags": ["a toy", "red"]}'),
+        ("metadata.jsonl", '{"file_name": "a.png", "text": "a toy, red"}\r\n\r\n'),
+        ("metadata.csv", 'file_name,text\r\na.png,"a toy, red"\r\n'),
+        ("metadata.csv", "\ufefffile_name;caption\na.png;a toy, red\n"),
+        ("Metadata.CSV", "file_name\tprompt\na.png\ta toy, red\n"),
+    ],
+)
+def test_captions_in_json_and_tables(folder: Path, name: str, content: str) -> None:
+    Image.new("RGB", (8, 8)).save(folder / "a.png")
+    (folder / name).write_text(content, newline="")
+    (entry,) = check_images(folder)
+    assert entry.image is not None
+    assert entry.image.caption == "a toy, red"
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "reason"),
+    [
+        ("b.txt", "a toy", "no image's caption"),
+        ("a.tags", "a toy", "no image's caption"),
+        ("metadata.jsonl", "{", "not JSON"),
+        ("metadata.jsonl", '{"file_name": "a.png"}', "not read"),
+        ("metadata.csv", "file_name,text\na.png,a,b", "more cells"),
+    ],
+)
+def test_text_that_is_not_read_is_named(folder: Path, name: str, content: str, reason: str) -> None:
+    Image.new("RGB", (8, 8)).save(folder / "a.png")
+    (folder / name).write_text(content)
+    entries = list(check_images(folder))
+    assert [entry.path.name for entry in entries] == ["a.png", name]
+    assert reason in entries[1].notes[0]
+
+
+def test_a_second_caption_file_is_named(folder: Path) -> None:
+    Image.new("RGB", (8, 8)).save(folder / "a.png")
+    (folder / "a.txt").write_text("a toy")
+    (folder / "a.caption").write_text("a cat")
+    entries = list(check_images(folder))
+    assert entries[0].image is not None
+    assert entries[0].image.caption == "a toy"
+    assert entries[0].notes == ("a.caption is not read: a.txt is",)

@@ -3,6 +3,7 @@
 import os
 import signal
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -145,6 +146,43 @@ def test_what_has_changed_is_named(
     Image.new("RGB", (20, 20), "black").save(pictures / "1.png")
     with pytest.raises(RunError, match=r"images have changed .*: 1\.png"):
         list(Run.open(run.folder).train(model))
+
+
+@pytest.mark.parametrize("changed", ["caption", "new caption", "mask", "new mask"])
+def test_a_resumed_run_names_captions_and_masks_that_changed(
+    model: Model, pictures: Path, tmp_path: Path, changed: str
+) -> None:
+    what = changed.split()[-1]
+    file = pictures / {"caption": "1.txt", "mask": "1.mask.png"}[what]
+    if "new" not in changed:
+        _write_input(file, "a red dog", "white")
+    run = train_run(model, recipe(pictures, kind="style"), tmp_path / "run")
+    _write_input(file, "a blue cat", "gray")
+    with pytest.raises(RunError, match=rf"have changed .*: {what} of 1\.png"):
+        list(Run.open(run.folder, steps=6).train(model))
+
+
+def _write_input(path: Path, text: str, color: str) -> None:
+    if path.suffix == ".txt":
+        path.write_text(text)
+    else:
+        Image.new("L", (41, 48), color).save(path)
+
+
+def test_class_images_are_part_of_a_checkpoint(
+    model: Model, pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    method = {"name": "dreambooth", "class_images": 2}
+    run = train_run(model, recipe(pictures, method=method), tmp_path / "run")
+    (first, *_) = read_class_images(model, run.plan.class_images)
+    intact = first.path.read_bytes()
+    first.path.write_bytes(intact[:99])
+    list(Run.open(run.folder, steps=5).train(model))
+    assert first.path.read_bytes() == intact
+    other = replace(first, sha256="0" * 64)
+    monkeypatch.setattr("pinxit.runs.run.read_class_images", lambda *_: (other,))
+    with pytest.raises(RunError, match=rf"changed .*: class image {first.path.name}"):
+        list(Run.open(run.folder, steps=6).train(model))
 
 
 def test_a_loss_that_is_no_number_stops_it(model: Model, pictures: Path, tmp_path: Path) -> None:

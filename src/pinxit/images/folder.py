@@ -1,15 +1,15 @@
 """A folder of training images: each file is decoded, checked and given its caption and mask."""
 
 import hashlib
-import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from pinxit.errors import ImageError
+from pinxit.errors import FileError, ImageError
 from pinxit.files.atomic_write import sha256
 from pinxit.files.untrusted import exists
+from pinxit.images.captions import TEXT_SUFFIXES, FolderCaptions
 from pinxit.images.decode import Decoded, NotAnImageError, UnreadableError, decode
 
 if TYPE_CHECKING:
@@ -17,8 +17,8 @@ if TYPE_CHECKING:
 
 MaskSource = Literal["files", "alpha", "none"]
 
-# Files that people and programs store next to images; they are ignored without a message.
-_OTHER_FILES = frozenset({".txt", ".md", ".json", ".jsonl", ".ini", ".db", ".xmp", ".aae"})
+# Files that people and programs store next to images; only captions that are not read are named.
+_OTHER_FILES = TEXT_SUFFIXES | {".md", ".ini", ".db", ".xmp", ".aae"}
 # Names of images: if such a file cannot be used, the user must be told.
 _RAW_SUFFIXES = frozenset({".dng", ".cr2", ".cr3", ".nef", ".arw", ".orf", ".rw2", ".raf", ".raw"})
 _IMAGE_SUFFIXES = _RAW_SUFFIXES.union(
@@ -28,8 +28,6 @@ _IMAGE_SUFFIXES = _RAW_SUFFIXES.union(
 )
 # The mask of toy.jpg is toy.mask.png, toy.jpg.mask.png or, as in OneTrainer, toy-masklabel.png.
 _MASK_SUFFIXES = (".mask.png", "-masklabel.png")
-_MAX_CAPTION_BYTES = 2**16
-_A1111_NAME = re.compile(r"\d+-\d+(?:-(?P<caption>.*))?", re.DOTALL)
 
 
 @dataclass(frozen=True)
@@ -197,7 +195,9 @@ def check_images(folder: Path, masks: MaskSource = "files") -> Iterator[ImageEnt
     The images have a common cache, which keeps their pixels.
     """
     cache = PixelCache()
-    files = _files(folder)
+    paths = _files(folder)
+    files = [path for path in paths if path.suffix.lower() not in _OTHER_FILES]
+    captions = FolderCaptions.of(paths, files)
     image_names = {name for path in files for name in (path.name, path.stem)}
     mask_files = {path: name for path in files if (name := _masked_name(path)) is not None}
     for path in files:
@@ -208,9 +208,12 @@ def check_images(folder: Path, masks: MaskSource = "files") -> Iterator[ImageEnt
                 mask for mask, name in mask_files.items() if name in (path.name, path.stem)
             )
             mask_file = next(masks_of_image, None)
-            yield _entry(path, {"files": mask_file, "alpha": path, "none": None}[masks], cache)
+            mask_source = {"files": mask_file, "alpha": path, "none": None}[masks]
+            yield _entry(path, mask_source, captions, cache)
         elif mask_files[path] not in image_names:
             yield ImageEntry(path, ("a mask without an image",), rejected=True)
+    for path, reason in captions.unread.items():
+        yield ImageEntry(path, (reason,))
 
 
 def _masked_name(path: Path) -> str | None:
@@ -220,7 +223,9 @@ def _masked_name(path: Path) -> str | None:
     return next((path.name[:-length] for length in lengths), None)
 
 
-def _entry(path: Path, mask_file: Path | None, cache: PixelCache) -> ImageEntry:
+def _entry(
+    path: Path, mask_file: Path | None, captions: FolderCaptions, cache: PixelCache
+) -> ImageEntry:
     suffix = path.suffix.lower()
     try:
         if suffix in _RAW_SUFFIXES:
@@ -230,17 +235,22 @@ def _entry(path: Path, mask_file: Path | None, cache: PixelCache) -> ImageEntry:
         if mask_file and (mask_file != path or decoded.alpha):
             mask = Mask(mask_file, sha256(mask_file))
             mask_pixels = _mask_pixels(mask, path, decoded)
-        image = TrainingImage(path, _caption(path), sha256(path), mask=mask, cache=cache)
+        caption, notes = captions.caption(path)
+        image = TrainingImage(path, caption, sha256(path), mask=mask, cache=cache)
         cache.add(path, decoded.image, mask_pixels)
-        return ImageEntry(path, decoded.notes, image=image, decoded=decoded, mask=mask_pixels)
+        return ImageEntry(
+            path, (*decoded.notes, *notes), image=image, decoded=decoded, mask=mask_pixels
+        )
     except NotAnImageError as error:
         return ImageEntry(path, (str(error),), rejected=suffix in _IMAGE_SUFFIXES)
+    except FileError as error:
+        return ImageEntry(path, (f"its caption {error.message}",), rejected=True)
     except (UnreadableError, OSError) as error:
         return ImageEntry(path, (str(error),), rejected=True)
 
 
 def _files(folder: Path) -> list[Path]:
-    """The files and folders in a folder, without hidden and other files; may raise ImageError."""
+    """The files and folders in a folder, without hidden ones; may raise ImageError."""
     if not exists(folder):
         raise ImageError(f"there is no folder {folder}", "give the folder that contains the images")
     if not folder.is_dir():
@@ -251,7 +261,7 @@ def _files(folder: Path) -> list[Path]:
         raise ImageError(
             f"the folder {folder} cannot be read: {error.strerror}", "change its permissions"
         ) from error
-    return [path for path in paths if path.suffix.lower() not in _OTHER_FILES]
+    return paths
 
 
 def _mask_pixels(mask: Mask | None, path: Path, decoded: Decoded) -> "Image | None":
@@ -273,29 +283,3 @@ def _mask_pixels(mask: Mask | None, path: Path, decoded: Decoded) -> "Image | No
     if not gray.getbbox():
         raise UnreadableError(f"its mask {mask.path.name} is all black")
     return gray.resize(size) if gray.size != size else gray
-
-
-def _caption(path: Path) -> str | None:
-    """The caption of an image: from its text file, else from its file name, else None."""
-    file = path.with_suffix(".txt")
-    if file.is_file():
-        if file.stat().st_size > _MAX_CAPTION_BYTES:
-            raise UnreadableError(f"its caption {file.name} has over {_MAX_CAPTION_BYTES} bytes")
-        try:
-            text = file.read_text(encoding="utf-8-sig")
-        except UnicodeDecodeError:
-            raise UnreadableError(f"its caption {file.name} is not UTF-8 text") from None
-    else:
-        # Bytes that are not UTF-8 become "?".
-        text = _caption_in_name(path.stem.encode(errors="replace").decode())
-    return " ".join(text.split()) or None
-
-
-def _caption_in_name(stem: str) -> str:
-    """The caption in a file name: A1111's `00003-0-a red cloak`, or a plain sentence."""
-    numbered = _A1111_NAME.fullmatch(stem)
-    if numbered:
-        return numbered["caption"] or ""
-    # Names given by cameras and phones contain digits; a sentence has three words and no digits.
-    is_sentence = len(stem.split()) >= 3 and not any(letter.isdigit() for letter in stem)
-    return stem if is_sentence else ""

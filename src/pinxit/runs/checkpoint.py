@@ -29,43 +29,58 @@ FILE_NAMES = re.compile(r"[0-9]{7,}\.safetensors")
 class Manifest:
     """The step of a checkpoint, and the base model and images it was trained with.
 
-    `images` has the fingerprint of each training image by file name.
+    `images` has the fingerprint of each training image by file name, with that of its mask;
+    `inputs` those of everything else that training reads, None in files of older versions.
     """
 
     step: int
     base_hash: str
     images: Mapping[str, str]
+    inputs: Mapping[str, str] | None = None
 
     @classmethod
     def from_json(cls, text: str) -> Self:
         """The manifest in a checkpoint's metadata; files call the images `pictures`."""
         values = json.loads(text)
-        return cls(values["step"], values["base_hash"], values["pictures"])
+        inputs = values.get("inputs")
+        return cls(values["step"], values["base_hash"], values["pictures"], inputs)
 
     def to_json(self) -> str:
         """The manifest as a checkpoint's metadata has it."""
-        return json.dumps(
-            {"step": self.step, "base_hash": self.base_hash, "pictures": dict(self.images)}
-        )
+        values = {"step": self.step, "base_hash": self.base_hash, "pictures": dict(self.images)}
+        return json.dumps({**values, "inputs": None if self.inputs is None else dict(self.inputs)})
 
-    def check_compatible(self, model: Model, images: Mapping[str, str], steps: int) -> None:
-        """RunError if the images or the base model differ, or if `steps` is already exceeded."""
+    def check_compatible(
+        self, model: Model, images: Mapping[str, str], inputs: Mapping[str, str], steps: int
+    ) -> None:
+        """RunError if the base model, images, masks, captions or class images differ.
+
+        Also if `steps` is already exceeded.
+        """
         if self.base_hash != model.hash:
             raise RunError(
                 f"the run was started on another base model than {model.name}",
                 "give the base model it was started with: --base MODEL",
             )
-        changed = {name for name, _ in images.items() ^ self.images.items()}
-        if changed:
-            raise RunError(
-                f"the images have changed since the run started: {', '.join(sorted(changed))}",
-                "restore the original images, or start a new run",
-            )
+        old_inputs = inputs if self.inputs is None else self.inputs
+        for what, old, new in (("images", self.images, images), ("prompts", old_inputs, inputs)):
+            if changed := _changes(old, new):
+                raise RunError(
+                    f"the {what} have changed since the run started: {', '.join(changed)}",
+                    "restore the original images, masks and captions, or start a new run",
+                )
         if self.step > steps:
             raise RunError(
                 f"the run has already trained {self.step} steps, more than {steps}",
                 f"train longer with --steps {self.step + 100}",
             )
+
+
+def _changes(old: Mapping[str, str], new: Mapping[str, str]) -> list[str]:
+    """The names of the inputs that differ; a mask whose image is the same is named as a mask."""
+    names = sorted({name for name, _ in old.items() ^ new.items()})
+    contents = {name: [one.get(name, "").partition("+")[0] for one in (old, new)] for name in names}
+    return [f"mask of {n}" if contents[n][0] == contents[n][1] else n for n in names]
 
 
 @dataclass(frozen=True)

@@ -5,10 +5,11 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
-from pinxit.files.atomic_write import make_folder, sha256
+from pinxit.files.atomic_write import make_folder, sha256, write_text
 from pinxit.files.untrusted import expanded
 from pinxit.generation.request import GeneratedImage, GenerationRequest
 from pinxit.generation.sample import sample_images
+from pinxit.images.decode import UnreadableError, decode
 from pinxit.images.folder import TrainingImage
 from pinxit.models.model import Model
 from pinxit.progress import Progress
@@ -16,6 +17,7 @@ from pinxit.training.method import ClassImages
 
 # Always generated in batches of this size, so that an image has the same bits for every count.
 _BATCH_SIZE = 8
+_CHECKSUM = ".sha256"
 
 
 def cache_folder() -> Path:
@@ -28,14 +30,16 @@ def cache_folder() -> Path:
 
 
 def generate_class_images(model: Model, required: ClassImages) -> Iterator[Progress]:
-    """Generate the class images that are not in the cache; yields progress."""
+    """Generate the class images that are not in the cache, or damaged there; yields progress."""
     files = _files(model, required)
     for first in range(0, required.count, _BATCH_SIZE):
-        if not all(file.is_file() for file in files[first : first + _BATCH_SIZE]):
+        if not all(_is_intact(file) for file in files[first : first + _BATCH_SIZE]):
             make_folder(files[0].parent)
             for event in sample_images(model, _request(model, required.prompt, first)):
                 if isinstance(event, GeneratedImage):
-                    event.save(files[0].with_name(_name(event.request.seed)))
+                    file = files[0].with_name(_name(event.request.seed))
+                    event.save(file)
+                    write_text(file.with_suffix(_CHECKSUM), sha256(file))
         yield Progress("class images", min(first + _BATCH_SIZE, required.count), required.count)
 
 
@@ -65,6 +69,20 @@ def _files(model: Model, required: ClassImages) -> list[Path]:
     digest = hashlib.sha256(request.encode()).hexdigest()
     folder = cache_folder() / "class-pictures" / digest[:24]
     return [folder / _name(seed) for seed in range(required.count)]
+
+
+def _is_intact(file: Path) -> bool:
+    """Whether a class image is as it was generated; older versions wrote no checksum."""
+    checksum = file.with_suffix(_CHECKSUM)
+    if not file.is_file():
+        return False
+    if checksum.is_file():
+        return checksum.read_bytes() == sha256(file).encode()
+    try:
+        decode(file)
+    except UnreadableError:
+        return False
+    return True
 
 
 def _name(seed: int) -> str:

@@ -128,7 +128,8 @@ class RunFolder:
             every = self.recipe.checkpoint_every if error else 1
             if checkpoint := newest_checkpoint(self.folder / CHECKPOINTS, every):
                 images = fingerprints(self.images)
-                checkpoint.manifest.check_compatible(trainer.model, images, trainer.plan.steps)
+                inputs, steps = trainer.inputs(), trainer.plan.steps
+                checkpoint.manifest.check_compatible(trainer.model, images, inputs, steps)
                 trainer.restore(checkpoint.state)
                 for file in checkpoint.damaged:
                     yield self.record(
@@ -233,7 +234,8 @@ class RunFolder:
             )
         with self.resume_hint():
             self.log.flush()
-            manifest = Manifest(trainer.steps_done, self._base_hash, fingerprints(self.images))
+            images, inputs = fingerprints(self.images), trainer.inputs()
+            manifest = Manifest(trainer.steps_done, self._base_hash, images, inputs)
             every = self.recipe.checkpoint_every
             save_checkpoint(self.folder / CHECKPOINTS, state, manifest, every)
             self._save_concept(trainer)

@@ -1,14 +1,14 @@
 """Many subjects trained on one base model: in one batch where the results stay the same."""
 
-import csv
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol, Self
 
-from pinxit.errors import FileError, PinxitError, RecipeError, RunError
+from pinxit.errors import PinxitError, RecipeError, RunError
 from pinxit.files.atomic_write import check_regular, is_new, write_text
-from pinxit.files.untrusted import expanded, read_untrusted_text
+from pinxit.files.text import read_table
+from pinxit.files.untrusted import expanded
 from pinxit.images.folder import release_pixels
 from pinxit.models.model import Model
 from pinxit.models.prompt import file_name
@@ -41,6 +41,11 @@ class SubjectRow(Options):
     kind: SubjectKind | None = Option(
         None, help="whether it is an object or a style", aliases=("learnable_property",)
     )
+
+    @classmethod
+    def title(cls) -> str:
+        """What a message calls a row."""
+        return "a row of the table of subjects"
 
     def recipe(self, name: str, common: Mapping[str, object]) -> Recipe:
         """The subject's recipe; `common` has the options that all subjects share."""
@@ -129,8 +134,8 @@ def read_subjects(path: Path) -> list[SubjectRow]:
     if path.is_dir():
         folders = sorted(folder for folder in path.iterdir() if folder.is_dir())
         rows = [{"images": folder.name} for folder in folders if not folder.name.startswith(".")]
-    elif path.suffix == ".csv" and path.is_file():
-        rows = _read_csv(path)
+    elif path.suffix.lower() in (".csv", ".tsv") and path.is_file():
+        rows = read_table(path)
     else:
         subject = read_toml(path, "folder or table of subjects").get("subject")
         rows = subject if isinstance(subject, list) else []
@@ -145,24 +150,6 @@ def read_subjects(path: Path) -> list[SubjectRow]:
         row.model_copy(update={"images": (folder / expanded(row.images)).resolve()})
         for row in subjects
     ]
-
-
-def _read_csv(path: Path) -> list[dict[str, str]]:
-    """The rows of a CSV table without empty cells; RecipeError if it is not a valid table."""
-    try:
-        lines = read_untrusted_text(path, encoding="utf-8-sig").splitlines()
-        table = csv.DictReader(lines, skipinitialspace=True, restkey="")
-        rows = [{key: cell for key, cell in row.items() if cell} for row in table]
-    except FileError as error:
-        raise RecipeError(error.message, error.hint) from error
-    except csv.Error as error:
-        raise RecipeError(f"{path} cannot be read as CSV: {error}", "correct the table") from error
-    if any("" in row for row in rows):
-        raise RecipeError(
-            f"{path} has a row with more cells than the first line has names",
-            "put cells with commas in double quotes",
-        )
-    return rows
 
 
 class Executor(Protocol):

@@ -1,5 +1,6 @@
 """Training batches: images are encoded once, and samples are drawn reproducibly."""
 
+import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
@@ -148,6 +149,18 @@ class TrainingSamples:
         """Every prompt that a sample may have."""
         prompts = (prompt for pool in self._pools for choice in pool.prompts for prompt in choice)
         return tuple(dict.fromkeys(prompts))
+
+    @property
+    def inputs(self) -> dict[str, str]:
+        """A fingerprint of each class image, and of the prompts of each training image, by name."""
+        inputs: dict[str, str] = {}
+        for pool in self._pools:
+            for image, prompts in zip(pool.images, pool.prompts, strict=True):
+                digest = hashlib.sha256("\n".join(prompts).encode()).hexdigest()
+                name = f"class image {image.path.name}" if image.class_image else ""
+                name = name or f"caption of {image.path.name}"
+                inputs[name] = f"{image.sha256}+{digest}" if image.class_image else digest
+        return inputs
 
     def validation_samples(self, count: int, concept: int) -> list[_Sample]:
         """Fixed samples of the training images for the validation loss.

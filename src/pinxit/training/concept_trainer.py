@@ -88,6 +88,10 @@ class ConceptTrainer:
         """Whether there are steps left to train."""
         return self.error is None and self.steps_done < self.total_steps
 
+    def inputs(self) -> dict[str, str]:
+        """A fingerprint of each class image, and of the prompts of each training image, by name."""
+        return self.samples.inputs
+
     def cut_prompts(self) -> dict[str, str]:
         """The training prompts that are too long, and what the text encoders leave out of each."""
         parsing, tokens = self.plan.recipe.prompt_parsing, dict[str, TokenEmbedding]()

@@ -1,0 +1,76 @@
+"""Text files as people and programs write them: byte order marks, and tables with `;` or tabs."""
+
+import csv
+from codecs import BOM_UTF8, BOM_UTF16_BE, BOM_UTF16_LE
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from pinxit.errors import FileError
+from pinxit.files.untrusted import open_untrusted
+
+MAX_TABLE_BYTES = 2**24
+_DELIMITERS = ",;\t"
+_WINDOWS = "cp1252"
+
+
+def read_text(path: Path, max_bytes: int = MAX_TABLE_BYTES) -> str:
+    """The text of a file in UTF-8, or in UTF-16 with a byte order mark, without the mark.
+
+    Raises FileError if it is too large or in another encoding.
+    """
+    text, encoding = read_any_text(path, max_bytes)
+    if encoding == _WINDOWS:
+        raise FileError(
+            f"{path} is not UTF-8 text",
+            "save it as UTF-8; spreadsheet programs call this `CSV UTF-8`",
+        )
+    return text
+
+
+def read_any_text(path: Path, max_bytes: int) -> tuple[str, str]:
+    """The text of a file and its encoding: as `read_text`, or else that of Windows (cp1252).
+
+    Raises FileError if it is too large, or if it is not text.
+    """
+    with open_untrusted(path, max_bytes) as file:
+        content = file.read()
+    encodings = ["utf-8-sig", _WINDOWS]
+    if content.startswith((BOM_UTF16_LE, BOM_UTF16_BE)):
+        encodings = ["utf-16"]
+    elif content.startswith(BOM_UTF8):
+        encodings = ["utf-8-sig"]
+    for encoding in encodings:
+        try:
+            text = content.decode(encoding)
+        except UnicodeDecodeError:
+            continue
+        if "\0" not in text:
+            return text, encoding
+    raise FileError(f"{path.name} is not UTF-8 text", "save it as UTF-8 text")
+
+
+def read_table(path: Path) -> list[dict[str, str]]:
+    """The rows of a CSV file by column, without empty cells; `,`, `;` or a tab divides cells.
+
+    Raises FileError if it is not text, or if a row has more cells than the first line has names.
+    """
+    lines = read_text(path).splitlines()
+    header = next((line for line in lines if line.strip()), "")
+    delimiter = max(_DELIMITERS, key=header.count)
+    try:
+        rows = list(csv.DictReader(lines, skipinitialspace=True, delimiter=delimiter))
+    except csv.Error as error:
+        raise FileError(f"{path} is not a CSV table: {error}", "save it as CSV again") from error
+    for number, row in enumerate(rows, 2):
+        if None in row:
+            raise FileError(
+                f"row {number} of {path} has more cells than the first line has columns",
+                f'cells are divided by {delimiter!r} here: put a cell that contains it in "quotes"',
+            )
+    return [_cells(row) for row in rows]
+
+
+def _cells(row: Mapping[str, str | Sequence[str] | None]) -> dict[str, str]:
+    return {
+        name.strip(): cell.strip() for name, cell in row.items() if isinstance(cell, str) and cell
+    }
