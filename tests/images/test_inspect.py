@@ -249,3 +249,14 @@ def test_check_does_not_overwrite_other_files(folder: Path, tmp_path: Path) -> N
         "toy-check-2.png",
         "toy-check.png",
     ]
+
+
+@pytest.mark.parametrize(("caption", "cut"), [("dog " * 75, ""), ("dog, " * 38 + "cat", ", cat")])
+def test_a_caption_that_is_too_long_is_said(tmp_path: Path, caption: str, cut: str) -> None:
+    Image.effect_noise((64, 64), 90).save(tmp_path / "a.png")
+    (tmp_path / "a.txt").write_text(caption)
+    texts = check_folder(tmp_path, 64).warnings().get("a.png", [])
+    assert [text for text in texts if "its caption is too long" in text] == [
+        text for text in texts if cut and text.endswith(f"`{cut}`")
+    ]
+    assert any("too long" in text for text in texts) == bool(cut)

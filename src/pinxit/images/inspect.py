@@ -1,5 +1,6 @@
 """Check a folder of images before training: what is used, and what looks wrong."""
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +26,9 @@ _FEW, _MANY = 3, 40
 _MIN_MASK_SHARE = 0.01
 _THUMBNAIL = 16
 _PREVIEW = 256
+# CLIP's window without its start and end tokens; a word, a digit and a mark are a token or more.
+_CAPTION_TOKENS = 75
+_WORD = re.compile(r"[^\W\d_]+|\d|[^\s\w]+|_+")
 
 
 @dataclass(frozen=True)
@@ -162,7 +166,18 @@ def _warnings(check: ImageCheck) -> list[str]:
         warnings.append("blurred")
     if check.mask_share is not None and check.mask_share < _MIN_MASK_SHARE:
         warnings.append(f"its mask covers {check.mask_share:.2%} of it")
+    if cut := _cut_caption(check.image.caption or ""):
+        warnings.append(
+            f"its caption is too long: text encoders read {_CAPTION_TOKENS} tokens, and this is "
+            f"left out, at least, but not the placeholder token: `{cut}`"
+        )
     return warnings
+
+
+def _cut_caption(caption: str) -> str:
+    """What the text encoders of Stable Diffusion leave out of a caption if each word is a token."""
+    words = list(_WORD.finditer(caption))
+    return caption[words[_CAPTION_TOKENS].start() :] if len(words) > _CAPTION_TOKENS else ""
 
 
 def _sharpness(image: "Image", resolution: int) -> float:
