@@ -33,8 +33,12 @@ class _Solver(Sampler):
         super().__init__(kind, name, config, steps, _LATENT_SHAPE)
 
 
+def _open_base(base: object) -> Model:
+    return open_base(str(base))
+
+
 _MODULES: dict[str, dict[str, Any]] = {
-    "pinxit.model": {"open_base": lambda base: open_base(str(base))},
+    "pinxit.model": {"open_base": _open_base},
     "pinxit.concept": {"Concept": Concept},
     "pinxit.adapter": {"injected": applied},
     "pinxit.single_file": {"SingleFile": CheckpointSource},

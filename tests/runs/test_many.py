@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from pinxit.adapters.adapter import applied
 from pinxit.cli import main
-from pinxit.errors import RecipeError, RunError
+from pinxit.errors import PinxitError, RecipeError, RunError
 from pinxit.generation.request import GenerationRequest
 from pinxit.generation.sample import generate_images
 from pinxit.images.folder import read_images
@@ -442,7 +442,7 @@ def test_a_table_that_is_wrong(text: str, tmp_path: Path) -> None:
 )
 def test_a_table_that_cannot_be_read(name: str, data: bytes, tmp_path: Path) -> None:
     (tmp_path / name).write_bytes(data)
-    with pytest.raises(RecipeError) as caught:
+    with pytest.raises(PinxitError) as caught:
         read_subjects(tmp_path / name)
     assert len(caught.value.message) < 1000
 

@@ -32,8 +32,10 @@ def read_any_text(path: Path, max_bytes: int) -> tuple[str, str]:
 
     Raises FileError if it is too large, or if it is not text.
     """
-    with open_untrusted(path, max_bytes) as file:
-        content = file.read()
+    with open_untrusted(path) as file:
+        content = file.read(max_bytes + 1)
+    if len(content) > max_bytes:
+        raise FileError(f"{path.name} has over {max_bytes} bytes", "shorten it")
     encodings = ["utf-8-sig", _WINDOWS]
     if content.startswith((BOM_UTF16_LE, BOM_UTF16_BE)):
         encodings = ["utf-16"]

@@ -3,6 +3,7 @@
 import hashlib
 import os
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 from pinxit.files.atomic_write import make_folder, sha256, write_text
@@ -38,7 +39,9 @@ def generate_class_images(model: Model, required: ClassImages) -> Iterator[Progr
             for event in sample_images(model, _request(model, required.prompt, first)):
                 if isinstance(event, GeneratedImage):
                     file = files[0].with_name(_name(event.request.seed))
-                    event.save(file)
+                    # Equal base models in different folders give equal files.
+                    request = event.request.model_copy(update={"base": model.hash})
+                    replace(event, request=request).save(file)
                     write_text(file.with_suffix(_CHECKSUM), sha256(file))
         yield Progress("class images", min(first + _BATCH_SIZE, required.count), required.count)
 

@@ -19,7 +19,6 @@ from pinxit.files.atomic_write import (
     remove_drafts,
     write_text,
 )
-from pinxit.files.portable import numbered, with_tilde
 from pinxit.generation import image_cache
 from pinxit.generation.finite import NotFiniteError
 from pinxit.images.folder import TrainingImage, fingerprints
@@ -37,6 +36,7 @@ from pinxit.runs.events import (
 )
 from pinxit.runs.journal import TrainingLog
 from pinxit.runs.preview import save_preview
+from pinxit.runs.provenance import provenance
 from pinxit.runs.reader import (
     BEST,
     CHECKPOINTS,
@@ -299,22 +299,8 @@ class RunFolder:
             return False
 
     def _provenance(self, trainer: ConceptTrainer) -> Provenance:
-        recipe, model = self.recipe, trainer.model
-        # A concept may be shared: it has no names of images, and no name of the user's account.
-        changes = {
-            "images": Path(recipe.images.name),
-            "base": with_tilde(recipe.base),
-            "vae": recipe.vae and with_tilde(recipe.vae),
-        }
-        return Provenance(
-            token=recipe.token,
-            class_noun=recipe.class_noun,
-            method=recipe.method.name,
-            base=with_tilde(model.name),
-            base_hash=self._base_hash,
-            steps=trainer.steps_done,
-            images=numbered(fingerprints(self.images)),
-            recipe=recipe.model_copy(update=changes).to_toml(),
+        return provenance(
+            self.recipe, trainer.model, self._base_hash, trainer.steps_done, self.images
         )
 
 
