@@ -6,12 +6,13 @@ measurement continues. The last line on stdout is JSON.
 
 import json
 import re
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 from pathlib import Path
 from statistics import fmean
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 
 from torch import Tensor
 
@@ -32,6 +33,7 @@ from pinxit.models.open_base import open_base
 from pinxit.pocket.captions import prompt
 from pinxit.pocket.eyes import JOINT, Eyes
 from pinxit.pocket.world import BACKGROUNDS, CLASSES, COLOURS, STYLES, held_out_subjects
+from pinxit.training.finetuning import Preservation
 from pinxit.training.plan import TrainingPlan
 from pinxit.training.recipe import Recipe
 
@@ -54,6 +56,11 @@ GROUPS: dict[str, dict[str, tuple[Options, Options]]] = {
     "prior": {
         "without class pictures": (_DREAMBOOTH, {"steps": 200}),
         "with class pictures": (_WITH_CLASS_IMAGES, {"steps": 200}),
+    },
+    "preserve": {
+        f"{method}, {preserve}": ({"name": method, "preserve": preserve}, {})
+        for method in ("dreambooth", "lora")
+        for preserve in get_args(Preservation)
     },
     "words": {
         f"{count} {length}": (
@@ -126,21 +133,23 @@ def run_experiment(lab: Lab, eyes: Eyes, experiment: Experiment) -> dict[str, fl
 
 def _measure(lab: Lab, eyes: Eyes, experiment: Experiment, recipe: Recipe) -> dict[str, float]:
     task = f"subject {experiment.subject}, {experiment.name}"
+    start = time.process_time()
     trained = lab.train(recipe, experiment.work / f"{experiment.subject:02}-run", task)
     references, lookalikes, others = subjects.subject_images(experiment.subject)
     hidden = held_out_subjects()[experiment.subject].hidden().tolist()
     scales = subject_scales(references, lookalikes, others, hidden, eyes)
-    row: dict[str, float] = {"seconds": trained.seconds}
+    row = {"seconds": trained.seconds, "processor seconds": time.process_time() - start}
     row |= _likeness(scales, lab.generate(places(experiment.noun), trained, f"{task}: places"))
-    if experiment.group == "words":
+    if experiment.group in ("words", "preserve"):
         row |= _prompt_accuracy(
             lab.generate(edits(experiment.noun), trained, f"{task}: edits"), eyes
         )
+    if experiment.group == "words":
         vectors = trained.concept.parts[0].tensors["text"]
         row["norm"] = float(vectors.norm(dim=1).mean())
         own = lab.model.text_encoders["text"].token_embeddings(experiment.noun)
         row["norm of the noun"] = float(own.norm(dim=1).mean())
-    if experiment.group == "prior":
+    if experiment.group in ("prior", "preserve"):
         row |= _class_change(lab, trained, scales["likeness"], experiment, eyes)
     return row
 

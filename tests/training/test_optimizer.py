@@ -44,3 +44,15 @@ def test_small_steps_add_up_in_half_precision(dtype: torch.dtype) -> None:
     # Each step is 1e-4, less than half the distance to the next smaller number.
     assert weight.detach().float().mean().item() == pytest.approx(0.98, abs=2e-3)
     assert int(optimizer.state[weight]["step"]) == 200
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_pull_moves_weights_towards_their_origins(dtype: torch.dtype) -> None:
+    (weight,) = [nn.Parameter(torch.full((8,), 1.5, dtype=dtype))]
+    origin = torch.ones(8, dtype=dtype)
+    optimizer = AdamW([ParameterGroup([weight], 1e-9, pull=1e-3, origins=[origin])])
+    for _ in range(500):
+        weight.grad = torch.ones_like(weight)
+        optimizer.step(torch.ones(()))
+    # Each pull is less than half the distance of two numbers in half precision.
+    assert weight.detach().float().mean().item() == pytest.approx(1 + 0.5 * 0.999**500, abs=4e-3)

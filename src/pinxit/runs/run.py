@@ -204,7 +204,7 @@ def _start(
     yield from run.restore(trainer, last_error)
     yield run.record(Started(trainer.steps_done, trainer.total_steps))
     if trainer.unfinished:
-        for event in trainer.samples.encode_images():
+        for event in chain(trainer.samples.encode_images(), trainer.answer_with_base()):
             yield run.record(event)
     else:
         yield run.record(Finished(trainer.steps_done, run.state.result_file))

@@ -11,7 +11,9 @@ from torch import Tensor
 from pinxit.images.crop import bucket_for, crop_box, crop_center
 from pinxit.images.folder import TrainingImage, release_pixels
 from pinxit.images.tensors import to_pixels
+from pinxit.models.conditioning import Conditioning
 from pinxit.models.model import Model
+from pinxit.models.text_encoder import PromptParsing
 from pinxit.progress import Progress
 from pinxit.rng import generator
 from pinxit.training.method import ImagePool
@@ -30,8 +32,9 @@ class Batch:
 
     `latents` and `noise` are (B, C, H, W), `timesteps`, `weights` and `concepts` (B,). The loss of
     a concept is the sum of the losses of its samples times their weights. `mask` (B, 1, H, W) says
-    how much the loss counts at each place, from 0 to 1; None is 1 everywhere. `image_names` are
-    the file names of the images.
+    how much the loss counts at each place, from 0 to 1; None is 1 everywhere. `answers`
+    (B, C, H, W) are the predictions of the base model that are the targets of some samples, and
+    NaN for the others; None if all are others. `image_names` are the file names of the images.
     """
 
     latents: Tensor
@@ -41,6 +44,7 @@ class Batch:
     concepts: Tensor
     prompts: tuple[str, ...]
     mask: Tensor | None = None
+    answers: Tensor | None = None
     image_names: tuple[str, ...] = ()
 
     def __len__(self) -> int:
@@ -55,6 +59,7 @@ class Batch:
             self.concepts[index],
             self.prompts[index],
             None if self.mask is None else self.mask[index],
+            None if self.answers is None else self.answers[index],
             self.image_names[index],
         )
 
@@ -78,6 +83,7 @@ class _Sample:
     prompt: str
     mask: Tensor | None
     image_name: str
+    answer: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -115,6 +121,8 @@ class TrainingSamples:
         self._resolution = resolution
         # By pool: each image as it is, and mirrored.
         self._encoded: dict[str, list[tuple[_EncodedImage, _EncodedImage]]] = {}
+        # By step and slot: predictions of the base model, on the CPU.
+        self._answers: dict[tuple[int, int], Tensor] = {}
 
     def encode_images(self) -> Iterator[Progress]:
         """Encode all images to latents and release their cached pixels; yields progress."""
@@ -134,14 +142,50 @@ class TrainingSamples:
             for _ in self.encode_images():
                 pass
 
+    def answer_with_base(self, steps: range, parsing: PromptParsing) -> Iterator[Progress]:
+        """Compute the targets of pools with `base_answer` for some steps, unless that was done.
+
+        No adapter may be applied to the model. Answers depend only on the step. Computed before
+        training, they need no second copy of the weights. Yields progress.
+        """
+        self.ensure_encoded()
+        missing = [step for step in steps if (step, 0) not in self._answers]
+        for pool in self._pools if missing else ():
+            if pool.base_answer:
+                prompts = dict.fromkeys(prompt for choice in pool.prompts for prompt in choice)
+                with torch.no_grad():
+                    conditions = {p: self._model.condition([p], parsing) for p in prompts}
+                for number, step in enumerate(missing, 1):
+                    self._answer_step(pool, step, conditions)
+                    yield Progress("answers of the base model", number, len(missing))
+
+    @torch.no_grad()
+    def _answer_step(
+        self, pool: ImagePool, step: int, conditions: Mapping[str, Conditioning]
+    ) -> None:
+        model, samples = self._model, self._pool_samples(pool, step, concept=0)
+        for group in _by_shape(list(enumerate(samples))):
+            batch = _batch([sample for _, sample in group], model.device)
+            noisy = model.schedule.add_noise(batch.latents, batch.noise, batch.timesteps)
+            conditioning = Conditioning.stack([conditions[prompt] for prompt in batch.prompts])
+            answers = model.denoise(noisy, batch.timesteps, conditioning)
+            for (slot, _), answer in zip(group, answers.to(model.placement.dtype), strict=True):
+                self._answers[step, slot] = answer.cpu()
+
     def draw_samples(self, step: int, concept: int) -> list[_Sample]:
         """The samples for a step, which are marked with the number of the concept."""
         self.ensure_encoded()
+        return [
+            replace(sample, answer=self._answers[step, slot]) if pool.base_answer else sample
+            for pool in self._pools
+            for slot, sample in enumerate(self._pool_samples(pool, step, concept))
+        ]
+
+    def _pool_samples(self, pool: ImagePool, step: int, concept: int) -> list[_Sample]:
         sampling, samples = self._sampling, list[_Sample]()
-        for pool in self._pools:
-            for slot in range(sampling.batch_size):
-                index = _shuffled_index(sampling, pool, step * sampling.batch_size + slot)
-                samples.append(self._sample(pool, index, concept, step, slot))
+        for slot in range(sampling.batch_size):
+            index = _shuffled_index(sampling, pool, step * sampling.batch_size + slot)
+            samples.append(self._sample(pool, index, concept, step, slot))
         return samples
 
     @property
@@ -154,7 +198,7 @@ class TrainingSamples:
     def inputs(self) -> dict[str, str]:
         """A fingerprint of each class image, and of the prompts of each training image, by name."""
         inputs: dict[str, str] = {}
-        for pool in self._pools:
+        for pool in (pool for pool in self._pools if not pool.base_answer):
             for image, prompts in zip(pool.images, pool.prompts, strict=True):
                 digest = hashlib.sha256("\n".join(prompts).encode()).hexdigest()
                 name = f"class image {image.path.name}" if image.class_image else ""
@@ -197,18 +241,22 @@ class TrainingSamples:
         timestep = self._model.schedule.sample_timestep(rng, shape)
         image = pool.images[index]
         weight = pool.weight * image.weight / sampling.batch_size
-        return _Sample(
-            latents, noise, timestep, weight, concept, prompt, encoded.mask, image.path.name
-        )
+        mask, name = encoded.mask, image.path.name
+        if pool.base_answer:  # the whole image, and not a loss of the training image itself
+            mask, name = None, f"{name} (answer of the base model)"
+        return _Sample(latents, noise, timestep, weight, concept, prompt, mask, name)
 
 
 def collate(samples: Sequence[_Sample], device: torch.device) -> tuple[Batch, ...]:
     """Samples of one or several concepts as one batch for each shape, on the device."""
-    shapes = dict.fromkeys(sample.latents.shape for sample in samples)
-    return tuple(
-        _batch([sample for sample in samples if sample.latents.shape == shape], device)
-        for shape in shapes
-    )
+    groups = _by_shape(list(enumerate(samples)))
+    return tuple(_batch([sample for _, sample in group], device) for group in groups)
+
+
+def _by_shape(samples: Sequence[tuple[int, _Sample]]) -> list[list[tuple[int, _Sample]]]:
+    """Numbered samples, in groups of one shape."""
+    shapes = dict.fromkeys(sample.latents.shape for _, sample in samples)
+    return [[one for one in samples if one[1].latents.shape == shape] for shape in shapes]
 
 
 def _batch(samples: Sequence[_Sample], device: torch.device) -> Batch:
@@ -219,18 +267,20 @@ def _batch(samples: Sequence[_Sample], device: torch.device) -> Batch:
         torch.tensor([sample.weight for sample in samples], device=device),
         torch.tensor([sample.concept for sample in samples], device=device),
         tuple(sample.prompt for sample in samples),
-        _masks(samples, device),
+        _stacked([s.mask for s in samples], torch.ones_like(samples[0].latents[:1]), device),
+        _stacked([s.answer for s in samples], samples[0].latents * torch.nan, device),
         tuple(sample.image_name for sample in samples),
     )
 
 
-def _masks(samples: Sequence[_Sample], device: torch.device) -> Tensor | None:
-    """The masks of the samples, (B, 1, H, W), with ones for a sample without a mask."""
-    if all(sample.mask is None for sample in samples):
+def _stacked(
+    tensors: Sequence[Tensor | None], missing: Tensor, device: torch.device
+) -> Tensor | None:
+    """The tensors in one, with `missing` in place of None; None if all are None."""
+    if all(tensor is None for tensor in tensors):
         return None
-    ones = torch.ones_like(samples[0].latents[:1])
-    masks = [ones if sample.mask is None else sample.mask for sample in samples]
-    return torch.stack(masks).to(device)
+    found = [missing if tensor is None else tensor.to(missing) for tensor in tensors]
+    return torch.stack(found).to(device)
 
 
 def _shuffled_index(sampling: BatchSampling, pool: ImagePool, place: int) -> int:

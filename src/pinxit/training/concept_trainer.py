@@ -1,7 +1,7 @@
 """ConceptTrainer: the adapters, samples, optimizer and progress of one concept."""
 
 import math
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -12,8 +12,10 @@ from pinxit.errors import RunError
 from pinxit.images.folder import TrainingImage, fingerprint, sort_by_content
 from pinxit.models.model import Model
 from pinxit.models.prompt import TokenEmbedding
+from pinxit.progress import Progress
 from pinxit.training.batches import BatchSampling, TrainingSamples
 from pinxit.training.early_stopping import converged
+from pinxit.training.method import TrainableAdapter
 from pinxit.training.optimizer import STATE_NAMES, AdamW, ParameterGroup, global_norm
 from pinxit.training.plan import TrainingPlan
 
@@ -64,12 +66,7 @@ class ConceptTrainer:
         self.samples = TrainingSamples(model, pools, sampling, plan.resolution)
         self.trainable_adapters = plan.method.create_adapters(model, subject, plan.learning_rate)
         self.adapters = tuple(trainable.adapter for trainable in self.trainable_adapters)
-        groups = [
-            ParameterGroup(
-                list(one.adapter.weights().values()), one.learning_rate, one.weight_decay
-            )
-            for one in self.trainable_adapters
-        ]
+        groups = [_parameter_group(one) for one in self.trainable_adapters]
         self.optimizer = AdamW(groups)
         self.weights = [weight for group in groups for weight in group.weights]
         is_averaged = [
@@ -100,6 +97,12 @@ class ConceptTrainer:
         prompts = self.samples.prompts
         cuts = {prompt: self.model.truncated_text(prompt, parsing, tokens) for prompt in prompts}
         return {prompt: cut for prompt, cut in cuts.items() if cut}
+
+    def answer_with_base(self, first: int | None = None) -> Iterator[Progress]:
+        """Compute the targets of the steps left, or of those from `first`; yields progress."""
+        first = self.steps_done if first is None else first
+        steps, parsing = range(first, self.total_steps), self.plan.recipe.prompt_parsing
+        return self.samples.answer_with_base(steps, parsing)
 
     @property
     def validation_due(self) -> bool:
@@ -207,6 +210,12 @@ class ConceptTrainer:
         self.error = None
         self.loss_scale /= 2
         return True
+
+
+def _parameter_group(one: TrainableAdapter) -> ParameterGroup:
+    weights = list(one.adapter.weights().values())
+    origins = [weight.detach().clone() for weight in weights] if one.pull else ()
+    return ParameterGroup(weights, one.learning_rate, one.weight_decay, one.pull, origins)
 
 
 def _with_layout_of(weight: Tensor, tensor: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""What DreamBooth and LoRA share: a rare token and prior preservation with class images."""
+"""What DreamBooth and LoRA share: a rare token, and preservation of what the class noun means."""
 
 import hashlib
 from collections.abc import Mapping
@@ -20,21 +20,35 @@ from pinxit.training.method import (
 )
 
 ModelSize = Literal["small", "large"]
+Preservation = Literal["class-images", "base-answer", "weights", "none"]
 
 # Default number of class images by model size; for large models as in the DreamBooth paper.
 _CLASS_IMAGES: dict[ModelSize, int] = {"small": 48, "large": 200}
+# The sum of the pulls of all default steps with a strength of 1.
+_PULL = 3.0
 # The rare token is chosen among this many, so that two placeholder tokens seldom get the same one.
 _RARE_TOKENS = 64
 
 
 class Finetuning(Method):
-    """Training on "a [V] class" with prior preservation (arXiv:2208.12242).
+    """Training on "a [V] class" that preserves what the base model knows of the class.
+
+    By class images (prior preservation, arXiv:2208.12242); by the base model's own predictions for
+    the noisy training images and the class prompt; or by pulling the weights to those of the base
+    model (arXiv:2505.19519).
 
     `advice_by_size` is for five images.
     """
 
     advice_by_size: ClassVar[Mapping[ModelSize, Advice]]
 
+    preserve: Preservation | None = Option(
+        None,
+        help="how training preserves what the base model knows of the class: with class images, "
+        "with the base model's own predictions as targets, by pulling the weights to those of the "
+        "base model, or not at all",
+        default_is="objects: class-images, styles: none; with --class-images, class-images or none",
+    )
     class_images: int | None = Option(
         None,
         ge=0,
@@ -44,7 +58,11 @@ class Finetuning(Method):
         default_is="objects: 48 for pocket, 200 for larger base models; styles: 0",
     )
     prior_loss_weight: float = Option(
-        1.0, ge=0, aliases=("prior_weight",), help="weight of the loss on class images"
+        1.0,
+        ge=0,
+        aliases=("prior_weight", "preserve_weight"),
+        help="strength of --preserve: the weight of the loss on class images or on the base "
+        "model's predictions, or of the pull to its weights",
     )
     train_text_encoder: bool = Option(
         False, help="train the text encoders too; better subject fidelity, more memory"
@@ -78,9 +96,15 @@ class Finetuning(Method):
     def settle(self, model: Model, subject: Subject) -> Self:
         """The method with the number of class images and the rare token chosen.
 
-        Raises RecipeError if the rare token is not a single token of every text encoder.
+        Raises RecipeError if `preserve` contradicts the number of class images, or if the rare
+        token is not a single token of every text encoder.
         """
         count = self.required_class_images(model, subject).count
+        if (self.class_images or 0) != count and self.class_images is not None:
+            raise RecipeError(
+                f"--preserve {self.preserve} contradicts {self.class_images} class images",
+                "give only one of --preserve and --class-images",
+            )
         method = self.model_copy(update={"class_images": count})
         if not self.uses_rare_token(subject):
             return method
@@ -95,10 +119,10 @@ class Finetuning(Method):
 
     def required_class_images(self, model: Model, subject: Subject) -> ClassImages:
         """The class images for prior preservation."""
-        prompt, count = f"a photo of a {subject.class_noun}", _CLASS_IMAGES[model_size(model)]
-        if subject.kind == "style":
-            prompt, count = "a painting", 0
-        return ClassImages(prompt, count if self.class_images is None else self.class_images)
+        count = 0
+        if self._preservation(subject) == "class-images":
+            count = self.class_images or _CLASS_IMAGES[model_size(model)]
+        return ClassImages(_class_prompt(subject), count)
 
     def image_pools(
         self,
@@ -106,21 +130,40 @@ class Finetuning(Method):
         images: tuple[TrainingImage, ...],
         class_images: tuple[TrainingImage, ...] = (),
     ) -> tuple[ImagePool, ...]:
-        """The training images with prompts "a [V] class", and class images with "a class"."""
+        """The training images with prompts "a [V] class", and those that preserve "a class"."""
         template = "a painting in the style of {}" if subject.kind == "style" else "a photo of a {}"
         prompts = prompts_for(images, subject, (template,), captions=self.captions)
-        subject_pool = ImagePool("own", images, prompts)
+        subject_pool, weight = ImagePool("own", images, prompts), self.prior_loss_weight
+        if self._preservation(subject) == "base-answer":
+            class_prompts = ((_class_prompt(subject),),) * len(images)
+            return subject_pool, ImagePool("base", images, class_prompts, weight, base_answer=True)
         if not class_images:
             return (subject_pool,)
         class_prompts = tuple((image.caption or subject.class_noun,) for image in class_images)
-        class_pool = ImagePool("class", class_images, class_prompts, self.prior_loss_weight)
-        return subject_pool, class_pool
+        return subject_pool, ImagePool("class", class_images, class_prompts, weight)
+
+    def pull(self, model: Model, subject: Subject) -> float:
+        """The fraction of the way to the base model's weights that each step pulls the weights."""
+        if self._preservation(subject) != "weights":
+            return 0.0
+        return self.prior_loss_weight * _PULL / self.advice_by_size[model_size(model)].steps
 
     def alias_adapter(self, model: Model, subject: Subject) -> AliasAdapter:
         """Lets the placeholder token stand for "[V] class", or for "[V]" if it is a style."""
         rare = self.rare_token or _rare_token(model, subject)
         text = rare if subject.kind == "style" else f"{rare} {subject.class_noun}"
         return AliasAdapter(subject.token, text)
+
+    def _preservation(self, subject: Subject) -> Preservation:
+        """How to preserve the class, also for recipes that only give a number of class images."""
+        if self.preserve:
+            return self.preserve
+        has_images = subject.kind == "object" if self.class_images is None else self.class_images
+        return "class-images" if has_images else "none"
+
+
+def _class_prompt(subject: Subject) -> str:
+    return "a painting" if subject.kind == "style" else f"a photo of a {subject.class_noun}"
 
 
 def model_size(model: Model) -> ModelSize:

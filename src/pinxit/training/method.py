@@ -38,26 +38,31 @@ class Advice:
 class TrainableAdapter:
     """An adapter with its learning rate and weight decay.
 
-    With `average`, the average of the later steps is used to generate images and to save.
+    In each step, its weights are moved by the fraction `pull` of the way to their initial values,
+    which change nothing in the base model. With `average`, the average of the later steps is used
+    to generate images and to save.
     """
 
     adapter: Adapter
     learning_rate: float
     weight_decay: float = 0.0
     average: bool = False
+    pull: float = 0.0
 
 
 @dataclass(frozen=True)
 class ImagePool:
     """Images that fill one part of every batch, each with its possible prompts.
 
-    The part has `batch_size` samples, and its mean loss is multiplied by `weight`.
+    The part has `batch_size` samples, and its mean loss is multiplied by `weight`. With
+    `base_answer`, the target of a sample is what the base model predicts for it, not its noise.
     """
 
     name: str
     images: tuple[TrainingImage, ...]
     prompts: tuple[tuple[str, ...], ...]
     weight: float = 1.0
+    base_answer: bool = False
 
 
 @dataclass(frozen=True)

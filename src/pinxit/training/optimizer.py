@@ -25,11 +25,17 @@ _DITHER = 40503
 
 @dataclass(frozen=True)
 class ParameterGroup:
-    """Weights with a common learning rate and weight decay."""
+    """Weights with a common learning rate and weight decay.
+
+    After each step, the weights are moved by the fraction `pull` of the way to `origins`, which
+    have their shapes.
+    """
 
     weights: Sequence[nn.Parameter]
     learning_rate: float
     weight_decay: float = 0.0
+    pull: float = 0.0
+    origins: Sequence[Tensor] = ()
 
 
 class AdamW:
@@ -52,20 +58,24 @@ class AdamW:
         `lr_multiplier`.
         """
         for group in self.groups:
-            scaled_group = replace(group, learning_rate=group.learning_rate * lr_multiplier)
+            scaled_group = replace(
+                group,
+                learning_rate=group.learning_rate * lr_multiplier,
+                pull=group.pull * lr_multiplier,
+            )
             fp32: list[tuple[Tensor, ...]] = []
-            for weight in group.weights:
+            origins = (group.origins,) if group.origins else ()
+            for weight, *origin in zip(group.weights, *origins, strict=True):
                 if weight.grad is not None:
                     state = self.state.get(weight) or _initial_state(weight)
                     self.state[weight] = state
                     tensors = (weight.detach(), weight.grad, state["exp_avg"], state["exp_avg_sq"])
                     if "rest" in state:
-                        _step_half(
-                            (*tensors, state["rest"]), state["step"], scaled_group, gradient_scale
-                        )
+                        halves = (*tensors, state["rest"], *origin)
+                        _step_half(halves, state["step"], scaled_group, gradient_scale)
                     else:
                         weight.grad.mul_(gradient_scale)
-                        fp32.append((*tensors, state["step"]))
+                        fp32.append((*tensors, state["step"], *origin))
             if fp32:
                 _fused_step(fp32, scaled_group)
 
@@ -107,7 +117,10 @@ def _initial_state(weight: Tensor) -> dict[str, Tensor]:
 def _step_half(
     tensors: Sequence[Tensor], step: Tensor, group: ParameterGroup, gradient_scale: Tensor
 ) -> None:
-    """One step for a weight in half precision: weight, gradient, two moments, rounding error."""
+    """One step for a weight in half precision.
+
+    `tensors` are weight, gradient, two moments and rounding error, and the origin if it has one.
+    """
     weight = tensors[0]
     size = _CHUNK_SIZE[weight.device.type if weight.is_cuda else "cpu"]
     buffers = [torch.empty(min(size, weight.numel()), device=weight.device) for _ in range(4)]
@@ -126,14 +139,14 @@ def _step_chunk(
     gradient_scale: Tensor,
     dither: int,
 ) -> None:
-    """One step for a chunk of weights, gradients, two moments and rounding errors, in fp32."""
-    weight, grad, mean, square, rest = chunks
+    """One step, in fp32, for a chunk of each tensor of `_step_half`."""
+    weight, grad, mean, square, rest, *origin = chunks
     fp32 = [buffer[: len(weight)] for buffer in buffers]
     for buffer, half in zip(fp32, (weight, grad, mean, square), strict=True):
         buffer.copy_(half)
     fp32[0].add_(rest)
     fp32[1].mul_(gradient_scale)
-    _fused_step([(*fp32, step.clone())], group)
+    _fused_step([(*fp32, step.clone(), *origin)], group)
     weight.copy_(fp32[0])
     rest.copy_(fp32[0].sub_(weight))
     mean.copy_(fp32[2])
@@ -141,8 +154,11 @@ def _step_chunk(
 
 
 def _fused_step(tensors: Sequence[Sequence[Tensor]], group: ParameterGroup) -> None:
-    """One AdamW step for weights, each with its gradient, two moments and number of steps."""
-    weights, gradients, means, squares, steps = map(list, zip(*tensors, strict=True))
+    """One AdamW step for weights, and then the pull to their origins.
+
+    Each item has a weight, gradient, two moments and number of steps, and perhaps an origin.
+    """
+    weights, gradients, means, squares, steps, *origins = map(list, zip(*tensors, strict=True))
     adamw(
         weights,
         gradients,
@@ -159,6 +175,8 @@ def _fused_step(tensors: Sequence[Sequence[Tensor]], group: ParameterGroup) -> N
         eps=_EPS,
         maximize=False,
     )
+    for weight, origin in zip(weights, *origins, strict=True) if origins else ():
+        weight.sub_(origin).mul_(1 - group.pull).add_(origin)
 
 
 def _in_memory(tensor: Tensor) -> Tensor:

@@ -85,6 +85,13 @@ class TrainingSession:
         ]
         return collate(samples, self.model.device)
 
+    def answer_with_base(self) -> None:
+        """Compute the targets that are predictions of the base model, before adapters change it."""
+        first = min(trainer.steps_done for trainer in self.trainers)
+        for trainer in self.trainers:
+            for _ in trainer.answer_with_base(first):
+                pass
+
     def losses(self, batch: Batch, conditioner: Conditioner) -> Tensor:
         """The weighted loss of each sample, (B,)."""
         before_denoise(self.model, batch.timesteps, batch.concepts)
@@ -254,6 +261,8 @@ def denoising_losses(
     noisy = schedule.add_noise(batch.latents, batch.noise, batch.timesteps)
     prediction = model.denoise(noisy, batch.timesteps, conditioner(batch.prompts))
     target = schedule.target(batch.latents, batch.noise, batch.timesteps)
+    if batch.answers is not None:
+        target = torch.where(batch.answers.isnan(), target, batch.answers)
     losses = _masked_mean((prediction - target).square(), batch.mask)
     return losses * batch.weights * schedule.loss_weight(batch.timesteps, min_snr_gamma)
 
@@ -271,6 +280,7 @@ def train(session: TrainingSession) -> Generator[StepResult]:
     The adapters stay applied until the generator is closed. Raises RunError if a single image
     needs too much memory.
     """
+    session.answer_with_base()
     with applied(session.model, session.changes):
         conditioner = session.conditioner()
         session.validate(conditioner)  # at the start, or if training was interrupted here

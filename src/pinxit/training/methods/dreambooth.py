@@ -1,4 +1,4 @@
-"""DreamBooth: train the whole denoiser with prior preservation (arXiv:2208.12242)."""
+"""DreamBooth: train the whole denoiser and preserve the class (arXiv:2208.12242)."""
 
 from typing import ClassVar
 
@@ -27,8 +27,11 @@ class Dreambooth(Finetuning):
         if self.train_text_encoder:
             text_learning_rate = learning_rate * self.text_encoder_lr_scale
             learning_rates |= dict.fromkeys(model.text_encoders, text_learning_rate)
+        pull = self.pull(model, subject)
         networks = [
-            TrainableAdapter(FullWeightsAdapter.of(model, network), network_rate, _WEIGHT_DECAY)
+            TrainableAdapter(
+                FullWeightsAdapter.of(model, network), network_rate, _WEIGHT_DECAY, pull=pull
+            )
             for network, network_rate in learning_rates.items()
         ]
         return (TrainableAdapter(self.alias_adapter(model, subject), 0.0), *networks)

@@ -108,8 +108,11 @@ class Lora(Finetuning):
         if self.train_text_encoder:
             text_learning_rate = learning_rate * self.text_encoder_lr_scale
             learning_rates |= dict.fromkeys(model.text_encoders, text_learning_rate)
+        pull = self.pull(model, subject)
         loras = [
-            TrainableAdapter(LoraAdapter.of(model, network, config, subject.seed), network_rate)
+            TrainableAdapter(
+                LoraAdapter.of(model, network, config, subject.seed), network_rate, pull=pull
+            )
             for network, network_rate in learning_rates.items()
         ]
         if self.uses_rare_token(subject):
