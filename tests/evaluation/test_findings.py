@@ -6,6 +6,8 @@ import pytest
 from PIL import Image
 
 from pinxit.adapters.kinds.embedding import EmbeddingAdapter
+from pinxit.adapters.kinds.lora import LoraAdapter
+from pinxit.adapters.lora_part import LoraConfig
 from pinxit.concepts.concept import Concept
 from pinxit.concepts.metadata import Provenance
 from pinxit.evaluation.findings import (
@@ -38,10 +40,11 @@ GOOD = Findings(
     drift=0.1,
     embedding_norm=EmbeddingNorm(1.4, 0.3),
 )
+EMPTY = Concept((), Provenance.from_metadata("<my>", {}))
 
 
 def test_no_problem_with_good_metrics() -> None:
-    assert advice(GOOD) == ["these metrics show no problem"]
+    assert advice(GOOD, EMPTY) == ["these metrics show no problem"]
 
 
 ONE = BackgroundLeak(1, 2, "meadow")
@@ -85,25 +88,50 @@ ONE = BackgroundLeak(1, 2, "meadow")
 def test_each_problem_is_reported_with_its_metric_and_advice(
     change: dict[str, object], sentence: str
 ) -> None:
-    sentences = advice(replace(GOOD, **change))  # pyright: ignore[reportArgumentType]
+    sentences = advice(replace(GOOD, **change), EMPTY)  # pyright: ignore[reportArgumentType]
     assert len(sentences) == 1
     assert sentences[0].startswith(sentence)
     assert "; try " in sentences[0]
 
 
 def test_a_large_norm_is_no_problem_if_prompts_are_followed() -> None:
-    assert advice(replace(GOOD, embedding_norm=EmbeddingNorm(7.3, 0.1))) == advice(GOOD)
+    assert advice(replace(GOOD, embedding_norm=EmbeddingNorm(7.3, 0.1)), EMPTY) == advice(
+        GOOD, EMPTY
+    )
 
 
 def test_missing_metrics_are_no_problem() -> None:
     blank = Findings(16, JudgeScore(0.8, 0.9), 0.95, 0)
-    assert advice(blank) == advice(GOOD)
+    assert advice(blank, EMPTY) == advice(GOOD, EMPTY)
     assert blank.leak_rate == 0
+
+
+def test_advice_fits_the_method_and_the_trend(model: Model) -> None:
+    provenance = Provenance.from_metadata("<my>", {})
+    lora = Concept(
+        (LoraAdapter.of(model, "denoiser", LoraConfig("lora", 2, 2, "attention"), 0).part(),),
+        provenance,
+    )
+    vectors = Concept((EmbeddingAdapter.of(model, "<my>", "dog", 2).part(),), provenance)
+    weak = replace(GOOD, score=JudgeScore(0.2, 0.5))
+    assert not any("vectors" in sentence for sentence in advice(weak, lora))
+    assert "a higher --rank" in advice(weak, lora)[-1]
+    assert "fewer vectors" in advice(weak, vectors)[0]
+    assert "fewer vectors" not in advice(weak, EMPTY)[0]
+    assert "more vectors" in advice(weak, vectors)[-1]
+    middle = replace(GOOD, score=JudgeScore(0.6, 0.9))
+    assert advice(middle, lora, rising=True) == ["likeness is still rising (60%); try more steps"]
+    assert advice(middle, lora) == advice(GOOD, EMPTY)
+
+
+def test_no_advice_about_a_likeness_that_is_not_measured() -> None:
+    unknown = replace(GOOD, score=JudgeScore(None, 0.9))
+    assert advice(unknown, EMPTY, rising=True) == advice(GOOD, EMPTY)
 
 
 def test_the_worst_problem_comes_first() -> None:
     bad = replace(GOOD, leaks={"beach": BackgroundLeak(8, 8, "meadow")}, copies=9, drift=0.9)
-    problems = [sentence.split(":")[0] for sentence in advice(bad)]
+    problems = [sentence.split(":")[0] for sentence in advice(bad, EMPTY)]
     assert problems == ["background leak", "copies of training images", *problems[2:]]
     assert len(problems) == 3
 
@@ -173,10 +201,10 @@ def test_a_copy_is_detected_but_not_other_images_of_the_subject(judge: Judge) ->
 def test_real_images_have_no_problem_and_copies_have(judge: Judge) -> None:
     real = Findings.of(judge, views("snow", "snow"), judge.prompts * 2)
     assert real.score.overall > 0.8
-    assert advice(real) == advice(GOOD)
+    assert advice(real, EMPTY) == advice(GOOD, EMPTY)
     copies = Findings.of(judge, judge.training_images, judge.prompts * 2)
     assert (copies.copies, copies.leak_rate) == (2, 1)
-    assert [one.split(":")[0] for one in advice(copies)][:2] == [
+    assert [one.split(":")[0] for one in advice(copies, EMPTY)][:2] == [
         "background leak",
         "copies of training images",
     ]

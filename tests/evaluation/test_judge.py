@@ -8,7 +8,10 @@ from PIL import Image, ImageOps
 
 from pinxit.adapters.adapter import applied
 from pinxit.adapters.kinds.embedding import EmbeddingAdapter
+from pinxit.concepts.concept import Concept
+from pinxit.concepts.metadata import Provenance
 from pinxit.errors import RequestError
+from pinxit.evaluation.findings import Findings
 from pinxit.evaluation.judge import (
     Anchors,
     Judge,
@@ -19,14 +22,17 @@ from pinxit.evaluation.judge import (
     grey_out_subject,
     uses_pocket_vocabulary,
 )
+from pinxit.evaluation.metrics.clip_i import ClipI
 from pinxit.evaluation.metrics.clip_t import ClipT
 from pinxit.evaluation.metrics.dino import Dino
 from pinxit.evaluation.prompt_sets import evenly_spaced, prompt_set, prompt_set_names, suitable_set
+from pinxit.evaluation.scoring import compute_metrics
 from pinxit.models.model import Model
 from pinxit.models.open_base import open_base
 from pinxit.pocket import gallery
 from pinxit.pocket.asked import asked
 from pinxit.pocket.eyes import Eyes
+from pinxit.runs.best import save_if_best
 from pinxit.training.recipe import Recipe
 from tests.seeing import save_seeing
 
@@ -89,6 +95,7 @@ def test_evenly_spaced_prompts_have_new_seeds() -> None:
     assert prompts[-1].plain == "a purple toy"
 
 
+@pytest.mark.usefixtures("separating")
 def test_the_floor_is_generated_once(
     model: Model,
     pictures: Path,
@@ -115,6 +122,7 @@ def test_the_floor_is_generated_once(
         Judge.for_subject(model, options, images, metrics=untrained, prompt_run=prompt_run)
 
 
+@pytest.mark.usefixtures("separating")
 def test_an_applied_concept_is_evaluated(
     model: Model, pictures: Path, untrained: MetricSet
 ) -> None:
@@ -129,6 +137,7 @@ def test_an_applied_concept_is_evaluated(
     assert score.prompt == judge.score(judge.base_images, judge.prompts).prompt
 
 
+@pytest.mark.usefixtures("separating")
 def test_photographs_are_judged_by_dino_and_clip_between_anchors(
     model: Model, pictures: Path, tmp_path: Path
 ) -> None:
@@ -147,6 +156,37 @@ def test_photographs_are_judged_by_dino_and_clip_between_anchors(
     assert score.likeness == pytest.approx(0)
     shifted = (*judge.prompts[2:], *judge.prompts[:2])
     assert judge.score(judge.base_images, shifted).prompt == pytest.approx(0)
+
+
+def test_likeness_is_not_measured_where_the_judge_cannot_tell_images_apart(
+    model: Model, pictures: Path, untrained: MetricSet, tmp_path: Path
+) -> None:
+    options = recipe(pictures)
+    prompt_run = PromptRun(options, evenly_spaced(prompt_set("objects", "dog"), 2), **QUICK)
+    judge = Judge.for_subject(
+        model, options, options.read_images(), metrics=untrained, prompt_run=prompt_run
+    )
+    score = judge.score(judge.base_images, judge.prompts)
+    assert (score.likeness, score.overall) == (None, None)
+    assert "cannot tell" in judge.no_likeness
+    assert "--dino MODEL" in judge.no_likeness
+    metrics = compute_metrics(judge, judge.base_images)
+    assert not {"likeness", "best"} & metrics.keys()
+    assert "prompt" in metrics
+    concept = Concept((), Provenance.from_metadata("<my>", {}))
+    findings = Findings.of(judge, judge.base_images, judge.prompts)
+    scores = save_if_best(tmp_path, concept, findings)
+    assert not scores.is_best
+    assert "likeness" not in scores.text
+    assert not list(tmp_path.glob("*.safetensors"))
+
+
+def test_dino_can_judge_pocket_s_images_too() -> None:
+    base = open_base("pocket")
+    by_dino = MetricSet.for_base(base, "object", dino="folder")
+    assert (by_dino.fidelity, by_dino.eyes is not None) == (Dino(weights="folder"), True)
+    assert not isinstance(MetricSet.for_base(base, "object").fidelity, Dino)
+    assert MetricSet.for_base(base, "style", clip="folder").fidelity == ClipI(weights="folder")
 
 
 def test_only_the_subject_is_compared_if_there_is_a_mask() -> None:

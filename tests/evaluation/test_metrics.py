@@ -160,6 +160,15 @@ def test_ends_of_a_scale(eyes: Eyes, images: list[Image.Image]) -> None:
     assert alone.ceiling == pytest.approx(mirrored[0])
 
 
+def test_a_scale_separates_only_without_overlap(eyes: Eyes) -> None:
+    colour = made("colour", eyes)
+    greys = [Image.new("RGB", (8, 8), (level, level, level)) for level in range(0, 250, 25)]
+    dark, light = greys[:4], greys[-4:]
+    assert Scale.of(colour, dark, light).separates
+    assert not Scale.of(colour, greys, greys[1::2]).separates
+    assert not Scale.of(colour, dark, dark[1:3], light).separates  # look-alikes score higher
+
+
 def test_relative_position_works_in_both_directions() -> None:
     assert relative_position(0.5, 0.2, 0.8) == pytest.approx(0.5)
     assert relative_position(0.2, 0.3, 0.1) == pytest.approx(0.5)

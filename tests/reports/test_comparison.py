@@ -26,6 +26,8 @@ from pinxit.reports.pages import (
     LossPlot,
     PlotPoint,
     TradeoffPlot,
+    interval_ends,
+    interval_value,
     page_environment,
 )
 from pinxit.runs.run import train_run
@@ -84,7 +86,9 @@ def evaluated(
 ) -> Evaluated:
     out = tmp_path_factory.mktemp("evaluated") / "out"
     events: list[Progress] = []
-    found = evaluate(runs, out, opening(nano), events.append, settings)
+    with pytest.MonkeyPatch.context() as patch:  # a network with random weights
+        patch.setattr("pinxit.evaluation.metric._apart", lambda *_: True)
+        found = evaluate(runs, out, opening(nano), events.append, settings)
     return found, (out / "report.html").read_text(encoding="utf-8"), events
 
 
@@ -135,6 +139,33 @@ def test_the_page_holds_all_and_asks_for_nothing(
     must_be_well_formed(page)
 
 
+@pytest.mark.long
+def test_a_page_without_likeness_says_so(
+    evaluated: Evaluated,
+    runs: list[Path],
+    settings: EvaluationSettings,
+    nano: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("pinxit.evaluation.metric._apart", lambda *_: False)
+    out = Path(evaluated[0]["report"]).parent
+    found: Any = evaluate(runs, out, opening(nano), lambda *_: None, settings)
+    page = (out / "report.html").read_text(encoding="utf-8")
+    assert "dino cannot tell these training images from other images" in page
+    assert "<circle" not in page
+    for group in found["groups"]:
+        assert group["no_likeness"]
+        for run in group["runs"].values():
+            assert not {"likeness", "best"} & set(run["figures"])
+    must_be_well_formed(page)
+
+
+def test_shares_are_shown_from_0_to_100() -> None:
+    assert interval_value(Interval(1.47, 1.2, 1.6), share=True) == "100%"
+    assert interval_ends(Interval(0.1, -0.5, 1.6), share=True) == "0 to 100"
+    assert interval_value(Interval(1.47, 1.2, 1.6), share=False) == "1.47"
+
+
 def test_pages_escape_all_values() -> None:
     hostile = "\"><script>alert(1)</script>&'"
     columns = [GridColumn(hostile, hostile, [Image.new("RGB", (8, 8))])]
@@ -155,6 +186,7 @@ def test_pages_escape_all_values() -> None:
 
 
 @pytest.mark.long
+@pytest.mark.usefixtures("separating")
 def test_an_evaluation_again_paints_nothing_twice(
     evaluated: Evaluated,
     runs: list[Path],

@@ -213,6 +213,7 @@ def test_the_best_concept_is_kept(
     assert run.state.best_step == 10
 
 
+@pytest.mark.usefixtures("separating")
 def test_previews_are_scored_during_training(
     model: Model, pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -223,7 +223,8 @@ def _best_step_lines(state: RunState) -> Iterator[str]:
             f"the result is from step {state.best_step}, the best score; "
             f"the last step is {state.concept_file}"
         )
-    for problem in state.best.problems if state.best else ():
+    scores = state.best or next(reversed(state.of_kind(PreviewScores)), None)
+    for problem in scores.problems if scores else ():
         yield f"previews: {problem}"
 
 

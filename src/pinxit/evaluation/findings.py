@@ -18,7 +18,7 @@ from pinxit.pocket.asked import asked
 from pinxit.pocket.words import PLACE_PHRASES
 
 # Thresholds of the advice.
-_LOW_LIKENESS = 0.4  # on the scale from floor to ceiling
+_LOW_LIKENESS, _HIGH_LIKENESS = 0.4, 0.9  # on the scale from floor to ceiling
 _LOW_PROMPT, _REDUCED_PROMPT = 0.75, 0.9  # of the base model's score
 _MANY_COPIES = 0.1  # of all images
 _LEAK_IN_ONE, _LEAK_IN_ALL = 0.5, 0.3  # of the images of one background, and of all
@@ -105,9 +105,15 @@ class Findings:
         )
 
 
-def advice(findings: Findings) -> list[str]:
-    """What is wrong and what to try, worst first; one sentence if nothing is."""
-    problems = [*_content_problems(findings), *_model_problems(findings)]
+def advice(findings: Findings, concept: Concept, *, rising: bool = False) -> list[str]:
+    """What is wrong and what to try with such a concept, worst first; one sentence if nothing is.
+
+    `rising` is whether the likeness was still rising at the last step.
+    """
+    likeness = findings.score.likeness
+    problems = [*_content_problems(findings, concept), *_model_problems(findings)]
+    if rising and likeness is not None and _LOW_LIKENESS <= likeness < _HIGH_LIKENESS:
+        problems.append(f"likeness is still rising ({likeness:.0%}); try more steps")
     return problems or ["these metrics show no problem"]
 
 
@@ -182,8 +188,9 @@ def _leak_sentence(findings: Findings) -> str:
     return ""
 
 
-def _content_problems(findings: Findings) -> Iterator[str]:
+def _content_problems(findings: Findings, concept: Concept) -> Iterator[str]:
     """What is wrong with images of the token."""
+    num_vectors = _num_vectors(concept)
     leak = _leak_sentence(findings)
     if leak:
         yield (
@@ -199,13 +206,28 @@ def _content_problems(findings: Findings) -> Iterator[str]:
     if score.prompt < _LOW_PROMPT * base_prompt:
         yield (
             f"low prompt fidelity: {score.prompt:.0%}, and {base_prompt:.0%} without the token; "
-            "try fewer steps, a lower --learning-rate, or fewer vectors"
+            f"try fewer steps{', fewer vectors' if num_vectors > 1 else ''} or a lower "
+            "--learning-rate"
         )
-    if score.likeness < _LOW_LIKENESS:
+    if score.likeness is not None and score.likeness < _LOW_LIKENESS:
         yield (
             f"low subject fidelity: {max(score.likeness, 0):.0%} of that of real images; try more "
-            "steps, more vectors, or a method that changes the denoiser, such as lora"
+            f"steps, {_more_capacity(concept)}"
         )
+
+
+def _num_vectors(concept: Concept) -> int:
+    """The number of vectors of a concept's embeddings; 0 if it has none."""
+    tables = [part.tables for part in concept.parts if isinstance(part, EmbeddingPart)]
+    return max((len(vectors) for table in tables for vectors in table.values()), default=0)
+
+
+def _more_capacity(concept: Concept) -> str:
+    """How else than by more steps a concept of this kind can learn more."""
+    return {
+        "adapters": "a higher --rank or a higher --learning-rate",
+        "full weights": "a higher --learning-rate or --train-text-encoder",
+    }.get(concept.content, "more vectors, or a method that changes the denoiser, such as lora")
 
 
 def _model_problems(findings: Findings) -> Iterator[str]:

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from statistics import fmean
@@ -34,16 +34,21 @@ class JudgeScore:
     """Scores of images of a concept.
 
     `likeness` is subject fidelity on a scale from floor (0: other members of the class) to
-    ceiling (1: more real images); `prompt` is how well the prompts are followed. Both can be
-    below 0 or above 1.
+    ceiling (1: more real images), or None if the metric cannot tell those apart; `prompt` is how
+    well the prompts are followed. Both can be below 0 or above 1.
     """
 
-    likeness: float
+    likeness: float | None
     prompt: float
 
     @property
-    def overall(self) -> float:
-        """The geometric mean of both, each clipped to 0..1: checkpoints are compared by it."""
+    def overall(self) -> float | None:
+        """The geometric mean of both, each clipped to 0..1: checkpoints are compared by it.
+
+        None without a likeness.
+        """
+        if self.likeness is None:
+            return None
         likeness, prompt = (min(max(score, 0.0), 1.0) for score in (self.likeness, self.prompt))
         return math.sqrt(likeness * prompt)
 
@@ -77,16 +82,22 @@ class MetricSet:
     eyes: Eyes | None = None
 
     @classmethod
-    def for_base(cls, model: Model, kind: SubjectKind, dino: str = DINO, clip: str = CLIP) -> Self:
+    def for_base(
+        cls, model: Model, kind: SubjectKind, dino: str | None = None, clip: str | None = None
+    ) -> Self:
         """Pocket's classifier for models with pocket's vocabulary, DINO and CLIP for others.
 
         `dino` and `clip` are hub ids or folders; RequestError if they cannot be loaded. Styles are
-        judged by Gram matrices in pocket's world and by CLIP elsewhere.
+        judged by Gram matrices in pocket's world and by CLIP elsewhere. In pocket's world, too,
+        subject fidelity is measured by DINO (of styles by CLIP) if that is given.
         """
+        by_dino = _metric("dino", weights=dino or DINO)
+        by_clip = _metric("clip-i", weights=clip or CLIP)
         if uses_pocket_vocabulary(model):
-            return cls.for_pocket(Eyes.load(), kind)
-        by_dino, by_clip = _metric("dino", weights=dino), _metric("clip-i", weights=clip)
-        prompt_following = _metric("clip-t", weights=clip)
+            pocket = cls.for_pocket(Eyes.load(), kind)
+            fidelity, chosen = (by_clip, clip) if kind == "style" else (by_dino, dino)
+            return replace(pocket, fidelity=fidelity) if chosen else pocket
+        prompt_following = _metric("clip-t", weights=clip or CLIP)
         if kind == "style":
             return cls(by_clip, prompt_following, by_dino, (_metric("gram"),))
         return cls(by_dino, prompt_following, by_dino, (by_clip,))
@@ -207,6 +218,21 @@ class Judge:
         )
 
     @property
+    def no_likeness(self) -> str:
+        """Why likeness is not measured, and which judge may measure it; "" if it is measured."""
+        if self.fidelity_scale.separates:
+            return ""
+        name = registry.name_of(type(self.fidelity_scale.metric))
+        pocket = name not in ("dino", "clip-i")
+        judge = "pocket's classifier" if pocket else name
+        flag = "--clip" if self.prompt_run.subject.kind == "style" else "--dino"
+        other = f"{flag} MODEL" if pocket else f"another {flag} model, or more training images"
+        return (
+            f"{judge} cannot tell these training images from other images, so that a likeness "
+            f"would mean nothing; pinxit evaluate with {other} may tell them apart"
+        )
+
+    @property
     def prompts(self) -> tuple[Prompt, ...]:
         """The prompt of each image that `evaluate` generates."""
         return self.prompt_run.prompt_of_each_image
@@ -218,7 +244,8 @@ class Judge:
 
     def score(self, images: Images, prompts: Sequence[Prompt]) -> JudgeScore:
         """The scores of images that were generated with the token, one prompt for each."""
-        likeness = self.fidelity_scale.score(images).relative
+        scale = self.fidelity_scale
+        likeness = scale.score(images).relative if scale.separates else None
         return JudgeScore(likeness, self._prompt_score(images, prompts))
 
     def prompt_scores(self, images: Images, prompts: Sequence[Prompt]) -> list[float]:

@@ -6,12 +6,14 @@ from dataclasses import dataclass, field
 from statistics import fmean
 from typing import ClassVar, Literal
 
+import numpy as np
 import torch
 from PIL import ImageOps
 from PIL.Image import Image
 from torch import Tensor
 
 from pinxit.errors import RequestError
+from pinxit.evaluation.confidence import bootstrap
 from pinxit.images.tensors import to_pixels
 
 Images = Sequence[Image]
@@ -47,12 +49,17 @@ class Score:
 
 @dataclass(frozen=True)
 class Scale:
-    """A metric with references, and its means for look-alikes (floor) and real images (ceiling)."""
+    """A metric with references, and its means for look-alikes (floor) and real images (ceiling).
+
+    `separates` is False if the confidence intervals of floor and ceiling overlap: then a position
+    between them means nothing.
+    """
 
     metric: Metric
     references: tuple[Image, ...] = field(repr=False)
     floor: float
     ceiling: float
+    separates: bool = True
 
     @classmethod
     def of(
@@ -63,9 +70,10 @@ class Scale:
         held_out_images: Images = (),
     ) -> "Scale":
         """The scale of these images; without held-out ones, the ceiling is among references."""
-        floor = fmean(metric.score(lookalikes, references, ()))
-        ceiling = fmean(real_scores(metric, references, held_out_images))
-        return cls(metric, tuple(references), floor, ceiling)
+        similar = metric.score(lookalikes, references, ())
+        real = real_scores(metric, references, held_out_images)
+        floor, ceiling = fmean(similar), fmean(real)
+        return cls(metric, tuple(references), floor, ceiling, _apart(metric, similar, real))
 
     def relative(self, scores: Sequence[float]) -> list[float]:
         """The position of each score between this scale's floor (0) and ceiling (1)."""
@@ -75,6 +83,13 @@ class Scale:
         """The mean score of images, with this scale's floor and ceiling."""
         value = fmean(self.metric.score(images, self.references, ()))
         return Score(value, self.floor, self.ceiling)
+
+
+def _apart(metric: Metric, lookalikes: Sequence[float], real: Sequence[float]) -> bool:
+    """Whether real images score better than look-alikes, with intervals that do not overlap."""
+    sign = 1 if metric.better == "more" else -1
+    low, high = (bootstrap(sign * np.array(scores)) for scores in (lookalikes, real))
+    return low.high < high.low
 
 
 def real_scores(metric: Metric, references: Images, held_out_images: Images = ()) -> list[float]:

@@ -35,8 +35,9 @@ def compute_metrics(judge: Judge, images: Images) -> MetricIntervals:
     if judge.metrics.eyes is None:
         name = _raw_name(judge.metrics.prompt_following)
         metrics[name] = bootstrap(means_by_prompt(scores, count))
-    fidelity = means_by_prompt(scale.relative(cached_score(scale.metric)), count)
-    metrics["best"] = bootstrap(np.stack([fidelity, prompt_scores], 1), _combined_score)
+    if scale.separates:
+        fidelity = means_by_prompt(scale.relative(cached_score(scale.metric)), count)
+        metrics["best"] = bootstrap(np.stack([fidelity, prompt_scores], 1), _combined_score)
     if count > 1:
         groups = _by_prompt(images, count)
         metrics["variety"] = bootstrap(mean_distances(judge.metrics.similarity, groups))
@@ -52,12 +53,17 @@ def compute_metrics(judge: Judge, images: Images) -> MetricIntervals:
 def similarity_metrics(
     judge: Judge, scores: Callable[[Metric], Sequence[float]], count: int
 ) -> MetricIntervals:
-    """The similarity of images to the subject: as a share of the scale, and by each metric."""
+    """The similarity of images to the subject by each metric, and as a share of the scale.
+
+    There is no share if the scale does not separate real images from others.
+    """
     scale = judge.fidelity_scale
     raw_values = {
         _raw_name(metric): bootstrap(means_by_prompt(scores(metric), count))
         for metric in (scale.metric, *judge.metrics.other_fidelity)
     }
+    if not scale.separates:
+        return raw_values
     shares = means_by_prompt(scale.relative(scores(scale.metric)), count)
     return {**raw_values, "likeness": bootstrap(shares)}
 

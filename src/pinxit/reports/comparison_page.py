@@ -137,8 +137,11 @@ def _ordered_names(rows: Sequence[Mapping[str, Interval]]) -> list[str]:
 
 
 def _tradeoff_plot(groups: Sequence[SubjectResults]) -> TradeoffPlot:
+    """The plot of all subjects whose likeness is measured."""
     points: list[PlotPoint] = []
     for number, group in enumerate(groups):
+        if group.judge.no_likeness:
+            continue
         results = [(result.entrant.title, result.metrics) for result in group.results]
         rows = [("" if number else "base model", group.anchors[BASE]), *results]
         points += [

@@ -10,6 +10,8 @@ from pinxit.concepts.concept import Concept
 from pinxit.concepts.read import read_concept
 from pinxit.errors import RequestError
 from pinxit.images.folder import TrainingImage, fingerprint
+from pinxit.runs.best import still_rising
+from pinxit.runs.events import PreviewScores
 from pinxit.runs.run import Run
 from pinxit.training.recipe import Recipe
 
@@ -18,7 +20,8 @@ from pinxit.training.recipe import Recipe
 class Entrant:
     """A concept to evaluate: its title in the report, its recipe, training images and losses.
 
-    `seconds` is the time of all training steps, 0 if it is not known.
+    `seconds` is the time of all training steps, 0 if it is not known. `rising` is whether the
+    likeness of its previews was still rising at the last step.
     """
 
     title: str
@@ -27,6 +30,7 @@ class Entrant:
     images: tuple[TrainingImage, ...] = field(repr=False)
     losses: tuple[float, ...] = field(default=(), repr=False)
     seconds: float = 0.0
+    rising: bool = False
 
     @classmethod
     def from_path(cls, path: Path, overrides: Mapping[str, Any]) -> Self:
@@ -41,7 +45,8 @@ class Entrant:
             recipe = Recipe.model_validate({**run.recipe.model_dump(), **overrides})
             losses = tuple(step.loss for step in run.state.steps)
             seconds = sum(step.seconds for step in run.state.steps)
-            return cls(path.name, run.concept, recipe, recipe.read_images(), losses, seconds)
+            images, rising = recipe.read_images(), still_rising(run.state.of_kind(PreviewScores))
+            return cls(path.name, run.concept, recipe, images, losses, seconds, rising)
         concept = read_concept(path)
         stored = Recipe.chosen(concept.provenance.recipe_values)
         if Run.exists(path.parent):  # only the run's recipe says in which folder the images are

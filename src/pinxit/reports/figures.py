@@ -53,11 +53,17 @@ class EvaluationSettings(Options):
     )
     num_images: int = Option(2, ge=1, help="images per prompt", aliases=("count",))
     steps: int = Option(25, ge=1, le=1000, help="denoising steps", aliases=("num_inference_steps",))
-    dino_model: str = Option(
-        DINO, help="hub id or folder of the DINO model for subject fidelity", aliases=("dino",)
+    dino_model: str | None = Option(
+        None,
+        help="hub id or folder of the DINO model for subject fidelity",
+        aliases=("dino",),
+        default_is=f"{DINO}; for pocket its own classifier",
     )
-    clip_model: str = Option(
-        CLIP, help="hub id or folder of the CLIP model for prompt fidelity", aliases=("clip",)
+    clip_model: str | None = Option(
+        None,
+        help="hub id or folder of the CLIP model for prompt fidelity and styles",
+        aliases=("clip",),
+        default_is=f"{CLIP}; for pocket its own classifier",
     )
 
 
@@ -73,7 +79,7 @@ class EntrantResult:
     @property
     def advice(self) -> list[str]:
         """What is wrong and what to try, as sentences."""
-        return advice(self.findings)
+        return advice(self.findings, self.entrant.concept, rising=self.entrant.rising)
 
     def to_dict(self) -> dict[str, object]:
         """All values but the images, for JSON."""
@@ -121,6 +127,7 @@ class SubjectResults:
             "kind": self.subject.kind,
             "base": self.base,
             "pictures": len(self.judge.base_images),
+            "no_likeness": self.judge.no_likeness,
             "anchors": anchors,
             "runs": {result.entrant.title: result.to_dict() for result in self.results},
         }
@@ -180,12 +187,15 @@ class Evaluator:
             # The floor is the base model with the same prompt, however similar its images are.
             scale = Scale.of(judge.metrics.fidelity, judge.fidelity_scale.references, others)
             scores = scale.metric.score(class_images, scale.references, ())
-            metrics["drift"] = bootstrap(np.array(scale.relative(scores)))
+            if scale.separates:
+                metrics["drift"] = bootstrap(np.array(scale.relative(scores)))
+            else:
+                del metrics["drift"]
         findings = replace(
             Findings.of(judge, images, judge.prompts),
             variety=metrics["variety"].value if "variety" in metrics else None,
             base_variety=base["variety"].value if "variety" in base else None,
-            drift=metrics["drift"].value,
+            drift=metrics["drift"].value if "drift" in metrics else None,
             embedding_norm=EmbeddingNorm.of(entrant.concept, self.model, entrant.recipe.class_noun),
         )
         return EntrantResult(entrant, metrics, findings, images)

@@ -162,8 +162,10 @@ def is_share(metric: str) -> bool:
 
 
 def interval_value(interval: Interval, share: bool) -> str:
-    """The value of an interval, in percent if it is a share."""
-    return format(interval.value, "z.0%" if share else "z.2f")
+    """The value of an interval; a share in percent, from 0 to 100."""
+    if not share:
+        return format(interval.value, "z.2f")
+    return format(min(max(interval.value, 0.0), 1.0), ".0%")
 
 
 def interval_ends(interval: Interval, share: bool) -> str:

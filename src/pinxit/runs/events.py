@@ -13,6 +13,11 @@ from pinxit.progress import Notice, Progress
 from pinxit.training.step_result import StepResult
 
 
+def share(value: float) -> float:
+    """A score as it is shown: between 0 and 1."""
+    return min(max(value, 0.0), 1.0)
+
+
 def _file_name(path: Path) -> str:
     return path.name
 
@@ -81,19 +86,23 @@ class Preview(StepEvent):
 
 @dataclass(frozen=True)
 class PreviewScores(StepEvent):
-    """The previews of a step were scored. `problems` are sentences about what they show."""
+    """The previews of a step were scored. `problems` are sentences about what they show.
 
-    likeness: float
+    `likeness` and `score`, which combines both, are None if the judge cannot measure likeness.
+    """
+
+    likeness: float | None
     prompt: float
-    score: float
+    score: float | None
     is_best: bool = False
     problems: tuple[str, ...] = ()
 
     @property
     def text(self) -> str:
         """The event as a message."""
-        scores = f"likeness {self.likeness:.0%}, prompts met {self.prompt:.0%}"
-        return f"step {self.step}: {scores}{', the best so far' if self.is_best else ''}"
+        likeness = "" if self.likeness is None else f"likeness {share(self.likeness):.0%}, "
+        best = ", the best so far" if self.is_best else ""
+        return f"step {self.step}: {likeness}prompts met {share(self.prompt):.0%}{best}"
 
 
 @dataclass(frozen=True)

@@ -121,6 +121,8 @@ class Run(RunFolder):
             judge = Judge.for_subject(model, recipe, self.images, folder=self.folder / BASE_IMAGES)
             judge.score(judge.base_images, judge.prompts)  # fails early if it cannot
             self.judge = judge
+            if judge.no_likeness:
+                yield Notice(f"{judge.no_likeness}; the result will be that of the last step")
         except RequestError as error:
             yield Notice(f"previews are not scored: {error.message}")
 
