@@ -8,29 +8,41 @@ recipe = pinxit.Recipe(
     method="textual-inversion", images="toy/", token="<mytoy>", class_noun="toy"
 )
 run = pinxit.train(model, recipe, "runs/mytoy")
-results = pinxit.generate(model, "a photo of <mytoy> on the beach", [run.folder])
+results = pinxit.generate(model, "a photo of <mytoy> on the beach", run, steps=25, seed=7)
 pinxit.contact_sheet([result.image for result in results]).show()
 ```
+
+- `open_base`: open a base model; `Bases` keeps the last ones open
+- `Recipe`: all settings of a training run; `help(pinxit.Recipe)` describes each option
+- `train`, `resume`: train a concept in a run folder; `read_run` reads the state of a run
+- `generate`: generate images from a prompt or a `GenerationRequest`
+- `evaluate`: compare concepts by measured images, in one report
+- `read_concept`, `write_concept`, `convert`, `inspect_file`: files of concepts, in all formats
+- `model.to_pipeline(concepts)`, `Model.from_pipeline(pipe)`: to and from pipelines of diffusers
+- `read_images`, `contact_sheet`: folders of training images, and sheets of several images
+
+Whatever a user can correct is a `PinxitError` with a hint.
 """
 
 from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from pinxit.api import convert, evaluate, generate, inspect_file, resume, train
     from pinxit.concepts.concept import Concept
     from pinxit.concepts.read import read_concept, write_concept
     from pinxit.errors import PinxitError
-    from pinxit.generation.request import GenerationRequest
-    from pinxit.generation.sample import generate_images
+    from pinxit.generation.request import GeneratedImage, GenerationRequest
     from pinxit.images.folder import read_images
     from pinxit.images.tensors import contact_sheet
+    from pinxit.models.model import Model
     from pinxit.models.open_base import Bases, open_base
     from pinxit.runs.reader import read_run
-    from pinxit.runs.run import Run, train_run
+    from pinxit.runs.run import Run
     from pinxit.training.recipe import Recipe
 
-    generate = paint = generate_images
-    train = teach = train_run
+    paint = generate
+    teach = train
     Request = GenerationRequest
     read_pictures = read_images
     sheet = contact_sheet
@@ -39,38 +51,50 @@ if TYPE_CHECKING:
 __all__ = [
     "Bases",
     "Concept",
+    "GeneratedImage",
     "GenerationRequest",
+    "Model",
     "PinxitError",
     "Recipe",
     "Run",
     "__version__",
     "contact_sheet",
+    "convert",
+    "evaluate",
     "generate",
+    "inspect_file",
     "open_base",
     "read_concept",
     "read_images",
     "read_run",
+    "resume",
     "train",
     "write_concept",
 ]
 
-# The module and the object of each public name. Modules are imported on first use, because
-# importing torch takes seconds.
+# The module of each public name. Modules are imported on first use, because importing torch takes
+# seconds.
 _HOMES = {
-    "Bases": ("models.open_base", "Bases"),
-    "Concept": ("concepts.concept", "Concept"),
-    "GenerationRequest": ("generation.request", "GenerationRequest"),
-    "PinxitError": ("errors", "PinxitError"),
-    "Recipe": ("training.recipe", "Recipe"),
-    "Run": ("runs.run", "Run"),
-    "contact_sheet": ("images.tensors", "contact_sheet"),
-    "generate": ("generation.sample", "generate_images"),
-    "open_base": ("models.open_base", "open_base"),
-    "read_concept": ("concepts.read", "read_concept"),
-    "read_images": ("images.folder", "read_images"),
-    "read_run": ("runs.reader", "read_run"),
-    "train": ("runs.run", "train_run"),
-    "write_concept": ("concepts.read", "write_concept"),
+    "Bases": "models.open_base",
+    "Concept": "concepts.concept",
+    "GeneratedImage": "generation.request",
+    "GenerationRequest": "generation.request",
+    "Model": "models.model",
+    "PinxitError": "errors",
+    "Recipe": "training.recipe",
+    "Run": "runs.run",
+    "contact_sheet": "images.tensors",
+    "convert": "api",
+    "evaluate": "api",
+    "generate": "api",
+    "inspect_file": "api",
+    "open_base": "models.open_base",
+    "read_concept": "concepts.read",
+    "read_images": "images.folder",
+    "read_run": "runs.reader",
+    "resume": "api",
+    "train": "api",
+    "write_concept": "concepts.read",
 }
 # Names of the first version.
 _ALIASES = {
@@ -90,8 +114,7 @@ def __getattr__(name: str) -> object:
     name = _ALIASES.get(name, name)
     if name not in _HOMES:
         raise AttributeError(f"module `pinxit` has no attribute `{name}`")
-    module, attribute = _HOMES[name]
-    return getattr(import_module(f"pinxit.{module}"), attribute)
+    return getattr(import_module(f"pinxit.{_HOMES[name]}"), name)
 
 
 def __dir__() -> list[str]:

@@ -4,10 +4,12 @@ An option is one described field. Its flag, its key in files, its check, its hel
 the reference all come from that field.
 """
 
+import inspect
 import tomllib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from textwrap import fill
 from typing import Any, ClassVar, Self, cast
 
 from pydantic import (
@@ -72,6 +74,22 @@ class Options(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
     error_type: ClassVar[type[PinxitError]] = RecipeError
+
+    @classmethod
+    def __pydantic_init_subclass__(cls, **_: Any) -> None:
+        lines = [inspect.cleandoc(cls.__doc__ or ""), "", "Options:"]
+        for name, option in cls.model_fields.items():
+            default = option_details(option).default_is or repr(option.default)
+            shown = "" if option.is_required() else f" (default: {default})"
+            text = f"{name}: {option.description}{shown}"
+            lines.append(fill(text, 96, initial_indent="    ", subsequent_indent=" " * 8))
+        cls.__doc__ = "\n".join(lines)
+
+    def __repr_args__(self) -> Iterable[tuple[str | None, object]]:
+        """The options that differ from their defaults."""
+        for name, option in type(self).model_fields.items():
+            if (value := getattr(self, name)) != option.default:
+                yield name, str(value) if isinstance(value, Path) else value
 
     @classmethod
     def title(cls) -> str:

@@ -1,16 +1,12 @@
 """`pinxit convert`: write a concept in another file format."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import Annotated, Literal
 
 from cyclopts import Parameter
 
 from pinxit import registry
 from pinxit.cli.screen import data, say
-from pinxit.errors import ConceptError
-
-if TYPE_CHECKING:
-    pass
 
 
 def convert(
@@ -33,18 +29,8 @@ def convert(
     ] = None,
 ) -> None:
     """Convert an embedding, a LoRA or a full model to the file format of another program."""
-    from pinxit.concepts.format import Format, Target, default_format
-    from pinxit.concepts.read import read_concept
+    from pinxit.concepts.conversion import convert_concept
 
-    concept = read_concept(file)
-    name = format_ or default_format(concept, out.suffix)
-    writer: Format = registry.load("formats", name)()
-    if out.suffix not in writer.suffixes:
-        suffixes = " or ".join(suffix or "no suffix (a folder)" for suffix in writer.suffixes)
-        raise ConceptError(f"{out} has the wrong suffix for the format {name}", f"use {suffixes}")
-    if out.exists():
-        raise ConceptError(f"{out} exists already", "choose another name, or remove it first")
-    out.parent.mkdir(parents=True, exist_ok=True)
-    writer.write(concept, Target(out, base, precision))
-    say(f"{concept.token} written as {name}, for {writer.used_by}")
+    concept, writer = convert_concept(file, out, format_, base, precision)
+    say(f"{concept.token} written as {registry.name_of(type(writer))}, for {writer.used_by}")
     data(str(out))

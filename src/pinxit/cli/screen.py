@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from cyclopts import CycloptsError, UnknownCommandError, UnknownOptionError, UnusedCliTokensError
 
+from pinxit.cli.notebook import NotebookBars, in_notebook
 from pinxit.errors import PinxitError, RequestError, closest, did_you_mean
 from pinxit.progress import Progress, ProgressCallback
 
@@ -30,8 +31,10 @@ _CURRENT: ContextVar[ProgressCallback | None] = ContextVar("current", default=No
 
 def say(*lines: str) -> None:
     """Print lines for the user on stderr."""
+    # A notebook shows stderr as an error.
+    file = sys.stdout if in_notebook() else sys.stderr
     for line in lines:
-        print(printable(line), file=sys.stderr, flush=True)
+        print(printable(line), file=file, flush=True)
 
 
 def data(line: str) -> None:
@@ -119,13 +122,14 @@ def _shown_flag(alias: "CommandArgument") -> str:
 
 
 @contextmanager
-def bars() -> Generator[ProgressCallback]:
-    """Show a progress bar for each task; plain lines where there is no terminal.
+def bars(*, visible: bool = True) -> Generator[ProgressCallback]:
+    """Show a progress bar for each task, also in a notebook; plain lines where there is neither.
 
     Downloads are shown too. A context inside another one shows the same bars.
     """
-    if outer := _CURRENT.get():
-        yield outer
+    outer = _CURRENT.get()
+    if outer or not visible:
+        yield outer or (lambda _: None)
         return
     from pinxit.models.hub import progress_to
 
@@ -140,6 +144,9 @@ def bars() -> Generator[ProgressCallback]:
 
 @contextmanager
 def _bars() -> Generator[ProgressCallback]:
+    if in_notebook():
+        yield NotebookBars()
+        return
     from rich.console import Console
 
     console = Console(stderr=True)

@@ -22,6 +22,7 @@ from pinxit.cli.flags import (
 from pinxit.cli.opening import open_base_model
 from pinxit.cli.screen import bars, data, say, stoppable
 from pinxit.errors import RunError
+from pinxit.images.folder import TrainingImage
 from pinxit.images.inspect import check_folder
 from pinxit.models.open_base import local_resolution
 from pinxit.models.prompt import file_name
@@ -115,17 +116,23 @@ def start(recipe: Recipe, out: Path | None, device: str) -> None:
 
 def train_run(run: Run, device: str) -> None:
     """Train with progress bars; print the path of the concept on stdout."""
-    recipe = run.recipe
     # Problems of the images are shown before a large base model is opened.
+    images = read_and_check_images(run)
+    model = open_base_model(run.recipe, device)
+    with closing(run.train(model, images)) as events:
+        _show_events({run: ""}, ((run, event) for event in events), lambda: stop_message(run))
+    say(*best_step_lines(run.state))
+    data(str(run.state.result_file))
+
+
+def read_and_check_images(run: Run) -> tuple[TrainingImage, ...]:
+    """The training images of a run; prints what is odd about them."""
     run.check_image_folder()
+    recipe = run.recipe
     resolution = recipe.resolution or local_resolution(recipe.base) or _HUB_RESOLUTION
     checks = check_folder(recipe.images, resolution, masks=recipe.masks)
     check_before_training(checks, recipe.skip_bad)
-    model = open_base_model(recipe, device)
-    with closing(run.train(model, checks.images)) as events:
-        _show_events({run: ""}, ((run, event) for event in events), lambda: _stop_message(run))
-    say(*_best_step_lines(run.state))
-    data(str(run.state.result_file))
+    return checks.images
 
 
 def resume_group(folder: Path, device: str, expected: RunGroup | None = None) -> None:
@@ -163,7 +170,7 @@ def _show_events(
     stop_message: Callable[[], list[str]],
 ) -> None:
     """Show the events of runs, each with the name of its run unless that is empty."""
-    display = _Display(names)
+    display = RunDisplay(names)
     try:
         with stoppable(), bars() as progress:
             for item in events:
@@ -177,7 +184,7 @@ def _show_events(
         raise
 
 
-class _Display:
+class RunDisplay:
     """Shows the events of runs, with one progress bar for the steps of all."""
 
     def __init__(self, names: Mapping[Run, str]) -> None:
@@ -216,7 +223,7 @@ class _Display:
         progress(Progress("training", sum(self.steps.values()), total, note))
 
 
-def _best_step_lines(state: RunState) -> Iterator[str]:
+def best_step_lines(state: RunState) -> Iterator[str]:
     """The step of the result if it is not the last one, and the problems in its previews."""
     if state.best_step not in (None, state.saved_step):
         yield (
@@ -239,7 +246,7 @@ def _summarize(names: Mapping[Run, str]) -> None:
         data(str(state.result_file))
 
 
-def _stop_message(run: Run) -> list[str]:
+def stop_message(run: Run) -> list[str]:
     """Lines for a user who stopped the run."""
     if run.saved_step == 0:
         return ["stopped before the first step: nothing was trained"]

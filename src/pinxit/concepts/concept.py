@@ -28,6 +28,13 @@ class Concept:
     nickname: str = ""
     strength: Strength = 1.0
 
+    def __repr__(self) -> str:
+        """One line without tensors."""
+        origin = self.provenance
+        trained = f", {origin.method}, {origin.steps} steps" if origin.method else ""
+        base = f" on {origin.base}" if origin.base else ""
+        return f"<Concept {self.token}: {self.content}{trained}{base}>"
+
     @property
     def token(self) -> str:
         """The placeholder token to write in a prompt."""

@@ -2,7 +2,8 @@
 
 import json
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Self, cast
 
@@ -183,9 +184,20 @@ class GenerationRequest(Options):
 class GeneratedImage:
     """A finished image, the request that generates it again, and its latents (C, H, W)."""
 
-    image: "Image" = field(repr=False)
+    image: "Image"
     request: GenerationRequest
-    latents: Tensor = field(repr=False)
+    latents: Tensor
+
+    def __repr__(self) -> str:
+        """One line without pixels."""
+        size, request = self.image.size, self.request
+        return f"<GeneratedImage {size[0]}x{size[1]}, seed {request.seed}: {request.prompt!r:.60}>"
+
+    def _repr_png_(self) -> bytes:
+        """The image, which a notebook shows."""
+        png = BytesIO()
+        self.image.save(png, "PNG")
+        return png.getvalue()
 
     def save(self, path: Path) -> None:
         """Write a PNG with the request stored in its metadata."""

@@ -37,6 +37,14 @@ def generate_images(
     model: Model, request: GenerationRequest | str, concepts: Sequence[Concept | Path | str] = ()
 ) -> list[GeneratedImage]:
     """Generate images from a request or a prompt, with concepts or references like FILE:0.7."""
+    events = sample_images(model, *opened_request(request, concepts))
+    return [event for event in events if isinstance(event, GeneratedImage)]
+
+
+def opened_request(
+    request: GenerationRequest | str, concepts: Sequence[Concept | Path | str], **options: object
+) -> tuple[GenerationRequest, list[Concept]]:
+    """A request, or one of a prompt, with other options on top, and its concepts, read."""
     references = [
         concept if isinstance(concept, Concept) else ConceptReference.parse(concept)
         for concept in concepts
@@ -45,12 +53,15 @@ def generate_images(
         files = (reference for reference in references if isinstance(reference, ConceptReference))
         absolute = tuple(ConceptReference(file.path.resolve(), file.strength) for file in files)
         request = GenerationRequest(prompt=request, concepts=absolute)
+    if options:
+        given = GenerationRequest.model_validate({"prompt": request.prompt, **options})
+        changes = {name: getattr(given, name) for name in given.model_fields_set}
+        request = request.model_copy(update=changes)
     loaded = [
         reference if isinstance(reference, Concept) else reference.open()
         for reference in references
     ]
-    events = sample_images(model, request, loaded)
-    return [event for event in events if isinstance(event, GeneratedImage)]
+    return request, loaded
 
 
 @torch.no_grad()

@@ -65,6 +65,14 @@ def scheduler_name(kind: ScheduleKind, name: str | None) -> str:
     return name or next(iter(classes))
 
 
+def make_scheduler(kind: ScheduleKind, name: str | None, config: Mapping[str, object]) -> Any:
+    """diffusers' scheduler of that name, or the default of this kind, for a base model's config."""
+    import diffusers
+
+    scheduler = getattr(diffusers, _CLASSES[kind][scheduler_name(kind, name)])
+    return scheduler.from_config(dict(config))
+
+
 class Sampler:
     """A scheduler for one run from noise to image; it has state, so use each instance once.
 
@@ -79,10 +87,7 @@ class Sampler:
         steps: int,
         latent_shape: Sequence[int],  # noqa: ARG002
     ) -> None:
-        import diffusers
-
-        scheduler = getattr(diffusers, _CLASSES[kind][scheduler_name(kind, name)])
-        self._scheduler: Any = scheduler.from_config(dict(config))
+        self._scheduler = make_scheduler(kind, name, config)
         self._scheduler.set_timesteps(steps)
         self._steps = steps
         parameters = inspect.signature(self._scheduler.step).parameters

@@ -27,7 +27,7 @@ _IMAGE_SUFFIXES = _RAW_SUFFIXES.union(
     (".tga", ".ppm", ".pgm", ".qoi", ".ico", ".exr", ".hdr"),
 )
 # The mask of toy.jpg is toy.mask.png, toy.jpg.mask.png or, as in OneTrainer, toy-masklabel.png.
-_MASK_SUFFIXES = (".mask.png", "-masklabel.png")
+MASK_SUFFIXES = (".mask.png", "-masklabel.png")
 
 
 @dataclass(frozen=True)
@@ -76,7 +76,7 @@ class TrainingImage:
 
     path: Path
     caption: str | None
-    sha256: str
+    sha256: str = field(repr=False)
     weight: float = 1.0
     class_image: bool = False
     mask: Mask | None = None
@@ -219,7 +219,7 @@ def check_images(folder: Path, masks: MaskSource = "files") -> Iterator[ImageEnt
 def _masked_name(path: Path) -> str | None:
     """The name of the image that a file is the mask of, or None if it is not a mask."""
     name = path.name.lower()
-    lengths = (len(suffix) for suffix in _MASK_SUFFIXES if name.endswith(suffix))
+    lengths = (len(suffix) for suffix in MASK_SUFFIXES if name.endswith(suffix))
     return next((path.name[:-length] for length in lengths), None)
 
 

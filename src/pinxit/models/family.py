@@ -34,7 +34,7 @@ class FamilyFacts:
     denoiser's layers named `context_layer`, 0 if it does not tell the family. `architecture` is
     the name in modelspec metadata, and `velocity_architecture` that of models with v-prediction.
     `single_file_prefixes` are the prefixes of the networks in a checkpoint file by folder; empty
-    if pinxit does not write such files.
+    if pinxit does not write such files. `pipeline` is the class of its pipelines in diffusers.
     """
 
     title: str
@@ -50,6 +50,7 @@ class FamilyFacts:
     velocity_architecture: tuple[str, int] | None = None
     single_file_prefixes: Mapping[str, str] = field(default_factory=dict[str, str])
     kohya: KohyaNames | None = None
+    pipeline: str = ""
 
     @property
     def denoiser(self) -> str:

@@ -65,10 +65,10 @@ class LatentModel(Model):
         self.scheduler_config = source.config("scheduler")
         self._vae = load_network(AutoencoderKL, source, "vae", placement, torch.float32)
         self.text_encoders = _LoadedOnAccess(
-            {text_encoder.name: text_encoder for text_encoder in text_encoders}, self._load
+            {text_encoder.name: text_encoder for text_encoder in text_encoders}, self.network
         )
         self.frozen_text_encoders = _LoadedOnAccess(
-            {text_encoder.name: text_encoder for text_encoder in frozen_text_encoders}, self._load
+            {text_encoder.name: text_encoder for text_encoder in frozen_text_encoders}, self.network
         )
         trainable: dict[str, Any] = {"denoiser": denoiser}
         trainable |= {encoder.name: encoder.network for encoder in text_encoders}
@@ -77,7 +77,7 @@ class LatentModel(Model):
         folders = {**self.facts.networks, **self.facts.frozen_networks}
         self._part_names = {name: folder for folder, name in folders.items()}
         self._offloaded: set[str] = set()
-        self.networks = _LoadedOnAccess(trainable, self._load)
+        self.networks = _LoadedOnAccess(trainable, self.network)
         self.placeholders = {}
         self.changes = []
         vae_config: Any = self._vae.config
@@ -139,14 +139,14 @@ class LatentModel(Model):
     @torch.no_grad()
     def encode(self, pixels: Tensor) -> LatentDistribution:
         """Images (B, 3, H, W) in [-1, 1] to latents, shifted and scaled for the denoiser."""
-        vae = self._load("vae")
+        vae = self.network("vae")
         latents = vae.encode(pixels.to(self.device), return_dict=False)[0]
         return self._normalization.normalize(latents.mean, latents.std)
 
     @torch.no_grad()
     def decode(self, latents: Tensor) -> Tensor:
         """Latents (B, C, H, W) to images (B, 3, H, W), nominally in [-1, 1]."""
-        vae = self._load("vae")
+        vae = self.network("vae")
         return vae.decode(self._normalization.restore(latents.float()), return_dict=False)[0]
 
     def condition(
@@ -159,7 +159,7 @@ class LatentModel(Model):
 
     def denoise(self, latents: Tensor, timesteps: Tensor, conditioning: Conditioning) -> Tensor:
         """The denoiser's prediction (B, C, H, W), fp32, computed in the placement's dtype."""
-        network = self._load("denoiser")
+        network = self.network("denoiser")
         dtype = self.placement.dtype
         prediction = self._predict(network, latents.to(dtype), timesteps, conditioning.to(dtype))
         return prediction.float()
@@ -186,8 +186,8 @@ class LatentModel(Model):
     ) -> Conditioning:
         """The outputs of the text encoders as one conditioning for the denoiser."""
 
-    def _load(self, name: str) -> Any:
-        """The network of that name, with its weights in memory."""
+    def network(self, name: str) -> Any:
+        """A network with its weights in memory; the names are those of `offload`."""
         if name in self._offloaded:
             reload_weights(self._all[name], self.source, self._part_names[name])
             self.source.close()

@@ -20,7 +20,7 @@ from pinxit.models.model import Placement
 from pinxit.models.source import Source, read_json
 
 if TYPE_CHECKING:
-    from transformers import CLIPTokenizer
+    from transformers import CLIPTokenizer, PreTrainedTokenizerFast
 
 _N = TypeVar("_N", bound=nn.Module)
 
@@ -120,6 +120,15 @@ def clip_tokenizer(source: Source, part: str) -> "CLIPTokenizer":
             f"{folder} has no valid CLIP vocabulary: {_first_line(error)}",
             "copy or download the base model again",
         ) from error
+
+
+def fast_tokenizer(source: Source, part: str) -> "PreTrainedTokenizerFast":
+    """The tokenizer of a frozen text encoder, from tokenizer.json, with T5's special tokens."""
+    from transformers import PreTrainedTokenizerFast
+
+    file = source.tokenizer(part) / "tokenizer.json"
+    special = {"pad_token": "<pad>", "eos_token": "</s>", "unk_token": "<unk>"}
+    return PreTrainedTokenizerFast(tokenizer_file=str(file), **special)
 
 
 def read_rare_tokens(source: Source, part: str) -> list[str]:

@@ -48,6 +48,7 @@ from pinxit.runs.reader import (
     RunState,
     read_run,
     result_file,
+    saved_step,
 )
 from pinxit.training.concept_trainer import ConceptTrainer, DivergedError
 from pinxit.training.plan import TrainingPlan
@@ -78,6 +79,11 @@ class RunFolder:
     """
 
     plan: TrainingPlan
+
+    def __repr__(self) -> str:
+        recipe = self.recipe
+        steps = f"{saved_step(self.folder / CONCEPT) or 0} of {recipe.steps or '?'} steps"
+        return f"<Run {self.folder}: {recipe.method.name}, {recipe.token}, {steps}>"
 
     def __init__(self, folder: Path, recipe: Recipe) -> None:
         self.folder = folder

@@ -52,6 +52,11 @@ class RunState:
     best_step: int | None
     is_running: bool
 
+    def __repr__(self) -> str:
+        """One line without the events."""
+        steps = f"{self.saved_step or 0} of {self.total_steps or '?'} steps"
+        return f"<RunState {self.folder}: {self.state}, {steps}>"
+
     def of_kind(self, kind: type[Kind]) -> list[Kind]:
         """The events of one kind, oldest first."""
         return [event for event in self.events if isinstance(event, kind)]

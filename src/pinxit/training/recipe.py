@@ -8,6 +8,7 @@ from pydantic import BeforeValidator, PlainSerializer
 
 from pinxit import registry
 from pinxit.errors import RecipeError
+from pinxit.images.collected import image_folder
 from pinxit.images.folder import MaskSource, TrainingImage, read_images
 from pinxit.models.model import Precision
 from pinxit.models.text_encoder import CLIP_SKIP, PromptParsing
@@ -38,11 +39,14 @@ def _method_table(method: Method) -> dict[str, object]:
 class Recipe(Options):
     """The settings of one training run: method, images, token, base model and schedule.
 
-    Options that are None are chosen by `TrainingPlan`, most of them by the method.
+    Options that are None are chosen by `TrainingPlan`, most of them by the method. `method` is a
+    name, or a table with its name and options; `images` may also be a list of files or PIL images.
     """
 
-    method: Annotated[Method, BeforeValidator(_method), PlainSerializer(_method_table)]
-    images: Path = Option(
+    method: Annotated[Method, BeforeValidator(_method), PlainSerializer(_method_table)] = Option(
+        help="training method: a name, or a table with its name and options"
+    )
+    images: Annotated[Path, BeforeValidator(image_folder)] = Option(
         aliases=("pictures", "instance_data_dir", "train_data_dir"),
         help="folder with the training images",
     )

@@ -13,6 +13,7 @@ class StableDiffusion1(SingleTextEncoder):
 
     facts: ClassVar[FamilyFacts] = FamilyFacts(
         title="Stable Diffusion 1.x",
+        pipeline="StableDiffusionPipeline",
         released="2022-08",
         architecture="stable-diffusion-v1",
         native_size=512,

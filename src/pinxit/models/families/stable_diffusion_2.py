@@ -16,6 +16,7 @@ class StableDiffusion2(SingleTextEncoder):
 
     facts: ClassVar[FamilyFacts] = FamilyFacts(
         title="Stable Diffusion 2.x",
+        pipeline="StableDiffusionPipeline",
         released="2022-11",
         architecture="stable-diffusion-v2-512",
         native_size=512,

@@ -32,6 +32,7 @@ class StableDiffusion3(LatentModel):
 
     facts: ClassVar[FamilyFacts] = FamilyFacts(
         title="Stable Diffusion 3 or 3.5",
+        pipeline="StableDiffusion3Pipeline",
         released="2024-06",
         architecture="stable-diffusion-v3",
         native_size=1024,

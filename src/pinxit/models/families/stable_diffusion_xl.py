@@ -20,6 +20,7 @@ class StableDiffusionXl(UNetModel):
 
     facts: ClassVar[FamilyFacts] = FamilyFacts(
         title="Stable Diffusion XL",
+        pipeline="StableDiffusionXLPipeline",
         released="2023-07",
         architecture="stable-diffusion-xl-v1-base",
         native_size=1024,

@@ -1,0 +1,188 @@
+"""The functions for Python programs and notebooks: they show progress and take a callback."""
+
+from collections.abc import Callable, Generator, Iterable, Sequence
+from contextlib import closing
+from pathlib import Path
+from typing import Literal
+
+from pinxit.cli.notebook import NotebookOutput, in_notebook
+from pinxit.cli.screen import bars, say
+from pinxit.cli.train_run import RunDisplay, best_step_lines, read_and_check_images, stop_message
+from pinxit.concepts.concept import Concept
+from pinxit.concepts.conversion import convert_concept
+from pinxit.concepts.summary import summarize
+from pinxit.generation.control import SamplingProgress
+from pinxit.generation.request import GeneratedImage, GenerationRequest
+from pinxit.generation.sample import opened_request, sample_images
+from pinxit.models.model import Model
+from pinxit.models.open_base import open_base
+from pinxit.progress import Notice, ProgressCallback
+from pinxit.reports.comparison import evaluate as evaluate_concepts
+from pinxit.reports.figures import EvaluationSettings
+from pinxit.runs.events import Event, Preview
+from pinxit.runs.reader import PREVIEWS
+from pinxit.runs.run import Run
+from pinxit.training.recipe import Recipe
+
+GenerationEvent = Notice | SamplingProgress | GeneratedImage
+# Recipe options that may be given for all concepts of an evaluation.
+_RECIPE_OPTIONS = ("images", "class_noun", "base")
+
+
+def train(
+    model: Model,
+    recipe: Recipe,
+    folder: Path | str,
+    callback: Callable[[Event], object] | None = None,
+    *,
+    quiet: bool = False,
+) -> Run:
+    """Train a concept from a recipe in a new folder, which then has everything about the run.
+
+    A terminal shows a progress bar, a notebook also the preview images. `callback` receives each
+    event of the run (`pinxit.runs.events`) after it is on the disk. If it raises an exception,
+    or with Ctrl-C, training stops, all steps are saved, and `resume` continues. Raises RunError if
+    the folder is not empty, ImageError for images that cannot be read, and RecipeError for options
+    that do not fit the base model.
+    """
+    return _train(Run.create(folder, recipe), model, callback, quiet=quiet)
+
+
+def resume(
+    folder: Path | str,
+    model: Model | None = None,
+    callback: Callable[[Event], object] | None = None,
+    *,
+    steps: int | None = None,
+    images: Path | str | None = None,
+    quiet: bool = False,
+) -> Run:
+    """Continue a run from its last checkpoint, also to another number of steps.
+
+    Without a `model`, the base model of the run is opened. `images` says where the training images
+    are if they were moved. Raises RunError if the folder is not a run's.
+    """
+    run = Run.open(folder, steps, Path(images) if images else None)
+    model = model or open_base(run.recipe.base, precision=run.recipe.precision or "auto")
+    return _train(run, model, callback, quiet=quiet)
+
+
+def generate(
+    model: Model,
+    request: GenerationRequest | str,
+    concepts: Sequence[Concept | Run | Path | str] | Concept | Run | Path | str = (),
+    callback: Callable[[GenerationEvent], object] | None = None,
+    *,
+    quiet: bool = False,
+    **options: object,
+) -> list[GeneratedImage]:
+    """Generate images from a prompt or a request.
+
+    `concepts` are runs, run folders or files (`FILE:0.7` scales a LoRA by 0.7), one or several.
+    `options` are those of `GenerationRequest`, such as `steps`, `seed` and `num_images`.
+    `callback` receives notices, progress and images. Raises RequestError for wrong options and
+    ConceptError for concepts that do not fit the model.
+    """
+    several = [concepts] if isinstance(concepts, Concept | Run | Path | str) else concepts
+    files = [one.folder if isinstance(one, Run) else one for one in several]
+    events = sample_images(model, *opened_request(request, files, **options))
+    images: list[GeneratedImage] = []
+    with closing(events), bars(visible=not quiet) as progress:
+        for event in events:
+            if isinstance(event, SamplingProgress):
+                progress(event)
+            elif isinstance(event, GeneratedImage):
+                images.append(event)
+            elif not quiet:
+                say(f"note: {event.message}")
+            if callback:
+                callback(event)
+    return images
+
+
+def evaluate(
+    concepts: Iterable[Run | Path | str],
+    out: Path | str = "evaluation",
+    model: Model | None = None,
+    *,
+    quiet: bool = False,
+    **options: object,
+) -> dict[str, object]:
+    """Generate images with several concepts, measure them, and write one report.
+
+    `options` are those of `EvaluationSettings`, and `images`, `class_noun` and `base` in place of
+    those of the runs. Without a `model`, the base models of the concepts are opened. Returns the
+    metrics, and under "report" the path of the page. Raises RunError if `out` has other files.
+    """
+    overrides = {name: value for name, value in options.items() if name in _RECIPE_OPTIONS}
+    settings = {name: value for name, value in options.items() if name not in _RECIPE_OPTIONS}
+    with bars(visible=not quiet) as progress:
+        return evaluate_concepts(
+            [_path(concept) for concept in concepts],
+            Path(out),
+            lambda recipe: model or open_base(recipe.base, vae=recipe.vae),
+            progress,
+            EvaluationSettings.model_validate(settings),
+            overrides,
+        )
+
+
+def convert(
+    concept: Run | Path | str,
+    out: Path | str,
+    format: str | None = None,
+    base: str | None = None,
+    precision: Literal["fp32", "fp16", "bf16"] | None = None,
+) -> Path:
+    """Write a concept in the file format of another program; without `format`, by the suffix.
+
+    `base` completes a full model, and `precision` is the number format of its weights. Raises
+    ConceptError if the format cannot store the concept, or if `out` exists.
+    """
+    convert_concept(_path(concept), Path(out), format, base, precision)
+    return Path(out)
+
+
+def inspect_file(file: Run | Path | str, base: str | None = None) -> dict[str, str]:
+    """What a concept file contains, what it fits, how it was trained, and its problems, by label.
+
+    With `base` also the embedding norms of that base model. Raises ConceptError or FileError if
+    the file contains no concept.
+    """
+    rows: dict[str, str] = {}
+    for label, text in summarize(_path(file), base):
+        rows[label] = f"{rows[label]}; {text}" if label in rows else text
+    return rows
+
+
+def _path(concept: Run | Path | str) -> Path:
+    return concept.folder if isinstance(concept, Run) else Path(concept)
+
+
+def _train(
+    run: Run, model: Model, callback: Callable[[Event], object] | None, *, quiet: bool
+) -> Run:
+    images = () if quiet else read_and_check_images(run)
+    with closing(run.train(model, images)) as events, bars(visible=not quiet) as progress:
+        try:
+            for event in events if quiet else _shown(run, events, progress):
+                if callback:
+                    callback(event)
+        except KeyboardInterrupt:
+            events.close()
+            say(*stop_message(run))
+            raise
+    if not quiet:
+        say(*best_step_lines(run.state))
+    return run
+
+
+def _shown(run: Run, events: Iterable[Event], progress: ProgressCallback) -> Generator[Event]:
+    """Show the events of a run while they pass."""
+    display, preview = RunDisplay({run: ""}), NotebookOutput()
+    for event in events:
+        display.show(run, event, progress)
+        if isinstance(event, Preview) and in_notebook():
+            file = run.folder / PREVIEWS / event.path.name
+            preview.show_image(file, f"preview images of step {event.step}")
+        yield event

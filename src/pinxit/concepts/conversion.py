@@ -1,0 +1,33 @@
+"""Convert a concept file to the file format of another program."""
+
+from pathlib import Path
+
+from pinxit import registry
+from pinxit.concepts.concept import Concept
+from pinxit.concepts.format import Format, Precision, Target, default_format
+from pinxit.concepts.read import read_concept
+from pinxit.errors import ConceptError
+
+
+def convert_concept(
+    file: Path,
+    out: Path,
+    format_name: str | None = None,
+    base: str | None = None,
+    precision: Precision | None = None,
+) -> tuple[Concept, Format]:
+    """Write the concept of a file or run folder to `out`; without a format, its suffix decides.
+
+    Raises ConceptError if the format cannot store the concept, or if `out` exists.
+    """
+    concept = read_concept(file)
+    name = format_name or default_format(concept, out.suffix)
+    writer: Format = registry.load("formats", name)()
+    if out.suffix not in writer.suffixes:
+        suffixes = " or ".join(suffix or "no suffix (a folder)" for suffix in writer.suffixes)
+        raise ConceptError(f"{out} has the wrong suffix for the format {name}", f"use {suffixes}")
+    if out.exists():
+        raise ConceptError(f"{out} exists already", "choose another name, or remove it first")
+    out.parent.mkdir(parents=True, exist_ok=True)
+    writer.write(concept, Target(out, base, precision))
+    return concept, writer

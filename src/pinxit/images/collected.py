@@ -1,0 +1,59 @@
+"""Training images given one by one, as files or as PIL images, collected in one folder."""
+
+import hashlib
+from collections.abc import Sequence
+from io import BytesIO
+from pathlib import Path
+from typing import cast
+
+from pinxit.errors import ImageError
+from pinxit.files.atomic_write import make_folder, write_bytes
+from pinxit.files.cache import cache_folder
+from pinxit.files.untrusted import expanded
+from pinxit.images.folder import MASK_SUFFIXES
+
+
+def image_folder(images: object) -> object:
+    """The folder of training images; a list or tuple of images is collected in the cache.
+
+    The name of that folder is a hash of the files in it, so that equal images are stored once and
+    a run can be continued. Captions and masks next to an image file are copied with it. Raises
+    ImageError for anything that is neither a file nor a PIL image.
+    """
+    if not isinstance(images, list | tuple):
+        return images
+    files: dict[str, bytes] = {}
+    stems: set[str] = set()
+    for number, image in enumerate(cast("Sequence[object]", images), 1):
+        stem, new = _files_of(image, number)
+        # Files of one name in several folders get a number.
+        unique = f"{stem}-{number}" if stem in stems else stem
+        stems.add(unique)
+        files |= {f"{unique}{ending}": content for ending, content in new.items()}
+    digest = hashlib.sha256()
+    for name in sorted(files):
+        digest.update(f"{name}:{hashlib.sha256(files[name]).hexdigest()}\n".encode())
+    folder = cache_folder() / "images" / digest.hexdigest()[:16]
+    make_folder(folder)
+    for name, content in files.items():
+        if not (folder / name).is_file():
+            write_bytes(folder / name, [content])
+    return folder
+
+
+def _files_of(image: object, number: int) -> tuple[str, dict[str, bytes]]:
+    """A name for an image, and its files by the ending of their names: image, caption, mask."""
+    from PIL.Image import Image
+
+    if isinstance(image, str | Path) and (path := expanded(image)).is_file():
+        masks = [f"{middle}{mask}" for middle in ("", path.suffix) for mask in MASK_SUFFIXES]
+        files = {end: path.with_name(path.stem + end) for end in (path.suffix, ".txt", *masks)}
+        return path.stem, {end: file.read_bytes() for end, file in files.items() if file.is_file()}
+    if isinstance(image, Image):
+        png = BytesIO()
+        image.save(png, "PNG")
+        return f"{number:03}", {".png": png.getvalue()}
+    raise ImageError(
+        f"training image {number} is neither a file nor a PIL image: {image!r:.80}",
+        "give a folder, or a list of image files or PIL images",
+    )
