@@ -101,7 +101,9 @@ def test_inversion_keeps_the_source_image(
 
 
 def timesteps(model: Model, scheduler: str) -> list[float]:
-    return Sampler("diffusion", scheduler, model.scheduler_config, 8, (4, 8, 8)).timesteps.tolist()
+    return Sampler(
+        model.schedule, scheduler, model.scheduler_config, 8, (4, 8, 8)
+    ).timesteps.tolist()
 
 
 @pytest.mark.parametrize("family", ["pocket", "stable-diffusion-3"])

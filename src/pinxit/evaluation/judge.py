@@ -302,4 +302,5 @@ def _metric(name: str, **settings: object) -> Metric:
 
 def uses_pocket_vocabulary(model: Model) -> bool:
     """Whether a name that exists only in pocket's world is one token of the model."""
-    return all(len(encoder.ids(NAMES[0])) == 1 for encoder in model.text_encoders.values())
+    lengths = {len(encoder.ids(NAMES[0])) for encoder in model.text_encoders.values()}
+    return lengths == {1}

@@ -61,7 +61,7 @@ class SamplingContext:
         """A new sampler; each one serves for one run from noise to image."""
         model = self.model
         shape, config = model.latent_shape(*self.size), model.scheduler_config
-        return Sampler(model.schedule.kind, self.scheduler, config, self.steps, shape)
+        return Sampler(model.schedule, self.scheduler, config, self.steps, shape)
 
     def split_branches(self, latents: Tensor) -> Tensor:
         """A copy of the latents of all branches as (branches, N, C, H, W)."""

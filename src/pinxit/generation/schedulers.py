@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from pinxit.errors import RequestError, did_you_mean
-from pinxit.models.noise_schedule import ScheduleKind
+from pinxit.models.noise_schedule import Schedule, ScheduleKind
 
 # By kind of noise schedule; the first is the default.
 _CLASSES: dict[ScheduleKind, dict[str, str]] = {
@@ -81,14 +81,17 @@ class Sampler:
 
     def __init__(
         self,
-        kind: ScheduleKind,
+        schedule: Schedule,
         name: str,
         config: Mapping[str, object],
         steps: int,
-        latent_shape: Sequence[int],  # noqa: ARG002
+        latent_shape: Sequence[int],
     ) -> None:
-        self._scheduler = make_scheduler(kind, name, config)
-        self._scheduler.set_timesteps(steps)
+        config = {**config, **schedule.scheduler_config(latent_shape)}
+        self._scheduler = make_scheduler(schedule.kind, name, config)
+        sigmas, set_timesteps = schedule.sigmas(steps), self._scheduler.set_timesteps
+        takes_sigmas = sigmas and "sigmas" in inspect.signature(set_timesteps).parameters
+        set_timesteps(steps, **({"sigmas": sigmas} if takes_sigmas else {}))
         self._steps = steps
         parameters = inspect.signature(self._scheduler.step).parameters
         self._takes_generators = "generator" in parameters

@@ -1,25 +1,21 @@
 """CLIP text encoders: prompts with placeholder tokens to token ids, and those to hidden states."""
 
 import re
-from collections.abc import Generator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from difflib import get_close_matches
-from functools import lru_cache, partial
-from itertools import groupby
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 
 from pinxit.errors import ModelError
-from pinxit.models.prompt import PromptPiece, TokenEmbedding, parse_prompt
+from pinxit.models.prompt import TokenEmbedding
 from pinxit.models.text_encoder import DEFAULT_PARSING, EncodedPrompt, PromptParsing, TokenPlan
-from pinxit.models.text_window import Unit, split_windows, window_indices
+from pinxit.models.text_window import split_windows, window_indices
+from pinxit.models.token_encoder import Token, TokenEncoder
 
 # A byte-level tokenizer of this size splits any word into few tokens; a small vocabulary cannot.
 _LARGE_VOCABULARY = 10_000
-_CACHED_PROMPTS = 4096
 
 
 class Tokenizer(Protocol):
@@ -56,30 +52,8 @@ class TextNetwork(Protocol):
         ...
 
 
-@dataclass(frozen=True)
-class _Token:
-    """A token of a prompt. `row` is the row of the embedding that replaces its own, or -1.
-
-    `unit` is the occurrence of a placeholder token that it belongs to.
-    """
-
-    id: int
-    row: int = -1
-    weight: float = 1.0
-    unit: Unit = None
-
-
-# A prompt, whether weights are parsed, and each placeholder token with its text and length.
-_PromptKey = tuple[str, bool, tuple[tuple[str, str, int], ...]]
-
-
-class ClipEncoder:
-    """A CLIP text model with its tokenizer.
-
-    Placeholder tokens change neither of the two: their positions are tokenized as a known filler
-    token, and a hook that exists for one forward pass replaces the output of the embedding layer
-    at these positions.
-    """
+class ClipEncoder(TokenEncoder):
+    """A CLIP text model with its tokenizer, for prompts of one or several chunks."""
 
     def __init__(
         self,
@@ -91,30 +65,16 @@ class ClipEncoder:
         long_prompts: bool = True,
         rare_tokens: Sequence[str] = (),
     ) -> None:
-        self.name = name
+        super().__init__(name, network)
         self.tokenizer = tokenizer
-        self.network = network
         self.max_length: int = network.config.max_position_embeddings
         self._content_length = self.max_length - 2  # without the start and end tokens
         self._penultimate = penultimate
         self._supports_long_prompts = long_prompts
         self._rare_tokens = tuple(rare_tokens)
-        self._ids = lru_cache(_CACHED_PROMPTS)(partial(tokenizer.encode, add_special_tokens=False))
-        self._tokenized: dict[_PromptKey, list[_Token]] = {}
 
-    @property
-    def embedding(self) -> nn.Embedding:
-        """The input embedding layer."""
-        return self.network.get_input_embeddings()
-
-    @property
-    def width(self) -> int:
-        """Size of a token embedding."""
-        return self.embedding.embedding_dim
-
-    def ids(self, text: str) -> list[int]:
-        """The token ids of a text, without start and end tokens."""
-        return list(self._ids(text))
+    def _text_ids(self, text: str) -> list[int]:
+        return self.tokenizer.encode(text, add_special_tokens=False)
 
     def has_word(self, word: str) -> bool:
         """Whether the vocabulary has the word; a large one can split any word into few tokens."""
@@ -125,11 +85,6 @@ class ClipEncoder:
         known_words = [known for known in self._whole_word_ids() if len(known) > 2]
         similar = get_close_matches(word.lower(), known_words, n=1)
         return f"did you mean {similar[0]}?" if similar else "use a more common word"
-
-    def token_embeddings(self, text: str) -> Tensor:
-        """A copy of the embeddings of a text's tokens, (tokens, width), fp32."""
-        ids = torch.tensor(self.ids(text), device=self.embedding.weight.device)
-        return self.embedding.weight.detach()[ids].to(torch.float32, copy=True)
 
     def rare_tokens(self) -> list[str]:
         """Short tokens with almost no meaning, best first (DreamBooth, section 3.2).
@@ -205,28 +160,10 @@ class ClipEncoder:
             network: Any = getattr(self.network, "text_model", self.network)
             states = network.final_layer_norm(states)
         states = self._apply_weights(states.float(), plan.weights.flatten(0, 1))
-        pooled: Tensor | None = getattr(output, "text_embeds", None)
+        pooled: Tensor | None = getattr(output, "text_embeds", output.get("pooler_output"))
         if pooled is not None:
             pooled = pooled.float().unflatten(0, (batch_size, -1))[:, 0]
         return EncodedPrompt(states.reshape(batch_size, -1, states.shape[-1]), pooled)
-
-    @contextmanager
-    def _embeddings_applied(self, plan: TokenPlan) -> Generator[None]:
-        """Replace the embeddings of placeholder tokens inside the context."""
-        embeddings, rows = plan.embeddings, plan.embedding_rows.flatten(0, 1)
-        if embeddings is None:
-            yield
-            return
-
-        def replace(_layer: nn.Module, _ids: object, output: Tensor) -> Tensor:
-            replacements = embeddings.to(output)[rows.clamp(min=0)]
-            return torch.where(rows[..., None] >= 0, replacements, output)
-
-        handle = self.embedding.register_forward_hook(replace)
-        try:
-            yield
-        finally:
-            handle.remove()
 
     def _apply_weights(self, states: Tensor, weights: Tensor) -> Tensor:
         """States (N, L, D) times their weights, with the mean restored (docs/decisions/011)."""
@@ -242,15 +179,7 @@ class ClipEncoder:
         vocabulary = self.tokenizer.get_vocab().items()
         return {token[:-4]: index for token, index in vocabulary if token.endswith("</w>")}
 
-    def _placeholder_vectors(self, placeholders: Mapping[str, TokenEmbedding]) -> dict[str, Tensor]:
-        """The embeddings (n, width) of placeholder tokens for this encoder."""
-        return {
-            token: embedding.vectors[self.name]
-            for token, embedding in placeholders.items()
-            if embedding.vectors
-        }
-
-    def _windows(self, tokens: Sequence[_Token], *, is_long: bool) -> list[list[_Token]]:
+    def _windows(self, tokens: Sequence[Token], *, is_long: bool) -> list[list[Token]]:
         """The tokens of each window of a prompt, only the first window unless it may be long."""
         units = [token.unit for token in tokens]
         if is_long:
@@ -258,70 +187,11 @@ class ClipEncoder:
             return [[tokens[index] for index in window] for window in windows]
         return [[tokens[index] for index in window_indices(units, self._content_length)]]
 
-    def _chunks(self, windows: Sequence[list[_Token]], count: int) -> list[list[_Token]]:
+    def _chunks(self, windows: Sequence[list[Token]], count: int) -> list[list[Token]]:
         """A prompt in `count` chunks with start, end and padding tokens."""
-        start = _Token(self.tokenizer.bos_token_id)
-        end = _Token(self.tokenizer.eos_token_id)
-        padding = _Token(self.tokenizer.pad_token_id)
+        start = Token(self.tokenizer.bos_token_id)
+        end = Token(self.tokenizer.eos_token_id)
+        padding = Token(self.tokenizer.pad_token_id)
         size = self._content_length
         contents = [*windows, *[[]] * (count - len(windows))]
         return [[start, *content, end, *[padding] * (size - len(content))] for content in contents]
-
-    def _prompt_tokens(
-        self,
-        prompt: str,
-        placeholders: Mapping[str, TokenEmbedding],
-        parsing: PromptParsing,
-        vectors: Mapping[str, Tensor],
-    ) -> list[_Token]:
-        """All tokens of a prompt, before it is split into chunks or truncated.
-
-        They are cached: they depend on the numbers of vectors, but not on their values.
-        """
-        meanings = tuple(
-            (token, embedding.text, len(vectors.get(token, ())))
-            for token, embedding in placeholders.items()
-        )
-        key = (prompt, parsing.weights, meanings)
-        if key not in self._tokenized:
-            pieces = parse_prompt(prompt, placeholders, weights=parsing.weights)
-            if len(self._tokenized) >= _CACHED_PROMPTS:
-                self._tokenized.clear()
-            self._tokenized[key] = self._piece_tokens(pieces, vectors)
-        return self._tokenized[key]
-
-    def _piece_tokens(
-        self, pieces: Sequence[PromptPiece], vectors: Mapping[str, Tensor]
-    ) -> list[_Token]:
-        """The tokens of a prompt's pieces; texts that touch are tokenized as one text."""
-        rows: dict[str, range] = {}
-        first_row = 0
-        for token, embeddings in vectors.items():
-            rows[token] = range(first_row, first_row + len(embeddings))
-            first_row += len(embeddings)
-        tokens: list[_Token] = []
-        numbered = enumerate(pieces)
-        groups = groupby(numbered, lambda item: (item[1].weight, item[1].token in vectors))
-        for (weight, has_vectors), group in groups:
-            items = list(group)
-            if not has_vectors:
-                tokens += self._text_tokens(items, weight)
-                continue
-            for number, piece in items:
-                filler_id, unit = self.ids(piece.text)[0], (piece.token, number)
-                tokens += [_Token(filler_id, row, weight, unit) for row in rows[piece.token]]
-        return tokens
-
-    def _text_tokens(
-        self, pieces: Sequence[tuple[int, PromptPiece]], weight: float
-    ) -> list[_Token]:
-        """The tokens of numbered pieces of text with one weight."""
-        ids = self.ids("".join(piece.text for _, piece in pieces))
-        units: list[Unit] = [
-            (piece.token, number) if piece.token else None
-            for number, piece in pieces
-            for _ in (self.ids(piece.text) if len(pieces) > 1 or piece.token else ids)
-        ]
-        if len(units) != len(ids):  # a text and an alias that touch share a token
-            units = [None] * len(ids)
-        return [_Token(index, -1, weight, unit) for index, unit in zip(ids, units, strict=True)]

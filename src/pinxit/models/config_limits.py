@@ -48,7 +48,7 @@ def check_diffusion_config(config: Mapping[str, Any], name: str) -> None:
 
 def check_latent_config(denoiser: Mapping[str, Any], vae: Mapping[str, Any], name: str) -> None:
     """Raise ModelError if the size or the scale of the latents is not a usable number."""
-    size = denoiser.get("sample_size")
+    size = denoiser.get("sample_size", 1)  # some denoisers have none
     if not _is_size(size, _MAX_LATENT_SIZE):
         raise _invalid(name, "sample_size", size, f"1 to {_MAX_LATENT_SIZE}")
     scale, shift = vae.get("scaling_factor"), vae.get("shift_factor") or 0.0

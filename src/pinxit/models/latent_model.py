@@ -34,19 +34,24 @@ from pinxit.models.text_encoder import (
 
 _T = TypeVar("_T")
 
+_VAE_WIDTHS = "block_out_channels"
 _UNET_ATTENTION = r"up_blocks\..+\.attn1"
 
 
 class LatentModel(Model):
-    """A denoiser in a VAE's latent space, conditioned by CLIP text encoders."""
+    """A denoiser in a VAE's latent space, conditioned by text encoders.
 
-    # A text encoder has only self-attention.
+    The denoiser's input has the values of `packing` x `packing` latent positions as channels.
+    """
+
+    # A text encoder has only self-attention; the second names are T5's.
     text_layer_groups: ClassVar[Mapping[str, str]] = {
-        "cross-attention": r"\.self_attn\.",
-        "attention": r"\.self_attn\.",
-        "transformer": r"(^|\.)layers\.\d+\.",
-        "all": r"(^|\.)layers\.\d+\.",
+        "cross-attention": r"\.(self_attn|SelfAttention)\.",
+        "attention": r"\.(self_attn|SelfAttention)\.",
+        "transformer": r"(^|\.)(layers|block)\.\d+\.",
+        "all": r"(^|\.)(layers|block)\.\d+\.",
     }
+    packing: ClassVar[int] = 1
 
     def __init__(
         self,
@@ -83,7 +88,7 @@ class LatentModel(Model):
         vae_config: Any = self._vae.config
         denoiser_config: Any = denoiser.config
         check_latent_config(denoiser_config, vae_config, source.name)
-        self.vae_scale_factor = 2 ** (len(vae_config.block_out_channels) - 1)
+        self.vae_scale_factor = 2 ** (len(vae_config[_VAE_WIDTHS]) - 1)
         self._normalization = LatentNormalization(
             vae_config.scaling_factor, vae_config.get("shift_factor") or 0.0
         )
@@ -98,7 +103,7 @@ class LatentModel(Model):
         if (
             isinstance(in_channels, int)
             and isinstance(latent_channels, int)
-            and in_channels != latent_channels
+            and in_channels != latent_channels * cls.packing**2
         ):
             raise ModelError(
                 f"{source.name} expects {in_channels} input channels, but its VAE has "
@@ -108,9 +113,21 @@ class LatentModel(Model):
 
     @property
     def default_size(self) -> int:
-        """The size that the denoiser's config names, in pixels."""
-        config: Any = self._all["denoiser"].config
-        return config.sample_size * self.vae_scale_factor
+        """The size that the denoiser's config names, or else the VAE's, in pixels."""
+        size = getattr(self._all["denoiser"].config, "sample_size", None)
+        if size is not None:
+            return size * self.vae_scale_factor
+        return self.resolution(self.source) or self.facts.native_size
+
+    @classmethod
+    def resolution(cls, source: Source) -> int | None:
+        """The resolution that a base model was trained at, in pixels, from its configs."""
+        vae = source.config("vae")
+        size, blocks = source.config(cls.facts.denoiser).get("sample_size"), vae.get(_VAE_WIDTHS)
+        if isinstance(size, int) and isinstance(blocks, list):
+            return size * 2 ** (len(blocks) - 1)
+        size = vae.get("sample_size")
+        return size if isinstance(size, int) else None
 
     @property
     def latent_channels(self) -> int:
@@ -157,12 +174,17 @@ class LatentModel(Model):
         encodings = encode_prompts(encoders, prompts, self.placeholders, parsing)
         return self._combine(prompts, encodings)
 
-    def denoise(self, latents: Tensor, timesteps: Tensor, conditioning: Conditioning) -> Tensor:
-        """The denoiser's prediction (B, C, H, W), fp32, computed in the placement's dtype."""
+    def denoise(
+        self, latents: Tensor, timesteps: Tensor, conditioning: Conditioning, **inputs: Any
+    ) -> Tensor:
+        """The denoiser's prediction (B, C, H, W), fp32, computed in the placement's dtype.
+
+        `inputs` are further inputs of the family's denoiser.
+        """
         network = self.network("denoiser")
         dtype = self.placement.dtype
-        prediction = self._predict(network, latents.to(dtype), timesteps, conditioning.to(dtype))
-        return prediction.float()
+        latents, conditioning = latents.to(dtype), conditioning.to(dtype)
+        return self._predict(network, latents, timesteps, conditioning, **inputs).float()
 
     def enable_gradient_checkpointing(self, enabled: bool) -> None:
         """Turn gradient checkpointing of the denoiser on or off."""

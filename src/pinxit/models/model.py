@@ -121,6 +121,14 @@ class Model(ABC):
 
     @classmethod
     @abstractmethod
+    def resolution(cls, source: Source) -> int | None:
+        """The resolution that a base model was trained at, in pixels, from its configs.
+
+        None if they do not say it.
+        """
+
+    @classmethod
+    @abstractmethod
     def open(cls, source: Source, placement: Placement) -> Self:
         """Load the base model with frozen weights; ModelError if a part is missing or wrong."""
 
@@ -189,6 +197,14 @@ class Model(ABC):
     def device(self) -> torch.device:
         """The model's device."""
         return self.placement.device
+
+    @property
+    def trainable_partner(self) -> str | None:
+        """The base model to train on instead of this one, if this one is distilled to few steps.
+
+        Training undoes the distillation. A concept of the partner can be used with this one.
+        """
+        return None
 
     @property
     @abstractmethod
@@ -266,4 +282,4 @@ class Model(ABC):
             text_encoder.truncated_text(prompt, known, parsing)
             for text_encoder in self.text_encoders.values()
         ]
-        return min(endings, key=len)
+        return min(endings, key=len, default="")

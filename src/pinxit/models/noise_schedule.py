@@ -1,8 +1,9 @@
 """Noise schedules: adding noise to latents, the training target and the loss weight."""
 
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import ClassVar, Literal, Protocol
+from typing import Any, ClassVar, Literal, Protocol, Self
 
 import torch
 from torch import Tensor
@@ -44,6 +45,14 @@ class Schedule(Protocol):
 
         Raises RecipeError if min-SNR is not defined for this schedule.
         """
+        ...
+
+    def scheduler_config(self, latent_shape: Sequence[int]) -> Mapping[str, object]:
+        """The values of a scheduler's config that depend on the latents' shape (C, H, W)."""
+        ...
+
+    def sigmas(self, steps: int) -> list[float] | None:
+        """The noise level of each sampling step before the shift; None for the scheduler's own."""
         ...
 
 
@@ -93,6 +102,14 @@ class Diffusion:
         velocity = 1.0 if self.prediction == "v_prediction" else 0.0
         return snr.clamp(max=min_snr_gamma) / (snr + velocity)
 
+    def scheduler_config(self, latent_shape: Sequence[int]) -> Mapping[str, object]:  # noqa: ARG002
+        """Nothing: the schedule is the same for all shapes."""
+        return {}
+
+    def sigmas(self, steps: int) -> list[float] | None:  # noqa: ARG002
+        """None: the scheduler spaces its steps."""
+        return None
+
     def _signal_and_noise_scale(self, timesteps: Tensor) -> tuple[Tensor, Tensor]:
         # Some samplers use timesteps between two integers.
         indices = timesteps.float().round().long()
@@ -101,25 +118,53 @@ class Diffusion:
 
 
 @dataclass(frozen=True)
+class TokenShift:
+    """A shift that grows exponentially with the number of tokens of an image.
+
+    Its logarithm is linear: `slope` for each token, and `intercept` for none. A token is a square
+    of `patch_size` x `patch_size` latent positions.
+    """
+
+    slope: float
+    intercept: float
+    patch_size: int
+
+    @classmethod
+    def from_config(cls, config: Mapping[str, Any], patch_size: int) -> Self:
+        """The shift that a scheduler's config describes by two numbers of tokens."""
+        tokens = config.get("base_image_seq_len", 256), config.get("max_image_seq_len", 4096)
+        shifts = config.get("base_shift", 0.5), config.get("max_shift", 1.15)
+        slope = (shifts[1] - shifts[0]) / (tokens[1] - tokens[0])
+        return cls(slope, shifts[0] - slope * tokens[0], patch_size)
+
+    def of(self, latent_shape: Sequence[int]) -> float:
+        """The shift for latents (C, H, W)."""
+        tokens = latent_shape[-2] * latent_shape[-1] // self.patch_size**2
+        return math.exp(self.slope * tokens + self.intercept)
+
+
+@dataclass(frozen=True)
 class Flow:
     """A rectified flow: straight lines from data to noise (arXiv:2403.03206).
 
     A timestep is the fraction of noise times `steps`. `shift` moves timesteps towards noise, which
-    large images need (section 5.3.2).
+    large images need (section 5.3.2); it may depend on the number of tokens. Sampling starts from
+    pure noise, with `even_steps` in equal steps down to 1 / their number, before the shift.
     """
 
     kind: ClassVar[ScheduleKind] = "flow"
-    shift: float = 1.0
+    shift: float | TokenShift = 1.0
     steps: int = 1000
+    even_steps: bool = False
 
-    def sample_timestep(
-        self,
-        generator: torch.Generator,
-        latent_shape: Sequence[int],  # noqa: ARG002
-    ) -> float:
-        """A logit-normally distributed timestep: the middle is the most frequent (section 3.1)."""
+    def sample_timestep(self, generator: torch.Generator, latent_shape: Sequence[int]) -> float:
+        """A logit-normally distributed timestep: the middle is the most frequent (section 3.1).
+
+        It is shifted as in sampling.
+        """
         fraction = float(torch.randn((), generator=generator).sigmoid())
-        return self.steps * self.shift * fraction / (1 + (self.shift - 1) * fraction)
+        shift = self._shift(latent_shape)
+        return self.steps * shift * fraction / (1 + (shift - 1) * fraction)
 
     def add_noise(self, latents: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
         """Noisy latents (B, C, H, W) at timesteps (B,)."""
@@ -152,6 +197,19 @@ class Flow:
                 "sampled",
             )
         return torch.ones_like(timesteps, dtype=torch.float32)
+
+    def scheduler_config(self, latent_shape: Sequence[int]) -> Mapping[str, object]:
+        """The shift for latents (C, H, W), if it depends on their size."""
+        if isinstance(self.shift, TokenShift):
+            return {"shift": self._shift(latent_shape), "use_dynamic_shifting": False}
+        return {}
+
+    def sigmas(self, steps: int) -> list[float] | None:
+        """The noise level of each sampling step before the shift; None for the scheduler's own."""
+        return [1 - step / steps for step in range(steps)] if self.even_steps else None
+
+    def _shift(self, latent_shape: Sequence[int]) -> float:
+        return self.shift.of(latent_shape) if isinstance(self.shift, TokenShift) else self.shift
 
     def _noise_fraction(self, timesteps: Tensor) -> Tensor:
         return (timesteps / self.steps).view(-1, 1, 1, 1)

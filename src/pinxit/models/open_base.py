@@ -5,7 +5,7 @@ from collections.abc import Generator, Mapping
 from contextlib import contextmanager
 from importlib.resources import files
 from pathlib import Path
-from typing import Literal, cast
+from typing import Literal
 
 import torch
 
@@ -90,12 +90,9 @@ def local_resolution(base: str) -> int | None:
     if base != "pocket" and not exists(expanded(base)):
         return None
     source = find_base(base)
-    size = source.config(family_of(source).facts.denoiser).get("sample_size")
-    blocks = source.config("vae").get("block_out_channels")
+    resolution = family_of(source).resolution(source)
     source.close()
-    if not isinstance(size, int) or not isinstance(blocks, list):
-        return None
-    return size * 2 ** (len(cast("list[object]", blocks)) - 1)
+    return resolution
 
 
 def family_of(source: Source) -> type[Model]:

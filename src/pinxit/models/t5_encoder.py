@@ -1,7 +1,8 @@
 # pyright: standard, reportPrivateImportUsage=false
-"""T5 text encoders: prompts of one fixed length, without placeholder tokens of their own."""
+"""T5 text encoders: prompts of one fixed length."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -10,30 +11,56 @@ from tokenizers import Tokenizer
 from pinxit.errors import ModelError
 from pinxit.models.loading import load_network
 from pinxit.models.model import Placement
-from pinxit.models.prompt import PromptPiece, TokenEmbedding, parse_prompt
+from pinxit.models.prompt import PromptPiece, TokenEmbedding
 from pinxit.models.source import Source, read_json
 from pinxit.models.text_encoder import DEFAULT_PARSING, EncodedPrompt, PromptParsing, TokenPlan
 from pinxit.models.text_window import Unit, window_indices
+from pinxit.models.token_encoder import Token, TokenEncoder
 
 
-class T5Encoder:
+class T5Encoder(TokenEncoder):
     """T5's encoder with its tokenizer, which is read from tokenizer.json only.
 
-    Prompts are truncated or padded to `length` tokens. Placeholder tokens are replaced by the text
-    that they stand for, and attention weights are ignored.
+    Prompts are truncated or padded to `length` tokens, and attention weights are ignored.
     """
 
     def __init__(self, source: Source, number: int, placement: Placement, length: int) -> None:
         from transformers import T5EncoderModel
 
-        self.name = f"text_{number}"
         self._length = length
-        self._tokenizer = _read_tokenizer(source, f"tokenizer_{number}")
+        self._tokenizer = read_tokenizer(source, f"tokenizer_{number}")
         # The hidden states exceed the range of fp16.
         dtype = torch.bfloat16 if placement.precision == "fp16" else placement.dtype
         folder = f"text_encoder_{number}"
-        self.network: Any = load_network(T5EncoderModel, source, folder, placement, dtype)
+        network: Any = load_network(T5EncoderModel, source, folder, placement, dtype)
+        # They are two layers with the same weights; as one layer, both are changed together.
+        network.encoder.embed_tokens = network.shared
+        super().__init__(f"text_{number}", network)
         self._device = placement.device
+
+    def has_word(self, word: str) -> bool:  # noqa: ARG002
+        """True: the vocabulary has pieces for every word."""
+        return True
+
+    def spelling_hint(self, word: str) -> str:  # noqa: ARG002
+        """A hint for a word that is not in the vocabulary."""
+        return "use a more common word"
+
+    def rare_tokens(self) -> list[str]:
+        """None: rare words are several pieces."""
+        return []
+
+    def truncated_text(
+        self,
+        prompt: str,
+        placeholders: Mapping[str, TokenEmbedding],
+        parsing: PromptParsing = DEFAULT_PARSING,
+    ) -> str:
+        """The part of a prompt that is left out, "" if the whole prompt fits."""
+        vectors = self._placeholder_vectors(placeholders)
+        tokens = self._prompt_tokens(prompt, placeholders, parsing, vectors)
+        stay = set(self._window(tokens))
+        return self._tokenizer.decode([t.id for index, t in enumerate(tokens) if index not in stay])
 
     def tokenize(
         self,
@@ -45,32 +72,52 @@ class T5Encoder:
         """Token ids of prompts in one chunk, (B, 1, L), whatever the number of `chunks`."""
         config, shape = self.network.config, (len(prompts), 1, self._length)
         ids = torch.full(shape, config.pad_token_id, device=self._device)
-        for row, prompt in zip(ids[:, 0], prompts, strict=True):
-            pieces = parse_prompt(prompt, placeholders, weights=parsing.weights)
-            text_ids = [*self._window_ids(pieces), config.eos_token_id]
-            row[: len(text_ids)] = torch.tensor(text_ids)
-        return TokenPlan(ids, torch.full_like(ids, -1), torch.ones(shape, device=ids.device), None)
+        rows = torch.full_like(ids, -1)
+        vectors = self._placeholder_vectors(placeholders)
+        for index, prompt in enumerate(prompts):
+            all_tokens = self._prompt_tokens(prompt, placeholders, parsing, vectors)
+            tokens = [all_tokens[position] for position in self._window(all_tokens)]
+            text_ids = [*(token.id for token in tokens), config.eos_token_id]
+            ids[index, 0, : len(text_ids)] = torch.tensor(text_ids)
+            rows[index, 0, : len(tokens)] = torch.tensor([token.row for token in tokens])
+        embeddings = torch.cat(list(vectors.values())) if vectors else None
+        return TokenPlan(ids, rows, torch.ones(shape, device=ids.device), embeddings)
 
-    def _window_ids(self, pieces: Sequence[PromptPiece]) -> list[int]:
-        """The token ids of a prompt that stay in the window, without the end token."""
-        text = "".join(piece.text for piece in pieces)
+    def encode(self, plan: TokenPlan, parsing: PromptParsing = DEFAULT_PARSING) -> EncodedPrompt:  # noqa: ARG002
+        """Hidden states (B, L, D) of tokenized prompts, with those of the padding."""
+        with self._embeddings_applied(plan):
+            return EncodedPrompt(self.network(plan.ids[:, 0]).last_hidden_state.float(), None)
+
+    def _window(self, tokens: Sequence[Token]) -> list[int]:
+        """The indices of the tokens that stay in the window, which ends with an end token."""
+        return window_indices([token.unit for token in tokens], self._length - 1)
+
+    def _text_ids(self, text: str) -> list[int]:
+        return self._tokenizer.encode(text, add_special_tokens=False).ids
+
+    def _pieces(
+        self, prompt: str, placeholders: Mapping[str, TokenEmbedding], parsing: PromptParsing
+    ) -> list[PromptPiece]:
+        """The pieces of a prompt, all with the same weight."""
+        pieces = super()._pieces(prompt, placeholders, parsing)
+        return [replace(piece, weight=1.0) for piece in pieces]
+
+    def _text_tokens(self, pieces: Sequence[tuple[int, PromptPiece]], weight: float) -> list[Token]:
+        """The tokens of numbered pieces of text, each with the placeholder that it touches."""
+        text = "".join(piece.text for _, piece in pieces)
         encoded = self._tokenizer.encode(text, add_special_tokens=False)
         owners: list[Unit] = [
             (piece.token, number) if piece.token else None
-            for number, piece in enumerate(pieces)
+            for number, piece in pieces
             for _ in piece.text
         ]
         units = [next(filter(None, owners[start:end]), None) for start, end in encoded.offsets]
-        return [encoded.ids[index] for index in window_indices(units, self._length - 1)]
-
-    @torch.no_grad()
-    def encode(self, plan: TokenPlan, parsing: PromptParsing = DEFAULT_PARSING) -> EncodedPrompt:  # noqa: ARG002
-        """Hidden states (B, L, D) of tokenized prompts, with those of the padding."""
-        return EncodedPrompt(self.network(plan.ids[:, 0]).last_hidden_state.float(), None)
+        tokens = zip(encoded.ids, units, strict=True)
+        return [Token(index, -1, weight, unit) for index, unit in tokens]
 
 
-def _read_tokenizer(source: Source, part: str) -> Tokenizer:
-    """The tokenizer of a part; ModelError if its file is invalid."""
+def read_tokenizer(source: Source, part: str) -> Tokenizer:
+    """The tokenizer of a part, from tokenizer.json; ModelError if the file is invalid."""
     file = source.tokenizer(part) / "tokenizer.json"
     read_json(file, file.parent)  # checks the size and depth, which the tokenizers library does not
     try:
@@ -78,7 +125,7 @@ def _read_tokenizer(source: Source, part: str) -> Tokenizer:
     except Exception as error:  # the tokenizers library raises no more specific class
         raise ModelError(
             f"{file} is not a valid tokenizer: {str(error).splitlines()[0]}",
-            "copy it again from the model's page, or remove text_encoder_3: T5 is optional",
+            "copy it again from the model's page",
         ) from error
     tokenizer.no_padding()
     tokenizer.no_truncation()

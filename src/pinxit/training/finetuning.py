@@ -97,7 +97,7 @@ class Finetuning(Method):
         """The method with the number of class images and the rare token chosen.
 
         Raises RecipeError if `preserve` contradicts the number of class images, or if the rare
-        token is not a single token of every text encoder.
+        token is not a single token of every text encoder that has rare tokens.
         """
         count = self.required_class_images(model, subject).count
         if (self.class_images or 0) != count and self.class_images is not None:
@@ -110,7 +110,7 @@ class Finetuning(Method):
             return method
         rare = self.rare_token or _rare_token(model, subject)
         for text_encoder in model.text_encoders.values():
-            if len(text_encoder.ids(rare)) != 1:
+            if text_encoder.rare_tokens() and len(text_encoder.ids(rare)) != 1:
                 raise RecipeError(
                     f"`{rare}` is not a single token of {model.name}",
                     f"choose one that is, such as {_rare_token(model, subject)}",

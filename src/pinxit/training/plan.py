@@ -34,8 +34,8 @@ class TrainingPlan:
         """The plan for a recipe, a base model and a number of images.
 
         Raises RecipeError if the token is already a word of the base model, the base model does
-        not know the class noun, it cannot train at the resolution, or its noise schedule does not
-        support min-SNR weighting.
+        not know the class noun, is distilled or cannot train at the resolution, or its noise
+        schedule does not support min-SNR weighting.
         """
         subject = recipe.subject
         _check_token_and_noun(model, subject)
@@ -73,6 +73,11 @@ class TrainingPlan:
 
 def _check_model(recipe: Recipe, model: Model) -> None:
     model.schedule.loss_weight(torch.zeros(1, dtype=torch.long), recipe.min_snr_gamma)
+    if model.trainable_partner:
+        raise RecipeError(
+            f"{model.name} is distilled to few steps, which training would undo",
+            f"train on {model.trainable_partner}; the concept can be used with {model.name}",
+        )
     if recipe.precision not in (None, model.placement.precision):
         raise RecipeError(
             f"the recipe needs precision {recipe.precision}, but {model.name} is open in "

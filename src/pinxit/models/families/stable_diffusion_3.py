@@ -79,8 +79,9 @@ class StableDiffusion3(LatentModel):
 
     @classmethod
     def matches(cls, source: Source) -> bool:
-        """Whether the source has a transformer and two CLIP text encoders."""
-        return all(map(source.has, ("transformer", "vae", "text_encoder", "text_encoder_2")))
+        """Whether the source has two text encoders, and a transformer with learned positions."""
+        parts = ("transformer", "vae", "text_encoder", "text_encoder_2")
+        return all(map(source.has, parts)) and "pos_embed_max_size" in source.config("transformer")
 
     @classmethod
     def open(cls, source: Source, placement: Placement) -> Self:
