@@ -119,6 +119,7 @@ def save_family(family: str, folder: Path) -> Path:
         "stable-diffusion-2": _save_2,
         "stable-diffusion-xl": _save_xl,
         "stable-diffusion-3": _save_3,
+        "flux-1": _save_flux_1,
     }[family](folder, parts)
 
 
@@ -175,20 +176,42 @@ def _save_3(folder: Path, parts: dict[str, Any]) -> Path:
         dual_attention_layers=(0,),
         qk_norm="rms_norm",
     )
-    t5 = transformers.T5Config(
-        vocab_size=64, d_model=48, d_kv=8, d_ff=32, num_layers=2, num_heads=2
-    )
     parts |= {
         "text_encoder": _clip(parts["tokenizer"], 16, 10),
         "text_encoder_2": _clip(second, 24, 12, hidden_act="gelu"),
         "tokenizer_2": second,
-        "text_encoder_3": transformers.T5EncoderModel(t5),
+        "text_encoder_3": _t5(),
         "tokenizer_3": _t5_tokenizer(),
-        "vae": _vae(16, 32, scaling_factor=1.5, shift_factor=0.06, use_quant_conv=False),
+        "vae": _flow_vae(),
         "transformer": transformer,
         "scheduler": diffusers.FlowMatchEulerDiscreteScheduler(shift=3.0),
     }
     return _saved(diffusers.StableDiffusion3Pipeline, parts, folder)
+
+
+def _save_flux_1(folder: Path, parts: dict[str, Any]) -> Path:
+    """Like dev: guidance is an input, and the shift depends on the number of tokens."""
+    transformer = diffusers.FluxTransformer2DModel(
+        in_channels=64,
+        num_layers=2,
+        num_single_layers=2,
+        attention_head_dim=8,
+        num_attention_heads=2,
+        joint_attention_dim=48,
+        pooled_projection_dim=16,
+        guidance_embeds=True,
+        axes_dims_rope=(4, 2, 2),
+    )
+    parts |= {
+        "text_encoder_2": _t5(),
+        "tokenizer_2": _t5_tokenizer(),
+        "vae": _flow_vae(),
+        "transformer": transformer,
+        "scheduler": diffusers.FlowMatchEulerDiscreteScheduler(
+            shift=3.0, use_dynamic_shifting=True
+        ),
+    }
+    return _saved(diffusers.FluxPipeline, parts, folder)
 
 
 _NOISE = {
@@ -237,6 +260,16 @@ def _vae(latents: int, image_size: int, **changes: Any) -> Any:
         norm_num_groups=4,
         sample_size=image_size,
         **changes,
+    )
+
+
+def _flow_vae() -> Any:
+    return _vae(16, 32, scaling_factor=1.5, shift_factor=0.06, use_quant_conv=False)
+
+
+def _t5() -> Any:
+    return transformers.T5EncoderModel(
+        transformers.T5Config(vocab_size=64, d_model=48, d_kv=8, d_ff=32, num_layers=2, num_heads=2)
     )
 
 

@@ -223,7 +223,10 @@ def test_training_in_half_precision(
 ) -> None:
     half = open_base(bases(family), precision=precision)
     before = {name: tensor.clone() for name, tensor in weights_of(half).items()}
-    assert {tensor.dtype for tensor in before.values()} == {half.placement.dtype}
+    # T5 exceeds the range of fp16.
+    dtypes = {name.startswith("text_2."): tensor.dtype for name, tensor in before.items()}
+    assert dtypes[False] == half.placement.dtype
+    assert set(dtypes.values()) <= {half.placement.dtype, torch.bfloat16}
     session = session_for(half, recipe_for(method, pictures, steps=2))
     weights = [weight for trainer in session.trainers for weight in trainer.weights]
     initial = [weight.detach().clone() for weight in weights]

@@ -12,6 +12,7 @@ import torch
 from PIL import Image
 
 from pinxit import registry
+from pinxit.errors import RecipeError
 from pinxit.generation.request import GenerationRequest
 from pinxit.generation.sample import generate_images
 from pinxit.generation.schedulers import _CLASSES as SCHEDULERS
@@ -19,6 +20,8 @@ from pinxit.models.model import Model
 from pinxit.models.open_base import open_base
 from pinxit.models.text_encoder import PromptParsing
 from pinxit.training.batches import Batch
+from pinxit.training.plan import TrainingPlan
+from pinxit.training.recipe import Recipe
 from pinxit.training.train import denoising_losses
 
 PROMPT = "a photo of a red dog on the beach"
@@ -30,6 +33,7 @@ PIPELINES = {
     "stable-diffusion-2": "StableDiffusion{}Pipeline",
     "stable-diffusion-xl": "StableDiffusionXL{}Pipeline",
     "stable-diffusion-3": "StableDiffusion3{}Pipeline",
+    "flux-1": "Flux{}Pipeline",
 }
 every_family = pytest.mark.parametrize("family", registry.names("families"))
 Opened = Callable[[str], Model]
@@ -55,8 +59,10 @@ def encode(pipe: Any, prompt: str, **changes: Any) -> tuple[torch.Tensor, torch.
     """The states and pooled states of a prompt, computed by the pipeline."""
     prompts: dict[str, Any] = {"prompt_2": None} if hasattr(pipe, "text_encoder_2") else {}
     prompts |= {"prompt_3": None} if hasattr(pipe, "text_encoder_3") else {}
-    arguments = {"device": "cpu", "num_images_per_prompt": 1, "do_classifier_free_guidance": False}
-    outputs = pipe.encode_prompt(prompt=prompt, **arguments, **prompts, **changes)
+    arguments = {"device": "cpu", "num_images_per_prompt": 1, **prompts, **changes}
+    if isinstance(pipe, diffusers.FluxPipeline):
+        return pipe.encode_prompt(prompt=prompt, **arguments)[:2]
+    outputs = pipe.encode_prompt(prompt=prompt, do_classifier_free_guidance=False, **arguments)
     return outputs[0], outputs[2] if prompts else None
 
 
@@ -67,10 +73,13 @@ def expected(pipe: Any, scheduler: str, kind: str = "diffusion", **changes: Any)
         "prompt": PROMPT,
         "guidance_scale": GUIDANCE,
         "num_inference_steps": 6,
+        "height": 32,
+        "width": 32,
         "generator": torch.Generator().manual_seed(3),
         "output_type": "latent",
     }
-    return pipe(**arguments | changes).images
+    latents = pipe(**arguments | changes).images
+    return pipe._unpack_latents(latents, 32, 32, 8) if latents.ndim == 3 else latents
 
 
 def actual(model: Model, scheduler: str | None = None, **changes: Any) -> torch.Tensor:
@@ -127,6 +136,7 @@ def test_latents_equal_the_pipelines(
 
 
 FAMILY_SCHEDULERS = [(family, name) for family in PIPELINES for name in ("euler", "heun", "pndm")]
+FAMILY_SCHEDULERS.remove(("flux-1", "heun"))  # diffusers' pipeline refuses it
 
 
 @pytest.mark.long
@@ -237,8 +247,63 @@ def _flow_errors(
     )
     timesteps = scheduler.timesteps[torch.tensor([3, 500, 998])]
     noisy = scheduler.scale_noise(latents, timesteps, noise)
-    prediction = pipe.transformer(noisy, states, torch.cat(pooled), timesteps).sample
+    if isinstance(pipe, diffusers.FluxPipeline):
+        prediction = _packed_prediction(pipe, noisy, states, torch.cat(pooled), timesteps)
+    else:
+        prediction = pipe.transformer(noisy, states, torch.cat(pooled), timesteps).sample
     return timesteps, (prediction - (noise - latents)).square().mean((1, 2, 3))
+
+
+def _packed_prediction(
+    pipe: Any, noisy: Any, states: Any, pooled: Any, timesteps: Any
+) -> torch.Tensor:
+    """The prediction of FLUX.1, whose guidance scale in training is 1."""
+    count, channels, height, width = noisy.shape
+    tokens = pipe.transformer(
+        pipe._pack_latents(noisy, count, channels, height, width),
+        states,
+        pooled,
+        timesteps / 1000,
+        pipe._prepare_latent_image_ids(count, height // 2, width // 2, "cpu", noisy.dtype),
+        torch.zeros(states.shape[1], 3),
+        torch.ones(count),
+    ).sample
+    return pipe._unpack_latents(tokens, height * 8, width * 8, 8)
+
+
+@pytest.mark.parametrize("schnell", [True, False])
+def test_flux_1_without_guidance_as_an_input(
+    schnell: bool, bases: Callable[[str], Path], pictures: Path, tmp_path: Path
+) -> None:
+    """schnell has no guidance at all; for other checkpoints it is the one of two predictions."""
+    folder = without_guidance(bases("flux-1"), tmp_path / "plain", schnell=schnell)
+    pipe, model = _pipeline("flux-1", folder), open_base(folder)
+    arguments = {"kind": "flow", "negative_prompt": "a cat", "true_cfg_scale": GUIDANCE}
+    with_guidance = expected(pipe, "euler", **arguments)
+    without = expected(pipe, "euler", **arguments | {"true_cfg_scale": 1.0})
+    right, wrong = (without, with_guidance) if schnell else (with_guidance, without)
+    latents = actual(model, negative_prompt="a cat")
+    assert relative_error(latents, right) <= TOLERANCE
+    assert relative_error(latents, wrong) > TOLERANCE
+    recipe = {"method": "lora", "images": pictures, "token": "<mytoy>", "class_noun": "toy"}
+    if schnell:
+        with pytest.raises(RecipeError, match=r"distilled.*\nhint: train on .*FLUX.1-dev"):
+            TrainingPlan.of(Recipe.model_validate(recipe), model, 3)
+    else:
+        TrainingPlan.of(Recipe.model_validate(recipe), model, 3)
+
+
+def without_guidance(base: Path, folder: Path, *, schnell: bool) -> Path:
+    """A copy of a FLUX.1 base model whose transformer does not take the guidance scale."""
+    shutil.copytree(base, folder)
+    scheduler = diffusers.FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=not schnell)
+    scheduler.save_pretrained(folder / "scheduler")
+    transformer = diffusers.FluxTransformer2DModel.from_pretrained(folder / "transformer")
+    config = {**transformer.config, "guidance_embeds": False}
+    plain = diffusers.FluxTransformer2DModel.from_config(config)
+    plain.load_state_dict(transformer.state_dict(), strict=False)
+    plain.save_pretrained(folder / "transformer")
+    return folder
 
 
 def test_without_t5_its_states_are_zeros(bases: Callable[[str], Path], tmp_path: Path) -> None:
