@@ -2,8 +2,10 @@
 
 import ast
 import inspect
+from collections.abc import Mapping
 from importlib import import_module
 from pathlib import Path
+from typing import Any, ClassVar, cast
 
 from pinxit.errors import (
     ConceptError,
@@ -23,6 +25,43 @@ PLUGIN_KINDS: dict[str, tuple[str, str, type[PinxitError]]] = {
     "formats": ("concepts", "format", ConceptError),
     "metrics": ("evaluation", "metric", RequestError),
 }
+
+
+class Plugin:
+    """A plug-in with options, which is chosen by its name; `label` is its kind in messages."""
+
+    label: ClassVar[str]
+
+    @classmethod
+    def title(cls) -> str:
+        """What a message calls the table of its options."""
+        return f"the {cls.label} {name_of(cls)}"
+
+    @property
+    def name(self) -> str:
+        """Its name, which is that of its file."""
+        return name_of(type(self))
+
+
+def from_table(kind: str, value: object) -> object:
+    """The plug-in of a name, or of a table with its name and options; other values are unchanged.
+
+    Raises the error of its kind if there is no name or no such plug-in.
+    """
+    table = {"name": value} if isinstance(value, str) else value
+    if not isinstance(table, Mapping):
+        return value
+    options = dict(cast("Mapping[str, object]", table))
+    if "name" not in options:
+        _, label, error = PLUGIN_KINDS[kind]
+        raise error(f"the {label} has no name", f"add name = one of: {', '.join(names(kind))}")
+    plugin: Any = load(kind, str(options.pop("name")))
+    return plugin.model_validate(options)
+
+
+def to_table(plugin: Any) -> dict[str, object]:
+    """The table of a plug-in's name and options: the inverse of `from_table`."""
+    return {"name": plugin.name, **plugin.model_dump(mode="json", exclude_none=True)}
 
 
 def names(kind: str) -> list[str]:

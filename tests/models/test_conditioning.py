@@ -65,9 +65,9 @@ def test_guidance_moves_away_from_the_negative_prompt(model: Model) -> None:
     )
     timestep = torch.tensor(500)
     toward, away = (model.denoise(latents, timestep, each) for each in (positive, negative))
-    guided = model.guided(latents, timestep, positive, negative, 3.0)
+    guided = model.guided(latents, timestep, Conditioning.stack([negative, positive]), 3.0)
     assert torch.allclose(guided, away + 3 * (toward - away), atol=1e-5)
-    assert torch.equal(model.guided(latents, timestep, positive, negative, 1.0), toward)
+    assert torch.equal(model.guided(latents, timestep, positive, 1.0), toward)
 
 
 def test_latents_are_normalized_for_each_channel() -> None:

@@ -207,7 +207,7 @@ def test_names_of_other_programs(alias: str, name: str, value: object) -> None:
             "kind is: what the token",
         ),
         ({"method": "dreambuth"}, "unknown method `dreambuth`", "did you mean dreambooth?"),
-        ({"method": {"num_vectors": 2}}, "the recipe's method has no name", "textual-inversion"),
+        ({"method": {"num_vectors": 2}}, "the method has no name", "textual-inversion"),
         (
             {"method": {"name": "textual-inversion", "num_vector": 2}},
             "the method textual-inversion has no `num_vector`",

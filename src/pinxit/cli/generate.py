@@ -6,7 +6,9 @@ from contextlib import closing
 from inspect import Parameter
 from itertools import count
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+from PIL.Image import Image
 
 from pinxit.cli.flags import (
     Values,
@@ -31,9 +33,6 @@ from pinxit.models.hub import check_consent
 from pinxit.models.model import Model
 from pinxit.models.prompt import cut_bytes
 from pinxit.progress import Notice
-
-if TYPE_CHECKING:
-    from PIL.Image import Image
 
 _OUT = Path("generated")
 _NUM_IMAGES = 4
@@ -130,7 +129,7 @@ class _ImageFolder:
         self.saved.append(path)
         data(str(path))
 
-    def save_sheet(self, images: Sequence["Image"]) -> None:
+    def save_sheet(self, images: Sequence[Image]) -> None:
         """Save a contact sheet of all images."""
         path = self.folder / f"{self.number}-sheet.png"
         atomic_write(path, lambda draft: contact_sheet(images).save(draft, "PNG"))

@@ -2,13 +2,15 @@
 
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Generator, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from itertools import count
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, ClassVar, cast
+from typing import Annotated, ClassVar
 
 import torch
+from PIL.Image import Image
 from pydantic import BeforeValidator, PlainSerializer
 from torch import Tensor
 
@@ -24,9 +26,6 @@ from pinxit.models.model import Model
 from pinxit.models.prompt import token_pattern
 from pinxit.options import Option, Options
 from pinxit.progress import Progress
-
-if TYPE_CHECKING:
-    from PIL.Image import Image
 
 
 @dataclass(frozen=True)
@@ -75,9 +74,7 @@ class SamplingContext:
     def noise(self, generators: Sequence[torch.Generator] | None = None) -> Tensor:
         """Unit noise (N, C, H, W), each image's from its own generator."""
         shape = (1, *self.model.latent_shape(*self.size))
-        noises = [
-            torch.randn(shape, generator=generator) for generator in generators or self.generators
-        ]
+        noises = [torch.randn(shape, generator=rng) for rng in generators or self.generators]
         return torch.cat(noises).to(self.model.device)
 
     def pixels(self, path: Path) -> Tensor:
@@ -95,10 +92,9 @@ class SamplingContext:
 
         Each of them is repeated for all images, (N, C, H, W).
         """
-        samplers = ((self.make_sampler(), timestep) for timestep in self.timesteps)
         noisy = [
-            sampler.add_noise(latents, noise, timestep)
-            for noise, (sampler, timestep) in zip(noises, samplers, strict=True)
+            self.make_sampler().add_noise(latents, noise, timestep)
+            for noise, timestep in zip(noises, self.timesteps, strict=True)
         ]
         return [stage.expand(len(self.seeds), -1, -1, -1) for stage in [*noisy, latents]]
 
@@ -132,26 +128,17 @@ class ControlHooks:
         return pixels
 
 
-class Control(Options, ABC):
+class Control(registry.Plugin, Options, ABC):
     """A way to preserve something of a source image; its fields are options of the request.
 
     `recommended_guidance` is the guidance scale for small and for large base models, where the
     user gives none. `extra_passes` is how many times it runs over all timesteps beforehand.
     """
 
+    label: ClassVar[str] = "control"
     error_type: ClassVar[type[PinxitError]] = RequestError
     recommended_guidance: ClassVar[tuple[float, float] | None] = None
     extra_passes: ClassVar[int] = 0
-
-    @classmethod
-    def title(cls) -> str:
-        """What a message calls this control."""
-        return f"the control {registry.name_of(cls)}"
-
-    @property
-    def name(self) -> str:
-        """The control's name, which is that of its file."""
-        return registry.name_of(type(self))
 
     def source_branch_prompt(self, plain_prompt: str) -> str | None:  # noqa: ARG002
         """The prompt of the source branch, or None for a control without one.
@@ -163,6 +150,15 @@ class Control(Options, ABC):
     @abstractmethod
     def prepare(self, context: SamplingContext) -> Generator[Tensor, None, ControlHooks]:
         """Return the hooks for a batch; yields latents after each step of an extra pass."""
+
+
+PRESERVE: float = Option(
+    0.5,
+    ge=0,
+    le=1,
+    aliases=("keep",),
+    help="how much of the source image to preserve: 0 nothing, 1 everything",
+)
 
 
 class ImageControl(Control):
@@ -212,25 +208,13 @@ def without_tokens(prompt: str, concepts: Sequence[Concept]) -> str:
     return " ".join(prompt.split())
 
 
-def open_image(path: Path) -> "Image":
+def open_image(path: Path) -> Image:
     """The decoded image of a file; RequestError if there is no such file."""
     if not path.is_file():
         raise RequestError(f"there is no image {path}", "give an image file")
     return TrainingImage(path, None, "").open()
 
 
-def parse_control(value: object) -> object:
-    """The control of a table `{name = ..., options ...}`; other values are returned unchanged."""
-    if not isinstance(value, Mapping):
-        return value
-    options = dict(cast("Mapping[str, object]", value))
-    control: type[Control] = registry.load("controls", str(options.pop("name", "")))
-    return control.model_validate(options)
-
-
-def _to_table(control: Control) -> dict[str, object]:
-    return {"name": control.name, **control.model_dump(mode="json", exclude_none=True)}
-
-
 # A control as a field of a request.
-ControlField = Annotated[Control, BeforeValidator(parse_control), PlainSerializer(_to_table)]
+_READ_CONTROL = BeforeValidator(partial(registry.from_table, "controls"))
+ControlField = Annotated[Control, _READ_CONTROL, PlainSerializer(registry.to_table)]

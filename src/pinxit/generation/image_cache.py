@@ -5,18 +5,15 @@ import re
 from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import torch
+from PIL import Image
 
 from pinxit.concepts.concept import Concept
 from pinxit.files.atomic_write import check_regular, make_folder
 from pinxit.generation.request import GeneratedImage, GenerationRequest
 from pinxit.generation.sample import sample_images
 from pinxit.models.model import Model
-
-if TYPE_CHECKING:
-    from PIL.Image import Image
 
 NAMES = re.compile(r"[0-9a-f]{16}-[0-9]+\.png")
 
@@ -32,10 +29,8 @@ class ImageCache:
         self.folder = folder
         self.concepts = concepts
 
-    def images(self, model: Model, request: GenerationRequest) -> "list[Image]":
+    def images(self, model: Model, request: GenerationRequest) -> list[Image.Image]:
         """The images of a request, from the folder if all of them are there."""
-        from PIL import Image
-
         if self.folder:
             check_regular(self.folder)
         files = self._files(model, request)

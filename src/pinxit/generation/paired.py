@@ -10,7 +10,7 @@ from torch import Tensor
 
 from pinxit.adapters.adapter import before_denoise
 from pinxit.adapters.attention_sharing import AttentionSharing
-from pinxit.generation.control import Control, ControlHooks, SamplingContext
+from pinxit.generation.control import PRESERVE, Control, ControlHooks, SamplingContext
 from pinxit.generation.schedulers import Sampler
 from pinxit.options import Option
 
@@ -38,12 +38,6 @@ def ddim_inversion(context: SamplingContext, path: Path) -> Generator[Tensor, No
     return context.trajectory(clean, [noises[float(timestep)] for timestep in context.timesteps])
 
 
-def noised_trajectory(context: SamplingContext, path: Path) -> list[Tensor]:
-    """The trajectory of an image under the noise of the seeds: latents of every timestep."""
-    clean = context.model.encode(context.pixels(path)).mean
-    return context.trajectory(clean, [context.noise()] * len(context.timesteps))
-
-
 class SourceBranch(ControlHooks):
     """A source image that is denoised alongside each image, freely or along a trajectory.
 
@@ -61,9 +55,8 @@ class SourceBranch(ControlHooks):
         trajectory: Sequence[Tensor] | None = None,
         copied: int | None = None,
     ) -> None:
-        self._sharing = AttentionSharing(
-            layer_groups, context.branch, context.num_branches, len(context.seeds)
-        )
+        branches, num_samples = context.num_branches, len(context.seeds)
+        self._sharing = AttentionSharing(layer_groups, context.branch, branches, num_samples)
         self.adapters = (self._sharing,)
         self._shared = shared
         self._trajectory = trajectory
@@ -72,10 +65,7 @@ class SourceBranch(ControlHooks):
 
     @classmethod
     def for_preserve(
-        cls,
-        context: SamplingContext,
-        preserve: float,
-        trajectory: Sequence[Tensor] | None = None,
+        cls, context: SamplingContext, preserve: float, trajectory: Sequence[Tensor] | None = None
     ) -> Self:
         """Queries, keys and features shared as long as `preserve` (0 to 1) asks for.
 
@@ -85,9 +75,8 @@ class SourceBranch(ControlHooks):
         steps = len(context.timesteps)
         copied = round(max(0, 2 * preserve - 1) ** 2 * steps)
         last = round((copied + steps) / 2) if preserve > 0.5 else round(preserve * steps)
-        return cls(
-            context, ("queries-keys", "decoder-features"), range(copied, last), trajectory, copied
-        )
+        groups = ("queries-keys", "decoder-features")
+        return cls(context, groups, range(copied, last), trajectory, copied)
 
     def initial_latents(self, sampler: Sampler) -> Tensor | None:  # noqa: ARG002
         """The first latents of the trajectory, if the images follow it; None means noise."""
@@ -119,13 +108,7 @@ class SourceBranch(ControlHooks):
 class PairedControl(Control):
     """A control with a source branch, unless `preserve` is 0."""
 
-    preserve: float = Option(
-        0.5,
-        ge=0,
-        le=1,
-        aliases=("keep",),
-        help="how much of the source image to preserve: 0 nothing, 1 everything",
-    )
+    preserve: float = PRESERVE
     source_prompt: str | None = Option(
         None,
         aliases=("shows",),

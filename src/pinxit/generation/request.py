@@ -5,8 +5,9 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Self, cast
+from typing import Annotated, Any, ClassVar, Self, cast
 
+from PIL.Image import Image
 from pydantic import BeforeValidator, PlainSerializer, ValidationInfo, field_validator
 from torch import Tensor
 
@@ -20,9 +21,6 @@ from pinxit.images.decode import UnreadableError, open_image
 from pinxit.models.model import Model, Precision
 from pinxit.models.text_encoder import CLIP_SKIP, PromptParsing
 from pinxit.options import Option, Options
-
-if TYPE_CHECKING:
-    from PIL.Image import Image
 
 _KEY = "pinxit"
 _PNG_HINT = "give a PNG that pinxit generated"
@@ -184,7 +182,7 @@ class GenerationRequest(Options):
 class GeneratedImage:
     """A finished image, the request that generates it again, and its latents (C, H, W)."""
 
-    image: "Image"
+    image: Image
     request: GenerationRequest
     latents: Tensor
 

@@ -45,22 +45,20 @@ def opened_request(
     request: GenerationRequest | str, concepts: Sequence[Concept | Path | str], **options: object
 ) -> tuple[GenerationRequest, list[Concept]]:
     """A request, or one of a prompt, with other options on top, and its concepts, read."""
-    references = [
-        concept if isinstance(concept, Concept) else ConceptReference.parse(concept)
-        for concept in concepts
-    ]
+    files: list[ConceptReference] = []
+    loaded: list[Concept] = []
+    for concept in concepts:
+        if not isinstance(concept, Concept):
+            file = ConceptReference.parse(concept)
+            files.append(ConceptReference(file.path.resolve(), file.strength))
+            concept = file.open()
+        loaded.append(concept)
     if isinstance(request, str):
-        files = (reference for reference in references if isinstance(reference, ConceptReference))
-        absolute = tuple(ConceptReference(file.path.resolve(), file.strength) for file in files)
-        request = GenerationRequest(prompt=request, concepts=absolute)
+        request = GenerationRequest(prompt=request, concepts=tuple(files))
     if options:
         given = GenerationRequest.model_validate({"prompt": request.prompt, **options})
         changes = {name: getattr(given, name) for name in given.model_fields_set}
         request = request.model_copy(update=changes)
-    loaded = [
-        reference if isinstance(reference, Concept) else reference.open()
-        for reference in references
-    ]
     return request, loaded
 
 
@@ -195,18 +193,19 @@ def _denoise(
     scale: float,
 ) -> Iterator[Tensor]:
     """Denoise the latents of all branches, (branches * N, C, H, W); yields them after each step."""
-    count = len(context.seeds)
-    conditioning = Conditioning.stack([row for row in prompts.branches for _ in range(count)])
-    negative = Conditioning.stack([prompts.negative] * len(latents))
+    rows = [row for row in prompts.branches for _ in context.seeds]
+    negative = [prompts.negative] * len(latents) if scale > 1 else []
+    conditioning = Conditioning.stack([*negative, *rows])
     # Each branch draws the same random numbers.
-    generators = [_copy(rng) for _ in prompts.branches for rng in context.generators]
+    states = [rng.get_state() for _ in prompts.branches for rng in context.generators]
+    generators = [torch.Generator().set_state(state) for state in states]
     first_step = len(context.timesteps) - len(sampler.timesteps)
     for step, timestep in enumerate(sampler.timesteps, first_step):
         for hook in hooks:
             latents = hook.before_step(step, latents)
         scaled = sampler.scale_model_input(latents, timestep)
         before_denoise(context.model, timestep.view(1))
-        prediction = context.model.guided(scaled, timestep, conditioning, negative, scale)
+        prediction = context.model.guided(scaled, timestep, conditioning, scale)
         latents = sampler.step(prediction, timestep, latents, generators)
         for hook in hooks:
             latents = hook.after_step(step, latents)
@@ -235,8 +234,3 @@ def _finished_images(
     for seed, image_latents, image in zip(context.seeds, latents, pixels, strict=True):
         image_request = request.model_copy(update={**used, "seed": seed})
         yield GeneratedImage(to_image(image), image_request, image_latents)
-
-
-def _copy(generator: torch.Generator) -> torch.Generator:
-    """A second generator in the same state."""
-    return torch.Generator().set_state(generator.get_state())

@@ -1,45 +1,36 @@
 """Convert between images and tensors, with crop and resize; contact sheets of several images."""
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
+from PIL import Image, ImageOps
 from torch import Tensor
-
-if TYPE_CHECKING:
-    from PIL.Image import Image
 
 _MARGIN = 4
 
 
 def to_pixels(
-    image: "Image", width: int, height: int, center: tuple[float, float] = (0.5, 0.5)
+    image: Image.Image, width: int, height: int, center: tuple[float, float] = (0.5, 0.5)
 ) -> Tensor:
     """Crop and resize an image to a tensor (1, 3, height, width) in [-1, 1].
 
     `center` is the position (x, y) of the crop: 0 = left or top, 1 = right or bottom.
     """
-    from PIL import Image, ImageOps
-
     size = (width, height)
     fitted = ImageOps.fit(image.convert("RGB"), size, Image.Resampling.LANCZOS, 0, center)
     levels = torch.from_numpy(np.array(fitted, dtype=np.float32))
     return (levels / 127.5 - 1).permute(2, 0, 1).unsqueeze(0)
 
 
-def to_image(pixels: Tensor) -> "Image":
+def to_image(pixels: Tensor) -> Image.Image:
     """Convert a tensor (3, H, W) in [-1, 1] to an image; values outside are clipped."""
-    from PIL import Image
-
     levels = ((pixels.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
     return Image.fromarray(levels.permute(1, 2, 0).cpu().numpy())
 
 
-def contact_sheet(images: Sequence["Image"], columns: int = 0) -> "Image":
+def contact_sheet(images: Sequence[Image.Image], columns: int = 0) -> Image.Image:
     """Arrange images in a grid with that many columns; 0 = about as many columns as rows."""
-    from PIL import Image
-
     columns = min(columns or round(len(images) ** 0.5 + 0.499), len(images))
     rows = -(-len(images) // columns)
     width = max(image.width for image in images) + _MARGIN

@@ -151,22 +151,18 @@ class Model(ABC):
         """The denoiser's prediction (B, C, H, W), fp32, at timesteps (B,) or ()."""
 
     def guided(
-        self,
-        latents: Tensor,
-        timestep: Tensor,
-        conditioning: Conditioning,
-        negative: Conditioning,
-        scale: float,
+        self, latents: Tensor, timestep: Tensor, conditioning: Conditioning, scale: float
     ) -> Tensor:
         """The prediction (B, C, H, W) with guidance away from the negative prompts.
 
-        This is classifier-free guidance (arXiv:2207.12598), which needs no negative prompts for a
-        scale of at most 1. Families whose denoiser takes the scale as an input override it.
+        This is classifier-free guidance (arXiv:2207.12598). `conditioning` has the rows of the
+        negative prompts and then those of the prompts; for a scale of at most 1 only the latter.
+        Families whose denoiser takes the scale as an input override this method.
         """
         if scale <= 1:
             return self.denoise(latents, timestep, conditioning)
-        both = Conditioning.stack([negative, conditioning])
-        without, with_prompt = self.denoise(latents.repeat(2, 1, 1, 1), timestep, both).chunk(2)
+        doubled = latents.repeat(2, 1, 1, 1)
+        without, with_prompt = self.denoise(doubled, timestep, conditioning).chunk(2)
         return without + scale * (with_prompt - without)
 
     @abstractmethod

@@ -8,10 +8,10 @@ from pathlib import Path
 
 from PIL.Image import Image
 
+from pinxit import registry
 from pinxit.evaluation.judge import Anchors
 from pinxit.evaluation.prompt_sets import Prompt
 from pinxit.files.atomic_write import check_claim, claim_folder, make_folder, write_text
-from pinxit.generation.control import parse_control
 from pinxit.generation.request import GenerationRequest
 from pinxit.generation.sample import generate_images
 from pinxit.models.model import Model
@@ -159,7 +159,7 @@ def transfer_styles(
     progress: ProgressCallback,
 ) -> list[GridColumn]:
     """A column of images from text, then one in each style, with the same seeds and control."""
-    control = parse_control({"name": "same-seed"})
+    control = registry.from_table("controls", "same-seed")
     rows: list[list[Image]] = []
     for seed, text in enumerate(prompts):
         request = GenerationRequest(prompt=text, base=model.name, seed=seed, steps=steps)

@@ -3,7 +3,9 @@
 from collections.abc import Iterable
 from io import BytesIO
 from pathlib import Path
-from typing import TYPE_CHECKING, cast
+from typing import cast
+
+from PIL.Image import Image
 
 from pinxit.evaluation.findings import Findings
 from pinxit.evaluation.judge import Judge
@@ -15,9 +17,6 @@ from pinxit.images.tensors import contact_sheet
 from pinxit.models.model import Model
 from pinxit.runs.events import Preview
 from pinxit.training.recipe import Recipe
-
-if TYPE_CHECKING:
-    from PIL.Image import Image
 
 _COUNT = 4
 # An image is flat if the values of each channel (0 to 255) lie within this range.
@@ -45,7 +44,7 @@ def save_preview(
     return Preview(step, path, sum(_is_flat(image) for image in images)), findings
 
 
-def _default_images(model: Model, recipe: Recipe) -> "list[Image]":
+def _default_images(model: Model, recipe: Recipe) -> list[Image]:
     """Images of one prompt with the placeholder token."""
     subject = recipe.subject
     start = "a painting in the style of" if subject.kind == "style" else "a photo of a"
@@ -56,7 +55,7 @@ def _default_images(model: Model, recipe: Recipe) -> "list[Image]":
     return [generated.image for generated in generate_images(model, request)]
 
 
-def _is_flat(image: "Image") -> bool:
+def _is_flat(image: Image) -> bool:
     """Whether an image has only one colour."""
     channels = cast("Iterable[tuple[int, int]]", image.getextrema())
     return max(high - low for low, high in channels) < _FLAT

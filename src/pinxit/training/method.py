@@ -3,7 +3,7 @@
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal, Self
+from typing import ClassVar, Literal, Self
 
 from pinxit import registry
 from pinxit.adapters.adapter import Adapter
@@ -73,18 +73,10 @@ class ClassImages:
     count: int
 
 
-class Method(Options, ABC):
+class Method(registry.Plugin, Options, ABC):
     """A training method; its fields are its options."""
 
-    @classmethod
-    def title(cls) -> str:
-        """The name of the options table in a message."""
-        return f"the method {registry.name_of(cls)}"
-
-    @property
-    def name(self) -> str:
-        """The name of the method, which is the name of its module."""
-        return registry.name_of(type(self))
+    label: ClassVar[str] = "method"
 
     @property
     def independent_concepts(self) -> bool:

@@ -1,13 +1,12 @@
 """Recipe: all settings of a training run, immutable, in one TOML file."""
 
-from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
-from typing import Annotated, Self, cast
+from typing import Annotated, Self
 
 from pydantic import BeforeValidator, PlainSerializer
 
 from pinxit import registry
-from pinxit.errors import RecipeError
 from pinxit.images.collected import image_folder
 from pinxit.images.folder import MaskSource, TrainingImage, read_images
 from pinxit.models.model import Precision
@@ -15,25 +14,7 @@ from pinxit.models.text_encoder import CLIP_SKIP, PromptParsing
 from pinxit.options import Option, Options, read_toml
 from pinxit.training.method import Method, Subject, SubjectKind
 
-
-def _method(value: object) -> object:
-    """A method from its name or from a table with its name and options."""
-    if isinstance(value, str):
-        value = {"name": value}
-    if not isinstance(value, Mapping):
-        return value
-    table = dict(cast("Mapping[str, object]", value))
-    if "name" not in table:
-        raise RecipeError(
-            "the recipe's method has no name",
-            f"write [method] with name = one of: {', '.join(registry.names('methods'))}",
-        )
-    method: type[Method] = registry.load("methods", str(table.pop("name")))
-    return method.model_validate(table)
-
-
-def _method_table(method: Method) -> dict[str, object]:
-    return {"name": method.name, **method.model_dump(exclude_none=True)}
+_READ_METHOD = BeforeValidator(partial(registry.from_table, "methods"))
 
 
 class Recipe(Options):
@@ -43,7 +24,7 @@ class Recipe(Options):
     name, or a table with its name and options; `images` may also be a list of files or PIL images.
     """
 
-    method: Annotated[Method, BeforeValidator(_method), PlainSerializer(_method_table)] = Option(
+    method: Annotated[Method, _READ_METHOD, PlainSerializer(registry.to_table)] = Option(
         help="training method: a name, or a table with its name and options"
     )
     images: Annotated[Path, BeforeValidator(image_folder)] = Option(

@@ -89,11 +89,9 @@ class _ControlNetAdapter(ModelChange):
             added_cond_kwargs=options.get("added_cond_kwargs"),
             return_dict=False,
         )
-        residuals = {
-            "down_block_additional_residuals": down,
-            "mid_block_additional_residual": middle,
-        }
-        return arguments, {**options, **residuals}
+        options["down_block_additional_residuals"] = down
+        options["mid_block_additional_residual"] = middle
+        return arguments, options
 
 
 def _shape(network: Any) -> str:
@@ -114,10 +112,9 @@ def _load_controlnet(weights: str, model: Model) -> nn.Module:
             f"there is no ControlNet `{weights}`",
             "give its hub id, folder or file with --weights",
         )
-    source = (
-        FolderSource(path, weights, "controlnet") if path.is_dir() else _ControlNetFile(path, model)
-    )
-    return load_network(ControlNetModel, source, "controlnet", model.placement)
+    part = "controlnet"
+    source = FolderSource(path, weights, part) if path.is_dir() else _ControlNetFile(path, model)
+    return load_network(ControlNetModel, source, part, model.placement)
 
 
 class _ControlNetFile(FolderSource):

@@ -4,21 +4,14 @@ from collections.abc import Generator
 
 from torch import Tensor
 
-from pinxit.generation.control import ControlHooks, ImageControl, SamplingContext
+from pinxit.generation.control import PRESERVE, ControlHooks, ImageControl, SamplingContext
 from pinxit.generation.schedulers import Sampler
-from pinxit.options import Option
 
 
 class Img2Img(ImageControl):
     """Add noise to the source image and denoise it with the new prompt."""
 
-    preserve: float = Option(
-        0.5,
-        ge=0,
-        le=1,
-        aliases=("keep",),
-        help="how much of the source image to preserve: 0 nothing, 1 everything",
-    )
+    preserve: float = PRESERVE
 
     def prepare(self, context: SamplingContext) -> Generator[Tensor, None, ControlHooks]:
         """Hooks that set the initial latents; no extra pass."""

@@ -6,7 +6,7 @@ from typing import ClassVar, Literal
 from torch import Tensor
 
 from pinxit.generation.control import ImageControl, SamplingContext
-from pinxit.generation.paired import PairedControl, SourceBranch, ddim_inversion, noised_trajectory
+from pinxit.generation.paired import PairedControl, SourceBranch, ddim_inversion
 from pinxit.options import Option
 
 
@@ -32,11 +32,10 @@ class Inversion(PairedControl, ImageControl):
     def _prepare(self, context: SamplingContext) -> Generator[Tensor, None, SourceBranch]:
         # Weights trained on a style do not predict the colours of a photo: the error goes into the
         # noise that inversion finds, and would bring those colours back.
-        use_random = self.initial_noise == "random"
-        if self.initial_noise is None:
-            use_random = context.has_weight_changes
-        if use_random:
-            trajectory = noised_trajectory(context, self.image)
+        default = "random" if context.has_weight_changes else "inverted"
+        if (self.initial_noise or default) == "random":
+            clean = context.model.encode(context.pixels(self.image)).mean
+            trajectory = context.trajectory(clean, [context.noise()] * len(context.timesteps))
         else:
             trajectory = yield from ddim_inversion(context, self.image)
         return SourceBranch.for_preserve(context, self.preserve, trajectory)

@@ -26,9 +26,5 @@ class MasaCtrl(PairedControl, ImageControl):
     def _prepare(self, context: SamplingContext) -> Generator[Tensor, None, SourceBranch]:
         trajectory = yield from ddim_inversion(context, self.image)
         steps = len(context.timesteps)
-        return SourceBranch(
-            context,
-            ("keys-values",),
-            range(round((1 - self.preserve) * steps), steps),
-            trajectory,
-        )
+        shared = range(round((1 - self.preserve) * steps), steps)
+        return SourceBranch(context, ("keys-values",), shared, trajectory)
