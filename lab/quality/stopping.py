@@ -32,6 +32,7 @@ from pinxit.runs.events import RunFailure
 from pinxit.runs.many import train_many
 from pinxit.runs.run import Run
 from pinxit.training import concept_trainer
+from pinxit.training.concept_trainer import ConceptTrainer
 from pinxit.training.early_stopping import converged
 from pinxit.training.plan import TrainingPlan
 from pinxit.training.recipe import Recipe
@@ -219,7 +220,9 @@ def cost(model: Model, long_run: LongRun) -> float:
     own = {"steps": None, "batch_size": None, "validate_every": None}
     pictures = recipe.read_images()
     plan = TrainingPlan.of(recipe.model_copy(update=own), model, len(pictures))
-    lesson = TrainingSession.for_plan(model, replace(plan, validate_every=1), pictures)
+    lesson = TrainingSession(
+        model, [ConceptTrainer(model, replace(plan, validate_every=1), pictures)]
+    )
     steps: list[float] = []
     looks: list[float] = []
     with closing(train(lesson)) as going:

@@ -101,7 +101,9 @@ def trainers(shop: Workshop, method: str, count: int = 4) -> Iterator[ConceptTra
     run = Run.create(shop.folder / "unused", shop.recipe(method))
     run.settle_recipe(shop.model)
     class_images = read_class_images(shop.model, run.plan.class_images)
-    session = TrainingSession.for_plan(shop.model, run.plan, run.images, class_images)
+    session = TrainingSession(
+        shop.model, [ConceptTrainer(shop.model, run.plan, run.images, class_images)]
+    )
     with closing(train(session)) as steps:
         for _ in islice(steps, count):
             yield session.trainers[0]

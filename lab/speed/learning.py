@@ -38,6 +38,7 @@ from pinxit.pocket.captions import prompt
 from pinxit.pocket.eyes import Eyes
 from pinxit.pocket.world import BACKGROUNDS, held_out_subjects
 from pinxit.runs.class_images import read_class_images
+from pinxit.training.concept_trainer import ConceptTrainer
 from pinxit.training.plan import TrainingPlan
 from pinxit.training.recipe import Recipe
 from pinxit.training.train import TrainingSession, train
@@ -92,7 +93,7 @@ def train_with_pinxit(model: Model, plan: TrainingPlan) -> tuple[Part, ...]:
     """Train with pinxit; returns the parts of the concept."""
     pictures = read_images(plan.recipe.images)
     class_images = read_class_images(model, plan.class_images)
-    session = TrainingSession.for_plan(model, plan, pictures, class_images)
+    session = TrainingSession(model, [ConceptTrainer(model, plan, pictures, class_images)])
     for _ in train(session):
         pass
     return tuple(adapter.part() for adapter in session.adapters)

@@ -26,6 +26,7 @@ from pinxit.images.folder import read_images
 from pinxit.models.model import Model
 from pinxit.models.open_base import open_base
 from pinxit.runs.run import Run, train_run
+from pinxit.training.concept_trainer import ConceptTrainer
 from pinxit.training.recipe import Recipe
 from pinxit.training.train import StepResult, TrainingSession, denoising_losses
 
@@ -484,7 +485,7 @@ def test_every_kind_trains_and_resumes(
         assert all(
             torch.equal(others.tensors[name], t) for name, t in pinxit_output.tensors.items()
         )
-    plain = TrainingSession.for_plan(model, full.plan, read_images(pictures))
+    plain = TrainingSession(model, [ConceptTrainer(model, full.plan, read_images(pictures))])
     with torch.no_grad():
         before = errors(plain, ())
         assert errors(plain, full.concept.adapters(model)) < before

@@ -10,6 +10,7 @@ from torch import Tensor
 from pinxit.adapters.kinds.embedding import EmbeddingAdapter
 from pinxit.models.model import Model
 from pinxit.runs.run import Run, train_run
+from pinxit.training.concept_trainer import ConceptTrainer
 from pinxit.training.plan import TrainingPlan
 from pinxit.training.recipe import Recipe
 from pinxit.training.train import TrainingSession, train
@@ -24,7 +25,9 @@ def recipe(images: Path, embedding_norm: str = "fixed", **options: Any) -> Recip
 
 def trained_embedding(model: Model, options: Recipe) -> EmbeddingAdapter:
     images = options.read_images()
-    session = TrainingSession.for_plan(model, TrainingPlan.of(options, model, len(images)), images)
+    session = TrainingSession(
+        model, [ConceptTrainer(model, TrainingPlan.of(options, model, len(images)), images)]
+    )
     for _ in train(session):
         pass
     embedding = session.adapters[0]

@@ -19,6 +19,7 @@ from pinxit.models.text_encoder import PromptParsing
 from pinxit.runs.class_images import read_class_images
 from pinxit.runs.events import Finished
 from pinxit.runs.run import Run, train_run
+from pinxit.training.concept_trainer import ConceptTrainer
 from pinxit.training.plan import TrainingPlan
 from pinxit.training.recipe import Recipe
 from pinxit.training.train import StepResult, TrainingSession, denoising_losses, train
@@ -57,7 +58,7 @@ def session_for(model: Model, recipe: Recipe) -> TrainingSession:
     images = read_images(recipe.images)
     plan = TrainingPlan.of(recipe, model, len(images))
     class_images = read_class_images(model, plan.class_images)
-    return TrainingSession.for_plan(model, plan, images, class_images)
+    return TrainingSession(model, [ConceptTrainer(model, plan, images, class_images)])
 
 
 def weights_of(model: Model) -> dict[str, Tensor]:

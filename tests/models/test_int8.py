@@ -18,6 +18,7 @@ from pinxit.models.kernels.int8 import convert_to_int8
 from pinxit.models.kernels.quantize import dequantized_weight, quantize_rows, replace_weight
 from pinxit.models.model import Model
 from pinxit.models.open_base import open_base
+from pinxit.training.concept_trainer import ConceptTrainer
 from pinxit.training.plan import TrainingPlan
 from pinxit.training.recipe import Recipe
 from pinxit.training.train import TrainingSession, train
@@ -155,7 +156,7 @@ def test_training_losses_are_close_to_fp32(
             }
         )
         plan = TrainingPlan.of(recipe, base, 3)
-        session = TrainingSession.for_plan(base, plan, read_images(pictures))
+        session = TrainingSession(base, [ConceptTrainer(base, plan, read_images(pictures))])
         losses.append([step.loss for step in train(session)])
     assert losses[0] != losses[1]
     assert losses[1] == pytest.approx(losses[0], rel=0.02)

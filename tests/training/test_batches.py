@@ -63,7 +63,7 @@ def session_for(model: Model, folder: Path, **changed: object) -> TrainingSessio
     images = recipe(folder, **changed).read_images()
     plan = TrainingPlan.of(recipe(folder, **changed), model, len(images))
     class_images = read_class_images(model, plan.class_images)
-    return TrainingSession.for_plan(model, plan, images, class_images)
+    return TrainingSession(model, [ConceptTrainer(model, plan, images, class_images)])
 
 
 def save_mask(folder: Path, name: str, box: tuple[int, int, int, int]) -> None:

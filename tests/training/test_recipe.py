@@ -10,6 +10,7 @@ from pinxit.errors import ModelError, PinxitError, RecipeError
 from pinxit.images.folder import read_images
 from pinxit.models.model import Model
 from pinxit.models.open_base import open_base
+from pinxit.training.concept_trainer import ConceptTrainer
 from pinxit.training.method import Subject, insert_token
 from pinxit.training.plan import TrainingPlan
 from pinxit.training.recipe import Recipe
@@ -244,7 +245,9 @@ def test_a_file_that_is_not_toml(tmp_path: Path, text: str) -> None:
 def test_the_default_resolution_is_that_of_the_base_model(model: Model, pictures: Path) -> None:
     assert TrainingPlan.of(recipe(), model, 3).resolution == model.default_size
     smaller = TrainingPlan.of(recipe(resolution=16, images=pictures), model, 3)
-    (batch,) = TrainingSession.for_plan(model, smaller, read_images(pictures)).batches(0)
+    (batch,) = TrainingSession(
+        model, [ConceptTrainer(model, smaller, read_images(pictures))]
+    ).batches(0)
     assert batch.latents.shape[2:] == (16 // model.vae_scale_factor, 16 // model.vae_scale_factor)
     with pytest.raises(RecipeError) as error:
         TrainingPlan.of(recipe(resolution=17), model, 3)

@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor
 
 from pinxit.images.crop import bucket_for, crop_box, crop_center
@@ -51,17 +52,8 @@ class Batch:
         return len(self.prompts)
 
     def __getitem__(self, index: slice) -> "Batch":
-        return Batch(
-            self.latents[index],
-            self.noise[index],
-            self.timesteps[index],
-            self.weights[index],
-            self.concepts[index],
-            self.prompts[index],
-            None if self.mask is None else self.mask[index],
-            None if self.answers is None else self.answers[index],
-            self.image_names[index],
-        )
+        parts = {name: None if part is None else part[index] for name, part in vars(self).items()}
+        return replace(self, **parts)
 
 
 @dataclass(frozen=True)
@@ -218,14 +210,11 @@ class TrainingSamples:
         shape = self._encoded[pool.name][0][0].mean.shape
         timesteps = sorted(schedule.sample_timestep(rng, shape) for _ in range(num_timesteps))
         medians = timesteps[_TIMESTEPS_PER_SAMPLE // 2 :: _TIMESTEPS_PER_SAMPLE]
-        return [
-            replace(
-                self._sample(pool, slot % len(pool.images), concept, "fixed", slot),
-                timestep=timestep,
-                weight=1 / count,
-            )
-            for slot, timestep in enumerate(medians)
-        ]
+        samples: list[_Sample] = []
+        for slot, timestep in enumerate(medians):
+            sample = self._sample(pool, slot % len(pool.images), concept, "fixed", slot)
+            samples.append(replace(sample, timestep=timestep, weight=1 / count))
+        return samples
 
     def _sample(self, pool: ImagePool, index: int, concept: int, *purpose: str | int) -> _Sample:
         """A sample of one image of a pool, with random numbers for one purpose."""
@@ -255,8 +244,10 @@ def collate(samples: Sequence[_Sample], device: torch.device) -> tuple[Batch, ..
 
 def _by_shape(samples: Sequence[tuple[int, _Sample]]) -> list[list[tuple[int, _Sample]]]:
     """Numbered samples, in groups of one shape."""
-    shapes = dict.fromkeys(sample.latents.shape for _, sample in samples)
-    return [[one for one in samples if one[1].latents.shape == shape] for shape in shapes]
+    groups: dict[torch.Size, list[tuple[int, _Sample]]] = {}
+    for number, sample in samples:
+        groups.setdefault(sample.latents.shape, []).append((number, sample))
+    return list(groups.values())
 
 
 def _batch(samples: Sequence[_Sample], device: torch.device) -> Batch:
@@ -311,25 +302,18 @@ def _encode_group(
     pixels = torch.cat([pixels for pixels, _ in group.values()])
     masks = [mask for _, mask in group.values()]
     mirrored_masks = [None if mask is None else mask.flip(-1) for mask in masks]
-    originals = _encode_pixels(model, pixels, masks)
-    mirrored = _encode_pixels(model, pixels.flip(-1), mirrored_masks)
-    return dict(zip(group, zip(originals, mirrored, strict=True), strict=True))
-
-
-def _encode_pixels(
-    model: Model, pixels: Tensor, masks: Sequence[Tensor | None]
-) -> list[_EncodedImage]:
-    latents = model.encode(pixels)
-    return [
-        _EncodedImage(mean.cpu(), std.cpu(), mask)
-        for mean, std, mask in zip(latents.mean, latents.std, masks, strict=True)
-    ]
+    originals, mirrored = model.encode(pixels), model.encode(pixels.flip(-1))
+    return {
+        index: (
+            _EncodedImage(originals.mean[row].cpu(), originals.std[row].cpu(), masks[row]),
+            _EncodedImage(mirrored.mean[row].cpu(), mirrored.std[row].cpu(), mirrored_masks[row]),
+        )
+        for row, index in enumerate(group)
+    }
 
 
 def _crop(model: Model, image: TrainingImage, resolution: int) -> tuple[Tensor, Tensor | None]:
     """Pixels of an image, cropped to its aspect-ratio bucket, and the mask of the latents."""
-    from PIL import Image
-
     pil_image, mask = image.open_with_mask()
     width, height = bucket = bucket_for(pil_image.size, resolution, model.size_multiple)
     center = crop_center(pil_image, bucket, mask)

@@ -6,7 +6,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from pinxit.errors import RunError
 from pinxit.images.folder import TrainingImage, fingerprint, sort_by_content
@@ -66,17 +66,17 @@ class ConceptTrainer:
         self.samples = TrainingSamples(model, pools, sampling, plan.resolution)
         self.trainable_adapters = plan.method.create_adapters(model, subject, plan.learning_rate)
         self.adapters = tuple(trainable.adapter for trainable in self.trainable_adapters)
-        groups = [_parameter_group(one) for one in self.trainable_adapters]
+        groups: list[ParameterGroup] = []
+        self.weights: list[nn.Parameter] = []
+        self.averages: dict[int, Tensor] = {}
+        for trainable in self.trainable_adapters:
+            group = _parameter_group(trainable)
+            groups.append(group)
+            if trainable.average:
+                numbered = enumerate(group.weights, len(self.weights))
+                self.averages |= {number: weight.detach().clone() for number, weight in numbered}
+            self.weights += group.weights
         self.optimizer = AdamW(groups)
-        self.weights = [weight for group in groups for weight in group.weights]
-        is_averaged = [
-            one.average for one in self.trainable_adapters for _ in one.adapter.weights()
-        ]
-        self.averages = {
-            number: weight.detach().clone()
-            for number, weight in enumerate(self.weights)
-            if is_averaged[number]
-        }
         self.loss_scale = _FP16_LOSS_SCALE if model.placement.precision == "fp16" else 1.0
         self._gradient_scale = torch.ones(())
 

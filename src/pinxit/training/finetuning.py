@@ -16,6 +16,7 @@ from pinxit.training.method import (
     ImagePool,
     Method,
     Subject,
+    TrainableAdapter,
     prompts_for,
 )
 
@@ -148,11 +149,19 @@ class Finetuning(Method):
             return 0.0
         return self.prior_loss_weight * _PULL / self.advice_by_size[model_size(model)].steps
 
-    def alias_adapter(self, model: Model, subject: Subject) -> AliasAdapter:
+    def alias_adapter(self, model: Model, subject: Subject) -> TrainableAdapter:
         """Lets the placeholder token stand for "[V] class", or for "[V]" if it is a style."""
         rare = self.rare_token or _rare_token(model, subject)
         text = rare if subject.kind == "style" else f"{rare} {subject.class_noun}"
-        return AliasAdapter(subject.token, text)
+        return TrainableAdapter(AliasAdapter(subject.token, text), 0.0)
+
+    def learning_rates(self, model: Model, learning_rate: float) -> dict[str, float]:
+        """The networks to train, with the learning rate of each."""
+        rates = {"denoiser": learning_rate}
+        if self.train_text_encoder:
+            text_rate = learning_rate * self.text_encoder_lr_scale
+            rates |= dict.fromkeys(model.text_encoders, text_rate)
+        return rates
 
     def _preservation(self, subject: Subject) -> Preservation:
         """How to preserve the class, also for recipes that only give a number of class images."""

@@ -1,5 +1,7 @@
 """Free memory, and the micro-batch size and gradient checkpointing that fit into it."""
 
+from collections.abc import Generator, Iterable
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -80,33 +82,24 @@ def free_memory(device: torch.device) -> int:
     return left if limit == "max" else min(left, int(limit) - int(_USED.read_text()))
 
 
-class SavedTensors:
-    """Context manager that counts the bytes that autograd saves for the backward pass."""
+@contextmanager
+def saved_tensors(weights: Iterable[Tensor]) -> Generator[dict[int, int]]:
+    """Inside the context, collect the bytes of each tensor that autograd saves, by its address.
 
-    def __init__(self, weights: list[Tensor]) -> None:
-        self._weights = {weight.untyped_storage().data_ptr() for weight in weights}
-        self._sizes = dict[int, int]()
-        self._hooks: Any = torch.autograd.graph.saved_tensors_hooks(
-            self._count, lambda tensor: tensor
-        )
+    These are the tensors for the backward pass; the weights are left out.
+    """
+    own = {weight.untyped_storage().data_ptr() for weight in weights}
+    sizes: dict[int, int] = {}
 
-    def __enter__(self) -> "SavedTensors":
-        self._hooks.__enter__()
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self._hooks.__exit__(*error)
-
-    @property
-    def bytes(self) -> int:
-        """Number of saved bytes, without the weights."""
-        return sum(self._sizes.values())
-
-    def _count(self, tensor: Tensor) -> Tensor:
+    def count(tensor: Tensor) -> Tensor:
         storage = tensor.untyped_storage()
-        if storage.data_ptr() not in self._weights:
-            self._sizes[storage.data_ptr()] = storage.nbytes()
+        if storage.data_ptr() not in own:
+            sizes[storage.data_ptr()] = storage.nbytes()
         return tensor
+
+    hooks: Any = torch.autograd.graph.saved_tensors_hooks(count, lambda tensor: tensor)
+    with hooks:
+        yield sizes
 
 
 def _gb(count: int) -> str:

@@ -98,9 +98,8 @@ def global_norm(tensors: Sequence[Tensor]) -> Tensor:
 
 def optimizer_bytes(weight: Tensor) -> int:
     """Bytes that the optimizer needs for a weight, including its gradient."""
-    return weight.nbytes + sum(
-        tensor.nbytes for tensor in _initial_state(weight.to("meta")).values()
-    )
+    state = _initial_state(weight.to("meta"))
+    return weight.nbytes + sum(tensor.nbytes for tensor in state.values())
 
 
 def _initial_state(weight: Tensor) -> dict[str, Tensor]:

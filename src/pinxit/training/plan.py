@@ -59,15 +59,10 @@ class TrainingPlan:
             "vae": model.source.vae,
             "precision": model.placement.precision,
         }
+        settled = recipe.model_copy(update=values)
+        class_images = method.required_class_images(model, subject)
         return cls(
-            recipe=recipe.model_copy(update=values),
-            method=method,
-            class_images=method.required_class_images(model, subject),
-            steps=steps,
-            batch_size=batch_size,
-            learning_rate=learning_rate,
-            resolution=resolution,
-            validate_every=interval,
+            settled, method, class_images, steps, batch_size, learning_rate, resolution, interval
         )
 
 

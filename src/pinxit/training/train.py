@@ -11,16 +11,14 @@ from torch import Tensor
 from pinxit.adapters.adapter import Adapter, Batchable, ModelChange, applied, before_denoise
 from pinxit.errors import RunError
 from pinxit.files.atomic_write import defer_signals
-from pinxit.images.folder import TrainingImage
 from pinxit.models.conditioning import Conditioning
 from pinxit.models.model import Model
 from pinxit.models.text_encoder import PromptParsing
 from pinxit.training.batches import Batch, collate
 from pinxit.training.concept_trainer import ConceptLoss, ConceptTrainer
 from pinxit.training.early_stopping import VALIDATION_SAMPLES
-from pinxit.training.memory import MemoryPlan, SavedTensors, free_memory, plan_memory
+from pinxit.training.memory import MemoryPlan, free_memory, plan_memory, saved_tensors
 from pinxit.training.optimizer import optimizer_bytes
-from pinxit.training.plan import TrainingPlan
 from pinxit.training.step_result import StepResult
 
 Conditioner = Callable[[Sequence[str]], Conditioning]
@@ -54,17 +52,6 @@ class TrainingSession:
         self.changes = tuple(self._changes())
         self.memory_plan: MemoryPlan | None = None
         self.last_result: StepResult | None = None
-
-    @classmethod
-    def for_plan(
-        cls,
-        model: Model,
-        plan: TrainingPlan,
-        images: tuple[TrainingImage, ...],
-        class_images: tuple[TrainingImage, ...] = (),
-    ) -> "TrainingSession":
-        """A session of one concept, with the class images that its plan requires."""
-        return cls(model, [ConceptTrainer(model, plan, images, class_images)])
 
     @property
     def adapters(self) -> tuple[Adapter, ...]:
@@ -150,7 +137,7 @@ class TrainingSession:
         while True:
             plan = self.memory_plan = self.memory_plan or _plan_memory(self, batch, conditioner)
             try:
-                with _gradient_checkpointing(self.model, enabled=plan.gradient_checkpointing):
+                with _gradient_checkpointing(self.model, plan.gradient_checkpointing):
                     return self._add_gradients(_split(batch.batches, plan.micro_batch), conditioner)
             except torch.OutOfMemoryError as error:
                 for trainer in self.trainers:
@@ -173,6 +160,8 @@ class TrainingSession:
         norms = {n: self.trainers[n].clip_gradients(losses[n]) for n in current}
         overflows = [self.trainers[n].lower_loss_scale() for n in current]
         updated = tuple(n for n in current if not self.trainers[n].error and not any(overflows))
+        # For the log: that of the concept that trains slowest.
+        multipliers = [self.trainers[n].lr_multiplier for n in current]
         with defer_signals():
             for n in updated:
                 self.trainers[n].step()
@@ -185,7 +174,7 @@ class TrainingSession:
                 total=max(trainer.total_steps for trainer in self.trainers),
                 losses=tuple(losses[n].total for n in updated),
                 norms=tuple(norms[n] for n in updated),
-                learning_rate=self._learning_rate(current),
+                learning_rate=self.trainers[0].plan.learning_rate * min(multipliers),
                 seconds=time.perf_counter() - batch.start_time,
                 concepts=updated,
             )
@@ -230,11 +219,6 @@ class TrainingSession:
             for n, image_name, loss in zip(concepts, batch.image_names, values, strict=True):
                 by_image[n][image_name] = loss
         return [ConceptLoss(*loss) for loss in zip(totals.tolist(), by_image, strict=True)]
-
-    def _learning_rate(self, concepts: Sequence[int]) -> float:
-        """The smallest learning rate of the concepts, for the training log."""
-        multiplier = min(self.trainers[n].lr_multiplier for n in concepts)
-        return self.trainers[0].plan.learning_rate * multiplier
 
     def _changes(self) -> Iterator[ModelChange]:
         """The adapters, those of several concepts as one batched adapter where necessary."""
@@ -295,12 +279,9 @@ def train(session: TrainingSession) -> Generator[StepResult]:
 
 
 @contextmanager
-def _gradient_checkpointing(model: Model, *, enabled: bool) -> Generator[None]:
+def _gradient_checkpointing(model: Model, enabled: bool) -> Generator[None]:
     """Use gradient checkpointing inside the block, if enabled."""
-    if not enabled:
-        yield
-        return
-    model.enable_gradient_checkpointing(True)
+    model.enable_gradient_checkpointing(enabled)
     try:
         yield
     finally:
@@ -320,7 +301,7 @@ def _plan_memory(
     weights = [weight for trainer in session.trainers for weight in trainer.weights]
     networks = ["denoiser", *(session.model.text_encoders if session.changes_conditioning else ())]
     frozen = [w for name in networks for w in session.model.networks[name].parameters()]
-    with torch.enable_grad(), SavedTensors([*weights, *frozen]) as saved:
+    with torch.enable_grad(), saved_tensors([*weights, *frozen]) as saved:
         session.losses(largest[:1], conditioner)
     optimizer_state_bytes = sum(
         optimizer_bytes(weight)
@@ -328,6 +309,6 @@ def _plan_memory(
         for weight in trainer.weights
         if weight not in trainer.optimizer.state
     )
-    num_samples = sum(map(len, batch.batches))
+    num_samples, sample_bytes = sum(map(len, batch.batches)), sum(saved.values())
     free_bytes = free_memory(session.model.device)
-    return plan_memory(num_samples, saved.bytes, optimizer_state_bytes, free_bytes)
+    return plan_memory(num_samples, sample_bytes, optimizer_state_bytes, free_bytes)

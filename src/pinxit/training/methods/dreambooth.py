@@ -23,15 +23,9 @@ class Dreambooth(Finetuning):
         self, model: Model, subject: Subject, learning_rate: float
     ) -> tuple[TrainableAdapter, ...]:
         """The alias "[V] class", the denoiser and, with `train_text_encoder`, text encoders."""
-        learning_rates = {"denoiser": learning_rate}
-        if self.train_text_encoder:
-            text_learning_rate = learning_rate * self.text_encoder_lr_scale
-            learning_rates |= dict.fromkeys(model.text_encoders, text_learning_rate)
         pull = self.pull(model, subject)
         networks = [
-            TrainableAdapter(
-                FullWeightsAdapter.of(model, network), network_rate, _WEIGHT_DECAY, pull=pull
-            )
-            for network, network_rate in learning_rates.items()
+            TrainableAdapter(FullWeightsAdapter.of(model, network), rate, _WEIGHT_DECAY, pull=pull)
+            for network, rate in self.learning_rates(model, learning_rate).items()
         ]
-        return (TrainableAdapter(self.alias_adapter(model, subject), 0.0), *networks)
+        return (self.alias_adapter(model, subject), *networks)

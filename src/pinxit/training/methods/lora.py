@@ -101,22 +101,15 @@ class Lora(Finetuning):
     ) -> tuple[TrainableAdapter, ...]:
         """Adapters of the token, the denoiser and, with `train_text_encoder`, text encoders."""
         size = model_size(model)
-        config = LoraConfig(
-            self.adapter, self.rank, self.alpha or self.rank, self.layers or _LAYERS[size]
-        )
-        learning_rates = {"denoiser": learning_rate}
-        if self.train_text_encoder:
-            text_learning_rate = learning_rate * self.text_encoder_lr_scale
-            learning_rates |= dict.fromkeys(model.text_encoders, text_learning_rate)
-        pull = self.pull(model, subject)
+        alpha, layers = self.alpha or self.rank, self.layers or _LAYERS[size]
+        config = LoraConfig(self.adapter, self.rank, alpha, layers)
+        pull, seed = self.pull(model, subject), subject.seed
         loras = [
-            TrainableAdapter(
-                LoraAdapter.of(model, network, config, subject.seed), network_rate, pull=pull
-            )
-            for network, network_rate in learning_rates.items()
+            TrainableAdapter(LoraAdapter.of(model, network, config, seed), rate, pull=pull)
+            for network, rate in self.learning_rates(model, learning_rate).items()
         ]
         if self.uses_rare_token(subject):
-            return (TrainableAdapter(self.alias_adapter(model, subject), 0.0), *loras)
+            return (self.alias_adapter(model, subject), *loras)
         _, num_vectors = self._placeholder(subject)
         embedding = EmbeddingAdapter.of(model, subject.token, subject.class_noun, num_vectors)
         embedding_rate = self.embedding_learning_rate or _EMBEDDING_LEARNING_RATES[size]

@@ -10,7 +10,6 @@ from pinxit.adapters.kinds.embedding import EmbeddingAdapter
 from pinxit.images.folder import TrainingImage
 from pinxit.models.model import Model
 from pinxit.models.prompt import FixedNormEmbeddings
-from pinxit.models.text_encoder import PlaceholderEncoder
 from pinxit.options import Option
 from pinxit.rng import generator
 from pinxit.training.finetuning import ModelSize, model_size
@@ -93,10 +92,11 @@ class TextualInversion(Method):
             for name, table in adapter.tables.items()
         }
         if self.initializer == "random":
-            tables = {
-                name: _random_embedding(text_encoder, count, subject.seed)
-                for name, text_encoder in model.text_encoders.items()
-            }
+            tables: dict[str, Tensor] = {}
+            for name, text_encoder in model.text_encoders.items():
+                rng = generator(subject.seed, "start", text_encoder.name)
+                std = float(text_encoder.embedding.weight.std())
+                tables[name] = torch.randn(count, text_encoder.width, generator=rng) * std
             adapter = EmbeddingAdapter(subject.token, subject.class_noun, tables)
         if self.embedding_norm == "fixed":
             adapter.vectors = FixedNormEmbeddings(adapter.tables, noun_norms)
@@ -116,10 +116,3 @@ class TextualInversion(Method):
 
     def _num_vectors(self, subject: Subject) -> int:
         return self.num_vectors or _VECTORS[subject.kind]
-
-
-def _random_embedding(text_encoder: PlaceholderEncoder, count: int, seed: int) -> Tensor:
-    """Random vectors (count, width) with the standard deviation of the embedding table."""
-    rng = generator(seed, "start", text_encoder.name)
-    std = float(text_encoder.embedding.weight.std())
-    return torch.randn(count, text_encoder.width, generator=rng) * std
