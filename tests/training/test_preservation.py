@@ -13,6 +13,7 @@ from pinxit.errors import RecipeError
 from pinxit.models.model import Model
 from pinxit.runs.reader import result_file
 from pinxit.runs.run import Run, train_run
+from pinxit.training.concept_trainer import ConceptTrainer
 from pinxit.training.plan import TrainingPlan
 from pinxit.training.recipe import Recipe
 from pinxit.training.train import TrainingSession, train
@@ -36,7 +37,8 @@ def recipe(method: str, pictures: Path, **options: object) -> Recipe:
 
 def session(model: Model, recipe: Recipe) -> TrainingSession:
     images = recipe.read_images()
-    return TrainingSession.for_plan(model, TrainingPlan.of(recipe, model, len(images)), images)
+    trainer = ConceptTrainer(model, TrainingPlan.of(recipe, model, len(images)), images)
+    return TrainingSession(model, [trainer])
 
 
 def change(session: TrainingSession, origins: list[Tensor]) -> float:
