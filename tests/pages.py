@@ -17,7 +17,7 @@ class _Checker(HTMLParser):
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         assert tag != "img" or dict(attrs)["alt"]
-        if tag not in ("img", "meta"):
+        if tag not in ("img", "input", "link", "meta"):
             self.open.append(tag)
 
     def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:

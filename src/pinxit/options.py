@@ -29,6 +29,8 @@ from pinxit.files.untrusted import exists
 
 _KEY = "pinxit"
 _MAX_SHOWN = 200  # characters of an invalid value in a message
+# As a default: the value must be given, but the parser does not check it.
+REQUIRED = "required"
 
 
 @dataclass(frozen=True)
@@ -67,6 +69,26 @@ def option_details(option: FieldInfo) -> OptionDetails:
     extra = option.json_schema_extra
     details = extra.get(_KEY) if isinstance(extra, dict) else None
     return details if isinstance(details, OptionDetails) else OptionDetails()
+
+
+def default_text(option: FieldInfo) -> str:
+    """What help shows as the default of an option."""
+    if option.is_required():
+        return REQUIRED
+    value: object = option.get_default(call_default_factory=True)
+    return option_details(option).default_is or ("none" if value in (None, "", ()) else str(value))
+
+
+def limits_text(option: FieldInfo) -> str:
+    """The range that a number must be in, in words."""
+    words = {"ge": "at least", "gt": "more than", "le": "at most", "lt": "less than"}
+    limits = [
+        f"{words[name]} {getattr(limit, name)}"
+        for limit in option.metadata
+        for name in words
+        if hasattr(limit, name)
+    ]
+    return f" ({', '.join(limits)})" if limits else ""
 
 
 class Options(BaseModel):

@@ -39,6 +39,8 @@ for _name, _target, _help in (
     ("evaluate", "evaluate:evaluate", "Measure concepts and write a report."),
     ("inspect", "inspect:inspect", "Show what a concept file contains."),
     ("convert", "convert:convert", "Convert a concept to another file format."),
+    ("studio", "studio:studio", "Open the studio, a web page for all of this."),
+    ("worker", "studio:worker", "Do the jobs of a studio."),
     ("demo", "show:demo", "Train, generate and measure; write a report."),
     ("list", "show:plugins", "List methods, model families, metrics and other plug-ins."),
 ):

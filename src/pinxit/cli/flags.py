@@ -10,12 +10,10 @@ from cyclopts import Parameter
 from pydantic.fields import FieldInfo
 
 from pinxit.errors import RequestError
-from pinxit.options import Options, option_details
+from pinxit.options import REQUIRED, Options, default_text, limits_text, option_details
 
 Values = Mapping[str, Any]
 _GROUP = "Parameters"
-# As a default: the value must be given, but the parser does not check it.
-REQUIRED = "required"
 
 
 def device_flag() -> Argument:
@@ -128,20 +126,13 @@ def positionals(name: str, kind: object, help: str) -> Argument:
     return Argument(name, Argument.VAR_POSITIONAL, annotation=Annotated[kind, Parameter(help=help)])
 
 
-def default_text(option: FieldInfo) -> str:
-    """What help shows as the default of an option."""
-    if option.is_required():
-        return REQUIRED
-    value: object = option.get_default(call_default_factory=True)
-    return option_details(option).default_is or ("none" if value in (None, "", ()) else str(value))
-
-
 def option_flags(
     name: str, option: FieldInfo, note: str = "", default: str = "", group: str = _GROUP
 ) -> list[Argument]:
     """The flag of an option and hidden ones for its aliases; `note` and `default` are for help."""
     details = option_details(option)
-    help, kind = (option.description or "") + _limits(option) + note, option.annotation
+    help = (option.description or "") + limits_text(option) + note
+    kind = option.annotation
     # A required flag is not marked as required where another name of it may be typed instead;
     # the options themselves check that it was given.
     if option.is_required() and not details.aliases:
@@ -162,18 +153,6 @@ def _choices(kind: Any) -> str:
     kinds = [kind, *get_args(kind)]
     values = [value for one in kinds if get_origin(one) is Literal for value in get_args(one)]
     return f" (one of: {', '.join(values)})" if values else ""
-
-
-def _limits(option: FieldInfo) -> str:
-    """The range that a number must be in, in words."""
-    words = {"ge": "at least", "gt": "more than", "le": "at most", "lt": "less than"}
-    limits = [
-        f"{words[name]} {getattr(limit, name)}"
-        for limit in option.metadata
-        for name in words
-        if hasattr(limit, name)
-    ]
-    return f" ({', '.join(limits)})" if limits else ""
 
 
 def _shown_default(default: str) -> bool | Callable[[object], str]:

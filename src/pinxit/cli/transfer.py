@@ -6,12 +6,10 @@ from typing import Any
 
 from pinxit import registry
 from pinxit.cli.flags import (
-    REQUIRED,
     Values,
     aliased,
     canonical,
     command,
-    default_text,
     flag,
     option_flags,
     positional,
@@ -24,6 +22,7 @@ from pinxit.generation.request import GenerationRequest
 from pinxit.images.crop import bucket_for
 from pinxit.images.folder import TrainingImage
 from pinxit.models.model import SMALL, Model
+from pinxit.options import REQUIRED, default_text
 
 _DEFAULT, _FOR_GENERATED, _MASK = "inversion", "same-seed", "mask"
 _NAMES = [name for name in registry.names("controls") if name != _MASK]

@@ -38,6 +38,7 @@ from pinxit.runs.journal import TrainingLog
 from pinxit.runs.preview import save_preview
 from pinxit.runs.provenance import provenance
 from pinxit.runs.reader import (
+    BASE_IMAGES,
     BEST,
     CHECKPOINTS,
     CONCEPT,
@@ -55,7 +56,6 @@ from pinxit.training.plan import TrainingPlan
 from pinxit.training.recipe import Recipe
 from pinxit.training.step_result import StepResult
 
-BASE_IMAGES = "plain"
 _FILES = (RECIPE, JOURNAL, CONCEPT, BEST)
 # Patterns of the file names that a run writes, by folder.
 _WRITTEN = {

@@ -19,6 +19,7 @@ from pinxit.runs.events import (
     Preview,
     PreviewScores,
     RunFailure,
+    SavedCheckpoint,
     Started,
     Stopped,
     ValidationLoss,
@@ -32,6 +33,7 @@ CONCEPT = "concept.safetensors"
 BEST = "best.safetensors"
 CHECKPOINTS = "checkpoints"
 PREVIEWS = "previews"
+BASE_IMAGES = "plain"
 CONCEPTS = "concepts"
 
 Kind = TypeVar("Kind", bound=Event)
@@ -161,6 +163,25 @@ def read_run(folder: Path | str) -> RunState:
         tuple(TrainingLog(folder / JOURNAL).events()),
         saved_step(folder / CONCEPT),
         saved_step(folder / BEST),
+        is_locked(folder),
+    )
+
+
+def read_log(folder: Path | str) -> RunState:
+    """Like `read_run`, but from recipe and log alone: no concept file is opened.
+
+    The saved steps are those in the log: they can be older than the files after a power failure.
+    """
+    folder = Path(folder)
+    events = tuple(TrainingLog(folder / JOURNAL).events())
+    saved = [e.step for e in events if isinstance(e, SavedCheckpoint | Stopped | Finished)]
+    best = [e.step for e in events if isinstance(e, PreviewScores) and e.is_best]
+    return RunState(
+        folder,
+        _read_recipe(folder / RECIPE),
+        events,
+        max(saved, default=None),
+        max(best, default=None),
         is_locked(folder),
     )
 

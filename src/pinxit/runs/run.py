@@ -16,8 +16,8 @@ from pinxit.models.model import Model
 from pinxit.progress import Notice, Progress
 from pinxit.runs.class_images import generate_class_images, read_class_images
 from pinxit.runs.events import Event, Finished, MemoryNotice, RunFailure, Started, Stopped
-from pinxit.runs.folder import BASE_IMAGES, RunFolder
-from pinxit.runs.reader import RECIPE
+from pinxit.runs.folder import RunFolder
+from pinxit.runs.reader import BASE_IMAGES, RECIPE
 from pinxit.training.concept_trainer import ConceptTrainer
 from pinxit.training.memory import MemoryPlan
 from pinxit.training.plan import TrainingPlan

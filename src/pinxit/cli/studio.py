@@ -1,0 +1,74 @@
+"""`pinxit studio` and `pinxit worker`: the web page, and the process that does its jobs."""
+
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Annotated
+
+from cyclopts import Parameter
+
+from pinxit.cli.screen import data, say, stoppable
+from pinxit.errors import RequestError, RunError
+
+_FOLDER = Path("pinxit-studio")
+_PORT = 7865
+_Folder = Annotated[Path, Parameter(help="folder with everything that the studio makes")]
+
+
+def studio(
+    folder: _Folder = _FOLDER,
+    *,
+    port: Annotated[int, Parameter(help="port of this machine")] = _PORT,
+    host: Annotated[str, Parameter(help="address of this machine; no other is allowed")] = (
+        "127.0.0.1"
+    ),
+    device: Annotated[
+        str, Parameter(help="device of the worker: cpu, cuda or mps; none starts no worker")
+    ] = "cpu",
+    base: Annotated[
+        tuple[str, ...],
+        Parameter(help="base model to offer apart from pocket; may be given several times"),
+    ] = (),
+    link: Annotated[
+        bool, Parameter(help="print a new link to the running studio, and end", negative="")
+    ] = False,
+    api_token: Annotated[
+        bool, Parameter(help="print the token for programs, and end", negative="")
+    ] = False,
+) -> None:
+    """Open the studio: train, generate and compare in a web page on this machine."""
+    for name in ("starlette", "uvicorn", "python_multipart"):
+        if find_spec(name) is None:
+            raise RequestError(f"the studio needs {name}", "pip install 'pinxit[studio]'")
+    from pinxit.studio.server import address_file, entry_link, serve
+    from pinxit.studio.workspace import Workspace
+
+    workspace = Workspace(folder, ("pocket", *base))
+    if api_token:
+        workspace.create()
+        data(workspace.token_for("api"))
+    elif link:
+        file = address_file(workspace)
+        if not file.is_file():
+            raise RunError(f"no studio runs in {folder}", f"start one: pinxit studio {folder}")
+        data(entry_link(workspace, file.read_text(encoding="utf-8")))
+    else:
+        with stoppable():
+            serve(workspace, port, "" if device == "none" else device, say, host)
+
+
+def worker(
+    folder: _Folder = _FOLDER,
+    *,
+    device: Annotated[str, Parameter(help="device to compute on: cpu, cuda or mps")] = "cpu",
+    until_empty: Annotated[
+        bool, Parameter(help="end when the queue is empty", negative="")
+    ] = False,
+) -> None:
+    """Do the jobs of a studio; several devices can have a worker each."""
+    from pinxit.studio.worker import Worker
+    from pinxit.studio.workspace import Workspace
+
+    workspace = Workspace(folder)
+    workspace.create()
+    with stoppable():
+        Worker(workspace, device, say).run(until_empty=until_empty)

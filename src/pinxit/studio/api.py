@@ -1,0 +1,178 @@
+"""The HTTP API for programs: the same jobs as the pages, as JSON, with the bearer token."""
+
+from collections.abc import Mapping
+from importlib.metadata import version
+from typing import Any, cast
+
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+
+from pinxit.errors import RequestError
+from pinxit.studio.actions import change_job
+from pinxit.studio.jobs import Job
+from pinxit.studio.pages import Pages
+from pinxit.studio.submit import (
+    MAX_FILES,
+    add_images,
+    convert_job,
+    generate_job,
+    train_job,
+)
+
+
+class Api:
+    """The handlers of the API of a workspace."""
+
+    def __init__(self, pages: Pages) -> None:
+        self.pages = pages
+        self.workspace = pages.workspace
+
+    async def jobs(self, _: Request) -> Response:
+        """All jobs, oldest first."""
+        return JSONResponse([self._described(job) for job in self.workspace.queue.all()])
+
+    async def job(self, request: Request) -> Response:
+        """A job: its state, progress, error, and how many images it has generated."""
+        return JSONResponse(self._described(self.workspace.queue.get(request.path_params["job"])))
+
+    async def add_images(self, request: Request) -> Response:
+        """Upload images (multipart, field `files`) as a set to train on; returns its checks."""
+        form = await request.form(max_files=MAX_FILES)
+        images = await add_images(self.workspace, form)
+        return JSONResponse({"id": images.id, **images.checks}, 201)
+
+    async def train(self, request: Request) -> Response:
+        """Train a concept on an uploaded set of images."""
+        return self._created(train_job(self.workspace, await _json(request)))
+
+    async def generate(self, request: Request) -> Response:
+        """Generate images from a prompt."""
+        return self._created(generate_job(self.workspace, await _json(request)))
+
+    async def convert(self, request: Request) -> Response:
+        """Convert a concept to another file format."""
+        return self._created(convert_job(self.workspace, await _json(request)))
+
+    async def change(self, request: Request) -> Response:
+        """Stop a job, or let it continue."""
+        job = self.workspace.queue.get(request.path_params["job"])
+        change_job(job, request.path_params["action"])
+        return JSONResponse(self._described(job))
+
+    async def document(self, request: Request) -> Response:
+        """This description."""
+        return JSONResponse(openapi(request.app.state.api_routes, self.workspace.options))
+
+    def _created(self, job: Job) -> Response:
+        return JSONResponse(self._described(job), 201)
+
+    def _described(self, job: Job) -> dict[str, Any]:
+        view = self.pages.view(job)
+        return {
+            "id": job.id,
+            "kind": job.kind,
+            "state": job.state,
+            "step": view.step,
+            "total": view.total,
+            "token": self.workspace.token(job),
+            "images": len(self.workspace.generated(job)),
+            "concept": self.workspace.concept_file(job) is not None,
+            "notices": job.notices,
+            "message": (job.result or {}).get("message", ""),
+            "hint": (job.result or {}).get("hint", ""),
+        }
+
+
+async def _json(request: Request) -> dict[str, Any]:
+    """The object in the body; RequestError if the body is something else."""
+    try:
+        values = await request.json()
+    except ValueError:
+        values = None
+    if not isinstance(values, dict):
+        raise RequestError("the body is not a JSON object", 'send one, such as {"prompt": "..."}')
+    return cast("dict[str, Any]", values)
+
+
+_TEXT = {"type": "string"}
+_BODIES: dict[str, tuple[dict[str, Any], list[str]]] = {
+    "train": (
+        {
+            "images": {**_TEXT, "description": "number of an uploaded image set"},
+            "token": {**_TEXT, "description": "placeholder token, such as <mytoy>"},
+            "class_noun": {**_TEXT, "description": "noun for this kind of subject, such as toy"},
+            "kind": {**_TEXT, "enum": ["object", "style"]},
+            "method": _TEXT,
+            "base": _TEXT,
+        },
+        ["images", "class_noun"],
+    ),
+    "generate": (
+        {
+            "prompt": _TEXT,
+            "concepts": {"type": "array", "items": _TEXT, "description": "numbers of jobs"},
+            "image": {**_TEXT, "description": "number of an image set, for a transfer"},
+            "control": _TEXT,
+            "base": _TEXT,
+        },
+        ["prompt"],
+    ),
+    "convert": ({"concept": _TEXT, "format": _TEXT}, ["concept", "format"]),
+}
+_TYPES = {"int": "integer", "float": "number", "bool": "boolean"}
+
+
+def openapi(routes: list[tuple[str, str, Any]], options: Mapping[str, Any]) -> dict[str, Any]:
+    """The OpenAPI 3.1 document of routes, which are (method, path, handler)."""
+    paths: dict[str, dict[str, Any]] = {}
+    for method, path, handler in routes:
+        name = handler.__name__
+        operation: dict[str, Any] = {
+            "summary": (handler.__doc__ or "").strip(),
+            "operationId": name,
+            "responses": {
+                "200": {"description": "done"},
+                "201": {"description": "queued"},
+                "400": {"description": "a value is wrong: `message` and `hint` say what to do"},
+                "401": {"description": "the bearer token is missing or wrong"},
+            },
+        }
+        names = [part[1:-1].partition(":")[0] for part in path.split("/") if part[:1] == "{"]
+        if names:
+            operation["parameters"] = [
+                {"name": name, "in": "path", "required": True, "schema": _TEXT} for name in names
+            ]
+        if name in _BODIES:
+            operation["requestBody"] = {
+                "required": True,
+                "content": {"application/json": {"schema": _schema(name, options)}},
+            }
+        paths.setdefault(path.replace(":int", ""), {})[method.lower()] = operation
+    return {
+        "openapi": "3.1.0",
+        "info": {"title": "pinxit studio", "version": version("pinxit")},
+        "paths": paths,
+        "components": {"securitySchemes": {"bearer": {"type": "http", "scheme": "bearer"}}},
+        "security": [{"bearer": []}],
+    }
+
+
+def _schema(name: str, options: Mapping[str, Any]) -> dict[str, Any]:
+    """The schema of a body; the options of the command line are properties too."""
+    properties, required = _BODIES[name]
+    groups: dict[str, list[dict[str, Any]]] = {
+        "train": [
+            *options.get("recipe", []),
+            *(f for method in options.get("methods", {}).values() for f in method["fields"]),
+        ],
+        "generate": options.get("request", []),
+    }
+    fields = {
+        field["name"]: {
+            "type": _TYPES.get(field["input"], "string"),
+            "description": f"{field['help']} (default: {field['default']})",
+            **({"enum": field["choices"]} if field["choices"] else {}),
+        }
+        for field in groups.get(name, [])
+    }
+    return {"type": "object", "required": required, "properties": {**fields, **properties}}

@@ -1,0 +1,115 @@
+"""The application: every route, what an error becomes, and the guard around all of it."""
+
+from collections.abc import Awaitable, Callable
+
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.middleware.body_limit import RequestBodyLimitMiddleware
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+from starlette.routing import Route
+from starlette.types import ASGIApp
+
+from pinxit.errors import PinxitError, RequestError
+from pinxit.studio.actions import MAX_MODEL_BYTES, Actions
+from pinxit.studio.api import Api
+from pinxit.studio.guard import ENTRY, Guard
+from pinxit.studio.pages import Pages
+from pinxit.studio.workspace import Workspace
+
+MAX_BODY_BYTES = 2**26
+Handler = Callable[[Request], Awaitable[Response]]
+
+
+def routes(pages: Pages) -> list[tuple[str, str, Handler]]:
+    """Method, path and handler of every route. GET changes nothing, but for the entry."""
+    do = Actions(pages)
+    return [
+        ("GET", ENTRY, pages.enter),
+        ("GET", "/", pages.start),
+        ("GET", "/library", pages.library),
+        ("GET", "/train", pages.train),
+        ("POST", "/train", do.train),
+        ("POST", "/images", do.add_images),
+        ("GET", "/images/{images}", pages.images),
+        ("POST", "/images/{images}", do.edit_images),
+        ("GET", "/images/{images}/{place:int}", pages.thumbnail),
+        ("GET", "/generate", pages.generate),
+        ("POST", "/generate", do.generate),
+        ("GET", "/transfer", pages.generate),
+        ("GET", "/compare", pages.compare),
+        ("POST", "/compare", do.compare),
+        ("GET", "/files", pages.files),
+        ("POST", "/files", do.open_file),
+        ("POST", "/convert", do.convert),
+        ("GET", "/queue", pages.queue),
+        ("GET", "/events", pages.studio_stream),
+        ("GET", "/jobs/{job}", pages.job),
+        ("GET", "/jobs/{job}/events", pages.job_stream),
+        ("GET", "/jobs/{job}/images/{place:int}", pages.image),
+        ("GET", "/jobs/{job}/previews/{step:int}", pages.preview),
+        ("GET", "/jobs/{job}/untrained/{place:int}", pages.untrained),
+        ("GET", "/jobs/{job}/concept", pages.download),
+        ("GET", "/jobs/{job}/report", pages.report),
+        ("POST", "/jobs/{job}/{action}", do.job_action),
+        ("GET", "/static/{name}", pages.static),
+    ]
+
+
+def api_routes(pages: Pages) -> list[tuple[str, str, Handler]]:
+    """Method, path and handler of every route of the API."""
+    api = Api(pages)
+    return [
+        ("GET", "/api/openapi.json", api.document),
+        ("GET", "/api/jobs", api.jobs),
+        ("GET", "/api/jobs/{job}", api.job),
+        ("GET", "/api/jobs/{job}/events", pages.job_stream),
+        ("GET", "/api/jobs/{job}/images/{place:int}", pages.image),
+        ("GET", "/api/jobs/{job}/concept", pages.download),
+        ("POST", "/api/images", api.add_images),
+        ("POST", "/api/train", api.train),
+        ("POST", "/api/generate", api.generate),
+        ("POST", "/api/convert", api.convert),
+        ("POST", "/api/jobs/{job}/{action}", api.change),
+    ]
+
+
+def create_app(workspace: Workspace, port: int) -> ASGIApp:
+    """The guarded application of a workspace, served at a port of this machine."""
+    pages = Pages(workspace)
+    programs = api_routes(pages)
+
+    async def failed(request: Request, error: Exception) -> Response:
+        status = error.status_code if isinstance(error, HTTPException) else 400
+        if isinstance(error, HTTPException):
+            error = RequestError("there is no such page", "use the links at the top")
+        if not isinstance(error, PinxitError):
+            raise error
+        if request.url.path.startswith("/api/"):
+            return JSONResponse({"message": error.message, "hint": error.hint}, status)
+        return pages.error(error, status)
+
+    app = Starlette(
+        routes=[
+            Route(path, handler, methods=[method])
+            for method, path, handler in (*routes(pages), *programs)
+        ],
+        exception_handlers={PinxitError: failed, HTTPException: failed},
+    )
+    app.router.redirect_slashes = False
+    app.state.cookie = f"pinxit_{port}"
+    app.state.api_routes = programs
+    tokens = {purpose: workspace.token_for(purpose) for purpose in ("cookie", "form", "api")}
+    return Guard(_limited(app), app.state.cookie, tokens)
+
+
+def _limited(app: ASGIApp) -> ASGIApp:
+    """The application with a limit on the size of a request: a concept file may be larger."""
+    small = RequestBodyLimitMiddleware(app, MAX_BODY_BYTES)
+    large = RequestBodyLimitMiddleware(app, MAX_MODEL_BYTES + 2**20)
+
+    async def limited(scope: dict[str, object], receive: object, send: object) -> None:
+        chosen = large if scope.get("path") == "/files" else small
+        await chosen(scope, receive, send)  # pyright: ignore[reportArgumentType]
+
+    return limited  # pyright: ignore[reportReturnType]

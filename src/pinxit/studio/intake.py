@@ -1,0 +1,141 @@
+"""Decode uploaded images in a process of their own, and store them again as PNG.
+
+The process has limits, and what is left of an upload when it dies is done by the next one. Pixels
+of an upload are never decoded in the server, and its bytes never leave this process.
+"""
+
+import json
+import shutil
+import sys
+from pathlib import Path
+from typing import Any
+
+from pinxit.files.atomic_write import atomic_write, make_folder, remove, write_text
+from pinxit.images.decode import UnreadableError, decode
+from pinxit.images.inspect import FolderCheck, ImageCheck, check_folder
+from pinxit.studio.jobs import read_json
+from pinxit.studio.workspace import CHECK, CROPS, INCOMING, THUMBNAILS, UNUSED, safe_stem
+
+_REJECTED, _FULL = ".rejected.json", ".full"
+_PNG, _MASK = ".png", ".mask.png"
+_MEMORY, _SECONDS = 4 * 2**30, 300
+_MAX_PIXELS = 64_000_000
+_TEXT_BYTES = 2**16
+_RESOLUTION = 512
+
+
+def take_in(folder: Path) -> None:
+    """Decode all new files of an image set, then check the set; a file is done or still there."""
+    incoming = folder / INCOMING
+    files = sorted(incoming.iterdir()) if incoming.is_dir() else []
+    rejected: dict[str, str] = read_json(folder / _REJECTED) or {}
+    for file in files:
+        name = file.name.partition("-")[2]
+        try:
+            if name.lower().endswith(_MASK):
+                _save(
+                    decode(file).image.convert("L"),
+                    folder / f"{safe_stem(name[: -len(_MASK)] + _PNG)}{_MASK}",
+                )
+            elif name.lower().endswith(".txt"):
+                _take_caption(file, folder / f"{safe_stem(name)}.txt")
+            else:
+                _take_image(file, folder / f"{safe_stem(name)}.png")
+        except (UnreadableError, ValueError) as error:
+            rejected[name] = str(error)
+        write_text(folder / _REJECTED, json.dumps(rejected))
+        remove(file)
+    crop_images(folder)
+    check(folder)
+
+
+def crop_images(folder: Path) -> None:
+    """Crop images as the set says. The whole image stays, so every crop can be undone."""
+    from PIL import Image
+
+    crops: dict[str, list[int]] = read_json(folder / CROPS) or {}
+    for name, box in crops.items():
+        whole = folder / _FULL / name
+        if not (folder / name).is_file():
+            continue
+        if not whole.is_file():
+            make_folder(folder / _FULL)
+            shutil.copyfile(folder / name, whole)
+        with Image.open(whole, formats=("PNG",)) as image:
+            full = (0, 0, *image.size)
+            left, top, right, bottom = box or full
+            inside = (max(0, left), max(0, top), min(full[2], right), min(full[3], bottom))
+            if inside[0] < inside[2] and inside[1] < inside[3]:
+                _save(image.crop(inside), folder / name)
+
+
+def check(folder: Path, resolution: int = _RESOLUTION) -> None:
+    """Check the set for training, and write what was found."""
+    make_folder(folder / THUMBNAILS)
+    found = check_folder(folder, resolution)
+    warnings = found.warnings()
+    for image in found.checks:
+        _save(image.preview, folder / THUMBNAILS / image.name)
+    result = {
+        "images": [_row(image, warnings.get(image.name, [])) for image in found.checks],
+        "rejected": _rejected(folder, found),
+        "warnings": warnings.get("", []),
+    }
+    write_text(folder / CHECK, json.dumps(result))
+
+
+def _take_image(file: Path, target: Path) -> None:
+    image = decode(file).image
+    if image.width * image.height > _MAX_PIXELS:
+        raise UnreadableError(f"{image.width}x{image.height} pixels: more than 64 million")
+    stem, number = target.stem, 1
+    while target.exists() or (target.parent / UNUSED / target.name).exists():
+        number += 1
+        target = target.with_name(f"{stem} {number}.png")
+    _save(image, target)
+
+
+def _take_caption(file: Path, target: Path) -> None:
+    if file.stat().st_size > _TEXT_BYTES:
+        raise ValueError("a caption of more than 64 KiB")
+    write_text(target, file.read_bytes().decode("utf-8-sig"))
+
+
+def _row(image: ImageCheck, warnings: list[str]) -> dict[str, Any]:
+    left, top, right, bottom = image.box
+    cut_off = 1 - (right - left) * (bottom - top) / (image.size[0] * image.size[1])
+    return {
+        "name": image.name,
+        "size": image.size,
+        "bucket": image.bucket,
+        "cut_off": round(100 * cut_off),
+        "caption": image.image.caption or "",
+        "warnings": warnings,
+        "notes": image.notes,
+        "mask_share": image.mask_share,
+    }
+
+
+def _rejected(folder: Path, found: FolderCheck) -> list[tuple[str, str]]:
+    rejected: dict[str, str] = read_json(folder / _REJECTED) or {}
+    broken = {entry.path.name: "; ".join(entry.notes) for entry in found.rejected}
+    return list({**rejected, **broken}.items())
+
+
+def _save(image: Any, path: Path) -> None:
+    atomic_write(path, lambda draft: image.save(draft, "PNG"))
+
+
+def _limit_process() -> None:
+    """Limit memory and time, where the system can: a hostile file must not take the machine."""
+    try:
+        import resource
+    except ImportError:  # Windows
+        return
+    resource.setrlimit(resource.RLIMIT_AS, (_MEMORY, _MEMORY))
+    resource.setrlimit(resource.RLIMIT_CPU, (_SECONDS, _SECONDS))
+
+
+if __name__ == "__main__":
+    _limit_process()
+    take_in(Path(sys.argv[1]))

@@ -1,0 +1,207 @@
+"""The queue: a folder for each job, with its options, its log and how it ended. Without torch."""
+
+import json
+from collections.abc import Generator, Mapping
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, cast
+
+from pinxit.errors import PinxitError, RequestError, RunError
+from pinxit.files.atomic_write import (
+    append,
+    exclusive_lock,
+    is_locked,
+    make_folder,
+    remove,
+    write_text,
+)
+from pinxit.progress import Notice, Progress
+from pinxit.runs.journal import TrainingLog
+
+JobKind = Literal["train", "generate", "inspect", "convert", "compare"]
+JobState = Literal["waiting", "running", "stopping", "stopped", "failed", "done"]
+# A job whose process died this many times without any progress is not started again.
+MAX_ATTEMPTS = 5
+_OPTIONS, _LOG, _RESULT, _STOP, _ATTEMPTS = (
+    "job.json",
+    "journal.jsonl",
+    "result.json",
+    "stop",
+    "attempts",
+)
+
+
+@dataclass(frozen=True)
+class Job:
+    """A job in its folder. `options` never change; the state is what is in the folder."""
+
+    folder: Path
+    kind: JobKind
+    options: Mapping[str, Any] = field(repr=False)
+
+    @property
+    def id(self) -> str:
+        """The number of the job, which is the name of its folder."""
+        return self.folder.name
+
+    @property
+    def created(self) -> float:
+        """When the job was queued, in seconds since 1970."""
+        return (self.folder / _OPTIONS).stat().st_mtime
+
+    @property
+    def log(self) -> TrainingLog:
+        """The progress and the notices of the job."""
+        return TrainingLog(self.folder / _LOG)
+
+    @property
+    def result(self) -> Mapping[str, str] | None:
+        """How the job ended: its state, and message and hint of an error; None if it has not."""
+        return read_json(self.folder / _RESULT)
+
+    @property
+    def state(self) -> JobState:
+        """What the job does now, from the files and the lock in its folder."""
+        result, stop = self.result, (self.folder / _STOP).exists()
+        if result:
+            return cast("JobState", result["state"])
+        if is_locked(self.folder):
+            return "stopping" if stop else "running"
+        return "stopped" if stop else "waiting"
+
+    @property
+    def is_active(self) -> bool:
+        """Whether the job waits or runs."""
+        return self.state in ("waiting", "running", "stopping")
+
+    @property
+    def stop_requested(self) -> bool:
+        """Whether the job is to stop."""
+        return (self.folder / _STOP).exists()
+
+    @property
+    def progress(self) -> Progress | None:
+        """The progress that was logged last."""
+        events = [event for event in self.log.events() if isinstance(event, Progress)]
+        return events[-1] if events else None
+
+    @property
+    def notices(self) -> list[str]:
+        """All notices, without repetitions."""
+        events = [event.message for event in self.log.events() if isinstance(event, Notice)]
+        return list(dict.fromkeys(events))
+
+    def request_stop(self) -> None:
+        """Ask the worker to stop the job, or leave it out if it waits."""
+        write_text(self.folder / _STOP, "")
+
+    def requeue(self) -> None:
+        """Let the job wait again after it was stopped or has failed."""
+        remove(self.folder / _ATTEMPTS, self.folder / _RESULT, self.folder / _STOP)
+
+    def finish(self, error: PinxitError | None = None) -> None:
+        """Record that the job is done, or that it has failed."""
+        result = {"state": "done"}
+        if error:
+            result = {"state": "failed", "message": error.message, "hint": error.hint}
+        write_text(self.folder / _RESULT, json.dumps(result))
+
+    def count_attempt(self, progress: object) -> None:
+        """Log that a process starts the job; RunError if the last ones all died at this progress.
+
+        `progress` is whatever grows while the job makes progress, such as the saved step.
+        """
+        file = self.folder / _ATTEMPTS
+        attempts = file.read_text("utf-8").splitlines() if file.is_file() else []
+        if attempts[-MAX_ATTEMPTS:] == [str(progress)] * MAX_ATTEMPTS:
+            raise RunError(
+                f"the worker ended {MAX_ATTEMPTS} times while it did this job",
+                "it may need more memory than there is: choose a smaller size, batch or base "
+                "model; the log of the worker is on the page Queue",
+            )
+        append(file, f"{progress}\n")
+
+
+class JobQueue:
+    """The folder of all jobs."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self._jobs: dict[str, Job] = {}
+
+    def add(self, kind: JobKind, options: Mapping[str, Any]) -> Job:
+        """Queue a new job. It is there completely or not at all, even if the process is killed."""
+        folder = new_numbered_folder(self.folder)
+        text = json.dumps({"kind": kind, "options": dict(options)}, indent=1)
+        write_text(folder / _OPTIONS, text)
+        return self.get(folder.name)
+
+    def get(self, number: str) -> Job:
+        """The job with this number; RequestError if there is none."""
+        if number in self._jobs and (self._jobs[number].folder / _OPTIONS).is_file():
+            return self._jobs[number]
+        file = self.folder / number / _OPTIONS
+        values = read_json(file) if is_number(number) else None
+        if values is None:
+            raise RequestError(f"there is no job {number[:20]!r}", "see the page Queue")
+        self._jobs[number] = Job(self.folder / number, values["kind"], values["options"])
+        return self._jobs[number]
+
+    def all(self) -> list[Job]:
+        """All jobs, oldest first."""
+        folders = numbered_folders(self.folder)
+        return [self.get(path.name) for path in folders if (path / _OPTIONS).is_file()]
+
+    def next_waiting(self, *, short: bool = False) -> Job | None:
+        """The job to do next: trainings come last. With `short`, no training at all."""
+        waiting = [
+            job
+            for job in self.all()
+            if not (short and job.kind == "train") and job.state == "waiting"
+        ]
+        return min(waiting, key=lambda job: (job.kind == "train", job.id), default=None)
+
+    @contextmanager
+    def claim(self) -> Generator[Job | None]:
+        """Lock the next job; None if there is none. The lock ends with the process."""
+        with ExitStack() as lock:
+            job = self.next_waiting()
+            try:
+                if job:
+                    lock.enter_context(exclusive_lock(job.folder))
+            except RunError:  # another worker was faster
+                job = None
+            yield job if job and job.result is None and not job.stop_requested else None
+
+
+def is_number(text: str) -> bool:
+    """Whether a text is the number of a folder: six digits."""
+    return len(text) == 6 and text.isascii() and text.isdecimal()
+
+
+def numbered_folders(parent: Path) -> list[Path]:
+    """The folders whose names are numbers, in order."""
+    if not parent.is_dir():
+        return []
+    return sorted(path for path in parent.iterdir() if is_number(path.name))
+
+
+def new_numbered_folder(parent: Path) -> Path:
+    """Make a folder with the next free number."""
+    make_folder(parent)
+    number = max((int(path.name) for path in numbered_folders(parent)), default=0)
+    while True:
+        number += 1
+        with suppress(FileExistsError):  # another process has just taken the number
+            folder = parent / f"{number:06}"
+            folder.mkdir()
+            return folder
+
+
+def read_json(file: Path) -> Any:
+    """The content of a JSON file; None if there is no such file."""
+    try:
+        return json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None

@@ -1,0 +1,296 @@
+"""The pages: each reads the folders of the workspace and shows what is there."""
+
+import time
+from collections.abc import Mapping
+from functools import cached_property
+from importlib.resources import files
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from starlette.requests import Request
+from starlette.responses import (
+    FileResponse,
+    HTMLResponse,
+    RedirectResponse,
+    Response,
+    StreamingResponse,
+)
+
+from pinxit.errors import PinxitError, RequestError
+from pinxit.studio.guard import NEW_LINK
+from pinxit.studio.jobs import Job, read_json
+from pinxit.studio.streams import StatusWatch, job_events, studio_events
+from pinxit.studio.submit import DEFAULT_METHOD, KINDS
+from pinxit.studio.views import TrainingView, duration
+from pinxit.studio.workspace import THUMBNAILS, ImageSet, Workspace
+
+if TYPE_CHECKING:
+    from jinja2 import Environment
+
+_Item = TypeVar("_Item")
+_STATIC = {"icon.svg": "image/svg+xml", "studio.css": "text/css", "studio.js": "text/javascript"}
+_PROMPTS = {
+    "object": ("a photo of {} on the beach", "a painting of {}", "{} in the snow", "a photo of {}"),
+    "style": (
+        "a dog on the beach, in the style of {}",
+        "a house in the forest, in the style of {}",
+        "a robot in the city, in the style of {}",
+    ),
+}
+# A report of an evaluation has its style and images inside; it may do nothing else.
+_REPORT_POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:; sandbox"
+
+
+class Pages:
+    """The handlers of all pages, images and streams of a workspace; none of them changes it."""
+
+    def __init__(self, workspace: Workspace) -> None:
+        self.workspace = workspace
+        self.watch = StatusWatch(workspace)
+
+    @cached_property
+    def environment(self) -> "Environment":
+        """The templates; all values are escaped."""
+        from jinja2 import Environment, PackageLoader, StrictUndefined
+
+        environment = Environment(
+            loader=PackageLoader("pinxit.studio"),
+            autoescape=True,
+            undefined=StrictUndefined,
+            trim_blocks=True,
+            lstrip_blocks=True,
+        )
+        environment.filters["duration"] = duration
+        environment.filters["clock"] = _clock
+        return environment
+
+    def render(
+        self, template: str, values: Mapping[str, Any], status: int = 200, **more: Any
+    ) -> HTMLResponse:
+        """A page with the common values of all pages."""
+        workspace = self.workspace
+        common = {
+            "form_token": workspace.token_for("form"),
+            "now": self.watch.now([job for job in workspace.queue.all() if job.is_active]),
+            "options": workspace.options,
+            "workers": workspace.workers(),
+            "free_gb": workspace.free_bytes / 1e9,
+            "error": None,
+            "refresh": False,
+            "events": "/events",
+        }
+        page = {**common, **values, **more, "workspace": workspace}
+        return HTMLResponse(self.environment.get_template(template).render(page), status)
+
+    def error(self, error: PinxitError, status: int = 400) -> Response:
+        """A page with an error and its hint."""
+        return self.render("error.html", {}, status, error=error)
+
+    async def library(self, _: Request) -> Response:
+        """All trainings and opened files."""
+        jobs = [job for job in self.workspace.queue.all() if job.kind in ("train", "inspect")]
+        views = [self.view(job) for job in reversed(jobs)]
+        return self.render("library.html", {"views": views})
+
+    async def train(self, request: Request) -> Response:
+        """The form of a training, filled from the query, or like an earlier training."""
+        query = request.query_params
+        values: dict[str, Any] = dict(query)
+        if like := query.get("like"):
+            job = self.workspace.queue.get(like)
+            recipe = dict(job.options.get("recipe", {}))
+            method = dict(recipe.pop("method", {}))
+            name = method.pop("name", DEFAULT_METHOD)
+            values = {**recipe, **{f"{name}.{key}": value for key, value in method.items()}}
+            values |= {"method": name, "images": job.options["images"]}
+        return self.train_form(values)
+
+    def train_form(
+        self, values: Mapping[str, Any], error: PinxitError | None = None
+    ) -> HTMLResponse:
+        """The form of a training with values, and an error of what was sent."""
+        number = str(values.get("images") or "")
+        images = self.workspace.images_of(number) if number else None
+        choices = {"kinds": KINDS, "bases": self.workspace.bases, "default": DEFAULT_METHOD}
+        page = {"values": values, "images": images, **choices}
+        return self.render("train.html", page, 400 if error else 200, error=error)
+
+    async def generate(self, request: Request) -> Response:
+        """The form of a generation with concepts, or like an earlier one."""
+        query, values = request.query_params, dict[str, Any]()
+        if like := query.get("like"):
+            job = self.workspace.queue.get(like)
+            values = {**job.options["request"], "concepts": job.options["concepts"]}
+            values |= {"control": values.get("control", {}).get("name", "")}
+        if query.getlist("concepts"):
+            values["concepts"] = query.getlist("concepts")
+        if query.get("image"):
+            values["image"] = self.workspace.images_of(query["image"]).id
+        return self.generate_form(values, transfer=request.url.path == "/transfer")
+
+    def generate_form(
+        self, values: Mapping[str, Any], error: PinxitError | None = None, *, transfer: bool = False
+    ) -> HTMLResponse:
+        """The form of a generation with values, and an error of what was sent."""
+        concepts = self.workspace.concepts()
+        chosen = list(
+            values.get("concepts") or ([] if values else [job.id for job in concepts[:1]])
+        )
+        jobs = [job for job in concepts if job.id in chosen]
+        kind = jobs[0].options.get("recipe", {}).get("kind", "object") if jobs else "object"
+        token = self.workspace.token(jobs[0]) if jobs else "a dog"
+        prompts = [text.format(token) for text in _PROMPTS[kind]]
+        history = [job for job in reversed(self.workspace.queue.all()) if job.kind == "generate"]
+        page = {
+            "values": values,
+            "concepts": concepts,
+            "chosen": [job.id for job in jobs],
+            "prompts": prompts,
+            "history": history[:24],
+            "transfer": transfer,
+            "images": self.workspace.images_of(values["image"]) if values.get("image") else None,
+        }
+        return self.render("generate.html", page, 400 if error else 200, error=error)
+
+    async def job(self, request: Request) -> Response:
+        """The page of a job."""
+        job = self._job(request)
+        values = {
+            "job": job,
+            "view": self.view(job),
+            "refresh": job.is_active,
+            "events": f"/jobs/{job.id}/events",
+            "report": read_json(job.folder / "report.json"),
+            "images": self._snapshot(job),
+        }
+        return self.render("run.html" if job.kind == "train" else "job.html", values)
+
+    async def images(self, request: Request) -> Response:
+        """The table of an image set."""
+        images = self.workspace.images_of(request.path_params["images"])
+        return self.render("images.html", {"images": images})
+
+    async def queue(self, _: Request) -> Response:
+        """All jobs, and the workers with the last words of those that died."""
+        jobs = list(reversed(self.workspace.queue.all()))
+        words = {device: self.workspace.last_words(device) for device in self.workspace.workers()}
+        views = [self.view(job) for job in jobs]
+        return self.render("queue.html", {"views": views, "words": words})
+
+    async def files(self, _: Request) -> Response:
+        """Concept files to inspect and convert."""
+        kinds = ("inspect", "convert")
+        jobs = [job for job in reversed(self.workspace.queue.all()) if job.kind in kinds]
+        return self.render("files.html", {"jobs": jobs, "concepts": self.workspace.concepts()})
+
+    async def compare(self, _: Request) -> Response:
+        """The form of a comparison, and earlier ones."""
+        jobs = [job for job in reversed(self.workspace.queue.all()) if job.kind == "compare"]
+        concepts = [job for job in self.workspace.concepts() if job.kind == "train"]
+        return self.render("compare.html", {"jobs": jobs, "concepts": concepts})
+
+    async def report(self, request: Request) -> Response:
+        """The report of a comparison."""
+        job = self._job(request)
+        file = self.workspace.folder / "generated" / job.id / "report.html"
+        if job.kind != "compare" or not file.is_file():
+            raise RequestError("there is no report yet", "wait until the comparison is done")
+        return FileResponse(file, headers={"content-security-policy": _REPORT_POLICY})
+
+    async def job_stream(self, request: Request) -> Response:
+        """The events of a job, as server-sent events."""
+        last_id = request.headers.get("last-event-id", "") or request.query_params.get("after", "")
+        return _stream(job_events(self.watch, self._job(request), last_id))
+
+    async def studio_stream(self, _: Request) -> Response:
+        """The status of the studio, as server-sent events."""
+        return _stream(studio_events(self.watch))
+
+    async def thumbnail(self, request: Request) -> Response:
+        """A small version of the image with this place in its set."""
+        images = self.workspace.images_of(request.path_params["images"])
+        names = [path.name for path in images.files]
+        file = images.folder / THUMBNAILS / _at(names, request)
+        return FileResponse(file, media_type="image/png")
+
+    async def image(self, request: Request) -> Response:
+        """The image with this place among those that a job has generated."""
+        files = self.workspace.generated(self._job(request))
+        return FileResponse(_at(files, request), media_type="image/png")
+
+    async def preview(self, request: Request) -> Response:
+        """The sheet of previews of a step."""
+        run = self.workspace.run(self._job(request))
+        file = run.previews.get(request.path_params["step"]) if run else None
+        if file is None or file.is_symlink() or not file.is_file():
+            raise RequestError("there is no such preview", "reload the page")
+        return FileResponse(file, media_type="image/png")
+
+    async def untrained(self, request: Request) -> Response:
+        """The image of the base model for the prompt with this place."""
+        return FileResponse(_at(self.view(self._job(request)).untrained, request))
+
+    async def download(self, request: Request) -> Response:
+        """The concept file of a job, as bytes."""
+        file = self.workspace.concept_file(self._job(request))
+        if file is None:
+            raise RequestError("there is no concept yet", "wait until the job is done")
+        name = f"{request.path_params['job']}-{file.name}"
+        return FileResponse(file, media_type="application/octet-stream", filename=name)
+
+    async def static(self, request: Request) -> Response:
+        """The style sheet or the script."""
+        name = request.path_params["name"]
+        if name not in _STATIC:
+            raise RequestError("there is no such file", "go back")
+        content = (files("pinxit.studio") / "static" / name).read_bytes()
+        return Response(content, media_type=_STATIC[name])
+
+    async def enter(self, request: Request) -> Response:
+        """Exchange a key, which works once, for the cookie.
+
+        The page forwards by itself: after a redirect that another site began, a strict cookie
+        would not be sent.
+        """
+        if not self.workspace.use_key(request.query_params.get("key", "")):
+            text = f"This link was used already. Get a new one with: {NEW_LINK}\n"
+            return Response(text, 403, media_type="text/plain")
+        response = HTMLResponse(self.environment.get_template("enter.html").render())
+        response.set_cookie(
+            request.app.state.cookie,
+            self.workspace.token_for("cookie"),
+            httponly=True,
+            samesite="strict",
+        )
+        return response
+
+    async def start(self, _: Request) -> Response:
+        """The first page: the library, or the form of a training if there is nothing yet."""
+        return RedirectResponse("/library" if self.workspace.queue.all() else "/train", 303)
+
+    def view(self, job: Job) -> TrainingView:
+        """What pages show of a job."""
+        return TrainingView(job, self.workspace.run(job) if job.kind == "train" else None)
+
+    def _job(self, request: Request) -> Job:
+        return self.workspace.queue.get(request.path_params["job"])
+
+    def _snapshot(self, job: Job) -> ImageSet | None:
+        number = job.options.get("snapshot") or job.options.get("request", {}).get("image")
+        return self.workspace.images_of(number) if number else None
+
+
+def _at(items: list[_Item], request: Request) -> _Item:
+    """The item with the number in the address."""
+    place: int = request.path_params["place"]
+    if place >= len(items):
+        raise RequestError("there is no such image", "reload the page")
+    return items[place]
+
+
+def _clock(seconds: float) -> str:
+    """A time in seconds since 1970 as day and hour."""
+    return time.strftime("%d %b %H:%M", time.localtime(seconds))
+
+
+def _stream(events: Any) -> StreamingResponse:
+    return StreamingResponse(events, media_type="text/event-stream")

@@ -1,0 +1,94 @@
+"""Fields of all options for forms and programs, made from the options themselves.
+
+`python -m pinxit.studio.schema` writes them into `options.json`, since the server must not import
+the options of methods and requests: these need torch.
+"""
+
+import json
+from collections.abc import Collection
+from pathlib import Path
+from types import NoneType
+from typing import Any, Literal, get_args, get_origin
+
+from pydantic.fields import FieldInfo
+
+from pinxit import registry
+from pinxit.generation.request import GenerationRequest
+from pinxit.options import Options, default_text, limits_text
+from pinxit.training.recipe import Recipe
+
+# Texts that a form may set. Other texts are names of files or of things to download.
+_TEXTS = frozenset({"negative_prompt", "scheduler", "source_prompt", "rare_token"})
+_NOT_FOLDED = frozenset({"kind", "prompt"})
+_INPUTS: dict[type, str] = {bool: "bool", int: "int", float: "float"}
+
+
+def all_options() -> dict[str, Any]:
+    """The fields of recipes, methods, requests and controls, and the file formats."""
+    methods = {
+        name: {"about": registry.summary("methods", name), "fields": _fields("methods", name)}
+        for name in registry.names("methods")
+    }
+    controls = {
+        name: {"about": registry.summary("controls", name), "fields": _fields("controls", name)}
+        for name in registry.names("controls")
+        if name not in ("mask", "controlnet")  # these need further files
+    }
+    formats = {
+        name: {"about": f"for {format_.used_by}", "suffix": format_.suffixes[0]}
+        for name in registry.names("formats")
+        if (format_ := registry.load("formats", name)).suffixes[0]
+    }
+    return {
+        "recipe": option_fields(Recipe, leave_out=_NOT_FOLDED),
+        "request": option_fields(GenerationRequest, leave_out=_NOT_FOLDED),
+        "methods": methods,
+        "controls": controls,
+        "formats": formats,
+    }
+
+
+def _fields(kind: str, name: str) -> list[dict[str, Any]]:
+    return option_fields(registry.load(kind, name))
+
+
+def option_fields(options: type[Options], leave_out: Collection[str] = ()) -> list[dict[str, Any]]:
+    """A field for each option that a form may set: no path, and no name of something to load."""
+    fields: list[dict[str, Any]] = []
+    for name, option in options.model_fields.items():
+        choices, input_kind = _choices(option), _input(name, option)
+        if name in leave_out or not (choices or input_kind):
+            continue
+        fields.append(
+            {
+                "name": name,
+                "label": name.replace("_", " "),
+                "input": "choice" if choices else input_kind,
+                "choices": choices,
+                "default": default_text(option),
+                "help": (option.description or "") + limits_text(option),
+            }
+        )
+    return fields
+
+
+def _kinds(option: FieldInfo) -> tuple[Any, ...]:
+    """The types of an option without None."""
+    kind: Any = option.annotation
+    kinds = (kind,) if get_origin(kind) is Literal else get_args(kind) or (kind,)
+    return tuple(kind for kind in kinds if kind is not NoneType)
+
+
+def _choices(option: FieldInfo) -> list[str]:
+    kinds = _kinds(option)
+    return [str(value) for kind in kinds if get_origin(kind) is Literal for value in get_args(kind)]
+
+
+def _input(name: str, option: FieldInfo) -> str:
+    """How a form asks for the option; empty if it must not."""
+    kind = _kinds(option)[0]
+    return _INPUTS.get(kind, "text" if kind is str and name in _TEXTS else "")
+
+
+if __name__ == "__main__":
+    Path(__file__).with_name("options.json").write_text(json.dumps(all_options(), indent=1) + "\n")

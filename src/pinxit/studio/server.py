@@ -1,0 +1,139 @@
+"""Run the studio: the local server, and a worker that is started again if it dies."""
+
+import asyncio
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Generator
+from contextlib import contextmanager
+from pathlib import Path
+
+from pinxit.errors import RequestError
+from pinxit.files.atomic_write import exclusive_lock, make_folder, write_text
+from pinxit.studio.app import create_app
+from pinxit.studio.guard import ENTRY, LOCAL_NAMES
+from pinxit.studio.submit import take_in, unfinished_sets
+from pinxit.studio.workspace import Workspace
+
+_MAX_CONNECTIONS = 256
+_LOOK_EVERY, _RESTART_AFTER = 0.5, 2.0
+
+
+def entry_link(workspace: Workspace, address: str) -> str:
+    """A link that opens the studio once."""
+    return f"http://{address}{ENTRY}?key={workspace.new_key()}"
+
+
+def address_file(workspace: Workspace) -> Path:
+    """The file with host and port of the running studio."""
+    return workspace.folder / "address"
+
+
+def serve(
+    workspace: Workspace,
+    port: int,
+    device: str,
+    say: Callable[[str], None],
+    host: str = "127.0.0.1",
+) -> None:
+    """Serve a workspace until a signal ends the process; an empty `device` starts no worker.
+
+    RequestError for a host that other machines can reach; RunError if a studio serves it already.
+    """
+    import uvicorn
+
+    if host not in LOCAL_NAMES:
+        raise RequestError(
+            f"the studio does not listen on {host}: everyone there could use this machine",
+            f"keep 127.0.0.1, and on the other machine: ssh -L {port}:127.0.0.1:{port} HOST",
+        )
+    workspace.create()
+    with exclusive_lock(workspace.folder), _worker(workspace, device):
+        for images in unfinished_sets(workspace):
+            asyncio.run(take_in(images))
+        workspace.drop_keys()
+        address = f"{host}:{port}"
+        write_text(address_file(workspace), address)
+        config = uvicorn.Config(
+            create_app(workspace, port),
+            host=host,
+            port=port,
+            workers=1,
+            proxy_headers=False,
+            server_header=False,
+            access_log=False,
+            log_level="warning",
+            limit_concurrency=_MAX_CONNECTIONS,
+            timeout_graceful_shutdown=1,
+        )
+        say(f"the studio is at {entry_link(workspace, address)}")
+        uvicorn.Server(config).run()
+
+
+@contextmanager
+def _worker(workspace: Workspace, device: str) -> Generator[None]:
+    """Keep a worker running, unless another one uses the device; stop it at the end."""
+    ended = threading.Event()
+    if not device:
+        yield
+        return
+    supervisor = _Supervisor(workspace, device)
+    thread = threading.Thread(target=supervisor.run, args=(ended,), daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        thread.join()
+        supervisor.stop()
+
+
+class _Supervisor:
+    """Starts a worker process, and again when it dies."""
+
+    def __init__(self, workspace: Workspace, device: str) -> None:
+        self.workspace = workspace
+        self.device = device
+        self.process: subprocess.Popen[bytes] | None = None
+        self.folder = workspace.folder / "workers" / device
+
+    def run(self, ended: threading.Event) -> None:
+        """Look after the worker until the event is set."""
+        next_start = 0.0
+        while not ended.is_set():
+            is_dead = self.process is None or self.process.poll() is not None
+            if is_dead and self.process:
+                self._keep_last_words()
+                self.process = None
+            runs = self.workspace.workers().get(self.device, False)
+            if is_dead and not runs and time.monotonic() >= next_start:
+                self._start()
+                next_start = time.monotonic() + _RESTART_AFTER
+            ended.wait(_LOOK_EVERY)
+
+    def stop(self) -> None:
+        """Ask the worker to save and to end, and wait for it."""
+        if self.process and self.process.poll() is None:
+            self.process.send_signal(signal.SIGTERM)
+            self.process.wait()
+
+    def _start(self) -> None:
+        make_folder(self.folder)
+        command = [sys.executable, "-m", "pinxit", "worker", str(self.workspace.folder)]
+        with (self.folder / "worker.log").open("wb") as log:
+            self.process = subprocess.Popen(
+                [*command, "--device", self.device],
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,  # it survives the death of the studio
+            )
+
+    def _keep_last_words(self) -> None:
+        if self.process and self.process.returncode:
+            line = f"\nthe worker ended with status {self.process.returncode}\n"
+            with (self.folder / "worker.log").open("a") as log:
+                log.write(line)
+            (self.folder / "worker.log").replace(self.folder / "last.log")

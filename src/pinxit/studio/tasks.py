@@ -1,0 +1,153 @@
+"""What a worker does for each kind of job. A task yields its events; closing it stops it."""
+
+import json
+from collections.abc import Generator
+from contextlib import closing
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from pinxit import registry
+from pinxit.concepts.concept import Concept
+from pinxit.concepts.conversion import convert_concept
+from pinxit.concepts.read import read_concept
+from pinxit.concepts.summary import summarize
+from pinxit.errors import ConceptError, RequestError
+from pinxit.files.atomic_write import make_folder, write_text
+from pinxit.generation.request import GeneratedImage, GenerationRequest
+from pinxit.generation.sample import sample_images
+from pinxit.images.crop import bucket_for
+from pinxit.images.folder import TrainingImage
+from pinxit.models.model import Model
+from pinxit.models.open_base import Bases
+from pinxit.models.prompt import file_name
+from pinxit.progress import Notice, Progress
+from pinxit.reports.comparison import evaluate
+from pinxit.reports.figures import EvaluationSettings
+from pinxit.runs.run import Run
+from pinxit.studio.jobs import Job
+from pinxit.studio.workspace import Workspace
+from pinxit.training.recipe import Recipe
+
+# None only offers to stop.
+Task = Generator[Progress | Notice | None]
+
+
+@dataclass
+class Tasks:
+    """Runs jobs on one device; base models stay open between them.
+
+    A base model is only ever that of a job: a concept's file could name anything.
+    """
+
+    workspace: Workspace
+    device: str
+    bases: Bases = field(default_factory=Bases)
+
+    def start(self, job: Job) -> Task:
+        """The task of a job. Its results are in the workspace; PinxitError if it fails."""
+        tasks = {
+            "train": self._train,
+            "generate": self._generate,
+            "inspect": self._inspect,
+            "convert": self._convert,
+            "compare": self._compare,
+        }
+        return tasks[job.kind](job)
+
+    def _train(self, job: Job) -> Task:
+        folder = self.workspace.folder / "runs" / job.id
+        if Run.exists(folder):
+            run = Run.open(folder)
+        else:
+            run = Run.create(folder, Recipe.model_validate(job.options["recipe"]))
+        model = yield from self._opened(run.recipe)
+        with closing(run.train(model)) as events:
+            for _ in events:  # the run has its own log
+                yield None
+
+    def _generate(self, job: Job) -> Task:
+        options = dict(job.options["request"])
+        concepts = [self._concept(number) for number in job.options["concepts"]]
+        if image := options.pop("image", None):
+            source = self.workspace.images_of(image).files[0]
+            options["controls"] = [{**options.pop("control"), "image": source}]
+        request = GenerationRequest.model_validate(options)
+        model = yield from self._opened(request)
+        if image:
+            request = _fitted(request, model)
+        folder = self.workspace.folder / "generated" / job.id
+        make_folder(folder)
+        existing = {path.name for path in self.workspace.generated(job)}
+        for seed in request.seeds:
+            if f"{seed}.png" not in existing:
+                one = request.model_copy(update={"seed": seed, "num_images": 1})
+                yield from _sample(model, one, concepts, folder / f"{seed}.png")
+
+    def _inspect(self, job: Job) -> Task:
+        yield Progress("reading the file", 0, 1)
+        file = self._concept_path(job.id)
+        rows, token = list(summarize(file)), read_concept(file).token
+        write_text(job.folder / "report.json", json.dumps({"rows": rows, "token": token}))
+
+    def _convert(self, job: Job) -> Task:
+        yield Progress("converting", 0, 1)
+        source, name = job.options["concept"], job.options["format"]
+        concept = self._concept(source)
+        suffix = registry.load("formats", name).suffixes[0]
+        folder = self.workspace.folder / "files" / job.id
+        make_folder(folder)
+        out = folder / f"{file_name(concept.token) or 'concept'}{suffix}"
+        out.unlink(missing_ok=True)  # of an attempt that was killed before it was recorded
+        convert_concept(self._concept_path(source), out, name)
+
+    def _compare(self, job: Job) -> Task:
+        paths = [self._concept_path(number) for number in job.options["concepts"]]
+        runs = [path.parent if path.parent.parent.name == "runs" else path for path in paths]
+        yield Progress("comparing", 0, 1)
+        evaluate(
+            runs,
+            self.workspace.folder / "generated" / job.id,
+            lambda recipe: self.bases.open(recipe.base, self.device),
+            lambda progress: job.log.append(progress),
+            EvaluationSettings(),
+        )
+
+    def _opened(self, options: Recipe | GenerationRequest) -> Generator[Progress, None, Model]:
+        """Open a base model; yields that it is being opened."""
+        yield Progress(f"opening the base model {options.base}", 0, 1)
+        return self.bases.open(options.base, self.device, options.precision or "auto", options.vae)
+
+    def _concept(self, number: str) -> Concept:
+        return read_concept(self._concept_path(number))
+
+    def _concept_path(self, number: str) -> Path:
+        path = self.workspace.concept_file(self.workspace.queue.get(number))
+        if path is None:
+            raise ConceptError(f"job {number} has no concept", "train it, or open its file again")
+        return path
+
+
+def _sample(model: Model, request: GenerationRequest, concepts: list[Concept], out: Path) -> Task:
+    """Generate one image into a file."""
+    with closing(sample_images(model, request, concepts)) as events:
+        for event in events:
+            if isinstance(event, GeneratedImage):
+                event.save(out)
+                yield None
+            elif isinstance(event, Notice):
+                yield event
+            else:
+                yield Progress(f"generating {out.stem}", event.done, event.total)
+
+
+def _fitted(request: GenerationRequest, model: Model) -> GenerationRequest:
+    """The request with the size of its source image, as the base model can generate it."""
+    if request.width:
+        return request
+    image: Any = request.controls[0].model_dump().get("image")
+    if image is None:
+        raise RequestError("the control has no image", "choose another control")
+    size = TrainingImage(image, None, "").open().size
+    width, height = bucket_for(size, model.default_size, model.size_multiple)
+    return request.model_copy(update={"width": width, "height": height})

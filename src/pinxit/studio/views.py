@@ -1,0 +1,197 @@
+"""What the page of a training shows, computed from the run's log."""
+
+import struct
+import time
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+from pinxit.evaluation.prompt_sets import Prompt, evenly_spaced, prompt_set, suitable_set
+from pinxit.runs.events import EarlyStop, LearningRateReduction, PreviewScores
+from pinxit.runs.reader import BASE_IMAGES, RunState
+from pinxit.studio.jobs import Job
+
+_SMOOTHING = 0.95
+_SPEED_STEPS = 20  # the last steps, from which the speed is measured
+_MAX_POINTS = 300
+_SCORED, _UNSCORED = 8, 4  # images on a sheet of previews
+_MARGIN = 4  # of a sheet, in pixels
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One image on a sheet: `box` is its left, top, width and height in pixels."""
+
+    box: tuple[float, float, float, float]
+    sheet_size: tuple[int, int]
+    text: str
+
+
+@dataclass(frozen=True)
+class PreviewRow:
+    """The previews after a step, and how they were scored."""
+
+    step: int
+    cells: Sequence[Cell]
+    scores: PreviewScores | None
+    is_best: bool
+
+
+@dataclass(frozen=True)
+class TrainingView:
+    """A training for people: progress, finish time, curves, previews, and sentences about it."""
+
+    job: Job
+    run: RunState | None
+
+    @property
+    def state(self) -> str:
+        """The state of the job; the run has ended before the job is marked as done."""
+        return self.job.state
+
+    @property
+    def step(self) -> int:
+        """The last step."""
+        return self.run.steps[-1].number if self.run and self.run.steps else 0
+
+    @property
+    def total(self) -> int:
+        """The number of steps; 0 if it is not known yet."""
+        steps = self.run.steps if self.run else []
+        return steps[-1].total if steps else (self.run.total_steps if self.run else None) or 0
+
+    @property
+    def seconds_left(self) -> float | None:
+        """The time that the other steps will take; None if it cannot be known yet."""
+        if not self.run or len(self.run.steps) < 3 or self.state != "running":
+            return None
+        last = sorted(step.seconds for step in self.run.steps[-_SPEED_STEPS:])
+        return last[len(last) // 2] * (self.total - self.step)
+
+    @property
+    def summary(self) -> str:
+        """What the training does now, in one sentence."""
+        if self.state == "running" and not self.step:
+            task = (self.run and self.run.progress) or self.job.progress
+            return f"{task.task} …" if task else "starting …"
+        if self.state != "running":
+            return f"{self.state} at step {self.step} of {self.total}" if self.step else self.state
+        text = f"step {self.step} of {self.total}"
+        if self.seconds_left is None:
+            return text
+        clock = time.strftime("%H:%M", time.localtime(time.time() + self.seconds_left))
+        return f"{text}, {duration(self.seconds_left)} left, done at {clock}"
+
+    @cached_property
+    def losses(self) -> dict[str, str]:
+        """Polylines in a square of 100 units, by name: the loss, smoothed, and of validation."""
+        run = self.run
+        if not run or len(run.steps) < 2:
+            return {}
+        smoothed = smooth([step.loss for step in run.steps])
+        points = list(zip((step.number for step in run.steps), smoothed, strict=True))
+        validation = sorted(run.validation_losses.items())
+        top = 1.1 * max(loss for _, loss in [*points, *validation])
+        lines = {"loss": polyline(points, self.total, top)}
+        if len(validation) > 1:
+            lines["validation"] = polyline(validation, self.total, top)
+        return lines
+
+    @cached_property
+    def prompts(self) -> tuple[Prompt, ...]:
+        """The prompts of the previews, in the order of the sheets; empty if it is one prompt."""
+        run = self.run
+        if not run or not run.of_kind(PreviewScores):
+            return ()
+        recipe = run.recipe
+        noun, style = recipe.get("class_noun", ""), recipe.get("kind") == "style"
+        name = suitable_set(noun, style=style, pocket=recipe.get("base") == "pocket")
+        return evenly_spaced(prompt_set(name, noun), _SCORED)
+
+    @property
+    def previews(self) -> list[PreviewRow]:
+        """The previews of each step, newest first."""
+        if not self.run:
+            return []
+        scores = {event.step: event for event in self.run.of_kind(PreviewScores)}
+        texts = [p.with_token(self.job.options["recipe"]["token"]) for p in self.prompts]
+        texts = texts or [f"seed {seed}" for seed in range(_UNSCORED)]
+        best = self.run.best_step
+        return [
+            PreviewRow(step, cells(path, step, texts), scores.get(step), step == best)
+            for step, path in reversed(self.run.previews.items())
+            if path.is_file()
+        ]
+
+    @property
+    def untrained(self) -> list[Path]:
+        """The same prompts without the token, generated by the base model before step 1."""
+        if not self.run or not self.prompts:
+            return []
+        files = (self.run.folder / BASE_IMAGES).glob("*.png")
+        return sorted(files, key=lambda path: int(path.stem.rpartition("-")[2]))[:_SCORED]
+
+    @property
+    def sentences(self) -> list[str]:
+        """What a person should know about the training."""
+        if not self.run:
+            return self.job.notices
+        texts: list[str] = list(self.run.notices)
+        if self.run.memory_plan and self.run.memory_plan.text:
+            texts.append(self.run.memory_plan.text)
+        for event in self.run.events:
+            if isinstance(event, EarlyStop):
+                texts.append(event.text)
+            elif isinstance(event, LearningRateReduction):
+                texts.append(f"step {event.step}: learning rate lowered, {event.reason}")
+        scored = self.run.of_kind(PreviewScores)
+        return list(dict.fromkeys([*texts, *(scored[-1].problems if scored else ())]))
+
+
+def duration(seconds: float) -> str:
+    """A duration in words, rounded."""
+    if seconds < 90:
+        return f"{max(1, round(seconds))} s"
+    minutes = round(seconds / 60)
+    return f"{minutes} min" if minutes < 90 else f"{minutes / 60:.1f} h"
+
+
+def smooth(values: Iterable[float]) -> list[float]:
+    """The exponential moving average with bias correction."""
+    average = weight = 0.0
+    smoothed: list[float] = []
+    for value in values:
+        average = _SMOOTHING * average + (1 - _SMOOTHING) * value
+        weight = _SMOOTHING * weight + (1 - _SMOOTHING)
+        smoothed.append(average / weight)
+    return smoothed
+
+
+def polyline(points: Sequence[tuple[int, float]], total: int, top: float) -> str:
+    """The points of an SVG polyline in a square of 100 units, at most 300 of them."""
+    stride = -(-len(points) // _MAX_POINTS)
+    chosen = [*points[:-1:stride], points[-1]]
+    return " ".join(f"{100 * x / total:.1f},{100 - 100 * y / top:.1f}" for x, y in chosen)
+
+
+def cells(sheet: Path, step: int, texts: Sequence[str]) -> list[Cell]:
+    """Where the images of a contact sheet are, each with its text; see `contact_sheet`."""
+    with sheet.open("rb") as file:
+        width, height = struct.unpack(">II", file.read(24)[16:])
+    columns = round(len(texts) ** 0.5 + 0.499)
+    rows = -(-len(texts) // columns)
+    across, down = (width - _MARGIN) / columns, (height - _MARGIN) / rows
+    return [
+        Cell(
+            (
+                index % columns * across + _MARGIN,
+                index // columns * down + _MARGIN,
+                across - _MARGIN,
+                down - _MARGIN,
+            ),
+            (width, height),
+            f"step {step}: {text}",
+        )
+        for index, text in enumerate(texts)
+    ]

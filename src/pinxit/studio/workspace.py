@@ -1,0 +1,242 @@
+"""The folder of a studio, and everything the pages read from it. Without torch."""
+
+import hashlib
+import hmac
+import json
+import os
+import re
+import secrets
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+from pinxit.errors import RequestError
+from pinxit.files.atomic_write import (
+    check_claim,
+    claim_folder,
+    is_locked,
+    make_folder,
+    regular_files,
+    remove,
+    write_text,
+)
+from pinxit.runs.reader import JOURNAL, RECIPE, RunState, read_log, result_file
+from pinxit.studio.jobs import Job, JobQueue, is_number, new_numbered_folder, read_json
+
+# In the folder of an image set.
+INCOMING, UNUSED, THUMBNAILS = ".incoming", ".unused", ".thumbnails"
+CHECK, CROPS = ".check.json", ".crops.json"
+_KIND = "studio"
+_FOLDERS = ("queue", "runs", "images", "generated", "files", "workers", "keys", "trash")
+_PNG = re.compile(r"[\w][\w \-.]*\.png")
+_CONCEPT_FILE = re.compile(r"[\w][\w \-.]*\.(safetensors|pt|bin|ckpt|pth)")
+_LAST_WORDS = 3000  # bytes of a worker's log
+
+
+@dataclass(frozen=True)
+class ImageSet:
+    """A folder of uploaded images that were decoded and stored again as PNG, and its checks."""
+
+    folder: Path
+
+    @property
+    def id(self) -> str:
+        """The number of the set, which is the name of its folder."""
+        return self.folder.name
+
+    @property
+    def checks(self) -> Mapping[str, Any]:
+        """What was found in each file: `images`, `rejected` and `warnings` about all of them."""
+        return read_json(self.folder / CHECK) or {
+            "images": [],
+            "rejected": [],
+            "warnings": [],
+        }
+
+    @property
+    def crops(self) -> Mapping[str, Any]:
+        """The crop of each image that has one: left, top, right, bottom in pixels."""
+        return read_json(self.folder / CROPS) or {}
+
+    @property
+    def unused(self) -> list[str]:
+        """The names of images that are not used."""
+        return [path.name for path in regular_files(self.folder / UNUSED, _PNG)]
+
+    @property
+    def files(self) -> list[Path]:
+        """The images, without their masks."""
+        paths = regular_files(self.folder, _PNG)
+        return [path for path in paths if not path.name.endswith(".mask.png")]
+
+
+@dataclass
+class Workspace:
+    """A studio's folder. Everything is found by its number; no path comes from a request.
+
+    `bases` are the base models that may be used.
+    """
+
+    folder: Path
+    bases: Sequence[str] = ("pocket",)
+    _runs: dict[str, tuple[object, RunState]] = field(default_factory=dict, repr=False)
+
+    def create(self) -> None:
+        """Make the folder, or use that of an earlier studio; RunError if it is something else."""
+        check_claim(self.folder, _KIND, *_FOLDERS)
+        claim_folder(self.folder, _KIND)
+        for name in _FOLDERS:
+            make_folder(self.folder / name)
+        for private in (self.folder, self.folder / "keys"):
+            private.chmod(0o700)
+
+    @cached_property
+    def queue(self) -> JobQueue:
+        """The jobs."""
+        return JobQueue(self.folder / "queue")
+
+    @cached_property
+    def options(self) -> Mapping[str, Any]:
+        """The fields of all options, for forms and programs; see `schema`."""
+        return json.loads((files("pinxit.studio") / "options.json").read_text("utf-8"))
+
+    def images_of(self, number: str) -> ImageSet:
+        """An image set; RequestError if there is none."""
+        return ImageSet(self._numbered("images", number))
+
+    def new_folder(self, kind: str) -> Path:
+        """A new folder with a free number for images or files."""
+        return new_numbered_folder(self.folder / kind)
+
+    def run(self, job: Job) -> RunState | None:
+        """The state of a training from its log; None before it has started."""
+        folder = self.folder / "runs" / job.id
+        if not (folder / RECIPE).is_file():
+            return None
+        stamp = [_stamp(folder / name) for name in (JOURNAL, RECIPE)]
+        cached = self._runs.get(job.id)
+        if not cached or cached[0] != stamp:
+            cached = self._runs[job.id] = stamp, read_log(folder)
+        return replace(cached[1], is_running=is_locked(folder))
+
+    def concept_file(self, job: Job) -> Path | None:
+        """The concept that a job has trained, converted or inspected; None if there is none."""
+        if job.kind == "train":
+            file = result_file(self.folder / "runs" / job.id)
+            return file if file.is_file() else None
+        number = job.id if job.kind == "convert" else job.options.get("file", "")
+        folder = self.folder / "files" / number
+        concepts = regular_files(folder, _CONCEPT_FILE) if number else []
+        return concepts[0] if concepts else None
+
+    def concepts(self) -> list[Job]:
+        """The jobs that have a concept to generate with, newest first."""
+        kinds = ("train", "inspect")
+        jobs = [job for job in reversed(self.queue.all()) if job.kind in kinds]
+        return [
+            job
+            for job in jobs
+            if self.concept_file(job) and (job.kind == "train" or job.state == "done")
+        ]
+
+    def token(self, job: Job) -> str:
+        """The placeholder token of a job's concept; empty if it is not known."""
+        if job.kind == "inspect":
+            return (read_json(job.folder / "report.json") or {}).get("token", "")
+        return str(job.options.get("recipe", {}).get("token", ""))
+
+    def generated(self, job: Job) -> list[Path]:
+        """The images that a job has generated so far."""
+        return regular_files(self.folder / "generated" / job.id, _PNG)
+
+    def trash(self, job: Job) -> None:
+        """Move a job with everything that it made to the trash; undone by `restore`."""
+        _move(self.folder, self.folder / "trash", job.id)
+
+    def restore(self, number: str) -> None:
+        """Move a job back from the trash."""
+        if is_number(number):
+            _move(self.folder / "trash", self.folder, number)
+
+    @cached_property
+    def secret(self) -> bytes:
+        """The secret that all tokens follow from; it is made on first use."""
+        file = self.folder / "secret"
+        if not file.is_file():
+            handle = os.open(file, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+            os.write(handle, secrets.token_hex(32).encode())
+            os.close(handle)
+        return file.read_bytes()
+
+    def token_for(self, purpose: str) -> str:
+        """The token for "cookie", "form" or "api": 256 bits."""
+        return hmac.new(self.secret, purpose.encode(), hashlib.sha256).hexdigest()
+
+    def new_key(self) -> str:
+        """A key that opens the studio once; only its hash is stored."""
+        key = secrets.token_urlsafe(32)
+        write_text(self.folder / "keys" / _hash(key), "")
+        return key
+
+    def use_key(self, key: str) -> bool:
+        """Whether the key is valid; from now on it is not."""
+        try:
+            (self.folder / "keys" / _hash(key)).unlink()
+        except FileNotFoundError:
+            return False
+        return True
+
+    def drop_keys(self) -> None:
+        """Make all keys invalid."""
+        remove(*(self.folder / "keys").iterdir())
+
+    def workers(self) -> dict[str, bool]:
+        """Whether the worker of each device runs."""
+        folders = sorted(path for path in (self.folder / "workers").iterdir() if path.is_dir())
+        return {folder.name: is_locked(folder) for folder in folders}
+
+    def last_words(self, device: str) -> str:
+        """The end of the log of a worker that died; empty if none did."""
+        file = self.folder / "workers" / device / "last.log"
+        return file.read_bytes()[-_LAST_WORDS:].decode(errors="replace") if file.is_file() else ""
+
+    @property
+    def free_bytes(self) -> int:
+        """Free space on the disk."""
+        return shutil.disk_usage(self.folder).free
+
+    def _numbered(self, kind: str, number: str) -> Path:
+        folder = self.folder / kind / number
+        if not is_number(number) or folder.is_symlink() or not folder.is_dir():
+            raise RequestError(f"there is nothing with the number {number[:20]!r}", "go back")
+        return folder
+
+
+def safe_stem(name: str) -> str:
+    """A file name without its folder, suffix and everything but letters, digits and hyphens."""
+    stem = Path(name.replace("\\", "/")).name.rpartition(".")[0] or name
+    return re.sub(r"[^\w-]+", " ", stem).strip(" -_")[:60] or "image"
+
+
+def _hash(key: str) -> str:
+    return hashlib.sha256(key.encode()).hexdigest()
+
+
+def _stamp(file: Path) -> tuple[int, int, int] | None:
+    """What changes when a file changes."""
+    try:
+        status = file.stat()
+    except OSError:
+        return None
+    return status.st_ino, status.st_size, status.st_mtime_ns
+
+
+def _move(source: Path, target: Path, number: str) -> None:
+    for kind in ("queue", "runs", "generated"):
+        if (source / kind / number).is_dir():
+            (target / kind).mkdir(exist_ok=True)
+            (source / kind / number).replace(target / kind / number)

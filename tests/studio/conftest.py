@@ -1,0 +1,98 @@
+"""A studio with its worker, and a browser that has entered it."""
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from pinxit.pocket import gallery
+from pinxit.pocket.world import held_out_subjects
+from pinxit.studio.workspace import Workspace
+
+
+@dataclass
+class Studio:
+    """A running studio."""
+
+    workspace: Workspace
+    process: subprocess.Popen[str]
+    link: str
+
+    @property
+    def address(self) -> str:
+        return self.link.partition("/enter")[0]
+
+
+def start_studio(folder: Path, *arguments: str) -> Studio:
+    """Start a studio at a free port, and read its link."""
+    command = [sys.executable, "-m", "pinxit", "studio", str(folder), *arguments]
+    process = subprocess.Popen(
+        [*command, "--port", str(free_port())], stderr=subprocess.PIPE, text=True
+    )
+    assert process.stderr
+    line = process.stderr.readline()
+    link = re.search(r"http://\S+", line)
+    assert link, line
+    return Studio(Workspace(folder), process, link[0])
+
+
+def free_port() -> int:
+    import socket
+
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def wait_for(condition, seconds: float = 60.0):
+    """Wait until a condition returns something true, and return that."""
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        if result := condition():
+            return result
+        time.sleep(0.1)
+    raise AssertionError(f"not reached in {seconds} s")
+
+
+@pytest.fixture(scope="session")
+def eight_images(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    """Eight photos of a subject, as a phone would name them."""
+    folder = tmp_path_factory.mktemp("phone")
+    places = ("snow", "desert", "night")
+    subject = held_out_subjects()[gallery.SUBJECT]
+    photos = [*gallery.subject_pictures(), *gallery.portraits(subject, places, (5,))]
+    paths: list[Path] = []
+    for number, photo in enumerate(photos):
+        paths.append(folder / f"IMG_{number:04}.png")
+        photo.image().save(paths[-1])
+    return paths
+
+
+@pytest.fixture(scope="module")
+def studio(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Studio]:
+    running = start_studio(tmp_path_factory.mktemp("studio") / "work")
+    yield running
+    running.process.terminate()
+    running.process.wait(30)
+
+
+@pytest.fixture(scope="session")
+def browser() -> Iterator[object]:
+    """The Chromium of the system, since playwright's own cannot be downloaded everywhere."""
+    from playwright.sync_api import sync_playwright
+
+    path = shutil.which("chromium") or shutil.which("google-chrome")
+    if path is None and not os.environ.get("CI"):
+        pytest.skip("no chromium: apt-get install chromium")
+    with sync_playwright() as playwright:
+        flags = ["--no-sandbox", "--disable-gpu", "--disable-background-networking"]
+        running = playwright.chromium.launch(executable_path=path, args=flags)
+        yield running
+        running.close()

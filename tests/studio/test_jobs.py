@@ -1,0 +1,156 @@
+"""Jobs are found again whatever dies, and the worker continues where another one was killed."""
+
+import hashlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pinxit.errors import RequestError, RunError
+from pinxit.files.atomic_write import exclusive_lock
+from pinxit.studio.jobs import MAX_ATTEMPTS, JobQueue
+from pinxit.studio.schema import all_options
+from pinxit.studio.worker import Worker
+from pinxit.studio.workspace import Workspace
+
+
+def train_recipe(nano: Path, pictures: Path, **changes: Any) -> dict[str, Any]:
+    common = {"images": str(pictures), "token": "<toy>", "class_noun": "toy", "base": str(nano)}
+    times = {"steps": 12, "checkpoint_every": 2, "preview_every": 0, "batch_size": 1}
+    return {"recipe": {"method": "textual-inversion", **common, **times, **changes}}
+
+
+@pytest.fixture
+def workspace(tmp_path: Path) -> Workspace:
+    workspace = Workspace(tmp_path / "studio")
+    workspace.create()
+    return workspace
+
+
+def test_states_follow_from_files_and_lock(tmp_path: Path) -> None:
+    queue = JobQueue(tmp_path)
+    job = queue.add("generate", {"request": {}})
+    assert job.state == "waiting"
+    with exclusive_lock(job.folder):
+        assert job.state == "running"
+        job.request_stop()
+        assert job.state == "stopping"
+    assert job.state == "stopped"
+    job.requeue()
+    assert job.state == "waiting"
+    job.finish(RunError("too hot", "cool it"))
+    assert (job.state, job.result) == (
+        "failed",
+        {"state": "failed", "message": "too hot", "hint": "cool it"},
+    )
+    assert JobQueue(tmp_path).get(job.id).options == {"request": {}}
+
+
+def test_half_written_job_is_no_job(tmp_path: Path) -> None:
+    queue = JobQueue(tmp_path)
+    (tmp_path / "000001").mkdir()
+    assert queue.all() == []
+    assert queue.add("inspect", {}).id == "000002"
+    with pytest.raises(RequestError):
+        queue.get("000001")
+
+
+def test_short_jobs_go_before_trainings_and_one_job_has_one_worker(tmp_path: Path) -> None:
+    queue = JobQueue(tmp_path)
+    training, short = queue.add("train", {}), queue.add("inspect", {})
+    with queue.claim() as first:
+        assert first == short
+        with JobQueue(tmp_path).claim() as second:
+            assert second == training
+            with JobQueue(tmp_path).claim() as third:
+                assert third is None
+    short.request_stop()
+    with queue.claim() as after:
+        assert after == training
+
+
+def test_job_that_kills_its_worker_is_given_up(tmp_path: Path) -> None:
+    job = JobQueue(tmp_path).add("generate", {})
+    for _ in range(MAX_ATTEMPTS):
+        job.count_attempt(0)
+    with pytest.raises(RunError, match="5 times"):
+        job.count_attempt(0)
+    job.count_attempt(1)  # progress: it may go on
+
+
+def test_worker_trains_generates_and_pauses_for_short_jobs(
+    workspace: Workspace, nano: Path, pictures: Path
+) -> None:
+    training = workspace.queue.add("train", train_recipe(nano, pictures))
+    request = {"prompt": "a photo of <toy>", "num_images": 2, "steps": 2, "base": str(nano)}
+    Worker(workspace, "cpu", print).run(until_empty=True)
+    generation = workspace.queue.add("generate", {"request": request, "concepts": [training.id]})
+    Worker(workspace, "cpu", print).run(until_empty=True)
+    assert training.state == generation.state == "done"
+    assert [path.name for path in workspace.generated(generation)] == ["0.png", "1.png"]
+    conversion = workspace.queue.add("convert", {"concept": training.id, "format": "a1111"})
+    Worker(workspace, "cpu", print).run(until_empty=True)
+    file = workspace.concept_file(conversion)
+    assert file
+    assert file.suffix == ".pt"
+
+
+def test_errors_are_shown_with_their_hint(workspace: Workspace, nano: Path) -> None:
+    job = workspace.queue.add("train", train_recipe(nano, workspace.folder / "none"))
+    Worker(workspace, "cpu", print).run(until_empty=True)
+    assert job.state == "failed"
+    assert job.result
+    assert "there is no folder" in job.result["message"]
+    assert job.result["hint"]
+
+
+def digests(workspace: Workspace, number: str) -> dict[str, str]:
+    run = workspace.folder / "runs" / number
+    files = [run / "concept.safetensors", *sorted((run / "checkpoints").iterdir())]
+    return {file.name: hashlib.sha256(file.read_bytes()).hexdigest() for file in files}
+
+
+@pytest.mark.long
+def test_killed_workers_lose_nothing(workspace: Workspace, nano: Path, pictures: Path) -> None:
+    """A worker is killed at several moments; the last one ends with the bytes of no kill."""
+    quiet = workspace.queue.add("train", train_recipe(nano, pictures, steps=40))
+    Worker(workspace, "cpu", print).run(until_empty=True)
+    killed = workspace.queue.add("train", train_recipe(nano, pictures, steps=40))
+    command = [sys.executable, "-m", "pinxit", "worker", str(workspace.folder), "--until-empty"]
+    for saved in (2, 12, 24):
+        process = subprocess.Popen(command, start_new_session=True)
+        end = time.monotonic() + 120
+        while time.monotonic() < end:
+            run = workspace.run(killed)
+            if run and (run.saved_step or 0) >= saved:
+                break
+            time.sleep(0.02)
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+        assert killed.state == "waiting"  # never "running" without a process
+    assert subprocess.run(command, check=True).returncode == 0
+    assert killed.state == "done"
+    assert digests(workspace, killed.id) == digests(workspace, quiet.id)
+
+
+def test_options_for_forms_are_current() -> None:
+    """If this fails: python -m pinxit.studio.schema."""
+    assert json.loads(json.dumps(all_options())) == Workspace(Path()).options
+
+
+def test_no_option_of_a_form_names_a_file_or_something_to_load() -> None:
+    options = all_options()
+    groups = [options["recipe"], options["request"]]
+    groups += [
+        part["fields"] for kind in ("methods", "controls") for part in options[kind].values()
+    ]
+    names = {field["name"] for group in groups for field in group}
+    assert not names & {"images", "image", "base", "vae", "weights", "init_image", "mask", "out"}
+    texts = {field["name"] for group in groups for field in group if field["input"] == "text"}
+    assert texts <= {"negative_prompt", "scheduler", "source_prompt", "rare_token"}
