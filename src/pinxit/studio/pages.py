@@ -19,7 +19,7 @@ from pinxit.errors import PinxitError, RequestError
 from pinxit.studio.guard import NEW_LINK
 from pinxit.studio.jobs import Job, read_json
 from pinxit.studio.streams import StatusWatch, job_events, studio_events
-from pinxit.studio.submit import DEFAULT_METHOD, KINDS
+from pinxit.studio.submit import KINDS
 from pinxit.studio.views import TrainingView, duration
 from pinxit.studio.workspace import THUMBNAILS, ImageSet, Workspace
 
@@ -99,7 +99,7 @@ class Pages:
             job = self.workspace.queue.get(like)
             recipe = dict(job.options.get("recipe", {}))
             method = dict(recipe.pop("method", {}))
-            name = method.pop("name", DEFAULT_METHOD)
+            name = method.pop("name", "")
             values = {**recipe, **{f"{name}.{key}": value for key, value in method.items()}}
             values |= {"method": name, "images": job.options["images"]}
         return self.train_form(values)
@@ -110,7 +110,7 @@ class Pages:
         """The form of a training with values, and an error of what was sent."""
         number = str(values.get("images") or "")
         images = self.workspace.images_of(number) if number else None
-        choices = {"kinds": KINDS, "bases": self.workspace.bases, "default": DEFAULT_METHOD}
+        choices = {"kinds": KINDS, "bases": self.workspace.bases}
         page = {"values": values, "images": images, **choices}
         return self.render("train.html", page, 400 if error else 200, error=error)
 

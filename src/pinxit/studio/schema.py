@@ -5,6 +5,7 @@ the options of methods and requests: these need torch.
 """
 
 import json
+import tomllib
 from collections.abc import Collection
 from pathlib import Path
 from types import NoneType
@@ -32,7 +33,7 @@ def all_options() -> dict[str, Any]:
     controls = {
         name: {"about": registry.summary("controls", name), "fields": _fields("controls", name)}
         for name in registry.names("controls")
-        if name not in ("mask", "controlnet")  # these need further files
+        if _needs_only_an_image(registry.load("controls", name))
     }
     formats = {
         name: {"about": f"for {format_.used_by}", "suffix": format_.suffixes[0]}
@@ -40,6 +41,7 @@ def all_options() -> dict[str, Any]:
         if (format_ := registry.load("formats", name)).suffixes[0]
     }
     return {
+        "defaults": tomllib.loads(Path(__file__).with_name("defaults.toml").read_text("utf-8")),
         "recipe": option_fields(Recipe, leave_out=_NOT_FOLDED),
         "request": option_fields(GenerationRequest, leave_out=_NOT_FOLDED),
         "methods": methods,
@@ -70,6 +72,14 @@ def option_fields(options: type[Options], leave_out: Collection[str] = ()) -> li
             }
         )
     return fields
+
+
+def _needs_only_an_image(control: type[Options]) -> bool:
+    """Whether a control takes a source image, and nothing else that a form cannot give."""
+    fields = control.model_fields
+    return "image" in fields and all(
+        name == "image" or not option.is_required() for name, option in fields.items()
+    )
 
 
 def _kinds(option: FieldInfo) -> tuple[Any, ...]:

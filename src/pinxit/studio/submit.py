@@ -16,7 +16,6 @@ from pinxit.files.atomic_write import make_folder, remove
 from pinxit.studio.jobs import Job, numbered_folders
 from pinxit.studio.workspace import INCOMING, THUMBNAILS, ImageSet, Workspace, safe_stem
 
-DEFAULT_METHOD = "textual-inversion"
 KINDS = ("object", "style")
 MAX_FILE_BYTES, MAX_FILES, MAX_NUM_IMAGES, MAX_SIDE = 32 * 2**20, 200, 64, 2048
 _MAX_TEXT = 2000
@@ -34,7 +33,7 @@ def train_job(workspace: Workspace, values: Mapping[str, Any]) -> Job:
         raise RequestError("what it is, is missing", "write a common noun, such as dog or toy")
     token = _text(values, "token") or f"<my{re.sub(r'[^a-z0-9]', '', noun.split()[-1].lower())}>"
     options = workspace.options
-    name = _choice(values, "method", [DEFAULT_METHOD, *options["methods"]])
+    name = _choice(values, "method", [options["defaults"]["method"], *options["methods"]])
     method = option_values(options["methods"][name]["fields"], values, name)
     snapshot = _snapshot(workspace, images)
     recipe = {
@@ -65,7 +64,7 @@ def generate_job(workspace: Workspace, values: Mapping[str, Any]) -> Job:
     trained = [job.options["recipe"]["base"] for job in concepts if job.kind == "train"]
     request["base"] = _choice(values, "base", [*trained[:1], *workspace.bases])
     if number := _text(values, "image"):
-        control = _choice(values, "control", ["img2img", *options["controls"]])
+        control = _choice(values, "control", [options["defaults"]["control"], *options["controls"]])
         fields = options["controls"][control]["fields"]
         request["image"] = workspace.images_of(number).id
         request["control"] = {"name": control, **option_values(fields, values, control)}
