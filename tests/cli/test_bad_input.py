@@ -117,6 +117,24 @@ CASES: list[Case] = [
     ("no request in it", lambda _: ["generate", "--from-png", "pictures/0.png"], "0.png", "PNG"),
     ("no picture to repeat", lambda _: ["generate", "--from-png", "no.png"], "no.png", "PNG"),
     ("folder is a file", lambda p: p.generate("--out", "file"), "file", "--out"),
+    ("folder in a file", lambda p: p.generate("--out", "file/x"), "file/x", "another path"),
+    ("folder nowhere", lambda p: p.generate("--out", "/proc/nope"), "/proc/nope", ""),
+    ("no PNG", lambda p: p.generate("--out", "a.jpg"), "a.jpg", "a.png"),
+    (
+        "one file for two images",
+        lambda p: p.generate("--out", "a.png", "--num-images", "2"),
+        "2 images",
+        "--out a",
+    ),
+    ("a file that exists", lambda p: p.generate("--out", "pictures/0.png"), "0.png", "--out"),
+    ("a guess far away", lambda p: p.train("--class-noun", "woman"), "woman", "known: cat, dog, t"),
+    ("no quotes", lambda _: ["generate", "a", "dog", "here"], "dog here", "in quotes"),
+    (
+        "concepts without flags",
+        lambda p: p.generate("--concept", "empty", "taken"),
+        "taken",
+        "--concept taken",
+    ),
 ]
 
 
@@ -150,6 +168,32 @@ def test_bad_input(
     assert advice.startswith("hint: ")
     assert hint in advice
     assert tree(place.here) == before
+
+
+def test_one_image_can_be_written_to_a_file(
+    place: Place, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(place.generate("--steps", "1", "--out", "new/one.png", "-n", "1")) == 0
+    assert capsys.readouterr().out.split() == ["new/one.png"]
+    assert [path.name for path in (place.here / "new").iterdir()] == ["one.png"]
+
+
+def test_fewer_steps_than_trained_are_refused_before_the_base_is_opened(
+    place: Place, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert main([*place.train("--steps", "2"), "--preview-every", "0"]) == 0
+    monkeypatch.setattr("pinxit.cli.train_run.open_base_model", None)
+    assert main(["train", "--resume", "run", "--steps", "1"]) == 2
+    assert "already trained 2 steps, more than 1" in capsys.readouterr().err
+
+
+def test_a_finished_run_says_that_nothing_was_left(
+    place: Place, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main([*place.train(), "--preview-every", "0"]) == 0
+    assert "nothing left" not in capsys.readouterr().err
+    assert main(["train", "--resume", "run"]) == 0
+    assert "nothing left to do, step 1 is done" in capsys.readouterr().err
 
 
 def tree(folder: Path) -> dict[str, bytes]:

@@ -179,6 +179,33 @@ def test_notices(model: Model) -> None:
 
 
 @pytest.mark.parametrize(
+    ("fields", "note"),
+    [
+        ({"prompt": "a Siamese dog in Paris"}, "does not know `Siamese`, `Paris`: its vocab"),
+        ({"width": 128}, "was trained at 32 pixels: at 128x128, images"),
+        ({"width": 16}, "was trained at 32 pixels: at 16x16, images"),
+        ({"prompt": " "}, "the prompt is empty"),
+    ],
+)
+def test_unusual_requests_are_noted(model: Model, fields: dict[str, object], note: str) -> None:
+    notes = [e.message for e in sample_images(model, changed(**fields)) if isinstance(e, Notice)]
+    assert len(notes) == 1
+    assert note in notes[0]
+    assert not [e for e in sample_images(model, changed(width=40)) if isinstance(e, Notice)]
+
+
+def test_a_mask_that_is_a_photograph_is_noted(model: Model, tmp_path: Path) -> None:
+    source, mask = tmp_path / "source.png", tmp_path / "mask.png"
+    Image.new("RGB", (32, 32), "teal").save(source)
+    for color, number in (("grey", 1), ("white", 0)):
+        Image.new("RGB", (32, 32), color).save(mask)
+        control = {"name": "mask", "image": source, "mask": mask}
+        events = sample_images(model, changed(controls=[control], steps=1))
+        notes = [event.message for event in events if isinstance(event, Notice)]
+        assert ["mostly grey, as a photograph" in note for note in notes] == [True] * number
+
+
+@pytest.mark.parametrize(
     ("fields", "message", "hint"),
     [
         ({"scheduler": "eular"}, "unknown scheduler `eular`", "did you mean euler?"),

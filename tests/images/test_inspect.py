@@ -260,3 +260,24 @@ def test_a_caption_that_is_too_long_is_said(tmp_path: Path, caption: str, cut: s
         text for text in texts if cut and text.endswith(f"`{cut}`")
     ]
     assert any("too long" in text for text in texts) == bool(cut)
+
+
+def test_a_mask_that_is_a_photograph_is_reported(folder: Path) -> None:
+    photo(9).save(folder / "0.mask.png")
+    soft = Image.new("L", (96, 96))
+    soft.paste(255, (20, 20, 70, 70))
+    soft.filter(ImageFilter.GaussianBlur(3)).save(folder / "1.mask.png")
+    texts = warnings(folder)
+    assert any("mostly grey" in text for text in texts["0.png"])
+    assert "1.png" not in texts
+
+
+def test_check_takes_the_options_of_train(
+    folder: Path, nano: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (folder / "4.png").write_bytes(b"no image")
+    out = str(folder.parent / "sheet.png")
+    assert main(["check", str(folder), "--base", str(nano), "--out", out]) == 2
+    assert "4.png" in capsys.readouterr().err
+    assert main(["check", str(folder), "--base", str(nano), "--out", out, "--skip-bad"]) == 0
+    assert "32x32" in capsys.readouterr().out

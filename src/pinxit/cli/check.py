@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 
 _TILE = (264, 292)
 _LABEL_HEIGHT = 34
+# The resolution at which images are checked for a base model that is not on this machine.
+HUB_RESOLUTION = 512
 # The text in a PNG by which a contact sheet is recognized, so that no other image is overwritten.
 _MARK = ("pinxit-sheet", "contact sheet")
 
@@ -34,9 +36,15 @@ class CheckOptions(Options):
         aliases=("pictures", "instance_data_dir", "train_data_dir"),
         help="folder with the training images",
     )
-    resolution: int = Option(
-        512, ge=8, aliases=("size",), help="training resolution in pixels, as for train"
+    resolution: int | None = Option(
+        None,
+        ge=8,
+        aliases=("size",),
+        help="training resolution in pixels, as for train",
+        default_is="the resolution that the base model was trained at, 512 if it is not known",
     )
+    base: str = Option("pocket", aliases=("model",), help="base model to train, as for train")
+    skip_bad: bool = Option(False, help="leave out images that cannot be read, as for train")
     masks: MaskSource = Option(
         "files",
         values={"beside": "files"},
@@ -57,13 +65,15 @@ def _check(given: Values) -> None:
     from PIL.PngImagePlugin import PngInfo
 
     from pinxit.images.inspect import check_folder
+    from pinxit.models.open_base import local_resolution
 
     options = CheckOptions.model_validate(given)
     folder = options.images
     out = options.out or _free_path(f"{folder.resolve()}-check")
     if out.resolve().parent == folder.resolve():
         raise ImageError(f"{out} is in the folder of the training images", "choose another --out")
-    checks = check_folder(folder, max(options.resolution // 8, 1) * 8, masks=options.masks)
+    resolution = options.resolution or local_resolution(options.base) or HUB_RESOLUTION
+    checks = check_folder(folder, max(resolution // 8, 1) * 8, masks=options.masks)
     show(checks)
     if checks.checks or checks.rejected:
         sheet = check_sheet(checks)
@@ -71,7 +81,7 @@ def _check(given: Values) -> None:
         info.add_text(*_MARK)
         atomic_write(out, lambda draft: sheet.save(draft, "PNG", pnginfo=info))
         say(f"contact sheet: {out}")
-    check_usable(folder, len(checks.checks), checks.rejected)
+    check_usable(folder, len(checks.checks), () if options.skip_bad else checks.rejected)
 
 
 def _free_path(stem: str) -> Path:
@@ -179,7 +189,8 @@ def _summary(checks: "FolderCheck") -> str:
         "left out": len(checks.ignored),
     }
     details = "".join(f", {number} {what}" for what, number in numbers.items() if number)
-    return f"{len(checks.checks)} images{details}"
+    total = len(checks.checks)
+    return f"{total} image{'' if total == 1 else 's'}{details}"
 
 
 check = command(

@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Callable, Collection, Mapping, Sequence
-from contextlib import closing
+from contextlib import closing, suppress
 from inspect import Parameter
 from itertools import count
 from pathlib import Path
@@ -24,7 +24,7 @@ from pinxit.cli.opening import open_base_model
 from pinxit.cli.screen import bars, data, say
 from pinxit.concepts.concept import Concept
 from pinxit.errors import RequestError
-from pinxit.files.atomic_write import atomic_write
+from pinxit.files.atomic_write import atomic_write, make_folder
 from pinxit.generation.control import SamplingProgress
 from pinxit.generation.request import GeneratedImage, GenerationRequest
 from pinxit.generation.sample import sample_images
@@ -35,6 +35,7 @@ from pinxit.models.prompt import cut_bytes
 from pinxit.progress import Notice
 
 _OUT = Path("generated")
+_IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
 _NUM_IMAGES = 4
 _MAX_PROMPT_BYTES = 150  # of the prompt in a file name, which may have 255
 # Options that have flags of their own here, or none.
@@ -47,17 +48,17 @@ def generate_request(
 ) -> None:
     """Generate what was typed; `adjust` fits the request to the open base model."""
     out = given.get("out", _OUT)
-    if out.exists() and not out.is_dir():
-        raise RequestError(f"{out} is a file, not a folder", "choose another folder with --out")
     request, concepts = _request(canonical(given, _ALIASES))
-    model = open_base_model(request, given.get("device", "cpu"))
-    folder = _ImageFolder(out)
+    folder = _ImageFile(out, request) if _is_image_file(out) else _ImageFolder(out)
     try:
+        model = open_base_model(request, given.get("device", "cpu"))
         _generate(model, adjust(request, model), concepts, folder)
     except KeyboardInterrupt:
         saved = len(folder.saved)
         say(f"stopped; {saved} images are in {out}" if saved else "stopped; no image was saved")
         raise
+    finally:
+        folder.remove_if_unused()
 
 
 def _request(given: Values) -> tuple[GenerationRequest, list[Concept]]:
@@ -74,7 +75,7 @@ def _request(given: Values) -> tuple[GenerationRequest, list[Concept]]:
     elif "prompt" not in options:
         raise RequestError("there is no prompt", "type a prompt in quotes, or give --from-png FILE")
     else:
-        options.setdefault("num_images", _NUM_IMAGES)
+        options.setdefault("num_images", 1 if _is_image_file(given.get("out")) else _NUM_IMAGES)
     request = GenerationRequest.model_validate(options)
     concepts = [reference.open() for reference in request.concepts]
     origins = [concept.provenance for concept in concepts if concept.provenance.base]
@@ -110,30 +111,75 @@ def _parse_size(text: str) -> tuple[int, int]:
     return int(match[1]), int(match[2] or match[1])
 
 
+def _is_image_file(out: Path | None) -> bool:
+    """Whether the path for the images is that of one file, by its ending."""
+    return out is not None and not out.is_dir() and out.suffix.lower() in _IMAGE_SUFFIXES
+
+
 class _ImageFolder:
-    """The folder for the images; files are numbered, so that none is overwritten."""
+    """The folder for the images; files are numbered, so that none is overwritten.
+
+    It is made at once, so that a path that cannot be written is an error before anything is done.
+    """
 
     def __init__(self, folder: Path) -> None:
+        if folder.exists() and not folder.is_dir():
+            raise RequestError(f"{folder} is a file, not a folder", "choose another --out")
+        self._is_new = not folder.exists()
+        make_folder(folder)
         self.folder = folder
         self.saved: list[Path] = []
         numbers = {path.name.partition("-")[0] for path in folder.glob("*.png")}
         self.number = next(f"{number:04}" for number in count() if f"{number:04}" not in numbers)
 
+    def remove_if_unused(self) -> None:
+        """Remove the folder if it was made for images, and none was saved."""
+        if self._is_new and not self.saved:
+            with suppress(OSError):
+                self.folder.rmdir()
+
     def save(self, result: GeneratedImage) -> None:
-        """Save an image; its prompt and seed are in the file's name."""
-        prompt = re.sub(r"\W+", "-", result.request.prompt).strip("-")
-        prompt = cut_bytes(prompt[:60], _MAX_PROMPT_BYTES)
-        path = self.folder / f"{self.number}-{prompt}-{result.request.seed}.png"
-        self.folder.mkdir(parents=True, exist_ok=True)
+        """Save an image."""
+        path = self.path(result.request)
         result.save(path)
         self.saved.append(path)
         data(str(path))
+
+    def path(self, request: GenerationRequest) -> Path:
+        """The file for an image of a request; the prompt and the seed are in its name."""
+        prompt = re.sub(r"\W+", "-", request.prompt).strip("-")
+        prompt = cut_bytes(prompt[:60], _MAX_PROMPT_BYTES)
+        return self.folder / f"{self.number}-{prompt}-{request.seed}.png"
 
     def save_sheet(self, images: Sequence[Image]) -> None:
         """Save a contact sheet of all images."""
         path = self.folder / f"{self.number}-sheet.png"
         atomic_write(path, lambda draft: contact_sheet(images).save(draft, "PNG"))
         data(str(path))
+
+
+class _ImageFile(_ImageFolder):
+    """One file for the only image of a request."""
+
+    def __init__(self, file: Path, request: GenerationRequest) -> None:
+        if file.suffix.lower() != ".png":
+            raise RequestError(
+                f"{file} is no PNG, which contains the request too",
+                f"try {file.with_suffix('.png')}",
+            )
+        if request.num_images > 1:
+            raise RequestError(
+                f"{file} is one file, for {request.num_images} images",
+                f"give a folder, such as --out {file.with_suffix('')}, or --num-images 1",
+            )
+        if file.exists():
+            raise RequestError(f"{file} exists already", "choose another --out, or remove it first")
+        super().__init__(file.parent)
+        self.file = file
+
+    def path(self, request: GenerationRequest) -> Path:  # noqa: ARG002
+        """The file."""
+        return self.file
 
 
 def _generate(
@@ -170,7 +216,7 @@ def request_flags(
             "download models from the hub that a PNG or a concept names",
             "False",
         ),
-        flag("out", Path, "folder for the images", str(_OUT)),
+        flag("out", Path, "folder for the images, or a PNG file for one image", str(_OUT)),
     ]
 
 

@@ -1,5 +1,6 @@
 """Output: messages and progress bars on stderr, data on stdout."""
 
+import os
 import re
 import signal
 import sys
@@ -92,6 +93,8 @@ def usage_error(error: CycloptsError) -> PinxitError:
             hint = (
                 f'put the prompt in quotes: {command} {_PROMPT_COMMANDS[command]}"a photo of ..."'
             )
+            if all(map(os.path.exists, words)):
+                hint = f"for more concepts: {' '.join(f'--concept {word}' for word in words)}"
         return RequestError(f"`{command}` does not take the words `{' '.join(words)}`", hint)
     message = str(error)
     missing = re.search(r"parameter (\S+) requires an argument", message)
@@ -159,9 +162,8 @@ def _bars() -> Generator[ProgressCallback]:
         rich_progress.TextColumn("{task.description}", markup=False),
         rich_progress.BarColumn(),
         rich_progress.MofNCompleteColumn(),
-        rich_progress.TimeElapsedColumn(),
-        rich_progress.TextColumn("left"),
         rich_progress.TimeRemainingColumn(),
+        rich_progress.TextColumn("left"),
         rich_progress.TextColumn("{task.fields[note]}", markup=False),
     )
     # Lines on a terminal are printed above the bars; lines for a pipe must stay in the pipe.

@@ -7,7 +7,7 @@ from inspect import Parameter as Argument
 from pathlib import Path
 
 from pinxit import registry
-from pinxit.cli.check import check_before_training
+from pinxit.cli.check import HUB_RESOLUTION, check_before_training
 from pinxit.cli.flags import (
     Values,
     aliased,
@@ -45,8 +45,6 @@ from pinxit.training.step_result import StepResult
 
 # The loss in the progress bar is an exponential moving average with this decay.
 _LOSS_DECAY = 0.95
-# The resolution at which images are checked before a base model is downloaded.
-_HUB_RESOLUTION = 512
 # Options that each subject has for itself; a class noun may be common to all.
 _PER_SUBJECT = frozenset({"method", "images", "token", "class_noun"})
 _ALIASES = {"class_name": "class_noun", "together": "max_concepts_per_batch"}
@@ -129,7 +127,7 @@ def read_and_check_images(run: Run) -> tuple[TrainingImage, ...]:
     """The training images of a run; prints what is odd about them."""
     run.check_image_folder()
     recipe = run.recipe
-    resolution = recipe.resolution or local_resolution(recipe.base) or _HUB_RESOLUTION
+    resolution = recipe.resolution or local_resolution(recipe.base) or HUB_RESOLUTION
     checks = check_folder(recipe.images, resolution, masks=recipe.masks)
     check_before_training(checks, recipe.skip_bad)
     return checks.images
@@ -206,7 +204,8 @@ class RunDisplay:
             say(f"{self.names[run]} is left out: {error.message}", f"hint: {error.hint}")
         elif isinstance(event, Finished):
             self.finished.add(run)
-            say(f"trained {run.recipe.token}; generate with: --concept {run.folder}")
+            nothing = "" if self.steps[run] else f"nothing left to do, step {event.step} is done; "
+            say(f"{nothing}trained {run.recipe.token}; generate with: --concept {run.folder}")
         elif isinstance(event, Notice):
             say(f"note: {prefix}{event.message}")
         elif isinstance(event, MemoryNotice | PreviewScores | EarlyStop):

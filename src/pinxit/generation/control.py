@@ -140,6 +140,10 @@ class Control(registry.Plugin, Options, ABC):
     recommended_guidance: ClassVar[tuple[float, float] | None] = None
     extra_passes: ClassVar[int] = 0
 
+    def problems(self) -> list[str]:
+        """What the user should know about its options."""
+        return []
+
     def source_branch_prompt(self, plain_prompt: str) -> str | None:  # noqa: ARG002
         """The prompt of the source branch, or None for a control without one.
 

@@ -10,6 +10,9 @@ from pinxit.models.model import Model
 from pinxit.models.prompt import parse_prompt
 from pinxit.progress import Notice
 
+# Sizes with less than this fraction of a model's area, or more than its inverse, are unusual.
+_MIN_AREA = 0.4
+
 
 def request_notices(
     model: Model, request: GenerationRequest, concepts: Sequence[Concept]
@@ -22,6 +25,7 @@ def request_notices(
                 f"`{prompt}` is too long for {model.name}; this part was left out: `{cut}`"
             )
     plain_prompt = without_tokens(request.prompt, concepts)
+    yield from _unusual(model, request, plain_prompt)
     sources = [control.source_branch_prompt(plain_prompt) for control in request.controls]
     if request.prompt in sources:
         yield Notice(
@@ -35,6 +39,38 @@ def request_notices(
                 f"unknown token `{token}`. hint: load the concept that defines it: --concept RUN"
             )
     yield from _concept_notices(model, request, concepts)
+
+
+def _unusual(model: Model, request: GenerationRequest, plain_prompt: str) -> Iterator[Notice]:
+    """A request that the model was not made for: size, no prompt, words that it does not know."""
+    width, height = request.size(model)
+    yield from size_notices(model, width, height)
+    for problem in (one for control in request.controls for one in control.problems()):
+        yield Notice(problem)
+    if not request.prompt.strip():
+        yield Notice("the prompt is empty: the images show anything that the base model knows")
+    words = re.findall(r"[^\W\d_]+", re.sub(r"<[\w-]+>", " ", plain_prompt))
+    encoders = model.text_encoders.values()
+    unknown = [word for word in words if not all(e.has_word(word.lower()) for e in encoders)]
+    if unknown:
+        yield Notice(
+            f"{model.name} does not know {_listed(unknown)}: its vocabulary is small, and these "
+            "words have no meaning for it"
+        )
+
+
+def size_notices(model: Model, width: int, height: int) -> Iterator[Notice]:
+    """A notice if a size in pixels is far from the one that a model was trained at."""
+    ratio = width * height / model.default_size**2
+    if not _MIN_AREA <= ratio <= 1 / _MIN_AREA:
+        yield Notice(
+            f"{model.name} was trained at {model.default_size} pixels: at {width}x{height}, images "
+            f"are repeated or lose their structure. hint: --resolution {model.default_size}"
+        )
+
+
+def _listed(words: Sequence[str]) -> str:
+    return ", ".join(f"`{word}`" for word in dict.fromkeys(words))
 
 
 def _is_used(model: Model, request: GenerationRequest, concept: Concept) -> bool:

@@ -116,6 +116,7 @@ class GenerationRequest(Options):
     base: str = Option(
         "pocket",
         help="base model: a name, a folder, a checkpoint file or a hub id",
+        default_is="the one that the concept was trained on, else pocket",
         max_length=_MAX_NAME,
     )
     vae: str | None = Option(

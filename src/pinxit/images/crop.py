@@ -9,6 +9,8 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
 Size = tuple[int, int]
+# A mask may have soft edges; one with more grey than this fraction is no mask.
+_GREY_SHARE = 0.4
 # Buckets are a units number of units wide and high; a unit is an eighth of the resolution.
 _UNITS = 8
 _MAX_ASPECT = 2.5
@@ -104,6 +106,12 @@ def salience(small: "Image") -> NDArray[np.float64]:
     edges = np.hypot(down, right)
     # Squared, so that a small subject outweighs a large background that is not quite uniform.
     return (distance / (distance.mean() + 1e-9) + edges / (edges.mean() + 1e-9)) ** 2
+
+
+def is_photo_like(mask: "Image") -> bool:
+    """Whether a mask has so many grey pixels that it is more likely a photograph by mistake."""
+    levels = np.asarray(mask.convert("L"))
+    return bool(((levels > 31) & (levels < 224)).mean() > _GREY_SHARE)
 
 
 def _best_position(profile: NDArray[np.float64], fraction: float) -> float:

@@ -36,8 +36,9 @@ class ImageCheck:
     """What was measured of one image.
 
     `bucket` is the size (width, height) it is trained at, `box` the crop (left, top, right, bottom)
-    in pixels, `mask_share` the fraction of the image inside its mask. `thumbnail` is (16, 16, 3),
-    0 to 255; `preview` has at most 256 pixels per side.
+    in pixels, `mask_share` the fraction of the image inside its mask, `has_photo_mask` whether that
+    mask looks like a photograph. `thumbnail` is (16, 16, 3), 0 to 255; `preview` has at most 256
+    pixels per side.
     """
 
     image: TrainingImage
@@ -46,6 +47,7 @@ class ImageCheck:
     bucket: crop.Size
     box: tuple[float, float, float, float]
     mask_share: float | None
+    has_photo_mask: bool
     sharpness: float
     thumbnail: NDArray[np.float64]
     preview: "Image"
@@ -148,6 +150,7 @@ def _check(
         bucket,
         crop.crop_box(image.size, bucket, center),
         float(np.asarray(mask).mean() / 255) if mask else None,
+        mask is not None and crop.is_photo_like(mask),
         _sharpness(image, resolution),
         np.asarray(thumbnail, dtype=np.float64),
         preview,
@@ -166,6 +169,8 @@ def _warnings(check: ImageCheck) -> list[str]:
         warnings.append("blurred")
     if check.mask_share is not None and check.mask_share < _MIN_MASK_SHARE:
         warnings.append(f"its mask covers {check.mask_share:.2%} of it")
+    if check.has_photo_mask:
+        warnings.append("its mask is mostly grey, as a photograph; white is trained, black is not")
     if cut := _cut_caption(check.image.caption or ""):
         warnings.append(
             f"its caption is too long: text encoders read {_CAPTION_TOKENS} tokens, and this is "

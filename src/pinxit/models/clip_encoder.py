@@ -2,7 +2,6 @@
 
 import re
 from collections.abc import Mapping, Sequence
-from difflib import get_close_matches
 from typing import Any, Protocol
 
 import torch
@@ -79,12 +78,6 @@ class ClipEncoder(TokenEncoder):
     def has_word(self, word: str) -> bool:
         """Whether the vocabulary has the word; a large one can split any word into few tokens."""
         return len(self.ids(word)) == 1 or len(self.tokenizer.get_vocab()) >= _LARGE_VOCABULARY
-
-    def spelling_hint(self, word: str) -> str:
-        """A hint for a word that is not in the vocabulary: the most similar word that is."""
-        known_words = [known for known in self._whole_word_ids() if len(known) > 2]
-        similar = get_close_matches(word.lower(), known_words, n=1)
-        return f"did you mean {similar[0]}?" if similar else "use a more common word"
 
     def rare_tokens(self) -> list[str]:
         """Short tokens with almost no meaning, best first (DreamBooth, section 3.2).

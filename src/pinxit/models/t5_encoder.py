@@ -42,10 +42,6 @@ class T5Encoder(TokenEncoder):
         """True: the vocabulary has pieces for every word."""
         return True
 
-    def spelling_hint(self, word: str) -> str:  # noqa: ARG002
-        """A hint for a word that is not in the vocabulary."""
-        return "use a more common word"
-
     def rare_tokens(self) -> list[str]:
         """None: rare words are several pieces."""
         return []

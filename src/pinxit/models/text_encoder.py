@@ -95,10 +95,6 @@ class PlaceholderEncoder(TextEncoder, Protocol):
         """Whether the vocabulary has the word, or can split it into few tokens."""
         ...
 
-    def spelling_hint(self, word: str) -> str:
-        """A hint for a word that is not in the vocabulary."""
-        ...
-
     def token_embeddings(self, text: str) -> Tensor:
         """A copy of the embeddings of a text's tokens, (tokens, width), fp32."""
         ...

@@ -7,6 +7,7 @@ from typing import ClassVar
 
 import numpy as np
 from PIL.Image import Image
+from PIL.Image import new as new_image
 
 from pinxit.errors import PinxitError, RequestError
 from pinxit.evaluation.confidence import Interval, bootstrap
@@ -157,6 +158,9 @@ class Evaluator:
         if settings.prompts:
             prompts = prompt_set(settings.prompts, recipe.class_noun)
         prompts = prompts or suitable_prompts(self.model, recipe)
+        blank = [new_image("RGB", (64, 64))] * len(prompts)
+        # A prompt that cannot be measured, or a judge that is missing, is an error now.
+        metric_set.prompt_following.score(blank, (), [prompt.target_text for prompt in prompts])
         prompt_run = PromptRun(recipe, prompts, settings.num_images, settings.steps)
         self._generate(prompt_run, None, ())
         judge = Judge.for_subject(

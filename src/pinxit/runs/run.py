@@ -17,7 +17,7 @@ from pinxit.progress import Notice, Progress
 from pinxit.runs.class_images import generate_class_images, read_class_images
 from pinxit.runs.events import Event, Finished, MemoryNotice, RunFailure, Started, Stopped
 from pinxit.runs.folder import RunFolder
-from pinxit.runs.reader import BASE_IMAGES, RECIPE
+from pinxit.runs.reader import BASE_IMAGES, CONCEPT, RECIPE, saved_step
 from pinxit.training.concept_trainer import ConceptTrainer
 from pinxit.training.memory import MemoryPlan
 from pinxit.training.plan import TrainingPlan
@@ -56,6 +56,12 @@ class Run(RunFolder):
         if not cls.exists(folder):
             raise RunError(f"{folder} is not a run folder", f"give a folder with a {RECIPE}")
         recipe = Recipe.from_toml(folder / RECIPE)
+        saved = saved_step(folder / CONCEPT) or 0
+        if steps is not None and saved > steps:
+            raise RunError(
+                f"{folder} has already trained {saved} steps, more than {steps}",
+                f"train longer with --steps {saved + 100}",
+            )
         changes = {
             "steps": recipe.steps if steps is None else steps,
             "images": images or _find_image_folder(recipe.images, folder),

@@ -5,9 +5,11 @@ from typing import Self
 
 import torch
 
-from pinxit.errors import RecipeError
+from pinxit.errors import RecipeError, did_you_mean
 from pinxit.models.model import Model
 from pinxit.models.prompt import TokenEmbedding, parse_prompt
+from pinxit.pocket.words import BROAD_NOUNS
+from pinxit.pocket.world.attributes import CLASSES
 from pinxit.training.early_stopping import validation_interval
 from pinxit.training.method import ClassImages, Method, Subject
 from pinxit.training.recipe import Recipe
@@ -88,10 +90,6 @@ def _check_model(recipe: Recipe, model: Model) -> None:
 
 def _check_token_and_noun(model: Model, subject: Subject) -> None:
     token, noun = subject.token, subject.class_noun
-    if not token or token.split() != [token]:
-        raise RecipeError(
-            f"the token `{token}` is not one word", "write it in angle brackets, such as <mytoy>"
-        )
     if not _is_found(token):
         raise RecipeError(
             f"the token `{token}` would not be found in every prompt: it has characters that are "
@@ -108,7 +106,7 @@ def _check_token_and_noun(model: Model, subject: Subject) -> None:
         if unknown or not noun.split():
             raise RecipeError(
                 f"{model.name} does not know the class noun `{noun}`",
-                text_encoder.spelling_hint(noun),
+                did_you_mean(noun, filter(text_encoder.has_word, (*CLASSES, *BROAD_NOUNS))),
             )
 
 

@@ -4,9 +4,10 @@ from functools import partial
 from pathlib import Path
 from typing import Annotated, Self
 
-from pydantic import BeforeValidator, PlainSerializer
+from pydantic import BeforeValidator, PlainSerializer, field_validator
 
 from pinxit import registry
+from pinxit.errors import RecipeError
 from pinxit.images.collected import image_folder
 from pinxit.images.folder import MaskSource, TrainingImage, read_images
 from pinxit.models.model import Precision
@@ -148,6 +149,16 @@ class Recipe(Options):
         aliases=("keep_every", "save_every_n_steps"),
         help="steps between saved concepts that are all kept; 0 keeps only the last and the best",
     )
+
+    @field_validator("token")
+    @classmethod
+    def _is_one_word(cls, token: str) -> str:
+        if token.split() != [token]:
+            raise RecipeError(
+                f"the token `{token}` is not one word",
+                "write it in angle brackets, such as <mytoy>",
+            )
+        return token
 
     @property
     def subject(self) -> Subject:

@@ -30,8 +30,9 @@ class Attributes(Metric):
             expected = {q: a for q, a in asked(prompt).items() if q in answers}
             if not expected:
                 raise RequestError(
-                    f"the prompt `{prompt}` has no attribute that can be checked",
-                    f"mention one of: {', '.join(self.questions)}",
+                    f"pocket's classifier cannot measure the prompt `{prompt}`",
+                    f"mention one of: {', '.join(self.questions)}, in pocket's words, or choose "
+                    "--prompts pocket-objects or pocket-styles",
                 )
             correct = [answers[q][number] == answer for q, answer in expected.items()]
             scores.append(sum(correct) / len(correct))

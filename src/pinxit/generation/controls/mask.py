@@ -9,6 +9,7 @@ from torch.nn import functional as F
 
 from pinxit.errors import RequestError
 from pinxit.generation.control import ControlHooks, ImageControl, SamplingContext, open_image
+from pinxit.images.crop import is_photo_like
 from pinxit.images.tensors import to_pixels
 from pinxit.options import Option
 from pinxit.rng import generator
@@ -21,6 +22,15 @@ class Mask(ImageControl):
     invert_mask: bool = Option(
         False, aliases=("outside",), help="generate where the mask is black instead"
     )
+
+    def problems(self) -> list[str]:
+        """A mask that looks like a photograph."""
+        if not is_photo_like(open_image(self.mask)):
+            return []
+        return [
+            f"mask {self.mask} is mostly grey, as a photograph: it should be white where to "
+            "generate and black where to keep the image"
+        ]
 
     def prepare(self, context: SamplingContext) -> Generator[Tensor, None, ControlHooks]:
         """Hooks that blend the source image in; no extra pass."""
