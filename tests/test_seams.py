@@ -19,22 +19,16 @@ FILES = sorted(path for path in SOURCE.rglob("*.py") if not ASIDE & {*path.parts
 # Names that are also those of an adapter, a library, an option, a key or the program itself. Of
 # these only imports are looked for.
 AMBIGUOUS = {"lora", "mask", "inversion", "pinxit", "diffusers"}
-AMBIGUOUS |= {"colour", "hidden", "attributes", "likeness", "nearest"}
+AMBIGUOUS |= {"colour", "nearest", "dino", "emb-params"}
 
 # Code that names a plug-in although it should not. Delete a line when its code is gone.
 NAMES_TO_REMOVE = {
     ("cli/evaluate.py", "textual-inversion"),
-    ("cli/transfer.py", "same-seed"),
-    ("concepts/format.py", "emb-params"),
-    ("evaluation/judge.py", "clip-i"),
-    ("evaluation/judge.py", "clip-t"),
-    ("evaluation/judge.py", "dino"),
-    ("evaluation/judge.py", "gram"),
-    ("reports/figures.py", "dino"),
 }
 
-# Methods create the adapters that they train.
-TRAINS = "training/"
+# By kind: the code that chooses plug-ins. Methods create the adapters that they train, and the
+# judge has the metrics that suit a base model and a kind of subject.
+CHOOSES = {"kinds": "training/", "metrics": "evaluation/judge.py"}
 # Where names of layers belong: families and their base classes, layouts, other programs' files.
 KNOWS_LAYERS = ("models", "concepts/formats")
 LAYER_NAME = re.compile(r"blocks\b.?\.|attn|\bto_[qkv]\b")
@@ -83,7 +77,7 @@ def test_no_file_names_a_plug_in_of_another(kind: str) -> None:
         for path in FILES:
             if name_of(path) == f"{package.replace('.', '/')}/{stem}.py":
                 continue
-            if kind == "kinds" and name_of(path).startswith(TRAINS):
+            if name_of(path).startswith(CHOOSES.get(kind, "-")):
                 continue
             # Kinds of adapter have names that are words of the field.
             is_unique = kind != "kinds" and plugin not in AMBIGUOUS

@@ -59,14 +59,14 @@ def main(weights: Path, work: Path, answers: dict[str, list[str]]) -> None:
     save_file(text.state_dict(), work / text_training.ANCHOR)
     kept.path.unlink()
     take(
-        text_training.telling(work, tokenizer),
+        text_training.text_trainer(work, tokenizer),
         tensors(weights / "text_encoder"),
         "text.",
         {"token_embedding": tokens},
         # with the same vocabulary the text encoder is done, and other networks depend on it
         text_training.TEXT_STEPS if before == tokenizer.get_vocab() else 0,
     )
-    take(eyes_training.seeing(work, tokenizer), tensors(weights / "eyes"), "eyes.", heads)
+    take(eyes_training.eyes_trainer(work, tokenizer), tensors(weights / "eyes"), "eyes.", heads)
     take(painter.painting(work, 1), tensors(weights / "unet"), step=painter.GROUND_FIRST)
 
 

@@ -67,7 +67,7 @@ class RealImagesLab:
     def __init__(self, runner: Lab, folders: dict[str, Images], work: Path) -> None:
         self.runner, self.folders, self.work = runner, folders, work
         self.metrics: dict[str, Metric] = {
-            "embedding": registry.load("metrics", "likeness")(),
+            "embedding": registry.load("metrics", "pocket-likeness")(),
             "colours": registry.load("metrics", "colour")(against="nearest"),
         }
 

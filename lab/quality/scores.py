@@ -39,7 +39,7 @@ def score_images(
     prompts = [image.prompt.target_text for image in generated]
     accuracy: dict[str, float] = {}
     for name, attributes in (*((name, (name,)) for name in ATTRIBUTES), ("all", ATTRIBUTES)):
-        metric = registry.load("metrics", "attributes")(eyes=eyes, questions=attributes)
+        metric = registry.load("metrics", "pocket-attributes")(eyes=eyes, questions=attributes)
         accuracy[name] = fmean(score == 1 for score in metric.score(images, (), prompts))
     likeness = {name: scale.score(images) for name, scale in scales.items()}
     return Scores(len(images), likeness, accuracy)
@@ -54,8 +54,8 @@ def subject_scales(
 ) -> dict[str, Scale]:
     """Two likeness scales of a subject, whose true parameters pocket's world knows."""
     metrics = {
-        "likeness": registry.load("metrics", "likeness")(eyes=eyes),
-        "hidden": registry.load("metrics", "hidden")(eyes=eyes, truth=tuple(hidden)),
+        "likeness": registry.load("metrics", "pocket-likeness")(eyes=eyes),
+        "hidden": registry.load("metrics", "pocket-parameters")(eyes=eyes, truth=tuple(hidden)),
     }
     return {name: Scale.of(m, references, lookalikes, others) for name, m in metrics.items()}
 

@@ -150,7 +150,7 @@ def _measure(lab: Lab, eyes: Eyes, experiment: Experiment, file: Path) -> Row:
 
 def leak_rate(generated: Sequence[LabImage], eyes: Eyes) -> float:
     """The share of images of other classes that show a class of the training images."""
-    metric = registry.load("metrics", "attributes")(eyes=eyes, questions=("class",))
+    metric = registry.load("metrics", "pocket-attributes")(eyes=eyes, questions=("class",))
     images = [image.image for image in generated]
     asked = [noun for noun, _ in class_places() for _ in range(len(generated) // len(CLASSES))]
     shows = {noun: metric.score(images, (), [f"a {noun}"] * len(images)) for noun in _SHOWN}

@@ -165,7 +165,7 @@ def _prompt_accuracy(generated: Sequence[LabImage], eyes: Eyes) -> dict[str, flo
     meant = [image.prompt.target_text for image in generated]
     asked = {
         question: fmean(
-            registry.load("metrics", "attributes")(eyes=eyes, questions=(question,)).score(
+            registry.load("metrics", "pocket-attributes")(eyes=eyes, questions=(question,)).score(
                 images, (), meant
             )
         )

@@ -30,8 +30,8 @@ from pinxit.evaluation.scoring import compute_metrics
 from pinxit.models.model import Model
 from pinxit.models.open_base import open_base
 from pinxit.pocket import gallery
-from pinxit.pocket.asked import asked
 from pinxit.pocket.eyes import Eyes
+from pinxit.pocket.prompt_attributes import prompt_attributes
 from pinxit.runs.best import save_if_best
 from pinxit.training.recipe import Recipe
 from tests.seeing import save_seeing
@@ -84,7 +84,7 @@ def test_suitable_prompt_sets() -> None:
 def test_pocket_understands_its_own_sets(name: str) -> None:
     (encoder,) = open_base("pocket").text_encoders.values()
     for prompt in prompt_set(name, "dog"):
-        assert {"class", "background"} <= asked(prompt.target_text).keys()
+        assert {"class", "background"} <= prompt_attributes(prompt.target_text).keys()
         assert all(encoder.has_word(word) for word in prompt.plain.split())
 
 

@@ -16,14 +16,14 @@ from pinxit.errors import RequestError
 from pinxit.evaluation.confidence import bootstrap, mean_relative
 from pinxit.evaluation.metric import Metric, Scale, relative_position, stack_images
 from pinxit.pocket import captions, gallery
-from pinxit.pocket.asked import asked
 from pinxit.pocket.eyes import Eyes
+from pinxit.pocket.prompt_attributes import prompt_attributes
 from pinxit.pocket.truths import answers_of
 from pinxit.pocket.world import BACKGROUNDS, CLASSES, COLOURS, STYLES, draw_scene
 from tests.seeing import save_seeing
 
 NAMES = registry.names("metrics")
-WITH_PROMPTS = {"attributes", "clip-t"}  # they compare with prompts, not with references
+WITH_PROMPTS = {"pocket-attributes", "clip-t"}  # they compare with prompts, not with references
 PROMPTS = ("a photo of a red dog on the beach", "a pencil drawing of a mug in a room")
 
 
@@ -98,23 +98,25 @@ def test_attributes_are_correct_if_the_prompt_matches_the_image(
     outputs = eyes.look(stack_images(images[:1]))
     noun, place = outputs.named("class")[0], outputs.named("background")[0]
     elsewhere = next(other for other in BACKGROUNDS if other != place)
-    metric = registry.load("metrics", "attributes")(eyes=eyes, questions=("class", "background"))
+    metric = registry.load("metrics", "pocket-attributes")(
+        eyes=eyes, questions=("class", "background")
+    )
     prompts = [f"a {noun} with {where} background" for where in (place, elsewhere)]
     assert metric.score([images[0], images[0]], (), prompts) == [1.0, 0.5]
 
 
 def test_a_prompt_without_attributes_is_an_error(eyes: Eyes, images: list[Image.Image]) -> None:
     with pytest.raises(RequestError, match="`hello` has no attribute"):
-        made("attributes", eyes).score(images[:1], (), ["hello"])
+        made("pocket-attributes", eyes).score(images[:1], (), ["hello"])
 
 
 def test_no_image_is_an_error(eyes: Eyes, images: list[Image.Image]) -> None:
     with pytest.raises(RequestError, match="no images"):
-        made("likeness", eyes).score([], images, ())
+        made("pocket-likeness", eyes).score([], images, ())
 
 
 def test_true_parameters_replace_references(eyes: Eyes, images: list[Image.Image]) -> None:
-    hidden = registry.load("metrics", "hidden")
+    hidden = registry.load("metrics", "pocket-parameters")
     truth = tuple(eyes.look(stack_images(images[:1])).hidden[0].tolist())
     assert hidden(eyes=eyes, truth=truth).score(images[:1], ()) == pytest.approx([0], abs=1e-5)
 
@@ -155,8 +157,8 @@ def test_ends_of_a_scale(eyes: Eyes, images: list[Image.Image]) -> None:
     given = Scale.of(colour, [white], [black], [grey])
     assert given.score([grey]).relative == pytest.approx(1)
     assert given.score([white]).relative > 1
-    alone = Scale.of(made("likeness", eyes), images[:1], images[1:2])
-    mirrored = made("likeness", eyes).score([ImageOps.mirror(images[0])], images[:1], ())
+    alone = Scale.of(made("pocket-likeness", eyes), images[:1], images[1:2])
+    mirrored = made("pocket-likeness", eyes).score([ImageOps.mirror(images[0])], images[:1], ())
     assert alone.ceiling == pytest.approx(mirrored[0])
 
 
@@ -195,7 +197,7 @@ def test_attributes_of_a_prompt_are_read_back() -> None:
             for place in BACKGROUNDS:
                 for style in STYLES:
                     wanted = {"class": noun, "colour": colour, "background": place, "style": style}
-                    assert asked(captions.prompt(noun, colour, place, style)) == wanted
+                    assert prompt_attributes(captions.prompt(noun, colour, place, style)) == wanted
 
 
 def test_attributes_of_captions_match_their_scene() -> None:
@@ -204,16 +206,16 @@ def test_attributes_of_captions_match_their_scene() -> None:
         scene = draw_scene(draws, rich=True)
         if scene.other is None:  # a caption of two objects may leave out one, or their places
             shown = answers_of(scene)
-            told = asked(captions.caption(scene, draws))
+            told = prompt_attributes(captions.caption(scene, draws))
             assert all(shown[question] == answer for question, answer in told.items())
 
 
 def test_held_out_styles_are_read_from_prompts() -> None:
     text = "a picture of a dog on the beach in the style of blueprint"
-    assert asked(text) == {"class": "dog", "background": "beach", "style": "blueprint"}
+    assert prompt_attributes(text) == {"class": "dog", "background": "beach", "style": "blueprint"}
 
 
-@pytest.mark.parametrize("name", ["likeness", "hidden"])
+@pytest.mark.parametrize("name", ["pocket-likeness", "pocket-parameters"])
 @pytest.mark.parametrize("subject", [0, 10, 20])
 def test_the_classifier_separates_a_subject_from_its_look_alike(name: str, subject: int) -> None:
     metric = made(name, Eyes.load())

@@ -8,7 +8,7 @@ from PIL import Image
 
 from pinxit.images.folder import read_images
 from pinxit.pocket import gallery
-from pinxit.pocket.asked import asked
+from pinxit.pocket.prompt_attributes import prompt_attributes
 from pinxit.pocket.world import HELD_OUT_STYLES
 
 
@@ -39,7 +39,7 @@ def test_the_styles_captions_name_everything_but_the_style() -> None:
     for picture, exhibit in zip(pictures, gallery.style_pictures(), strict=True):
         scene = exhibit.scene
         shown = {"class": scene.subject.class_noun, "background": scene.background}
-        assert asked(picture.caption or "") == shown
+        assert prompt_attributes(picture.caption or "") == shown
         assert scene.style in HELD_OUT_STYLES
         assert not re.search("style|blue|white|line", picture.caption or "")
 

@@ -11,8 +11,8 @@ import torch
 from torch import nn
 
 from pinxit.pocket import autoencoder, card, data, measure
-from pinxit.pocket.asked import asked
 from pinxit.pocket.eyes import Eyes
+from pinxit.pocket.prompt_attributes import prompt_attributes
 from pinxit.pocket.state import Trainer, halves
 from pinxit.pocket.truths import answers_of
 from pinxit.pocket.world import (
@@ -31,7 +31,7 @@ from pinxit.pocket.world import (
     render,
     render_styles,
 )
-from pinxit.pocket.world.render import beside
+from pinxit.pocket.world.render import placed_by_relation
 
 WEIGHTS = measure.folder()
 MEGABYTE = 1_000_000
@@ -83,7 +83,7 @@ def test_the_training_shows_all_there_is() -> None:
 @pytest.mark.parametrize("relation", RELATIONS)
 def test_two_things_stand_as_they_are_said_to(relation: str) -> None:
     for scene in measure.richer(relation, 6):
-        placed = beside(scene, np.random.default_rng(2))
+        placed = placed_by_relation(scene, np.random.default_rng(2))
         alone = replace(placed, other=None)
         both = render(placed).image.astype(int) - render(alone).image
         there = np.abs(both).sum(2) > 60
@@ -99,7 +99,7 @@ def test_two_things_stand_as_they_are_said_to(relation: str) -> None:
 def test_a_prompt_for_a_fuller_scene_asks_for_what_the_scene_shows() -> None:
     for kind, questions in measure.RICHER.items():
         for scene in measure.richer(kind, 30):
-            wanted, told = answers_of(scene), asked(measure.prompt_of(scene))
+            wanted, told = answers_of(scene), prompt_attributes(measure.prompt_of(scene))
             assert all(told[question] == wanted[question] for question in questions)
             assert all(wanted[question] == answer for question, answer in told.items())
 
@@ -164,7 +164,7 @@ def test_the_eyes_see_through_the_autoencoder(
 
     vae = AutoencoderKL.from_pretrained(WEIGHTS / "vae").requires_grad_(False)
     rendered, scenes = card.unseen(300, of)
-    assert measure.seeing(Eyes.load(), vae, rendered, scenes)["joint"] >= least
+    assert measure.eyes_accuracy(Eyes.load(), vae, rendered, scenes)["joint"] >= least
     x = autoencoder.pixels(np.stack([picture.image for picture in rendered]))
     assert autoencoder.psnr(vae, x) >= 27
 

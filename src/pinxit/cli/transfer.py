@@ -24,9 +24,11 @@ from pinxit.images.folder import TrainingImage
 from pinxit.models.model import SMALL, Model
 from pinxit.options import REQUIRED, default_text
 
-_DEFAULT, _FOR_GENERATED, _MASK = "inversion", "same-seed", "mask"
+_DEFAULT, _MASK = "inversion", "mask"
 _NAMES = [name for name in registry.names("controls") if name != _MASK]
 _CONTROLS: dict[str, type[Control]] = {name: registry.load("controls", name) for name in _NAMES}
+# For an image that pinxit generated: the control that needs no source image.
+_FOR_GENERATED = next(name for name in _NAMES if "image" not in _CONTROLS[name].model_fields)
 # The image and --control stand for these options of a request.
 _LEFT_OUT = frozenset({"init_image", "denoising_strength"})
 _PASSED_ON = ("size", "device", "out", "allow_download")

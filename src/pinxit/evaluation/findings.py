@@ -14,7 +14,7 @@ from pinxit.evaluation.judge import Judge, JudgeScore
 from pinxit.evaluation.metric import Images, Scale, leave_one_out_scores, stack_images
 from pinxit.evaluation.prompt_sets import Prompt
 from pinxit.models.model import Model
-from pinxit.pocket.asked import asked
+from pinxit.pocket.prompt_attributes import prompt_attributes
 from pinxit.pocket.words import PLACE_PHRASES
 
 # Thresholds of the advice.
@@ -138,7 +138,7 @@ def compare_backgrounds(
         return []
     trained = set(eyes.look(stack_images(judge.training_images)).named("background"))
     actual = eyes.look(stack_images(images)).named("background")
-    expected = [asked(prompt.target_text).get("background", "") for prompt in prompts]
+    expected = [prompt_attributes(prompt.target_text).get("background", "") for prompt in prompts]
     return [
         (prompted, shown if prompted and shown != prompted and shown in trained else None)
         for prompted, shown in zip(expected, actual, strict=True)

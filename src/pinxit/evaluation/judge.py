@@ -105,13 +105,14 @@ class MetricSet:
     @classmethod
     def for_pocket(cls, eyes: Eyes, kind: SubjectKind) -> Self:
         """Metrics of pocket's classifier; thumbnails compare images of one prompt."""
-        nearest = _metric("nearest")
+        questions = ("class", "background", *(() if kind == "style" else ("style",)))
+        attributes = _metric("pocket-attributes", eyes=eyes, questions=questions)
         if kind == "style":
-            attributes = _metric("attributes", eyes=eyes, questions=("class", "background"))
-            return cls(_metric("gram"), attributes, nearest, (_metric("colour"),), eyes)
-        attributes = _metric("attributes", eyes=eyes, questions=("class", "background", "style"))
-        likeness, hidden = _metric("likeness", eyes=eyes), _metric("hidden", eyes=eyes)
-        return cls(likeness, attributes, nearest, (hidden,), eyes)
+            fidelity, other = _metric("gram"), _metric("colour")
+        else:
+            fidelity = _metric("pocket-likeness", eyes=eyes)
+            other = _metric("pocket-parameters", eyes=eyes)
+        return cls(fidelity, attributes, _metric("nearest"), (other,), eyes)
 
 
 @dataclass(frozen=True)

@@ -35,10 +35,12 @@ def stages(work: Path, seconds: float, device: str, size: str) -> Iterator[Itera
     decoder = autoencoder.decoder(work, DECODER_STEPS, device)
     yield autoencoder.train(decoder, work, DECODER_STEPS, seconds)
     tokenizer = text_training.open_tokenizer(work)
-    yield text_training.tell(text_training.telling(work, tokenizer, device), work, seconds)
+    text_run = text_training.text_trainer(work, tokenizer, device)
+    yield text_training.train_text(text_run, work, seconds)
     yield painter.train(painter.painting(work, PAINTER_STEPS, device, size), work, seconds)
     yield _sent_round(work, device)
-    yield eyes_training.see(eyes_training.seeing(work, tokenizer, device), work, seconds)
+    eyes_run = eyes_training.eyes_trainer(work, tokenizer, device)
+    yield eyes_training.train_eyes(eyes_run, work, seconds)
 
 
 def _rendered(work: Path) -> Iterator[str]:

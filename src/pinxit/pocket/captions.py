@@ -25,12 +25,12 @@ from pinxit.pocket.world.style_names import STYLE_NAMES
 
 MAX_TOKENS = 31  # of any caption, begin and end included
 
-_SMALL, _LARGE = 0.9, 1.1  # scales below and above which a size may be said
+_SMALL, _LARGE = 0.9, 1.1  # scales below and above which a size may be mentioned
 _NAMED = 0.75  # share of a named subject's captions that use its name
 _PATTERN = 0.8
 _NONCE = 0.1
 _FACING = 0.25
-_EXTRA = 0.85  # share of poses, things worn and rugs that are said
+_EXTRA = 0.85  # share of poses, things worn and rugs that are mentioned
 _DRAWS = 24  # one call for all of a caption's random numbers: three times as fast as one by one
 
 
@@ -38,9 +38,9 @@ def caption(scene: Scene, rng: np.random.Generator, dense: float = 0.7) -> str:
     """Say what a scene shows, in lower case without punctuation and never empty.
 
     With probability `dense` the class (or name), the colour if it has a name, the background and
-    the style if it has a name are all said (an empty ground may stay unsaid); otherwise half are
+    the style if it has a name are all mentioned (an empty ground may be left out); else half are
     short ("a red dog", "beach") and half leave out some of the four. A style with a proper noun is
-    always said, or else captions without a style would ask for any of hundreds.
+    always mentioned, or else captions without a style would ask for any of hundreds.
     """
     u: list[float] = rng.random(_DRAWS).tolist()
     proper = scene.style in STYLE_NAMES
@@ -101,7 +101,7 @@ def related(relation: str, thing: str, draw: float = 0.0) -> str:
 
 
 def _extras(scene: Scene, u: list[float]) -> str:
-    """What the subject does and wears, and what is beside or under it, most of the time."""
+    """What the subject does and wears, and what is next to it or under it, most of the time."""
     pose = worn = other = rug = None
     often = 0.04 if scene.pose == "standing" else _EXTRA
     if scene.subject.class_noun in LIVING and u[16] < often:
@@ -130,7 +130,7 @@ def _full(scene: Scene, u: list[float], colour: bool, place: bool, style: bool) 
     if place:
         text += _place(scene, u)
     if extras:
-        u[11] *= 0.75  # a style is said in front, or the caption would be too long
+        u[11] *= 0.75  # a style comes first, or the caption would be too long
     head, manner = _medium_parts(scene, u, medium_word, style, bool(extras))
     return f"{head} of {text}{manner}" if head else f"{text}{manner}"
 
@@ -153,7 +153,7 @@ def _short(scene: Scene, u: list[float]) -> str:
 
 
 def _modifiers(scale: float, u: list[float]) -> tuple[str, str]:
-    """Choose at most one word beside the attributes: for the medium or for the subject."""
+    """Choose at most one word besides the attributes: for the medium or for the subject."""
     draw = u[1]
     if draw < 0.14:
         return MEDIUM_WORDS[int(draw / 0.14 * len(MEDIUM_WORDS))], ""

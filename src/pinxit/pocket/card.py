@@ -37,7 +37,7 @@ def write(pictures: int, photographs: Path | None, sheet: Path) -> None:
     figures["psnr"] = {}
     for ending, of in (("", None), (" on the first world", first_world)):
         rendered, scenes = unseen(LOOKED_AT, of)
-        figures[f"eyes{ending}"] = measure.seeing(eyes, vae, rendered, scenes)
+        figures[f"eyes{ending}"] = measure.eyes_accuracy(eyes, vae, rendered, scenes)
         x = autoencoder.pixels(np.stack([p.image for p in rendered]))
         figures["psnr"][f"rendered{ending}"] = autoencoder.psnr(vae, x)
     if photographs is not None:
@@ -47,7 +47,7 @@ def write(pictures: int, photographs: Path | None, sheet: Path) -> None:
     best: list[Tensor] = []
     for guidance in GUIDANCE:
         before = _painted(eyes, pictures, guidance, measure.FIRST_WORLD)
-        shares = {name: found for name, found in before.items() if "pictures" not in name}
+        shares = {name: share for name, share in before.items() if "pictures" not in name}
         figures["painting of the first world"].append(shares)
         result = _painted(eyes, pictures, guidance, measure.WORLD)
         painted = [result.pop("seen pictures"), result.pop("held out pictures")]
@@ -55,12 +55,12 @@ def write(pictures: int, photographs: Path | None, sheet: Path) -> None:
             best = painted
         figures["painting"].append(result)
         full = figures["richer"][str(guidance)] = {}
-        shown: list[Tensor] = []
+        samples: list[Tensor] = []
         for kind, share, images in measure.painted_richer(eyes, pictures // 2, guidance):
             print(f"guidance {guidance}: {kind} {share:.3f}", file=sys.stderr, flush=True)
             full[kind] = share
-            shown.append(images[:8])
-        save_sheet(sheet.with_stem(f"{sheet.stem}-richer"), torch.cat(shown), 8)
+            samples.append(images[:8])
+        save_sheet(sheet.with_stem(f"{sheet.stem}-richer"), torch.cat(samples), 8)
     figures["seconds a picture"] = measure.one_picture_seconds()
     save_sheet(sheet, torch.cat([best[0][:32], best[1][:16]]), 8)
     print(json.dumps(_rounded(figures)))
@@ -78,8 +78,8 @@ def unseen(
     count: int, of: Callable[[Scene], bool] | None = None
 ) -> tuple[list[Rendered], list[Scene]]:
     """Pictures of scenes (of a kind) that nothing was trained on, with the truth about them."""
-    found = (s for i in itertools.count() for s in data.scenes_at(i, seed=4) if not of or of(s))
-    scenes = list(itertools.islice(found, count))
+    drawn = (s for i in itertools.count() for s in data.scenes_at(i, seed=4) if not of or of(s))
+    scenes = list(itertools.islice(drawn, count))
     return [render_styles(s, (s.style,))[0] for s in scenes], scenes
 
 

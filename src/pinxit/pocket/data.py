@@ -105,21 +105,21 @@ class Shard:
 
 
 def render_shard(folder: Path, number: int, seed: int = 1) -> Path:
-    """Render one shard unless it is there; written beside and renamed, so never half there."""
+    """Render one shard unless it exists; it gets its name when it is complete."""
     path = folder / f"shard-{seed}-{number:03d}.npz"
     if path.exists():
         return path
     pictures: list[Rendered] = []
     for scene, styles in itertools.groupby(shard_scenes(number, seed), _structure):
         pictures += render_styles(scene, tuple(s.style for s in styles))
-    beside = path.with_name(f".{os.getpid()}-{path.name}")
+    draft = path.with_name(f".{os.getpid()}-{path.name}")
     np.savez(
-        beside,
+        draft,
         images=np.stack([p.image for p in pictures]),
         masks=np.stack([p.mask for p in pictures]),
         keypoints=np.stack([p.keypoints for p in pictures]),
     )
-    beside.replace(path)
+    draft.replace(path)
     return path
 
 

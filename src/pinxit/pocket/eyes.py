@@ -75,7 +75,7 @@ class Seen:
 
 
 class Block(nn.Module):
-    """Two normalised 3x3 convolutions beside an identity."""
+    """Two normalised 3x3 convolutions in parallel to an identity."""
 
     def __init__(self, width: int) -> None:
         super().__init__()

@@ -1,7 +1,7 @@
 # pyright: standard, reportPrivateImportUsage=false, reportAttributeAccessIssue=false
 # pyright: reportCallIssue=false, reportArgumentType=false, reportOptionalMemberAccess=false
 # diffusers and transformers decorate and alias so much that these find nothing true here.
-"""How pocket's eyes are trained to see what a picture shows, beside a finished text encoder."""
+"""How pocket's eyes are trained to see what a picture shows, with a finished text encoder."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ Pool = tuple[data.Shard, list[Scene], Truths, NDArray[np.int64]]
 
 
 class Pair(nn.Module):
-    """Eyes beside a finished text encoder."""
+    """Eyes with a finished text encoder."""
 
     def __init__(self, text: CLIPTextModel) -> None:
         super().__init__()
@@ -67,23 +67,23 @@ def alike(embedding: Tensor, who: Tensor) -> Tensor:
     return -((log_p * same).sum(1) / same.sum(1).clamp_min(1))[rows].mean()
 
 
-def seeing_loss(seen: Seen, truths: Truths, mask: Tensor, points: Tensor) -> Tensor:
+def eyes_loss(seen: Seen, truths: Truths, mask: Tensor, points: Tensor) -> Tensor:
     """Every question, and of things that are alone their hidden parameters, mask, key points."""
     right, hidden, style = truths
     own = (right["colour"] == len(SHADES) - 1).float()
     alone = (right["other"] == 0).float()
     alone = alone / alone.mean().clamp_min(1e-3)
-    asked = [cross_entropy(seen.answers[q], right[q]) for q in ANSWERS]
+    losses = [cross_entropy(seen.answers[q], right[q]) for q in ANSWERS]
     if seen.style is not None:
-        asked.append(STYLE_WEIGHT * F.l1_loss(seen.style, style))
+        losses.append(STYLE_WEIGHT * F.l1_loss(seen.style, style))
     masks = F.binary_cross_entropy(seen.mask, mask, reduction="none").mean((1, 2))
     closely = (seen.keypoints - points).abs().mean((1, 2))
     off = 12 * hidden_error(seen.hidden, hidden, own) + masks + 4 * closely
-    return torch.stack(asked).sum() + (alone * off).mean()
+    return torch.stack(losses).sum() + (alone * off).mean()
 
 
-def seeing(folder: Path, tokenizer: CLIPTokenizer, device: str = "cpu") -> Trainer:
-    """The training of the eyes beside the finished text encoder, as it stands."""
+def eyes_trainer(folder: Path, tokenizer: CLIPTokenizer, device: str = "cpu") -> Trainer:
+    """The training of the eyes with the finished text encoder, as it stands."""
     pair = Pair(trained_text(folder, tokenizer, device)).to(device)
     return Trainer(folder / "eyes.safetensors", pair, 1.2e-3, EYES_STEPS, decay=0.998)
 
@@ -95,12 +95,12 @@ def _in_halves(forward: Callable[[Tensor], Tensor], device: torch.device, x: Ten
 
 def trained_eyes(folder: Path, tokenizer: CLIPTokenizer) -> Eyes:
     """The eyes as they stand in the work folder, with their averaged weights."""
-    pair = seeing(folder, tokenizer).averaged()
+    pair = eyes_trainer(folder, tokenizer).averaged()
     assert isinstance(pair, Pair)
     return pair.eyes.requires_grad_(False).eval()
 
 
-def see(run: Trainer, folder: Path, seconds: float) -> Iterator[str]:
+def train_eyes(run: Trainer, folder: Path, seconds: float) -> Iterator[str]:
     """Train the eyes for a chunk of time; yields a line of figures now and then."""
     pair, tokenizer = run.network, open_tokenizer(folder)
     assert isinstance(pair, Pair)
@@ -115,9 +115,11 @@ def see(run: Trainer, folder: Path, seconds: float) -> Iterator[str]:
         if len(doubles):
             starts = np.where(rng.random(FOURS) < DOUBLES, rng.choice(doubles, FOURS), starts)
         rows = (starts[:, None] + np.arange(4)).ravel()
-        said = tokenizer([caption(scenes[i], rng) for i in rows], padding=True, return_tensors="pt")
+        tokens = tokenizer(
+            [caption(scenes[i], rng) for i in rows], padding=True, return_tensors="pt"
+        )
         noise = torch.Generator().manual_seed(step)
-        loss, joint = _loss(pair, shard, rows, truths, said.input_ids, noise, scenes)
+        loss, joint = _loss(pair, shard, rows, truths, tokens.input_ids, noise, scenes)
         run.learn(loss)
         if step % 50 == 0:
             yield f"eyes {step}/{run.steps} loss {loss.item():.3f} joint {joint:.3f}"
@@ -140,17 +142,17 @@ def _loss(
     x = x.to(device, memory_format=torch.channels_last)
     with torch.no_grad():
         pooled = pair.text(ids.to(device)).pooler_output
-    seen, told = pair.eyes(x), F.normalize(pair.eyes.text(pooled), dim=1)
+    seen, texts = pair.eyes(x), F.normalize(pair.eyes.text(pooled), dim=1)
     right = {q: r[rows].to(device) for q, r in truths[0].items()}
     hidden, style = truths[1][rows].to(device), truths[2][rows].to(device)
     mask = F.avg_pool2d(torch.from_numpy(shard.masks[rows]).float().div(255)[:, None], 4)[:, 0]
     points = torch.from_numpy(shard.keypoints[rows])
-    match = seen.shared @ told.T * pair.eyes.temperature.exp().clamp(max=50)
+    match = seen.shared @ texts.T * pair.eyes.temperature.exp().clamp(max=50)
     pairs = torch.arange(len(rows), device=device)
     people = {scenes[i].subject: k for k, i in enumerate(rows)}
     who = torch.tensor([people[scenes[i].subject] for i in rows], device=device)
     loss = (
-        seeing_loss(seen, (right, hidden, style), mask.to(device), points.to(device))
+        eyes_loss(seen, (right, hidden, style), mask.to(device), points.to(device))
         + 0.25 * (F.cross_entropy(match, pairs) + F.cross_entropy(match.T, pairs))
         + 0.5 * alike(seen.instance, who)
     )
@@ -185,6 +187,6 @@ def make_round_trip(folder: Path, path: Path, vae: AutoencoderKL) -> None:
         x = pixels(images).to(vae.device)
         y = vae.decode(vae.encode(x).latent_dist.mean).sample.clamp(-1, 1)
         parts.append((y.cpu() + 1).mul(127.5).round().byte().permute(0, 2, 3, 1).numpy())
-    beside = back.with_name(f".{back.name}")
-    np.savez(beside, images=np.concatenate(parts))
-    beside.replace(back)
+    draft = back.with_name(f".{back.name}")
+    np.savez(draft, images=np.concatenate(parts))
+    draft.replace(back)

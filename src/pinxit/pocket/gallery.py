@@ -55,7 +55,7 @@ class Exhibit:
 
 
 def folder() -> Path:
-    """Where the pictures are kept."""
+    """The folder of the pictures."""
     return Path(__file__).parent.parent / "gallery"
 
 

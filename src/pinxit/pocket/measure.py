@@ -42,9 +42,9 @@ from pinxit.pocket.world import (
     render,
 )
 from pinxit.pocket.world.attributes import FIRST_CLASSES
-from pinxit.pocket.world.render import beside
+from pinxit.pocket.world.render import placed_by_relation
 
-Asked = tuple[str, str, str, str]  # class, colour, background, style
+Attributes = tuple[str, str, str, str]  # class, colour, background, style
 
 
 def folder() -> Path:
@@ -57,19 +57,21 @@ WORLD: Drawn = (CLASSES, BACKGROUNDS)
 FIRST_WORLD: Drawn = (FIRST_CLASSES, BACKGROUNDS[:8])  # of the pocket before
 
 
-def combinations(kept_out: bool, count: int, seed: int = 5, drawn: Drawn = WORLD) -> list[Asked]:
+def combinations(
+    is_held_out: bool, count: int, seed: int = 5, drawn: Drawn = WORLD
+) -> list[Attributes]:
     """Random combinations of the four attributes, all seen in training or all held out of it."""
-    rng = np.random.default_rng((seed, int(kept_out)))
-    found: list[Asked] = []
-    while len(found) < count:
+    rng = np.random.default_rng((seed, int(is_held_out)))
+    chosen: list[Attributes] = []
+    while len(chosen) < count:
         lists = (drawn[0], tuple(COLOURS), drawn[1], STYLES)
         noun, colour, place, style = (str(rng.choice(names)) for names in lists)
-        if held_out(noun, colour, place, style) == kept_out:
-            found.append((noun, colour, place, style))
-    return found
+        if held_out(noun, colour, place, style) == is_held_out:
+            chosen.append((noun, colour, place, style))
+    return chosen
 
 
-# What a fuller prompt asks for beside a class and a colour, and by which answers it was heard.
+# What a fuller prompt asks for besides a class and a colour, and by which answers it was heard.
 RICHER: dict[str, tuple[str, ...]] = {
     **{relation: ("class", "other", "relation") for relation in RELATIONS},
     "pose": ("class", "pose"),
@@ -84,8 +86,8 @@ def richer(kind: str, count: int, seed: int = 6) -> list[Scene]:
     """Photos in which there is something of a kind of RICHER, all else at random."""
     rng = np.random.default_rng((seed, list(RICHER).index(kind)))
     drawn = (draw_scene(rng, plain=0.2, style="photo") for _ in itertools.count())
-    wanted = (_with(kind, replace(s, pattern="plain"), rng) for s in drawn if s.colour is not None)
-    return list(itertools.islice((scene for scene in wanted if scene is not None), count))
+    scenes = (_with(kind, replace(s, pattern="plain"), rng) for s in drawn if s.colour is not None)
+    return list(itertools.islice((scene for scene in scenes if scene is not None), count))
 
 
 def _with(kind: str, scene: Scene, rng: np.random.Generator) -> Scene | None:
@@ -120,9 +122,9 @@ def prompt_of(scene: Scene) -> str:
 
 
 def heard(eyes: Eyes, images: Tensor, scenes: list[Scene], questions: tuple[str, ...]) -> float:
-    """The share of pictures (N, 3, 64, 64) in which all the questions are answered as asked."""
-    seen, wanted = eyes.look(images.float()), [answers_of(scene) for scene in scenes]
-    hits = [[a == w[q] for a, w in zip(seen.named(q), wanted, strict=True)] for q in questions]
+    """The share of pictures (N, 3, 64, 64) whose answers to all questions are the right ones."""
+    seen, expected = eyes.look(images.float()), [answers_of(scene) for scene in scenes]
+    hits = [[a == w[q] for a, w in zip(seen.named(q), expected, strict=True)] for q in questions]
     return float(np.all(hits, 0).mean())
 
 
@@ -131,7 +133,7 @@ def rendered_richer(eyes: Eyes, vae: AutoencoderKL, count: int) -> dict[str, flo
     shares: dict[str, float] = {}
     for kind, questions in RICHER.items():
         rng = np.random.default_rng(7)
-        scenes = [beside(s, rng) if s.other else s for s in richer(kind, count)]
+        scenes = [placed_by_relation(s, rng) if s.other else s for s in richer(kind, count)]
         x = autoencoder.pixels(np.stack([render(s).image for s in scenes]))
         shares[kind] = heard(eyes, round_trip(vae, x).clamp(-1, 1), scenes, questions)
     return shares
@@ -167,13 +169,13 @@ def paint(
         yield start + len(part), torch.as_tensor(out.images) * 2 - 1
 
 
-def right(eyes: Eyes, images: Tensor, asked: list[Asked]) -> dict[str, float]:
-    """Shares of pictures in which each attribute, and all four, are as asked."""
+def right(eyes: Eyes, images: Tensor, attributes: list[Attributes]) -> dict[str, float]:
+    """Shares of pictures in which each attribute, and all four, are as in the prompt."""
     seen = eyes.look(images.float())
     hits = np.array(
         [
             [a == b for a, b in zip(seen.named(q), row, strict=True)]
-            for q, row in zip(JOINT, zip(*asked, strict=True), strict=True)
+            for q, row in zip(JOINT, zip(*attributes, strict=True), strict=True)
         ]
     )
     shares = {q: float(h.mean()) for q, h in zip(JOINT, hits, strict=True)}
@@ -187,13 +189,13 @@ def painting(
     pipe = StableDiffusionPipeline.from_pretrained(folder())
     pipe.set_progress_bar_config(disable=True)
     result: dict[str, Any] = {"guidance": guidance, "steps": steps, "pictures": count}
-    for name, kept_out in (("seen", False), ("held out", True)):
-        asked = combinations(kept_out, count, drawn=drawn)
+    for name, is_held_out in (("seen", False), ("held out", True)):
+        attributes = combinations(is_held_out, count, drawn=drawn)
         images: list[Tensor] = []
-        for done, part in paint(pipe, [prompt(*a) for a in asked], guidance, steps, 1000):
+        for done, part in paint(pipe, [prompt(*a) for a in attributes], guidance, steps, 1000):
             images.append(part)
             yield {"done": done, "of": count, "what": name}
-        result[name] = right(eyes, torch.cat(images), asked)
+        result[name] = right(eyes, torch.cat(images), attributes)
         result[f"{name} pictures"] = torch.cat(images)
     yield result
 
@@ -204,7 +206,7 @@ def round_trip(vae: AutoencoderKL, x: Tensor) -> Tensor:
     return torch.cat([vae.decode(vae.encode(p).latent_dist.mean).sample for p in x.split(64)])
 
 
-def seeing(
+def eyes_accuracy(
     eyes: Eyes, vae: AutoencoderKL, pictures: list[Rendered], scenes: list[Scene]
 ) -> dict[str, float]:
     """How often the eyes are right on round trips of rendered pictures, and how close."""

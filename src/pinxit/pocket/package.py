@@ -49,8 +49,8 @@ def halves(network: nn.Module, prefix: str = "") -> dict[str, Tensor]:
 
 def write(work: Path, folder: Path, size: str = "small") -> str:
     """Write what stands in the work folder, with the U-Net of a size, as a whole; its hash."""
-    beside = folder.with_name(f".{folder.name}-new")
-    shutil.rmtree(beside, ignore_errors=True)
+    draft = folder.with_name(f".{folder.name}-new")
+    shutil.rmtree(draft, ignore_errors=True)
     tokenizer = text_training.open_tokenizer(work)
     text_encoder = text_training.trained_text(work, tokenizer)
     eyes = eyes_training.trained_eyes(work, tokenizer)
@@ -58,35 +58,35 @@ def write(work: Path, folder: Path, size: str = "small") -> str:
     unet = painter.painting(work, 1, size=size).averaged()
     assert isinstance(unet, UNet2DConditionModel)
     vae.register_to_config(scaling_factor=float((work / painter.SCALE).read_text()))
-    vae.half().save_pretrained(beside / "vae")
-    unet.half().save_pretrained(beside / "unet", max_shard_size=SHARD)
+    vae.half().save_pretrained(draft / "vae")
+    unet.half().save_pretrained(draft / "unet", max_shard_size=SHARD)
     DDIMScheduler(**painter.SCHEDULE, set_alpha_to_one=False, steps_offset=1).save_pretrained(
-        beside / "scheduler"
+        draft / "scheduler"
     )
-    write_tokenizer(beside / "tokenizer")
+    write_tokenizer(draft / "tokenizer")
     # DreamBooth lets the user's word stand for one of these.
-    rare = noticed(text_encoder, tokenizer)[:RARE_WORDS]
-    (beside / "tokenizer" / "rare_words.txt").write_text("\n".join(rare) + "\n")
-    (beside / "text_encoder").mkdir()
+    rare_words = rare_tokens(text_encoder, tokenizer)[:RARE_WORDS]
+    (draft / "tokenizer" / "rare_words.txt").write_text("\n".join(rare_words) + "\n")
+    (draft / "text_encoder").mkdir()
     # With the prefix other programs know, and the type that lets diffusers load it as float32.
     config = json.loads(text_encoder.config.to_json_string(use_diff=False))
     config |= {"architectures": ["CLIPTextModel"], "dtype": "float32"}
-    (beside / "text_encoder" / "config.json").write_text(json.dumps(config, indent=2) + "\n")
+    (draft / "text_encoder" / "config.json").write_text(json.dumps(config, indent=2) + "\n")
     text = halves(text_encoder, "text_model.")
-    save_file(text, beside / "text_encoder" / "model.safetensors", {"format": "pt"})
-    (beside / "eyes").mkdir()
-    save_file(halves(eyes), beside / "eyes" / "eyes.safetensors", {"format": "pt"})
+    save_file(text, draft / "text_encoder" / "model.safetensors", {"format": "pt"})
+    (draft / "eyes").mkdir()
+    save_file(halves(eyes), draft / "eyes" / "eyes.safetensors", {"format": "pt"})
     index = INDEX | {"_diffusers_version": diffusers.__version__}
-    (beside / "model_index.json").write_text(json.dumps(index, indent=2) + "\n")
-    for path in beside.rglob("*.safetensors"):
+    (draft / "model_index.json").write_text(json.dumps(index, indent=2) + "\n")
+    for path in draft.rglob("*.safetensors"):
         path.chmod(0o644)  # safetensors' writer lets only the owner read
     shutil.rmtree(folder, ignore_errors=True)
-    beside.rename(folder)
+    draft.rename(folder)
     return digest(folder)
 
 
 @torch.no_grad()
-def noticed(text: CLIPTextModel, tokenizer: CLIPTokenizer) -> list[str]:
+def rare_tokens(text: CLIPTextModel, tokenizer: CLIPTokenizer) -> list[str]:
     """The nonce words that no caption had, those first that move the text encoder most.
 
     DreamBooth cannot hold on to what the encoder passes over, and it has learned to pass over words

@@ -81,7 +81,7 @@ class Encoded:
 
 @torch.no_grad()
 def encode(folder: Path, vae: AutoencoderKL, device: str = "cpu") -> Encoded:
-    """Encode every shard once (cached beside it) and measure the latents' scale, once."""
+    """Encode every shard once (cached next to it) and measure the latents' scale, once."""
     means, stds, subjects, scenes = [], [], [], []
     for path in training_shards(folder):
         cache = folder / "latents" / path.with_suffix(".npz").name
@@ -97,10 +97,12 @@ def encode(folder: Path, vae: AutoencoderKL, device: str = "cpu") -> Encoded:
     plain = torch.tensor([i for i, s in enumerate(scenes) if s.background == PLACES[-1]])
     fuller = torch.tensor([i for i, s in enumerate(scenes) if _is_fuller(s)])
     styled = torch.tensor([i for i, s in enumerate(scenes) if s.style not in STYLES])
-    kept = folder / SCALE
-    if not kept.exists():
-        kept.write_text(f"{1 / float(mean[:: max(1, len(mean) // 4000)].float().std()):.5f}\n")
-    scale = float(kept.read_text())
+    scale_file = folder / SCALE
+    if not scale_file.exists():
+        scale_file.write_text(
+            f"{1 / float(mean[:: max(1, len(mean) // 4000)].float().std()):.5f}\n"
+        )
+    scale = float(scale_file.read_text())
     return Encoded(mean, torch.cat(stds), torch.cat(subjects), scenes, plain, fuller, styled, scale)
 
 
@@ -123,9 +125,9 @@ def _encode_shard(path: Path, cache: Path, vae: AutoencoderKL, device: str) -> N
         std.append(posterior.std.half().cpu())
     mask = torch.from_numpy(shard.masks).float().div(255)
     subject = F.avg_pool2d(mask[:, None], 4)[:, 0].half()
-    beside = cache.with_name(f".{cache.name}")
-    np.savez(beside, mean=torch.cat(mean), std=torch.cat(std), subject=subject)
-    beside.replace(cache)
+    draft = cache.with_name(f".{cache.name}")
+    np.savez(draft, mean=torch.cat(mean), std=torch.cat(std), subject=subject)
+    draft.replace(cache)
 
 
 def chosen(encoded: Encoded, step: int, steps: int) -> np.ndarray:
@@ -155,14 +157,14 @@ def words(encoded: Encoded, rows: np.ndarray, step: int, steps: int) -> list[str
     """A caption each, dense at first; a share dropped for guidance."""
     rng = np.random.default_rng((42, step))
     dense = 0.9 if step < 0.75 * steps else 0.7
-    said = [caption(encoded.scenes[int(i)], rng, dense) for i in rows]
-    return ["" if rng.random() < UNSAID else s for s in said]
+    captions = [caption(encoded.scenes[int(i)], rng, dense) for i in rows]
+    return ["" if rng.random() < UNSAID else text for text in captions]
 
 
 @torch.no_grad()
-def condition(text: CLIPTextModel, tokenizer: CLIPTokenizer, said: list[str]) -> Tensor:
+def condition(text: CLIPTextModel, tokenizer: CLIPTokenizer, captions: list[str]) -> Tensor:
     """The text encoder's states (N, 32, width) for captions, padded as Stable Diffusion does."""
-    tokens = tokenizer(said, padding="max_length", truncation=True, return_tensors="pt")
+    tokens = tokenizer(captions, padding="max_length", truncation=True, return_tensors="pt")
     return text(tokens.input_ids.to(text.device)).last_hidden_state
 
 

@@ -131,7 +131,7 @@ class Trainer:
         return self.network
 
     def save(self) -> None:
-        """Write the state beside and rename it into place."""
+        """Write the state to another file and rename it into place."""
         tensors = {f"network.{n}": p.detach() for n, p in self.trained.items()}
         tensors |= {f"average.{n}": p for n, p in self.average.items()}
         for name, parameter in self.trained.items():
@@ -139,10 +139,10 @@ class Trainer:
                 for key, value in optimizer.state.get(parameter, {}).items():
                     tensors[f"optimizer.{name}.{key}"] = value
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        beside = self.path.with_suffix(f".{os.getpid()}.part")
+        draft = self.path.with_suffix(f".{os.getpid()}.part")
         tensors = {n: t.detach().contiguous() for n, t in tensors.items()}
-        save_file(tensors, beside, {"step": str(self.step)})
-        beside.replace(self.path)
+        save_file(tensors, draft, {"step": str(self.step)})
+        draft.replace(self.path)
 
     def _load(self) -> None:
         device = str(next(iter(self.trained.values())).device)
@@ -155,8 +155,8 @@ class Trainer:
                 kind, name = key.split(".", 1)
                 name, _, moment = name.rpartition(".")
                 if kind == "optimizer" and moment in ("step", "exp_avg", "exp_avg_sq", "momentum"):
-                    kept = self._optimizer_of(self.trained[name]).state[self.trained[name]]
-                    kept[moment] = file.get_tensor(key)
+                    moments = self._optimizer_of(self.trained[name]).state[self.trained[name]]
+                    moments[moment] = file.get_tensor(key)
 
     def _optimizer_of(self, parameter: nn.Parameter) -> torch.optim.Optimizer:
         return self.optimizers[int(parameter.ndim > 1)]

@@ -57,19 +57,20 @@ def build_text(tokenizer: CLIPTokenizer) -> CLIPTextModel:
     return CLIPTextModel(config)
 
 
-class Telling(nn.Module):
+class TextWithHeads(nn.Module):
     """The text encoder, and what it alone must be able to tell of a caption."""
 
     def __init__(self, text: CLIPTextModel) -> None:
         super().__init__()
         torch.manual_seed(13)
         self.text = text
+        # The name is a part of the names in saved states.
         self.told = nn.ModuleDict({q: nn.Linear(TEXT_WIDTH, len(a)) for q, a in ANSWERS.items()})
         self.known = nn.Linear(TEXT_WIDTH, HIDDEN)
         self.style = nn.Linear(TEXT_WIDTH, NUMBERS_OF_A_STYLE)
 
 
-def telling_loss(network: Telling, pooled: Tensor, truths: Truths) -> Tensor:
+def text_loss(network: TextWithHeads, pooled: Tensor, truths: Truths) -> Tensor:
     """What captions say must be readable from the text encoder; names must mean someone."""
     right, hidden, style = truths
     each = [cross_entropy(network.told[q](pooled), right[q]) for q in ANSWERS]
@@ -77,16 +78,16 @@ def telling_loss(network: Telling, pooled: Tensor, truths: Truths) -> Tensor:
     return torch.stack(each).sum() + 20 * known
 
 
-def telling(folder: Path, tokenizer: CLIPTokenizer, device: str = "cpu") -> Trainer:
+def text_trainer(folder: Path, tokenizer: CLIPTokenizer, device: str = "cpu") -> Trainer:
     """The training of the text encoder on captions alone, as it stands in the work folder."""
-    network = Telling(build_text(tokenizer)).to(device)
+    network = TextWithHeads(build_text(tokenizer)).to(device)
     return Trainer(folder / "text.safetensors", network, 1e-3, TEXT_STEPS, decay=0.998)
 
 
 def trained_text(folder: Path, tokenizer: CLIPTokenizer, device: str = "cpu") -> CLIPTextModel:
     """The text encoder as it stands in the work folder, with its averaged weights."""
-    network = telling(folder, tokenizer, device).averaged()
-    assert isinstance(network, Telling)
+    network = text_trainer(folder, tokenizer, device).averaged()
+    assert isinstance(network, TextWithHeads)
     return network.text.requires_grad_(False).eval()
 
 
@@ -113,28 +114,28 @@ def _anchor_distance(before: CLIPTextModel | None, ids: Tensor, states: Tensor) 
     if before is None:
         return torch.zeros(())
     with torch.no_grad():
-        wanted = before(ids).last_hidden_state
-    return (states - wanted).float().square().mean()
+        expected = before(ids).last_hidden_state
+    return (states - expected).float().square().mean()
 
 
-def tell(run: Trainer, folder: Path, seconds: float) -> Iterator[str]:
+def train_text(run: Trainer, folder: Path, seconds: float) -> Iterator[str]:
     """Train the text encoder for a chunk of time; yields a line of figures now and then."""
     network, tokenizer = run.network, open_tokenizer(folder)
-    assert isinstance(network, Telling)
+    assert isinstance(network, TextWithHeads)
     device = network.known.weight.device
     before = anchor(folder, tokenizer, device)
     for step in run.chunk(seconds):
         scenes = text_scenes(step)
         rng = np.random.default_rng((33, step))
-        said = [caption(scene, rng, 0.9) for scene in scenes]
-        ids = tokenizer(said, padding="max_length", return_tensors="pt").input_ids.to(device)
+        captions = [caption(scene, rng, 0.9) for scene in scenes]
+        ids = tokenizer(captions, padding="max_length", return_tensors="pt").input_ids.to(device)
         answers, hidden, style = truth(scenes)
         truths = {q: a.to(device) for q, a in answers.items()}, hidden.to(device), style.to(device)
         with halves(device):
             out = network.text(ids)
-            kept = out.last_hidden_state[:-STYLED_CAPTIONS]
-            distance = _anchor_distance(before, ids[:-STYLED_CAPTIONS], kept)
-        value = telling_loss(network, out.pooler_output.float(), truths)
+            captioned = out.last_hidden_state[:-STYLED_CAPTIONS]
+            distance = _anchor_distance(before, ids[:-STYLED_CAPTIONS], captioned)
+        value = text_loss(network, out.pooler_output.float(), truths)
         run.learn(value + ANCHOR_WEIGHT * distance)
         if step % 50 == 0:
             yield f"text {step}/{run.steps} loss {value.item():.3f} distance {distance.item():.4f}"

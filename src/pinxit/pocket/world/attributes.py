@@ -141,7 +141,7 @@ class Scene:
 
 
 def held_out(class_noun: str, colour: str | None, background: str, style: str) -> bool:
-    """Whether a combination of attributes is kept from training (one in ten, by a fixed rule)."""
+    """Whether a combination of attributes is left out of training (one in ten, by a fixed rule)."""
     if colour is None or background == PLAIN or style not in STYLES:
         return False
     cell = (

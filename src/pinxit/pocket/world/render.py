@@ -145,7 +145,7 @@ def other_place(scene: Scene) -> tuple[float, float, float]:
     return scene.x + side * 0.96, scene.y, 0.86 * scene.scale
 
 
-def beside(scene: Scene, rng: np.random.Generator) -> Scene:
+def placed_by_relation(scene: Scene, rng: np.random.Generator) -> Scene:
     """The scene with its subject where its relation to the second thing puts it."""
     assert scene.other is not None
     relation = scene.other.relation
@@ -192,7 +192,7 @@ def enriched(scene: Scene, rng: np.random.Generator) -> Scene:
         second = str(rng.choice([c for c in CLASSES if c != noun]))
         relation, colour = str(rng.choice(RELATIONS)), str(rng.choice(tuple(COLOURS)))
         other = Other(draw_subject(rng, second), colour, relation)
-        return beside(replace(scene, other=other, pattern="plain"), rng)
+        return placed_by_relation(replace(scene, other=other, pattern="plain"), rng)
     if draw[0] < 0.37:
         scene = replace(scene, rug=str(rng.choice(tuple(COLOURS))))
     if noun in LIVING and draw[1] < 0.45:

@@ -63,12 +63,12 @@ def named_styles() -> dict[str, StyleParameters]:
     held_out = [NEAREST[style] for style in HELD_OUT_STYLES]
     held_out += [style_parameters(style) for style in HELD_OUT_DRAWN]
     rng = np.random.default_rng(_NAMED_SEED)
-    found: list[StyleParameters] = []
-    while len(found) < len(STYLE_NAMES):
+    styles: list[StyleParameters] = []
+    while len(styles) < len(STYLE_NAMES):
         style = StyleParameters.draw(rng)
         if min(style_distance(style, other) for other in held_out) > _LIKE_OTHERS:
-            found.append(style)
-    return dict(zip(STYLE_NAMES, found, strict=True))
+            styles.append(style)
+    return dict(zip(STYLE_NAMES, styles, strict=True))
 
 
 @cache

@@ -39,50 +39,53 @@ _RELATED = [
 ]
 
 
-def asked(prompt: str) -> dict[str, str]:
-    """The answer that the prompt wants to each question it settles; others are left out.
+def prompt_attributes(prompt: str) -> dict[str, str]:
+    """The attribute that the prompt names for each question; open questions are missing.
 
     Questions are those of the eyes: class, colour, background, style, facing, pattern and the rest.
     """
     text = " ".join(re.findall(r"[a-z]+", prompt.lower())).replace("mountains", "mountain")
-    wanted: dict[str, str] = {}
-    if any(_said(ground, text) for ground in _GROUNDS):
-        wanted["background"] = PLAIN
+    attributes: dict[str, str] = {}
+    if any(_mentions(ground, text) for ground in _GROUNDS):
+        attributes["background"] = PLAIN
         text = re.sub("plain background|white background", "", text)
-    if found := _RUG.search(text):
-        wanted["rug"] = found[1]
-        text = text.replace(found[0], "")
-    if found := _WEARING.search(text):
-        wanted |= _known({"worn colour": found[1], "worn": found[2]})
-        text = text.replace(found[0], "")
+    if match := _RUG.search(text):
+        attributes["rug"] = match[1]
+        text = text.replace(match[0], "")
+    if match := _WEARING.search(text):
+        attributes |= _known({"worn colour": match[1], "worn": match[2]})
+        text = text.replace(match[0], "")
     relation, second, text = _second(text)
     for question, answers in _CHOICES.items():
-        if said := [a for a, words in answers.items() if any(_said(word, text) for word in words)]:
-            wanted[question] = said[-1]
-    return _side_by_side(wanted, relation, second) if relation else wanted
+        for answer, words in answers.items():
+            if any(_mentions(word, text) for word in words):
+                attributes[question] = answer
+    return _side_by_side(attributes, relation, second) if relation else attributes
 
 
 def _second(text: str) -> tuple[str, dict[str, str], str]:
     """The relation to a second thing that a text asks for, the thing, and the text without."""
     for relation, phrase in _RELATED:
-        if found := phrase.search(text):
-            thing = _known({"other colour": found[1], "other": found[2]})
-            return relation, thing, text.replace(found[0], "")
+        if match := phrase.search(text):
+            thing = _known({"other colour": match[1], "other": match[2]})
+            return relation, thing, text.replace(match[0], "")
     return "", {}, text
 
 
-def _side_by_side(wanted: dict[str, str], relation: str, second: dict[str, str]) -> dict[str, str]:
+def _side_by_side(
+    attributes: dict[str, str], relation: str, second: dict[str, str]
+) -> dict[str, str]:
     """Of two things side by side the left one is the first, as the eyes have it."""
-    if relation == "right" and "class" in wanted:
-        first = {"other": wanted.pop("class"), "other colour": wanted.pop("colour", None)}
+    if relation == "right" and "class" in attributes:
+        first = {"other": attributes.pop("class"), "other colour": attributes.pop("colour", None)}
         turned = {"class": second["other"], "colour": second.get("other colour")}
-        return wanted | _known(turned | first) | {"relation": "left"}
-    return wanted | second | {"relation": relation}
+        return attributes | _known(turned | first) | {"relation": "left"}
+    return attributes | second | {"relation": relation}
 
 
 def _known(answers: dict[str, str | None]) -> dict[str, str]:
     return {question: answer for question, answer in answers.items() if answer is not None}
 
 
-def _said(words: str, text: str) -> bool:
+def _mentions(words: str, text: str) -> bool:
     return f" {words} " in f" {text} "

@@ -10,7 +10,7 @@ from pinxit.pocket.eyes import Eyes
 
 
 @dataclass(frozen=True)
-class Likeness(Metric):
+class PocketLikeness(Metric):
     """Cosine between an image's instance embedding and the mean of the references'."""
 
     better = "more"

@@ -5,12 +5,12 @@ from dataclasses import dataclass, field
 
 from pinxit.errors import RequestError
 from pinxit.evaluation.metric import Images, Metric, stack_images
-from pinxit.pocket.asked import asked
 from pinxit.pocket.eyes import Eyes
+from pinxit.pocket.prompt_attributes import prompt_attributes
 
 
 @dataclass(frozen=True)
-class Attributes(Metric):
+class PocketAttributes(Metric):
     """The fraction of a prompt's attributes that pocket's classifier finds in its image.
 
     Only attributes in `questions` count. Placeholder tokens have no meaning here: replace them by
@@ -27,7 +27,7 @@ class Attributes(Metric):
         answers = {question: outputs.named(question) for question in self.questions}
         scores: list[float] = []
         for number, prompt in enumerate(prompts):
-            expected = {q: a for q, a in asked(prompt).items() if q in answers}
+            expected = {q: a for q, a in prompt_attributes(prompt).items() if q in answers}
             if not expected:
                 raise RequestError(
                     f"pocket's classifier cannot measure the prompt `{prompt}`",

@@ -11,7 +11,7 @@ from pinxit.pocket.eyes import NUMBERS, Eyes
 
 
 @dataclass(frozen=True)
-class Hidden(Metric):
+class PocketParameters(Metric):
     """Mean error of the parameters that pocket's classifier reads, each in 0..1.
 
     The true values are `truth` (15,) if given, otherwise the mean of what the classifier reads in
