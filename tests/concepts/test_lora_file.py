@@ -219,7 +219,7 @@ unet_input_blocks_5_0_in_layers_2 down_blocks.1.resnets.1.conv1
 unet_input_blocks_3_0_op down_blocks.0.downsamplers.0.conv
 unet_middle_block_1_proj_in mid_block.attentions.0.proj_in
 unet_middle_block_2_emb_layers_1 mid_block.resnets.1.time_emb_proj
-unet_output_blocks_2_1_ff up_blocks.0.attentions.2.ff
+unet_output_blocks_2_1_norm up_blocks.0.attentions.2.norm
 unet_output_blocks_2_2_conv up_blocks.0.upsamplers.0.conv
 unet_output_blocks_2_1_conv up_blocks.0.upsamplers.0.conv
 unet_output_blocks_8_0_skip_connection up_blocks.2.resnets.2.conv_shortcut
@@ -360,14 +360,14 @@ INVALID_FILES: dict[str, tuple[dict[str, Tensor], str]] = {
         r"do not match: .*lora_B.weight \(\)",
     ),
     "no rank": (kohya_tensors(lora_down_weight=A[:0], lora_up_weight=B[:, :0]), "do not match"),
-    "whole numbers": (kohya_tensors(lora_down_weight=A.long()), "do not match"),
+    "whole numbers": (kohya_tensors(lora_down_weight=A.long()), "as int64, not as floating point"),
     "alpha is no number": (kohya_tensors(alpha=NUMBER(float("nan"))), "an alpha of nan"),
     "infinite alpha": (kohya_tensors(alpha=NUMBER(float("-inf"))), "an alpha of -inf"),
     "huge alpha": (kohya_tensors(alpha=NUMBER(1e30)), r"an alpha of 1e\+30"),
     "two alphas": (kohya_tensors(alpha=torch.ones(2)), r"do not match: alpha \(2,\)"),
     "other kinds": (
         kohya_tensors(hada_w1_a=B),
-        "set of weights: hada_w1_a, lora_A.weight, lora_B.weight",
+        "has LoHa and LoRA in one layer",
     ),
     "by what it takes in": (
         kohya_tensors(dora_scale=A[:1]),
@@ -379,10 +379,13 @@ INVALID_FILES: dict[str, tuple[dict[str, Tensor], str]] = {
         kohya_tensors(lora_mid_weight=torch.ones(4, 9, 3, 3)),
         "set of weights: lora_A.weight, lora_B",
     ),
-    "a strange tensor": (kohya_tensors(oft_blocks=A), "oft_blocks`, which belongs to no layer"),
+    "a strange tensor": (kohya_tensors(oft_blocks=A), "oft_blocks`: this is OFT"),
     "strange beside": (kohya_tensors() | {"epoch": A}, "`epoch`, which belongs to no layer"),
-    "SD 3": ({"lora_unet_joint_blocks_0_x_block_attn_qkv.alpha": A}, "which no U-Net or CLIP has"),
-    "a name to match for": ({f"lora_unet_{'to_q_' * 99}x.alpha": A}, "which no U-Net or CLIP has"),
+    "SD 3": (
+        {"lora_unet_joint_blocks_0_x_block_attn_qkv.alpha": A},
+        "do not have\nhint: .*Diffusion 3 under",
+    ),
+    "a name to match for": ({f"lora_unet_{'to_q_' * 99}x.alpha": A}, "XL and 3 do not have"),
     "a word of one number": (
         kohya_tensors() | {"bundle_emb.x.clip_l": NUMBER(1.0)},
         "no valid embedding",

@@ -8,18 +8,33 @@ from torch import Tensor
 
 from pinxit import registry
 from pinxit.adapters.adapter import Adapter, applied, before_denoise
+from pinxit.adapters.difference_part import DifferencePart
 from pinxit.adapters.kinds.alias import AliasAdapter
 from pinxit.adapters.kinds.embedding import EmbeddingAdapter
 from pinxit.adapters.kinds.full_weights import FullWeightsAdapter
 from pinxit.adapters.kinds.lora import LoraAdapter
+from pinxit.adapters.kinds.weight_difference import WeightDifference
 from pinxit.adapters.lora_part import LoraConfig
 from pinxit.models.model import Model
+
+
+def difference_part(model: Model) -> DifferencePart:
+    """Differences of a matrix, a kernel, a norm and biases."""
+    layers = ("conv_in", "conv_norm_out", "time_embedding.linear_1")
+    weights = dict(model.networks["denoiser"].named_parameters())
+    names = [f"{layer}.{leaf}" for layer in layers for leaf in ("weight", "bias")]
+    draws = torch.Generator().manual_seed(3)
+    return DifferencePart(
+        "denoiser", {n: 0.05 * torch.randn(weights[n].shape, generator=draws) for n in names}
+    )
+
 
 # A trainable adapter of each kind, which may have no effect yet.
 NEW: dict[str, Callable[[Model], Adapter]] = {
     "alias": lambda _: AliasAdapter("<mytoy>", "a red dog"),
     "embedding": lambda model: EmbeddingAdapter.of(model, "<mytoy>", "dog", 2),
     "full-weights": lambda model: FullWeightsAdapter.of(model, "denoiser"),
+    "weight-difference": lambda model: WeightDifference.restore(difference_part(model), model),
     "lora": lambda model: LoraAdapter.of(model, "denoiser", LoraConfig("lora", 2, 2.0, "all"), 0),
 }
 KINDS = registry.names("kinds")

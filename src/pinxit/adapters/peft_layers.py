@@ -102,6 +102,19 @@ def weights_fit(layer: Any, variant: LoraVariant, weights: LayerTensors) -> bool
     return change.shape == meta_layer.weight.shape
 
 
+def fitted(name: str, tensor: Tensor, layer: Any) -> Tensor:
+    """A factor of a LoRA in the layer's number of dimensions: kernels may be stored as matrices."""
+    ndim = layer.weight.ndim
+    if name == MAGNITUDE or tensor.ndim == ndim or not name.startswith("lora_"):
+        return tensor
+    if ndim == 2:
+        is_matrix = tensor.ndim == 4 and tensor.shape[2:].numel() == 1
+        return tensor.flatten(1) if is_matrix else tensor
+    kernel = layer.kernel_size if name == "lora_A.weight" else (1, 1)
+    is_kernel = tensor.ndim == 2 and tensor.shape[1] % (kernel[0] * kernel[1]) == 0
+    return tensor.reshape(len(tensor), -1, *kernel) if is_kernel else tensor
+
+
 def from_stored(name: str, tensor: Tensor, layer: Any) -> nn.Parameter:
     """A stored weight as an fp32 parameter on the layer's device, in peft's shape."""
     if name == MAGNITUDE and layer.weight.ndim == 4:

@@ -1,24 +1,25 @@
 """Files with LoRA, DoRA, LoHa and LoKr weights: check and complete their content."""
 
-from abc import abstractmethod
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import ClassVar
 
 import torch
 from torch import Tensor
 
+from pinxit.adapters.difference_part import DifferencePart
 from pinxit.adapters.lora_part import (
     ALPHA,
     DAMAGED_HINT,
     LoraPart,
     LoraVariant,
+    factor_rank,
     layer_rank,
     layer_variant,
     lora_family,
 )
 from pinxit.adapters.parts import AliasPart, EmbeddingPart, Part
+from pinxit.concepts.adapter_reader import LayerChanges, LayerTensors, read_layers
 from pinxit.concepts.concept import Concept, from_description
 from pinxit.concepts.format import (
     FILLER_TOKEN,
@@ -28,25 +29,12 @@ from pinxit.concepts.format import (
     formats_hint,
 )
 from pinxit.concepts.metadata import PROVENANCE_KEY, Provenance
+from pinxit.concepts.peft_settings import PEFT_METADATA_KEY
 from pinxit.errors import ConceptError
-from pinxit.files.open_any import OpenedFile
+from pinxit.files.open_any import PEFT_CONFIG, OpenedFile
 from pinxit.models import modelspec
 
-LayerTensors = dict[str, Tensor]
-
-# The metadata key for ranks and alphas in files of diffusers.
-PEFT_METADATA_KEY = "lora_adapter_metadata"
 _MAX_ALPHA = 1e6  # larger than any useful alpha
-
-
-@dataclass(frozen=True)
-class LayerChanges:
-    """The content of a file: tensors by network and layer with peft's names, and embeddings."""
-
-    layers: dict[tuple[str, str], LayerTensors] = field(
-        default_factory=dict[tuple[str, str], LayerTensors]
-    )
-    embeddings: dict[str, LayerTensors] = field(default_factory=dict[str, LayerTensors])
 
 
 class AdapterFormat(Format):
@@ -63,12 +51,12 @@ class AdapterFormat(Format):
         parts = (part for part in concept.parts if isinstance(part, LoraPart))
         return super().stores(concept) and all(part.variant in self.variants for part in parts)
 
-    @abstractmethod
     def unpack(self, file: OpenedFile) -> LayerChanges:
         """The layer tensors and embeddings in a file."""
+        return read_layers(file)
 
     def read(self, file: OpenedFile) -> Concept:
-        """Read the embeddings, and a part for each network and variant."""
+        """Read the embeddings, a part for each network and variant, and differences."""
         content = self.unpack(file)
         layers: dict[tuple[str, LoraVariant], dict[str, LayerTensors]] = {}
         for (network, layer), tensors in content.layers.items():
@@ -82,6 +70,7 @@ class AdapterFormat(Format):
             for token, tables in content.embeddings.items()
         ]
         parts += [LoraPart(*key, layers[key]) for key in layers]
+        parts += [DifferencePart(*item) for item in content.differences.items()]
         description = file.text(PROVENANCE_KEY)
         if description:
             tensors_by_key = {part.key: part.tensors for part in parts}
@@ -91,6 +80,7 @@ class AdapterFormat(Format):
                 return concept
         token = next((token for part in parts for token in part.tokens), file.path.stem)
         names = file.metadata.keys() - {"format", PEFT_METADATA_KEY, PROVENANCE_KEY}
+        names = {name for name in names if not name.endswith(PEFT_CONFIG)}
         metadata = {name: file.metadata[name] for name in sorted(names)}
         return Concept(tuple(parts), Provenance.from_metadata(token, metadata))
 
@@ -100,7 +90,8 @@ class AdapterFormat(Format):
         Raises ConceptError if this format cannot store the concept.
         """
         parts = [part for part in concept.parts if isinstance(part, LoraPart)]
-        if concept.has_full_weights or not parts:
+        has_adapter = parts or any(isinstance(part, DifferencePart) for part in concept.parts)
+        if concept.has_full_weights or not has_adapter:
             kind = "has full weights" if concept.has_full_weights else "is an embedding"
             raise ConceptError(
                 f"{concept.token} {kind}, but this format stores LoRAs",
@@ -147,8 +138,9 @@ def _complete_layer(tensors: Mapping[str, Tensor], where: str) -> tuple[LoraVari
     variant = layer_variant(tensors, where)
     if variant == "oft":
         raise ConceptError(f"{where} has weights of the kind oft", DAMAGED_HINT)
-    alpha = float(tensors[ALPHA].real) if ALPHA in tensors else 0.0
+    has_alpha = ALPHA in tensors and factor_rank(tensors)
+    alpha = float(tensors[ALPHA].real) if has_alpha else 0.0
     if not abs(alpha) <= _MAX_ALPHA:
         raise ConceptError(f"{where} has an alpha of {alpha:g}", DAMAGED_HINT)
-    # Without alpha, or with alpha 0, the scale is 1.
+    # Without alpha, with alpha 0, or without factors, the scale is 1.
     return variant, {**tensors, ALPHA: torch.tensor(alpha or float(layer_rank(tensors)))}

@@ -76,7 +76,7 @@ def recognize_format(file: OpenedFile) -> Format:
     best = max(formats, key=lambda format_: format_.confidence(file))
     if best.confidence(file):
         return best
-    keys = sorted(file.content) or ["nothing"]
+    keys = [key[:80] for key in sorted(file.content)] or ["nothing"]
     more = f" and {len(keys) - 3} more" if len(keys) > 3 else ""
     raise ConceptError(
         f"{file.path} has an unknown format: it contains {', '.join(keys[:3])}{more}",

@@ -1,8 +1,8 @@
 """Open a file of unknown format by its content, not its name, without running code in it."""
 
 import os
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, cast
 
@@ -11,6 +11,7 @@ from torch import Tensor
 from pinxit.errors import ConceptError
 from pinxit.files.pickle.torch_file import is_pickle, read_torch_file
 from pinxit.files.safetensors_file import read_safetensors
+from pinxit.files.untrusted import read_untrusted_text
 
 Container = Literal["safetensors", "pickle", "image", "folder"]
 
@@ -24,7 +25,13 @@ _RESULT_FILES = (
     "pytorch_lora_weights.bin",
     "learned_embeds.safetensors",
     "learned_embeds.bin",
+    "adapter_model.safetensors",
+    "adapter_model.bin",
 )
+# The settings beside an adapter of peft, and the folders of the networks that scripts save.
+PEFT_CONFIG = "adapter_config.json"
+_PEFT_FOLDERS = ("unet", "transformer", "text_encoder", "text_encoder_2")
+_MAX_CONFIG_BYTES = 1_000_000
 
 
 @dataclass(frozen=True)
@@ -66,9 +73,9 @@ def open_any(path: Path) -> OpenedFile:
         )
     if _is_safetensors(path):
         tensors, metadata = read_safetensors(path)
-        return OpenedFile(path, "safetensors", tensors, metadata)
+        return OpenedFile(path, "safetensors", tensors, metadata | _peft_config(path))
     if is_pickle(path):
-        return OpenedFile(path, "pickle", _top_level_table(path))
+        return OpenedFile(path, "pickle", _top_level_table(path), _peft_config(path))
     with path.open("rb") as file:
         if file.read(12).startswith(_IMAGE_HEADERS):
             return OpenedFile(path, "image")
@@ -85,9 +92,29 @@ def _result(folder: Path) -> OpenedFile:
         return open_any(results[0])
     if (folder / "model_index.json").is_file():
         return OpenedFile(folder, "folder")
+    adapters = [folder / name for name in _PEFT_FOLDERS if (folder / name / PEFT_CONFIG).is_file()]
+    if adapters:
+        return _joined([(path.name, _result(path)) for path in adapters])
     is_run = (folder / "recipe.toml").is_file()
     why = "is a run without a result so far" if is_run else "is not a run, model or embedding"
     raise ConceptError(f"concept {folder} {why}", "give a run folder or the file of a concept")
+
+
+def _peft_config(path: Path) -> dict[str, str]:
+    """The settings beside a file of peft, as metadata."""
+    config = path.with_name(PEFT_CONFIG)
+    if path.stem != "adapter_model" or not config.is_file():
+        return {}
+    return {PEFT_CONFIG: read_untrusted_text(config, _MAX_CONFIG_BYTES, inside=path.parent)}
+
+
+def _joined(files: Sequence[tuple[str, OpenedFile]]) -> OpenedFile:
+    """Files for several networks as one, whose names begin with that of the network's folder."""
+    content = {f"{name}.{key}": item for name, file in files for key, item in file.content.items()}
+    metadata = {
+        f"{name}/{key}": text for name, file in files for key, text in file.metadata.items()
+    }
+    return replace(files[0][1], content=content, metadata=metadata)
 
 
 def _is_safetensors(path: Path) -> bool:

@@ -17,6 +17,7 @@ from pinxit.adapters.peft_layers import (
     LayerWeights,
     adapted_layer,
     base_layer,
+    fitted,
     from_stored,
     initial_weights,
     merge_weights,
@@ -138,7 +139,12 @@ class LoraAdapter(Adapter):
         paths = module_paths(network)
         for name, tensors in part.layers.items():
             layer = base_layer(network.get_submodule(paths[name])) if name in paths else None
-            weights = {key: tensor for key, tensor in tensors.items() if key != ALPHA}
+            is_known = layer is not None and supports(layer, part.variant)
+            weights = {
+                key: fitted(key, tensor, layer) if is_known else tensor
+                for key, tensor in tensors.items()
+                if key != ALPHA
+            }
             _check_fits(f"`{part.network}.{name}`", layer, part.variant, weights, model)
             layers[name] = {key: from_stored(key, tensor, layer) for key, tensor in weights.items()}
             if ALPHA in tensors:

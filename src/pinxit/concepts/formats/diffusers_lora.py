@@ -1,40 +1,22 @@
 """diffusers LoRAs: `pytorch_lora_weights` with alpha in the metadata and embeddings apart."""
 
 import json
-import math
-import re
 from collections import Counter
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
-import torch
-from torch import Tensor
-
-from pinxit.adapters.lora_part import ALPHA, DAMAGED_HINT, MAGNITUDE, LoraPart, layer_rank
+from pinxit.adapters.lora_part import ALPHA, MAGNITUDE, LoraPart, layer_rank
 from pinxit.adapters.parts import EmbeddingPart
+from pinxit.concepts.adapter_reader import LayerChanges, LayerTensors, has_adapter, read_layers
 from pinxit.concepts.concept import Concept
 from pinxit.concepts.format import EMB_PARAMS, LIKELY, Target, tables_from_keys, tables_to_keys
-from pinxit.concepts.lora_file import (
-    PEFT_METADATA_KEY,
-    AdapterFormat,
-    LayerChanges,
-    LayerTensors,
-    modelspec_metadata,
-)
+from pinxit.concepts.lora_file import AdapterFormat, modelspec_metadata
+from pinxit.concepts.peft_settings import PEFT_METADATA_KEY
 from pinxit.errors import ConceptError
 from pinxit.files.atomic_write import write_tensors
 from pinxit.files.open_any import OpenedFile, open_any
-from pinxit.models.original_names import without_prefix
 
-# Network, layer and tensor name, in the three naming schemes that diffusers has used.
-_KEY = re.compile(
-    r"(?:(unet|transformer|text_encoder|text_encoder_2)\.)?(.+?)(?:_lora|\.lora|\.lora_linear_layer)?"
-    r"\.(lora_A|lora_B|down|up|lora_magnitude_vector|alpha)(?:\.default)?(?:\.weight)?"
-)
-_LORA_KEY = re.compile(r".+[._](lora_A|lora_B|lora\.down|lora\.up|lora_linear_layer\.(down|up)).*")
-_A, _B = "lora_A.weight", "lora_B.weight"
-_TENSORS = {"lora_A": _A, "down": _A, "lora_B": _B, "up": _B}
+_A = "lora_A.weight"
 _TARGETS = {"text_encoder": "text", "text_encoder_2": "text_2"}
 _PREFIXES = {target: prefix for prefix, target in _TARGETS.items()}
 _WEIGHTS = "pytorch_lora_weights"
@@ -49,26 +31,12 @@ class DiffusersLora(AdapterFormat):
     variants = frozenset({"lora", "dora"})
 
     def confidence(self, file: OpenedFile) -> float:
-        """LIKELY if it has LoRA matrices under the names of diffusers or peft."""
-        return LIKELY if any(map(_LORA_KEY.fullmatch, file.tensors)) else 0
+        """LIKELY if it has adapters under the names of diffusers or peft."""
+        return LIKELY if has_adapter(file, peft_names=True) else 0
 
     def unpack(self, file: OpenedFile) -> LayerChanges:
         """The layers with their alphas, and the embedding from the `_emb` file."""
-        content, network_settings = LayerChanges(), _read_peft_settings(file)
-        for key, tensor in file.tensors.items():
-            match = _KEY.fullmatch(key.replace(".processor.", "."))
-            if not match:
-                raise ConceptError(
-                    f"{file.path} has a tensor `{key}`, which belongs to no layer", DAMAGED_HINT
-                )
-            network = _TARGETS.get(match[1] or "", "denoiser")
-            layer = _layer_name(match[2], text=network != "denoiser")
-            name = _TENSORS.get(match[3], match[3])
-            tensors = content.layers.setdefault((network, layer), {})
-            tensors[name] = tensor.flatten() if name == MAGNITUDE else tensor
-            settings = network_settings.get(match[1] or "unet", {})
-            if name == _A and settings:
-                tensors[ALPHA] = _layer_alpha(settings, layer, len(tensor) if tensor.ndim else 1)
+        content = read_layers(file)
         embedding_file = _embedding_file(file.path)
         if embedding_file.is_file():
             embedding = open_any(embedding_file)
@@ -128,13 +96,6 @@ def _network_tensors(prefix: str, part: LoraPart) -> LayerTensors:
     return network_tensors
 
 
-def _layer_name(layer: str, *, text: bool) -> str:
-    """The name of a layer in the network, also for the naming schemes of older files."""
-    if text:
-        return without_prefix(re.sub(r"\bto_(q|k|v|out)$", r"\1_proj", layer))
-    return f"{layer}.0" if layer.endswith(".to_out") else layer
-
-
 def _peft_settings(part: LoraPart) -> dict[str, Any]:
     """peft's settings for a network: the most common rank and alpha, and all exceptions."""
     ranks = {layer: layer_rank(tensors) for layer, tensors in part.layers.items()}
@@ -148,38 +109,3 @@ def _peft_settings(part: LoraPart) -> dict[str, Any]:
         "alpha_pattern": {layer: alpha for layer, alpha in alphas.items() if alpha != common_alpha},
         "target_modules": sorted(part.layers),
     }
-
-
-def _read_peft_settings(file: OpenedFile) -> dict[str, dict[str, Any]]:
-    """peft's settings by network from the metadata; ConceptError if they are not a JSON object."""
-    try:
-        values: object = json.loads(file.metadata.get(PEFT_METADATA_KEY, "{}"))
-    except (ValueError, RecursionError):
-        values = None
-    if not isinstance(values, dict):
-        raise ConceptError(
-            f"the metadata `{PEFT_METADATA_KEY}` of {file.path} is not a JSON object", DAMAGED_HINT
-        )
-    networks: dict[str, dict[str, Any]] = {}
-    for key, value in cast("dict[str, Any]", values).items():
-        network, _, name = key.partition(".")
-        networks.setdefault(network, {})[name] = value
-    return networks
-
-
-def _layer_alpha(settings: Mapping[str, Any], layer: str, rank: int) -> Tensor:
-    """The alpha of a layer in peft's settings, NaN if it is invalid.
-
-    A key of `alpha_pattern` matches all layers whose names end with it, as in peft.
-    """
-    pattern: Any = settings.get("alpha_pattern")
-    exceptions = cast("dict[str, Any]", pattern) if isinstance(pattern, dict) else {}
-    matches = (
-        value
-        for key, value in exceptions.items()
-        if f".{layer}".endswith(f".{without_prefix(key.strip('^$'))}")
-    )
-    value: Any = next(matches, settings.get("lora_alpha", 8))  # 8 is the default of peft
-    is_valid = isinstance(value, int | float) and -1e30 < value < 1e30
-    alpha = float(value) if is_valid else math.nan
-    return torch.tensor(alpha * math.sqrt(rank) if settings.get("use_rslora") else alpha)
