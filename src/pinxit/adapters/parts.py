@@ -8,7 +8,7 @@ from typing import ClassVar, Self
 from torch import Tensor
 
 from pinxit.errors import ConceptError
-from pinxit.models.family import FamilyFacts, families_by_text_widths, family_of_denoiser
+from pinxit.models.family import FamilyFacts, all_facts, families_by_text_widths, family_of_denoiser
 
 # Embedding vectors have norms of about 0.5; training does not reach this norm.
 _HUGE_NORM = 1000.0
@@ -131,8 +131,13 @@ class EmbeddingPart(Part):
 
     @property
     def families(self) -> list[FamilyFacts]:
-        """The model families whose text encoders have these widths, oldest first."""
-        return families_by_text_widths(list(self.widths.values()))
+        """The model families whose text encoders have these widths, oldest first.
+
+        If no family has exactly these, those in which the token stands for nothing in an encoder.
+        """
+        widths = self.widths
+        exact = families_by_text_widths(list(widths.values()))
+        return exact or [f for f in all_facts() if widths.items() <= f.encoder_widths.items()]
 
     def describe(self) -> list[tuple[str, str]]:
         """The token, the tables, and the base models that they fit."""
@@ -143,6 +148,8 @@ class EmbeddingPart(Part):
             text = f"{size} for `{name}`{norms}"
             rows.append(("embedding", text))
         titles = " or ".join(family.title for family in self.families)
+        if titles and self.widths.keys() < {*self.families[0].encoder_widths}:
+            titles += "; the token stands for nothing in the other text encoder"
         return [*rows, ("fits", titles or "no known base model has this embedding width")]
 
     def _tensor_problem(self, name: str) -> str:

@@ -28,7 +28,8 @@ _KEYS_BY_ENCODER = {text_encoder: key for key, text_encoder in TEXT_ENCODER_KEYS
 # The most portable key for a single table: every program that reads one tensor reads this one.
 EMB_PARAMS = "emb_params"
 # Keys that are not tokens: the token of such a file is its file name.
-KEYS_WITHOUT_TOKEN = frozenset({*TEXT_ENCODER_KEYS, EMB_PARAMS, "emp_params", "*"})
+_TABLE_KEYS = (*TEXT_ENCODER_KEYS, EMB_PARAMS, "emp_params")
+KEYS_WITHOUT_TOKEN = frozenset({*_TABLE_KEYS, *(f"{key}_out" for key in _TABLE_KEYS), "*"})
 # The filler of embeddings from other programs; its own embedding is never used.
 FILLER_TOKEN = "a"
 
@@ -194,8 +195,13 @@ def _only_embedding(concept: Concept) -> EmbeddingPart:
 
 
 def tables_from_keys(tensors: Mapping[str, Tensor], key: str) -> dict[str, Tensor]:
-    """Tables by text encoder from a file with `key` for a single table, else `clip_l`, `clip_g`."""
+    """Tables by text encoder from a file with `key` for a single table, else `clip_l`, `clip_g`.
+
+    Vectors for the output of a text encoder (OneTrainer) have `.out` after its name.
+    """
     names = {key: "text"} if key in tensors else TEXT_ENCODER_KEYS
+    outputs = {key: "text", **TEXT_ENCODER_KEYS}.items()
+    names = {**names, **{f"{key}_out": f"{name}.out" for key, name in outputs}}
     return {names[name]: as_table(table) for name, table in tensors.items() if name in names}
 
 
@@ -218,8 +224,17 @@ def as_table(vectors: Tensor) -> Tensor:
 
 
 def check_tables(file: OpenedFile, embedding: StoredEmbedding) -> None:
-    """Raise ConceptError unless all tables have the shape (n, width) with the same n."""
-    tables = embedding.tables.values()
+    """Raise ConceptError unless all tables have the shape (n, width) with the same n.
+
+    Vectors for outputs of text encoders are not used, and may be fewer or more.
+    """
+    tables = [table for name, table in embedding.tables.items() if "." not in name]
+    if embedding.tables and not tables:
+        raise ConceptError(
+            f"{file.path} has vectors for the output of text encoders only, an output embedding of "
+            "OneTrainer",
+            "pinxit uses vectors for the input: train it without `output embedding`",
+        )
     are_tables = all(t.ndim == 2 and t.numel() and t.is_floating_point() for t in tables)
     if not are_tables or len({len(table) for table in tables}) != 1:
         shapes = ", ".join(str(tuple(table.shape)) for table in tables) or "none"

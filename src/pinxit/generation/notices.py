@@ -3,6 +3,7 @@
 import re
 from collections.abc import Iterator, Sequence
 
+from pinxit.adapters.parts import EmbeddingPart
 from pinxit.concepts.concept import Concept
 from pinxit.generation.control import without_tokens
 from pinxit.generation.request import GenerationRequest
@@ -96,6 +97,13 @@ def _concept_notices(
                 f"{concept.token} is given, but is not in the prompt: the concept {effect}. hint: "
                 f"write {concept.token} as a word of its own"
             )
+        for part in concept.parts:
+            missing = model.text_encoders.keys() - part.tensors.keys()
+            if isinstance(part, EmbeddingPart) and missing:
+                yield Notice(
+                    f"{part.token} has no vectors for the text encoder `{min(missing)}` of "
+                    f"{model.name}, in which it stands for nothing"
+                )
         if concept.provenance.base_hash not in ("", model.hash):
             yield Notice(
                 f"{concept.token} was trained on {concept.provenance.base}, not on {model.name}: "

@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
+from itertools import count
 
 from torch import Tensor
 
@@ -51,6 +52,12 @@ class FamilyFacts:
     single_file_prefixes: Mapping[str, str] = field(default_factory=dict[str, str])
     kohya: KohyaNames | None = None
     pipeline: str = ""
+
+    @property
+    def encoder_widths(self) -> dict[str, int]:
+        """The widths of the text encoders' embeddings by the names of the encoders."""
+        names = (f"text_{number}" if number > 1 else "text" for number in count(1))
+        return dict(zip(names, self.text_widths, strict=False))
 
     @property
     def denoiser(self) -> str:

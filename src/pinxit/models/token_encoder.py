@@ -76,7 +76,7 @@ class TokenEncoder(ABC):
     def _embeddings_applied(self, plan: TokenPlan) -> Generator[None]:
         """Replace the embeddings of placeholder tokens inside the context."""
         embeddings, rows = plan.embeddings, plan.embedding_rows.flatten(0, 1)
-        if embeddings is None:
+        if embeddings is None or not len(embeddings):
             yield
             return
 

@@ -65,24 +65,29 @@ class EmbeddingAdapter(Adapter):
     def restore(cls, part: EmbeddingPart, model: Model) -> Self:
         """The embedding for this model.
 
+        In a text encoder for which the file has no vectors, the token stands for nothing.
         Raises ConceptError if the model has other text encoders, or other embedding widths.
         """
         widths, titles = part.widths, [family.title for family in part.families]
         models = " or ".join(titles) or "the kind of base model it was trained on"
         hint = f"it fits {models}: choose such a base model with --base"
-        if widths.keys() != model.text_encoders.keys():
+        if not widths or widths.keys() - model.text_encoders.keys():
             raise ConceptError(
                 f"{part.token} has embeddings for the text encoders "
                 f"{', '.join(widths) or '(none)'}, but {model.name} has "
                 f"{', '.join(model.text_encoders)}",
                 hint,
             )
+        tables: dict[str, Tensor] = {}
         for name, text_encoder in model.text_encoders.items():
-            if widths[name] != text_encoder.width:
+            width = text_encoder.width
+            table = part.tables.get(name, torch.zeros(0, width)).to(model.device)
+            if table.shape[1] != width:
                 raise ConceptError(
-                    f"the embeddings of {part.token} are {widths[name]} wide, but those of "
-                    f"{model.name} are {text_encoder.width} wide",
+                    f"the embeddings of {part.token} are {table.shape[1]} wide, but those of "
+                    f"{model.name} are {width} wide",
                     hint,
                 )
-        tables = {name: part.tables[name].to(model.device) for name in widths}
+            # float8 has few operators.
+            tables[name] = table.float() if table.itemsize == 1 else table
         return cls(part.token, part.filler, tables)

@@ -33,6 +33,7 @@ from pinxit.models.source import Source, tokenizer_files
 
 _EMBEDDING_FILE = "learned_embeds.safetensors"
 # Tensor names of LoRAs, which are not tokens.
+_WEIGHT_KEY = re.compile(r"\.(weight|bias|alpha|diff|diff_b|[wb]_norm|scale|\d+)$")
 _LORA_KEY = re.compile(r"^lora_(unet|te\d?)_|[._]lora[_.]|\.(hada|lokr|oft)_")
 
 
@@ -45,14 +46,17 @@ class Diffusers(EmbeddingFormat):
     used_by = "diffusers; an embedding in one file also in ComfyUI and AUTOMATIC1111"
 
     def confidence(self, file: OpenedFile) -> float:
-        """CERTAIN for a model folder, POSSIBLE for a file with one table under a token."""
+        """CERTAIN for a model folder, POSSIBLE for a file of tables under tokens."""
         if file.container == "folder":
             return CERTAIN
-        if len(file.tensors) != 1:
+        tensors = file.tensors
+        names_weights = len(tensors) > 1 and any(map(_WEIGHT_KEY.search, tensors))
+        is_other = names_weights or any(map(_LORA_KEY.search, tensors))
+        widths = {as_table(t).shape[-1] for t in tensors.values() if 1 <= t.ndim <= 2}
+        are_tables = all(t.ndim <= 2 and t.is_floating_point() for t in tensors.values())
+        if is_other or tensors.keys() & KEYS_WITHOUT_TOKEN or not are_tables or len(widths) > 1:
             return 0
-        ((key, tensor),) = file.tensors.items()
-        is_token = key not in KEYS_WITHOUT_TOKEN and not _LORA_KEY.search(key)
-        return POSSIBLE if is_token and tensor.ndim <= 2 else 0
+        return POSSIBLE if tensors else 0
 
     def stores(self, concept: Concept) -> bool:
         """Whether it is a single embedding or has full weights."""
@@ -67,15 +71,14 @@ class Diffusers(EmbeddingFormat):
         return read_full_model(file, next(filter(None, descriptions), None))
 
     def unpack(self, file: OpenedFile) -> list[StoredEmbedding]:
-        """The embedding by its key, with the table for a second encoder from a second file."""
-        ((token, table),) = file.tensors.items()
-        tables = {"text": as_table(table)}
+        """The embeddings by their keys, with tables for a second encoder from a second file."""
         second_file = _second_encoder_file(file.path)
-        if second_file.is_file():
-            second_tensors = open_any(second_file).tensors
-            if token in second_tensors:
-                tables["text_2"] = as_table(second_tensors[token])
-        return [StoredEmbedding(token, tables, {})]
+        second_tensors = open_any(second_file).tensors if second_file.is_file() else {}
+        embeddings: list[StoredEmbedding] = []
+        for token, table in file.tensors.items():
+            second = {"text_2": as_table(second_tensors[token])} if token in second_tensors else {}
+            embeddings.append(StoredEmbedding(token, {"text": as_table(table), **second}, {}))
+        return embeddings
 
     def pack(self, embedding: StoredEmbedding) -> dict[str, object]:
         """The table for the first text encoder under the token."""

@@ -7,7 +7,6 @@ from pinxit.concepts.format import (
     TEXT_ENCODER_KEYS,
     EmbeddingFormat,
     StoredEmbedding,
-    as_table,
     tables_from_keys,
     tables_to_keys,
 )
@@ -16,9 +15,7 @@ from pinxit.files.open_any import OpenedFile
 _KEY = "emp_params"
 # OneTrainer's vectors for the output of a text encoder: kept in the concept, not used by pinxit.
 _OUTPUT_NAMES = {name: f"{name}.out" for name in TEXT_ENCODER_KEYS.values()}
-_OUTPUT_KEYS = {f"{_KEY}_out": "text.out"} | {
-    f"{key}_out": _OUTPUT_NAMES[name] for key, name in TEXT_ENCODER_KEYS.items()
-}
+_OUTPUT_KEYS = {f"{key}_out" for key in (_KEY, *TEXT_ENCODER_KEYS)}
 
 
 class Onetrainer(EmbeddingFormat):
@@ -33,12 +30,7 @@ class Onetrainer(EmbeddingFormat):
 
     def unpack(self, file: OpenedFile) -> Sequence[StoredEmbedding]:
         """The embedding; its token is the file name."""
-        outputs = {
-            _OUTPUT_KEYS[name]: as_table(t)
-            for name, t in file.tensors.items()
-            if name in _OUTPUT_KEYS
-        }
-        return [StoredEmbedding("", tables_from_keys(file.tensors, _KEY) | outputs, {})]
+        return [StoredEmbedding("", tables_from_keys(file.tensors, _KEY), {})]
 
     def pack(self, embedding: StoredEmbedding) -> Mapping[str, object]:
         """The tables by key, those for outputs with the suffix `_out`."""
