@@ -10,6 +10,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
+from pinxit import registry
 from pinxit.adapters.adapter import applied
 from pinxit.adapters.peft_layers import module_paths
 from pinxit.cli import main
@@ -421,13 +422,12 @@ def test_what_cannot_be_read_is_named(
 
 
 OTHER_LAYERS = {
-    "lora_unet_double_blocks_0_img_attn_qkv": "Flux",
-    "transformer.single_transformer_blocks.0.attn.to_q": "Flux",
+    "lora_unet_double_blocks_0_img_attn_qkv": "FLUX.1 under the names of its authors",
+    "transformer.single_blocks.0.linear1": "FLUX.1 under",
     "diffusion_model.blocks.0.self_attn.q": "Wan",
     "unet.down_blocks.0.motion_modules.0.temporal_transformer.proj_in": "AnimateDiff",
     "transformer.transformer_blocks.0.attn1.to_q": "PixArt",
-    "lora_unet_joint_blocks_0_x_block_attn_qkv": "Stable Diffusion 3",
-    "lora_te3_encoder_block_0_layer_0_SelfAttention_q": "T5",
+    "lora_unet_joint_blocks_0_x_block_attn_qkv": "Stable Diffusion 3 under",
     "base_model.model.h.0.attn.c_attn": "another kind",
 }
 
@@ -445,20 +445,20 @@ def test_adapters_of_other_models_are_refused_by_inspect_too(
         assert title in capsys.readouterr().err
 
 
-def test_every_layer_of_every_base_has_a_name(opened: Callable[[str], Model]) -> None:
-    for family in ("nano", "stable-diffusion-1", "stable-diffusion-2", "stable-diffusion-xl"):
-        model = opened(family)
-        for network in model.networks:
-            if network == "vae":
-                continue
-            prefix = {"denoiser": "unet.", "text": "te1.", "text_2": "te2."}[network]
-            modules = model.networks[network]
-            for layer, path in module_paths(modules).items():
-                if getattr(modules.get_submodule(path), "weight", None) is not None:
-                    name = parse_tensor_name(f"{prefix}{layer}.lora_A.weight")
-                    assert parse_layer(name.path) == (network, layer)
-                    underscored = prefix.replace(".", "_") + layer.replace(".", "_")
-                    assert parse_layer(f"lora_{underscored}") == (network, layer)
+@pytest.mark.parametrize("family", ["nano", *registry.names("families")])
+def test_every_layer_of_every_base_has_a_name(family: str, opened: Callable[[str], Model]) -> None:
+    model = opened(family.replace("_", "-"))
+    for network in model.networks:
+        if network == "vae":
+            continue
+        prefix = {"denoiser": "unet.", "text": "te1.", "text_2": "te2."}[network]
+        modules = model.networks[network]
+        for layer, path in module_paths(modules).items():
+            if getattr(modules.get_submodule(path), "weight", None) is not None:
+                name = parse_tensor_name(f"{prefix}{layer}.lora_A.weight")
+                assert parse_layer(name.path) == (network, layer)
+                underscored = prefix.replace(".", "_") + layer.replace(".", "_")
+                assert parse_layer(f"lora_{underscored}") == (network, layer)
 
 
 def test_a_layer_that_a_base_does_not_have_is_an_error(

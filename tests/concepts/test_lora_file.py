@@ -383,9 +383,9 @@ INVALID_FILES: dict[str, tuple[dict[str, Tensor], str]] = {
     "strange beside": (kohya_tensors() | {"epoch": A}, "`epoch`, which belongs to no layer"),
     "SD 3": (
         {"lora_unet_joint_blocks_0_x_block_attn_qkv.alpha": A},
-        "do not have\nhint: .*Diffusion 3 under",
+        "opens has\nhint: .*Diffusion 3 under",
     ),
-    "a name to match for": ({f"lora_unet_{'to_q_' * 99}x.alpha": A}, "XL and 3 do not have"),
+    "a name to match for": ({f"lora_unet_{'to_q_' * 99}x.alpha": A}, "that pinxit opens has"),
     "a word of one number": (
         kohya_tensors() | {"bundle_emb.x.clip_l": NUMBER(1.0)},
         "no valid embedding",

@@ -109,8 +109,8 @@ def _known_layer(file: OpenedFile, key: str, name: TensorName) -> tuple[str, str
     layer = parse_layer(name.path)
     if layer is None:
         raise ConceptError(
-            f"{file.path} changes a layer with the tensor `{shown}`, which Stable Diffusion 1, 2, "
-            "XL and 3 do not have",
+            f"{file.path} changes a layer with the tensor `{shown}`, which no base model that "
+            "pinxit opens has",
             f"it is for {other_model(name.path)}",
         )
     return layer

@@ -41,12 +41,12 @@ _PREFIX = re.compile(
 )
 # In underscored names every `.` has become `_`; these parts of names contain `_` themselves.
 _NAME_PART = re.compile(
-    r"single_transformer_blocks|transformer_blocks|timestep_embedder|norm1_context|skip_connection|"
+    r"single_transformer_blocks|transformer_blocks|timestep_embedder|norm1_context|guidance_embedder|x_embedder|relative_attention_bias|norm_added_[qk]|skip_connection|"
     r"text_projection|time_text_embed|time_embedding|context_embedder|position_embedding|token_embedding|add_embedding|"
     r"conv_shortcut|time_emb_proj|output_blocks|text_embedder|conv_norm_out|input_blocks|"
     r"middle_block|final_layer_norm|down_blocks|add_[qkv]_proj|to_add_out|layer_norm[12]|ff_context|"
     r"time_embed|emb_layers|out_layers|mid_block|up_blocks|label_emb|in_layers|self_attn|linear_[12]|"
-    r"pos_embed|conv_out|proj_out|norm_out|out_proj|conv_in|proj_in|to_out|[qkv]_proj|to_[qkv]|[^_]+"
+    r"pos_embed|proj_mlp|norm_[qk]|layer_norm(?!\d)|wi_[01]|conv_out|proj_out|norm_out|out_proj|conv_in|proj_in|to_out|[qkv]_proj|to_[qkv]|[^_]+"
 )
 # SDXL layers have the names of Stability's code; all its blocks have two residual layers.
 SGM_NAMES = unet_name_map([2] * 4, [3] * 4, [True] * 4)
@@ -63,11 +63,17 @@ _UNET = re.compile(
     r"(?:norm[123]|attn[12]\.(?:to_[qkv]|to_out\.0)|ff\.net\.(?:0\.proj|2))))"
     r"|conv_in|conv_out|conv_norm_out|time_embedding\.linear_[12]|add_embedding\.[\w.]+"
 )
+# Transformers of Stable Diffusion 3 and FLUX.1.
 _MMDIT = re.compile(
-    r"transformer_blocks\.\d+\.(?:attn2?\.(?:to_[qkv]|to_out\.0|add_[qkv]_proj|to_add_out)"
-    r"|ff(?:_context)?\.net\.(?:0\.proj|2)|norm1(?:_context)?\.linear)"
-    r"|context_embedder|pos_embed\.proj|proj_out|norm_out\.linear"
-    r"|time_text_embed\.(?:timestep|text)_embedder\.linear_[12]"
+    r"transformer_blocks\.\d+\.(?:attn2?\.(?:to_[qkv]|to_out\.0|add_[qkv]_proj|to_add_out"
+    r"|norm_(?:added_)?[qk])|ff(?:_context)?\.net\.(?:0\.proj|2)|norm1(?:_context)?\.linear)"
+    r"|single_transformer_blocks\.\d+\.(?:attn\.(?:to_[qkv]|norm_[qk])|norm\.linear|proj_mlp|proj_out)"
+    r"|context_embedder|x_embedder|pos_embed\.proj|proj_out|norm_out\.linear"
+    r"|time_text_embed\.(?:timestep|text|guidance)_embedder\.linear_[12]"
+)
+_T5 = re.compile(
+    r"encoder\.block\.\d+\.layer\.[01]\.(?:SelfAttention\.(?:[qkvo]|relative_attention_bias)"
+    r"|DenseReluDense\.(?:wi|wi_[01]|wo)|layer_norm)|encoder\.final_layer_norm|shared"
 )
 _CLIP = re.compile(
     r"encoder\.layers\.\d+\.(?:self_attn\.(?:[qkv]|out)_proj|mlp\.fc[12]|layer_norm[12])"
@@ -76,15 +82,12 @@ _CLIP = re.compile(
 # What the names of other layers are from.
 _OTHER_MODELS = {
     "Stable Diffusion 3 under the names of Stability's code": re.compile(r"joint_blocks"),
-    "Flux, or a model made like it": re.compile(
-        r"single_transformer_blocks|(single|double)_blocks"
-    ),
+    "FLUX.1 under the names of its authors' code": re.compile(r"(single|double)_blocks"),
     "AnimateDiff": re.compile(r"motion_modules|temporal_transformer"),
     "PixArt, LTX or a similar transformer": re.compile(r"transformer_blocks[._]\d+[._]attn1"),
     "Wan, Hunyuan, Lumina or a similar transformer": re.compile(
         r"(?:^|unet[._]|model[._])(?:blocks|layers)[._]\d"
     ),
-    "a T5 text encoder": re.compile(r"encoder[._]block[._]\d|t5"),
 }
 
 
@@ -140,6 +143,8 @@ def parse_layer(path: str) -> tuple[str, str] | None:
     layer = without_prefix(renamed(name, _DIFFUSERS) or name)
     if layer.endswith(".to_out") and network in (None, "denoiser"):
         layer = f"{layer}.0"
+    if _T5.fullmatch(layer):  # the second text encoder of FLUX.1, the third of Stable Diffusion 3
+        return ("text_2", layer) if network != "denoiser" else None
     if _CLIP.fullmatch(clip := re.sub(r"\bto_(q|k|v|out)$", r"\1_proj", layer)):
         return (network or "text", clip) if network in (None, "text", "text_2") else None
     is_known = _UNET.fullmatch(layer) or _MMDIT.fullmatch(layer)
@@ -147,7 +152,7 @@ def parse_layer(path: str) -> tuple[str, str] | None:
 
 
 def is_mmdit_layer(layer: str) -> bool:
-    """Whether it is a layer of the transformer of Stable Diffusion 3, and not of a U-Net."""
+    """Whether it is a layer of a transformer (Stable Diffusion 3, FLUX.1), and not of a U-Net."""
     return not _UNET.fullmatch(layer) and _MMDIT.fullmatch(layer) is not None
 
 
