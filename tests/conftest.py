@@ -68,6 +68,14 @@ def isolated_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     del os.environ["PINXIT_CACHE"]
 
 
+@pytest.fixture(autouse=True, scope="session")
+def without_accelerator() -> Iterator[None]:
+    """Tests compute on the CPU, also where there is a GPU; tests/accelerator has its own."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch.accelerator, "current_accelerator", lambda **_: None)
+        yield
+
+
 @pytest.fixture(scope="session")
 def model(opened: Callable[[str], Model]) -> Model:
     """The open nano base model, shared by all tests; a test that changes it must undo this."""

@@ -14,7 +14,10 @@ from transformers.models.bit.image_processing_pil_bit import BitImageProcessorPi
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
 from pinxit.errors import ModelError, RequestError
+from pinxit.evaluation.judge import MetricSet
+from pinxit.evaluation.networks import fetch_networks, network_folder
 from pinxit.evaluation.vision import VisionEncoder, vision_encoder
+from pinxit.models.model import Model
 from tests.seeing import MERGES, save_seeing
 
 SIZES = ((64, 64), (300, 200), (123, 457), (224, 224))
@@ -116,5 +119,37 @@ def test_networks_that_cannot_be_loaded(tmp_path: Path, monkeypatch: pytest.Monk
         raise ModelError(f"`{name}` is not on this machine as a whole", "connect once")
 
     monkeypatch.setattr("pinxit.models.hub.fetch", unreachable)
-    with pytest.raises(RequestError, match="nobody/nothing cannot be loaded"):
-        VisionEncoder("nobody/nothing")
+    with pytest.raises(RequestError, match="nobody/nothing cannot be downloaded"):
+        fetch_networks(["nobody/nothing"])
+
+
+def test_networks_are_downloaded_with_consent_only(
+    model: Model, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr("pinxit.models.hub.fetch", lambda name: pytest.fail(f"downloads {name}"))
+    monkeypatch.setattr("pinxit.models.hub.reachable", lambda: pytest.fail("asks the hub"))
+    with pytest.raises(RequestError) as caught:
+        MetricSet.for_base(model, "object")
+    assert "facebook/dino-vits16 (87 MB), openai/clip-vit-base-patch32 (605 MB)" in str(
+        caught.value
+    )
+    assert "--download" in caught.value.hint
+
+
+def test_networks_in_the_cache_are_used_without_asking_the_hub(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
+    monkeypatch.setattr("pinxit.models.hub.reachable", lambda: pytest.fail("asks the hub"))
+    repo = tmp_path / "hub" / "models--owner--dino"
+    snapshot = repo / "snapshots" / "0123"
+    snapshot.parent.mkdir(parents=True)
+    (repo / "refs").mkdir()
+    (repo / "refs" / "main").write_text("0123")
+    folders(tmp_path, "dino").rename(snapshot)
+    assert network_folder("owner/dino") == snapshot
+    fetch_networks(["owner/dino"])
+    assert VisionEncoder("owner/dino").folder == snapshot
+    (snapshot / "model.safetensors").unlink()
+    assert network_folder("owner/dino") is None

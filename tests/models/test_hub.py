@@ -2,9 +2,11 @@
 
 import json
 import os
+import socket
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -225,6 +227,27 @@ def test_one_file_of_a_model(hub_server: Hub, tmp_path: Path) -> None:
         open_base("owner/single")
     assert "give one of its files: owner/single/v1.safetensors" in caught.value.hint
     assert hub.fetch("owner/single/v1.safetensors").read_bytes() == b"nothing"
+
+
+def test_a_hub_that_does_not_answer_costs_one_short_try(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr(hub, "_PATIENCE", 0.2)
+    with socket.socket() as silent:  # accepts connections and never answers
+        silent.bind(("127.0.0.1", 0))
+        silent.listen()
+        set_endpoint(f"http://127.0.0.1:{silent.getsockname()[1]}", monkeypatch)
+        start = time.monotonic()
+        for base in ("owner/one", "owner/two", "owner/three"):
+            with pytest.raises(ModelError, match="the hub cannot be reached"):
+                hub.fetch(base)
+    assert time.monotonic() - start < 2
+    monkeypatch.setattr(hub, "_ASK_AGAIN", 0.0)
+    asked: list[str] = []
+    monkeypatch.setattr(hub, "_ask", lambda endpoint, _: asked.append(endpoint))
+    assert not hub.reachable()
+    assert len(asked) == 1
 
 
 @pytest.mark.long

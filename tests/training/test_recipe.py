@@ -164,6 +164,7 @@ def test_every_option_of_the_first_version_is_read(tmp_path: Path) -> None:
         "min_snr_gamma": 5.0,
         "clip_skip": 2,
         "precision": "fp32",
+        "device": None,
         "early_stop": 0.05,
         "validate_every": 8,
         "preview_every": 50,
@@ -325,8 +326,9 @@ def test_captions_get_the_token(caption: str, kind: str, expected: str) -> None:
     [
         ({"base": "poket"}, "there is no base model `poket`", "did you mean pocket?"),
         ({"base": "/"}, "is not a supported base model", "stable-diffusion"),
-        ({"device": "gpu"}, "there is no device `gpu`", "known: cpu, cuda, mps"),
-        ({"device": "cuda"}, "device `cuda` is not available", "--device cpu"),
+        ({"device": "gpu"}, "there is no device `gpu`", "known: auto, cpu"),
+        ({"device": "cuda"}, "device `cuda` is not available: torch finds cpu", "--device auto"),
+        ({"device": "cpu:1"}, "device `cpu:1` is not available", "--device auto"),
     ],
 )
 def test_base_models_that_cannot_be_opened(

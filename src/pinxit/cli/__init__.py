@@ -42,6 +42,7 @@ for _name, _target, _help in (
     ("studio", "studio:studio", "Open the studio, a web page for all of this."),
     ("worker", "studio:worker", "Do the jobs of a studio."),
     ("demo", "show:demo", "Train, generate and measure; write a report."),
+    ("doctor", "doctor:doctor", "Show what this machine has, and hints for problems."),
     ("list", "show:plugins", "List methods, model families, metrics and other plug-ins."),
 ):
     app.command(f"pinxit.cli.{_target}", name=_name, help=_help)

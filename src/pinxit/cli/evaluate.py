@@ -10,14 +10,16 @@ from pinxit.cli.flags import (
     canonical,
     command,
     device_flag,
+    download_flag,
     flag,
     flags,
     positionals,
 )
-from pinxit.cli.opening import open_base_model
+from pinxit.cli.opening import Opening
 from pinxit.cli.screen import bars, data, say, stoppable
 from pinxit.cli.train_run import train_group
 from pinxit.errors import RequestError
+from pinxit.evaluation.networks import fetch_networks
 from pinxit.reports.comparison import REPORT
 from pinxit.reports.comparison import evaluate as evaluate_concepts
 from pinxit.reports.dreambench import open_or_create
@@ -37,8 +39,12 @@ _BENCHMARK, _METHOD = "Training a benchmark", "textual-inversion"
 
 def _evaluate(given: Values) -> None:
     given = canonical(given, _ALIASES)
-    out, device = given.get("out", _OUT), given.get("device", "cpu")
+    out = given.get("out", _OUT)
     settings = EvaluationSettings.model_validate(EvaluationSettings.chosen(given))
+    # A hub id that was typed is consent to its download.
+    with bars():
+        fetch_networks(filter(None, (settings.dino_model, settings.clip_model)))
+    opening = Opening.typed(given)
     overrides = {name: given[name] for name in _RECIPE_OPTIONS if name in given}
     runs: tuple[Path, ...] = given.get("runs", ())
     if "benchmark" in given:
@@ -46,7 +52,7 @@ def _evaluate(given: Values) -> None:
         common = {"method": method, "preview_every": 0, **overrides}
         if "training_steps" in given:
             common["steps"] = given["training_steps"]
-        runs = (*runs, *_train_benchmark(given["benchmark"], out, common, device))
+        runs = (*runs, *_train_benchmark(given["benchmark"], out, common, opening))
         overrides = {}
     if not runs:
         raise RequestError(
@@ -56,7 +62,7 @@ def _evaluate(given: Values) -> None:
         metrics = evaluate_concepts(
             runs,
             out,
-            lambda recipe: open_base_model(recipe, device),
+            opening.open,
             progress,
             settings,
             overrides,
@@ -67,11 +73,11 @@ def _evaluate(given: Values) -> None:
 
 
 def _train_benchmark(
-    subjects: Path, out: Path, common: Mapping[str, object], device: str
+    subjects: Path, out: Path, common: Mapping[str, object], opening: Opening
 ) -> tuple[Path, ...]:
     """The run folders of a benchmark's subjects; those that are not finished are trained now."""
     group, folder = open_or_create(subjects, out, common), out / "runs"
-    train_group(group, folder, device)
+    train_group(group, folder, opening)
     return tuple(run.folder for run in group.runs(folder).values())
 
 
@@ -88,6 +94,7 @@ evaluate = command(
         ),
         *aliased(flag("base", str, "base model", "that of the run"), "model"),
         device_flag(),
+        download_flag(),
         flag("json", bool, "also print the metrics as JSON", "False"),
         flag("benchmark", Path, "folder of image folders to train first", "none", group=_BENCHMARK),
         flag("method", str, "training method", _METHOD, group=_BENCHMARK),

@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin
 from cyclopts import Parameter
 from pydantic.fields import FieldInfo
 
+from pinxit.cli.train import DEVICE_DEFAULT, DEVICE_HELP, DOWNLOAD_HELP
 from pinxit.errors import RequestError
 from pinxit.options import REQUIRED, Options, default_text, limits_text, option_details
 
@@ -18,7 +19,12 @@ _GROUP = "Parameters"
 
 def device_flag() -> Argument:
     """The flag `--device`."""
-    return flag("device", str, "device to compute on: cpu, cuda or mps", "cpu")
+    return flag("device", str, DEVICE_HELP, DEVICE_DEFAULT)
+
+
+def download_flag() -> Argument:
+    """The flag `--download`."""
+    return flag("download", bool, DOWNLOAD_HELP, "False")
 
 
 def flags(

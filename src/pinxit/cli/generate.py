@@ -20,7 +20,7 @@ from pinxit.cli.flags import (
     flags,
     positional,
 )
-from pinxit.cli.opening import open_base_model
+from pinxit.cli.opening import Opening
 from pinxit.cli.screen import bars, data, say
 from pinxit.concepts.concept import Concept
 from pinxit.errors import RequestError
@@ -51,7 +51,7 @@ def generate_request(
     request, concepts = _request(canonical(given, _ALIASES))
     folder = _ImageFile(out, request) if _is_image_file(out) else _ImageFolder(out)
     try:
-        model = open_base_model(request, given.get("device", "cpu"))
+        model = Opening.typed(given).open(request)
         _generate(model, adjust(request, model), concepts, folder)
     except KeyboardInterrupt:
         saved = len(folder.saved)

@@ -9,6 +9,7 @@ from cyclopts import Parameter
 from pinxit.cli.screen import data, say, stoppable
 from pinxit.errors import RequestError, RunError
 
+AUTO_DEVICE = "auto (the accelerator that torch finds, else cpu), or its name in torch"
 _FOLDER = Path("pinxit-studio")
 _PORT = 7865
 _Folder = Annotated[Path, Parameter(help="folder with everything that the studio makes")]
@@ -22,8 +23,9 @@ def studio(
         "127.0.0.1"
     ),
     device: Annotated[
-        str, Parameter(help="device of the worker: cpu, cuda or mps; none starts no worker")
-    ] = "cpu",
+        str,
+        Parameter(help=f"device of the worker: {AUTO_DEVICE}; none starts no worker"),
+    ] = "auto",
     base: Annotated[
         tuple[str, ...],
         Parameter(help="base model to offer apart from pocket; may be given several times"),
@@ -59,7 +61,7 @@ def studio(
 def worker(
     folder: _Folder = _FOLDER,
     *,
-    device: Annotated[str, Parameter(help="device to compute on: cpu, cuda or mps")] = "cpu",
+    device: Annotated[str, Parameter(help=f"device to compute on: {AUTO_DEVICE}")] = "auto",
     until_empty: Annotated[
         bool, Parameter(help="end when the queue is empty", negative="")
     ] = False,

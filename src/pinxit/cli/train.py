@@ -17,7 +17,21 @@ for _name in _METHODS:
     train.command(f"pinxit.cli.train_run:{_name}", name=_name, help=_about)
     many.command(f"pinxit.cli.train_run:many {_name}", name=_name, help=_about)
 
-_FLAGS = ("--recipe", "--resume", "--out", "--device", "--steps", "--images", "--base")
+# Not in cli/flags.py: this file imports nothing that takes time.
+DEVICE_HELP = "device to compute on, by its name in torch: cpu, cuda, cuda:1, mps, xpu, ..."
+DEVICE_DEFAULT = "the accelerator that torch finds, else cpu"
+DOWNLOAD_HELP = "download the networks that score images (DINO and CLIP, 692 MB) if needed"
+DEVICE = Parameter(help=DEVICE_HELP, show_default=lambda _: DEVICE_DEFAULT)
+_FLAGS = (
+    "--recipe",
+    "--resume",
+    "--out",
+    "--device",
+    "--download",
+    "--steps",
+    "--images",
+    "--base",
+)
 
 
 @train.default
@@ -29,7 +43,8 @@ def train_from_file(  # noqa: PLR0913 (one for each flag)
         Path | None,
         Parameter(help="with --recipe: folder for the run; must be new (default: runs/TOKEN)"),
     ] = None,
-    device: Annotated[str, Parameter(help="device to compute on: cpu, cuda or mps")] = "cpu",
+    device: Annotated[str | None, DEVICE] = None,
+    download: Annotated[bool, Parameter(negative="", help=DOWNLOAD_HELP)] = False,
     steps: Annotated[
         int | None,
         Parameter(help="with --resume: total number of steps (default: that of the run)"),
@@ -57,29 +72,31 @@ def train_from_file(  # noqa: PLR0913 (one for each flag)
         )
     from pinxit.cli import train_run
 
+    opening = train_run.Opening.of(device, download=download)
     if resume is not None:
-        train_run.train_run(train_run.Run.open(resume, steps, images, base), device)
+        train_run.train_run(train_run.Run.open(resume, steps, images, base), opening)
     elif recipe is not None:
-        train_run.start(train_run.Recipe.from_toml(recipe), out, device)
+        train_run.start(train_run.Recipe.from_toml(recipe), out, opening)
 
 
 @many.default
 def resume_many(
     *words: Annotated[str, Parameter(show=False, allow_leading_hyphen=True)],
     resume: Annotated[Path | None, Parameter(help="folder of a train-many to continue")] = None,
-    device: Annotated[str, Parameter(help="device to compute on: cpu, cuda or mps")] = "cpu",
+    device: Annotated[str | None, DEVICE] = None,
+    download: Annotated[bool, Parameter(negative="", help=DOWNLOAD_HELP)] = False,
 ) -> None:
     """Continue the training of many subjects."""
-    _refuse_words("train-many", words, ("--resume", "--device"))
+    _refuse_words("train-many", words, ("--resume", "--device", "--download"))
     if resume is None:
         raise RecipeError(
             "`pinxit train-many` needs a method and subjects, or a folder to continue",
             "use `pinxit train-many METHOD SUBJECTS ...` or --resume FOLDER; "
             f"methods: {', '.join(_METHODS)}",
         )
-    from pinxit.cli.train_run import resume_group
+    from pinxit.cli.train_run import Opening, resume_group
 
-    resume_group(resume, device)
+    resume_group(resume, Opening.of(device, download=download))
 
 
 def _usage() -> str:

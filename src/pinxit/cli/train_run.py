@@ -14,12 +14,13 @@ from pinxit.cli.flags import (
     canonical,
     command,
     device_flag,
+    download_flag,
     flag,
     flags,
     positional,
     positional_option,
 )
-from pinxit.cli.opening import open_base_model
+from pinxit.cli.opening import Opening
 from pinxit.cli.screen import bars, data, say, stoppable
 from pinxit.errors import RunError
 from pinxit.images.folder import TrainingImage
@@ -45,8 +46,9 @@ from pinxit.training.step_result import StepResult
 
 # The loss in the progress bar is an exponential moving average with this decay.
 _LOSS_DECAY = 0.95
-# Options that each subject has for itself; a class noun may be common to all.
-_PER_SUBJECT = frozenset({"method", "images", "token", "class_noun"})
+# Options that each subject has for itself, and the device, which is chosen for all and belongs to
+# the machine; a class noun may be common to all.
+_PER_SUBJECT = frozenset({"method", "images", "token", "class_noun", "device"})
 _ALIASES = {"class_name": "class_noun", "together": "max_concepts_per_batch"}
 _CLASS_NOUN = "class noun of all subjects for which the table has none"
 _MANY = "many "
@@ -64,17 +66,23 @@ def __getattr__(name: str) -> Callable[..., None]:
     def run_command(given: Values) -> None:
         given = canonical(given, _ALIASES)
         method_options = {"name": method_name, **method.chosen(given)}
-        run(given, {**Recipe.chosen(given), "method": method_options})
+        options = {name: value for name, value in given.items() if name != "device"}
+        run(given, {**Recipe.chosen(options), "method": method_options})
 
     common = _many_flags() if is_many else _train_flags()
-    arguments = [*common, device_flag(), *flags(method, group=f"Options of {method_name}")]
+    arguments = [
+        *common,
+        device_flag(),
+        download_flag(),
+        *flags(method, group=f"Options of {method_name}"),
+    ]
     return command(arguments, run_command)
 
 
 def _train_flags() -> list[Argument]:
     return [
         *positional_option(Recipe, "images"),
-        *flags(Recipe, leave_out=frozenset({"method", "images"})),
+        *flags(Recipe, leave_out=frozenset({"method", "images", "device"})),
         flag("out", Path, "folder for the run; must be new", "runs/TOKEN"),
     ]
 
@@ -92,31 +100,31 @@ def _many_flags() -> list[Argument]:
 
 def _train_one(given: Values, recipe: dict[str, object]) -> None:
     """`pinxit train METHOD IMAGES`."""
-    start(Recipe.model_validate(recipe), given.get("out"), given.get("device", "cpu"))
+    start(Recipe.model_validate(recipe), given.get("out"), Opening.typed(given))
 
 
 def _train_many(given: Values, common: dict[str, object]) -> None:
     """`pinxit train-many METHOD SUBJECTS`; `common` has the options of all recipes."""
     group = RunGroup.from_table(given["subjects"], common, given.get("max_concepts_per_batch"))
-    device = given.get("device", "cpu")
+    opening = Opening.typed(given)
     if "resume" in given:
-        resume_group(given["resume"], device, group)
+        resume_group(given["resume"], opening, group)
         return
     out = given.get("out") or Path("runs") / file_name(given["subjects"].stem)
     group.create(out)
-    train_group(group, out, device)
+    train_group(group, out, opening)
 
 
-def start(recipe: Recipe, out: Path | None, device: str) -> None:
+def start(recipe: Recipe, out: Path | None, opening: Opening) -> None:
     """Start a run in a new folder."""
-    train_run(Run.create(out or Path("runs") / file_name(recipe.token), recipe), device)
+    train_run(Run.create(out or Path("runs") / file_name(recipe.token), recipe), opening)
 
 
-def train_run(run: Run, device: str) -> None:
+def train_run(run: Run, opening: Opening) -> None:
     """Train with progress bars; print the path of the concept on stdout."""
     # Problems of the images are shown before a large base model is opened.
     images = read_and_check_images(run)
-    model = open_base_model(run.recipe, device)
+    model = opening.open(run.recipe)
     with closing(run.train(model, images)) as events:
         _show_events({run: ""}, ((run, event) for event in events), lambda: stop_message(run))
     say(*best_step_lines(run.state))
@@ -133,7 +141,7 @@ def read_and_check_images(run: Run) -> tuple[TrainingImage, ...]:
     return checks.images
 
 
-def resume_group(folder: Path, device: str, expected: RunGroup | None = None) -> None:
+def resume_group(folder: Path, opening: Opening, expected: RunGroup | None = None) -> None:
     """Continue the runs in a folder; RunError if their subjects or options are not as expected."""
     group = RunGroup.open(folder)
     if expected not in (None, group):
@@ -141,13 +149,13 @@ def resume_group(folder: Path, device: str, expected: RunGroup | None = None) ->
             f"{folder} was started with other subjects or options",
             f"continue with those: pinxit train-many --resume {folder}",
         )
-    train_group(group, folder, device)
+    train_group(group, folder, opening)
 
 
-def train_group(group: RunGroup, folder: Path, device: str) -> None:
+def train_group(group: RunGroup, folder: Path, opening: Opening) -> None:
     """Train all with one progress bar; print the paths of the concepts on stdout."""
     runs = group.runs(folder)
-    model = open_base_model(next(iter(group.subjects.values())), device)
+    model = opening.open(next(iter(group.subjects.values())))
     resume = f"continue with: pinxit train-many --resume {folder}"
     names = {run: name for name, run in runs.items()}
     with closing(train_many(model, list(names), group.max_concepts_per_batch)) as events:
@@ -190,6 +198,7 @@ class RunDisplay:
         self.steps = dict.fromkeys(names, 0)
         self.finished: set[Run] = set()
         self.losses: dict[Run, float] = {}
+        self.notices: set[str] = set()
 
     def show(self, run: Run, event: Event, progress: ProgressCallback) -> None:
         """Show one event."""
@@ -206,7 +215,8 @@ class RunDisplay:
             self.finished.add(run)
             nothing = "" if self.steps[run] else f"nothing left to do, step {event.step} is done; "
             say(f"{nothing}trained {run.recipe.token}; generate with: --concept {run.folder}")
-        elif isinstance(event, Notice):
+        elif isinstance(event, Notice) and event.message not in self.notices:
+            self.notices.add(event.message)  # the same one of many runs is shown once
             say(f"note: {prefix}{event.message}")
         elif isinstance(event, MemoryNotice | PreviewScores | EarlyStop):
             say(f"{prefix}{event.text}")

@@ -13,6 +13,7 @@ from PIL import Image
 from pinxit import registry
 from pinxit.concepts.concept import Concept
 from pinxit.evaluation.metric import Images, Metric, Scale, relative_position
+from pinxit.evaluation.networks import CLIP, DINO, require_networks
 from pinxit.evaluation.prompt_sets import Prompt, evenly_spaced, prompt_set, suitable_set
 from pinxit.generation.image_cache import ImageCache
 from pinxit.generation.request import GenerationRequest
@@ -26,7 +27,6 @@ _NUM_PROMPTS = 8  # for scores during training
 _GREY = (124, 116, 104)  # ImageNet's mean colour, outside of the subject's mask
 
 SubjectKind = Literal["object", "style"]
-DINO, CLIP = "facebook/dino-vits16", "openai/clip-vit-base-patch32"
 
 
 @dataclass(frozen=True)
@@ -87,16 +87,18 @@ class MetricSet:
     ) -> Self:
         """Pocket's classifier for models with pocket's vocabulary, DINO and CLIP for others.
 
-        `dino` and `clip` are hub ids or folders; RequestError if they cannot be loaded. Styles are
-        judged by Gram matrices in pocket's world and by CLIP elsewhere. In pocket's world, too,
-        subject fidelity is measured by DINO (of styles by CLIP) if that is given.
+        `dino` and `clip` are hub ids or folders; RequestError if they are not on this machine.
+        Styles are judged by Gram matrices in pocket's world and by CLIP elsewhere. In pocket's
+        world, too, subject fidelity is measured by DINO (of styles by CLIP) if that is given.
         """
         by_dino = _metric("dino", weights=dino or DINO)
         by_clip = _metric("clip-i", weights=clip or CLIP)
         if uses_pocket_vocabulary(model):
             pocket = cls.for_pocket(Eyes.load(), kind)
             fidelity, chosen = (by_clip, clip) if kind == "style" else (by_dino, dino)
+            require_networks(filter(None, [chosen]))
             return replace(pocket, fidelity=fidelity) if chosen else pocket
+        require_networks((dino or DINO, clip or CLIP))
         prompt_following = _metric("clip-t", weights=clip or CLIP)
         if kind == "style":
             return cls(by_clip, prompt_following, by_dino, (_metric("gram"),))

@@ -14,9 +14,9 @@ from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
 
-from pinxit.errors import ModelError, PinxitError, RequestError
+from pinxit.errors import PinxitError, RequestError
 from pinxit.evaluation.metric import Images, Metric
-from pinxit.models import hub
+from pinxit.evaluation.networks import network_folder, require_networks
 from pinxit.models.source import FolderSource, read_json
 from pinxit.pocket.tokenizer import vocabulary
 
@@ -67,7 +67,9 @@ class VisionEncoder:
     """A network that encodes images, and CLIP also texts, as vectors of length 1."""
 
     def __init__(self, weights: str) -> None:
-        folder = _find_folder(weights)
+        require_networks([weights])
+        folder = network_folder(weights)
+        assert folder
         config: dict[str, Any] = cast("dict[str, Any]", read_json(folder / "config.json"))
         network_class, options = _NETWORKS.get(str(config.get("model_type")), (None, {}))
         if network_class is None:
@@ -134,19 +136,6 @@ class ReferenceSimilarity(Metric):
 def vision_encoder(weights: str) -> VisionEncoder:
     """The network of a hub id or folder, loaded once."""
     return VisionEncoder(weights)
-
-
-def _find_folder(weights: str) -> Path:
-    folder = Path(weights).expanduser()
-    if not folder.is_dir():
-        try:
-            folder = hub.fetch(weights)
-        except ModelError as error:
-            raise RequestError(
-                f"{weights} cannot be loaded to score images: {error.message}",
-                "download it on a machine that is online, and give its folder",
-            ) from error
-    return folder
 
 
 def _load_network(

@@ -25,6 +25,7 @@ from pinxit.generation.request import GeneratedImage, GenerationRequest
 from pinxit.generation.schedulers import Sampler, scheduler_name
 from pinxit.images.tensors import to_image
 from pinxit.models.conditioning import Conditioning
+from pinxit.models.device import release_unused_memory
 from pinxit.models.model import Model
 from pinxit.progress import Notice
 
@@ -77,13 +78,49 @@ def sample_images(
         prompts = _Prompts.encoded(model, request, source_prompts)
         batches = _seed_batches(model, request, size, len(prompts.branches))
         changed = any(concept.has_strength or concept.has_full_weights for concept in concepts)
-        for number, seeds in enumerate(batches):
-            for event in _sample_batch(model, request, prompts, seeds, changed):
-                if isinstance(event, SamplingProgress):
-                    done, total = number * event.total + event.done, len(batches) * event.total
-                    yield replace(event, done=done, total=total)
-                else:
-                    yield event
+        number, memory = 0, _MemoryFallback(model, size)
+        while number < len(batches):
+            try:
+                for event in _sample_batch(model, request, prompts, batches[number], changed):
+                    if isinstance(event, SamplingProgress):
+                        done, total = number * event.total + event.done, len(batches) * event.total
+                        yield replace(event, done=done, total=total)
+                    else:
+                        yield event
+                number += 1
+            except torch.OutOfMemoryError as error:
+                batches[number:] = memory.smaller_batches(batches[number:], error)
+                yield Notice(f"memory ran out: {len(batches[number])} at a time from now on")
+
+
+class _MemoryFallback:
+    """What is done when memory runs out: unused networks are offloaded, batches are halved."""
+
+    def __init__(self, model: Model, size: tuple[int, int]) -> None:
+        self._model = model
+        self._size = size
+        self._offloaded = False
+
+    def smaller_batches(
+        self, batches: Sequence[tuple[int, ...]], error: torch.OutOfMemoryError
+    ) -> list[tuple[int, ...]]:
+        """The seeds of smaller batches; RequestError if the first is of one image already."""
+        if self._offloaded and len(batches[0]) == 1:
+            width, height = self._size
+            raise RequestError(
+                f"not enough memory on {self._model.device} for an image of {width}x{height} "
+                f"pixels in {self._model.placement.precision}",
+                "choose a smaller --size, --precision bf16, or --device cpu",
+            ) from error
+        # Networks that a concept has changed cannot be read again from the base model.
+        changed = any(getattr(one, "changes_conditioning", False) for one in self._model.changes)
+        encoders = () if changed else self._model.text_encoders
+        self._model.offload("vae", *self._model.frozen_text_encoders, *encoders)
+        self._offloaded = True
+        release_unused_memory()
+        middles = [(seeds, (len(seeds) + 1) // 2) for seeds in batches]
+        halves = [half for seeds, at in middles for half in (seeds[:at], seeds[at:])]
+        return list(filter(None, halves))
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,8 @@
 """Downloads from the Hugging Face hub: only the files that are needed, and no code."""
 
 import re
+import threading
+import time
 from collections.abc import Collection, Generator, Iterable
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -21,6 +23,11 @@ _PROGRESS: ContextVar[ProgressCallback | None] = ContextVar("progress", default=
 _ID = re.compile(r"[\w.-]+/[\w.-]+(/.+\.(safetensors|ckpt))?")
 _CONFIG_FILES = re.compile(r"[^/]*(?<!\.index)\.json|(merges|rare_words)\.txt|spiece\.model")
 _MEGABYTE = 10**6
+# The hub must answer within so many seconds, and is asked again after so many.
+_PATIENCE, _ASK_AGAIN = 3.0, 60.0
+_ANSWERS: dict[
+    str, tuple[float, bool]
+] = {}  # by endpoint: when it was asked, and whether it is there
 # Suggestions for mistyped ids; some of these models have moved.
 _KNOWN = (
     "pocket",
@@ -57,6 +64,61 @@ def _is_cached(base: str) -> bool:
     names = file or ["model_index.json", "config.json"]
     cached = (try_to_load_from_cache(f"{owner}/{name}", path) for path in names)
     return any(isinstance(path, str) for path in cached)
+
+
+def offline() -> bool:
+    """Whether the library is in offline mode (HF_HUB_OFFLINE)."""
+    from huggingface_hub import constants
+
+    return constants.is_offline_mode()
+
+
+def cache_folder() -> Path:
+    """The folder with the models that were downloaded."""
+    from huggingface_hub import constants
+
+    return Path(constants.HF_HUB_CACHE)
+
+
+def reachable() -> bool:
+    """Whether the hub answers; one short try, and no other one for a minute."""
+    from huggingface_hub import constants
+
+    now, endpoint = time.monotonic(), constants.ENDPOINT
+    asked, answer = _ANSWERS.get(endpoint, (now - _ASK_AGAIN, False))
+    if now - asked >= _ASK_AGAIN:
+        # In a thread, because looking up the address has no time limit.
+        answers: list[bool] = []
+        thread = threading.Thread(target=_ask, args=(endpoint, answers), daemon=True)
+        thread.start()
+        thread.join(_PATIENCE)
+        answer = any(answers)
+        _ANSWERS[endpoint] = now, answer
+    return answer
+
+
+def _ask(endpoint: str, answers: list[bool]) -> None:
+    from huggingface_hub import errors, get_session
+
+    try:
+        get_session().head(endpoint, timeout=_PATIENCE)
+        answers.append(True)  # any status is an answer
+    except (errors.HTTPError, OSError):  # also in offline mode
+        answers.append(False)
+
+
+def cached_network(repo: str) -> Path | None:
+    """The folder of a network (config.json and weights) in the cache; the hub is not asked."""
+    from huggingface_hub import errors, try_to_load_from_cache
+
+    try:
+        config = try_to_load_from_cache(repo, "config.json")
+    except errors.HFValidationError:
+        return None
+    if not isinstance(config, str):
+        return None
+    folder = Path(config).parent
+    return folder if weight_files([path.name for path in folder.iterdir()]) else None
 
 
 @contextmanager
@@ -118,13 +180,15 @@ def _file_sizes(repo: str) -> tuple[dict[str, int], bool]:
     """The files of a model with their sizes in bytes, and whether the list is from the cache."""
     from huggingface_hub import HfApi, errors, get_cached_repo_tree
 
-    try:
-        entries = HfApi().list_repo_tree(repo, recursive=True)
-        return {entry.path: getattr(entry, "size", 0) for entry in entries}, False
-    except errors.RepositoryNotFoundError:
-        raise
-    except (errors.HTTPError, OSError):  # no network, or offline mode
-        return {entry.path: entry.size for entry in get_cached_repo_tree(repo)}, True
+    if reachable():
+        try:
+            entries = HfApi().list_repo_tree(repo, recursive=True)
+            return {entry.path: getattr(entry, "size", 0) for entry in entries}, False
+        except errors.RepositoryNotFoundError:
+            raise
+        except (errors.HTTPError, OSError):  # the network fails
+            pass
+    return {entry.path: entry.size for entry in get_cached_repo_tree(repo)}, True
 
 
 def _required_files(names: Collection[str]) -> list[str]:

@@ -1,7 +1,7 @@
 """Opening base models: find the source, choose the family and the precision, keep some open."""
 
 from collections import OrderedDict
-from collections.abc import Generator, Mapping
+from collections.abc import Generator
 from contextlib import contextmanager
 from importlib.resources import files
 from pathlib import Path
@@ -14,11 +14,10 @@ from pinxit.errors import ModelError, PinxitError, did_you_mean
 from pinxit.files.untrusted import exists, expanded
 from pinxit.models import hub
 from pinxit.models.checkpoint_source import CheckpointSource
+from pinxit.models.device import AUTO, cpu_features, fast_precision, find_device, memory_errors
 from pinxit.models.family import part_folders
 from pinxit.models.model import SMALL, Model, Placement, Precision
 from pinxit.models.source import FolderSource, Source, SourceWithVae
-
-DEVICES = ("cpu", "cuda", "mps")
 
 _Key = tuple[str, str, str, str]
 
@@ -37,7 +36,7 @@ class Bases:
     def open(
         self,
         base: str | Path = "pocket",
-        device: str = "cpu",
+        device: str = AUTO,
         precision: Precision | Literal["auto"] = "auto",
         vae: str | Path | None = None,
     ) -> Model:
@@ -57,26 +56,31 @@ class Bases:
 
 def open_base(
     base: str | Path = "pocket",
-    device: str = "cpu",
+    device: str = AUTO,
     precision: Precision | Literal["auto"] = "auto",
     vae: str | Path | None = None,
 ) -> Model:
     """Open a base model: "pocket", a hub id, a folder in diffusers' layout or a checkpoint file.
 
-    `vae` is another autoencoder for it, in the same notation. Raises ModelError if the base model
-    does not exist, is not supported, or does not work with the device or precision.
+    `device` is a name that torch knows, or "auto" for an accelerator if there is one. `vae` is
+    another autoencoder, in the notation of `base`. Raises ModelError if the base model does not
+    exist, is not supported, or does not work with the device or precision.
     """
-    torch_device = _device(device)
+    torch_device = find_device(device)
     source = find_base(str(base))
     if vae is not None:
         source = SourceWithVae(source, _check_vae(find_base(str(vae))))
     family = family_of(source)
     family.check_usable(source)
     if precision == "auto":
-        precision = _fastest_precision(torch_device, source, family.facts.denoiser)
+        weights = source.weights(family.facts.denoiser).values()
+        small = sum(weight.numel() for weight in weights) < SMALL
+        precision = fast_precision(torch_device, small=small)
     if precision == "int8":
         _check_int8(torch_device)
     with _invalid_configs_as_errors(source):
+        hint = "choose a smaller base model, another --precision, or --device cpu"
+    with memory_errors(ModelError, f"on {torch_device} for {source.name} in {precision}", hint):
         model = family.open(source, Placement(torch_device, precision))
     source.close()
     return model
@@ -162,47 +166,10 @@ def _check_vae(source: Source) -> Source:
     return source
 
 
-def _device(device: str) -> torch.device:
-    kind = device.partition(":")[0]
-    available = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.mps.is_available()}
-    if kind not in available:
-        raise ModelError(f"there is no device `{device}`", did_you_mean(device, DEVICES))
-    if not available[kind]:
-        raise ModelError(
-            f"device `{device}` is not available: torch finds none on this machine",
-            "use --device cpu, or install a torch build for this device",
-        )
-    return torch.device(device)
-
-
 def _check_int8(device: torch.device) -> None:
     int8_features = ("avx512_vnni", "avx_vnni", "amx_int8")
-    if device.type != "cpu" or not _cpu_features().intersection(int8_features):
+    if device.type != "cpu" or not cpu_features().intersection(int8_features):
         raise ModelError(
             f"precision int8 needs a CPU with 8-bit integer instructions; `{device}` has none",
             "leave --precision out",
         )
-
-
-def _cpu_features() -> set[str]:
-    """The CPU's features for matrix multiplication, as far as torch reports them."""
-    capabilities: Mapping[str, object] = getattr(torch.cpu, "get_capabilities", dict[str, object])()
-    return {feature for feature, available in capabilities.items() if available is True}
-
-
-def _fastest_precision(device: torch.device, source: Source, denoiser: str) -> Precision:
-    """The precision in which the device runs the base model fastest."""
-    if device.type == "cuda":
-        return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
-    weights = source.weights(denoiser).values()
-    if device.type == "mps" or sum(weight.numel() for weight in weights) < SMALL:
-        return "fp32"
-    # Intel CPUs without AMX multiply bf16 at half the speed of fp16 and fp32.
-    candidates: tuple[tuple[str, Precision], ...] = (
-        ("amx_bf16", "bf16"),
-        ("avx512_fp16", "fp16"),
-        ("avx512_bf16", "bf16"),
-    )
-    features = _cpu_features()
-    fast: list[Precision] = [precision for feature, precision in candidates if feature in features]
-    return fast[0] if fast else "fp32"

@@ -43,6 +43,8 @@ class Started:
 
     from_step: int
     total: int
+    device: str = ""
+    precision: str = ""
 
 
 @dataclass(frozen=True)

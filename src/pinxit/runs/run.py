@@ -12,6 +12,7 @@ from pinxit.errors import PinxitError, RequestError, RunError
 from pinxit.evaluation.judge import Judge
 from pinxit.files.atomic_write import defer_signals, exclusive_lock, is_new, make_folder
 from pinxit.images.folder import TrainingImage
+from pinxit.models.device import device_name, memory_errors
 from pinxit.models.model import Model
 from pinxit.progress import Notice, Progress
 from pinxit.runs.class_images import generate_class_images, read_class_images
@@ -130,7 +131,7 @@ class Run(RunFolder):
             if judge.no_likeness:
                 yield Notice(f"{judge.no_likeness}; the result will be that of the last step")
         except RequestError as error:
-            yield Notice(f"previews are not scored: {error.message}")
+            yield Notice(f"previews are not scored: {error.message}. hint: {error.hint}")
 
 
 def train_together(model: Model, runs: Sequence[Run]) -> Generator[tuple[Run, Event]]:
@@ -158,7 +159,7 @@ def _train_once(
             for event in _lock_and_start(model, run, last_error, trainers, locks):
                 yield run, event
         if trainers:
-            with _recorded_failure(trainers):
+            with _recorded_failure(model, trainers):
                 yield from _train_started(model, trainers)
         diverged = {run: trainer.error for run, trainer in trainers.items() if trainer.error}
         for run, error in diverged.items():
@@ -169,10 +170,13 @@ def _train_once(
 
 
 @contextmanager
-def _recorded_failure(runs: Iterable[Run]) -> Generator[None]:
-    """Log an error of the block in each run."""
+def _recorded_failure(model: Model, runs: Iterable[Run]) -> Generator[None]:
+    """Log an error of the block in each run; RunError if memory runs out."""
     try:
-        yield
+        with memory_errors(
+            RunError, f"on {model.device} to train", "choose a smaller --resolution"
+        ):
+            yield
     except PinxitError as error:
         for run in runs:
             run.record_end(RunFailure(error))
@@ -191,7 +195,7 @@ def _lock_and_start(
         make_folder(run.folder)
         run.check_no_links()
         locks.enter_context(exclusive_lock(run.folder))
-        with _recorded_failure([run]):
+        with _recorded_failure(model, [run]):
             yield from _start(model, run, last_error, trainers)
     except PinxitError as error:
         trainers.pop(run, None)
@@ -210,7 +214,7 @@ def _start(
     for notice in _cut_prompts(trainer):
         yield run.record(notice)
     yield from run.restore(trainer, last_error)
-    yield run.record(Started(trainer.steps_done, trainer.total_steps))
+    yield run.record(_started(trainer, model))
     if trainer.unfinished:
         for event in chain(trainer.samples.encode_images(), trainer.answer_with_base()):
             yield run.record(event)
@@ -226,6 +230,11 @@ def _cut_prompts(trainer: ConceptTrainer) -> Iterator[Notice]:
             f"{len(cuts)} training prompts are too long for {trainer.model.name} and are cut; "
             f"{trainer.plan.recipe.token} stays, and of the first this is left out: `{cut}`"
         )
+
+
+def _started(trainer: ConceptTrainer, model: Model) -> Started:
+    device, precision = device_name(model.device), model.placement.precision
+    return Started(trainer.steps_done, trainer.total_steps, device, precision)
 
 
 def _train_started(

@@ -3,10 +3,8 @@
 from collections.abc import Generator, Iterable
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
-import psutil
 import torch
 from torch import Tensor
 
@@ -16,8 +14,6 @@ from pinxit.errors import RunError
 _USABLE_FRACTION = 0.85
 # Memory for the backward pass with gradient checkpointing, as a fraction of that without.
 _CHECKPOINTING_FRACTION = 0.3
-_LIMIT = Path("/sys/fs/cgroup/memory.max")
-_USED = Path("/sys/fs/cgroup/memory.current")
 
 
 @dataclass(frozen=True)
@@ -70,16 +66,6 @@ def plan_memory(
         "choose a smaller --resolution, a method that trains fewer weights "
         "(lora, textual-inversion), or --precision bf16",
     )
-
-
-def free_memory(device: torch.device) -> int:
-    """Free memory in bytes: of the GPU, or what the process may still use of the main memory."""
-    if device.type == "cuda":
-        unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
-        return torch.cuda.mem_get_info(device)[0] + unused
-    left = psutil.virtual_memory().available
-    limit = _LIMIT.read_text().strip() if _LIMIT.is_file() else "max"
-    return left if limit == "max" else min(left, int(limit) - int(_USED.read_text()))
 
 
 @contextmanager

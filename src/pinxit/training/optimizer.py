@@ -15,7 +15,7 @@ STATE_NAMES = ("step", "exp_avg", "exp_avg_sq", "rest")
 
 # This many half-precision weights are converted to fp32 at a time: few enough for the cache of a
 # CPU, enough for a GPU.
-_CHUNK_SIZE = {"cpu": 2**17, "cuda": 2**25}
+_CPU_CHUNK, _CHUNK = 2**17, 2**25
 
 # fp32 has 16 bits more than bf16. Before the second moment is cut to bf16, a dither is added to
 # these bits, so that rounding has no bias. The dithers are multiples of the golden ratio's
@@ -121,7 +121,7 @@ def _step_half(
     `tensors` are weight, gradient, two moments and rounding error, and the origin if it has one.
     """
     weight = tensors[0]
-    size = _CHUNK_SIZE[weight.device.type if weight.is_cuda else "cpu"]
+    size = _CPU_CHUNK if weight.device.type == "cpu" else _CHUNK
     buffers = [torch.empty(min(size, weight.numel()), device=weight.device) for _ in range(4)]
     dither = (int(step) + 1) * _DITHER % 2**16
     parts = [_in_memory(tensor).split(size) for tensor in tensors]

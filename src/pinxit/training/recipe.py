@@ -120,6 +120,11 @@ class Recipe(Options):
         help="number format of the base model and of the computation",
         default_is="chosen by device",
     )
+    device: str | None = Option(
+        None,
+        help="device to compute on, by its name in torch: cpu, cuda, cuda:1, mps, xpu, ...",
+        default_is="the accelerator that torch finds, else cpu",
+    )
     early_stop: float = Option(
         0.0,
         ge=0,

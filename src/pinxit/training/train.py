@@ -12,12 +12,13 @@ from pinxit.adapters.adapter import Adapter, Batchable, ModelChange, applied, be
 from pinxit.errors import RunError
 from pinxit.files.atomic_write import defer_signals
 from pinxit.models.conditioning import Conditioning
+from pinxit.models.device import free_memory
 from pinxit.models.model import Model
 from pinxit.models.text_encoder import PromptParsing
 from pinxit.training.batches import Batch, collate
 from pinxit.training.concept_trainer import ConceptLoss, ConceptTrainer
 from pinxit.training.early_stopping import VALIDATION_SAMPLES
-from pinxit.training.memory import MemoryPlan, free_memory, plan_memory, saved_tensors
+from pinxit.training.memory import MemoryPlan, plan_memory, saved_tensors
 from pinxit.training.optimizer import optimizer_bytes
 from pinxit.training.step_result import StepResult
 
@@ -301,8 +302,11 @@ def _plan_memory(
     weights = [weight for trainer in session.trainers for weight in trainer.weights]
     networks = ["denoiser", *(session.model.text_encoders if session.changes_conditioning else ())]
     frozen = [w for name in networks for w in session.model.networks[name].parameters()]
-    with torch.enable_grad(), saved_tensors([*weights, *frozen]) as saved:
-        session.losses(largest[:1], conditioner)
+    try:
+        with torch.enable_grad(), saved_tensors([*weights, *frozen]) as saved:
+            session.losses(largest[:1], conditioner)
+    except torch.OutOfMemoryError:
+        return MemoryPlan(1, gradient_checkpointing=True)
     optimizer_state_bytes = sum(
         optimizer_bytes(weight)
         for trainer in session.trainers
