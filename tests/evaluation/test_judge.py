@@ -181,12 +181,14 @@ def test_likeness_is_not_measured_where_the_judge_cannot_tell_images_apart(
     assert not list(tmp_path.glob("*.safetensors"))
 
 
-def test_dino_can_judge_pocket_s_images_too() -> None:
-    base = open_base("pocket")
-    by_dino = MetricSet.for_base(base, "object", dino="folder")
-    assert (by_dino.fidelity, by_dino.eyes is not None) == (Dino(weights="folder"), True)
+def test_dino_can_judge_pocket_s_images_too(tmp_path: Path) -> None:
+    base, folder = open_base("pocket"), str(tmp_path)
+    by_dino = MetricSet.for_base(base, "object", dino=folder)
+    assert (by_dino.fidelity, by_dino.eyes is not None) == (Dino(weights=folder), True)
     assert not isinstance(MetricSet.for_base(base, "object").fidelity, Dino)
-    assert MetricSet.for_base(base, "style", clip="folder").fidelity == ClipI(weights="folder")
+    assert MetricSet.for_base(base, "style", clip=folder).fidelity == ClipI(weights=folder)
+    with pytest.raises(RequestError, match="nobody/dino"):
+        MetricSet.for_base(base, "object", dino="nobody/dino")
 
 
 def test_only_the_subject_is_compared_if_there_is_a_mask() -> None:

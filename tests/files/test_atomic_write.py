@@ -180,7 +180,7 @@ def test_a_finished_run_repairs_its_concept(model: Model, pictures: Path, tmp_pa
     draft = run.folder / ".concept.safetensors.4711.tmp"
     draft.touch()
     events = list(Run.open(run.folder).train(model))
-    assert events == [Started(4, 4), Finished(4, file)]
+    assert events == [Started(4, 4, "CPU", "fp32"), Finished(4, file)]
     assert file.read_bytes() == good
     assert not draft.exists()
 
