@@ -69,12 +69,10 @@ class LatentModel(Model):
         self.schedule = schedule
         self.scheduler_config = source.config("scheduler")
         self._vae = load_network(AutoencoderKL, source, "vae", placement, torch.float32)
-        self.text_encoders = _LoadedOnAccess(
-            {text_encoder.name: text_encoder for text_encoder in text_encoders}, self.network
-        )
-        self.frozen_text_encoders = _LoadedOnAccess(
-            {text_encoder.name: text_encoder for text_encoder in frozen_text_encoders}, self.network
-        )
+        trained_encoders = {encoder.name: encoder for encoder in text_encoders}
+        frozen_encoders = {encoder.name: encoder for encoder in frozen_text_encoders}
+        self.text_encoders = _LoadedOnAccess(trained_encoders, self.network)
+        self.frozen_text_encoders = _LoadedOnAccess(frozen_encoders, self.network)
         trainable: dict[str, Any] = {"denoiser": denoiser}
         trainable |= {encoder.name: encoder.network for encoder in text_encoders}
         frozen: dict[str, Any] = {encoder.name: encoder.network for encoder in frozen_text_encoders}
@@ -201,11 +199,7 @@ class LatentModel(Model):
         """The denoiser's prediction (B, C, H, W) in its own dtype."""
 
     @abstractmethod
-    def _combine(
-        self,
-        prompts: Sequence[str],
-        encodings: Sequence[EncodedPrompt],
-    ) -> Conditioning:
+    def _combine(self, prompts: Sequence[str], encodings: Sequence[EncodedPrompt]) -> Conditioning:
         """The outputs of the text encoders as one conditioning for the denoiser."""
 
     def network(self, name: str) -> Any:
@@ -268,15 +262,39 @@ class UNetModel(LatentModel):
         schedule = Diffusion(scheduler.alphas_cumprod, scheduler.config.prediction_type)
         super().__init__(source, placement, unet, text_encoders, schedule)
 
+    def _predict(
+        self, network: Any, latents: Tensor, timesteps: Tensor, conditioning: Conditioning
+    ) -> Tensor:
+        return network(
+            latents,
+            timesteps,
+            conditioning.states,
+            added_cond_kwargs=self._additions(latents, conditioning),
+            encoder_attention_mask=conditioning.mask,
+            return_dict=False,
+        )[0]
+
+    def _additions(self, latents: Tensor, conditioning: Conditioning) -> dict[str, Any] | None:  # noqa: ARG002
+        """What the U-Net gets besides prompts; nothing for most."""
+        return None
+
 
 class SingleTextEncoder(UNetModel):
-    """A U-Net with one text encoder, whose last hidden states are the conditioning."""
+    """A U-Net with one text encoder, whose last hidden states are the conditioning.
+
+    `linear_projection` tells families apart: whether the projections around attention layers are
+    linear layers instead of convolutions.
+    """
+
+    linear_projection: ClassVar[bool]
 
     @classmethod
-    def has_single_text_encoder(cls, source: Source) -> bool:
-        """Whether the source has all parts of such a model and no second text encoder."""
+    def matches(cls, source: Source) -> bool:
+        """Whether the source has all parts of the family and no second text encoder."""
         parts = ("text_encoder", "tokenizer", "unet", "vae", "scheduler")
-        return all(map(source.has, parts)) and not source.has("text_encoder_2")
+        is_linear = bool(source.config("unet").get("use_linear_projection"))
+        complete = all(map(source.has, parts)) and not source.has("text_encoder_2")
+        return complete and is_linear == cls.linear_projection
 
     @classmethod
     def open(cls, source: Source, placement: Placement) -> Self:
@@ -290,22 +308,7 @@ class SingleTextEncoder(UNetModel):
         )
         return cls(source, placement, [text_encoder])
 
-    def _predict(
-        self, network: Any, latents: Tensor, timesteps: Tensor, conditioning: Conditioning
-    ) -> Tensor:
-        return network(
-            latents,
-            timesteps,
-            conditioning.states,
-            encoder_attention_mask=conditioning.mask,
-            return_dict=False,
-        )[0]
-
-    def _combine(
-        self,
-        prompts: Sequence[str],  # noqa: ARG002
-        encodings: Sequence[EncodedPrompt],
-    ) -> Conditioning:
+    def _combine(self, prompts: Sequence[str], encodings: Sequence[EncodedPrompt]) -> Conditioning:  # noqa: ARG002
         return Conditioning(encodings[0].states)
 
 

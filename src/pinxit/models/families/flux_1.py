@@ -102,12 +102,7 @@ class Flux1(LatentModel):
         return cls(source, placement, [clip, T5Encoder(source, 2, placement, _T5_LENGTH)])
 
     def guided(
-        self,
-        latents: Tensor,
-        timestep: Tensor,
-        conditioning: Conditioning,
-        negative: Conditioning,
-        scale: float,
+        self, latents: Tensor, timestep: Tensor, conditioning: Conditioning, scale: float
     ) -> Tensor:
         """The prediction with the scale as an input if the transformer takes it.
 
@@ -115,8 +110,9 @@ class Flux1(LatentModel):
         Otherwise this is classifier-free guidance.
         """
         if self._has_guidance or self._is_schnell:
-            return self.denoise(latents, timestep, conditioning, guidance=scale)
-        return super().guided(latents, timestep, conditioning, negative, scale)
+            prompts = conditioning[-len(latents) :]
+            return self.denoise(latents, timestep, prompts, guidance=scale)
+        return super().guided(latents, timestep, conditioning, scale)
 
     def _predict(
         self,
@@ -148,10 +144,6 @@ class Flux1(LatentModel):
         patches = tokens.transpose(1, 2).unflatten(2, (rows, columns))
         return F.pixel_shuffle(patches, self.packing)
 
-    def _combine(
-        self,
-        prompts: Sequence[str],  # noqa: ARG002
-        encodings: Sequence[EncodedPrompt],
-    ) -> Conditioning:
+    def _combine(self, prompts: Sequence[str], encodings: Sequence[EncodedPrompt]) -> Conditioning:  # noqa: ARG002
         """T5's states, and CLIP's pooled states."""
         return Conditioning(encodings[1].states, encodings[0].pooled)

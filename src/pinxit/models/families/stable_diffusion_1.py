@@ -5,7 +5,6 @@ from typing import ClassVar
 
 from pinxit.models.family import FamilyFacts, KohyaNames
 from pinxit.models.latent_model import SingleTextEncoder
-from pinxit.models.source import Source
 
 
 class StableDiffusion1(SingleTextEncoder):
@@ -28,9 +27,4 @@ class StableDiffusion1(SingleTextEncoder):
         kohya=KohyaNames("sd_v1", {"denoiser": "unet", "text": "te"}),
     )
 
-    @classmethod
-    def matches(cls, source: Source) -> bool:
-        """Whether the source has one text encoder and a U-Net with convolutional projections."""
-        return cls.has_single_text_encoder(source) and not source.config("unet").get(
-            "use_linear_projection"
-        )
+    linear_projection: ClassVar[bool] = False

@@ -5,7 +5,6 @@ from typing import ClassVar
 
 from pinxit.models.family import FamilyFacts, KohyaNames
 from pinxit.models.latent_model import SingleTextEncoder
-from pinxit.models.source import Source
 
 
 class StableDiffusion2(SingleTextEncoder):
@@ -32,9 +31,4 @@ class StableDiffusion2(SingleTextEncoder):
         kohya=KohyaNames("sd_v2", {"denoiser": "unet", "text": "te"}),
     )
 
-    @classmethod
-    def matches(cls, source: Source) -> bool:
-        """Whether the source has one text encoder and a U-Net with linear projections."""
-        return cls.has_single_text_encoder(source) and bool(
-            source.config("unet").get("use_linear_projection")
-        )
+    linear_projection: ClassVar[bool] = True

@@ -113,11 +113,7 @@ class StableDiffusion3(LatentModel):
             latents, conditioning.states, conditioning.pooled, timesteps, return_dict=False
         )[0]
 
-    def _combine(
-        self,
-        prompts: Sequence[str],  # noqa: ARG002
-        encodings: Sequence[EncodedPrompt],
-    ) -> Conditioning:
+    def _combine(self, prompts: Sequence[str], encodings: Sequence[EncodedPrompt]) -> Conditioning:  # noqa: ARG002
         """Both CLIP encoders' states at T5's width, then T5's states, or zeros without T5."""
         clip = torch.cat([encoding.states for encoding in encodings[:2]], -1)
         clip = F.pad(clip, (0, self._text_width - clip.shape[-1]))

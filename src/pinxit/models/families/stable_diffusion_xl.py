@@ -57,28 +57,14 @@ class StableDiffusionXl(UNetModel):
         ]
         return cls(source, placement, text_encoders)
 
-    def _predict(
-        self, network: Any, latents: Tensor, timesteps: Tensor, conditioning: Conditioning
-    ) -> Tensor:
-        """The U-Net's prediction for images that are neither cropped nor resized."""
+    def _additions(self, latents: Tensor, conditioning: Conditioning) -> dict[str, Any]:
+        """The pooled states, and the sizes of images that are neither cropped nor resized."""
         height, width = (side * self.vae_scale_factor for side in latents.shape[2:])
         # Not in the latents' dtype: half precision cannot represent every size.
         sizes = torch.tensor([[height, width, 0, 0, height, width]], device=latents.device)
-        added = {"text_embeds": conditioning.pooled, "time_ids": sizes.expand(len(latents), -1)}
-        return network(
-            latents,
-            timesteps,
-            conditioning.states,
-            added_cond_kwargs=added,
-            encoder_attention_mask=conditioning.mask,
-            return_dict=False,
-        )[0]
+        return {"text_embeds": conditioning.pooled, "time_ids": sizes.expand(len(latents), -1)}
 
-    def _combine(
-        self,
-        prompts: Sequence[str],
-        encodings: Sequence[EncodedPrompt],
-    ) -> Conditioning:
+    def _combine(self, prompts: Sequence[str], encodings: Sequence[EncodedPrompt]) -> Conditioning:
         """The concatenated states of both text encoders and the pooled states of the second.
 
         Empty prompts are encoded as zeros, as in the base model's training.
