@@ -9,6 +9,8 @@ import pytest
 from PIL import Image
 
 from pinxit.cli import main
+from pinxit.errors import ModelError
+from pinxit.training.recipe import Recipe
 
 
 @dataclass(frozen=True)
@@ -92,6 +94,13 @@ CASES: list[Case] = [
     ("unknown option in a recipe", lambda p: p.recipe(option="vectrs = 3"), "vectrs", "vectors"),
     ("unknown method in a recipe", lambda p: p.recipe(method="lorra"), "lorra", "known"),
     ("wrong type in a recipe", lambda p: p.recipe('steps = "many"'), "many", "steps"),
+    ("wrong option with a recipe", lambda p: [*p.recipe(), "--rnak", "2"], "--rnak", ""),
+    (
+        "a recipe of another method",
+        lambda p: p.train("--recipe", p.recipe()[2], method="lora"),
+        "recipe.toml is textual-inversion, not lora",
+        "--recipe",
+    ),
     ("no recipe", lambda _: ["train", "--recipe", "no.toml"], "no.toml", "TOML"),
     ("recipe no TOML", lambda _: ["train", "--recipe", "broken.toml"], "broken.toml", "TOML"),
     ("folder for a recipe", lambda _: ["train", "--recipe", "taken"], "taken", "TOML"),
@@ -170,6 +179,30 @@ def test_bad_input(
     assert tree(place.here) == before
 
 
+def test_typed_options_replace_those_of_a_recipe(place: Place) -> None:
+    typed = place.recipe("steps = 9\nseed = 4\npreview_every = 0", "num_vectors = 2")
+    assert main([*typed, "--steps", "1", "--initializer", "random"]) == 0
+    recipe = Recipe.from_toml(place.here / "run" / "recipe.toml")
+    assert (recipe.steps, recipe.seed, recipe.preview_every) == (1, 4, 0)
+    method = recipe.method.model_dump()
+    assert (method["num_vectors"], method["initializer"]) == (2, "random")
+
+
+def test_photographs_for_pocket_are_noted(
+    place: Place, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def no_base(*_: object) -> None:
+        raise ModelError("no base", "")
+
+    monkeypatch.setattr("pinxit.cli.opening.open_base", no_base)
+    Image.new("RGB", (300, 400)).save(place.here / "pictures" / "3.png")
+    assert main(place.train("--base", "pocket")) == 2
+    assert "docs/guides/photographs.md" in capsys.readouterr().err
+    (place.here / "pictures" / "3.png").unlink()
+    assert main(place.train("--base", "pocket")) == 2
+    assert "docs/guides/photographs.md" not in capsys.readouterr().err
+
+
 def test_one_image_can_be_written_to_a_file(
     place: Place, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -182,7 +215,7 @@ def test_fewer_steps_than_trained_are_refused_before_the_base_is_opened(
     place: Place, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert main([*place.train("--steps", "2"), "--preview-every", "0"]) == 0
-    monkeypatch.setattr("pinxit.cli.train_run.open_base_model", None)
+    monkeypatch.setattr("pinxit.cli.opening.open_base", None)
     assert main(["train", "--resume", "run", "--steps", "1"]) == 2
     assert "already trained 2 steps, more than 1" in capsys.readouterr().err
 

@@ -71,7 +71,7 @@ def flag(
     A flag that is not shown is another name of one that is.
     """
     parameter = Parameter(
-        name=f"-{name}" if len(name) == 1 else None,
+        name=(f"--{name}", f"-{name}") if len(name) == 1 else None,
         help=_with_required(help, default),
         show_default=_shown_default(default),
         group=group,

@@ -1,5 +1,6 @@
 """`pinxit train` and `pinxit train-many`: a command for each method, and --recipe and --resume."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated
 
@@ -37,7 +38,10 @@ _FLAGS = (
 @train.default
 def train_from_file(  # noqa: PLR0913 (one for each flag)
     *words: Annotated[str, Parameter(show=False, allow_leading_hyphen=True)],
-    recipe: Annotated[Path | None, Parameter(help="TOML file with all training options")] = None,
+    recipe: Annotated[
+        Path | None,
+        Parameter(help="TOML file with options; typed options of its method replace those in it"),
+    ] = None,
     resume: Annotated[Path | None, Parameter(help="folder of a run to continue")] = None,
     out: Annotated[
         Path | None,
@@ -59,24 +63,31 @@ def train_from_file(  # noqa: PLR0913 (one for each flag)
     pictures: Annotated[Path | None, Parameter(show=False, help="same as --images")] = None,
 ) -> None:
     """Train from a recipe file, or continue a run that was stopped."""
-    _refuse_words("train", words, _FLAGS)
     images = images or pictures
-    if recipe is None and resume is None:
+    if recipe is not None and resume is None:
+        typed = {"out": out, "device": device, "steps": steps, "images": images, "base": base}
+        _train_recipe(recipe, (*words, *(["--download"] if download else ())), typed)
+        return
+    _refuse_words("train", words, _FLAGS)
+    if resume is None:
         raise RecipeError("`pinxit train` needs a method, a recipe or a run", _usage())
-    if recipe is not None and resume is not None:
+    if recipe is not None:
         raise RecipeError(f"a recipe ({recipe}) and a run ({resume}) are both given", _usage())
-    if recipe is not None and (steps, images, base) != (None, None, None):
-        raise RecipeError(
-            "--steps, --images and --base work with --resume only",
-            f"write the option into {recipe}, or use pinxit train METHOD",
-        )
     from pinxit.cli import train_run
 
     opening = train_run.Opening.of(device, download=download)
-    if resume is not None:
-        train_run.train_run(train_run.Run.open(resume, steps, images, base), opening)
-    elif recipe is not None:
-        train_run.start(train_run.Recipe.from_toml(recipe), out, opening)
+    train_run.train_run(train_run.Run.open(resume, steps, images, base), opening)
+
+
+def _train_recipe(recipe: Path, words: tuple[str, ...], typed: Mapping[str, object]) -> None:
+    """Train from a recipe with further options, which `pinxit train METHOD` understands."""
+    from pinxit.cli import app
+    from pinxit.training.recipe import Recipe
+
+    method = Recipe.from_toml(recipe).method.name
+    options = [f"--{name}={value}" for name, value in typed.items() if value is not None]
+    command = ["train", method, f"--recipe={recipe}", *options, *words]
+    app(command, exit_on_error=False, print_error=False)
 
 
 @many.default

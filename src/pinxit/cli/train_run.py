@@ -5,6 +5,7 @@ from contextlib import closing
 from dataclasses import replace
 from inspect import Parameter as Argument
 from pathlib import Path
+from typing import Any
 
 from pinxit import registry
 from pinxit.cli.check import HUB_RESOLUTION, check_before_training
@@ -22,7 +23,7 @@ from pinxit.cli.flags import (
 )
 from pinxit.cli.opening import Opening
 from pinxit.cli.screen import bars, data, say, stoppable
-from pinxit.errors import RunError
+from pinxit.errors import RecipeError, RunError
 from pinxit.images.folder import TrainingImage
 from pinxit.images.inspect import check_folder
 from pinxit.models.open_base import local_resolution
@@ -46,6 +47,8 @@ from pinxit.training.step_result import StepResult
 
 # The loss in the progress bar is an exponential moving average with this decay.
 _LOSS_DECAY = 0.95
+# Larger images than this, in pixels of the shorter side, are hardly illustrations for pocket.
+_PHOTO_SIDE = 256
 # Options that each subject has for itself, and the device, which is chosen for all and belongs to
 # the machine; a class noun may be common to all.
 _PER_SUBJECT = frozenset({"method", "images", "token", "class_noun", "device"})
@@ -83,6 +86,7 @@ def _train_flags() -> list[Argument]:
     return [
         *positional_option(Recipe, "images"),
         *flags(Recipe, leave_out=frozenset({"method", "images", "device"})),
+        flag("recipe", Path, "TOML file with options; those that are typed replace them", "none"),
         flag("out", Path, "folder for the run; must be new", "runs/TOKEN"),
     ]
 
@@ -98,8 +102,17 @@ def _many_flags() -> list[Argument]:
     ]
 
 
-def _train_one(given: Values, recipe: dict[str, object]) -> None:
-    """`pinxit train METHOD IMAGES`."""
+def _train_one(given: Values, recipe: dict[str, Any]) -> None:
+    """`pinxit train METHOD IMAGES`; options of a recipe file are replaced by those typed."""
+    if "recipe" in given:
+        stored = Recipe.from_toml(given["recipe"]).model_dump(exclude_unset=True)
+        if stored["method"]["name"] != recipe["method"]["name"]:
+            raise RecipeError(
+                f"the method of {given['recipe']} is {stored['method']['name']}, not "
+                f"{recipe['method']['name']}",
+                f"type: pinxit train --recipe {given['recipe']}",
+            )
+        recipe = {**stored, **recipe, "method": {**stored["method"], **recipe["method"]}}
     start(Recipe.model_validate(recipe), given.get("out"), Opening.typed(given))
 
 
@@ -138,6 +151,11 @@ def read_and_check_images(run: Run) -> tuple[TrainingImage, ...]:
     resolution = recipe.resolution or local_resolution(recipe.base) or HUB_RESOLUTION
     checks = check_folder(recipe.images, resolution, masks=recipe.masks)
     check_before_training(checks, recipe.skip_bad)
+    if recipe.base == "pocket" and any(min(one.size) > _PHOTO_SIDE for one in checks.checks):
+        say(
+            "note: pocket generates flat illustrations of 64 pixels; for photographs choose a base "
+            "model that knows them: docs/guides/photographs.md"
+        )
     return checks.images
 
 
