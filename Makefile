@@ -8,7 +8,7 @@ READY := .venv/installed
 OUT ?= pinxit-demo
 BASE ?= pocket
 
-.PHONY: help install demo bench test slow check lint duplicates quick fix figures clean
+.PHONY: help install demo bench test slow check lint duplicates quick fix figures package site clean
 .DEFAULT_GOAL := help
 
 # Two workers; the tests of a module stay in one worker, so that its fixtures are made once. One
@@ -61,6 +61,12 @@ quick: $(READY)
 fix: $(READY) ## format, and fix what the linter can fix
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+package: $(READY) ## wheel and sdist in dist/, tried in a clean environment (1 minute)
+	$(BIN)/python tools/package.py
+
+site: $(READY) ## the website of the docs, with the reference of the Python functions, in build/site
+	$(BIN)/mkdocs build --strict --quiet
 
 figures: $(READY) ## every figure the docs quote, as JSON in docs/figures
 	$(BIN)/python -m lab.figures $(NAMES)

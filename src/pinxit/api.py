@@ -1,9 +1,14 @@
 """The functions for Python programs and notebooks: they show progress and take a callback."""
 
+import ctypes
+import gc
+import sys
 from collections.abc import Callable, Generator, Iterable, Sequence
-from contextlib import closing
+from contextlib import closing, suppress
 from pathlib import Path
 from typing import Literal
+
+import torch
 
 from pinxit.cli.notebook import NotebookOutput, in_notebook
 from pinxit.cli.screen import bars, say
@@ -14,6 +19,7 @@ from pinxit.concepts.summary import summarize
 from pinxit.generation.control import SamplingProgress
 from pinxit.generation.request import GeneratedImage, GenerationRequest
 from pinxit.generation.sample import opened_request, sample_images
+from pinxit.images.folder import release_pixels
 from pinxit.models.model import Model
 from pinxit.models.open_base import open_base
 from pinxit.progress import Notice, ProgressCallback
@@ -172,9 +178,24 @@ def _train(
             events.close()
             say(*stop_message(run))
             raise
+        finally:
+            _free_memory(run)
     if not quiet:
         say(*best_step_lines(run.state))
     return run
+
+
+def _free_memory(run: Run) -> None:
+    """Give back what training needed: a notebook keeps its runs, and trains several."""
+    release_pixels(run.images)
+    run.judge = None
+    gc.collect()
+    if torch.accelerator.is_available():
+        torch.accelerator.memory.empty_cache()
+    if sys.platform == "linux":
+        # The C library keeps freed memory otherwise.
+        with suppress(OSError, AttributeError):
+            ctypes.CDLL(None).malloc_trim(0)
 
 
 def _shown(run: Run, events: Iterable[Event], progress: ProgressCallback) -> Generator[Event]:

@@ -34,7 +34,8 @@ _LOCK_FILE = ".lock"
 _PROBE_SECONDS = 0.05
 _MARKER = ".pinxit"  # a file with the name of the command that made the folder
 _DRAFT = re.compile(r"\.(.+)\.\d+\.tmp")
-_STOP_SIGNALS = [signal.SIGINT, signal.SIGTERM, *([] if _WINDOWS else [signal.SIGHUP])]
+_STOP_NAMES = ("SIGINT", "SIGTERM", "SIGHUP")  # Windows has no SIGHUP
+_STOP_SIGNALS: list[int] = [getattr(signal, n) for n in _STOP_NAMES if hasattr(signal, n)]
 
 
 def atomic_write(path: Path, write: Callable[[Path], None]) -> None:
@@ -253,6 +254,8 @@ def _draft(path: Path) -> Generator[Path]:
 
 def _write(path: Path, chunks: Iterable[bytes | memoryview], mode: int, *, sync: bool) -> None:
     """Write chunks to a file; with `sync` also to the disk, and later reads come from the disk."""
+    if not _NO_LINK and path.is_symlink():  # Windows
+        raise OSError(errno.ELOOP, os.strerror(errno.ELOOP))
     handle = os.open(path, _WRITE | mode, 0o666)
     try:
         for chunk in chunks:
@@ -297,11 +300,11 @@ def _lock(handle: int, *, shared: bool = False) -> None:
 
     Shared locks do not exclude each other, but they exclude the others.
     """
-    if _WINDOWS:
+    try:
+        import fcntl
+    except ImportError:  # Windows
         import msvcrt
 
         msvcrt.locking(handle, msvcrt.LK_NBLCK, 1)  # pyright: ignore[reportAttributeAccessIssue]
     else:
-        import fcntl
-
         fcntl.flock(handle, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
