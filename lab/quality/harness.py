@@ -8,15 +8,15 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from hashlib import sha256
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+from PIL.Image import Image
 
 from pinxit.concepts.concept import Concept
-from pinxit.concepts.read import ConceptReference
 from pinxit.evaluation.prompt_sets import Prompt
 from pinxit.files.atomic_write import write_text
-from pinxit.generation.control import SamplingProgress
-from pinxit.generation.request import GeneratedImage, GenerationRequest
-from pinxit.generation.sample import sample_images
+from pinxit.generation.request import GenerationRequest
+from pinxit.generation.sample import generate_images
 from pinxit.models.model import Model
 from pinxit.progress import Progress, ProgressCallback
 from pinxit.reports.demo import train_with_progress
@@ -24,40 +24,25 @@ from pinxit.runs.run import Run
 from pinxit.training.plan import TrainingPlan
 from pinxit.training.recipe import Recipe
 
-if TYPE_CHECKING:
-    from PIL.Image import Image
-
 Row = dict[str, Any]  # the results of one experiment, as in the JSON output
 _SEED_STRIDE = 100  # distance between the first seeds of two prompts
 
 
 @dataclass(frozen=True)
 class TrainedConcept:
-    """A finished run, the loss of each step, and the training time in seconds."""
+    """The concept of the last step, its run's folder, and the training time in seconds."""
 
-    run: Run
-    losses: tuple[float, ...]
+    concept: Concept
+    folder: Path
     seconds: float
-
-    @property
-    def concept(self) -> Concept:
-        """The concept of the last step."""
-        return self.run.concept
-
-
-def filled_prompt(prompt: Prompt, trained: TrainedConcept | None) -> str:
-    """The prompt with the concept's token, or with plain words for the base model."""
-    return prompt.plain if trained is None else prompt.with_token(trained.run.recipe.token)
 
 
 @dataclass(frozen=True)
 class LabImage:
-    """An image, its prompt and seed, and the time it took in seconds."""
+    """An image and its prompt."""
 
     prompt: Prompt
-    seed: int
-    seconds: float
-    image: "Image" = field(repr=False)
+    image: Image = field(repr=False)
 
 
 @dataclass(frozen=True)
@@ -92,34 +77,28 @@ class Lab:
             self.progress(progress)
 
         train_with_progress(run, self.model, task, report)
-        steps = run.state.steps
-        losses = tuple(step.loss for step in steps)
-        return TrainedConcept(run, losses, preparation + sum(step.seconds for step in steps))
+        seconds = preparation + sum(step.seconds for step in run.state.steps)
+        return TrainedConcept(run.concept, folder, seconds)
 
     def generate(
-        self, prompts: Sequence[Prompt], trained: TrainedConcept | None, task: str
+        self, prompts: Sequence[Prompt], concept: Concept | None, task: str
     ) -> list[LabImage]:
-        """Generate `num_images` of each prompt; seeds do not depend on the concept."""
-        concepts = () if trained is None else (trained.concept,)
-        references = () if trained is None else (ConceptReference(trained.run.folder.resolve()),)
+        """Generate `num_images` of each prompt; without a concept its plain words.
+
+        Seeds do not depend on the concept.
+        """
         images: list[LabImage] = []
         for number, prompt in enumerate(prompts):
             request = GenerationRequest(
-                prompt=filled_prompt(prompt, trained),
-                concepts=references,
+                prompt=prompt.with_token(concept.token) if concept else prompt.plain,
                 base=self.model.name,
                 num_images=self.num_images,
                 seed=_SEED_STRIDE * number,
                 steps=self.steps,
             )
-            start = time.perf_counter()
-            for event in sample_images(self.model, request, concepts):
-                if isinstance(event, SamplingProgress):
-                    done = number * event.total + event.done
-                    self.progress(Progress(task, done, len(prompts) * event.total))
-                elif isinstance(event, GeneratedImage):
-                    seconds = (time.perf_counter() - start) / self.num_images
-                    images.append(LabImage(prompt, event.request.seed, seconds, event.image))
+            generated = generate_images(self.model, request, [concept] if concept else [])
+            images += [LabImage(prompt, one.image) for one in generated]
+            self.progress(Progress(task, number + 1, len(prompts)))
         return images
 
 

@@ -10,11 +10,11 @@ import tomllib
 from collections.abc import Sequence
 from pathlib import Path
 from statistics import fmean
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from lab.quality.harness import Lab, TrainedConcept, argument_parser, print_progress
 from pinxit import registry
-from pinxit.evaluation.metric import Metric
+from pinxit.evaluation.metric import Images, Metric
 from pinxit.evaluation.prompt_sets import Prompt
 from pinxit.images.folder import read_images
 from pinxit.images.tensors import contact_sheet
@@ -22,16 +22,12 @@ from pinxit.models.open_base import open_base
 from pinxit.pocket.captions import PLACE_PHRASES
 from pinxit.training.recipe import Recipe
 
-if TYPE_CHECKING:
-    from PIL.Image import Image
-
 # One vector cannot describe photographs to a base model that was not trained on any.
 METHODS: dict[str, dict[str, int]] = {"textual-inversion": {"num_vectors": 8}, "dreambooth": {}}
 FOLDERS = ("pegasus", "shifu")  # the other folders are only distractors
 NOUN = "animal"
 _PLACES = ("beach", "snow", "city", "night")
 
-Images = Sequence["Image"]
 Figures = dict[str, Any]  # as in the JSON output
 
 
@@ -76,18 +72,15 @@ class RealImagesLab:
         task = f"{name}, {title}: generating"
         text = "a photo of a {}"
         prompts = [Prompt(text, f"a photo of an {NOUN}", "")]
-        images = [p.image for p in self.runner.generate(prompts, trained, task)]
+        concept = trained.concept if trained else None
+        images = [p.image for p in self.runner.generate(prompts, concept, task)]
         placed = [f"a photo of a {{}} {PLACE_PHRASES[place][0]}" for place in _PLACES]
         more = [Prompt(t, t.format(NOUN).replace("a animal", "an animal"), "") for t in placed]
         few = Lab(self.runner.model, self.runner.progress, 2)
-        shown = [
-            *self.folders[name],
-            *images,
-            *(p.image for p in few.generate(more, trained, task)),
-        ]
-        contact_sheet([image.resize((128, 128)) for image in shown], 8).save(
-            self.work / f"{name}-{title}.png"
-        )
+        in_places = [p.image for p in few.generate(more, concept, task)]
+        shown = [*self.folders[name], *images, *in_places]
+        sheet = contact_sheet([image.resize((128, 128)) for image in shown], 8)
+        sheet.save(self.work / f"{name}-{title}.png")
         near = {by: shares_nearest(images, self.folders, m) for by, m in self.metrics.items()}
         return {
             "pictures": len(images),
@@ -99,22 +92,12 @@ class RealImagesLab:
     def folder(self, name: str, path: Path, methods: Sequence[str], steps: int | None) -> Figures:
         """All results of one folder."""
         base = self.scores(name, "base", None)
-        figures: Figures = {
-            "apart": apart(self.folders[name]),
-            "base": base,
-        }
+        figures: Figures = {"apart": apart(self.folders[name]), "base": base}
+        subject = {"images": path, "token": f"<{name}>", "class_noun": NOUN}
+        size = {"base": self.runner.model.name, "steps": steps, "preview_every": 0}
         for method in methods:
-            recipe = Recipe.model_validate(
-                {
-                    "method": {"name": method, **METHODS[method]},
-                    "images": path,
-                    "token": f"<{name}>",
-                    "class_noun": NOUN,
-                    "base": self.runner.model.name,
-                    "steps": steps,
-                    "preview_every": 0,
-                }
-            )
+            options = {"name": method, **METHODS[method]}
+            recipe = Recipe.model_validate({"method": options, **subject, **size})
             task = f"{name}, {method}"
             trained = self.runner.train(recipe, self.work / f"{name}-{method}", task)
             scores = self.scores(name, method, trained)

@@ -3,16 +3,11 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from statistics import fmean
-from typing import TYPE_CHECKING
 
 from lab.quality.harness import LabImage
 from pinxit import registry
-from pinxit.evaluation.metric import Scale, Score
-
-if TYPE_CHECKING:
-    from PIL.Image import Image
-
-    from pinxit.pocket.eyes import Eyes
+from pinxit.evaluation.metric import Images, Scale, Score
+from pinxit.pocket.eyes import Eyes
 
 ATTRIBUTES = ("class", "background", "style")
 
@@ -31,9 +26,7 @@ class Scores:
         return {"pictures": self.num_images, "likeness": likeness, "right": dict(self.accuracy)}
 
 
-def score_images(
-    generated: Sequence[LabImage], scales: Mapping[str, Scale], eyes: "Eyes"
-) -> Scores:
+def score_images(generated: Sequence[LabImage], scales: Mapping[str, Scale], eyes: Eyes) -> Scores:
     """Score images on each scale, and by whether they show the attributes of their prompts."""
     images = [image.image for image in generated]
     prompts = [image.prompt.target_text for image in generated]
@@ -46,11 +39,7 @@ def score_images(
 
 
 def subject_scales(
-    references: Sequence["Image"],
-    lookalikes: Sequence["Image"],
-    others: Sequence["Image"],
-    hidden: Sequence[float],
-    eyes: "Eyes",
+    references: Images, lookalikes: Images, others: Images, hidden: Sequence[float], eyes: Eyes
 ) -> dict[str, Scale]:
     """Two likeness scales of a subject, whose true parameters pocket's world knows."""
     metrics = {
@@ -60,9 +49,7 @@ def subject_scales(
     return {name: Scale.of(m, references, lookalikes, others) for name, m in metrics.items()}
 
 
-def style_scales(
-    references: Sequence["Image"], photos: Sequence["Image"], others: Sequence["Image"]
-) -> dict[str, Scale]:
+def style_scales(references: Images, photos: Images, others: Images) -> dict[str, Scale]:
     """Scales of a style's colours and texture, from photos (0) to true renderings (1)."""
     metrics = {name: registry.load("metrics", name)() for name in ("colour", "gram")}
     return {name: Scale.of(m, references, photos, others) for name, m in metrics.items()}

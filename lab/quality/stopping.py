@@ -16,18 +16,15 @@ from functools import cached_property
 from pathlib import Path
 from statistics import fmean, median
 
-from lab.quality.harness import LabImage, Row, argument_parser, cached
-from lab.quality.scores import ATTRIBUTES, score_images, subject_scales
-from lab.quality.subjects import Experiment, sample_subjects, subject_images, write_references
+from lab.quality.harness import Lab, Row, argument_parser, cached, print_progress
+from lab.quality.scores import ATTRIBUTES, score_images
+from lab.quality.subjects import Experiment, sample_subjects, scales_of, write_references
 from pinxit.concepts.concept import Concept
 from pinxit.concepts.read import read_concept
 from pinxit.evaluation.judge import Judge, JudgeScore
-from pinxit.generation.request import GeneratedImage, GenerationRequest
-from pinxit.generation.sample import sample_images
 from pinxit.models.model import Model
 from pinxit.models.open_base import open_base
 from pinxit.pocket.eyes import Eyes
-from pinxit.pocket.world import held_out_subjects
 from pinxit.runs.events import RunFailure
 from pinxit.runs.many import train_many
 from pinxit.runs.run import Run
@@ -128,7 +125,19 @@ def train_all(model: Model, long_runs: Sequence[LongRun]) -> None:
 
 def score(model: Model, eyes: Eyes, long_run: LongRun, step: int) -> Row:
     """The scores of a step's concept, from the work folder or measured now."""
-    return long_run.cached(f"score-{step:05}", lambda: _score(model, eyes, long_run, step))
+
+    def measure() -> Row:
+        args, prompts = long_run.args, long_run.experiment.prompts()
+        lab = Lab(model, print_progress, args.count, args.painting_steps)
+        generated = lab.generate(prompts, long_run.concept(step), f"step {step}")
+        scores = score_images(generated, scales_of(long_run.subject, eyes), eyes)
+        likeness, hidden = (scores.likeness[name].relative for name in ("likeness", "hidden"))
+        accuracy = fmean(scores.accuracy[attribute] for attribute in ATTRIBUTES)
+        best = JudgeScore(likeness, accuracy).overall
+        row = {"step": step, "likeness": likeness, "hidden": hidden, "prompt": accuracy}
+        return {**row, "best": best}
+
+    return long_run.cached(f"score-{step:05}", measure)
 
 
 def judge_score(model: Model, long_run: LongRun, step: int) -> Row:
@@ -142,35 +151,6 @@ def judge_score(model: Model, long_run: LongRun, step: int) -> Row:
         return {"step": step, "best": judge.evaluate(model, [long_run.concept(step)]).overall}
 
     return long_run.cached(f"verdict-{step:05}", found)
-
-
-def _score(model: Model, eyes: Eyes, long_run: LongRun, step: int) -> Row:
-    concept = long_run.concept(step)
-    generated: list[LabImage] = []
-    for number, asked in enumerate(long_run.experiment.prompts()):
-        request = GenerationRequest(
-            prompt=asked.template.format(concept.token),
-            base=model.name,
-            num_images=long_run.args.count,
-            seed=100 * number,
-            steps=long_run.args.painting_steps,
-        )
-        done = [
-            e for e in sample_images(model, request, (concept,)) if isinstance(e, GeneratedImage)
-        ]
-        generated += [LabImage(asked, one.request.seed, 0.0, one.image) for one in done]
-    references, lookalikes, others = subject_images(long_run.subject)
-    hidden = held_out_subjects()[long_run.subject].hidden().tolist()
-    scales = subject_scales(references, lookalikes, others, hidden, eyes)
-    scores = score_images(generated, scales, eyes)
-    row: Row = {
-        "step": step,
-        "likeness": scores.likeness["likeness"].relative,
-        "hidden": scores.likeness["hidden"].relative,
-        "prompt": fmean(scores.accuracy[asked] for asked in ATTRIBUTES),
-    }
-    row["best"] = JudgeScore(row["likeness"], row["prompt"]).overall
-    return row
 
 
 def score_subjects(

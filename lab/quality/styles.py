@@ -11,7 +11,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
-from typing import Any
 
 import numpy as np
 
@@ -98,7 +97,7 @@ class Experiment:
         style = self.style if self.way == "rendered" else "photo"
         exhibits = gallery.style_pictures(style, _SEED, class_places())
         return [
-            LabImage(prompt, 0, 0.0, exhibit.image())
+            LabImage(prompt, exhibit.image())
             for prompt, exhibit in zip(self.prompts(), exhibits, strict=True)
         ]
 
@@ -113,15 +112,16 @@ def generate_images(
     trained = None
     if experiment.way in registry.names("methods"):
         trained = lab.train(experiment.recipe(lab.model.name), experiment.folder / "run", task)
-    return lab.generate(experiment.prompts(), trained, f"{task}: generating"), trained
+    concept = trained.concept if trained else None
+    return lab.generate(experiment.prompts(), concept, f"{task}: generating"), trained
 
 
 def run_experiment(lab: Lab, eyes: Eyes, experiment: Experiment) -> Row:
     """The results of an experiment, from the work folder or else measured now."""
-    recipe = (
-        experiment.recipe(lab.model.name) if experiment.way in registry.names("methods") else None
-    )
-    made = TrainingPlan.of(recipe, lab.model, 5).recipe.to_toml() if recipe else ""
+    made = ""
+    if experiment.way in registry.names("methods"):
+        recipe = experiment.recipe(lab.model.name)
+        made = TrainingPlan.of(recipe, lab.model, 5).recipe.to_toml()
     file = experiment.folder / f"scores-{lab.tag(f'{made} {lab.num_images}')}.json"
     return cached(file, lambda: _measure(lab, eyes, experiment, file))
 
@@ -129,12 +129,11 @@ def run_experiment(lab: Lab, eyes: Eyes, experiment: Experiment) -> Row:
 def _measure(lab: Lab, eyes: Eyes, experiment: Experiment, file: Path) -> Row:
     generated, trained = generate_images(lab, experiment)
     images = [image.image for image in generated]
-    shown = gallery.style_pictures(experiment.style)
-    ends = [
-        gallery.style_pictures(style, _SEED, class_places())
+    references = [one.image() for one in gallery.style_pictures(experiment.style)]
+    photos, true = (
+        [one.image() for one in gallery.style_pictures(style, _SEED, class_places())]
         for style in ("photo", experiment.style)
-    ]
-    references, photos, true = ([one.image() for one in some] for some in (shown, *ends))
+    )
     scores = score_images(generated, style_scales(references, photos, true), eyes).to_dict()
     nearest = registry.load("metrics", "nearest")().score(images, references, ())
     experiment.folder.mkdir(parents=True, exist_ok=True)
@@ -158,14 +157,12 @@ def leak_rate(generated: Sequence[LabImage], eyes: Eyes) -> float:
     return fmean(max(scores[at] for scores in shows.values()) for at in others)
 
 
-def summary(rows: dict[str, list[Row]]) -> dict[str, object]:
+def summary(rows: dict[str, list[Row]]) -> dict[str, dict[str, object]]:
     """Similarity to the style, prompt accuracy and leaks, by style and method."""
-    figures: dict[str, object] = {}
+    figures: dict[str, dict[str, object]] = {}
     for way, some in rows.items():
         for row in some:
-            figures.setdefault(row["style"], {})
-            found: Any = figures[row["style"]]
-            found[way] = {
+            figures.setdefault(row["style"], {})[way] = {
                 "caught": {name: score["share"] for name, score in row["likeness"].items()},
                 "right": {name: row["right"][name] for name in (*ATTRIBUTES, "all")},
                 **{name: row[name] for name in ("leaked", "nearest", "pictures", "seconds")},

@@ -14,9 +14,10 @@ from statistics import fmean
 
 import numpy as np
 
-from lab.quality.harness import Lab, Row, TrainedConcept, argument_parser, cached, print_progress
+from lab.quality.harness import Lab, Row, argument_parser, cached, print_progress
 from lab.quality.scores import ATTRIBUTES, score_images, subject_scales
 from pinxit.evaluation.confidence import Rows, bootstrap, mean_relative
+from pinxit.evaluation.metric import Scale
 from pinxit.evaluation.prompt_sets import Prompt
 from pinxit.images.tensors import contact_sheet
 from pinxit.models.open_base import open_base
@@ -77,25 +78,28 @@ def run_experiment(lab: Lab, eyes: Eyes, experiment: Experiment) -> Row:
     trained = None
     if experiment.method != BASE:
         trained = lab.train(experiment.recipe(lab.model.name), experiment.folder / "run", task)
-    made = trained.run.folder.name if trained else ""
+    made = trained.folder.name if trained else ""
     file = experiment.folder / f"scores-{lab.tag(f'{made} {lab.num_images}')}.json"
-    return cached(file, lambda: _measure(lab, eyes, experiment, trained, file))
+
+    def measure() -> Row:
+        concept = trained.concept if trained else None
+        generated = lab.generate(experiment.prompts(), concept, f"{task}: generating")
+        scores = score_images(generated, scales_of(experiment.subject, eyes), eyes).to_dict()
+        experiment.folder.mkdir(parents=True, exist_ok=True)
+        references = subject_images(experiment.subject)[0]
+        shown = [*references, *(painting.image.resize((128, 128)) for painting in generated)]
+        contact_sheet(shown, 8).save(file.with_suffix(".png"))
+        seconds = trained.seconds if trained else 0.0
+        return {"subject": experiment.subject, "seconds": seconds, **scores}
+
+    return cached(file, measure)
 
 
-def _measure(
-    lab: Lab, eyes: Eyes, experiment: Experiment, trained: TrainedConcept | None, file: Path
-) -> Row:
-    task = f"subject {experiment.subject}, {experiment.noun}, {experiment.method}"
-    generated = lab.generate(experiment.prompts(), trained, f"{task}: generating")
-    references, lookalikes, others = subject_images(experiment.subject)
-    hidden = held_out_subjects()[experiment.subject].hidden().tolist()
-    scales = subject_scales(references, lookalikes, others, hidden, eyes)
-    seconds = trained.seconds if trained else 0.0
-    scores = score_images(generated, scales, eyes).to_dict()
-    experiment.folder.mkdir(parents=True, exist_ok=True)
-    shown = [*references, *(painting.image.resize((128, 128)) for painting in generated)]
-    contact_sheet(shown, 8).save(file.with_suffix(".png"))
-    return {"subject": experiment.subject, "seconds": seconds, **scores}
+def scales_of(subject: int, eyes: Eyes) -> dict[str, Scale]:
+    """The likeness scales of a subject."""
+    references, lookalikes, others = subject_images(subject)
+    hidden = held_out_subjects()[subject].hidden().tolist()
+    return subject_scales(references, lookalikes, others, hidden, eyes)
 
 
 def summary(rows: Mapping[str, Sequence[Row]]) -> dict[str, object]:

@@ -7,12 +7,13 @@ on stdout is JSON.
 
 import json
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, partial
 from itertools import pairwise
 from pathlib import Path
 from statistics import fmean
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -39,7 +40,6 @@ from pinxit.pocket.world import (
     render,
     render_styles,
 )
-from pinxit.reports.demo import DemoSettings
 from pinxit.training.recipe import Recipe
 
 # Styles that pocket has words for, and the one that must be trained.
@@ -52,6 +52,7 @@ PRESERVE_VALUES: dict[tuple[str, float], tuple[float, ...]] = {
     ("img2img", 2.5): (0.2, 0.5),
     ("inversion", 2): (0.0, 0.2, 0.5, 0.7, 0.8),
 }
+_T = TypeVar("_T")
 _SEED = 77
 _FEW = 8  # images for the measurements without curves
 
@@ -136,12 +137,8 @@ class TransferJudge:
         mask = seen.mask[0] > 0.5
         both, either = (mask & self.mask).sum(), (mask | self.mask).sum()
         ceilings = self._distances(self.true)
-        shares = [
-            (floor - value) / (floor - ceiling)
-            for value, floor, ceiling in zip(
-                self._distances(image), self.floors, ceilings, strict=True
-            )
-        ]
+        distances = zip(self._distances(image), self.floors, ceilings, strict=True)
+        shares = [(floor - value) / (floor - ceiling) for value, floor, ceiling in distances]
         return {
             "iou": float(both / either),
             "points": float((seen.keypoints[0] - self.points).norm(dim=-1).mean()),
@@ -173,9 +170,13 @@ class TransferLab:
         """One image of a prompt; `changed` are other options of the request."""
         options = {"prompt": target_prompt, "controls": controls, **changed}
         concepts = [self.trained.concept] if self.trained else []
-        return generate_images(self.model, GenerationRequest.model_validate(options), concepts)[
-            0
-        ].image
+        request = GenerationRequest.model_validate(options)
+        return generate_images(self.model, request, concepts)[0].image
+
+    def mean(self, kind: str, measure: Callable[[_T], Row], cases: Iterable[tuple[int, _T]]) -> Row:
+        """The mean of a measurement over numbered cases, each from the work folder or made now."""
+        rows = [self.cached(f"{kind}-{n:02}", partial(measure, case)) for n, case in cases]
+        return _mean(rows)
 
     def save_image(self, image: Image.Image, name: str) -> Path:
         """Save an image; returns its path."""
@@ -272,12 +273,9 @@ def reconstruction(lab: TransferLab, chosen: Sequence[Item]) -> Row:
         own = to_image(lab.model.decode(lab.model.encode(pixels).mean)[0])
         control = {"name": "inversion", "image": lab.save_image(image, "whole"), "preserve": 1}
         back = lab.generate(item.source_prompt, control, guidance_scale=2.0)
-        return {
-            "autoencoder": _psnr(own, image),
-            "keep 1": _psnr(back, image),
-        }
+        return {"autoencoder": _psnr(own, image), "keep 1": _psnr(back, image)}
 
-    return _mean([lab.cached(f"whole-{item.number:02}", lambda i=item: one(i)) for item in chosen])
+    return lab.mean("whole", one, ((item.number, item) for item in chosen))
 
 
 def _psnr(one: Image.Image, other: Image.Image) -> float:
@@ -293,24 +291,19 @@ def same_seeds(lab: TransferLab, chosen: Sequence[Item]) -> Row:
         first = lab.generate(item.source_prompt, seed=item.number)
         scores: Row = {}
         for preserve in (0.0, 0.2, 0.5, 0.8):
-            control = {
-                "name": "same-seed",
-                "preserve": preserve,
-                "source_prompt": item.source_prompt,
-            }
+            source = {"source_prompt": item.source_prompt}
+            control = {"name": "same-seed", "preserve": preserve, **source}
             image = lab.generate(item.target_prompt, control, seed=item.number)
             lab.save_image(image, f"seed-{item.number:02}-{preserve:g}")
             masks = [eyes.look(to_pixels(i, 64, 64)).mask[0] > 0.5 for i in (first, image)]
             iou = (masks[0] & masks[1]).sum() / (masks[0] | masks[1]).sum()
             named = eyes.look(to_pixels(image, 64, 64)).named("style")[0]
-            scores |= {
-                f"iou {preserve:g}": float(iou),
-                f"style {preserve:g}": float(named == item.style),
-            }
+            scores[f"iou {preserve:g}"] = float(iou)
+            scores[f"style {preserve:g}"] = float(named == item.style)
         lab.save_image(first, f"seed-{item.number:02}-first")
         return scores
 
-    return _mean([lab.cached(f"seed-{item.number:02}", lambda i=item: one(i)) for item in chosen])
+    return lab.mean("seed", one, ((item.number, item) for item in chosen))
 
 
 def poses(lab: TransferLab, count: int) -> Row:
@@ -330,12 +323,8 @@ def poses(lab: TransferLab, count: int) -> Row:
         looks = eyes.look(torch.cat([to_pixels(i, 64, 64) for i in (image, other)]))
         scores: Row = {"likeness true": float(looks.instance[0] @ looks.instance[1])}
         for preserve in (0.0, 0.7, 0.9):
-            control = {
-                "name": "masactrl",
-                "image": path,
-                "source_prompt": source,
-                "preserve": preserve,
-            }
+            original = {"image": path, "source_prompt": source}
+            control = {"name": "masactrl", "preserve": preserve, **original}
             moved = lab.generate(target, control, seed=number)
             lab.save_image(moved, f"pose-{number:02}-{preserve:g}")
             seen = eyes.look(to_pixels(moved, 64, 64))
@@ -345,7 +334,7 @@ def poses(lab: TransferLab, count: int) -> Row:
             scores[f"class {preserve:g}"] = float(seen.named("class")[0] == who.class_noun)
         return scores
 
-    return _mean([lab.cached(f"pose-{n:02}", lambda k=n: one(k)) for n in range(count)])
+    return lab.mean("pose", one, ((number, number) for number in range(count)))
 
 
 def opposite(scene: Scene) -> str:
@@ -355,18 +344,9 @@ def opposite(scene: Scene) -> str:
 
 def train_style(model: Model, folder: Path) -> TrainedConcept:
     """The held-out style, trained as in the demo."""
-    recipe = Recipe.model_validate(
-        {
-            "method": "lora",
-            "images": gallery.folder() / "style",
-            "token": TOKEN,
-            "class_noun": "painting",
-            "kind": "style",
-            "base": DemoSettings().base,
-            "preview_every": 0,
-        }
-    )
-
+    style = {"images": gallery.folder() / "style", "token": TOKEN, "class_noun": "painting"}
+    options = {"method": "lora", "kind": "style", "base": model.name, "preview_every": 0}
+    recipe = Recipe.model_validate({**style, **options})
     return Lab(model, print_progress).train(recipe, folder / "runs" / "style", "training the style")
 
 
@@ -375,14 +355,9 @@ def save_sheet(lab: TransferLab, chosen: Sequence[Item], path: Path) -> None:
 
     def row(item: Item) -> Iterator[Path]:
         label = f"{'learned' if item.token else 'words'}-{item.number:02}"
-        yield lab.folder / "pictures" / f"{label}.png"
-        for what in (
-            "img2img-5-0.6",
-            "img2img-5-0.4",
-            *(f"inversion-2-{k}" for k in (0.8, 0.5, 0.2)),
-        ):
-            yield lab.folder / "pictures" / f"{label}-{what}.png"
-        yield lab.folder / "pictures" / f"{label}-true.png"
+        shared = [f"-inversion-2-{preserve}" for preserve in (0.8, 0.5, 0.2)]
+        for ending in ("", "-img2img-5-0.6", "-img2img-5-0.4", *shared, "-true"):
+            yield lab.folder / "pictures" / f"{label}{ending}.png"
 
     images = [Image.open(file).resize((96, 96)) for item in chosen for file in row(item)]
     contact_sheet(images, 7).save(path)

@@ -12,21 +12,14 @@ from dataclasses import dataclass
 from itertools import combinations
 from pathlib import Path
 from statistics import fmean
-from typing import TYPE_CHECKING, Any, get_args
+from typing import Any, get_args
 
 from torch import Tensor
 
 from lab.quality import subjects
-from lab.quality.harness import (
-    Lab,
-    LabImage,
-    TrainedConcept,
-    argument_parser,
-    cached,
-    print_progress,
-)
-from lab.quality.scores import subject_scales
+from lab.quality.harness import Lab, LabImage, argument_parser, cached, print_progress
 from pinxit import registry
+from pinxit.concepts.concept import Concept
 from pinxit.evaluation.metric import Scale, stack_images
 from pinxit.evaluation.prompt_sets import Prompt
 from pinxit.models.open_base import open_base
@@ -36,9 +29,6 @@ from pinxit.pocket.world import BACKGROUNDS, CLASSES, COLOURS, STYLES, held_out_
 from pinxit.training.finetuning import Preservation
 from pinxit.training.plan import TrainingPlan
 from pinxit.training.recipe import Recipe
-
-if TYPE_CHECKING:
-    from PIL.Image import Image
 
 Options = Mapping[str, Any]
 _DREAMBOOTH: Options = {"name": "dreambooth", "class_images": 0}
@@ -135,47 +125,37 @@ def _measure(lab: Lab, eyes: Eyes, experiment: Experiment, recipe: Recipe) -> di
     task = f"subject {experiment.subject}, {experiment.name}"
     start = time.process_time()
     trained = lab.train(recipe, experiment.work / f"{experiment.subject:02}-run", task)
-    references, lookalikes, others = subjects.subject_images(experiment.subject)
-    hidden = held_out_subjects()[experiment.subject].hidden().tolist()
-    scales = subject_scales(references, lookalikes, others, hidden, eyes)
+    scales, concept = subjects.scales_of(experiment.subject, eyes), trained.concept
     row = {"seconds": trained.seconds, "processor seconds": time.process_time() - start}
-    row |= _likeness(scales, lab.generate(places(experiment.noun), trained, f"{task}: places"))
+    placed = lab.generate(places(experiment.noun), concept, f"{task}: places")
+    images = [image.image for image in placed]
+    row |= {name: scale.score(images).relative for name, scale in scales.items()}
     if experiment.group in ("words", "preserve"):
-        row |= _prompt_accuracy(
-            lab.generate(edits(experiment.noun), trained, f"{task}: edits"), eyes
-        )
+        edited = lab.generate(edits(experiment.noun), concept, f"{task}: edits")
+        row |= _prompt_accuracy(edited, eyes)
     if experiment.group == "words":
-        vectors = trained.concept.parts[0].tensors["text"]
+        vectors = concept.parts[0].tensors["text"]
         row["norm"] = float(vectors.norm(dim=1).mean())
         own = lab.model.text_encoders["text"].token_embeddings(experiment.noun)
         row["norm of the noun"] = float(own.norm(dim=1).mean())
     if experiment.group in ("prior", "preserve"):
-        row |= _class_change(lab, trained, scales["likeness"], experiment, eyes)
+        row |= _class_change(lab, concept, scales["likeness"], experiment, eyes)
     return row
-
-
-def _likeness(scales: Mapping[str, Scale], generated: Sequence[LabImage]) -> dict[str, float]:
-    images = [image.image for image in generated]
-    return {name: scale.score(images).relative for name, scale in scales.items()}
 
 
 def _prompt_accuracy(generated: Sequence[LabImage], eyes: Eyes) -> dict[str, float]:
     """The share of images that show each attribute of the prompt, and the mean of all."""
     images = [image.image for image in generated]
-    meant = [image.prompt.target_text for image in generated]
-    asked = {
-        question: fmean(
-            registry.load("metrics", "pocket-attributes")(eyes=eyes, questions=(question,)).score(
-                images, (), meant
-            )
-        )
-        for question in JOINT
-    }
-    return {**asked, "obeyed": fmean(asked.values())}
+    texts = [image.prompt.target_text for image in generated]
+    accuracy: dict[str, float] = {}
+    for question in JOINT:
+        metric = registry.load("metrics", "pocket-attributes")(eyes=eyes, questions=(question,))
+        accuracy[question] = fmean(metric.score(images, (), texts))
+    return {**accuracy, "obeyed": fmean(accuracy.values())}
 
 
 def _class_change(
-    lab: Lab, trained: TrainedConcept, scale: Scale, experiment: Experiment, eyes: Eyes
+    lab: Lab, concept: Concept, scale: Scale, experiment: Experiment, eyes: Eyes
 ) -> dict[str, float]:
     """How the class has changed: similarity to the subject, and diversity of its members.
 
@@ -184,19 +164,16 @@ def _class_change(
     """
     text = prompt(experiment.noun, None, BACKGROUNDS[0], "photo")
     plain = [Prompt(text, text, text, seed) for seed in range(8)]
-    found: dict[str, float] = {}
-    for which, taught in (("", trained), (" of the base", None)):
-        painted = lab.generate(plain, taught, f"{experiment.name}: class{which}")
-        images = [image.image for image in painted]
-        found[f"drift{which}"] = scale.score(images).relative
-        found[f"diversity{which}"] = _diversity(images, eyes)
-    return found
-
-
-def _diversity(images: "Sequence[Image]", eyes: Eyes) -> float:
-    """The mean distance between individuals: 1 minus the cosine of their embeddings."""
-    seen: Tensor = eyes.look(stack_images(images)).instance
-    return fmean(1 - float(one @ other) for one, other in combinations(seen, 2))
+    row: dict[str, float] = {}
+    for which, applied in (("", concept), (" of the base", None)):
+        generated = lab.generate(plain, applied, f"{experiment.name}: class{which}")
+        images = [image.image for image in generated]
+        row[f"drift{which}"] = scale.score(images).relative
+        # The mean distance between individuals: 1 minus the cosine of their embeddings.
+        people: Tensor = eyes.look(stack_images(images)).instance
+        distances = (1 - float(one @ other) for one, other in combinations(people, 2))
+        row[f"diversity{which}"] = fmean(distances)
+    return row
 
 
 def main() -> None:
@@ -205,11 +182,8 @@ def main() -> None:
     parser.add_argument("--groups", nargs="+", default=tuple(GROUPS), help="groups of experiments")
     parser.add_argument("--subjects", type=int, default=3, help="number of subjects")
     args = parser.parse_args()
-    lab, eyes = (
-        Lab(open_base("pocket"), print_progress, num_images=1),
-        Eyes.load(),
-    )
-    figures: dict[str, object] = {}
+    lab, eyes = Lab(open_base("pocket"), print_progress, num_images=1), Eyes.load()
+    figures: dict[str, dict[str, object]] = {group: {} for group in args.groups}
     for group in args.groups:
         for name in GROUPS[group]:
             experiments = [
@@ -218,9 +192,7 @@ def main() -> None:
             ]
             rows = [run_experiment(lab, eyes, experiment) for experiment in experiments]
             means = {key: fmean(row[key] for row in rows) for key in rows[0]}
-            figures.setdefault(group, {})
-            found: Any = figures[group]
-            found[name] = {**means, "rows": rows}
+            figures[group][name] = {**means, "rows": rows}
     print(json.dumps(figures))
 
 

@@ -140,7 +140,7 @@ def score_concept(lab: QualityLab, model: Model, eyes: Eyes, concept: Concept) -
     """Both likeness scores of a concept, from 0 (floor) to 1 (ceiling)."""
     texts = [prompt(lab.noun, None, place, "photo") for place in BACKGROUNDS]
     painted = [
-        LabImage(Prompt(text, text, text), 0, 0.0, picture.image)
+        LabImage(Prompt(text, text, text), picture.image)
         for text in texts
         for picture in generate_images(model, text.replace(lab.noun, TOKEN, 1), [concept])
     ]
