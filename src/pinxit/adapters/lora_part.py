@@ -191,7 +191,8 @@ def _widths_match(loras: Iterable[LoraPart], facts: FamilyFacts) -> bool:
             widths[part.network] = width
     if "denoiser" in widths:
         return widths["denoiser"] == facts.context_width
-    return tuple(widths[network] for network in sorted(widths)) == facts.text_widths
+    text_widths = tuple(widths[network] for network in sorted(widths))
+    return bool(text_widths) and text_widths == facts.text_widths
 
 
 def _shapes_match(tensors: LayerTensors) -> bool:

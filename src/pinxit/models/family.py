@@ -83,8 +83,8 @@ def trainable_networks() -> Mapping[str, str]:
 @cache
 def network_folders() -> tuple[str, ...]:
     """The folders of all networks that a base model of any family can have."""
-    frozen = sorted({folder for facts in all_facts() for folder in facts.frozen_networks})
-    return (*trainable_networks(), *frozen)
+    frozen = {folder for facts in all_facts() for folder in facts.frozen_networks}
+    return (*trainable_networks(), *sorted(frozen - trainable_networks().keys()))
 
 
 @cache

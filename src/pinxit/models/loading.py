@@ -27,6 +27,9 @@ _N = TypeVar("_N", bound=nn.Module)
 # A limit against malicious files; no base model exceeds it.
 _MAX_TOKENS = 500_000
 
+# Tensors that networks do not need: their values are known, or they are for generating text.
+_NOT_NEEDED = ("position_ids", "lm_head.weight")
+
 # The autoencoder's attention layers: their names in diffusers before 0.14, and since.
 _OLD_ATTENTION_NAMES = {
     "query": "to_q",
@@ -72,7 +75,7 @@ def load_network(
     network.requires_grad_(False).load_state_dict(weights, assign=True)
     if getattr(network, "all_tied_weights_keys", {}):
         cast("Any", network).tie_weights()
-    _restore_position_ids(network)
+    _restore_buffers(network)
     return network.eval().to(placement.device)
 
 
@@ -157,7 +160,7 @@ def _network_without_weights(kind: Any, config: dict[str, Any]) -> Any:
             {key: value for key, value in config.items() if not key.startswith("_")}
         )
     # Only keys that describe the architecture: others could name code to download.
-    allowed = {*vars(config_class)["__annotations__"], "tie_word_embeddings"}
+    allowed = {*vars(config_class)["__annotations__"], "tie_word_embeddings", "rope_theta"}
     return kind(config_class(**{key: config[key] for key in allowed if key in config}))
 
 
@@ -201,7 +204,7 @@ def _check_names_and_shapes(
     unexpected = stored.keys() - expected.keys()
     differences = {
         "lack": [name for name in expected if name not in stored],
-        "also have": sorted(name for name in unexpected if not name.endswith("position_ids")),
+        "also have": sorted(name for name in unexpected if not name.endswith(_NOT_NEEDED)),
         "have another shape for": [
             name
             for name, weight in expected.items()
@@ -217,21 +220,25 @@ def _check_names_and_shapes(
             )
 
 
-def _restore_position_ids(network: nn.Module) -> None:
-    """Fill the position ids: text encoders have this buffer, and files do not contain it."""
+def _restore_buffers(network: nn.Module) -> None:
+    """Compute the buffers that files do not contain: position ids, and rotary frequencies."""
     for module in network.modules():
         for name, buffer in module.named_buffers(recurse=False):
-            if buffer.is_meta and name == "position_ids":
-                module.register_buffer(
-                    name, torch.arange(buffer.shape[-1]).expand(buffer.shape), persistent=False
-                )
+            if not buffer.is_meta:
+                continue
+            if name == "position_ids":
+                values = torch.arange(buffer.shape[-1]).expand(buffer.shape)
+            else:
+                values = getattr(type(module)(cast("Any", module).config), name)
+            module.register_buffer(name, values, persistent=False)
 
 
 def _network_name(name: str, expected: Mapping[str, Tensor]) -> str:
     """The name in the network of a stored tensor."""
     if name in expected:
         return name
-    for candidate in (name.removeprefix("text_model."), f"text_model.{name}"):
+    bare = name.removeprefix("text_model.").removeprefix("model.")
+    for candidate in (bare, f"text_model.{name}"):
         if candidate in expected:
             return candidate
     match = re.fullmatch(r"(.*attentions\.\d+\.)(query|key|value|proj_attn)(\.\w+)", name)

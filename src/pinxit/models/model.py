@@ -276,6 +276,6 @@ class Model(ABC):
         known = self.placeholders if placeholders is None else placeholders
         endings = [
             text_encoder.truncated_text(prompt, known, parsing)
-            for text_encoder in self.text_encoders.values()
+            for text_encoder in (self.text_encoders or self.frozen_text_encoders).values()
         ]
         return min(endings, key=len, default="")

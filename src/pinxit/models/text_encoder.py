@@ -32,21 +32,27 @@ class TokenPlan:
     """Tokenized prompts in chunks of the encoder's length, (B, chunks, L).
 
     `embedding_rows` are the rows of `embeddings` (rows, D) that replace the token's own embedding,
-    -1 where the token keeps it. `weights` are the attention weights.
+    -1 where the token keeps it. `weights` are the attention weights. `mask` is 0 for padding that
+    is not part of the prompt; None without such padding.
     """
 
     ids: Tensor
     embedding_rows: Tensor
     weights: Tensor
     embeddings: Tensor | None
+    mask: Tensor | None = None
 
 
 @dataclass(frozen=True)
 class EncodedPrompt:
-    """Output of a text encoder: hidden states (B, chunks * L, D) and pooled states (B, P)."""
+    """Output of a text encoder: hidden states (B, chunks * L, D) and pooled states (B, P).
+
+    `mask` (B, chunks * L) is 0 for padding that is not part of the prompt.
+    """
 
     states: Tensor
     pooled: Tensor | None
+    mask: Tensor | None = None
 
 
 class TextEncoder(Protocol):
@@ -71,6 +77,15 @@ class TextEncoder(Protocol):
 
     def encode(self, plan: TokenPlan, parsing: PromptParsing = DEFAULT_PARSING) -> EncodedPrompt:
         """Hidden states and pooled states of tokenized prompts."""
+        ...
+
+    def truncated_text(
+        self,
+        prompt: str,
+        placeholders: Mapping[str, TokenEmbedding],
+        parsing: PromptParsing = DEFAULT_PARSING,
+    ) -> str:
+        """The end of a prompt that is truncated, "" if the whole prompt fits."""
         ...
 
 
@@ -101,15 +116,6 @@ class PlaceholderEncoder(TextEncoder, Protocol):
 
     def rare_tokens(self) -> list[str]:
         """Short tokens with almost no meaning, best first."""
-        ...
-
-    def truncated_text(
-        self,
-        prompt: str,
-        placeholders: Mapping[str, TokenEmbedding],
-        parsing: PromptParsing = DEFAULT_PARSING,
-    ) -> str:
-        """The end of a prompt that is truncated, "" if the whole prompt fits."""
         ...
 
 

@@ -29,6 +29,8 @@ _CLASS_IMAGES: dict[ModelSize, int] = {"small": 48, "large": 200}
 _PULL = 3.0
 # The rare token is chosen among this many, so that two placeholder tokens seldom get the same one.
 _RARE_TOKENS = 64
+# A language model has no rare tokens: it knows every string as several pieces.
+_TRIGGER_WORDS = ["ohwx", "zwxq", "sksv", "vqkj", "xjwz", "qzvk", "wkzx", "jxqv"]
 
 
 class Finetuning(Method):
@@ -182,8 +184,8 @@ def model_size(model: Model) -> ModelSize:
 
 def _rare_token(model: Model, subject: Subject) -> str:
     """A rare token of the base model, which depends only on the placeholder token."""
-    text_encoder = next(iter(model.text_encoders.values()))
-    rare_tokens = text_encoder.rare_tokens()[:_RARE_TOKENS]
+    text_encoder = next(iter(model.text_encoders.values()), None)
+    rare_tokens = text_encoder.rare_tokens()[:_RARE_TOKENS] if text_encoder else _TRIGGER_WORDS
     if not rare_tokens:
         raise RecipeError(
             f"{model.name} has no short rare token that `{subject.token}` could stand for",

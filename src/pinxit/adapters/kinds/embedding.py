@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from pinxit.adapters.adapter import Adapter, on_cpu, placeholder
 from pinxit.adapters.parts import EmbeddingPart
-from pinxit.errors import ConceptError
+from pinxit.errors import ConceptError, RecipeError
 from pinxit.models.model import Model
 from pinxit.models.prompt import TokenEmbedding
 
@@ -35,8 +35,15 @@ class EmbeddingAdapter(Adapter):
         """A trainable embedding of `num_vectors` vectors, initialized from the noun's embeddings.
 
         If the noun has fewer tokens than that, its vectors repeat. If it has more, each vector
-        starts as the mean of a group of neighbouring tokens.
+        starts as the mean of a group of neighbouring tokens. Raises RecipeError if the model has
+        no text encoder for embeddings.
         """
+        if not model.text_encoders:
+            raise RecipeError(
+                f"{model.name} has no text encoder in which the embedding of a token can be "
+                "trained: a language model reads its prompts",
+                "train a LoRA, whose token stands for a trigger word: pinxit train lora",
+            )
         tables: dict[str, Tensor] = {}
         for name, text_encoder in model.text_encoders.items():
             vectors = text_encoder.token_embeddings(noun)

@@ -59,7 +59,8 @@ class Lora(Finetuning):
         values={"rare": "rare-token", "new": "new-embedding"},
         help="what the placeholder token is: a rare token of the base model before the class noun, "
         "or a new embedding that is trained too",
-        default_is="objects: rare-token, styles: new-embedding",
+        default_is="objects: rare-token, styles: new-embedding where the base model has text "
+        "encoders for it",
     )
     num_vectors: int | None = Option(
         None,
@@ -89,6 +90,8 @@ class Lora(Finetuning):
     def settle(self, model: Model, subject: Subject) -> Self:
         """The method with the layers, placeholder, class images and rare token chosen."""
         placeholder, num_vectors = self._placeholder(subject)
+        if not (self.placeholder or model.text_encoders):
+            placeholder = "rare-token"
         chosen = {
             "layers": self.layers or _LAYERS[model_size(model)],
             "placeholder": placeholder,
