@@ -9,6 +9,7 @@ from typing import Any
 
 import diffusers
 import pytest
+import tokenizers
 import torch
 import transformers
 from PIL import Image
@@ -128,6 +129,7 @@ def save_family(family: str, folder: Path) -> Path:
         "stable-diffusion-xl": _save_xl,
         "stable-diffusion-3": _save_3,
         "flux-1": _save_flux_1,
+        "z-image": _save_z_image,
     }[family](folder, parts)
 
 
@@ -220,6 +222,55 @@ def _save_flux_1(folder: Path, parts: dict[str, Any]) -> Path:
         ),
     }
     return _saved(diffusers.FluxPipeline, parts, folder)
+
+
+def _save_z_image(folder: Path, parts: dict[str, Any]) -> Path:
+    """Like the base model: a language model with a chat template, and no pooled text."""
+    transformer = diffusers.ZImageTransformer2DModel(
+        dim=16,
+        n_layers=2,
+        n_refiner_layers=1,
+        n_heads=2,
+        n_kv_heads=2,
+        cap_feat_dim=24,
+        axes_dims=[4, 2, 2],
+        axes_lens=[1024, 64, 64],
+    )
+    for token in (transformer.x_pad_token, transformer.cap_pad_token):
+        torch.nn.init.normal_(token)
+    tokenizer = _llm_tokenizer()
+    config = transformers.Qwen3Config(
+        vocab_size=len(tokenizer),
+        hidden_size=24,
+        intermediate_size=32,
+        num_hidden_layers=3,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        head_dim=12,
+        rope_parameters={"rope_theta": 1000000.0, "rope_type": "default"},
+    )
+    parts |= {
+        "text_encoder": transformers.Qwen3Model(config),
+        "tokenizer": tokenizer,
+        "vae": _flow_vae(),
+        "transformer": transformer,
+        "scheduler": diffusers.FlowMatchEulerDiscreteScheduler(shift=6.0),
+    }
+    return _saved(diffusers.ZImagePipeline, parts, folder)
+
+
+def _llm_tokenizer() -> Any:
+    """A tokenizer of bytes with Qwen's special tokens and chat template."""
+    letters = tokenizers.pre_tokenizers.ByteLevel.alphabet()
+    vocabulary = {letter: number for number, letter in enumerate(sorted(letters))}
+    tokenizer = transformers.Qwen2Tokenizer(vocab=vocabulary, merges=[])
+    tokenizer.add_special_tokens({"additional_special_tokens": ["<|im_start|>", "<|im_end|>"]})
+    tokenizer.chat_template = (
+        "{% for message in messages %}<|im_start|>{{ message.role }}\n{{ message.content }}"
+        "<|im_end|>\n{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n"
+        "{% if enable_thinking is false %}<think>\n\n</think>\n\n{% endif %}{% endif %}"
+    )
+    return tokenizer
 
 
 _NOISE = {

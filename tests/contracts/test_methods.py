@@ -42,6 +42,16 @@ OPTIONS: dict[str, dict[str, object]] = {
 }
 
 
+@pytest.fixture(autouse=True)
+def without_embeddings(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A family in which no embedding can be trained has only the other methods."""
+    values = request.node.callspec.params
+    if "z-image" in values.values():
+        if values["method"] == "textual-inversion":
+            pytest.skip("a language model reads the prompts: see tests/models/test_families.py")
+        monkeypatch.setitem(OPTIONS, "lora", {**OPTIONS["lora"], "placeholder": "rare-token"})
+
+
 @pytest.fixture
 def model(request: pytest.FixtureRequest, opened: Callable[[str], Model]) -> Model:
     return opened(request.param)

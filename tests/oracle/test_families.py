@@ -16,6 +16,7 @@ from pinxit.errors import RecipeError
 from pinxit.generation.request import GenerationRequest
 from pinxit.generation.sample import generate_images
 from pinxit.generation.schedulers import _CLASSES as SCHEDULERS
+from pinxit.models.conditioning import Conditioning
 from pinxit.models.model import Model
 from pinxit.models.open_base import open_base
 from pinxit.models.text_encoder import PromptParsing
@@ -25,7 +26,7 @@ from pinxit.training.recipe import Recipe
 from pinxit.training.train import denoising_losses
 
 PROMPT = "a photo of a red dog on the beach"
-OTHER_PROMPT = PROMPT.replace("red", "blue")
+OTHER_PROMPT = PROMPT.replace("red", "toy")
 GUIDANCE = 5.0
 TOLERANCE = 1e-4
 PIPELINES = {
@@ -34,6 +35,7 @@ PIPELINES = {
     "stable-diffusion-xl": "StableDiffusionXL{}Pipeline",
     "stable-diffusion-3": "StableDiffusion3{}Pipeline",
     "flux-1": "Flux{}Pipeline",
+    "z-image": "ZImage{}Pipeline",
 }
 every_family = pytest.mark.parametrize("family", registry.names("families"))
 Opened = Callable[[str], Model]
@@ -62,6 +64,8 @@ def encode(pipe: Any, prompt: str, **changes: Any) -> tuple[torch.Tensor, torch.
     arguments = {"device": "cpu", "num_images_per_prompt": 1, **prompts, **changes}
     if isinstance(pipe, diffusers.FluxPipeline):
         return pipe.encode_prompt(prompt=prompt, **arguments)[:2]
+    if isinstance(pipe, diffusers.ZImagePipeline):
+        return pipe.encode_prompt(prompt, do_classifier_free_guidance=False)[0][0][None], None
     outputs = pipe.encode_prompt(prompt=prompt, do_classifier_free_guidance=False, **arguments)
     return outputs[0], outputs[2] if prompts else None
 
@@ -78,7 +82,10 @@ def expected(pipe: Any, scheduler: str, kind: str = "diffusion", **changes: Any)
         "generator": torch.Generator().manual_seed(3),
         "output_type": "latent",
     }
-    latents = pipe(**arguments | changes).images
+    arguments |= changes
+    if type(pipe).__name__.startswith("ZImage"):  # it counts guidance from 0
+        arguments["guidance_scale"] -= 1
+    latents = pipe(**arguments).images
     return pipe._unpack_latents(latents, 32, 32, 8) if latents.ndim == 3 else latents
 
 
@@ -136,7 +143,8 @@ def test_latents_equal_the_pipelines(
 
 
 FAMILY_SCHEDULERS = [(family, name) for family in PIPELINES for name in ("euler", "heun", "pndm")]
-FAMILY_SCHEDULERS.remove(("flux-1", "heun"))  # diffusers' pipeline refuses it
+for refuses_heun in ("flux-1", "z-image"):
+    FAMILY_SCHEDULERS.remove((refuses_heun, "heun"))
 
 
 @pytest.mark.long
@@ -213,7 +221,7 @@ def test_the_loss_equals_the_one_computed_with_diffusers(
     flow = model.schedule.kind == "flow"
     reference = _flow_errors if flow else _diffusion_errors
     encodings = [encode(pipe, prompt) for prompt in prompts]
-    states = torch.cat([states for states, _ in encodings])
+    states = [states for states, _ in encodings]
     pooled = [pooled for _, pooled in encodings if pooled is not None]
     timesteps, expected_losses = reference(pipe, bases(family), latents, noise, states, pooled)
     batch = Batch(latents, noise, timesteps, weights, torch.zeros(3, dtype=torch.long), prompts)
@@ -232,7 +240,7 @@ def _diffusion_errors(
         sizes = torch.tensor([[32.0, 32.0, 0.0, 0.0, 32.0, 32.0]] * 3)
         added = {"text_embeds": torch.cat(pooled), "time_ids": sizes}
     noisy = scheduler.add_noise(latents, noise, timesteps)
-    prediction = pipe.unet(noisy, timesteps, states, added_cond_kwargs=added).sample
+    prediction = pipe.unet(noisy, timesteps, torch.cat(states), added_cond_kwargs=added).sample
     target = noise
     if scheduler.config.prediction_type == "v_prediction":
         target = scheduler.get_velocity(latents, noise, timesteps)
@@ -248,9 +256,14 @@ def _flow_errors(
     timesteps = scheduler.timesteps[torch.tensor([3, 500, 998])]
     noisy = scheduler.scale_noise(latents, timesteps, noise)
     if isinstance(pipe, diffusers.FluxPipeline):
+        states = torch.cat(states)
         prediction = _packed_prediction(pipe, noisy, states, torch.cat(pooled), timesteps)
+    elif isinstance(pipe, diffusers.ZImagePipeline):
+        images, prompts = list(noisy.unsqueeze(2)), [rows[0] for rows in states]
+        outputs = pipe.transformer(images, 1 - timesteps / 1000, prompts).sample
+        prediction = -torch.stack(outputs).squeeze(2)
     else:
-        prediction = pipe.transformer(noisy, states, torch.cat(pooled), timesteps).sample
+        prediction = pipe.transformer(noisy, torch.cat(states), torch.cat(pooled), timesteps).sample
     return timesteps, (prediction - (noise - latents)).square().mean((1, 2, 3))
 
 
@@ -290,6 +303,43 @@ def test_flux_1_without_guidance_as_an_input(
         with pytest.raises(RecipeError, match=r"distilled.*\nhint: train on .*FLUX.1-dev"):
             TrainingPlan.of(Recipe.model_validate(recipe), model, 3)
     else:
+        TrainingPlan.of(Recipe.model_validate(recipe), model, 3)
+
+
+def test_the_prompt_of_z_image_has_the_template_and_its_own_length(
+    opened: Opened, pipelines: Pipelines
+) -> None:
+    model, pipe = opened("z-image"), pipelines("z-image")
+    prompts = ["a dog", "a photo of a dog"]
+    batch = model.condition(prompts)
+    assert batch.mask is not None
+    for row, prompt in enumerate(prompts):
+        states, _ = encode(pipe, prompt)
+        used = batch.mask[row].bool()
+        assert relative_error(batch.states[row][used], states[0]) <= 1e-5
+        assert not batch.states[row][~used].any()
+    alone = encode(pipe, prompts[0])[0][0]
+    pipe.tokenizer.chat_template = pipe.tokenizer.chat_template.replace("assistant", "assistent")
+    assert relative_error(encode(pipe, prompts[0])[0][0], alone) > 1e-5
+    noise, half = torch.randn(2, 16, 4, 4), torch.tensor(500.0)
+    together = model.denoise(noise, half, batch)
+    one = model.denoise(noise[:1], half, model.condition(prompts[:1]))
+    assert relative_error(together[:1], one) <= 1e-5
+    unmasked = Conditioning(batch.states)
+    assert relative_error(model.denoise(noise, half, unmasked)[:1], one) > 1e-5
+
+
+def test_z_image_turbo_is_distilled(
+    bases: Callable[[str], Path], pictures: Path, tmp_path: Path
+) -> None:
+    folder = Path(shutil.copytree(bases("z-image"), tmp_path / "turbo"))
+    diffusers.FlowMatchEulerDiscreteScheduler(shift=3.0).save_pretrained(folder / "scheduler")
+    pipe, model = _pipeline("z-image", folder), open_base(folder)
+    latents = actual(model, negative_prompt="a cat")
+    assert relative_error(latents, expected(pipe, "euler", "flow", guidance_scale=1)) <= TOLERANCE
+    assert relative_error(latents, expected(pipe, "euler", "flow")) > TOLERANCE
+    recipe = {"method": "lora", "images": pictures, "token": "<mytoy>", "class_noun": "toy"}
+    with pytest.raises(RecipeError, match=r"distilled.*\nhint: train on Tongyi-MAI/Z-Image;"):
         TrainingPlan.of(Recipe.model_validate(recipe), model, 3)
 
 

@@ -1,5 +1,5 @@
 # pyright: standard, reportPrivateImportUsage=false
-"""FLUX.1: CLIP's pooled text, T5, and a rectified-flow transformer with packed latents."""
+"""FLUX.1: CLIP and T5, a rectified-flow transformer with guidance as an input."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, Self
