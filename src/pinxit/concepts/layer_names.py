@@ -7,8 +7,10 @@ reads all of them. A name that it does not have is no layer of a base model that
 
 import re
 from dataclasses import dataclass
+from functools import cache
 
 from pinxit.adapters.lora_part import MAGNITUDE
+from pinxit.models.family import all_facts
 from pinxit.models.original_names import renamed, unet_name_map, without_prefix
 
 _MAX_NAME_LENGTH = 300  # no tensor has a longer name
@@ -91,6 +93,20 @@ _OTHER_MODELS = {
 }
 
 
+@cache
+def _family_layers() -> str:
+    """A regular expression for the layers that families state."""
+    return "|".join(facts.denoiser_layers for facts in all_facts())
+
+
+@cache
+def _name_parts() -> re.Pattern[str]:
+    """The parts of underscored names, first those that families state, the longest first."""
+    words = set(re.findall(r"[a-zA-Z]+(?:_[a-zA-Z0-9]+)+", _family_layers()))
+    longest_first = sorted(words, key=lambda word: (-len(word), word))
+    return re.compile("|".join([*longest_first, _NAME_PART.pattern]))
+
+
 @dataclass(frozen=True)
 class TensorName:
     """A tensor's name in an adapter file: the path of a layer, and the name with peft's words.
@@ -139,7 +155,7 @@ def parse_layer(path: str) -> tuple[str, str] | None:
     while match := _PREFIX.match(name):
         network, name = network or match.lastgroup, name[match.end() :]
     if "." not in name:
-        name = ".".join(_NAME_PART.findall(name))
+        name = ".".join(_name_parts().findall(name))
     layer = without_prefix(renamed(name, _DIFFUSERS) or name)
     if layer.endswith(".to_out") and network in (None, "denoiser"):
         layer = f"{layer}.0"
@@ -147,13 +163,14 @@ def parse_layer(path: str) -> tuple[str, str] | None:
         return ("text_2", layer) if network != "denoiser" else None
     if _CLIP.fullmatch(clip := re.sub(r"\bto_(q|k|v|out)$", r"\1_proj", layer)):
         return (network or "text", clip) if network in (None, "text", "text_2") else None
-    is_known = _UNET.fullmatch(layer) or _MMDIT.fullmatch(layer)
+    is_known = _UNET.fullmatch(layer) or is_mmdit_layer(layer)
     return ("denoiser", layer) if is_known and network in (None, "denoiser") else None
 
 
 def is_mmdit_layer(layer: str) -> bool:
     """Whether it is a layer of a transformer (Stable Diffusion 3, FLUX.1), and not of a U-Net."""
-    return not _UNET.fullmatch(layer) and _MMDIT.fullmatch(layer) is not None
+    is_known = _MMDIT.fullmatch(layer) or re.fullmatch(_family_layers(), layer)
+    return not _UNET.fullmatch(layer) and is_known is not None
 
 
 def other_model(path: str) -> str:

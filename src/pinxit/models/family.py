@@ -36,6 +36,8 @@ class FamilyFacts:
     the name in modelspec metadata, and `velocity_architecture` that of models with v-prediction.
     `single_file_prefixes` are the prefixes of the networks in a checkpoint file by folder; empty
     if pinxit does not write such files. `pipeline` is the class of its pipelines in diffusers.
+    `denoiser_layers` is a regular expression for the names of the denoiser's layers in adapter
+    files, if no older family has such layers; words that contain `_` are written in full.
     """
 
     title: str
@@ -52,6 +54,7 @@ class FamilyFacts:
     single_file_prefixes: Mapping[str, str] = field(default_factory=dict[str, str])
     kohya: KohyaNames | None = None
     pipeline: str = ""
+    denoiser_layers: str = "(?!)"
 
     @property
     def encoder_widths(self) -> dict[str, int]:

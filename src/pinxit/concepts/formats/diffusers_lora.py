@@ -10,6 +10,7 @@ from pinxit.adapters.parts import EmbeddingPart
 from pinxit.concepts.adapter_reader import LayerChanges, LayerTensors, has_adapter, read_layers
 from pinxit.concepts.concept import Concept
 from pinxit.concepts.format import EMB_PARAMS, LIKELY, Target, tables_from_keys, tables_to_keys
+from pinxit.concepts.layer_names import is_mmdit_layer
 from pinxit.concepts.lora_file import AdapterFormat, modelspec_metadata
 from pinxit.concepts.peft_settings import PEFT_METADATA_KEY
 from pinxit.errors import ConceptError
@@ -64,7 +65,7 @@ class DiffusersLora(AdapterFormat):
         tensors: LayerTensors = {}
         settings: dict[str, object] = {}
         for part in loras:
-            is_transformer = any(layer.startswith("transformer_blocks.") for layer in part.layers)
+            is_transformer = any(map(is_mmdit_layer, part.layers))
             prefix = _PREFIXES.get(part.network, "transformer" if is_transformer else "unet")
             tensors |= _network_tensors(prefix, part)
             network_settings = _peft_settings(part) | {"use_dora": part.variant == "dora"}

@@ -41,6 +41,11 @@ class ZImage(LatentModel):
         text_widths=(),
         context_width=3840,
         context_layer="noise_refiner.0.attention.to_q",
+        denoiser_layers=r"(?:layers|noise_refiner|context_refiner)\.\d+\.(?:attention\."
+        r"(?:to_q|to_k|to_v|to_out\.0|norm_q|norm_k)|feed_forward\.w[123]|adaLN_modulation\.0"
+        r"|attention_norm1|attention_norm2|ffn_norm1|ffn_norm2)|all_x_embedder\.2-1"
+        r"|all_final_layer\.2-1\.(?:linear|adaLN_modulation\.1)|t_embedder\.mlp\.[02]"
+        r"|cap_embedder\.[01]",
     )
 
     # In `layers`, image and text are one sequence.
