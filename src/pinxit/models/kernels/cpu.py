@@ -7,7 +7,7 @@ are read in the order in which they are stored (docs/results/performance.md).
 """
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
@@ -34,13 +34,25 @@ def optimize_for_cpu(denoiser: Any) -> None:
         denoiser.set_attn_processor(_Attention())
 
 
+class Geometry(NamedTuple):
+    """Kernel size, stride and padding of a convolution, (height, width) each."""
+
+    kernel: tuple[int, ...]
+    stride: tuple[int, ...]
+    padding: tuple[int, ...]
+
+    @classmethod
+    def of(cls, layer: nn.Conv2d) -> "Geometry":
+        """The geometry of a layer, whose padding is given in numbers."""
+        return cls(layer.weight.shape[2:], layer.stride, cast("Any", layer.padding))
+
+
 class _MatrixConv(nn.Conv2d):
     """A convolution computed as matrix products."""
 
     def forward(self, input: Tensor) -> Tensor:
         """The convolution of (B, C, H, W)."""
-        padding: Any = self.padding
-        return _Convolution.apply(input, self.weight, self.bias, self.stride, padding)
+        return _Convolution.apply(input, self.weight, self.bias, Geometry.of(self))
 
 
 class _Convolution(torch.autograd.Function):
@@ -48,47 +60,30 @@ class _Convolution(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any,
-        input: Tensor,
-        weight: Tensor,
-        bias: Tensor | None,
-        stride: tuple[int, int],
-        padding: tuple[int, int],
+        ctx: Any, input: Tensor, weight: Tensor, bias: Tensor | None, geometry: Geometry
     ) -> Tensor:
         """The convolution, (B, O, H', W') in channels_last."""
-        ctx.geometry, ctx.shape = (stride, padding), input.shape
+        ctx.geometry, ctx.shape = geometry, input.shape
         ctx.save_for_backward(input if ctx.needs_input_grad[1] else None, weight)
-        outputs = [
-            F.linear(rows.flatten(0, 2).flatten(1), weight_matrix(weight), bias).unflatten(
-                0, rows.shape[:3]
-            )
-            for rows in patches(input.permute(0, 2, 3, 1), weight.shape[2:], stride, padding)
-        ]
-        output = outputs[0] if len(outputs) == 1 else torch.cat(outputs, 1)
+        matrix = weight_matrix(weight)
+        channels_last = input.permute(0, 2, 3, 1)
+        output = convolve(channels_last, lambda rows: F.linear(rows, matrix, bias), geometry)
         return output.permute(0, 3, 1, 2)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         """The gradients with respect to input, weight and bias, each only if needed."""
         input, weight = ctx.saved_tensors
-        stride, padding = ctx.geometry
         input_needed, weight_needed, bias_needed = ctx.needs_input_grad[:3]
-        grad = grads[0].permute(0, 2, 3, 1)
+        grad, matrix = grads[0].permute(0, 2, 3, 1), weight_matrix(weight)
         input_grad = weight_grad = bias_grad = None
         if input_needed:
-            input_grad = scatter_patches(
-                grad,
-                lambda rows: rows @ weight_matrix(weight),
-                weight.shape[2:],
-                ctx.shape,
-                stride,
-                padding,
-            )
+            input_grad = scatter_patches(grad, lambda rows: rows @ matrix, ctx.shape, ctx.geometry)
         if weight_needed:
-            weight_grad = _weight_gradient(grad, input, weight, stride, padding)
+            weight_grad = _weight_gradient(grad, input, weight, ctx.geometry)
         if bias_needed:
             bias_grad = grad.sum((0, 1, 2))
-        return input_grad, weight_grad, bias_grad, None, None
+        return input_grad, weight_grad, bias_grad, None
 
 
 def weight_matrix(weight: Tensor) -> Tensor:
@@ -96,14 +91,24 @@ def weight_matrix(weight: Tensor) -> Tensor:
     return weight.permute(0, 2, 3, 1).flatten(1)
 
 
-def patches(
-    input: Tensor, kernel: tuple[int, ...], stride: tuple[int, int], padding: tuple[int, int]
-) -> tuple[Tensor, ...]:
+def convolve(input: Tensor, product: Callable[[Tensor], Tensor], geometry: Geometry) -> Tensor:
+    """The convolution of an input (B, H, W, C): (B, H', W', O).
+
+    `product` multiplies some patches, (N, K * K * C), with the weights.
+    """
+    outputs = [
+        product(rows.flatten(0, 2).flatten(1)).unflatten(0, rows.shape[:3])
+        for rows in patches(input, geometry)
+    ]
+    return outputs[0] if len(outputs) == 1 else torch.cat(outputs, 1)
+
+
+def patches(input: Tensor, geometry: Geometry) -> tuple[Tensor, ...]:
     """The input patch of each output position, (B, rows, W', K, K, C), in groups of rows.
 
     `input` is (B, H, W, C).
     """
-    kernel_height, kernel_width = kernel
+    (kernel_height, kernel_width), stride, padding = geometry
     if any(padding):
         input = F.pad(input, (0, 0, padding[1], padding[1], padding[0], padding[0]))
     windows = input.unfold(1, kernel_height, stride[0]).unfold(2, kernel_width, stride[1])
@@ -113,18 +118,14 @@ def patches(
 
 
 def scatter_patches(
-    grad: Tensor,
-    product: Callable[[Tensor], Tensor],
-    kernel: tuple[int, ...],
-    shape: torch.Size,
-    stride: tuple[int, int],
-    padding: tuple[int, int],
+    grad: Tensor, product: Callable[[Tensor], Tensor], shape: torch.Size, geometry: Geometry
 ) -> Tensor:
     """The gradient with respect to an input of this shape: the sum over all its patches.
 
     `grad` is (B, H', W', O). `product` computes the patches' gradient from some rows of `grad`.
     """
-    (batch, channels, height, width), (kernel_height, kernel_width) = shape, kernel
+    (batch, channels, height, width), (kernel, stride, padding) = shape, geometry
+    kernel_height, kernel_width = kernel
     total: Tensor | None = None
     row_values = grad[:, :1, :, 0].numel() * kernel_height * kernel_width * channels
     rows = max(1, _MAX_PATCH_VALUES // (row_values or 1))
@@ -149,17 +150,11 @@ def scatter_patches(
     return cropped.permute(0, 3, 1, 2)
 
 
-def _weight_gradient(
-    grad: Tensor,
-    input: Tensor,
-    weight: Tensor,
-    stride: tuple[int, int],
-    padding: tuple[int, int],
-) -> Tensor:
+def _weight_gradient(grad: Tensor, input: Tensor, weight: Tensor, geometry: Geometry) -> Tensor:
     """The gradient with respect to the weight, (O, C, K, K)."""
     total: Tensor | None = None
     first = 0
-    for rows in patches(input.permute(0, 2, 3, 1), weight.shape[2:], stride, padding):
+    for rows in patches(input.permute(0, 2, 3, 1), geometry):
         grad_rows = grad[:, first : first + rows.shape[1]].flatten(0, 2)
         product = grad_rows.T @ rows.flatten(0, 2).flatten(1)
         total = product if total is None else total + product

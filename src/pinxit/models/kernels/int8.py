@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pinxit.models.kernels.cpu import patches, scatter_patches, weight_matrix
+from pinxit.models.kernels.cpu import Geometry, convolve, scatter_patches, weight_matrix
 from pinxit.models.kernels.quantize import quantize_groups
 
 
@@ -64,9 +64,7 @@ class _Conv(nn.Conv2d):
             rows, weight = channels_last.reshape(-1, input.shape[1]), self.weight.flatten(1)
             output = _Int8Linear.apply(rows, weight, self.scale, self.bias)
             return output.view(*channels_last.shape[:3], -1).permute(0, 3, 1, 2)
-        return _Int8Convolution.apply(
-            input, self.weight, self.scale, self.bias, self.stride, self.padding
-        )
+        return _Int8Convolution.apply(input, self.weight, self.scale, self.bias, Geometry.of(self))
 
 
 class _Int8Linear(torch.autograd.Function):
@@ -98,52 +96,39 @@ class _Int8Convolution(torch.autograd.Function):
         weight: Tensor,
         scale: Tensor,
         bias: Tensor | None,
-        stride: tuple[int, int],
-        padding: tuple[int, int],
+        geometry: Geometry,
     ) -> Tensor:
         """The convolution, (B, O, H', W') in channels_last."""
         ctx.save_for_backward(weight, scale)
-        ctx.geometry, ctx.shape = (stride, padding), input.shape
+        ctx.geometry, ctx.shape = geometry, input.shape
         integers, sample_scale = quantize_groups(input.permute(0, 2, 3, 1), 3)
-        matrix = weight_matrix(weight).t()
-        product = _convolve(integers, matrix, weight.shape[2:], stride, padding).float()
+        product = _convolve(integers, weight_matrix(weight).t(), geometry)
         return _add_bias(product.mul_(sample_scale).mul_(scale), bias).permute(0, 3, 1, 2)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         """The gradient with respect to the input."""
-        (weight, scale), (stride, padding) = ctx.saved_tensors, ctx.geometry
+        (weight, scale), (kernel, stride, padding) = ctx.saved_tensors, ctx.geometry
         integers, sample_scale = quantize_groups(grads[0].permute(0, 2, 3, 1) * scale, 3)
-        kernel = weight.shape[2:]
         if stride == (1, 1) and integers[..., 0].numel() > len(weight):
             # A transposed convolution: with more positions than channels it moves less data
             # through memory than the gradients of all patches.
             flipped = weight.permute(2, 3, 0, 1).flip(0, 1).flatten(0, 2)
             margins = (kernel[0] - 1 - padding[0], kernel[1] - 1 - padding[1])
-            product = _convolve(integers, flipped, kernel, stride, margins).float()
-            return product.mul_(sample_scale).permute(0, 3, 1, 2), *[None] * 5
+            product = _convolve(integers, flipped, Geometry(kernel, stride, margins))
+            return product.mul_(sample_scale).permute(0, 3, 1, 2), *[None] * 4
 
         def patch_gradients(rows: Tensor) -> Tensor:
             product = torch._int_mm(rows.flatten(0, 2), weight_matrix(weight))
             return product.view(*rows.shape[:3], -1).float().mul_(sample_scale)
 
-        gradient = scatter_patches(integers, patch_gradients, kernel, ctx.shape, stride, padding)
-        return gradient, *[None] * 5
+        gradient = scatter_patches(integers, patch_gradients, ctx.shape, ctx.geometry)
+        return gradient, *[None] * 4
 
 
-def _convolve(
-    integers: Tensor,
-    matrix: Tensor,
-    kernel: tuple[int, ...],
-    stride: tuple[int, int],
-    padding: tuple[int, int],
-) -> Tensor:
+def _convolve(integers: Tensor, matrix: Tensor, geometry: Geometry) -> Tensor:
     """The convolution of integers (B, H, W, C) with a matrix (K * K * C, O): (B, H', W', O)."""
-    products = [
-        torch._int_mm(rows.flatten(0, 2).flatten(1), matrix).unflatten(0, rows.shape[:3])
-        for rows in patches(integers, kernel, stride, padding)
-    ]
-    return products[0] if len(products) == 1 else torch.cat(products, 1)
+    return convolve(integers, lambda rows: torch._int_mm(rows, matrix), geometry).float()
 
 
 def _add_bias(output: Tensor, bias: Tensor | None) -> Tensor:
