@@ -4,16 +4,19 @@ import re
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 from PIL import Image
 from playwright.sync_api import Browser, Page, expect
 
 from pinxit.pocket import gallery
 from pinxit.pocket.world import held_out_subjects
-from tests.studio.conftest import Studio
+from tests.studio.conftest import Studio, wait_for
 
 pytestmark = pytest.mark.long
 NOUN = held_out_subjects()[gallery.SUBJECT].class_noun
+PAGES = ("library", "train", "generate", "transfer", "compare", "files", "queue")
+IS_TOO_WIDE = "document.documentElement.scrollWidth > innerWidth"
 PHONE, DESKTOP = {"width": 360, "height": 740}, {"width": 1280, "height": 900}
 
 
@@ -63,20 +66,100 @@ def page(studio: Studio, browser: Browser) -> Any:
     context.close()
 
 
-def test_eight_images_to_a_generated_image_in_five_actions(
-    page: Page, studio: Studio, eight_images: list[Path]
-) -> None:
-    page.goto(f"{studio.address}/train?steps=12&preview_every=6&checkpoint_every=6")
+@pytest.fixture(scope="module")
+def journey(page: Page, studio: Studio, eight_images: list[Path]) -> Person:
+    """A person who goes from eight images to the button Generate, and has pressed it."""
+    page.goto(f"{studio.address}/train?steps=12&preview_every=12&checkpoint_every=6")
     person = Person(page)
     person.chooses("3 to 12 images", eight_images)
     person.types("A noun for it", NOUN)
     person.presses("button", "Train")
     person.presses("link", f"Generate with <my{NOUN}>")
     person.presses("button", "Generate")
+    return person
+
+
+def test_eight_images_to_a_generated_image_in_five_actions(
+    journey: Person, page: Page, studio: Studio
+) -> None:
     image = page.locator(".results img")
     expect(image).to_be_visible(timeout=120_000)
-    assert person.actions <= 5
+    assert journey.actions <= 5
     job = studio.workspace.queue.all()[-1]
     with Image.open(studio.workspace.generated(job)[0]) as generated:
         assert generated.size == (64, 64)
     assert f"<my{NOUN}>" in job.options["request"]["prompt"]
+
+
+def test_every_page_is_accessible_in_both_themes_at_both_widths(
+    page: Page, studio: Studio, browser: Browser
+) -> None:
+    from axe_playwright_python.sync_playwright import Axe
+
+    cookies = page.context.cookies()
+    jobs = [f"jobs/{job.id}" for job in studio.workspace.queue.all()]
+    sets = [f"images/{path.name}" for path in (studio.workspace.folder / "images").iterdir()]
+    for theme in ("light", "dark"):
+        for size in (PHONE, DESKTOP):
+            context = browser.new_context(viewport=size, color_scheme=theme)
+            context.add_cookies(cookies)
+            other = context.new_page()
+            for path in [*PAGES, *jobs, *sets[:1], "jobs/999999"]:
+                other.goto(f"{studio.address}/{path}")
+                found = Axe().run(other).response["violations"]
+                assert not found, (path, theme, [(v["id"], v["nodes"][0]["html"]) for v in found])
+                assert not other.evaluate(IS_TOO_WIDE), (path, size)
+            context.close()
+
+
+def test_token_is_completed_and_the_form_sent_by_keyboard_alone(page: Page, studio: Studio) -> None:
+    page.goto(f"{studio.address}/generate")
+    prompt = page.get_by_label("Prompt", exact=True)
+    for _ in range(20):
+        page.keyboard.press("Tab")
+        if prompt.evaluate("element => element === document.activeElement"):
+            break
+    page.keyboard.press("Control+A")
+    page.keyboard.type("a photo of <m")
+    page.keyboard.press("ArrowDown")
+    page.keyboard.press("Enter")
+    expect(prompt).to_have_value(f"a photo of <my{NOUN}>")
+    page.keyboard.press("Control+Enter")
+    page.wait_for_url(re.compile("/jobs/"))
+    expect(page.locator(".results img")).to_be_visible(timeout=120_000)
+
+
+def test_everything_can_be_read_and_started_without_javascript(
+    page: Page, studio: Studio, browser: Browser, eight_images: list[Path]
+) -> None:
+    context = browser.new_context(java_script_enabled=False)
+    context.add_cookies(page.context.cookies())
+    plain = context.new_page()
+    plain.goto(f"{studio.address}/train?steps=2000&preview_every=0")
+    plain.get_by_label("3 to 12 images").set_input_files(eight_images[:3])
+    plain.get_by_label("A noun for it").fill(NOUN)
+    plain.get_by_role("button", name="Train").click()
+    expect(plain.get_by_role("heading", name=f"<my{NOUN}>")).to_be_visible()
+    plain.get_by_role("button", name="Stop and keep").click()
+    wait_for(lambda: studio.workspace.queue.all()[-1].state == "stopped")
+    plain.reload()
+    expect(plain.get_by_role("button", name="Continue")).to_be_visible()
+    context.close()
+
+
+def test_dead_worker_is_shown_with_its_last_words_and_its_job_goes_on(
+    page: Page, studio: Studio
+) -> None:
+    job = studio.workspace.queue.all()[-1]
+    page.goto(f"{studio.address}/jobs/{job.id}")
+    page.get_by_role("button", name="Continue").click()
+    expect(page.locator("#summary")).to_contain_text("step", timeout=120_000)
+    (worker,) = psutil.Process(studio.process.pid).children()
+    worker.kill()
+    expect(page.locator("#summary")).to_contain_text("waiting", timeout=5000)
+    page.goto(f"{studio.address}/queue")
+    expect(page.get_by_text("Last words of a worker on cpu")).to_be_visible(timeout=5000)
+    page.goto(f"{studio.address}/jobs/{job.id}")
+    expect(page.locator("#summary")).to_contain_text("step", timeout=120_000)
+    page.get_by_role("button", name="Stop and keep").click()
+    wait_for(lambda: job.state == "stopped")

@@ -81,7 +81,7 @@ class Actions:
                 crops[path.name] = []
         write_text(images.folder / CROPS, json.dumps(crops))
         _set_used(images, form)
-        await take_in(images)
+        await take_in(images, self.workspace.resolution)
         return _see(f"/images/{images.id}")
 
     async def job_action(self, request: Request) -> Response:

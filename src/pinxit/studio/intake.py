@@ -21,10 +21,9 @@ _PNG, _MASK = ".png", ".mask.png"
 _MEMORY, _SECONDS = 4 * 2**30, 300
 _MAX_PIXELS = 64_000_000
 _TEXT_BYTES = 2**16
-_RESOLUTION = 512
 
 
-def take_in(folder: Path) -> None:
+def take_in(folder: Path, resolution: int) -> None:
     """Decode all new files of an image set, then check the set; a file is done or still there."""
     incoming = folder / INCOMING
     files = sorted(incoming.iterdir()) if incoming.is_dir() else []
@@ -46,7 +45,7 @@ def take_in(folder: Path) -> None:
         write_text(folder / _REJECTED, json.dumps(rejected))
         remove(file)
     crop_images(folder)
-    check(folder)
+    check(folder, resolution)
 
 
 def crop_images(folder: Path) -> None:
@@ -69,7 +68,7 @@ def crop_images(folder: Path) -> None:
                 _save(image.crop(inside), folder / name)
 
 
-def check(folder: Path, resolution: int = _RESOLUTION) -> None:
+def check(folder: Path, resolution: int) -> None:
     """Check the set for training, and write what was found."""
     make_folder(folder / THUMBNAILS)
     found = check_folder(folder, resolution)
@@ -138,4 +137,4 @@ def _limit_process() -> None:
 
 if __name__ == "__main__":
     _limit_process()
-    take_in(Path(sys.argv[1]))
+    take_in(Path(sys.argv[1]), int(sys.argv[2]))

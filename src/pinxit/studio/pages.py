@@ -132,9 +132,8 @@ class Pages:
     ) -> HTMLResponse:
         """The form of a generation with values, and an error of what was sent."""
         concepts = self.workspace.concepts()
-        chosen = list(
-            values.get("concepts") or ([] if values else [job.id for job in concepts[:1]])
-        )
+        newest = [] if values.get("prompt") else [job.id for job in concepts[:1]]
+        chosen = list(values.get("concepts") or newest)
         jobs = [job for job in concepts if job.id in chosen]
         kind = jobs[0].options.get("recipe", {}).get("kind", "object") if jobs else "object"
         token = self.workspace.token(jobs[0]) if jobs else "a dog"

@@ -77,8 +77,9 @@ def option_fields(options: type[Options], leave_out: Collection[str] = ()) -> li
 def _needs_only_an_image(control: type[Options]) -> bool:
     """Whether a control takes a source image, and nothing else that a form cannot give."""
     fields = control.model_fields
-    return "image" in fields and all(
-        name == "image" or not option.is_required() for name, option in fields.items()
+    others = {name: option for name, option in fields.items() if name != "image"}
+    return len(others) < len(fields) and all(
+        _choices(option) or _input(name, option) for name, option in others.items()
     )
 
 

@@ -2,6 +2,7 @@
 
 import asyncio
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -10,7 +11,7 @@ from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from pathlib import Path
 
-from pinxit.errors import RequestError
+from pinxit.errors import RequestError, RunError
 from pinxit.files.atomic_write import exclusive_lock, make_folder, write_text
 from pinxit.studio.app import create_app
 from pinxit.studio.guard import ENTRY, LOCAL_NAMES
@@ -50,16 +51,18 @@ def serve(
             f"keep 127.0.0.1, and on the other machine: ssh -L {port}:127.0.0.1:{port} HOST",
         )
     workspace.create()
-    with exclusive_lock(workspace.folder), _worker(workspace, device):
+    with (
+        exclusive_lock(workspace.folder),
+        _listening_socket(host, port) as listener,
+        _worker(workspace, device),
+    ):
         for images in unfinished_sets(workspace):
-            asyncio.run(take_in(images))
+            asyncio.run(take_in(images, workspace.resolution))
         workspace.drop_keys()
-        address = f"{host}:{port}"
+        address = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
         write_text(address_file(workspace), address)
         config = uvicorn.Config(
             create_app(workspace, port),
-            host=host,
-            port=port,
             workers=1,
             proxy_headers=False,
             server_header=False,
@@ -69,7 +72,18 @@ def serve(
             timeout_graceful_shutdown=1,
         )
         say(f"the studio is at {entry_link(workspace, address)}")
-        uvicorn.Server(config).run()
+        uvicorn.Server(config).run([listener])
+
+
+def _listening_socket(host: str, port: int) -> socket.socket:
+    """A socket that listens at a port; RunError if another program uses it."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    try:
+        return socket.create_server((host, port), family=family)
+    except OSError as error:
+        raise RunError(
+            f"port {port} cannot be used: {error.strerror}", "choose another one with --port"
+        ) from error
 
 
 @contextmanager

@@ -142,7 +142,7 @@ async def add_images(workspace: Workspace, form: FormData) -> ImageSet:
         name = Path((file.filename or "").replace("\\", "/")).name
         suffix = re.sub(r"[^.\w]", "", "".join(Path(name).suffixes[-2:])).lower()[-12:]
         await _store(file, incoming / f"{index:04}-{safe_stem(name)[:40]}{suffix}", MAX_FILE_BYTES)
-    await take_in(images)
+    await take_in(images, workspace.resolution)
     return images
 
 
@@ -160,9 +160,9 @@ async def add_model_file(workspace: Workspace, file: UploadFile, max_bytes: int)
     return workspace.queue.add("inspect", {"file": folder.name})
 
 
-async def take_in(images: ImageSet) -> None:
+async def take_in(images: ImageSet, resolution: int) -> None:
     """Decode and check the uploaded images of a set in a process with limits."""
-    command = [sys.executable, "-m", "pinxit.studio.intake", str(images.folder)]
+    command = [sys.executable, "-m", "pinxit.studio.intake", str(images.folder), str(resolution)]
     process = await asyncio.create_subprocess_exec(
         *command, stdin=asyncio.subprocess.DEVNULL, stderr=asyncio.subprocess.PIPE
     )

@@ -84,13 +84,17 @@ class TrainingView:
         return f"{text}, {duration(self.seconds_left)} left, done at {clock}"
 
     @cached_property
+    def smoothed(self) -> list[float]:
+        """The moving average of the loss, for each step."""
+        return smooth([step.loss for step in self.run.steps] if self.run else [])
+
+    @cached_property
     def losses(self) -> dict[str, str]:
         """Polylines in a square of 100 units, by name: the loss, smoothed, and of validation."""
         run = self.run
         if not run or len(run.steps) < 2:
             return {}
-        smoothed = smooth([step.loss for step in run.steps])
-        points = list(zip((step.number for step in run.steps), smoothed, strict=True))
+        points = list(zip((step.number for step in run.steps), self.smoothed, strict=True))
         validation = sorted(run.validation_losses.items())
         top = 1.1 * max(loss for _, loss in [*points, *validation])
         lines = {"loss": polyline(points, self.total, top)}

@@ -34,6 +34,7 @@ _KIND = "studio"
 _FOLDERS = ("queue", "runs", "images", "generated", "files", "workers", "keys", "trash")
 _PNG = re.compile(r"[\w][\w \-.]*\.png")
 _CONCEPT_FILE = re.compile(r"[\w][\w \-.]*\.(safetensors|pt|bin|ckpt|pth)")
+_POCKET_SIZE, _USUAL_SIZE = 64, 512
 _LAST_WORDS = 3000  # bytes of a worker's log
 
 
@@ -98,6 +99,11 @@ class Workspace:
     def queue(self) -> JobQueue:
         """The jobs."""
         return JobQueue(self.folder / "queue")
+
+    @property
+    def resolution(self) -> int:
+        """The image size in pixels that images are checked for; pocket's is small."""
+        return _POCKET_SIZE if tuple(self.bases) == ("pocket",) else _USUAL_SIZE
 
     @cached_property
     def options(self) -> Mapping[str, Any]:

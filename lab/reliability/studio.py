@@ -1,0 +1,301 @@
+"""Measure the studio: times, page weight, many readers, and what kills lose.
+
+`python -m lab.reliability.studio [--kills N]` prints figures as one line of JSON.
+"""
+
+import argparse
+import asyncio
+import http.client
+import json
+import os
+import random
+import signal
+import socket
+import statistics
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+import traceback
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import psutil
+import uvicorn
+
+from lab.reliability.small_runs import Workshop, result_hash
+from pinxit.pocket import gallery
+from pinxit.studio.app import create_app
+from pinxit.studio.jobs import Job
+from pinxit.studio.worker import Worker
+from pinxit.studio.workspace import Workspace
+
+PAGES = ("library", "train", "generate", "transfer", "compare", "files", "queue")
+READERS = 60
+
+
+def free_port() -> int:
+    """A port that nothing uses."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def wait_for(condition: Callable[[], object], seconds: float) -> float:
+    """Seconds until a condition is true; TimeoutError if it takes too long."""
+    start = time.monotonic()
+    while not condition():
+        if time.monotonic() - start > seconds:
+            raise TimeoutError
+        time.sleep(0.01)
+    return time.monotonic() - start
+
+
+class Client:
+    """A program that uses a studio with the bearer token."""
+
+    def __init__(self, workspace: Workspace, port: int) -> None:
+        self.port = port
+        self.headers = {"Authorization": f"Bearer {workspace.token_for('api')}"}
+
+    def call(self, path: str, values: object = None) -> tuple[int, bytes]:
+        """Status and body of an answer; a POST with JSON if there are values."""
+        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=30)
+        body = None if values is None else json.dumps(values)
+        connection.request("POST" if body else "GET", path, body, self.headers)
+        answer = connection.getresponse()
+        return answer.status, answer.read()
+
+
+def forked(task: Callable[[], object]) -> int:
+    """Do a task in a fork of this process; returns its process id."""
+    child = os.fork()
+    if child:
+        return child
+    try:
+        task()
+    except BaseException:  # the fork must not return into the loop of its parent
+        traceback.print_exc()
+    finally:
+        os._exit(0)
+
+
+def kill(process: int) -> None:
+    """Kill a process at once, and wait until it is gone."""
+    os.kill(process, signal.SIGKILL)
+    os.waitpid(process, 0)
+
+
+def silent_worker(workspace: Workspace) -> Callable[[], object]:
+    """A worker that says nothing."""
+    return lambda: Worker(workspace, "cpu", lambda _: None).run(until_empty=True)
+
+
+def server(workspace: Workspace, port: int) -> Callable[[], object]:
+    """A server without a worker."""
+    app = create_app(workspace, port)
+    return lambda: uvicorn.run(app, host="127.0.0.1", port=port, log_level="critical")
+
+
+def killed_workers(folder: Path, shop: Workshop, kills: int, rng: random.Random) -> dict[str, Any]:
+    """Kill workers at random moments; every training must end like one that was never killed."""
+    workspace = Workspace(folder / "worker")
+    workspace.create()
+    recipe = shop.recipe("textual-inversion").model_dump(mode="json", exclude_none=True)
+    recipe["steps"] = 40
+    reference = workspace.queue.add("train", {"recipe": recipe})
+    start = time.monotonic()
+    silent_worker(workspace)()
+    seconds = time.monotonic() - start
+    expected = result_hash(workspace.folder / "runs" / reference.id)
+    counts, job = Counter[str](), workspace.queue.add("train", {"recipe": recipe})
+    while counts["kills"] < kills:
+        process = forked(silent_worker(workspace))
+        time.sleep(rng.uniform(0.05, 1.2 * seconds))
+        kill(process)
+        counts["kills"] += 1
+        counts["stuck"] += any(other.state == "running" for other in workspace.queue.all())
+        if job.state in ("done", "failed"):
+            counts[job.state] += 1
+            wrong = result_hash(workspace.folder / "runs" / job.id) != expected
+            counts["different"] += job.state == "done" and wrong
+            job = workspace.queue.add("train", {"recipe": recipe})
+    silent_worker(workspace)()
+    counts["lost"] = sum(other.state != "done" for other in workspace.queue.all())
+    return dict(counts)
+
+
+def killed_servers(folder: Path, kills: int, rng: random.Random) -> dict[str, Any]:
+    """Kill servers while they queue jobs; what was confirmed must be there, and nothing half."""
+    workspace, counts, port = Workspace(folder / "server"), Counter[str](), free_port()
+    workspace.create()
+    client, confirmed = Client(workspace, port), list[str]()
+    values = {"prompt": "a photo of a dog"}
+
+    def submit() -> None:
+        try:
+            while True:
+                confirmed.append(json.loads(client.call("/api/generate", values)[1])["id"])
+        except (OSError, ValueError, http.client.HTTPException):
+            return
+
+    for _ in range(kills):
+        process = forked(server(workspace, port))
+        wait_for(lambda: _answers(port), 30)
+        thread = threading.Thread(target=submit)
+        thread.start()
+        time.sleep(rng.uniform(0.0, 0.15))
+        kill(process)
+        thread.join()
+        counts["kills"] += 1
+    jobs = {job.id: job for job in Workspace(workspace.folder).queue.all()}
+    counts["confirmed"] = len(confirmed)
+    counts["lost"] = sum(number not in jobs for number in confirmed)
+    counts["broken"] = sum(
+        job.options["request"]["prompt"] != values["prompt"] for job in jobs.values()
+    )
+    return dict(counts)
+
+
+def _answers(port: int) -> bool:
+    try:
+        socket.create_connection(("127.0.0.1", port), 1).close()
+    except OSError:
+        return False
+    return True
+
+
+def times(folder: Path) -> dict[str, Any]:
+    """Start, first page, weight of pages, first event, and how soon a dead worker is shown."""
+    workspace, port = Workspace(folder / "times"), free_port()
+    workspace.create()
+    command = [sys.executable, "-m", "pinxit", "studio", str(workspace.folder), "--port", str(port)]
+    start = time.monotonic()
+    process = subprocess.Popen([*command, "--device", "none"], stderr=subprocess.DEVNULL)
+    client = Client(workspace, port)
+    wait_for(lambda: _answers(port), 60)
+    client.call("/train")
+    first_page = time.monotonic() - start
+    seconds = []
+    for _ in range(5):
+        before = time.monotonic()
+        client.call("/train")
+        seconds.append(time.monotonic() - before)
+    shared = sum(len(client.call(f"/static/studio.{name}")[1]) for name in ("css", "js"))
+    weights = {page: len(client.call(f"/{page}")[1]) + shared for page in PAGES}
+    worker = forked(lambda: Worker(workspace, "cpu", lambda _: None).run())
+    wait_for(lambda: workspace.workers().get("cpu"), 60)
+    job = workspace.queue.add("train", {"recipe": pocket_recipe(folder, 200)})
+    first_event = wait_for(lambda: job.log.events(), 60)
+    wait_for(lambda: (run := workspace.run(job)) and len(run.steps) > 3, 300)
+    kill(worker)
+    shown = wait_for(lambda: b"No worker is running" in client.call("/queue")[1], 30)
+    process.terminate()
+    process.wait()
+    return {
+        "start_to_first_page": round(first_page, 2),
+        "page": round(statistics.median(seconds), 4),
+        "largest_page_bytes": max(weights.values()),
+        "first_event": round(first_event, 2),
+        "dead_worker_shown": round(shown, 2),
+        "state_after_kill": job.state,
+    }
+
+
+def pocket_recipe(folder: Path, steps: int) -> dict[str, Any]:
+    """A training on pocket without previews."""
+    gallery.write(folder / "gallery")
+    images = {"images": str(folder / "gallery" / "subject"), "token": "<toy>", "class_noun": "dog"}
+    return {"method": "textual-inversion", **images, "steps": steps, "preview_every": 0}
+
+
+def _cpu_seconds(process: int) -> float:
+    times = psutil.Process(process).cpu_times()
+    return times.user + times.system
+
+
+async def read_events(port: int, headers: dict[str, str], job: Job, lines: list[str]) -> None:
+    """Read the events of a job until the task is cancelled."""
+    reader, writer = await asyncio.open_connection("127.0.0.1", port)
+    head = f"GET /jobs/{job.id}/events HTTP/1.1\r\nHost: 127.0.0.1:{port}\r\n"
+    writer.write((head + f"Authorization: {headers['Authorization']}\r\n\r\n").encode())
+    while line := await reader.readline():
+        if line.startswith(b"data: ") and b'"type"' in line:
+            lines.append(line.decode().strip())
+
+
+def many_readers(folder: Path) -> dict[str, Any]:
+    """Step times of a training on pocket with and without readers, in turn; and what they saw."""
+    workspace, port = Workspace(folder / "readers"), free_port()
+    workspace.create()
+    processes = [forked(server(workspace, port))]
+    processes.append(forked(lambda: Worker(workspace, "cpu", lambda _: None).run()))
+    wait_for(lambda: _answers(port), 30)
+    job = workspace.queue.add("train", {"recipe": pocket_recipe(folder, 400)})
+    client, seen = Client(workspace, port), Counter[str]()
+    server_cpu: list[float] = []
+    medians: dict[str, list[float]] = {"alone": [], "read": []}
+
+    def steps() -> list[float]:
+        run = workspace.run(job)
+        return [step.seconds for step in run.steps] if run else []
+
+    async def read(seconds: float) -> list[list[str]]:
+        lines: list[list[str]] = [[] for _ in range(READERS)]
+        tasks = [asyncio.create_task(read_events(port, client.headers, job, own)) for own in lines]
+        await asyncio.sleep(seconds)
+        for task in tasks:
+            task.cancel()
+        return lines
+
+    wait_for(lambda: len(steps()) > 5, 300)
+    for _ in range(3):
+        for name in ("alone", "read"):
+            first = len(steps())
+            if name == "alone":
+                time.sleep(8)
+            else:
+                before, cpu = len(steps()), _cpu_seconds(processes[0])
+                lines = asyncio.run(read(8))
+                server_cpu.append((_cpu_seconds(processes[0]) - cpu) / 8)
+                seen["readers_that_missed_events"] += sum(len(own) < before for own in lines)
+                seen["readers_that_differ"] += len({tuple(own[:first]) for own in lines}) - 1
+            medians[name].append(statistics.median(steps()[first:] or [0]))
+    for process in processes:
+        kill(process)
+    alone, read_ = (statistics.median(medians[name]) for name in ("alone", "read"))
+    return {
+        "readers": READERS,
+        "step_alone": round(alone, 4),
+        "step_with_readers": round(read_, 4),
+        "slower": f"{read_ / alone - 1:.1%}",
+        "server_share_of_a_core": round(statistics.median(server_cpu), 3),
+        **seen,
+    }
+
+
+def main() -> None:
+    """Print all figures."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--kills", type=int, default=200, help="half workers, half servers")
+    parser.add_argument("--only", default="", help="one of the measurements")
+    arguments = parser.parse_args()
+    rng = random.Random(0)
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        shop = Workshop(folder)
+        parts: dict[str, Callable[[], dict[str, Any]]] = {
+            "times": lambda: times(folder),
+            "readers": lambda: many_readers(folder),
+            "killed_workers": lambda: killed_workers(folder, shop, arguments.kills // 2, rng),
+            "killed_servers": lambda: killed_servers(folder, arguments.kills // 2, rng),
+        }
+        chosen = {arguments.only: parts[arguments.only]} if arguments.only else parts
+        print(json.dumps({part: measure() for part, measure in chosen.items()}))
+
+
+if __name__ == "__main__":
+    main()
