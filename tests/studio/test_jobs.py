@@ -93,7 +93,7 @@ def test_worker_trains_generates_and_pauses_for_short_jobs(
     generation = workspace.queue.add("generate", {"request": request, "concepts": [training.id]})
     Worker(workspace, "cpu", print).run(until_empty=True)
     assert training.state == generation.state == "done"
-    assert [path.name for path in workspace.generated(generation)] == ["0.png", "1.png"]
+    assert [path.name for path in workspace.generated(generation)] == ["0000.png", "0001.png"]
     conversion = workspace.queue.add("convert", {"concept": training.id, "format": "a1111"})
     Worker(workspace, "cpu", print).run(until_empty=True)
     file = workspace.concept_file(conversion)

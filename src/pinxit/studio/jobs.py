@@ -122,6 +122,10 @@ class Job:
             )
         append(file, f"{progress}\n")
 
+    def forget_attempts(self) -> None:
+        """Log that a process has left the job on purpose."""
+        remove(self.folder / _ATTEMPTS)
+
 
 class JobQueue:
     """The folder of all jobs."""

@@ -4,6 +4,7 @@ import time
 from collections.abc import Mapping
 from functools import cached_property
 from importlib.resources import files
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from starlette.requests import Request
@@ -18,7 +19,7 @@ from starlette.responses import (
 from pinxit.errors import PinxitError, RequestError
 from pinxit.studio.guard import NEW_LINK
 from pinxit.studio.jobs import Job, read_json
-from pinxit.studio.streams import StatusWatch, job_events, studio_events
+from pinxit.studio.streams import StatusWatch, job_events, log_end, studio_events
 from pinxit.studio.submit import KINDS
 from pinxit.studio.views import TrainingView, duration
 from pinxit.studio.workspace import THUMBNAILS, ImageSet, Workspace
@@ -101,7 +102,7 @@ class Pages:
             method = dict(recipe.pop("method", {}))
             name = method.pop("name", "")
             values = {**recipe, **{f"{name}.{key}": value for key, value in method.items()}}
-            values |= {"method": name, "images": job.options["images"]}
+            values |= {"method": name, "images": job.options.get("images", "")}
         return self.train_form(values)
 
     def train_form(
@@ -157,7 +158,7 @@ class Pages:
             "job": job,
             "view": self.view(job),
             "refresh": job.is_active,
-            "events": f"/jobs/{job.id}/events",
+            "events": f"/jobs/{job.id}/events?after={log_end(self.workspace, job)}",
             "report": read_json(job.folder / "report.json"),
             "images": self._snapshot(job),
         }
@@ -214,7 +215,7 @@ class Pages:
     async def image(self, request: Request) -> Response:
         """The image with this place among those that a job has generated."""
         files = self.workspace.generated(self._job(request))
-        return FileResponse(_at(files, request), media_type="image/png")
+        return _lasting_png(_at(files, request))
 
     async def preview(self, request: Request) -> Response:
         """The sheet of previews of a step."""
@@ -222,11 +223,11 @@ class Pages:
         file = run.previews.get(request.path_params["step"]) if run else None
         if file is None or file.is_symlink() or not file.is_file():
             raise RequestError("there is no such preview", "reload the page")
-        return FileResponse(file, media_type="image/png")
+        return _lasting_png(file)
 
     async def untrained(self, request: Request) -> Response:
         """The image of the base model for the prompt with this place."""
-        return FileResponse(_at(self.view(self._job(request)).untrained, request))
+        return _lasting_png(_at(self.view(self._job(request)).untrained, request))
 
     async def download(self, request: Request) -> Response:
         """The concept file of a job, as bytes."""
@@ -284,6 +285,12 @@ def _at(items: list[_Item], request: Request) -> _Item:
     if place >= len(items):
         raise RequestError("there is no such image", "reload the page")
     return items[place]
+
+
+def _lasting_png(file: Path) -> FileResponse:
+    """An image that never changes under its address."""
+    headers = {"cache-control": "private, max-age=3600"}
+    return FileResponse(file, media_type="image/png", headers=headers)
 
 
 def _clock(seconds: float) -> str:

@@ -54,7 +54,7 @@ def serve(
     with (
         exclusive_lock(workspace.folder),
         _listening_socket(host, port) as listener,
-        _worker(workspace, device),
+        _worker(workspace, device, say),
     ):
         for images in unfinished_sets(workspace):
             asyncio.run(take_in(images, workspace.resolution))
@@ -87,7 +87,7 @@ def _listening_socket(host: str, port: int) -> socket.socket:
 
 
 @contextmanager
-def _worker(workspace: Workspace, device: str) -> Generator[None]:
+def _worker(workspace: Workspace, device: str, say: Callable[[str], None]) -> Generator[None]:
     """Keep a worker running, unless another one uses the device; stop it at the end."""
     ended = threading.Event()
     if not device:
@@ -101,6 +101,7 @@ def _worker(workspace: Workspace, device: str) -> Generator[None]:
     finally:
         ended.set()
         thread.join()
+        say("the worker saves its job and ends")
         supervisor.stop()
 
 

@@ -16,6 +16,7 @@ from pinxit.studio.workspace import Workspace
 
 _POLL = 0.25  # seconds between looks at a log
 _BEAT = 15.0  # seconds after which a silent stream says that it is alive
+_MAX_LINE = 2**16  # bytes
 _STATUS_AGE = 0.4  # seconds that a status is used for all streams
 
 
@@ -89,10 +90,26 @@ class StatusWatch:
         return f"job {int(job.id)}, {job.kind}: {job.state}{more}"
 
 
+def _log_file(workspace: Workspace, job: Job) -> Path:
+    folder = workspace.folder / "runs" / job.id if job.kind == "train" else job.folder
+    return folder / JOURNAL
+
+
+def log_end(workspace: Workspace, job: Job) -> str:
+    """The id of the last event of a job; empty if it has none."""
+    try:
+        with _log_file(workspace, job).open("rb") as file:
+            status = os.fstat(file.fileno())
+            file.seek(max(0, status.st_size - _MAX_LINE))
+            unfinished = len(file.read().rpartition(b"\n")[2])  # a line that is being written
+    except FileNotFoundError:
+        return ""
+    return f"{status.st_ino}-{status.st_size - unfinished}"
+
+
 async def job_events(watch: StatusWatch, job: Job, last_id: str) -> AsyncGenerator[str]:
     """All lines of a job's log since an event, and `status` events, as text of a stream."""
-    folder = watch.workspace.folder / "runs" / job.id if job.kind == "train" else job.folder
-    tail = LogTail(folder / JOURNAL, last_id)
+    tail = LogTail(_log_file(watch.workspace, job), last_id)
     async for text in _stream(watch, tail):
         yield text
 

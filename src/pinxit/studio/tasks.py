@@ -78,11 +78,11 @@ class Tasks:
             request = _fitted(request, model)
         folder = self.workspace.folder / "generated" / job.id
         make_folder(folder)
-        existing = {path.name for path in self.workspace.generated(job)}
-        for seed in request.seeds:
-            if f"{seed}.png" not in existing:
+        for place, seed in enumerate(request.seeds):
+            out = folder / f"{place:04}.png"
+            if not out.is_file():
                 one = request.model_copy(update={"seed": seed, "num_images": 1})
-                yield from _sample(model, one, concepts, folder / f"{seed}.png")
+                yield from _sample(model, one, concepts, out)
 
     def _inspect(self, job: Job) -> Task:
         yield Progress("reading the file", 0, 1)
@@ -138,7 +138,7 @@ def _sample(model: Model, request: GenerationRequest, concepts: list[Concept], o
             elif isinstance(event, Notice):
                 yield event
             else:
-                yield Progress(f"generating {out.stem}", event.done, event.total)
+                yield Progress(f"generating image {int(out.stem) + 1}", event.done, event.total)
 
 
 def _fitted(request: GenerationRequest, model: Model) -> GenerationRequest:

@@ -49,7 +49,11 @@ class Worker:
         self.say(f"job {job.id}: {job.kind}")
         try:
             job.count_attempt(self._progress_of(job))
-            if self._finished(job):
+            try:
+                is_finished = self._finished(job)
+            finally:  # a process that is killed does not come here
+                job.forget_attempts()
+            if is_finished:
                 job.finish()
                 self.say(f"job {job.id} is done")
         except PinxitError as error:

@@ -35,7 +35,7 @@ let stream = null, version = null, lastId = "", lastRefresh = 0;
 function follow() {
   const path = document.body.dataset.events;
   if (!path || stream) return;
-  stream = new EventSource(lastId ? `${path}?after=${lastId}` : path);
+  stream = new EventSource(lastId ? `${path.split("?")[0]}?after=${lastId}` : path);
   stream.onopen = () => { $("#offline").hidden = true; };
   stream.onerror = () => { $("#offline").hidden = false; };
   stream.addEventListener("status", (event) => {
