@@ -15,9 +15,10 @@ from torch import nn
 from pinxit import registry
 from pinxit.errors import ModelError
 from pinxit.models.checkpoint_source import CheckpointSource
-from pinxit.models.loading import clip_tokenizer, load_network
+from pinxit.models.loading import load_network
 from pinxit.models.model import Placement
 from pinxit.models.open_base import open_base
+from pinxit.models.tokenizers import clip_tokenizer
 
 _HERE = Path(__file__).parent
 _spec = importlib.util.spec_from_file_location("ldm_names", _HERE / "ldm_names.py")
@@ -264,7 +265,7 @@ def inpainting(weights: dict[str, Any]) -> None:
             "text encoders",
         ),
         (without("model."), "is not a complete base model: it lacks unet", "checkpoint"),
-        (without("first_stage"), "it has unet, text_encoder, scheduler, tokenizer", "families"),
+        (without("first_stage"), "has no autoencoder (VAE)", "--vae"),
         (without("model", "cond", "first"), "is not a supported base model: it has 0", "inspect"),
         (without("model.diffusion_model.out.2.bias"), "its weights lack conv_out.bias", "same"),
         (inpainting, "expects 9 input channels, but its VAE has 4", "text-to-image"),

@@ -14,8 +14,8 @@ from pinxit.adapters.adapter import applied
 from pinxit.concepts.concept import Concept, combined_adapters
 from pinxit.errors import ConceptError, ModelError
 from pinxit.generation.schedulers import make_scheduler
-from pinxit.models.loading import clip_tokenizer, fast_tokenizer
 from pinxit.models.model import Model
+from pinxit.models.tokenizers import clip_tokenizer, fast_tokenizer
 
 
 @torch.no_grad()

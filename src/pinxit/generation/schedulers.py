@@ -30,6 +30,8 @@ _CLASSES: dict[ScheduleKind, dict[str, str]] = {
 }
 SCHEDULERS = tuple(_CLASSES["diffusion"])
 
+_WITHOUT_SAMPLE_PREDICTION = ("euler-a", "pndm")
+
 # Names of the same schedulers in other programs.
 SCHEDULER_ALIASES = {
     **{name: scheduler for scheduler, name in _CLASSES["diffusion"].items()},
@@ -69,8 +71,25 @@ def make_scheduler(kind: ScheduleKind, name: str | None, config: Mapping[str, ob
     """diffusers' scheduler of that name, or the default of this kind, for a base model's config."""
     import diffusers
 
-    scheduler = getattr(diffusers, _CLASSES[kind][scheduler_name(kind, name)])
+    name = scheduler_name(kind, name)
+    scheduler = getattr(diffusers, _CLASSES[kind][name])
+    _check_supported(scheduler, name, config)
     return scheduler.from_config(dict(config))
+
+
+def _check_supported(scheduler: Any, name: str, config: Mapping[str, object]) -> None:
+    """Raise RequestError if a scheduler would ignore what the base model was trained with."""
+    parameters = inspect.signature(scheduler.__init__).parameters
+    reason = ""
+    if config.get("rescale_betas_zero_snr") and "rescale_betas_zero_snr" not in parameters:
+        reason = "whose noise schedule ends in pure noise (zero terminal SNR)"
+    elif config.get("prediction_type") == "sample" and name in _WITHOUT_SAMPLE_PREDICTION:
+        reason = "that predicts the clean image (sample prediction)"
+    if reason:
+        raise RequestError(
+            f"the scheduler `{name}` does not work with a base model {reason}",
+            "use --scheduler ddim, ddpm, dpm++ or unipc",
+        )
 
 
 class Sampler:

@@ -15,6 +15,9 @@ from torch import Tensor, empty, eye
 from pinxit.errors import ModelError
 from pinxit.files.atomic_write import sha256
 from pinxit.models import config_from_shapes
+from pinxit.models.checkpoint_names import usual_names
+from pinxit.models.prediction import VelocityLooks, prediction_config
+from pinxit.models.quantized import dequantized
 from pinxit.models.source import Source, read_weights
 
 _LAYOUTS = Path(__file__).parent / "layouts"
@@ -38,6 +41,11 @@ class _Part:
     marker: str = ""
     velocity: dict[str, Any] | None = None
 
+    @property
+    def looks(self) -> VelocityLooks | None:
+        """How models with v-prediction look, if only their values tell them apart."""
+        return VelocityLooks(**self.velocity) if self.velocity else None
+
     def is_in(self, names: Mapping[str, Tensor]) -> bool:
         """Whether a file with tensors of these names contains the part."""
         return not self.marker or f"{self.prefix}{self.marker}" in names
@@ -53,9 +61,11 @@ class CheckpointSource(Source):
     def __init__(self, path: Path, name: str) -> None:
         self.path = path
         self.name = name
-        self._tensors, metadata = read_weights(path)
+        self._tensors, metadata = self._read()
         self._parts = self._find_parts()
-        self._config_changes = self._prediction_config(metadata)
+        scheduler = self._parts.get("scheduler")
+        looks = scheduler.looks if scheduler else None
+        self._config_changes = prediction_config(path, self._tensors, metadata, looks)
 
     def has(self, part: str) -> bool:
         """Whether the file contains the part."""
@@ -68,12 +78,12 @@ class CheckpointSource(Source):
         kind, config = self._parts[part].kind, dict(self._parts[part].settings)
         if self._parts[part].marker:
             shapes = {
-                name: empty(tensor.shape, device="meta") for name, tensor in self._tensors.items()
+                name: empty(tensor.shape, dtype=tensor.dtype, device="meta")
+                for name, tensor in self._tensors.items()
             }
             with self._complete(part):
-                config |= config_from_shapes.network_config(
-                    kind, _converted(self._parts[part], shapes)
-                )
+                weights = self._weights(self._parts[part], shapes)
+                config |= config_from_shapes.network_config(kind, weights)
                 head_width = config.pop("head_width", None)
                 config |= config_from_shapes.attention_heads(config, head_width)
         return config | self._config_changes.get(part, {})
@@ -81,9 +91,17 @@ class CheckpointSource(Source):
     def weights(self, part: str) -> _Weights:
         """The tensors of a part under diffusers' names; a closed file is read again."""
         if not self._tensors:
-            self._tensors, _ = read_weights(self.path)
+            self._tensors, _ = self._read()
         with self._complete(part):
-            return _converted(self._parts[part], self._tensors)
+            return self._weights(self._parts[part], self._tensors)
+
+    def _read(self) -> tuple[_Weights, dict[str, str]]:
+        tensors, metadata = read_weights(self.path)
+        return usual_names(tensors), metadata
+
+    def _weights(self, part: _Part, tensors: Mapping[str, Tensor]) -> _Weights:
+        own = {name: tensor for name, tensor in tensors.items() if name.startswith(part.prefix)}
+        return _converted(part, dequantized(own, str(self.path)))
 
     @contextmanager
     def _complete(self, part: str) -> Generator[None]:
@@ -133,49 +151,11 @@ class CheckpointSource(Source):
             )
         return present
 
-    def _prediction_config(self, metadata: Mapping[str, str]) -> dict[str, dict[str, Any]]:
-        """The changes to the parts' configs if the denoiser was trained with v-prediction."""
-        if any(name.startswith("edm_") for name in self._tensors):
-            raise ModelError(
-                f"{self.path} uses the EDM noise schedule, which is not supported",
-                "use another base model",
-            )
-        marks = self._parts["scheduler"].velocity if self.has("scheduler") else None
-        if not self._predicts_velocity(metadata, marks):
-            return {}
-        scheduler: dict[str, Any] = {"prediction_type": "v_prediction"}
-        if "ztsnr" in self._tensors:
-            scheduler |= {"rescale_betas_zero_snr": True, "timestep_spacing": "trailing"}
-        larger = {"unet": {"sample_size": marks["sample_size"]}} if marks else {}
-        return {"scheduler": scheduler, **larger}
 
-    def _predicts_velocity(
-        self, metadata: Mapping[str, str], marks: Mapping[str, Any] | None
-    ) -> bool:
-        """Whether the denoiser was trained with v-prediction.
-
-        A CompVis .yaml file next to the checkpoint, marker tensors or the metadata say so. Without
-        any of these it follows from the standard deviation of the tensor that `marks` names.
-        """
-        yaml_file = self.path.with_suffix(".yaml")
-        if yaml_file.is_file():
-            with yaml_file.open(encoding="utf-8", errors="replace") as file:
-                return bool(re.search(r"parameterization: *[\"']?v\b", file.read(2**16)))
-        if "v_pred" in self._tensors or "modelspec.predict_key" in metadata:
-            return "v_pred" in self._tensors or metadata["modelspec.predict_key"] == "v"
-        if metadata.get("modelspec.architecture", "").endswith("-768-v"):
-            return True
-        tensor = self._tensors.get(marks["tensor"]) if marks else None
-        if tensor is None or marks is None:
-            return False
-        return float(tensor.float().std(correction=0)) > marks["std"]
-
-
-def _converted(part: _Part, tensors: Mapping[str, Tensor]) -> _Weights:
+def _converted(part: _Part, prefixed: _Weights) -> _Weights:
     """The tensors of one part under diffusers' names."""
     from diffusers.loaders import single_file_utils as conversions
 
-    prefixed = {name: tensor for name, tensor in tensors.items() if name.startswith(part.prefix)}
     bare = {name.removeprefix(part.prefix): tensor for name, tensor in prefixed.items()}
     if part.kind == "unet":
         return conversions.convert_ldm_unet_checkpoint(prefixed, _unet_config(bare))

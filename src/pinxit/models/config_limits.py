@@ -15,7 +15,7 @@ _MAX_TIMESTEPS = 10_000
 _MAX_LATENT_SIZE = 1024
 
 _BETA_SCHEDULES = ("linear", "scaled_linear", "squaredcos_cap_v2", "sigmoid", "laplace")
-_PREDICTIONS = ("epsilon", "v_prediction")
+_PREDICTIONS = ("epsilon", "v_prediction", "sample")
 _COPY_HINT = "copy or download the base model again"
 
 
@@ -44,6 +44,19 @@ def check_diffusion_config(config: Mapping[str, Any], name: str) -> None:
         value = config.get(key, default)
         if value not in known:
             raise _invalid(name, key, value, ", ".join(known))
+    kind = config.get("_class_name", "")
+    if config.get("use_flow_sigmas") or (isinstance(kind, str) and kind.startswith("FlowMatch")):
+        raise ModelError(
+            f"{name} is a rectified flow, which is not supported for this model family",
+            "use a base model whose scheduler is a diffusion",
+        )
+    if config.get("rescale_betas_zero_snr") and config.get("prediction_type") in (None, "epsilon"):
+        raise ModelError(
+            f"{name} ends in pure noise (zero terminal SNR), from which a model that predicts the "
+            "noise (epsilon) cannot start",
+            "such a model predicts v: set prediction_type to v_prediction if it was trained so, or "
+            "remove rescale_betas_zero_snr",
+        )
 
 
 def check_latent_config(denoiser: Mapping[str, Any], vae: Mapping[str, Any], name: str) -> None:

@@ -14,9 +14,7 @@ from pinxit.models.conditioning import Conditioning
 from pinxit.models.config_limits import check_diffusion_config, check_latent_config
 from pinxit.models.kernels.cpu import optimize_for_cpu
 from pinxit.models.loading import (
-    clip_tokenizer,
     load_network,
-    read_rare_tokens,
     release_weights,
     reload_weights,
 )
@@ -31,6 +29,7 @@ from pinxit.models.text_encoder import (
     TextEncoder,
     encode_prompts,
 )
+from pinxit.models.tokenizers import clip_tokenizer, read_rare_tokens
 
 _T = TypeVar("_T")
 

@@ -4,28 +4,20 @@
 import re
 from collections.abc import Mapping
 from functools import cache
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar, cast
+from typing import Any, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
 
 from pinxit.errors import ModelError, PinxitError
 from pinxit.files.mapped import forget_pages
-from pinxit.files.untrusted import read_untrusted_text
 from pinxit.models.config_limits import check_network_config
 from pinxit.models.kernels.int8 import convert_to_int8
 from pinxit.models.kernels.quantize import quantize_rows
 from pinxit.models.model import Placement
-from pinxit.models.source import Source, read_json
-
-if TYPE_CHECKING:
-    from transformers import CLIPTokenizer, PreTrainedTokenizerFast
+from pinxit.models.source import Source
 
 _N = TypeVar("_N", bound=nn.Module)
-
-# A limit against malicious files; no base model exceeds it.
-_MAX_TOKENS = 500_000
 
 # Tensors that networks do not need: their values are known, or they are for generating text.
 _NOT_NEEDED = ("position_ids", "lm_head.weight")
@@ -54,7 +46,7 @@ def load_network(
     whatever class the config names: a file must not choose code. Raises ModelError if config and
     weights do not match.
     """
-    _silence_libraries()
+    silence_libraries()
     context = f"cannot load {source.name}/{part} as {kind.__name__}"
     config = source.config(part)
     check_network_config(config, context)
@@ -100,48 +92,8 @@ def reload_weights(network: nn.Module, source: Source, part: str) -> None:
         parameter.data = weights[name]
 
 
-def clip_tokenizer(source: Source, part: str) -> "CLIPTokenizer":
-    """CLIP's byte-pair tokenizer from vocab.json and merges.txt, or from tokenizer.json."""
-    from transformers import CLIPTokenizer
-
-    _silence_libraries()
-    folder = source.tokenizer(part)
-    vocabulary, merges = _read_vocabulary(folder)
-    if len(vocabulary) > _MAX_TOKENS or len(merges) > _MAX_TOKENS:
-        raise ModelError(
-            f"{folder} has a vocabulary of {len(vocabulary):,} tokens",
-            f"the limit is {_MAX_TOKENS:,} tokens",
-        )
-    config = source.config(part)
-    names = ("pad", "bos", "eos", "unk")
-    special = {f"{name}_token": _special_token(config, name) for name in names}
-    special = {name: token for name, token in special.items() if token in vocabulary}
-    try:
-        return CLIPTokenizer(vocab=vocabulary, merges=cast("Any", merges), **special)
-    except Exception as error:  # the tokenizers library raises no more specific class
-        raise ModelError(
-            f"{folder} has no valid CLIP vocabulary: {_first_line(error)}",
-            "copy or download the base model again",
-        ) from error
-
-
-def fast_tokenizer(source: Source, part: str) -> "PreTrainedTokenizerFast":
-    """The tokenizer of a frozen text encoder, from tokenizer.json, with T5's special tokens."""
-    from transformers import PreTrainedTokenizerFast
-
-    file = source.tokenizer(part) / "tokenizer.json"
-    special = {"pad_token": "<pad>", "eos_token": "</s>", "unk_token": "<unk>"}
-    return PreTrainedTokenizerFast(tokenizer_file=str(file), **special)
-
-
-def read_rare_tokens(source: Source, part: str) -> list[str]:
-    """The rare tokens that a base model lists, best first; empty for most base models."""
-    path = source.tokenizer(part) / "rare_words.txt"
-    return read_untrusted_text(path, inside=path.parent).split() if path.is_file() else []
-
-
 @cache
-def _silence_libraries() -> None:
+def silence_libraries() -> None:
     """Turn off progress bars of the libraries, and warnings of what is done here on purpose."""
     import diffusers
     import transformers
@@ -243,42 +195,6 @@ def _network_name(name: str, expected: Mapping[str, Tensor]) -> str:
             return candidate
     match = re.fullmatch(r"(.*attentions\.\d+\.)(query|key|value|proj_attn)(\.\w+)", name)
     return f"{match[1]}{_OLD_ATTENTION_NAMES[match[2]]}{match[3]}" if match else name
-
-
-def _read_vocabulary(folder: Path) -> tuple[dict[str, int], list[tuple[str, str]]]:
-    """The token ids, and the pairs of tokens to merge in order of priority."""
-    tokens: Any = None
-    pairs: Any
-    if (folder / "merges.txt").is_file():
-        lines = read_untrusted_text(folder / "merges.txt", inside=folder).splitlines()
-        pairs = [line.split(" ") for line in lines if line and not line.startswith("#version")]
-        vocabulary_file = folder / "vocab.json"
-        tokens = read_json(vocabulary_file, folder) if vocabulary_file.is_file() else None
-    else:
-        content: Any = read_json(folder / "tokenizer.json", folder)
-        model = (content.get("model") if isinstance(content, dict) else None) or {}
-        tokens = model.get("vocab") or ()
-        pairs = model.get("merges") or ()
-        pairs = [pair.split(" ") if isinstance(pair, str) else pair for pair in pairs]
-    valid = all(isinstance(pair, list) and len(pair) == 2 for pair in pairs)
-    merges = [(first, second) for first, second in pairs] if valid else []
-    if tokens is None:  # as in CLIP, the ids follow from the merges
-        from pinxit.pocket.tokenizer import vocabulary
-
-        tokens = vocabulary(merges)
-    valid = valid and isinstance(tokens, dict)
-    if not valid or not all(isinstance(index, int) for index in tokens.values()):
-        raise ModelError(
-            f"{folder} has no valid CLIP vocabulary", "copy or download the base model again"
-        )
-    return tokens, merges
-
-
-def _special_token(config: dict[str, Any], name: str) -> str:
-    """The special token of that name, which configs write as a text or as a table."""
-    token = config.get(f"{name}_token")
-    token = token.get("content") if isinstance(token, dict) else token
-    return token if isinstance(token, str) else ""
 
 
 def _first_line(error: BaseException) -> str:

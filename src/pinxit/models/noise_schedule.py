@@ -11,7 +11,7 @@ from torch import Tensor
 from pinxit.errors import RecipeError
 
 ScheduleKind = Literal["diffusion", "flow"]
-Prediction = Literal["epsilon", "v_prediction"]
+Prediction = Literal["epsilon", "v_prediction", "sample"]
 
 
 class Schedule(Protocol):
@@ -78,9 +78,11 @@ class Diffusion:
         return signal * latents + sigma * noise
 
     def target(self, latents: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
-        """The training target: the noise, or the velocity of arXiv:2202.00512."""
+        """The training target: noise, clean latents, or the velocity of arXiv:2202.00512."""
         if self.prediction == "epsilon":
             return noise
+        if self.prediction == "sample":
+            return latents
         signal, sigma = self._signal_and_noise_scale(timesteps.to(latents.device))
         return signal * noise - sigma * latents
 
@@ -91,6 +93,8 @@ class Diffusion:
         signal, sigma = self._signal_and_noise_scale(timesteps.to(noisy.device))
         if self.prediction == "epsilon":
             return (noisy - sigma * prediction) / signal, prediction
+        if self.prediction == "sample":
+            return prediction, (noisy - signal * prediction) / sigma
         return signal * noisy - sigma * prediction, signal * prediction + sigma * noisy
 
     def loss_weight(self, timesteps: Tensor, min_snr_gamma: float | None) -> Tensor:
@@ -99,8 +103,10 @@ class Diffusion:
             return torch.ones_like(timesteps, dtype=torch.float32)
         alphas_cumprod = self.alphas_cumprod.to(timesteps.device)[timesteps]
         snr = alphas_cumprod / (1 - alphas_cumprod)
-        velocity = 1.0 if self.prediction == "v_prediction" else 0.0
-        return snr.clamp(max=min_snr_gamma) / (snr + velocity)
+        clamped = snr.clamp(max=min_snr_gamma)
+        if self.prediction == "sample":
+            return clamped
+        return clamped / (snr + (1.0 if self.prediction == "v_prediction" else 0.0))
 
     def scheduler_config(self, latent_shape: Sequence[int]) -> Mapping[str, object]:  # noqa: ARG002
         """Nothing: the schedule is the same for all shapes."""

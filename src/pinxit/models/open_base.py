@@ -15,7 +15,7 @@ from pinxit.files.untrusted import exists, expanded
 from pinxit.models import hub
 from pinxit.models.checkpoint_source import CheckpointSource
 from pinxit.models.device import AUTO, cpu_features, fast_precision, find_device, memory_errors
-from pinxit.models.family import part_folders
+from pinxit.models.family import network_folders, part_folders
 from pinxit.models.model import SMALL, Model, Placement, Precision
 from pinxit.models.source import FolderSource, Source, SourceWithVae
 
@@ -105,6 +105,11 @@ def family_of(source: Source) -> type[Model]:
         family: type[Model] = registry.load("families", name)
         if family.matches(source):
             return family
+    if not source.has("vae") and any(map(source.has, network_folders())):
+        raise ModelError(
+            f"{source.name} has no autoencoder (VAE)",
+            "give one with --vae: a VAE file, or another base model of the same family",
+        )
     raise ModelError(
         f"{source.name} is not a supported base model: it has "
         f"{', '.join(filter(source.has, part_folders())) or 'no known part'}",

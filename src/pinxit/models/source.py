@@ -18,6 +18,7 @@ from pinxit.files.pickle.torch_file import is_pickle, read_torch_file
 from pinxit.files.safetensors_file import read_safetensors
 from pinxit.files.untrusted import check_inside, open_untrusted, read_untrusted_text
 from pinxit.models.family import network_folders, part_folders
+from pinxit.models.quantized import dequantized
 
 _STEMS = ("diffusion_pytorch_model", "model", "pytorch_model")
 _VARIANTS = ("", ".fp16", ".bf16", ".fp32")
@@ -37,6 +38,8 @@ _FINGERPRINTED = {
     "scheduler_config.json",
     *(name for name in _TOKENIZER_FILES if name != "spiece.model"),
 }
+# Where training programs put the weights in a pickle file, the best first.
+_WEIGHT_TABLES = ("state_dict", "model", "module", "weights")
 _COPY_HINT = "copy or download the base model again"
 _WEIGHTS_HINT = "add the weights of this part, preferably as a safetensors file"
 
@@ -114,7 +117,8 @@ class FolderSource(Source):
         files = [path for path in self._weight_files(part) if path.suffix != ".json"]
         if not files:
             raise ModelError(f"{self.name}/{part} has no weights", _WEIGHTS_HINT)
-        return {name: tensor for path in files for name, tensor in read_weights(path)[0].items()}
+        tensors = {name: tensor for path in files for name, tensor in read_weights(path)[0].items()}
+        return dequantized(tensors, f"{self.name}/{part}")
 
     def tokenizer(self, part: str) -> Path:
         """The part's folder; FileError if it is a link that leads out of the base model."""
@@ -210,12 +214,28 @@ def read_weights(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     if not path.is_file():
         raise FileError(f"{path} is not a regular file", _WEIGHTS_HINT)
     if not is_pickle(path):
+        with path.open("rb") as file:
+            if file.read(4) == b"GGUF":
+                raise FileError(
+                    f"{path} is a GGUF file: its weights are quantized in blocks",
+                    "use the same checkpoint as a safetensors file in fp16, bf16 or fp8",
+                )
         return read_safetensors(path)
     content = read_torch_file(path)
-    while isinstance(content, dict) and isinstance(content.get("state_dict"), dict):
-        content = cast("dict[object, object]", content["state_dict"])
+    while nested := _nested_weights(content):
+        content = nested
     items = cast("dict[object, object]", content) if isinstance(content, dict) else {}
     return {str(name): tensor for name, tensor in items.items() if isinstance(tensor, Tensor)}, {}
+
+
+def _nested_weights(content: object) -> dict[object, object]:
+    """The table of weights inside a training program's checkpoint; empty if this is one."""
+    if isinstance(content, dict):
+        for key in _WEIGHT_TABLES:
+            table = cast("dict[object, object]", content).get(key)
+            if isinstance(table, dict):
+                return cast("dict[object, object]", table)
+    return {}
 
 
 def read_json(path: Path, inside: Path | None = None) -> object:

@@ -6,16 +6,15 @@ from dataclasses import replace
 from typing import Any
 
 import torch
-from tokenizers import Tokenizer
 
-from pinxit.errors import ModelError
 from pinxit.models.loading import load_network
 from pinxit.models.model import Placement
 from pinxit.models.prompt import PromptPiece, TokenEmbedding
-from pinxit.models.source import Source, read_json
+from pinxit.models.source import Source
 from pinxit.models.text_encoder import DEFAULT_PARSING, EncodedPrompt, PromptParsing, TokenPlan
 from pinxit.models.text_window import Unit, window_indices
 from pinxit.models.token_encoder import Token, TokenEncoder
+from pinxit.models.tokenizers import t5_tokenizer
 
 
 class T5Encoder(TokenEncoder):
@@ -28,7 +27,7 @@ class T5Encoder(TokenEncoder):
         from transformers import T5EncoderModel
 
         self._length = length
-        self._tokenizer = read_tokenizer(source, f"tokenizer_{number}")
+        self._tokenizer = t5_tokenizer(source, f"tokenizer_{number}")
         # The hidden states exceed the range of fp16.
         dtype = torch.bfloat16 if placement.precision == "fp16" else placement.dtype
         folder = f"text_encoder_{number}"
@@ -110,19 +109,3 @@ class T5Encoder(TokenEncoder):
         units = [next(filter(None, owners[start:end]), None) for start, end in encoded.offsets]
         tokens = zip(encoded.ids, units, strict=True)
         return [Token(index, -1, weight, unit) for index, unit in tokens]
-
-
-def read_tokenizer(source: Source, part: str) -> Tokenizer:
-    """The tokenizer of a part, from tokenizer.json; ModelError if the file is invalid."""
-    file = source.tokenizer(part) / "tokenizer.json"
-    read_json(file, file.parent)  # checks the size and depth, which the tokenizers library does not
-    try:
-        tokenizer = Tokenizer.from_str(file.read_text(encoding="utf-8"))
-    except Exception as error:  # the tokenizers library raises no more specific class
-        raise ModelError(
-            f"{file} is not a valid tokenizer: {str(error).splitlines()[0]}",
-            "copy it again from the model's page",
-        ) from error
-    tokenizer.no_padding()
-    tokenizer.no_truncation()
-    return tokenizer

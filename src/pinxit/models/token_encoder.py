@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from pinxit.errors import ModelError
 from pinxit.models.prompt import PromptPiece, TokenEmbedding, parse_prompt
 from pinxit.models.text_encoder import PromptParsing, TokenPlan
 from pinxit.models.text_window import Unit
@@ -124,8 +125,21 @@ class TokenEncoder(ABC):
             pieces = self._pieces(prompt, placeholders, parsing)
             if len(self._tokenized) >= _CACHED_PROMPTS:
                 self._tokenized.clear()
-            self._tokenized[key] = self._piece_tokens(pieces, vectors)
+            tokens = self._piece_tokens(pieces, vectors)
+            self._check_embeddings(tokens)
+            self._tokenized[key] = tokens
         return self._tokenized[key]
+
+    def _check_embeddings(self, tokens: Sequence[Token]) -> None:
+        """Raise ModelError if the text model has no embedding for a token."""
+        rows = self.embedding.num_embeddings
+        missing = next((token.id for token in tokens if token.id >= rows), None)
+        if missing is not None:
+            raise ModelError(
+                f"the text encoder `{self.name}` has {rows} token embeddings, but its tokenizer "
+                f"has a token with id {missing}",
+                "copy or download the base model again: the two must be of the same model",
+            )
 
     def _piece_tokens(
         self, pieces: Sequence[PromptPiece], vectors: Mapping[str, Tensor]

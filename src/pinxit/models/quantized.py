@@ -1,0 +1,110 @@
+"""Weights that are stored with scales beside them: dequantized, or refused by name."""
+
+import re
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from pinxit.errors import ModelError
+
+# The scale of `X.weight` under the names of ComfyUI, ModelOpt and vLLM, DeepSeek, torchao, quanto
+# and bitsandbytes' int8.
+_SCALES = (
+    "scale_weight",
+    "weight_scale",
+    "weight_scale_inv",
+    "weight.scale",
+    "weight_scales",
+    "weight._scale",
+    "SCB",
+)
+# What activations are scaled with, and marks of the format: not needed for the weights.
+_UNUSED = re.compile(
+    r"(^|\.)(scale_input|input_scale|weight\.input_scale|output_scale|scaled_fp8|comfy_quant"
+    r"|input_scale|output_scale|weight_format|activation_qtype|weight_qtype)$"
+)
+# Other formats, by a tensor that each of them has.
+_OTHERS = {
+    r"\.(absmax|quant_map|nested_absmax)$|\.quant_state\.": "4-bit weights of bitsandbytes",
+    r"\.weight_scale_2$": "4-bit weights (NVFP4)",
+    r"\.(qweight|qzeros|g_idx)$": "weights of GPTQ or AWQ",
+    r"\.(weight_packed|weight_zero_point|zero_point|weight_shape)$": "packed integer weights",
+    r"\.(wscales|smooth_factor|proj_down)$": "4-bit weights of SVDQuant",
+}
+_FLOAT8 = tuple(
+    getattr(torch, name)
+    for name in ("float8_e4m3fn", "float8_e5m2", "float8_e4m3fnuz", "float8_e5m2fnuz")
+    if hasattr(torch, name)
+)
+# bitsandbytes' scale is the largest value of a row, which is stored as 127.
+_FACTORS = {"SCB": 1 / 127}
+
+
+def dequantized(tensors: Mapping[str, Tensor], where: str) -> dict[str, Tensor]:
+    """The tensors without scales: each weight that has a scale is multiplied by it.
+
+    8-bit floating-point weights become bf16, which is exact enough for their 3 bits of mantissa;
+    integers become fp32. Raises ModelError, which names the format, if weights are quantized in
+    another way, or if a scale has a shape that does not fit its weight.
+    """
+    plain: dict[str, Tensor] = {}
+    scales: dict[str, tuple[Tensor, float]] = {}
+    for name, tensor in tensors.items():
+        suffix = next((suffix for suffix in _SCALES if name.endswith(f".{suffix}")), "")
+        if suffix and _weight_name(name, suffix, tensors):
+            weight = _weight_name(name, suffix, tensors)
+            scales[weight] = (tensor, _FACTORS.get(suffix, 1.0))
+        elif not _UNUSED.search(name):
+            plain[name] = tensor
+    _refuse_other_formats(tensors, where)
+    for name, (scale, factor) in scales.items():
+        plain[name.removesuffix("._data")] = _scaled(plain.pop(name), scale, factor, where, name)
+    for name, tensor in plain.items():
+        is_integer = not tensor.is_floating_point() and not tensor.is_complex()
+        if name.endswith("weight") and tensor.ndim > 1 and is_integer:
+            raise ModelError(
+                f"{where} has quantized weights without a known scale: {name} is "
+                f"{str(tensor.dtype).removeprefix('torch.')}",
+                "use the checkpoint in fp32, fp16, bf16 or fp8",
+            )
+    return plain
+
+
+def _weight_name(name: str, suffix: str, tensors: Mapping[str, Tensor]) -> str:
+    """The weight that a scale belongs to, "" if there is none."""
+    stem = name.removesuffix(suffix)
+    names = (f"{stem}weight", f"{stem}weight._data")
+    return next((weight for weight in names if weight in tensors), "")
+
+
+def _refuse_other_formats(tensors: Mapping[str, Tensor], where: str) -> None:
+    for pattern, what in _OTHERS.items():
+        name = next(filter(re.compile(pattern).search, tensors), None)
+        if name is not None:
+            raise ModelError(
+                f"{where} has {what} (`{name}`), which pinxit does not read",
+                "use the checkpoint in fp32, fp16, bf16 or fp8",
+            )
+
+
+def _scaled(weight: Tensor, scale: Tensor, factor: float, where: str, name: str) -> Tensor:
+    """A weight times its scale: one for all, one a row, or one for each block of equal size."""
+    dtype = torch.bfloat16 if weight.dtype in _FLOAT8 else torch.float32
+    scale = scale.float() * factor
+    if scale.numel() == 1:
+        scale = scale.reshape(())
+    elif scale.ndim == 1 and len(scale) == len(weight):
+        scale = scale.reshape(-1, *[1] * (weight.ndim - 1))
+    elif scale.ndim == weight.ndim and all(
+        size % count == 0 for size, count in zip(weight.shape, scale.shape, strict=True)
+    ):
+        for dim, (size, count) in enumerate(zip(weight.shape, scale.shape, strict=True)):
+            scale = scale.repeat_interleave(size // count, dim) if count > 1 else scale
+    else:
+        raise ModelError(
+            f"{where} has a scale of shape {tuple(scale.shape)} for {name} of shape "
+            f"{tuple(weight.shape)}, which do not fit",
+            "use the checkpoint in fp32, fp16, bf16 or fp8",
+        )
+    return (weight.float() * scale).to(dtype)
