@@ -11,8 +11,8 @@ from pinxit.models.loading import load_network
 from pinxit.models.model import Placement
 from pinxit.models.prompt import TokenEmbedding, plain_text
 from pinxit.models.source import Source
-from pinxit.models.t5_encoder import read_tokenizer
 from pinxit.models.text_encoder import DEFAULT_PARSING, EncodedPrompt, PromptParsing, TokenPlan
+from pinxit.models.tokenizers import read_tokenizer
 
 
 class LlmEncoder:

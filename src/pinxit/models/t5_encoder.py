@@ -14,7 +14,7 @@ from pinxit.models.source import Source
 from pinxit.models.text_encoder import DEFAULT_PARSING, EncodedPrompt, PromptParsing, TokenPlan
 from pinxit.models.text_window import Unit, window_indices
 from pinxit.models.token_encoder import Token, TokenEncoder
-from pinxit.models.tokenizers import t5_tokenizer
+from pinxit.models.tokenizers import read_tokenizer
 
 
 class T5Encoder(TokenEncoder):
@@ -27,7 +27,7 @@ class T5Encoder(TokenEncoder):
         from transformers import T5EncoderModel
 
         self._length = length
-        self._tokenizer = t5_tokenizer(source, f"tokenizer_{number}")
+        self._tokenizer = read_tokenizer(source, f"tokenizer_{number}")
         # The hidden states exceed the range of fp16.
         dtype = torch.bfloat16 if placement.precision == "fp16" else placement.dtype
         folder = f"text_encoder_{number}"

@@ -53,8 +53,8 @@ def clip_tokenizer(source: Source, part: str) -> "CLIPTokenizer":
     return tokenizer
 
 
-def t5_tokenizer(source: Source, part: str) -> Tokenizer:
-    """T5's tokenizer from tokenizer.json, with the tokens that were added to it.
+def read_tokenizer(source: Source, part: str) -> Tokenizer:
+    """A tokenizer from tokenizer.json, with the tokens that were added to it.
 
     Raises ModelError if its file is invalid.
     """
