@@ -17,6 +17,7 @@ from typing import Any
 
 from pinxit import registry
 from pinxit.concepts.format import Format
+from pinxit.concepts.programs import programs_table
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = (
@@ -29,6 +30,7 @@ PAGES = (
     "docs/results/performance.md",
     "docs/results/transfer.md",
     "docs/results/early-stopping.md",
+    "docs/results/interoperability.md",
 )
 BLOCK = re.compile(r"(<!-- figures: ([a-z-]+) -->\n).*?(<!-- end -->)", re.DOTALL)
 
@@ -197,6 +199,32 @@ def _formats() -> Iterator[Row]:
         suffixes = " ".join(f"`{s}`" if s else "folder" for s in file_format.suffixes)
         contents = ", ".join(file_format.contents)
         yield {"name": name, "has": contents, "as": suffixes, "by": file_format.used_by}
+
+
+def interoperability() -> str:
+    """What each program does with each kind of file, from the table that tests hold."""
+    programs = list(programs_table()["versions"])
+    notes: dict[str, int] = {}
+    rows: list[list[str]] = []
+    for name, kinds in programs_table().items():
+        for kind, results in kinds.items() if name not in ("versions", "usage") else ():
+            cells = [_outcome(results.get(program, "no"), notes) for program in programs]
+            rows.append([f"`{name}`, {kind}", *cells])
+    lines = [f"{number}. {note[0].upper()}{note[1:]}." for note, number in notes.items()]
+    return table(["file", *programs], rows) + "\n" + "\n".join(lines) + "\n"
+
+
+def versions() -> str:
+    """The version of each program whose reader the tests have."""
+    return table(["program", "version"], programs_table()["versions"].items())
+
+
+def _outcome(result: str, notes: dict[str, int]) -> str:
+    """A result in one word, with the number of its note."""
+    word = result.partition(" ")[0].rstrip(":,")
+    word = word if word in ("exact", "close", "wrong", "no", "not") else "no"
+    plain = result in (word, "not tried")
+    return result if plain else f"{word} ({notes.setdefault(result, len(notes) + 1)})"
 
 
 def _hostile() -> Iterator[Row]:
@@ -421,7 +449,7 @@ ROWS: dict[str, Callable[[], Iterable[Row]]] = {
     "unharmed": _unharmed,
 }
 # The columns of some tables depend on the measurement.
-_FUNCTIONS = (richer, trials, curve, crops, stopping, speed)
+_FUNCTIONS = (richer, trials, curve, crops, stopping, speed, interoperability, versions)
 BLOCKS: dict[str, Callable[[], str]] = {name: partial(declared, name) for name in DECLARED} | {
     function.__name__: function for function in _FUNCTIONS
 }

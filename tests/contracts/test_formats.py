@@ -72,7 +72,9 @@ def test_a_written_embedding_is_read_to_the_bit(
     assert registry.name_of(type(layout)) == expected
     again = layout.read(opened_file)
     assert same_parts(again, concept)
-    assert again.provenance == concept.provenance
+    # AUTOMATIC1111 takes all values of such a file for tensors, so it has no description.
+    if (name, ending, towers) != ("a1111", ".pt", 2):
+        assert again.provenance == concept.provenance
     other = embedding(towers, dtype)
     assert not same_parts(again, other)  # the control: one bit of difference is seen
 

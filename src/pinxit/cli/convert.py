@@ -1,12 +1,16 @@
 """`pinxit convert`: write a concept in another file format."""
 
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from cyclopts import Parameter
 
 from pinxit import registry
 from pinxit.cli.screen import data, say
+
+if TYPE_CHECKING:
+    from pinxit.concepts.concept import Concept
 
 
 def convert(
@@ -20,17 +24,41 @@ def convert(
     base: Annotated[
         str | None,
         Parameter(
-            help="base model that completes a full model (default: the one it was trained on)"
+            help="base model that completes a full model, or of which full differences are taken "
+            "(default: the one it was trained on)"
         ),
     ] = None,
     precision: Annotated[
         Literal["fp32", "fp16", "bf16"] | None,
         Parameter(help="number format of a full model's weights (default: unchanged)"),
     ] = None,
+    separate_embeddings: Annotated[
+        bool,
+        Parameter(
+            negative="", help="write the embeddings of a LoRA to files of their own beside OUT"
+        ),
+    ] = False,
 ) -> None:
     """Convert an embedding, a LoRA or a full model to the file format of another program."""
     from pinxit.concepts.conversion import convert_concept
 
-    concept, writer = convert_concept(file, out, format_, base, precision)
-    say(f"{concept.token} written as {registry.name_of(type(writer))}, for {writer.used_by}")
+    concept, writer = convert_concept(
+        file, out, format_, base, precision, separate_embeddings=separate_embeddings
+    )
+    name = registry.name_of(type(writer))
+    say(f"{concept.token} written as {name}")
+    say(*_program_lines(name, concept, out, bundled=not separate_embeddings))
     data(str(out))
+
+
+def _program_lines(name: str, concept: "Concept", out: Path, *, bundled: bool) -> Iterator[str]:
+    """What each program does with the file, and what to type in those that can use it."""
+    from pinxit.concepts.programs import outcomes, usage
+
+    results = outcomes(name, out.suffix, concept, bundled=bundled)
+    for program, result in results.items():
+        yield f"  {program}: {result}"
+    for program, result in results.items():
+        how = usage(program, concept, out)
+        if how and result.startswith(("exact", "close", "not tried")):
+            yield f"in {program}: {how}"

@@ -15,6 +15,8 @@ def convert_concept(
     format_name: str | None = None,
     base: str | None = None,
     precision: Precision | None = None,
+    *,
+    separate_embeddings: bool = False,
 ) -> tuple[Concept, Format]:
     """Write the concept of a file or run folder to `out`; without a format, its suffix decides.
 
@@ -29,5 +31,5 @@ def convert_concept(
     if out.exists():
         raise ConceptError(f"{out} exists already", "choose another name, or remove it first")
     out.parent.mkdir(parents=True, exist_ok=True)
-    writer.write(concept, Target(out, base, precision))
+    writer.write(concept, Target(out, base, precision, separate_embeddings))
     return concept, writer

@@ -39,12 +39,13 @@ class Target:
     """The output path; for full weights also the base model and the precision of the file.
 
     Without `base`, the base model that was trained is used; without `precision`, tensors keep
-    their dtype.
+    their dtype. `separate_embeddings` writes the embeddings of a LoRA to files beside it.
     """
 
     out: Path
     base: str | None = None
     precision: Precision | None = None
+    separate_embeddings: bool = False
 
     def check_no_conversion(self) -> None:
         """Raise ConceptError if options for full weights are set for another kind of concept."""
@@ -164,7 +165,10 @@ def write_embedding(content: Mapping[str, object], concept: Concept, out: Path) 
     if out.suffix == ".pt":
         # The name of a file would become part of its content: a buffer gives equal bytes each time.
         buffer = BytesIO()
-        torch.save({**content, PROVENANCE_KEY: concept.shared_description}, buffer)
+        # AUTOMATIC1111 and Forge take all values of a file for two text encoders for tensors.
+        is_shared = content.keys() & TEXT_ENCODER_KEYS.keys()
+        description = {} if is_shared else {PROVENANCE_KEY: concept.shared_description}
+        torch.save({**content, **description}, buffer)
         write_bytes(out, [buffer.getvalue()])
         return
     part = _only_embedding(concept)

@@ -18,26 +18,31 @@ from pinxit.models.open_base import find_base
 from pinxit.models.original_names import without_prefix
 from pinxit.models.source import Source
 
-_DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 _BASE_HINT = "give the base model that it was trained on with --base"
 
 
 def base_source(concept: Concept, target: Target) -> Source:
     """The base model for a concept with full weights; ConceptError for other concepts."""
-    base = target.base or concept.provenance.base
     if not concept.has_full_weights:
         kind = "a LoRA" if concept.has_strength else "an embedding"
         raise ConceptError(
             f"{concept.token} is {kind}, but {target.out} would be a complete model",
             formats_hint(concept),
         )
+    return find_base(base_path(concept, target))
+
+
+def base_path(concept: Concept, target: Target) -> str:
+    """The base model for a file that needs one; ConceptError if none is known or allowed."""
+    base = target.base or concept.provenance.base
     if not base:
         raise ConceptError(
             f"{concept.token} does not state the base model that it was trained on", _BASE_HINT
         )
     if not target.base:
         check_consent([base], concept.token, "to download it, add --base {name}")
-    return find_base(base)
+    return base
 
 
 def read_full_model(file: OpenedFile, description: str | None) -> Concept:
@@ -111,7 +116,7 @@ def _with_new_weights(
 
 
 def _converted(tensor: Tensor, precision: Precision | None) -> Tensor:
-    return tensor.to(_DTYPES[precision]) if precision and tensor.is_floating_point() else tensor
+    return tensor.to(DTYPES[precision]) if precision and tensor.is_floating_point() else tensor
 
 
 def _is_weight(name: str) -> bool:

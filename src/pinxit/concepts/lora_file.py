@@ -1,6 +1,6 @@
 """Files with LoRA, DoRA, LoHa and LoKr weights: check and complete their content."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import ClassVar
 
@@ -33,6 +33,7 @@ from pinxit.concepts.peft_settings import PEFT_METADATA_KEY
 from pinxit.errors import ConceptError
 from pinxit.files.open_any import PEFT_CONFIG, OpenedFile
 from pinxit.models import modelspec
+from pinxit.models.family import FamilyFacts, family_of_denoiser
 
 _MAX_ALPHA = 1e6  # larger than any useful alpha
 
@@ -110,13 +111,20 @@ class AdapterFormat(Format):
 def modelspec_metadata(concept: Concept, out: Path) -> dict[str, str]:
     """modelspec fields and pinxit's description for a file; fields of the origin have priority."""
     trigger = ", ".join(alias_texts(concept) or concept.tokens)
-    fields = modelspec.modelspec_metadata(lora_family(concept.parts), out.stem, trigger, "/lora")
+    fields = modelspec.modelspec_metadata(adapter_family(concept.parts), out.stem, trigger, "/lora")
     original_fields = {
         name: value
         for name, value in concept.provenance.metadata.items()
         if name.startswith("modelspec.")
     }
     return {"format": "pt", **fields, **original_fields, PROVENANCE_KEY: concept.shared_description}
+
+
+def adapter_family(parts: Sequence[Part]) -> FamilyFacts | None:
+    """The model family whose layers have the widths of adapters; None if unknown."""
+    differences = (part.differences for part in parts if isinstance(part, DifferencePart))
+    families = (family_of_denoiser(weights) for weights in differences)
+    return lora_family(parts) or next(filter(None, families), None)
 
 
 def alias_texts(concept: Concept) -> list[str]:

@@ -3,25 +3,34 @@
 import json
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from hashlib import sha256
 from pathlib import Path
 
+import torch
 from torch import Tensor
 
 from pinxit.adapters.difference_part import DifferencePart
-from pinxit.adapters.lora_part import MAGNITUDE, LayerTensors, LoraPart, lora_family
+from pinxit.adapters.lora_part import (
+    ALPHA,
+    MAGNITUDE,
+    LayerTensors,
+    LoraPart,
+    factor_rank,
+)
 from pinxit.adapters.parts import EmbeddingPart
 from pinxit.concepts.adapter_reader import has_adapter
 from pinxit.concepts.concept import Concept
-from pinxit.concepts.format import LIKELY, Target, tables_to_keys
+from pinxit.concepts.format import EMB_PARAMS, LIKELY, Target, tables_to_keys, write_embedding
 from pinxit.concepts.layer_names import SGM_NAMES, is_mmdit_layer, parse_layer
-from pinxit.concepts.lora_file import AdapterFormat, modelspec_metadata
+from pinxit.concepts.lora_file import AdapterFormat, adapter_family, modelspec_metadata
 from pinxit.errors import ConceptError
 from pinxit.files.atomic_write import write_tensors
 from pinxit.files.open_any import OpenedFile
 from pinxit.files.safetensors_file import file_chunks
 from pinxit.models.family import KohyaNames, all_facts
 from pinxit.models.original_names import renamed
+from pinxit.models.prompt import file_name
 
 # kohya's names of tensors that peft names otherwise; all other names are the same.
 _KOHYA_NAMES = {
@@ -30,6 +39,9 @@ _KOHYA_NAMES = {
     MAGNITUDE: "dora_scale",
 }
 _NORM = re.compile(r"norm\d?$")
+# Layers of a U-Net with kernels of 3 x 3, and layers that are matrices or kernels of 1 x 1.
+_KERNEL = re.compile(r"(^|\.)(conv_in|conv_out|conv[12]?)$")
+_POINT = re.compile(r"attentions\.\d+\.proj_(in|out)$")
 _EMBEDDING_KEY = "string_to_param.*"
 # The names for layers of an unknown base model.
 _UNKNOWN_BASE = KohyaNames("", {"denoiser": "unet", "text": "te"})
@@ -40,7 +52,7 @@ class Kohya(AdapterFormat):
 
     suffixes = (".safetensors",)
     preferred_for = frozenset({("adapters", ".safetensors"), ("adapters", ".pt")})
-    used_by = "AUTOMATIC1111, Forge, ComfyUI, InvokeAI, kohya; a plain LoRA also in diffusers"
+    used_by = "ComfyUI, Forge; all but DoRA in AUTOMATIC1111, InvokeAI; LoRA in kohya, diffusers"
     variants = frozenset({"lora", "dora", "loha", "lokr"})
 
     def confidence(self, file: OpenedFile) -> float:
@@ -48,13 +60,17 @@ class Kohya(AdapterFormat):
         return LIKELY if has_adapter(file, peft_names=False) else 0
 
     def write(self, concept: Concept, target: Target) -> None:
-        """Write the adapters and bundle the embeddings."""
+        """Write the adapters, with the embeddings bundled or in files beside."""
+        if target.separate_embeddings:
+            concept = _without_embeddings(concept, target)
         loras, names = self.lora_parts(concept), _names_of_base(concept)
         target.check_no_conversion()
         file_tensors: dict[str, Tensor] = {}
         for part in loras:
             for layer, tensors in part.layers.items():
                 path = _layer_path(part.network, layer, names)
+                if part.variant == "lokr" and (sides := _kernel_sides(layer, names)) is not None:
+                    tensors = whole_lokr(tensors, sides)
                 file_tensors |= {f"{path}.{n}": t for n, t in _kohya_tensors(tensors).items()}
         for part in concept.parts:
             if isinstance(part, DifferencePart):
@@ -66,6 +82,52 @@ class Kohya(AdapterFormat):
         metadata = modelspec_metadata(concept, target.out) | kohya_fields
         metadata["sshs_model_hash"] = _tensor_hash(file_tensors)
         write_tensors(target.out, file_tensors, metadata)
+
+
+def _without_embeddings(concept: Concept, target: Target) -> Concept:
+    """Write each embedding to a file beside, named after its token; return the other parts."""
+    out = target.out
+    embeddings = [part for part in concept.parts if isinstance(part, EmbeddingPart)]
+    for part in embeddings:
+        file = out.with_name(f"{file_name(part.token)}.safetensors")
+        if file == out or file.exists():
+            raise ConceptError(f"{file} exists already", "choose a folder without such a file")
+        provenance = replace(concept.provenance, token=part.token)
+        write_embedding(tables_to_keys(part.tables, EMB_PARAMS), Concept((part,), provenance), file)
+    others = tuple(part for part in concept.parts if part not in embeddings)
+    return replace(concept, parts=others)
+
+
+def _kernel_sides(layer: str, names: KohyaNames) -> tuple[int, ...] | None:
+    """The sides of a layer's kernel, () for a matrix; None if the base model is not known."""
+    if not names.version:
+        return None
+    is_point = _POINT.search(layer) and names.version == "sd_v1"
+    if layer.endswith("conv_shortcut") or is_point:
+        return (1, 1)
+    return (3, 3) if _KERNEL.search(layer) else ()
+
+
+def whole_lokr(tensors: LayerTensors, sides: tuple[int, ...]) -> LayerTensors:
+    """A LoKr of two whole factors without scale: InvokeAI and LyCORIS read no other one.
+
+    The second factor of a convolution with these sides is a kernel, for 1 x 1 as well.
+    """
+    rank, alpha = factor_rank(tensors), tensors[ALPHA]
+    if "lokr_t2" in tensors:
+        return tensors
+    first, second = tensors.get("lokr_w1"), tensors.get("lokr_w2")
+    if first is None:
+        first = tensors["lokr_w1_a"].float() @ tensors["lokr_w1_b"].float()
+    if second is None:
+        second = tensors["lokr_w2_a"].float() @ tensors["lokr_w2_b"].float()
+    if rank:
+        second = second.float() * (float(alpha) / rank)
+    return {
+        "lokr_w1": first,
+        "lokr_w2": second.reshape(len(second), -1, *sides) if sides else second.flatten(1),
+        ALPHA: torch.tensor(1.0),
+    }
 
 
 def _layer_path(network: str, layer: str, names: KohyaNames) -> str:
@@ -111,8 +173,12 @@ def _dora_column(scale: Tensor, layer: LayerTensors) -> Tensor:
 def _names_of_base(concept: Concept) -> KohyaNames:
     """kohya's names for the base model, by its layers, the file's metadata, or its widths."""
     version = concept.provenance.metadata.get("ss_base_model_version", "")
-    loras = [part for part in concept.parts if isinstance(part, LoraPart)]
-    layers = [f"{part.network}.{layer}." for part in loras for layer in part.layers]
+    layers = [
+        f"{part.network}.{name}"
+        for part in concept.parts
+        if isinstance(part, LoraPart | DifferencePart)
+        for name in part.tensors
+    ]
     known = [facts.kohya for facts in all_facts() if facts.kohya]
     for names in known:
         if any(re.search(names.own_layers, layer) for layer in layers):
@@ -120,7 +186,7 @@ def _names_of_base(concept: Concept) -> KohyaNames:
     for names in known:
         if version.startswith(names.version.partition("_base")[0]):
             return names
-    family = lora_family(loras)
+    family = adapter_family(concept.parts)
     return (family.kohya if family else None) or _UNKNOWN_BASE
 
 
@@ -130,7 +196,8 @@ def _kohya_metadata(
     """The metadata that kohya's trainer writes; values of the original file have priority."""
     provenance = concept.provenance
     kinds = {part.variant for part in loras}
-    args = {"algo": min(kinds - {"dora"}, default="lora"), "dora_wd": str("dora" in kinds)}
+    algorithm = min(kinds - {"dora"}, default="lora" if kinds else "full")
+    args = {"algo": algorithm, "dora_wd": str("dora" in kinds)}
     fields = {
         "ss_base_model_version": names.version,
         "ss_v2": str(names.version == "sd_v2"),

@@ -1,5 +1,6 @@
 """A complete model as one checkpoint file with the original names (SD 1, 2 and XL)."""
 
+import torch
 from torch import Tensor
 
 from pinxit.concepts.concept import Concept
@@ -44,8 +45,18 @@ class SingleFile(Format):
         for folder, weights in completed_networks(concept, source, target.precision):
             prefix, renamed = _original_names(folder, weights, source)
             tensors |= {prefix + name: tensor for name, tensor in renamed.items()}
+        tensors |= _markers(source)
         metadata = full_model_metadata(concept, source, tensors, target.out.stem)
         write_tensors(target.out, tensors, metadata)
+
+
+def _markers(source: Source) -> dict[str, Tensor]:
+    """Empty tensors by which ComfyUI and Forge know v-prediction and zero terminal SNR."""
+    config = source.config("scheduler")
+    if config.get("prediction_type") != "v_prediction":
+        return {}
+    names = ["v_pred", "ztsnr"] if config.get("rescale_betas_zero_snr") else ["v_pred"]
+    return {name: torch.zeros(0) for name in names}
 
 
 def _original_names(

@@ -1,0 +1,64 @@
+"""What other programs do with the files that pinxit writes: the table `programs.toml`."""
+
+import tomllib
+from collections.abc import Mapping
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from pinxit.adapters.difference_part import DifferencePart
+from pinxit.adapters.lora_part import LoraPart
+from pinxit.adapters.parts import EmbeddingPart
+from pinxit.concepts.concept import Concept
+from pinxit.concepts.lora_file import alias_texts
+
+# Kinds of adapters; the first that a concept has decides what programs do with it.
+_KINDS = ("oft", "dora", "lokr", "loha", "lora")
+
+
+@cache
+def programs_table() -> Mapping[str, Any]:
+    """The whole table."""
+    return tomllib.loads(Path(__file__).with_suffix(".toml").read_text(encoding="utf-8"))
+
+
+def content_kind(concept: Concept, *, bundled: bool = True) -> str:
+    """The kind of a concept's content in the table.
+
+    Without `bundled`, the embeddings of a LoRA are in files of their own.
+    """
+    if concept.has_full_weights:
+        return "full weights"
+    variants = {part.variant for part in concept.parts if isinstance(part, LoraPart)}
+    embeddings = [part for part in concept.parts if isinstance(part, EmbeddingPart)]
+    kind = next((kind for kind in _KINDS if kind in variants), "")
+    if not kind and any(isinstance(part, DifferencePart) for part in concept.parts):
+        return "difference"
+    if kind:
+        return f"{kind} with embedding" if kind == "lora" and embeddings and bundled else kind
+    several = any(len(part.widths) > 1 for part in embeddings)
+    return "embedding for two text encoders" if several else "embedding"
+
+
+def outcomes(
+    format_name: str, suffix: str, concept: Concept, *, bundled: bool = True
+) -> dict[str, str]:
+    """What each program does with a file, in words; programs that do not read it are left out."""
+    kind, name = content_kind(concept, bundled=bundled), format_name
+    if name == "a1111":
+        name = "a1111 .pt" if suffix == ".pt" else "emb-params"
+    if name == "full-difference":
+        kind = "difference"
+    return programs_table().get(name, {}).get(kind, {})
+
+
+def usage(program: str, concept: Concept, out: Path) -> str:
+    """What to do and to type in a program to use a file; "" if it is not known."""
+    group = "embedding" if concept.content == "embeddings" else "adapter"
+    group = "full weights" if concept.has_full_weights else group
+    text: str = programs_table()["usage"][group].get(program, "")
+    token = ", ".join(alias_texts(concept) or concept.tokens) or "nothing more"
+    if program == "diffusers" and not out.suffix:
+        text = 'from_pretrained("{file}")' if concept.has_full_weights else text
+        text = text.replace(', weight_name="{file}"', "").replace("{folder}", "{file}")
+    return text.format(file=out.name, stem=out.stem, folder=out.parent, token=token)
