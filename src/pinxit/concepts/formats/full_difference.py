@@ -10,17 +10,18 @@ from pinxit.adapters.parts import Part
 from pinxit.adapters.peft_layers import base_layer, merge_weights, module_paths
 from pinxit.concepts.concept import Concept
 from pinxit.concepts.format import Target
-from pinxit.concepts.formats.kohya import Kohya
 from pinxit.concepts.full_model_file import DTYPES, base_path
+from pinxit.concepts.kohya_file import write_kohya_file
+from pinxit.concepts.lora_file import AdapterFormat
 from pinxit.files.open_any import OpenedFile
 from pinxit.models.model import Model
 from pinxit.models.open_base import open_base
 
 
-class FullDifference(Kohya):
+class FullDifference(AdapterFormat):
     """`diff` tensors of the base model's size, for programs that cannot use the adapter itself."""
 
-    preferred_for = frozenset()
+    suffixes = (".safetensors",)
     used_by = "ComfyUI, AUTOMATIC1111, Forge, InvokeAI, LyCORIS; in all of them the same change"
     variants = frozenset({"lora", "dora", "loha", "lokr", "oft"})
 
@@ -39,8 +40,7 @@ class FullDifference(Kohya):
             for part in concept.parts
         ]
         whole = Concept(tuple(parts), concept.provenance)
-        separate = target.separate_embeddings
-        super().write(whole, Target(target.out, separate_embeddings=separate))
+        write_kohya_file(whole, [], target)
 
 
 def _difference(part: LoraPart, model: Model, dtype: torch.dtype) -> Part:
