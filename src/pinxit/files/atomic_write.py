@@ -107,7 +107,7 @@ def check_claim(folder: Path, kind: str, *parts: str) -> None:
     check_regular(marker, *(folder / part for part in parts))
     if not folder.exists() or (marker.is_file() and marker.read_bytes() == kind.encode()):
         return
-    if marker.exists() or not is_new(folder):
+    if marker.exists() or not _is_new(folder):
         raise RunError(
             f"{folder} already exists and was not made by pinxit {kind}",
             "choose another folder with --out",
@@ -120,7 +120,13 @@ def claim_folder(folder: Path, kind: str) -> None:
     write_text(folder / _MARKER, kind)
 
 
-def is_new(folder: Path) -> bool:
+def check_new(folder: Path, otherwise: str) -> None:
+    """Raise RunError if a folder exists and is not empty; `otherwise` is what else one can do."""
+    if not _is_new(folder):
+        raise RunError(f"{folder} exists already", f"{otherwise}, or choose another --out")
+
+
+def _is_new(folder: Path) -> bool:
     """Whether a folder is missing, or empty but for hidden files."""
     return not folder.exists() or (folder.is_dir() and not any(folder.glob("[!.]*")))
 

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Protocol, Self
 
 from pinxit.errors import PinxitError, RecipeError, RunError
-from pinxit.files.atomic_write import check_regular, is_new, write_text
+from pinxit.files.atomic_write import check_new, check_regular, write_text
 from pinxit.files.text import read_table
 from pinxit.files.untrusted import expanded
 from pinxit.images.folder import release_pixels
@@ -116,11 +116,7 @@ class RunGroup(Options):
         """Write a new folder for `open`; RunError if the folder exists and is not empty."""
         import tomli_w
 
-        if not is_new(folder):
-            raise RunError(
-                f"{folder} exists already",
-                f"continue with: pinxit train-many --resume {folder}, or choose another --out",
-            )
+        check_new(folder, f"continue with: pinxit train-many --resume {folder}")
         folder.mkdir(parents=True, exist_ok=True)
         text = tomli_w.dumps(self.model_dump(mode="json", exclude_none=True))
         write_text(folder / _FILE, text)

@@ -155,11 +155,9 @@ class RunState:
 def read_run(folder: Path | str) -> RunState:
     """Read the state of a run; RunError if the folder is not a run's."""
     folder = Path(folder)
-    if not (folder / RECIPE).is_file():
-        raise RunError(f"{folder} is not a run folder", f"give a folder with a {RECIPE}")
     return RunState(
         folder,
-        _read_recipe(folder / RECIPE),
+        _read_recipe(recipe_file(folder)),
         tuple(TrainingLog(folder / JOURNAL).events()),
         saved_step(folder / CONCEPT),
         saved_step(folder / BEST),
@@ -184,6 +182,13 @@ def read_log(folder: Path | str) -> RunState:
         max(best, default=None),
         is_locked(folder),
     )
+
+
+def recipe_file(folder: Path) -> Path:
+    """The recipe of a run; RunError if the folder is not a run's."""
+    if not (folder / RECIPE).is_file():
+        raise RunError(f"{folder} is not a run folder", f"give a folder with a {RECIPE}")
+    return folder / RECIPE
 
 
 def saved_step(concept: Path) -> int | None:

@@ -10,7 +10,7 @@ import torch
 from pinxit.adapters.adapter import before_denoise
 from pinxit.errors import PinxitError, RequestError, RunError
 from pinxit.evaluation.judge import Judge
-from pinxit.files.atomic_write import defer_signals, exclusive_lock, is_new, make_folder
+from pinxit.files.atomic_write import check_new, defer_signals, exclusive_lock, make_folder
 from pinxit.images.folder import TrainingImage
 from pinxit.models.device import device_name, memory_errors
 from pinxit.models.model import Model
@@ -18,7 +18,7 @@ from pinxit.progress import Notice, Progress
 from pinxit.runs.class_images import generate_class_images, read_class_images
 from pinxit.runs.events import Event, Finished, MemoryNotice, RunFailure, Started, Stopped
 from pinxit.runs.folder import RunFolder
-from pinxit.runs.reader import BASE_IMAGES, CONCEPT, RECIPE, saved_step
+from pinxit.runs.reader import BASE_IMAGES, CONCEPT, RECIPE, recipe_file, saved_step
 from pinxit.training.concept_trainer import ConceptTrainer
 from pinxit.training.memory import MemoryPlan
 from pinxit.training.plan import TrainingPlan
@@ -33,11 +33,7 @@ class Run(RunFolder):
     def create(cls, folder: Path | str, recipe: Recipe) -> "Run":
         """A new run; nothing is written yet. RunError if the folder exists and is not empty."""
         folder = Path(folder)
-        if not is_new(folder):
-            raise RunError(
-                f"{folder} exists already",
-                f"continue the run in it with --resume {folder}, or choose another --out",
-            )
+        check_new(folder, f"continue the run in it with --resume {folder}")
         return cls(folder, recipe)
 
     @classmethod
@@ -54,9 +50,7 @@ class Run(RunFolder):
         a folder of its name is looked for in the run's folder and in the folders above.
         """
         folder = Path(folder)
-        if not cls.exists(folder):
-            raise RunError(f"{folder} is not a run folder", f"give a folder with a {RECIPE}")
-        recipe = Recipe.from_toml(folder / RECIPE)
+        recipe = Recipe.from_toml(recipe_file(folder))
         saved = saved_step(folder / CONCEPT) or 0
         if steps is not None and saved > steps:
             raise RunError(
