@@ -1,5 +1,6 @@
 """An evaluation, whole, on a base that knows nothing: figures, the page, going on, a benchmark."""
 
+import csv
 import json
 import re
 from collections.abc import Callable
@@ -14,6 +15,7 @@ from safetensors.torch import save_file
 from pinxit.cli import main
 from pinxit.errors import RequestError, RunError
 from pinxit.evaluation.confidence import Interval
+from pinxit.evaluation.prompt_sets import prompt_set
 from pinxit.models.model import Model
 from pinxit.models.open_base import open_base
 from pinxit.progress import Progress
@@ -30,7 +32,7 @@ from pinxit.reports.pages import (
     interval_value,
     page_environment,
 )
-from pinxit.runs.run import train_run
+from pinxit.runs.run import Run, train_run
 from pinxit.training.recipe import Recipe
 from tests.pages import must_be_well_formed
 from tests.seeing import save_seeing
@@ -122,6 +124,69 @@ def test_every_run_has_every_figure_with_its_interval(
     assert (word["figures"]["drift"]["value"], small["word"]) == (pytest.approx(0, abs=1e-6), None)
     assert word["word"]["relative_norm"] > 0
     assert small["figures"]["drift"]["value"] != 0
+
+
+@pytest.mark.long
+def test_metrics_are_kept_as_files_with_paired_differences(evaluated: Evaluated) -> None:
+    out = Path(evaluated[0]["report"]).parent
+    stored = json.loads((out / "metrics.json").read_text(encoding="utf-8"))
+    assert stored["groups"] == json.loads(json.dumps(evaluated[0]["groups"]))
+    assert stored["settings"]["seed"] == 0
+    group = stored["groups"][0]
+    (pair,) = group["differences"]
+    assert (pair["first"], pair["second"]) == ("word", "small")
+    values = [group["runs"][name]["by_prompt"]["prompt"] for name in ("word", "small")]
+    assert len(values[0]) == len(group["prompts"]) == 12
+    mean = sum(a - b for a, b in zip(*values, strict=True)) / 12
+    assert pair["prompt"]["value"] == pytest.approx(mean)
+    assert pair["prompt"]["low"] <= mean <= pair["prompt"]["high"]
+    rows = list(csv.DictReader((out / "metrics.csv").open(encoding="utf-8")))
+    (row,) = [r for r in rows if (r["entrant"], r["metric"]) == ("small", "likeness")]
+    assert float(row["value"]) == group["runs"]["small"]["figures"]["likeness"]["value"]
+    assert any(r["entrant"] == "word minus small" for r in rows)
+
+
+@pytest.mark.long
+@pytest.mark.usefixtures("separating")
+def test_seeds_are_averaged_and_images_of_other_programs_take_part(
+    runs: list[Path], settings: EvaluationSettings, nano: Path, tmp_path: Path
+) -> None:
+    recipe = Run.open(runs[0]).recipe
+    again = train_run(open_base(nano), recipe.model_copy(update={"seed": 5}), tmp_path / "again")
+    prompts = tmp_path / "mine.txt"
+    prompts.write_text("a {} on the beach\n\na red {}\n", encoding="utf-8")
+    few = settings.model_copy(update={"prompts": str(prompts), "num_images": 1, "seed": 3})
+    other = coloured(tmp_path / "other", "crimson", "orange")
+    entries = [runs[0], again.folder, other]
+    found: Any = evaluate(entries, tmp_path / "out", opening(nano), lambda *_: None, few)
+    (group,) = found["groups"]
+    assert group["prompts"] == ["a {} on the beach", "a red {}"]
+    assert list(group["runs"]) == ["word", "again", "other"]
+    (means,) = group["seed_means"].items()
+    assert means[0] == "word, again"
+    values = [group["runs"][name]["figures"]["prompt"]["value"] for name in ("word", "again")]
+    assert means[1]["prompt"]["value"] == pytest.approx(sum(values) / 2)
+    assert "drift" not in group["runs"]["other"]["figures"]
+    assert group["runs"]["other"]["method"] == "another program"
+    page = (tmp_path / "out" / "report.html").read_text(encoding="utf-8")
+    assert "mean of word, again" in page
+    must_be_well_formed(page)
+    Image.new("RGB", (8, 8)).save(other / "3.png")
+    with pytest.raises(RequestError, match="other has 3 images, and the prompts need 2"):
+        evaluate([runs[0], other], tmp_path / "out", opening(nano), lambda *_: None, few)
+    with pytest.raises(RequestError, match="does not say what its images show"):
+        evaluate([other], tmp_path / "out", opening(nano), lambda *_: None, few)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [("", "has no prompts"), ("a dog", "names no subject"), (None, "cannot be read")],
+)
+def test_a_prompt_file_is_checked(tmp_path: Path, text: str | None, message: str) -> None:
+    if text is not None:
+        (tmp_path / "mine.txt").write_text(text, encoding="utf-8")
+    with pytest.raises(RequestError, match=message):
+        prompt_set(str(tmp_path / "mine.txt"), "dog")
 
 
 @pytest.mark.long

@@ -1,7 +1,7 @@
 """Prompt sets for evaluation, one TOML file each."""
 
 import tomllib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -48,11 +48,17 @@ def prompt_set(name: str, noun: str) -> tuple[Prompt, ...]:
     """The prompts of a set for a class noun; their seeds are 0, 1, 2 and so on.
 
     A set for styles has a template for naming a style, and its plain prompts name none. Raises
-    RequestError if there is no such set.
+    RequestError if there is no such set. A name with the suffix .txt or .toml is a file of the
+    user: a prompt on each line, or a table as the sets have it; `{}` stands for the subject.
     """
+    if Path(name).suffix in (".txt", ".toml"):
+        return _prompts(_read_file(Path(name)), noun)
     if name not in prompt_set_names():
         raise RequestError(f"unknown prompt set `{name}`", did_you_mean(name, prompt_set_names()))
-    table = _read_set(name)
+    return _prompts(_read_set(name), noun)
+
+
+def _prompts(table: Mapping[str, Any], noun: str) -> tuple[Prompt, ...]:
     style_template: str | None = table.get("manner")
     prompts: list[Prompt] = []
     for seed, text in enumerate(table["prompts"]):
@@ -66,6 +72,28 @@ def evenly_spaced(prompts: Sequence[Prompt], count: int) -> tuple[Prompt, ...]:
     """A number of prompts at even distances in a set, with new seeds from 0."""
     chosen = [prompts[i * len(prompts) // count] for i in range(min(count, len(prompts)))]
     return tuple(replace(prompt, seed=seed) for seed, prompt in enumerate(chosen))
+
+
+def _read_file(file: Path) -> dict[str, Any]:
+    """The table of a file of the user; RequestError if it has no prompts with a place for `{}`."""
+    try:
+        text = file.read_text(encoding="utf-8-sig")
+        lines = [line.strip() for line in text.splitlines() if line.strip()]
+        table: dict[str, Any] = {"prompts": lines} if file.suffix == ".txt" else tomllib.loads(text)
+    except (OSError, ValueError) as error:
+        raise RequestError(
+            f"the prompts {file} cannot be read: {error}", "give a text file with a prompt per line"
+        ) from error
+    prompts: list[str] = list(map(str, table.get("prompts", [])))
+    wrong = [prompt for prompt in prompts if "manner" not in table and prompt.count("{}") != 1]
+    if wrong or not prompts:
+        raise RequestError(
+            f"{file} has no prompts"
+            if not prompts
+            else f"the prompt `{wrong[0]}` names no subject",
+            "write prompts such as: a photo of a {} on the beach",
+        )
+    return {**table, "prompts": prompts}
 
 
 def _read_set(name: str) -> dict[str, Any]:

@@ -50,6 +50,18 @@ def compute_metrics(judge: Judge, images: Images) -> MetricIntervals:
     return metrics
 
 
+def values_by_prompt(judge: Judge, images: Images) -> dict[str, list[float]]:
+    """Prompt fidelity, and likeness if it is measured, as the mean of each prompt's images."""
+    count, scale = judge.prompt_run.images_per_prompt, judge.fidelity_scale
+    scores = judge.prompt_scores(images, judge.prompts)
+    positions = [relative_position(score, *judge.prompt_anchors) for score in scores]
+    values = {"prompt": means_by_prompt(positions, count).tolist()}
+    if scale.separates:
+        shares = scale.relative(scale.metric.score(images, scale.references, ()))
+        values["likeness"] = means_by_prompt(shares, count).tolist()
+    return values
+
+
 def similarity_metrics(
     judge: Judge, scores: Callable[[Metric], Sequence[float]], count: int
 ) -> MetricIntervals:

@@ -1,19 +1,24 @@
 """Evaluation: concepts compared by images of one set of prompts, with metrics and a report."""
 
+import csv
+import json
 from collections.abc import Callable, Mapping, Sequence
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
+from pinxit import registry
+from pinxit.errors import RequestError
 from pinxit.evaluation.judge import NO_ANCHORS, Anchors
 from pinxit.files.atomic_write import check_claim, claim_folder, make_folder, write_text
 from pinxit.models.model import Model
 from pinxit.progress import ProgressCallback
 from pinxit.reports.comparison_page import comparison_page
-from pinxit.reports.entrant import Entrant
+from pinxit.reports.entrant import Entrant, generated_files
 from pinxit.reports.figures import EvaluationSettings, Evaluator, SubjectResults
 from pinxit.training.recipe import Recipe
 
-REPORT, _IMAGES = "report.html", "pictures"
+REPORT, METRICS, TABLE, _IMAGES = "report.html", "metrics.json", "metrics.csv", "pictures"
 KIND = "evaluation"
 
 
@@ -31,7 +36,7 @@ def evaluate(
     options that replace those of the runs. RunError if `out` contains other files.
     """
     check_claim(out, KIND, _IMAGES)
-    entrants = [Entrant.from_path(path, overrides or {}) for path in paths]
+    entrants = read_entrants(paths, overrides or {})
     bases: dict[object, dict[object, list[Entrant]]] = {}
     for entrant in _with_unique_titles(entrants):
         subjects = bases.setdefault(entrant.subject_key[0], {})
@@ -48,7 +53,51 @@ def evaluate(
             for rivals in same_base
         ]
     write_text(out / REPORT, comparison_page(groups))
-    return {"groups": [group.to_dict() for group in groups], "report": str(out / REPORT)}
+    metrics: dict[str, object] = {
+        "groups": [group.to_dict() for group in groups],
+        "report": str(out / REPORT),
+    }
+    stored = {**metrics, "settings": (settings or EvaluationSettings()).model_dump()}
+    write_text(out / METRICS, json.dumps(stored, indent=1))
+    write_text(out / TABLE, metrics_table(groups))
+    return metrics
+
+
+def read_entrants(paths: Sequence[Path], overrides: Mapping[str, Any]) -> list[Entrant]:
+    """The concepts, and folders of images of other programs, which have the first one's subject.
+
+    Without a concept the subject follows from `overrides`; RequestError if it does not.
+    """
+    folders = [path for path in paths if generated_files(path)]
+    concepts = [Entrant.from_path(path, overrides) for path in paths if path not in folders]
+    if concepts or not folders:
+        first = concepts[0] if concepts else None
+        others = [Entrant.of_images(path, first.recipe, first.images) for path in folders if first]
+        return concepts + others
+    if not {"images", "class_noun"} <= overrides.keys():
+        raise RequestError(
+            f"{folders[0]} does not say what its images show", "give --images and --class-noun"
+        )
+    method = registry.names("methods")[0]
+    recipe = Recipe.model_validate({"token": "<subject>", "method": method, **overrides})
+    return [Entrant.of_images(path, recipe, recipe.read_images()) for path in folders]
+
+
+def metrics_table(groups: Sequence[SubjectResults]) -> str:
+    """All metrics as CSV: a line for each metric of each entrant and anchor, and the pairs."""
+    text = StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(("subject", "base", "entrant", "method", "metric", "value", "low", "high"))
+    for group in groups:
+        subject = (group.subject.class_noun, group.base)
+        rows = [(title, "", metrics) for title, metrics in group.anchors.items()]
+        rows += [(one.entrant.title, one.entrant.method, one.metrics) for one in group.results]
+        rows += [(f"mean of {title}", "seeds", metrics) for title, metrics in group.seed_means]
+        rows += [(f"{a} minus {b}", "paired", metrics) for a, b, metrics in group.differences]
+        for title, method, metrics in rows:
+            for name, one in metrics.items():
+                writer.writerow((*subject, title, method, name, one.value, one.low, one.high))
+    return text.getvalue()
 
 
 def _anchors(entrant: Entrant, entrants: Sequence[Entrant]) -> Anchors:

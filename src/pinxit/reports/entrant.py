@@ -1,12 +1,16 @@
 """A concept that takes part in an evaluation, read from a run's folder or a file."""
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Self
 
+from PIL.Image import Image
+
 from pinxit import registry
 from pinxit.concepts.concept import Concept
+from pinxit.concepts.metadata import Provenance
 from pinxit.concepts.read import read_concept
 from pinxit.errors import RequestError
 from pinxit.images.folder import TrainingImage, fingerprint
@@ -15,13 +19,28 @@ from pinxit.runs.events import PreviewScores
 from pinxit.runs.run import Run
 from pinxit.training.recipe import Recipe
 
+_IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
+
+
+def generated_files(folder: Path) -> list[Path]:
+    """The images in a folder that is no run and no concept; empty for another path."""
+    if not folder.is_dir() or Run.exists(folder) or (folder / "model_index.json").is_file():
+        return []
+    return [path for path in folder.iterdir() if path.suffix.lower() in _IMAGE_SUFFIXES]
+
+
+def _natural(path: Path) -> list[tuple[int, str]]:
+    """A key that sorts 2.png before 10.png."""
+    return [(int(n or 0), text) for n, text in re.findall(r"(\d*)(\D*)", path.name)]
+
 
 @dataclass(frozen=True)
 class Entrant:
     """A concept to evaluate: its title in the report, its recipe, training images and losses.
 
     `seconds` is the time of all training steps, 0 if it is not known. `rising` is whether the
-    likeness of its previews was still rising at the last step.
+    likeness of its previews was still rising at the last step. `image_files` are images of another
+    program; then nothing is generated.
     """
 
     title: str
@@ -31,6 +50,23 @@ class Entrant:
     losses: tuple[float, ...] = field(default=(), repr=False)
     seconds: float = 0.0
     rising: bool = False
+    image_files: tuple[Path, ...] = ()
+
+    @classmethod
+    def of_images(cls, folder: Path, recipe: Recipe, images: tuple[TrainingImage, ...]) -> Self:
+        """Images that another program generated, of the subject of a recipe."""
+        provenance = Provenance.from_metadata(folder.name, {})
+        files = tuple(sorted(map(Path, generated_files(folder)), key=_natural))
+        return cls(folder.name, Concept((), provenance), recipe, images, image_files=files)
+
+    def read_generated(self, count: int) -> tuple[Image, ...]:
+        """The images of another program, in the order of the prompts; RequestError for others."""
+        if len(self.image_files) != count:
+            raise RequestError(
+                f"{self.title} has {len(self.image_files)} images, and the prompts need {count}",
+                "put the images of all prompts into it, named in the order of the prompts",
+            )
+        return tuple(TrainingImage(file, None, "").open() for file in self.image_files)
 
     @classmethod
     def from_path(cls, path: Path, overrides: Mapping[str, Any]) -> Self:
@@ -69,6 +105,12 @@ class Entrant:
     def method(self) -> str:
         """The training method, or "another program"."""
         return self.concept.provenance.method or "another program"
+
+    @property
+    def without_seed(self) -> tuple[object, ...]:
+        """Equal for runs that differ in their seed and token only."""
+        values = self.recipe.model_dump(exclude={"seed", "token"})
+        return (self.method, self.steps, repr(sorted(values.items(), key=repr)))
 
     @property
     def steps(self) -> int:

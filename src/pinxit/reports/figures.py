@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from itertools import combinations
 from pathlib import Path
 from typing import ClassVar
 
@@ -30,6 +31,7 @@ from pinxit.evaluation.scoring import (
     compute_metrics,
     mean_distances,
     similarity_metrics,
+    values_by_prompt,
 )
 from pinxit.generation.image_cache import ImageCache
 from pinxit.models.model import Model
@@ -49,9 +51,11 @@ class EvaluationSettings(Options):
 
     prompts: str | None = Option(
         None,
-        help=f"prompt set: {', '.join(prompt_set_names())}",
+        help=f"prompt set: {', '.join(prompt_set_names())}; or a text file with a prompt on each "
+        "line, with {} for the subject",
         default_is="chosen by base model, class noun and kind",
     )
+    seed: int = Option(0, ge=0, help="added to the seed of every image")
     num_images: int = Option(2, ge=1, help="images per prompt", aliases=("count",))
     steps: int = Option(25, ge=1, le=1000, help="denoising steps", aliases=("num_inference_steps",))
     dino_model: str | None = Option(
@@ -76,6 +80,7 @@ class EntrantResult:
     metrics: MetricIntervals
     findings: Findings
     images: tuple[Image, ...] = field(repr=False)
+    by_prompt: Mapping[str, Sequence[float]] = field(default_factory=dict[str, Sequence[float]])
 
     @property
     def advice(self) -> list[str]:
@@ -90,6 +95,7 @@ class EntrantResult:
             "method": self.entrant.method,
             "steps": self.entrant.steps,
             "figures": {name: asdict(metric) for name, metric in self.metrics.items()},
+            "by_prompt": {name: list(values) for name, values in self.by_prompt.items()},
             "word": asdict(norm) if norm else None,
             "said": self.advice,
         }
@@ -113,6 +119,36 @@ class SubjectResults:
         return self.judge.prompt_run.subject
 
     @property
+    def seed_means(self) -> list[tuple[str, MetricIntervals]]:
+        """Means over runs that differ in the seed only, with intervals over the runs."""
+        groups: dict[object, list[EntrantResult]] = {}
+        for result in self.results:
+            groups.setdefault(result.entrant.without_seed, []).append(result)
+        return [
+            (", ".join(one.entrant.title for one in runs), _mean_metrics(runs))
+            for runs in groups.values()
+            if len(runs) > 1 and not runs[0].entrant.image_files
+        ]
+
+    @property
+    def differences(self) -> list[tuple[str, str, MetricIntervals]]:
+        """For each pair of entrants the mean difference, first minus second, over the prompts.
+
+        The prompts are paired: they are the same, with the same seeds.
+        """
+        return [
+            (
+                a.entrant.title,
+                b.entrant.title,
+                {
+                    name: bootstrap(np.subtract(a.by_prompt[name], b.by_prompt[name]))
+                    for name in a.by_prompt
+                },
+            )
+            for a, b in combinations(self.results, 2)
+        ]
+
+    @property
     def base(self) -> str:
         """The base model that all entrants have in common."""
         return self.results[0].entrant.recipe.base
@@ -129,9 +165,26 @@ class SubjectResults:
             "base": self.base,
             "pictures": len(self.judge.base_images),
             "no_likeness": self.judge.no_likeness,
+            "prompts": [prompt.template for prompt in self.judge.prompt_run.prompts],
             "anchors": anchors,
+            "seed_means": {title: _as_dicts(means) for title, means in self.seed_means},
+            "differences": [
+                {"first": a, "second": b, **_as_dicts(values)} for a, b, values in self.differences
+            ],
             "runs": {result.entrant.title: result.to_dict() for result in self.results},
         }
+
+
+def _as_dicts(metrics: MetricIntervals) -> dict[str, dict[str, float]]:
+    return {name: asdict(interval) for name, interval in metrics.items()}
+
+
+def _mean_metrics(results: Sequence[EntrantResult]) -> MetricIntervals:
+    """The means of metrics that all results have, with intervals over the results."""
+    names = [name for name in results[0].metrics if all(name in one.metrics for one in results)]
+    return {
+        name: bootstrap(np.array([one.metrics[name].value for one in results])) for name in names
+    }
 
 
 @dataclass(frozen=True)
@@ -158,6 +211,7 @@ class Evaluator:
         if settings.prompts:
             prompts = prompt_set(settings.prompts, recipe.class_noun)
         prompts = prompts or suitable_prompts(self.model, recipe)
+        prompts = tuple(replace(prompt, seed=prompt.seed + settings.seed) for prompt in prompts)
         blank = [new_image("RGB", (64, 64))] * len(prompts)
         # A prompt that cannot be measured, or a judge that is missing, is an error now.
         metric_set.prompt_following.score(blank, (), [prompt.target_text for prompt in prompts])
@@ -183,9 +237,13 @@ class Evaluator:
     def _evaluate_entrant(
         self, judge: Judge, entrant: Entrant, others: Sequence[Image], base: MetricIntervals
     ) -> EntrantResult:
-        images = self._generate(judge.prompt_run, entrant.concept.token, (entrant,))
+        if entrant.image_files:
+            images = entrant.read_generated(len(judge.prompts))
+        else:
+            images = self._generate(judge.prompt_run, entrant.concept.token, (entrant,))
         metrics = compute_metrics(judge, images)
-        metrics["drift"] = Interval(0, 0, 0)
+        if not entrant.image_files:
+            metrics["drift"] = Interval(0, 0, 0)
         if not entrant.changes_only_token:
             class_images = self._generate(self._class_prompts(judge.prompt_run), None, (entrant,))
             # The floor is the base model with the same prompt, however similar its images are.
@@ -202,7 +260,8 @@ class Evaluator:
             drift=metrics["drift"].value if "drift" in metrics else None,
             embedding_norm=EmbeddingNorm.of(entrant.concept, self.model, entrant.recipe.class_noun),
         )
-        return EntrantResult(entrant, metrics, findings, images)
+        by_prompt = values_by_prompt(judge, images)
+        return EntrantResult(entrant, metrics, findings, images, by_prompt)
 
     def _generate(
         self, prompt_run: PromptRun, token: str | None, entrants: Sequence[Entrant]
@@ -219,7 +278,9 @@ class Evaluator:
         noun = prompt_run.subject.class_noun
         plain = f"a {noun}" if prompt_run.subject.kind == "style" else f"a photo of a {noun}"
         return replace(
-            prompt_run, prompts=(Prompt(plain, plain, plain),), images_per_prompt=_NUM_CLASS_IMAGES
+            prompt_run,
+            prompts=(Prompt(plain, plain, plain, self.settings.seed),),
+            images_per_prompt=_NUM_CLASS_IMAGES,
         )
 
 
