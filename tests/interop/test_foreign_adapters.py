@@ -422,8 +422,7 @@ def test_what_cannot_be_read_is_named(
 
 
 OTHER_LAYERS = {
-    "lora_unet_double_blocks_0_img_attn_qkv": "FLUX.1 under the names of its authors",
-    "transformer.single_blocks.0.linear1": "FLUX.1 under",
+    "lora_unet_double_blocks_0_img_attn_other": "FLUX.1 with other layers",
     "diffusion_model.blocks.0.self_attn.q": "Wan",
     "unet.down_blocks.0.motion_modules.0.temporal_transformer.proj_in": "AnimateDiff",
     "transformer.transformer_blocks.0.attn1.to_q": "PixArt",

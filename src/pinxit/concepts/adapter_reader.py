@@ -10,7 +10,13 @@ from torch import Tensor
 
 from pinxit.adapters.lora_part import ALPHA, DAMAGED_HINT, MAGNITUDE, factor_rank
 from pinxit.concepts.format import EMB_PARAMS, tables_from_keys
-from pinxit.concepts.layer_names import TensorName, other_model, parse_layer, parse_tensor_name
+from pinxit.concepts.layer_names import (
+    TensorName,
+    joined_layers,
+    other_model,
+    parse_layer,
+    parse_tensor_name,
+)
 from pinxit.concepts.peft_settings import layer_alpha, layer_rank_setting, network_settings
 from pinxit.errors import ConceptError
 from pinxit.files.open_any import OpenedFile
@@ -22,6 +28,8 @@ _MAX_KERNEL_SIZE = 49  # the largest kernels have 7 x 7 weights
 _A, _B = "lora_A.weight", "lora_B.weight"
 # Differences of a layer's weight and bias, of any layer and of norms (LyCORIS).
 _DIFFERENCES = {"diff": "weight", "w_norm": "weight", "diff_b": "bias", "b_norm": "bias"}
+# Tensors with a row for each output of a layer.
+_BY_OUTPUT = {_B, "lora_B.bias", "dora_scale", MAGNITUDE, "diff", "diff_b"}
 _READ = re.compile(
     rf"{ALPHA}|scalar|scale|dora_scale|{MAGNITUDE}|lora_[AB]\.weight|lora_B\.bias|lora_mid\.weight"
     r"|hada_(?:w[12]_[ab]|t[12])|lokr_w[12](?:_[ab])?|lokr_t2"
@@ -75,14 +83,22 @@ def read_layers(file: OpenedFile) -> LayerChanges:
     """
     content = LayerChanges()
     bundles: dict[str, LayerTensors] = {}
+    joined: dict[tuple[str, ...], LayerTensors] = {}
     for key, tensor in file.tensors.items():
         if bundled := _BUNDLE_KEY.fullmatch(key):
             name = EMB_PARAMS if bundled[2].endswith("*") else bundled[2]
             bundles.setdefault(bundled[1], {})[name] = tensor
             continue
         tensor_name = parse_tensor_name(key)
-        layer = _known_layer(file, key, tensor_name)
-        content.layers.setdefault(layer, {})[tensor_name.tensor] = tensor
+        if names := joined_layers(tensor_name.path):
+            layer_tensors = joined.setdefault(names, {})
+        else:
+            layer = _known_layer(file, key, tensor_name)
+            layer_tensors = content.layers.setdefault(layer, {})
+        layer_tensors[tensor_name.tensor] = tensor
+    for names, tensors in joined.items():
+        separate = _separate(tensors, len(names), f"{file.path}: the layers {', '.join(names)}")
+        content.layers.update(zip([("denoiser", name) for name in names], separate, strict=True))
     settings = network_settings(file)
     for (network, layer), tensors in list(content.layers.items()):
         where = f"{file.path}: the layer `{layer}` of `{network}`"
@@ -139,6 +155,28 @@ def _check_kind(tensors: Mapping[str, Tensor], where: str) -> None:
         raise ConceptError(f"{where} has {both} in one layer", _KINDS_HINT)
     if tensors.keys() & {MAGNITUDE, "dora_scale"} and _B not in tensors:
         raise ConceptError(f"{where} has the magnitudes of a DoRA without a LoRA", _KINDS_HINT)
+
+
+def _separate(tensors: LayerTensors, count: int, where: str) -> list[LayerTensors]:
+    """The tensors of each of `count` layers that were joined by their outputs."""
+    _check_kind(tensors, where)
+    if count == 1:
+        return [tensors]
+    names = tensors.keys() - {_A, ALPHA, "scalar", "scale"}
+    width = next((t.shape[1] for name in (_A, "diff") if (t := tensors.get(name)) is not None), 0)
+    total = {tensors[name].shape[0] if tensors[name].ndim else 0 for name in names}
+    if not names <= _BY_OUTPUT or len(total) != 1 or not 0 < width * (count - 1) < max(total):
+        raise ConceptError(
+            f"{where}, which are one layer in the file, has {', '.join(sorted(tensors))}: its "
+            "change cannot be divided",
+            _KINDS_HINT,
+        )
+    sizes = [width] * (count - 1) + [max(total) - width * (count - 1)]
+    parts = {name: tensors[name].split(sizes) for name in names}
+    shared = {name: tensor for name, tensor in tensors.items() if name not in names}
+    return [
+        shared | {name: part[number] for name, part in parts.items()} for number in range(count)
+    ]
 
 
 def _normalize(tensors: LayerTensors, where: str) -> None:

@@ -6,6 +6,7 @@ reads all of them. A name that it does not have is no layer of a base model that
 """
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 
@@ -84,7 +85,7 @@ _CLIP = re.compile(
 # What the names of other layers are from.
 _OTHER_MODELS = {
     "Stable Diffusion 3 under the names of Stability's code": re.compile(r"joint_blocks"),
-    "FLUX.1 under the names of its authors' code": re.compile(r"(single|double)_blocks"),
+    "FLUX.1 with other layers, or a similar transformer": re.compile(r"(single|double)_blocks"),
     "AnimateDiff": re.compile(r"motion_modules|temporal_transformer"),
     "PixArt, LTX or a similar transformer": re.compile(r"transformer_blocks[._]\d+[._]attn1"),
     "Wan, Hunyuan, Lumina or a similar transformer": re.compile(
@@ -147,6 +148,30 @@ def parse_tensor_name(key: str) -> TensorName:
     if leaf:
         return TensorName(".".join((*path, last)), leaf, is_peft)
     return TensorName(layer, last, is_peft)
+
+
+def joined_layers(path: str) -> tuple[str, ...]:
+    """The diffusers names of a denoiser layer that has the name of its authors' code.
+
+    Several if it joins them; empty if no family has such a layer.
+    """
+    name = path.replace("_orig_mod_", "").lstrip("_.")
+    while match := _PREFIX.match(name):
+        name = name[match.end() :]
+    for pattern, templates in _original_layers().items():
+        if match := pattern.fullmatch(name):
+            return tuple(match.expand(template) for template in templates)
+    return ()
+
+
+@cache
+def _original_layers() -> dict[re.Pattern[str], Sequence[str]]:
+    """Diffusers names by patterns of original names, also of underscored ones."""
+    return {
+        re.compile(name.replace(r"\.", "[._]")): templates
+        for facts in all_facts()
+        for name, templates in facts.original_layers.items()
+    }
 
 
 def parse_layer(path: str) -> tuple[str, str] | None:

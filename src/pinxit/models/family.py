@@ -38,6 +38,9 @@ class FamilyFacts:
     if pinxit does not write such files. `pipeline` is the class of its pipelines in diffusers.
     `denoiser_layers` is a regular expression for the names of the denoiser's layers in adapter
     files, if no older family has such layers; words that contain `_` are written in full.
+    `original_layers` are regular expressions for the names of the authors' code, with templates of
+    the diffusers names: several for a layer that joins them. All but the last have as many outputs
+    as inputs.
     """
 
     title: str
@@ -55,6 +58,7 @@ class FamilyFacts:
     kohya: KohyaNames | None = None
     pipeline: str = ""
     denoiser_layers: str = "(?!)"
+    original_layers: Mapping[str, Sequence[str]] = field(default_factory=dict[str, Sequence[str]])
 
     @property
     def encoder_widths(self) -> dict[str, int]:

@@ -24,6 +24,40 @@ _T5_LENGTH = 512
 _NO_GUIDANCE = 1.0
 
 
+# The layers of the authors' code, which ComfyUI and kohya use, and those of XLabs. The layers that
+# make modulations of the last block are left out: their halves have another order.
+_QKV = (r"\1.attn.to_q", r"\1.attn.to_k", r"\1.attn.to_v")
+_ADDED_QKV = (r"\1.attn.add_q_proj", r"\1.attn.add_k_proj", r"\1.attn.add_v_proj")
+_IN_DOUBLE_BLOCKS = {
+    r"img_attn\.qkv|qkv_lora1": _QKV,
+    r"img_attn\.proj|proj_lora1": (r"\1.attn.to_out.0",),
+    r"txt_attn\.qkv|qkv_lora2": _ADDED_QKV,
+    r"txt_attn\.proj|proj_lora2": (r"\1.attn.to_add_out",),
+    r"img_mlp\.0": (r"\1.ff.net.0.proj",),
+    r"img_mlp\.2": (r"\1.ff.net.2",),
+    r"txt_mlp\.0": (r"\1.ff_context.net.0.proj",),
+    r"txt_mlp\.2": (r"\1.ff_context.net.2",),
+    r"img_mod\.lin": (r"\1.norm1.linear",),
+    r"txt_mod\.lin": (r"\1.norm1_context.linear",),
+}
+_IN_SINGLE_BLOCKS = {
+    "linear1": (*_QKV, r"\1.proj_mlp"),
+    "linear2|proj": (r"\1.proj_out",),
+    "qkv": _QKV,
+    r"modulation\.lin": (r"\1.norm.linear",),
+}
+_ORIGINAL_LAYERS = {
+    rf"{original}\.(\d+)\.(?:{name})": tuple(
+        template.replace(r"\1", rf"{block}.\1") for template in templates
+    )
+    for original, block, layers in (
+        ("double_blocks", "transformer_blocks", _IN_DOUBLE_BLOCKS),
+        ("single_blocks", "single_transformer_blocks", _IN_SINGLE_BLOCKS),
+    )
+    for name, templates in layers.items()
+} | {"img_in": ("x_embedder",), "txt_in": ("context_embedder",)}
+
+
 class Flux1(LatentModel):
     """FLUX.1 dev and schnell. The transformer of dev takes the guidance scale as an input.
 
@@ -40,6 +74,7 @@ class Flux1(LatentModel):
         text_widths=(768, 4096),
         context_width=3072,
         context_layer="single_transformer_blocks.0.attn.to_q",
+        original_layers=_ORIGINAL_LAYERS,
     )
 
     # Image and text attend to each other in all blocks; in single blocks they are one sequence.

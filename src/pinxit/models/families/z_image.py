@@ -24,6 +24,10 @@ _TEXT_LENGTH = 512
 _TURBO_SHIFT = 3.0
 
 
+# The attention of a block, also in the authors' code.
+_BLOCK = r"(layers|noise_refiner|context_refiner)\.(\d+)\.attention"
+
+
 class ZImage(LatentModel):
     """Z-Image and Z-Image-Turbo. Prompts are read by a language model of 4B parameters.
 
@@ -46,6 +50,10 @@ class ZImage(LatentModel):
         r"|attention_norm1|attention_norm2|ffn_norm1|ffn_norm2)|all_x_embedder\.2-1"
         r"|all_final_layer\.2-1\.(?:linear|adaLN_modulation\.1)|t_embedder\.mlp\.[02]"
         r"|cap_embedder\.[01]",
+        original_layers={
+            rf"{_BLOCK}\.qkv": tuple(rf"\1.\2.attention.to_{letter}" for letter in "qkv"),
+            rf"{_BLOCK}\.out": (r"\1.\2.attention.to_out.0",),
+        },
     )
 
     # In `layers`, image and text are one sequence.
