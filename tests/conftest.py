@@ -1,6 +1,8 @@
 """Small base models with random weights, saved once for all tests."""
 
+import inspect
 import os
+import re
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cache
@@ -36,6 +38,17 @@ _NOUNS_AND_ADJECTIVES = (
 )
 _RARE = ("sks", "zwx", "qvj")
 WORDS = _GRAMMAR + _NOUNS_AND_ADJECTIVES + _RARE
+
+
+# What Windows does not have, or an ordinary user may not do there.
+_POSIX = re.compile(r"\bos\.(fork|mkfifo|killpg)|SIGKILL|SIGHUP|AF_UNIX|symlink_to|chmod")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """On Windows, skip tests whose code makes pipes, links or other processes of POSIX."""
+    for item in items if os.name == "nt" else ():
+        if isinstance(item, pytest.Function) and _POSIX.search(inspect.getsource(item.function)):
+            item.add_marker(pytest.mark.skip(reason="needs POSIX"))
 
 
 @pytest.fixture(scope="session")

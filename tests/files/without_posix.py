@@ -41,7 +41,6 @@ msvcrt = ModuleType("msvcrt")
 msvcrt.locking, msvcrt.LK_NBLCK = _locking, 2  # pyright: ignore[reportAttributeAccessIssue]
 sys.modules["msvcrt"] = msvcrt
 sys.modules["fcntl"] = None  # pyright: ignore[reportArgumentType]
-hangup = signal.SIGHUP
 for module, names in ((signal, ("SIGHUP",)), (os, ("O_NOFOLLOW", "O_NONBLOCK", "posix_fadvise"))):
     for name in names:
         delattr(module, name)
@@ -50,4 +49,3 @@ os.open, os.close = _open_file, _close_file
 from pinxit.files import atomic_write  # noqa: E402
 
 atomic_write._WINDOWS = True
-signal.SIGHUP = hangup  # pyright: ignore[reportAttributeAccessIssue]  (tests name it)
