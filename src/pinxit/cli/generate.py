@@ -26,7 +26,7 @@ from pinxit.concepts.concept import Concept
 from pinxit.errors import RequestError
 from pinxit.files.atomic_write import atomic_write, make_folder
 from pinxit.generation.control import SamplingProgress
-from pinxit.generation.request import GeneratedImage, GenerationRequest
+from pinxit.generation.request import GeneratedImage, GenerationRequest, is_own_png
 from pinxit.generation.sample import sample_images
 from pinxit.images.tensors import contact_sheet
 from pinxit.models.hub import check_consent
@@ -70,6 +70,8 @@ def _request(given: Values) -> tuple[GenerationRequest, list[Concept]]:
     if "from_png" in given:
         png: Path = given["from_png"]
         stored = GenerationRequest.from_png(png).model_dump(exclude_none=True)
+        if not is_own_png(png):
+            say(f"{png.name} is of another program: its settings are used, the noise differs")
         check_downloads(stored, typed, png.name, allowed=allowed)
         options = {**stored, **options}
     elif "prompt" not in options:

@@ -16,6 +16,7 @@ from pinxit.errors import PinxitError, RequestError
 from pinxit.files.atomic_write import atomic_write
 from pinxit.files.portable import portable, with_tilde, without_tilde
 from pinxit.generation.control import ControlField
+from pinxit.generation.png_parameters import PARAMETERS_KEY, parameters_text, parse_parameters
 from pinxit.generation.schedulers import SCHEDULER_ALIASES, SCHEDULERS, scheduler_name
 from pinxit.images.decode import UnreadableError, open_image
 from pinxit.models.model import Model, Precision
@@ -23,7 +24,7 @@ from pinxit.models.text_encoder import CLIP_SKIP, PromptParsing
 from pinxit.options import Option, Options
 
 _KEY = "pinxit"
-_PNG_HINT = "give a PNG that pinxit generated"
+_PNG_HINT = "give a PNG that pinxit or AUTOMATIC1111 generated"
 # Options with paths; a relative path of a model could be read as a hub id.
 _MODEL_KEYS = ("base", "vae", "weights")
 _PATH_KEYS = (*_MODEL_KEYS, "concepts", "init_image", "init", "image", "picture", "mask")
@@ -164,19 +165,31 @@ class GenerationRequest(Options):
 
     @classmethod
     def from_png(cls, path: Path) -> Self:
-        """The request that is stored in a generated image; RequestError if there is none."""
+        """The request that is stored in a generated image; RequestError if there is none.
+
+        The settings of AUTOMATIC1111 and of programs that write them alike are read as well.
+        """
         try:
             with open_image(path) as image:
                 text: object = image.info.get(_KEY)
+                foreign: object = image.info.get(PARAMETERS_KEY)
         except UnreadableError as error:
             raise RequestError(f"image {path} cannot be read: {error}", _PNG_HINT) from error
         try:
             values = json.loads(text) if isinstance(text, str) else None
         except (ValueError, RecursionError):
             values = None
+        if not isinstance(values, dict) and text is None and isinstance(foreign, str):
+            values = parse_parameters(foreign)
         if not isinstance(values, dict):
             raise RequestError(f"{path} contains no generation request", _PNG_HINT)
         return cls.model_validate(_with_paths(values, without_tilde, without_tilde))
+
+
+def is_own_png(path: Path) -> bool:
+    """Whether pinxit stored a request in an image; False if it has settings of another program."""
+    with open_image(path) as image:
+        return _KEY in image.info
 
 
 @dataclass(frozen=True)
@@ -206,6 +219,7 @@ class GeneratedImage:
         values = self.request.model_dump(mode="json", exclude_none=True)
         text = json.dumps(_with_paths(values, portable, with_tilde), ensure_ascii=False)
         info.add_text(_KEY, text)
+        info.add_text(PARAMETERS_KEY, parameters_text(values, self.image.size))
         atomic_write(path, lambda draft: self.image.save(draft, "PNG", pnginfo=info))
 
 
