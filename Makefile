@@ -8,7 +8,7 @@ READY := .venv/installed
 OUT ?= pinxit-demo
 BASE ?= pocket
 
-.PHONY: help install demo bench test slow check lint duplicates quick fix figures package site clean
+.PHONY: help install demo bench test accelerator slow check lint duplicates quick fix figures package site clean
 .DEFAULT_GOAL := help
 
 # Two workers; the tests of a module stay in one worker, so that its fixtures are made once. One
@@ -34,8 +34,11 @@ demo: $(READY) ## train a subject and a style, and write report.html (8 minutes)
 bench: $(READY) ## times and memory against a plain loop (pocket: 5 minutes; BASE=sd15: an hour)
 	$(BIN)/python -m lab.speed --base $(BASE)
 
-test: $(READY) ## every test but the slow group (12 minutes on two cores)
-	$(PYTEST) -m "not slow"
+test: $(READY) ## every test but the slow group and the accelerator group (12 minutes on two cores)
+	$(PYTEST) -m "not slow and not accelerator"
+
+accelerator: $(READY) ## the accelerator group, on a stand-in that is built first (6 minutes)
+	$(PYTEST) --dist loadgroup -m accelerator tests/accelerator
 
 slow: $(READY) ## the slow group: what the method must reach, over many subjects
 	$(PYTEST) -m slow
@@ -56,7 +59,7 @@ duplicates: $(READY) ## six equal lines in two places; too slow for `make check`
 	  --ignore-imports=y --ignore-docstrings=y --ignore-comments=y src/pinxit
 
 quick: $(READY)
-	$(PYTEST) -q -m "not slow and not long"
+	$(PYTEST) -q -m "not slow and not long and not accelerator"
 
 fix: $(READY) ## format, and fix what the linter can fix
 	$(BIN)/ruff check --fix .

@@ -1,6 +1,6 @@
 """The device `standin`: an accelerator for tests on machines that have none.
 
-`register` builds `standin.cpp` (half a minute; torch keeps the result) and registers it with torch.
+`register` builds `standin.cpp` (half a minute; the result is kept) and registers it with torch.
 Its memory is the host's and its operators are the CPU's, but a program that works on it keeps to
 the rules of a GPU:
 
@@ -14,8 +14,11 @@ It cannot show whether a kernel of a real device is fast or exact. A process tha
 has this accelerator to its end, so tests that use it have processes of their own.
 """
 
+import fcntl
+import hashlib
 import os
-from collections.abc import Iterator
+import tempfile
+from collections.abc import Generator
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
@@ -24,6 +27,7 @@ from typing import Any
 import torch
 
 UNLIMITED = 2**40
+_SOURCE = Path(__file__).with_name("standin.cpp")
 
 
 class _Module:
@@ -64,16 +68,27 @@ class _Module:
 
 @cache
 def register() -> Any:
-    """Build the extension and register the device; the extension's module."""
-    from torch.utils.cpp_extension import load
-
-    os.environ.setdefault("MAX_JOBS", "2")
-    source = Path(__file__).with_name("standin.cpp")
-    extension = load("pinxit_standin", [str(source)], extra_cflags=["-O1"])
+    """Build the extension, once for each source and torch, and register the device."""
+    version = hashlib.sha256(_SOURCE.read_bytes() + torch.__version__.encode()).hexdigest()[:16]
+    folder = Path(tempfile.gettempdir()) / f"pinxit-standin-{os.getuid()}-{version}"
+    folder.mkdir(exist_ok=True)
+    # Torch's own lock is a file that stays if a process is killed, and all others then wait.
+    with (folder / "building").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        (folder / "lock").unlink(missing_ok=True)
+        extension = _build(folder)
     torch.utils.rename_privateuse1_backend("standin")
     torch._register_device_module("standin", _Module)
     torch.utils.generate_methods_for_privateuse1_backend()
     return extension
+
+
+def _build(folder: Path) -> Any:
+    from torch.utils.cpp_extension import load
+
+    os.environ.setdefault("MAX_JOBS", "2")
+    options = {"extra_cflags": ["-O1"], "build_directory": str(folder)}
+    return load("pinxit_standin", [str(_SOURCE)], **options)
 
 
 def memory_used() -> int:
@@ -82,7 +97,7 @@ def memory_used() -> int:
 
 
 @contextmanager
-def memory_limit(more_bytes: int) -> Iterator[None]:
+def memory_limit(more_bytes: int) -> Generator[None]:
     """Let tensors on the device use at most so many bytes more than now."""
     extension = register()
     extension.set_memory_limit(memory_used() + more_bytes)

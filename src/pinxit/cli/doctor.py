@@ -172,6 +172,7 @@ def _check_requirements(report: Report) -> None:
     report.facts["extras"] = {
         name: f"lacks {', '.join(missing)}" if missing else "installed"
         for name, missing in extras.items()
+        if name != "dev"
     }
 
 

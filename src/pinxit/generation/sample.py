@@ -25,7 +25,7 @@ from pinxit.generation.request import GeneratedImage, GenerationRequest
 from pinxit.generation.schedulers import Sampler, scheduler_name
 from pinxit.images.tensors import to_image
 from pinxit.models.conditioning import Conditioning
-from pinxit.models.device import release_unused_memory
+from pinxit.models.device import memory_errors, release_unused_memory
 from pinxit.models.model import Model
 from pinxit.progress import Notice
 
@@ -72,7 +72,9 @@ def sample_images(
     The concepts are applied to the model until the generator is closed.
     """
     size = request.size(model)  # a wrong size is reported before anything is done
-    with applied(model, combined_adapters(concepts, model)):
+    hint = "choose a smaller base model, another --precision, or --device cpu"
+    enough_memory = memory_errors(RequestError, f"on {model.device} to generate", hint)
+    with enough_memory, applied(model, combined_adapters(concepts, model)):
         yield from request_notices(model, request, concepts)
         source_prompts = _source_prompts(request, concepts)
         prompts = _Prompts.encoded(model, request, source_prompts)

@@ -1,7 +1,7 @@
 """A run: one concept trained in its own folder, alone or in one batch with other runs."""
 
 from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, closing, contextmanager
+from contextlib import AbstractContextManager, ExitStack, closing, contextmanager
 from itertools import chain
 from pathlib import Path
 
@@ -106,7 +106,8 @@ class Run(RunFolder):
         """Read the images, and choose all options that depend on them or on the base model."""
         self.check_image_folder()
         self.images = images or self.recipe.read_images()
-        self.plan = TrainingPlan.of(self.recipe, model, len(self.images))
+        with _enough_memory(model):
+            self.plan = TrainingPlan.of(self.recipe, model, len(self.images))
         self.recipe = self.plan.recipe
 
     def prepare(self, model: Model) -> Iterator[Progress]:
@@ -163,13 +164,17 @@ def _train_once(
     return {run: error.message for run, error in diverged.items()}
 
 
+def _enough_memory(model: Model) -> AbstractContextManager[None]:
+    """A context that raises RunError if memory runs out."""
+    hint = "choose a smaller --resolution or base model, another --precision, or --device cpu"
+    return memory_errors(RunError, f"on {model.device} to train", hint)
+
+
 @contextmanager
 def _recorded_failure(model: Model, runs: Iterable[Run]) -> Generator[None]:
     """Log an error of the block in each run; RunError if memory runs out."""
     try:
-        with memory_errors(
-            RunError, f"on {model.device} to train", "choose a smaller --resolution"
-        ):
+        with _enough_memory(model):
             yield
     except PinxitError as error:
         for run in runs:
