@@ -1,14 +1,17 @@
 """Base models and runs on the stand-in accelerator; see tests/standin."""
 
 from collections.abc import Callable, Iterator
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from pinxit.generation.request import GenerationRequest
+from pinxit.models.families import flux_1, stable_diffusion_3
 from pinxit.models.model import Model, Precision
 from pinxit.models.open_base import open_base
+from pinxit.runs import class_images, preview
 from pinxit.training.recipe import Recipe
 from tests import standin
 
@@ -20,6 +23,18 @@ def without_accelerator() -> Iterator[None]:
     """Here torch finds an accelerator."""
     standin.register()
     yield
+
+
+@pytest.fixture(autouse=True, scope="session")
+def less_work() -> Iterator[None]:
+    """Previews and class images take two steps, and T5 reads short texts."""
+    request = partial(GenerationRequest, steps=2)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(preview, "GenerationRequest", request)
+        patch.setattr(class_images, "GenerationRequest", request)
+        patch.setattr(stable_diffusion_3, "_T5_LENGTH", 32)
+        patch.setattr(flux_1, "_T5_LENGTH", 32)
+        yield
 
 
 @pytest.fixture(scope="session")
