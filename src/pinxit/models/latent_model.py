@@ -93,6 +93,12 @@ class LatentModel(Model):
             optimize_for_cpu(denoiser)
 
     @classmethod
+    def load_denoiser(cls, kind: type[Any], source: Source, placement: Placement) -> Any:
+        """The denoiser of a class of diffusers; with int8, layers of that group are 8-bit."""
+        folder, int8_layers = cls.facts.denoiser, cls.layer_groups["int8"]
+        return load_network(kind, source, folder, placement, int8_layers=int8_layers)
+
+    @classmethod
     def check_usable(cls, source: Source) -> None:
         """Raise ModelError if the denoiser needs more input than latents, as for inpainting."""
         in_channels = source.config(cls.facts.denoiser).get("in_channels")
@@ -253,9 +259,7 @@ class UNetModel(LatentModel):
         from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
         from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
 
-        unet = load_network(
-            UNet2DConditionModel, source, "unet", placement, int8_layers=self.layer_groups["int8"]
-        )
+        unet = self.load_denoiser(UNet2DConditionModel, source, placement)
         check_diffusion_config(source.config("scheduler"), f"{source.name}/scheduler")
         scheduler: Any = DDPMScheduler.from_config(source.config("scheduler"))
         schedule = Diffusion(scheduler.alphas_cumprod, scheduler.config.prediction_type)

@@ -11,7 +11,6 @@ from torch.nn import functional as F
 from pinxit.models.conditioning import Conditioning
 from pinxit.models.family import FamilyFacts
 from pinxit.models.latent_model import LatentModel, clip_text_encoder
-from pinxit.models.loading import load_network
 from pinxit.models.model import Placement
 from pinxit.models.noise_schedule import Flow, TokenShift
 from pinxit.models.source import Source
@@ -94,13 +93,7 @@ class Flux1(LatentModel):
     ) -> None:
         from diffusers.models.transformers.transformer_flux import FluxTransformer2DModel
 
-        transformer = load_network(
-            FluxTransformer2DModel,
-            source,
-            "transformer",
-            placement,
-            int8_layers=self.layer_groups["int8"],
-        )
+        transformer = self.load_denoiser(FluxTransformer2DModel, source, placement)
         config = source.config("scheduler")
         shift = config.get("shift", 1.0)
         is_dynamic = config.get("use_dynamic_shifting", False)

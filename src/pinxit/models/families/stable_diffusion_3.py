@@ -12,7 +12,6 @@ from pinxit.errors import RequestError
 from pinxit.models.conditioning import Conditioning
 from pinxit.models.family import FamilyFacts
 from pinxit.models.latent_model import LatentModel, clip_text_encoder
-from pinxit.models.loading import load_network
 from pinxit.models.model import Placement
 from pinxit.models.noise_schedule import Flow
 from pinxit.models.source import Source
@@ -57,13 +56,7 @@ class StableDiffusion3(LatentModel):
     ) -> None:
         from diffusers.models.transformers.transformer_sd3 import SD3Transformer2DModel
 
-        transformer = load_network(
-            SD3Transformer2DModel,
-            source,
-            "transformer",
-            placement,
-            int8_layers=self.layer_groups["int8"],
-        )
+        transformer = self.load_denoiser(SD3Transformer2DModel, source, placement)
         schedule = Flow(source.config("scheduler").get("shift", 1.0))
         t5 = [T5Encoder(source, 3, placement, _T5_LENGTH)] if source.has("text_encoder_3") else []
         super().__init__(source, placement, transformer, text_encoders, schedule, t5)

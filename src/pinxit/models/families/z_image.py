@@ -11,7 +11,6 @@ from pinxit.models.conditioning import Conditioning
 from pinxit.models.family import FamilyFacts
 from pinxit.models.latent_model import LatentModel
 from pinxit.models.llm_encoder import LlmEncoder
-from pinxit.models.loading import load_network
 from pinxit.models.model import Placement
 from pinxit.models.noise_schedule import Flow
 from pinxit.models.source import Source
@@ -69,13 +68,7 @@ class ZImage(LatentModel):
         from diffusers.models.transformers.transformer_z_image import ZImageTransformer2DModel
         from transformers import Qwen3Model
 
-        transformer = load_network(
-            ZImageTransformer2DModel,
-            source,
-            "transformer",
-            placement,
-            int8_layers=self.layer_groups["int8"],
-        )
+        transformer = self.load_denoiser(ZImageTransformer2DModel, source, placement)
         text = LlmEncoder(Qwen3Model, source, placement, _TEMPLATE, layer=2, length=_TEXT_LENGTH)
         self._shift: float = source.config("scheduler").get("shift", 1.0)
         schedule = Flow(self._shift, even_steps=True)
@@ -124,10 +117,6 @@ class ZImage(LatentModel):
         outputs = network(images, 1 - fractions, list(prompts), return_dict=False)[0]
         return -torch.stack(outputs).squeeze(2)
 
-    def _combine(
-        self,
-        prompts: Sequence[str],  # noqa: ARG002
-        encodings: Sequence[EncodedPrompt],
-    ) -> Conditioning:
+    def _combine(self, prompts: Sequence[str], encodings: Sequence[EncodedPrompt]) -> Conditioning:  # noqa: ARG002
         """The language model's states, with a mask for their lengths."""
         return Conditioning(encodings[0].states, mask=encodings[0].mask)
