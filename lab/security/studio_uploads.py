@@ -79,7 +79,11 @@ def _upload_images(client: TestClient, folder: Path, count: int, counts: Counter
         made.mkdir(parents=True)
         kind.make(made)
         regular = [path for path in made.iterdir() if path.is_file() and not path.is_symlink()]
-        files = [("files", (f"../../{path.name}", path.read_bytes())) for path in regular]
+        names = [path.name.encode("utf-8", "replace").decode() for path in regular]
+        files = [
+            ("files", (f"../../{name}", path.read_bytes()))
+            for name, path in zip(names, regular, strict=True)
+        ]
         if not files:  # a pipe, a link or a folder cannot be uploaded
             continue
         answer = client.post("/api/images", files=files)

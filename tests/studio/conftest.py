@@ -32,7 +32,7 @@ class Studio:
 
 def start_studio(folder: Path, *arguments: str) -> Studio:
     """Start a studio at a free port, and read its link."""
-    command = [sys.executable, "-m", "pinxit", "studio", str(folder), *arguments]
+    command = [sys.executable, "-m", "pinxit", "studio", str(folder), "--device", "cpu", *arguments]
     process = subprocess.Popen(
         [*command, "--port", str(free_port())], stderr=subprocess.PIPE, text=True
     )

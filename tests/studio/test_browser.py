@@ -129,6 +129,28 @@ def test_token_is_completed_and_the_form_sent_by_keyboard_alone(page: Page, stud
     expect(page.locator(".results img")).to_be_visible(timeout=120_000)
 
 
+A1111_PARAMETERS = """a photo of a cat, masterpiece
+Negative prompt: blurry, dark
+Steps: 31, Sampler: Euler a, CFG scale: 6.5, Seed: 1234, Size: 96x64, Model: abc"""
+
+
+def test_settings_of_automatic1111_are_pasted(page: Page, studio: Studio) -> None:
+    page.goto(f"{studio.address}/generate")
+    page.get_by_label("Prompt", exact=True).evaluate(
+        """(element, text) => {
+          const data = new DataTransfer();
+          data.setData("text", text);
+          element.dispatchEvent(new ClipboardEvent("paste", { clipboardData: data }));
+        }""",
+        A1111_PARAMETERS,
+    )
+    expected = {"prompt": "a photo of a cat, masterpiece", "negative_prompt": "blurry, dark"}
+    expected |= {"steps": "31", "guidance_scale": "6.5", "seed": "1234"}
+    expected |= {"width": "96", "height": "64"}
+    shown = {name: page.locator(f"#{name}").input_value() for name in expected}
+    assert shown == expected
+
+
 def test_everything_can_be_read_and_started_without_javascript(
     page: Page, studio: Studio, browser: Browser, eight_images: list[Path]
 ) -> None:

@@ -1,6 +1,7 @@
 """The server: without torch, without model files, every event to every reader."""
 
 import json
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -9,10 +10,13 @@ import pytest
 from PIL import Image
 from starlette.testclient import TestClient
 
+from pinxit.errors import RequestError, RunError
 from pinxit.studio.app import create_app
+from pinxit.studio.server import serve
 from pinxit.studio.streams import LogTail
 from pinxit.studio.workspace import ImageSet, Workspace
 from tests.pages import must_be_well_formed
+from tests.studio.conftest import start_studio, wait_for
 
 PAGES = ("library", "train", "generate", "transfer", "compare", "files", "queue")
 
@@ -36,7 +40,9 @@ opened = []
 sys.addaudithook(lambda event, details: event == "open" and opened.append(str(details[0])))
 from pathlib import Path
 from starlette.testclient import TestClient
+from pinxit.errors import RequestError, RunError
 from pinxit.studio.app import create_app
+from pinxit.studio.server import serve
 from pinxit.studio.server import serve
 from pinxit.studio.workspace import Workspace
 
@@ -174,3 +180,28 @@ def _set_of_two(workspace: Workspace) -> ImageSet:
         Image.new("RGB", (40, 50), color).save(images.folder / f"{number}.png")
     (images.folder / ".thumbnails").mkdir()
     return images
+
+
+@pytest.mark.long
+def test_worker_survives_the_server_and_belongs_to_the_next_one(tmp_path: Path) -> None:
+    first = start_studio(tmp_path / "studio")
+    workspace = first.workspace
+    wait_for(lambda: workspace.workers().get("cpu"), 120)
+    pid = (workspace.folder / "workers" / "cpu" / "pid").read_text()
+    first.process.kill()
+    first.process.wait()
+    assert workspace.workers()["cpu"]
+    second = start_studio(tmp_path / "studio")
+    assert (workspace.folder / "workers" / "cpu" / "pid").read_text() == pid
+    second.process.terminate()
+    second.process.wait(120)
+    assert not workspace.workers()["cpu"]
+
+
+def test_used_port_and_foreign_host_are_refused(tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        port = other.getsockname()[1]
+        with pytest.raises(RunError, match="cannot be used"):
+            serve(Workspace(tmp_path / "a"), port, "", print)
+    with pytest.raises(RequestError, match="does not listen on"):
+        serve(Workspace(tmp_path / "b"), 0, "", print, host="0.0.0.0")

@@ -101,5 +101,11 @@ def _input(name: str, option: FieldInfo) -> str:
     return _INPUTS.get(kind, "text" if kind is str and name in _TEXTS else "")
 
 
+def write_fields() -> None:
+    """Write the fields into the package."""
+    text = json.dumps(all_options(), indent=1) + "\n"
+    Path(__file__).with_name("options.json").write_text(text, encoding="utf-8")
+
+
 if __name__ == "__main__":
-    Path(__file__).with_name("options.json").write_text(json.dumps(all_options(), indent=1) + "\n")
+    write_fields()

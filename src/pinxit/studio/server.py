@@ -11,6 +11,8 @@ from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from pathlib import Path
 
+import psutil
+
 from pinxit.errors import RequestError, RunError
 from pinxit.files.atomic_write import exclusive_lock, make_folder, write_text
 from pinxit.studio.app import create_app
@@ -133,6 +135,23 @@ class _Supervisor:
         if self.process and self.process.poll() is None:
             self.process.send_signal(signal.SIGTERM)
             self.process.wait()
+        elif self.process is None and self.workspace.workers().get(self.device):
+            self._stop_earlier_worker()
+
+    def _stop_earlier_worker(self) -> None:
+        """Stop the worker of a studio that was killed; not one that was started by hand."""
+        text = self._pid_file.read_text() if self._pid_file.is_file() else ""
+        try:
+            worker = psutil.Process(int(text))
+            if str(self.workspace.folder) in worker.cmdline():
+                worker.terminate()
+                worker.wait()
+        except (ValueError, psutil.Error):
+            return
+
+    @property
+    def _pid_file(self) -> Path:
+        return self.folder / "pid"
 
     def _start(self) -> None:
         make_folder(self.folder)
@@ -145,6 +164,7 @@ class _Supervisor:
                 stderr=subprocess.STDOUT,
                 start_new_session=True,  # it survives the death of the studio
             )
+        write_text(self._pid_file, str(self.process.pid))
 
     def _keep_last_words(self) -> None:
         if self.process and self.process.returncode:

@@ -143,7 +143,22 @@ function complete() {
     return item;
   }));
 }
+// The settings that AUTOMATIC1111 writes into its images, pasted as text.
+const A1111 = { Steps: "steps", "CFG scale": "guidance_scale", Seed: "seed" };
+function pasteParameters(event) {
+  const parts = event.clipboardData.getData("text").match(/^([^]*?)(?:\nNegative prompt: ([^]*?))?\n(Steps: .*)$/);
+  if (!parts) return;
+  event.preventDefault();
+  prompt.value = parts[1];
+  const chosen = { negative_prompt: parts[2] || "" };
+  for (const [name, field] of Object.entries(A1111)) {
+    chosen[field] = parts[3].match(new RegExp(`${name}: ([\\d.]+)`))?.[1] || "";
+  }
+  [, chosen.width = "", chosen.height = ""] = parts[3].match(/Size: (\d+)x(\d+)/) || [];
+  for (const [field, value] of Object.entries(chosen)) document.getElementById(field).value = value;
+}
 if (prompt) {
+  prompt.addEventListener("paste", pasteParameters);
   prompt.addEventListener("input", complete);
   prompt.addEventListener("keydown", (event) => {
     if (words.hidden) return;
