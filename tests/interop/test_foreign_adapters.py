@@ -109,6 +109,15 @@ def with_names(pattern: str, layer: str) -> str:
     return pattern.format(name=layer, flat=layer.replace(".", "_"))
 
 
+def test_names_with_both_separators() -> None:
+    for name in (
+        "lora_unet_down_blocks_0_attentions_0_transformer_blocks_0_attn2.to_k",
+        "lora_unet.down_blocks_0_attentions_0.transformer_blocks_0_attn2.to_k",
+        "lycoris_down_blocks.0.attentions_0_transformer_blocks.0_attn2_to_k",
+    ):
+        assert parse_layer(name) == ("denoiser", LINEAR)
+
+
 @pytest.mark.parametrize("ends", ENDS, ids=lambda ends: ends[0])
 def test_all_names_of_layers_are_the_same_change(
     ends: tuple[str, str], opened: Callable[[str], Model], tmp_path: Path

@@ -179,8 +179,13 @@ def parse_layer(path: str) -> tuple[str, str] | None:
     network, name = None, path.replace("_orig_mod_", "").lstrip("_.")
     while match := _PREFIX.match(name):
         network, name = network or match.lastgroup, name[match.end() :]
-    if "." not in name:
-        name = ".".join(_name_parts().findall(name))
+    # diffusers writes names of kohya in which some parts still have a `.`.
+    spellings = [name, ".".join(_name_parts().findall(name.replace(".", "_")))]
+    return next(filter(None, (_known_layer(network, spelling) for spelling in spellings)), None)
+
+
+def _known_layer(network: str | None, name: str) -> tuple[str, str] | None:
+    """The network and the diffusers name of a layer whose name has a `.` between its parts."""
     layer = without_prefix(renamed(name, _DIFFUSERS) or name)
     if layer.endswith(".to_out") and network in (None, "denoiser"):
         layer = f"{layer}.0"
