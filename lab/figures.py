@@ -31,6 +31,7 @@ COMMANDS: dict[str, str] = {
     "real-pictures": "python -m lab.quality.real_images --steps 600",
     "opening": "python -m lab.speed.opening --gigabytes 2.13 --rounds 1",
     "arithmetic": "python -m lab.speed.arithmetic",
+    "fits": "python -m lab.speed.fits",
     "pictures": "python -m lab.images.odd_images --mutants 10000",
     "crops": "python -m lab.images.crops",
     "reliability": "python -m lab.reliability.reliability --kills 1000",

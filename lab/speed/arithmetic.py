@@ -180,8 +180,9 @@ def needs(networks: Networks) -> dict[str, Need]:
     return found
 
 
-def count_operations(answer: Callable[[], Tensor], parts: Mapping[str, nn.Module]) -> Count:
-    """Count a forward pass, and a backward pass if there are gradients, without stored weights."""
+@contextmanager
+def _stored(parts: Mapping[str, nn.Module]) -> Iterator[dict[int, tuple[Any, int]]]:
+    """The storages that are kept for the backward pass, and their sizes; no weights."""
     kept: dict[int, tuple[torch.UntypedStorage, int]] = {}
     weights = {w.untyped_storage()._cdata for part in parts.values() for w in part.parameters()}
 
@@ -191,9 +192,22 @@ def count_operations(answer: Callable[[], Tensor], parts: Mapping[str, nn.Module
             kept[storage._cdata] = storage, storage.nbytes() // tensor.element_size()
         return tensor
 
-    hooks = torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor)
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        yield kept
+
+
+def stored_values(answer: Callable[[], Tensor], parts: Mapping[str, nn.Module]) -> int:
+    """The number of values that a forward pass stores for the backward pass."""
+    with torch.device("meta"), _products_for_attention(), _stored(parts) as kept:
+        found = answer()
+        assert found.requires_grad
+        return sum(size for _, size in kept.values())
+
+
+def count_operations(answer: Callable[[], Tensor], parts: Mapping[str, nn.Module]) -> Count:
+    """Count a forward pass, and a backward pass if there are gradients, without stored weights."""
     with torch.device("meta"), _products_for_attention(), FlopCounterMode(display=False) as flops:
-        with hooks:
+        with _stored(parts) as kept:
             found = answer()
         forward = _kinds(flops)
         if found.requires_grad:
