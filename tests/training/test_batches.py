@@ -287,6 +287,6 @@ def test_a_run_is_not_continued_with_another_mask(
     for _ in run.train(model):
         pass
     save_mask(folder, "square.png", (0, 0, 40, 79))
-    with pytest.raises(RunError, match=r"images have changed .*: square\.png"):
+    with pytest.raises(RunError, match=r"images have changed .*: mask of square\.png"):
         for _ in Run.open(run.folder, steps=2).train(model):
             pass
