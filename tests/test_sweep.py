@@ -1,0 +1,213 @@
+"""Every path that a command reads or writes becomes a link, a pipe, a device or a folder.
+
+Nothing outside the folder of the command may change, nothing may hang, and no error is a traceback.
+"""
+
+import os
+import shutil
+import signal
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+
+from pinxit.cli import main
+
+_SECONDS = 60
+
+Change = Callable[[Path, Path], object]
+
+
+def link_to(name: str) -> Change:
+    """A change that replaces a path with a link to something outside."""
+    return lambda path, outside: path.symlink_to(outside / name)
+
+
+KINDS: dict[str, Change] = {
+    "link to a file": link_to("precious.png"),
+    "link to a folder": link_to("precious"),
+    "link to nothing": link_to("new"),
+    "link to a device": lambda path, _: path.symlink_to("/dev/zero"),
+    "pipe": lambda path, _: os.mkfifo(path),
+    "folder": lambda path, _: (path.mkdir(), (path / "mine.txt").write_text("mine")),
+    "empty file": lambda path, _: path.touch(),
+}
+
+COMMANDS: dict[str, list[str]] = {
+    "train": ["train", "textual-inversion", "pictures", "--token", "<x>", "--class-noun", "toy"],
+    "resume": ["train", "--resume", "run", "--steps", "3"],
+    "generate": ["generate", "a <x>", "--concept", "run", "--num-images", "1"],
+    "generate again": ["generate", "--from-png", "image.png"],
+    "transfer": ["transfer", "image.png", "a red toy", "--control", "img2img"],
+    "check": ["check", "pictures"],
+    "inspect": ["inspect", "run/concept.safetensors"],
+    "convert": ["convert", "run/concept.safetensors", "--format", "emb_params"],
+    "runs": ["runs", "."],
+    "concepts": ["concepts", "."],
+}
+_TRAINING = ["--steps", "2", "--preview-every", "2", "--save-every", "1"]
+
+
+class Opened:
+    """The paths under a folder that Python opens, lists or changes while it is active."""
+
+    def __init__(self) -> None:
+        self.folder: str | None = None
+        self.paths: set[str] = set()
+        sys.addaudithook(self._note)
+
+    def _note(self, event: str, arguments: Sequence[Any]) -> None:
+        if self.folder is None or not event.startswith(("open", "os.")):
+            return
+        for path in arguments:
+            if isinstance(path, str | os.PathLike):
+                absolute = os.path.abspath(os.fspath(path))  # noqa: PTH100 (no links are followed)
+                if isinstance(absolute, str) and absolute.startswith(self.folder + os.sep):
+                    self.paths.add(absolute[len(self.folder) + 1 :])
+
+
+_OPENED = Opened()
+
+
+@pytest.fixture(scope="module")
+def workplace(nano: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with images, a run of two steps, a generated image, and nothing else."""
+    folder = tmp_path_factory.mktemp("workplace")
+    (folder / "pictures").mkdir()
+    for number, colour in enumerate(("crimson", "orange")):
+        Image.new("RGB", (40 + number, 48), colour).save(folder / "pictures" / f"{number}.png")
+    (folder / "pictures" / "0.txt").write_text("a red toy")
+    here = Path.cwd()
+    os.chdir(folder)
+    try:
+        assert main([*COMMANDS["train"], "--base", str(nano), *_TRAINING, "--out", "run"]) == 0
+        again = ["generate", "a toy", "--base", str(nano), "--steps", "1", "--num-images", "1"]
+        assert main([*again, "--out", "first"]) == 0
+    finally:
+        os.chdir(here)
+    shutil.move(next((folder / "first").glob("*.png")), folder / "image.png")
+    shutil.rmtree(folder / "first")
+    return folder
+
+
+def words(command: str, nano: Path) -> list[str]:
+    extra = {
+        "train": ["--base", str(nano), *_TRAINING, "--out", "run2"],
+        "transfer": ["--base", str(nano), "--steps", "1", "--out", "generated"],
+        "generate": ["--steps", "1", "--out", "generated"],
+        "generate again": ["--out", "generated"],
+        "convert": ["--out", "converted/x.safetensors"],
+    }
+    return [*COMMANDS[command], *extra.get(command, [])]
+
+
+def paths_of(command: str, workplace: Path, nano: Path, tmp_path: Path) -> list[str]:
+    """The paths that a command uses: those that are there before or after it."""
+    folder = tmp_path / "observed"
+    shutil.copytree(workplace, folder)
+    before = {str(path.relative_to(folder)) for path in folder.rglob("*")}
+    os.chdir(folder)
+    _OPENED.folder, _OPENED.paths = str(folder), set()
+    try:
+        assert main(words(command, nano)) == 0, command
+    finally:
+        _OPENED.folder = None
+    after = {str(path.relative_to(folder)) for path in folder.rglob("*")}
+    parents = {str(parent) for path in _OPENED.paths for parent in Path(path).parents}
+    return sorted((_OPENED.paths | parents | (after - before)) & (before | after) - {"."})
+
+
+def snapshot(folder: Path) -> dict[str, tuple[object, ...]]:
+    """Everything about the files of a folder that a command could change."""
+    found: dict[str, tuple[object, ...]] = {}
+    for path in sorted(folder.rglob("*")):
+        state = path.lstat()
+        data = sha256(path.read_bytes()).hexdigest() if path.is_file() else ""
+        found[str(path.relative_to(folder))] = (state.st_mode, state.st_mtime_ns, data)
+    return found
+
+
+def outside_of(tmp_path: Path) -> Path:
+    """A folder with files under names that a run has, too."""
+    outside = tmp_path / "outside"
+    for name in ("precious/0000001.safetensors", "precious/0.png", "precious/concept.safetensors"):
+        path = outside / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (40, 40), "green").save(path, "PNG")
+    shutil.copy(outside / "precious" / "0.png", outside / "precious.png")
+    return outside
+
+
+def replaced(path: Path, change: Change, outside: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    elif path.exists():
+        path.unlink()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    change(path, outside)
+
+
+def timed_out(*_: object) -> None:
+    raise AssertionError(f"the command took over {_SECONDS} seconds")
+
+
+@pytest.fixture
+def limited() -> Iterator[None]:
+    signal.signal(signal.SIGALRM, timed_out)
+    yield
+    signal.alarm(0)
+
+
+def sweep(command: str, every: int, workplace: Path, nano: Path, tmp_path: Path) -> int:
+    """Try each path with each kind, or every n-th of these pairs; the number of tries."""
+    paths = paths_of(command, workplace, nano, tmp_path)
+    assert paths, command
+    pairs = [(path, kind) for path in paths for kind in KINDS]
+    for number, (path, kind) in enumerate(pairs[::every]):
+        place = tmp_path / str(number)
+        folder = place / "work"
+        shutil.copytree(workplace, folder)
+        outside = outside_of(place)
+        replaced(folder / path, KINDS[kind], outside)
+        before = snapshot(outside)
+        os.chdir(folder)
+        signal.alarm(_SECONDS)
+        status = main(words(command, nano))
+        signal.alarm(0)
+        assert status in (0, 1, 2), (command, path, kind)
+        assert snapshot(outside) == before, (command, path, kind)
+        mine = folder / path / "mine.txt"
+        assert kind != "folder" or mine.read_text() == "mine", (command, path, kind)
+        shutil.rmtree(place)
+    return len(pairs[::every])
+
+
+@pytest.mark.long
+@pytest.mark.usefixtures("limited")
+@pytest.mark.parametrize("command", COMMANDS)
+def test_nothing_outside_changes(
+    command: str, workplace: Path, nano: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert sweep(command, 9, workplace, nano, tmp_path)
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("limited")
+@pytest.mark.parametrize("command", COMMANDS)
+def test_nothing_outside_changes_for_any_pair(
+    command: str,
+    workplace: Path,
+    nano: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    tries = sweep(command, 1, workplace, nano, tmp_path)
+    assert "Traceback" not in capsys.readouterr().err
+    print(f"{command}: {tries} tries")
