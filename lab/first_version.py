@@ -13,6 +13,8 @@ from importlib.machinery import ModuleSpec
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from pinxit.adapters.adapter import applied
 from pinxit.concepts.concept import Concept
 from pinxit.concepts.read import read_concept
@@ -30,7 +32,8 @@ class _Solver(Sampler):
     """A sampler without the shape of the latents, which the first version did not need."""
 
     def __init__(self, kind: Any, name: str, config: Any, steps: int) -> None:
-        super().__init__(kind, name, config, steps, _LATENT_SHAPE)
+        schedule = Flow() if kind == "flow" else Diffusion(torch.tensor([0.5]))
+        super().__init__(schedule, name, config, steps, _LATENT_SHAPE)
 
 
 def _open_base(base: object) -> Model:
