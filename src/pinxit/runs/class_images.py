@@ -10,7 +10,7 @@ from pinxit.files.cache import cache_folder
 from pinxit.generation.request import GeneratedImage, GenerationRequest
 from pinxit.generation.sample import sample_images
 from pinxit.images.decode import UnreadableError, decode
-from pinxit.images.folder import TrainingImage
+from pinxit.images.folder import TrainingImage, read_images
 from pinxit.models.model import Model
 from pinxit.progress import Progress
 from pinxit.training.method import ClassImages
@@ -22,6 +22,8 @@ _CHECKSUM = ".sha256"
 
 def generate_class_images(model: Model, required: ClassImages) -> Iterator[Progress]:
     """Generate the class images that are not in the cache, or damaged there; yields progress."""
+    if required.folder:
+        return
     files = _files(model, required)
     for first in range(0, required.count, _BATCH_SIZE):
         if not all(_is_intact(file) for file in files[first : first + _BATCH_SIZE]):
@@ -38,6 +40,9 @@ def generate_class_images(model: Model, required: ClassImages) -> Iterator[Progr
 
 def read_class_images(model: Model, required: ClassImages) -> tuple[TrainingImage, ...]:
     """The class images with their caption; those that are not in the cache are generated."""
+    if required.folder:
+        images = read_images(required.folder, "none")
+        return tuple(replace(one, caption=one.caption or required.prompt) for one in images)
     for _ in generate_class_images(model, required):
         pass
     return tuple(

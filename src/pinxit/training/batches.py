@@ -90,6 +90,14 @@ class BatchSampling:
     images_hash: str
     batch_size: int
     flip: bool
+    caption_dropout: float = 0.0
+
+    def drops_caption(self, *purpose: str | int) -> bool:
+        """Whether a sample has an empty prompt; it has random numbers of its own."""
+        if not self.caption_dropout:
+            return False
+        rng = self.generator("caption dropout", *purpose)
+        return bool(torch.rand((), generator=rng) < self.caption_dropout)
 
     def generator(self, *purpose: str | int) -> torch.Generator:
         """A random number generator for one purpose."""
@@ -177,13 +185,17 @@ class TrainingSamples:
         sampling, samples = self._sampling, list[_Sample]()
         for slot in range(sampling.batch_size):
             index = _shuffled_index(sampling, pool, step * sampling.batch_size + slot)
-            samples.append(self._sample(pool, index, concept, step, slot))
+            sample = self._sample(pool, index, concept, step, slot)
+            dropped = sampling.drops_caption(pool.name, step, slot)
+            samples.append(replace(sample, prompt="") if dropped else sample)
         return samples
 
     @property
     def prompts(self) -> tuple[str, ...]:
         """Every prompt that a sample may have."""
-        prompts = (prompt for pool in self._pools for choice in pool.prompts for prompt in choice)
+        prompts = [prompt for pool in self._pools for choice in pool.prompts for prompt in choice]
+        if self._sampling.caption_dropout:
+            prompts.append("")
         return tuple(dict.fromkeys(prompts))
 
     @property

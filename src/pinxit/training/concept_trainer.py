@@ -62,7 +62,9 @@ class ConceptTrainer:
         self.error: DivergedError | None = None
         self.validation_losses: dict[int, float] = {}
         pools = plan.method.image_pools(subject, sort_by_content(images), class_images)
-        sampling = BatchSampling(recipe.seed, fingerprint(images), plan.batch_size, recipe.flip)
+        sampling = BatchSampling(
+            recipe.seed, fingerprint(images), plan.batch_size, recipe.flip, recipe.caption_dropout
+        )
         self.samples = TrainingSamples(model, pools, sampling, plan.resolution)
         self.trainable_adapters = plan.method.create_adapters(model, subject, plan.learning_rate)
         self.adapters = tuple(trainable.adapter for trainable in self.trainable_adapters)
@@ -70,15 +72,19 @@ class ConceptTrainer:
         self.weights: list[nn.Parameter] = []
         self.averages: dict[int, Tensor] = {}
         for trainable in self.trainable_adapters:
-            group = _parameter_group(trainable)
+            group = _parameter_group(trainable, recipe.weight_decay)
             groups.append(group)
-            if trainable.average:
+            if trainable.average or recipe.ema:
                 numbered = enumerate(group.weights, len(self.weights))
                 self.averages |= {number: weight.detach().clone() for number, weight in numbered}
             self.weights += group.weights
         self.optimizer = AdamW(groups)
         self.loss_scale = _FP16_LOSS_SCALE if model.placement.precision == "fp16" else 1.0
         self._gradient_scale = torch.ones(())
+
+    def lr_multiplier_of(self, step: int) -> float:
+        """The factor of the learning rate in a step, after divergence and by the schedule."""
+        return self.lr_multiplier * self.plan.lr_factor(step)
 
     @property
     def unfinished(self) -> bool:
@@ -175,7 +181,7 @@ class ConceptTrainer:
 
     def step(self) -> None:
         """Update the weights with the clipped gradients, and their averages."""
-        self.optimizer.step(self._gradient_scale, self.lr_multiplier)
+        self.optimizer.step(self._gradient_scale, self.lr_multiplier_of(self.steps_done))
         self.steps_done += 1
         fraction = (_AVERAGING_POWER + 1) / (self.steps_done + _AVERAGING_POWER)
         for number, average in self.averages.items():
@@ -212,10 +218,11 @@ class ConceptTrainer:
         return True
 
 
-def _parameter_group(one: TrainableAdapter) -> ParameterGroup:
+def _parameter_group(one: TrainableAdapter, weight_decay: float | None) -> ParameterGroup:
     weights = list(one.adapter.weights().values())
     origins = [weight.detach().clone() for weight in weights] if one.pull else ()
-    return ParameterGroup(weights, one.learning_rate, one.weight_decay, one.pull, origins)
+    decay = one.weight_decay if weight_decay is None else weight_decay
+    return ParameterGroup(weights, one.learning_rate, decay, one.pull, origins)
 
 
 def _with_layout_of(weight: Tensor, tensor: Tensor) -> Tensor:

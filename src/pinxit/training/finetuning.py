@@ -3,11 +3,12 @@
 import hashlib
 from collections.abc import Mapping
 from dataclasses import replace
+from pathlib import Path
 from typing import ClassVar, Literal, Self
 
 from pinxit.adapters.kinds.alias import AliasAdapter
 from pinxit.errors import RecipeError
-from pinxit.images.folder import TrainingImage
+from pinxit.images.folder import TrainingImage, read_images
 from pinxit.models.model import SMALL, Model
 from pinxit.options import Option
 from pinxit.training.method import (
@@ -60,6 +61,12 @@ class Finetuning(Method):
         "none",
         default_is="objects: 48 for pocket, 200 for larger base models; styles: 0",
     )
+    class_images_folder: Path | None = Option(
+        None,
+        aliases=("class_data_dir", "reg_data_dir", "regularization_images"),
+        help="folder with class images of your own (regularization images), used instead of "
+        "generated ones; their captions are used",
+    )
     prior_loss_weight: float = Option(
         1.0,
         ge=0,
@@ -102,13 +109,15 @@ class Finetuning(Method):
         Raises RecipeError if `preserve` contradicts the number of class images, or if the rare
         token is not a single token of every text encoder that has rare tokens.
         """
-        count = self.required_class_images(model, subject).count
-        if (self.class_images or 0) != count and self.class_images is not None:
+        required = self.required_class_images(model, subject)
+        count, given = required.count, self.class_images
+        if given is not None and given != count and not required.folder:
             raise RecipeError(
-                f"--preserve {self.preserve} contradicts {self.class_images} class images",
+                f"--preserve {self.preserve} contradicts {given} class images",
                 "give only one of --preserve and --class-images",
             )
-        method = self.model_copy(update={"class_images": count})
+        changes = {"class_images": count, "class_images_folder": required.folder}
+        method = self.model_copy(update=changes)
         if not self.uses_rare_token(subject):
             return method
         rare = self.rare_token or _rare_token(model, subject)
@@ -125,7 +134,16 @@ class Finetuning(Method):
         count = 0
         if self._preservation(subject) == "class-images":
             count = self.class_images or _CLASS_IMAGES[model_size(model)]
-        return ClassImages(_class_prompt(subject), count)
+        elif self.class_images_folder:
+            raise RecipeError(
+                f"class images are in {self.class_images_folder}, but none are used",
+                "leave out --class-images-folder, or give --preserve class-images",
+            )
+        folder = self.class_images_folder
+        if folder:
+            count = len(read_images(folder, "none"))
+            folder = folder.expanduser().resolve()
+        return ClassImages(_class_prompt(subject), count, folder)
 
     def image_pools(
         self,
@@ -170,6 +188,8 @@ class Finetuning(Method):
         """How to preserve the class, also for recipes that only give a number of class images."""
         if self.preserve:
             return self.preserve
+        if self.class_images_folder:
+            return "class-images"
         has_images = subject.kind == "object" if self.class_images is None else self.class_images
         return "class-images" if has_images else "none"
 

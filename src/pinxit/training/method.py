@@ -3,6 +3,7 @@
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import ClassVar, Literal, Self
 
 from pinxit import registry
@@ -67,10 +68,14 @@ class ImagePool:
 
 @dataclass(frozen=True)
 class ClassImages:
-    """Images for prior preservation: `count` images that the base model generates for a prompt."""
+    """Images for prior preservation: `count` images that the base model generates for a prompt.
+
+    With a `folder`, those in it instead; the prompt is for images without a caption.
+    """
 
     prompt: str
     count: int
+    folder: Path | None = None
 
 
 class Method(registry.Plugin, Options, ABC):

@@ -1,5 +1,6 @@
 """TrainingPlan: a recipe with every value chosen for a base model and a number of images."""
 
+import math
 from dataclasses import dataclass
 from typing import Self
 
@@ -46,6 +47,7 @@ class TrainingPlan:
         method = recipe.method.settle(model, subject)
         steps = recipe.steps or advice.steps
         batch_size = recipe.batch_size or advice.batch_size
+        samples = batch_size * recipe.gradient_accumulation_steps
         learning_rate = recipe.learning_rate or advice.learning_rate
         resolution = recipe.resolution or model.default_size
         interval = recipe.validate_every or validation_interval(advice.steps, batch_size)
@@ -64,8 +66,18 @@ class TrainingPlan:
         settled = recipe.model_copy(update=values)
         class_images = method.required_class_images(model, subject)
         return cls(
-            settled, method, class_images, steps, batch_size, learning_rate, resolution, interval
+            settled, method, class_images, steps, samples, learning_rate, resolution, interval
         )
+
+    def lr_factor(self, step: int) -> float:
+        """The factor of the learning rate in a step, counted from 0: warm-up and schedule."""
+        recipe, warmup = self.recipe, self.recipe.warmup_steps
+        if step < warmup:
+            return (step + 1) / warmup
+        progress = (step - warmup) / max(self.steps - warmup, 1)
+        if recipe.lr_schedule == "linear":
+            return 1 - progress
+        return (1 + math.cos(math.pi * progress)) / 2 if recipe.lr_schedule == "cosine" else 1.0
 
 
 def _check_model(recipe: Recipe, model: Model) -> None:

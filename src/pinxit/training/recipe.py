@@ -2,7 +2,7 @@
 
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Self
+from typing import Annotated, Literal, Self
 
 from pydantic import BeforeValidator, PlainSerializer, field_validator
 
@@ -78,6 +78,43 @@ class Recipe(Options):
         default_is="chosen by method and size of the base model; "
         "for Stable Diffusion: LoRA 1e-4, DreamBooth 5e-6, textual inversion 5e-3",
     )
+    lr_schedule: Literal["constant", "linear", "cosine"] = Option(
+        "constant",
+        aliases=("lr_scheduler",),
+        help="learning rate over the steps: constant, or falling to 0 in a line or as a cosine",
+    )
+    warmup_steps: int = Option(
+        0,
+        ge=0,
+        aliases=("lr_warmup_steps",),
+        help="steps in which the learning rate rises to its full value",
+    )
+    weight_decay: float | None = Option(
+        None,
+        ge=0,
+        aliases=("adam_weight_decay",),
+        help="weight decay of the optimizer (AdamW)",
+        default_is="chosen by method",
+    )
+    gradient_accumulation_steps: int = Option(
+        1,
+        ge=1,
+        help="batches whose gradients are added up for one step; the same as a batch size that is "
+        "so many times larger, since a batch that does not fit into memory is computed in parts",
+    )
+    ema: bool = Option(
+        False,
+        aliases=("use_ema", "average_weights"),
+        help="save and generate with the average of the weights over the later steps, for every "
+        "method; embeddings are averaged anyway",
+    )
+    caption_dropout: float = Option(
+        0.0,
+        ge=0,
+        lt=1,
+        aliases=("caption_dropout_rate",),
+        help="fraction of the samples that are trained with an empty prompt",
+    )
     resolution: int | None = Option(
         None,
         ge=8,
@@ -140,6 +177,12 @@ class Recipe(Options):
         default_is="chosen by batch size and the method's number of steps",
     )
     preview_every: int = Option(100, ge=0, help="steps between preview images; 0 for no previews")
+    preview_prompts: tuple[str, ...] = Option(
+        (),
+        aliases=("preview_prompt", "validation_prompt", "sample_prompts"),
+        help="prompts of your own to preview too, with {} for the token; one for each time it is "
+        "given",
+    )
     checkpoint_every: int = Option(
         100, ge=1, aliases=("checkpointing_steps",), help="steps between checkpoints"
     )

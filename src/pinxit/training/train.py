@@ -162,7 +162,7 @@ class TrainingSession:
         overflows = [self.trainers[n].lower_loss_scale() for n in current]
         updated = tuple(n for n in current if not self.trainers[n].error and not any(overflows))
         # For the log: that of the concept that trains slowest.
-        multipliers = [self.trainers[n].lr_multiplier for n in current]
+        multipliers = [self.trainers[n].lr_multiplier_of(batch.step) for n in current]
         with defer_signals():
             for n in updated:
                 self.trainers[n].step()
