@@ -53,6 +53,10 @@ def recipe(pictures: Path) -> Callable[..., Recipe]:
     """A recipe of two steps for a base model on the accelerator."""
 
     def small(model: Model, method: object, **options: Any) -> Recipe:
+        if isinstance(method, dict) and not model.text_encoders:
+            if method["name"] == "textual-inversion":
+                pytest.skip("no text encoder for embeddings; tests/models checks the refusal")
+            method = {**method, "placeholder": "rare-token"} if "placeholder" in method else method
         usual: dict[str, Any] = {"steps": 2, "batch_size": 2, "preview_every": 0, "score": False}
         usual |= {"images": pictures, "token": "<zwx>", "class_noun": "dog", "base": model.name}
         return Recipe.model_validate({**usual, "method": method, **options})
