@@ -48,6 +48,10 @@ FIRST_VERSION = {
 }
 # Values of flags that do not take a number, as they were typed in version 0.1.
 VALUES = {
+    "train --preserve": "none",
+    "train-many --preserve": "none",
+    "--lr-schedule": "linear",
+    "--lr-scheduler": "linear",
     "--kind": "object",
     "--learnable-property": "object",
     "--masks": "beside",
@@ -59,6 +63,7 @@ VALUES = {
     "--initializer": "random",
 }
 SWITCHES = (
+    "--ema --use-ema --average-weights "
     "--captions --flip --random-flip --score --score-previews --skip-bad --train-text-encoder "
     "--edges --outside --invert-mask --json --full"
 )
@@ -71,7 +76,9 @@ def parsed(command: str, flags: Iterable[str]) -> Mapping[str, Any]:
     words = command.split()
     for flag in dict.fromkeys([*flags, *required]):
         switch = flag in SWITCHES.split() or flag.startswith("--no-")
-        words += [flag] if switch else [flag, VALUES.get(flag, "1")]
+        words += (
+            [flag] if switch else [flag, VALUES.get(f"{words[0]} {flag}") or VALUES.get(flag, "1")]
+        )
     _, bound, _ = app.parse_args(words, exit_on_error=False, print_error=False)
     return {name.rstrip("_"): value for name, value in bound.arguments.items()}
 
