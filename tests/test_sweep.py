@@ -45,7 +45,7 @@ COMMANDS: dict[str, list[str]] = {
     "transfer": ["transfer", "image.png", "a red toy", "--control", "img2img"],
     "check": ["check", "pictures"],
     "inspect": ["inspect", "run/concept.safetensors"],
-    "convert": ["convert", "run/concept.safetensors", "--format", "emb_params"],
+    "convert": ["convert", "run/concept.safetensors", "converted/x.pt"],
     "runs": ["runs", "."],
     "concepts": ["concepts", "."],
 }
@@ -100,7 +100,6 @@ def words(command: str, nano: Path) -> list[str]:
         "transfer": ["--base", str(nano), "--steps", "1", "--out", "generated"],
         "generate": ["--steps", "1", "--out", "generated"],
         "generate again": ["--out", "generated"],
-        "convert": ["--out", "converted/x.safetensors"],
     }
     return [*COMMANDS[command], *extra.get(command, [])]
 

@@ -7,6 +7,7 @@ from pinxit.concepts.concept import Concept
 from pinxit.concepts.format import Format, Precision, Target, default_format
 from pinxit.concepts.read import read_concept
 from pinxit.errors import ConceptError
+from pinxit.files.atomic_write import make_folder
 
 
 def convert_concept(
@@ -30,6 +31,6 @@ def convert_concept(
         raise ConceptError(f"{out} has the wrong suffix for the format {name}", f"use {suffixes}")
     if out.exists():
         raise ConceptError(f"{out} exists already", "choose another name, or remove it first")
-    out.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(out.parent)
     writer.write(concept, Target(out, base, precision, separate_embeddings))
     return concept, writer

@@ -151,8 +151,12 @@ def make_folder(path: Path) -> None:
     if path.is_dir():
         return
     make_folder(path.parent)
-    with _as_disk_error(path), suppress(FileExistsError):
-        os.mkdir(path)
+    with _as_disk_error(path):
+        try:
+            os.mkdir(path)
+        except FileExistsError:  # made by another process, or a file or link with this name
+            if not path.is_dir():
+                raise
     flush(path.parent)
 
 

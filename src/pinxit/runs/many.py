@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Protocol, Self
 
 from pinxit.errors import PinxitError, RecipeError, RunError
-from pinxit.files.atomic_write import check_new, check_regular, write_text
+from pinxit.files.atomic_write import check_new, check_regular, make_folder, write_text
 from pinxit.files.text import read_table
 from pinxit.files.untrusted import expanded
 from pinxit.images.folder import release_pixels
@@ -117,7 +117,7 @@ class RunGroup(Options):
         import tomli_w
 
         check_new(folder, f"continue with: pinxit train-many --resume {folder}")
-        folder.mkdir(parents=True, exist_ok=True)
+        make_folder(folder)
         text = tomli_w.dumps(self.model_dump(mode="json", exclude_none=True))
         write_text(folder / _FILE, text)
 

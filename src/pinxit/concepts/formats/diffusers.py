@@ -26,7 +26,7 @@ from pinxit.concepts.full_model_file import (
     read_full_model,
 )
 from pinxit.concepts.metadata import PROVENANCE_KEY
-from pinxit.files.atomic_write import write_tensors, write_text
+from pinxit.files.atomic_write import make_folder, write_tensors, write_text
 from pinxit.files.open_any import OpenedFile, open_any
 from pinxit.models.family import trainable_networks
 from pinxit.models.source import Source, tokenizer_files
@@ -91,7 +91,7 @@ class Diffusers(EmbeddingFormat):
             return
         embedding, out = single_embedding(concept), target.out
         if not out.suffix:
-            out.mkdir(parents=True)
+            make_folder(out)
             out /= _EMBEDDING_FILE
         super().write(concept, Target(out, target.base, target.precision))
         if "text_2" in embedding.tables:
@@ -153,5 +153,5 @@ def _write_vocabulary(folder: Path) -> None:
 
 
 def _write_json(path: Path, values: Any) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(path.parent)
     write_text(path, json.dumps(values, indent=2, ensure_ascii=False) + "\n")

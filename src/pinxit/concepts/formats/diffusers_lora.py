@@ -14,7 +14,7 @@ from pinxit.concepts.layer_names import is_mmdit_layer
 from pinxit.concepts.lora_file import AdapterFormat, modelspec_metadata
 from pinxit.concepts.peft_settings import PEFT_METADATA_KEY
 from pinxit.errors import ConceptError
-from pinxit.files.atomic_write import write_tensors
+from pinxit.files.atomic_write import make_folder, write_tensors
 from pinxit.files.open_any import OpenedFile, open_any
 
 _A = "lora_A.weight"
@@ -57,7 +57,7 @@ class DiffusersLora(AdapterFormat):
                 "write it with --format kohya",
             )
         if not out.suffix:
-            out.mkdir(parents=True)
+            make_folder(out)
             out /= f"{_WEIGHTS}.safetensors"
         for part in embeddings:
             metadata = {"format": "pt", "word": part.token}
