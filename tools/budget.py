@@ -14,9 +14,9 @@ from typing import TypeGuard
 FILE_LINES = 250
 FUNCTION_LINES = 40
 BRANCHES = 8
-# All of the package but pocket, which is a model with its training. The aim is 9,300; the seams for
-# new families, adapters, pages and machines added more lines than they have removed so far.
-TOTAL_LINES = 18_000
+# All of the package but pocket, which is a model with its training. The web page, two families, the
+# checks of strangers' files and the readers of other programs' files came after the aim of 9,300.
+TOTAL_LINES = 18_650
 EXCLUDED_FROM_TOTAL = "pocket"
 FORBIDDEN_NAMES = {"util", "utils", "common", "misc", "helper", "helpers", "manager", "base"}
 

@@ -99,6 +99,14 @@ def read_layers(file: OpenedFile) -> LayerChanges:
     for names, tensors in joined.items():
         separate = _separate(tensors, len(names), f"{file.path}: the layers {', '.join(names)}")
         content.layers.update(zip([("denoiser", name) for name in names], separate, strict=True))
+    for token, tables in bundles.items():
+        content.embeddings[token] = tables_from_keys(tables, EMB_PARAMS)
+    _move_differences(content, file)
+    return content
+
+
+def _move_differences(content: LayerChanges, file: OpenedFile) -> None:
+    """Check each layer, make its tensors uniform, and separate differences from factors."""
     settings = network_settings(file)
     for (network, layer), tensors in list(content.layers.items()):
         where = f"{file.path}: the layer `{layer}` of `{network}`"
@@ -110,9 +118,6 @@ def read_layers(file: OpenedFile) -> LayerChanges:
             weights[f"{layer}.{_DIFFERENCES[name]}"] = tensors.pop(name)
         if not tensors.keys() - {ALPHA}:
             del content.layers[network, layer]
-    for token, tables in bundles.items():
-        content.embeddings[token] = tables_from_keys(tables, EMB_PARAMS)
-    return content
 
 
 def _known_layer(file: OpenedFile, key: str, name: TensorName) -> tuple[str, str]:
