@@ -89,11 +89,12 @@ def cpu_features() -> set[str]:
 def free_memory(device: torch.device) -> int:
     """Free memory in bytes: of the accelerator, or what the process may use of the main memory."""
     if device.type != "cpu":
+        newer = hasattr(torch.accelerator, "get_memory_info")
+        module: Any = torch.accelerator if newer else torch.get_device_module(device)
         try:
-            free, _ = torch.accelerator.get_memory_info(device)
-            reserved = torch.accelerator.memory_reserved(device)
-            return free + reserved - torch.accelerator.memory_allocated(device)
-        except RuntimeError:  # such as MPS, whose memory is that of the CPU
+            free, _ = (module.get_memory_info if newer else module.mem_get_info)(device)
+            return free + module.memory_reserved(device) - module.memory_allocated(device)
+        except (RuntimeError, AttributeError):  # such as MPS, whose memory is that of the CPU
             pass
     left = psutil.virtual_memory().available
     limit = _LIMIT.read_text().strip() if _LIMIT.is_file() else "max"
