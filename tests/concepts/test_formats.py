@@ -317,11 +317,11 @@ def test_generate_with_files(run_pinxit: Any, nano: Path, model: Model, tmp_path
     words = ["--concept", "shifu.pt", "--concept", "hestia.safetensors"]
     asked = ["--base", str(nano), "--count", "1", "--steps", "2"]
     status, painted, output = run_pinxit(
-        "generate", "shifu riding, in hestia style", *words, *asked
+        "generate", "shifu on a beach, in hestia style", *words, *asked
     )
     assert (status, output.count("note:")) == (0, 0), output
     assert Image.open(painted.strip()).size == (32, 32)
-    status, _, output = run_pinxit("generate", "shifu riding", *words, *asked[2:])
+    status, _, output = run_pinxit("generate", "shifu on a beach", *words, *asked[2:])
     assert status == 2
     assert "those of pocket are" in output
 

@@ -106,7 +106,7 @@ def test_attributes_are_correct_if_the_prompt_matches_the_image(
 
 
 def test_a_prompt_without_attributes_is_an_error(eyes: Eyes, images: list[Image.Image]) -> None:
-    with pytest.raises(RequestError, match="`hello` has no attribute"):
+    with pytest.raises(RequestError, match="cannot measure the prompt `hello`"):
         made("pocket-attributes", eyes).score(images[:1], (), ["hello"])
 
 

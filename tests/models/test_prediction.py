@@ -128,14 +128,14 @@ def test_every_scheduler_uses_it_or_is_refused(name: str, prediction: str, zero_
         "timestep_spacing": "trailing",
         "rescale_betas_zero_snr": zero_snr,
     }
+    schedule = Diffusion(_alphas(config), prediction)  # type: ignore[arg-type]
     try:
-        sampler = Sampler("diffusion", name, config, 30, (4, 8, 8))
+        sampler = Sampler(schedule, name, config, 30, (4, 8, 8))
     except RequestError as error:
         assert "does not work with a base model" in error.message
         assert (zero_snr and name in ("heun", "pndm")) or name in ("euler-a", "pndm")
         return
     latents, noise = torch.randn(2, 1, 4, 8, 8, generator=torch.Generator().manual_seed(0))
-    schedule = Diffusion(_alphas(config), prediction)  # type: ignore[arg-type]
     x = sampler.scale_initial_noise(noise)
     for timestep in sampler.timesteps:
         scaled = sampler.scale_model_input(x, timestep)

@@ -149,7 +149,7 @@ def with_invalid_weights(base: Path) -> None:
                 ("beta_schedule", "unknown"),
                 ("beta_schedule", ["linear"]),
                 ("prediction_type", ["x"]),
-                ("prediction_type", "sample"),
+                ("prediction_type", "flow"),
             )
         ),
         (with_scheduler({"beta_start": "x"}), "cannot be opened"),

@@ -172,6 +172,7 @@ def _write_input(path: Path, text: str, color: str) -> None:
 def test_class_images_are_part_of_a_checkpoint(
     model: Model, pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setenv("PINXIT_CACHE", str(tmp_path / "cache"))
     method = {"name": "dreambooth", "class_images": 2}
     run = train_run(model, recipe(pictures, method=method), tmp_path / "run")
     (first, *_) = read_class_images(model, run.plan.class_images)

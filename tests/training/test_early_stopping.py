@@ -256,7 +256,9 @@ def test_training_without_a_judge(
     run = Run.create(tmp_path / "run", recipe(pictures, steps=2, preview_every=2))
     events = list(run.train(model))
     (notice,) = [event.message for event in events if isinstance(event, Notice)]
-    assert notice == "previews are not scored: no metrics for this base model"
+    assert notice == (
+        "previews are not scored: no metrics for this base model. hint: choose another base model"
+    )
     assert [event.step for event in events if isinstance(event, Preview)] == [2]
     assert run.state.result_file.name == "concept.safetensors"
 

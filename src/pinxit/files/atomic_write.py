@@ -148,15 +148,19 @@ def check_regular(*paths: Path) -> None:
 
 def make_folder(path: Path) -> None:
     """Make a folder and its parents, and flush their names to the disk."""
+    with _as_disk_error(path):
+        _make_folder(path)
+
+
+def _make_folder(path: Path) -> None:
     if path.is_dir():
         return
-    make_folder(path.parent)
-    with _as_disk_error(path):
-        try:
-            os.mkdir(path)
-        except FileExistsError:  # made by another process, or a file or link with this name
-            if not path.is_dir():
-                raise
+    _make_folder(path.parent)
+    try:
+        os.mkdir(path)
+    except FileExistsError:  # made by another process, or a file or link with this name
+        if not path.is_dir():
+            raise
     flush(path.parent)
 
 

@@ -48,10 +48,12 @@ class PipelineSource(Source):
 
     def config(self, part: str) -> dict[str, Any]:
         """The config of a part; of a tokenizer its special tokens."""
-        if part.startswith("tokenizer"):
+        if part.startswith("tokenizer") and self.has(part):
             return dict(self._parts[part].special_tokens_map)
         if not part:
             return self._settings
+        if not self.has(part):
+            return {}
         config: Any = self._parts[part].config
         return config.to_dict() if hasattr(config, "to_dict") else dict(config)
 

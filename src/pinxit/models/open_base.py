@@ -78,9 +78,9 @@ def open_base(
         precision = fast_precision(torch_device, small=small)
     if precision == "int8":
         _check_int8(torch_device)
-    with _invalid_configs_as_errors(source):
-        hint = "choose a smaller base model, another --precision, or --device cpu"
-    with memory_errors(ModelError, f"on {torch_device} for {source.name} in {precision}", hint):
+    hint = "choose a smaller base model, another --precision, or --device cpu"
+    purpose = f"on {torch_device} for {source.name} in {precision}"
+    with memory_errors(ModelError, purpose, hint), _invalid_configs_as_errors(source):
         model = family.open(source, Placement(torch_device, precision))
     source.close()
     return model
