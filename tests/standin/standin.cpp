@@ -8,6 +8,8 @@
 #include <ATen/ops/as_strided_native.h>
 #include <ATen/ops/set_native.h>
 #include <ATen/ops/unfold_native.h>
+#include <ATen/ops/view_as_complex_native.h>
+#include <ATen/ops/view_as_real_native.h>
 #include <ATen/ops/view_native.h>
 #include <c10/core/CachingDeviceAllocator.h>
 #include <c10/core/impl/DeviceGuardImplInterface.h>
@@ -168,7 +170,7 @@ Tensor on_host(const Tensor& tensor) {
 Tensor on_device(const Tensor& tensor) { return tensor.defined() ? tensor.to(kDevice) : tensor; }
 
 Tensor copy_from(const Tensor& from, const Tensor& to, bool) {
-  on_host(to).copy_(on_host(from));
+  on_host(to).copy_(from.is_conj() ? on_host(from).conj() : on_host(from));
   return to;
 }
 
@@ -269,6 +271,8 @@ TORCH_LIBRARY_IMPL(aten, PrivateUse1, m) {
   m.impl("view", TORCH_FN(view));
   m.impl("_reshape_alias", TORCH_FN(reshape_alias));
   m.impl("unfold", TORCH_FN(at::native::unfold));
+  m.impl("view_as_complex", TORCH_FN(at::native::view_as_complex));
+  m.impl("view_as_real", TORCH_FN(at::native::view_as_real));
   m.impl("resize_", TORCH_FN(resize));
   m.impl("set_.source_Storage_storage_offset", TORCH_FN(set_storage));
   m.impl("_local_scalar_dense", TORCH_FN(local_scalar));
@@ -277,6 +281,11 @@ TORCH_LIBRARY_IMPL(aten, PrivateUse1, m) {
   // These have a decomposition for any device, which would be used instead.
   m.impl("native_group_norm", torch::CppFunction::makeFromBoxedFunction<&fallback>());
   m.impl("native_group_norm_backward", torch::CppFunction::makeFromBoxedFunction<&fallback>());
+}
+
+// A conjugate that is not yet computed is copied as it is: computing it would copy it first.
+TORCH_LIBRARY_IMPL(aten, Conjugate, m) {
+  m.impl("_copy_from", torch::CppFunction::makeFallthrough());
 }
 
 TORCH_LIBRARY_IMPL(_, PrivateUse1, m) {

@@ -69,7 +69,7 @@ def _check(given: Values) -> None:
 
     options = CheckOptions.model_validate(given)
     folder = options.images
-    out = options.out or _free_path(f"{folder.resolve()}-check")
+    out = options.out or _free_path(f"{Path(os.path.abspath(folder))}-check")  # noqa: PTH100 (no link is followed)
     if out.resolve().parent == folder.resolve():
         raise ImageError(f"{out} is in the folder of the training images", "choose another --out")
     resolution = options.resolution or local_resolution(options.base) or HUB_RESOLUTION

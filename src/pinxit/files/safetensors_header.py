@@ -1,10 +1,12 @@
 """The header of a safetensors file: metadata and tensor entries, read without torch."""
 
 import json
+import sys
 from pathlib import Path
 from typing import Any, BinaryIO
 
 from pinxit.errors import FileError
+from pinxit.files.untrusted import open_untrusted
 
 MAX_HEADER_BYTES = 32 * 2**20
 _READ_HINT = "download it again; if that does not help, the program that wrote it made a mistake"
@@ -28,7 +30,7 @@ def read_header_metadata(path: Path) -> dict[str, str]:
     Raises FileError if the file cannot be read or ends too early.
     """
     try:
-        with path.open("rb") as file:
+        with open_untrusted(path, sys.maxsize) as file:
             length, entries = parse_header(file)
             metadata: dict[object, object] = dict(entries.pop("__metadata__", {}))
         ends = (entry["data_offsets"][1] for entry in entries.values())
