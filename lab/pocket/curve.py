@@ -28,14 +28,16 @@ def main() -> None:
     parser.add_argument("--pictures", type=int, default=96)
     args = parser.parse_args()
     torch.set_num_threads(1)
-    kept = args.work / "curve.json"
-    found: dict[str, dict[str, float]] = json.loads(kept.read_text()) if kept.exists() else {}
+    results_file = args.work / "curve.json"
+    found: dict[str, dict[str, float]] = (
+        json.loads(results_file.read_text()) if results_file.exists() else {}
+    )
     states = sorted((args.work / "kept").glob("painter-*.safetensors"))
     for path in (*states, args.work / f"painter-{args.size}.safetensors"):
         step = painter.Trainer(path, painter.build(args.size), 0.0, 1).step
         if str(step) not in found:
             found[str(step)] = accuracy(args.work, path, args)
-            kept.write_text(json.dumps(found, indent=1))
+            results_file.write_text(json.dumps(found, indent=1))
             print(step, found[str(step)], flush=True)
     points = {int(step) * painter.BATCH: shares for step, shares in found.items()}
     print(json.dumps({"measured": points, "expected": expected(points)}))

@@ -54,10 +54,10 @@ def main(weights: Path, work: Path, answers: dict[str, list[str]]) -> None:
     (work / painter.SCALE).write_text(f"{scale}\n")
     take(autoencoder.whole(work), tensors(weights / "vae"), step=autoencoder.WHOLE)
     text = text_training.build_text(tokenizer)
-    kept = Trainer(work / "text-rows.safetensors", text, 0.0, 1)
-    take(kept, tensors(weights / "text_encoder"), rows={"token_embedding": tokens})
+    rows_trainer = Trainer(work / "text-rows.safetensors", text, 0.0, 1)
+    take(rows_trainer, tensors(weights / "text_encoder"), rows={"token_embedding": tokens})
     save_file(text.state_dict(), work / text_training.ANCHOR)
-    kept.path.unlink()
+    rows_trainer.path.unlink()
     take(
         text_training.text_trainer(work, tokenizer),
         tensors(weights / "text_encoder"),

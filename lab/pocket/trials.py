@@ -66,13 +66,13 @@ def main() -> None:
     args = parser.parse_args()
     torch.set_num_threads(1)
     torch.set_flush_denormal(True)
-    kept = args.work / "trials.json"
-    found: dict[str, Any] = json.loads(kept.read_text()) if kept.exists() else {}
+    results_file = args.work / "trials.json"
+    found: dict[str, Any] = json.loads(results_file.read_text()) if results_file.exists() else {}
     trials = {experiment.name: partial(run, experiment, args) for experiment in EXPERIMENTS}
     for name, measured in ({"the fork": partial(at_first, args)} | trials).items():
         if name not in found:
             found[name] = measured()
-            kept.write_text(json.dumps(found, indent=1))
+            results_file.write_text(json.dumps(found, indent=1))
             print(name, found[name], flush=True)
     print(json.dumps(found))
 

@@ -83,10 +83,14 @@ class LongRun:
         if Run.exists(folder):
             return Run.open(folder, self.steps)
         every = {"validate_every": args.every, "save_every": args.every, "checkpoint_every": 50}
-        said = {"token": f"<toy{self.subject}>", "class_noun": self.experiment.noun, "base": base}
+        subject = {
+            "token": f"<toy{self.subject}>",
+            "class_noun": self.experiment.noun,
+            "base": base,
+        }
         size = {"steps": self.steps, "batch_size": self.batch_size, "method": self.method}
         silent = {"images": pictures, "preview_every": 0, "early_stop": _EARLY_STOP}
-        return Run.create(folder, Recipe.model_validate({**every, **said, **size, **silent}))
+        return Run.create(folder, Recipe.model_validate({**every, **subject, **size, **silent}))
 
     def concept(self, step: int) -> Concept:
         """The concept saved at a step."""
@@ -112,8 +116,8 @@ def train_all(model: Model, long_runs: Sequence[LongRun]) -> None:
     runs = [long_run.run(model.name) for long_run in long_runs]
     if all(run.finished for run in runs):
         return
-    with closing(train_many(model, runs)) as told:
-        for one in told:
+    with closing(train_many(model, runs)) as events:
+        for one in events:
             if not isinstance(one, tuple):
                 continue
             run, event = one
@@ -175,7 +179,7 @@ def summary(long_runs: Sequence[LongRun], rows: Sequence[dict[int, Row]], share:
     stopped = fmean(row[stop]["best"] for row, stop in zip(rows, stops, strict=True))
     chosen_by_judge = [max(grid, key=lambda step: row[step].get("verdict", 0)) for row in rows]
     judged_all = all("verdict" in row[step] for row in rows for step in grid)
-    kept = [row[step]["best"] for row, step in zip(rows, chosen_by_judge, strict=True)]
+    best_scores = [row[step]["best"] for row, step in zip(rows, chosen_by_judge, strict=True)]
     return {
         "subjects": [long_run.subject for long_run in long_runs],
         "grid": grid,
@@ -190,7 +194,7 @@ def summary(long_runs: Sequence[LongRun], rows: Sequence[dict[int, Row]], share:
         "lost": 1 - stopped / grid[peak],
         "lost by the last": 1 - grid[max(grid)] / grid[peak],
         "steps kept": chosen_by_judge if judged_all else None,
-        "best kept": fmean(kept) if judged_all else None,
+        "best kept": fmean(best_scores) if judged_all else None,
     }
 
 

@@ -19,7 +19,7 @@ from pinxit.studio.app import MAX_BODY_BYTES, create_app
 from pinxit.studio.worker import Worker
 from pinxit.studio.workspace import Workspace
 
-# A generator of many files takes every N-th, so that a few hundred are of all kinds.
+# Generators with many files yield only every N-th one: a few hundred files of all kinds remain.
 _EVERY = 40
 _NAMES = ("../../escape.pt", "..\\..\\escape.pt", "/tmp/escape.pt", "a\0b.pt", "con.pt", "x" * 300)
 

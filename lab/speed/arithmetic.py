@@ -165,56 +165,56 @@ def needs(networks: Networks) -> dict[str, Need]:
     tables: list[Any] = [text_encoder.get_input_embeddings() for text_encoder in read_by]
     for table in tables:
         table.requires_grad_(True)
-    told = networks.count(networks.read())
+    text_counts = networks.count(networks.read())
     for table in tables:
         table.requires_grad_(False)
     shown = networks.count(networks.denoise(context=True))
     row = sum(table.weight.shape[1] for table in tables)
-    found["textual-inversion"] = _need([shown, told], [encoded], row, unet + text_encoders)
+    found["textual-inversion"] = _need([shown, text_counts], [encoded], row, unet + text_encoders)
     tuned: Any = parts["unet"].requires_grad_(True)
     whole = networks.count(networks.denoise())
     found["dreambooth"] = _need([whole] * 2, [encoded, read] * 2, unet, 0)
     adapted = _with_lora(tuned.requires_grad_(False))
-    beside = networks.count(networks.denoise())
-    found["lora"] = _need([beside], [encoded, read], adapted, unet)
+    lora_counts = networks.count(networks.denoise())
+    found["lora"] = _need([lora_counts], [encoded, read], adapted, unet)
     return found
 
 
 @contextmanager
 def _stored(parts: Mapping[str, nn.Module]) -> Iterator[dict[int, tuple[Any, int]]]:
     """The storages that are kept for the backward pass, and their sizes; no weights."""
-    kept: dict[int, tuple[torch.UntypedStorage, int]] = {}
+    storages: dict[int, tuple[torch.UntypedStorage, int]] = {}
     weights = {w.untyped_storage()._cdata for part in parts.values() for w in part.parameters()}
 
     def keep(tensor: Tensor) -> Tensor:
         storage = tensor.untyped_storage()
         if storage._cdata not in weights:
-            kept[storage._cdata] = storage, storage.nbytes() // tensor.element_size()
+            storages[storage._cdata] = storage, storage.nbytes() // tensor.element_size()
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-        yield kept
+        yield storages
 
 
 def stored_values(answer: Callable[[], Tensor], parts: Mapping[str, nn.Module]) -> int:
     """The number of values that a forward pass stores for the backward pass."""
-    with torch.device("meta"), _products_for_attention(), _stored(parts) as kept:
+    with torch.device("meta"), _products_for_attention(), _stored(parts) as storages:
         found = answer()
         assert found.requires_grad
-        return sum(size for _, size in kept.values())
+        return sum(size for _, size in storages.values())
 
 
 def count_operations(answer: Callable[[], Tensor], parts: Mapping[str, nn.Module]) -> Count:
     """Count a forward pass, and a backward pass if there are gradients, without stored weights."""
     with torch.device("meta"), _products_for_attention(), FlopCounterMode(display=False) as flops:
-        with _stored(parts) as kept:
+        with _stored(parts) as storages:
             found = answer()
         forward = _kinds(flops)
         if found.requires_grad:
             found.sum().backward()
         backward = Counter(_kinds(flops))
     backward.subtract(forward)
-    return Count(forward, dict(backward), sum(size for _, size in kept.values()))
+    return Count(forward, dict(backward), sum(size for _, size in storages.values()))
 
 
 class _Attention(torch.autograd.Function):
@@ -274,8 +274,8 @@ def _with_lora(unet: Any) -> int:
 def _need(own: list[Count], plain: list[Count], trained: int, frozen: int) -> Need:
     operations = sum(count.operations for count in own)
     wasted = sum(count.operations for count in plain)
-    kept = sum(count.activations for count in own)
-    return Need(operations, _added(own), operations + wasted, trained, frozen, kept)
+    activations = sum(count.activations for count in own)
+    return Need(operations, _added(own), operations + wasted, trained, frozen, activations)
 
 
 def _added(counts: list[Count]) -> dict[str, int]:

@@ -92,10 +92,10 @@ def folder(base: str, work: Path) -> Path:
         return Path(base)
     place = work / base
     if not place.is_dir():
-        beside = work / f".{base}"
-        shutil.rmtree(beside, ignore_errors=True)
-        _write(base, beside)
-        beside.rename(place)
+        draft = work / f".{base}"
+        shutil.rmtree(draft, ignore_errors=True)
+        _write(base, draft)
+        draft.rename(place)
     return place
 
 

@@ -115,8 +115,12 @@ def _row(method: str, side: str, rounds: Sequence[Outcome], need: float) -> str:
 
 def _needed(method: str, settings: Mapping[str, object]) -> float:
     """The necessary operations of a step, if they were counted; 0 otherwise."""
-    batch, kept = settings["batch"], FIGURES / "arithmetic.json"
-    counted = json.loads(kept.read_text(encoding="utf-8"))["figures"] if kept.is_file() else {}
+    batch, counts_file = settings["batch"], FIGURES / "arithmetic.json"
+    counted = (
+        json.loads(counts_file.read_text(encoding="utf-8"))["figures"]
+        if counts_file.is_file()
+        else {}
+    )
     outcomes = counted.get(f"{settings['base']} {settings['size']}")
     if not outcomes or (method == "generation" and settings["painting_steps"] != 25):
         return 0.0
@@ -134,12 +138,12 @@ def _ratio(
 
 
 def _ratios(method: str, sides: Mapping[str, Sequence[Outcome]]) -> str:
-    told = (
+    columns = (
         f"{what} {middle:5.2f} ({least:.2f}, {most:.2f})"
         for what, of in _COMPARED.items()
         for middle, least, most in [_ratio(sides, of)]
     )
-    return f"{method:18} " + "   ".join(told)
+    return f"{method:18} " + "   ".join(columns)
 
 
 def _known(method: str, sides: Mapping[str, Sequence[Outcome]]) -> str | None:

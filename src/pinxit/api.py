@@ -8,8 +8,6 @@ from contextlib import closing, suppress
 from pathlib import Path
 from typing import Literal
 
-import torch
-
 from pinxit.cli.notebook import NotebookOutput, in_notebook
 from pinxit.cli.screen import bars, say
 from pinxit.cli.train_run import RunDisplay, best_step_lines, read_and_check_images, stop_message
@@ -20,6 +18,7 @@ from pinxit.generation.control import SamplingProgress
 from pinxit.generation.request import GeneratedImage, GenerationRequest
 from pinxit.generation.sample import opened_request, sample_images
 from pinxit.images.folder import release_pixels
+from pinxit.models.device import release_unused_memory
 from pinxit.models.model import Model
 from pinxit.models.open_base import open_base
 from pinxit.progress import Notice, ProgressCallback
@@ -190,8 +189,7 @@ def _free_memory(run: Run) -> None:
     release_pixels(run.images)
     run.judge = None
     gc.collect()
-    if torch.accelerator.is_available():
-        torch.accelerator.memory.empty_cache()
+    release_unused_memory()
     if sys.platform == "linux":
         # The C library keeps freed memory otherwise.
         with suppress(OSError, AttributeError):

@@ -66,6 +66,11 @@ class FileError(PinxitError):
     """A file cannot be read, is damaged, or contains more than data."""
 
 
+def first_line(error: BaseException) -> str:
+    """The first line of an error's message; the name of its class if the message is empty."""
+    return (str(error).splitlines() or [type(error).__name__])[0]
+
+
 def closest(name: str, known: Iterable[str]) -> str | None:
     """The known name that is spelled most like `name`, or None if none is similar."""
     matches = get_close_matches(name.lower(), list(known), n=1, cutoff=_SIMILAR)

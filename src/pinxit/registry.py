@@ -34,7 +34,7 @@ class Plugin:
 
     @classmethod
     def title(cls) -> str:
-        """What a message calls the table of its options."""
+        """The name of its options in messages."""
         return f"the {cls.label} {name_of(cls)}"
 
     @property

@@ -38,7 +38,7 @@ def less_work() -> Iterator[None]:
 
 
 @pytest.fixture(scope="session")
-def on_device(bases: Callable[[str], Path]) -> Open:
+def open_on_device(bases: Callable[[str], Path]) -> Open:
     """Opens the small base model of a family on the accelerator, once for each precision."""
 
     @cache

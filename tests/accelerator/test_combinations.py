@@ -71,14 +71,14 @@ def train_with_a_stop(model: Model, recipe: Recipe, folder: Path) -> Run:
 @pytest.mark.parametrize("method", METHODS)
 @families
 def test_training_and_generation(
-    on_device: Open,
+    open_on_device: Open,
     recipe: MakeRecipe,
     tmp_path: Path,
     family: str,
     method: str,
     precision: Precision,
 ) -> None:
-    model = on_device(family, precision)
+    model = open_on_device(family, precision)
     assert (model.device.type, model.placement.precision) == ("standin", precision)
     options = {"steps": 3, "preview_every": 3, "checkpoint_every": 1}
     settings = recipe(model, {"name": method, **METHODS[method]}, **options)
@@ -91,8 +91,8 @@ def test_training_and_generation(
 
 @precisions
 @families
-def test_transfer(on_device: Open, tmp_path: Path, family: str, precision: Precision) -> None:
-    model = on_device(family, precision)
+def test_transfer(open_on_device: Open, tmp_path: Path, family: str, precision: Precision) -> None:
+    model = open_on_device(family, precision)
     image, mask = tmp_path / "image.png", tmp_path / "mask.png"
     Image.radial_gradient("L").resize((32, 32)).convert("RGB").save(image)
     Image.linear_gradient("L").resize((32, 32)).save(mask)
@@ -114,13 +114,17 @@ def test_transfer(on_device: Open, tmp_path: Path, family: str, precision: Preci
 
 @families
 def test_losses_are_those_of_the_cpu(
-    on_device: Open, bases: Callable[[str], Path], recipe: MakeRecipe, tmp_path: Path, family: str
+    open_on_device: Open,
+    bases: Callable[[str], Path],
+    recipe: MakeRecipe,
+    tmp_path: Path,
+    family: str,
 ) -> None:
     cpu = open_base(bases(family), "cpu", "fp32")
     method = {"name": "lora", **METHODS["lora"]}
     losses = [
         [step.loss for step in train_run(model, recipe(model, method), tmp_path / kind).state.steps]
-        for kind, model in (("cpu", cpu), ("device", on_device(family, "fp32")))
+        for kind, model in (("cpu", cpu), ("device", open_on_device(family, "fp32")))
     ]
     assert losses[0] == pytest.approx(losses[1], rel=1e-4)
 
@@ -128,17 +132,17 @@ def test_losses_are_those_of_the_cpu(
 @pytest.mark.parametrize("adapter", ["dora", "loha", "lokr", "oft"])
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_kinds_of_adapter(
-    on_device: Open, recipe: MakeRecipe, tmp_path: Path, adapter: str, precision: Precision
+    open_on_device: Open, recipe: MakeRecipe, tmp_path: Path, adapter: str, precision: Precision
 ) -> None:
-    model = on_device("stable-diffusion-1", precision)
+    model = open_on_device("stable-diffusion-1", precision)
     method = {"name": "lora", "adapter": adapter, "layers": "all", "rank": 2}
     run = train_run(model, recipe(model, method), tmp_path / "run")
     assert all(math.isfinite(step.loss) for step in run.state.steps)
     generated(model, (Path(f"{run.folder}:0.5"),))
 
 
-def test_options_of_training(on_device: Open, recipe: MakeRecipe, tmp_path: Path) -> None:
-    model = on_device("stable-diffusion-2", "fp16")
+def test_options_of_training(open_on_device: Open, recipe: MakeRecipe, tmp_path: Path) -> None:
+    model = open_on_device("stable-diffusion-2", "fp16")
     images = tmp_path / "masked"
     images.mkdir()
     for number, size in enumerate([(40, 48), (64, 32)]):
@@ -154,8 +158,10 @@ def test_options_of_training(on_device: Open, recipe: MakeRecipe, tmp_path: Path
     assert len(run.state.validation_losses) >= 2
 
 
-def test_several_concepts_in_one_batch(on_device: Open, recipe: MakeRecipe, tmp_path: Path) -> None:
-    model = on_device("stable-diffusion-xl", "bf16")
+def test_several_concepts_in_one_batch(
+    open_on_device: Open, recipe: MakeRecipe, tmp_path: Path
+) -> None:
+    model = open_on_device("stable-diffusion-xl", "bf16")
     for method in METHODS:
         names = ("<zwx>", "<qvj>")
         runs = [
@@ -172,9 +178,9 @@ def test_several_concepts_in_one_batch(on_device: Open, recipe: MakeRecipe, tmp_
 
 
 @pytest.mark.parametrize("scheduler", SCHEDULERS)
-def test_schedulers(on_device: Open, scheduler: str, tmp_path: Path) -> None:
+def test_schedulers(open_on_device: Open, scheduler: str, tmp_path: Path) -> None:
     Image.radial_gradient("L").resize((32, 32)).convert("RGB").save(tmp_path / "image.png")
-    model = on_device("stable-diffusion-1", "fp32")
+    model = open_on_device("stable-diffusion-1", "fp32")
     cpu = open_base(model.name, "cpu", "fp32")
     for options in ({}, {"init_image": tmp_path / "image.png", "denoising_strength": 0.5}):
         request = {"scheduler": scheduler, "steps": 4, **options}
@@ -187,8 +193,8 @@ def test_schedulers(on_device: Open, scheduler: str, tmp_path: Path) -> None:
         assert torch.allclose(ours.latents.cpu(), theirs.latents, rtol=1e-3, atol=1e-3)
 
 
-def test_weights_in_long_prompts(on_device: Open) -> None:
-    model = on_device("stable-diffusion-xl", "bf16")
+def test_weights_in_long_prompts(open_on_device: Open) -> None:
+    model = open_on_device("stable-diffusion-xl", "bf16")
     prompt = "a red dog on the beach in the style of a painting, " * 8
     plain, weighted = (
         generated(model, prompt=text, negative_prompt="a (cat:1.5)")[0].latents
@@ -197,8 +203,8 @@ def test_weights_in_long_prompts(on_device: Open) -> None:
     assert not torch.equal(plain, weighted)
 
 
-def test_evaluation(on_device: Open, recipe: MakeRecipe, tmp_path: Path) -> None:
-    model = on_device("stable-diffusion-3", "bf16")
+def test_evaluation(open_on_device: Open, recipe: MakeRecipe, tmp_path: Path) -> None:
+    model = open_on_device("stable-diffusion-3", "bf16")
     run = train_run(model, recipe(model, "textual-inversion"), tmp_path / "run")
     judges = {}
     for kind in ("dino", "clip"):

@@ -28,8 +28,8 @@ MB = 10**6
 
 
 @pytest.fixture
-def model(on_device: Open) -> Model:
-    return on_device("stable-diffusion-1", "fp32")
+def model(open_on_device: Open) -> Model:
+    return open_on_device("stable-diffusion-1", "fp32")
 
 
 def peak_of(action: Callable[[], object]) -> int:
@@ -135,8 +135,8 @@ def test_an_image_that_cannot_fit_is_an_error(model: Model) -> None:
     assert generate_images(model, request(num_images=1))  # networks are read again
 
 
-def test_networks_are_offloaded_before_an_image_fails(on_device: Open) -> None:
-    model = on_device("stable-diffusion-3", "fp32")
+def test_networks_are_offloaded_before_an_image_fails(open_on_device: Open) -> None:
+    model = open_on_device("stable-diffusion-3", "fp32")
     (expected,) = generate_images(model, request(num_images=1))
     peak = peak_of(lambda: generate_images(model, request(num_images=1)))
     with standin.memory_limit(peak - 1000):
@@ -164,10 +164,10 @@ def test_offloaded_weights_leave_the_device_and_come_back(bases: Callable[[str],
 
 
 def test_a_concept_survives_offloading(
-    on_device: Open, recipe: MakeRecipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    open_on_device: Open, recipe: MakeRecipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A text encoder that a concept has changed stays; the others are read again."""
-    model = on_device("stable-diffusion-2", "bf16")
+    model = open_on_device("stable-diffusion-2", "bf16")
     for method in ({"name": "lora", "train_text_encoder": True}, {"name": "lora"}):
         run = train_run(model, recipe(model, method), tmp_path / str(len(method)))
         expected = generate_images(model, request(num_images=1), [run.folder])

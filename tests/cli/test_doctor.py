@@ -40,17 +40,17 @@ def test_problems_have_hints(
     monkeypatch.setattr("pinxit.cli.doctor._LITTLE_DISK", 10**18)
     monkeypatch.setattr("pinxit.cli.doctor._version", lambda _: "0.0.1")
     assert main(["doctor"]) == 0
-    said = capsys.readouterr().err
+    printed = capsys.readouterr().err
     for problem in ("the hub does not answer", "little memory", "free on the disk", "not scored"):
-        assert problem in said
-    assert "torch is 0.0.1, and pinxit needs >=" in said
-    assert said.count("hint: ") == said.count("problem: ")
+        assert problem in printed
+    assert "torch is 0.0.1, and pinxit needs >=" in printed
+    assert printed.count("hint: ") == printed.count("problem: ")
 
 
 def test_folders_are_shown_without_the_name_of_the_account(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, caches: Path
 ) -> None:
-    monkeypatch.setattr(Path, "home", lambda: caches)
+    monkeypatch.setenv("HOME", str(caches))
     assert str(caches) not in json.dumps(report(capsys))
 
 

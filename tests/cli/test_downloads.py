@@ -30,10 +30,10 @@ def test_training_says_what_would_be_downloaded(
     pictures: Path, nano: Path, empty_cache: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert train(pictures, nano) == 0
-    said = capsys.readouterr().err
-    assert said.count("previews are not scored") == 1
-    assert f"{DINO} (87 MB), {CLIP} (605 MB)" in said
-    assert "pinxit doctor --fetch-judges" in said
+    printed = capsys.readouterr().err
+    assert printed.count("previews are not scored") == 1
+    assert f"{DINO} (87 MB), {CLIP} (605 MB)" in printed
+    assert "pinxit doctor --fetch-judges" in printed
     assert not empty_cache
 
 
@@ -49,6 +49,6 @@ def test_pocket_needs_no_download(pictures: Path, empty_cache: list[str]) -> Non
     assert not empty_cache
 
 
-def test_a_network_that_was_typed_is_downloaded(empty_cache: list[str]) -> None:
+def test_a_network_that_the_user_names_is_downloaded(empty_cache: list[str]) -> None:
     assert main(["evaluate", "no-run", "--dino-model", "owner/dino"]) == 2
     assert empty_cache == ["owner/dino"]

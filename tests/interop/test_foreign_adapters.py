@@ -1,4 +1,4 @@
-"""Adapters under all names, shapes and number formats in use: the same change of the weights."""
+"""The same adapter in other names, shapes and dtypes changes the weights in the same way."""
 
 import json
 from collections.abc import Callable

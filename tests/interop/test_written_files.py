@@ -96,7 +96,7 @@ def changed_weights(model: Model, concept: Concept) -> dict[str, Tensor]:
         return weights_of(model)
 
 
-def said(result: str | None) -> str:
+def first_word(result: str | None) -> str:
     """The first word of an entry of the table; programs that are left out do not read the file."""
     word = (result or "refuses").partition(" ")[0].strip(":,")
     return "refuses" if word in ("skips", "reads") else word
@@ -128,7 +128,7 @@ def test_adapters(
             result = verdict(reader.new_weights(load_file(out), weights, family), expected, weights)
         except adapter_readers.RefusedError:
             result = "refuses"
-        assert said(table.get(program)) == result, program
+        assert first_word(table.get(program)) == result, program
     # Read again by pinxit, the change is the same.
     again = changed_weights(model, read_concept(out))
     assert verdict(again, expected, weights) == "exact"
@@ -148,13 +148,13 @@ def test_a_lora_with_a_token(family: str, opened: Callable[[str], Model], tmp_pa
         for program, reader in adapter_readers.READERS.items():
             try:
                 result = reader.new_weights(load_file(out), weights, family)
-                assert verdict(result, expected, weights) == said(table[program]) == "exact"
+                assert verdict(result, expected, weights) == first_word(table[program]) == "exact"
             except adapter_readers.RefusedError:
-                assert said(table[program]) == "refuses"
+                assert first_word(table[program]) == "refuses"
                 assert (program, separate) == ("InvokeAI", False)
-    beside = read_concept(tmp_path / "toy.safetensors")
-    assert beside.token == "<toy>"
-    for name, table in beside.parts[0].tensors.items():
+    embedding = read_concept(tmp_path / "toy.safetensors")
+    assert embedding.token == "<toy>"
+    for name, table in embedding.parts[0].tensors.items():
         assert torch.equal(table, concept.parts[0].tensors[name])
 
 
@@ -188,7 +188,7 @@ def test_embeddings(name: str, suffix: str, two: bool, dtype: torch.dtype, tmp_p
             or (one is not None and other is not None and torch.equal(one, other))
             for one, other in zip(result, expected, strict=True)
         )
-        assert said(table.get(program)) == ("exact" if same else "refuses"), program
+        assert first_word(table.get(program)) == ("exact" if same else "refuses"), program
 
 
 def test_every_file_in_the_table_is_tried() -> None:

@@ -99,9 +99,9 @@ def test_two_things_stand_as_they_are_said_to(relation: str) -> None:
 def test_a_prompt_for_a_fuller_scene_asks_for_what_the_scene_shows() -> None:
     for kind, questions in measure.RICHER.items():
         for scene in measure.richer(kind, 30):
-            wanted, told = answers_of(scene), prompt_attributes(measure.prompt_of(scene))
-            assert all(told[question] == wanted[question] for question in questions)
-            assert all(wanted[question] == answer for question, answer in told.items())
+            answers, attributes = answers_of(scene), prompt_attributes(measure.prompt_of(scene))
+            assert all(attributes[question] == answers[question] for question in questions)
+            assert all(answers[question] == answer for question, answer in attributes.items())
 
 
 @pytest.mark.parametrize("orthogonal", [False, True])

@@ -84,10 +84,10 @@ def test_an_interrupted_run_has_the_bits_of_a_whole_one(
     method: str, model: Model, pictures: Path, tmp_path: Path
 ) -> None:
     for preserve in ("base-answer", "weights"):
-        wanted = recipe(method, pictures, preserve=preserve)
-        whole = train_run(model, wanted, tmp_path / f"whole-{preserve}")
+        four_steps = recipe(method, pictures, preserve=preserve)
+        whole = train_run(model, four_steps, tmp_path / f"whole-{preserve}")
         part = train_run(
-            model, wanted.model_copy(update={"steps": 2}), tmp_path / f"part-{preserve}"
+            model, four_steps.model_copy(update={"steps": 2}), tmp_path / f"part-{preserve}"
         )
         resumed = Run.open(part.folder, steps=4)
         list(resumed.train(model))

@@ -57,7 +57,7 @@ class CheckOptions(Options):
 
     @classmethod
     def title(cls) -> str:
-        """What a message calls the options."""
+        """The name of the options in messages."""
         return "`pinxit check`"
 
 

@@ -13,6 +13,7 @@ from typing import Annotated
 from cyclopts import Parameter
 
 from pinxit.cli.screen import bars, data, say
+from pinxit.files.portable import with_tilde
 
 _PACKAGES = [
     "torch",
@@ -117,7 +118,7 @@ def _examine_caches(report: Report) -> None:
 
     caches = {"class images": class_images(), "hub": hub_cache()}
     report.facts["caches"] = {
-        name: f"{_without_home(folder)} ({_size(_bytes_in(folder))})"
+        name: f"{with_tilde(str(folder))} ({_size(_bytes_in(folder))})"
         for name, folder in caches.items()
     }
     for folder in caches.values():
@@ -125,7 +126,7 @@ def _examine_caches(report: Report) -> None:
         free = shutil.disk_usage(next(parents, Path.cwd())).free
         if free < _LITTLE_DISK:
             report.problem(
-                f"only {_size(free)} are free on the disk of {_without_home(folder)}",
+                f"only {_size(free)} are free on the disk of {with_tilde(str(folder))}",
                 "delete base models that you no longer use: hf cache prune",
             )
 
@@ -187,12 +188,6 @@ def _bytes_in(folder: Path) -> int:
     """The size of all files under a folder; links are not followed."""
     files = (Path(parent) / name for parent, _, names in os.walk(folder) for name in names)
     return sum(file.lstat().st_size for file in files if os.path.lexists(file))
-
-
-def _without_home(folder: Path) -> str:
-    """The folder without the name of the account, since the report is sent to others."""
-    home = Path.home()
-    return f"~/{folder.relative_to(home)}" if folder.is_relative_to(home) else str(folder)
 
 
 def _size(count: int) -> str:

@@ -10,7 +10,8 @@ from cyclopts import Parameter
 
 from pinxit.cli.screen import data, printable, say, table
 from pinxit.errors import PinxitError, RequestError
-from pinxit.runs.reader import RECIPE, RunState, read_run
+from pinxit.images.decode import UnreadableError, open_image
+from pinxit.runs.reader import JOURNAL, RECIPE, RunState, read_run
 
 # Folders inside of a folder are searched to this depth.
 _DEPTH = 3
@@ -69,13 +70,13 @@ def show(
     texts = _image_texts(image)
     rows: list[tuple[str, object]] = []
     if "pinxit" in texts:
-        request = _json(texts["pinxit"])
+        request = _object_in(texts["pinxit"])
         rows += [(name, value) for name, value in request.items() if value not in ("", [])]
     elif "parameters" in texts:
         lines = texts["parameters"].splitlines() or [""]
         rows += [("prompt", lines[0]), *(("", line) for line in lines[1:])]
     elif "prompt" in texts:
-        rows += list(_comfyui_rows(_json(texts["prompt"])))
+        rows += list(_comfyui_rows(_object_in(texts["prompt"])))
     if not rows:
         raise RequestError(
             f"{image} does not say how it was generated",
@@ -98,7 +99,7 @@ def _walk(folder: Path) -> Iterator[tuple[Path, list[str], list[str]]]:
 
 def _run_folders(folder: Path) -> Iterator[Path]:
     for parent, folders, names in _walk(folder):
-        if RECIPE in names and "journal.jsonl" in names:
+        if RECIPE in names and JOURNAL in names:
             folders.clear()
             yield parent
 
@@ -147,17 +148,15 @@ def _percent(share: float | None) -> str:
 
 def _image_texts(image: Path) -> dict[str, str]:
     """The texts in the metadata of an image."""
-    from PIL import Image, UnidentifiedImageError
-
     try:
-        with Image.open(image) as opened:
+        with open_image(image) as opened:
             entries = cast("Mapping[object, object]", opened.info)
             return {str(key): value for key, value in entries.items() if isinstance(value, str)}
-    except (OSError, UnidentifiedImageError) as error:
+    except UnreadableError as error:
         raise RequestError(f"{image} cannot be read: {error}", "give an image file") from error
 
 
-def _json(text: str) -> dict[str, Any]:
+def _object_in(text: str) -> dict[str, Any]:
     """The object in a text; empty if it is not one."""
     try:
         values = json.loads(text)

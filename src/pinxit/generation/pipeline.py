@@ -104,7 +104,7 @@ def _add_tokens(model: Model, parts: Mapping[str, Any]) -> None:
 
 
 def _find_end_by_id(network: nn.Module, end: int) -> None:
-    """Pool the states at the end token, not at the largest id, which may now be a new token."""
+    """Take the pooled state at the end token; the largest id may now be that of an added token."""
     for module in network.modules():
         if hasattr(module, "eos_token_id"):
             module.eos_token_id = end  # pyright: ignore[reportArgumentType]

@@ -132,7 +132,7 @@ class GenerationRequest(Options):
 
     @classmethod
     def title(cls) -> str:
-        """What a message calls the request."""
+        """The name of the request in messages."""
         return "the request"
 
     @field_validator("scheduler")

@@ -122,7 +122,7 @@ def _first_text(row: Mapping[str, object]) -> str:
 
 
 def _caption_in_name(stem: str) -> str:
-    """The caption in a file name: A1111's `00003-0-a red cloak`, or a plain sentence."""
+    """The caption in a file name: as A1111 writes it (`00003-0-a red cloak`), or a sentence."""
     numbered = _A1111_NAME.fullmatch(stem)
     if numbered:
         return numbered["caption"] or ""

@@ -100,11 +100,7 @@ class ClipEncoder(TokenEncoder):
         """The part of a prompt that is left out, "" if the whole prompt fits."""
         if parsing.long_prompts and self._supports_long_prompts:
             return ""
-        vectors = self._placeholder_vectors(placeholders)
-        tokens = self._prompt_tokens(prompt, placeholders, parsing, vectors)
-        stay = set(window_indices([token.unit for token in tokens], self._content_length))
-        cut = [token.id for index, token in enumerate(tokens) if index not in stay]
-        return self.tokenizer.decode(cut)
+        return super().truncated_text(prompt, placeholders, parsing)
 
     def tokenize(
         self,
@@ -174,11 +170,17 @@ class ClipEncoder(TokenEncoder):
 
     def _windows(self, tokens: Sequence[Token], *, is_long: bool) -> list[list[Token]]:
         """The tokens of each window of a prompt, only the first window unless it may be long."""
-        units = [token.unit for token in tokens]
+        windows = [self._window(tokens)]
         if is_long:
-            windows = split_windows(units, self._content_length)
-            return [[tokens[index] for index in window] for window in windows]
-        return [[tokens[index] for index in window_indices(units, self._content_length)]]
+            windows = split_windows([token.unit for token in tokens], self._content_length)
+        return [[tokens[index] for index in window] for window in windows]
+
+    def _window(self, tokens: Sequence[Token]) -> list[int]:
+        """The indices of the tokens that stay in the first window."""
+        return window_indices([token.unit for token in tokens], self._content_length)
+
+    def _decode(self, token_ids: list[int]) -> str:
+        return self.tokenizer.decode(token_ids)
 
     def _chunks(self, windows: Sequence[list[Token]], count: int) -> list[list[Token]]:
         """A prompt in `count` chunks with start, end and padding tokens."""

@@ -9,7 +9,7 @@ from typing import Any, TypeVar, cast
 import torch
 from torch import Tensor, nn
 
-from pinxit.errors import ModelError, PinxitError
+from pinxit.errors import ModelError, PinxitError, first_line
 from pinxit.files.mapped import forget_pages
 from pinxit.models.config_limits import check_network_config
 from pinxit.models.kernels.int8 import convert_to_int8
@@ -58,7 +58,7 @@ def load_network(
                 convert_to_int8(network, int8_layers)
     except (TypeError, ValueError, RuntimeError, KeyError, ArithmeticError) as error:
         raise ModelError(
-            f"{context}: its config is invalid: {_first_line(error)}",
+            f"{context}: its config is invalid: {first_line(error)}",
             "copy or download the base model again",
         ) from error
     weights = _matching_weights(
@@ -195,7 +195,3 @@ def _network_name(name: str, expected: Mapping[str, Tensor]) -> str:
             return candidate
     match = re.fullmatch(r"(.*attentions\.\d+\.)(query|key|value|proj_attn)(\.\w+)", name)
     return f"{match[1]}{_OLD_ATTENTION_NAMES[match[2]]}{match[3]}" if match else name
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0]

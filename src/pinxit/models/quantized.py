@@ -22,7 +22,7 @@ _SCALES = (
 # What activations are scaled with, and marks of the format: not needed for the weights.
 _UNUSED = re.compile(
     r"(^|\.)(scale_input|input_scale|weight\.input_scale|output_scale|scaled_fp8|comfy_quant"
-    r"|input_scale|output_scale|weight_format|activation_qtype|weight_qtype)$"
+    r"|weight_format|activation_qtype|weight_qtype)$"
 )
 # Other formats, by a tensor that each of them has.
 _OTHERS = {
@@ -37,6 +37,7 @@ _FLOAT8 = tuple(
     for name in ("float8_e4m3fn", "float8_e5m2", "float8_e4m3fnuz", "float8_e5m2fnuz")
     if hasattr(torch, name)
 )
+_HINT = "use the checkpoint in fp32, fp16, bf16 or fp8"
 # bitsandbytes' scale is the largest value of a row, which is stored as 127.
 _FACTORS = {"SCB": 1 / 127}
 
@@ -52,8 +53,8 @@ def dequantized(tensors: Mapping[str, Tensor], where: str) -> dict[str, Tensor]:
     scales: dict[str, tuple[Tensor, float]] = {}
     for name, tensor in tensors.items():
         suffix = next((suffix for suffix in _SCALES if name.endswith(f".{suffix}")), "")
-        if suffix and _weight_name(name, suffix, tensors):
-            weight = _weight_name(name, suffix, tensors)
+        weight = _weight_name(name, suffix, tensors) if suffix else ""
+        if weight:
             scales[weight] = (tensor, _FACTORS.get(suffix, 1.0))
         elif not _UNUSED.search(name):
             plain[name] = tensor
@@ -66,7 +67,7 @@ def dequantized(tensors: Mapping[str, Tensor], where: str) -> dict[str, Tensor]:
             raise ModelError(
                 f"{where} has quantized weights without a known scale: {name} is "
                 f"{str(tensor.dtype).removeprefix('torch.')}",
-                "use the checkpoint in fp32, fp16, bf16 or fp8",
+                _HINT,
             )
     return plain
 
@@ -84,7 +85,7 @@ def _refuse_other_formats(tensors: Mapping[str, Tensor], where: str) -> None:
         if name is not None:
             raise ModelError(
                 f"{where} has {what} (`{name}`), which pinxit does not read",
-                "use the checkpoint in fp32, fp16, bf16 or fp8",
+                _HINT,
             )
 
 
@@ -105,6 +106,6 @@ def _scaled(weight: Tensor, scale: Tensor, factor: float, where: str, name: str)
         raise ModelError(
             f"{where} has a scale of shape {tuple(scale.shape)} for {name} of shape "
             f"{tuple(weight.shape)}, which do not fit",
-            "use the checkpoint in fp32, fp16, bf16 or fp8",
+            _HINT,
         )
     return (weight.float() * scale).to(dtype)

@@ -45,18 +45,6 @@ class T5Encoder(TokenEncoder):
         """None: rare words are several pieces."""
         return []
 
-    def truncated_text(
-        self,
-        prompt: str,
-        placeholders: Mapping[str, TokenEmbedding],
-        parsing: PromptParsing = DEFAULT_PARSING,
-    ) -> str:
-        """The part of a prompt that is left out, "" if the whole prompt fits."""
-        vectors = self._placeholder_vectors(placeholders)
-        tokens = self._prompt_tokens(prompt, placeholders, parsing, vectors)
-        stay = set(self._window(tokens))
-        return self._tokenizer.decode([t.id for index, t in enumerate(tokens) if index not in stay])
-
     def tokenize(
         self,
         prompts: Sequence[str],
@@ -86,6 +74,9 @@ class T5Encoder(TokenEncoder):
     def _window(self, tokens: Sequence[Token]) -> list[int]:
         """The indices of the tokens that stay in the window, which ends with an end token."""
         return window_indices([token.unit for token in tokens], self._length - 1)
+
+    def _decode(self, token_ids: list[int]) -> str:
+        return self._tokenizer.decode(token_ids)
 
     def _text_ids(self, text: str) -> list[int]:
         return self._tokenizer.encode(text, add_special_tokens=False).ids

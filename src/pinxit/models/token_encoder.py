@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from pinxit.errors import ModelError
 from pinxit.models.prompt import PromptPiece, TokenEmbedding, parse_prompt
-from pinxit.models.text_encoder import PromptParsing, TokenPlan
+from pinxit.models.text_encoder import DEFAULT_PARSING, PromptParsing, TokenPlan
 from pinxit.models.text_window import Unit
 
 _CACHED_PROMPTS = 4096
@@ -53,6 +53,26 @@ class TokenEncoder(ABC):
     @abstractmethod
     def _text_ids(self, text: str) -> list[int]:
         """The token ids of a text, without start and end tokens."""
+
+    @abstractmethod
+    def _decode(self, token_ids: list[int]) -> str:
+        """The text of token ids."""
+
+    @abstractmethod
+    def _window(self, tokens: Sequence[Token]) -> list[int]:
+        """The indices of the tokens that stay in one window."""
+
+    def truncated_text(
+        self,
+        prompt: str,
+        placeholders: Mapping[str, TokenEmbedding],
+        parsing: PromptParsing = DEFAULT_PARSING,
+    ) -> str:
+        """The part of a prompt that is left out, "" if the whole prompt fits."""
+        vectors = self._placeholder_vectors(placeholders)
+        tokens = self._prompt_tokens(prompt, placeholders, parsing, vectors)
+        stay = set(self._window(tokens))
+        return self._decode([t.id for index, t in enumerate(tokens) if index not in stay])
 
     @property
     def embedding(self) -> nn.Embedding:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 from tokenizers import AddedToken, Tokenizer
 
-from pinxit.errors import ModelError
+from pinxit.errors import ModelError, first_line
 from pinxit.files.untrusted import read_untrusted_text
 from pinxit.models.loading import silence_libraries
 from pinxit.models.source import Source, read_json
@@ -33,7 +33,8 @@ def clip_tokenizer(source: Source, part: str) -> "CLIPTokenizer":
 
     silence_libraries()
     folder = source.tokenizer(part)
-    vocabulary, merges = _read_vocabulary(folder)
+    content = _read_object(folder, "tokenizer.json")
+    vocabulary, merges = _read_vocabulary(folder, content)
     if len(vocabulary) > _MAX_TOKENS or len(merges) > _MAX_TOKENS:
         raise ModelError(
             f"{folder} has a vocabulary of {len(vocabulary):,} tokens",
@@ -47,9 +48,9 @@ def clip_tokenizer(source: Source, part: str) -> "CLIPTokenizer":
         tokenizer = CLIPTokenizer(vocab=vocabulary, merges=cast("Any", merges), **special)
     except Exception as error:  # the tokenizers library raises no more specific class
         raise ModelError(
-            f"{folder} has no valid CLIP vocabulary: {_first_line(error)}", _COPY_HINT
+            f"{folder} has no valid CLIP vocabulary: {first_line(error)}", _COPY_HINT
         ) from error
-    _add_tokens(tokenizer.backend_tokenizer, folder, config)
+    _add_tokens(tokenizer.backend_tokenizer, folder, config, content.get("added_tokens"))
     return tokenizer
 
 
@@ -64,12 +65,11 @@ def read_tokenizer(source: Source, part: str) -> Tokenizer:
         tokenizer = Tokenizer.from_str(file.read_text(encoding="utf-8"))
     except Exception as error:  # the tokenizers library raises no more specific class
         raise ModelError(
-            f"{file} is not a valid tokenizer: {_first_line(error)}",
-            _COPY_HINT,
+            f"{file} is not a valid tokenizer: {first_line(error)}", _COPY_HINT
         ) from error
     tokenizer.no_padding()
     tokenizer.no_truncation()
-    _add_tokens(tokenizer, file.parent, source.config(part))
+    _add_tokens(tokenizer, file.parent, source.config(part), None)  # it has those of its own file
     return tokenizer
 
 
@@ -88,13 +88,16 @@ def read_rare_tokens(source: Source, part: str) -> list[str]:
     return read_untrusted_text(path, inside=path.parent).split() if path.is_file() else []
 
 
-def _add_tokens(tokenizer: Tokenizer, folder: "Path", config: Mapping[str, Any]) -> None:
+def _add_tokens(
+    tokenizer: Tokenizer, folder: "Path", config: Mapping[str, Any], listed: object
+) -> None:
     """Add the tokens that the folder's files list, such as those of a trained embedding.
 
-    Raises ModelError if one of them cannot have the id that the files give it.
+    `listed` are those of tokenizer.json. Raises ModelError if one of them cannot have the id that
+    the files give it.
     """
     tokens: dict[str, dict[str, Any]] = {}
-    for token in _listed_tokens(folder, config):
+    for token in _listed_tokens(folder, config, listed):
         tokens.setdefault(token["content"], token)
     if len(tokens) > _MAX_ADDED_TOKENS:
         raise ModelError(
@@ -114,19 +117,17 @@ def _add_tokens(tokenizer: Tokenizer, folder: "Path", config: Mapping[str, Any])
             )
 
 
-def _listed_tokens(folder: "Path", config: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
+def _listed_tokens(
+    folder: "Path", config: Mapping[str, Any], listed: object
+) -> Iterator[dict[str, Any]]:
     """The added tokens of all files that may list them, the most detailed first."""
     decoder = config.get("added_tokens_decoder")
     details = decoder.items() if isinstance(decoder, dict) else ()
     texts = _read_object(folder, "added_tokens.json").items()
-    listed = _read_object(folder, "tokenizer.json").get("added_tokens")
+    entries = listed if isinstance(listed, list) else []
     tables = chain(
         ({**token, "id": number} for number, token in details if isinstance(token, dict)),
-        (
-            token
-            for token in (listed if isinstance(listed, list) else ())
-            if isinstance(token, dict)
-        ),
+        (token for token in entries if isinstance(token, dict)),
         ({"content": text, "id": number} for text, number in texts),
     )
     for token in tables:
@@ -142,8 +143,13 @@ def _read_object(folder: "Path", name: str) -> dict[str, Any]:
     return cast("dict[str, Any]", content) if isinstance(content, dict) else {}
 
 
-def _read_vocabulary(folder: "Path") -> tuple[dict[str, int], list[tuple[str, str]]]:
-    """The token ids, and the pairs of tokens to merge in order of priority."""
+def _read_vocabulary(
+    folder: "Path", content: Mapping[str, Any]
+) -> tuple[dict[str, int], list[tuple[str, str]]]:
+    """The token ids, and the pairs of tokens to merge in order of priority.
+
+    They are in merges.txt and vocab.json, or in the `content` of tokenizer.json.
+    """
     tokens: Any = None
     pairs: Any
     if (folder / "merges.txt").is_file():
@@ -152,8 +158,7 @@ def _read_vocabulary(folder: "Path") -> tuple[dict[str, int], list[tuple[str, st
         vocabulary_file = folder / "vocab.json"
         tokens = read_json(vocabulary_file, folder) if vocabulary_file.is_file() else None
     else:
-        content: Any = read_json(folder / "tokenizer.json", folder)
-        model = (content.get("model") if isinstance(content, dict) else None) or {}
+        model = content.get("model") or {}
         tokens = model.get("vocab") or ()
         pairs = model.get("merges") or ()
         pairs = [pair.split(" ") if isinstance(pair, str) else pair for pair in pairs]
@@ -173,7 +178,3 @@ def _content(token: object) -> str:
     """The text of a token, which configs write as a text or as a table."""
     content = token.get("content") if isinstance(token, dict) else token
     return content if isinstance(content, str) else ""
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0]

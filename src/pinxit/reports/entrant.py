@@ -29,7 +29,7 @@ def generated_files(folder: Path) -> list[Path]:
     return [path for path in folder.iterdir() if path.suffix.lower() in _IMAGE_SUFFIXES]
 
 
-def _natural(path: Path) -> list[tuple[int, str]]:
+def _natural_order(path: Path) -> list[tuple[int, str]]:
     """A key that sorts 2.png before 10.png."""
     return [(int(n or 0), text) for n, text in re.findall(r"(\d*)(\D*)", path.name)]
 
@@ -56,7 +56,7 @@ class Entrant:
     def of_images(cls, folder: Path, recipe: Recipe, images: tuple[TrainingImage, ...]) -> Self:
         """Images that another program generated, of the subject of a recipe."""
         provenance = Provenance.from_metadata(folder.name, {})
-        files = tuple(sorted(map(Path, generated_files(folder)), key=_natural))
+        files = tuple(sorted(map(Path, generated_files(folder)), key=_natural_order))
         return cls(folder.name, Concept((), provenance), recipe, images, image_files=files)
 
     def read_generated(self, count: int) -> tuple[Image, ...]:

@@ -44,7 +44,7 @@ class SubjectRow(Options):
 
     @classmethod
     def title(cls) -> str:
-        """What a message calls a row."""
+        """The name of a row in messages."""
         return "a row of the table of subjects"
 
     def recipe(self, name: str, common: Mapping[str, object]) -> Recipe:

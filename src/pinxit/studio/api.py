@@ -43,15 +43,15 @@ class Api:
 
     async def train(self, request: Request) -> Response:
         """Train a concept on an uploaded set of images."""
-        return self._created(train_job(self.workspace, await _json(request)))
+        return self._created(train_job(self.workspace, await _json_body(request)))
 
     async def generate(self, request: Request) -> Response:
         """Generate images from a prompt."""
-        return self._created(generate_job(self.workspace, await _json(request)))
+        return self._created(generate_job(self.workspace, await _json_body(request)))
 
     async def convert(self, request: Request) -> Response:
         """Convert a concept to another file format."""
-        return self._created(convert_job(self.workspace, await _json(request)))
+        return self._created(convert_job(self.workspace, await _json_body(request)))
 
     async def change(self, request: Request) -> Response:
         """Stop a job, or let it continue."""
@@ -83,7 +83,7 @@ class Api:
         }
 
 
-async def _json(request: Request) -> dict[str, Any]:
+async def _json_body(request: Request) -> dict[str, Any]:
     """The object in the body; RequestError if the body is something else."""
     try:
         values = await request.json()

@@ -118,7 +118,7 @@ class Guard:
 
 
 def _is_local(hosts: list[str]) -> bool:
-    """Whether there is one `Host` header, and it names this machine itself, with any port."""
+    """Whether there is exactly one `Host` header and it names this machine; any port is allowed."""
     if len(hosts) != 1:
         return False
     try:

@@ -63,7 +63,7 @@ class Job:
     @property
     def state(self) -> JobState:
         """What the job does now, from the files and the lock in its folder."""
-        result, stop = self.result, (self.folder / _STOP).exists()
+        result, stop = self.result, self.stop_requested
         if result:
             return cast("JobState", result["state"])
         if is_locked(self.folder):
@@ -122,8 +122,8 @@ class Job:
             )
         append(file, f"{progress}\n")
 
-    def forget_attempts(self) -> None:
-        """Log that a process has left the job on purpose."""
+    def reset_attempts(self) -> None:
+        """Start counting again: a process has left the job on purpose."""
         remove(self.folder / _ATTEMPTS)
 
 

@@ -52,7 +52,7 @@ class Worker:
             try:
                 is_finished = self._finished(job)
             finally:  # a process that is killed does not come here
-                job.forget_attempts()
+                job.reset_attempts()
             if is_finished:
                 job.finish()
                 self.say(f"job {job.id} is done")
