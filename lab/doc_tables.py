@@ -31,6 +31,8 @@ PAGES = (
     "docs/results/transfer.md",
     "docs/results/early-stopping.md",
     "docs/results/interoperability.md",
+    "docs/results/scale.md",
+    "docs/guides/which-method.md",
 )
 BLOCK = re.compile(r"(<!-- figures: ([a-z-]+) -->\n).*?(<!-- end -->)", re.DOTALL)
 
@@ -177,6 +179,20 @@ def _styles() -> Iterator[Row]:
     for row in nested("styles/{name}/{way}"):
         seconds = f"{row['seconds']:.0f} s" if row["seconds"] else ""
         yield {**row, "way": row["way"].replace("-", " "), "time": seconds}
+
+
+def _scale(kind: str, length: float | None = None) -> Iterator[Row]:
+    """All methods on subjects or styles, with 95% intervals; of one length, or of all."""
+    for row in nested(f"scale/{kind}/{{name}}"):
+        if length in (None, row["length"]):
+            yield {**row, "shares": {name: _interval(row[name]) for name in _SHARES}}
+
+
+_SHARES = ("fidelity", "prompt following", "drift", "diversity", "leaks")
+
+
+def _interval(share: Mapping[str, float]) -> str:
+    return f"{share['value']:z.0%} ({share['low']:z.0%} to {share['high']:z.0%})"
 
 
 def _truths(group: str) -> Iterator[Row]:
@@ -429,6 +445,10 @@ ROWS: dict[str, Callable[[], Iterable[Row]]] = {
     "sizes": _sizes,
     "eyes": _eyes,
     "styles": _styles,
+    "scale": partial(_scale, "subjects"),
+    "scale-styles": partial(_scale, "styles"),
+    "which": partial(_scale, "subjects", 1),
+    "which-style": partial(_scale, "styles", 1),
     "nouns": partial(_truths, "nouns"),
     "prior": partial(_truths, "prior"),
     "words": partial(_truths, "words"),

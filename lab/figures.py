@@ -26,6 +26,7 @@ COMMANDS: dict[str, str] = {
     "subjects": "python -m lab.quality.subjects --count 1",
     "styles": "python -m lab.quality.styles",
     "truths": "python -m lab.quality.truths",
+    "scale": "python -m lab.quality.scale",
     "transfer": "python -m lab.quality.transfer",
     "stopping": "python -m lab.quality.stopping --judged",
     "real-pictures": "python -m lab.quality.real_images --steps 600",

@@ -30,11 +30,16 @@ _SEED_STRIDE = 100  # distance between the first seeds of two prompts
 
 @dataclass(frozen=True)
 class TrainedConcept:
-    """The concept of the last step, its run's folder, and the training time in seconds."""
+    """The concept of the last step, its run's folder, and the training time in seconds.
+
+    `processor_seconds` are those of `new_steps`, the steps of this process.
+    """
 
     concept: Concept
     folder: Path
     seconds: float
+    processor_seconds: float
+    new_steps: int
 
 
 @dataclass(frozen=True)
@@ -61,13 +66,22 @@ class Lab:
         """A short hash of the base model and a text, for file names of cached results."""
         return sha256(f"{self.model.hash}\n{text}".encode()).hexdigest()[:8]
 
-    def train(self, recipe: Recipe, folder: Path, task: str) -> TrainedConcept:
-        """Train in `folder`, whose name gets a hash of the recipe; an existing run continues."""
+    def train(self, recipe: Recipe, folder: Path, task: str, length: float = 1) -> TrainedConcept:
+        """Train in `folder`, whose name gets a hash of the recipe; an existing run continues.
+
+        `length` is the number of steps, relative to that of the recipe.
+        """
         count = len(recipe.read_images())
         settled = TrainingPlan.of(recipe, self.model, count).recipe
         folder = folder.with_name(f"{folder.name}-{self.tag(settled.to_toml())}")
-        run = Run.open(folder) if Run.exists(folder) else Run.create(folder, settled)
-        start = time.perf_counter()
+        steps = round((settled.steps or 0) * length)
+        steps_before = 0
+        if Run.exists(folder):
+            run = Run.open(folder, steps)
+            steps_before = len(run.state.steps)
+        else:
+            run = Run.create(folder, settled.model_copy(update={"steps": steps}))
+        start, processor_start = time.perf_counter(), time.process_time()
         preparation = 0.0
 
         def report(progress: Progress) -> None:
@@ -77,8 +91,11 @@ class Lab:
             self.progress(progress)
 
         train_with_progress(run, self.model, task, report)
-        seconds = preparation + sum(step.seconds for step in run.state.steps)
-        return TrainedConcept(run.concept, folder, seconds)
+        processor_seconds = time.process_time() - processor_start
+        steps_done = run.state.steps
+        seconds = preparation + sum(step.seconds for step in steps_done)
+        new_steps = len(steps_done) - steps_before
+        return TrainedConcept(run.concept, folder, seconds, processor_seconds, new_steps)
 
     def generate(
         self, prompts: Sequence[Prompt], concept: Concept | None, task: str

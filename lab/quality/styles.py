@@ -25,6 +25,7 @@ from lab.quality.harness import (
 )
 from lab.quality.scores import ATTRIBUTES, score_images, style_scales
 from pinxit import registry
+from pinxit.evaluation.metric import Scale
 from pinxit.evaluation.prompt_sets import Prompt
 from pinxit.files.atomic_write import write_text
 from pinxit.images.tensors import contact_sheet
@@ -81,16 +82,7 @@ class Experiment:
 
     def recipe(self, base: str) -> Recipe:
         """The recipe; writes the training images and their captions first."""
-        pictures = self.folder / "pictures"
-        pictures.mkdir(parents=True, exist_ok=True)
-        for number, exhibit in enumerate(gallery.style_pictures(self.style)):
-            exhibit.image().save(pictures / f"{number}.png")
-            write_text(pictures / f"{number}.txt", exhibit.caption or "")
-        word = {"token": TOKEN, "class_noun": NOUN, "kind": "style", "method": self.way}
-        return Recipe.model_validate(
-            {**word, "base": base, "images": pictures, "steps": self.args.steps}
-            | {"preview_every": 0}
-        )
+        return recipe(self.style, self.folder, method=self.way, base=base, steps=self.args.steps)
 
     def renderings(self) -> list[LabImage]:
         """The ground truth: other individuals of the classes, rendered in the style."""
@@ -100,6 +92,17 @@ class Experiment:
             LabImage(prompt, exhibit.image())
             for prompt, exhibit in zip(self.prompts(), exhibits, strict=True)
         ]
+
+
+def recipe(style: str, folder: Path, **options: object) -> Recipe:
+    """A recipe for a style; writes its training images and their captions first."""
+    images = folder / "pictures"
+    images.mkdir(parents=True, exist_ok=True)
+    for number, exhibit in enumerate(gallery.style_pictures(style)):
+        exhibit.image().save(images / f"{number}.png")
+        write_text(images / f"{number}.txt", exhibit.caption or "")
+    word = {"token": TOKEN, "class_noun": NOUN, "kind": "style"}
+    return Recipe.model_validate({**word, "images": images, "preview_every": 0, **options})
 
 
 def generate_images(
@@ -129,13 +132,9 @@ def run_experiment(lab: Lab, eyes: Eyes, experiment: Experiment) -> Row:
 def _measure(lab: Lab, eyes: Eyes, experiment: Experiment, file: Path) -> Row:
     generated, trained = generate_images(lab, experiment)
     images = [image.image for image in generated]
-    references = [one.image() for one in gallery.style_pictures(experiment.style)]
-    photos, true = (
-        [one.image() for one in gallery.style_pictures(style, _SEED, class_places())]
-        for style in ("photo", experiment.style)
-    )
-    scores = score_images(generated, style_scales(references, photos, true), eyes).to_dict()
-    nearest = registry.load("metrics", "nearest")().score(images, references, ())
+    scales = scales_of(experiment.style)
+    scores = score_images(generated, scales, eyes).to_dict()
+    nearest = registry.load("metrics", "nearest")().score(images, scales["gram"].references, ())
     experiment.folder.mkdir(parents=True, exist_ok=True)
     contact_sheet([image.resize((128, 128)) for image in images], 8).save(file.with_suffix(".png"))
     return {
@@ -145,6 +144,16 @@ def _measure(lab: Lab, eyes: Eyes, experiment: Experiment, file: Path) -> Row:
         "nearest": max(nearest),
         **scores,
     }
+
+
+def scales_of(style: str) -> dict[str, Scale]:
+    """The scales of a style's colours and texture."""
+    references = [one.image() for one in gallery.style_pictures(style)]
+    photos, true = (
+        [one.image() for one in gallery.style_pictures(name, _SEED, class_places())]
+        for name in ("photo", style)
+    )
+    return style_scales(references, photos, true)
 
 
 def leak_rate(generated: Sequence[LabImage], eyes: Eyes) -> float:

@@ -66,10 +66,8 @@ class Experiment:
 
     def recipe(self, base: str) -> Recipe:
         """The recipe; writes the training images first."""
-        pictures = write_references(self.subject, self.folder / "pictures")
-        choices = {"steps": self.args.steps, "learning_rate": self.args.learning_rate, "base": base}
-        word = {"token": TOKEN, "class_noun": self.noun, "method": self.method}
-        return Recipe.model_validate({**choices, **word, "images": pictures, "preview_every": 0})
+        choices = {"steps": self.args.steps, "learning_rate": self.args.learning_rate}
+        return recipe(self.subject, self.folder, method=self.method, base=base, **choices)
 
 
 def run_experiment(lab: Lab, eyes: Eyes, experiment: Experiment) -> Row:
@@ -118,6 +116,13 @@ def summary(rows: Mapping[str, Sequence[Row]]) -> dict[str, object]:
             "bars": bars.get(method),
         }
     return figures
+
+
+def recipe(subject: int, folder: Path, **options: object) -> Recipe:
+    """A recipe for a subject; writes its training images into the folder first."""
+    word = {"token": TOKEN, "class_noun": held_out_subjects()[subject].class_noun}
+    images = write_references(subject, folder / "pictures")
+    return Recipe.model_validate({**word, "images": images, "preview_every": 0, **options})
 
 
 def subject_images(subject: int) -> tuple[list[gallery.Picture], ...]:

@@ -6,14 +6,15 @@ measurement continues. The last line on stdout is JSON.
 
 import json
 import re
-import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from itertools import combinations
 from pathlib import Path
 from statistics import fmean
-from typing import Any, get_args
+from typing import Any
 
+from PIL.Image import Image
 from torch import Tensor
 
 from lab.quality import subjects
@@ -26,7 +27,6 @@ from pinxit.models.open_base import open_base
 from pinxit.pocket.captions import prompt
 from pinxit.pocket.eyes import JOINT, Eyes
 from pinxit.pocket.world import BACKGROUNDS, CLASSES, COLOURS, STYLES, held_out_subjects
-from pinxit.training.finetuning import Preservation
 from pinxit.training.plan import TrainingPlan
 from pinxit.training.recipe import Recipe
 
@@ -46,11 +46,6 @@ GROUPS: dict[str, dict[str, tuple[Options, Options]]] = {
     "prior": {
         "without class pictures": (_DREAMBOOTH, {"steps": 200}),
         "with class pictures": (_WITH_CLASS_IMAGES, {"steps": 200}),
-    },
-    "preserve": {
-        f"{method}, {preserve}": ({"name": method, "preserve": preserve}, {})
-        for method in ("dreambooth", "lora")
-        for preserve in get_args(Preservation)
     },
     "words": {
         f"{count} {length}": (
@@ -81,14 +76,10 @@ class Experiment:
 
     def recipe(self, base: str) -> Recipe:
         """The recipe; writes the training images first."""
-        pictures = subjects.write_references(
-            self.subject, self.work / f"{self.subject:02}-pictures"
-        )
         method, options = GROUPS[self.group][self.name]
-        word = {"token": subjects.TOKEN, "class_noun": self.noun, "method": dict(method)}
-        return Recipe.model_validate(
-            {**word, **options, "base": base, "images": pictures, "preview_every": 0}
-        )
+        own = {"method": dict(method), "class_noun": self.noun, "base": base}
+        folder = self.work / f"{self.subject:02}"
+        return subjects.recipe(self.subject, folder, **{**own, **options})
 
 
 def places(noun: str) -> list[Prompt]:
@@ -123,57 +114,66 @@ def run_experiment(lab: Lab, eyes: Eyes, experiment: Experiment) -> dict[str, fl
 
 def _measure(lab: Lab, eyes: Eyes, experiment: Experiment, recipe: Recipe) -> dict[str, float]:
     task = f"subject {experiment.subject}, {experiment.name}"
-    start = time.process_time()
     trained = lab.train(recipe, experiment.work / f"{experiment.subject:02}-run", task)
     scales, concept = subjects.scales_of(experiment.subject, eyes), trained.concept
-    row = {"seconds": trained.seconds, "processor seconds": time.process_time() - start}
+    row = {"seconds": trained.seconds}
     placed = lab.generate(places(experiment.noun), concept, f"{task}: places")
     images = [image.image for image in placed]
     row |= {name: scale.score(images).relative for name, scale in scales.items()}
-    if experiment.group in ("words", "preserve"):
-        edited = lab.generate(edits(experiment.noun), concept, f"{task}: edits")
-        row |= _prompt_accuracy(edited, eyes)
     if experiment.group == "words":
+        edited = lab.generate(edits(experiment.noun), concept, f"{task}: edits")
+        row |= prompt_accuracy(edited, eyes)
         vectors = concept.parts[0].tensors["text"]
         row["norm"] = float(vectors.norm(dim=1).mean())
         own = lab.model.text_encoders["text"].token_embeddings(experiment.noun)
         row["norm of the noun"] = float(own.norm(dim=1).mean())
-    if experiment.group in ("prior", "preserve"):
-        row |= _class_change(lab, concept, scales["likeness"], experiment, eyes)
+    if experiment.group == "prior":
+        row |= class_change(lab, concept, scales["likeness"], experiment.noun, eyes)
     return row
 
 
-def _prompt_accuracy(generated: Sequence[LabImage], eyes: Eyes) -> dict[str, float]:
+def prompt_accuracy(
+    generated: Sequence[LabImage], eyes: Eyes, questions: Sequence[str] = JOINT
+) -> dict[str, float]:
     """The share of images that show each attribute of the prompt, and the mean of all."""
     images = [image.image for image in generated]
     texts = [image.prompt.target_text for image in generated]
     accuracy: dict[str, float] = {}
-    for question in JOINT:
+    for question in questions:
         metric = registry.load("metrics", "pocket-attributes")(eyes=eyes, questions=(question,))
         accuracy[question] = fmean(metric.score(images, (), texts))
     return {**accuracy, "obeyed": fmean(accuracy.values())}
 
 
-def _class_change(
-    lab: Lab, concept: Concept, scale: Scale, experiment: Experiment, eyes: Eyes
+def class_change(
+    lab: Lab, concept: Concept, scale: Scale, noun: str, eyes: Eyes
 ) -> dict[str, float]:
     """How the class has changed: similarity to the subject, and diversity of its members.
 
     Images of the class noun by the fine-tuned network and by the base model, all in one place, so
     that different places do not count as diversity.
     """
-    text = prompt(experiment.noun, None, BACKGROUNDS[0], "photo")
-    plain = [Prompt(text, text, text, seed) for seed in range(8)]
     row: dict[str, float] = {}
-    for which, applied in (("", concept), (" of the base", None)):
-        generated = lab.generate(plain, applied, f"{experiment.name}: class{which}")
-        images = [image.image for image in generated]
+    own, base = _class_images(lab, concept, noun), _base_class_images(lab, noun)
+    for which, images in (("", own), (" of the base", base)):
         row[f"drift{which}"] = scale.score(images).relative
         # The mean distance between individuals: 1 minus the cosine of their embeddings.
         people: Tensor = eyes.look(stack_images(images)).instance
         distances = (1 - float(one @ other) for one, other in combinations(people, 2))
         row[f"diversity{which}"] = fmean(distances)
     return row
+
+
+@cache
+def _base_class_images(lab: Lab, noun: str) -> list[Image]:
+    return _class_images(lab, None, noun)
+
+
+def _class_images(lab: Lab, concept: Concept | None, noun: str) -> list[Image]:
+    """Eight images of the class noun."""
+    text = prompt(noun, None, BACKGROUNDS[0], "photo")
+    plain = [Prompt(text, text, text, seed) for seed in range(8)]
+    return [image.image for image in lab.generate(plain, concept, f"{noun}: class")]
 
 
 def main() -> None:

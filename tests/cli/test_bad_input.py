@@ -189,6 +189,20 @@ def test_typed_options_replace_those_of_a_recipe(place: Place) -> None:
     assert (method["num_vectors"], method["initializer"]) == (2, "random")
 
 
+@pytest.mark.parametrize("first", ["folder", "option"])
+def test_without_a_method_the_recommended_one_trains_and_says_why(
+    first: str, place: Place, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command, _, *typed = place.train("--class-images", "0", "--preview-every", "0")
+    images, *options = typed
+    where = [images, *options] if first == "folder" else [*options, "--images", images]
+    assert main([command, *where]) == 0
+    method = Recipe.from_toml(place.here / "run" / "recipe.toml").method
+    assert (method.name, method.model_dump()["class_images"]) == ("lora", 0)
+    (line,) = [line for line in capsys.readouterr().err.splitlines() if "because" in line]
+    assert line.startswith("method: lora, because none is named: ")
+
+
 def test_photographs_for_pocket_are_noted(
     place: Place, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

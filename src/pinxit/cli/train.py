@@ -11,6 +11,10 @@ from pinxit.errors import RecipeError, did_you_mean
 
 _METHODS = registry.names("methods")
 
+# The method if none is named, and why: docs/guides/which-method.md has the figures.
+_RECOMMENDED = "lora"
+_REASON = "nearly the likeness of dreambooth in a small file, for objects and styles"
+
 train = App(name="train", help="Train a concept from images of a subject or a style.")
 many = App(name="train-many", help="Train concepts of many subjects, several at once.")
 for _name in _METHODS:
@@ -62,15 +66,18 @@ def train_from_file(  # noqa: PLR0913 (one for each flag)
     ] = None,
     pictures: Annotated[Path | None, Parameter(show=False, help="same as --images")] = None,
 ) -> None:
-    """Train from a recipe file, or continue a run that was stopped."""
+    """Train from a recipe file, or continue a run that was stopped.
+
+    With a folder of images and no method, train by the recommended method.
+    """
     images = images or pictures
-    if recipe is not None and resume is None:
-        typed = {"out": out, "device": device, "steps": steps, "images": images, "base": base}
-        _train_recipe(recipe, (*words, *(["--download"] if download else ())), typed)
+    if resume is None and (recipe is not None or images or _is_image_folder(words)):
+        typed = {"recipe": recipe, "out": out, "device": device, "steps": steps, "base": base}
+        _train(recipe, (*words, *(["--download"] if download else ())), typed | {"images": images})
         return
     _refuse_words("train", words, _FLAGS)
     if resume is None:
-        raise RecipeError("`pinxit train` needs a method, a recipe or a run", _usage())
+        raise RecipeError("`pinxit train` needs a folder of images, a recipe or a run", _usage())
     if recipe is not None:
         raise RecipeError(f"a recipe ({recipe}) and a run ({resume}) are both given", _usage())
     from pinxit.cli import train_run
@@ -79,15 +86,24 @@ def train_from_file(  # noqa: PLR0913 (one for each flag)
     train_run.train_run(train_run.Run.open(resume, steps, images, base), opening)
 
 
-def _train_recipe(recipe: Path, words: tuple[str, ...], typed: Mapping[str, object]) -> None:
-    """Train from a recipe with further options, which `pinxit train METHOD` understands."""
+def _is_image_folder(words: tuple[str, ...]) -> bool:
+    """Whether the first word is a folder, and not the name of a method."""
+    return bool(words) and words[0] not in _METHODS and Path(words[0]).expanduser().is_dir()
+
+
+def _train(recipe: Path | None, words: tuple[str, ...], typed: Mapping[str, object]) -> None:
+    """Train by the method of a recipe, or by the recommended one, with all options typed."""
     from pinxit.cli import app
+    from pinxit.cli.screen import say
     from pinxit.training.recipe import Recipe
 
-    method = Recipe.from_toml(recipe).method.name
+    method = _RECOMMENDED
+    if recipe:
+        method = Recipe.from_toml(recipe).method.name
+    else:
+        say(f"method: {method}, because none is named: {_REASON}")
     options = [f"--{name}={value}" for name, value in typed.items() if value is not None]
-    command = ["train", method, f"--recipe={recipe}", *options, *words]
-    app(command, exit_on_error=False, print_error=False)
+    app(["train", method, *options, *words], exit_on_error=False, print_error=False)
 
 
 @many.default
@@ -112,7 +128,8 @@ def resume_many(
 
 def _usage() -> str:
     return (
-        "use `pinxit train METHOD IMAGES ...`, --recipe FILE or --resume RUN; "
+        "use `pinxit train METHOD IMAGES ...`, `pinxit train IMAGES ...` for the recommended "
+        f"method ({_RECOMMENDED}), --recipe FILE or --resume RUN; "
         f"methods: {', '.join(_METHODS)}"
     )
 

@@ -1,0 +1,286 @@
+"""All methods on one scale: fidelity, prompt following, drift, diversity, leaks, bytes and time.
+
+Every piece is one subject or style, trained by one method for one length, in a JSON file in the
+work folder; pieces that exist are not measured again. The last line on stdout is JSON: means over
+all subjects and all styles that have been measured, with 95% intervals.
+"""
+
+import argparse
+import json
+import os
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import fmean
+from typing import Any, Protocol
+
+import numpy as np
+
+from lab.quality import styles, subjects, truths
+from lab.quality.harness import (
+    Lab,
+    LabImage,
+    Row,
+    argument_parser,
+    cached,
+    print_progress,
+)
+from pinxit.concepts.concept import Concept
+from pinxit.evaluation.confidence import bootstrap
+from pinxit.evaluation.metric import Scale, stack_images
+from pinxit.images.tensors import contact_sheet
+from pinxit.models.open_base import open_base
+from pinxit.pocket.eyes import Eyes
+from pinxit.pocket.prompt_attributes import prompt_attributes
+from pinxit.pocket.world import HELD_OUT_DRAWN, HELD_OUT_STYLES, held_out_subjects
+from pinxit.runs.class_images import read_class_images
+from pinxit.runs.run import Run
+from pinxit.training.plan import TrainingPlan
+from pinxit.training.recipe import Recipe
+
+Options = Mapping[str, Any]
+# Those with a way to preserve the class are for subjects only.
+METHODS: dict[str, Options] = {
+    "lora": {"name": "lora"},
+    "dreambooth": {"name": "dreambooth"},
+    "textual-inversion": {"name": "textual-inversion"},
+    **{
+        f"{method}, {preserve}": {"name": method, "preserve": preserve}
+        for preserve in ("base-answer", "weights", "none")
+        for method in ("lora", "dreambooth")
+    },
+    "lora, rank 1": {"name": "lora", "rank": 1},
+    "lora, rank 16": {"name": "lora", "rank": 16},
+    "dora": {"name": "lora", "adapter": "dora"},
+    "lokr": {"name": "lora", "adapter": "lokr"},
+}
+# Relative to the default steps: the first round is measured for all subjects before the second.
+ROUNDS = ((0.5, 1.0), (2.0,))
+SUBJECTS = 10
+STYLES = (*HELD_OUT_STYLES, *HELD_OUT_DRAWN[:4])
+FIGURES = ("fidelity", "prompt following", "drift", "diversity", "leaks", "megabytes", "seconds")
+
+
+class Case(Protocol):
+    """A subject or a style of pocket."""
+
+    @property
+    def name(self) -> str:
+        """The name of its files."""
+        ...
+
+    @property
+    def noun(self) -> str:
+        """The class whose drift is measured."""
+        ...
+
+    def recipe(self, folder: Path, method: Options, base: str) -> Recipe:
+        """The recipe; writes the training images first."""
+        ...
+
+    def measure(self, lab: Lab, concept: Concept, eyes: Eyes) -> tuple[Scale, Row, list[LabImage]]:
+        """The scale of its fidelity, the results, and the images that show them."""
+        ...
+
+
+@dataclass(frozen=True)
+class SubjectCase:
+    """A held-out subject by its number."""
+
+    subject: int
+
+    @property
+    def name(self) -> str:
+        """The name of its files."""
+        return f"subject-{self.subject:02}"
+
+    @property
+    def noun(self) -> str:
+        """Its class."""
+        return held_out_subjects()[self.subject].class_noun
+
+    def recipe(self, folder: Path, method: Options, base: str) -> Recipe:
+        """The recipe; writes the training images first."""
+        return subjects.recipe(self.subject, folder, method=dict(method), base=base)
+
+    def measure(self, lab: Lab, concept: Concept, eyes: Eyes) -> tuple[Scale, Row, list[LabImage]]:
+        """Likeness in half of the places; colours, places and styles of prompts in the others.
+
+        A leak is a place of the training images instead of that of the prompt.
+        """
+        placed = lab.generate(truths.places(self.noun)[::2], concept, f"{self.name}: places")
+        edited = lab.generate(truths.edits(self.noun)[1::2], concept, f"{self.name}: edits")
+        scales = subjects.scales_of(self.subject, eyes)
+        images = [image.image for image in placed]
+        row: Row = {
+            "fidelity": scales["likeness"].score(images).relative,
+            "hidden": scales["hidden"].score(images).relative,
+            "prompt following": truths.prompt_accuracy(edited, eyes)["obeyed"],
+        }
+        both = [*placed, *edited]
+        shown = eyes.look(stack_images([image.image for image in both])).named("background")
+        references = stack_images(subjects.subject_images(self.subject)[0])
+        trained = set(eyes.look(references).named("background"))
+        prompted = [prompt_attributes(image.prompt.target_text)["background"] for image in both]
+        leaks = (a != b and a in trained for a, b in zip(shown, prompted, strict=True))
+        return scales["likeness"], {**row, "leaks": fmean(leaks)}, both
+
+
+@dataclass(frozen=True)
+class StyleCase:
+    """A held-out style by its name."""
+
+    style: str
+
+    @property
+    def noun(self) -> str:
+        """The class whose drift is measured."""
+        return "cat"
+
+    @property
+    def name(self) -> str:
+        """The name of its files."""
+        return f"style-{self.style.replace(' ', '-')}"
+
+    def recipe(self, folder: Path, method: Options, base: str) -> Recipe:
+        """The recipe; writes the training images and their captions first."""
+        return styles.recipe(self.style, folder, method=dict(method), base=base)
+
+    def measure(self, lab: Lab, concept: Concept, eyes: Eyes) -> tuple[Scale, Row, list[LabImage]]:
+        """Colours and textures of sixteen objects in the style; objects and places of prompts.
+
+        A leak is an object of the training images instead of that of the prompt.
+        """
+        experiment = styles.Experiment(self.style, "", argparse.Namespace(work=Path()))
+        generated = lab.generate(experiment.prompts(), concept, f"{self.name}: generating")
+        images = [image.image for image in generated]
+        scales = styles.scales_of(self.style)
+        shares = {name: scale.score(images).relative for name, scale in scales.items()}
+        right = truths.prompt_accuracy(generated, eyes, ("class", "background"))
+        row: Row = {"fidelity": fmean(shares.values()), **shares}
+        row |= {"prompt following": right["obeyed"], "leaks": styles.leak_rate(generated, eyes)}
+        return scales["colour"], row, generated
+
+
+@dataclass(frozen=True)
+class Piece:
+    """A subject or a style by one method, trained for `length` times the default steps."""
+
+    case: Case
+    method: str
+    length: float
+
+    def result(self, lab: Lab, eyes: Eyes, work: Path, *, new: bool = True) -> Row | None:
+        """The results from the work folder, or else measured now if `new`, else None."""
+        folder = work / self.case.name
+        recipe = self.case.recipe(folder, METHODS[self.method], lab.model.name)
+        plan = TrainingPlan.of(recipe, lab.model, len(recipe.read_images()))
+        file = folder / f"{self.title}-{lab.tag(plan.recipe.to_toml())}.json"
+        if not new and not file.is_file():
+            return None
+        return cached(file, lambda: self._measure(lab, eyes, recipe, file, work))
+
+    @property
+    def title(self) -> str:
+        """The method and the length, for file names."""
+        return f"{self.method.replace(', ', '-').replace(' ', '-')}-{self.length:g}"
+
+    def _measure(self, lab: Lab, eyes: Eyes, recipe: Recipe, file: Path, work: Path) -> Row:
+        task, folder = f"{self.case.name}, {self.method}", file.parent
+        prepared = _class_images_seconds(lab, recipe, work)
+        run = folder / self.method.replace(", ", "-").replace(" ", "-")
+        trained = lab.train(recipe, run, task, self.length)
+        scale, row, images = self.case.measure(lab, trained.concept, eyes)
+        change = truths.class_change(lab, trained.concept, scale, self.case.noun, eyes)
+        contact_sheet([i.image.resize((128, 128)) for i in images], 7).save(
+            file.with_suffix(".png")
+        )
+        state = Run.open(trained.folder).state
+        steps = len(state.steps)
+        return {
+            **row,
+            "drift": change["drift"] - change["drift of the base"],
+            "diversity": change["diversity"] / change["diversity of the base"],
+            "megabytes": _megabytes(state.result_file),
+            "seconds": prepared + steps * trained.processor_seconds / max(trained.new_steps, 1),
+            "class images": prepared,
+            "steps": steps,
+        }
+
+
+def _megabytes(path: Path) -> float:
+    files = [path, *path.rglob("*")] if path.is_dir() else [path]
+    return sum(file.stat().st_size for file in files if file.is_file()) / 1e6
+
+
+def _class_images_seconds(lab: Lab, recipe: Recipe, work: Path) -> float:
+    """The processor time that the class images of a recipe need, which are in the cache then."""
+    required = TrainingPlan.of(recipe, lab.model, len(recipe.read_images())).class_images
+    if not required.count:
+        return 0.0
+
+    def measure() -> Row:
+        start = time.process_time()
+        read_class_images(lab.model, required)
+        return {"seconds": time.process_time() - start}
+
+    return float(cached(work / f"class-{lab.tag(repr(required))}.json", measure)["seconds"])
+
+
+def pieces() -> Iterator[Piece]:
+    """All pieces, those that say most first: two subjects, then a style, and so on."""
+    all_subjects = [SubjectCase(number) for number in subjects.sample_subjects(SUBJECTS)]
+    cases: list[Case] = []
+    for number, style in enumerate(STYLES):
+        cases.extend(all_subjects[2 * number : 2 * number + 2])
+        cases.append(StyleCase(style))
+    for lengths in ROUNDS:
+        for case in cases:
+            for method in METHODS:
+                if isinstance(case, SubjectCase) or "preserve" not in METHODS[method]:
+                    yield from (Piece(case, method, length) for length in lengths)
+
+
+def summary(rows: Mapping[Piece, Row]) -> dict[str, object]:
+    """Means by kind of case, method and length, with 95% intervals over the cases."""
+    figures: dict[str, dict[str, object]] = {"subjects": {}, "styles": {}}
+    groups: dict[tuple[str, str, float], list[Row]] = {}
+    for piece, row in rows.items():
+        kind = "subjects" if isinstance(piece.case, SubjectCase) else "styles"
+        groups.setdefault((kind, piece.method, piece.length), []).append(row)
+    for (kind, method, length), some in groups.items():
+        intervals = {
+            name: vars(bootstrap(np.array([row[name] for row in some]))) for name in FIGURES
+        }
+        figures[kind][f"{method}, {length:g}"] = {
+            "method": method,
+            "length": length,
+            "cases": len(some),
+            **intervals,
+        }
+    return {kind: rows for kind, rows in figures.items() if rows}
+
+
+def main() -> None:
+    """Measure pieces until none is left or the time is over; progress goes to stderr."""
+    parser = argument_parser(__doc__, "build/scale")
+    parser.add_argument("--pieces", type=int, help="number of new pieces; default: all")
+    parser.add_argument("--minutes", type=float, help="start no new piece after this time")
+    args = parser.parse_args()
+    os.environ["PINXIT_CACHE"] = str((args.work / "cache").resolve())
+    lab, eyes = Lab(open_base("pocket"), print_progress, num_images=1), Eyes.load()
+    end = time.monotonic() + 60 * (args.minutes or 1e9)
+    left = args.pieces if args.pieces is not None else 10**9
+    rows: dict[Piece, Row] = {}
+    for piece in pieces():
+        row = piece.result(lab, eyes, args.work, new=False)
+        if row is None and left > 0 and time.monotonic() < end:
+            row, left = piece.result(lab, eyes, args.work), left - 1
+        if row is not None:
+            rows[piece] = row
+    print(json.dumps(summary(rows)))
+
+
+if __name__ == "__main__":
+    main()

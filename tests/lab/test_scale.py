@@ -1,0 +1,87 @@
+"""The scale of all methods: order of the pieces, what is measured again, means and intervals."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from statistics import fmean
+from types import SimpleNamespace
+from typing import Any, cast
+
+import pytest
+
+from lab.quality import scale
+from lab.quality.harness import Lab
+from pinxit.models.model import Model
+from pinxit.pocket.eyes import Eyes
+from pinxit.training.plan import TrainingPlan
+
+
+def _constant(value: object) -> Callable[..., object]:
+    def function(*_: object) -> object:
+        return value
+
+    return function
+
+
+def row(value: float) -> dict[str, float]:
+    return dict.fromkeys(scale.FIGURES, value)
+
+
+def test_any_first_pieces_are_a_table_of_all_methods_for_some_subjects() -> None:
+    pieces = list(scale.pieces())
+    assert len({(piece.case.name, piece.method, piece.length) for piece in pieces}) == len(pieces)
+    first_subject = pieces[: 2 * len(scale.METHODS)]
+    assert len({piece.case.name for piece in first_subject}) == 1
+    assert {piece.method for piece in first_subject} == set(scale.METHODS)
+    assert {piece.length for piece in first_subject} == {0.5, 1.0}
+    names = {piece.case.name for piece in pieces}
+    assert sum("subject" in name for name in names) == 10
+    assert sum("style" in name for name in names) == 8
+    # A longer run continues the shorter one.
+    for name in names:
+        lengths = [p.length for p in pieces if p.case.name == name and p.method == "lora"]
+        assert lengths == sorted(lengths) == [0.5, 1.0, 2.0]
+
+
+def test_summary_has_means_over_subjects_and_the_number_of_them() -> None:
+    cases = (scale.SubjectCase(3), scale.SubjectCase(4), scale.SubjectCase(5))
+    values = (0.2, 0.5, 0.8)
+    rows = {scale.Piece(c, "lora", 1.0): row(v) for c, v in zip(cases, values, strict=True)}
+    rows[scale.Piece(scale.StyleCase("sepia"), "lora", 1.0)] = row(0.4)
+    figures: Any = scale.summary(rows)
+    lora = figures["subjects"]["lora, 1"]
+    assert lora["cases"] == 3
+    assert lora["fidelity"]["value"] == pytest.approx(fmean(values))
+    # Two of 27 resampled triples have all three values at one end, and so more than 2.5%.
+    assert lora["fidelity"]["low"] == pytest.approx(0.2)
+    assert lora["fidelity"]["high"] == pytest.approx(0.8)
+    style = figures["styles"]["lora, 1"]
+    assert (style["cases"], style["drift"]["value"]) == (1, pytest.approx(0.4))
+
+
+def test_a_piece_is_measured_once_and_again_with_another_base(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    measured: list[str] = []
+    recipe = SimpleNamespace(read_images=lambda: (1,), to_toml=lambda: "recipe")
+    plan = SimpleNamespace(recipe=recipe)
+    monkeypatch.setattr(TrainingPlan, "of", _constant(plan))
+    monkeypatch.setattr(scale.SubjectCase, "recipe", _constant(recipe))
+
+    def measure(piece: scale.Piece, *_: object) -> dict[str, float]:
+        measured.append(piece.title)
+        return row(0.3)
+
+    monkeypatch.setattr(scale.Piece, "_measure", measure)
+    piece, eyes = scale.Piece(scale.SubjectCase(3), "lora, rank 16", 0.5), cast("Eyes", None)
+
+    def lab(base: str) -> Lab:
+        return Lab(cast("Model", SimpleNamespace(hash=base, name="pocket")), lambda _: None)
+
+    assert piece.result(lab("a"), eyes, tmp_path, new=False) is None
+    assert piece.result(lab("a"), eyes, tmp_path) == row(0.3)
+    assert piece.result(lab("a"), eyes, tmp_path, new=False) == row(0.3)
+    assert piece.result(lab("b"), eyes, tmp_path, new=False) is None
+    assert measured == ["lora-rank-16-0.5"]
+    (file,) = tmp_path.rglob("*.json")
+    assert json.loads(file.read_text()) == row(0.3)
