@@ -61,6 +61,11 @@ def pages() -> dict[str, str]:
 def _pages() -> Iterator[tuple[str, str]]:
     for name in _subcommands(app):
         command = app[name]
+        if not command.default_command:  # a group of commands
+            for part in _subcommands(command):
+                text = _page(f"pinxit {name} {part}", command[part].help, _rows(command[part]))
+                yield f"{name}-{part}.md", text
+            continue
         rows = _rows(command)
         for method in _subcommands(command)[:1]:  # the options that all methods have in common
             known = {row.flag for row in rows}

@@ -18,6 +18,7 @@ pinxit.contact_sheet([result.image for result in results]).show()
 - `generate`: generate images from a prompt or a `GenerationRequest`
 - `evaluate`: compare concepts by measured images, in one report
 - `read_concept`, `write_concept`, `convert`, `inspect_file`: files of concepts, in all formats
+- `merge_loras`, `fuse_loras`, `extract_lora`: LoRAs into one, into a base model, and out of one
 - `model.to_pipeline(concepts)`, `Model.from_pipeline(pipe)`: to and from pipelines of diffusers
 - `read_images`, `contact_sheet`: folders of training images, and sheets of several images
 
@@ -28,7 +29,17 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from pinxit.api import convert, evaluate, generate, inspect_file, resume, train
+    from pinxit.api import (
+        convert,
+        evaluate,
+        extract_lora,
+        fuse_loras,
+        generate,
+        inspect_file,
+        merge_loras,
+        resume,
+        train,
+    )
     from pinxit.concepts.concept import Concept
     from pinxit.concepts.read import read_concept, write_concept
     from pinxit.errors import PinxitError
@@ -61,8 +72,11 @@ __all__ = [
     "contact_sheet",
     "convert",
     "evaluate",
+    "extract_lora",
+    "fuse_loras",
     "generate",
     "inspect_file",
+    "merge_loras",
     "open_base",
     "read_concept",
     "read_images",
@@ -86,8 +100,11 @@ _HOMES = {
     "contact_sheet": "images.tensors",
     "convert": "api",
     "evaluate": "api",
+    "extract_lora": "api",
+    "fuse_loras": "api",
     "generate": "api",
     "inspect_file": "api",
+    "merge_loras": "api",
     "open_base": "models.open_base",
     "read_concept": "concepts.read",
     "read_images": "images.folder",

@@ -6,13 +6,17 @@ import sys
 from collections.abc import Callable, Generator, Iterable, Sequence
 from contextlib import closing, suppress
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from pinxit.cli.notebook import NotebookOutput, in_notebook
 from pinxit.cli.screen import bars, say
 from pinxit.cli.train_run import RunDisplay, best_step_lines, read_and_check_images, stop_message
+from pinxit.concepts import lora_fuse, lora_tools
 from pinxit.concepts.concept import Concept
-from pinxit.concepts.conversion import convert_concept
+from pinxit.concepts.conversion import convert_concept, prepare_output
+from pinxit.concepts.layer_errors import group_errors
+from pinxit.concepts.low_rank import RankLimit
+from pinxit.concepts.read import ConceptReference
 from pinxit.concepts.summary import summarize
 from pinxit.generation.control import SamplingProgress
 from pinxit.generation.request import GeneratedImage, GenerationRequest
@@ -146,6 +150,67 @@ def convert(
     """
     convert_concept(_path(concept), Path(out), format, base, precision)
     return Path(out)
+
+
+def merge_loras(
+    loras: Sequence[Run | Path | str],
+    out: Path | str,
+    rank: int | None = None,
+    energy: float | None = None,
+    base: str | None = None,
+    **options: Any,
+) -> dict[str, float]:
+    """Merge LoRAs into one file; `FILE:0.7` scales one by 0.7. One LoRA with a `rank` is resized.
+
+    Without `rank` (the largest rank of a layer) and `energy` (the share of the squared singular
+    values to keep) the result is exact. `base` is needed for DoRA, LoHa, LoKr and OFT. `options`
+    are those of `convert` for the file: `format` and `precision`. Returns the relative error for
+    each group of layers, and for "all". Raises ConceptError as `convert` does.
+    """
+    prepare_output(Path(out))
+    references = [ConceptReference.parse(_path(lora)) for lora in loras]
+    concept, errors = lora_tools.merge_loras(references, RankLimit(rank, energy), base)
+    lora_tools.write_lora(concept, Path(out), options.get("format"), options.get("precision"))
+    return group_errors(errors)
+
+
+def fuse_loras(
+    loras: Sequence[Run | Path | str],
+    out: Path | str,
+    base: str | None = None,
+    format: str | None = None,
+    precision: Literal["fp32", "fp16", "bf16"] | None = None,
+) -> Path:
+    """Merge LoRAs into the weights of a base model: a checkpoint file, or a diffusers folder.
+
+    Without `base`, it is the one that the first LoRA was trained on. Raises ConceptError if a LoRA
+    does not fit it, or if `out` exists.
+    """
+    prepare_output(Path(out))
+    references = [ConceptReference.parse(_path(lora)) for lora in loras]
+    lora_fuse.fuse_loras(references, Path(out), base, format, precision)
+    return Path(out)
+
+
+def extract_lora(
+    tuned: Run | Path | str,
+    out: Path | str,
+    rank: int | None = None,
+    energy: float | None = None,
+    base: str | None = None,
+    **options: Any,
+) -> dict[str, float]:
+    """Write the difference between a fine-tuned model and its base model as a LoRA.
+
+    `rank`, `energy`, `options` and the result are as in `merge_loras`; `all_weights` stores the
+    changes of biases, norms and embeddings too. Raises ConceptError if the models do not match.
+    """
+    prepare_output(Path(out))
+    limit, all_weights = RankLimit(rank, energy), bool(options.get("all_weights"))
+    tuned = _path(tuned)
+    concept, errors, _ = lora_tools.extract_lora(tuned, limit, base, all_weights=all_weights)
+    lora_tools.write_lora(concept, Path(out), options.get("format"), options.get("precision"))
+    return group_errors(errors)
 
 
 def inspect_file(file: Run | Path | str, base: str | None = None) -> dict[str, str]:

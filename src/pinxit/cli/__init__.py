@@ -42,6 +42,7 @@ for _name, _target, _help in (
     ("show", "library:show", "Show how an image was generated."),
     ("inspect", "inspect:inspect", "Show what a concept file contains."),
     ("convert", "convert:convert", "Convert a concept to another file format."),
+    ("lora", "lora:lora", "Merge, reduce and extract LoRAs."),
     ("studio", "studio:studio", "Open the studio, a web page for all of this."),
     ("worker", "studio:worker", "Do the jobs of a studio."),
     ("demo", "show:demo", "Train, generate and measure; write a report."),

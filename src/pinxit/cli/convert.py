@@ -11,6 +11,7 @@ from pinxit.cli.screen import data, say
 
 if TYPE_CHECKING:
     from pinxit.concepts.concept import Concept
+    from pinxit.concepts.format import Format
 
 
 def convert(
@@ -45,16 +46,18 @@ def convert(
     concept, writer = convert_concept(
         file, out, format_, base, precision, separate_embeddings=separate_embeddings
     )
-    name = registry.name_of(type(writer))
-    say(f"{concept.token} written as {name}")
-    say(*_program_lines(name, concept, out, bundled=not separate_embeddings))
+    say(*written_lines(writer, concept, out, bundled=not separate_embeddings))
     data(str(out))
 
 
-def _program_lines(name: str, concept: "Concept", out: Path, *, bundled: bool) -> Iterator[str]:
-    """What each program does with the file, and what to type in those that can use it."""
+def written_lines(
+    writer: "Format", concept: "Concept", out: Path, *, bundled: bool = True
+) -> Iterator[str]:
+    """The format, what each program does with the file, and what to type in those that use it."""
     from pinxit.concepts.programs import outcomes, usage
 
+    name = registry.name_of(type(writer))
+    yield f"{concept.token} written as {name}"
     results = outcomes(name, out.suffix, concept, bundled=bundled)
     for program, result in results.items():
         yield f"  {program}: {result}"

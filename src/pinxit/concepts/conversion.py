@@ -24,13 +24,28 @@ def convert_concept(
     Raises ConceptError if the format cannot store the concept, or if `out` exists.
     """
     concept = read_concept(file)
+    target = Target(out, base, precision, separate_embeddings)
+    return concept, write_in_format(concept, target, format_name)
+
+
+def write_in_format(concept: Concept, target: Target, format_name: str | None = None) -> Format:
+    """Write a concept to a new file or folder; without a format, the suffix decides.
+
+    Returns the format. Raises ConceptError as `convert_concept` does.
+    """
+    out = target.out
     name = format_name or default_format(concept, out.suffix)
     writer: Format = registry.load("formats", name)()
     if out.suffix not in writer.suffixes:
         suffixes = " or ".join(suffix or "no suffix (a folder)" for suffix in writer.suffixes)
         raise ConceptError(f"{out} has the wrong suffix for the format {name}", f"use {suffixes}")
+    prepare_output(out)
+    writer.write(concept, target)
+    return writer
+
+
+def prepare_output(out: Path) -> None:
+    """Make the folder that an output file is written to; ConceptError if the file exists."""
     if out.exists():
         raise ConceptError(f"{out} exists already", "choose another name, or remove it first")
     make_folder(out.parent)
-    writer.write(concept, Target(out, base, precision, separate_embeddings))
-    return concept, writer

@@ -152,12 +152,17 @@ def formats_hint(concept: Concept) -> str:
 
 def default_format(concept: Concept, suffix: str) -> str:
     """The name of the preferred format for a concept in a file with this suffix."""
-    formats = registry.names("formats")
-    for preferred_suffix in (suffix, ".safetensors"):
-        for name in formats:
-            if (concept.content, preferred_suffix) in registry.load("formats", name).preferred_for:
-                return name
-    return formats[0]
+    formats: dict[str, Format] = {
+        name: registry.load("formats", name)() for name in registry.names("formats")
+    }
+    preferred = [
+        name
+        for preferred_suffix in (suffix, ".safetensors", "")
+        for name, format_ in formats.items()
+        if (concept.content, preferred_suffix) in format_.preferred_for
+    ]
+    storing = (name for name in preferred if formats[name].stores(concept))
+    return next(storing, preferred[0])
 
 
 def write_embedding(content: Mapping[str, object], concept: Concept, out: Path) -> None:

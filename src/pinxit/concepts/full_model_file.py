@@ -51,8 +51,17 @@ def read_full_model(file: OpenedFile, description: str | None) -> Concept:
     With pinxit's `description`, the concept has the networks that were trained, otherwise all
     networks that could be.
     """
-    source = find_base(str(file.path))
-    networks = {
+    networks = trainable_weights(find_base(str(file.path)))
+    if description:
+        return from_description(description, networks, file.path)
+    parts = [FullWeightsPart(name, weights) for name, weights in networks.items()]
+    base = str(file.path.resolve())
+    return Concept(tuple(parts), Provenance.from_metadata(file.path.stem, {}, base))
+
+
+def trainable_weights(source: Source) -> dict[str, dict[str, Tensor]]:
+    """The weights that can be trained, by network and name without prefix."""
+    return {
         network: {
             without_prefix(name): tensor
             for name, tensor in source.weights(folder).items()
@@ -61,11 +70,6 @@ def read_full_model(file: OpenedFile, description: str | None) -> Concept:
         for folder, network in trainable_networks().items()
         if source.has(folder)
     }
-    if description:
-        return from_description(description, networks, file.path)
-    parts = [FullWeightsPart(name, weights) for name, weights in networks.items()]
-    base = str(file.path.resolve())
-    return Concept(tuple(parts), Provenance.from_metadata(file.path.stem, {}, base))
 
 
 def completed_networks(

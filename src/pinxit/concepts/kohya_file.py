@@ -52,7 +52,7 @@ def write_kohya_file(concept: Concept, loras: Sequence[LoraPart], target: Target
     """
     names, file_tensors = _names_of_base(concept), dict[str, Tensor]()
     if target.separate_embeddings:
-        concept = _without_embeddings(concept, target)
+        concept = write_embeddings_beside(concept, target)
     for part in loras:
         for layer, tensors in part.layers.items():
             path = _layer_path(part.network, layer, names)
@@ -71,18 +71,23 @@ def write_kohya_file(concept: Concept, loras: Sequence[LoraPart], target: Target
     write_tensors(target.out, file_tensors, metadata)
 
 
-def _without_embeddings(concept: Concept, target: Target) -> Concept:
+def write_embeddings_beside(concept: Concept, target: Target) -> Concept:
     """Write each embedding to a file beside, named after its token; return the other parts."""
     out = target.out
     embeddings = [part for part in concept.parts if isinstance(part, EmbeddingPart)]
     for part in embeddings:
-        file = out.with_name(f"{file_name(part.token)}.safetensors")
+        file = embedding_file(out, part.token)
         if file == out or file.exists():
             raise ConceptError(f"{file} exists already", "choose a folder without such a file")
         provenance = replace(concept.provenance, token=part.token)
         write_embedding(tables_to_keys(part.tables, EMB_PARAMS), Concept((part,), provenance), file)
     others = tuple(part for part in concept.parts if part not in embeddings)
     return replace(concept, parts=others)
+
+
+def embedding_file(out: Path, token: str) -> Path:
+    """The file for an embedding beside the output file or folder."""
+    return out.with_name(f"{file_name(token)}.safetensors")
 
 
 def _kernel_sides(layer: str, names: KohyaNames) -> tuple[int, ...] | None:

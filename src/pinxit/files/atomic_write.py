@@ -81,7 +81,7 @@ def write_tensors(
 
 def append(path: Path, text: str) -> None:
     """Append to a text file; call `flush` to make sure that it is on the disk."""
-    with _as_disk_error(path):
+    with disk_errors(path):
         _write(path, [text.encode()], os.O_APPEND, sync=False)
 
 
@@ -89,7 +89,7 @@ def flush(path: Path) -> None:
     """Write a file's data, or the names in a folder, from the system's cache to the disk."""
     if _WINDOWS and path.is_dir():  # which Windows cannot open
         return
-    with _as_disk_error(path):
+    with disk_errors(path):
         handle = os.open(path, os.O_RDWR if _WINDOWS else os.O_RDONLY)
         try:
             os.fsync(handle)
@@ -148,7 +148,7 @@ def check_regular(*paths: Path) -> None:
 
 def make_folder(path: Path) -> None:
     """Make a folder and its parents, and flush their names to the disk."""
-    with _as_disk_error(path):
+    with disk_errors(path):
         _make_folder(path)
 
 
@@ -167,7 +167,7 @@ def _make_folder(path: Path) -> None:
 def remove(*paths: Path) -> None:
     """Delete files; missing ones are ignored."""
     for path in paths:
-        with _as_disk_error(path), suppress(FileNotFoundError):
+        with disk_errors(path), suppress(FileNotFoundError):
             os.unlink(path)
 
 
@@ -198,7 +198,7 @@ def exclusive_lock(folder: Path) -> Generator[None]:
     """Hold the lock of a folder, which ends with the process; RunError if another holds it."""
     file = folder / _LOCK_FILE
     check_regular(file)
-    with _as_disk_error(file):
+    with disk_errors(file):
         handle = os.open(file, os.O_RDWR | os.O_CREAT | _NO_LINK, 0o666)
     try:
         _lock_unless_probed(handle)
@@ -255,7 +255,7 @@ def _draft(path: Path) -> Generator[Path]:
     """A temporary file, to be filled and flushed; it then replaces `path`, or is deleted."""
     draft = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     check_regular(draft)
-    with _as_disk_error(path):
+    with disk_errors(path):
         try:
             yield draft
             os.replace(draft, path)
@@ -285,7 +285,7 @@ def _write(path: Path, chunks: Iterable[bytes | memoryview], mode: int, *, sync:
 
 
 @contextmanager
-def _as_disk_error(path: Path) -> Generator[None]:
+def disk_errors(path: Path) -> Generator[None]:
     """Raise an OSError of the block as a DiskError."""
     try:
         yield

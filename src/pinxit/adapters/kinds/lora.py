@@ -139,18 +139,26 @@ class LoraAdapter(Adapter):
         paths = module_paths(network)
         for name, tensors in part.layers.items():
             layer = base_layer(network.get_submodule(paths[name])) if name in paths else None
-            is_known = layer is not None and supports(layer, part.variant)
-            weights = {
-                key: fitted(key, tensor, layer) if is_known else tensor
-                for key, tensor in tensors.items()
-                if key != ALPHA
-            }
-            _check_fits(f"`{part.network}.{name}`", layer, part.variant, weights, model)
-            layers[name] = {key: from_stored(key, tensor, layer) for key, tensor in weights.items()}
+            layers[name] = restored_layer(part, name, layer, model.name)
             if ALPHA in tensors:
                 alphas[name] = float(tensors[ALPHA])
         is_text = part.network in model.text_encoders
         return cls(part.network, part.variant, layers, alphas, is_text, strength=1.0)
+
+
+def restored_layer(part: LoraPart, name: str, layer: Any, base_name: str) -> LayerWeights:
+    """The weights of a trained adapter for a layer, None if the base model has no such layer.
+
+    Raises ConceptError if they do not fit.
+    """
+    is_known = layer is not None and supports(layer, part.variant)
+    weights = {
+        key: fitted(key, tensor, layer) if is_known else tensor
+        for key, tensor in part.layers[name].items()
+        if key != ALPHA
+    }
+    _check_fits(f"`{part.network}.{name}`", layer, part.variant, weights, base_name)
+    return {key: from_stored(key, tensor, layer) for key, tensor in weights.items()}
 
 
 def _factors(adapters: Sequence[LoraAdapter], layer: str) -> LoraFactors:
@@ -183,18 +191,18 @@ def _target_layers(model: Model, target: str, config: LoraConfig) -> dict[str, A
 
 
 def _check_fits(
-    where: str, layer: Any, variant: LoraVariant, weights: LayerTensors, model: Model
+    where: str, layer: Any, variant: LoraVariant, weights: LayerTensors, base_name: str
 ) -> None:
     """Raise ConceptError if the model has no such layer or the weights do not fit it."""
     if layer is None or not supports(layer, variant):
         raise ConceptError(
-            f"the concept changes the layer {where}, but {model.name} has no such layer", _BASE_HINT
+            f"the concept changes the layer {where}, but {base_name} has no such layer", _BASE_HINT
         )
     with torch.random.fork_rng([]):
         if not weights_fit(layer, variant, weights):
             shapes = ", ".join(f"{name} {tuple(weight.shape)}" for name, weight in weights.items())
             raise ConceptError(
-                f"{where} has the shape {tuple(layer.weight.shape)} in {model.name}, but the "
+                f"{where} has the shape {tuple(layer.weight.shape)} in {base_name}, but the "
                 f"{variant} tensors of the concept for it are: {shapes or 'none'}",
                 _BASE_HINT,
             )

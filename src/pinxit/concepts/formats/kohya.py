@@ -1,9 +1,11 @@
 """kohya LoRAs, and LoHa, LoKr and DoRA of LyCORIS: the format of AUTOMATIC1111 and ComfyUI."""
 
+from pinxit.adapters.lora_part import LoraPart
 from pinxit.concepts.adapter_reader import has_adapter
 from pinxit.concepts.concept import Concept
 from pinxit.concepts.format import LIKELY, Target
 from pinxit.concepts.kohya_file import write_kohya_file
+from pinxit.concepts.layer_names import is_mmdit_layer
 from pinxit.concepts.lora_file import AdapterFormat
 from pinxit.files.open_any import OpenedFile
 
@@ -19,6 +21,12 @@ class Kohya(AdapterFormat):
     def confidence(self, file: OpenedFile) -> float:
         """LIKELY if a tensor has a name of an adapter that peft does not write."""
         return LIKELY if has_adapter(file, peft_names=False) else 0
+
+    def stores(self, concept: Concept) -> bool:
+        """Whether it has names for all layers of the LoRAs: not for those of transformers."""
+        parts = (part for part in concept.parts if isinstance(part, LoraPart))
+        has_names = not any(is_mmdit_layer(layer) for part in parts for layer in part.layers)
+        return has_names and super().stores(concept)
 
     def write(self, concept: Concept, target: Target) -> None:
         """Write the adapters, with the embeddings bundled or in files beside."""

@@ -1,0 +1,64 @@
+"""What the layers of a LoRA lost when their ranks were reduced, by group of layers."""
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from math import sqrt
+
+# Groups of layers for which errors are stated; the first that matches.
+_GROUPS = {
+    "cross-attention": re.compile(r"\battn2\b"),
+    "feed-forward": re.compile(r"\b(ff|mlp|feed_forward|DenseReluDense)|proj_mlp"),
+    "attention": re.compile(r"attn|SelfAttention|\battention\b"),
+    "convolutions": re.compile(r"resnets|samplers|conv_(in|out)"),
+}
+
+
+@dataclass(frozen=True)
+class LayerError:
+    """What a layer's change lost: squared norms of the whole change and of the lost part."""
+
+    network: str
+    layer: str
+    rank: int
+    total: float
+    lost: float
+
+    @property
+    def group(self) -> str:
+        """The network and the group of the layer."""
+        groups = (name for name, pattern in _GROUPS.items() if pattern.search(self.layer))
+        return f"{self.network}: {next(groups, 'other layers')}"
+
+    @property
+    def without_loss(self) -> "LayerError":
+        """The same change without a loss."""
+        return replace(self, lost=0.0)
+
+
+def error_rows(errors: Sequence[LayerError]) -> list[tuple[str, str, str, str]]:
+    """Rows by group: its name, the number of layers, their ranks, and the relative error."""
+    return [_row(name, of_group) for name, of_group in _by_group(errors).items()]
+
+
+def group_errors(errors: Sequence[LayerError]) -> dict[str, float]:
+    """The relative error of each group of layers, and of "all"."""
+    return {name: relative_error(of_group) for name, of_group in _by_group(errors).items()}
+
+
+def _by_group(errors: Sequence[LayerError]) -> dict[str, list[LayerError]]:
+    groups: dict[str, list[LayerError]] = {}
+    for error in sorted(errors, key=lambda error: error.group):
+        groups.setdefault(error.group, []).append(error)
+    return {**groups, "all": list(errors)}
+
+
+def _row(name: str, errors: Sequence[LayerError]) -> tuple[str, str, str, str]:
+    ranks = sorted({error.rank for error in errors})
+    shown = str(ranks[0]) if len(ranks) == 1 else f"{ranks[0]} to {ranks[-1]}"
+    return name, str(len(errors)), shown, f"{relative_error(errors):.2%}"
+
+
+def relative_error(errors: Sequence[LayerError]) -> float:
+    """The norm of what all layers lost, relative to the norm of their changes."""
+    return sqrt(sum(error.lost for error in errors) / (sum(e.total for e in errors) or 1.0))
