@@ -84,12 +84,13 @@ class Workshop:
         return result_hash(folder)
 
 
-def result_hash(folder: Path) -> str:
-    """The SHA-256 of the result of a run: concept, last checkpoint and training log."""
+def result_hash(folder: Path, concept: bytes | None = None) -> str:
+    """The SHA-256 of the result of a run: concept (or these bytes), last checkpoint and log."""
     log = list(training_log(Run.open(folder)))
     last = max((folder / "checkpoints").glob("*.safetensors"))
-    files = (folder / "concept.safetensors").read_bytes() + last.read_bytes()
-    return sha256(files + last.name.encode() + repr(log).encode()).hexdigest()
+    if concept is None:
+        concept = (folder / "concept.safetensors").read_bytes()
+    return sha256(concept + last.read_bytes() + last.name.encode() + repr(log).encode()).hexdigest()
 
 
 def training_log(run: Run) -> Iterator[object]:

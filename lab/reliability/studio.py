@@ -1,6 +1,6 @@
-"""Measure the studio: times, page weight, many readers, and what kills lose.
+"""Measure the studio: times, page weight and many readers.
 
-`python -m lab.reliability.studio [--kills N]` prints figures as one line of JSON.
+`python -m lab.reliability.studio` prints figures as one line of JSON; see also `studio_kills`.
 """
 
 import argparse
@@ -8,14 +8,12 @@ import asyncio
 import http.client
 import json
 import os
-import random
 import signal
 import socket
 import statistics
 import subprocess
 import sys
 import tempfile
-import threading
 import time
 import traceback
 from collections import Counter
@@ -26,7 +24,6 @@ from typing import Any
 import psutil
 import uvicorn
 
-from lab.reliability.small_runs import Workshop, result_hash
 from pinxit.pocket import gallery
 from pinxit.studio.app import create_app
 from pinxit.studio.jobs import Job
@@ -100,67 +97,8 @@ def server(workspace: Workspace, port: int) -> Callable[[], object]:
     return lambda: uvicorn.run(app, host="127.0.0.1", port=port, log_level="critical")
 
 
-def killed_workers(folder: Path, shop: Workshop, kills: int, rng: random.Random) -> dict[str, Any]:
-    """Kill workers at random moments; every training must end like one that was never killed."""
-    workspace = Workspace(folder / "worker")
-    workspace.create()
-    recipe = shop.recipe("textual-inversion").model_dump(mode="json", exclude_none=True)
-    recipe["steps"] = 40
-    reference = workspace.queue.add("train", {"recipe": recipe})
-    start = time.monotonic()
-    silent_worker(workspace)()
-    seconds = time.monotonic() - start
-    expected = result_hash(workspace.folder / "runs" / reference.id)
-    counts, job = Counter[str](), workspace.queue.add("train", {"recipe": recipe})
-    while counts["kills"] < kills:
-        process = forked(silent_worker(workspace))
-        time.sleep(rng.uniform(0.05, 1.2 * seconds))
-        kill(process)
-        counts["kills"] += 1
-        counts["stuck"] += any(other.state == "running" for other in workspace.queue.all())
-        if job.state in ("done", "failed"):
-            counts[job.state] += 1
-            wrong = result_hash(workspace.folder / "runs" / job.id) != expected
-            counts["different"] += job.state == "done" and wrong
-            job = workspace.queue.add("train", {"recipe": recipe})
-    silent_worker(workspace)()
-    counts["lost"] = sum(other.state != "done" for other in workspace.queue.all())
-    return dict(counts)
-
-
-def killed_servers(folder: Path, kills: int, rng: random.Random) -> dict[str, Any]:
-    """Kill servers while they queue jobs; what was confirmed must be there, and nothing half."""
-    workspace, counts, port = Workspace(folder / "server"), Counter[str](), free_port()
-    workspace.create()
-    client, confirmed = Client(workspace, port), list[str]()
-    values = {"prompt": "a photo of a dog"}
-
-    def submit() -> None:
-        try:
-            while True:
-                confirmed.append(json.loads(client.call("/api/generate", values)[1])["id"])
-        except (OSError, ValueError, http.client.HTTPException):
-            return
-
-    for _ in range(kills):
-        process = forked(server(workspace, port))
-        wait_for(lambda: _answers(port), 30)
-        thread = threading.Thread(target=submit)
-        thread.start()
-        time.sleep(rng.uniform(0.0, 0.15))
-        kill(process)
-        thread.join()
-        counts["kills"] += 1
-    jobs = {job.id: job for job in Workspace(workspace.folder).queue.all()}
-    counts["confirmed"] = len(confirmed)
-    counts["lost"] = sum(number not in jobs for number in confirmed)
-    counts["broken"] = sum(
-        job.options["request"]["prompt"] != values["prompt"] for job in jobs.values()
-    )
-    return dict(counts)
-
-
-def _answers(port: int) -> bool:
+def answers(port: int) -> bool:
+    """Whether something listens at a port."""
     try:
         socket.create_connection(("127.0.0.1", port), 1).close()
     except OSError:
@@ -176,7 +114,7 @@ def times(folder: Path) -> dict[str, Any]:
     start = time.monotonic()
     process = subprocess.Popen([*command, "--device", "none"], stderr=subprocess.DEVNULL)
     client = Client(workspace, port)
-    wait_for(lambda: _answers(port), 60)
+    wait_for(lambda: answers(port), 60)
     client.call("/train")
     first_page = time.monotonic() - start
     seconds = []
@@ -233,7 +171,7 @@ def many_readers(folder: Path) -> dict[str, Any]:
     workspace.create()
     processes = [forked(server(workspace, port))]
     processes.append(forked(lambda: Worker(workspace, "cpu", lambda _: None).run()))
-    wait_for(lambda: _answers(port), 30)
+    wait_for(lambda: answers(port), 30)
     job = workspace.queue.add("train", {"recipe": pocket_recipe(folder, 400)})
     client, seen = Client(workspace, port), Counter[str]()
     server_cpu: list[float] = []
@@ -280,18 +218,13 @@ def many_readers(folder: Path) -> dict[str, Any]:
 def main() -> None:
     """Print all figures."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--kills", type=int, default=200, help="half workers, half servers")
     parser.add_argument("--only", default="", help="one of the measurements")
     arguments = parser.parse_args()
-    rng = random.Random(0)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        shop = Workshop(folder)
         parts: dict[str, Callable[[], dict[str, Any]]] = {
             "times": lambda: times(folder),
             "readers": lambda: many_readers(folder),
-            "killed_workers": lambda: killed_workers(folder, shop, arguments.kills // 2, rng),
-            "killed_servers": lambda: killed_servers(folder, arguments.kills // 2, rng),
         }
         chosen = {arguments.only: parts[arguments.only]} if arguments.only else parts
         print(json.dumps({part: measure() for part, measure in chosen.items()}))
