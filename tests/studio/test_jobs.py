@@ -84,6 +84,29 @@ def test_job_that_kills_its_worker_is_given_up(tmp_path: Path) -> None:
     job.count_attempt(1)  # progress: it may go on
 
 
+def test_one_device_has_one_worker_by_whatever_name(
+    workspace: Workspace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pinxit.models.device.accelerator", lambda: None)
+    first = Worker(workspace, "auto", print)
+    assert first.device == "cpu"
+    job = workspace.queue.add("inspect", {"file": ""})
+    seen = list[str]()
+
+    def look(text: str) -> None:
+        if text.startswith("job"):
+            with pytest.raises(RunError, match="another process"):
+                Worker(workspace, "cpu:0", print).run(until_empty=True)
+            seen.append(str(workspace.workers()))
+
+    first.say = look
+    first.run(until_empty=True)
+    assert job.state == "failed"
+    assert seen[0] == "{'cpu': True}"
+    assert workspace.workers() == {"cpu": False}
+    assert workspace.device_of("auto") == "cpu"
+
+
 def test_worker_trains_generates_and_pauses_for_short_jobs(
     workspace: Workspace, nano: Path, pictures: Path
 ) -> None:

@@ -77,7 +77,7 @@ class Api:
             "token": self.workspace.token(job),
             "images": len(self.workspace.generated(job)),
             "concept": self.workspace.concept_file(job) is not None,
-            "notices": job.notices,
+            "notices": job.read_log()[1],
             "message": (job.result or {}).get("message", ""),
             "hint": (job.result or {}).get("hint", ""),
         }

@@ -80,17 +80,12 @@ class Job:
         """Whether the job is to stop."""
         return (self.folder / _STOP).exists()
 
-    @property
-    def progress(self) -> Progress | None:
-        """The progress that was logged last."""
-        events = [event for event in self.log.events() if isinstance(event, Progress)]
-        return events[-1] if events else None
-
-    @property
-    def notices(self) -> list[str]:
-        """All notices, without repetitions."""
-        events = [event.message for event in self.log.events() if isinstance(event, Notice)]
-        return list(dict.fromkeys(events))
+    def read_log(self) -> tuple[Progress | None, list[str]]:
+        """The last progress in the log, and all notices without repetitions."""
+        events = self.log.events()
+        progress = [event for event in events if isinstance(event, Progress)]
+        notices = [event.message for event in events if isinstance(event, Notice)]
+        return progress[-1] if progress else None, list(dict.fromkeys(notices))
 
     def request_stop(self) -> None:
         """Ask the worker to stop the job, or leave it out if it waits."""

@@ -154,8 +154,11 @@ class Pages:
     async def job(self, request: Request) -> Response:
         """The page of a job."""
         job = self._job(request)
+        progress, notices = job.read_log()
         values = {
             "job": job,
+            "progress": progress,
+            "notices": notices,
             "view": self.view(job),
             "refresh": job.is_active,
             "events": f"/jobs/{job.id}/events?after={log_end(self.workspace, job)}",
@@ -172,9 +175,8 @@ class Pages:
     async def queue(self, _: Request) -> Response:
         """All jobs, and the workers with the last words of those that died."""
         jobs = list(reversed(self.workspace.queue.all()))
-        words = {device: self.workspace.last_words(device) for device in self.workspace.workers()}
         views = [self.view(job) for job in jobs]
-        return self.render("queue.html", {"views": views, "words": words})
+        return self.render("queue.html", {"views": views, "words": self.workspace.last_words()})
 
     async def files(self, _: Request) -> Response:
         """Concept files to inspect and convert."""

@@ -14,7 +14,7 @@ from pathlib import Path
 import psutil
 
 from pinxit.errors import RequestError, RunError
-from pinxit.files.atomic_write import exclusive_lock, make_folder, write_text
+from pinxit.files.atomic_write import exclusive_lock, is_locked, make_folder, write_text
 from pinxit.studio.app import create_app
 from pinxit.studio.guard import ENTRY, LOCAL_NAMES
 from pinxit.studio.submit import take_in, unfinished_sets
@@ -114,17 +114,18 @@ class _Supervisor:
         self.workspace = workspace
         self.device = device
         self.process: subprocess.Popen[bytes] | None = None
-        self.folder = workspace.folder / "workers" / device
+        self.folder = workspace.worker_folder(device)
 
     def run(self, ended: threading.Event) -> None:
         """Look after the worker until the event is set."""
         next_start = 0.0
         while not ended.is_set():
             is_dead = self.process is None or self.process.poll() is not None
+            runs = self._device_has_worker()
             if is_dead and self.process:
-                self._keep_last_words()
+                if not runs:  # otherwise it has found the other worker, and ended
+                    self._keep_last_words()
                 self.process = None
-            runs = self.workspace.workers().get(self.device, False)
             if is_dead and not runs and time.monotonic() >= next_start:
                 self._start()
                 next_start = time.monotonic() + _RESTART_AFTER
@@ -135,8 +136,11 @@ class _Supervisor:
         if self.process and self.process.poll() is None:
             self.process.send_signal(signal.SIGTERM)
             self.process.wait()
-        elif self.process is None and self.workspace.workers().get(self.device):
+        elif self.process is None and self._device_has_worker():
             self._stop_earlier_worker()
+
+    def _device_has_worker(self) -> bool:
+        return is_locked(self.workspace.worker_folder(self.workspace.device_of(self.device)))
 
     def _stop_earlier_worker(self) -> None:
         """Stop the worker of a studio that was killed; not one that was started by hand."""

@@ -68,7 +68,7 @@ class StatusWatch:
         if time.monotonic() - self._time > _STATUS_AGE:
             jobs = self.workspace.queue.all()
             active = [job for job in jobs if job.is_active]
-            parts = [(job.id, job.state, str(job.progress)) for job in active]
+            parts = [(job.id, job.state, str(job.read_log()[0])) for job in active]
             parts += [(job.id, "ended", "") for job in jobs if job not in active]
             text = json.dumps([parts, self.workspace.workers()])
             version = hashlib.sha256(text.encode()).hexdigest()[:16]

@@ -73,7 +73,7 @@ class TrainingView:
     def summary(self) -> str:
         """What the training does now, in one sentence."""
         if self.state == "running" and not self.step:
-            task = (self.run and self.run.progress) or self.job.progress
+            task = (self.run and self.run.progress) or self.job.read_log()[0]
             return f"{task.task} …" if task else "starting …"
         if self.state != "running":
             return f"{self.state} at step {self.step} of {self.total}" if self.step else self.state
@@ -140,7 +140,7 @@ class TrainingView:
     def sentences(self) -> list[str]:
         """What a person should know about the training."""
         if not self.run:
-            return self.job.notices
+            return self.job.read_log()[1]
         texts: list[str] = list(self.run.notices)
         if self.run.memory_plan and self.run.memory_plan.text:
             texts.append(self.run.memory_plan.text)

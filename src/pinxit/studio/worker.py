@@ -6,32 +6,38 @@ from collections.abc import Callable
 from contextlib import closing
 
 from pinxit.errors import PinxitError, RunError
-from pinxit.files.atomic_write import exclusive_lock, make_folder
+from pinxit.files.atomic_write import exclusive_lock, make_folder, write_text
+from pinxit.models.device import find_device
 from pinxit.progress import Notice, Progress
 from pinxit.studio.jobs import Job
 from pinxit.studio.tasks import Tasks
-from pinxit.studio.workspace import Workspace
+from pinxit.studio.workspace import DEVICE, Workspace
 
 _POLL = 0.2  # seconds between looks at an empty queue
 _LOG_EVERY = 0.5  # seconds between lines of progress in the log of a job
 
 
 class Worker:
-    """Does the jobs of a workspace on a device, such as "cpu". `say` receives messages."""
+    """Does the jobs of a workspace on a device, such as "cpu". `say` receives messages.
+
+    `device` is its full name: "auto" and "cuda" become "cuda:0" if that is what they mean.
+    """
 
     def __init__(self, workspace: Workspace, device: str, say: Callable[[str], None]) -> None:
         self.workspace = workspace
-        self.device = device
+        self.name, self.device = device, _full_name(device)
         self.say = say
-        self.tasks = Tasks(workspace, device)
+        self.tasks = Tasks(workspace, self.device)
         self._next_line = self._next_look = 0.0
 
     def run(self, *, until_empty: bool = False) -> None:
         """Do jobs until a signal ends the process, or with `until_empty` until none is left.
 
-        RunError if another worker uses the device.
+        RunError if another worker uses the device, by whatever name.
         """
-        folder = self.workspace.folder / "workers" / self.device
+        named, folder = map(self.workspace.worker_folder, (self.name, self.device))
+        make_folder(named)
+        write_text(named / DEVICE, self.device)
         make_folder(folder)
         with exclusive_lock(folder):
             self.say(f"worker on {self.device} is ready")
@@ -94,3 +100,9 @@ class Worker:
     def _progress_of(self, job: Job) -> object:
         run = self.workspace.run(job) if job.kind == "train" else None
         return run.saved_step if run else len(self.workspace.generated(job))
+
+
+def _full_name(name: str) -> str:
+    """The device of a name, with its number if it is one of several."""
+    device = find_device(name)
+    return device.type if device.type == "cpu" else f"{device.type}:{device.index or 0}"

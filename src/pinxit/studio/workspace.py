@@ -30,6 +30,7 @@ from pinxit.studio.jobs import Job, JobQueue, is_number, new_numbered_folder, re
 # In the folder of an image set.
 INCOMING, UNUSED, THUMBNAILS = ".incoming", ".unused", ".thumbnails"
 CHECK, CROPS = ".check.json", ".crops.json"
+DEVICE = "device"  # in the folder of a worker: the device that its name stands for
 _KIND = "studio"
 _FOLDERS = ("queue", "runs", "images", "generated", "files", "workers", "keys", "trash")
 _PNG = re.compile(r"[\w][\w \-.]*\.png")
@@ -202,13 +203,29 @@ class Workspace:
 
     def workers(self) -> dict[str, bool]:
         """Whether the worker of each device runs."""
-        folders = sorted(path for path in (self.folder / "workers").iterdir() if path.is_dir())
-        return {folder.name: is_locked(folder) for folder in folders}
+        devices = sorted({self.device_of(folder.name) for folder in self._worker_folders()})
+        return {device: is_locked(self.worker_folder(device)) for device in devices}
 
-    def last_words(self, device: str) -> str:
-        """The end of the log of a worker that died; empty if none did."""
-        file = self.folder / "workers" / device / "last.log"
-        return file.read_bytes()[-_LAST_WORDS:].decode(errors="replace") if file.is_file() else ""
+    def worker_folder(self, name: str) -> Path:
+        """The folder of a worker that was started for a device, or for "auto"."""
+        return self.folder / "workers" / name.replace(":", "-")
+
+    def device_of(self, name: str) -> str:
+        """The device that a worker found under a name; before it has looked, the name itself."""
+        file = self.worker_folder(name) / DEVICE
+        return file.read_text("utf-8") if file.is_file() else name
+
+    def last_words(self) -> dict[str, str]:
+        """The end of the log of each worker that died, by the name it was started for."""
+        logs = [folder / "last.log" for folder in self._worker_folders()]
+        return {
+            log.parent.name: log.read_bytes()[-_LAST_WORDS:].decode(errors="replace")
+            for log in logs
+            if log.is_file()
+        }
+
+    def _worker_folders(self) -> list[Path]:
+        return sorted(path for path in (self.folder / "workers").iterdir() if path.is_dir())
 
     @property
     def free_bytes(self) -> int:
