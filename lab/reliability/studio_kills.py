@@ -121,11 +121,15 @@ def _kill(
     try:
         while counts["times"] < kills:
             wait_for(lambda: answers(port), 60)
-            time.sleep(rng.uniform(0.02, 1.2 * seconds))
+            time.sleep(rng.uniform(0.02, 2 * seconds))
             for part in rng.choice((("worker",), ("server",), PARTS)):
                 kill(running.pop(part))
                 counts[f"{part}_kills"] += 1
             counts["times"] += 1
+            for job in workspace.queue.all():  # killed too often without any progress in between
+                if job.state == "failed":
+                    counts["continued_by_hand"] += 1
+                    job.requeue()
             if "worker" not in running:
                 states = [job.state for job in workspace.queue.all()]
                 counts["stuck"] += sum(state in ("running", "stopping") for state in states)

@@ -124,6 +124,40 @@ def test_worker_trains_generates_and_pauses_for_short_jobs(
     assert file.suffix == ".pt"
 
 
+def test_texts_and_tokens_are_those_of_the_training(
+    workspace: Workspace, nano: Path, pictures: Path
+) -> None:
+    (pictures / "0.txt").write_text("a toy on a table")
+    recipe = train_recipe(nano, pictures)["recipe"]
+    recipe["method"] = {"name": "textual-inversion", "captions": True, "num_vectors": 2}
+    job = workspace.queue.add("texts", {"recipe": recipe, "images": "000001"})
+    Worker(workspace, "cpu", print).run(until_empty=True)
+    report = json.loads((job.folder / "report.json").read_text())
+    image = report["images"]["0.png"]
+    (text,) = [report["texts"][number] for number in image["texts"]]
+    assert (image["caption"], text["text"]) == ("a toy on a table", "a <toy> on a table")
+    assert text["tokens"][:3] == ["a", "<toy>", "<toy>"]
+    assert "".join(text["tokens"]) == "a<toy><toy>onatable"
+    assert len(report["images"]["1.png"]["texts"]) > 1  # no caption: the method's own texts
+
+
+def test_preview_on_request_and_prompts_without_the_token(
+    workspace: Workspace, nano: Path, pictures: Path
+) -> None:
+    training = workspace.queue.add("train", train_recipe(nano, pictures, steps=3))
+    training.request_preview()
+    Worker(workspace, "cpu", print).run(until_empty=True)
+    run = workspace.run(training)
+    assert run
+    assert list(run.previews) == [1]
+    assert not training.preview_requested
+    drift = workspace.queue.add("drift", {"concept": training.id})
+    Worker(workspace, "cpu", print).run(until_empty=True)
+    assert drift.state == "done", drift.result
+    assert len(workspace.generated(drift)) == 8
+    assert workspace.drift(training) == drift
+
+
 def test_errors_are_shown_with_their_hint(workspace: Workspace, nano: Path) -> None:
     job = workspace.queue.add("train", train_recipe(nano, workspace.folder / "none"))
     Worker(workspace, "cpu", print).run(until_empty=True)

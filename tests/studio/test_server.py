@@ -118,7 +118,7 @@ def test_upload_is_decoded_elsewhere_and_stored_again(
 def test_set_is_edited_without_losing_anything(client: TestClient, workspace: Workspace) -> None:
     images = _set_of_two(workspace)
     client.headers["origin"] = "http://127.0.0.1:1"
-    form = {"use": "0.png", "caption:0.png": "red", "crop:0.png": "10 10 30 40", "prefix": "a"}
+    form = {"use": "0.png", "caption:0.png": "red", "crop:0.png": "10 10 30 40", "before": "a"}
     client.post(f"/images/{images.id}", data=form)
     assert [path.name for path in images.files] == ["0.png"]
     assert images.unused == ["1.png"]

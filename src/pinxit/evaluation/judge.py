@@ -23,7 +23,7 @@ from pinxit.pocket.eyes import Eyes
 from pinxit.pocket.words import NAMES
 from pinxit.progress import Progress, ProgressCallback
 
-_NUM_PROMPTS = 8  # for scores during training
+NUM_PROMPTS = 8  # for scores during training
 _GREY = (124, 116, 104)  # ImageNet's mean colour, outside of the subject's mask
 
 SubjectKind = Literal["object", "style"]
@@ -204,7 +204,7 @@ class Judge:
         """
         metrics = metrics or MetricSet.for_base(model, subject.kind)
         if prompt_run is None:
-            prompts = evenly_spaced(suitable_prompts(model, subject), _NUM_PROMPTS)
+            prompts = evenly_spaced(suitable_prompts(model, subject), NUM_PROMPTS)
             prompt_run = PromptRun(subject, prompts)
         base_images = prompt_run.generate(model, None, ImageCache(folder))
         training_images = references = tuple(image.open() for image in images)

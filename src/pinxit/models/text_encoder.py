@@ -106,6 +106,15 @@ class PlaceholderEncoder(TextEncoder, Protocol):
         """The token ids of a text, without start and end tokens."""
         ...
 
+    def token_texts(
+        self,
+        prompt: str,
+        placeholders: Mapping[str, TokenEmbedding],
+        parsing: PromptParsing = DEFAULT_PARSING,
+    ) -> list[str]:
+        """The text of each token of a whole prompt; that of an embedding is the placeholder."""
+        ...
+
     def has_word(self, word: str) -> bool:
         """Whether the vocabulary has the word, or can split it into few tokens."""
         ...

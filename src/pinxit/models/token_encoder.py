@@ -74,6 +74,20 @@ class TokenEncoder(ABC):
         stay = set(self._window(tokens))
         return self._decode([t.id for index, t in enumerate(tokens) if index not in stay])
 
+    def token_texts(
+        self,
+        prompt: str,
+        placeholders: Mapping[str, TokenEmbedding],
+        parsing: PromptParsing = DEFAULT_PARSING,
+    ) -> list[str]:
+        """The text of each token of a whole prompt; that of an embedding is the placeholder."""
+        vectors = self._placeholder_vectors(placeholders)
+        tokens = self._prompt_tokens(prompt, placeholders, parsing, vectors)
+        return [
+            token.unit[0] if token.unit and token.row >= 0 else self._decode([token.id])
+            for token in tokens
+        ]
+
     @property
     def embedding(self) -> nn.Embedding:
         """The input embedding layer."""

@@ -75,7 +75,7 @@ class RunFolder:
     """The files of a run. Nothing else writes into the folder.
 
     `saved_step` is the last step that is surely on the disk, `judge` scores the previews. `plan`
-    is set when the base model is open.
+    is set when the base model is open. While `preview_now` is true, each step makes previews.
     """
 
     plan: TrainingPlan
@@ -92,6 +92,7 @@ class RunFolder:
         self.log = TrainingLog(folder / JOURNAL)
         self.saved_step = 0
         self.judge: Judge | None = None
+        self.preview_now = False
         self._logged_step = 0
         self._validated_step = -1  # the step of the last validation in the log
         self._disk_full = False
@@ -164,7 +165,7 @@ class RunFolder:
         yield step
         yield from self._check_early_stop(trainer)
         last = not trainer.unfinished
-        if _is_due(step, self.recipe.preview_every, last):
+        if self.preview_now or _is_due(step, self.recipe.preview_every, last):
             try:
                 yield from self._preview(step, trainer)
             except NotFiniteError as error:
@@ -242,8 +243,9 @@ class RunFolder:
             self.log.flush()
             images, inputs = fingerprints(self.images), trainer.inputs()
             manifest = Manifest(trainer.steps_done, self._base_hash, images, inputs)
-            every = self.recipe.checkpoint_every
-            save_checkpoint(self.folder / CHECKPOINTS, state, manifest, every)
+            save_checkpoint(
+                self.folder / CHECKPOINTS, state, manifest, self.recipe.checkpoint_every
+            )
             self._save_concept(trainer)
             self.saved_step = trainer.steps_done
 

@@ -11,13 +11,8 @@ from pinxit.errors import RequestError
 from pinxit.studio.actions import change_job
 from pinxit.studio.jobs import Job
 from pinxit.studio.pages import Pages
-from pinxit.studio.submit import (
-    MAX_FILES,
-    add_images,
-    convert_job,
-    generate_job,
-    train_job,
-)
+from pinxit.studio.submit import convert_job, generate_job, train_job
+from pinxit.studio.uploads import MAX_FILES, add_images
 
 
 class Api:

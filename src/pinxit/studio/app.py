@@ -14,6 +14,8 @@ from pinxit.errors import PinxitError, RequestError
 from pinxit.studio.actions import MAX_MODEL_BYTES, Actions
 from pinxit.studio.api import Api
 from pinxit.studio.guard import ENTRY, Guard
+from pinxit.studio.image_table import ImageTable
+from pinxit.studio.media import Media
 from pinxit.studio.pages import Pages
 from pinxit.studio.workspace import Workspace
 
@@ -23,7 +25,7 @@ Handler = Callable[[Request], Awaitable[Response]]
 
 def routes(pages: Pages) -> list[tuple[str, str, Handler]]:
     """Method, path and handler of every route. GET changes nothing, but for the entry."""
-    do = Actions(pages)
+    do, table, media = Actions(pages), ImageTable(pages), Media(pages)
     return [
         ("GET", ENTRY, pages.enter),
         ("GET", "/", pages.start),
@@ -31,9 +33,15 @@ def routes(pages: Pages) -> list[tuple[str, str, Handler]]:
         ("GET", "/train", pages.train),
         ("POST", "/train", do.train),
         ("POST", "/images", do.add_images),
-        ("GET", "/images/{images}", pages.images),
-        ("POST", "/images/{images}", do.edit_images),
-        ("GET", "/images/{images}/{place:int}", pages.thumbnail),
+        ("POST", "/texts", do.texts),
+        ("GET", "/images/{images}", table.show),
+        ("POST", "/images/{images}", table.save),
+        ("POST", "/images/{images}/undo", table.undo),
+        ("GET", "/images/{images}/{place:int}", media.thumbnail),
+        ("GET", "/images/{images}/{place:int}/whole", media.whole),
+        ("GET", "/images/{images}/{place:int}/mask", media.mask),
+        ("GET", "/images/{images}/{place:int}/edit", table.editor),
+        ("POST", "/images/{images}/{place:int}/edit", table.edit),
         ("GET", "/generate", pages.generate),
         ("POST", "/generate", do.generate),
         ("GET", "/transfer", pages.generate),
@@ -46,26 +54,28 @@ def routes(pages: Pages) -> list[tuple[str, str, Handler]]:
         ("GET", "/events", pages.studio_stream),
         ("GET", "/jobs/{job}", pages.job),
         ("GET", "/jobs/{job}/events", pages.job_stream),
-        ("GET", "/jobs/{job}/images/{place:int}", pages.image),
-        ("GET", "/jobs/{job}/previews/{step:int}", pages.preview),
-        ("GET", "/jobs/{job}/untrained/{place:int}", pages.untrained),
-        ("GET", "/jobs/{job}/concept", pages.download),
-        ("GET", "/jobs/{job}/report", pages.report),
+        ("GET", "/jobs/{job}/images/{place:int}", media.image),
+        ("GET", "/jobs/{job}/previews/{step:int}", media.preview),
+        ("GET", "/jobs/{job}/untrained/{place:int}", media.untrained),
+        ("GET", "/jobs/{job}/concept", media.download),
+        ("GET", "/jobs/{job}/zip", media.archive),
+        ("GET", "/jobs/{job}/report", media.report),
         ("POST", "/jobs/{job}/{action}", do.job_action),
-        ("GET", "/static/{name}", pages.static),
+        ("GET", "/static/{name}", media.static),
     ]
 
 
 def api_routes(pages: Pages) -> list[tuple[str, str, Handler]]:
     """Method, path and handler of every route of the API."""
     api = Api(pages)
+    media = Media(pages)
     return [
         ("GET", "/api/openapi.json", api.document),
         ("GET", "/api/jobs", api.jobs),
         ("GET", "/api/jobs/{job}", api.job),
         ("GET", "/api/jobs/{job}/events", pages.job_stream),
-        ("GET", "/api/jobs/{job}/images/{place:int}", pages.image),
-        ("GET", "/api/jobs/{job}/concept", pages.download),
+        ("GET", "/api/jobs/{job}/images/{place:int}", media.image),
+        ("GET", "/api/jobs/{job}/concept", media.download),
         ("POST", "/api/images", api.add_images),
         ("POST", "/api/train", api.train),
         ("POST", "/api/generate", api.generate),

@@ -14,10 +14,21 @@ from pinxit.files.atomic_write import atomic_write, make_folder, remove, write_t
 from pinxit.images.decode import UnreadableError, decode
 from pinxit.images.inspect import FolderCheck, ImageCheck, check_folder
 from pinxit.studio.jobs import read_json
-from pinxit.studio.workspace import CHECK, CROPS, INCOMING, THUMBNAILS, UNUSED, safe_stem
+from pinxit.studio.unzip import ZipFileError, unzip
+from pinxit.studio.workspace import (
+    CHECK,
+    CROPS,
+    FULL,
+    INCOMING,
+    MASK,
+    THUMBNAILS,
+    UNUSED,
+    ImageSet,
+    safe_stem,
+)
 
-_REJECTED, _FULL = ".rejected.json", ".full"
-_PNG, _MASK = ".png", ".mask.png"
+_REJECTED = ".rejected.json"
+_SHAPE_TOLERANCE = 0.02  # as for masks in `images.folder`
 _MEMORY, _SECONDS = 4 * 2**30, 300
 _MAX_PIXELS = 64_000_000
 _TEXT_BYTES = 2**16
@@ -26,16 +37,19 @@ _TEXT_BYTES = 2**16
 def take_in(folder: Path, resolution: int) -> None:
     """Decode all new files of an image set, then check the set; a file is done or still there."""
     incoming = folder / INCOMING
-    files = sorted(incoming.iterdir()) if incoming.is_dir() else []
     rejected: dict[str, str] = read_json(folder / _REJECTED) or {}
-    for file in files:
+    for file in [*incoming.glob("*.zip")] if incoming.is_dir() else []:
+        try:
+            unzip(file, incoming, file.name[:4])
+        except ZipFileError as error:
+            rejected[file.name.partition("-")[2]] = str(error)
+            write_text(folder / _REJECTED, json.dumps(rejected))
+        remove(file)
+    for file in sorted(incoming.iterdir()) if incoming.is_dir() else []:
         name = file.name.partition("-")[2]
         try:
-            if name.lower().endswith(_MASK):
-                _save(
-                    decode(file).image.convert("L"),
-                    folder / f"{safe_stem(name[: -len(_MASK)] + _PNG)}{_MASK}",
-                )
+            if name.lower().endswith(MASK):
+                _take_mask(file, ImageSet(folder), safe_stem(name[: -len(MASK)] + ".png"))
             elif name.lower().endswith(".txt"):
                 _take_caption(file, folder / f"{safe_stem(name)}.txt")
             else:
@@ -49,16 +63,17 @@ def take_in(folder: Path, resolution: int) -> None:
 
 
 def crop_images(folder: Path) -> None:
-    """Crop images as the set says. The whole image stays, so every crop can be undone."""
+    """Crop images and masks as the set says. The whole ones stay: every crop can be undone."""
     from PIL import Image
 
     crops: dict[str, list[int]] = read_json(folder / CROPS) or {}
-    for name, box in crops.items():
-        whole = folder / _FULL / name
+    masks = {f"{Path(name).stem}{MASK}": box for name, box in crops.items()}
+    for name, box in {**crops, **masks}.items():
+        whole = folder / FULL / name
         if not (folder / name).is_file():
             continue
         if not whole.is_file():
-            make_folder(folder / _FULL)
+            make_folder(folder / FULL)
             shutil.copyfile(folder / name, whole)
         with Image.open(whole, formats=("PNG",)) as image:
             full = (0, 0, *image.size)
@@ -92,6 +107,25 @@ def _take_image(file: Path, target: Path) -> None:
         number += 1
         target = target.with_name(f"{stem} {number}.png")
     _save(image, target)
+
+
+def _take_mask(file: Path, images: ImageSet, stem: str) -> None:
+    """Store the mask of a whole image in the image's size; the one before it is kept."""
+    from PIL import Image
+
+    image = images.folder / f"{stem}.png"
+    mask = decode(file).image.convert("L")
+    if image.is_file():
+        images.drop_mask(image)
+        with Image.open(images.whole(image), formats=("PNG",)) as whole:
+            mask = mask.resize(whole.size) if _same_shape(mask.size, whole.size) else mask
+    if images.whole(image) != image:
+        _save(mask, images.folder / FULL / f"{stem}{MASK}")
+    _save(mask, images.folder / f"{stem}{MASK}")  # cropped with its image later
+
+
+def _same_shape(one: tuple[int, int], other: tuple[int, int]) -> bool:
+    return abs(one[0] * other[1] / (one[1] * other[0]) - 1) < _SHAPE_TOLERANCE
 
 
 def _take_caption(file: Path, target: Path) -> None:

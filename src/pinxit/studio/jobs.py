@@ -19,17 +19,12 @@ from pinxit.files.atomic_write import (
 from pinxit.progress import Notice, Progress
 from pinxit.runs.journal import TrainingLog
 
-JobKind = Literal["train", "generate", "inspect", "convert", "compare"]
+JobKind = Literal["train", "generate", "inspect", "convert", "compare", "texts", "drift"]
 JobState = Literal["waiting", "running", "stopping", "stopped", "failed", "done"]
 # A job whose process died this many times without any progress is not started again.
 MAX_ATTEMPTS = 5
-_OPTIONS, _LOG, _RESULT, _STOP, _ATTEMPTS = (
-    "job.json",
-    "journal.jsonl",
-    "result.json",
-    "stop",
-    "attempts",
-)
+_OPTIONS, _LOG, _RESULT = "job.json", "journal.jsonl", "result.json"
+_STOP, _PREVIEW, _ATTEMPTS = "stop", "preview", "attempts"
 
 
 @dataclass(frozen=True)
@@ -90,6 +85,19 @@ class Job:
     def request_stop(self) -> None:
         """Ask the worker to stop the job, or leave it out if it waits."""
         write_text(self.folder / _STOP, "")
+
+    @property
+    def preview_requested(self) -> bool:
+        """Whether a training is to make previews after its next step."""
+        return (self.folder / _PREVIEW).exists()
+
+    def request_preview(self) -> None:
+        """Ask a training for previews after its next step."""
+        write_text(self.folder / _PREVIEW, "")
+
+    def drop_preview_request(self) -> None:
+        """The previews are made."""
+        remove(self.folder / _PREVIEW)
 
     def requeue(self) -> None:
         """Let the job wait again after it was stopped or has failed."""

@@ -3,13 +3,10 @@
 import time
 from collections.abc import Mapping
 from functools import cached_property
-from importlib.resources import files
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from starlette.requests import Request
 from starlette.responses import (
-    FileResponse,
     HTMLResponse,
     RedirectResponse,
     Response,
@@ -22,13 +19,12 @@ from pinxit.studio.jobs import Job, read_json
 from pinxit.studio.streams import StatusWatch, job_events, log_end, studio_events
 from pinxit.studio.submit import KINDS
 from pinxit.studio.views import TrainingView, duration
-from pinxit.studio.workspace import THUMBNAILS, ImageSet, Workspace
+from pinxit.studio.workspace import ImageSet, Workspace
 
 if TYPE_CHECKING:
     from jinja2 import Environment
 
 _Item = TypeVar("_Item")
-_STATIC = {"icon.svg": "image/svg+xml", "studio.css": "text/css", "studio.js": "text/javascript"}
 _PROMPTS = {
     "object": ("a photo of {} on the beach", "a painting of {}", "{} in the snow", "a photo of {}"),
     "style": (
@@ -37,8 +33,6 @@ _PROMPTS = {
         "a robot in the city, in the style of {}",
     ),
 }
-# A report of an evaluation has its style and images inside; it may do nothing else.
-_REPORT_POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:; sandbox"
 
 
 class Pages:
@@ -164,13 +158,9 @@ class Pages:
             "events": f"/jobs/{job.id}/events?after={log_end(self.workspace, job)}",
             "report": read_json(job.folder / "report.json"),
             "images": self._snapshot(job),
+            "drift": self.workspace.drift(job),
         }
         return self.render("run.html" if job.kind == "train" else "job.html", values)
-
-    async def images(self, request: Request) -> Response:
-        """The table of an image set."""
-        images = self.workspace.images_of(request.path_params["images"])
-        return self.render("images.html", {"images": images})
 
     async def queue(self, _: Request) -> Response:
         """All jobs, and the workers with the last words of those that died."""
@@ -190,14 +180,6 @@ class Pages:
         concepts = [job for job in self.workspace.concepts() if job.kind == "train"]
         return self.render("compare.html", {"jobs": jobs, "concepts": concepts})
 
-    async def report(self, request: Request) -> Response:
-        """The report of a comparison."""
-        job = self._job(request)
-        file = self.workspace.folder / "generated" / job.id / "report.html"
-        if job.kind != "compare" or not file.is_file():
-            raise RequestError("there is no report yet", "wait until the comparison is done")
-        return FileResponse(file, headers={"content-security-policy": _REPORT_POLICY})
-
     async def job_stream(self, request: Request) -> Response:
         """The events of a job, as server-sent events."""
         last_id = request.headers.get("last-event-id", "") or request.query_params.get("after", "")
@@ -206,46 +188,6 @@ class Pages:
     async def studio_stream(self, _: Request) -> Response:
         """The status of the studio, as server-sent events."""
         return _stream(studio_events(self.watch))
-
-    async def thumbnail(self, request: Request) -> Response:
-        """A small version of the image with this place in its set."""
-        images = self.workspace.images_of(request.path_params["images"])
-        names = [path.name for path in images.files]
-        file = images.folder / THUMBNAILS / _at(names, request)
-        return FileResponse(file, media_type="image/png")
-
-    async def image(self, request: Request) -> Response:
-        """The image with this place among those that a job has generated."""
-        files = self.workspace.generated(self._job(request))
-        return _lasting_png(_at(files, request))
-
-    async def preview(self, request: Request) -> Response:
-        """The sheet of previews of a step."""
-        run = self.workspace.run(self._job(request))
-        file = run.previews.get(request.path_params["step"]) if run else None
-        if file is None or file.is_symlink() or not file.is_file():
-            raise RequestError("there is no such preview", "reload the page")
-        return _lasting_png(file)
-
-    async def untrained(self, request: Request) -> Response:
-        """The image of the base model for the prompt with this place."""
-        return _lasting_png(_at(self.view(self._job(request)).untrained, request))
-
-    async def download(self, request: Request) -> Response:
-        """The concept file of a job, as bytes."""
-        file = self.workspace.concept_file(self._job(request))
-        if file is None:
-            raise RequestError("there is no concept yet", "wait until the job is done")
-        name = f"{request.path_params['job']}-{file.name}"
-        return FileResponse(file, media_type="application/octet-stream", filename=name)
-
-    async def static(self, request: Request) -> Response:
-        """The style sheet or the script."""
-        name = request.path_params["name"]
-        if name not in _STATIC:
-            raise RequestError("there is no such file", "go back")
-        content = (files("pinxit.studio") / "static" / name).read_bytes()
-        return Response(content, media_type=_STATIC[name])
 
     async def enter(self, request: Request) -> Response:
         """Exchange a key, which works once, for the cookie.
@@ -281,18 +223,12 @@ class Pages:
         return self.workspace.images_of(number) if number else None
 
 
-def _at(items: list[_Item], request: Request) -> _Item:
+def at_place(items: list[_Item], request: Request) -> _Item:
     """The item with the number in the address."""
     place: int = request.path_params["place"]
     if place >= len(items):
         raise RequestError("there is no such image", "reload the page")
     return items[place]
-
-
-def _lasting_png(file: Path) -> FileResponse:
-    """An image that never changes under its address."""
-    headers = {"cache-control": "private, max-age=3600"}
-    return FileResponse(file, media_type="image/png", headers=headers)
 
 
 def _clock(seconds: float) -> str:

@@ -17,7 +17,7 @@ from pinxit.errors import RequestError, RunError
 from pinxit.files.atomic_write import exclusive_lock, is_locked, make_folder, write_text
 from pinxit.studio.app import create_app
 from pinxit.studio.guard import ENTRY, LOCAL_NAMES
-from pinxit.studio.submit import take_in, unfinished_sets
+from pinxit.studio.uploads import take_in, unfinished_sets
 from pinxit.studio.workspace import Workspace
 
 _MAX_CONNECTIONS = 256

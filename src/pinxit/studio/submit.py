@@ -1,30 +1,39 @@
 """Turn what a form or a program has sent into a job; everything is checked, nothing is a path."""
 
-import asyncio
-import os
 import re
-import shutil
-import sys
 from collections.abc import Iterable, Mapping, Sequence
-from pathlib import Path
 from typing import Any, cast
 
-from starlette.datastructures import FormData, UploadFile
+from starlette.datastructures import FormData
 
 from pinxit.errors import RequestError, did_you_mean
-from pinxit.files.atomic_write import make_folder, remove
-from pinxit.studio.jobs import Job, numbered_folders
-from pinxit.studio.workspace import INCOMING, THUMBNAILS, ImageSet, Workspace, safe_stem
+from pinxit.studio.jobs import Job
+from pinxit.studio.uploads import snapshot
+from pinxit.studio.workspace import ImageSet, Workspace
 
 KINDS = ("object", "style")
-MAX_FILE_BYTES, MAX_FILES, MAX_NUM_IMAGES, MAX_SIDE = 32 * 2**20, 200, 64, 2048
+MAX_NUM_IMAGES, MAX_SIDE = 64, 2048
 _MAX_TEXT = 2000
-_CHUNK = 2**20
-_MODEL_SUFFIXES = frozenset({".safetensors", ".pt", ".bin", ".ckpt", ".pth", ".png", ".webp"})
 
 
 def train_job(workspace: Workspace, values: Mapping[str, Any]) -> Job:
     """Queue a training; RequestError names the first answer that is missing or wrong."""
+    images, recipe = _images_and_recipe(workspace, values)
+    own = snapshot(workspace, images)
+    recipe["images"] = str(own.folder.resolve())
+    sets = {"images": images.id, "snapshot": own.id}
+    return workspace.queue.add("train", {"recipe": recipe, **sets})
+
+
+def texts_job(workspace: Workspace, values: Mapping[str, Any]) -> Job:
+    """Queue the tokenization of the texts that such a training would use."""
+    images, recipe = _images_and_recipe(workspace, values)
+    return workspace.queue.add("texts", {"recipe": recipe, "images": images.id})
+
+
+def _images_and_recipe(
+    workspace: Workspace, values: Mapping[str, Any]
+) -> tuple[ImageSet, dict[str, Any]]:
     images = workspace.images_of(_text(values, "images"))
     if not images.files:
         raise RequestError("there is no usable image", "choose 3 to 12 images of the subject")
@@ -35,18 +44,15 @@ def train_job(workspace: Workspace, values: Mapping[str, Any]) -> Job:
     options = workspace.options
     name = _choice(values, "method", [options["defaults"]["method"], *options["methods"]])
     method = option_values(options["methods"][name]["fields"], values, name)
-    snapshot = _snapshot(workspace, images)
-    recipe = {
+    return images, {
         **option_values(options["recipe"], values),
         "method": {"name": name, **method},
-        "images": str(snapshot.folder.resolve()),
+        "images": str(images.folder.resolve()),
         "token": token if token.startswith("<") else f"<{token}>",
         "class_noun": noun,
         "kind": _choice(values, "kind", KINDS),
         "base": _choice(values, "base", workspace.bases),
     }
-    sets = {"images": images.id, "snapshot": snapshot.id}
-    return workspace.queue.add("train", {"recipe": recipe, **sets})
 
 
 def generate_job(workspace: Workspace, values: Mapping[str, Any]) -> Job:
@@ -90,6 +96,12 @@ def compare_job(workspace: Workspace, values: Mapping[str, Any]) -> Job:
     return workspace.queue.add("compare", {"concepts": [job.id for job in concepts]})
 
 
+def drift_job(workspace: Workspace, training: Job) -> Job:
+    """Queue images of a training's prompts without its token: what else has it changed?"""
+    concept = _concept(workspace, training.id)
+    return workspace.queue.add("drift", {"concept": concept.id})
+
+
 def option_values(
     fields: Iterable[Mapping[str, Any]], values: Mapping[str, Any], prefix: str = ""
 ) -> dict[str, Any]:
@@ -120,97 +132,6 @@ def _converted(field: Mapping[str, Any], text: str) -> object:
             f"{label} cannot be {text[:40]!r}", f"choose one of: {', '.join(field['choices'])}"
         )
     return text.lower() == "true" if kind == "bool" else text[:_MAX_TEXT]
-
-
-async def add_images(workspace: Workspace, form: FormData) -> ImageSet:
-    """Store uploaded images in a new set, or in that of the field `images`, and check them.
-
-    The server only stores bytes under names of its own; a separate process decodes them.
-    """
-    number = form.get("images")
-    images = (
-        workspace.images_of(number)
-        if isinstance(number, str) and number
-        else ImageSet(workspace.new_folder("images"))
-    )
-    files = uploads(form, "files")
-    if not files and not images.files:
-        raise RequestError("no image was chosen", "choose 3 to 12 images of the subject")
-    incoming = images.folder / INCOMING
-    make_folder(incoming)
-    for index, file in enumerate(files):
-        name = Path((file.filename or "").replace("\\", "/")).name
-        suffix = re.sub(r"[^.\w]", "", "".join(Path(name).suffixes[-2:])).lower()[-12:]
-        await _store(file, incoming / f"{index:04}-{safe_stem(name)[:40]}{suffix}", MAX_FILE_BYTES)
-    await take_in(images, workspace.resolution)
-    return images
-
-
-async def add_model_file(workspace: Workspace, file: UploadFile, max_bytes: int) -> Job:
-    """Store an uploaded concept file and queue its inspection; the server never reads it."""
-    name = Path((file.filename or "").replace("\\", "/")).name
-    suffix = Path(name).suffix.lower()
-    if suffix not in _MODEL_SUFFIXES:
-        raise RequestError(
-            f"{name[:60]!r} is not the name of a concept file",
-            f"its name must end in one of: {', '.join(sorted(_MODEL_SUFFIXES))}",
-        )
-    folder = workspace.new_folder("files")
-    await _store(file, folder / f"{safe_stem(name)}{suffix}", max_bytes)
-    return workspace.queue.add("inspect", {"file": folder.name})
-
-
-async def take_in(images: ImageSet, resolution: int) -> None:
-    """Decode and check the uploaded images of a set in a process with limits."""
-    command = [sys.executable, "-m", "pinxit.studio.intake", str(images.folder), str(resolution)]
-    process = await asyncio.create_subprocess_exec(
-        *command, stdin=asyncio.subprocess.DEVNULL, stderr=asyncio.subprocess.PIPE
-    )
-    _, errors = await process.communicate()
-    if process.returncode:
-        last = errors.decode(errors="replace").strip().rpartition("\n")[2]
-        incoming = sorted((images.folder / INCOMING).iterdir())
-        name = incoming[0].name.partition("-")[2] if incoming else "an image"
-        remove(*incoming[:1])  # the one that it died of
-        raise RequestError(f"{name} could not be decoded: {last[:200]}", "leave this file out")
-
-
-def unfinished_sets(workspace: Workspace) -> list[ImageSet]:
-    """The image sets whose uploads were interrupted by the end of the server."""
-    folders = numbered_folders(workspace.folder / "images")
-    sets = [folder for folder in folders if (folder / INCOMING).is_dir()]
-    return [ImageSet(folder) for folder in sets if any((folder / INCOMING).iterdir())]
-
-
-def uploads(form: FormData, name: str) -> list[UploadFile]:
-    """The files of a form field; a browser sends one without a name if none was chosen."""
-    files = [file for file in form.getlist(name) if isinstance(file, UploadFile)]
-    return [file for file in files if file.filename]
-
-
-async def _store(file: UploadFile, path: Path, max_bytes: int) -> None:
-    size = 0
-    handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-    with os.fdopen(handle, "wb") as target:
-        while chunk := await file.read(_CHUNK):
-            size += len(chunk)
-            target.write(chunk)
-            if size > max_bytes:
-                break
-    if size > max_bytes:
-        remove(path)
-        raise RequestError(
-            f"{path.name} has more than {max_bytes // 2**20} MiB", "make the file smaller"
-        )
-
-
-def _snapshot(workspace: Workspace, images: ImageSet) -> ImageSet:
-    """A copy of a set as it is now: a run needs the same images if it continues later."""
-    snapshot = ImageSet(workspace.new_folder("images"))
-    for path in [*images.files, *images.folder.glob("*.mask.png"), *images.folder.glob("*.txt")]:
-        shutil.copyfile(path, snapshot.folder / path.name)
-    shutil.copytree(images.folder / THUMBNAILS, snapshot.folder / THUMBNAILS)
-    return snapshot
 
 
 def _concept(workspace: Workspace, number: str) -> Job:

@@ -13,6 +13,8 @@ from pinxit.concepts.conversion import convert_concept
 from pinxit.concepts.read import read_concept
 from pinxit.concepts.summary import summarize
 from pinxit.errors import ConceptError, RequestError
+from pinxit.evaluation.judge import NUM_PROMPTS, suitable_prompts
+from pinxit.evaluation.prompt_sets import evenly_spaced
 from pinxit.files.atomic_write import make_folder, write_text
 from pinxit.generation.request import GeneratedImage, GenerationRequest
 from pinxit.generation.sample import sample_images
@@ -24,10 +26,12 @@ from pinxit.models.prompt import file_name
 from pinxit.progress import Notice, Progress
 from pinxit.reports.comparison import evaluate
 from pinxit.reports.figures import EvaluationSettings
+from pinxit.runs.events import Preview
 from pinxit.runs.run import Run
 from pinxit.studio.jobs import Job
 from pinxit.studio.workspace import Workspace
 from pinxit.training.recipe import Recipe
+from pinxit.training.texts import training_texts
 
 # None only offers to stop.
 Task = Generator[Progress | Notice | None]
@@ -52,6 +56,8 @@ class Tasks:
             "inspect": self._inspect,
             "convert": self._convert,
             "compare": self._compare,
+            "texts": self._texts,
+            "drift": self._drift,
         }
         return tasks[job.kind](job)
 
@@ -63,7 +69,10 @@ class Tasks:
             run = Run.create(folder, Recipe.model_validate(job.options["recipe"]))
         model = yield from self._opened(run.recipe)
         with closing(run.train(model)) as events:
-            for _ in events:  # the run has its own log
+            for event in events:  # the run has its own log
+                if isinstance(event, Preview):
+                    job.drop_preview_request()
+                run.preview_now = job.preview_requested
                 yield None
 
     def _generate(self, job: Job) -> Task:
@@ -112,6 +121,34 @@ class Tasks:
             lambda progress: job.log.append(progress),
             EvaluationSettings(),
         )
+
+    def _texts(self, job: Job) -> Task:
+        recipe = Recipe.model_validate(job.options["recipe"])
+        model = yield from self._opened(recipe)
+        yield Progress("tokenizing", 0, 1)
+        texts = training_texts(model, recipe, recipe.read_images())
+        write_text(job.folder / "report.json", json.dumps(texts))
+
+    def _drift(self, job: Job) -> Task:
+        """Generate the prompts of a training's previews without its token, and with its weights."""
+        training = self.workspace.queue.get(job.options["concept"])
+        recipe = Recipe.model_validate(training.options["recipe"])
+        concept = self._concept(training.id)
+        model = yield from self._opened(recipe)
+        prompts = evenly_spaced(suitable_prompts(model, recipe), NUM_PROMPTS)
+        folder = self.workspace.folder / "generated" / job.id
+        for place, prompt in enumerate(prompts):
+            request = GenerationRequest(
+                prompt=prompt.plain,
+                seed=prompt.seed,
+                num_images=1,
+                width=recipe.resolution,
+                clip_skip=recipe.clip_skip,
+            )
+            out = folder / f"{place:04}.png"
+            make_folder(folder)
+            if not out.is_file():
+                yield from _sample(model, request, [concept], out)
 
     def _opened(self, options: Recipe | GenerationRequest) -> Generator[Progress, None, Model]:
         """Open a base model; yields that it is being opened."""

@@ -29,7 +29,9 @@ from pinxit.studio.jobs import Job, JobQueue, is_number, new_numbered_folder, re
 
 # In the folder of an image set.
 INCOMING, UNUSED, THUMBNAILS = ".incoming", ".unused", ".thumbnails"
+FULL, REPLACED = ".full", ".replaced"
 CHECK, CROPS = ".check.json", ".crops.json"
+MASK = ".mask.png"
 DEVICE = "device"  # in the folder of a worker: the device that its name stands for
 _KIND = "studio"
 _FOLDERS = ("queue", "runs", "images", "generated", "files", "workers", "keys", "trash")
@@ -67,13 +69,33 @@ class ImageSet:
     @property
     def unused(self) -> list[str]:
         """The names of images that are not used."""
-        return [path.name for path in regular_files(self.folder / UNUSED, _PNG)]
+        return [path.name for path in _without_masks(self.folder / UNUSED)]
 
     @property
     def files(self) -> list[Path]:
         """The images, without their masks."""
-        paths = regular_files(self.folder, _PNG)
-        return [path for path in paths if not path.name.endswith(".mask.png")]
+        return _without_masks(self.folder)
+
+    def whole(self, image: Path) -> Path:
+        """An image before it was cropped."""
+        whole = self.folder / FULL / image.name
+        return whole if whole.is_file() else image
+
+    def mask_of(self, image: Path) -> Path | None:
+        """The mask of the whole image; None if it has none."""
+        mask = image.with_name(f"{image.stem}{MASK}")
+        return self.whole(mask) if mask.is_file() else None
+
+    def drop_mask(self, image: Path) -> None:
+        """Take an image's mask out of the set; its file stays."""
+        mask = image.with_name(f"{image.stem}{MASK}")
+        replaced = self.folder / REPLACED
+        make_folder(replaced)
+        number = len(list(replaced.iterdir()))
+        for file in (self.whole(mask), mask):  # the whole one, then the cropped one
+            if file.is_file():
+                number += 1
+                file.replace(replaced / f"{number}-{mask.name}")
 
 
 @dataclass
@@ -149,6 +171,17 @@ class Workspace:
             for job in jobs
             if self.concept_file(job) and (job.kind == "train" or job.state == "done")
         ]
+
+    def training_texts(self, images: ImageSet) -> Mapping[str, Any] | None:
+        """The texts that a training would use, as a job has found them last; None if none has."""
+        jobs = [job for job in self.queue.all() if job.options.get("images") == images.id]
+        reports = (read_json(job.folder / "report.json") for job in reversed(jobs))
+        return next((report for report in reports if report), None)
+
+    def drift(self, training: Job) -> Job | None:
+        """The newest job that generates without the token of a training; None if there is none."""
+        jobs = [job for job in self.queue.all() if job.options.get("concept") == training.id]
+        return next((job for job in reversed(jobs) if job.kind == "drift"), None)
 
     def token(self, job: Job) -> str:
         """The placeholder token of a job's concept; empty if it is not known."""
@@ -237,6 +270,10 @@ class Workspace:
         if not is_number(number) or folder.is_symlink() or not folder.is_dir():
             raise RequestError(f"there is nothing with the number {number[:20]!r}", "go back")
         return folder
+
+
+def _without_masks(folder: Path) -> list[Path]:
+    return [path for path in regular_files(folder, _PNG) if not path.name.endswith(MASK)]
 
 
 def safe_stem(name: str) -> str:

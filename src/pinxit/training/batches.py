@@ -199,6 +199,13 @@ class TrainingSamples:
         return tuple(dict.fromkeys(prompts))
 
     @property
+    def training_prompts(self) -> dict[str, tuple[str, ...]]:
+        """The possible prompts of each training image, by file name."""
+        pool = self._pools[0]
+        names = (image.path.name for image in pool.images)
+        return dict(zip(names, pool.prompts, strict=True))
+
+    @property
     def inputs(self) -> dict[str, str]:
         """A fingerprint of each class image, and of the prompts of each training image, by name."""
         inputs: dict[str, str] = {}

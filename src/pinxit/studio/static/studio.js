@@ -96,7 +96,8 @@ for (const drop of all(".drop")) {
 for (const form of all("form.main")) {
   form.addEventListener("submit", (event) => {  // not before the images are checked
     event.preventDefault();
-    uploading.then(() => form.submit());
+    const action = event.submitter?.formAction;  // of the button that was pressed
+    uploading.then(() => { if (action) form.action = action; form.submit(); });
   });
   form.addEventListener("keydown", (event) => {
     if (event.key === "Enter" && event.ctrlKey) form.requestSubmit();

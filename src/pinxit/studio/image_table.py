@@ -1,0 +1,157 @@
+"""The table of an image set and the editor of one image: captions, crops, masks, selection.
+
+Nothing is lost: whole images stay, and so do replaced masks and the captions before a change.
+"""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from starlette.requests import Request
+from starlette.responses import RedirectResponse, Response
+
+from pinxit.errors import RequestError
+from pinxit.files.atomic_write import make_folder, remove, write_text
+from pinxit.studio.jobs import read_json
+from pinxit.studio.pages import Pages, at_place
+from pinxit.studio.uploads import form_of, store, take_in, texts_of, uploads
+from pinxit.studio.workspace import CROPS, INCOMING, MASK, UNUSED, ImageSet
+
+_BEFORE = ".captions-before.json"
+_MAX_CAPTION = 2000
+_MAX_MASK_BYTES = 2**23
+
+
+class ImageTable:
+    """The handlers of image sets of a workspace."""
+
+    def __init__(self, pages: Pages) -> None:
+        self.pages = pages
+        self.workspace = pages.workspace
+
+    async def show(self, request: Request) -> Response:
+        """The table of an image set."""
+        images = self._images(request)
+        values = {
+            "images": images,
+            "texts": self.workspace.training_texts(images),
+            "can_undo": (images.folder / _BEFORE).is_file(),
+        }
+        return self.pages.render("images.html", values)
+
+    async def save(self, request: Request) -> Response:
+        """Change captions, crops and which images are used."""
+        images, form = self._images(request), await form_of(request)
+        values = texts_of(form)
+        captions = _captions(images)
+        changed = {name: _edited(text, name, values) for name, text in captions.items()}
+        _write_captions(images, captions, changed)
+        crops = dict(images.crops)
+        for path in images.files:
+            text = values.get(f"crop:{path.name}")
+            if text is not None and (text.strip() or path.name in crops):
+                crops[path.name] = _box(text)
+        write_text(images.folder / CROPS, json.dumps(crops))
+        _set_used(images, set(form.getlist("use")), set(form.getlist("back")))
+        return await self._checked(images)
+
+    async def undo(self, request: Request) -> Response:
+        """Bring the captions back that were there before the last change."""
+        images = self._images(request)
+        before = read_json(images.folder / _BEFORE) or {}
+        captions = _captions(images)
+        _write_captions(images, captions, {name: before.get(name, "") for name in captions})
+        return await self._checked(images)
+
+    async def editor(self, request: Request) -> Response:
+        """The editor of the image with this place in its set."""
+        images = self._images(request)
+        path = at_place(images.files, request)
+        values = {"images": images, "name": path.name, "place": request.path_params["place"]}
+        return self.pages.render("editor.html", values, mask=images.mask_of(path) is not None)
+
+    async def edit(self, request: Request) -> Response:
+        """Crop an image, and store, replace or remove its mask."""
+        images, form = self._images(request), await form_of(request)
+        path = at_place(images.files, request)
+        edges = [str(form.get(name, "")) for name in ("left", "top", "right", "bottom")]
+        crops = {**images.crops, path.name: _box(" ".join(edges))}
+        write_text(images.folder / CROPS, json.dumps(crops))
+        if masks := uploads(form, "mask"):
+            make_folder(images.folder / INCOMING)
+            incoming = images.folder / INCOMING / f"0000-{path.stem}{MASK}"
+            remove(incoming)  # of an earlier attempt
+            await store(masks[0], incoming, _MAX_MASK_BYTES)
+        elif form.get("mask") == "none":
+            images.drop_mask(path)
+        return await self._checked(images)
+
+    async def _checked(self, images: ImageSet) -> Response:
+        await take_in(images, self.workspace.resolution)
+        return RedirectResponse(f"/images/{images.id}", 303)
+
+    def _images(self, request: Request) -> ImageSet:
+        return self.workspace.images_of(request.path_params["images"])
+
+
+def _captions(images: ImageSet) -> dict[str, str]:
+    """The caption of each image by its name; empty if it has none."""
+    files = {path.name: path.with_suffix(".txt") for path in images.files}
+    return {
+        name: file.read_text("utf-8").strip() if file.is_file() else ""
+        for name, file in files.items()
+    }
+
+
+def _write_captions(images: ImageSet, old: Mapping[str, str], new: Mapping[str, str]) -> None:
+    """Write the captions that are new, and keep the old ones for an undo."""
+    if new == old:
+        return
+    write_text(images.folder / _BEFORE, json.dumps(dict(old)))
+    for name, caption in new.items():
+        file = images.folder / Path(name).with_suffix(".txt")
+        if not caption:
+            remove(file)
+        elif caption != old[name]:
+            write_text(file, caption + "\n")
+
+
+def _edited(old: str, name: str, values: Mapping[str, Any]) -> str:
+    """A caption as typed, after the changes that are for all captions."""
+    caption = values.get(f"caption:{name}", old)
+    if search := values.get("search", ""):
+        caption = caption.replace(search, values.get("replace", ""))
+    caption = f"{values.get('before', '')} {caption} {values.get('after', '')}"
+    return " ".join(caption.split())[:_MAX_CAPTION]
+
+
+def _box(text: str) -> list[int]:
+    """A crop as left, top, right and bottom in pixels; empty for the whole image."""
+    words = text.replace(",", " ").split()
+    if not words:
+        return []
+    if len(words) != 4 or not all(word.isdecimal() and len(word) < 7 for word in words):
+        raise RequestError(
+            f"a crop is four numbers, not {text[:40]!r}", "give left, top, right and bottom"
+        )
+    return [int(word) for word in words]
+
+
+def _set_used(images: ImageSet, used: set[Any], back: set[Any]) -> None:
+    """Move images that are not marked as used out of the set, and those marked back into it."""
+    unused = images.folder / UNUSED
+    make_folder(unused)
+    names = images.unused
+    for path in images.files:
+        if path.name not in used:
+            _move_with_mask(path, unused)
+    for name in names:
+        if name in back:
+            _move_with_mask(unused / name, images.folder)
+
+
+def _move_with_mask(path: Path, folder: Path) -> None:
+    for file in (path, path.with_name(f"{path.stem}{MASK}")):
+        if file.is_file():
+            file.replace(folder / file.name)

@@ -1,0 +1,125 @@
+"""Store what was sent: images in sets, which another process decodes, and concept files."""
+
+import asyncio
+import os
+import re
+import shutil
+import sys
+from pathlib import Path
+from typing import Any
+
+from starlette.datastructures import FormData, UploadFile
+from starlette.requests import Request
+
+from pinxit.errors import RequestError
+from pinxit.files.atomic_write import make_folder, remove
+from pinxit.studio.jobs import Job, numbered_folders
+from pinxit.studio.workspace import INCOMING, THUMBNAILS, ImageSet, Workspace, safe_stem
+
+MAX_FILE_BYTES, MAX_FILES = 32 * 2**20, 200
+MAX_ZIP_BYTES = 2**26
+_CHUNK = 2**20
+_MODEL_SUFFIXES = frozenset({".safetensors", ".pt", ".bin", ".ckpt", ".pth", ".png", ".webp"})
+
+
+async def add_images(workspace: Workspace, form: FormData) -> ImageSet:
+    """Store uploaded images in a new set, or in that of the field `images`, and check them.
+
+    The server only stores bytes under names of its own; a separate process decodes them.
+    """
+    number = form.get("images")
+    images = (
+        workspace.images_of(number)
+        if isinstance(number, str) and number
+        else ImageSet(workspace.new_folder("images"))
+    )
+    files = uploads(form, "files")
+    if not files and not images.files:
+        raise RequestError("no image was chosen", "choose 3 to 12 images of the subject")
+    incoming = images.folder / INCOMING
+    make_folder(incoming)
+    for index, file in enumerate(files):
+        name = Path((file.filename or "").replace("\\", "/")).name
+        suffix = re.sub(r"[^.\w]", "", "".join(Path(name).suffixes[-2:])).lower()[-12:]
+        limit = MAX_ZIP_BYTES if suffix.endswith(".zip") else MAX_FILE_BYTES
+        await store(file, incoming / f"{index:04}-{safe_stem(name)[:40]}{suffix}", limit)
+    await take_in(images, workspace.resolution)
+    return images
+
+
+async def add_model_file(workspace: Workspace, file: UploadFile, max_bytes: int) -> Job:
+    """Store an uploaded concept file and queue its inspection; the server never reads it."""
+    name = Path((file.filename or "").replace("\\", "/")).name
+    suffix = Path(name).suffix.lower()
+    if suffix not in _MODEL_SUFFIXES:
+        raise RequestError(
+            f"{name[:60]!r} is not the name of a concept file",
+            f"its name must end in one of: {', '.join(sorted(_MODEL_SUFFIXES))}",
+        )
+    folder = workspace.new_folder("files")
+    await store(file, folder / f"{safe_stem(name)}{suffix}", max_bytes)
+    return workspace.queue.add("inspect", {"file": folder.name})
+
+
+async def take_in(images: ImageSet, resolution: int) -> None:
+    """Decode and check the uploaded images of a set in a process with limits."""
+    command = [sys.executable, "-m", "pinxit.studio.intake", str(images.folder), str(resolution)]
+    process = await asyncio.create_subprocess_exec(
+        *command, stdin=asyncio.subprocess.DEVNULL, stderr=asyncio.subprocess.PIPE
+    )
+    _, errors = await process.communicate()
+    if process.returncode:
+        last = errors.decode(errors="replace").strip().rpartition("\n")[2]
+        incoming = sorted((images.folder / INCOMING).iterdir())
+        name = incoming[0].name.partition("-")[2] if incoming else "an image"
+        remove(*incoming[:1])  # the one that it died of
+        raise RequestError(f"{name} could not be decoded: {last[:200]}", "leave this file out")
+
+
+def unfinished_sets(workspace: Workspace) -> list[ImageSet]:
+    """The image sets whose uploads were interrupted by the end of the server."""
+    folders = numbered_folders(workspace.folder / "images")
+    sets = [folder for folder in folders if (folder / INCOMING).is_dir()]
+    return [ImageSet(folder) for folder in sets if any((folder / INCOMING).iterdir())]
+
+
+async def form_of(request: Request) -> FormData:
+    """The form in a request."""
+    return await request.form(max_files=MAX_FILES, max_fields=2000, max_part_size=2**16)
+
+
+def texts_of(form: FormData) -> dict[str, Any]:
+    """The texts of a form, without its files."""
+    return {name: value for name, value in form.items() if isinstance(value, str)}
+
+
+def uploads(form: FormData, name: str) -> list[UploadFile]:
+    """The files of a form field; a browser sends one without a name if none was chosen."""
+    files = [file for file in form.getlist(name) if isinstance(file, UploadFile)]
+    return [file for file in files if file.filename]
+
+
+async def store(file: UploadFile, path: Path, max_bytes: int) -> None:
+    """Store an uploaded file under a new path; RequestError if it is too large."""
+    size = 0
+    handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    with os.fdopen(handle, "wb") as target:
+        while chunk := await file.read(_CHUNK):
+            size += len(chunk)
+            target.write(chunk)
+            if size > max_bytes:
+                break
+    if size > max_bytes:
+        remove(path)
+        raise RequestError(
+            f"{path.name} has more than {max_bytes // 2**20} MiB", "make the file smaller"
+        )
+
+
+def snapshot(workspace: Workspace, images: ImageSet) -> ImageSet:
+    """A copy of a set as it is now: a run needs the same images if it continues later."""
+    snapshot = ImageSet(workspace.new_folder("images"))
+    for path in [*images.files, *images.folder.glob("*.mask.png"), *images.folder.glob("*.txt")]:
+        shutil.copyfile(path, snapshot.folder / path.name)
+    shutil.copytree(images.folder / THUMBNAILS, snapshot.folder / THUMBNAILS)
+    return snapshot
