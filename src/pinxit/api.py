@@ -72,7 +72,10 @@ def resume(
     are if they were moved. Raises RunError if the folder is not a run's.
     """
     run = Run.open(folder, steps, Path(images) if images else None)
-    model = model or open_base(run.recipe.base, precision=run.recipe.precision or "auto")
+    recipe, precision = run.recipe, run.recipe.precision or "auto"
+    model = model or open_base(
+        recipe.base, precision=precision, vae=recipe.vae, text_encoders=recipe.text_encoders
+    )
     return _train(run, model, callback, quiet=quiet)
 
 
@@ -129,7 +132,9 @@ def evaluate(
         return evaluate_concepts(
             [_path(concept) for concept in concepts],
             Path(out),
-            lambda recipe: model or open_base(recipe.base, vae=recipe.vae),
+            lambda recipe: (
+                model or open_base(recipe.base, vae=recipe.vae, text_encoders=recipe.text_encoders)
+            ),
             progress,
             EvaluationSettings.model_validate(settings),
             overrides,

@@ -311,7 +311,7 @@ def test_another_vae(saved: Any, tmp_path: Path) -> None:
 def test_the_tokenizer_is_clips() -> None:
     """The ids that CLIP's original tokenizer gives; the vocabulary is part of pinxit."""
     source = CheckpointSource.__new__(CheckpointSource)
-    source._parts = {}
+    source._parts = source._layout = {}
     tokenizer = clip_tokenizer(source, "tokenizer")
     assert tokenizer.encode("a photo of a cat", add_special_tokens=False) == [
         320,

@@ -82,10 +82,14 @@ def _request(given: Values) -> tuple[GenerationRequest, list[Concept]]:
     concepts = [reference.open() for reference in request.concepts]
     origins = [concept.provenance for concept in concepts if concept.provenance.base]
     if origins and "base" not in options:
-        vae = options.get("vae", origins[0].recipe_values.get("vae"))
-        models = {"base": origins[0].base, "vae": vae}
+        values = origins[0].recipe_values
+        models = {
+            "base": origins[0].base,
+            "vae": options.get("vae", values.get("vae")),
+            "text_encoders": options.get("text_encoders", tuple(values.get("text_encoders", ()))),
+        }
         check_downloads(models, typed, str(request.concepts[0].path), allowed=allowed)
-        request = request.model_copy(update={"base": origins[0].base, "vae": vae})
+        request = request.model_copy(update=models)
     return request, concepts
 
 
@@ -97,6 +101,8 @@ def check_downloads(
     `typed` are the options that replace the request's.
     """
     names = [values.get(key) for key in ("base", "vae") if key not in typed]
+    if "text_encoders" not in typed:
+        names += values.get("text_encoders", ())
     names += [table.get("weights") for table in values.get("controls", ())]
     if not allowed:
         check_consent(names, origin, "to download it, add --base {name} or --allow-download")

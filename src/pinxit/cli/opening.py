@@ -40,7 +40,7 @@ class Opening:
         own_device = options.device if isinstance(options, Recipe) else None
         device, precision = self.device or own_device or AUTO, options.precision or "auto"
         with bars():
-            model = open_base(options.base, device, precision, options.vae)
+            model = open_base(options.base, device, precision, options.vae, options.text_encoders)
             if self.judges:
                 _fetch_judges(model, self.judges)
         if options.base != "pocket":

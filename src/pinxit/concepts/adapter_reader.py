@@ -1,7 +1,7 @@
 """Read the layers of adapter files of all programs: one reader for all naming schemes."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -83,22 +83,25 @@ def read_layers(file: OpenedFile) -> LayerChanges:
     """
     content = LayerChanges()
     bundles: dict[str, LayerTensors] = {}
-    joined: dict[tuple[str, ...], LayerTensors] = {}
+    joined: dict[tuple[tuple[str, int], ...], LayerTensors] = {}
     for key, tensor in file.tensors.items():
         if bundled := _BUNDLE_KEY.fullmatch(key):
             name = EMB_PARAMS if bundled[2].endswith("*") else bundled[2]
             bundles.setdefault(bundled[1], {})[name] = tensor
             continue
         tensor_name = parse_tensor_name(key)
-        if names := joined_layers(tensor_name.path):
-            layer_tensors = joined.setdefault(names, {})
+        if parts := joined_layers(tensor_name.path):
+            layer_tensors = joined.setdefault(parts, {})
         else:
             layer = _known_layer(file, key, tensor_name)
             layer_tensors = content.layers.setdefault(layer, {})
         layer_tensors[tensor_name.tensor] = tensor
-    for names, tensors in joined.items():
-        separate = _separate(tensors, len(names), f"{file.path}: the layers {', '.join(names)}")
-        content.layers.update(zip([("denoiser", name) for name in names], separate, strict=True))
+    for parts, tensors in joined.items():
+        where = f"{file.path}: the layers {', '.join(name for name, _ in parts)}"
+        separate = _separate(tensors, [factor for _, factor in parts], where)
+        for (name, _), part in zip(parts, separate, strict=True):
+            if part:
+                content.layers["denoiser", name] = part
     for token, tables in bundles.items():
         content.embeddings[token] = tables_from_keys(tables, EMB_PARAMS)
     _move_differences(content, file)
@@ -162,26 +165,60 @@ def _check_kind(tensors: Mapping[str, Tensor], where: str) -> None:
         raise ConceptError(f"{where} has the magnitudes of a DoRA without a LoRA", _KINDS_HINT)
 
 
-def _separate(tensors: LayerTensors, count: int, where: str) -> list[LayerTensors]:
-    """The tensors of each of `count` layers that were joined by their outputs."""
+def _separate(tensors: LayerTensors, factors: Sequence[int], where: str) -> list[LayerTensors]:
+    """The tensors of each of the layers that were joined by their outputs.
+
+    `factors` are the outputs of each per input. A layer that was not trained has no tensors.
+    """
     _check_kind(tensors, where)
-    if count == 1:
+    if len(factors) == 1:
         return [tensors]
     names = tensors.keys() - {_A, ALPHA, "scalar", "scale"}
     width = next((t.shape[1] for name in (_A, "diff") if (t := tensors.get(name)) is not None), 0)
     total = {tensors[name].shape[0] if tensors[name].ndim else 0 for name in names}
-    if not names <= _BY_OUTPUT or len(total) != 1 or not 0 < width * (count - 1) < max(total):
+    sizes = [width * factor for factor in factors[:-1]]
+    if not names <= _BY_OUTPUT or len(total) != 1 or not 0 < sum(sizes) < max(total):
         raise ConceptError(
             f"{where}, which are one layer in the file, has {', '.join(sorted(tensors))}: its "
             "change cannot be divided",
             _KINDS_HINT,
         )
-    sizes = [width] * (count - 1) + [max(total) - width * (count - 1)]
+    sizes.append(max(total) - sum(sizes))
     parts = {name: tensors[name].split(sizes) for name in names}
     shared = {name: tensor for name, tensor in tensors.items() if name not in names}
-    return [
-        shared | {name: part[number] for name, part in parts.items()} for number in range(count)
+    separate = [
+        shared | {name: part[number] for name, part in parts.items()}
+        for number in range(len(factors))
     ]
+    return _own_ranks(separate) or separate
+
+
+def _own_ranks(layers: Sequence[LayerTensors]) -> list[LayerTensors]:
+    """The tensors of layers that were joined with ranks of their own; [] if they share all ranks.
+
+    Then the up factor is block-diagonal, and rows of layers that were not trained are 0.
+    """
+    if not all(layer.keys() <= {_A, _B, ALPHA, MAGNITUDE, "dora_scale"} for layer in layers):
+        return []
+    trained = [layer for layer in layers if _B in layer and layer[_B].any()]
+    total = layers[0][_A].shape[0] if _A in layers[0] else 0
+    if not 0 < len(trained) < total + 1 or total % len(trained):
+        return []
+    rank = total // len(trained)
+    separate: list[LayerTensors] = []
+    for layer in layers:
+        if not layer[_B].any():
+            separate.append({})
+            continue
+        number = sum(map(bool, separate))
+        own = slice(number * rank, (number + 1) * rank)
+        others = layer[_B].clone()
+        others[:, own] = 0
+        if others.any():
+            return []
+        scale = {ALPHA: layer[ALPHA] / len(trained)} if ALPHA in layer else {}
+        separate.append({**layer, _A: layer[_A][own], _B: layer[_B][:, own], **scale})
+    return separate
 
 
 def _normalize(tensors: LayerTensors, where: str) -> None:

@@ -6,12 +6,12 @@ reads all of them. A name that it does not have is no layer of a base model that
 """
 
 import re
-from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 
 from pinxit.adapters.lora_part import MAGNITUDE
 from pinxit.models.family import all_facts
+from pinxit.models.joined_layers import LayerTable
 from pinxit.models.original_names import renamed, unet_name_map, without_prefix
 
 _MAX_NAME_LENGTH = 300  # no tensor has a longer name
@@ -150,28 +150,22 @@ def parse_tensor_name(key: str) -> TensorName:
     return TensorName(layer, last, is_peft)
 
 
-def joined_layers(path: str) -> tuple[str, ...]:
+def joined_layers(path: str) -> tuple[tuple[str, int], ...]:
     """The diffusers names of a denoiser layer that has the name of its authors' code.
 
-    Several if it joins them; empty if no family has such a layer.
+    Each has its number of outputs per input. Several if the layer joins them; empty if no family
+    has such a layer.
     """
     name = path.replace("_orig_mod_", "").lstrip("_.")
     while match := _PREFIX.match(name):
         name = name[match.end() :]
-    for pattern, templates in _original_layers().items():
-        if match := pattern.fullmatch(name):
-            return tuple(match.expand(template) for template in templates)
-    return ()
+    return tuple(_original_layers().parts(name, "[._]"))
 
 
 @cache
-def _original_layers() -> dict[re.Pattern[str], Sequence[str]]:
-    """Diffusers names by patterns of original names, also of underscored ones."""
-    return {
-        re.compile(name.replace(r"\.", "[._]")): templates
-        for facts in all_facts()
-        for name, templates in facts.original_layers.items()
-    }
+def _original_layers() -> LayerTable:
+    """The layers of all families under the names of their authors' code."""
+    return LayerTable({k: v for facts in all_facts() for k, v in facts.original_layers.items()})
 
 
 def parse_layer(path: str) -> tuple[str, str] | None:

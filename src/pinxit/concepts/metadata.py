@@ -73,6 +73,8 @@ class Provenance:
         for key in ("images", "pictures", "base", "vae"):
             if isinstance(values.get(key), str):
                 values[key] = last_name(values[key])
+        if encoders := values.get("text_encoders"):
+            values["text_encoders"] = [last_name(str(name)) for name in encoders]
         recipe = tomli_w.dumps(values) if values else ""
         images = numbered(self.images)
         return replace(self, base=last_name(self.base), images=images, recipe=recipe)

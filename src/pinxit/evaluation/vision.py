@@ -142,7 +142,7 @@ def _load_network(
     network_class: Any, config: dict[str, Any], folder: Path, name: str, options: dict[str, bool]
 ) -> Any:
     """The network with its weights, which are read without running code from the file."""
-    source = FolderSource(folder, name, "vision")
+    source = FolderSource(folder, name, ("vision",))
     try:
         network = network_class.from_pretrained(
             None,

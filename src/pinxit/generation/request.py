@@ -26,7 +26,7 @@ from pinxit.options import Option, Options
 _KEY = "pinxit"
 _PNG_HINT = "give a PNG that pinxit or AUTOMATIC1111 generated"
 # Options with paths; a relative path of a model could be read as a hub id.
-_MODEL_KEYS = ("base", "vae", "weights")
+_MODEL_KEYS = ("base", "vae", "text_encoders", "weights")
 _PATH_KEYS = (*_MODEL_KEYS, "concepts", "init_image", "init", "image", "picture", "mask")
 # Limits for requests that come from files of other people.
 _MAX_PROMPT = 1_000_000
@@ -125,6 +125,13 @@ class GenerationRequest(Options):
         help="VAE: a folder, a file or a hub id",
         default_is="the base model's own",
         max_length=_MAX_NAME,
+    )
+    text_encoders: tuple[str, ...] = Option(
+        (),
+        aliases=("text_encoder",),
+        help="text encoders and tokenizers, if the base model is a transformer in a file of its "
+        "own: files, folders or hub ids; one for each time it is given",
+        default_is="those of the base model",
     )
     precision: Precision | None = Option(
         None, help="number format to compute in", default_is="chosen for the device"

@@ -266,6 +266,7 @@ def _finished_images(
     used = {
         "base": model.name,
         "vae": model.source.vae,
+        "text_encoders": model.source.text_encoders,
         "num_images": 1,
         "precision": model.placement.precision,
         "scheduler": context.scheduler,

@@ -5,17 +5,19 @@ import json
 import re
 from collections.abc import Generator, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 from torch import Tensor, empty, eye
 
+from pinxit import registry
 from pinxit.errors import ModelError
 from pinxit.files.atomic_write import sha256
 from pinxit.models import config_from_shapes
 from pinxit.models.checkpoint_names import usual_names
+from pinxit.models.joined_layers import LayerTable
 from pinxit.models.prediction import VelocityLooks, prediction_config
 from pinxit.models.quantized import dequantized
 from pinxit.models.source import Source, read_weights
@@ -30,9 +32,13 @@ _Weights = dict[str, Tensor]
 class _Part:
     """A part of a layout: its kind, its prefix in the file, and config values no tensor has.
 
-    `marker` is a tensor that every network of this kind has, without the prefix; "" for a part
-    without tensors. `velocity` tells models with v-prediction from those that look alike by the
-    standard deviation of one tensor, as ComfyUI does, and has their `sample_size`.
+    `marker` has the names of tensors that every network of this kind has, without the prefix:
+    alternatives are separated by `|`, and the names of one by `,`; "" for a part without tensors.
+    `velocity` tells models with v-prediction from those that look alike by the standard deviation
+    of one tensor, as ComfyUI does, and has their `sample_size`. `shapes` are the rules of
+    `stated_config`. `names` are names of the `family` that are only in checkpoints, and `unused`
+    those of tensors to leave out. `variants` are settings for files with a tensor, or with a word
+    in their name after `file:`. `example` is what to give for a part that a file lacks.
     """
 
     kind: str
@@ -40,15 +46,45 @@ class _Part:
     prefix: str = ""
     marker: str = ""
     velocity: dict[str, Any] | None = None
+    shapes: dict[str, Any] = field(default_factory=dict[str, Any])
+    family: str = ""
+    names: dict[str, list[str]] = field(default_factory=dict[str, list[str]])
+    unused: tuple[str, ...] = ()
+    variants: dict[str, dict[str, Any]] = field(default_factory=dict[str, dict[str, Any]])
+    example: str = ""
 
     @property
     def looks(self) -> VelocityLooks | None:
         """How models with v-prediction look, if only their values tell them apart."""
         return VelocityLooks(**self.velocity) if self.velocity else None
 
-    def is_in(self, names: Mapping[str, Tensor]) -> bool:
-        """Whether a file with tensors of these names contains the part."""
-        return not self.marker or f"{self.prefix}{self.marker}" in names
+    def in_file(self, names: Mapping[str, Tensor]) -> "_Part | None":
+        """The part with its prefix in a file with tensors of these names; None if it is absent.
+
+        A transformer may be alone in its file, without a prefix.
+        """
+        if not self.marker:
+            return self
+        prefixes = (self.prefix, "") if self.family else (self.prefix,)
+        found = (prefix for prefix in prefixes if _has(names, self.marker, prefix))
+        prefix = next(found, None)
+        return None if prefix is None else replace(self, prefix=prefix)
+
+    def variant(self, file: str, names: Mapping[str, Tensor]) -> dict[str, Any]:
+        """The settings for what this file has, besides `settings`."""
+        changes: dict[str, Any] = {}
+        for marker, settings in self.variants.items():
+            word = marker.removeprefix("file:")
+            is_named = word != marker and word in file.casefold()
+            if is_named or any(_has(names, marker, p) for p in ("", "model.diffusion_model.")):
+                changes |= settings
+        return changes
+
+
+def _has(names: Mapping[str, Tensor], marker: str, prefix: str) -> bool:
+    """Whether all names of one of the marker's alternatives are there."""
+    alternatives = (alternative.split(",") for alternative in marker.split("|"))
+    return any(all(f"{prefix}{name}" in names for name in one) for one in alternatives)
 
 
 class CheckpointSource(Source):
@@ -62,19 +98,33 @@ class CheckpointSource(Source):
         self.path = path
         self.name = name
         self._tensors, metadata = self._read()
-        self._parts = self._find_parts()
+        self._layout, self._parts = self._find_parts()
+        # They are needed also when the tensors are released.
+        self._configs = dict[str, dict[str, Any]]()
         scheduler = self._parts.get("scheduler")
         looks = scheduler.looks if scheduler else None
         self._config_changes = prediction_config(path, self._tensors, metadata, looks)
+        for part_name, part in self._parts.items():
+            if changes := part.variant(path.name, self._tensors):
+                changes = self._config_changes.get(part_name, {}) | changes
+                self._config_changes[part_name] = changes
 
     def has(self, part: str) -> bool:
         """Whether the file contains the part."""
         return part in self._parts
 
     def config(self, part: str) -> dict[str, Any]:
-        """The config of a part, from the layout and the tensors' shapes."""
+        """The config of a part, from the layout and the tensors' shapes.
+
+        For a part that the file lacks, it has what no tensor shows.
+        """
         if part not in self._parts:
-            return {}
+            return dict(self._layout[part].settings) if part in self._layout else {}
+        if part not in self._configs:
+            self._configs[part] = self._config(part)
+        return dict(self._configs[part])
+
+    def _config(self, part: str) -> dict[str, Any]:
         kind, config = self._parts[part].kind, dict(self._parts[part].settings)
         if self._parts[part].marker:
             shapes = {
@@ -83,7 +133,12 @@ class CheckpointSource(Source):
             }
             with self._complete(part):
                 weights = self._weights(self._parts[part], shapes)
-                config |= config_from_shapes.network_config(kind, weights)
+                rules = self._parts[part].shapes
+                config |= (
+                    config_from_shapes.stated_config(rules, weights)
+                    if rules
+                    else config_from_shapes.network_config(kind, weights)
+                )
                 head_width = config.pop("head_width", None)
                 config |= config_from_shapes.attention_heads(config, head_width)
         return config | self._config_changes.get(part, {})
@@ -126,30 +181,46 @@ class CheckpointSource(Source):
         """Release the file's tensors."""
         self._tensors = {}
 
-    def _find_parts(self) -> dict[str, _Part]:
-        """The parts in the file, named by the single-file layout that fits best."""
-        best: tuple[list[str], dict[str, _Part]] | None = None
+    def kind(self, part: str) -> str:
+        """What the part is in this layout, whether the file has it or not."""
+        return self._layout[part].kind if part in self._layout else ""
+
+    @property
+    def missing(self) -> dict[str, str]:
+        """The parts that other files must have, with examples."""
+        return {
+            name: part.example
+            for name, part in self._layout.items()
+            if part.example and name not in self._parts
+        }
+
+    def _find_parts(self) -> tuple[dict[str, _Part], dict[str, _Part]]:
+        """The single-file layout that fits best: all its parts by name, and those in the file."""
+        best: tuple[list[str], dict[str, _Part], dict[str, _Part]] | None = None
         for path in sorted(_LAYOUTS.glob("*.json")):
-            layout = json.loads(path.read_text(encoding="utf-8"))
-            parts = {name: _Part(**part) for name, part in layout.items()}
-            present = {name: part for name, part in parts.items() if part.is_in(self._tensors)}
+            content = json.loads(path.read_text(encoding="utf-8"))
+            layout = {name: _Part(**part) for name, part in content.items()}
+            parts = {name: part.in_file(self._tensors) for name, part in layout.items()}
+            present = {name: part for name, part in parts.items() if part}
             if any(part.marker for part in present.values()):
-                missing = [name for name in parts if name not in present]
+                missing = [name for name in layout if name not in present]
                 if best is None or len(missing) < len(best[0]):
-                    best = (missing, present)
+                    best = (missing, layout, present)
         if best is None:
             raise ModelError(
                 f"{self.path} is not a supported base model: it has {len(self._tensors)} tensors, "
                 f"such as `{next(iter(self._tensors), '')}`",
-                "pinxit inspect shows what a file is; a base model is a complete checkpoint",
+                "pinxit inspect shows what a file is; a base model is a complete checkpoint, or a "
+                "transformer with --vae and --text-encoder",
             )
-        missing, present = best
-        if set(missing) - {"vae"}:
+        missing, layout, present = best
+        is_incomplete = not any(part.family for part in present.values())
+        if is_incomplete and set(missing) - {"vae"}:
             raise ModelError(
                 f"{self.path} is not a complete base model: it lacks {', '.join(missing)}",
                 "use a checkpoint with text encoders, or a folder in diffusers' layout",
             )
-        return present
+        return layout, present
 
 
 def _converted(part: _Part, prefixed: _Weights) -> _Weights:
@@ -157,6 +228,12 @@ def _converted(part: _Part, prefixed: _Weights) -> _Weights:
     from diffusers.loaders import single_file_utils as conversions
 
     bare = {name.removeprefix(part.prefix): tensor for name, tensor in prefixed.items()}
+    if part.family:
+        facts = registry.load("families", part.family).facts
+        used = {name: tensor for name, tensor in bare.items() if name not in part.unused}
+        return LayerTable({**facts.original_layers, **part.names}).to_diffusers(used)
+    if part.kind in ("t5", "qwen3"):
+        return bare
     if part.kind == "unet":
         return conversions.convert_ldm_unet_checkpoint(prefixed, _unet_config(bare))
     if part.kind == "mmdit":

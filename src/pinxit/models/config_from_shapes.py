@@ -3,7 +3,7 @@
 import re
 from collections.abc import Collection, Mapping
 from math import isqrt
-from typing import Any
+from typing import Any, cast
 
 from torch import Tensor
 
@@ -22,6 +22,27 @@ def network_config(kind: str, weights: Weights) -> dict[str, Any]:
     if kind == "mmdit":
         return _mmdit(weights)
     return _autoencoder(weights) if kind == "autoencoder" else _clip(weights)
+
+
+def stated_config(rules: Mapping[str, Any], weights: Weights) -> dict[str, Any]:
+    """The config values that a layout states by the names and shapes of tensors.
+
+    A rule is a regular expression, whose group is a number to count, or without a group whether
+    a tensor has such a name; or a tensor, a dimension and optionally a divisor: a number, a value
+    of the config, or a tensor with that number of rows.
+    """
+    config: dict[str, Any] = {}
+    for key, rule in rules.items():
+        if isinstance(rule, str):
+            has_group = re.compile(rule).groups > 0
+            is_present = any(re.match(rule, name) for name in weights)
+            config[key] = count_numbered(weights, rule) if has_group else is_present
+            continue
+        name, dimension, divisor = cast("tuple[str, int, int | str]", (*rule, 1)[:3])
+        if isinstance(divisor, str):
+            divisor = config[divisor] if divisor in config else len(weights[divisor])
+        config[key] = weights[name].shape[dimension] // divisor
+    return config
 
 
 def attention_heads(config: Mapping[str, Any], head_width: int | None) -> dict[str, Any]:

@@ -38,9 +38,9 @@ class FamilyFacts:
     if pinxit does not write such files. `pipeline` is the class of its pipelines in diffusers.
     `denoiser_layers` is a regular expression for the names of the denoiser's layers in adapter
     files, if no older family has such layers; words that contain `_` are written in full.
-    `original_layers` are regular expressions for the names of the authors' code, with templates of
-    the diffusers names: several for a layer that joins them. All but the last have as many outputs
-    as inputs.
+    `original_layers` are names of the authors' code with their diffusers names: several for a layer
+    that joins them, in which each has as many outputs as inputs, or with `*4` four times as many.
+    `{}` is the number of a block. Of several names for a layer, files are written with the first.
     """
 
     title: str

@@ -1,7 +1,7 @@
 """Opening base models: find the source, choose the family and the precision, keep some open."""
 
 from collections import OrderedDict
-from collections.abc import Generator
+from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 from importlib.resources import files
 from pathlib import Path
@@ -17,9 +17,9 @@ from pinxit.models.checkpoint_source import CheckpointSource
 from pinxit.models.device import AUTO, cpu_features, fast_precision, find_device, memory_errors
 from pinxit.models.family import network_folders, part_folders
 from pinxit.models.model import SMALL, Model, Placement, Precision
-from pinxit.models.source import FolderSource, Source, SourceWithVae
+from pinxit.models.source import CombinedSource, FolderSource, Source, read_json
 
-_Key = tuple[str, str, str, str]
+_Key = tuple[str, str, str, str, tuple[str, ...]]
 
 
 class Bases:
@@ -39,17 +39,18 @@ class Bases:
         device: str = AUTO,
         precision: Precision | Literal["auto"] = "auto",
         vae: str | Path | None = None,
+        text_encoders: Sequence[str | Path] = (),
     ) -> Model:
         """A base model as `open_base` opens it, or the one that is open already.
 
         Raises ModelError as `open_base` does.
         """
-        key = (str(base), device, precision, str(vae or ""))
+        key = (str(base), device, precision, str(vae or ""), tuple(map(str, text_encoders)))
         if key not in self._models:
             while len(self._models) >= self._max_loaded:
                 _, longest_unused = self._models.popitem(last=False)
                 longest_unused.offload()
-            self._models[key] = open_base(base, device, precision, vae)
+            self._models[key] = open_base(base, device, precision, vae, text_encoders)
         self._models.move_to_end(key)
         return self._models[key]
 
@@ -59,17 +60,21 @@ def open_base(
     device: str = AUTO,
     precision: Precision | Literal["auto"] = "auto",
     vae: str | Path | None = None,
+    text_encoders: Sequence[str | Path] = (),
 ) -> Model:
     """Open a base model: "pocket", a hub id, a folder in diffusers' layout or a checkpoint file.
 
     `device` is a name that torch knows, or "auto" for an accelerator if there is one. `vae` is
-    another autoencoder, in the notation of `base`. Raises ModelError if the base model does not
+    another autoencoder and `text_encoders` are other text encoders and tokenizers, in the notation
+    of `base`. Raises ModelError if the base model does not
     exist, is not supported, or does not work with the device or precision.
     """
     torch_device = find_device(device)
     source = find_base(str(base))
-    if vae is not None:
-        source = SourceWithVae(source, _check_vae(find_base(str(vae))))
+    if vae is not None or text_encoders:
+        other_vae = None if vae is None else _check_vae(find_base(str(vae)))
+        others = [find_base(str(encoder)) for encoder in text_encoders]
+        source = CombinedSource(source, other_vae, others)
     family = family_of(source)
     family.check_usable(source)
     if precision == "auto":
@@ -94,13 +99,24 @@ def local_resolution(base: str) -> int | None:
     if base != "pocket" and not exists(expanded(base)):
         return None
     source = find_base(base)
-    resolution = family_of(source).resolution(source)
+    # The other parts of a transformer alone are not known here.
+    resolution = None if source.missing else family_of(source).resolution(source)
     source.close()
     return resolution
 
 
 def family_of(source: Source) -> type[Model]:
-    """The family of a base model; ModelError if it belongs to none."""
+    """The family of a base model; ModelError if it belongs to none, or lacks a part."""
+    if source.missing:
+        examples = [
+            f"{'--vae' if part == 'vae' else '--text-encoder'} {example}"
+            for part, example in source.missing.items()
+        ]
+        raise ModelError(
+            f"{source.name} is a transformer without {', '.join(source.missing)}",
+            f"give also {' '.join(examples)}; or for both a base model of the same family in "
+            "diffusers' layout",
+        )
     for name in registry.names("families"):
         family: type[Model] = registry.load("families", name)
         if family.matches(source):
@@ -139,8 +155,7 @@ def find_base(base: str) -> Source:
     if path.is_file():
         return CheckpointSource(path, name)
     if path.is_dir():
-        only_vae = (path / "config.json").is_file() and not (path / "vae").is_dir()
-        return FolderSource(path, name, "vae" if only_vae else None)
+        return FolderSource(path, name, _parts_in_folder(path))
     raise ModelError(f"{path} is not a file or a folder", "give a folder or a file")
 
 
@@ -160,6 +175,17 @@ def _invalid_configs_as_errors(source: Source) -> Generator[None]:
             f"{source.name} cannot be opened: {type(error).__name__}: {reason[:200]}",
             "its configs are invalid: copy or download the base model again",
         ) from error
+
+
+def _parts_in_folder(folder: Path) -> tuple[str, ...]:
+    """The parts whose files are in a folder itself: of a network alone, or of a tokenizer."""
+    tokenizer = ("tokenizer",) if (folder / "tokenizer.json").is_file() else ()
+    config = folder / "config.json"
+    if not config.is_file() or (folder / "vae").is_dir():
+        return tokenizer
+    content = read_json(config, folder)
+    is_text_encoder = isinstance(content, dict) and "model_type" in content
+    return ("text_encoder", *tokenizer) if is_text_encoder else ("vae",)
 
 
 def _check_vae(source: Source) -> Source:

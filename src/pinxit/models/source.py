@@ -4,7 +4,7 @@ import hashlib
 import json
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from functools import cached_property
 from itertools import product
 from pathlib import Path
@@ -18,6 +18,7 @@ from pinxit.files.pickle.torch_file import is_pickle, read_torch_file
 from pinxit.files.safetensors_file import read_safetensors
 from pinxit.files.untrusted import check_inside, open_untrusted, read_untrusted_text
 from pinxit.models.family import network_folders, part_folders
+from pinxit.models.gguf_file import read_gguf
 from pinxit.models.quantized import dequantized
 
 _STEMS = ("diffusion_pytorch_model", "model", "pytorch_model")
@@ -47,12 +48,13 @@ _WEIGHTS_HINT = "add the weights of this part, preferably as a safetensors file"
 class Source(ABC):
     """The parts of a base model under their names in diffusers' layout.
 
-    `name` is the base model's name in messages and recipes. `vae` is the name of the separate
-    autoencoder, if there is one.
+    `name` is the base model's name in messages and recipes. `vae` and `text_encoders` are the names
+    of the separate autoencoder and text encoders, if there are any.
     """
 
     name: str
     vae: str | None = None
+    text_encoders: tuple[str, ...] = ()
 
     @abstractmethod
     def has(self, part: str) -> bool:
@@ -74,6 +76,18 @@ class Source(ABC):
     def fingerprints(self) -> Iterator[str]:
         """A line for each file that affects results: its path and its SHA-256."""
 
+    def kind(self, part: str) -> str:
+        """What a text encoder or a tokenizer is, such as "clip" or "t5 tokenizer"."""
+        if not part.startswith("tokenizer"):
+            return str(self.config(part).get("model_type", "")).removesuffix("_text_model")
+        encoder = part.replace("tokenizer", "text_encoder")
+        return f"{self.kind(encoder)} tokenizer".strip() if self.has(encoder) else "tokenizer"
+
+    @property
+    def missing(self) -> Mapping[str, str]:
+        """The parts that other files must have, with examples; usually none."""
+        return {}
+
     def close(self) -> None:  # noqa: B027
         """Release cached weights. Weights that are requested afterwards are read again."""
 
@@ -86,19 +100,19 @@ class Source(ABC):
 class FolderSource(Source):
     """A folder in diffusers' layout, with a subfolder for each part.
 
-    With `only_part`, the files of this one part are in the folder itself.
+    The files of the parts `in_folder` are in the folder itself.
     """
 
-    def __init__(self, folder: Path, name: str, only_part: str | None = None) -> None:
+    def __init__(self, folder: Path, name: str, in_folder: Collection[str] = ()) -> None:
         self.folder = folder
         self.name = name
-        self._only_part = only_part
+        self._in_folder = in_folder
 
     def has(self, part: str) -> bool:
         """Whether there is a subfolder for this part."""
         # Other folders than those of the families' parts are ignored.
         is_folder = part in part_folders() and self._part_folder(part).is_dir()
-        return part == self._only_part or is_folder
+        return part in self._in_folder or is_folder
 
     def config(self, part: str) -> dict[str, Any]:
         """The content of the part's JSON files; for a tokenizer with its special tokens."""
@@ -136,7 +150,7 @@ class FolderSource(Source):
                 yield f"{part}/{path.name}:{sha256(path)}\n"
 
     def _part_folder(self, part: str) -> Path:
-        return self.folder if part == self._only_part else self.folder / part
+        return self.folder if part in self._in_folder else self.folder / part
 
     def _weight_files(self, part: str) -> list[Path]:
         folder = self._part_folder(part)
@@ -152,41 +166,85 @@ class FolderSource(Source):
         return cast("dict[str, Any]", config)
 
 
-class SourceWithVae(Source):
-    """A base model with the autoencoder of another source."""
+class CombinedSource(Source):
+    """A base model with the autoencoder or the text encoders of other sources.
 
-    def __init__(self, base: Source, vae: Source) -> None:
+    Raises ModelError if the base model has no use for a text encoder or tokenizer.
+    """
+
+    def __init__(self, base: Source, vae: Source | None, text_encoders: Sequence[Source]) -> None:
         self.name = base.name
-        self.vae = vae.name
+        self.vae = vae.name if vae else None
+        self.text_encoders = tuple(source.name for source in text_encoders)
         self._base = base
-        self._vae_source = vae
+        # The source of each part, and its name there.
+        self._others: dict[str, tuple[Source, str]] = {"vae": (vae, "vae")} if vae else {}
+        for source in text_encoders:
+            if not self._add_text_encoders(source):
+                raise ModelError(
+                    f"{source.name} has no text encoder or tokenizer that {base.name} uses",
+                    "give a text encoder file, a folder with a text encoder or a tokenizer.json, "
+                    "or a base model of the same family in diffusers' layout",
+                )
+
+    def _add_text_encoders(self, source: Source) -> bool:
+        """Take the parts of a source that the base model has, too; False if there are none."""
+        own = [part for part in part_folders() if part.startswith(("text_encoder", "tokenizer"))]
+        used = False
+        for part in filter(source.has, own):
+            kind = source.kind(part)
+            lacks = (name for name in self._base.missing if name.startswith("tokenizer"))
+            same = (name for name in own if kind and self._base.kind(name) == kind)
+            target = next(lacks if kind == "tokenizer" else same, None)
+            if target:
+                self._others[target] = (source, part)
+                used = True
+        return used
+
+    @property
+    def missing(self) -> dict[str, str]:
+        """What the base model lacks, and no other source has."""
+        lacks = self._base.missing
+        return {part: example for part, example in lacks.items() if part not in self._others}
+
+    def kind(self, part: str) -> str:
+        """What a part of the base model is."""
+        return self._base.kind(part)
 
     def has(self, part: str) -> bool:
-        """Whether the base model has this part; it always has a "vae"."""
-        return part == "vae" or self._base.has(part)
+        """Whether the base model or another source has this part."""
+        return part in self._others or self._base.has(part)
 
     def config(self, part: str) -> dict[str, Any]:
-        """The base model's config; for the VAE with the separate VAE's values on top."""
+        """The base model's config, for a part of another source with that source's on top."""
         config = self._base.config(part)
-        return config | self._vae_source.config(part) if part == "vae" else config
+        source, name = self._others.get(part, (None, part))
+        return config | source.config(name) if source else config
 
     def weights(self, part: str) -> dict[str, Tensor]:
-        """The tensors of a part, the VAE's from the separate source."""
-        return (self._vae_source if part == "vae" else self._base).weights(part)
+        """The tensors of a part, from the source that has it."""
+        source, name = self._others.get(part, (self._base, part))
+        return source.weights(name)
 
     def tokenizer(self, part: str) -> Path:
-        """The base model's tokenizer folder."""
-        return self._base.tokenizer(part)
+        """The tokenizer's folder."""
+        source, name = self._others.get(part, (self._base, part))
+        return source.tokenizer(name)
 
     def fingerprints(self) -> Iterator[str]:
-        """The fingerprint lines of both sources."""
-        yield from self._base.fingerprints()
-        yield from self._vae_source.fingerprints()
+        """The fingerprint lines of all sources."""
+        for source in self._sources:
+            yield from source.fingerprints()
 
     def close(self) -> None:
-        """Close both sources."""
-        self._base.close()
-        self._vae_source.close()
+        """Close all sources."""
+        for source in self._sources:
+            source.close()
+
+    @property
+    def _sources(self) -> list[Source]:
+        others = (source for source, _ in self._others.values())
+        return list(dict.fromkeys((self._base, *others)))
 
 
 def weight_files(names: Collection[str]) -> list[str]:
@@ -215,12 +273,8 @@ def read_weights(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
         raise FileError(f"{path} is not a regular file", _WEIGHTS_HINT)
     if not is_pickle(path):
         with path.open("rb") as file:
-            if file.read(4) == b"GGUF":
-                raise FileError(
-                    f"{path} is a GGUF file: its weights are quantized in blocks",
-                    "use the same checkpoint as a safetensors file in fp16, bf16 or fp8",
-                )
-        return read_safetensors(path)
+            is_gguf = file.read(4) == b"GGUF"
+        return (read_gguf(path), {}) if is_gguf else read_safetensors(path)
     content = read_torch_file(path)
     while nested := _nested_weights(content):
         content = nested

@@ -126,6 +126,6 @@ class Entrant:
     def subject_key(self) -> tuple[object, ...]:
         """Equal for entrants with the same images and base model; the base model comes first."""
         recipe = self.recipe
-        base = (recipe.base, recipe.vae, recipe.precision)
+        base = (recipe.base, recipe.vae, recipe.text_encoders, recipe.precision)
         subject = (fingerprint(self.images), recipe.class_noun, recipe.kind)
         return (base, *subject, recipe.resolution, recipe.clip_skip)

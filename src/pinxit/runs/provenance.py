@@ -20,6 +20,7 @@ def provenance(
         "images": Path(recipe.images.name),
         "base": with_tilde(recipe.base),
         "vae": recipe.vae and with_tilde(recipe.vae),
+        "text_encoders": tuple(map(with_tilde, recipe.text_encoders)),
     }
     return Provenance(
         token=recipe.token,

@@ -153,7 +153,10 @@ class Tasks:
     def _opened(self, options: Recipe | GenerationRequest) -> Generator[Progress, None, Model]:
         """Open a base model; yields that it is being opened."""
         yield Progress(f"opening the base model {options.base}", 0, 1)
-        return self.bases.open(options.base, self.device, options.precision or "auto", options.vae)
+        precision = options.precision or "auto"
+        return self.bases.open(
+            options.base, self.device, precision, options.vae, options.text_encoders
+        )
 
     def _concept(self, number: str) -> Concept:
         return read_concept(self._concept_path(number))

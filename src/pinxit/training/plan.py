@@ -61,6 +61,7 @@ class TrainingPlan:
             "resolution": resolution,
             "base": model.name,
             "vae": model.source.vae,
+            "text_encoders": model.source.text_encoders,
             "precision": model.placement.precision,
         }
         settled = recipe.model_copy(update=values)

@@ -55,6 +55,13 @@ class Recipe(Options):
         help="another VAE: a folder, a file or a Hugging Face id",
         default_is="the VAE of the base model",
     )
+    text_encoders: tuple[str, ...] = Option(
+        (),
+        aliases=("text_encoder",),
+        help="text encoders and tokenizers, if the base model is a transformer in a file of its "
+        "own: files, folders or Hugging Face ids; one for each time it is given",
+        default_is="those of the base model",
+    )
     seed: int = Option(0, help="random seed; everything random in the run follows from it")
     steps: int | None = Option(
         None,

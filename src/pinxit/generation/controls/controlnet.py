@@ -113,7 +113,7 @@ def _load_controlnet(weights: str, model: Model) -> nn.Module:
             "give its hub id, folder or file with --weights",
         )
     part = "controlnet"
-    source = FolderSource(path, weights, part) if path.is_dir() else _ControlNetFile(path, model)
+    source = FolderSource(path, weights, (part,)) if path.is_dir() else _ControlNetFile(path, model)
     return load_network(ControlNetModel, source, part, model.placement)
 
 

@@ -23,38 +23,35 @@ _T5_LENGTH = 512
 _NO_GUIDANCE = 1.0
 
 
-# The layers of the authors' code, which ComfyUI and kohya use, and those of XLabs. The layers that
-# make modulations of the last block are left out: their halves have another order.
-_QKV = (r"\1.attn.to_q", r"\1.attn.to_k", r"\1.attn.to_v")
-_ADDED_QKV = (r"\1.attn.add_q_proj", r"\1.attn.add_k_proj", r"\1.attn.add_v_proj")
-_IN_DOUBLE_BLOCKS = {
-    r"img_attn\.qkv|qkv_lora1": _QKV,
-    r"img_attn\.proj|proj_lora1": (r"\1.attn.to_out.0",),
-    r"txt_attn\.qkv|qkv_lora2": _ADDED_QKV,
-    r"txt_attn\.proj|proj_lora2": (r"\1.attn.to_add_out",),
-    r"img_mlp\.0": (r"\1.ff.net.0.proj",),
-    r"img_mlp\.2": (r"\1.ff.net.2",),
-    r"txt_mlp\.0": (r"\1.ff_context.net.0.proj",),
-    r"txt_mlp\.2": (r"\1.ff_context.net.2",),
-    r"img_mod\.lin": (r"\1.norm1.linear",),
-    r"txt_mod\.lin": (r"\1.norm1_context.linear",),
-}
-_IN_SINGLE_BLOCKS = {
-    "linear1": (*_QKV, r"\1.proj_mlp"),
-    "linear2|proj": (r"\1.proj_out",),
-    "qkv": _QKV,
-    r"modulation\.lin": (r"\1.norm.linear",),
-}
+# The layers of the authors' code, which ComfyUI and kohya use, and at the end those of XLabs. The
+# layers that make modulations of the last block are left out: their halves have another order.
+_DOUBLE, _SINGLE = "transformer_blocks.{}", "single_transformer_blocks.{}"
+_QKV = tuple(f"{_DOUBLE}.attn.to_{letter}" for letter in "qkv")
+_ADDED_QKV = tuple(f"{_DOUBLE}.attn.add_{letter}_proj" for letter in "qkv")
+_SINGLE_QKV = tuple(f"{_SINGLE}.attn.to_{letter}" for letter in "qkv")
 _ORIGINAL_LAYERS = {
-    rf"{original}\.(\d+)\.(?:{name})": tuple(
-        template.replace(r"\1", rf"{block}.\1") for template in templates
-    )
-    for original, block, layers in (
-        ("double_blocks", "transformer_blocks", _IN_DOUBLE_BLOCKS),
-        ("single_blocks", "single_transformer_blocks", _IN_SINGLE_BLOCKS),
-    )
-    for name, templates in layers.items()
-} | {"img_in": ("x_embedder",), "txt_in": ("context_embedder",)}
+    "double_blocks.{}.img_attn.qkv": _QKV,
+    "double_blocks.{}.img_attn.proj": (f"{_DOUBLE}.attn.to_out.0",),
+    "double_blocks.{}.txt_attn.qkv": _ADDED_QKV,
+    "double_blocks.{}.txt_attn.proj": (f"{_DOUBLE}.attn.to_add_out",),
+    "double_blocks.{}.img_mlp.0": (f"{_DOUBLE}.ff.net.0.proj",),
+    "double_blocks.{}.img_mlp.2": (f"{_DOUBLE}.ff.net.2",),
+    "double_blocks.{}.txt_mlp.0": (f"{_DOUBLE}.ff_context.net.0.proj",),
+    "double_blocks.{}.txt_mlp.2": (f"{_DOUBLE}.ff_context.net.2",),
+    "double_blocks.{}.img_mod.lin": (f"{_DOUBLE}.norm1.linear",),
+    "double_blocks.{}.txt_mod.lin": (f"{_DOUBLE}.norm1_context.linear",),
+    "single_blocks.{}.linear1": (*_SINGLE_QKV, f"{_SINGLE}.proj_mlp*4"),
+    "single_blocks.{}.linear2": (f"{_SINGLE}.proj_out",),
+    "single_blocks.{}.modulation.lin": (f"{_SINGLE}.norm.linear",),
+    "img_in": ("x_embedder",),
+    "txt_in": ("context_embedder",),
+    "double_blocks.{}.qkv_lora1": _QKV,
+    "double_blocks.{}.proj_lora1": (f"{_DOUBLE}.attn.to_out.0",),
+    "double_blocks.{}.qkv_lora2": _ADDED_QKV,
+    "double_blocks.{}.proj_lora2": (f"{_DOUBLE}.attn.to_add_out",),
+    "single_blocks.{}.qkv": _SINGLE_QKV,
+    "single_blocks.{}.proj": (f"{_SINGLE}.proj_out",),
+}
 
 
 class Flux1(LatentModel):

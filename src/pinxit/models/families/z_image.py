@@ -23,8 +23,12 @@ _TEXT_LENGTH = 512
 _TURBO_SHIFT = 3.0
 
 
-# The attention of a block, also in the authors' code.
-_BLOCK = r"(layers|noise_refiner|context_refiner)\.(\d+)\.attention"
+# The attention of the blocks in the authors' code, which ComfyUI and kohya use.
+_ORIGINAL_LAYERS = {
+    f"{blocks}.{{}}.attention.{name}": tuple(f"{blocks}.{{}}.attention.{to}" for to in layers)
+    for blocks in ("layers", "noise_refiner", "context_refiner")
+    for name, layers in {"qkv": ("to_q", "to_k", "to_v"), "out": ("to_out.0",)}.items()
+}
 
 
 class ZImage(LatentModel):
@@ -49,10 +53,7 @@ class ZImage(LatentModel):
         r"|attention_norm1|attention_norm2|ffn_norm1|ffn_norm2)|all_x_embedder\.2-1"
         r"|all_final_layer\.2-1\.(?:linear|adaLN_modulation\.1)|t_embedder\.mlp\.[02]"
         r"|cap_embedder\.[01]",
-        original_layers={
-            rf"{_BLOCK}\.qkv": tuple(rf"\1.\2.attention.to_{letter}" for letter in "qkv"),
-            rf"{_BLOCK}\.out": (r"\1.\2.attention.to_out.0",),
-        },
+        original_layers=_ORIGINAL_LAYERS,
     )
 
     # In `layers`, image and text are one sequence.

@@ -1,0 +1,118 @@
+"""Layers under the names of their authors' code, in which several layers may be joined into one."""
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+# A name in diffusers, and how many times as many outputs as inputs the layer has.
+_Part = tuple[str, int]
+
+
+@dataclass(frozen=True)
+class LayerTable:
+    """Names of the authors' code with the diffusers names of the layers that they join.
+
+    The table is that of `FamilyFacts.original_layers`. With `~` before its name, a layer has the
+    halves of its outputs in the other order.
+    """
+
+    layers: Mapping[str, Sequence[str]]
+
+    def parts(self, original: str, separator: str = r"\.") -> list[_Part]:
+        """The diffusers names of an original layer, and their outputs per input; [] if unknown.
+
+        `separator` is a regular expression for what is between the parts of the original name.
+        """
+        for pattern, templates in self._patterns(separator).items():
+            if match := pattern.fullmatch(original):
+                return [_part(template, match.groups()) for template in templates]
+        return []
+
+    def original(self, layer: str) -> str | None:
+        """The original name of a diffusers layer, alone or joined with others; None if unknown."""
+        for pattern, template in self._origins.items():
+            if match := pattern.fullmatch(layer):
+                return template.format(*match.groups())
+        return None
+
+    def to_diffusers(self, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Weights under diffusers' names; those that are not in the table keep their names.
+
+        Raises KeyError or RuntimeError if joined weights have no shape that can be divided.
+        """
+        renamed: dict[str, Tensor] = {}
+        for name, tensor in weights.items():
+            layer, _, leaf = name.rpartition(".")
+            whole, parts = self.parts(name), self.parts(layer)
+            if whole:
+                renamed[whole[0][0]] = tensor
+            elif parts and parts[0][0].startswith("~"):
+                renamed[f"{parts[0][0][1:]}.{leaf}"] = _halves_swapped(tensor)
+            elif len(parts) > 1:
+                sizes = part_sizes(parts, weights[f"{layer}.weight"].shape[1])
+                pieces = zip(parts, tensor.split(sizes), strict=True)
+                renamed |= {f"{part[0]}.{leaf}": piece for part, piece in pieces}
+            else:
+                renamed[f"{parts[0][0]}.{leaf}" if parts else name] = tensor
+        return renamed
+
+    def to_original(self, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Weights under the names of the authors' code; the inverse of `to_diffusers`."""
+        renamed: dict[str, Tensor] = {}
+        for name in weights:
+            layer, _, leaf = name.rpartition(".")
+            original = self.original(layer)
+            if whole := self.original(name):
+                renamed[whole] = weights[name]
+            elif original and f"{original}.{leaf}" not in renamed:
+                parts = [part for part, _ in self.parts(original)]
+                joined = [weights[f"{part.removeprefix('~')}.{leaf}"] for part in parts]
+                tensor = torch.cat(joined) if len(joined) > 1 else joined[0]
+                swapped = parts[0].startswith("~")
+                renamed[f"{original}.{leaf}"] = _halves_swapped(tensor) if swapped else tensor
+            elif not original:
+                renamed[name] = weights[name]
+        return renamed
+
+    def _patterns(self, separator: str) -> Mapping[re.Pattern[str], Sequence[str]]:
+        if separator not in self._compiled:
+            self._compiled[separator] = {
+                _pattern(name, separator): templates for name, templates in self.layers.items()
+            }
+        return self._compiled[separator]
+
+    @cached_property
+    def _compiled(self) -> dict[str, dict[re.Pattern[str], Sequence[str]]]:
+        return {}
+
+    @cached_property
+    def _origins(self) -> dict[re.Pattern[str], str]:
+        """Original names by patterns of diffusers names; the first name of a layer counts."""
+        names: dict[str, str] = {}
+        for original, templates in self.layers.items():
+            for template in templates:
+                names.setdefault(template.partition("*")[0].removeprefix("~"), original)
+        return {_pattern(template, r"\."): original for template, original in names.items()}
+
+
+def part_sizes(parts: Iterable[_Part], width: int) -> list[int]:
+    """The number of outputs of each of the layers that are joined, for this number of inputs."""
+    return [width * factor for _, factor in parts]
+
+
+def _halves_swapped(tensor: Tensor) -> Tensor:
+    return torch.cat(tensor.chunk(2)[::-1])
+
+
+def _part(template: str, numbers: Sequence[str]) -> _Part:
+    name, _, factor = template.partition("*")
+    return name.format(*numbers), int(factor or 1)
+
+
+def _pattern(template: str, separator: str) -> re.Pattern[str]:
+    escaped = re.escape(template).replace(r"\{\}", r"(\d+)")
+    return re.compile(escaped.replace(r"\.", separator))
