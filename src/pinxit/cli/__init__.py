@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 from cyclopts import App, CycloptsError
 
+from pinxit.cli.launch import StartRanks, start_ranks
 from pinxit.cli.screen import print_error, usage_error
 from pinxit.errors import PinxitError
 
@@ -61,6 +62,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     _replace_closed_streams()
     try:
         app(typed, exit_on_error=False, print_error=False)
+    except StartRanks as several:
+        return start_ranks(typed, several.count)
     except PinxitError as error:
         print_error(error)
         return BAD_INPUT

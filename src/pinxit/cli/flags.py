@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin
 from cyclopts import Parameter
 from pydantic.fields import FieldInfo
 
-from pinxit.cli.train import DEVICE_DEFAULT, DEVICE_HELP, DOWNLOAD_HELP
+from pinxit.cli.train import DEVICE_DEFAULT, DEVICE_HELP, DOWNLOAD_HELP, GPUS_HELP
 from pinxit.errors import RequestError
 from pinxit.options import REQUIRED, Options, default_text, limits_text, option_details
 
@@ -25,6 +25,11 @@ def device_flag() -> Argument:
 def download_flag() -> Argument:
     """The flag `--download`."""
     return flag("download", bool, DOWNLOAD_HELP, "False")
+
+
+def gpus_flag() -> Argument:
+    """The flag `--gpus`."""
+    return flag("gpus", int, GPUS_HELP, "1")
 
 
 def flags(

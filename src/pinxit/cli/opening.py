@@ -1,15 +1,22 @@
 """Open the base model of a recipe or a request, with a bar for its download."""
 
-from collections.abc import Mapping
+import os
+from collections.abc import Generator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Self
 
+import torch
+
 from pinxit import registry
+from pinxit.cli.launch import StartRanks
 from pinxit.cli.screen import bars, say
+from pinxit.errors import RequestError
 from pinxit.generation.request import GenerationRequest
-from pinxit.models.device import AUTO, placement_notices
+from pinxit.models.device import AUTO, find_device, placement_notices
 from pinxit.models.model import Model
 from pinxit.models.open_base import open_base
+from pinxit.models.ranks import Ranks, device_of_rank, is_rank, joined
 from pinxit.training.recipe import Recipe
 
 
@@ -17,30 +24,53 @@ from pinxit.training.recipe import Recipe
 class Opening:
     """How a command opens base models: on the device that was typed, or the recipe's, or auto.
 
-    `judges` are the networks to download if the images of the base model are scored by them.
+    `judges` are the networks to download if the images of the base model are scored by them, and
+    `gpus` is the number of processes.
     """
 
     device: str | None = None
     judges: tuple[str, ...] = ()
+    gpus: int = 1
 
     @classmethod
     def typed(cls, given: Mapping[str, Any]) -> Self:
-        """What the flags --device and --download say."""
-        return cls.of(given.get("device"), download=given.get("download", False))
+        """What the flags --device, --download and --gpus say."""
+        download, gpus = given.get("download", False), given.get("gpus")
+        return cls.of(given.get("device"), download=download, gpus=gpus)
 
     @classmethod
-    def of(cls, device: str | None, *, download: bool) -> Self:
-        """A device, or None, and whether DINO and CLIP may be downloaded."""
+    def of(cls, device: str | None, *, download: bool, gpus: int | None = None) -> Self:
+        """A device, or None, whether DINO and CLIP may be downloaded, and the number of GPUs."""
         from pinxit.evaluation.networks import CLIP, DINO
 
-        return cls(device, (DINO, CLIP) if download else ())
+        return cls(device, (DINO, CLIP) if download else (), 1 if gpus is None else gpus)
+
+    @contextmanager
+    def joined(self, own_device: str | None = None) -> Generator[Ranks]:
+        """Work with the processes of this command; StartRanks if they are still to be started.
+
+        `own_device` is that of the recipe. RequestError if the machine has fewer GPUs.
+        """
+        name = self.device or own_device or AUTO
+        if self.gpus != 1 and not is_rank():
+            device = find_device(name)
+            limit = torch.accelerator.device_count() if device.type != "cpu" else os.cpu_count()
+            if not 1 <= self.gpus <= (limit or 1):
+                raise RequestError(
+                    f"--gpus {self.gpus} is not possible: this machine has {limit} for {device}",
+                    "give the number of GPUs to use, or try it with --device cpu",
+                )
+            raise StartRanks(self.gpus)
+        with joined(name) as ranks:
+            yield ranks
 
     def open(self, options: Recipe | GenerationRequest) -> Model:
         """Open the base model that the options name; print its family, image size and device."""
         own_device = options.device if isinstance(options, Recipe) else None
         device, precision = self.device or own_device or AUTO, options.precision or "auto"
         with bars():
-            model = open_base(options.base, device, precision, options.vae, options.text_encoders)
+            own = str(device_of_rank(device))
+            model = open_base(options.base, own, precision, options.vae, options.text_encoders)
             if self.judges:
                 _fetch_judges(model, self.judges)
         if options.base != "pocket":

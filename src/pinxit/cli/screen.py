@@ -27,6 +27,9 @@ _LOG_EVERY = 10.0
 _PROMPT_COMMANDS = {"pinxit generate": "", "pinxit transfer": "IMAGE "}
 
 
+# Of several processes that work together, only the first one prints messages.
+_QUIET = os.environ.get("RANK", "0") != "0"
+
 _CURRENT: ContextVar[ProgressCallback | None] = ContextVar("current", default=None)
 
 
@@ -34,7 +37,7 @@ def say(*lines: str) -> None:
     """Print lines for the user on stderr."""
     # A notebook shows stderr as an error.
     file = sys.stdout if in_notebook() else sys.stderr
-    for line in lines:
+    for line in () if _QUIET else lines:
         print(printable(line), file=file, flush=True)
 
 
@@ -131,7 +134,7 @@ def bars(*, visible: bool = True) -> Generator[ProgressCallback]:
     Downloads are shown too. A context inside another one shows the same bars.
     """
     outer = _CURRENT.get()
-    if outer or not visible:
+    if outer or _QUIET or not visible:
         yield outer or (lambda _: None)
         return
     from pinxit.models.hub import progress_to

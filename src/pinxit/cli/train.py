@@ -26,6 +26,7 @@ for _name in _METHODS:
 DEVICE_HELP = "device to compute on, by its name in torch: cpu, cuda, cuda:1, mps, xpu, ..."
 DEVICE_DEFAULT = "the accelerator that torch finds, else cpu"
 DOWNLOAD_HELP = "download the networks that score images (DINO and CLIP, 692 MB) if needed"
+GPUS_HELP = "number of GPUs to use, with one process for each"
 DEVICE = Parameter(help=DEVICE_HELP, show_default=lambda _: DEVICE_DEFAULT)
 _FLAGS = (
     "--recipe",
@@ -33,6 +34,7 @@ _FLAGS = (
     "--out",
     "--device",
     "--download",
+    "--gpus",
     "--steps",
     "--images",
     "--base",
@@ -53,6 +55,7 @@ def train_from_file(  # noqa: PLR0913 (one for each flag)
     ] = None,
     device: Annotated[str | None, DEVICE] = None,
     download: Annotated[bool, Parameter(negative="", help=DOWNLOAD_HELP)] = False,
+    gpus: Annotated[int | None, Parameter(help=GPUS_HELP)] = None,
     steps: Annotated[
         int | None,
         Parameter(help="with --resume: total number of steps (default: that of the run)"),
@@ -73,7 +76,8 @@ def train_from_file(  # noqa: PLR0913 (one for each flag)
     images = images or pictures
     if resume is None and (recipe is not None or images or _is_image_folder(words)):
         typed = {"recipe": recipe, "out": out, "device": device, "steps": steps, "base": base}
-        _train(recipe, (*words, *(["--download"] if download else ())), typed | {"images": images})
+        typed |= {"images": images, "gpus": gpus}
+        _train(recipe, (*words, *(["--download"] if download else ())), typed)
         return
     _refuse_words("train", words, _FLAGS)
     if resume is None:
@@ -82,7 +86,7 @@ def train_from_file(  # noqa: PLR0913 (one for each flag)
         raise RecipeError(f"a recipe ({recipe}) and a run ({resume}) are both given", _usage())
     from pinxit.cli import train_run
 
-    opening = train_run.Opening.of(device, download=download)
+    opening = train_run.Opening.of(device, download=download, gpus=gpus)
     train_run.train_run(train_run.Run.open(resume, steps, images, base), opening)
 
 

@@ -18,6 +18,7 @@ from pinxit.cli.flags import (
     download_flag,
     flag,
     flags,
+    gpus_flag,
     positional,
     positional_option,
 )
@@ -28,6 +29,7 @@ from pinxit.images.folder import TrainingImage
 from pinxit.images.inspect import check_folder
 from pinxit.models.open_base import local_resolution
 from pinxit.models.prompt import file_name
+from pinxit.models.ranks import is_rank
 from pinxit.progress import Notice, Progress, ProgressCallback
 from pinxit.runs.events import (
     EarlyStop,
@@ -37,6 +39,7 @@ from pinxit.runs.events import (
     PreviewScores,
     RunFailure,
 )
+from pinxit.runs.follow import OpenBase, follow
 from pinxit.runs.groups import BatchGroups
 from pinxit.runs.many import RunGroup, train_many
 from pinxit.runs.reader import RunState
@@ -72,7 +75,7 @@ def __getattr__(name: str) -> Callable[..., None]:
         options = {name: value for name, value in given.items() if name != "device"}
         run(given, {**Recipe.chosen(options), "method": method_options})
 
-    common = _many_flags() if is_many else _train_flags()
+    common = _many_flags() if is_many else [*_train_flags(), gpus_flag()]
     arguments = [
         *common,
         device_flag(),
@@ -135,8 +138,17 @@ def start(recipe: Recipe, out: Path | None, opening: Opening) -> None:
 
 def train_run(run: Run, opening: Opening) -> None:
     """Train with progress bars; print the path of the concept on stdout."""
+    with opening.joined(run.recipe.device) as run.ranks:
+        if run.ranks.rank:
+            with stoppable():
+                follow(run.ranks, opening.open)
+        _train_and_show(run, opening)
+
+
+def _train_and_show(run: Run, opening: Opening) -> None:
     # Problems of the images are shown before a large base model is opened.
     images = read_and_check_images(run)
+    run.ranks.exchange(OpenBase(run.recipe))
     model = opening.open(run.recipe)
     with closing(run.train(model, images)) as events:
         _show_events({run: ""}, ((run, event) for event in events), lambda: stop_message(run))
@@ -172,6 +184,11 @@ def resume_group(folder: Path, opening: Opening, expected: RunGroup | None = Non
 
 def train_group(group: RunGroup, folder: Path, opening: Opening) -> None:
     """Train all with one progress bar; print the paths of the concepts on stdout."""
+    if is_rank():
+        raise RunError(
+            "train-many trains many subjects in one process, and torchrun has started several",
+            "without torchrun, give train-many --engine: see docs/guides/many-subjects.md",
+        )
     runs = group.runs(folder)
     model = opening.open(next(iter(group.subjects.values())))
     resume = f"continue with: pinxit train-many --resume {folder}"

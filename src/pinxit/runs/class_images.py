@@ -12,6 +12,7 @@ from pinxit.generation.sample import sample_images
 from pinxit.images.decode import UnreadableError, decode
 from pinxit.images.folder import TrainingImage, read_images
 from pinxit.models.model import Model
+from pinxit.models.ranks import ALONE, Ranks
 from pinxit.progress import Progress
 from pinxit.training.method import ClassImages
 
@@ -20,12 +21,17 @@ _BATCH_SIZE = 8
 _CHECKSUM = ".sha256"
 
 
-def generate_class_images(model: Model, required: ClassImages) -> Iterator[Progress]:
-    """Generate the class images that are not in the cache, or damaged there; yields progress."""
+def generate_class_images(
+    model: Model, required: ClassImages, ranks: Ranks = ALONE
+) -> Iterator[Progress]:
+    """Generate the class images that are not in the cache, or damaged there; yields progress.
+
+    Several processes share the batches, and wait for each other at the end.
+    """
     if required.folder:
         return
     files = _files(model, required)
-    for first in range(0, required.count, _BATCH_SIZE):
+    for first in ranks.share(range(0, required.count, _BATCH_SIZE)):
         if not all(_is_intact(file) for file in files[first : first + _BATCH_SIZE]):
             make_folder(files[0].parent)
             for event in sample_images(model, _request(model, required.prompt, first)):
@@ -36,6 +42,9 @@ def generate_class_images(model: Model, required: ClassImages) -> Iterator[Progr
                     replace(event, request=request).save(file)
                     write_text(file.with_suffix(_CHECKSUM), sha256(file))
         yield Progress("class images", min(first + _BATCH_SIZE, required.count), required.count)
+    ranks.exchange(None)
+    if ranks.size > 1:
+        yield Progress("class images", required.count, required.count)
 
 
 def read_class_images(model: Model, required: ClassImages) -> tuple[TrainingImage, ...]:

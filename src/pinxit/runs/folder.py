@@ -22,6 +22,7 @@ from pinxit.files.atomic_write import (
 from pinxit.generation import image_cache
 from pinxit.generation.finite import NotFiniteError
 from pinxit.images.folder import TrainingImage, fingerprints
+from pinxit.models.ranks import ALONE, Ranks
 from pinxit.progress import Notice, Progress
 from pinxit.runs.best import save_if_best
 from pinxit.runs.checkpoint import FILE_NAMES, Manifest, newest_checkpoint, save_checkpoint
@@ -76,9 +77,11 @@ class RunFolder:
 
     `saved_step` is the last step that is surely on the disk, `judge` scores the previews. `plan`
     is set when the base model is open. While `preview_now` is true, each step makes previews.
+    `ranks` are the processes that train it; this is rank 0.
     """
 
     plan: TrainingPlan
+    ranks: Ranks = ALONE
 
     def __repr__(self) -> str:
         recipe = self.recipe

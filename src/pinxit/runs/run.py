@@ -18,6 +18,7 @@ from pinxit.progress import Notice, Progress
 from pinxit.runs.class_images import generate_class_images, read_class_images
 from pinxit.runs.events import Event, Finished, MemoryNotice, RunFailure, Started, Stopped
 from pinxit.runs.folder import RunFolder
+from pinxit.runs.follow import MakeClassImages, Train, share_state
 from pinxit.runs.reader import BASE_IMAGES, CONCEPT, RECIPE, recipe_file, saved_step
 from pinxit.training.concept_trainer import ConceptTrainer
 from pinxit.training.memory import MemoryPlan
@@ -112,7 +113,8 @@ class Run(RunFolder):
 
     def prepare(self, model: Model) -> Iterator[Progress]:
         """Generate the class images that the method requires and that are not in the cache."""
-        return generate_class_images(model, self.plan.class_images)
+        self.ranks.exchange(MakeClassImages(self.plan.class_images))
+        return generate_class_images(model, self.plan.class_images, self.ranks)
 
     def create_judge(self, model: Model) -> Iterator[Notice]:
         """Create the judge that scores previews, if they are to be scored and the metrics exist."""
@@ -209,7 +211,7 @@ def _start(
     for event in chain(run.prepare(model), run.create_judge(model)):
         yield run.record(event)
     class_images = read_class_images(model, run.plan.class_images)
-    trainer = trainers[run] = ConceptTrainer(model, run.plan, run.images, class_images)
+    trainer = trainers[run] = ConceptTrainer(model, run.plan, run.images, class_images, run.ranks)
     for notice in _cut_prompts(trainer):
         yield run.record(notice)
     yield from run.restore(trainer, last_error)
@@ -240,8 +242,12 @@ def _train_started(
     model: Model, trainers: Mapping[Run, ConceptTrainer]
 ) -> Generator[tuple[Run, Event]]:
     """Train runs whose trainers are ready; writes logs, previews and checkpoints."""
-    runs, session = list(trainers), TrainingSession(model, list(trainers.values()))
+    runs = list(trainers)
+    session = TrainingSession(model, list(trainers.values()), runs[0].ranks)
     session.memory_plan = logged_plan = _logged_memory_plan(runs[0])
+    if not session.finished:
+        session.ranks.exchange(Train(runs[0].recipe, logged_plan))
+        share_state(session.ranks, session.trainers[0], runs[0].images)
     with closing(train(session)) as steps, ExitStack() as ends:
         for run, trainer in trainers.items():
             ends.callback(_finish, run, trainer, session, runs.index(run))

@@ -14,6 +14,7 @@ from pinxit.images.folder import TrainingImage, release_pixels
 from pinxit.images.tensors import to_pixels
 from pinxit.models.conditioning import Conditioning
 from pinxit.models.model import Model
+from pinxit.models.ranks import ALONE, Ranks
 from pinxit.models.text_encoder import PromptParsing
 from pinxit.progress import Progress
 from pinxit.rng import generator
@@ -109,20 +110,26 @@ class TrainingSamples:
 
     Non-square images use the aspect-ratio bucket of about resolution² pixels that crops least. The
     random numbers of a sample depend only on the seed, the images, the pool, the step and the
-    sample's place in the batch.
+    sample's place in the batch. Of several processes, each draws its share of the places.
     """
 
     def __init__(
-        self, model: Model, pools: Sequence[ImagePool], sampling: BatchSampling, resolution: int
+        self,
+        model: Model,
+        pools: Sequence[ImagePool],
+        sampling: BatchSampling,
+        resolution: int,
+        ranks: Ranks = ALONE,
     ) -> None:
         self._pools = tuple(pools)
+        self._ranks = ranks
         self._sampling = sampling
         self._model = model
         self._resolution = resolution
         # By pool: each image as it is, and mirrored.
         self._encoded: dict[str, list[tuple[_EncodedImage, _EncodedImage]]] = {}
         # By step and slot: predictions of the base model, on the CPU.
-        self._answers: dict[tuple[int, int], Tensor] = {}
+        self._answers: dict[int, dict[int, Tensor]] = {}
 
     def encode_images(self) -> Iterator[Progress]:
         """Encode all images to latents and release their cached pixels; yields progress."""
@@ -149,7 +156,7 @@ class TrainingSamples:
         training, they need no second copy of the weights. Yields progress.
         """
         self.ensure_encoded()
-        missing = [step for step in steps if (step, 0) not in self._answers]
+        missing = [step for step in steps if step not in self._answers]
         for pool in self._pools if missing else ():
             if pool.base_answer:
                 prompts = dict.fromkeys(prompt for choice in pool.prompts for prompt in choice)
@@ -163,31 +170,35 @@ class TrainingSamples:
     def _answer_step(
         self, pool: ImagePool, step: int, conditions: Mapping[str, Conditioning]
     ) -> None:
-        model, samples = self._model, self._pool_samples(pool, step, concept=0)
-        for group in _by_shape(list(enumerate(samples))):
+        model, answered = self._model, self._answers.setdefault(step, {})
+        for group in _by_shape(self._pool_samples(pool, step, concept=0)):
             batch = _batch([sample for _, sample in group], model.device)
             noisy = model.schedule.add_noise(batch.latents, batch.noise, batch.timesteps)
             conditioning = Conditioning.stack([conditions[prompt] for prompt in batch.prompts])
             answers = model.denoise(noisy, batch.timesteps, conditioning)
             for (slot, _), answer in zip(group, answers.to(model.placement.dtype), strict=True):
-                self._answers[step, slot] = answer.cpu()
+                answered[slot] = answer.cpu()
 
     def draw_samples(self, step: int, concept: int) -> list[_Sample]:
         """The samples for a step, which are marked with the number of the concept."""
         self.ensure_encoded()
         return [
-            replace(sample, answer=self._answers[step, slot]) if pool.base_answer else sample
+            replace(sample, answer=self._answers[step][slot]) if pool.base_answer else sample
             for pool in self._pools
-            for slot, sample in enumerate(self._pool_samples(pool, step, concept))
+            for slot, sample in self._pool_samples(pool, step, concept)
         ]
 
-    def _pool_samples(self, pool: ImagePool, step: int, concept: int) -> list[_Sample]:
-        sampling, samples = self._sampling, list[_Sample]()
+    def _pool_samples(self, pool: ImagePool, step: int, concept: int) -> list[tuple[int, _Sample]]:
+        """The samples of this process with their slots in the pool's part of the batch."""
+        sampling, samples = self._sampling, list[tuple[int, _Sample]]()
+        first = self._pools.index(pool) * sampling.batch_size
         for slot in range(sampling.batch_size):
+            if not self._ranks.owns(first + slot):
+                continue
             index = _shuffled_index(sampling, pool, step * sampling.batch_size + slot)
             sample = self._sample(pool, index, concept, step, slot)
             dropped = sampling.drops_caption(pool.name, step, slot)
-            samples.append(replace(sample, prompt="") if dropped else sample)
+            samples.append((slot, replace(sample, prompt="") if dropped else sample))
         return samples
 
     @property
@@ -233,7 +244,7 @@ class TrainingSamples:
         for slot, timestep in enumerate(medians):
             sample = self._sample(pool, slot % len(pool.images), concept, "fixed", slot)
             samples.append(replace(sample, timestep=timestep, weight=1 / count))
-        return samples
+        return self._ranks.share(samples)
 
     def _sample(self, pool: ImagePool, index: int, concept: int, *purpose: str | int) -> _Sample:
         """A sample of one image of a pool, with random numbers for one purpose."""

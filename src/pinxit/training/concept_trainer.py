@@ -12,6 +12,7 @@ from pinxit.errors import RunError
 from pinxit.images.folder import TrainingImage, fingerprint, sort_by_content
 from pinxit.models.model import Model
 from pinxit.models.prompt import TokenEmbedding
+from pinxit.models.ranks import ALONE, Ranks
 from pinxit.progress import Progress
 from pinxit.training.batches import BatchSampling, TrainingSamples
 from pinxit.training.early_stopping import converged
@@ -36,6 +37,12 @@ class ConceptLoss:
     total: float
     by_image: Mapping[str, float]
 
+    @classmethod
+    def added(cls, parts: Sequence["ConceptLoss"]) -> "ConceptLoss":
+        """The loss of all samples, from the losses of parts of them."""
+        by_image = {name: loss for part in parts for name, loss in part.by_image.items()}
+        return cls(sum(part.total for part in parts), by_image)
+
 
 class ConceptTrainer:
     """The training state of one concept: adapters, samples, optimizer and number of steps done.
@@ -52,6 +59,7 @@ class ConceptTrainer:
         plan: TrainingPlan,
         images: Sequence[TrainingImage],
         class_images: tuple[TrainingImage, ...] = (),
+        ranks: Ranks = ALONE,
     ) -> None:
         recipe, subject = plan.recipe, plan.recipe.subject
         self.model = model
@@ -65,7 +73,7 @@ class ConceptTrainer:
         sampling = BatchSampling(
             recipe.seed, fingerprint(images), plan.batch_size, recipe.flip, recipe.caption_dropout
         )
-        self.samples = TrainingSamples(model, pools, sampling, plan.resolution)
+        self.samples = TrainingSamples(model, pools, sampling, plan.resolution, ranks)
         self.trainable_adapters = plan.method.create_adapters(model, subject, plan.learning_rate)
         self.adapters = tuple(trainable.adapter for trainable in self.trainable_adapters)
         groups: list[ParameterGroup] = []

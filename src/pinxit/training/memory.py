@@ -44,6 +44,11 @@ class MemoryPlan:
         )
 
 
+def smallest(plans: Iterable[MemoryPlan]) -> MemoryPlan:
+    """The plan that needs the least memory."""
+    return min(plans, key=lambda plan: (not plan.gradient_checkpointing, plan.micro_batch))
+
+
 def plan_memory(
     num_samples: int, sample_bytes: int, fixed_bytes: int, free_bytes: int
 ) -> MemoryPlan:

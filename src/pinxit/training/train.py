@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 
 import torch
@@ -14,11 +14,12 @@ from pinxit.files.atomic_write import defer_signals
 from pinxit.models.conditioning import Conditioning
 from pinxit.models.device import free_memory
 from pinxit.models.model import Model
+from pinxit.models.ranks import ALONE, Ranks
 from pinxit.models.text_encoder import PromptParsing
 from pinxit.training.batches import Batch, collate
 from pinxit.training.concept_trainer import ConceptLoss, ConceptTrainer
 from pinxit.training.early_stopping import VALIDATION_SAMPLES
-from pinxit.training.memory import MemoryPlan, plan_memory, saved_tensors
+from pinxit.training.memory import MemoryPlan, plan_memory, saved_tensors, smallest
 from pinxit.training.optimizer import optimizer_bytes
 from pinxit.training.step_result import StepResult
 
@@ -44,10 +45,16 @@ class TrainingSession:
     The samples of a batch do not influence each other, and every concept has its own sampling,
     gradient clipping and optimizer, so that each is trained as it would be alone, apart from
     rounding. Their recipes must have the same prompt parsing and min-SNR weighting.
+
+    Of several processes, each computes the gradients of its samples; their sum, and with it
+    everything else, is the same in all.
     """
 
-    def __init__(self, model: Model, trainers: Sequence[ConceptTrainer]) -> None:
+    def __init__(
+        self, model: Model, trainers: Sequence[ConceptTrainer], ranks: Ranks = ALONE
+    ) -> None:
         self.model = model
+        self.ranks = ranks
         self.trainers = tuple(trainers)
         self.recipe = self.trainers[0].plan.recipe
         self.changes = tuple(self._changes())
@@ -132,24 +139,29 @@ class TrainingSession:
     def backward(self, batch: StepBatch, conditioner: Conditioner) -> list[ConceptLoss]:
         """The loss of each concept; its gradients, times the loss scale, are left in the weights.
 
-        If memory runs out, tries again with a smaller micro-batch or gradient checkpointing.
-        Raises RunError if a single image does not fit.
+        If memory runs out, in any process, tries again with a smaller micro-batch or gradient
+        checkpointing. Raises RunError if a single image does not fit.
         """
+        weights = [weight for trainer in self.trainers for weight in trainer.weights]
         while True:
             plan = self.memory_plan = self.memory_plan or _plan_memory(self, batch, conditioner)
-            try:
-                with _gradient_checkpointing(self.model, plan.gradient_checkpointing):
-                    return self._add_gradients(_split(batch.batches, plan.micro_batch), conditioner)
-            except torch.OutOfMemoryError as error:
-                for trainer in self.trainers:
-                    trainer.optimizer.zero_grad()
-                self.memory_plan = plan.smaller()
-                if self.memory_plan is None:
-                    raise RunError(
-                        f"not enough memory on {self.model.device} to train on a single image",
-                        "choose a smaller --resolution, or a method that trains fewer weights "
-                        "(lora, textual-inversion)",
-                    ) from error
+            losses = None
+            checkpointing = _gradient_checkpointing(self.model, plan.gradient_checkpointing)
+            with suppress(torch.OutOfMemoryError), checkpointing:
+                micro_batches = _split(batch.batches, plan.micro_batch)
+                losses = self._add_gradients(micro_batches, conditioner)
+            parts = [part for part in self.ranks.sum_gradients(weights, losses) if part]
+            if len(parts) == self.ranks.size:
+                return [ConceptLoss.added(of_concept) for of_concept in zip(*parts, strict=True)]
+            for trainer in self.trainers:
+                trainer.optimizer.zero_grad()
+            self.memory_plan = plan.smaller()
+            if self.memory_plan is None:
+                raise RunError(
+                    f"not enough memory on {self.model.device} to train on a single image",
+                    "choose a smaller --resolution, or a method that trains fewer weights "
+                    "(lora, textual-inversion)",
+                )
 
     def step(self, batch: StepBatch, losses: Sequence[ConceptLoss]) -> StepResult | None:
         """Clip the gradients of each concept and update its weights.
@@ -201,7 +213,8 @@ class TrainingSession:
                     float(self.losses(micro_batch, conditioner).sum())
                     for micro_batch in _split(batches, self.memory_plan.micro_batch)
                 ]
-                trainer.add_validation_loss(sum(losses))
+            parts = self.ranks.exchange(losses)
+            trainer.add_validation_loss(sum(loss for part in parts for loss in part))
 
     def _add_gradients(
         self, batches: Iterable[Batch], conditioner: Conditioner
@@ -297,6 +310,14 @@ def _split(batches: Sequence[Batch], size: int) -> Iterator[Batch]:
 def _plan_memory(
     session: TrainingSession, batch: StepBatch, conditioner: Conditioner
 ) -> MemoryPlan:
+    """The memory plan that fits into every process, from what each needs for its samples."""
+    own = _own_memory_plan(session, batch, conditioner) if batch.batches else None
+    return smallest(plan for plan in session.ranks.exchange(own) if plan)
+
+
+def _own_memory_plan(
+    session: TrainingSession, batch: StepBatch, conditioner: Conditioner
+) -> MemoryPlan:
     """A memory plan from the memory that one sample of the largest shape needs."""
     largest = max(batch.batches, key=lambda one: one.latents[0].numel())
     weights = [weight for trainer in session.trainers for weight in trainer.weights]
@@ -307,8 +328,10 @@ def _plan_memory(
             session.losses(largest[:1], conditioner)
     except torch.OutOfMemoryError:
         return MemoryPlan(1, gradient_checkpointing=True)
+    # Several processes sum their gradients in a second buffer.
+    buffer = session.ranks.size > 1
     optimizer_state_bytes = sum(
-        optimizer_bytes(weight)
+        optimizer_bytes(weight) + buffer * weight.nbytes
         for trainer in session.trainers
         for weight in trainer.weights
         if weight not in trainer.optimizer.state

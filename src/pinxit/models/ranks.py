@@ -1,0 +1,249 @@
+"""Several processes that work on one task, one for each device; a process alone is one of one.
+
+torchrun and `pinxit ... --gpus N` start them. Each has a number, its rank; the one with rank 0
+writes all files.
+"""
+
+import os
+from collections.abc import Generator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from datetime import timedelta
+from functools import partial
+from signal import SIGINT, SIGTERM
+from typing import TypeVar, cast
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from pinxit.errors import ModelError, PinxitError, RunError, first_line
+from pinxit.files.atomic_write import defer_signals
+from pinxit.models.device import find_device
+
+T = TypeVar("T")
+
+# Rank 0 may take this long for previews while the others wait; a lost connection is noticed at
+# once.
+_TIMEOUT = timedelta(days=30)
+_BAD_INPUT = 2
+
+
+class LeaderEndedError(Exception):
+    """Rank 0 has nothing more to do; never shown to a user."""
+
+
+@dataclass(frozen=True)
+class _Leaving:
+    """What a process sends instead of a value when it ends: its error, its signal, or neither."""
+
+    error: tuple[str, str] | None = None
+    signal: int | None = None
+
+    def exception(self, rank: int, size: int) -> BaseException:
+        """What the other processes raise."""
+        if self.signal is not None:
+            return KeyboardInterrupt(self.signal)
+        if self.error:
+            message, hint = self.error
+            return RunError(f"process {rank} of {size}: {message}", hint)
+        return LeaderEndedError()
+
+
+class Ranks:
+    """This process as one of `size` processes; alone, nothing is sent.
+
+    All processes must call `exchange`, `sum_gradients` and `broadcast` in the same order. If one
+    of them fails, is stopped by a signal or is killed, the others raise an error there.
+    `summed_bytes` counts the bytes of all gradients that were summed.
+    """
+
+    def __init__(self, rank: int = 0, size: int = 1) -> None:
+        self.rank = rank
+        self.size = size
+        self.summed_bytes = 0
+        self._connected = size > 1
+        self._parent = os.getppid()
+
+    def owns(self, number: int) -> bool:
+        """Whether this process does a part of the work, by its number."""
+        return number % self.size == self.rank
+
+    def share(self, items: Sequence[T]) -> list[T]:
+        """The items that this process works on."""
+        return [item for number, item in enumerate(items) if self.owns(number)]
+
+    def exchange(self, value: T) -> list[T]:
+        """The values of all processes, by rank; waits until all have called it.
+
+        Raises RunError if another process failed or was killed, KeyboardInterrupt if it was
+        stopped, and LeaderEndedError if rank 0 has ended.
+        """
+        if self.size == 1:
+            return [value]
+        if os.getppid() != self._parent:  # what started it was killed, and can stop it no more
+            raise KeyboardInterrupt(SIGTERM)
+        with defer_signals():  # an interrupt between two messages would mix them up
+            return self._exchange(value)
+
+    def receive(self) -> object:
+        """What rank 0 asks for in `exchange`."""
+        return self.exchange(cast("object", None))[0]
+
+    def check_same(self, inputs: Mapping[str, object]) -> None:
+        """RunError if an input of this process, by name, is not that of rank 0."""
+        for name, expected in self.exchange(inputs)[0].items():
+            if inputs[name] != expected:
+                raise RunError(
+                    f"its {name} differ from those of process 0",
+                    "start all processes with the same versions and files",
+                )
+
+    def broadcast(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """The tensors of rank 0, on the CPU, on every process; those of others are ignored."""
+        if self.size == 1:
+            return dict(tensors)
+        with defer_signals():
+            described = {name: (one.shape, one.dtype) for name, one in tensors.items()}
+            received: dict[str, Tensor] = {}
+            for name, (shape, dtype) in self._exchange(described)[0].items():
+                own = tensors[name].detach().cpu() if self.rank == 0 else torch.empty(0)
+                received[name] = (
+                    own.contiguous() if self.rank == 0 else torch.empty(shape, dtype=dtype)
+                )
+                self._collective(partial(dist.broadcast, received[name], src=0))
+        return received
+
+    def sum_gradients(self, weights: Sequence[nn.Parameter], value: T | None) -> list[T | None]:
+        """Sum the gradients of all processes in one flat buffer; returns the values of all.
+
+        If the value of one is None, or its memory runs out, nothing is summed. A weight that has
+        no gradient in any process stays without. Gradients keep the layout of their weights.
+        """
+        if self.size == 1:
+            return [value]
+        present = [weight.grad is not None for weight in weights]
+        flat: dict[torch.dtype, Tensor] = {}
+        try:
+            flat = _flat_gradients(weights)
+        except torch.OutOfMemoryError:
+            value = None
+        with defer_signals():
+            results = self._exchange((value, present))
+            values = [one for one, _ in results]
+            if all(one is not None for one in values):
+                for buffer in flat.values():
+                    self._collective(partial(dist.all_reduce, buffer))
+                    self.summed_bytes += buffer.nbytes
+        if any(one is None for one in values):
+            return values
+        for weight, *has_gradient in zip(weights, *(flags for _, flags in results), strict=True):
+            if not any(has_gradient):
+                weight.grad = None
+        return values
+
+    def leave(self, error: BaseException | None = None) -> None:
+        """Tell the other processes that this one ends, unless they know it."""
+        if not self._connected:
+            return
+        leaving = _Leaving()
+        if isinstance(error, KeyboardInterrupt):
+            leaving = _Leaving(signal=next(iter(error.args), SIGINT))
+        elif isinstance(error, PinxitError):
+            leaving = _Leaving((error.message, error.hint))
+        elif error:
+            leaving = _Leaving((first_line(error), "see its traceback above"))
+        # The own error is the one to show.
+        with suppress(PinxitError, KeyboardInterrupt, LeaderEndedError), defer_signals():
+            self._exchange(leaving)
+
+    def _exchange(self, value: T) -> list[T]:
+        values: list[T | _Leaving] = [_Leaving()] * self.size
+        self._collective(partial(dist.all_gather_object, values, value))
+        for rank, one in enumerate(values):
+            if isinstance(one, _Leaving):
+                self._connected = False
+                raise one.exception(rank, self.size)
+        return [one for one in values if not isinstance(one, _Leaving)]
+
+    def _collective(self, operation: partial[object]) -> None:
+        try:
+            operation()
+        except RuntimeError as error:
+            self._connected = False
+            raise RunError(
+                f"one of the {self.size} processes has ended, so the others cannot go on",
+                "see the messages above; if there are none it was killed, perhaps for its memory",
+            ) from error
+
+
+ALONE = Ranks()
+
+
+def is_rank() -> bool:
+    """Whether this process was started as one of several."""
+    return "RANK" in os.environ and int(os.environ.get("WORLD_SIZE", "1")) > 1
+
+
+def device_of_rank(name: str) -> torch.device:
+    """The device of that name; of several accelerators the one with this process's number.
+
+    ModelError if the machine has fewer, or if all processes would use the same one.
+    """
+    device = find_device(name)
+    if not is_rank() or device.type == "cpu":
+        return device
+    if ":" in str(device):
+        raise ModelError(
+            f"all processes would use the device {device}", f"give --device {device.type}"
+        )
+    return find_device(f"{device.type}:{os.environ['LOCAL_RANK']}")
+
+
+@contextmanager
+def joined(device_name: str) -> Generator[Ranks]:
+    """Join the processes that were started together; all leave if one leaves the block.
+
+    Errors of the block are shown by rank 0: another process ends with SystemExit.
+    """
+    if not is_rank():
+        yield ALONE
+        return
+    device = device_of_rank(device_name)
+    backend = "gloo"
+    if device.type != "cpu":
+        torch.accelerator.set_device_index(device)
+        backend = f"cpu:gloo,{device.type}:{dist.get_default_backend_for_device(device)}"
+    dist.init_process_group(backend, timeout=_TIMEOUT)
+    ranks = Ranks(dist.get_rank(), dist.get_world_size())
+    try:
+        yield ranks
+    except LeaderEndedError:
+        pass
+    except BaseException as error:
+        ranks.leave(error)
+        if ranks.rank and isinstance(error, PinxitError):
+            raise SystemExit(_BAD_INPUT) from error
+        raise
+    else:
+        ranks.leave()
+
+
+def _flat_gradients(weights: Sequence[nn.Parameter]) -> dict[torch.dtype, Tensor]:
+    """Move all gradients, zero where there is none, into one buffer for each dtype.
+
+    The gradients become views of the buffers, with the memory layout of their weights.
+    """
+    buffers: dict[torch.dtype, Tensor] = {}
+    for dtype in dict.fromkeys(weight.dtype for weight in weights):
+        same = [weight for weight in weights if weight.dtype == dtype]
+        total = sum(weight.numel() for weight in same)
+        buffers[dtype] = flat = torch.zeros(total, dtype=dtype, device=same[0].device)
+        start = 0
+        for weight in same:
+            view = flat.as_strided(weight.shape, weight.stride(), start)
+            if weight.grad is not None:
+                view.copy_(weight.grad)
+            weight.grad = view
+            start += weight.numel()
+    return buffers

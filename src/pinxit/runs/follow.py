@@ -1,0 +1,74 @@
+"""Several processes train one run: rank 0 has the run's folder, the others do what it asks for."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from pinxit.images.folder import TrainingImage, fingerprints
+from pinxit.models.model import Model
+from pinxit.models.ranks import Ranks
+from pinxit.runs.class_images import generate_class_images, read_class_images
+from pinxit.training.concept_trainer import ConceptTrainer
+from pinxit.training.memory import MemoryPlan
+from pinxit.training.method import ClassImages
+from pinxit.training.plan import TrainingPlan
+from pinxit.training.recipe import Recipe
+from pinxit.training.train import TrainingSession, train
+
+
+@dataclass(frozen=True)
+class OpenBase:
+    """Asks to open the base model of a recipe."""
+
+    recipe: Recipe
+
+
+@dataclass(frozen=True)
+class MakeClassImages:
+    """Asks for a share of the class images."""
+
+    required: ClassImages
+
+
+@dataclass(frozen=True)
+class Train:
+    """Asks to train a settled recipe, with the memory plan of the run's log if it has one."""
+
+    recipe: Recipe
+    memory_plan: MemoryPlan | None
+
+
+def follow(ranks: Ranks, open_model: Callable[[Recipe], Model]) -> None:
+    """Do what rank 0 asks for until it ends, which raises LeaderEndedError."""
+    model: Model | None = None
+    while True:
+        task = ranks.receive()
+        if isinstance(task, OpenBase):
+            model = open_model(task.recipe)
+        elif isinstance(task, MakeClassImages) and model:
+            for _ in generate_class_images(model, task.required, ranks):
+                pass
+        elif isinstance(task, Train) and model:
+            _train(ranks, model, task)
+
+
+def _train(ranks: Ranks, model: Model, task: Train) -> None:
+    images = task.recipe.read_images()
+    plan = TrainingPlan.of(task.recipe, model, len(images))
+    class_images = read_class_images(model, plan.class_images)
+    trainer = ConceptTrainer(model, plan, images, class_images, ranks)
+    share_state(ranks, trainer, images)
+    session = TrainingSession(model, [trainer], ranks)
+    session.memory_plan = task.memory_plan
+    for _ in train(session):
+        pass
+
+
+def share_state(ranks: Ranks, trainer: ConceptTrainer, images: tuple[TrainingImage, ...]) -> None:
+    """Give the state of rank 0 to all; RunError if they have other images or another base model."""
+    if ranks.size == 1:
+        return
+    inputs = {"base model": trainer.model.hash, "prompts and class images": trainer.inputs()}
+    ranks.check_same({**inputs, "images": fingerprints(images)})
+    state = ranks.broadcast(trainer.state())
+    if ranks.rank:
+        trainer.restore(state)

@@ -1,0 +1,214 @@
+"""Several processes train one run: the same result, whatever their number, and however it ends."""
+
+import os
+import signal
+import sys
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from PIL import Image
+from torch import Tensor
+from torch.distributed import TCPStore
+
+from pinxit.errors import RunError
+from pinxit.files.safetensors_file import read_safetensors
+from pinxit.images.folder import read_images
+from pinxit.models.model import Model
+from pinxit.models.ranks import ALONE, Ranks, joined
+from pinxit.runs.class_images import read_class_images
+from pinxit.runs.follow import OpenBase, follow
+from pinxit.runs.run import Run
+from pinxit.training.batches import Batch
+from pinxit.training.concept_trainer import ConceptTrainer
+from pinxit.training.memory import MemoryPlan
+from pinxit.training.plan import TrainingPlan
+from pinxit.training.recipe import Recipe
+from pinxit.training.train import TrainingSession, train
+
+pytest_plugins = ["tests.runs.test_many"]  # the fixture `double`
+
+WORD: dict[str, object] = {"name": "textual-inversion"}
+LORA: dict[str, object] = {"name": "lora", "rank": 2, "class_images": 2}
+DREAMBOOTH: dict[str, object] = {
+    "name": "dreambooth",
+    "preserve": "base-answer",
+    "train_text_encoder": True,
+}
+
+
+def in_ranks(size: int, work: Callable[[Ranks], Any], folder: Path) -> list[Any]:
+    """What a function returns in each of several forked processes; -N for signal N."""
+    store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+    common = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(store.port), "WORLD_SIZE": str(size)}
+    children: dict[int, Path] = {}
+    for rank in range(size):
+        file = folder / f"result-{rank}"
+        file.unlink(missing_ok=True)
+        child = os.fork()
+        if child:
+            children[child] = file
+            continue
+        try:
+            os.environ |= {**common, "RANK": str(rank), "TORCHELASTIC_USE_AGENT_STORE": "True"}
+            with joined("cpu") as ranks:
+                torch.save(work(ranks), file)
+        except (Exception, KeyboardInterrupt, SystemExit) as error:
+            torch.save(f"{type(error).__name__}: {error}", file)
+            if not isinstance(error, (RunError, KeyboardInterrupt, SystemExit)):
+                traceback.print_exc(file=sys.stderr)
+        finally:
+            os._exit(0)
+    ends = {child: os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children}
+    return [
+        torch.load(file, weights_only=False) if file.exists() else ends[child]
+        for child, file in children.items()
+    ]
+
+
+def recipe_for(pictures: Path, method: dict[str, object], **changes: object) -> Recipe:
+    options = {"token": "<t>", "class_noun": "toy", "images": pictures, "preview_every": 0}
+    return Recipe.model_validate({**options, "method": method, "batch_size": 3, **changes})
+
+
+def trained_weights(model: Model, recipe: Recipe, ranks: Ranks) -> tuple[Tensor, int]:
+    """All weights after training, and the bytes of gradients that were summed in each step."""
+    images = read_images(recipe.images)
+    plan = TrainingPlan.of(recipe, model, len(images))
+    class_images = read_class_images(model, plan.class_images)
+    trainer = ConceptTrainer(model, plan, images, class_images, ranks)
+    steps = [step.number for step in train(TrainingSession(model, [trainer], ranks))]
+    weights = torch.cat([weight.detach().flatten() for weight in trainer.weights])
+    return weights, ranks.summed_bytes // len(steps)
+
+
+@pytest.mark.parametrize("method", [WORD, LORA, DREAMBOOTH], ids=lambda one: one["name"])
+def test_the_number_of_processes_changes_only_rounding(
+    double: Model, pictures: Path, tmp_path: Path, method: dict[str, object]
+) -> None:
+    recipe = recipe_for(pictures, method, steps=20, early_stop=1e-12, validate_every=5)
+    work = lambda ranks: trained_weights(double, recipe, ranks)  # noqa: E731
+    expected, _ = in_ranks(1, work, tmp_path)[0]
+    assert expected.dtype == torch.float64
+    for size in (2, 4):  # three samples are shared unevenly
+        for weights, num_bytes in in_ranks(size, work, tmp_path):
+            assert float((weights - expected).abs().max()) <= 1e-10
+            assert num_bytes == expected.nbytes
+
+
+def train_run(model: Model, folder: Path, recipe: Recipe, ranks: Ranks) -> str:
+    """What the command line does in each process; returns the last saved step."""
+    if ranks.rank:
+        follow(ranks, lambda _: model)
+    run = Run.open(folder, recipe.steps) if Run.exists(folder) else Run.create(folder, recipe)
+    run.ranks = ranks
+    ranks.exchange(OpenBase(run.recipe))
+    for _ in run.train(model):
+        pass
+    return f"saved {run.saved_step}"
+
+
+def state_of(folder: Path) -> dict[str, Tensor]:
+    return dict(read_safetensors(max((folder / "checkpoints").iterdir()))[0])
+
+
+@pytest.fixture(scope="module")
+def straight(model: Model, tmp_path_factory: pytest.TempPathFactory) -> tuple[Recipe, Path]:
+    """A recipe, and the folder of its run, trained by two processes without a stop."""
+    folder = tmp_path_factory.mktemp("straight")
+    Image.new("RGB", (40, 48), "crimson").save(folder / "0.png")
+    recipe = recipe_for(folder, LORA, steps=6, checkpoint_every=50)
+    work = lambda ranks: train_run(model, folder / "run", recipe, ranks)  # noqa: E731
+    assert in_ranks(2, work, folder)[0] == "saved 6"
+    return recipe, folder / "run"
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT])
+def test_a_run_goes_on_after_the_end_of_a_process(
+    model: Model, straight: tuple[Recipe, Path], tmp_path: Path, number: int
+) -> None:
+    recipe, expected = straight
+    folder = tmp_path / "stopped"
+
+    def stopped(ranks: Ranks) -> str:
+        if ranks.rank:
+            summed = ranks.sum_gradients
+
+            def stop_in_step_4(*given: Any) -> Any:
+                ranks.steps = getattr(ranks, "steps", 0) + 1  # type: ignore[attr-defined]
+                if ranks.steps == 4:  # type: ignore[attr-defined]
+                    os.kill(os.getpid(), number)
+                return summed(*given)
+
+            ranks.sum_gradients = stop_in_step_4  # type: ignore[method-assign]
+        return train_run(model, folder, recipe, ranks)
+
+    first, second = in_ranks(2, stopped, tmp_path)
+    if number == signal.SIGKILL:
+        assert second == -signal.SIGKILL
+        assert "one of the 2 processes has ended" in first
+    else:
+        assert first.startswith("KeyboardInterrupt") and second.startswith("KeyboardInterrupt")
+    assert [file.stem for file in (folder / "checkpoints").iterdir()] == ["0000003"]
+    work = lambda ranks: train_run(model, folder, recipe, ranks)  # noqa: E731
+    assert in_ranks(2, work, tmp_path)[0] == "saved 6"
+    state = state_of(folder)
+    assert all(torch.equal(tensor, state[name]) for name, tensor in state_of(expected).items())
+
+
+def test_another_number_of_processes_continues_a_run(
+    model: Model, straight: tuple[Recipe, Path], tmp_path: Path
+) -> None:
+    recipe, expected = straight
+    folder, half = tmp_path / "half", recipe.model_copy(update={"steps": 3})
+    work = lambda ranks: train_run(model, folder, half, ranks)  # noqa: E731
+    assert in_ranks(4, work, tmp_path)[0] == "saved 3"
+    assert train_run(model, folder, recipe, ALONE) == "saved 6"
+    state = state_of(folder)
+    for name, tensor in state_of(expected).items():
+        assert torch.allclose(tensor, state[name], atol=1e-4), name
+
+
+def test_out_of_memory_in_one_process_makes_all_smaller(
+    model: Model, pictures: Path, tmp_path: Path
+) -> None:
+    recipe = recipe_for(pictures, WORD, steps=3, batch_size=8)
+
+    def work(ranks: Ranks) -> list[Any]:
+        images = read_images(recipe.images)
+        trainer = ConceptTrainer(model, TrainingPlan.of(recipe, model, 3), images, (), ranks)
+        session = TrainingSession(model, [trainer], ranks)
+        session.memory_plan, losses = MemoryPlan(4), session.losses
+
+        def limited(batch: Batch, *given: Any) -> Tensor:
+            if ranks.rank and len(batch) > 2:
+                raise torch.OutOfMemoryError
+            return losses(batch, *given)
+
+        session.losses = limited  # type: ignore[method-assign]
+        plans = [session.memory_plan for _ in train(session)]
+        return [plans, trainer.weights[0].detach()]
+
+    (plans, weight), (others, same) = in_ranks(2, work, tmp_path)
+    assert plans == others == [MemoryPlan(2)] * 3
+    assert torch.equal(weight, same)
+
+
+def test_a_process_with_other_images_is_an_error(
+    model: Model, pictures: Path, tmp_path: Path
+) -> None:
+    recipe = recipe_for(pictures, WORD, steps=3)
+
+    def work(ranks: Ranks) -> str:
+        if ranks.rank:
+            ranks.check_same = lambda inputs: Ranks.check_same(  # type: ignore[method-assign]
+                ranks, {**inputs, "images": {}}
+            )
+        return train_run(model, tmp_path / "run", recipe, ranks)
+
+    first, second = in_ranks(2, work, tmp_path)
+    assert first.startswith("RunError: process 1 of 2: its images differ from those of process 0")
+    assert second == "SystemExit: 2"
