@@ -34,6 +34,7 @@ CHOOSES = {
     "kinds": "training/",
     "metrics": "evaluation/judge.py",
     "formats": "concepts/programs.py",
+    "engines": "runs/fleet.py",
 }
 # Where names of layers belong: families and their base classes, layouts, other programs' files.
 KNOWS_LAYERS = ("models", "concepts/formats", "concepts/layer_names.py")

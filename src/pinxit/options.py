@@ -8,6 +8,7 @@ import inspect
 import tomllib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from textwrap import fill
 from typing import Any, ClassVar, Self, cast
@@ -119,7 +120,8 @@ class Options(BaseModel):
         return f"the {cls.__name__.lower()}"
 
     @classmethod
-    def option_names(cls) -> dict[str, str]:
+    @cache
+    def option_names(cls) -> Mapping[str, str]:
         """Every name that an option is accepted under, and the option's own name."""
         names = {name: name for name in cls.model_fields}
         for name, option in cls.model_fields.items():

@@ -24,6 +24,7 @@ PLUGIN_KINDS: dict[str, tuple[str, str, type[PinxitError]]] = {
     "kinds": ("adapters", "kind of adapter", ConceptError),
     "formats": ("concepts", "format", ConceptError),
     "metrics": ("evaluation", "metric", RequestError),
+    "engines": ("runs", "engine", RequestError),
 }
 
 

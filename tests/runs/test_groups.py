@@ -1,17 +1,9 @@
-"""Groups are planned from recipes and images alone, and any executor can train them."""
+"""Groups are planned from recipes and images alone."""
 
-from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-import pytest
-
 from pinxit.images.folder import TrainingImage
-from pinxit.models.model import Model
-from pinxit.progress import Notice
-from pinxit.runs.events import Event
 from pinxit.runs.groups import BatchGroups, GroupMember, plan_groups
-from pinxit.runs.many import train_many
-from pinxit.runs.run import Run
 from pinxit.training.recipe import Recipe
 
 
@@ -22,7 +14,7 @@ def member(
         {"method": "textual-inversion", "images": name, "token": f"<{name}>", "class_noun": "toy"}
     )
     images = (TrainingImage(Path(name, "0.png"), caption, f"hash of {name}", 1.0, True),)
-    return GroupMember(Path(name), recipe, images, batch_size, exists)
+    return GroupMember.of(Path(name), recipe, images, batch_size, exists=exists)
 
 
 def names(groups: BatchGroups) -> list[list[str]]:
@@ -49,28 +41,6 @@ def test_existing_runs_and_captions_with_other_tokens_are_apart() -> None:
     assert "another subject's token" in groups.reason
 
 
-class Recorder:
-    """An executor that trains nothing and records its groups."""
-
-    def __init__(self) -> None:
-        self.groups: list[list[Run]] = []
-
-    def train(self, group: Sequence[Run]) -> Iterator[tuple[Run, Event]]:
-        self.groups.append(list(group))
-        yield group[0], Notice("trained elsewhere")
-
-
-@pytest.mark.parametrize("limit", [1, 2])
-def test_an_executor_gets_each_group(
-    limit: int, model: Model, pictures: Path, tmp_path: Path
-) -> None:
-    values = {"method": "textual-inversion", "images": pictures, "class_noun": "toy"}
-    runs = [
-        Run.create(tmp_path / name, Recipe.model_validate({**values, "token": f"<{name}>"}))
-        for name in ("mine", "yours")
-    ]
-    recorder = Recorder()
-    events = [item for item in train_many(model, runs, limit, recorder) if isinstance(item, tuple)]
-    assert [len(group) for group in recorder.groups] == [limit] * (2 // limit)
-    assert {event for _, event in events} == {Notice("trained elsewhere")}
-    assert not any(run.folder.exists() for run in runs)
+def test_a_token_is_found_as_a_whole_word_in_any_case() -> None:
+    members = [member("a"), member("b", caption="its own <B>"), member("c", caption="x<a>, <A> ")]
+    assert names(plan_groups(members, None)) == [["b", "a"], ["c"]]

@@ -28,6 +28,12 @@ DEVICE_DEFAULT = "the accelerator that torch finds, else cpu"
 DOWNLOAD_HELP = "download the networks that score images (DINO and CLIP, 692 MB) if needed"
 GPUS_HELP = "number of GPUs to use, with one process for each"
 DEVICE = Parameter(help=DEVICE_HELP, show_default=lambda _: DEVICE_DEFAULT)
+_LIKE_FIRST = "as with a method: see pinxit train-many METHOD --help"
+_WORKERS = Parameter(help=_LIKE_FIRST)
+_MANY_FLAGS = (
+    *("--resume", "--device", "--download"),
+    *("--engine", "--workers", "--address", "--shard", "--json"),
+)
 _FLAGS = (
     "--recipe",
     "--resume",
@@ -111,14 +117,19 @@ def _train(recipe: Path | None, words: tuple[str, ...], typed: Mapping[str, obje
 
 
 @many.default
-def resume_many(
+def resume_many(  # noqa: PLR0913 (one for each flag)
     *words: Annotated[str, Parameter(show=False, allow_leading_hyphen=True)],
     resume: Annotated[Path | None, Parameter(help="folder of a train-many to continue")] = None,
     device: Annotated[str | None, DEVICE] = None,
     download: Annotated[bool, Parameter(negative="", help=DOWNLOAD_HELP)] = False,
+    engine: Annotated[str | None, _WORKERS] = None,
+    workers: Annotated[int | None, _WORKERS] = None,
+    address: Annotated[str | None, _WORKERS] = None,
+    shard: Annotated[str | None, _WORKERS] = None,
+    json_: Annotated[bool, Parameter("--json", negative="", help=_LIKE_FIRST)] = False,
 ) -> None:
     """Continue the training of many subjects."""
-    _refuse_words("train-many", words, ("--resume", "--device", "--download"))
+    _refuse_words("train-many", words, _MANY_FLAGS)
     if resume is None:
         raise RecipeError(
             "`pinxit train-many` needs a method and subjects, or a folder to continue",
@@ -127,7 +138,9 @@ def resume_many(
         )
     from pinxit.cli.train_run import Opening, resume_group
 
-    resume_group(resume, Opening.of(device, download=download))
+    typed = {"engine": engine, "workers": workers, "address": address, "shard": shard}
+    fleet = {name: value for name, value in typed.items() if value is not None}
+    resume_group(resume, Opening.of(device, download=download), fleet, as_json=json_)
 
 
 def _usage() -> str:

@@ -22,6 +22,7 @@ from pinxit.cli.flags import (
     positional,
     positional_option,
 )
+from pinxit.cli.fleet import train_by_workers
 from pinxit.cli.opening import Opening
 from pinxit.cli.screen import bars, data, say, stoppable
 from pinxit.errors import RecipeError, RunError
@@ -39,6 +40,7 @@ from pinxit.runs.events import (
     PreviewScores,
     RunFailure,
 )
+from pinxit.runs.fleet import FleetOptions
 from pinxit.runs.follow import OpenBase, follow
 from pinxit.runs.groups import BatchGroups
 from pinxit.runs.many import RunGroup, train_many
@@ -100,6 +102,8 @@ def _many_flags() -> list[Argument]:
         *aliased(flag("class_noun", str, _CLASS_NOUN, "that of the table"), "class_name"),
         *flags(Recipe, leave_out=_PER_SUBJECT),
         *flags(RunGroup, leave_out=frozenset({"subjects"})),
+        *flags(FleetOptions, group="Workers"),
+        flag("json", bool, "print what happens as JSON lines, one for each event", "False"),
         flag("out", Path, "folder for the runs; must be new", "runs/SUBJECTS"),
         flag("resume", Path, "folder of runs of the same subjects, to continue them", "none"),
     ]
@@ -123,12 +127,15 @@ def _train_many(given: Values, common: dict[str, object]) -> None:
     """`pinxit train-many METHOD SUBJECTS`; `common` has the options of all recipes."""
     group = RunGroup.from_table(given["subjects"], common, given.get("max_concepts_per_batch"))
     opening = Opening.typed(given)
+    fleet, as_json = FleetOptions.chosen(given), given.get("json", False)
     if "resume" in given:
-        resume_group(given["resume"], opening, group)
+        group.check_in(given["resume"])
+        resume_group(given["resume"], opening, fleet, as_json=as_json)
         return
     out = given.get("out") or Path("runs") / file_name(given["subjects"].stem)
-    group.create(out)
-    train_group(group, out, opening)
+    if not fleet and not as_json:  # with workers, the same command also continues
+        group.create(out)
+    _train_group(group, out, opening, fleet, as_json=as_json)
 
 
 def start(recipe: Recipe, out: Path | None, opening: Opening) -> None:
@@ -171,15 +178,21 @@ def read_and_check_images(run: Run) -> tuple[TrainingImage, ...]:
     return checks.images
 
 
-def resume_group(folder: Path, opening: Opening, expected: RunGroup | None = None) -> None:
-    """Continue the runs in a folder; RunError if their subjects or options are not as expected."""
-    group = RunGroup.open(folder)
-    if expected not in (None, group):
-        raise RunError(
-            f"{folder} was started with other subjects or options",
-            f"continue with those: pinxit train-many --resume {folder}",
-        )
-    train_group(group, folder, opening)
+def resume_group(
+    folder: Path, opening: Opening, fleet: Mapping[str, object], *, as_json: bool
+) -> None:
+    """Continue the runs in a folder, with the options of `FleetOptions` that were typed."""
+    _train_group(RunGroup.open(folder), folder, opening, fleet, as_json=as_json)
+
+
+def _train_group(
+    group: RunGroup, folder: Path, opening: Opening, fleet: Mapping[str, object], *, as_json: bool
+) -> None:
+    if fleet or as_json:
+        options = FleetOptions.model_validate(fleet)
+        train_by_workers(group, folder, opening, options, as_json=as_json)
+    else:
+        train_group(group, folder, opening)
 
 
 def train_group(group: RunGroup, folder: Path, opening: Opening) -> None:

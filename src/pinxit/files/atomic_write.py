@@ -10,7 +10,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Generator, Iterable, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from hashlib import file_digest
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -213,6 +213,20 @@ def exclusive_lock(folder: Path) -> Generator[None]:
     finally:
         with suppress(OSError):  # nothing was written to it
             os.close(handle)
+
+
+@contextmanager
+def waiting_lock(folder: Path) -> Generator[None]:
+    """Hold the lock of a folder; wait as long as another process holds it."""
+    with ExitStack() as stack:
+        while True:
+            try:
+                stack.enter_context(exclusive_lock(folder))
+                break
+            except RunError:
+                check_regular(folder / _LOCK_FILE)
+                time.sleep(_PROBE_SECONDS)
+        yield
 
 
 def is_locked(folder: Path) -> bool:

@@ -49,6 +49,17 @@ def find_device(name: str = AUTO) -> torch.device:
     return device
 
 
+def all_devices(name: str = AUTO) -> list[str]:
+    """The names of all devices of the kind that a name without a number means, such as cuda.
+
+    Raises ModelError like `find_device`.
+    """
+    device = find_device(name)
+    count = 1 if device.type == "cpu" else torch.accelerator.device_count()
+    numbered = ":" not in str(device) and count > 1
+    return [f"{device}:{number}" for number in range(count)] if numbered else [str(device)]
+
+
 def device_name(device: torch.device) -> str:
     """What a person calls the device: "CPU", or the name of the hardware."""
     if device.type == "cpu":

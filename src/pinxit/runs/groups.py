@@ -1,9 +1,11 @@
 """Which concepts are trained in one batch: a pure function of their recipes and images."""
 
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from math import ceil
 from pathlib import Path
+from typing import Self
 
 from pinxit.images.folder import TrainingImage, fingerprint
 from pinxit.models.prompt import token_pattern
@@ -17,13 +19,39 @@ _MAX_BATCH_IMAGES = 64
 
 @dataclass(frozen=True)
 class GroupMember:
-    """A run to group: its folder, settled recipe and images, and whether it has begun already."""
+    """What decides the group of a run: small, since there may be many.
+
+    `method` is the name of its method, `independent` whether that may share a batch, `fingerprint`
+    that of the images; `exists` is whether the run has begun already.
+    """
 
     folder: Path
-    recipe: Recipe
-    images: tuple[TrainingImage, ...]
+    token: str
+    method: str
+    independent: bool
     batch_size: int
+    fingerprint: str
+    captions: tuple[str, ...]
     exists: bool
+
+    @classmethod
+    def of(
+        cls,
+        folder: Path,
+        recipe: Recipe,
+        images: Iterable[TrainingImage],
+        batch_size: int,
+        *,
+        exists: bool,
+    ) -> Self:
+        """The member of a run with these images; `batch_size` is the chosen one."""
+        images = tuple(images)
+        method, captions = recipe.method, (image.caption for image in images)
+        independent, content = method.independent_concepts, fingerprint(images)
+        texts = tuple(filter(None, captions))
+        return cls(
+            folder, recipe.token, method.name, independent, batch_size, content, texts, exists
+        )
 
 
 @dataclass(frozen=True)
@@ -40,25 +68,25 @@ def plan_groups(members: Sequence[GroupMember], max_concepts: int | None) -> Bat
     Existing runs are not grouped with new ones: they share a batch again when they continue, and
     do not wait for a run that starts at step 1.
     """
-    sharing = [
-        member
-        for member in members
-        if member.recipe.method.independent_concepts and not _mentions_other_token(member, members)
-    ]
-    alone = [member for member in members if member not in sharing]
+    tokens = Counter(member.token.lower() for member in members)
+    sharing: list[GroupMember] = []
+    alone: list[GroupMember] = []
+    for member in members:
+        shares = member.independent and not _mentions_other_token(member, tokens)
+        (sharing if shares else alone).append(member)
     batch_size = max((member.batch_size for member in sharing), default=1)
     max_concepts = max_concepts or max(1, _MAX_BATCH_IMAGES // batch_size)
     groups: list[list[GroupMember]] = []
     for exists in (True, False):
         similar = [member for member in sharing if member.exists == exists]
-        similar.sort(key=lambda member: (fingerprint(member.images), member.recipe.token))
+        similar.sort(key=lambda member: (member.fingerprint, member.token))
         count = ceil(len(similar) / max_concepts)
         groups += [_even_part(similar, count, index) for index in range(count)]
     reasons: list[str] = []
     if any(len(group) < len(sharing) for group in groups):
         reasons.append(f"at most {max_concepts} in one batch")
-    if alone and not alone[0].recipe.method.independent_concepts:
-        reasons.append(f"{alone[0].recipe.method.name} changes the whole base model")
+    if alone and not alone[0].independent:
+        reasons.append(f"{alone[0].method} changes the whole base model")
     elif alone:
         reasons.append("subjects whose captions contain another subject's token train alone")
     groups += [[member] for member in alone]
@@ -73,8 +101,16 @@ def _even_part(members: list[GroupMember], count: int, index: int) -> list[Group
     return members[start : start + size + (1 if index < remainder else 0)]
 
 
-def _mentions_other_token(member: GroupMember, members: Sequence[GroupMember]) -> bool:
-    """Whether a caption contains another run's token, whose embedding it would then use."""
-    others = [token_pattern((other.recipe.token,)) for other in members if other is not member]
-    captions = [image.caption or "" for image in member.images]
-    return any(other.search(caption) for other in others for caption in captions)
+def _mentions_other_token(member: GroupMember, tokens: Counter[str]) -> bool:
+    """Whether a caption contains another run's token, whose embedding it would then use.
+
+    `tokens` are those of all runs in lower case, with the number of runs that have them.
+    """
+    own, lengths = member.token.lower(), {len(token) for token in tokens}
+    for caption in member.captions:
+        text = caption.lower()
+        parts = {text[i : i + n] for n in lengths for i in range(len(text) - n + 1)}
+        others = [one for one in parts if tokens[one] > (one == own)]
+        if any(token_pattern((other,)).search(caption) for other in others):
+            return True
+    return False

@@ -1,13 +1,14 @@
 """Many subjects trained on one base model: in one batch where the results stay the same."""
 
-from collections.abc import Generator, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Generator, Mapping, Sequence
 from pathlib import Path
-from typing import Protocol, Self
+from typing import Self
 
+from pinxit import registry
 from pinxit.errors import PinxitError, RecipeError, RunError
 from pinxit.files.atomic_write import check_new, check_regular, make_folder, write_text
-from pinxit.files.text import read_table
+from pinxit.files.text import read_table, read_text
 from pinxit.files.untrusted import expanded
 from pinxit.images.folder import release_pixels
 from pinxit.models.model import Model
@@ -71,6 +72,7 @@ class RunGroup(Options):
     ) -> Self:
         """The subjects of a folder or a table; RecipeError if two share a name or a token."""
         recipes: dict[str, Recipe] = {}
+        common = {**common, "method": registry.from_table("methods", common["method"])}
         for row in read_subjects(subjects):
             name = file_name(row.name or row.token or row.images.name)
             if name in recipes:
@@ -78,11 +80,11 @@ class RunGroup(Options):
                     f"two subjects are called `{name}`", "give one of them another `name`"
                 )
             recipes[name] = row.recipe(name, common)
-        tokens = [recipe.token.lower() for recipe in recipes.values()]
-        duplicate = next((token for token in tokens if tokens.count(token) > 1), None)
-        if duplicate:
+        tokens = Counter(recipe.token.lower() for recipe in recipes.values())
+        token, count = tokens.most_common(1)[0]
+        if count > 1:
             raise RecipeError(
-                f"two subjects have the token `{duplicate}`", "give one of them another `token`"
+                f"two subjects have the token `{token}`", "give one of them another `token`"
             )
         return cls(max_concepts_per_batch=max_concepts_per_batch, subjects=recipes)
 
@@ -114,12 +116,30 @@ class RunGroup(Options):
 
     def create(self, folder: Path) -> None:
         """Write a new folder for `open`; RunError if the folder exists and is not empty."""
-        import tomli_w
-
         check_new(folder, f"continue with: pinxit train-many --resume {folder}")
         make_folder(folder)
-        text = tomli_w.dumps(self.model_dump(mode="json", exclude_none=True))
-        write_text(folder / _FILE, text)
+        write_text(folder / _FILE, self._to_toml())
+
+    def is_in(self, folder: Path) -> bool:
+        """Whether a folder is already that of this group; RunError if it is that of another."""
+        if not (folder / _FILE).is_file():
+            return False
+        if read_text(folder / _FILE) != self._to_toml():  # equal texts need not be parsed
+            self.check_in(folder)
+        return True
+
+    def check_in(self, folder: Path) -> None:
+        """RunError unless a folder was started with the same subjects and options."""
+        if self != RunGroup.open(folder):
+            raise RunError(
+                f"{folder} was started with other subjects or options",
+                f"continue with those: pinxit train-many --resume {folder}",
+            )
+
+    def _to_toml(self) -> str:
+        import tomli_w
+
+        return tomli_w.dumps(self.model_dump(mode="json", exclude_none=True))
 
 
 def read_subjects(path: Path) -> list[SubjectRow]:
@@ -148,47 +168,30 @@ def read_subjects(path: Path) -> list[SubjectRow]:
     ]
 
 
-class Executor(Protocol):
-    """Trains the runs of one group: in this process, in another one or on another machine."""
-
-    def train(self, group: Sequence[Run]) -> Iterator[tuple[Run, Event]]:
-        """Start or continue the runs in one batch; yields each event with its run."""
-        ...
-
-
-@dataclass(frozen=True)
-class InProcess:
-    """Trains in this process."""
-
-    model: Model
-
-    def train(self, group: Sequence[Run]) -> Iterator[tuple[Run, Event]]:
-        """Start or continue the runs in one batch; yields each event with its run."""
-        return train_together(self.model, group)
+def group_member(model: Model, run: Run) -> GroupMember:
+    """Read the images of a run and choose its open options; a PinxitError if it cannot train."""
+    run.settle_recipe(model)
+    release_pixels(run.images)  # the memory of all runs together is not bounded
+    exists = Run.exists(run.folder)
+    return GroupMember.of(run.folder, run.recipe, run.images, run.plan.batch_size, exists=exists)
 
 
 def train_many(
     model: Model,
     runs: Sequence[Run],
     max_concepts_per_batch: int | None = None,
-    executor: Executor | None = None,
 ) -> Generator[BatchGroups | tuple[Run, Event]]:
     """Start or continue runs, in one batch where possible; a run that fails is left out."""
-    executor = executor or InProcess(model)
     members: list[GroupMember] = []
     for run in runs:
         try:
-            run.settle_recipe(model)
-            release_pixels(run.images)  # the memory of all runs together is not bounded
+            members.append(group_member(model, run))
         except PinxitError as error:
             yield run, RunFailure(error)
-            continue
-        exists = Run.exists(run.folder)
-        members.append(GroupMember(run.folder, run.recipe, run.images, run.plan.batch_size, exists))
     batches = plan_groups(members, max_concepts_per_batch)
     yield batches
     by_folder = {run.folder: run for run in runs}
     for folders in batches.groups:
         group = [by_folder[folder] for folder in folders]
         if not all(run.finished for run in group):
-            yield from executor.train(group)
+            yield from train_together(model, group)

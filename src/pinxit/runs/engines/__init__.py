@@ -1,0 +1,1 @@
+"""Engines: where the workers of many runs are, one file each."""

@@ -1,0 +1,80 @@
+"""Workers on a Ray cluster, one for each GPU (needs pinxit[ray])."""
+
+import logging
+import os
+from collections.abc import Generator, Iterator
+from dataclasses import replace
+from typing import Any
+
+from pinxit.errors import RequestError, RunError
+from pinxit.runs.fleet_worker import Done, Message, Setup, Task, Worker
+
+# What a cluster says that is not for the user: usage statistics, and warnings about settings.
+_QUIET = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0"}
+
+
+class Ray:
+    """Workers are Ray actors; all machines need pinxit, and the same file system."""
+
+    def __init__(self, setup: Setup, workers: int | None = None, address: str | None = None):
+        try:
+            import ray
+        except ImportError as error:
+            raise RequestError("Ray is not installed", "pip install 'pinxit[ray]'") from error
+        os.environ.update({**_QUIET, **os.environ})
+        try:
+            ray.init(address, log_to_driver=False, logging_level=logging.ERROR)
+        except ConnectionError as error:
+            raise RunError(
+                f"there is no Ray cluster at {address}", "start one: ray start --head"
+            ) from error
+        self._ray: Any = ray
+        gpus = 0 if setup.device == "cpu" else int(ray.cluster_resources().get("GPU", 0))
+        self.workers = workers or gpus or 1
+        machines = [int(node["Resources"].get("CPU", 0)) for node in ray.nodes() if node["Alive"]]
+        machines = [cpus for cpus in machines if cpus] or [1]
+        # An actor cannot have CPUs of two machines.
+        per_machine = -(-self.workers // len(machines))
+        cpus = 1 if gpus else max(1, min(machines) // per_machine)
+        self._resources = {"num_cpus": cpus, "num_gpus": 1 if gpus else 0}
+        self._setup = replace(setup, threads=setup.threads or (None if gpus else cpus))
+        self._actors: dict[int, Any] = {}
+        self._streams: dict[int, Any] = {}
+
+    def send(self, number: int, task: Task) -> None:
+        """Give a task to a worker that has none; it is started if it does not run."""
+        if number not in self._actors:
+            actor = self._ray.remote(_Actor).options(**self._resources)
+            self._actors[number] = actor.remote(self._setup)
+        do = self._actors[number].do.options(num_returns="streaming")
+        self._streams[number] = do.remote(task)
+
+    def receive(self) -> Iterator[tuple[int, Message | None]]:
+        """Messages of the workers, or None from one that has died; waits for one second."""
+        numbers = {id(stream): number for number, stream in self._streams.items()}
+        ready, _ = self._ray.wait(list(self._streams.values()), timeout=1)
+        for stream in ready:
+            number = numbers[id(stream)]
+            try:
+                message = self._ray.get(next(stream))
+            except (self._ray.exceptions.RayError, StopIteration):
+                self._ray.kill(self._actors.pop(number))
+                message = None
+            if message is None or isinstance(message, Done):
+                del self._streams[number]
+            yield number, message
+
+    def close(self) -> None:
+        """End all workers; steps after the last checkpoint are trained again later."""
+        self._ray.shutdown()
+
+
+class _Actor:
+    """A worker in a process of the cluster, which Ray places on a free device."""
+
+    def __init__(self, setup: Setup) -> None:
+        self._worker = Worker(setup)
+
+    def do(self, task: Task) -> Generator[Message]:
+        """Do a task; messages are sent while it is done."""
+        yield from self._worker.do(task)

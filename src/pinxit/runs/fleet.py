@@ -1,0 +1,222 @@
+"""Many subjects trained by many workers. All state is in the run folders and `groups.json`.
+
+The driver only lists subjects, hands out groups and receives messages: it opens no base model, no
+image and no run. If it or a worker is killed, the same command continues.
+"""
+
+import json
+import re
+from collections import Counter, deque
+from collections.abc import Generator, Iterable, Iterator, Sequence
+from contextlib import closing
+from pathlib import Path
+from typing import Protocol
+
+from pydantic import field_validator
+
+from pinxit import registry
+from pinxit.errors import PinxitError, RequestError, RunError
+from pinxit.files.atomic_write import make_folder, waiting_lock, write_text
+from pinxit.files.untrusted import read_untrusted_text
+from pinxit.options import Option, Options
+from pinxit.runs.events import RunFailure
+from pinxit.runs.fleet_worker import Done, Ended, Member, Message, Setup, Status, Task, Unusable
+from pinxit.runs.groups import GroupMember, plan_groups
+from pinxit.runs.journal import TrainingLog
+from pinxit.runs.many import RunGroup
+from pinxit.runs.reader import JOURNAL
+
+_GROUPS = "groups.json"
+_SURVEY = 32  # subjects in one task that finds out how to group them
+_ATTEMPTS = 3  # a group may end its worker so often, then its subjects are tried alone
+
+
+class FleetOptions(Options):
+    """Where many subjects are trained."""
+
+    error_type = RequestError
+
+    engine: str = Option(
+        "local",
+        help="where the subjects are trained: local is this process, processes are workers on "
+        "this machine, ray are workers on a Ray cluster (needs pinxit[ray])",
+    )
+    workers: int | None = Option(
+        None,
+        ge=1,
+        help="number of workers of the engine",
+        default_is="one for each accelerator, or one if there is none",
+    )
+    address: str | None = Option(
+        None,
+        help="address of a running Ray cluster, or auto",
+        default_is="Ray is started on this machine",
+    )
+    shard: str | None = Option(
+        None,
+        help="train only a part of the groups: 2/8 is the second of eight parts, for job arrays",
+    )
+
+    @classmethod
+    def title(cls) -> str:
+        """The name of the options in messages."""
+        return "train-many"
+
+    @field_validator("shard")
+    @classmethod
+    def _is_part(cls, shard: str | None) -> str | None:
+        part = re.fullmatch(r"([0-9]{1,9})/([0-9]{1,9})", shard or "1/1")
+        if not part or not 1 <= int(part[1]) <= int(part[2]):
+            raise RequestError(
+                f"--shard cannot be {shard}", "write it as 2/8: the second of eight parts"
+            )
+        return shard
+
+    def open(self, setup: Setup) -> "Engine":
+        """The engine; RunError if there is none of that name or its package is not installed."""
+        return registry.load("engines", self.engine)(setup, self.workers, self.address)
+
+    def part_of(self, groups: Sequence[Sequence[str]]) -> Sequence[Sequence[str]]:
+        """The groups of the shard."""
+        first, count = map(int, (self.shard or "1/1").split("/"))
+        return groups[first - 1 :: count]
+
+
+class Engine(Protocol):
+    """Starts workers, and carries tasks to them and messages back. A worker is its number."""
+
+    workers: int
+
+    def send(self, number: int, task: Task) -> None:
+        """Give a task to a worker that has none; it is started if it does not run."""
+        ...
+
+    def receive(self) -> Iterable[tuple[int, Message | None]]:
+        """Messages of the workers that have a task, perhaps none yet; None if one has died."""
+        ...
+
+    def close(self) -> None:
+        """End all workers; they save what they train."""
+        ...
+
+
+# A message of a worker by its number, None if it has died and is started again; or the number of
+# subjects to train, once it is known.
+FleetEvent = tuple[int, Ended | Status | None] | int
+
+
+def prepare_folder(folder: Path, group: RunGroup) -> None:
+    """Write a new folder for the runs; RunError if it exists for other subjects or options."""
+    make_folder(folder)
+    with waiting_lock(folder):
+        if not group.is_in(folder):
+            group.create(folder)
+
+
+def train_fleet(
+    engine: Engine, group: RunGroup, folder: Path, options: FleetOptions
+) -> Generator[FleetEvent]:
+    """Start or continue the runs of a folder; the groups are the same in every attempt.
+
+    A subject that cannot be trained ends with an error, and the others are trained. A PinxitError
+    if no worker can work.
+    """
+    with closing(engine):
+        with waiting_lock(folder):
+            groups = _read_groups(folder, group)
+            grouped = {name for names in groups for name in names}
+            names = [name for name in group.subjects if name not in grouped]
+            parts = (names[start : start + _SURVEY] for start in range(0, len(names), _SURVEY))
+            members: list[GroupMember] = []
+            surveys = (_task(group, part, survey=True) for part in parts)
+            for number, message in _Tasks(engine, surveys, folder).messages():
+                if isinstance(message, Member):
+                    members.append(message.member)
+                else:
+                    yield number, message
+            if members:
+                new = plan_groups(members, group.max_concepts_per_batch).groups
+                groups += [[folder.name for folder in folders] for folders in new]
+                write_text(folder / _GROUPS, json.dumps({"groups": groups}))
+        own = options.part_of(groups)
+        yield sum(map(len, own))
+        tasks = (_task(group, names) for names in own)
+        for number, message in _Tasks(engine, tasks, folder).messages():
+            if not isinstance(message, Member):
+                yield number, message
+
+
+def _task(group: RunGroup, names: Iterable[str], *, survey: bool = False) -> Task:
+    return Task({name: group.subjects[name] for name in names}, survey)
+
+
+class _Tasks:
+    """Hands tasks out to the workers; one whose worker dies is done again, a few times."""
+
+    def __init__(self, engine: Engine, tasks: Iterator[Task], folder: Path) -> None:
+        self.engine = engine
+        self.folder = folder
+        self._tasks = tasks
+        self._retries: deque[Task] = deque()
+        self._busy: dict[int, Task] = {}
+        self._deaths = Counter[tuple[str, ...]]()
+        self._silent_deaths = 0
+
+    def messages(self) -> Generator[tuple[int, Ended | Member | Status | None]]:
+        """Do all tasks; a PinxitError if no worker can do any."""
+        while self._hand_out():
+            for number, message in self.engine.receive():
+                self._silent_deaths = 0 if message else self._silent_deaths + 1
+                if isinstance(message, Unusable):
+                    raise message.error
+                if isinstance(message, Done):
+                    del self._busy[number]
+                    continue
+                yield number, message
+                if message is None:
+                    yield from ((number, ended) for ended in self._after_death(number))
+
+    def _hand_out(self) -> bool:
+        """Give each worker a task; whether any of them has one."""
+        for number in set(range(self.engine.workers)).difference(self._busy):
+            if task := self._retries.popleft() if self._retries else next(self._tasks, None):
+                self._busy[number] = task
+                self.engine.send(number, task)
+        return bool(self._busy)
+
+    def _after_death(self, number: int) -> Iterator[Ended]:
+        """Do the task of a worker again, or its subjects alone; leave out one that ends it too."""
+        if self._silent_deaths >= _ATTEMPTS * self.engine.workers:
+            raise RunError("workers end as soon as they start", "try --engine local")
+        task = self._busy.pop(number)
+        names = tuple(task.subjects)
+        self._deaths[names] += 1
+        if self._deaths[names] < _ATTEMPTS:
+            self._retries.append(task)
+            return
+        if len(names) > 1:
+            self._retries += [Task({name: task.subjects[name]}, task.survey) for name in names]
+            return
+        error = RunError(
+            f"the process that trains it has died {_ATTEMPTS} times",
+            "look for a reason in the system's log; too little memory is a common one",
+        )
+        for name in names:
+            log = self.folder / name / JOURNAL
+            if log.is_file():
+                TrainingLog(log).append(RunFailure(error))
+            yield Ended(name, error)
+
+
+def _read_groups(folder: Path, group: RunGroup) -> list[list[str]]:
+    """The groups of earlier attempts; RunError if the file is not valid."""
+    file = folder / _GROUPS
+    if not file.is_file():
+        return []
+    try:
+        groups = [list(names) for names in json.loads(read_untrusted_text(file))["groups"]]
+        if all(name in group.subjects for names in groups for name in names):
+            return groups
+    except (ValueError, TypeError, KeyError, RecursionError, PinxitError):
+        pass
+    raise RunError(f"{file} is not valid", "delete it: the subjects are then grouped again")

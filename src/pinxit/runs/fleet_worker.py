@@ -1,0 +1,204 @@
+"""The worker of a fleet: keeps a base model open and does one task after another."""
+
+import time
+import traceback
+from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
+from contextlib import closing
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from pinxit.errors import PinxitError, RunError
+from pinxit.files.atomic_write import check_regular, is_locked, remove
+from pinxit.models.device import AUTO
+from pinxit.models.model import Model
+from pinxit.models.open_base import open_base
+from pinxit.runs.events import RunFailure
+from pinxit.runs.groups import GroupMember
+from pinxit.runs.many import group_member
+from pinxit.runs.reader import BEST, CONCEPT
+from pinxit.runs.run import Run, train_together
+from pinxit.training.recipe import Recipe
+from pinxit.training.step_result import StepResult
+
+_STATUS_EVERY = 1.0  # seconds between messages about the progress of a group
+# A worker whose driver was killed saves its runs before it ends: the next one waits for that.
+_LOCKED_SECONDS = 60.0
+
+
+@dataclass(frozen=True)
+class Setup:
+    """What all workers of a fleet have in common: the folder of the runs, and the device.
+
+    `threads` limits the threads of a worker on the CPU; None leaves it to torch.
+    """
+
+    folder: Path
+    device: str | None = None
+    threads: int | None = None
+
+
+@dataclass(frozen=True)
+class Task:
+    """Subjects to train in one batch, or with `survey` only to find out how to group them."""
+
+    subjects: Mapping[str, Recipe]
+    survey: bool = False
+
+
+@dataclass(frozen=True)
+class Member:
+    """A subject can be trained; how it can be grouped."""
+
+    member: GroupMember
+
+
+@dataclass(frozen=True)
+class Ended:
+    """A subject is trained, or is left out because of an error."""
+
+    name: str
+    error: PinxitError | None = None
+
+
+@dataclass(frozen=True)
+class Status:
+    """How far the task of a worker is: steps of all its subjects."""
+
+    done: int
+    total: int
+    note: str
+
+
+@dataclass(frozen=True)
+class Unusable:
+    """The worker cannot do any task, since it cannot open the base model."""
+
+    error: PinxitError
+
+
+@dataclass(frozen=True)
+class Done:
+    """The task is done."""
+
+
+Message = Member | Ended | Status | Unusable | Done
+
+
+class Worker:
+    """Does tasks on one device; the base model is opened for the first one."""
+
+    def __init__(self, setup: Setup) -> None:
+        self.setup = setup
+        self._model: Model | None = None
+
+    def do(self, task: Task) -> Generator[Message]:
+        """Do a task; the last message is `Done` or `Unusable`. A bug ends only the task."""
+        try:
+            model = self._open(next(iter(task.subjects.values())))
+        except PinxitError as error:
+            yield Unusable(error)
+            return
+        ended: set[str] = set()
+        try:
+            with closing((self._survey if task.survey else self._train)(model, task)) as messages:
+                for message in messages:
+                    if isinstance(message, Ended):
+                        ended.add(message.name)
+                    yield message
+        except Exception as error:  # the other groups are trained all the same
+            failure = error if isinstance(error, PinxitError) else _bug(error)
+            yield from (Ended(name, failure) for name in task.subjects if name not in ended)
+        yield Done()
+
+    def _open(self, recipe: Recipe) -> Model:
+        if self._model is None:
+            if self.setup.threads:
+                torch.set_num_threads(self.setup.threads)
+            device = self.setup.device or recipe.device or AUTO
+            self._model = open_base(recipe.base, device, recipe.precision or "auto", recipe.vae)
+        return self._model
+
+    def _run(self, name: str, recipe: Recipe) -> Run:
+        folder = self.setup.folder / name
+        check_regular(folder)
+        return Run.open(folder) if Run.exists(folder) else Run(folder, recipe)
+
+    def _survey(self, model: Model, task: Task) -> Generator[Message]:
+        for name, recipe in task.subjects.items():
+            try:
+                yield Member(group_member(model, self._run(name, recipe)))
+            except PinxitError as error:
+                yield Ended(name, error)
+
+    def _train(self, model: Model, task: Task) -> Generator[Message]:
+        names: dict[Run, str] = {}
+        for name, recipe in task.subjects.items():
+            try:
+                names[self._run(name, recipe)] = name
+            except PinxitError as error:
+                yield Ended(name, error)
+        if not all(run.finished for run in names):
+            _wait_until_free(names)
+            for run in list(names):
+                try:
+                    run.settle_recipe(model)
+                except PinxitError as error:
+                    yield Ended(names.pop(run), error)
+            return_to_common_step(list(names))
+            yield from self._train_together(model, names)
+        yield from (Ended(name) for run, name in names.items() if run.finished)
+
+    def _train_together(self, model: Model, names: Mapping[Run, str]) -> Iterator[Message]:
+        steps = dict.fromkeys(names, 0)
+        total, next_status = sum(run.plan.steps for run in names), 0.0
+        with closing(train_together(model, list(names))) as events:
+            for run, event in events:
+                if isinstance(event, RunFailure):
+                    yield Ended(names[run], event.error)
+                elif isinstance(event, StepResult):
+                    steps[run] = event.number
+                if time.monotonic() >= next_status:
+                    next_status = time.monotonic() + _STATUS_EVERY
+                    yield Status(sum(steps.values()), total, _shortened(names.values()))
+
+
+def return_to_common_step(runs: Sequence[Run]) -> None:
+    """Return the runs of a group to the last step that all have saved, if one is ahead.
+
+    A killed process can leave a group with runs saved at different steps. Rounding depends on the
+    batch, so only runs that continue at the same step train exactly as without the interruption.
+    Runs that ended with an error do not count: they may stay behind.
+    """
+    states = {run: run.state for run in runs if Run.exists(run.folder)}
+    unfinished = [0] * (len(runs) - len(states))
+    states = {run: state for run, state in states.items() if not state.error}
+    steps = {run: list(map(_step, state.checkpoints)) for run, state in states.items()}
+    unfinished += [max(steps[run], default=0) for run in states if not states[run].is_done]
+    common = min(unfinished, default=0)
+    for run, state in states.items() if unfinished else ():
+        if common in steps[run]:
+            remove(*(file for file in state.checkpoints if _step(file) > common))
+        elif not common and steps[run]:  # in this order: without its concept it is not finished
+            remove(run.folder / CONCEPT, run.folder / BEST, *state.checkpoints)
+
+
+def _step(checkpoint: Path) -> int:
+    return int(checkpoint.stem)
+
+
+def _wait_until_free(runs: Iterable[Run]) -> None:
+    deadline = time.monotonic() + _LOCKED_SECONDS
+    while any(is_locked(run.folder) for run in runs) and time.monotonic() < deadline:
+        time.sleep(0.1)
+
+
+def _shortened(names: Iterable[str]) -> str:
+    first, *others = names
+    return f"{first} and {len(others)} more" if others else first
+
+
+def _bug(error: Exception) -> PinxitError:
+    where = traceback.format_exception(error)[-2].strip().partition("\n")[0]
+    return RunError(f"{type(error).__name__}: {error} ({where})", "this is a bug: report it")

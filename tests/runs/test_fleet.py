@@ -1,0 +1,259 @@
+"""Many subjects by many workers: the same results as in one process, whatever dies on the way."""
+
+import json
+import os
+import signal
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import psutil
+import pytest
+from PIL import Image
+
+from pinxit.cli import main
+from pinxit.errors import ModelError, RequestError, RunError
+from pinxit.models.model import Model
+from pinxit.runs.events import RunFailure
+from pinxit.runs.fleet import Engine, FleetEvent, FleetOptions, prepare_folder, train_fleet
+from pinxit.runs.fleet_worker import Done, Ended, Member, Message, Setup, Status, Task
+from pinxit.runs.groups import GroupMember
+from pinxit.runs.many import RunGroup, train_many
+from pinxit.runs.reader import read_run
+
+NAMES = ("ape", "bee", "cow", "dog", "eel")
+
+
+@pytest.fixture
+def subjects(tmp_path: Path) -> Path:
+    draw = np.random.default_rng(5)
+    for name in NAMES:
+        (tmp_path / "subjects" / name).mkdir(parents=True)
+        pixels = draw.integers(0, 256, (32, 32, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(tmp_path / "subjects" / name / "0.png")
+    return tmp_path / "subjects"
+
+
+@pytest.fixture
+def group(subjects: Path, nano: Path) -> RunGroup:
+    """Five subjects in batches of two or three."""
+    common = {
+        "method": "textual-inversion",
+        "base": str(nano),
+        "class_noun": "toy",
+        "steps": 6,
+        "batch_size": 1,
+        "checkpoint_every": 2,
+        "preview_every": 0,
+    }
+    return RunGroup.from_table(subjects, common, 3)
+
+
+def trained_here(model: Model, group: RunGroup, folder: Path) -> Path:
+    group.create(folder)
+    for _ in train_many(model, list(group.runs(folder).values()), group.max_concepts_per_batch):
+        pass
+    return folder
+
+
+def events_of(group: RunGroup, folder: Path, engine: Engine, **options: Any) -> list[FleetEvent]:
+    prepare_folder(folder, group)
+    chosen = FleetOptions.model_validate(options)
+    return list(train_fleet(engine, group, folder, chosen))
+
+
+def local(folder: Path) -> Engine:
+    return FleetOptions().open(Setup(folder))
+
+
+def errors(events: Iterable[FleetEvent]) -> dict[str, str]:
+    ends = [event[1] for event in events if not isinstance(event, int)]
+    return {end.name: str(end.error) for end in ends if isinstance(end, Ended) and end.error}
+
+
+def differing(one: Path, other: Path, names: Iterable[str] = NAMES) -> list[str]:
+    """The subjects whose concept or last checkpoint is not the same to the bit."""
+
+    def content(folder: Path) -> list[bytes]:
+        files = [folder / "concept.safetensors", max((folder / "checkpoints").iterdir())]
+        return [file.read_bytes() for file in files]
+
+    return [name for name in names if content(one / name) != content(other / name)]
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("engine", ["processes", "ray"])
+def test_workers_train_what_one_process_trains_though_one_is_killed(
+    engine: str, model: Model, group: RunGroup, subjects: Path, tmp_path: Path
+) -> None:
+    if engine == "ray":
+        pytest.importorskip("ray")
+    (subjects / "bee" / "0.png").write_bytes(b"no image")
+    here, folder = trained_here(model, group, tmp_path / "here"), tmp_path / "out"
+    prepare_folder(folder, group)
+    options = FleetOptions(engine=engine, workers=2)
+    killed, events = 0, list[FleetEvent]()
+    for event in train_fleet(options.open(Setup(folder, "cpu", 1)), group, folder, options):
+        events.append(event)
+        if not killed and isinstance(event, tuple) and isinstance(event[1], Status):
+            killed = kill_worker()
+    assert (0, None) in events or (1, None) in events
+    assert list(errors(events)) == ["bee"]
+    assert differing(here, folder, [name for name in NAMES if name != "bee"]) == []
+
+
+def kill_worker() -> int:
+    """Kill one of the processes that have a base model open."""
+    workers = [
+        process.pid
+        for process in psutil.Process().children(recursive=True)
+        if {"ray::_Actor", "--multiprocessing-fork"} & {w.split(".")[0] for w in process.cmdline()}
+    ]
+    os.kill(workers[0], signal.SIGKILL)
+    return workers[0]
+
+
+@pytest.mark.parametrize("saved", ["0000006", "0000004", None])
+def test_a_group_killed_while_it_saves_continues_at_a_common_step(
+    saved: str | None, model: Model, group: RunGroup, tmp_path: Path
+) -> None:
+    here, folder = trained_here(model, group, tmp_path / "here"), tmp_path / "out"
+    first = events_of(group, folder, local(folder))
+    assert sum(event for event in first if isinstance(event, int)) == len(NAMES)
+    assert differing(here, folder) == []
+    # One subject lags behind the others of its batch, as if the process had been killed earlier.
+    behind = folder / "cow"
+    for file in (behind / "checkpoints").iterdir():
+        if saved is None or file.stem > saved:
+            file.unlink()
+    if saved != "0000006":
+        (behind / "concept.safetensors").unlink()
+    assert errors(events_of(group, folder, local(folder))) == {}
+    assert differing(here, folder) == []
+    # The same batches as before, not the unfinished one alone.
+    assert json.loads((folder / "groups.json").read_text())["groups"] == [
+        [name.name for name in names] for names in groups_of(model, group, tmp_path / "other")
+    ]
+
+
+def groups_of(model: Model, group: RunGroup, folder: Path) -> Iterable[Iterable[Path]]:
+    events = train_many(model, list(group.runs(folder).values()), group.max_concepts_per_batch)
+    return next(event.groups for event in events if not isinstance(event, tuple))
+
+
+def test_a_corrected_subject_is_trained_later_and_changes_no_other(
+    group: RunGroup, subjects: Path, tmp_path: Path
+) -> None:
+    good = (subjects / "bee" / "0.png").read_bytes()
+    (subjects / "bee" / "0.png").write_bytes(b"no image")
+    folder = tmp_path / "out"
+    assert list(errors(events_of(group, folder, local(folder)))) == ["bee"]
+    before = {name: (folder / name / "journal.jsonl").read_bytes() for name in NAMES[2:]}
+    (subjects / "bee" / "0.png").write_bytes(good)
+    assert errors(events_of(group, folder, local(folder))) == {}
+    assert read_run(folder / "bee").is_done
+    assert {name: (folder / name / "journal.jsonl").read_bytes() for name in before} == before
+
+
+class Fake:
+    """An engine that trains nothing; tasks with a subject in `deadly` end the worker."""
+
+    workers = 2
+
+    def __init__(self, folder: Path, *deadly: str) -> None:
+        self.folder = folder
+        self.deadly = deadly
+        self.tasks: dict[int, Task] = {}
+        self.trained: list[tuple[str, ...]] = []
+
+    def send(self, number: int, task: Task) -> None:
+        self.tasks[number] = task
+
+    def receive(self) -> Iterator[tuple[int, Message | None]]:
+        for number, task in list(self.tasks.items()):
+            del self.tasks[number]
+            yield from ((number, message) for message in self.messages(task))
+
+    def messages(self, task: Task) -> Iterator[Message | None]:
+        if not task.survey and set(self.deadly) & set(task.subjects):
+            yield None
+            return
+        if not task.survey:
+            self.trained.append(tuple(task.subjects))
+        for name, recipe in task.subjects.items():
+            member = GroupMember(self.folder / name, recipe.token, "x", True, 1, name, (), False)
+            yield Member(member) if task.survey else Ended(name)
+        yield Done()
+
+    def close(self) -> None: ...
+
+
+def test_a_subject_that_kills_its_worker_is_named_and_the_others_are_trained(
+    group: RunGroup, tmp_path: Path
+) -> None:
+    engine = Fake(tmp_path / "out", "bee")
+    prepare_folder(tmp_path / "out", group)
+    (tmp_path / "out" / "bee").mkdir()
+    (tmp_path / "out" / "bee" / "journal.jsonl").write_text("")
+    found = errors(events_of(group, tmp_path / "out", engine))
+    assert list(found) == ["bee"]
+    assert "has died 3 times" in found["bee"]
+    assert sorted(name for names in engine.trained for name in names) == sorted({*NAMES} - {"bee"})
+    log = (tmp_path / "out" / "bee" / "journal.jsonl").read_text()
+    assert RunFailure.__name__ in log
+
+
+def test_workers_that_cannot_work_are_an_error(group: RunGroup, tmp_path: Path) -> None:
+    with pytest.raises(RunError, match="as soon as they start"):
+        events_of(group, tmp_path / "out", Fake(tmp_path / "out", *NAMES))
+    broken = group.subjects["ape"].model_copy(update={"base": str(tmp_path / "none")})
+    broken_group = group.model_copy(update={"subjects": {"ape": broken}})
+    with pytest.raises(ModelError):
+        events_of(broken_group, tmp_path / "none", local(tmp_path / "none"))
+
+
+def test_shards_train_each_group_once(group: RunGroup, tmp_path: Path) -> None:
+    small = group.model_copy(update={"max_concepts_per_batch": 1})
+    engines = [Fake(tmp_path / "out") for _ in range(2)]
+    for number, engine in enumerate(engines, 1):
+        events_of(small, tmp_path / "out", engine, shard=f"{number}/2")
+    parts = [[names[0] for names in engine.trained] for engine in engines]
+    assert [len(part) for part in parts] == [3, 2]
+    assert sorted(parts[0] + parts[1]) == sorted(NAMES)
+    for wrong in ("0/2", "3/2", "2", "a/b", "1/0"):
+        with pytest.raises(RequestError, match="--shard"):
+            FleetOptions(shard=wrong)
+
+
+def test_another_command_does_not_continue_a_folder(group: RunGroup, tmp_path: Path) -> None:
+    prepare_folder(tmp_path / "out", group)
+    prepare_folder(tmp_path / "out", group)
+    other = group.model_copy(update={"max_concepts_per_batch": 2})
+    with pytest.raises(RunError, match="other subjects or options"):
+        prepare_folder(tmp_path / "out", other)
+    (tmp_path / "out" / "groups.json").write_text('{"groups": [["nobody"]]}')
+    with pytest.raises(RunError, match="is not valid"):
+        events_of(group, tmp_path / "out", local(tmp_path / "out"))
+
+
+def test_the_command_prints_json_lines(
+    subjects: Path, nano: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (subjects / "bee" / "0.png").write_bytes(b"no image")
+    options = f"--base={nano} --class-noun=toy --steps=2 --batch-size=1 --preview-every=0 --json"
+    words = ["train-many", "textual-inversion", str(subjects), *options.split()]
+    assert main([*words, f"--out={tmp_path / 'out'}"]) == 2
+    out, err = capsys.readouterr()
+    lines = [json.loads(line) for line in out.splitlines()]
+    trained = {line["subject"]: line["concept"] for line in lines if line["type"] == "trained"}
+    assert set(trained) == {*NAMES} - {"bee"}
+    assert all(Path(concept).is_file() for concept in trained.values())
+    assert [line["subject"] for line in lines if line["type"] == "left_out"] == ["bee"]
+    assert "1 of 5 subjects were not trained: bee" in err
+    progress = next(line for line in lines if line["type"] == "progress")
+    assert {"done", "total", "left out", "restarts", "workers"} <= set(progress)
+    assert main(["train-many", f"--resume={tmp_path / 'out'}", "--engine=local"]) == 2
+    assert len(capsys.readouterr().out.splitlines()) == 4
+    assert main([*words, f"--out={tmp_path / 'out'}", "--engine=proceses"]) == 2
+    assert "did you mean processes?" in capsys.readouterr().err
