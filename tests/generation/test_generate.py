@@ -2,6 +2,7 @@
 
 import json
 import struct
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from zlib import crc32
@@ -18,6 +19,7 @@ from pinxit.concepts.metadata import Provenance
 from pinxit.concepts.png_embedding import read_hidden_embedding
 from pinxit.concepts.read import ConceptReference, read_concept, write_concept
 from pinxit.errors import ConceptError, ImageError, PinxitError, RequestError
+from pinxit.generation import schedulers
 from pinxit.generation.control import SamplingProgress
 from pinxit.generation.controls.inversion import Inversion
 from pinxit.generation.controls.mask import Mask
@@ -26,6 +28,7 @@ from pinxit.generation.sample import generate_images, sample_images
 from pinxit.generation.schedulers import SCHEDULER_ALIASES, SCHEDULERS
 from pinxit.images.tensors import contact_sheet, to_image, to_pixels
 from pinxit.models.model import Model
+from pinxit.models.noise_schedule import ScheduleKind
 from pinxit.models.open_base import open_base
 from pinxit.progress import Notice
 
@@ -423,3 +426,19 @@ def test_a_concept_that_the_prompt_does_not_use_is_said(
     images = [event for event in events if isinstance(event, GeneratedImage)]
     without = generate_images(model, changed(prompt=prompt))
     assert torch.equal(images[0].latents, without[0].latents) != used
+
+
+def test_a_scheduler_is_created_twice_for_a_batch(
+    model: Model, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Once for all timesteps and once to denoise; it takes as long as a step of a small model."""
+    created: list[str | None] = []
+    make = schedulers.make_scheduler
+
+    def recorded(kind: ScheduleKind, name: str | None, config: Mapping[str, object]) -> object:
+        created.append(name)
+        return make(kind, name, config)
+
+    monkeypatch.setattr(schedulers, "make_scheduler", recorded)
+    generate_images(model, QUICK)
+    assert created == ["ddim"] * 2

@@ -26,6 +26,7 @@ from pinxit.runs.class_images import read_class_images
 from pinxit.runs.run import Run
 from pinxit.training.batches import collate
 from pinxit.training.concept_trainer import ConceptTrainer
+from pinxit.training.memory import MemoryPlan
 from pinxit.training.plan import TrainingPlan
 from pinxit.training.recipe import Recipe
 from pinxit.training.train import StepResult, TrainingSession, denoising_losses, train
@@ -292,3 +293,19 @@ def test_a_run_is_not_continued_with_another_mask(
     with pytest.raises(RunError, match=r"images have changed .*: mask of square\.png"):
         for _ in Run.open(run.folder, steps=2).train(model):
             pass
+
+
+def test_layers_are_not_visited_without_gradient_checkpointing(
+    model: Model, pictures: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    switched: list[bool] = []
+    monkeypatch.setattr(model, "enable_gradient_checkpointing", switched.append)
+    images = read_images(pictures)
+    plan = TrainingPlan.of(recipe(pictures, steps=2), model, len(images))
+    session = TrainingSession(model, [ConceptTrainer(model, plan, images)])
+    assert len(list(train(session))) == 2
+    assert not switched
+    session = TrainingSession(model, [ConceptTrainer(model, plan, images)])
+    session.memory_plan = MemoryPlan(8, gradient_checkpointing=True)
+    assert len(list(train(session))) == 2
+    assert switched == [True, False] * 2

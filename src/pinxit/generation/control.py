@@ -4,7 +4,7 @@ import re
 from abc import ABC, abstractmethod
 from collections.abc import Generator, Sequence
 from dataclasses import dataclass, field, replace
-from functools import partial
+from functools import cached_property, partial
 from itertools import count
 from pathlib import Path
 from typing import Annotated, ClassVar
@@ -66,7 +66,7 @@ class SamplingContext:
         """A copy of the latents of all branches as (branches, N, C, H, W)."""
         return latents.unflatten(0, (self.num_branches, len(self.seeds))).clone()
 
-    @property
+    @cached_property
     def timesteps(self) -> Tensor:
         """All timesteps of the sampler, from noise to image."""
         return self.make_sampler().timesteps
