@@ -18,7 +18,7 @@ FILES = sorted(path for path in SOURCE.rglob("*.py") if not ASIDE & {*path.parts
 
 # Names that are also those of an adapter, a library, an option, a key or the program itself. Of
 # these only imports are looked for.
-AMBIGUOUS = {"lora", "mask", "inversion", "pinxit", "diffusers"}
+AMBIGUOUS = {"lora", "mask", "inversion", "pinxit", "diffusers", "peft"}
 AMBIGUOUS |= {"colour", "nearest", "dino", "emb-params"}
 
 # Code that names a plug-in of a kind although it should not. Delete a line when its code is gone.

@@ -1,24 +1,30 @@
 """LoRAs of FLUX.1 and Z-Image in the names of other programs, with diffusers as reader."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import diffusers
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from pinxit import registry
 from pinxit.adapters.adapter import applied
 from pinxit.adapters.kinds.lora import LoraAdapter
-from pinxit.adapters.lora_part import LoraConfig, LoraPart
+from pinxit.adapters.lora_part import LayerGroup, LoraConfig, LoraPart, LoraVariant
 from pinxit.concepts.concept import Concept
+from pinxit.concepts.conversion import write_in_format
 from pinxit.concepts.format import Target
+from pinxit.concepts.formats.comfyui import Comfyui
 from pinxit.concepts.formats.diffusers_lora import DiffusersLora
 from pinxit.concepts.metadata import Provenance
-from pinxit.concepts.read import read_concept
+from pinxit.concepts.read import read_concept, recognize_format
 from pinxit.errors import ConceptError
+from pinxit.files.open_any import open_any
+from pinxit.models.joined_layers import LayerTable
 from pinxit.models.model import Model
 
 WIDTH = 3072  # diffusers' converters know only the full size
@@ -64,9 +70,14 @@ def change(down: Tensor, up: Tensor) -> Tensor:
     return up @ (down @ torch.linspace(-1, 1, WIDTH))
 
 
+def lora_of(concept: Concept) -> LoraPart:
+    (part,) = (part for part in concept.parts if isinstance(part, LoraPart))
+    return part
+
+
 def changes(concept: Concept) -> dict[str, Tensor]:
     """The change of each layer."""
-    (part,) = (part for part in concept.parts if isinstance(part, LoraPart))
+    part = lora_of(concept)
     return {
         name: change(t["lora_A.weight"], t["lora_B.weight"]) * (float(t["alpha"]) / RANK)
         for name, t in part.layers.items()
@@ -120,6 +131,139 @@ def test_a_change_that_cannot_be_divided_is_refused(tmp_path: Path) -> None:
         read_concept(file)
 
 
+def trained(model: Model, variant: LoraVariant, layers: LayerGroup = "attention") -> Concept:
+    """A concept with an adapter whose weights are all random, of rank 2 and alpha 3."""
+    adapter = LoraAdapter.of(model, "denoiser", LoraConfig(variant, 2, 3.0, layers), 0)
+    generator = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for weight in adapter.weights().values():
+            weight.copy_(torch.randn(weight.shape, generator=generator) * 0.2)
+    return Concept((adapter.part(),), Provenance.from_metadata("toy", {}))
+
+
+def tensors_in(concept: Concept) -> dict[str, Tensor]:
+    return {f"{p.key}.{name}": tensor for p in concept.parts for name, tensor in p.tensors.items()}
+
+
+@pytest.mark.parametrize(
+    ("name", "variant"),
+    [(name, variant) for name in ("kohya", "comfyui", "peft") for variant in ("lora", "dora")]
+    + [("kohya", "loha"), ("kohya", "lokr"), ("diffusers-lora", "lora")],
+)
+@pytest.mark.parametrize("family", ["flux-1", "z-image"])
+def test_written_files_are_read_to_the_bit(
+    family: str,
+    name: str,
+    variant: LoraVariant,
+    opened: Callable[[str], Model],
+    tmp_path: Path,
+) -> None:
+    concept = trained(opened(family), variant, "transformer")
+    out = tmp_path / ("lora" if name == "peft" else "lora.safetensors")
+    write_in_format(concept, Target(out), name)
+    assert registry.name_of(type(recognize_format(open_any(out)))) == name
+    again = tensors_in(read_concept(out))
+    expected = tensors_in(concept)
+    assert again.keys() == expected.keys()
+    # A LoKr of two whole factors has no rank, and its alpha no effect.
+    keys = {key for key in expected if variant != "lokr" or not key.endswith("alpha")}
+    assert all(torch.equal(again[key], expected[key]) for key in keys)
+
+
+def full_size(family: str) -> Concept:
+    """A LoRA with the layers and outputs of the full size, of attention and single blocks."""
+    names = {"flux-1": FLUX, "z-image": {f"layers.0.attention.{n}": c for n, c in Z_IMAGE.items()}}
+    table = LayerTable(registry.load("families", family).facts.original_layers)
+    layers: dict[str, dict[str, Tensor]] = {}
+    width = {"flux-1": WIDTH, "z-image": 3840}[family]
+    generator = torch.Generator().manual_seed(0)
+    for name in names[family]:
+        for layer, outputs in table.parts(name):
+            count = names[family][name] if len(table.parts(name)) == 1 else outputs
+            down = torch.randn(RANK, width, generator=generator)
+            up = torch.randn(count * width, RANK, generator=generator)
+            alpha = torch.tensor(4.0)
+            layers[layer] = {"lora_A.weight": down, "lora_B.weight": up, "alpha": alpha}
+    return Concept((LoraPart("denoiser", "lora", layers),), Provenance.from_metadata("toy", {}))
+
+
+Z_IMAGE = {"qkv": 3, "out": 1}
+
+
+@pytest.mark.parametrize(
+    ("family", "pipeline", "name"),
+    [
+        ("flux-1", diffusers.FluxPipeline, "kohya"),
+        ("flux-1", diffusers.FluxPipeline, "diffusers-lora"),
+        ("z-image", diffusers.ZImagePipeline, "diffusers-lora"),
+    ],
+)
+def test_diffusers_reads_the_full_size_as_it_was_trained(
+    family: str, pipeline: Any, name: str, tmp_path: Path
+) -> None:
+    concept, out = full_size(family), tmp_path / "lora.safetensors"
+    write_in_format(concept, Target(out), name)
+    theirs: Any = pipeline.lora_state_dict(load_file(out))
+    scale = 2.0 if name == "diffusers-lora" else 1.0  # alpha is in the metadata
+    width = {"flux-1": WIDTH, "z-image": 3840}[family]
+    probe = torch.linspace(-1, 1, width)
+    for layer, tensors in lora_of(concept).layers.items():
+        ours = tensors["lora_B.weight"] @ (tensors["lora_A.weight"] @ probe) * 2
+        path = f"transformer.{layer}.lora"
+        read = theirs[f"{path}_B.weight"] @ (theirs[f"{path}_A.weight"] @ probe) * scale
+        assert torch.allclose(ours, read, rtol=1e-4, atol=1e-2), layer
+
+
+def test_joined_layers_are_those_of_comfyui_and_kohya(tmp_path: Path) -> None:
+    """The keys that both programs look for, and what their formula makes of them."""
+    concept = full_size("flux-1")
+    for name, prefix, up in (
+        ("kohya", "lora_unet_", "lora_up.weight"),
+        ("comfyui", "diffusion_model.", "lora_B.weight"),
+    ):
+        out = tmp_path / f"{name}.safetensors"
+        write_in_format(concept, Target(out), name)
+        written = load_file(out)
+        layer = "single_blocks.0.linear1"
+        path = prefix + (layer.replace(".", "_") if name == "kohya" else layer)
+        assert written[f"{path}.{up}"].shape == (7 * WIDTH, 4 * RANK)
+        assert float(written[f"{path}.alpha"]) == 16
+        names = {key.removeprefix(prefix).split(".lora")[0].split(".alpha")[0] for key in written}
+        spelled = {n.replace(".", "_") if name == "kohya" else n for n in FLUX}
+        assert names == spelled
+
+
+def test_what_cannot_be_joined_is_refused(opened: Callable[[str], Model], tmp_path: Path) -> None:
+    concept = trained(opened("flux-1"), "lora")
+    part = lora_of(concept)
+    query = next(layer for layer in part.layers if layer.endswith("to_q"))
+    layers = {**part.layers, query: {**part.layers[query], "alpha": torch.tensor(1.0)}}
+    other = replace(concept, parts=(LoraPart("denoiser", "lora", layers),))
+    with pytest.raises(ConceptError, match="different ranks or alphas"):
+        Comfyui().write(other, Target(tmp_path / "lora.safetensors"))
+    without = {name: tensors for name, tensors in part.layers.items() if name != query}
+    other = replace(concept, parts=(LoraPart("denoiser", "lora", without),))
+    Comfyui().write(other, Target(tmp_path / "lora.safetensors"))
+    assert (
+        tensors_in(read_concept(tmp_path / "lora.safetensors")).keys() == tensors_in(other).keys()
+    )
+
+
+def test_a_file_with_another_change_is_not_accepted(
+    opened: Callable[[str], Model], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    concept, write = trained(opened("flux-1"), "lora"), Comfyui.write
+
+    def without_alpha(self: Comfyui, concept: Concept, target: Target) -> None:
+        write(self, concept, target)
+        tensors = load_file(target.out)
+        save_file({n: t for n, t in tensors.items() if not n.endswith("alpha")}, target.out)
+
+    monkeypatch.setattr(Comfyui, "write", without_alpha)
+    with pytest.raises(ConceptError, match="was written, but has another change of the layer"):
+        write_in_format(concept, Target(tmp_path / "lora.safetensors"), "comfyui")
+
+
 @pytest.mark.parametrize(("family", "pipeline"), [("flux-1", "Flux"), ("z-image", "ZImage")])
 def test_diffusers_loads_what_is_written(
     family: str,
@@ -129,12 +273,7 @@ def test_diffusers_loads_what_is_written(
     tmp_path: Path,
 ) -> None:
     model = opened(family)
-    adapter = LoraAdapter.of(model, "denoiser", LoraConfig("lora", 2, 3.0, "attention"), 0)
-    generator = torch.Generator().manual_seed(1)
-    with torch.no_grad():
-        for weight in adapter.weights().values():
-            weight.copy_(torch.randn(weight.shape, generator=generator) * 0.2)
-    concept = Concept((adapter.part(),), Provenance.from_metadata("toy", {}))
+    concept = trained(model, "lora")
     DiffusersLora().write(concept, Target(tmp_path / "lora"))
     pipe = getattr(diffusers, f"{pipeline}Pipeline").from_pretrained(bases(family))
     pipe.load_lora_weights(tmp_path / "lora")
@@ -146,5 +285,5 @@ def test_diffusers_loads_what_is_written(
         network = model.networks["denoiser"]
         ours = {name: weight.detach().clone() for name, weight in network.named_parameters()}
     changed = [name for name in ours if not torch.equal(ours[name], plain[name])]
-    assert len(changed) == len(adapter.layers)
+    assert len(changed) == len(lora_of(concept).layers)
     assert all(torch.allclose(ours[name], theirs[name], atol=1e-6) for name in ours)

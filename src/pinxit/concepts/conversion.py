@@ -6,6 +6,7 @@ from pinxit import registry
 from pinxit.concepts.concept import Concept
 from pinxit.concepts.format import Format, Precision, Target, default_format
 from pinxit.concepts.read import read_concept
+from pinxit.concepts.same_change import check_same_change
 from pinxit.errors import ConceptError
 from pinxit.files.atomic_write import make_folder
 
@@ -41,6 +42,7 @@ def write_in_format(concept: Concept, target: Target, format_name: str | None = 
         raise ConceptError(f"{out} has the wrong suffix for the format {name}", f"use {suffixes}")
     prepare_output(out)
     writer.write(concept, target)
+    check_same_change(concept, out)
     return writer
 
 

@@ -21,12 +21,14 @@ from pinxit.adapters.lora_part import (
 from pinxit.adapters.parts import EmbeddingPart
 from pinxit.concepts.concept import Concept
 from pinxit.concepts.format import EMB_PARAMS, Target, tables_to_keys, write_embedding
+from pinxit.concepts.joined_lora import original_layers, original_table
 from pinxit.concepts.layer_names import SGM_NAMES, is_mmdit_layer, parse_layer
 from pinxit.concepts.lora_file import adapter_family, modelspec_metadata
 from pinxit.errors import ConceptError
 from pinxit.files.atomic_write import write_tensors
 from pinxit.files.safetensors_file import file_chunks
 from pinxit.models.family import KohyaNames, all_facts
+from pinxit.models.joined_layers import LayerTable
 from pinxit.models.original_names import renamed
 from pinxit.models.prompt import file_name
 
@@ -53,12 +55,12 @@ def write_kohya_file(concept: Concept, loras: Sequence[LoraPart], target: Target
     names, file_tensors = _names_of_base(concept), dict[str, Tensor]()
     if target.separate_embeddings:
         concept = write_embeddings_beside(concept, target)
+    table = original_table(concept.parts)
     for part in loras:
-        for layer, tensors in part.layers.items():
-            path = _layer_path(part.network, layer, names)
-            if part.variant == "lokr" and (sides := _kernel_sides(layer, names)) is not None:
-                tensors = whole_lokr(tensors, sides)
-            file_tensors |= {f"{path}.{n}": t for n, t in _kohya_tensors(tensors).items()}
+        if table and part.network == "denoiser":
+            file_tensors |= _transformer_tensors(part, table)
+        else:
+            file_tensors |= _lora_tensors(part, names)
     for part in concept.parts:
         if isinstance(part, DifferencePart):
             file_tensors |= _difference_tensors(part, names)
@@ -69,6 +71,32 @@ def write_kohya_file(concept: Concept, loras: Sequence[LoraPart], target: Target
     metadata = modelspec_metadata(concept, target.out) | kohya_fields
     metadata["sshs_model_hash"] = _tensor_hash(file_tensors)
     write_tensors(target.out, file_tensors, metadata)
+
+
+def _lora_tensors(part: LoraPart, names: KohyaNames) -> dict[str, Tensor]:
+    """The tensors of a U-Net's or a text encoder's LoRA."""
+    named: dict[str, Tensor] = {}
+    for layer, tensors in part.layers.items():
+        path = _layer_path(part.network, layer, names)
+        if part.variant == "lokr" and (sides := _kernel_sides(layer, names)) is not None:
+            tensors = whole_lokr(tensors, sides)
+        named |= {f"{path}.{n}": t for n, t in _kohya_tensors(tensors).items()}
+    return named
+
+
+def _transformer_tensors(part: LoraPart, table: LayerTable) -> dict[str, Tensor]:
+    """A transformer's LoRA under the names of its authors' code, as kohya's trainer writes it.
+
+    LoHa and LoKr cannot be joined: they have the names of diffusers with LyCORIS' prefix.
+    """
+    is_lora = part.variant in ("lora", "dora")
+    layers = original_layers(part, table) if is_lora else part.layers
+    prefix = "lora_unet" if is_lora else "lycoris"
+    return {
+        f"{prefix}_{layer.replace('.', '_')}.{name}": tensor
+        for layer, tensors in layers.items()
+        for name, tensor in _kohya_tensors(tensors).items()
+    }
 
 
 def write_embeddings_beside(concept: Concept, target: Target) -> Concept:

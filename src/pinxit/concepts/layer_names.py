@@ -66,11 +66,10 @@ _UNET = re.compile(
     r"(?:norm[123]|attn[12]\.(?:to_[qkv]|to_out\.0)|ff\.net\.(?:0\.proj|2))))"
     r"|conv_in|conv_out|conv_norm_out|time_embedding\.linear_[12]|add_embedding\.[\w.]+"
 )
-# Transformers of Stable Diffusion 3 and FLUX.1.
+# Transformers of Stable Diffusion 3, and the first blocks of FLUX.1.
 _MMDIT = re.compile(
     r"transformer_blocks\.\d+\.(?:attn2?\.(?:to_[qkv]|to_out\.0|add_[qkv]_proj|to_add_out"
     r"|norm_(?:added_)?[qk])|ff(?:_context)?\.net\.(?:0\.proj|2)|norm1(?:_context)?\.linear)"
-    r"|single_transformer_blocks\.\d+\.(?:attn\.(?:to_[qkv]|norm_[qk])|norm\.linear|proj_mlp|proj_out)"
     r"|context_embedder|x_embedder|pos_embed\.proj|proj_out|norm_out\.linear"
     r"|time_text_embed\.(?:timestep|text|guidance)_embedder\.linear_[12]"
 )

@@ -3,10 +3,11 @@
 import json
 import math
 import re
+from collections import Counter
 from collections.abc import Mapping
 from typing import Any, cast
 
-from pinxit.adapters.lora_part import DAMAGED_HINT
+from pinxit.adapters.lora_part import ALPHA, DAMAGED_HINT, LoraPart, layer_rank
 from pinxit.concepts.layer_names import parse_layer
 from pinxit.errors import ConceptError
 from pinxit.files.open_any import PEFT_CONFIG, OpenedFile
@@ -116,3 +117,18 @@ def _matches(key: str, layer: str) -> bool:
         return re.fullmatch(rf"(?:.*\.)?(?:{key})", layer) is not None
     except re.error:
         return False
+
+
+def peft_settings(part: LoraPart) -> dict[str, Any]:
+    """peft's settings to write: the most common rank and alpha, and all exceptions."""
+    ranks = {layer: layer_rank(tensors) for layer, tensors in part.layers.items()}
+    alphas = {layer: float(tensors[ALPHA]) for layer, tensors in part.layers.items()}
+    common_rank = Counter(ranks.values()).most_common(1)[0][0]
+    common_alpha = Counter(alphas.values()).most_common(1)[0][0]
+    return {
+        "r": common_rank,
+        "lora_alpha": common_alpha,
+        "rank_pattern": {layer: rank for layer, rank in ranks.items() if rank != common_rank},
+        "alpha_pattern": {layer: alpha for layer, alpha in alphas.items() if alpha != common_alpha},
+        "target_modules": sorted(part.layers),
+    }

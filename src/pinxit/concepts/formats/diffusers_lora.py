@@ -1,18 +1,16 @@
 """diffusers LoRAs: `pytorch_lora_weights` with alpha in the metadata and embeddings apart."""
 
 import json
-from collections import Counter
 from pathlib import Path
-from typing import Any
 
-from pinxit.adapters.lora_part import ALPHA, MAGNITUDE, LoraPart, layer_rank
+from pinxit.adapters.lora_part import ALPHA, MAGNITUDE, LoraPart
 from pinxit.adapters.parts import EmbeddingPart
 from pinxit.concepts.adapter_reader import LayerChanges, LayerTensors, has_adapter, read_layers
 from pinxit.concepts.concept import Concept
 from pinxit.concepts.format import EMB_PARAMS, LIKELY, Target, tables_from_keys, tables_to_keys
 from pinxit.concepts.layer_names import is_mmdit_layer
 from pinxit.concepts.lora_file import AdapterFormat, modelspec_metadata
-from pinxit.concepts.peft_settings import PEFT_METADATA_KEY
+from pinxit.concepts.peft_settings import PEFT_METADATA_KEY, peft_settings
 from pinxit.errors import ConceptError
 from pinxit.files.atomic_write import make_folder, write_tensors
 from pinxit.files.open_any import OpenedFile, open_any
@@ -68,7 +66,7 @@ class DiffusersLora(AdapterFormat):
             is_transformer = any(map(is_mmdit_layer, part.layers))
             prefix = _PREFIXES.get(part.network, "transformer" if is_transformer else "unet")
             tensors |= _network_tensors(prefix, part)
-            network_settings = _peft_settings(part) | {"use_dora": part.variant == "dora"}
+            network_settings = peft_settings(part) | {"use_dora": part.variant == "dora"}
             settings |= {f"{prefix}.{name}": value for name, value in network_settings.items()}
         peft_metadata = {PEFT_METADATA_KEY: json.dumps(settings, sort_keys=True)}
         write_tensors(out, tensors, modelspec_metadata(concept, target.out) | peft_metadata)
@@ -95,18 +93,3 @@ def _network_tensors(prefix: str, part: LoraPart) -> LayerTensors:
             elif name != ALPHA:
                 network_tensors[f"{path}.{name}"] = tensor
     return network_tensors
-
-
-def _peft_settings(part: LoraPart) -> dict[str, Any]:
-    """peft's settings for a network: the most common rank and alpha, and all exceptions."""
-    ranks = {layer: layer_rank(tensors) for layer, tensors in part.layers.items()}
-    alphas = {layer: float(tensors[ALPHA]) for layer, tensors in part.layers.items()}
-    common_rank = Counter(ranks.values()).most_common(1)[0][0]
-    common_alpha = Counter(alphas.values()).most_common(1)[0][0]
-    return {
-        "r": common_rank,
-        "lora_alpha": common_alpha,
-        "rank_pattern": {layer: rank for layer, rank in ranks.items() if rank != common_rank},
-        "alpha_pattern": {layer: alpha for layer, alpha in alphas.items() if alpha != common_alpha},
-        "target_modules": sorted(part.layers),
-    }

@@ -70,6 +70,8 @@ class Flux1(LatentModel):
         text_widths=(768, 4096),
         context_width=3072,
         context_layer="single_transformer_blocks.0.attn.to_q",
+        denoiser_layers=r"single_transformer_blocks\.\d+\."
+        r"(?:attn\.(?:to_[qkv]|norm_[qk])|norm\.linear|proj_mlp|proj_out)",
         original_layers=_ORIGINAL_LAYERS,
     )
 

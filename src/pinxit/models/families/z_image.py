@@ -23,11 +23,15 @@ _TEXT_LENGTH = 512
 _TURBO_SHIFT = 3.0
 
 
-# The attention of the blocks in the authors' code, which ComfyUI and kohya use.
+# The layers of the blocks in the authors' code, which ComfyUI and kohya use.
 _ORIGINAL_LAYERS = {
     f"{blocks}.{{}}.attention.{name}": tuple(f"{blocks}.{{}}.attention.{to}" for to in layers)
     for blocks in ("layers", "noise_refiner", "context_refiner")
     for name, layers in {"qkv": ("to_q", "to_k", "to_v"), "out": ("to_out.0",)}.items()
+} | {
+    name: (name,)
+    for blocks in ("layers", "noise_refiner", "context_refiner")
+    for name in (f"{blocks}.{{}}.feed_forward.w{{}}", f"{blocks}.{{}}.adaLN_modulation.0")
 }
 
 
