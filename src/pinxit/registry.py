@@ -20,6 +20,7 @@ from pinxit.errors import (
 PLUGIN_KINDS: dict[str, tuple[str, str, type[PinxitError]]] = {
     "families": ("models", "family", ModelError),
     "methods": ("training", "method", RecipeError),
+    "optimizers": ("training", "optimizer", RecipeError),
     "controls": ("generation", "control", RequestError),
     "kinds": ("adapters", "kind of adapter", ConceptError),
     "formats": ("concepts", "format", ConceptError),

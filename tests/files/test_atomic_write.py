@@ -41,7 +41,7 @@ from pinxit.runs.events import (
 from pinxit.runs.journal import TrainingLog
 from pinxit.runs.run import Run, train_run
 from pinxit.training.concept_trainer import ConceptTrainer, DivergedError
-from pinxit.training.optimizer import AdamW
+from pinxit.training.optimizers.adamw import Adamw
 from pinxit.training.recipe import Recipe
 from pinxit.training.train import StepResult
 
@@ -292,9 +292,9 @@ def test_an_interrupt_during_a_step_loses_no_log_line(
     model: Model, pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     whole = train_run(model, recipe(pictures), tmp_path / "whole")
-    step = AdamW.step
+    step = Adamw.step
 
-    def interrupted(self: AdamW, *given: Any) -> None:
+    def interrupted(self: Adamw, *given: Any) -> None:
         step(self, *given)
         signal.raise_signal(signal.SIGINT)
 
@@ -305,7 +305,7 @@ def test_an_interrupt_during_a_step_loses_no_log_line(
                 tmp_path / "run"
             )
             with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-                patch.setattr(AdamW, "step", interrupted)
+                patch.setattr(Adamw, "step", interrupted)
                 list(run.train(model))
             assert run.concept.provenance.steps == len(run.state.steps) == number
     finally:

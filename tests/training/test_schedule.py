@@ -1,4 +1,4 @@
-"""Learning-rate schedules, weight decay, averaged weights, accumulation and caption dropout."""
+"""Optimizers, learning-rate schedules, weight decay, averaged weights and caption dropout."""
 
 from pathlib import Path
 
@@ -6,6 +6,8 @@ import pytest
 import torch
 from torch import Tensor
 
+from pinxit import registry
+from pinxit.errors import RecipeError
 from pinxit.models.model import Model
 from pinxit.training.concept_trainer import ConceptTrainer
 from pinxit.training.plan import TrainingPlan
@@ -86,3 +88,40 @@ def test_captions_are_dropped_from_a_fraction_of_the_samples(model: Model, pictu
     assert "" not in plain.samples.prompts
     noise = [torch.cat([s.noise for s in t.samples.draw_samples(0, 0)]) for t in (trainer, plain)]
     assert torch.equal(*noise)
+
+
+@pytest.mark.parametrize("name", registry.names("optimizers"))
+def test_every_optimizer_resumes_to_the_bit(name: str, model: Model, pictures: Path) -> None:
+    options = {"optimizer": name, "steps": 5, "checkpoint_every": 1}
+    whole = session(model, pictures, **options)
+    losses = [step.loss for step in train(whole)]
+    first = session(model, pictures, **options)
+    steps = train(first)
+    assert [next(steps).loss for _ in range(3)] == losses[:3]
+    state = {key: tensor.clone() for key, tensor in first.trainers[0].state().items()}
+    steps.close()
+    second = session(model, pictures, **options)
+    second.trainers[0].restore(state)
+    assert [step.loss for step in train(second)] == losses[3:]
+    for one, other in zip(second.trainers[0].weights, whole.trainers[0].weights, strict=True):
+        assert torch.equal(one, other)
+
+
+def test_learning_rates_of_optimizers(model: Model, pictures: Path) -> None:
+    options = {"method": {"name": "lora", "class_images": 0, "placeholder": "new-embedding"}}
+    adamw, lion, prodigy = (
+        [
+            group.learning_rate
+            for group in session(model, pictures, optimizer=name, **options)
+            .trainers[0]
+            .optimizer.groups
+        ]
+        for name in ("AdamW", "Lion", "prodigy")
+    )
+    assert lion == pytest.approx([rate / 10 for rate in adamw])
+    assert prodigy == [1.0] * len(adamw)
+    typed = session(model, pictures, optimizer="AdamW8bit", learning_rate=0.5).trainers[0]
+    assert typed.plan.recipe.optimizer == "adamw-8bit"
+    assert typed.optimizer.groups[-1].learning_rate == 0.5
+    with pytest.raises(RecipeError, match="unknown optimizer `adafactor`"):
+        session(model, pictures, optimizer="adafactor")

@@ -17,7 +17,7 @@ from pinxit.progress import Progress
 from pinxit.training.batches import BatchSampling, TrainingSamples
 from pinxit.training.early_stopping import converged
 from pinxit.training.method import TrainableAdapter
-from pinxit.training.optimizer import STATE_NAMES, AdamW, ParameterGroup, global_norm
+from pinxit.training.optimizer import Optimizer, ParameterGroup, global_norm
 from pinxit.training.plan import TrainingPlan
 
 # Initial loss scale for fp16, whose gradients would underflow; halved when they overflow.
@@ -80,13 +80,13 @@ class ConceptTrainer:
         self.weights: list[nn.Parameter] = []
         self.averages: dict[int, Tensor] = {}
         for trainable in self.trainable_adapters:
-            group = _parameter_group(trainable, recipe.weight_decay)
+            group = _parameter_group(trainable, recipe.weight_decay, plan.optimizer)
             groups.append(group)
             if trainable.average or recipe.ema:
                 numbered = enumerate(group.weights, len(self.weights))
                 self.averages |= {number: weight.detach().clone() for number, weight in numbered}
             self.weights += group.weights
-        self.optimizer = AdamW(groups)
+        self.optimizer: Optimizer = plan.optimizer(groups)
         self.loss_scale = _FP16_LOSS_SCALE if model.placement.precision == "fp16" else 1.0
         self._gradient_scale = torch.ones(())
 
@@ -157,7 +157,8 @@ class ConceptTrainer:
                 self.averages[number].copy_(state.get(f"mean.{number}", weight.detach()))
             # A layer whose output is not used, such as the last of some text encoders, never has a
             # gradient, and therefore no optimizer state.
-            names = [name for name in STATE_NAMES if f"{name}.{number}" in state]
+            names = self.optimizer.state_names
+            names = [name for name in names if f"{name}.{number}" in state]
             if names:
                 self.optimizer.state[weight] = {
                     name: _with_layout_of(weight, state[f"{name}.{number}"]) for name in names
@@ -226,14 +227,17 @@ class ConceptTrainer:
         return True
 
 
-def _parameter_group(one: TrainableAdapter, weight_decay: float | None) -> ParameterGroup:
+def _parameter_group(
+    one: TrainableAdapter, weight_decay: float | None, optimizer: type[Optimizer]
+) -> ParameterGroup:
     weights = list(one.adapter.weights().values())
     origins = [weight.detach().clone() for weight in weights] if one.pull else ()
     decay = one.weight_decay if weight_decay is None else weight_decay
-    return ParameterGroup(weights, one.learning_rate, decay, one.pull, origins)
+    rate = optimizer.default_rate(one.learning_rate) if one.adamw_rate else one.learning_rate
+    return ParameterGroup(weights, rate, decay, one.pull, origins)
 
 
 def _with_layout_of(weight: Tensor, tensor: Tensor) -> Tensor:
     """A copy of an optimizer tensor with the device and memory layout of its weight."""
-    layout = weight.detach() if tensor.ndim else tensor
+    layout = weight.detach() if tensor.shape == weight.shape else tensor
     return torch.empty_like(layout, dtype=tensor.dtype, device=weight.device).copy_(tensor)

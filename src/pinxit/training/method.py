@@ -41,7 +41,8 @@ class TrainableAdapter:
 
     In each step, its weights are moved by the fraction `pull` of the way to their initial values,
     which change nothing in the base model. With `average`, the average of the later steps is used
-    to generate images and to save.
+    to generate images and to save. With `adamw_rate`, the learning rate is one for AdamW that the
+    user has not chosen; other optimizers convert it.
     """
 
     adapter: Adapter
@@ -49,6 +50,7 @@ class TrainableAdapter:
     weight_decay: float = 0.0
     average: bool = False
     pull: float = 0.0
+    adamw_rate: bool = False
 
 
 @dataclass(frozen=True)

@@ -6,6 +6,7 @@ from typing import Self
 
 import torch
 
+from pinxit import registry
 from pinxit.errors import RecipeError, did_you_mean
 from pinxit.models.model import Model
 from pinxit.models.prompt import TokenEmbedding, parse_prompt
@@ -13,6 +14,7 @@ from pinxit.pocket.words import BROAD_NOUNS
 from pinxit.pocket.world.attributes import CLASSES
 from pinxit.training.early_stopping import validation_interval
 from pinxit.training.method import ClassImages, Method, Subject
+from pinxit.training.optimizer import Optimizer
 from pinxit.training.recipe import Recipe
 
 
@@ -48,7 +50,8 @@ class TrainingPlan:
         steps = recipe.steps or advice.steps
         batch_size = recipe.batch_size or advice.batch_size
         samples = batch_size * recipe.gradient_accumulation_steps
-        learning_rate = recipe.learning_rate or advice.learning_rate
+        optimizer: type[Optimizer] = registry.load("optimizers", recipe.optimizer)
+        learning_rate = recipe.learning_rate or optimizer.default_rate(advice.learning_rate)
         resolution = recipe.resolution or model.default_size
         interval = recipe.validate_every or validation_interval(advice.steps, batch_size)
         values = {
@@ -69,6 +72,11 @@ class TrainingPlan:
         return cls(
             settled, method, class_images, steps, samples, learning_rate, resolution, interval
         )
+
+    @property
+    def optimizer(self) -> type[Optimizer]:
+        """The class of the optimizer."""
+        return registry.load("optimizers", self.recipe.optimizer)
 
     def lr_factor(self, step: int) -> float:
         """The factor of the learning rate in a step, counted from 0: warm-up and schedule."""

@@ -15,6 +15,8 @@ from pinxit.models.text_encoder import CLIP_SKIP, PromptParsing
 from pinxit.options import Option, Options, read_toml
 from pinxit.training.method import Method, Subject, SubjectKind
 
+# Names of kohya's scripts.
+_OPTIMIZERS = {"adamw8bit": "adamw-8bit"}
 _READ_METHOD = BeforeValidator(partial(registry.from_table, "methods"))
 
 
@@ -77,13 +79,19 @@ class Recipe(Options):
         help="training images per step, class images not counted",
         default_is="chosen by method and size of the base model",
     )
+    optimizer: str = Option(
+        "adamw",
+        aliases=("optimizer_type",),
+        help=f"optimizer: one of {', '.join(registry.names('optimizers'))}; "
+        "prodigy finds the learning rate by itself",
+    )
     learning_rate: float | None = Option(
         None,
         gt=0,
         aliases=("rate", "lr"),
-        help="learning rate of the optimizer (AdamW)",
-        default_is="chosen by method and size of the base model; "
-        "for Stable Diffusion: LoRA 1e-4, DreamBooth 5e-6, textual inversion 5e-3",
+        help="learning rate of the optimizer",
+        default_is="chosen by method and size of the base model; for Stable Diffusion: LoRA 1e-4, "
+        "DreamBooth 5e-6, textual inversion 5e-3; lion: a tenth; prodigy: 1",
     )
     lr_schedule: Literal["constant", "linear", "cosine"] = Option(
         "constant",
@@ -100,7 +108,7 @@ class Recipe(Options):
         None,
         ge=0,
         aliases=("adam_weight_decay",),
-        help="weight decay of the optimizer (AdamW)",
+        help="weight decay of the optimizer",
         default_is="chosen by method",
     )
     gradient_accumulation_steps: int = Option(
@@ -204,6 +212,13 @@ class Recipe(Options):
         aliases=("keep_every", "save_every_n_steps"),
         help="steps between saved concepts that are all kept; 0 keeps only the last and the best",
     )
+
+    @field_validator("optimizer")
+    @classmethod
+    def _is_known(cls, optimizer: str) -> str:
+        name = _OPTIMIZERS.get(optimizer.lower(), optimizer.lower().replace("_", "-"))
+        registry.load("optimizers", name)  # raises RecipeError for an unknown one
+        return name
 
     @field_validator("token")
     @classmethod

@@ -20,7 +20,6 @@ from pinxit.training.batches import Batch, collate
 from pinxit.training.concept_trainer import ConceptLoss, ConceptTrainer
 from pinxit.training.early_stopping import VALIDATION_SAMPLES
 from pinxit.training.memory import MemoryPlan, plan_memory, saved_tensors, smallest
-from pinxit.training.optimizer import optimizer_bytes
 from pinxit.training.step_result import StepResult
 
 Conditioner = Callable[[Sequence[str]], Conditioning]
@@ -334,7 +333,11 @@ def _own_memory_plan(
     # Several processes sum their gradients in a second buffer.
     buffer = session.ranks.size > 1
     optimizer_state_bytes = sum(
+<<<<<<< HEAD
         optimizer_bytes(weight) + buffer * weight.nbytes
+=======
+        trainer.optimizer.bytes_for(weight)
+>>>>>>> 07e047a (Optimizers by name: Lion, Prodigy and AdamW with moments in 8 bits)
         for trainer in session.trainers
         for weight in trainer.weights
         if weight not in trainer.optimizer.state

@@ -75,7 +75,7 @@ class Lora(Finetuning):
         gt=0,
         aliases=("word_rate",),
         help="learning rate of a new embedding",
-        default_is="pocket: 1e-2, larger base models: 1e-3",
+        default_is="pocket: 1e-2, larger base models: 1e-3; optimizers other than adamw: converted",
     )
 
     @property
@@ -116,7 +116,8 @@ class Lora(Finetuning):
         _, num_vectors = self._placeholder(subject)
         embedding = EmbeddingAdapter.of(model, subject.token, subject.class_noun, num_vectors)
         embedding_rate = self.embedding_learning_rate or _EMBEDDING_LEARNING_RATES[size]
-        return (TrainableAdapter(embedding, embedding_rate), *loras)
+        is_default = self.embedding_learning_rate is None
+        return (TrainableAdapter(embedding, embedding_rate, adamw_rate=is_default), *loras)
 
     def _placeholder(self, subject: Subject) -> tuple[str, int]:
         """What the placeholder token is, and the number of vectors of a new embedding."""

@@ -1,0 +1,1 @@
+"""Optimizers, one file each; the name of an optimizer is the name of its file."""
