@@ -333,11 +333,7 @@ def _own_memory_plan(
     # Several processes sum their gradients in a second buffer.
     buffer = session.ranks.size > 1
     optimizer_state_bytes = sum(
-<<<<<<< HEAD
-        optimizer_bytes(weight) + buffer * weight.nbytes
-=======
-        trainer.optimizer.bytes_for(weight)
->>>>>>> 07e047a (Optimizers by name: Lion, Prodigy and AdamW with moments in 8 bits)
+        trainer.optimizer.bytes_for(weight) + buffer * weight.nbytes
         for trainer in session.trainers
         for weight in trainer.weights
         if weight not in trainer.optimizer.state
