@@ -2,6 +2,7 @@
 
 from collections import Counter
 from collections.abc import Iterable, Sequence
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 from math import ceil
 from pathlib import Path
@@ -69,10 +70,11 @@ def plan_groups(members: Sequence[GroupMember], max_concepts: int | None) -> Bat
     do not wait for a run that starts at step 1.
     """
     tokens = Counter(member.token.lower() for member in members)
+    lengths = {len(token) for token in tokens}
     sharing: list[GroupMember] = []
     alone: list[GroupMember] = []
     for member in members:
-        shares = member.independent and not _mentions_other_token(member, tokens)
+        shares = member.independent and not _mentions_other_token(member, tokens, lengths)
         (sharing if shares else alone).append(member)
     batch_size = max((member.batch_size for member in sharing), default=1)
     max_concepts = max_concepts or max(1, _MAX_BATCH_IMAGES // batch_size)
@@ -101,12 +103,15 @@ def _even_part(members: list[GroupMember], count: int, index: int) -> list[Group
     return members[start : start + size + (1 if index < remainder else 0)]
 
 
-def _mentions_other_token(member: GroupMember, tokens: Counter[str]) -> bool:
+def _mentions_other_token(
+    member: GroupMember, tokens: Counter[str], lengths: AbstractSet[int]
+) -> bool:
     """Whether a caption contains another run's token, whose embedding it would then use.
 
-    `tokens` are those of all runs in lower case, with the number of runs that have them.
+    `tokens` are those of all runs in lower case, with the number of runs that have them, and
+    `lengths` the numbers of their letters.
     """
-    own, lengths = member.token.lower(), {len(token) for token in tokens}
+    own = member.token.lower()
     for caption in member.captions:
         text = caption.lower()
         parts = {text[i : i + n] for n in lengths for i in range(len(text) - n + 1)}

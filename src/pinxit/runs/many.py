@@ -139,7 +139,11 @@ class RunGroup(Options):
     def _to_toml(self) -> str:
         import tomli_w
 
-        return tomli_w.dumps(self.model_dump(mode="json", exclude_none=True))
+        texts = [tomli_w.dumps(self.model_dump(exclude={"subjects"}, exclude_none=True))]
+        for name, recipe in self.subjects.items():  # one by one: there may be very many
+            values = recipe.model_dump(mode="json", exclude_none=True)
+            texts.append(tomli_w.dumps({"subjects": {name: values}}))
+        return "".join(texts)
 
 
 def read_subjects(path: Path) -> list[SubjectRow]:

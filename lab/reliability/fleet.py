@@ -1,0 +1,276 @@
+"""A fleet on Ray against one process: same results with kills, throughput, and the driver's cost.
+
+    python -m lab.reliability.fleet same --subjects 1000
+    python -m lab.reliability.fleet rate --subjects 256
+    python -m lab.reliability.fleet driver
+
+All subjects are trained on pocket with two steps, in batches of 16. `same` trains them once in one
+process and once with two Ray workers on a running cluster, while every 30 seconds one of the
+workers or the driver is killed, and compares concept and checkpoint of each. `rate` alternates
+between two bare processes, each with half of the subjects, and two Ray workers; it counts from the
+first concept to the last. `driver` gives batches to workers that do nothing. Each command continues
+where it was stopped; results go to --json.
+"""
+
+import argparse
+import csv
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Generator, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager, suppress
+from hashlib import sha256
+from multiprocessing import get_context
+from pathlib import Path
+from resource import RUSAGE_SELF, getrusage
+from statistics import median
+from typing import Any
+
+import numpy as np
+import psutil
+from PIL import Image
+
+from pinxit.runs.fleet import FleetOptions, prepare_folder, train_fleet
+from pinxit.runs.fleet_worker import Done, Ended, Member, Message, Task
+from pinxit.runs.groups import GroupMember
+from pinxit.runs.many import RunGroup
+
+_PORT = 6399
+_BATCH = 16
+_OPTIONS = ("--class-noun=robot", "--steps=2", "--batch-size=1", "--preview-every=0", "--json")
+_WITH_RAY = ("--engine=ray", "--workers=2", f"--address=127.0.0.1:{_PORT}")
+_ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "RAY_USAGE_STATS_ENABLED": "0"}
+
+
+def parse_args() -> argparse.Namespace:
+    """The command line arguments."""
+    parser = argparse.ArgumentParser(prog="python -m lab.reliability.fleet", description=__doc__)
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    add = parser.add_argument
+    add("what", choices=("same", "rate", "driver"))
+    add("--subjects", type=int, default=1000, help="number of subjects")
+    add("--every", type=float, default=30.0, help="seconds between kills")
+    add("--rounds", type=int, default=3, help="measurements of the throughput")
+    add("--work", type=Path, default=Path("build/fleet"), help="folder for images and runs")
+    add("--json", type=Path, default=Path("docs/figures/fleet.json"), help="file for the results")
+    return parser.parse_args()
+
+
+def write_table(work: Path, count: int) -> Path:
+    """Write subjects with one image of noise each, and their table; returns the table."""
+    draw = np.random.default_rng(0)
+    table = work / f"subjects-{count}.csv"
+    names = [f"s{number:05}" for number in range(count)]
+    for name in names:
+        pixels = draw.integers(0, 256, (64, 64, 3), dtype=np.uint8)
+        file = work / "images" / name / "0.png"
+        if not file.is_file():
+            file.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(pixels).save(file)
+    return write_rows(table, names)
+
+
+def write_rows(table: Path, names: Sequence[str]) -> Path:
+    """Write a table of subjects by name."""
+    with table.open("w", newline="") as file:
+        rows = csv.writer(file)
+        rows.writerow(("name", "images"))
+        rows.writerows((name, f"images/{name}") for name in names)
+    return table
+
+
+@contextmanager
+def cluster() -> Generator[psutil.Process]:
+    """A Ray cluster on this machine with two processors; yields its main process."""
+    command = ["ray", "start", "--head", "--block", f"--port={_PORT}", "--num-cpus=2"]
+    command += ["--include-dashboard=false", "--object-store-memory=100000000"]
+    head = subprocess.Popen(command, env=_ENVIRONMENT, stdout=subprocess.DEVNULL)
+    try:
+        while subprocess.run(
+            ["ray", "health-check", f"--address=127.0.0.1:{_PORT}"],
+            env=_ENVIRONMENT,
+            capture_output=True,
+        ).returncode:
+            time.sleep(1)
+        yield psutil.Process(head.pid)
+    finally:
+        head.terminate()
+        head.wait()
+
+
+def start(table: Path, out: Path, *options: str) -> "subprocess.Popen[str]":
+    """Start `pinxit train-many` in a process of its own."""
+    command = [sys.executable, "-m", "pinxit", "train-many", "textual-inversion", str(table)]
+    command += [*_OPTIONS, f"--max-concepts-per-batch={_BATCH}", f"--out={out}", *options]
+    return subprocess.Popen(command, env=_ENVIRONMENT, stdout=subprocess.PIPE, text=True)
+
+
+def finish(process: "subprocess.Popen[str]") -> list[float]:
+    """The times at which concepts were trained, once the process has ended without an error."""
+    lines = ((time.perf_counter(), json.loads(line)) for line in process.stdout or ())
+    times = [now for now, line in lines if line["type"] == "trained"]
+    if process.wait():
+        raise SystemExit(f"{process.args} failed")
+    return times
+
+
+def kill_often(table: Path, out: Path, head: psutil.Process, every: float) -> Counter[str]:
+    """Train all subjects on Ray; kills the driver or a worker again and again. Counts kills."""
+    draw, counts = random.Random(0), Counter[str]()
+    while True:
+        driver = start(table, out, *_WITH_RAY)
+        counts["starts of the driver"] += 1
+        while True:
+            try:
+                driver.communicate(timeout=every)
+            except subprocess.TimeoutExpired:
+                victims = [process.pid for process in workers(head)]
+                victim = draw.choice([driver.pid, *victims])
+                counts["driver killed" if victim == driver.pid else "worker killed"] += 1
+                with suppress(ProcessLookupError):
+                    os.kill(victim, signal.SIGKILL)
+            if driver.poll() is not None:
+                break
+        if driver.returncode == 0:
+            return counts
+        if driver.returncode > 0:
+            raise SystemExit("train-many failed")
+
+
+def workers(head: psutil.Process) -> Iterator[psutil.Process]:
+    """The processes of the cluster that train."""
+    for process in head.children(recursive=True):
+        with suppress(psutil.Error):
+            if process.name().startswith("ray::_Actor"):
+                yield process
+
+
+def digest(run: Path) -> str:
+    """The hash of a run's concept and last checkpoint."""
+    files = (run / "concept.safetensors", max((run / "checkpoints").iterdir()))
+    return sha256(b"".join(file.read_bytes() for file in files)).hexdigest()
+
+
+def measure_same(args: argparse.Namespace) -> dict[str, Any]:
+    """Compare all results of one process with those of a fleet that is killed."""
+    table, one = write_table(args.work, args.subjects), args.work / f"one-{args.subjects}"
+    begin = time.perf_counter()
+    finish(start(table, one))
+    seconds = time.perf_counter() - begin
+    fleet = args.work / f"fleet-{args.subjects}"
+    with cluster() as head:
+        begin = time.perf_counter()
+        counts = kill_often(table, fleet, head, args.every)
+        fleet_seconds = time.perf_counter() - begin
+    names = sorted(path.name for path in (args.work / "images").iterdir())[: args.subjects]
+    differing = sum(digest(one / name) != digest(fleet / name) for name in names)
+    return {
+        "subjects": args.subjects,
+        "seconds between kills": args.every,
+        "differing": differing,
+        **counts,
+        "seconds of one process": round(seconds),
+        "seconds of the fleet": round(fleet_seconds),
+    }
+
+
+def rate_of(times: list[float]) -> float:
+    """Concepts in a second, from the first one to the last one."""
+    times = sorted(times)
+    return (len(times) - 1) / (times[-1] - times[0])
+
+
+def measure_rate(args: argparse.Namespace) -> dict[str, Any]:
+    """Throughput of two bare processes and of two Ray workers, alternately."""
+    table = write_table(args.work, args.subjects)
+    names = [f"s{number:05}" for number in range(args.subjects)]
+    halves = [write_rows(args.work / f"half-{half}.csv", names[half::2]) for half in (0, 1)]
+    rates: dict[str, list[float]] = {"bare": [], "ray": []}
+    with cluster():
+        for _ in range(args.rounds):
+            with tempfile.TemporaryDirectory(dir=args.work) as folder:
+                out = Path(folder)
+                bare = [start(half, out / half.stem) for half in halves]
+                rates["bare"].append(sum(map(rate_of, map(finish, bare))))
+                rates["ray"].append(rate_of(finish(start(table, out / "ray", *_WITH_RAY))))
+    ratios = [ray / bare for ray, bare in zip(rates["ray"], rates["bare"], strict=True)]
+    return {
+        "subjects": args.subjects,
+        "subjects a second": {name: round(median(each), 2) for name, each in rates.items()},
+        "ratios": [round(ratio, 3) for ratio in ratios],
+        "ratio": round(median(ratios), 3),
+    }
+
+
+class _Dry:
+    """Two workers that do nothing."""
+
+    workers = 2
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.tasks: dict[int, Task] = {}
+
+    def send(self, number: int, task: Task) -> None:
+        """Give a worker a task."""
+        self.tasks[number] = task
+
+    def receive(self) -> Iterator[tuple[int, Message]]:
+        """The same messages as if the task were done."""
+        for number in list(self.tasks):
+            task = self.tasks.pop(number)
+            for name, recipe in task.subjects.items():
+                method = recipe.method.name
+                member = (self.folder / name, recipe.token, method, True, 1, name, (), False)
+                yield number, Member(GroupMember(*member)) if task.survey else Ended(name)
+            yield number, Done()
+
+    def close(self) -> None:
+        """Nothing to end."""
+
+
+def driver_cost(count: int) -> dict[str, float]:
+    """CPU time and memory of a driver for this number of subjects, from the table to the end."""
+    with tempfile.TemporaryDirectory() as folder:
+        table = write_rows(Path(folder) / "t.csv", [f"s{number:07}" for number in range(count)])
+        common = {"method": "textual-inversion", "class_noun": "robot", "steps": 2}
+        out = Path(folder) / "out"
+        before, begin = psutil.Process().memory_info().rss, time.process_time()
+        group = RunGroup.from_table(table, common, _BATCH)
+        prepare_folder(out, group)
+        for _ in train_fleet(_Dry(out), group, out, FleetOptions()):
+            pass
+        seconds = time.process_time() - begin
+        growth = 1024 * getrusage(RUSAGE_SELF).ru_maxrss - before
+    return {
+        "milliseconds a subject": round(1000 * seconds / count, 2),
+        "megabytes before": round(before / 1e6),
+        "megabytes in addition": round(growth / 1e6, 1),
+    }
+
+
+def main() -> None:
+    """Measure one thing and store it next to the other results."""
+    args = parse_args()
+    args.work.mkdir(parents=True, exist_ok=True)
+    measured: dict[str, Any] = {}
+    if args.what == "driver":
+        for count in (100, 1000, 10_000):
+            with ProcessPoolExecutor(1, get_context("spawn")) as pool:
+                measured[str(count)] = pool.submit(driver_cost, count).result()
+    else:
+        measured = (measure_same if args.what == "same" else measure_rate)(args)
+    results = json.loads(args.json.read_text()) if args.json.is_file() else {}
+    args.json.write_text(json.dumps({**results, args.what: measured}, indent=1) + "\n")
+    print(json.dumps(measured))
+
+
+if __name__ == "__main__":
+    main()
