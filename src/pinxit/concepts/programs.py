@@ -7,13 +7,15 @@ from pathlib import Path
 from typing import Any
 
 from pinxit.adapters.difference_part import DifferencePart
-from pinxit.adapters.lora_part import LoraPart
+from pinxit.adapters.lora_part import LoraPart, TimestepLoraPart
 from pinxit.adapters.parts import EmbeddingPart
 from pinxit.concepts.concept import Concept
 from pinxit.concepts.lora_file import alias_texts
 
 # Kinds of adapters; the first that a concept has decides what programs do with it.
 _KINDS = ("oft", "dora", "lokr", "loha", "lora")
+
+_NO_MASK = "close: it uses the full rank at every timestep, and ignores --min-rank"
 
 
 @cache
@@ -49,7 +51,10 @@ def outcomes(
         name = "a1111 .pt" if suffix == ".pt" else "emb-params"
     if name == "full-difference":
         kind = "difference"
-    return programs_table().get(name, {}).get(kind, {})
+    results: dict[str, str] = programs_table().get(name, {}).get(kind, {})
+    if any(isinstance(part, TimestepLoraPart) for part in concept.parts):
+        return {p: _NO_MASK if r.startswith("exact") else r for p, r in results.items()}
+    return results
 
 
 def usage(program: str, concept: Concept, out: Path) -> str:

@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from pinxit.adapters.adapter import applied
+from pinxit.adapters.lora_part import TimestepLoraPart
 from pinxit.concepts.concept import Concept, combined_adapters
 from pinxit.errors import ConceptError, ModelError
 from pinxit.generation.schedulers import make_scheduler
@@ -33,6 +34,11 @@ def to_pipeline(model: Model, concepts: Sequence[Concept]) -> Any:
         raise ModelError(
             f"{model.name} is open in int8, which pipelines do not support",
             'open it with precision="fp32", "fp16" or "bf16"',
+        )
+    if any(isinstance(p, TimestepLoraPart) for concept in concepts for p in concept.parts):
+        raise ConceptError(
+            "the rank of a concept depends on the timestep, which pipelines do not support",
+            "use pinxit.generate",
         )
     kind: Any = getattr(diffusers, facts.pipeline)
     # Names of files are no tokens in other programs.

@@ -4,7 +4,9 @@ from typing import ClassVar, Literal, Self
 
 from pinxit.adapters.kinds.embedding import EmbeddingAdapter
 from pinxit.adapters.kinds.lora import LoraAdapter
+from pinxit.adapters.kinds.timestep_lora import TimestepLora
 from pinxit.adapters.lora_part import LayerGroup, LoraConfig, LoraVariant
+from pinxit.errors import RecipeError
 from pinxit.models.model import Model
 from pinxit.options import Option
 from pinxit.training.finetuning import Finetuning, ModelSize, model_size
@@ -39,6 +41,14 @@ class Lora(Finetuning):
         aliases=("network_dim", "dim"),
         help="LoRA rank (for OFT: block size); a higher rank learns more detail and makes a larger "
         "file",
+    )
+    min_rank: int | None = Option(
+        None,
+        ge=1,
+        le=1024,
+        help="rank at the noisiest timestep, from which it rises to the full rank without noise "
+        "(T-LoRA), against overfitting to few images; half the rank is usual",
+        default_is="the rank at all timesteps",
     )
     alpha: float | None = Option(
         None,
@@ -81,14 +91,22 @@ class Lora(Finetuning):
     @property
     def independent_concepts(self) -> bool:
         """True for plain LoRAs of the denoiser, which can be applied to each sample separately."""
-        return self.adapter == "lora" and not self.train_text_encoder
+        return self.adapter == "lora" and not (self.train_text_encoder or self.min_rank)
 
     def uses_rare_token(self, subject: Subject) -> bool:
         """Whether the placeholder token stands for a rare token of the base model."""
         return self._placeholder(subject)[0] == "rare-token"
 
     def settle(self, model: Model, subject: Subject) -> Self:
-        """The method with the layers, placeholder, class images and rare token chosen."""
+        """The method with the layers, placeholder, class images and rare token chosen.
+
+        Raises RecipeError also for a smallest rank above the rank, or of another kind than LoRA.
+        """
+        if self.min_rank and (self.adapter != "lora" or self.min_rank > self.rank):
+            raise RecipeError(
+                f"--min-rank {self.min_rank} does not fit {self.adapter} of rank {self.rank}",
+                "use it with --adapter lora, and with at most the rank",
+            )
         placeholder, num_vectors = self._placeholder(subject)
         if not (self.placeholder or model.text_encoders):
             placeholder = "rare-token"
@@ -107,10 +125,15 @@ class Lora(Finetuning):
         alpha, layers = self.alpha or self.rank, self.layers or _LAYERS[size]
         config = LoraConfig(self.adapter, self.rank, alpha, layers)
         pull, seed = self.pull(model, subject), subject.seed
-        loras = [
-            TrainableAdapter(LoraAdapter.of(model, network, config, seed), rate, pull=pull)
-            for network, rate in self.learning_rates(model, learning_rate).items()
-        ]
+        loras: list[TrainableAdapter] = []
+        for network, rate in self.learning_rates(model, learning_rate).items():
+            # Text encoders have no timesteps.
+            if self.min_rank and network == "denoiser":
+                adapter = TimestepLora.of(model, network, config, seed)
+                adapter.min_rank = self.min_rank
+            else:
+                adapter = LoraAdapter.of(model, network, config, seed)
+            loras.append(TrainableAdapter(adapter, rate, pull=pull))
         if self.uses_rare_token(subject):
             return (self.alias_adapter(model, subject), *loras)
         _, num_vectors = self._placeholder(subject)
