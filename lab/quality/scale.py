@@ -9,7 +9,7 @@ import argparse
 import json
 import os
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
@@ -42,21 +42,27 @@ from pinxit.training.recipe import Recipe
 Options = Mapping[str, Any]
 # Those with a way to preserve the class are for subjects only.
 METHODS: dict[str, Options] = {
+    "lora, none": {"name": "lora", "preserve": "none"},
+    "t-lora, none": {"name": "lora", "min_rank": 2, "preserve": "none"},
+    "custom-diffusion, none": {"name": "custom-diffusion", "preserve": "none"},
+    "lora, weights": {"name": "lora", "preserve": "weights"},
+    "lora, base-answer": {"name": "lora", "preserve": "base-answer"},
     "lora": {"name": "lora"},
+    "dreambooth, none": {"name": "dreambooth", "preserve": "none"},
+    "dreambooth, weights": {"name": "dreambooth", "preserve": "weights"},
+    "dreambooth, base-answer": {"name": "dreambooth", "preserve": "base-answer"},
     "dreambooth": {"name": "dreambooth"},
     "textual-inversion": {"name": "textual-inversion"},
-    **{
-        f"{method}, {preserve}": {"name": method, "preserve": preserve}
-        for preserve in ("base-answer", "weights", "none")
-        for method in ("lora", "dreambooth")
-    },
+    "custom-diffusion": {"name": "custom-diffusion"},
+    "t-lora": {"name": "lora", "min_rank": 2},
     "lora, rank 1": {"name": "lora", "rank": 1},
     "lora, rank 16": {"name": "lora", "rank": 16},
     "dora": {"name": "lora", "adapter": "dora"},
     "lokr": {"name": "lora", "adapter": "lokr"},
 }
-# Relative to the default steps: the first round is measured for all subjects before the second.
-ROUNDS = ((0.5, 1.0), (2.0,))
+# Relative to the default steps. The first methods are measured first, on as many cases as `_FIRST`.
+LENGTHS = (0.5, 1.0, 2.0)
+_FIRST = ({"lora, none", "t-lora, none", "custom-diffusion, none"}, 4)
 SUBJECTS = 10
 STYLES = (*HELD_OUT_STYLES, *HELD_OUT_DRAWN[:4])
 FIGURES = ("fidelity", "prompt following", "drift", "diversity", "leaks", "megabytes", "seconds")
@@ -228,18 +234,24 @@ def _class_images_seconds(lab: Lab, recipe: Recipe, work: Path) -> float:
     return float(cached(work / f"class-{lab.tag(repr(required))}.json", measure)["seconds"])
 
 
-def pieces() -> Iterator[Piece]:
+def pieces() -> list[Piece]:
     """All pieces, those that say most first: two subjects, then a style, and so on."""
     all_subjects = [SubjectCase(number) for number in subjects.sample_subjects(SUBJECTS)]
     cases: list[Case] = []
     for number, style in enumerate(STYLES):
         cases.extend(all_subjects[2 * number : 2 * number + 2])
         cases.append(StyleCase(style))
-    for lengths in ROUNDS:
-        for case in cases:
-            for method in METHODS:
-                if isinstance(case, SubjectCase) or "preserve" not in METHODS[method]:
-                    yield from (Piece(case, method, length) for length in lengths)
+    grid = [
+        Piece(case, method, length)
+        for length in LENGTHS
+        for case in cases
+        for method in METHODS
+        if isinstance(case, SubjectCase) or "preserve" not in METHODS[method]
+    ]
+    early, count = _FIRST
+    first = [p for p in grid if p.method in early and p.case in cases[:count]]
+    chosen = [p for p in first if p.length == LENGTHS[0]]
+    return [*chosen, *(piece for piece in grid if piece not in chosen)]
 
 
 def summary(rows: Mapping[Piece, Row]) -> dict[str, object]:

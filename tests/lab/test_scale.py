@@ -28,12 +28,17 @@ def row(value: float) -> dict[str, float]:
 
 
 def test_any_first_pieces_are_a_table_of_all_methods_for_some_subjects() -> None:
-    pieces = list(scale.pieces())
+    pieces = scale.pieces()
     assert len({(piece.case.name, piece.method, piece.length) for piece in pieces}) == len(pieces)
-    first_subject = pieces[: 2 * len(scale.METHODS)]
-    assert len({piece.case.name for piece in first_subject}) == 1
-    assert {piece.method for piece in first_subject} == set(scale.METHODS)
-    assert {piece.length for piece in first_subject} == {0.5, 1.0}
+    first = pieces[:9]
+    assert [len({getattr(p, key) for p in first}) for key in ("case", "method", "length")] == [
+        3,
+        3,
+        1,
+    ]
+    one = [piece for piece in pieces[9:] if piece.length == 0.5 and piece.case == first[0].case]
+    assert one == pieces[9 : 9 + len(one)]
+    assert {piece.method for piece in (*one, *first)} == set(scale.METHODS)
     names = {piece.case.name for piece in pieces}
     assert sum("subject" in name for name in names) == 10
     assert sum("style" in name for name in names) == 8

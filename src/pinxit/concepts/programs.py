@@ -35,9 +35,10 @@ def content_kind(concept: Concept, *, bundled: bool = True) -> str:
     embeddings = [part for part in concept.parts if isinstance(part, EmbeddingPart)]
     kind = next((kind for kind in _KINDS if kind in variants), "")
     if not kind and any(isinstance(part, DifferencePart) for part in concept.parts):
-        return "difference"
+        kind = "difference"
     if kind:
-        return f"{kind} with embedding" if kind == "lora" and embeddings and bundled else kind
+        with_embedding = kind in ("lora", "difference") and embeddings and bundled
+        return f"{kind} with embedding" if with_embedding else kind
     several = any(len(part.widths) > 1 for part in embeddings)
     return "embedding for two text encoders" if several else "embedding"
 

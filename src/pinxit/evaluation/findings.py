@@ -235,8 +235,8 @@ def _model_problems(findings: Findings) -> Iterator[str]:
     if findings.drift is not None and findings.drift > _CLASS_DRIFT:
         yield (
             f"class drift: without the token too, images are {findings.drift:.0%} as similar to "
-            "the training images as real ones; try prior preservation (--class-images), or fewer "
-            "steps"
+            "the training images as real ones; try --preserve class-images or --preserve "
+            "weights, a higher --preserve-weight, or fewer steps"
         )
     variety, base_variety = findings.variety, findings.base_variety or 0
     if variety is not None and variety < _LOW_VARIETY * base_variety:

@@ -1,11 +1,12 @@
 """Weight differences: tensors that are added to weights of a network (LyCORIS calls them full)."""
 
-from collections.abc import Generator, Mapping
+from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Self
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from pinxit.adapters.adapter import Adapter, on_cpu
 from pinxit.adapters.difference_part import DifferencePart
@@ -17,7 +18,11 @@ from pinxit.models.model import Model
 
 
 class WeightDifference(Adapter):
-    """Differences, scaled by the strength, that are added to weights and biases of a network."""
+    """Differences, scaled by the strength, that are added to weights and biases of a network.
+
+    During training (`strength` is None) they are parameters, and change the outputs of their layers
+    instead, so that the weights of the base model may be in any precision.
+    """
 
     part_type = DifferencePart
 
@@ -27,16 +32,40 @@ class WeightDifference(Adapter):
         self.changes_conditioning = text
         self.strength = 1.0
 
+    @classmethod
+    def of(cls, model: Model, network: str, layers: Sequence[str]) -> Self:
+        """Trainable differences, 0 at first, of the weights of linear layers."""
+        paths, module = module_paths(model.networks[network]), model.networks[network]
+        shapes = {
+            name: base_layer(module.get_submodule(paths[name])).weight.shape for name in layers
+        }
+        differences = {
+            f"{name}.weight": nn.Parameter(torch.zeros(shape, device=model.device))
+            for name, shape in shapes.items()
+        }
+        adapter = cls(network, differences, text=network in model.text_encoders)
+        adapter.strength = None
+        return adapter
+
+    def weights(self) -> Mapping[str, nn.Parameter]:
+        """The differences during training; empty for a trained adapter."""
+        if self.strength is not None:
+            return {}
+        return {n: d for n, d in self.differences.items() if isinstance(d, nn.Parameter)}
+
     @contextmanager
     def applied(self, model: Model) -> Generator[None]:
-        """Add the differences to the weights."""
+        """Add the differences to the weights, or in training their effect to the outputs."""
         network = model.networks[self.network]
         paths = module_paths(network)
         with ExitStack() as undo:
             for name, difference in self.differences.items():
                 layer, _, leaf = name.rpartition(".")
                 module = base_layer(network.get_submodule(paths[layer]))
-                strength = layer_strength(self.strength or 0.0, model, self.network, layer)
+                if self.strength is None:
+                    undo.callback(module.register_forward_hook(_added(difference)).remove)
+                    continue
+                strength = layer_strength(self.strength, model, self.network, layer)
                 change = strength * difference.to(module.weight.device, torch.float32)
                 if leaf == "weight":
                     changed = dequantized_weight(module) + change
@@ -71,6 +100,15 @@ class WeightDifference(Adapter):
                 )
             differences[name] = tensor.reshape(weight.shape)
         return cls(part.network, differences, text=part.network in model.text_encoders)
+
+
+def _added(difference: Tensor) -> Callable[..., Tensor]:
+    """A forward hook that adds the effect of a difference to the output of a linear layer."""
+
+    def add(_layer: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
+        return output + F.linear(inputs[0].to(difference.dtype), difference).to(output.dtype)
+
+    return add
 
 
 def _as_matrix(tensor: Tensor) -> tuple[int, ...]:
