@@ -31,6 +31,7 @@ on_every_base = pytest.mark.parametrize("model", ["nano", *FAMILIES], indirect=T
 on_every_base_if_long = pytest.mark.parametrize("model", ["nano", *long_families], indirect=True)
 # Options with which a method changes more of the model than by default.
 OPTIONS: dict[str, dict[str, object]] = {
+    "custom-diffusion": {"class_images": 3},
     "dreambooth": {"train_text_encoder": True, "class_images": 3},
     "lora": {
         "train_text_encoder": True,
@@ -47,7 +48,7 @@ def without_embeddings(request: pytest.FixtureRequest, monkeypatch: pytest.Monke
     """A family in which no embedding can be trained has only the other methods."""
     values = request.node.callspec.params
     if "z-image" in values.values():
-        if values["method"] == "textual-inversion":
+        if values["method"] in ("custom-diffusion", "textual-inversion"):
             pytest.skip("a language model reads the prompts: see tests/models/test_families.py")
         monkeypatch.setitem(OPTIONS, "lora", {**OPTIONS["lora"], "placeholder": "rare-token"})
 
