@@ -196,6 +196,22 @@ def test_schnell_and_turbo_are_known_by_what_tells_them(made: Made, tmp_path: Pa
     assert open_base(z_image["transformer"], **companions(z_image)).trainable_partner is None
 
 
+def test_steps_and_guidance_are_those_of_the_checkpoint(made: Made, tmp_path: Path) -> None:
+    """Unless they are given; the image's request has what was used."""
+    paths = made("z-image")
+    turbo = tmp_path / "turbo.safetensors"
+    shutil.copy(paths["transformer"], turbo)
+    model = open_base(turbo, **companions(paths))
+    request = GenerationRequest(prompt=PROMPT, width=32)
+    (generated,) = generate_images(model, request)
+    assert (generated.request.steps, generated.request.guidance_scale) == (8, 1)
+    (generated,) = generate_images(model, request.model_copy(update={"steps": 2}))
+    assert (generated.request.steps, generated.request.guidance_scale) == (2, 1)
+    dev = open_base(made("flux-1")["folder"])
+    assert request.with_defaults(dev).guidance_scale == 3.5
+    assert GenerationRequest.model_validate(dict(generated.request)).with_defaults(dev).steps == 2
+
+
 @every_family
 def test_fp8_with_scales_and_diffusers_names(family: str, made: Made, tmp_path: Path) -> None:
     paths = made(family)

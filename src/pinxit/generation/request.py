@@ -72,7 +72,12 @@ class GenerationRequest(Options):
         help="seed of the first image; each further image adds 1",
     )
     steps: int = Option(
-        25, ge=1, le=1000, aliases=("num_inference_steps",), help="number of denoising steps"
+        25,
+        ge=1,
+        le=1000,
+        aliases=("num_inference_steps",),
+        help="number of denoising steps",
+        default_is="25, or what suits the base model: few for a distilled one",
     )
     guidance_scale: float = Option(
         5.0,
@@ -80,6 +85,7 @@ class GenerationRequest(Options):
         aliases=("guidance", "cfg", "cfg_scale"),
         help="classifier-free guidance scale: higher follows the prompt more closely, 1 turns it "
         "off",
+        default_is="5, or what suits the base model",
     )
     scheduler: str | None = Option(
         None,
@@ -164,6 +170,12 @@ class GenerationRequest(Options):
                 f"try {_nearest(width, multiple)}x{_nearest(height, multiple)}",
             )
         return width, height
+
+    def with_defaults(self, model: Model) -> Self:
+        """The request with the model's defaults for the options that were not given."""
+        defaults = model.generation_defaults.items()
+        changes = {name: value for name, value in defaults if name not in self.model_fields_set}
+        return self.model_copy(update=changes) if changes else self
 
     @property
     def prompt_parsing(self) -> PromptParsing:

@@ -71,6 +71,7 @@ def sample_images(
 
     The concepts are applied to the model until the generator is closed.
     """
+    request = request.with_defaults(model)
     size = request.size(model)  # a wrong size is reported before anything is done
     hint = "choose a smaller base model, another --precision, or --device cpu"
     enough_memory = memory_errors(RequestError, f"on {model.device} to generate", hint)

@@ -203,6 +203,11 @@ class Model(ABC):
         return None
 
     @property
+    def generation_defaults(self) -> Mapping[str, float]:
+        """The `steps` and `guidance_scale` that suit this checkpoint, if they are not the usual."""
+        return {}
+
+    @property
     @abstractmethod
     def default_size(self) -> int:
         """Width and height of generated images unless given, in pixels."""
