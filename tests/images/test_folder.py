@@ -11,6 +11,7 @@ from PIL import Image
 
 from pinxit.errors import ImageError
 from pinxit.images.folder import check_images, read_images
+from pinxit.training.recipe import Recipe
 
 RED, GREEN, WHITE = (255, 0, 0), (0, 255, 0), (255, 255, 255)
 
@@ -314,3 +315,19 @@ def test_a_second_caption_file_is_named(folder: Path) -> None:
     assert entries[0].image is not None
     assert entries[0].image.caption == "a toy"
     assert entries[0].notes == ("a.caption is not read: a.txt is",)
+
+
+def test_a_caption_extension_excludes_all_other_captions(folder: Path) -> None:
+    for name in ("a.png", "b.png"):
+        image_with_corner().save(folder / name)
+    (folder / "a.txt").write_text("a long story")
+    (folder / "a.tags").write_text("toy, red")
+    (folder / "b.png.TAGS").write_text("blue")
+    (folder / "metadata.csv").write_text("file_name,text\na.png,other")
+    images = read_images(folder, "files", ".tags")
+    assert [image.caption for image in images] == ["toy, red", "blue"]
+    assert read_images(folder)[0].caption == "a long story"
+    method = {"name": "textual-inversion"}
+    options = {"images": folder, "token": "<x>", "class_noun": "toy", "method": method}
+    recipe = Recipe.model_validate({**options, "caption_extension": "TAGS"})
+    assert [image.caption for image in recipe.read_images()] == ["toy, red", "blue"]

@@ -12,6 +12,7 @@ import torch
 from PIL import Image
 from safetensors.torch import save_file
 
+from pinxit.cli import evaluate as evaluate_command
 from pinxit.cli import main
 from pinxit.errors import RequestError, RunError
 from pinxit.evaluation.confidence import Interval
@@ -32,6 +33,7 @@ from pinxit.reports.pages import (
     interval_value,
     page_environment,
 )
+from pinxit.runs.many import RunGroup
 from pinxit.runs.run import Run, train_run
 from pinxit.training.recipe import Recipe
 from tests.pages import must_be_well_formed
@@ -306,6 +308,30 @@ def test_dreambench_s_own_list_says_what_subjects_are(tmp_path: Path) -> None:
     assert class_nouns(tmp_path)["dog2"] == "dog"
     (tmp_path / "classes.toml").write_text('mine = "toy"\n')
     assert class_nouns(tmp_path) == {"mine": "toy"}
+
+
+def test_a_benchmark_takes_all_options_from_a_recipe(
+    nano: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "subjects").mkdir()
+    coloured(tmp_path / "subjects" / "rex", "crimson", "orange")
+    (tmp_path / "subjects" / "classes.toml").write_text('rex = "dog"\n')
+    recipe = 'images = "gone"\ntoken = "<x>"\nclass_noun = "cat"\nlr_schedule = "cosine"\n'
+    (tmp_path / "r.toml").write_text(f'{recipe}steps = 9\n[method]\nname = "lora"\nrank = 3\n')
+    groups: list[RunGroup] = []
+
+    def stop(group: RunGroup, *_: object) -> None:
+        groups.append(group)
+        raise RunError("trained", "")
+
+    monkeypatch.setattr(evaluate_command, "train_group", stop)
+    typed = ["evaluate", "--benchmark", str(tmp_path / "subjects"), "--base", str(nano)]
+    typed += ["--recipe", str(tmp_path / "r.toml"), "--out", str(tmp_path / "out")]
+    assert main([*typed, "--training-steps", "4"]) == 2
+    ((name, one),) = groups[0].subjects.items()
+    assert (name, one.token, one.class_noun, one.steps) == ("rex", "<rex>", "dog", 4)
+    assert (one.lr_schedule, one.base, one.method.name) == ("cosine", str(nano), "lora")
+    assert one.method.model_dump()["rank"] == 3
 
 
 @pytest.mark.long

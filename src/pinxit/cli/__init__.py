@@ -40,6 +40,7 @@ for _name, _target, _help in (
     ("evaluate", "evaluate:evaluate", "Measure concepts and write a report."),
     ("runs", "library:runs", "List the runs in a folder."),
     ("concepts", "library:concepts", "List the concepts in a folder."),
+    ("tensorboard", "library:tensorboard", "Write the logs of runs for TensorBoard."),
     ("show", "library:show", "Show how an image was generated."),
     ("inspect", "inspect:inspect", "Show what a concept file contains."),
     ("convert", "convert:convert", "Convert a concept to another file format."),

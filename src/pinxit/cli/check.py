@@ -51,6 +51,9 @@ class CheckOptions(Options):
         help="where masks are, as for train: files takes toy.mask.png for toy.jpg, alpha takes the "
         "alpha channel, none trains on whole images",
     )
+    caption_extension: str | None = Option(
+        None, help="suffix of the caption files, as for train", default_is="several"
+    )
     out: Path | None = Option(
         None, help="file for the contact sheet", default_is="IMAGES-check.png next to the folder"
     )
@@ -73,7 +76,12 @@ def _check(given: Values) -> None:
     if out.resolve().parent == folder.resolve():
         raise ImageError(f"{out} is in the folder of the training images", "choose another --out")
     resolution = options.resolution or local_resolution(options.base) or HUB_RESOLUTION
-    checks = check_folder(folder, max(resolution // 8, 1) * 8, masks=options.masks)
+    checks = check_folder(
+        folder,
+        max(resolution // 8, 1) * 8,
+        masks=options.masks,
+        caption_extension=options.caption_extension,
+    )
     show(checks)
     if checks.checks or checks.rejected:
         sheet = check_sheet(checks)

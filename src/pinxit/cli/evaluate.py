@@ -20,6 +20,7 @@ from pinxit.cli.screen import bars, data, say, stoppable
 from pinxit.cli.train_run import train_group
 from pinxit.errors import RequestError
 from pinxit.evaluation.networks import fetch_networks
+from pinxit.options import read_toml
 from pinxit.reports.comparison import REPORT
 from pinxit.reports.comparison import evaluate as evaluate_concepts
 from pinxit.reports.dreambench import open_or_create
@@ -48,10 +49,7 @@ def _evaluate(given: Values) -> None:
     overrides = {name: given[name] for name in _RECIPE_OPTIONS if name in given}
     runs: tuple[Path, ...] = given.get("runs", ())
     if "benchmark" in given:
-        method = given.get("method", _METHOD)
-        common = {"method": method, "preview_every": 0, **overrides}
-        if "training_steps" in given:
-            common["steps"] = given["training_steps"]
+        common = {"preview_every": 0, **_training_options(given), **overrides}
         runs = (*runs, *_train_benchmark(given["benchmark"], out, common, opening))
         overrides = {}
     if not runs:
@@ -70,6 +68,17 @@ def _evaluate(given: Values) -> None:
     say(f"report: {out / REPORT}")
     if given.get("json"):
         data(json.dumps(metrics))
+
+
+def _training_options(given: Values) -> dict[str, object]:
+    """The options with which all subjects of a benchmark are trained, from a file and typed."""
+    options: dict[str, object] = {"method": _METHOD}
+    if "recipe" in given:
+        options |= read_toml(given["recipe"], "recipe")
+    for name in ("images", "token", "class_noun"):  # those of each subject
+        options.pop(name, None)
+    typed = {"method": "method", "training_steps": "steps"}
+    return options | {typed[name]: given[name] for name in typed if name in given}
 
 
 def _train_benchmark(
@@ -98,6 +107,13 @@ evaluate = command(
         flag("json", bool, "also print the metrics as JSON", "False"),
         flag("benchmark", Path, "folder of image folders to train first", "none", group=_BENCHMARK),
         flag("method", str, "training method", _METHOD, group=_BENCHMARK),
+        flag(
+            "recipe",
+            Path,
+            "recipe file with training options, without images, token and class noun",
+            "none",
+            group=_BENCHMARK,
+        ),
         *aliased(
             flag("training_steps", int, "training steps", "chosen by method", group=_BENCHMARK),
             "learning_steps",

@@ -10,6 +10,7 @@ from cyclopts import Parameter
 
 from pinxit.cli.screen import data, printable, say, table
 from pinxit.errors import PinxitError, RequestError
+from pinxit.files.atomic_write import check_claim, claim_folder
 from pinxit.images.decode import UnreadableError, open_image
 from pinxit.runs.reader import JOURNAL, RECIPE, RunState, read_run
 
@@ -61,6 +62,26 @@ def concepts(
         say(f"no concepts in {folder}")
         return
     table(("concept", "token", "contains", "method", "steps", "base model", "likeness"), rows)
+
+
+def tensorboard(
+    folder: Annotated[Path, Parameter(help="a run folder, or a folder of runs")] = Path("runs"),
+    *,
+    out: Annotated[
+        Path, Parameter(help="folder for the event files; those of earlier calls are replaced")
+    ] = Path("tensorboard"),
+) -> None:
+    """Write the logs of runs for TensorBoard: losses, scores and preview images."""
+    from pinxit.runs.tensorboard import write_event_file
+
+    states = [read_run(path) for path in _run_folders(folder)]
+    if not states:
+        raise RequestError(f"there are no runs in {folder}", "give a run folder")
+    check_claim(out, "tensorboard")
+    claim_folder(out, "tensorboard")
+    for state in states:
+        data(str(write_event_file(state, out / state.folder.name)))
+    say(f"to look at them: pip install tensorboard; tensorboard --logdir {out}")
 
 
 def show(

@@ -22,28 +22,35 @@ _A1111_NAME = re.compile(r"\d+-\d+(?:-(?P<caption>.*))?", re.DOTALL)
 
 @dataclass
 class FolderCaptions:
-    """The captions of a folder's images; `unread` are text files that are no caption, and why."""
+    """The captions of a folder's images; `unread` are text files that are no caption, and why.
+
+    With an `extension`, only files with this suffix are captions.
+    """
 
     files: Mapping[str, Path]
     tables: Mapping[str, str]
+    extension: str | None = None
     unread: dict[Path, str] = field(default_factory=dict[Path, str])
 
     @classmethod
-    def of(cls, paths: Iterable[Path], images: Iterable[Path]) -> "FolderCaptions":
+    def of(
+        cls, paths: Iterable[Path], images: Iterable[Path], extension: str | None = None
+    ) -> "FolderCaptions":
         """The captions among the files of a folder."""
         files = {path.name.lower(): path for path in paths if path.is_file()}
         files |= {path.name: path for path in files.values()}
-        captions = cls(files, {})
+        captions = cls(files, {}, extension)
         texts = {path for path in files.values() if path.suffix.lower() in TEXT_SUFFIXES}
         read = {path for image in images for path in captions.files_of(image)[:1]}
         captions.unread = dict.fromkeys(sorted(texts - read), "text that is no image's caption")
-        captions.tables = dict(captions._read_tables())
+        captions.tables = {} if extension else dict(captions._read_tables())
         return captions
 
     def files_of(self, image: Path) -> list[Path]:
         """The caption files of an image; the first is its caption."""
-        names = [f"{image.stem}{suffix}" for suffix in CAPTION_SUFFIXES]
-        names += [f"{image.name}{suffix}" for suffix in CAPTION_SUFFIXES]
+        suffixes = (self.extension,) if self.extension else CAPTION_SUFFIXES
+        names = [f"{image.stem}{suffix}" for suffix in suffixes]
+        names += [f"{image.name}{suffix}" for suffix in suffixes]
         found = (self.files.get(name) or self.files.get(name.lower()) for name in names)
         return list(dict.fromkeys(path for path in found if path))
 
@@ -59,6 +66,7 @@ class FolderCaptions:
             text = _json_caption(text, file) if file.suffix.lower() == ".json" else text
             return " ".join(text.split()) or None, tuple(notes)
         text = self.tables.get(image.name) or _caption_in_name(image.stem)
+        text = "" if self.extension else text
         return " ".join(text.split()) or None, ()
 
     def _read_tables(self) -> Iterator[tuple[str, str]]:

@@ -123,7 +123,11 @@ class ImageEntry:
 
 
 def read_images(
-    folder: Path, masks: MaskSource = "files", *, skip_bad: bool = False
+    folder: Path,
+    masks: MaskSource = "files",
+    caption_extension: str | None = None,
+    *,
+    skip_bad: bool = False,
 ) -> tuple[TrainingImage, ...]:
     """Read all images of a folder, sorted by file name; ImageError names those that are rejected.
 
@@ -132,7 +136,7 @@ def read_images(
     """
     images: list[TrainingImage] = []
     rejected: list[ImageEntry] = []
-    for entry in check_images(folder, masks):
+    for entry in check_images(folder, masks, caption_extension):
         if entry.image:
             images.append(entry.image)
         elif entry.rejected:
@@ -189,15 +193,19 @@ def check_usable(folder: Path, count: int, rejected: Sequence[ImageEntry]) -> No
         )
 
 
-def check_images(folder: Path, masks: MaskSource = "files") -> Iterator[ImageEntry]:
+def check_images(
+    folder: Path, masks: MaskSource = "files", caption_extension: str | None = None
+) -> Iterator[ImageEntry]:
     """Decode the files of a folder one by one, sorted by name, without captions and masks.
 
-    The images have a common cache, which keeps their pixels.
+    The images have a common cache, which keeps their pixels. With a `caption_extension`, only
+    files with this suffix are captions.
     """
     cache = PixelCache()
     paths = _files(folder)
-    files = [path for path in paths if path.suffix.lower() not in _OTHER_FILES]
-    captions = FolderCaptions.of(paths, files)
+    others = {*_OTHER_FILES, caption_extension}
+    files = [path for path in paths if path.suffix.lower() not in others]
+    captions = FolderCaptions.of(paths, files, caption_extension)
     image_names = {name for path in files for name in (path.name, path.stem)}
     mask_files = {path: name for path in files if (name := _masked_name(path)) is not None}
     for path in files:

@@ -107,7 +107,11 @@ class FolderCheck:
 
 
 def check_folder(
-    folder: Path, resolution: int, size_multiple: int = 8, masks: MaskSource = "files"
+    folder: Path,
+    resolution: int,
+    size_multiple: int = 8,
+    masks: MaskSource = "files",
+    caption_extension: str | None = None,
 ) -> FolderCheck:
     """Check the images of a folder, one at a time, for training at a resolution.
 
@@ -116,7 +120,7 @@ def check_folder(
     checks: list[ImageCheck] = []
     rejected: list[ImageEntry] = []
     ignored: list[ImageEntry] = []
-    for entry in check_images(folder, masks):
+    for entry in check_images(folder, masks, caption_extension):
         if entry.image and entry.decoded:
             checks.append(
                 _check(entry, entry.image, entry.decoded.image, resolution, size_multiple)

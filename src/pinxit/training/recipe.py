@@ -123,6 +123,11 @@ class Recipe(Options):
         help="save and generate with the average of the weights over the later steps, for every "
         "method; embeddings are averaged anyway",
     )
+    caption_extension: str | None = Option(
+        None,
+        help="suffix of the caption files, such as .tags; only these files are captions then",
+        default_is=".txt, .caption or .json, and tables of the folder",
+    )
     caption_dropout: float = Option(
         0.0,
         ge=0,
@@ -213,6 +218,11 @@ class Recipe(Options):
         help="steps between saved concepts that are all kept; 0 keeps only the last and the best",
     )
 
+    @field_validator("caption_extension")
+    @classmethod
+    def _has_dot(cls, extension: str | None) -> str | None:
+        return extension and f".{extension.lower().removeprefix('.')}"
+
     @field_validator("optimizer")
     @classmethod
     def _is_known(cls, optimizer: str) -> str:
@@ -237,7 +247,7 @@ class Recipe(Options):
 
     def read_images(self) -> tuple[TrainingImage, ...]:
         """The training images with their masks; ImageError names images that cannot be read."""
-        return read_images(self.images, self.masks, skip_bad=self.skip_bad)
+        return read_images(self.images, self.masks, self.caption_extension, skip_bad=self.skip_bad)
 
     @property
     def prompt_parsing(self) -> PromptParsing:
