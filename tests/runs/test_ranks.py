@@ -16,9 +16,14 @@ from torch.distributed import TCPStore
 
 from pinxit.errors import RunError
 from pinxit.files.safetensors_file import read_safetensors
+from pinxit.generation import image_cache, sample
+from pinxit.generation.request import GeneratedImage, GenerationRequest
 from pinxit.images.folder import read_images
 from pinxit.models.model import Model
+from pinxit.models.open_base import open_base
 from pinxit.models.ranks import ALONE, Ranks, joined
+from pinxit.reports.comparison import evaluate
+from pinxit.reports.figures import EvaluationSettings
 from pinxit.runs.class_images import read_class_images
 from pinxit.runs.follow import OpenBase, follow
 from pinxit.runs.run import Run
@@ -28,6 +33,7 @@ from pinxit.training.memory import MemoryPlan
 from pinxit.training.plan import TrainingPlan
 from pinxit.training.recipe import Recipe
 from pinxit.training.train import TrainingSession, train
+from tests.seeing import save_seeing
 
 pytest_plugins = ["tests.runs.test_many"]  # the fixture `double`
 
@@ -212,3 +218,50 @@ def test_a_process_with_other_images_is_an_error(
     first, second = in_ranks(2, work, tmp_path)
     assert first.startswith("RunError: process 1 of 2: its images differ from those of process 0")
     assert second == "SystemExit: 2"
+
+
+def test_images_are_the_same_and_shared_out(
+    model: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sample, "_MAX_BATCH", 2)
+    request = GenerationRequest(prompt="a toy", num_images=5, steps=2)
+
+    def work(ranks: Ranks) -> dict[int, bytes]:
+        events = sample.sample_images(model, request, (), ranks)
+        images = [event for event in events if isinstance(event, GeneratedImage)]
+        return {one.request.seed: one.image.tobytes() for one in images}
+
+    alone, first, second = work(ALONE), *in_ranks(2, work, tmp_path)
+    assert list(first) == [0, 1, 4]
+    assert list(second) == [2, 3]
+    assert first | second == alone
+
+
+def test_an_evaluation_is_the_same(
+    nano: Path, straight: tuple[Recipe, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    models: dict[str, Any] = {}
+    for kind in ("dino", "clip"):
+        (tmp_path / kind).mkdir()
+        models[f"{kind}_model"] = str(save_seeing(kind, tmp_path / kind))
+    settings = EvaluationSettings(prompts="pocket-styles", num_images=1, steps=1, **models)
+    generated: list[str] = []
+    sampled = image_cache.sample_images
+
+    def counted(model: Model, request: GenerationRequest, *given: Any) -> Any:
+        generated.append(request.prompt)
+        return sampled(model, request, *given)
+
+    monkeypatch.setattr(image_cache, "sample_images", counted)
+
+    def work(ranks: Ranks) -> list[str]:
+        out = tmp_path / f"out-{ranks.size}"
+        evaluate([straight[1]], out, lambda _: open_base(nano), print, settings, None, ranks)
+        return generated
+
+    everything, first, second = work(ALONE), *in_ranks(2, work, tmp_path)
+    assert sorted(first[len(everything) :] + second[len(everything) :]) == sorted(everything)
+    assert len(everything) > len(second) - len(everything) > 1
+    names = ("metrics.csv", "report.html")
+    for name in names:
+        assert (tmp_path / "out-1" / name).read_bytes() == (tmp_path / "out-2" / name).read_bytes()

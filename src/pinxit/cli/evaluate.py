@@ -13,6 +13,7 @@ from pinxit.cli.flags import (
     download_flag,
     flag,
     flags,
+    gpus_flag,
     positionals,
 )
 from pinxit.cli.opening import Opening
@@ -20,6 +21,7 @@ from pinxit.cli.screen import bars, data, say, stoppable
 from pinxit.cli.train_run import train_group
 from pinxit.errors import RequestError
 from pinxit.evaluation.networks import fetch_networks
+from pinxit.models.ranks import Ranks
 from pinxit.options import read_toml
 from pinxit.reports.comparison import REPORT
 from pinxit.reports.comparison import evaluate as evaluate_concepts
@@ -39,13 +41,19 @@ _BENCHMARK, _METHOD = "Training a benchmark", "textual-inversion"
 
 
 def _evaluate(given: Values) -> None:
-    given = canonical(given, _ALIASES)
+    opening = Opening.typed(given)
+    with opening.joined() as ranks:
+        _evaluate_in(ranks, opening, canonical(given, _ALIASES))
+
+
+def _evaluate_in(ranks: Ranks, opening: Opening, given: Values) -> None:
     out = given.get("out", _OUT)
     settings = EvaluationSettings.model_validate(EvaluationSettings.chosen(given))
     # A hub id that was typed is consent to its download.
     with bars():
-        fetch_networks(filter(None, (settings.dino_model, settings.clip_model)))
-    opening = Opening.typed(given)
+        if ranks.rank == 0:
+            fetch_networks(filter(None, (settings.dino_model, settings.clip_model)))
+        ranks.exchange(None)
     overrides = {name: given[name] for name in _RECIPE_OPTIONS if name in given}
     runs: tuple[Path, ...] = given.get("runs", ())
     if "benchmark" in given:
@@ -64,6 +72,7 @@ def _evaluate(given: Values) -> None:
             progress,
             settings,
             overrides,
+            ranks,
         )
     say(f"report: {out / REPORT}")
     if given.get("json"):
@@ -103,6 +112,7 @@ evaluate = command(
         ),
         *aliased(flag("base", str, "base model", "that of the run"), "model"),
         device_flag(),
+        gpus_flag(),
         download_flag(),
         flag("json", bool, "also print the metrics as JSON", "False"),
         flag("benchmark", Path, "folder of image folders to train first", "none", group=_BENCHMARK),

@@ -6,9 +6,10 @@ from contextlib import closing, suppress
 from inspect import Parameter
 from itertools import count
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from PIL.Image import Image
+from PIL.Image import open as open_image
 
 from pinxit.cli.flags import (
     Values,
@@ -18,6 +19,7 @@ from pinxit.cli.flags import (
     device_flag,
     flag,
     flags,
+    gpus_flag,
     positional,
 )
 from pinxit.cli.opening import Opening
@@ -32,6 +34,7 @@ from pinxit.images.tensors import contact_sheet
 from pinxit.models.hub import check_consent
 from pinxit.models.model import Model
 from pinxit.models.prompt import cut_bytes
+from pinxit.models.ranks import Ranks
 from pinxit.progress import Notice
 
 _OUT = Path("generated")
@@ -49,16 +52,22 @@ def generate_request(
     """Generate what was typed; `adjust` fits the request to the open base model."""
     out = given.get("out", _OUT)
     request, concepts = _request(canonical(given, _ALIASES))
-    folder = _ImageFile(out, request) if _is_image_file(out) else _ImageFolder(out)
-    try:
-        model = Opening.typed(given).open(request)
-        _generate(model, adjust(request, model), concepts, folder)
-    except KeyboardInterrupt:
-        saved = len(folder.saved)
-        say(f"stopped; {saved} images are in {out}" if saved else "stopped; no image was saved")
-        raise
-    finally:
-        folder.remove_if_unused()
+    opening = Opening.typed(given)
+    with opening.joined() as ranks:
+        own = None
+        if ranks.rank == 0:
+            own = _ImageFile(out, request) if _is_image_file(out) else _ImageFolder(out)
+        folder = cast("_ImageFolder", ranks.exchange(own)[0])
+        try:
+            model = opening.open(request)
+            _generate(model, adjust(request, model), concepts, folder, ranks)
+        except KeyboardInterrupt:
+            saved = len(folder.saved)
+            say(f"stopped; {saved} images are in {out}" if saved else "stopped; no image was saved")
+            raise
+        finally:
+            if ranks.rank == 0:
+                folder.remove_if_unused()
 
 
 def _request(given: Values) -> tuple[GenerationRequest, list[Concept]]:
@@ -136,7 +145,7 @@ class _ImageFolder:
         self._is_new = not folder.exists()
         make_folder(folder)
         self.folder = folder
-        self.saved: list[Path] = []
+        self.saved: dict[int, Path] = {}  # by seed
         numbers = {path.name.partition("-")[0] for path in folder.glob("*.png")}
         self.number = next(f"{number:04}" for number in count() if f"{number:04}" not in numbers)
 
@@ -150,7 +159,7 @@ class _ImageFolder:
         """Save an image."""
         path = self.path(result.request)
         result.save(path)
-        self.saved.append(path)
+        self.saved[result.request.seed] = path
         data(str(path))
 
     def path(self, request: GenerationRequest) -> Path:
@@ -191,10 +200,15 @@ class _ImageFile(_ImageFolder):
 
 
 def _generate(
-    model: Model, request: GenerationRequest, concepts: Sequence[Concept], folder: _ImageFolder
+    model: Model,
+    request: GenerationRequest,
+    concepts: Sequence[Concept],
+    folder: _ImageFolder,
+    ranks: Ranks,
 ) -> None:
-    images: list[Image] = []
-    with bars() as progress, closing(sample_images(model, request, concepts)) as events:
+    """Generate and save the share of this process; rank 0 also makes a sheet of all images."""
+    images: dict[int, Image] = {}
+    with bars() as progress, closing(sample_images(model, request, concepts, ranks)) as events:
         for event in events:
             if isinstance(event, SamplingProgress):
                 progress(event)
@@ -202,9 +216,16 @@ def _generate(
                 say(f"note: {event.message}")
             else:
                 folder.save(event)
-                images.append(event.image)
+                images[event.request.seed] = event.image
+    _, *others = ranks.exchange(folder.saved)
+    if ranks.rank:
+        return
+    for saved in others:
+        for seed, path in saved.items():
+            images[seed] = open_image(path)
+            data(str(path))
     if len(images) > 1:
-        folder.save_sheet(images)
+        folder.save_sheet([images[seed] for seed in request.seeds])
 
 
 def request_flags(
@@ -237,6 +258,7 @@ generate = command(
             "that of --from-png",
         ),
         *request_flags(_NUM_IMAGES, "image size of the base model"),
+        gpus_flag(),
         *aliased(
             flag(
                 "from_png",

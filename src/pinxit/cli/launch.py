@@ -26,7 +26,7 @@ class StartRanks(Exception):  # noqa: N818 (no error: the command starts again i
 def start_ranks(arguments: Sequence[str], count: int) -> int:
     """Run this command in `count` processes until all end; returns the exit status of rank 0.
 
-    Stop signals are sent on to rank 0, which tells the others. If a process is killed, the others
+    Stop signals are sent on to all. If a process is killed, the others
     end by themselves, and are killed if they do not.
     """
     from torch.distributed import TCPStore
@@ -49,9 +49,14 @@ def start_ranks(arguments: Sequence[str], count: int) -> int:
         )
         for rank in range(count)
     ]
+
+    def forward(number: int, _: object) -> None:
+        for process in processes:
+            process.send_signal(number)
+
     for name in _SIGNALS:
         if hasattr(signal, name):
-            signal.signal(getattr(signal, name), lambda number, _: processes[0].send_signal(number))
+            signal.signal(getattr(signal, name), forward)
     return _wait(processes)
 
 

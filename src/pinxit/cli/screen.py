@@ -43,7 +43,8 @@ def say(*lines: str) -> None:
 
 def data(line: str) -> None:
     """Print a line of output on stdout: unchanged for a program, escaped for a terminal."""
-    print(printable(line) if sys.stdout.isatty() else line, flush=True)
+    if not _QUIET:
+        print(printable(line) if sys.stdout.isatty() else line, flush=True)
 
 
 def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> None:

@@ -27,6 +27,7 @@ from pinxit.images.tensors import to_image
 from pinxit.models.conditioning import Conditioning
 from pinxit.models.device import memory_errors, release_unused_memory
 from pinxit.models.model import Model
+from pinxit.models.ranks import ALONE, Ranks
 from pinxit.progress import Notice
 
 # Images share a batch up to this many latent positions in all, and up to this many images.
@@ -65,11 +66,15 @@ def opened_request(
 
 @torch.no_grad()
 def sample_images(
-    model: Model, request: GenerationRequest, concepts: Sequence[Concept] = ()
+    model: Model,
+    request: GenerationRequest,
+    concepts: Sequence[Concept] = (),
+    ranks: Ranks = ALONE,
 ) -> Generator[Notice | SamplingProgress | GeneratedImage]:
     """Generate the images of a request and yield notices, progress and results.
 
-    The concepts are applied to the model until the generator is closed.
+    The concepts are applied to the model until the generator is closed. Of several processes, each
+    generates its share of the batches, which are those of one process: an image has the same bits.
     """
     request = request.with_defaults(model)
     size = request.size(model)  # a wrong size is reported before anything is done
@@ -79,7 +84,7 @@ def sample_images(
         yield from request_notices(model, request, concepts)
         source_prompts = _source_prompts(request, concepts)
         prompts = _Prompts.encoded(model, request, source_prompts)
-        batches = _seed_batches(model, request, size, len(prompts.branches))
+        batches = ranks.share(_seed_batches(model, request, size, len(prompts.branches)))
         changed = any(concept.has_strength or concept.has_full_weights for concept in concepts)
         number, memory = 0, _MemoryFallback(model, size)
         while number < len(batches):

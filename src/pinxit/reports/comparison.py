@@ -12,6 +12,7 @@ from pinxit.errors import RequestError
 from pinxit.evaluation.judge import NO_ANCHORS, Anchors
 from pinxit.files.atomic_write import check_claim, claim_folder, make_folder, write_text
 from pinxit.models.model import Model
+from pinxit.models.ranks import ALONE, Ranks
 from pinxit.progress import ProgressCallback
 from pinxit.reports.comparison_page import comparison_page
 from pinxit.reports.entrant import Entrant, generated_files
@@ -29,34 +30,43 @@ def evaluate(
     progress: ProgressCallback,
     settings: EvaluationSettings | None = None,
     overrides: Mapping[str, Any] | None = None,
+    ranks: Ranks = ALONE,
 ) -> dict[str, object]:
     """Generate images, measure them, and write `report.html` into `out`; returns the metrics.
 
     Images are kept in `out`, so an interrupted evaluation continues. `overrides` are recipe
-    options that replace those of the runs. RunError if `out` contains other files.
+    options that replace those of the runs. RunError if `out` contains other files. Of several
+    processes, rank 0 writes the report.
     """
-    check_claim(out, KIND, _IMAGES)
+    if ranks.rank == 0:
+        check_claim(out, KIND, _IMAGES)
     entrants = read_entrants(paths, overrides or {})
     bases: dict[object, dict[object, list[Entrant]]] = {}
     for entrant in _with_unique_titles(entrants):
         subjects = bases.setdefault(entrant.subject_key[0], {})
         subjects.setdefault(entrant.subject_key, []).append(entrant)
-    claim_folder(out, KIND)
-    make_folder(out / _IMAGES)
+    if ranks.rank == 0:
+        claim_folder(out, KIND)
+        make_folder(out / _IMAGES)
+    ranks.exchange(None)
     groups: list[SubjectResults] = []
     for subjects in bases.values():
         same_base = list(subjects.values())
         model = open_model(same_base[0][0].recipe)
-        evaluator = Evaluator(model, settings or EvaluationSettings(), out / _IMAGES, progress)
+        evaluator = Evaluator(
+            model, settings or EvaluationSettings(), out / _IMAGES, progress, ranks
+        )
         groups += [
             evaluator.evaluate_subject(rivals, _anchors(rivals[0], entrants))
             for rivals in same_base
         ]
-    write_text(out / REPORT, comparison_page(groups))
     metrics: dict[str, object] = {
         "groups": [group.to_dict() for group in groups],
         "report": str(out / REPORT),
     }
+    if ranks.rank:
+        return metrics
+    write_text(out / REPORT, comparison_page(groups))
     stored = {**metrics, "settings": (settings or EvaluationSettings()).model_dump()}
     write_text(out / METRICS, json.dumps(stored, indent=1))
     write_text(out / TABLE, metrics_table(groups))

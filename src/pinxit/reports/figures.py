@@ -35,6 +35,7 @@ from pinxit.evaluation.scoring import (
 )
 from pinxit.generation.image_cache import ImageCache
 from pinxit.models.model import Model
+from pinxit.models.ranks import ALONE, Ranks
 from pinxit.options import Option, Options
 from pinxit.progress import ProgressCallback
 from pinxit.reports.entrant import Entrant
@@ -189,12 +190,16 @@ def _mean_metrics(results: Sequence[EntrantResult]) -> MetricIntervals:
 
 @dataclass(frozen=True)
 class Evaluator:
-    """Evaluates entrants on a base model; generated images are kept in a folder."""
+    """Evaluates entrants on a base model; generated images are kept in a folder.
+
+    Several processes share the prompts, and then read all images from the folder.
+    """
 
     model: Model
     settings: EvaluationSettings
     folder: Path
     progress: ProgressCallback
+    ranks: Ranks = ALONE
 
     def evaluate_subject(
         self,
@@ -271,6 +276,10 @@ class Evaluator:
         num_images = len(prompt_run.prompt_of_each_image)
         task = f"{title}: {token or 'without the token'}, {num_images} images"
         image_cache = ImageCache(self.folder, [entrant.concept for entrant in entrants])
+        if self.ranks.size > 1:  # each process generates its prompts into the folder
+            own = replace(prompt_run, prompts=tuple(self.ranks.share(prompt_run.prompts)))
+            own.generate(self.model, token, image_cache, task, self.progress)
+            self.ranks.exchange(None)
         return prompt_run.generate(self.model, token, image_cache, task, self.progress)
 
     def _class_prompts(self, prompt_run: PromptRun) -> PromptRun:
