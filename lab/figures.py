@@ -37,6 +37,7 @@ COMMANDS: dict[str, str] = {
     "crops": "python -m lab.images.crops",
     "reliability": "python -m lab.reliability.reliability --kills 1000",
     "learning-unharmed": "python -m lab.speed.learning --precisions int8 fp16",
+    "gradients": "python -m lab.speed.gradients",
     "speed-pocket": "python -m lab.speed --rounds 5 --steps 20 --json -",
     "speed-int8": "python -m lab.speed --base sd15 --methods textual-inversion lora generation "
     "--rounds 2 --steps 3 --precision int8 --json -",

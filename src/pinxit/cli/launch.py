@@ -69,11 +69,9 @@ def _wait(processes: Sequence["subprocess.Popen[bytes]"]) -> int:
             for process in processes:
                 process.kill()
         time.sleep(_POLL)
-    killed = [rank for rank, process in enumerate(processes) if process.returncode < 0]
-    for rank in killed:
-        number = signal.Signals(-processes[rank].returncode)
-        say(f"process {rank} of {len(processes)} was killed by {number.name}")
-    if killed:
-        say("hint: saved steps are not lost: continue with `pinxit train --resume RUN --gpus N`")
+    for rank, process in enumerate(processes):
+        if process.returncode < 0:
+            name = signal.Signals(-process.returncode).name
+            say(f"process {rank} of {len(processes)} was killed by {name}")
     codes = (process.returncode for process in processes)
     return next((code if code > 0 else 128 - code for code in codes if code), 0)

@@ -173,7 +173,8 @@ class Ranks:
             self._connected = False
             raise RunError(
                 f"one of the {self.size} processes has ended, so the others cannot go on",
-                "see the messages above; if there are none it was killed, perhaps for its memory",
+                "if it printed nothing it was killed, perhaps for its memory; "
+                "a run goes on with: pinxit train --resume RUN",
             ) from error
 
 
