@@ -33,6 +33,7 @@ PAGES = (
     "docs/results/interoperability.md",
     "docs/results/scale.md",
     "docs/guides/which-method.md",
+    "docs/guides/several-gpus.md",
 )
 BLOCK = re.compile(r"(<!-- figures: ([a-z-]+) -->\n).*?(<!-- end -->)", re.DOTALL)
 
