@@ -21,6 +21,7 @@ from pinxit.concepts.format import Target
 from pinxit.concepts.formats.comfyui import Comfyui
 from pinxit.concepts.formats.diffusers_lora import DiffusersLora
 from pinxit.concepts.metadata import Provenance
+from pinxit.concepts.programs import outcomes
 from pinxit.concepts.read import read_concept, recognize_format
 from pinxit.errors import ConceptError
 from pinxit.files.open_any import open_any
@@ -231,6 +232,58 @@ def test_joined_layers_are_those_of_comfyui_and_kohya(tmp_path: Path) -> None:
         names = {key.removeprefix(prefix).split(".lora")[0].split(".alpha")[0] for key in written}
         spelled = {n.replace(".", "_") if name == "kohya" else n for n in FLUX}
         assert names == spelled
+
+
+def read_by_comfyui(file: Path, weights: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The weights that ComfyUI has after loading a LoRA, by the facts of its key map and formula.
+
+    Each weight of the authors' code has two names; alpha is divided by the number of rows of the
+    down factor; other keys are left out.
+    """
+    tensors, changed = load_file(file), dict(weights)
+    used: set[str] = set()
+    for name, weight in weights.items():
+        layer = name.removesuffix(".weight")
+        for path, (down, up) in {
+            f"diffusion_model.{layer}": ("lora_A.weight", "lora_B.weight"),
+            f"lora_unet_{layer.replace('.', '_')}": ("lora_down.weight", "lora_up.weight"),
+        }.items():
+            if f"{path}.{up}" in tensors:
+                a, b = tensors[f"{path}.{down}"], tensors[f"{path}.{up}"]
+                alpha = float(tensors[f"{path}.alpha"]) if f"{path}.alpha" in tensors else len(a)
+                changed[name] = weight + b @ a * (alpha / len(a))
+                used |= {f"{path}.{end}" for end in (down, up, "alpha")}
+    assert tensors.keys() <= used
+    return changed
+
+
+@pytest.mark.parametrize("family", ["flux-1", "z-image"])
+def test_comfyui_has_the_same_weights(
+    family: str, opened: Callable[[str], Model], tmp_path: Path
+) -> None:
+    """As the table of programs says; the control is a file without alphas."""
+    model = opened(family)
+    concept = trained(model, "lora", "transformer")
+    table = LayerTable(model.facts.original_layers)
+
+    def original() -> dict[str, Tensor]:
+        state = model.networks["denoiser"].state_dict()
+        weights = {n: t.detach().clone() for n, t in state.items() if n.endswith(".weight")}
+        return table.to_original(weights)
+
+    base = original()
+    with applied(model, concept.adapters(model)):
+        expected = original()
+    for name in ("comfyui", "kohya"):
+        assert outcomes(name, ".safetensors", concept)["ComfyUI"] == "exact"
+        write_in_format(concept, Target(file := tmp_path / f"{name}.safetensors"), name)
+        actual = read_by_comfyui(file, base)
+        assert all(torch.allclose(actual[n], t, atol=1e-6) for n, t in expected.items())
+    tensors = load_file(tmp_path / "kohya.safetensors")
+    without = {n: t for n, t in tensors.items() if not n.endswith("alpha")}
+    save_file(without, tmp_path / "without.safetensors")
+    actual = read_by_comfyui(tmp_path / "without.safetensors", base)
+    assert not all(torch.allclose(actual[n], t, atol=1e-6) for n, t in expected.items())
 
 
 def test_what_cannot_be_joined_is_refused(opened: Callable[[str], Model], tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ from pinxit.adapters.difference_part import DifferencePart
 from pinxit.adapters.lora_part import LoraPart, TimestepLoraPart
 from pinxit.adapters.parts import EmbeddingPart
 from pinxit.concepts.concept import Concept
+from pinxit.concepts.joined_lora import original_table
 from pinxit.concepts.lora_file import alias_texts
 
 # Kinds of adapters; the first that a concept has decides what programs do with it.
@@ -38,7 +39,8 @@ def content_kind(concept: Concept, *, bundled: bool = True) -> str:
         kind = "difference"
     if kind:
         with_embedding = kind in ("lora", "difference") and embeddings and bundled
-        return f"{kind} with embedding" if with_embedding else kind
+        kind = f"{kind} with embedding" if with_embedding else kind
+        return f"{kind} of a transformer" if original_table(concept.parts) else kind
     several = any(len(part.widths) > 1 for part in embeddings)
     return "embedding for two text encoders" if several else "embedding"
 
