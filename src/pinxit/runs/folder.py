@@ -93,10 +93,9 @@ class RunFolder:
         self.recipe = recipe
         self.images: tuple[TrainingImage, ...] = ()
         self.log = TrainingLog(folder / JOURNAL)
-        self.saved_step = 0
+        self.saved_step = self._logged_step = 0
         self.judge: Judge | None = None
         self.preview_now = False
-        self._logged_step = 0
         self._validated_step = -1  # the step of the last validation in the log
         self._disk_full = False
         self._base_hash = ""
@@ -246,9 +245,8 @@ class RunFolder:
             self.log.flush()
             images, inputs = fingerprints(self.images), trainer.inputs()
             manifest = Manifest(trainer.steps_done, self._base_hash, images, inputs)
-            save_checkpoint(
-                self.folder / CHECKPOINTS, state, manifest, self.recipe.checkpoint_every
-            )
+            every = self.recipe.checkpoint_every
+            save_checkpoint(self.folder / CHECKPOINTS, state, manifest, every)
             self._save_concept(trainer)
             self.saved_step = trainer.steps_done
 
