@@ -13,7 +13,15 @@ from pinxit.studio.workspace import Workspace
 
 PORT = 7999
 HOST = f"127.0.0.1:{PORT}"
-FILLED = {"{job}": "000001", "{images}": "000001", "{place:int}": "0", "{step:int}": "1"}
+FILLED = {
+    "{job}": "000001",
+    "{images}": "000001",
+    "{place:int}": "0",
+    "{vote}": "000001",
+    "{round:int}": "0",
+    "{side}": "a",
+    "{step:int}": "1",
+}
 FILLED |= {"{action}": "stop", "{name}": "studio.css"}
 
 

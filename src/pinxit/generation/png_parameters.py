@@ -29,6 +29,11 @@ _SAMPLERS = {
 }
 
 
+def sampler_names() -> dict[str, str]:
+    """The scheduler for each sampler name of AUTOMATIC1111."""
+    return {title: name for name, title in _SAMPLERS.items()} | SCHEDULER_ALIASES
+
+
 def parameters_text(values: Mapping[str, Any], size: tuple[int, int]) -> str:
     """The settings of a request as one text. `values` have the names of a request."""
     settings = {"Steps": values["steps"]}
@@ -63,6 +68,5 @@ def parse_parameters(text: str) -> dict[str, Any] | None:
             continue
     if match := _SIZE.fullmatch(settings.get("Size", "")):
         values |= {"width": int(match[1]), "height": int(match[2])}
-    names = {title: name for name, title in _SAMPLERS.items()} | SCHEDULER_ALIASES
-    scheduler = names.get(settings.get("Sampler", ""), settings.get("Sampler"))
+    scheduler = sampler_names().get(settings.get("Sampler", ""), settings.get("Sampler"))
     return values | ({"scheduler": scheduler} if scheduler in SCHEDULERS else {})

@@ -17,6 +17,7 @@ from pinxit.studio.guard import ENTRY, Guard
 from pinxit.studio.image_table import ImageTable
 from pinxit.studio.media import Media
 from pinxit.studio.pages import Pages
+from pinxit.studio.side_by_side import SideBySide
 from pinxit.studio.workspace import Workspace
 
 MAX_BODY_BYTES = 2**26
@@ -25,7 +26,8 @@ Handler = Callable[[Request], Awaitable[Response]]
 
 def routes(pages: Pages) -> list[tuple[str, str, Handler]]:
     """Method, path and handler of every route. GET changes nothing, but for the entry."""
-    do, table, media = Actions(pages), ImageTable(pages), Media(pages)
+    do, table = Actions(pages), ImageTable(pages)
+    media, side = Media(pages), SideBySide(pages)
     return [
         ("GET", ENTRY, pages.enter),
         ("GET", "/", pages.start),
@@ -47,6 +49,11 @@ def routes(pages: Pages) -> list[tuple[str, str, Handler]]:
         ("GET", "/transfer", pages.generate),
         ("GET", "/compare", pages.compare),
         ("POST", "/compare", do.compare),
+        ("GET", "/side", side.show),
+        ("POST", "/votes", side.start),
+        ("GET", "/votes/{vote}", side.vote),
+        ("POST", "/votes/{vote}", side.choose),
+        ("GET", "/votes/{vote}/{round:int}/{side}", side.image),
         ("GET", "/files", pages.files),
         ("POST", "/files", do.open_file),
         ("POST", "/convert", do.convert),

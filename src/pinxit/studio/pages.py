@@ -15,7 +15,7 @@ from starlette.responses import (
 
 from pinxit.errors import PinxitError, RequestError
 from pinxit.studio.guard import NEW_LINK
-from pinxit.studio.jobs import Job, read_json
+from pinxit.studio.jobs import Job, numbered_folders, read_json
 from pinxit.studio.streams import StatusWatch, job_events, log_end, studio_events
 from pinxit.studio.submit import KINDS
 from pinxit.studio.views import TrainingView, duration
@@ -178,7 +178,8 @@ class Pages:
         """The form of a comparison, and earlier ones."""
         jobs = [job for job in reversed(self.workspace.queue.all()) if job.kind == "compare"]
         concepts = [job for job in self.workspace.concepts() if job.kind == "train"]
-        return self.render("compare.html", {"jobs": jobs, "concepts": concepts})
+        votes = [path.name for path in reversed(numbered_folders(self.workspace.folder / "votes"))]
+        return self.render("compare.html", {"jobs": jobs, "concepts": concepts, "votes": votes})
 
     async def job_stream(self, request: Request) -> Response:
         """The events of a job, as server-sent events."""

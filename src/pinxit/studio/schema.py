@@ -14,6 +14,7 @@ from typing import Any, Literal, get_args, get_origin
 from pydantic.fields import FieldInfo
 
 from pinxit import registry
+from pinxit.generation.png_parameters import sampler_names
 from pinxit.generation.request import GenerationRequest
 from pinxit.options import Options, default_text, limits_text
 from pinxit.training.recipe import Recipe
@@ -44,6 +45,7 @@ def all_options() -> dict[str, Any]:
         "defaults": tomllib.loads(Path(__file__).with_name("defaults.toml").read_text("utf-8")),
         "recipe": option_fields(Recipe, leave_out=_NOT_FOLDED),
         "request": option_fields(GenerationRequest, leave_out=_NOT_FOLDED),
+        "samplers": sampler_names(),
         "methods": methods,
         "controls": controls,
         "formats": formats,

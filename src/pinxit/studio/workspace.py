@@ -34,7 +34,7 @@ CHECK, CROPS = ".check.json", ".crops.json"
 MASK = ".mask.png"
 DEVICE = "device"  # in the folder of a worker: the device that its name stands for
 _KIND = "studio"
-_FOLDERS = ("queue", "runs", "images", "generated", "files", "workers", "keys", "trash")
+_FOLDERS = ("queue", "runs", "images", "generated", "files", "workers", "keys", "trash", "votes")
 _PNG = re.compile(r"[\w][\w \-.]*\.png")
 _CONCEPT_FILE = re.compile(r"[\w][\w \-.]*\.(safetensors|pt|bin|ckpt|pth)")
 _POCKET_SIZE, _USUAL_SIZE = 64, 512
@@ -135,7 +135,7 @@ class Workspace:
 
     def images_of(self, number: str) -> ImageSet:
         """An image set; RequestError if there is none."""
-        return ImageSet(self._numbered("images", number))
+        return ImageSet(self.numbered("images", number))
 
     def new_folder(self, kind: str) -> Path:
         """A new folder with a free number for images or files."""
@@ -265,7 +265,8 @@ class Workspace:
         """Free space on the disk."""
         return shutil.disk_usage(self.folder).free
 
-    def _numbered(self, kind: str, number: str) -> Path:
+    def numbered(self, kind: str, number: str) -> Path:
+        """The folder with this number among images, votes, ...; RequestError if there is none."""
         folder = self.folder / kind / number
         if not is_number(number) or folder.is_symlink() or not folder.is_dir():
             raise RequestError(f"there is nothing with the number {number[:20]!r}", "go back")

@@ -116,55 +116,14 @@ function showChosen() {
 document.addEventListener("change", showChosen);
 showChosen();
 
-// ---- Prompts: ideas, and the tokens of the concepts after <
+// ---- Two images in one place
 
-const prompt = $("[data-complete]"), words = $("#words");
-for (const idea of all("[data-prompt]")) {
-  idea.addEventListener("click", () => { prompt.value = idea.dataset.prompt; prompt.focus(); });
-}
-function insert(word) {
-  const before = prompt.value.slice(0, prompt.selectionStart).replace(/<[^<>\s]*$/, word);
-  prompt.value = before + prompt.value.slice(prompt.selectionEnd);
-  prompt.setSelectionRange(before.length, before.length);
-  words.hidden = true;
-  prompt.focus();
-  for (const box of all("[data-word]")) if (box.dataset.word === word) box.checked = true;
-}
-function complete() {
-  const typed = prompt.value.slice(0, prompt.selectionStart).match(/<[^<>\s]*$/)?.[0];
-  const known = new Set(all("[data-word]").map((box) => box.dataset.word).filter(Boolean));
-  const fitting = typed ? [...known].filter((word) => word.startsWith(typed)) : [];
-  words.hidden = !fitting.length;
-  words.replaceChildren(...fitting.map((word) => {
-    const item = document.createElement("li"), button = document.createElement("button");
-    button.type = "button";
-    button.textContent = word;
-    button.addEventListener("click", () => insert(word));
-    item.append(button);
-    return item;
-  }));
-}
-// The settings that AUTOMATIC1111 writes into its images, pasted as text.
-const A1111 = { Steps: "steps", "CFG scale": "guidance_scale", Seed: "seed" };
-function pasteParameters(event) {
-  const parts = event.clipboardData.getData("text").match(/^([^]*?)(?:\nNegative prompt: ([^]*?))?\n(Steps: .*)$/);
-  if (!parts) return;
-  event.preventDefault();
-  prompt.value = parts[1];
-  const chosen = { negative_prompt: parts[2] || "" };
-  for (const [name, field] of Object.entries(A1111)) {
-    chosen[field] = parts[3].match(new RegExp(`${name}: ([\\d.]+)`))?.[1] || "";
-  }
-  [, chosen.width = "", chosen.height = ""] = parts[3].match(/Size: (\d+)x(\d+)/) || [];
-  for (const [field, value] of Object.entries(chosen)) document.getElementById(field).value = value;
-}
-if (prompt) {
-  prompt.addEventListener("paste", pasteParameters);
-  prompt.addEventListener("input", complete);
-  prompt.addEventListener("keydown", (event) => {
-    if (words.hidden) return;
-    if (event.key === "Escape") words.hidden = true;
-    if (event.key === "ArrowDown") { event.preventDefault(); $("button", words)?.focus(); }
-    if (event.key === "Tab" && !event.shiftKey) { event.preventDefault(); insert($("button", words).textContent); }
+const pairs = $("#pairs"), flip = $("#flip");
+if (flip) {
+  flip.hidden = false;
+  flip.addEventListener("click", () => {  // the left ones, then the right ones, then both again
+    const shows = { "": "left", left: "right", right: "" }[pairs.dataset.shows];
+    pairs.dataset.shows = shows;
+    flip.textContent = { "": "Show in one place", left: "Flip", right: "Show side by side" }[shows];
   });
 }

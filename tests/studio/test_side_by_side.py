@@ -1,0 +1,97 @@
+"""Two steps side by side, the blind vote, and the zip file of a concept."""
+
+import io
+import zipfile
+from pathlib import Path
+
+import pytest
+from PIL import Image
+from starlette.testclient import TestClient
+
+from pinxit.images.tensors import contact_sheet
+from pinxit.runs.events import Preview, to_line
+from pinxit.studio.app import create_app
+from pinxit.studio.jobs import Job
+from pinxit.studio.side_by_side import Vote
+from pinxit.studio.workspace import Workspace
+
+
+@pytest.fixture
+def workspace(tmp_path: Path) -> Workspace:
+    workspace = Workspace(tmp_path / "studio")
+    workspace.create()
+    return workspace
+
+
+@pytest.fixture
+def client(workspace: Workspace) -> TestClient:
+    headers = {"authorization": f"Bearer {workspace.token_for('api')}"}
+    return TestClient(create_app(workspace, 1), "http://127.0.0.1:1", headers=headers)
+
+
+@pytest.fixture
+def training(workspace: Workspace) -> Job:
+    """A training with previews of two steps and a concept file."""
+    recipe = {"token": "<a>", "class_noun": "toy", "kind": "object", "base": "pocket"}
+    job = workspace.queue.add("train", {"recipe": {**recipe, "method": {"name": "lora"}}})
+    run = workspace.folder / "runs" / job.id
+    (run / "previews").mkdir(parents=True)
+    (run / "recipe.toml").write_text("steps = 4\n")
+    (run / "concept.safetensors").write_bytes(b"tensors")
+    lines: list[str] = []
+    for step, color in ((2, "crimson"), (4, "teal")):
+        path = run / "previews" / f"{step:07}.png"
+        contact_sheet([Image.new("RGB", (16, 16), color)] * 4).save(path)
+        lines.append(to_line(Preview(step, path, 0)))
+    (run / "journal.jsonl").write_text("".join(lines))
+    return job
+
+
+def test_two_steps_are_shown_with_their_titles(client: TestClient, training: Job) -> None:
+    page = client.get(f"/side?left={training.id}:2").text
+    assert f"/jobs/{training.id}/previews/2" in page
+    assert f"/jobs/{training.id}/previews/4" in page
+    assert "&lt;a&gt;, step 2, job 1" in page
+
+
+def test_vote_is_blind_and_counts_the_sides(client: TestClient, training: Job) -> None:
+    keys = {"left": f"{training.id}:2", "right": f"{training.id}:4"}
+    answer = client.post("/votes", data=keys)
+    address = answer.url.path
+    left = client.get(f"/jobs/{training.id}/previews/2").content
+    for number in range(8):
+        page = client.get(address).text
+        assert f"Pair {number + 1} of 8" in page
+        main = page[page.index("<main") :]
+        assert "step" not in main.replace("Which step it is from", "")
+        assert f"/jobs/{training.id}" not in main
+        sheets = {side: client.get(f"{address}/{number}/{side}").content for side in "ab"}
+        assert len(set(sheets.values())) == 2
+        choice = next(side for side, sheet in sheets.items() if sheet == left)
+        for _ in range(2):  # pressed twice, it counts once
+            client.post(address, data={"choice": choice, "number": str(number)})
+    page = client.get(address).text
+    assert "You prefer the left one." in page
+    assert "&lt;a&gt;, step 2, job 1</th><td>8<" in page
+    assert client.get(f"{address}/0/a").status_code == 400
+
+
+def test_few_votes_do_not_decide(tmp_path: Path) -> None:
+    vote = Vote(tmp_path, ("000001:1", "000001:2"), [(0, False), (0, True), (1, False)])
+    (tmp_path / "choices.txt").write_text("a\nb\nequal\n")
+    result = vote.result()
+    assert (result["left"], result["right"], result["equal"]) == (2, 0, 1)
+    assert result["sentence"] == "These votes cannot tell them apart."
+    assert result["interval"] == pytest.approx((0.342, 1.0), abs=0.001)  # Wilson, for 2 of 2
+
+
+def test_concept_comes_in_a_zip_file_with_its_card(client: TestClient, training: Job) -> None:
+    answer = client.get(f"/jobs/{training.id}/zip")
+    with zipfile.ZipFile(io.BytesIO(answer.content)) as archive:
+        names = ["concept.safetensors", "README.md", "recipe.toml", "0000002.png"]
+        assert archive.namelist() == names
+        assert archive.read("concept.safetensors") == b"tensors"
+        card = archive.read("README.md").decode()
+    assert "# `<a>`" in card
+    assert "- base model: pocket" in card
+    assert 'pinxit generate "a photo of <a>" --concept concept.safetensors' in card
