@@ -11,10 +11,15 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
+from pinxit.images.tensors import contact_sheet
 from pinxit.pocket import gallery
 from pinxit.pocket.world import held_out_subjects
-from pinxit.studio.workspace import Workspace
+from pinxit.runs.events import Preview, to_line
+from pinxit.studio.intake import check
+from pinxit.studio.jobs import Job
+from pinxit.studio.workspace import ImageSet, Workspace
 
 
 @dataclass
@@ -30,9 +35,9 @@ class Studio:
         return self.link.partition("/enter")[0]
 
 
-def start_studio(folder: Path, *arguments: str) -> Studio:
+def start_studio(folder: Path, device: str = "cpu") -> Studio:
     """Start a studio at a free port, and read its link."""
-    command = [sys.executable, "-m", "pinxit", "studio", str(folder), "--device", "cpu", *arguments]
+    command = [sys.executable, "-m", "pinxit", "studio", str(folder), "--device", device]
     process = subprocess.Popen(
         [*command, "--port", str(free_port())], stderr=subprocess.PIPE, text=True
     )
@@ -41,6 +46,33 @@ def start_studio(folder: Path, *arguments: str) -> Studio:
     link = re.search(r"http://\S+", line)
     assert link, line
     return Studio(Workspace(folder), process, link[0])
+
+
+def add_training(workspace: Workspace) -> Job:
+    """A training that has ended, with previews of two steps and a concept file."""
+    recipe = {"token": "<a>", "class_noun": "toy", "kind": "object", "base": "pocket"}
+    job = workspace.queue.add("train", {"recipe": {**recipe, "method": {"name": "lora"}}})
+    run = workspace.folder / "runs" / job.id
+    (run / "previews").mkdir(parents=True)
+    (run / "recipe.toml").write_text("steps = 4\n")
+    (run / "concept.safetensors").write_bytes(b"tensors")
+    lines: list[str] = []
+    for step, color in ((2, "crimson"), (4, "teal")):
+        path = run / "previews" / f"{step:07}.png"
+        contact_sheet([Image.new("RGB", (16, 16), color)] * 4).save(path)
+        lines.append(to_line(Preview(step, path, 0)))
+    (run / "journal.jsonl").write_text("".join(lines))
+    return job
+
+
+def add_images(workspace: Workspace) -> ImageSet:
+    """A set of two checked images with captions."""
+    images = ImageSet(workspace.new_folder("images"))
+    for number, color in enumerate(("crimson", "teal")):
+        Image.new("RGB", (40, 50), color).save(images.folder / f"{number}.png")
+        (images.folder / f"{number}.txt").write_text(f"a {color} square")
+    check(images.folder, workspace.resolution)
+    return images
 
 
 def free_port() -> int:

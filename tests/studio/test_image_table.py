@@ -13,6 +13,7 @@ from starlette.testclient import TestClient
 from pinxit.studio.app import create_app
 from pinxit.studio.intake import take_in
 from pinxit.studio.workspace import FULL, MASK, REPLACED, ImageSet, Workspace
+from tests.studio.conftest import add_images
 
 
 @pytest.fixture
@@ -30,11 +31,7 @@ def client(workspace: Workspace) -> TestClient:
 
 @pytest.fixture
 def images(workspace: Workspace) -> ImageSet:
-    images = ImageSet(workspace.new_folder("images"))
-    for number, color in enumerate(("crimson", "teal")):
-        Image.new("RGB", (40, 50), color).save(images.folder / f"{number}.png")
-        (images.folder / f"{number}.txt").write_text(f"a {color} square")
-    return images
+    return add_images(workspace)
 
 
 def png(image: Image.Image) -> bytes:

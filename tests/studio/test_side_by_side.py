@@ -5,15 +5,13 @@ import zipfile
 from pathlib import Path
 
 import pytest
-from PIL import Image
 from starlette.testclient import TestClient
 
-from pinxit.images.tensors import contact_sheet
-from pinxit.runs.events import Preview, to_line
 from pinxit.studio.app import create_app
 from pinxit.studio.jobs import Job
 from pinxit.studio.side_by_side import Vote
 from pinxit.studio.workspace import Workspace
+from tests.studio.conftest import add_training
 
 
 @pytest.fixture
@@ -32,19 +30,7 @@ def client(workspace: Workspace) -> TestClient:
 @pytest.fixture
 def training(workspace: Workspace) -> Job:
     """A training with previews of two steps and a concept file."""
-    recipe = {"token": "<a>", "class_noun": "toy", "kind": "object", "base": "pocket"}
-    job = workspace.queue.add("train", {"recipe": {**recipe, "method": {"name": "lora"}}})
-    run = workspace.folder / "runs" / job.id
-    (run / "previews").mkdir(parents=True)
-    (run / "recipe.toml").write_text("steps = 4\n")
-    (run / "concept.safetensors").write_bytes(b"tensors")
-    lines: list[str] = []
-    for step, color in ((2, "crimson"), (4, "teal")):
-        path = run / "previews" / f"{step:07}.png"
-        contact_sheet([Image.new("RGB", (16, 16), color)] * 4).save(path)
-        lines.append(to_line(Preview(step, path, 0)))
-    (run / "journal.jsonl").write_text("".join(lines))
-    return job
+    return add_training(workspace)
 
 
 def test_two_steps_are_shown_with_their_titles(client: TestClient, training: Job) -> None:

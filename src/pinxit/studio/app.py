@@ -26,8 +26,7 @@ Handler = Callable[[Request], Awaitable[Response]]
 
 def routes(pages: Pages) -> list[tuple[str, str, Handler]]:
     """Method, path and handler of every route. GET changes nothing, but for the entry."""
-    do, table = Actions(pages), ImageTable(pages)
-    media, side = Media(pages), SideBySide(pages)
+    do, media, side = Actions(pages), Media(pages), SideBySide(pages)
     return [
         ("GET", ENTRY, pages.enter),
         ("GET", "/", pages.start),
@@ -36,14 +35,6 @@ def routes(pages: Pages) -> list[tuple[str, str, Handler]]:
         ("POST", "/train", do.train),
         ("POST", "/images", do.add_images),
         ("POST", "/texts", do.texts),
-        ("GET", "/images/{images}", table.show),
-        ("POST", "/images/{images}", table.save),
-        ("POST", "/images/{images}/undo", table.undo),
-        ("GET", "/images/{images}/{place:int}", media.thumbnail),
-        ("GET", "/images/{images}/{place:int}/whole", media.whole),
-        ("GET", "/images/{images}/{place:int}/mask", media.mask),
-        ("GET", "/images/{images}/{place:int}/edit", table.editor),
-        ("POST", "/images/{images}/{place:int}/edit", table.edit),
         ("GET", "/generate", pages.generate),
         ("POST", "/generate", do.generate),
         ("GET", "/transfer", pages.generate),
@@ -69,6 +60,21 @@ def routes(pages: Pages) -> list[tuple[str, str, Handler]]:
         ("GET", "/jobs/{job}/report", media.report),
         ("POST", "/jobs/{job}/{action}", do.job_action),
         ("GET", "/static/{name}", media.static),
+        *_image_routes(pages, media),
+    ]
+
+
+def _image_routes(pages: Pages, media: Media) -> list[tuple[str, str, Handler]]:
+    table = ImageTable(pages)
+    return [
+        ("GET", "/images/{images}", table.show),
+        ("POST", "/images/{images}", table.save),
+        ("POST", "/images/{images}/undo", table.undo),
+        ("GET", "/images/{images}/{place:int}", media.thumbnail),
+        ("GET", "/images/{images}/{place:int}/whole", media.whole),
+        ("GET", "/images/{images}/{place:int}/mask", media.mask),
+        ("GET", "/images/{images}/{place:int}/edit", table.editor),
+        ("POST", "/images/{images}/{place:int}/edit", table.edit),
     ]
 
 

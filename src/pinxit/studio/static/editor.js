@@ -9,7 +9,7 @@ const undone = [];
 let changed = false, shown = Boolean(canvas.dataset.mask), start = null, last = null;
 
 const fields = EDGES.map((edge) => document.getElementById(edge));
-const scale = () => canvas.width / image.naturalWidth;
+const scale = () => mask.width / image.naturalWidth;  // the mask may be smaller than the image
 
 function box() {  // in pixels of the whole image; null for the whole image
   const values = fields.map((field) => parseInt(field.value, 10));
@@ -26,18 +26,18 @@ function draw() {
   context.drawImage(image, 0, 0, canvas.width, canvas.height);
   if (shown) {  // what is not in the mask is dark
     const dark = document.createElement("canvas");
-    [dark.width, dark.height] = [canvas.width, canvas.height];
+    [dark.width, dark.height] = [mask.width, mask.height];
     const shade = dark.getContext("2d"), pixels = pencil.getImageData(0, 0, mask.width, mask.height);
     for (let index = 0; index < pixels.data.length; index += 4) {
       pixels.data[index + 3] = (255 - pixels.data[index]) * 0.75;
       pixels.data.fill(0, index, index + 3);
     }
     shade.putImageData(pixels, 0, 0);
-    context.drawImage(dark, 0, 0);
+    context.drawImage(dark, 0, 0, canvas.width, canvas.height);
   }
   const values = box();
   if (!values) return;
-  const [left, top, right, bottom] = values.map((value) => value * scale());
+  const [left, top, right, bottom] = values.map((value) => value * canvas.width / image.naturalWidth);
   for (const [color, width] of [["black", 4], ["white", 2]]) {
     context.strokeStyle = color;
     context.lineWidth = width;
@@ -93,13 +93,13 @@ for (const field of fields) field.addEventListener("input", draw);
 
 const tool = () => $("input[name=tool]:checked").value;
 function place(event) {
-  const area = canvas.getBoundingClientRect(), size = canvas.width / area.width;
+  const area = canvas.getBoundingClientRect(), size = mask.width / area.width;
   return [(event.clientX - area.left) * size, (event.clientY - area.top) * size];
 }
 function stroke(from, to) {
   pencil.strokeStyle = tool() === "add" ? "white" : "black";
   pencil.lineCap = "round";
-  pencil.lineWidth = Math.max(canvas.width, canvas.height) * ($("#brush").valueAsNumber || 8) / 100;
+  pencil.lineWidth = Math.max(mask.width, mask.height) * ($("#brush").valueAsNumber || 8) / 100;
   pencil.beginPath();
   pencil.moveTo(...from);
   pencil.lineTo(...to);
@@ -160,8 +160,8 @@ function load(source) {
   });
 }
 load(canvas.dataset.image).then(async () => {
-  const factor = Math.min(1, MAX_SIDE / Math.max(image.naturalWidth, image.naturalHeight));
-  for (const target of [canvas, mask]) {
+  const fitting = MAX_SIDE / Math.max(image.naturalWidth, image.naturalHeight);
+  for (const [target, factor] of [[canvas, fitting], [mask, Math.min(1, fitting)]]) {
     target.width = Math.max(1, Math.round(image.naturalWidth * factor));
     target.height = Math.max(1, Math.round(image.naturalHeight * factor));
   }

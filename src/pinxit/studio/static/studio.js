@@ -78,9 +78,13 @@ function upload(input) {
     if (error) target.replaceChildren(error); else target.innerHTML = $(`#${target.id}`, page).innerHTML;
   }, () => { target.textContent = "The studio does not answer: choose the images again."; });
 }
-let uploading = Promise.resolve();
+let uploading = Promise.resolve(), pending = 0;
 for (const input of all("input[data-upload]")) {
-  input.addEventListener("change", () => { if (input.files.length) uploading = upload(input); });
+  input.addEventListener("change", () => {
+    if (!input.files.length) return;
+    pending += 1;
+    uploading = upload(input).finally(() => { pending -= 1; });
+  });
 }
 for (const drop of all(".drop")) {
   const input = $("input[type=file]", drop);
@@ -95,9 +99,9 @@ for (const drop of all(".drop")) {
 }
 for (const form of all("form.main")) {
   form.addEventListener("submit", (event) => {  // not before the images are checked
+    if (!pending) return;
     event.preventDefault();
-    const action = event.submitter?.formAction;  // of the button that was pressed
-    uploading.then(() => { if (action) form.action = action; form.submit(); });
+    uploading.then(() => form.requestSubmit(event.submitter));
   });
   form.addEventListener("keydown", (event) => {
     if (event.key === "Enter" && event.ctrlKey) form.requestSubmit();

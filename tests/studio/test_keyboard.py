@@ -1,0 +1,309 @@
+"""Everything by keyboard alone: every control is reached, and every action of every page is done.
+
+The studio has no worker: what is tested are the pages.
+"""
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image, PngImagePlugin
+from playwright.sync_api import Browser, Locator, Page, expect
+
+from pinxit.studio.workspace import FULL, MASK, Workspace
+from tests.studio.conftest import Studio, add_images, add_training, start_studio, wait_for
+from tests.studio.test_browser import DESKTOP, IS_TOO_WIDE, PHONE
+
+pytestmark = pytest.mark.long
+# A radio button stands for its group: Tab stops at one, arrows go to the others.
+CONTROLS = """() => {
+  for (const details of document.querySelectorAll("details")) details.open = true;
+  const kinds = "a[href], button, input, select, textarea, summary, [tabindex='0']";
+  const found = [...document.querySelectorAll(kinds)].filter((element) =>
+    element.checkVisibility() && (element.type !== "radio" || element.checked));
+  found.forEach((element, index) => { element.dataset.index = index; });
+  return found.map((element) => element.outerHTML.slice(0, 90));
+}"""
+FOCUSED = """() => {
+  const active = document.activeElement;
+  return [active.dataset.index ?? "", getComputedStyle(active).outlineStyle !== "none"];
+}"""
+IS_FOCUSED = "element => element === document.activeElement"
+PARAMETERS = "a cat\nNegative prompt: dark\nSteps: 31, Sampler: Euler a, Seed: 7, Size: 96x64"
+
+
+class Keyboard:
+    """A person who has only a keyboard."""
+
+    def __init__(self, page: Page) -> None:
+        self.page = page
+
+    def reach(self, control: Locator) -> None:
+        """Press Tab until a control has the focus."""
+        expect(control).to_be_visible()
+        for _ in range(150):
+            if control.evaluate(IS_FOCUSED):
+                return
+            self.page.keyboard.press("Tab")
+        raise AssertionError(f"Tab does not reach {control}")
+
+    def press(self, role: Any, name: str) -> None:
+        self.reach(self.page.get_by_role(role, name=name).first)
+        self.page.keyboard.press("Enter")
+
+    def write(self, label: str, text: str) -> None:
+        self.reach(self.page.get_by_label(label, exact=True))
+        self.page.keyboard.press("Control+A")
+        self.page.keyboard.type(text)
+
+    def choose(self, selector: str, files: list[Path]) -> None:
+        """Open the file dialog of an input by its key."""
+        self.reach(self.page.locator(selector))
+        with self.page.expect_file_chooser() as opened:
+            self.page.keyboard.press("Space")
+        opened.value.set_files(files)
+
+
+@pytest.fixture(scope="module")
+def studio(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Studio]:
+    """A studio without a worker, with an image set, a training, an image, and texts."""
+    workspace = Workspace(tmp_path_factory.mktemp("keyboard") / "work")
+    workspace.create()
+    images = add_images(workspace)
+    add_training(workspace)
+    generation = workspace.queue.add("generate", {"request": {"prompt": "a <a>"}, "concepts": []})
+    generation.finish()
+    folder = workspace.folder / "generated" / generation.id
+    folder.mkdir()
+    Image.new("RGB", (64, 64), "teal").save(folder / "0000.png")
+    recipe = {"token": "<a>", "base": "pocket", "method": {"name": "lora"}}
+    texts = workspace.queue.add("texts", {"recipe": recipe, "images": images.id})
+    (texts.folder / "report.json").write_text(
+        '{"texts": [{"text": "a <a>", "tokens": ["a", "<a>"], "cut": ""}], "images": '
+        '{"0.png": {"caption": "a crimson square", "texts": [0]},'
+        ' "1.png": {"caption": "", "texts": [0]}}}'
+    )
+    texts.finish()
+    running = start_studio(workspace.folder, "none")
+    yield running
+    running.process.terminate()
+    running.process.wait(30)
+
+
+@pytest.fixture(scope="module")
+def page(studio: Studio, browser: Browser) -> Iterator[Page]:
+    expect.set_options(timeout=60_000)  # a busy machine takes its time to check images
+    context = browser.new_context(viewport=DESKTOP)
+    page = context.new_page()
+    problems: list[str] = []
+    page.on("pageerror", lambda error: problems.append(str(error)))
+    page.on("console", lambda line: problems.append(line.text) if line.type == "error" else None)
+    page.goto(studio.link)
+    page.wait_for_url(re.compile("/library"))
+    yield page
+    assert not problems
+    context.close()
+
+
+@pytest.fixture(scope="module")
+def addresses(page: Page, studio: Studio) -> list[str]:
+    """All pages, also those of this workspace; a blind vote is started for it."""
+    page.goto(f"{studio.address}/side?left=000001:2&right=000001:4")
+    Keyboard(page).press("button", "Vote without names")
+    page.wait_for_url(re.compile("/votes/"))
+    names = ["library", "train", "train?images=000001", "generate", "transfer", "compare", "files"]
+    names += ["queue", "jobs/000001", "jobs/000002", "jobs/000003", "images/000001"]
+    names += ["images/000001/0/edit", "side", "votes/000001"]
+    return [f"{studio.address}/{name}" for name in names]
+
+
+def test_tab_reaches_every_control_of_every_page_and_shows_where_it_is(
+    page: Page, addresses: list[str]
+) -> None:
+    for address in addresses:
+        page.goto(address)
+        controls: list[str] = page.evaluate(CONTROLS)
+        reached = set[str]()
+        for _ in range(len(controls) + 5):
+            page.keyboard.press("Tab")
+            index, outlined = page.evaluate(FOCUSED)
+            if index:
+                assert outlined, (address, controls[int(index)])
+                reached.add(index)
+        missed = [text for index, text in enumerate(controls) if str(index) not in reached]
+        assert not missed, (address, missed)
+
+
+def test_pages_are_accessible_in_both_themes_at_both_widths(
+    page: Page, browser: Browser, addresses: list[str]
+) -> None:
+    from axe_playwright_python.sync_playwright import Axe
+
+    cookies = page.context.cookies()
+    for theme in ("light", "dark"):
+        for size in (PHONE, DESKTOP):
+            context = browser.new_context(viewport=size, color_scheme=theme)
+            context.add_cookies(cookies)
+            other = context.new_page()
+            for address in addresses:
+                other.goto(address)
+                other.evaluate("document.querySelectorAll('details').forEach(d => d.open = true)")
+                found = Axe().run(other).response["violations"]
+                assert not found, (
+                    address,
+                    theme,
+                    [(v["id"], v["nodes"][0]["html"]) for v in found],
+                )
+                assert not other.evaluate(IS_TOO_WIDE), (address, size)
+            context.close()
+
+
+def test_training_is_queued_stopped_and_continued(
+    page: Page, studio: Studio, eight_images: list[Path]
+) -> None:
+    keys = Keyboard(page)
+    page.goto(f"{studio.address}/library")
+    keys.press("link", "Train")
+    page.wait_for_url(re.compile("/train"))
+    keys.choose("#files", eight_images[:3])
+    expect(page.get_by_text("3 images", exact=True)).to_be_visible()
+    keys.write("A noun for it", "toy")
+    keys.reach(page.get_by_role("radio", name="textual-inversion"))
+    page.keyboard.press("ArrowDown")
+    keys.write("New word, the placeholder token", "<keys>")
+    page.keyboard.press("Control+Enter")
+    page.wait_for_url(re.compile("/jobs/"))
+    job = studio.workspace.queue.all()[-1]
+    assert job.options["recipe"]["token"] == "<keys>"
+    assert job.options["recipe"]["method"]["name"] != "textual-inversion"
+    keys.press("button", "Stop and keep")
+    wait_for(lambda: job.state == "stopped")
+    keys.press("button", "Continue")
+    wait_for(lambda: job.state == "waiting")
+    page.goto(f"{studio.address}/queue")
+    keys.press("button", "Stop")
+    wait_for(lambda: job.state == "stopped")
+    page.goto(f"{studio.address}/jobs/{job.id}")
+    keys.press("button", "Move to the trash")
+    wait_for(lambda: job not in studio.workspace.queue.all())
+
+
+def test_captions_crop_and_mask(page: Page, studio: Studio) -> None:
+    keys, images = Keyboard(page), studio.workspace.images_of("000001")
+    page.goto(f"{studio.address}/images/{images.id}")
+    keys.reach(page.get_by_text("Change all captions"))
+    page.keyboard.press("Enter")
+    keys.write("Put before every caption", "photo of")
+    page.keyboard.press("Control+Enter")
+    expect(page.get_by_label("Caption of 0.png")).to_have_value("photo of a crimson square")
+    keys.press("button", "Undo the last change of captions")
+    expect(page.get_by_label("Caption of 0.png")).to_have_value("a crimson square")
+    keys.press("link", "Crop and mask of 0.png")
+    page.locator("#canvas[data-ready]").wait_for()
+    keys.reach(page.get_by_role("img", name="0.png with its rectangle and mask"))
+    for key in ("ArrowRight", "ArrowRight", "Shift+ArrowUp", "Enter"):
+        page.keyboard.press(key)
+    edges = [page.locator(f"#{edge}").input_value() for edge in ("left", "top", "right", "bottom")]
+    assert edges == ["12", "13", "32", "37"]
+    expect(page.locator("#mask-state")).to_have_text("The mask shows 24% of the image.")
+    page.keyboard.press("Delete")
+    expect(page.locator("#mask-state")).to_contain_text("No mask")
+    keys.press("button", "Undo")
+    keys.press("button", "Save")
+    page.wait_for_url(re.compile(f"/images/{images.id}$"))
+    with (
+        Image.open(images.folder / FULL / f"0{MASK}") as mask,
+        Image.open(images.files[0]) as image,
+    ):
+        assert (mask.size, image.size) == ((40, 50), (20, 24))
+        assert mask.getbbox() == (12, 13, 32, 37)
+
+
+def test_mask_is_painted_and_crop_dragged_with_the_mouse(page: Page, studio: Studio) -> None:
+    images = studio.workspace.images_of("000001")
+    page.goto(f"{studio.address}/images/{images.id}/1/edit")
+    canvas = page.locator("#canvas[data-ready]")
+
+    def drag(*points: tuple[float, float]) -> None:
+        canvas.scroll_into_view_if_needed()
+        area = canvas.bounding_box()
+        assert area
+        places = [
+            (area["x"] + x * area["width"], area["y"] + y * area["height"]) for x, y in points
+        ]
+        page.mouse.move(*places[0])
+        page.mouse.down()
+        for place in places[1:]:
+            page.mouse.move(*place)
+        page.mouse.up()
+
+    drag((0.25, 0.2), (0.75, 0.8))
+    assert page.locator("#left").input_value() == "10"
+    assert page.locator("#bottom").input_value() == "40"
+    page.get_by_label("Dragging paints the mask").check()
+    drag((0.3, 0.5), (0.7, 0.5))
+    expect(page.locator("#mask-state")).to_contain_text("The mask shows")
+    page.get_by_role("button", name="Save").click()
+    page.wait_for_url(re.compile(f"/images/{images.id}$"))
+    with Image.open(images.files[1]) as image:
+        assert image.size == (20, 30)
+    assert 0 < images.checks["images"][1]["mask_share"] < 0.5
+
+
+def test_prompt_settings_and_unknown_words(page: Page, studio: Studio, tmp_path: Path) -> None:
+    keys = Keyboard(page)
+    page.goto(f"{studio.address}/generate")
+    keys.write("Prompt", "a <b> and <")
+    expect(page.locator("#unknown")).to_contain_text("<b> is not the token of a concept here")
+    page.keyboard.press("ArrowDown")
+    page.keyboard.press("Enter")
+    expect(page.get_by_label("Prompt", exact=True)).to_have_value("a <b> and <a>")
+    info = PngImagePlugin.PngInfo()
+    info.add_text("parameters", PARAMETERS)
+    Image.new("RGB", (8, 8)).save(tmp_path / "old.png", pnginfo=info)
+    keys.choose("#restore", [tmp_path / "old.png"])
+    expect(page.get_by_label("Prompt", exact=True)).to_have_value("a cat")
+    expected = {"negative_prompt": "dark", "steps": "31", "scheduler": "euler-a", "seed": "7"}
+    expected |= {"width": "96", "height": "64", "guidance_scale": ""}
+    assert {name: page.locator(f"#{name}").input_value() for name in expected} == expected
+    expect(page.locator("#unknown")).to_be_hidden()
+    page.keyboard.press("Control+Enter")
+    page.wait_for_url(re.compile("/jobs/"))
+    request = studio.workspace.queue.all()[-1].options["request"]
+    assert (request["prompt"], request["scheduler"], request["seed"]) == ("a cat", "euler-a", 7)
+
+
+def test_dropped_png_restores_its_settings(page: Page, studio: Studio, tmp_path: Path) -> None:
+    info = PngImagePlugin.PngInfo()
+    info.add_itxt("parameters", PARAMETERS.replace("a cat", "ein Kätzchen"))
+    Image.new("RGB", (8, 8)).save(tmp_path / "old.png", pnginfo=info)
+    page.goto(f"{studio.address}/generate")
+    page.evaluate(
+        """(bytes) => {
+          const data = new DataTransfer();
+          data.items.add(new File([new Uint8Array(bytes)], "old.png", { type: "image/png" }));
+          document.body.dispatchEvent(new DragEvent("drop", { dataTransfer: data, bubbles: true }));
+        }""",
+        list((tmp_path / "old.png").read_bytes()),
+    )
+    expect(page.get_by_label("Prompt", exact=True)).to_have_value("ein Kätzchen")
+
+
+def test_two_steps_are_flipped_and_voted_on(page: Page, studio: Studio) -> None:
+    keys = Keyboard(page)
+    page.goto(f"{studio.address}/jobs/000001")
+    keys.press("link", "Compare two steps side by side")
+    left, right = page.locator("svg.left").first, page.locator("svg.right").first
+    keys.press("button", "Show in one place")
+    expect(right).to_be_hidden()
+    keys.press("button", "Flip")
+    expect(left).to_be_hidden()
+    expect(right).to_be_visible()
+    keys.press("button", "Vote without names")
+    page.wait_for_url(re.compile("/votes/"))
+    for number in range(1, 9):
+        expect(page.get_by_text(f"Pair {number} of 8")).to_be_visible()
+        keys.press("button", ("A is better", "B is better", "No difference")[number % 3])
+    expect(page.get_by_text("These votes cannot tell them apart.")).to_be_visible()
