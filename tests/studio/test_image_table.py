@@ -70,7 +70,7 @@ def test_captions_are_changed_together_and_undone(client: TestClient, images: Im
 def test_mask_is_drawn_cropped_and_removed_but_never_lost(
     client: TestClient, images: ImageSet
 ) -> None:
-    crop = {"left": "10", "top": "0", "right": "40", "bottom": "50"}
+    crop = {"crop": "on", "left": "10", "top": "0", "right": "40", "bottom": "50"}
     address = f"/images/{images.id}/0/edit"
     # Half the size, as the canvas of a large image is.
     answer = client.post(address, data=crop, files={"mask": ("m.png", half_mask((20, 25)))})
@@ -104,7 +104,7 @@ def test_image_that_is_not_used_takes_its_mask_along(client: TestClient, images:
 
 
 def test_wrong_crop_is_an_error_in_words(client: TestClient, images: ImageSet) -> None:
-    answer = client.post(f"/images/{images.id}/0/edit", data={"left": "many"})
+    answer = client.post(f"/images/{images.id}/0/edit", data={"crop": "on", "left": "many"})
     assert answer.status_code == 400
     assert "a crop is four numbers, not &#39;many" in answer.text
 

@@ -187,6 +187,7 @@ def test_training_is_queued_stopped_and_continued(
     wait_for(lambda: job.state == "stopped")
     page.goto(f"{studio.address}/jobs/{job.id}")
     keys.press("button", "Move to the trash")
+    page.wait_for_url(re.compile("/library"))
     wait_for(lambda: job not in studio.workspace.queue.all())
 
 
@@ -211,6 +212,8 @@ def test_captions_crop_and_mask(page: Page, studio: Studio) -> None:
     page.keyboard.press("Delete")
     expect(page.locator("#mask-state")).to_contain_text("No mask")
     keys.press("button", "Undo")
+    keys.reach(page.get_by_label("Crop the image to this rectangle"))
+    page.keyboard.press("Space")
     keys.press("button", "Save")
     page.wait_for_url(re.compile(f"/images/{images.id}$"))
     with (
@@ -242,6 +245,7 @@ def test_mask_is_painted_and_crop_dragged_with_the_mouse(page: Page, studio: Stu
     drag((0.25, 0.2), (0.75, 0.8))
     assert page.locator("#left").input_value() == "10"
     assert page.locator("#bottom").input_value() == "40"
+    page.get_by_label("Crop the image to this rectangle").check()
     page.get_by_label("Dragging paints the mask").check()
     drag((0.3, 0.5), (0.7, 0.5))
     expect(page.locator("#mask-state")).to_contain_text("The mask shows")
@@ -306,4 +310,4 @@ def test_two_steps_are_flipped_and_voted_on(page: Page, studio: Studio) -> None:
     for number in range(1, 9):
         expect(page.get_by_text(f"Pair {number} of 8")).to_be_visible()
         keys.press("button", ("A is better", "B is better", "No difference")[number % 3])
-    expect(page.get_by_text("These votes cannot tell them apart.")).to_be_visible()
+    expect(page.get_by_role("link", name="Look at both")).to_be_visible()

@@ -41,18 +41,12 @@ class ImageTable:
         return self.pages.render("images.html", values)
 
     async def save(self, request: Request) -> Response:
-        """Change captions, crops and which images are used."""
+        """Change captions and which images are used."""
         images, form = self._images(request), await form_of(request)
         values = texts_of(form)
         captions = _captions(images)
         changed = {name: _edited(text, name, values) for name, text in captions.items()}
         _write_captions(images, captions, changed)
-        crops = dict(images.crops)
-        for path in images.files:
-            text = values.get(f"crop:{path.name}")
-            if text is not None and (text.strip() or path.name in crops):
-                crops[path.name] = _box(text)
-        write_text(images.folder / CROPS, json.dumps(crops))
         _set_used(images, set(form.getlist("use")), set(form.getlist("back")))
         return await self._checked(images)
 
@@ -76,7 +70,7 @@ class ImageTable:
         images, form = self._images(request), await form_of(request)
         path = at_place(images.files, request)
         edges = [str(form.get(name, "")) for name in ("left", "top", "right", "bottom")]
-        crops = {**images.crops, path.name: _box(" ".join(edges))}
+        crops = {**images.crops, path.name: _box(" ".join(edges) if "crop" in form else "")}
         write_text(images.folder / CROPS, json.dumps(crops))
         if masks := uploads(form, "mask"):
             make_folder(images.folder / INCOMING)

@@ -139,7 +139,8 @@ class JobQueue:
 
     def add(self, kind: JobKind, options: Mapping[str, Any]) -> Job:
         """Queue a new job. It is there completely or not at all, even if the process is killed."""
-        folder = new_numbered_folder(self.folder)
+        trash = self.folder.parent / "trash" / self.folder.name  # its numbers are not free
+        folder = new_numbered_folder(self.folder, trash)
         text = json.dumps({"kind": kind, "options": dict(options)}, indent=1)
         write_text(folder / _OPTIONS, text)
         return self.get(folder.name)
@@ -194,10 +195,11 @@ def numbered_folders(parent: Path) -> list[Path]:
     return sorted(path for path in parent.iterdir() if is_number(path.name))
 
 
-def new_numbered_folder(parent: Path) -> Path:
-    """Make a folder with the next free number."""
+def new_numbered_folder(parent: Path, *others: Path) -> Path:
+    """Make a folder with the next number that is free here and in other folders."""
     make_folder(parent)
-    number = max((int(path.name) for path in numbered_folders(parent)), default=0)
+    folders = [path for place in (parent, *others) for path in numbered_folders(place)]
+    number = max((int(path.name) for path in folders), default=0)
     while True:
         number += 1
         with suppress(FileExistsError):  # another process has just taken the number

@@ -80,7 +80,6 @@ function clear() {
 $("#add").addEventListener("click", () => fillBox("white"));
 $("#remove").addEventListener("click", () => fillBox("black"));
 $("#clear").addEventListener("click", clear);
-$("#whole").addEventListener("click", () => { for (const field of fields) field.value = ""; draw(); });
 $("#undo").addEventListener("click", () => {
   if (!undone.length) return;
   let pixels;
