@@ -26,12 +26,17 @@ class Scores:
         return {"pictures": self.num_images, "likeness": likeness, "right": dict(self.accuracy)}
 
 
-def score_images(generated: Sequence[LabImage], scales: Mapping[str, Scale], eyes: Eyes) -> Scores:
+def score_images(
+    generated: Sequence[LabImage],
+    scales: Mapping[str, Scale],
+    eyes: Eyes,
+    asked: tuple[str, ...] = ATTRIBUTES,
+) -> Scores:
     """Score images on each scale, and by whether they show the attributes of their prompts."""
     images = [image.image for image in generated]
     prompts = [image.prompt.target_text for image in generated]
     accuracy: dict[str, float] = {}
-    for name, attributes in (*((name, (name,)) for name in ATTRIBUTES), ("all", ATTRIBUTES)):
+    for name, attributes in (*((name, (name,)) for name in asked), ("all", asked)):
         metric = registry.load("metrics", "pocket-attributes")(eyes=eyes, questions=attributes)
         accuracy[name] = fmean(score == 1 for score in metric.score(images, (), prompts))
     likeness = {name: scale.score(images) for name, scale in scales.items()}

@@ -1,5 +1,7 @@
 """Held-out styles trained by each method: similarity to the style, and leaks of training images.
 
+Four styles have a render pass of their own, "drawn 0" and so on are points of the space of styles.
+
 Each style is trained from five captioned images and applied to sixteen objects, one of each class.
 Results are kept in the work folder, so an interrupted measurement continues. The last line on
 stdout is JSON.
@@ -33,7 +35,7 @@ from pinxit.models.open_base import open_base
 from pinxit.pocket import gallery
 from pinxit.pocket.captions import PLACE_PHRASES
 from pinxit.pocket.eyes import Eyes
-from pinxit.pocket.world import BACKGROUNDS, CLASSES, HELD_OUT_STYLES
+from pinxit.pocket.world import BACKGROUNDS, CLASSES, HELD_OUT_DRAWN, HELD_OUT_STYLES
 from pinxit.training.plan import TrainingPlan
 from pinxit.training.recipe import Recipe
 
@@ -68,7 +70,7 @@ class Experiment:
     @property
     def folder(self) -> Path:
         """The folder with its training images, run and scores."""
-        return self.args.work / f"{self.style}-{self.way.replace(' ', '-')}"
+        return self.args.work / f"{self.style}-{self.way}".replace(" ", "-")
 
     def prompts(self) -> list[Prompt]:
         """The prompts; without the token they describe the style in words, or not at all."""
@@ -133,7 +135,8 @@ def _measure(lab: Lab, eyes: Eyes, experiment: Experiment, file: Path) -> Row:
     generated, trained = generate_images(lab, experiment)
     images = [image.image for image in generated]
     scales = scales_of(experiment.style)
-    scores = score_images(generated, scales, eyes).to_dict()
+    asked = ATTRIBUTES if experiment.style in STYLE_PROMPTS else ATTRIBUTES[:-1]
+    scores = score_images(generated, scales, eyes, asked).to_dict()
     nearest = registry.load("metrics", "nearest")().score(images, scales["gram"].references, ())
     experiment.folder.mkdir(parents=True, exist_ok=True)
     contact_sheet([image.resize((128, 128)) for image in images], 8).save(file.with_suffix(".png"))
@@ -173,7 +176,7 @@ def summary(rows: dict[str, list[Row]]) -> dict[str, dict[str, object]]:
         for row in some:
             figures.setdefault(row["style"], {})[way] = {
                 "caught": {name: score["share"] for name, score in row["likeness"].items()},
-                "right": {name: row["right"][name] for name in (*ATTRIBUTES, "all")},
+                "right": row["right"],
                 **{name: row[name] for name in ("leaked", "nearest", "pictures", "seconds")},
             }
     return figures
@@ -182,7 +185,8 @@ def summary(rows: dict[str, list[Row]]) -> dict[str, dict[str, object]]:
 def main() -> None:
     """Run all experiments; progress goes to stderr."""
     parser = argument_parser(__doc__, "build/styles")
-    parser.add_argument("--styles", nargs="+", default=HELD_OUT_STYLES, help="held-out styles")
+    styles = (*HELD_OUT_STYLES, *HELD_OUT_DRAWN[:4])
+    parser.add_argument("--styles", nargs="+", default=styles, help="held-out styles")
     parser.add_argument("--methods", nargs="*", default=METHODS, help="training methods")
     parser.add_argument("--count", type=int, default=1, help="images for each of 16 objects")
     parser.add_argument("--base", default="pocket", help="base model: name or folder")
@@ -191,7 +195,11 @@ def main() -> None:
     lab, eyes = Lab(open_base(args.base), print_progress, args.count), Eyes.load()
     ways = ("rendered", "photos", "base", "in words", *args.methods)
     rows = {
-        way: [run_experiment(lab, eyes, Experiment(style, way, args)) for style in args.styles]
+        way: [
+            run_experiment(lab, eyes, Experiment(style, way, args))
+            for style in args.styles
+            if way != "in words" or style in STYLE_PROMPTS
+        ]
         for way in ways
     }
     print(json.dumps(summary(rows)))

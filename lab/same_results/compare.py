@@ -10,6 +10,7 @@ import json
 import os
 import platform
 import shlex
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -24,11 +25,14 @@ from pathlib import Path
 from lab.same_results.commands import CHAINS, Command
 from lab.same_results.inputs import write_inputs
 from lab.same_results.manifest import Difference, Manifest, Result, differences, file_hashes, result
+from pinxit.pocket import package
 
 ROOT = Path(__file__).resolve().parents[2]
 FIRST_VERSION = "efab1db"
 _WORKERS = 2
 _LIBRARIES = ("torch", "diffusers", "transformers", "peft", "safetensors", "numpy", "pillow")
+# Both versions use the weights of pocket in this source tree: it is the code that is compared.
+_WEIGHTS = Path("src/pinxit/pocket/weights")
 _LOADED_FROM = "import pinxit; print(pinxit.__file__)"
 
 
@@ -61,6 +65,7 @@ def baseline(rev: str, names: Sequence[str]) -> Manifest:
     """The manifest of a revision, from the cache if it was recorded on such a machine before."""
     commit = _git("rev-parse", "--short=12", f"{rev}^{{commit}}")
     key = f"{commit}-{_digest(_cpu_model())[:8]}-{version('torch')}-{_commands_hash(names)}"
+    key += f"-{package.digest(ROOT / _WEIGHTS)[:8]}"
     file = cache_folder() / f"{key}.json"
     if not file.is_file():
         with worktree(commit) as source:
@@ -70,11 +75,13 @@ def baseline(rev: str, names: Sequence[str]) -> Manifest:
 
 @contextmanager
 def worktree(rev: str) -> Generator[Path]:
-    """A temporary git worktree of a revision; it is removed at the end."""
+    """A temporary git worktree of a revision with today's pocket; it is removed at the end."""
     with tempfile.TemporaryDirectory(prefix="pinxit-worktree-") as folder:
         source = Path(folder) / "source"
         _git("worktree", "add", "--detach", str(source), rev)
         try:
+            shutil.rmtree(source / _WEIGHTS)
+            shutil.copytree(ROOT / _WEIGHTS, source / _WEIGHTS)
             yield source
         finally:
             _git("worktree", "remove", "--force", str(source))

@@ -24,7 +24,7 @@ from pinxit.pocket import (
 SHARDS, VIEW_SHARDS = data.TRAIN_SHARDS, 8
 STYLE_SHARDS = {data.NAMED_STYLE_SEED: 16, data.DRAWN_STYLE_SEED: 4}
 ROUND_TRIPS = {1: 6, 3: 3, **dict.fromkeys(STYLE_SHARDS, 2)}  # shards by their seed
-DECODER_STEPS, PAINTER_STEPS = 700, 17_500
+DECODER_STEPS, PAINTER_STEPS, SHARP_STEPS = 700, 17_500, 700
 
 
 def stages(work: Path, seconds: float, device: str, size: str) -> Iterator[Iterator[str]]:
@@ -38,6 +38,9 @@ def stages(work: Path, seconds: float, device: str, size: str) -> Iterator[Itera
     text_run = text_training.text_trainer(work, tokenizer, device)
     yield text_training.train_text(text_run, work, seconds)
     yield painter.train(painter.painting(work, PAINTER_STEPS, device, size), work, seconds)
+    steps = DECODER_STEPS + SHARP_STEPS
+    decoder, soften = autoencoder.decoder(work, steps, device), painter.softener(work, device, size)
+    yield autoencoder.train(decoder, work, steps, seconds, soften)
     yield _sent_round(work, device)
     eyes_run = eyes_training.eyes_trainer(work, tokenizer, device)
     yield eyes_training.train_eyes(eyes_run, work, seconds)

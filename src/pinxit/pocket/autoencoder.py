@@ -5,7 +5,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -18,13 +19,17 @@ from torch.nn import functional as F
 
 from pinxit.pocket import data
 from pinxit.pocket.state import Trainer, halves
+from pinxit.pocket.world import Scene
+
+# Latents (N, 6, 16, 16), their scenes and the step, to latents as the U-Net leaves them.
+Soften = Callable[[Tensor, list[Scene], int], Tensor]
 
 CHANNELS = (16, 32, 64)
 LATENTS = 6
 BATCH = 8
 LEAVES = 1  # of a batch, pictures with the statistics of photographs
 KL_WEIGHT = 1e-4
-SHARPNESS = 4.0  # weight of the error of high frequencies' amplitudes, for the decoder alone
+SHARPNESS = 6.0  # weight of the error of high frequencies' amplitudes, for the decoder alone
 FINE = (16, 32)  # radii of those frequencies, in periods across an image
 WHOLE = 5_000  # steps of encoder and decoder together; then the decoder alone
 
@@ -82,15 +87,23 @@ def amplitudes(x: Tensor) -> Tensor:
     return torch.fft.rfft2(x, norm="ortho").abs()[..., band.to(x.device)]
 
 
-def loss(vae: AutoencoderKL, x: Tensor, noise: torch.Generator, sharpness: float = 0.0) -> Tensor:
+def loss(
+    vae: AutoencoderKL,
+    x: Tensor,
+    noise: torch.Generator,
+    sharpness: float = 0.0,
+    soften: Callable[[Tensor], Tensor] | None = None,
+) -> Tensor:
     """Pixel errors, absolute and squared, errors of edges, and a touch of KL.
 
     A decoder that only minimises errors leaves out what it cannot place, so its images are soft;
-    with `sharpness` it must have as much of high frequencies as there was, wherever they are.
+    with `sharpness` it must have as much of high frequencies as there was, wherever they are. With
+    `soften` it does so for latents like those that the U-Net generates.
     """
     with halves(x.device):
         posterior = vae.encode(x).latent_dist
-        y = vae.decode(posterior.sample(noise)).sample.float()
+        latents = posterior.sample(noise)
+        y = vae.decode(soften(latents) if soften else latents).sample.float()
     error = y - x
     edges = (error[..., 1:, :] - error[..., :-1, :]).abs().mean()
     edges = edges + (error[..., 1:] - error[..., :-1]).abs().mean()
@@ -124,26 +137,41 @@ def trained(folder: Path, device: str = "cpu") -> AutoencoderKL:
     return vae.requires_grad_(False).eval()
 
 
-def train(run: Trainer, folder: Path, steps: int, seconds: float) -> Iterator[str]:
-    """Train `whole` or `decoder` for a chunk of time; yields a line of figures now and then."""
+def train(
+    run: Trainer, folder: Path, steps: int, seconds: float, soften: Soften | None = None
+) -> Iterator[str]:
+    """Train `whole` or `decoder` for a chunk of time; yields a line of figures now and then.
+
+    With `soften`, the first half of each batch has latents as the U-Net leaves them.
+    """
     vae = run.network
     assert isinstance(vae, AutoencoderKL)
     name = run.path.stem
     sharpness = 0.0 if vae.encoder.conv_in.weight.requires_grad else SHARPNESS
-    shards = [data.load(path) for path in sorted((folder / "shards").glob("shard-1-*.npz"))]
+    seeds = (1, data.NAMED_STYLE_SEED) if soften else (1,)
+    paths = [p for seed in seeds for p in sorted((folder / "shards").glob(f"shard-{seed}-*.npz"))]
+    shards = [(data.load(path), data.scenes_of(path) if soften else []) for path in paths]
     for step in run.chunk(seconds, steps):
         rng = np.random.default_rng((21, step))
-        shard = shards[int(rng.integers(len(shards)))]
-        images = shard.images[rng.integers(len(shard.images), size=BATCH - LEAVES)]
+        shard, scenes = shards[int(rng.integers(len(shards)))]
+        rows = rng.integers(len(shard.images), size=BATCH - LEAVES)
+        images = shard.images[rows]
         leaves = np.stack([dead_leaves(rng) for _ in range(LEAVES)])
         x = pixels(np.concatenate([images, leaves]))
         x = x.to(vae.device, memory_format=torch.channels_last)
         noise = torch.Generator(vae.device).manual_seed(step)
-        value = loss(vae, x, noise, sharpness)
+        first = [scenes[i] for i in rows[: BATCH // 2]] if soften else []
+        value = loss(vae, x, noise, sharpness, soften and partial(_first, soften, first, step))
         run.learn(value)
         if step % 100 == 0:
             yield f"{name} {step}/{steps} loss {value.item():.4f}"
     yield f"{name} {run.step}/{steps}"
+
+
+@torch.no_grad()
+def _first(soften: Soften, scenes: list[Scene], step: int, latents: Tensor) -> Tensor:
+    count = len(scenes)
+    return torch.cat([soften(latents[:count], scenes, step).to(latents), latents[count:]])
 
 
 @torch.no_grad()

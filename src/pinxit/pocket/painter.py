@@ -33,6 +33,7 @@ GROUND_FIRST = 700  # steps that show mostly plain ground
 STYLED_SHARE = 0.5  # share drawn from named styles of the space, where there are shards of it
 FULLER = 0.5  # share drawn from fuller scenes alone, until the rate falls
 SCALE = "scale.txt"  # in the work folder: what brings the latents to a deviation of one
+SOFT_TIMES = (20, 300)  # timesteps from which the U-Net predicts latents for the decoder
 SCHEDULE = {
     "num_train_timesteps": 1000,
     "beta_start": 0.00085,
@@ -166,6 +167,32 @@ def condition(text: CLIPTextModel, tokenizer: CLIPTokenizer, captions: list[str]
     """The text encoder's states (N, 32, width) for captions, padded as Stable Diffusion does."""
     tokens = tokenizer(captions, padding="max_length", truncation=True, return_tensors="pt")
     return text(tokens.input_ids.to(text.device)).last_hidden_state
+
+
+def softener(folder: Path, device: str = "cpu", size: str = "small") -> autoencoder.Soften:
+    """What makes latents as soft as generated ones: the U-Net's prediction from a little noise.
+
+    A decoder that is trained on these learns to sharpen what it will be given.
+    """
+    tokenizer = text_training.open_tokenizer(folder)
+    text = text_training.trained_text(folder, tokenizer, device)
+    network = painting(folder, 1, device, size).averaged().requires_grad_(False)
+    alphas = DDPMScheduler(**SCHEDULE).alphas_cumprod.to(device)
+    scale = float((folder / SCALE).read_text())
+
+    def soften(latents: Tensor, scenes: list[Scene], step: int) -> Tensor:
+        random = torch.Generator().manual_seed(step)
+        t = torch.randint(*SOFT_TIMES, (len(latents),), generator=random).to(device)
+        noise = torch.randn(latents.shape, generator=random).to(device)
+        a = alphas[t][:, None, None, None]
+        noisy = a.sqrt() * latents.float() * scale + (1 - a).sqrt() * noise
+        captions = [caption(scene, np.random.default_rng((44, step)), 0.9) for scene in scenes]
+        states = condition(text, tokenizer, captions)
+        with halves(noisy.device):
+            guess = network(noisy, t, encoder_hidden_states=states).sample.float()
+        return (noisy - (1 - a).sqrt() * guess) / a.sqrt() / scale
+
+    return soften
 
 
 def painting(folder: Path, steps: int, device: str = "cpu", size: str = "small") -> Trainer:
