@@ -46,7 +46,13 @@ _PORT = 6399
 _BATCH = 16
 _OPTIONS = ("--class-noun=robot", "--steps=2", "--batch-size=1", "--preview-every=0", "--json")
 _WITH_RAY = ("--engine=ray", "--workers=2", f"--address=127.0.0.1:{_PORT}")
-_ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "RAY_USAGE_STATS_ENABLED": "0"}
+_ENVIRONMENT = {
+    **os.environ,
+    "OMP_NUM_THREADS": "1",
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_AUTH_MODE": "token",
+    "RAY_worker_niceness": "0",  # as nice as the bare processes
+}
 
 
 def parse_args() -> argparse.Namespace:

@@ -198,7 +198,7 @@ def test_a_subject_that_kills_its_worker_is_named_and_the_others_are_trained(
     (tmp_path / "out" / "bee" / "journal.jsonl").write_text("")
     found = errors(events_of(group, tmp_path / "out", engine))
     assert list(found) == ["bee"]
-    assert "has died 3 times" in found["bee"]
+    assert "its worker has died 3 times" in found["bee"]
     assert sorted(name for names in engine.trained for name in names) == sorted({*NAMES} - {"bee"})
     log = (tmp_path / "out" / "bee" / "journal.jsonl").read_text()
     assert RunFailure.__name__ in log
@@ -246,7 +246,7 @@ def test_the_command_prints_json_lines(
     assert main([*words, f"--out={tmp_path / 'out'}"]) == 2
     out, err = capsys.readouterr()
     lines = [json.loads(line) for line in out.splitlines()]
-    trained = {line["subject"]: line["concept"] for line in lines if line["type"] == "trained"}
+    trained = {line["subject"]: line["path"] for line in lines if line["type"] == "trained"}
     assert set(trained) == {*NAMES} - {"bee"}
     assert all(Path(concept).is_file() for concept in trained.values())
     assert [line["subject"] for line in lines if line["type"] == "left_out"] == ["bee"]
@@ -257,3 +257,30 @@ def test_the_command_prints_json_lines(
     assert len(capsys.readouterr().out.splitlines()) == 4
     assert main([*words, f"--out={tmp_path / 'out'}", "--engine=proceses"]) == 2
     assert "did you mean processes?" in capsys.readouterr().err
+
+
+def test_images_of_all_concepts_are_those_of_generate(
+    group: RunGroup, nano: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    two = group.model_copy(update={"subjects": dict(list(group.subjects.items())[:2])})
+    folder, out = tmp_path / "runs", tmp_path / "images"
+    assert errors(events_of(two, folder, local(folder))) == {}
+    words = ["generate-many", str(folder), "a photo of {}", "--steps=1", f"--out={out}"]
+    assert main([*words, "--num-images=2"]) == 0
+    assert sorted(capsys.readouterr().out.split()) == [str(out / "ape"), str(out / "bee")]
+    assert {path.relative_to(out).as_posix() for path in out.rglob("*.png")} == {
+        *("ape/0.png", "ape/1.png", "bee/0.png", "bee/1.png")
+    }
+    alone = [f"--base={nano}", f"--concept={folder / 'bee'}", "--seed=1", "--num-images=1"]
+    one = tmp_path / "one.png"
+    assert main(["generate", "a photo of <bee>", *alone, "--steps=1", f"--out={one}"]) == 0
+    assert np.array_equal(np.asarray(Image.open(one)), np.asarray(Image.open(out / "bee/1.png")))
+    (out / "ape" / "0.png").unlink()
+    (folder / "ape" / "concept.safetensors").unlink()
+    before = (out / "bee" / "1.png").stat().st_mtime_ns
+    capsys.readouterr()
+    assert main([*words, "--num-images=2"]) == 2
+    said = capsys.readouterr()
+    assert "1 of 2 subjects were not generated: ape" in said.err
+    assert said.out.split() == [str(out / "bee")]
+    assert (out / "bee" / "1.png").stat().st_mtime_ns == before

@@ -36,6 +36,7 @@ for _name, _target, _help in (
     ("train-many", "train:many", "Train concepts of many subjects, several at once."),
     ("check", "check:check", "Check training images before training."),
     ("generate", "generate:generate", "Generate images from a prompt."),
+    ("generate-many", "fleet:generate_many", "Generate with all concepts of a train-many."),
     ("transfer", "transfer:transfer", "Generate from an image and a prompt."),
     ("evaluate", "evaluate:evaluate", "Measure concepts and write a report."),
     ("runs", "library:runs", "List the runs in a folder."),

@@ -1,63 +1,119 @@
-"""`pinxit train-many` with workers: a line for each worker and the totals, or JSON lines."""
+"""`pinxit train-many` with workers, and `generate-many`: a line for each worker, or JSON lines."""
 
 import json
 import time
+from collections.abc import Callable, Generator
 from contextlib import closing
 from dataclasses import asdict
+from inspect import Parameter
 from pathlib import Path
 
+from pinxit.cli.flags import Values, command, device_flag, flag, flags, positional
+from pinxit.cli.generate import parse_size
 from pinxit.cli.opening import Opening
 from pinxit.cli.screen import bars, data, say, stoppable
 from pinxit.errors import PinxitError, RunError
 from pinxit.evaluation.networks import fetch_networks
+from pinxit.generation.request import GenerationRequest
 from pinxit.progress import Progress, ProgressCallback
-from pinxit.runs.fleet import FleetEvent, FleetOptions, prepare_folder, train_fleet
-from pinxit.runs.fleet_worker import Ended, Setup, Status
+from pinxit.runs.fleet import (
+    Engine,
+    FleetEvent,
+    FleetOptions,
+    generate_fleet,
+    prepare_folder,
+    train_fleet,
+)
+from pinxit.runs.fleet_worker import Ended, Generation, Setup, Status
 from pinxit.runs.many import RunGroup
 from pinxit.runs.reader import result_file
 
+_OUT = Path("generated")
+# Options that follow from each run, or that all concepts cannot share.
+_NO_FLAGS = frozenset({"prompt", "concepts", "width", "height", "controls"})
+_OF_RUN = frozenset({"base", "vae", "text_encoders", "precision"})
 _JSON_EVERY = 1.0  # seconds between JSON lines of progress
+
+
+def fleet_flags() -> list[Parameter]:
+    """The flags of commands that share their work among workers."""
+    about = "print what happens as JSON lines, one for each event"
+    return [*flags(FleetOptions, group="Workers"), flag("json", bool, about, "False")]
 
 
 def train_by_workers(
     group: RunGroup, folder: Path, opening: Opening, options: FleetOptions, *, as_json: bool
 ) -> None:
     """Start or continue the runs of a folder; print the path of each concept, or JSON lines."""
-    recipe = next(iter(group.subjects.values()))
-    if recipe.base != "pocket":
+    if next(iter(group.subjects.values())).base != "pocket":
         fetch_networks(opening.judges)
     prepare_folder(folder, group)
     engine = options.open(Setup(folder.resolve(), opening.device))
-    display = _Display(folder, engine.workers, len(group.subjects), as_json=as_json)
-    resume = "continue with the same command"
+    display = _Display("trained", lambda name: result_file(folder / name), group, as_json=as_json)
+    _show(train_fleet(engine, group, folder, options), engine, display, folder)
+
+
+def _generate_many(given: Values) -> None:
+    folder, out, as_json = given["runs"], given.get("out", _OUT), given.get("json", False)
+    values = GenerationRequest.chosen(given)
+    if "size" in given:
+        values["width"], values["height"] = parse_size(given["size"])
+    generation = Generation(GenerationRequest.model_validate(values), out.resolve())
+    options = FleetOptions.model_validate(FleetOptions.chosen(given))
+    group = RunGroup.open(folder)
+    engine = options.open(Setup(folder.resolve(), given.get("device")))
+    display = _Display("generated", lambda name: out / name, group, as_json=as_json)
+    events = generate_fleet(engine, group, folder, generation, options)
+    _show(events, engine, display, out)
+
+
+generate_many = command(
+    [
+        positional("runs", Path, "folder of a train-many"),
+        positional("prompt", str, "text prompt in quotes; {} is the token of each subject"),
+        flag("size", str, "image size in pixels: 64 or 96x64", "that of the base model"),
+        *flags(GenerationRequest, _NO_FLAGS | _OF_RUN),
+        device_flag(),
+        flag("out", Path, "folder for a folder of images for each subject", str(_OUT)),
+        *fleet_flags(),
+    ],
+    _generate_many,
+)
+
+
+def _show(events: Generator[FleetEvent], engine: Engine, display: "_Display", folder: Path) -> None:
+    """Show all events; RunError if subjects are left out."""
+    display.workers = [Status(0, 0, "waiting") for _ in range(engine.workers)]
+    again = "continue with the same command"
     try:
-        fleet = closing(train_fleet(engine, group, folder, options))
-        with stoppable(), bars() as progress, fleet as events:
+        with stoppable(), bars() as progress, closing(events):
             for event in events:
                 display.show(event, progress)
     except KeyboardInterrupt:
-        say(f"stopped; what was trained is saved in {folder}", f"hint: {resume}")
+        say(f"stopped; what is done is in {folder}", f"hint: {again}")
         raise
-    say(f"trained {display.trained} subjects in {folder}")
-    if display.left_out:
-        names = sorted(display.left_out)
+    say(f"{display.verb} {display.done} subjects in {folder}")
+    if names := sorted(display.left_out):
         shown = ", ".join(names[:20]) + (f" and {len(names) - 20} more" if names[20:] else "")
         raise RunError(
-            f"{len(names)} of {display.total} subjects were not trained: {shown}",
-            f"correct the errors above, then {resume}",
+            f"{len(names)} of {display.total} subjects were not {display.verb}: {shown}",
+            f"correct the errors above, then {again}",
         )
 
 
 class _Display:
     """Shows what the workers do: a line for each and the totals, or JSON lines."""
 
-    def __init__(self, folder: Path, workers: int, total: int, *, as_json: bool) -> None:
-        self.folder = folder
+    def __init__(
+        self, verb: str, result: Callable[[str], Path], group: RunGroup, *, as_json: bool
+    ) -> None:
+        self.verb = verb
+        self.result = result
         self.as_json = as_json
-        self.workers = [Status(0, 0, "waiting") for _ in range(workers)]
+        self.workers: list[Status] = []
         self.restarts = 0
-        self.total = total
-        self.trained = 0
+        self.total = len(group.subjects)
+        self.done = 0
         self.left_out: dict[str, PinxitError] = {}
         self._next_line = 0.0
 
@@ -69,20 +125,20 @@ class _Display:
             case (number, Status() as status):
                 self.workers[number] = status
             case (_, Ended(name, None)):
-                self._show_trained(name)
+                self._show_done(name)
             case (_, Ended(name, error)) if error:
                 self._show_left_out(name, error)
             case (number, _):
                 self._show_restart(number)
         self._show_progress(progress)
 
-    def _show_trained(self, name: str) -> None:
-        self.trained += 1
-        concept = str(result_file(self.folder / name))
+    def _show_done(self, name: str) -> None:
+        self.done += 1
+        path = str(self.result(name))
         if self.as_json:
-            self._write("trained", subject=name, concept=concept)
+            self._write(self.verb, subject=name, path=path)
         else:
-            data(concept)
+            data(path)
 
     def _show_left_out(self, name: str, error: PinxitError) -> None:
         self.left_out[name] = error
@@ -96,7 +152,7 @@ class _Display:
         self._write("restart", worker=number + 1)
 
     def _show_progress(self, progress: ProgressCallback) -> None:
-        done = self.trained + len(self.left_out)
+        done = self.done + len(self.left_out)
         counts = {"left out": len(self.left_out), "restarts": self.restarts}
         note = ", ".join(f"{count} {what}" for what, count in counts.items() if count)
         progress(Progress("subjects", done, self.total, note))

@@ -75,7 +75,7 @@ def _request(given: Values) -> tuple[GenerationRequest, list[Concept]]:
     options = GenerationRequest.chosen(given)
     typed, allowed = frozenset(options), given.get("allow_download", False)
     if "size" in given:
-        options["width"], options["height"] = _parse_size(given["size"])
+        options["width"], options["height"] = parse_size(given["size"])
     if "from_png" in given:
         png: Path = given["from_png"]
         stored = GenerationRequest.from_png(png).model_dump(exclude_none=True)
@@ -117,7 +117,7 @@ def check_downloads(
         check_consent(names, origin, "to download it, add --base {name} or --allow-download")
 
 
-def _parse_size(text: str) -> tuple[int, int]:
+def parse_size(text: str) -> tuple[int, int]:
     """Width and height from `64` or `64x48`."""
     match = re.fullmatch(r"(\d+)(?:x(\d+))?", text)
     if not match:

@@ -22,7 +22,7 @@ from pinxit.cli.flags import (
     positional,
     positional_option,
 )
-from pinxit.cli.fleet import train_by_workers
+from pinxit.cli.fleet import fleet_flags, train_by_workers
 from pinxit.cli.opening import Opening
 from pinxit.cli.screen import bars, data, say, stoppable
 from pinxit.errors import RecipeError, RunError
@@ -102,8 +102,7 @@ def _many_flags() -> list[Argument]:
         *aliased(flag("class_noun", str, _CLASS_NOUN, "that of the table"), "class_name"),
         *flags(Recipe, leave_out=_PER_SUBJECT),
         *flags(RunGroup, leave_out=frozenset({"subjects"})),
-        *flags(FleetOptions, group="Workers"),
-        flag("json", bool, "print what happens as JSON lines, one for each event", "False"),
+        *fleet_flags(),
         flag("out", Path, "folder for the runs; must be new", "runs/SUBJECTS"),
         flag("resume", Path, "folder of runs of the same subjects, to continue them", "none"),
     ]

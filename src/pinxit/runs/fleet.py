@@ -9,6 +9,7 @@ import re
 from collections import Counter, deque
 from collections.abc import Generator, Iterable, Iterator, Sequence
 from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 from typing import Protocol
 
@@ -20,14 +21,24 @@ from pinxit.files.atomic_write import make_folder, waiting_lock, write_text
 from pinxit.files.untrusted import read_untrusted_text
 from pinxit.options import Option, Options
 from pinxit.runs.events import RunFailure
-from pinxit.runs.fleet_worker import Done, Ended, Member, Message, Setup, Status, Task, Unusable
+from pinxit.runs.fleet_worker import (
+    Done,
+    Ended,
+    Generation,
+    Member,
+    Message,
+    Setup,
+    Status,
+    Task,
+    Unusable,
+)
 from pinxit.runs.groups import GroupMember, plan_groups
 from pinxit.runs.journal import TrainingLog
 from pinxit.runs.many import RunGroup
 from pinxit.runs.reader import JOURNAL
 
 _GROUPS = "groups.json"
-_SURVEY = 32  # subjects in one task that finds out how to group them
+_SURVEY = 32  # subjects in one task that finds out how to group them, or generates
 _ATTEMPTS = 3  # a group may end its worker so often, then its subjects are tried alone
 
 
@@ -146,6 +157,21 @@ def train_fleet(
                 yield number, message
 
 
+def generate_fleet(
+    engine: Engine, group: RunGroup, folder: Path, generation: Generation, options: FleetOptions
+) -> Generator[FleetEvent]:
+    """Generate images with the concept of each run of a folder; those that exist stay."""
+    names = list(group.subjects)
+    parts = [names[start : start + _SURVEY] for start in range(0, len(names), _SURVEY)]
+    own = options.part_of(parts)
+    yield sum(map(len, own))
+    tasks = (replace(_task(group, part), generation=generation) for part in own)
+    with closing(engine):
+        for number, message in _Tasks(engine, tasks, folder).messages():
+            if not isinstance(message, Member):
+                yield number, message
+
+
 def _task(group: RunGroup, names: Iterable[str], *, survey: bool = False) -> Task:
     return Task({name: group.subjects[name] for name in names}, survey)
 
@@ -195,15 +221,15 @@ class _Tasks:
             self._retries.append(task)
             return
         if len(names) > 1:
-            self._retries += [Task({name: task.subjects[name]}, task.survey) for name in names]
+            self._retries += [replace(task, subjects={n: task.subjects[n]}) for n in names]
             return
         error = RunError(
-            f"the process that trains it has died {_ATTEMPTS} times",
+            f"its worker has died {_ATTEMPTS} times",
             "look for a reason in the system's log; too little memory is a common one",
         )
         for name in names:
             log = self.folder / name / JOURNAL
-            if log.is_file():
+            if log.is_file() and not task.generation:
                 TrainingLog(log).append(RunFailure(error))
             yield Ended(name, error)
 

@@ -9,15 +9,18 @@ from pathlib import Path
 
 import torch
 
+from pinxit.concepts.read import ConceptReference
 from pinxit.errors import PinxitError, RunError
-from pinxit.files.atomic_write import check_regular, is_locked, remove
+from pinxit.files.atomic_write import check_regular, is_locked, make_folder, remove
+from pinxit.generation.request import GenerationRequest
+from pinxit.generation.sample import generate_images
 from pinxit.models.device import AUTO
 from pinxit.models.model import Model
 from pinxit.models.open_base import open_base
 from pinxit.runs.events import RunFailure
 from pinxit.runs.groups import GroupMember
 from pinxit.runs.many import group_member
-from pinxit.runs.reader import BEST, CONCEPT
+from pinxit.runs.reader import BEST, CONCEPT, result_file
 from pinxit.runs.run import Run, train_together
 from pinxit.training.recipe import Recipe
 from pinxit.training.step_result import StepResult
@@ -40,11 +43,23 @@ class Setup:
 
 
 @dataclass(frozen=True)
+class Generation:
+    """What to generate with each concept: {} in the prompt is its token. Folders are in `out`."""
+
+    request: GenerationRequest
+    out: Path
+
+
+@dataclass(frozen=True)
 class Task:
-    """Subjects to train in one batch, or with `survey` only to find out how to group them."""
+    """Subjects to train in one batch, or what else to do with them.
+
+    With `survey`, only to find out how to group them; with `generation`, to generate images.
+    """
 
     subjects: Mapping[str, Recipe]
     survey: bool = False
+    generation: Generation | None = None
 
 
 @dataclass(frozen=True)
@@ -102,7 +117,8 @@ class Worker:
             return
         ended: set[str] = set()
         try:
-            with closing((self._survey if task.survey else self._train)(model, task)) as messages:
+            work = self._generate if task.generation else self._train
+            with closing((self._survey if task.survey else work)(model, task)) as messages:
                 for message in messages:
                     if isinstance(message, Ended):
                         ended.add(message.name)
@@ -129,6 +145,16 @@ class Worker:
         for name, recipe in task.subjects.items():
             try:
                 yield Member(group_member(model, self._run(name, recipe)))
+            except PinxitError as error:
+                yield Ended(name, error)
+
+    def _generate(self, model: Model, task: Task) -> Generator[Message]:
+        for number, (name, recipe) in enumerate(task.subjects.items()):
+            yield Status(number, len(task.subjects), name)
+            try:
+                if task.generation:
+                    generate_with(model, self.setup.folder / name, recipe, task.generation)
+                yield Ended(name)
             except PinxitError as error:
                 yield Ended(name, error)
 
@@ -162,6 +188,22 @@ class Worker:
                 if time.monotonic() >= next_status:
                     next_status = time.monotonic() + _STATUS_EVERY
                     yield Status(sum(steps.values()), total, _shortened(names.values()))
+
+
+def generate_with(model: Model, run: Path, recipe: Recipe, generation: Generation) -> None:
+    """Generate the images of a run that are not there yet, as RUN/SEED.png in `generation.out`."""
+    request, out = generation.request, generation.out / run.name
+    files = {seed: out / f"{seed}.png" for seed in request.seeds}
+    if all(file.is_file() for file in files.values()):
+        return
+    prompt = request.prompt.replace("{}", recipe.token)
+    models = {"base": recipe.base, "vae": recipe.vae}
+    concept = ConceptReference(result_file(run))
+    request = request.model_copy(update={"prompt": prompt, "concepts": (concept,), **models})
+    images = generate_images(model, request, [concept.open()])
+    make_folder(out)
+    for image in images:
+        image.save(files[image.request.seed])
 
 
 def return_to_common_step(runs: Sequence[Run]) -> None:

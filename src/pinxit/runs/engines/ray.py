@@ -4,9 +4,10 @@ import logging
 import os
 from collections.abc import Generator, Iterator
 from dataclasses import replace
+from importlib import import_module
 from typing import Any
 
-from pinxit.errors import RequestError, RunError
+from pinxit.errors import RequestError, RunError, first_line
 from pinxit.runs.fleet_worker import Done, Message, Setup, Task, Worker
 
 # What a cluster says that is not for the user: usage statistics, and warnings about settings.
@@ -18,17 +19,19 @@ class Ray:
 
     def __init__(self, setup: Setup, workers: int | None = None, address: str | None = None):
         try:
-            import ray
+            ray: Any = import_module("ray")
         except ImportError as error:
             raise RequestError("Ray is not installed", "pip install 'pinxit[ray]'") from error
         os.environ.update({**_QUIET, **os.environ})
         try:
             ray.init(address, log_to_driver=False, logging_level=logging.ERROR)
-        except ConnectionError as error:
+        except (ConnectionError, ray.exceptions.RayError) as error:
             raise RunError(
-                f"there is no Ray cluster at {address}", "start one: ray start --head"
+                f"Ray cannot be used at {address or 'this machine'}: {first_line(error)}",
+                "start a cluster with `ray start --head`, and use its address and its token "
+                "(RAY_AUTH_MODE=token)",
             ) from error
-        self._ray: Any = ray
+        self._ray = ray
         gpus = 0 if setup.device == "cpu" else int(ray.cluster_resources().get("GPU", 0))
         self.workers = workers or gpus or 1
         machines = [int(node["Resources"].get("CPU", 0)) for node in ray.nodes() if node["Alive"]]
