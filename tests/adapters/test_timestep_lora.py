@@ -15,9 +15,10 @@ from pinxit.adapters.lora_part import LoraConfig, LoraPart, TimestepLoraPart
 from pinxit.adapters.parts import AliasPart
 from pinxit.concepts.concept import Concept
 from pinxit.concepts.conversion import convert_concept
+from pinxit.concepts.lora_tools import merge_loras
 from pinxit.concepts.metadata import Provenance
 from pinxit.concepts.programs import outcomes
-from pinxit.concepts.read import read_concept, write_concept
+from pinxit.concepts.read import ConceptReference, read_concept, write_concept
 from pinxit.errors import ConceptError, RecipeError
 from pinxit.models.model import Model
 from pinxit.runs.reader import result_file
@@ -168,3 +169,10 @@ def test_options_that_do_not_fit_are_refused(
     recipe = Recipe.model_validate({**table, "class_noun": "toy", "steps": 1})
     with pytest.raises(RecipeError, match="min-rank"):
         train_run(model, recipe, tmp_path / "run")
+
+
+def test_it_is_not_merged_with_other_loras(model: Model, tmp_path: Path) -> None:
+    own = tmp_path / "own.safetensors"
+    write_concept(Concept((adapter_of(model).part(),), Provenance.from_metadata("<t>", {})), own)
+    with pytest.raises(ConceptError, match="depends on the timestep"):
+        merge_loras([ConceptReference(own)])

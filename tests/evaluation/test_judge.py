@@ -72,7 +72,8 @@ def test_dreambench_has_25_prompts_for_each() -> None:
 
 
 def test_suitable_prompt_sets() -> None:
-    assert suitable_set("stuffed animal", style=False, pocket=False) == "living"
+    assert suitable_set("stuffed animal", style=False, pocket=False) == "objects"
+    assert suitable_set("wild animal", style=False, pocket=False) == "living"
     assert suitable_set("running shoe", style=False, pocket=False) == "objects"
     assert suitable_set("painting", style=True, pocket=False) == "styles"
     assert suitable_set("dog", style=False, pocket=True) == "pocket-objects"

@@ -16,14 +16,15 @@ from pinxit.cli import evaluate as evaluate_command
 from pinxit.cli import main
 from pinxit.errors import RequestError, RunError
 from pinxit.evaluation.confidence import Interval
-from pinxit.evaluation.prompt_sets import prompt_set
+from pinxit.evaluation.prompt_sets import prompt_set, suitable_set
 from pinxit.models.model import Model
 from pinxit.models.open_base import open_base
+from pinxit.pocket import gallery
 from pinxit.progress import Progress
 from pinxit.reports.comparison import evaluate
-from pinxit.reports.dreambench import class_nouns
+from pinxit.reports.dreambench import class_nouns, dreambench, write_comparison
 from pinxit.reports.entrant import Entrant
-from pinxit.reports.figures import EvaluationSettings
+from pinxit.reports.figures import REAL, EvaluationSettings
 from pinxit.reports.pages import (
     GridColumn,
     LossPlot,
@@ -332,6 +333,69 @@ def test_a_benchmark_takes_all_options_from_a_recipe(
     assert (name, one.token, one.class_noun, one.steps) == ("rex", "<rex>", "dog", 4)
     assert (one.lr_schedule, one.base, one.method.name) == ("cosine", str(nano), "lora")
     assert one.method.model_dump()["rank"] == 3
+
+
+def test_dreambench_has_30_subjects_of_15_classes() -> None:
+    """Section 4.1 of arXiv:2208.12242: 21 objects and 9 live subjects."""
+    classes = dreambench()["classes"]
+    assert (len(classes), len(set(classes.values()))) == (30, 15)
+    sets = [suitable_set(noun, style=False, pocket=False) for noun in classes.values()]
+    assert (sets.count("objects"), sets.count("living")) == (21, 9)
+
+
+def test_means_over_subjects_are_beside_published_ones(tmp_path: Path) -> None:
+    def group(dino: float, real: float) -> dict[str, Any]:
+        figures = {"raw dino": {"value": dino}, "raw clip-t": {"value": 0.3}}
+        run = {"method": "dreambooth", "figures": figures}
+        return {"base": "sd", "anchors": {REAL: {"raw dino": {"value": real}}}, "runs": {"x": run}}
+
+    text = write_comparison({"groups": [group(0.6, 0.7), group(0.8, 0.9)]}, tmp_path)
+    assert (tmp_path / "dreambench.md").read_text(encoding="utf-8") == text
+    rows = [[c.strip() for c in line.strip("| ").split(" | ")] for line in text.splitlines()]
+    cells = {row[0]: row[1:] for row in rows}
+    paper = "dreambooth, Stable Diffusion (arXiv:2208.12242, table 1)"
+    assert cells[paper] == ["30", "0.668", "0.803", "0.305"]
+    ours = cells["**dreambooth, sd, measured here**"]
+    assert ours == ["2", "0.700 (0.600 to 0.800)", "-", "0.300 (0.300 to 0.300)"]
+    assert cells[f"**{REAL}, measured here**"][1].startswith("0.800")
+
+
+@pytest.mark.long
+def test_dreambench_s_protocol_from_end_to_end(
+    settings: EvaluationSettings, nano: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """pocket's subjects under the names of two of DreamBench's, with small random networks."""
+    for number, name in enumerate(("dog", "rc_car")):
+        folder = tmp_path / "dataset" / name
+        folder.mkdir(parents=True)
+        for place, exhibit in enumerate(gallery.other_pictures(number, distractor=False)[:4]):
+            exhibit.image(64).save(folder / f"{place:02}.jpg")
+    networks = ["--dino", str(settings.dino_model), "--clip", str(settings.clip_model)]
+    typed = ["evaluate", "--benchmark", str(tmp_path / "dataset"), "--protocol", "dreambench"]
+    typed += ["--learning-steps", "1", "--steps", "1", "--base", str(nano), *networks, "--json"]
+    assert main([*typed, "--out", str(tmp_path / "out")]) == 0
+    shown = capfd.readouterr()
+    groups = json.loads(shown.out.splitlines()[-1])["groups"]
+    assert [group["class_noun"] for group in groups] == ["dog", "toy"]
+    assert [group["pictures"] for group in groups] == [100, 100]
+    assert "a dog wearing a red hat" in [p.format("dog") for p in groups[0]["prompts"]]
+    assert "a toy floating on top of water" in [p.format("toy") for p in groups[1]["prompts"]]
+    table = (tmp_path / "out" / "dreambench.md").read_text(encoding="utf-8")
+    assert table in shown.err
+    runs = [run for group in groups for run in group["runs"].values()]
+    mean = sum(run["figures"]["raw dino"]["value"] for run in runs) / 2
+    (line,) = [
+        line for line in table.splitlines() if line.startswith("| **textual-inversion, nano,")
+    ]
+    assert f"| 2 | {mean:.3f} (" in line
+
+
+@pytest.mark.parametrize("typed", [["--protocol", "dreambench"], ["--protocol", "dreambnch"]])
+def test_a_protocol_needs_its_name_and_its_subjects(
+    typed: list[str], capfd: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["evaluate", *typed]) == 2
+    assert "dreambench" in capfd.readouterr().err
 
 
 @pytest.mark.long

@@ -15,7 +15,8 @@ from pinxit.adapters.difference_part import DifferencePart
 from pinxit.adapters.kinds.weight_difference import WeightDifference
 from pinxit.adapters.parts import EmbeddingPart
 from pinxit.concepts.conversion import convert_concept
-from pinxit.concepts.read import read_concept
+from pinxit.concepts.lora_tools import merge_loras
+from pinxit.concepts.read import ConceptReference, read_concept
 from pinxit.errors import PinxitError, RecipeError
 from pinxit.models.model import Model
 from pinxit.runs.reader import result_file
@@ -108,6 +109,23 @@ def test_a_run_resumes_exactly_and_its_concept_is_converted(
     kohya = read_concept(tmp_path / "kohya.safetensors")
     (stored,) = [part for part in kohya.parts if isinstance(part, DifferencePart)]
     assert all(torch.equal(stored.tensors[n], t) for n, t in difference.tensors.items())
+
+
+def test_several_concepts_are_merged_into_one_file(
+    model: Model, pictures: Path, tmp_path: Path
+) -> None:
+    runs = [
+        train_run(
+            model, recipe(pictures).model_copy(update={"token": token}), tmp_path / token[1:3]
+        )
+        for token in ("<one>", "<two>")
+    ]
+    files = [result_file(run.folder) for run in runs]
+    merged, _ = merge_loras([ConceptReference(file) for file in files])
+    assert merged.tokens == ["<one>", "<two>"]
+    (difference,) = [part for part in merged.parts if isinstance(part, DifferencePart)]
+    one, two = (read_concept(file).parts[1].tensors for file in files)
+    assert all(torch.equal(t, one[n] + two[n]) for n, t in difference.tensors.items())
 
 
 @pytest.mark.parametrize("option", [{"train_text_encoder": True}, {"rare_token": "qf"}])

@@ -19,13 +19,13 @@ from pinxit.cli.flags import (
 from pinxit.cli.opening import Opening
 from pinxit.cli.screen import bars, data, say, stoppable
 from pinxit.cli.train_run import train_group
-from pinxit.errors import RequestError
+from pinxit.errors import RequestError, did_you_mean
 from pinxit.evaluation.networks import fetch_networks
 from pinxit.models.ranks import Ranks
 from pinxit.options import read_toml
 from pinxit.reports.comparison import REPORT
 from pinxit.reports.comparison import evaluate as evaluate_concepts
-from pinxit.reports.dreambench import open_or_create
+from pinxit.reports.dreambench import open_or_create, write_comparison
 from pinxit.reports.figures import EvaluationSettings
 
 _OUT = Path("evaluation")
@@ -38,6 +38,8 @@ _ALIASES = {
     "learning_steps": "training_steps",
 }
 _BENCHMARK, _METHOD = "Training a benchmark", "textual-inversion"
+# DreamBench's number of images for each prompt.
+_PROTOCOL, _PROTOCOL_IMAGES = "dreambench", 4
 
 
 def _evaluate(given: Values) -> None:
@@ -48,7 +50,9 @@ def _evaluate(given: Values) -> None:
 
 def _evaluate_in(ranks: Ranks, opening: Opening, given: Values) -> None:
     out = given.get("out", _OUT)
-    settings = EvaluationSettings.model_validate(EvaluationSettings.chosen(given))
+    protocol = _protocol(given)
+    images = {"num_images": _PROTOCOL_IMAGES} if protocol else {}
+    settings = EvaluationSettings.model_validate({**images, **EvaluationSettings.chosen(given)})
     # A hub id that was typed is consent to its download.
     with bars():
         if ranks.rank == 0:
@@ -75,6 +79,8 @@ def _evaluate_in(ranks: Ranks, opening: Opening, given: Values) -> None:
             ranks,
         )
     say(f"report: {out / REPORT}")
+    if protocol:
+        say(*write_comparison(metrics, out).splitlines())
     if given.get("json"):
         data(json.dumps(metrics))
 
@@ -88,6 +94,18 @@ def _training_options(given: Values) -> dict[str, object]:
         options.pop(name, None)
     typed = {"method": "method", "training_steps": "steps"}
     return options | {typed[name]: given[name] for name in typed if name in given}
+
+
+def _protocol(given: Values) -> str | None:
+    """The protocol that was typed; RequestError if it is unknown or there is no benchmark."""
+    protocol = given.get("protocol")
+    if protocol not in (None, _PROTOCOL):
+        raise RequestError(f"unknown protocol `{protocol}`", did_you_mean(protocol, (_PROTOCOL,)))
+    if protocol and "benchmark" not in given:
+        raise RequestError(
+            f"the protocol {protocol} needs its subjects", "add --benchmark dreambooth/dataset"
+        )
+    return protocol
 
 
 def _train_benchmark(
@@ -116,6 +134,13 @@ evaluate = command(
         download_flag(),
         flag("json", bool, "also print the metrics as JSON", "False"),
         flag("benchmark", Path, "folder of image folders to train first", "none", group=_BENCHMARK),
+        flag(
+            "protocol",
+            str,
+            "dreambench: 4 images per prompt, and a table with published values",
+            "none",
+            group=_BENCHMARK,
+        ),
         flag("method", str, "training method", _METHOD, group=_BENCHMARK),
         flag(
             "recipe",

@@ -40,8 +40,9 @@ def suitable_set(noun: str, *, style: bool, pocket: bool) -> str:
         return "pocket-styles" if style else "pocket-objects"
     if style:
         return "styles"
-    last_words = noun.split()[-1:]
-    return _LIVING if {*last_words} & {*_read_set(_LIVING)["nouns"]} else "objects"
+    living, words = _read_set(_LIVING), noun.split()
+    is_living = {*words[-1:]} & {*living["nouns"]} and not {*words} & {*living["unless"]}
+    return _LIVING if is_living else "objects"
 
 
 def prompt_set(name: str, noun: str) -> tuple[Prompt, ...]:

@@ -1,18 +1,64 @@
 """A folder of subjects for a benchmark, in the layout of DreamBench."""
 
 import re
-from collections.abc import Mapping
+import tomllib
+from collections.abc import Mapping, Sequence
+from functools import cache
 from pathlib import Path
+from typing import Any
+
+import numpy as np
 
 from pinxit.errors import RecipeError, RunError
+from pinxit.evaluation.confidence import bootstrap
 from pinxit.files.atomic_write import check_claim, claim_folder, make_folder, write_text
 from pinxit.options import read_toml
 from pinxit.reports.comparison import KIND
+from pinxit.reports.figures import REAL
 from pinxit.runs.many import RunGroup
 
 # Tables of class nouns: DreamBench's file, which has more than that, and pinxit's.
 _DREAMBENCH_LIST, _CLASS_TABLE = "prompts_and_classes.txt", "classes.toml"
+_METRICS = ("dino", "clip-i", "clip-t")
 _LINE = re.compile(r"([\w.-]+),([\w -]+)")
+
+
+@cache
+def dreambench() -> Mapping[str, Any]:
+    """DreamBench's classes by subject, and the published means by method."""
+    return tomllib.loads(Path(__file__).with_suffix(".toml").read_text(encoding="utf-8"))
+
+
+def write_comparison(evaluation: Mapping[str, Any], out: Path) -> str:
+    """Write means over the subjects of an evaluation and published ones into `out`; returns them.
+
+    The table is Markdown, with 95% intervals over the subjects.
+    """
+    values: dict[str, list[Mapping[str, Any]]] = {}
+    for group in evaluation["groups"]:
+        values.setdefault(REAL, []).append(group["anchors"].get(REAL, {}))
+        for run in group["runs"].values():
+            title = f"{run['method']}, {Path(group['base']).name}"
+            values.setdefault(title, []).append(run["figures"])
+    lines = [("", "subjects", *_METRICS), ("---",) * (2 + len(_METRICS))]
+    for title, row in dreambench()["published"].items():
+        published = [f"{row[name]:.3f}" if name in row else "-" for name in _METRICS]
+        lines.append((title, str(len(dreambench()["classes"])), *published))
+    for title, rows in values.items():
+        raw = [[row[f"raw {name}"] for row in rows if f"raw {name}" in row] for name in _METRICS]
+        means = [_mean([value["value"] for value in of_metric]) for of_metric in raw]
+        lines.append((f"**{title}, measured here**", str(len(rows)), *means))
+    text = "".join(f"| {' | '.join(line)} |\n" for line in lines)
+    write_text(out / "dreambench.md", text)
+    return text
+
+
+def _mean(values: Sequence[float]) -> str:
+    """A mean and its interval as text."""
+    if not values:
+        return "-"
+    one = bootstrap(np.array(values))
+    return f"{one.value:.3f} ({one.low:.3f} to {one.high:.3f})"
 
 
 def open_or_create(subjects: Path, out: Path, common: Mapping[str, object]) -> RunGroup:
@@ -50,12 +96,15 @@ def open_or_create(subjects: Path, out: Path, common: Mapping[str, object]) -> R
 
 
 def class_nouns(subjects: Path) -> dict[str, str]:
-    """The class noun of each subject by folder name, as far as a table in `subjects` has it."""
+    """The class noun of each subject by folder name, as far as a table in `subjects` has it.
+
+    Without a table, those of DreamBench's 30 subjects.
+    """
     class_table = subjects / _CLASS_TABLE
     if class_table.is_file():
         return {name: str(noun) for name, noun in read_toml(class_table, "table").items()}
     if not (subjects / _DREAMBENCH_LIST).is_file():
-        return {}
+        return dict(dreambench()["classes"])
     lines = (subjects / _DREAMBENCH_LIST).read_text(encoding="utf-8").splitlines()
     matches = (_LINE.fullmatch(line.strip()) for line in lines)
     return {match[1]: match[2] for match in matches if match}
