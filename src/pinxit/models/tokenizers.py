@@ -11,6 +11,7 @@ from pinxit.errors import ModelError, first_line
 from pinxit.files.untrusted import read_untrusted_text
 from pinxit.models.loading import silence_libraries
 from pinxit.models.source import Source, read_json
+from pinxit.models.tokenizer_rules import check_rules
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -60,7 +61,13 @@ def read_tokenizer(source: Source, part: str) -> Tokenizer:
     Raises ModelError if its file is invalid.
     """
     file = source.tokenizer(part) / "tokenizer.json"
-    read_json(file, file.parent)  # checks the size and depth, which the tokenizers library does not
+    content = _read_object(file.parent, file.name)  # checks the size and depth
+    check_rules(file, content)
+    added = content.get("added_tokens")
+    if isinstance(added, list) and len(added) > _MAX_ADDED_TOKENS:
+        raise ModelError(
+            f"{file} has {len(added):,} added tokens", f"the limit is {_MAX_ADDED_TOKENS:,} tokens"
+        )
     try:
         tokenizer = Tokenizer.from_str(file.read_text(encoding="utf-8"))
     except Exception as error:  # the tokenizers library raises no more specific class
