@@ -2,10 +2,12 @@
 
 import re
 import time
-from collections.abc import Generator, Iterator
+from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
+
+from torch import Tensor
 
 from pinxit.concepts.concept import Concept
 from pinxit.concepts.metadata import Provenance
@@ -31,6 +33,7 @@ from pinxit.runs.events import (
     Event,
     Finished,
     LearningRateReduction,
+    RunFailure,
     SavedCheckpoint,
     SavedConcept,
     ValidationLoss,
@@ -55,6 +58,7 @@ from pinxit.runs.reader import (
 from pinxit.training.concept_trainer import ConceptTrainer, DivergedError
 from pinxit.training.plan import TrainingPlan
 from pinxit.training.recipe import Recipe
+from pinxit.training.self_test import check_answer, load_saved
 from pinxit.training.step_result import StepResult
 
 _FILES = (RECIPE, JOURNAL, CONCEPT, BEST)
@@ -162,9 +166,17 @@ class RunFolder:
             elif checkpoint and not self._is_saved(self._provenance(trainer)):
                 self._save_concept(trainer)
 
-    def after_step(self, step: StepResult, trainer: ConceptTrainer) -> Generator[Event]:
-        """After a logged step: write previews, concepts and checkpoints that are due."""
+    def after_step(
+        self, step: StepResult, trainer: ConceptTrainer, answer: Callable[[], Tensor]
+    ) -> Generator[Event]:
+        """After a logged step: write previews, concepts and checkpoints that are due.
+
+        After the last step, the saved concept is tested with `answer`, which returns the answer of
+        the denoiser to a fixed sample.
+        """
         yield step
+        while trainer.notices:
+            yield self.record(Notice(trainer.notices.pop(0)))
         yield from self._check_early_stop(trainer)
         last = not trainer.unfinished
         if self.preview_now or _is_due(step, self.recipe.preview_every, last):
@@ -182,7 +194,19 @@ class RunFolder:
             self.save(trainer)
             yield self.record(SavedCheckpoint(step.number, self.folder / CONCEPT))
         if last:
+            try:
+                self._test_saved(trainer, answer)
+            except PinxitError as error:
+                yield self.record(RunFailure(error))
+                return
             yield self.record(Finished(step.number, result_file(self.folder)))
+
+    def _test_saved(self, trainer: ConceptTrainer, answer: Callable[[], Tensor]) -> None:
+        """RunError if the saved concept, read back, does not give the answer of the trained one."""
+        with trainer.averaged_weights():
+            trained = answer()
+            load_saved(trainer.adapters, self.concept.parts)
+            check_answer(trained, answer())
 
     def _preview(self, step: StepResult, trainer: ConceptTrainer) -> Generator[Event]:
         """Save previews and, if their scores are the best so far, the concept."""

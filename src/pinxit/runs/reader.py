@@ -76,11 +76,9 @@ class RunState:
 
     @property
     def is_done(self) -> bool:
-        """Whether the concept of the last step, or of early stopping, is saved."""
-        return self.saved_step is not None and self.saved_step in (
-            self.total_steps,
-            self.early_stop,
-        )
+        """Whether the concept of the last step, or of early stopping, is saved without an error."""
+        last = (self.total_steps, self.early_stop)
+        return self.saved_step is not None and self.saved_step in last and not self.error
 
     @property
     def total_steps(self) -> int | None:

@@ -2,6 +2,7 @@
 
 from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, closing, contextmanager
+from functools import partial
 from itertools import chain
 from pathlib import Path
 
@@ -214,6 +215,8 @@ def _start(
     trainer = trainers[run] = ConceptTrainer(model, run.plan, run.images, class_images, run.ranks)
     for notice in _cut_prompts(trainer):
         yield run.record(notice)
+    for message in trainer.unused_inputs():
+        yield run.record(Notice(message))
     yield from run.restore(trainer, last_error)
     yield run.record(_started(trainer, model))
     if trainer.unfinished:
@@ -263,8 +266,9 @@ def _train_started(
                 run.log_step(share, trainers[run])
             for run, share in shares:
                 # Previews are of this run's concept.
-                before_denoise(model, torch.zeros(1), torch.tensor([runs.index(run)]))
-                for event in run.after_step(share, trainers[run]):
+                place = runs.index(run)
+                before_denoise(model, torch.zeros(1), torch.tensor([place]))
+                for event in run.after_step(share, trainers[run], partial(session.answer, place)):
                     yield run, event
 
 

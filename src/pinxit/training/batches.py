@@ -9,6 +9,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from pinxit.errors import ImageError
 from pinxit.images.crop import bucket_for, crop_box, crop_center
 from pinxit.images.folder import TrainingImage, release_pixels
 from pinxit.images.tensors import to_pixels
@@ -216,6 +217,14 @@ class TrainingSamples:
         names = (image.path.name for image in pool.images)
         return dict(zip(names, pool.prompts, strict=True))
 
+    def undrawn_images(self, steps: int) -> list[str]:
+        """The file names of the training images that no sample of so many steps uses."""
+        pool, places = self._pools[0], steps * self._sampling.batch_size
+        if places >= len(pool.images):
+            return []
+        drawn = {_shuffled_index(self._sampling, pool, place) for place in range(places)}
+        return [one.path.name for index, one in enumerate(pool.images) if index not in drawn]
+
     @property
     def inputs(self) -> dict[str, str]:
         """A fingerprint of each class image, and of the prompts of each training image, by name."""
@@ -353,4 +362,10 @@ def _crop(model: Model, image: TrainingImage, resolution: int) -> tuple[Tensor, 
     latent_size = (width // model.vae_scale_factor, height // model.vae_scale_factor)
     box = crop_box(pil_image.size, bucket, center)
     latent_mask = mask.resize(latent_size, Image.Resampling.BOX, box)
+    if not latent_mask.getbbox():
+        raise ImageError(
+            f"nothing of the mask of {image.path.name} is left in its latents, which are "
+            f"{latent_size[0]}x{latent_size[1]}: its white part is too small",
+            "make the white part larger, train at a larger --resolution, or use --masks none",
+        )
     return pixels, torch.from_numpy(np.asarray(latent_mask, dtype=np.float32) / 255).unsqueeze(0)

@@ -19,6 +19,7 @@ from pinxit.training.early_stopping import converged
 from pinxit.training.method import TrainableAdapter
 from pinxit.training.optimizer import Optimizer, ParameterGroup, global_norm
 from pinxit.training.plan import TrainingPlan
+from pinxit.training.self_test import GradientCheck, prompts_with_token, unused_inputs
 
 # Initial loss scale for fp16, whose gradients would underflow; halved when they overflow.
 _FP16_LOSS_SCALE = 2.0**12
@@ -78,6 +79,7 @@ class ConceptTrainer:
         self.adapters = tuple(trainable.adapter for trainable in self.trainable_adapters)
         groups: list[ParameterGroup] = []
         self.weights: list[nn.Parameter] = []
+        names: list[str] = []
         self.averages: dict[int, Tensor] = {}
         for trainable in self.trainable_adapters:
             group = _parameter_group(trainable, recipe.weight_decay, plan.optimizer)
@@ -86,9 +88,17 @@ class ConceptTrainer:
                 numbered = enumerate(group.weights, len(self.weights))
                 self.averages |= {number: weight.detach().clone() for number, weight in numbered}
             self.weights += group.weights
+            network = getattr(trainable.adapter, "network", recipe.token)
+            names += [f"{network}.{name}" for name in trainable.adapter.weights()]
         self.optimizer: Optimizer = plan.optimizer(groups)
         self.loss_scale = _FP16_LOSS_SCALE if model.placement.precision == "fp16" else 1.0
         self._gradient_scale = torch.ones(())
+        self._prompts_with_token = prompts_with_token(
+            model, self._own_prompts(), self.placeholders(), recipe.prompt_parsing
+        )
+        named_weights = dict(zip(names, self.weights, strict=True))
+        self._gradients = GradientCheck(named_weights, self._prompts_with_token)
+        self.notices: list[str] = []
 
     def lr_multiplier_of(self, step: int) -> float:
         """The factor of the learning rate in a step, after divergence and by the schedule."""
@@ -105,12 +115,35 @@ class ConceptTrainer:
 
     def cut_prompts(self) -> dict[str, str]:
         """The training prompts that are too long, and what the text encoders leave out of each."""
-        parsing, tokens = self.plan.recipe.prompt_parsing, dict[str, TokenEmbedding]()
-        for adapter in self.adapters:
-            tokens |= adapter.placeholders()
+        parsing, tokens = self.plan.recipe.prompt_parsing, self.placeholders()
         prompts = self.samples.prompts
         cuts = {prompt: self.model.truncated_text(prompt, parsing, tokens) for prompt in prompts}
         return {prompt: cut for prompt, cut in cuts.items() if cut}
+
+    def unused_inputs(self) -> Iterator[str]:
+        """What never reaches the loss; RunError if no training prompt shows the token."""
+        undrawn = self.samples.undrawn_images(self.total_steps)
+        prompts, with_token = self._own_prompts(), self._prompts_with_token
+        return unused_inputs(self.plan.recipe.token, prompts, with_token, undrawn)
+
+    def check_gradients(self, prompts: Sequence[str]) -> None:
+        """Look at the gradients of one of the first steps, which has these prompts.
+
+        What the user must know is added to `notices`. RunError if no weight has a gradient.
+        """
+        self.notices += self._gradients.add_step(prompts)
+
+    def _own_prompts(self) -> list[str]:
+        """The prompts of the training images."""
+        choices = self.samples.training_prompts.values()
+        return list(dict.fromkeys(prompt for choice in choices for prompt in choice))
+
+    def placeholders(self) -> dict[str, TokenEmbedding]:
+        """The placeholder tokens of all adapters."""
+        tokens: dict[str, TokenEmbedding] = {}
+        for adapter in self.adapters:
+            tokens |= adapter.placeholders()
+        return tokens
 
     def answer_with_base(self, first: int | None = None) -> Iterator[Progress]:
         """Compute the targets of the steps left, or of those from `first`; yields progress."""

@@ -5,7 +5,6 @@ from typing import Any
 
 from pinxit.images.folder import TrainingImage
 from pinxit.models.model import Model
-from pinxit.models.prompt import TokenEmbedding
 from pinxit.training.concept_trainer import ConceptTrainer
 from pinxit.training.plan import TrainingPlan
 from pinxit.training.recipe import Recipe
@@ -18,9 +17,7 @@ def training_texts(model: Model, recipe: Recipe, images: Sequence[TrainingImage]
     step takes one. The tokens are those of the first text encoder. RecipeError as for training.
     """
     trainer = ConceptTrainer(model, TrainingPlan.of(recipe, model, len(images)), images)
-    placeholders: dict[str, TokenEmbedding] = {}
-    for adapter in trainer.adapters:
-        placeholders |= adapter.placeholders()
+    placeholders = trainer.placeholders()
     prompts, cuts = trainer.samples.training_prompts, trainer.cut_prompts()
     texts = list(dict.fromkeys(text for choice in prompts.values() for text in choice))
     encoder = next(iter(model.text_encoders.values()), None)

@@ -59,6 +59,7 @@ class TrainingSession:
         self.changes = tuple(self._changes())
         self.memory_plan: MemoryPlan | None = None
         self.last_result: StepResult | None = None
+        self._conditioner: Conditioner | None = None
 
     @property
     def adapters(self) -> tuple[Adapter, ...]:
@@ -103,6 +104,19 @@ class TrainingSession:
 
         Prompts are encoded once if training does not change their encoding, else in every step.
         """
+        self._conditioner = self._new_conditioner()
+        return self._conditioner
+
+    @torch.no_grad()
+    def answer(self, n: int) -> Tensor:
+        """What the denoiser predicts for a fixed sample of concept `n`, (1, C, H, W)."""
+        conditioner = self._conditioner or self.conditioner()
+        (batch,) = collate(self.trainers[n].samples.validation_samples(1, n), self.model.device)
+        before_denoise(self.model, batch.timesteps, batch.concepts)
+        noisy = self.model.schedule.add_noise(batch.latents, batch.noise, batch.timesteps)
+        return self.model.denoise(noisy, batch.timesteps, conditioner(batch.prompts))
+
+    def _new_conditioner(self) -> Conditioner:
         parsing = self.recipe.prompt_parsing
         if self.changes_conditioning:
             return lambda prompts: _condition_unique(self.model, prompts, parsing)
@@ -174,6 +188,8 @@ class TrainingSession:
         updated = tuple(n for n in current if not self.trainers[n].error and not any(overflows))
         # For the log: that of the concept that trains slowest.
         multipliers = [self.trainers[n].lr_multiplier_of(batch.step) for n in current]
+        for n in updated:
+            self.trainers[n].check_gradients([p for one in batch.batches for p in one.prompts])
         with defer_signals():
             for n in updated:
                 self.trainers[n].step()
