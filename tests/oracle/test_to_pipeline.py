@@ -60,11 +60,11 @@ def latents(model: Model, concepts: list[Concept], prompt: str = PROMPT) -> torc
     return image.latents
 
 
-def pipeline_latents(pipeline: Any, prompt: str = PROMPT) -> torch.Tensor:
+def pipeline_latents(pipeline: Any, prompt: str = PROMPT, **changes: Any) -> torch.Tensor:
     pipeline.set_progress_bar_config(disable=True)
     generator = torch.Generator().manual_seed(3)
     options = {"num_inference_steps": 4, "guidance_scale": 4.0, "output_type": "latent"}
-    return pipeline(prompt, generator=generator, **options).images[0]
+    return pipeline(prompt, generator=generator, **(options | changes)).images[0]
 
 
 def error(a: torch.Tensor, b: torch.Tensor) -> float:
@@ -99,6 +99,31 @@ def test_two_concepts_in_one_pipeline(model: Model, trained: Callable[[str, str]
     assert error(pipeline_latents(pipeline, prompt), latents(model, concepts, prompt)) <= TOLERANCE
 
 
+@pytest.mark.parametrize("family", ["flux-1", "z-image"])
+def test_pipelines_of_transformers_generate_the_same_image(
+    opened: Callable[[str], Model], trained: Callable[[str, str], Concept], family: str
+) -> None:
+    """With the token of a LoRA where CLIP and T5 read the prompt; a language model has no tokens.
+
+    Z-Image's pipeline counts guidance from 0.
+    """
+    model, concept = opened(family), trained(family, "lora")
+    concepts = [concept] if family == "flux-1" else []
+    prompt = PROMPT if concepts else PROMPT.replace("<mine>", "dog")
+    options = {"width": 32, "height": 32, "guidance_scale": 4.0 if concepts else 3.0}
+    pipeline = model.to_pipeline(concepts)
+    packed = pipeline_latents(pipeline, prompt, **options)
+    theirs = pipeline._unpack_latents(packed[None], 32, 32, 8)[0] if concepts else packed
+    request, _ = opened_request(prompt, [], steps=4, seed=3, guidance_scale=4, width=32)
+    (ours,) = generate_images(model, request, concepts)
+    assert error(theirs, ours.latents) <= TOLERANCE
+    (other,) = generate_images(model, request.model_copy(update={"prompt": "a cat"}))
+    assert error(theirs, other.latents) > TOLERANCE
+    if not concepts:
+        with pytest.raises(ConceptError, match="no placeholder tokens such as <mine>"):
+            model.to_pipeline([concept])
+
+
 def test_a_pipeline_without_placeholder_tokens_refuses_them(
     opened: Callable[[str], Model], trained: Callable[[str, str], Concept]
 ) -> None:
@@ -112,7 +137,14 @@ def test_a_pipeline_without_placeholder_tokens_refuses_them(
 
 @pytest.mark.parametrize(
     "family",
-    ["nano", "stable-diffusion-2", "stable-diffusion-xl", "stable-diffusion-3"],
+    [
+        "nano",
+        "stable-diffusion-2",
+        "stable-diffusion-xl",
+        "stable-diffusion-3",
+        "flux-1",
+        "z-image",
+    ],
 )
 def test_a_model_of_a_pipeline_generates_the_same_image(
     opened: Callable[[str], Model], family: str

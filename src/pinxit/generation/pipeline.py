@@ -15,6 +15,7 @@ from pinxit.adapters.lora_part import TimestepLoraPart
 from pinxit.concepts.concept import Concept, combined_adapters
 from pinxit.errors import ConceptError, ModelError
 from pinxit.generation.schedulers import make_scheduler
+from pinxit.models.clip_encoder import ClipEncoder
 from pinxit.models.model import Model
 from pinxit.models.tokenizers import clip_tokenizer, fast_tokenizer
 
@@ -66,11 +67,12 @@ def _copied_parts(model: Model) -> dict[str, Any]:
         dtype = None if name in model.frozen_text_encoders else model.placement.dtype
         parts[folder] = copy.deepcopy(model.network(name)).to(dtype=dtype)
         tokenizer = folder.replace("text_encoder", "tokenizer")
-        if name in model.text_encoders:
+        if isinstance(model.text_encoders.get(name), ClipEncoder):
             parts[tokenizer] = clip_tokenizer(model.source, tokenizer)
             parts[tokenizer].model_max_length = parts[folder].config.max_position_embeddings
-        elif name in model.frozen_text_encoders:
-            parts[tokenizer] = fast_tokenizer(model.source, tokenizer)
+        elif folder != tokenizer:
+            template = getattr(model.frozen_text_encoders.get(name), "chat_template", "")
+            parts[tokenizer] = fast_tokenizer(model.source, tokenizer, template)
     return parts
 
 

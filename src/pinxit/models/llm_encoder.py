@@ -42,6 +42,12 @@ class LlmEncoder:
         self._length = length
         self._device = placement.device
 
+    @property
+    def chat_template(self) -> str:
+        """The template as transformers' tokenizers have it, for one message."""
+        template = self._template.replace("{}", "{{ messages[0].content }}")
+        return template.replace("\n", r"{{ '\n' }}")  # a line break at the end is removed else
+
     def tokenize(
         self,
         prompts: Sequence[str],

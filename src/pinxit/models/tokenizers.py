@@ -80,13 +80,20 @@ def read_tokenizer(source: Source, part: str) -> Tokenizer:
     return tokenizer
 
 
-def fast_tokenizer(source: Source, part: str) -> "PreTrainedTokenizerFast":
-    """The tokenizer of a frozen text encoder, from tokenizer.json, with T5's special tokens."""
+def fast_tokenizer(source: Source, part: str, chat_template: str) -> "PreTrainedTokenizerFast":
+    """The tokenizer of a text encoder that is not CLIP, from tokenizer.json.
+
+    It has a chat template and the source's padding token, or without a template T5's tokens.
+    """
     from transformers import PreTrainedTokenizerFast
 
     file = source.tokenizer(part) / "tokenizer.json"
     special = {"pad_token": "<pad>", "eos_token": "</s>", "unk_token": "<unk>"}
-    return PreTrainedTokenizerFast(tokenizer_file=str(file), **special)
+    if chat_template:
+        special = {"pad_token": _content(source.config(part).get("pad_token")) or "<|endoftext|>"}
+    tokenizer = PreTrainedTokenizerFast(tokenizer_file=str(file), **special)
+    tokenizer.chat_template = chat_template or None
+    return tokenizer
 
 
 def read_rare_tokens(source: Source, part: str) -> list[str]:

@@ -66,6 +66,7 @@ class Flux1(LatentModel):
         released="2024-08",
         architecture="flux-1-dev",
         native_size=1024,
+        pipeline="FluxPipeline",
         networks={"transformer": "denoiser", "text_encoder": "text", "text_encoder_2": "text_2"},
         text_widths=(768, 4096),
         context_width=3072,

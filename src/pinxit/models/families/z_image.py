@@ -47,6 +47,7 @@ class ZImage(LatentModel):
         released="2025-11",
         architecture="z-image",
         native_size=1024,
+        pipeline="ZImagePipeline",
         networks={"transformer": "denoiser"},
         frozen_networks={"text_encoder": "text", "vae": "vae"},
         text_widths=(),
