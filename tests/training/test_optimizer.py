@@ -6,6 +6,7 @@ from prodigyopt import Prodigy as ProdigyOfItsAuthors
 from torch import nn
 
 from pinxit import registry
+from pinxit.training import fused_adamw
 from pinxit.training.optimizer import Optimizer, ParameterGroup
 from pinxit.training.optimizers.adamw import Adamw
 from pinxit.training.optimizers.adamw_8bit import Adamw8bit
@@ -149,3 +150,32 @@ def test_a_pull_moves_weights_towards_their_origins(dtype: torch.dtype) -> None:
         optimizer.step(torch.ones(()))
     # Each pull is less than half the distance of two numbers in half precision.
     assert weight.detach().float().mean().item() == pytest.approx(1 + 0.5 * 0.999**500, abs=4e-3)
+
+
+def test_one_pass_equals_the_steps_of_torch_up_to_rounding(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert fused_adamw.is_available()
+    monkeypatch.setattr(fused_adamw, "_THREAD_VALUES", 500)  # several slices for two threads
+    results = dict[bool, tuple[list[nn.Parameter], Adamw]]()
+    for one_pass in (True, False):
+        monkeypatch.setattr(fused_adamw, "is_available", lambda one_pass=one_pass: one_pass)
+        own = weights(torch.bfloat16)
+        own[2].data = own[2].data.to(memory_format=torch.channels_last)
+        optimizer = Adamw([ParameterGroup(own, 1e-4, 0.1)])
+        rng = torch.Generator().manual_seed(1)
+        for _ in range(20):
+            for weight in own:
+                gradient = torch.randn(weight.shape, generator=rng).to(weight)
+                weight.grad = torch.empty_like(weight).copy_(gradient)
+            optimizer.step(torch.tensor(0.5), 0.9)
+        results[one_pass] = own, optimizer
+    (own, optimizer), (others, reference) = results[True], results[False]
+    for weight, other in zip(own, others, strict=True):
+        state, expected = optimizer.state[weight], reference.state[other]
+        assert int(state["step"]) == int(expected["step"]) == 20
+        exact = [one.detach().double() for one in (weight, other)]
+        exact = [one + s["rest"].double() for one, s in zip(exact, (state, expected), strict=True)]
+        # The weights move by about 1e-3; rounding is that of bf16 weights with a bf16 rest.
+        torch.testing.assert_close(*exact, rtol=3e-5, atol=3e-6)
+        for name in ("exp_avg", "exp_avg_sq"):
+            equal = (state[name] == expected[name]).float().mean()
+            assert equal > 0.98, f"{name}: only {equal:.4f} are equal"

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 from torch.optim.adamw import adamw
 
+from pinxit.training import fused_adamw
 from pinxit.training.optimizer import REST, Optimizer, ParameterGroup, State, in_memory
 
 _BETAS = (0.9, 0.999)
@@ -71,13 +72,26 @@ def _step_half(
     `tensors` are weight, gradient, two moments and rounding error, and the origin if it has one.
     """
     weight = tensors[0]
+    dither = (int(step) + 1) * _DITHER % 2**16
+    if _fits_one_pass(tensors):
+        rates = (float(gradient_scale), group.learning_rate, group.weight_decay)
+        numbers = fused_adamw.Numbers(*rates, _BETAS, _EPS, int(step) + 1)
+        fused_adamw.step([in_memory(tensor) for tensor in tensors], numbers, dither)
+        step += 1
+        return
     size = _CPU_CHUNK if weight.device.type == "cpu" else _CHUNK
     buffers = [torch.empty(min(size, weight.numel()), device=weight.device) for _ in range(4)]
-    dither = (int(step) + 1) * _DITHER % 2**16
     parts = [in_memory(tensor).split(size) for tensor in tensors]
     for chunks in zip(*parts, strict=True):
         _step_chunk(chunks, buffers, step, group, gradient_scale, dither)
     step += 1
+
+
+def _fits_one_pass(tensors: Sequence[Tensor]) -> bool:
+    """Whether tensors of `_step_half` are bf16 on a CPU, without an origin, and numba is there."""
+    weight, has_origin = tensors[0], len(tensors) > len(Adamw.state_names) + 1
+    is_bf16 = weight.device.type == "cpu" and weight.dtype == torch.bfloat16
+    return is_bf16 and not has_origin and fused_adamw.is_available()
 
 
 def _step_chunk(
