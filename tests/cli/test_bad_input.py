@@ -1,6 +1,7 @@
 """Bad input: a message with the value, a hint, exit status 2, and nothing is written."""
 
 import shutil
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,8 +9,9 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from pinxit.cli import main
+from pinxit.cli import main, opening
 from pinxit.errors import ModelError
+from pinxit.generation.request import GenerationRequest
 from pinxit.training.recipe import Recipe
 
 
@@ -247,3 +249,13 @@ def test_a_finished_run_says_that_nothing_was_left(
 def tree(folder: Path) -> dict[str, bytes]:
     """Every file under a folder, and every folder."""
     return {str(path): path.read_bytes() if path.is_file() else b"" for path in folder.rglob("*")}
+
+
+def test_a_base_model_that_opens_slowly_is_named(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], nano: Path
+) -> None:
+    monkeypatch.setattr(opening, "_PATIENCE", 0.01)
+    monkeypatch.setattr(opening, "open_base", lambda *_: time.sleep(0.5))
+    with pytest.raises(AttributeError):  # there is no model
+        opening.Opening().open(GenerationRequest(prompt="a toy", base=str(nano)))
+    assert f"opening {nano}" in capsys.readouterr().err

@@ -188,6 +188,7 @@ def test_notices(model: Model) -> None:
         ({"width": 128}, "was trained at 32 pixels: at 128x128, images"),
         ({"width": 16}, "was trained at 32 pixels: at 16x16, images"),
         ({"prompt": " "}, "the prompt is empty"),
+        ({"prompt": "a (toy"}, "has no partner"),
     ],
 )
 def test_unusual_requests_are_noted(model: Model, fields: dict[str, object], note: str) -> None:

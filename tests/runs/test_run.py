@@ -76,6 +76,8 @@ def test_folders_that_are_taken_or_no_run(model: Model, pictures: Path, tmp_path
     with pytest.raises(RunError, match="exists already") as caught:
         Run.create(run.folder, recipe(pictures))
     assert "--resume" in caught.value.hint
+    with pytest.raises(RunError, match=r"run cannot be made: .*0\.png is a file"):
+        Run.create(pictures / "0.png" / "run", recipe(pictures))
     with pytest.raises(RunError, match="is not a run folder"):
         Run.open(pictures)
     (tmp_path / "empty").mkdir()
@@ -249,3 +251,23 @@ def _learned(run: Run) -> tuple[bytes, object]:
     """The concept to the last byte, and the losses."""
     steps = [(step.number, step.losses, step.norms) for step in run.state.steps]
     return (run.folder / "concept.safetensors").read_bytes(), steps
+
+
+def test_a_run_says_what_would_mislead(model: Model, pictures: Path, tmp_path: Path) -> None:
+    (pictures / "0.txt").write_text("a toy on a table")
+    options = {"images": pictures, "token": "<my>", "class_noun": "toy", "base": model.name}
+    common = {**options, "method": "textual-inversion", "steps": 1, "preview_every": 0}
+    for name, changes, expected in (
+        (
+            "plain",
+            {},
+            ["the captions of 1 of 3 images are not used for an object; --captions uses them"],
+        ),
+        ("used", {"method": {"name": "textual-inversion", "captions": True}}, []),
+        ("style", {"kind": "style"}, []),
+        ("large", {"kind": "style", "resolution": 128}, ["was trained at"]),
+    ):
+        run = train_run(model, Recipe.model_validate({**common, **changes}), tmp_path / name)
+        notices = run.state.notices
+        assert len(notices) == len(expected), (name, notices)
+        assert all(text in notice for text, notice in zip(expected, notices, strict=True))

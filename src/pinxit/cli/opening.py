@@ -4,6 +4,7 @@ import os
 from collections.abc import Generator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from threading import Timer
 from typing import Any, Self
 
 import torch
@@ -18,6 +19,8 @@ from pinxit.models.model import Model
 from pinxit.models.open_base import open_base
 from pinxit.models.ranks import Ranks, device_of_rank, is_rank, joined
 from pinxit.training.recipe import Recipe
+
+_PATIENCE = 2.0  # seconds
 
 
 @dataclass(frozen=True)
@@ -68,7 +71,7 @@ class Opening:
         """Open the base model that the options name; print its family, image size and device."""
         own_device = options.device if isinstance(options, Recipe) else None
         device, precision = self.device or own_device or AUTO, options.precision or "auto"
-        with bars():
+        with _said_if_slow(f"opening {options.base}"), bars():
             own = str(device_of_rank(device))
             model = open_base(options.base, own, precision, options.vae, options.text_encoders)
             if self.judges:
@@ -80,6 +83,18 @@ class Opening:
             say(f"{model.name}: {family}, {model.default_size} pixels{prediction}")
         say(*(notice.message for notice in placement_notices(model)))
         return model
+
+
+@contextmanager
+def _said_if_slow(text: str) -> Generator[None]:
+    """Print a line if the block takes longer than a person likes to wait."""
+    timer = Timer(_PATIENCE, say, [text])
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
 
 
 def _fetch_judges(model: Model, names: tuple[str, ...]) -> None:

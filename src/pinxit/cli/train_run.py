@@ -167,12 +167,7 @@ def read_and_check_images(run: Run) -> tuple[TrainingImage, ...]:
     run.check_image_folder()
     recipe = run.recipe
     resolution = recipe.resolution or local_resolution(recipe.base) or HUB_RESOLUTION
-    checks = check_folder(
-        recipe.images,
-        resolution,
-        masks=recipe.masks,
-        caption_extension=recipe.caption_extension,
-    )
+    checks = check_folder(recipe.images, resolution, 8, recipe.masks, recipe.caption_extension)
     check_before_training(checks, recipe.skip_bad)
     if recipe.base == "pocket" and any(min(one.size) > _PHOTO_SIDE for one in checks.checks):
         say(

@@ -124,6 +124,9 @@ def check_new(folder: Path, otherwise: str) -> None:
     """Raise RunError if a folder exists and is not empty; `otherwise` is what else one can do."""
     if not _is_new(folder):
         raise RunError(f"{folder} exists already", f"{otherwise}, or choose another --out")
+    for parent in folder.parents:
+        if parent.exists() and not parent.is_dir():
+            raise RunError(f"{folder} cannot be made: {parent} is a file", "choose another --out")
 
 
 def _is_new(folder: Path) -> bool:

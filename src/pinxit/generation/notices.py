@@ -50,6 +50,12 @@ def _unusual(model: Model, request: GenerationRequest, plain_prompt: str) -> Ite
         yield Notice(problem)
     if not request.prompt.strip():
         yield Notice("the prompt is empty: the images show anything that the base model knows")
+    brackets = re.sub(r"\\.", "", request.prompt)
+    if any(brackets.count(left) != brackets.count(right) for left, right in ("()", "[]")):
+        yield Notice(
+            "a bracket in the prompt has no partner, so other words may have its weight. hint: "
+            "write \\( for a bracket that is text"
+        )
     words = re.findall(r"[^\W\d_]+", re.sub(r"<[\w-]+>", " ", plain_prompt))
     encoders = model.text_encoders.values()
     unknown = [word for word in words if not all(e.has_word(word.lower()) for e in encoders)]

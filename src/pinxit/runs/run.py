@@ -12,6 +12,7 @@ from pinxit.adapters.adapter import before_denoise
 from pinxit.errors import PinxitError, RequestError, RunError
 from pinxit.evaluation.judge import Judge
 from pinxit.files.atomic_write import check_new, defer_signals, exclusive_lock, make_folder
+from pinxit.generation.notices import size_notices
 from pinxit.images.folder import TrainingImage
 from pinxit.models.device import device_name, memory_errors
 from pinxit.models.model import Model
@@ -23,6 +24,7 @@ from pinxit.runs.follow import MakeClassImages, Train, share_state
 from pinxit.runs.reader import BASE_IMAGES, CONCEPT, RECIPE, recipe_file, saved_step
 from pinxit.training.concept_trainer import ConceptTrainer
 from pinxit.training.memory import MemoryPlan
+from pinxit.training.method import insert_token
 from pinxit.training.plan import TrainingPlan
 from pinxit.training.recipe import Recipe
 from pinxit.training.train import TrainingSession, train
@@ -213,7 +215,7 @@ def _start(
         yield run.record(event)
     class_images = read_class_images(model, run.plan.class_images)
     trainer = trainers[run] = ConceptTrainer(model, run.plan, run.images, class_images, run.ranks)
-    for notice in _cut_prompts(trainer):
+    for notice in _training_notices(trainer, run.images):
         yield run.record(notice)
     for message in trainer.unused_inputs():
         yield run.record(Notice(message))
@@ -226,8 +228,16 @@ def _start(
         yield run.record(Finished(trainer.steps_done, run.state.result_file))
 
 
-def _cut_prompts(trainer: ConceptTrainer) -> Iterator[Notice]:
-    """What the text encoders leave out of captions that are too long; never the token."""
+def _training_notices(trainer: ConceptTrainer, images: Sequence[TrainingImage]) -> Iterator[Notice]:
+    """An unusual resolution, captions that are not used, and what is cut from long ones."""
+    yield from size_notices(trainer.model, trainer.plan.resolution, trainer.plan.resolution)
+    captions = [image.caption for image in images if image.caption]
+    texts = {insert_token(caption, trainer.plan.recipe.subject) for caption in captions}
+    if captions and not texts & {*trainer.samples.prompts}:
+        yield Notice(
+            f"the captions of {len(captions)} of {len(images)} images are not used for an object; "
+            "--captions uses them"
+        )
     cuts = trainer.cut_prompts()
     for cut in list(cuts.values())[:1]:
         yield Notice(
