@@ -6,11 +6,13 @@ from pathlib import Path
 from statistics import fmean
 from types import SimpleNamespace
 from typing import Any, cast
+from xml.etree import ElementTree
 
 import pytest
 
 from lab.quality import scale
 from lab.quality.harness import Lab
+from lab.quality.scale_plot import svg
 from pinxit.models.model import Model
 from pinxit.pocket.eyes import Eyes
 from pinxit.training.plan import TrainingPlan
@@ -90,3 +92,17 @@ def test_a_piece_is_measured_once_and_again_with_another_base(
     assert measured == ["lora-rank-16-0.5"]
     (file,) = tmp_path.rglob("*.json")
     assert json.loads(file.read_text()) == row(0.3)
+
+
+def test_the_plot_has_better_points_higher_and_drifted_ones_to_the_right() -> None:
+    cases = (scale.SubjectCase(3), scale.SubjectCase(4))
+    rows = {scale.Piece(case, "lora", 1.0): row(0.2 + 0.1 * n) for n, case in enumerate(cases)}
+    rows |= {scale.Piece(case, "dora", 0.5): row(0.8 + 0.1 * n) for n, case in enumerate(cases)}
+    figures: Any = scale.summary(rows)
+    tree = ElementTree.fromstring(svg(figures["subjects"]))
+    points = list(tree.iter("{http://www.w3.org/2000/svg}circle"))
+    x, y = ([float(point.attrib[key]) for point in points] for key in ("cx", "cy"))
+    assert (x[0] < x[1], y[0] > y[1]) == (True, True)
+    assert [point.attrib["fill"] == "white" for point in points] == [False, True]
+    titles = [text.text for text in tree.iter("{http://www.w3.org/2000/svg}text")]
+    assert {"lora, 1", "dora, 0.5"} <= set(titles)

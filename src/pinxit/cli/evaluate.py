@@ -79,7 +79,7 @@ def _evaluate_in(ranks: Ranks, opening: Opening, given: Values) -> None:
             ranks,
         )
     say(f"report: {out / REPORT}")
-    if protocol:
+    if protocol and not ranks.rank:
         say(*write_comparison(metrics, out).splitlines())
     if given.get("json"):
         data(json.dumps(metrics))

@@ -1,0 +1,76 @@
+"""Draws the scale of all methods: likeness over drift, with 95% intervals, as an SVG file.
+
+`python -m lab.quality.scale_plot` reads docs/figures/scale.json and writes docs/images/scale.svg.
+"""
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from lab.doc_tables import ROOT, read_figures
+
+_WIDTH, _HEIGHT, _MARGIN = 760, 460, 60
+_COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00", "#000000")
+Row = Mapping[str, Any]
+
+
+def svg(rows: Mapping[str, Row]) -> str:
+    """A point for each row, the default length filled; drift to the right, likeness upwards."""
+    xs, ys = (
+        [row[axis][end] for row in rows.values() for end in ("low", "high")] for axis in _AXES
+    )
+    methods = list(dict.fromkeys(row["method"] for row in rows.values()))
+    parts = [
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {_WIDTH} {_HEIGHT}" '
+        'font-family="sans-serif" font-size="12">',
+        f'<rect width="{_WIDTH}" height="{_HEIGHT}" fill="white"/>',
+        f'<text x="{_WIDTH / 2}" y="{_HEIGHT - 12}">drift of the class</text>',
+        '<text x="12" y="24">likeness</text>',
+        *_ticks(min(xs), max(xs), min(ys), max(ys)),
+    ]
+    for row in rows.values():
+        x, y = (
+            [_scaled(row[axis][end], min(all_), max(all_)) for end in ("value", "low", "high")]
+            for axis, all_ in zip(_AXES, (xs, ys), strict=True)
+        )
+        across, up = [_MARGIN + v * _PLOT for v in x], [_HEIGHT - _MARGIN - v * _TALL for v in y]
+        number = methods.index(row["method"])
+        colour = _COLOURS[number % len(_COLOURS)]
+        fill = colour if row["length"] == 1 else "white"
+        parts.append(
+            f'<g stroke="{colour}"><path d="M{across[1]:.1f} {up[0]:.1f}H{across[2]:.1f}'
+            f'M{across[0]:.1f} {up[1]:.1f}V{up[2]:.1f}" opacity=".5"/>'
+            f'<circle cx="{across[0]:.1f}" cy="{up[0]:.1f}" r="5" fill="{fill}"/></g>'
+            f'<text x="{across[0] + 7:.1f}" y="{up[0] - 6:.1f}" fill="{colour}">'
+            f"{row['method']}, {row['length']:g}</text>"
+        )
+    return "\n".join([*parts, "</svg>", ""])
+
+
+_AXES = ("drift", "fidelity")
+_PLOT, _TALL = _WIDTH - 4 * _MARGIN, _HEIGHT - 2 * _MARGIN  # titles are right of the points
+
+
+def _scaled(value: float, low: float, high: float) -> float:
+    return (value - low) / max(high - low, 1e-9)
+
+
+def _ticks(left: float, right: float, low: float, high: float) -> Iterator[str]:
+    """The ends of both axes, with their values."""
+    bottom = _HEIGHT - _MARGIN
+    for place, value in ((0, left), (1, right)):
+        yield f'<text x="{_MARGIN + place * _PLOT}" y="{bottom + 20}">{value:z.0%}</text>'
+    for place, value in ((0, low), (1, high)):
+        yield f'<text x="12" y="{bottom - place * _TALL}">{value:z.0%}</text>'
+    frame = f"M{_MARGIN - 8} {_MARGIN}V{bottom + 8}H{_MARGIN + _PLOT}"
+    yield f'<path d="{frame}" fill="none" stroke="#888"/>'
+
+
+def main() -> None:
+    """Write the plot of all subjects."""
+    file = ROOT / "docs" / "images" / "scale.svg"
+    file.write_text(svg(read_figures("scale")["subjects"]), encoding="utf-8")
+    print(file)
+
+
+if __name__ == "__main__":
+    main()
