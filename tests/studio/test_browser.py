@@ -36,7 +36,7 @@ class Person:
         self.actions += 1
 
     def presses(self, role: Any, name: str) -> None:
-        self.page.get_by_role(role, name=name).click(timeout=120_000)
+        self.page.get_by_role(role, name=name, exact=True).click(timeout=120_000)
         self.actions += 1
 
 
