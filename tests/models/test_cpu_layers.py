@@ -1,5 +1,9 @@
 """Convolutions as matrix products equal torch's, in the forward and the backward pass."""
 
+import subprocess
+import sys
+from platform import libc_ver
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -64,3 +68,36 @@ def test_frozen_convolutions_do_not_save_their_input() -> None:
         with torch.autograd.graph.saved_tensors_hooks(record, lambda tensor: tensor):
             network(torch.randn(1, 8, 32, 32, requires_grad=True))
         assert (8 * 32 * 32 in saved_sizes) == trained
+
+
+_ALLOCATES = """
+import resource
+from pathlib import Path
+import torch
+from pinxit.models.kernels import cpu
+
+def pages_of(steps):
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    for _ in range(steps):
+        tensors = [torch.zeros(2**24) for _ in range(2)]
+        del tensors
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+
+def resident():
+    return int(Path("/proc/self/statm").read_text().split()[1])
+
+pages = 2**27 // resource.getpagesize()
+assert pages_of(5) > 4 * pages, "glibc maps large blocks anew each time"
+cpu.keep_freed_memory()
+pages_of(5)
+assert pages_of(5) < pages, "freed memory is used again"
+size = resident()
+cpu.release_freed_memory()
+assert size - resident() > pages / 2, "freed memory is given back"
+"""
+
+
+@pytest.mark.skipif(libc_ver()[0] != "glibc", reason="only glibc is told")
+def test_freed_memory_is_used_again_until_it_is_released() -> None:
+    """In a process of its own, because the C library's settings stay."""
+    subprocess.run([sys.executable, "-c", _ALLOCATES], check=True)

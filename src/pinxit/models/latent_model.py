@@ -12,7 +12,7 @@ from pinxit.errors import ModelError
 from pinxit.models.clip_encoder import ClipEncoder
 from pinxit.models.conditioning import Conditioning
 from pinxit.models.config_limits import check_diffusion_config, check_latent_config
-from pinxit.models.kernels.cpu import optimize_for_cpu
+from pinxit.models.kernels.cpu import optimize_for_cpu, release_freed_memory
 from pinxit.models.loading import (
     load_network,
     release_weights,
@@ -140,9 +140,12 @@ class LatentModel(Model):
 
     def offload(self, *names: str) -> None:
         """Remove the weights of these networks, or of all, from memory until they are needed."""
-        for name in set(names or self._all) - self._offloaded:
+        unused = set(names or self._all) - self._offloaded
+        for name in unused:
             release_weights(self._all[name])
             self._offloaded.add(name)
+        if unused:
+            release_freed_memory()
 
     @property
     def all_networks(self) -> Mapping[str, nn.Module]:

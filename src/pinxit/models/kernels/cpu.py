@@ -6,7 +6,9 @@ weights at every call, which takes longer than the multiplication. As one matrix
 are read in the order in which they are stored (docs/results/performance.md).
 """
 
+import ctypes
 from collections.abc import Callable
+from platform import libc_ver
 from typing import Any, NamedTuple, cast
 
 import torch
@@ -21,8 +23,31 @@ _MAX_SCORES_BYTES = 2**25
 _MAX_PATCH_VALUES = 2**25
 
 
+# Parameters of glibc's mallopt: maximum number of mapped blocks, and how much free memory to keep.
+_MMAP_MAX, _TRIM_THRESHOLD, _TOP_PAD = -4, -1, -2
+
+
+def keep_freed_memory() -> None:
+    """Let the C library keep freed memory for later, if it is glibc.
+
+    It would give large blocks back and get them again, page by page, in every step.
+    """
+    if libc_ver()[0] == "glibc":
+        libc = ctypes.CDLL(None)
+        libc.mallopt(_MMAP_MAX, 0)
+        libc.mallopt(_TRIM_THRESHOLD, 2**31 - 1)
+        libc.mallopt(_TOP_PAD, 2**26)
+
+
+def release_freed_memory() -> None:
+    """Give freed memory back to the system, if the C library is glibc."""
+    if libc_ver()[0] == "glibc":
+        ctypes.CDLL(None).malloc_trim(0)
+
+
 def optimize_for_cpu(denoiser: Any) -> None:
     """Replace a large denoiser's layers by faster ones; names and weights stay the same."""
+    keep_freed_memory()
     for module in denoiser.modules():
         if type(module) is nn.Conv2d and module.groups == 1 and module.dilation == (1, 1):
             # Still the same object and an nn.Conv2d, as adapters and file formats expect.
