@@ -148,7 +148,7 @@ def test_converted_files_keep_it_and_say_what_other_programs_do(
     assert again.min_rank == 2
     assert ("rank", "2 at the noisiest timestep (T-LoRA)") in again.describe()
     results = outcomes("kohya", ".safetensors", concept)
-    assert results["ComfyUI"].startswith("close: it uses the full rank at every timestep")
+    assert results["ComfyUI"].startswith("wrong: it uses the full rank at every timestep")
     plain = Concept((of_rank(part, 4),), Provenance.from_metadata("<t>", {}))
     assert outcomes("kohya", ".safetensors", plain)["ComfyUI"] == "exact"
 

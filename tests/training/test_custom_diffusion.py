@@ -14,7 +14,7 @@ from pinxit.adapters.adapter import applied
 from pinxit.adapters.difference_part import DifferencePart
 from pinxit.adapters.kinds.weight_difference import WeightDifference
 from pinxit.adapters.parts import EmbeddingPart
-from pinxit.concepts.conversion import convert_concept
+from pinxit.cli import main
 from pinxit.concepts.lora_tools import merge_loras
 from pinxit.concepts.read import ConceptReference, read_concept
 from pinxit.errors import PinxitError, RecipeError
@@ -88,7 +88,7 @@ def test_training_and_generation_use_weights_with_the_difference(
 
 
 def test_a_run_resumes_exactly_and_its_concept_is_converted(
-    model: Model, pictures: Path, tmp_path: Path
+    model: Model, pictures: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     before = {n: w.clone() for n, w in model.networks["denoiser"].state_dict().items()}
     whole = train_run(model, recipe(pictures, 3), tmp_path / "whole")
@@ -105,7 +105,8 @@ def test_a_run_resumes_exactly_and_its_concept_is_converted(
         assert all(torch.equal(part.tensors[name], again.tensors[name]) for name in part.tensors)
     after = model.networks["denoiser"].state_dict()
     assert all(torch.equal(before[name], after[name]) for name in before)
-    convert_concept(file, tmp_path / "kohya.safetensors", "kohya")
+    assert main(["convert", str(file), str(tmp_path / "kohya.safetensors")]) == 0
+    assert "--separate-embeddings writes the token" in capfd.readouterr().err
     kohya = read_concept(tmp_path / "kohya.safetensors")
     (stored,) = [part for part in kohya.parts if isinstance(part, DifferencePart)]
     assert all(torch.equal(stored.tensors[n], t) for n, t in difference.tensors.items())

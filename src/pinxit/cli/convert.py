@@ -59,6 +59,8 @@ def written_lines(
     name = registry.name_of(type(writer))
     yield f"{concept.token} written as {name}"
     results = outcomes(name, out.suffix, concept, bundled=bundled)
+    if not results and bundled and concept.content == "adapters":
+        yield "not tried in other programs; --separate-embeddings writes the token beside it"
     for program, result in results.items():
         yield f"  {program}: {result}"
     for program, result in results.items():

@@ -16,7 +16,7 @@ from pinxit.concepts.lora_file import alias_texts
 # Kinds of adapters; the first that a concept has decides what programs do with it.
 _KINDS = ("oft", "dora", "lokr", "loha", "lora")
 
-_NO_MASK = "close: it uses the full rank at every timestep, and ignores --min-rank"
+_NO_MASK = "wrong: it uses the full rank at every timestep, and ignores --min-rank"
 
 
 @cache
