@@ -105,6 +105,27 @@ def test_the_number_of_processes_changes_only_rounding(
             assert num_bytes == expected.nbytes
 
 
+OTHERS: dict[str, tuple[dict[str, object], dict[str, object]]] = {
+    **{kind: ({**LORA, "adapter": kind}, {}) for kind in ("dora", "loha", "lokr", "oft")},
+    "rank by noise": ({**LORA, "min_rank": 1}, {}),
+    "custom-diffusion": ({"name": "custom-diffusion", "class_images": 2}, {}),
+    "prodigy": (WORD, {"optimizer": "prodigy", "ema": True}),
+}
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("name", OTHERS)
+def test_other_kinds_of_adapters_and_optimizers_too(
+    double: Model, pictures: Path, tmp_path: Path, name: str
+) -> None:
+    method, changes = OTHERS[name]
+    recipe = recipe_for(pictures, method, steps=4, **changes)
+    work = lambda ranks: trained_weights(double, recipe, ranks)  # noqa: E731
+    ((expected, _),) = in_ranks(1, work, tmp_path)
+    for weights, _ in in_ranks(2, work, tmp_path):
+        assert float((weights - expected).abs().max()) <= 1e-10
+
+
 def train_run(model: Model, folder: Path, recipe: Recipe, ranks: Ranks) -> str:
     """What the command line does in each process; returns the last saved step."""
     if ranks.rank:
@@ -218,6 +239,13 @@ def test_a_process_with_other_images_is_an_error(
     first, second = in_ranks(2, work, tmp_path)
     assert first.startswith("RunError: process 1 of 2: its images differ from those of process 0")
     assert second == "SystemExit: 2"
+
+
+def test_a_process_stops_if_what_started_it_was_killed(monkeypatch: pytest.MonkeyPatch) -> None:
+    ranks = Ranks(0, 2)
+    monkeypatch.setattr(os, "getppid", lambda: -1)
+    with pytest.raises(KeyboardInterrupt):
+        ranks.exchange(None)
 
 
 def test_images_are_the_same_and_shared_out(

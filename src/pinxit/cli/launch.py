@@ -9,8 +9,8 @@ from collections.abc import Sequence
 
 from pinxit.cli.screen import say
 
-# Seconds until the others are killed after one process has failed, so that rank 0 can save.
-_GRACE = 30.0
+# Seconds until the others are killed after one process has ended: rank 0 may save gigabytes.
+_GRACE = 600.0
 _POLL = 0.1
 _SIGNALS = ("SIGINT", "SIGTERM", "SIGHUP")
 
