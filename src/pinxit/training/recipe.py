@@ -91,7 +91,7 @@ class Recipe(Options):
         aliases=("rate", "lr"),
         help="learning rate of the optimizer",
         default_is="chosen by method and size of the base model; for Stable Diffusion: LoRA 1e-4, "
-        "DreamBooth 5e-6, textual inversion 5e-3; lion: a tenth; prodigy: 1",
+        "DreamBooth 5e-6, textual inversion 5e-3; lion: 0.3 of it; prodigy: 1",
     )
     lr_schedule: Literal["constant", "linear", "cosine"] = Option(
         "constant",

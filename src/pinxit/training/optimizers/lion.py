@@ -7,7 +7,7 @@ from pinxit.training.optimizer import REST, ParameterGroup, PlainOptimizer, Stat
 
 _BETAS = (0.9, 0.99)
 # The signs of a step make it larger than that of AdamW at the same rate.
-_RATE = 0.1
+_RATE = 0.3
 
 
 class Lion(PlainOptimizer):
@@ -17,7 +17,7 @@ class Lion(PlainOptimizer):
 
     @classmethod
     def default_rate(cls, adamw_rate: float) -> float:
-        """A tenth of AdamW's rate."""
+        """Three tenths of AdamW's rate: measured on pocket, a tenth was slower."""
         return _RATE * adamw_rate
 
     def fp32_state(self, weight: Tensor) -> State:
