@@ -7,6 +7,8 @@ import os
 import shutil
 import signal
 import sys
+import tempfile
+import traceback
 from collections.abc import Callable, Iterator, Sequence
 from hashlib import sha256
 from pathlib import Path
@@ -221,3 +223,88 @@ def test_nothing_outside_changes_for_any_pair(
     tries = sweep(command, 1, workplace, nano, tmp_path)
     assert "Traceback" not in capsys.readouterr().err
     print(f"{command}: {tries} tries")
+
+
+NOBODY = 65534
+FORBIDDEN = {"0600": 0o600, "0400": 0o400, "0000": 0}
+
+
+def run_as_nobody(command: list[str], folder: Path) -> tuple[int, str]:
+    """The exit status and the error output of a command in a child that is another user."""
+    errors = folder.parent / "errors.txt"
+    child = os.fork()
+    if not child:
+        handle = os.open(errors, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+        os.dup2(handle, 1)
+        os.dup2(handle, 2)
+        sys.stdout, sys.stderr = os.fdopen(1, "w"), os.fdopen(2, "w")
+        os.setgid(NOBODY)
+        os.setuid(NOBODY)
+        status = 99
+        try:
+            os.chdir(folder)
+            signal.alarm(_SECONDS)
+            status = main(command)
+        except BaseException:
+            traceback.print_exc()
+        finally:
+            sys.stdout.flush()
+            sys.stderr.flush()
+            os._exit(status)
+    _, result = os.waitpid(child, 0)
+    return os.waitstatus_to_exitcode(result), errors.read_text()
+
+
+def give_to_nobody(folder: Path) -> None:
+    for path in (folder, *folder.rglob("*")):
+        os.chown(path, NOBODY, NOBODY)
+
+
+@pytest.fixture
+def shared_place(nano: Path) -> Iterator[Path]:
+    """A folder that every user may enter, with a base model that every user may read."""
+    if os.geteuid():
+        pytest.skip("only root can become another user")
+    with tempfile.TemporaryDirectory() as name:
+        Path(name).chmod(0o755)
+        shutil.copytree(nano, Path(name) / "nano")
+        for path in (Path(name) / "nano").rglob("*"):
+            path.chmod(0o755 if path.is_dir() else 0o644)
+        yield Path(name)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("command", COMMANDS)
+def test_files_of_another_user_are_left_alone(
+    command: str, workplace: Path, shared_place: Path, tmp_path: Path
+) -> None:
+    here = Path.cwd()
+    base = shared_place / "nano"
+    paths = paths_of(command, workplace, base, tmp_path)
+    os.chdir(here)
+    # What the run and the image name is in a folder that only root may enter.
+    named = {"generate": [], "generate again": [], "resume": ["--images", "pictures"]}
+    extra = [*named[command], "--base", str(base)] if command in named else []
+    given = [*words(command, base), *extra]
+    shutil.copytree(workplace, shared_place / "all" / "work")
+    give_to_nobody(shared_place / "all" / "work")
+    status, errors = run_as_nobody(given, shared_place / "all" / "work")
+    assert status == 0, errors
+    pairs = [(path, mode) for path in paths for mode in FORBIDDEN]
+    for number, (path, mode) in enumerate(pairs[::7]):
+        folder = shared_place / str(number) / "work"
+        shutil.copytree(workplace, folder)
+        give_to_nobody(folder)
+        target = folder / path
+        target.parent.mkdir(parents=True, exist_ok=True)
+        if not target.exists():
+            target.write_text("root's")
+        os.chown(target, 0, 0)
+        # A folder can be read, and nothing can be written into it.
+        target.chmod(0o755 if target.is_dir() else FORBIDDEN[mode])
+        before = os.listdir(target) if target.is_dir() else target.read_bytes()  # noqa: PTH208
+        status, errors = run_as_nobody(given, folder)
+        assert status in (0, 1, 2), (command, path, mode, errors)
+        assert "Traceback" not in errors, (command, path, mode)
+        after = os.listdir(target) if target.is_dir() else target.read_bytes()  # noqa: PTH208
+        assert after == before, (command, path, mode)

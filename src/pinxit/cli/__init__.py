@@ -9,7 +9,7 @@ from cyclopts import App, CycloptsError
 
 from pinxit.cli.launch import StartRanks, start_ranks
 from pinxit.cli.screen import print_error, usage_error
-from pinxit.errors import PinxitError
+from pinxit.errors import FileError, PinxitError
 
 BAD_INPUT = 2
 SIGNALLED = 128
@@ -68,6 +68,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return start_ranks(typed, several.count)
     except PinxitError as error:
         print_error(error)
+        return BAD_INPUT
+    except PermissionError as error:  # a file of another user
+        what = f"{error.filename or 'a file'} cannot be read or written: {error.strerror}"
+        print_error(FileError(what, "check its owner and its permissions"))
         return BAD_INPUT
     except CycloptsError as error:
         print_error(usage_error(error))
