@@ -60,23 +60,34 @@ def _joined(
     has_magnitudes = MAGNITUDE in trained[0]
     if has_magnitudes and len(trained) < len(members):
         raise ConceptError(f"a DoRA of a part of the layer `{original}` cannot be joined", _HINT)
-    width, rank = trained[0][_A].shape[1], layer_rank(trained[0])
-    up: list[Tensor] = []
-    for member, (_, factor) in zip(members, parts, strict=True):
-        rows = width * factor if member is None else len(member[_B])
-        block = trained[0][_B].new_zeros(rows, rank * len(trained))
-        if member is not None:
-            number = next(n for n, tensors in enumerate(trained) if tensors is member)
-            block[:, number * rank : (number + 1) * rank] = member[_B]
-        up.append(block)
     joined = {
         _A: torch.cat([tensors[_A] for tensors in trained]),
-        _B: torch.cat(up),
+        _B: _block_diagonal(layers, parts, trained),
         ALPHA: trained[0][ALPHA] * len(trained),
     }
     if has_magnitudes:
         joined[MAGNITUDE] = torch.cat([tensors[MAGNITUDE] for tensors in trained])
     return joined
+
+
+def _block_diagonal(
+    layers: Mapping[str, Mapping[str, Tensor]],
+    parts: Sequence[tuple[str, int]],
+    trained: Sequence[Mapping[str, Tensor]],
+) -> Tensor:
+    """The up factors of all layers, each with columns of its own."""
+    width, rank = trained[0][_A].shape[1], layer_rank(trained[0])
+    blocks: list[Tensor] = []
+    start = 0
+    for name, factor in parts:
+        up = layers[name][_B] if name in layers else None
+        rows = width * factor if up is None else len(up)
+        block = trained[0][_B].new_zeros(rows, rank * len(trained))
+        if up is not None:
+            block[:, start : start + rank] = up
+            start += rank
+        blocks.append(block)
+    return torch.cat(blocks)
 
 
 def _family_of_names(parts: Sequence[Part]) -> FamilyFacts | None:

@@ -39,8 +39,9 @@ def content_kind(concept: Concept, *, bundled: bool = True) -> str:
         kind = "difference"
     if kind:
         with_embedding = kind in ("lora", "difference") and embeddings and bundled
-        kind = f"{kind} with embedding" if with_embedding else kind
-        return f"{kind} of a transformer" if original_table(concept.parts) else kind
+        is_transformer = original_table(concept.parts) is not None
+        ending = " with embedding" * bool(with_embedding) + " of a transformer" * is_transformer
+        return f"{kind}{ending}"
     several = any(len(part.widths) > 1 for part in embeddings)
     return "embedding for two text encoders" if several else "embedding"
 
