@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 from PIL import Image
-from safetensors.torch import load_file, save
+from safetensors.torch import load_file, save, save_file
 
 from pinxit.cli import main
 from pinxit.concepts.read import read_concept
@@ -29,7 +29,7 @@ from pinxit.files.safetensors_file import checksum_matches, file_chunks, read_sa
 from pinxit.generation.request import GeneratedImage
 from pinxit.models.model import Model
 from pinxit.progress import Notice
-from pinxit.runs.checkpoint import newest_checkpoint
+from pinxit.runs.checkpoint import Manifest, newest_checkpoint, save_checkpoint
 from pinxit.runs.events import (
     Finished,
     LearningRateReduction,
@@ -39,6 +39,7 @@ from pinxit.runs.events import (
     ValidationLoss,
 )
 from pinxit.runs.journal import TrainingLog
+from pinxit.runs.reader import saved_step
 from pinxit.runs.run import Run, train_run
 from pinxit.training.concept_trainer import ConceptTrainer, DivergedError
 from pinxit.training.optimizers.adamw import Adamw
@@ -254,7 +255,7 @@ def test_weights_that_are_not_finite_are_never_saved(
     run = Run.create(
         tmp_path / "other", recipe(pictures, steps=1, preview_every=1, score_previews=False)
     )
-    (notice,) = notices(run, model)
+    notice = notices(run, model)[-1]
     assert notice.startswith("4 previews of step 1 have only one colour")
 
 
@@ -386,6 +387,39 @@ def test_files_of_the_user_in_a_run_folder_are_not_deleted(
     assert not any(file.exists() for file in ours)
     kept = {file.name for file in (run.folder / "checkpoints").glob("0*.safetensors")}
     assert kept == {"0000004.safetensors", "0000006.safetensors"}
+
+
+@pytest.mark.parametrize("content", ["", "mine", "another program's"])
+@pytest.mark.parametrize("name", ["checkpoints/0000006", "concepts/0000006", "concept"])
+def test_a_file_of_the_user_in_the_way_is_not_replaced(
+    name: str, content: str, model: Model, pictures: Path, tmp_path: Path
+) -> None:
+    run = train_run(model, recipe(pictures, save_every=2), tmp_path / "run")
+    file = run.folder / f"{name}.safetensors"
+    file.write_text(content)
+    if content.startswith("another"):
+        save_file({"t": torch.ones(3)}, file, {"format": "pt"})
+    before = file.read_bytes()
+    with pytest.raises(RunError, match="is in the way") as caught:
+        list(Run.open(run.folder, steps=6).train(model))
+    assert str(file) in caught.value.message
+    assert "move it" in caught.value.hint
+    assert file.read_bytes() == before
+    file.rename(tmp_path / "moved.safetensors")
+    assert list(Run.open(run.folder, steps=6).train(model))
+    assert saved_step(run.folder / "concept.safetensors") == 6
+
+
+def test_old_checkpoints_of_others_are_not_deleted(
+    model: Model, pictures: Path, tmp_path: Path
+) -> None:
+    run = train_run(model, recipe(pictures), tmp_path / "run")
+    mine = run.folder / "checkpoints" / "0000001.safetensors"
+    save_file({"t": torch.ones(3)}, mine, {"format": "pt"})
+    state, _ = read_safetensors(run.folder / "checkpoints" / "0000004.safetensors")
+    save_checkpoint(mine.parent, state, Manifest(6, "", {}), 2)
+    names = [file.stem for file in sorted(mine.parent.iterdir())]
+    assert names == ["0000001", "0000004", "0000006"]
 
 
 def test_drafts_are_not_written_through_links(tmp_path: Path) -> None:

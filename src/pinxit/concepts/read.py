@@ -19,6 +19,7 @@ from pinxit.concepts.png_embedding import read_hidden_embedding
 from pinxit.errors import ConceptError
 from pinxit.files.atomic_write import write_tensors
 from pinxit.files.open_any import OpenedFile, open_any
+from pinxit.files.safetensors_header import check_replaceable
 from pinxit.files.untrusted import exists
 
 
@@ -56,7 +57,11 @@ def read_concept(path: Path | str) -> Concept:
 
 
 def write_concept(concept: Concept, path: Path) -> None:
-    """Write a concept atomically in pinxit's own format: safetensors with a checksum."""
+    """Write a concept atomically in pinxit's own format: safetensors with a checksum.
+
+    RunError if there is a file at `path` that is no concept in this format.
+    """
+    check_replaceable(path, DESCRIPTION_KEY)
     tensors: dict[str, Tensor] = {}
     for number, part in enumerate(concept.parts):
         tensors |= {f"{number}.{name}": tensor for name, tensor in part.tensors.items()}

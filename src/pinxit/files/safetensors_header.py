@@ -5,11 +5,15 @@ import sys
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from pinxit.errors import FileError
+from pinxit.errors import FileError, RunError
+from pinxit.files.atomic_write import check_regular
 from pinxit.files.untrusted import open_untrusted
 
 MAX_HEADER_BYTES = 32 * 2**20
 _READ_HINT = "download it again; if that does not help, the program that wrote it made a mistake"
+
+# Errors that a header which is no valid header can raise.
+_BROKEN = (OSError, ValueError, TypeError, LookupError, AttributeError, RecursionError)
 
 
 def parse_header(file: BinaryIO) -> tuple[int, dict[str, Any]]:
@@ -36,9 +40,28 @@ def read_header_metadata(path: Path) -> dict[str, str]:
         ends = (entry["data_offsets"][1] for entry in entries.values())
         if path.stat().st_size < 8 + length + max(ends, default=0):
             raise ValueError("it ends too early")
-    except (OSError, ValueError, TypeError, LookupError, AttributeError, RecursionError) as error:
+    except _BROKEN as error:
         raise unreadable_error(path, error) from error
     return {str(name): text for name, text in metadata.items() if isinstance(text, str)}
+
+
+def has_mark(path: Path, mark: str) -> bool:
+    """Whether a file's header can be read and has this metadata; its tensors may be damaged."""
+    try:
+        with open_untrusted(path, sys.maxsize) as file:
+            return mark in parse_header(file)[1]["__metadata__"]
+    except (FileError, *_BROKEN):
+        return False
+
+
+def check_replaceable(path: Path, mark: str) -> None:
+    """Raise RunError if there is something at `path` that pinxit has not made with this mark."""
+    check_regular(path)
+    if path.exists() and not has_mark(path, mark):
+        raise RunError(
+            f"{path} is in the way: it cannot be read as a file that pinxit has made",
+            "move it to another folder, then run the command again",
+        )
 
 
 def unreadable_error(path: Path, error: Exception) -> FileError:

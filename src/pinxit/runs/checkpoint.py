@@ -18,6 +18,7 @@ from pinxit.files.atomic_write import (
     write_tensors,
 )
 from pinxit.files.safetensors_file import CHECKSUM, damaged_error, read_safetensors
+from pinxit.files.safetensors_header import check_replaceable, has_mark
 from pinxit.models.model import Model
 
 _KEY = "pinxit.runs.checkpoint"
@@ -98,28 +99,31 @@ def save_checkpoint(
     """Save a training state, verify it by reading it back, then delete older checkpoints.
 
     Two checkpoints stay: the new one, and the last one before it whose step is a multiple of
-    `every`, for the case that the newest is damaged or that training diverges after it. Files
-    with other names are not touched. RunError if the folder is a link.
+    `every`, for the case that the newest is damaged or that training diverges after it. Other
+    files are not touched. RunError if the folder is a link, or a file in the way is not pinxit's.
     """
     check_regular(folder)
     make_folder(folder)
     file = folder / f"{manifest.step:07}.safetensors"
+    check_replaceable(file, _KEY)
     write_tensors(file, state, {_KEY: manifest.to_json()}, checksum=True)
     regular = [path for path in _numbered(folder, every) if path.stem < file.stem]
     stay = {file, *regular[-(_MAX_CHECKPOINTS - 1) :]}
-    remove(*(path for path in regular_files(folder, FILE_NAMES) if path not in stay))
+    old = (path for path in regular_files(folder, FILE_NAMES) if path not in stay)
+    remove(*(path for path in old if has_mark(path, _KEY)))
 
 
 def newest_checkpoint(folder: Path, every: int = 1) -> Checkpoint | None:
     """The newest intact checkpoint whose step is a multiple of `every`; None if there is none.
 
-    RunError if all checkpoints are damaged.
+    RunError if all checkpoints are damaged, or a file with such a name is not pinxit's.
     """
     damaged_files: list[Path] = []
     for file in reversed(_numbered(folder, every)):
+        check_replaceable(file, _KEY)
         try:
             state, metadata = read_safetensors(file)
-            if CHECKSUM not in metadata or _KEY not in metadata:
+            if CHECKSUM not in metadata:
                 raise damaged_error(file)
             return Checkpoint(Manifest.from_json(metadata[_KEY]), state, tuple(damaged_files))
         except FileError:
