@@ -266,3 +266,56 @@ def test_checkpoints_say_what_they_predict(
     scheduler = find_base(str(out)).config("scheduler")
     assert scheduler.get("prediction_type", "epsilon") == prediction
     assert bool(scheduler.get("rescale_betas_zero_snr")) == (velocity and rescaled)
+
+
+@pytest.mark.parametrize("family", ["stable-diffusion-1", "stable-diffusion-2"])
+def test_a_file_beside_the_checkpoint_tells_a1111_that_it_predicts_v(
+    family: str,
+    bases: Callable[[str], Path],
+    opened: Callable[[str], Model],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    import json
+    import shutil
+
+    import yaml
+    from safetensors.torch import save_file
+
+    base = tmp_path / "base"
+    shutil.copytree(bases(family), base)
+    config_file = base / "scheduler" / "scheduler_config.json"
+    schedule = json.loads(config_file.read_text()) | {"prediction_type": "v_prediction"}
+    config_file.write_text(json.dumps(schedule))
+    network = opened(family).networks["denoiser"]
+    weights = {name: weight.detach() for name, weight in network.named_parameters()}
+    concept = Concept((FullWeightsPart("denoiser", weights),), Provenance.from_metadata("toy", {}))
+    write_concept(concept, source := tmp_path / "source.safetensors")
+    out, beside = tmp_path / "toy.safetensors", tmp_path / "toy.yaml"
+    command = ["convert", str(source), str(out), "--format", "single-file", "--base", str(base)]
+    beside.write_text("mine")
+    assert main(command) == 2
+    assert "toy.yaml exists already" in capsys.readouterr().err
+    assert beside.read_text() == "mine"
+    assert not out.exists()
+    beside.unlink()
+    assert main(command) == 0
+    assert f"{beside} tells AUTOMATIC1111" in capsys.readouterr().err
+    params = yaml.safe_load(beside.read_text())["model"]["params"]
+    assert params["parameterization"] == "v"
+    unet, tensors = params["unet_config"]["params"], load_file(out)
+    start = "model.diffusion_model."
+    assert len(tensors[f"{start}input_blocks.0.0.weight"]) == unet["model_channels"]
+    last = unet["model_channels"] * unet["channel_mult"][-1]
+    assert len(tensors[f"{start}middle_block.0.out_layers.3.weight"]) == last
+    keys = tensors[f"{start}middle_block.1.transformer_blocks.0.attn2.to_k.weight"]
+    assert keys.shape[1] == unet["context_dim"]
+    is_linear = tensors[f"{start}middle_block.1.proj_in.weight"].ndim == 2
+    assert unet["use_linear_in_transformer"] == is_linear
+    is_open_clip = any(name.startswith("cond_stage_model.model.") for name in tensors)
+    assert ("OpenCLIP" in params["cond_stage_config"]["target"]) == is_open_clip
+    # Read without the marks in the checkpoint itself.
+    save_file({name: t for name, t in tensors.items() if name != "v_pred"}, out)
+    assert find_base(str(out)).config("scheduler")["prediction_type"] == "v_prediction"
+    beside.unlink()
+    assert find_base(str(out)).config("scheduler").get("prediction_type") != "v_prediction"

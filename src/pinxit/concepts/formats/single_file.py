@@ -1,8 +1,11 @@
 """A complete model as one checkpoint file with the original names (SD 1, 2 and XL)."""
 
+import os
+
 import torch
 from torch import Tensor
 
+from pinxit.concepts.a1111_config import a1111_config
 from pinxit.concepts.concept import Concept
 from pinxit.concepts.format import LIKELY, Format, Target
 from pinxit.concepts.full_model_file import (
@@ -13,7 +16,7 @@ from pinxit.concepts.full_model_file import (
 )
 from pinxit.concepts.metadata import PROVENANCE_KEY
 from pinxit.errors import ConceptError
-from pinxit.files.atomic_write import write_tensors
+from pinxit.files.atomic_write import write_tensors, write_text
 from pinxit.files.open_any import OpenedFile
 from pinxit.models import original_names
 from pinxit.models.open_base import family_of
@@ -39,8 +42,18 @@ class SingleFile(Format):
         return read_full_model(file, file.text(PROVENANCE_KEY))
 
     def write(self, concept: Concept, target: Target) -> None:
-        """Write the base model with the concept's weights."""
+        """Write the base model with the concept's weights.
+
+        Beside a model of SD 1 or 2 that predicts v, a .yaml file for AUTOMATIC1111. Raises
+        ConceptError if there is such a file already: it would be read in place of this one.
+        """
         source = base_source(concept, target)
+        config, config_file = a1111_config(source), target.out.with_suffix(".yaml")
+        if os.path.lexists(config_file):
+            raise ConceptError(
+                f"{config_file} exists already, and programs would read it with {target.out.name}",
+                "choose another name, or remove it first",
+            )
         tensors: dict[str, Tensor] = {}
         for folder, weights in completed_networks(concept, source, target.precision):
             prefix, renamed = _original_names(folder, weights, source)
@@ -48,6 +61,8 @@ class SingleFile(Format):
         tensors |= _markers(source)
         metadata = full_model_metadata(concept, source, tensors, target.out.stem)
         write_tensors(target.out, tensors, metadata)
+        if config:
+            write_text(config_file, config)
 
 
 def _markers(source: Source) -> dict[str, Tensor]:
