@@ -28,6 +28,7 @@ DEVICE_DEFAULT = "the accelerator that torch finds, else cpu"
 DOWNLOAD_HELP = "download the networks that score images (DINO and CLIP, 692 MB) if needed"
 GPUS_HELP = "number of GPUs to use, with one process for each"
 DEVICE = Parameter(help=DEVICE_HELP, show_default=lambda _: DEVICE_DEFAULT)
+_MOVED_BASE = Parameter(help="with --resume: the base model, if it was moved")
 _LIKE_FIRST = "as with a method: see pinxit train-many METHOD --help"
 _WORKERS = Parameter(help=_LIKE_FIRST)
 _MANY_FLAGS = (
@@ -70,9 +71,7 @@ def train_from_file(  # noqa: PLR0913 (one for each flag)
         Path | None,
         Parameter(help="with --resume: folder of the training images, if it was moved"),
     ] = None,
-    base: Annotated[
-        str | None, Parameter(help="with --resume: the base model, if it was moved")
-    ] = None,
+    base: Annotated[str | None, _MOVED_BASE] = None,
     pictures: Annotated[Path | None, Parameter(show=False, help="same as --images")] = None,
 ) -> None:
     """Train from a recipe file, or continue a run that was stopped.

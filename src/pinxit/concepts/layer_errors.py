@@ -1,17 +1,10 @@
 """What the layers of a LoRA lost when their ranks were reduced, by group of layers."""
 
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from math import sqrt
 
-# Groups of layers for which errors are stated; the first that matches.
-_GROUPS = {
-    "cross-attention": re.compile(r"\battn2\b"),
-    "feed-forward": re.compile(r"\b(ff|mlp|feed_forward|DenseReluDense)|proj_mlp"),
-    "attention": re.compile(r"attn|SelfAttention|\battention\b"),
-    "convolutions": re.compile(r"resnets|samplers|conv_(in|out)"),
-}
+from pinxit.concepts.layer_names import LAYER_KINDS
 
 
 @dataclass(frozen=True)
@@ -27,7 +20,7 @@ class LayerError:
     @property
     def group(self) -> str:
         """The network and the group of the layer."""
-        groups = (name for name, pattern in _GROUPS.items() if pattern.search(self.layer))
+        groups = (name for name, pattern in LAYER_KINDS.items() if pattern.search(self.layer))
         return f"{self.network}: {next(groups, 'other layers')}"
 
     @property

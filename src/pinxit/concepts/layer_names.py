@@ -51,6 +51,13 @@ _NAME_PART = re.compile(
     r"time_embed|emb_layers|out_layers|mid_block|up_blocks|label_emb|in_layers|self_attn|linear_[12]|"
     r"pos_embed|proj_mlp|norm_[qk]|layer_norm(?!\d)|wi_[01]|conv_out|proj_out|norm_out|out_proj|conv_in|proj_in|to_out|[qkv]_proj|to_[qkv]|[^_]+"
 )
+# Kinds of layers by their names in diffusers; the first that matches.
+LAYER_KINDS = {
+    "cross-attention": re.compile(r"\battn2\b"),
+    "feed-forward": re.compile(r"\b(ff|mlp|feed_forward|DenseReluDense)|proj_mlp"),
+    "attention": re.compile(r"attn|SelfAttention|\battention\b"),
+    "convolutions": re.compile(r"resnets|samplers|conv_(in|out)"),
+}
 # SDXL layers have the names of Stability's code; all its blocks have two residual layers.
 SGM_NAMES = unet_name_map([2] * 4, [3] * 4, [True] * 4)
 # In blocks without attention the upsampler has a smaller index.

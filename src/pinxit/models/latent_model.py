@@ -13,11 +13,7 @@ from pinxit.models.clip_encoder import ClipEncoder
 from pinxit.models.conditioning import Conditioning
 from pinxit.models.config_limits import check_diffusion_config, check_latent_config
 from pinxit.models.kernels.cpu import optimize_for_cpu, release_freed_memory
-from pinxit.models.loading import (
-    load_network,
-    release_weights,
-    reload_weights,
-)
+from pinxit.models.loading import load_network, release_weights, reload_weights
 from pinxit.models.model import SMALL, LatentDistribution, LatentNormalization, Model, Placement
 from pinxit.models.noise_schedule import Diffusion, Schedule
 from pinxit.models.source import Source
@@ -252,6 +248,8 @@ class UNetModel(LatentModel):
         "queries-keys": rf"^{_UNET_ATTENTION}\.to_[qk]$",
         # What is attended to (MasaCtrl, arXiv:2304.08465).
         "keys-values": rf"^{_UNET_ATTENTION}\.to_[kv]$",
+        # How images read the text (Custom Diffusion, arXiv:2212.04488).
+        "text-keys-values": r"\.attn2\.to_[kv]$",
         # The layout of the image: features of the decoder's second level (Plug-and-Play).
         "decoder-features": r"^up_blocks\.1\.resnets\.[01]\.conv2$",
     }

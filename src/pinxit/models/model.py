@@ -84,8 +84,8 @@ class Model(ABC):
     `layer_groups` and `text_layer_groups` are regular expressions that find the layers of a group
     in the denoiser and in a text encoder by their names. The groups are those of LoRA
     ("cross-attention", "attention", "transformer", "all"), the layers that become 8-bit ("int8"),
-    and the layers whose outputs controls share ("queries-keys", "keys-values",
-    "decoder-features").
+    the layers whose outputs controls share ("queries-keys", "keys-values", "decoder-features"),
+    and those through which images read text ("text-keys-values").
     """
 
     facts: ClassVar[FamilyFacts]

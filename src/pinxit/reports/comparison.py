@@ -38,24 +38,18 @@ def evaluate(
     options that replace those of the runs. RunError if `out` contains other files. Of several
     processes, rank 0 writes the report.
     """
+    settings = settings or EvaluationSettings()
     if ranks.rank == 0:
         check_claim(out, KIND, _IMAGES)
     entrants = read_entrants(paths, overrides or {})
-    bases: dict[object, dict[object, list[Entrant]]] = {}
-    for entrant in _with_unique_titles(entrants):
-        subjects = bases.setdefault(entrant.subject_key[0], {})
-        subjects.setdefault(entrant.subject_key, []).append(entrant)
     if ranks.rank == 0:
         claim_folder(out, KIND)
         make_folder(out / _IMAGES)
     ranks.exchange(None)
     groups: list[SubjectResults] = []
-    for subjects in bases.values():
-        same_base = list(subjects.values())
+    for same_base in _by_base(_with_unique_titles(entrants)):
         model = open_model(same_base[0][0].recipe)
-        evaluator = Evaluator(
-            model, settings or EvaluationSettings(), out / _IMAGES, progress, ranks
-        )
+        evaluator = Evaluator(model, settings, out / _IMAGES, progress, ranks)
         groups += [
             evaluator.evaluate_subject(rivals, _anchors(rivals[0], entrants))
             for rivals in same_base
@@ -67,7 +61,7 @@ def evaluate(
     if ranks.rank:
         return metrics
     write_text(out / REPORT, comparison_page(groups))
-    stored = {**metrics, "settings": (settings or EvaluationSettings()).model_dump()}
+    stored = {**metrics, "settings": settings.model_dump()}
     write_text(out / METRICS, json.dumps(stored, indent=1))
     write_text(out / TABLE, metrics_table(groups))
     return metrics
@@ -121,6 +115,15 @@ def _anchors(entrant: Entrant, entrants: Sequence[Entrant]) -> Anchors:
         if other.recipe.class_noun == recipe.class_noun and other.subject_key[1] != subject[1]
     }
     return Anchors(tuple(image.open() for images in others.values() for image in images))
+
+
+def _by_base(entrants: Sequence[Entrant]) -> list[list[list[Entrant]]]:
+    """The entrants by base model, and of each base model by subject."""
+    bases: dict[object, dict[object, list[Entrant]]] = {}
+    for entrant in entrants:
+        subjects = bases.setdefault(entrant.subject_key[0], {})
+        subjects.setdefault(entrant.subject_key, []).append(entrant)
+    return [list(subjects.values()) for subjects in bases.values()]
 
 
 def _with_unique_titles(entrants: Sequence[Entrant]) -> list[Entrant]:

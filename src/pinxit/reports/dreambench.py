@@ -19,13 +19,12 @@ from pinxit.runs.many import RunGroup
 
 # Tables of class nouns: DreamBench's file, which has more than that, and pinxit's.
 _DREAMBENCH_LIST, _CLASS_TABLE = "prompts_and_classes.txt", "classes.toml"
-_METRICS = ("dino", "clip-i", "clip-t")
 _LINE = re.compile(r"([\w.-]+),([\w -]+)")
 
 
 @cache
 def dreambench() -> Mapping[str, Any]:
-    """DreamBench's classes by subject, and the published means by method."""
+    """DreamBench's metrics, its classes by subject, and the published means by method."""
     return tomllib.loads(Path(__file__).with_suffix(".toml").read_text(encoding="utf-8"))
 
 
@@ -40,12 +39,13 @@ def write_comparison(evaluation: Mapping[str, Any], out: Path) -> str:
         for run in group["runs"].values():
             title = f"{run['method']}, {Path(group['base']).name}"
             values.setdefault(title, []).append(run["figures"])
-    lines = [("", "subjects", *_METRICS), ("---",) * (2 + len(_METRICS))]
+    metrics: Sequence[str] = dreambench()["metrics"]
+    lines = [("", "subjects", *metrics), ("---",) * (2 + len(metrics))]
     for title, row in dreambench()["published"].items():
-        published = [f"{row[name]:.3f}" if name in row else "-" for name in _METRICS]
+        published = [f"{row[name]:.3f}" if name in row else "-" for name in metrics]
         lines.append((title, str(len(dreambench()["classes"])), *published))
     for title, rows in values.items():
-        raw = [[row[f"raw {name}"] for row in rows if f"raw {name}" in row] for name in _METRICS]
+        raw = [[row[f"raw {name}"] for row in rows if f"raw {name}" in row] for name in metrics]
         means = [_mean([value["value"] for value in of_metric]) for of_metric in raw]
         lines.append((f"**{title}, measured here**", str(len(rows)), *means))
     text = "".join(f"| {' | '.join(line)} |\n" for line in lines)

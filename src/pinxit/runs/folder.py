@@ -1,6 +1,5 @@
 """A run's folder: recipe, training log, previews, checkpoints and the trained concept."""
 
-import re
 import time
 from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager, suppress
@@ -14,20 +13,13 @@ from pinxit.concepts.metadata import Provenance
 from pinxit.concepts.read import read_concept, write_concept
 from pinxit.errors import DiskError, PinxitError, RunError
 from pinxit.evaluation.judge import Judge
-from pinxit.files.atomic_write import (
-    check_regular,
-    defer_signals,
-    make_folder,
-    remove_drafts,
-    write_text,
-)
-from pinxit.generation import image_cache
+from pinxit.files.atomic_write import defer_signals, make_folder, write_text
 from pinxit.generation.finite import NotFiniteError
 from pinxit.images.folder import TrainingImage, fingerprints
 from pinxit.models.ranks import ALONE, Ranks
 from pinxit.progress import Notice, Progress
 from pinxit.runs.best import save_if_best
-from pinxit.runs.checkpoint import FILE_NAMES, Manifest, newest_checkpoint, save_checkpoint
+from pinxit.runs.checkpoint import Manifest, newest_checkpoint, save_checkpoint
 from pinxit.runs.events import (
     EarlyStop,
     Event,
@@ -42,8 +34,6 @@ from pinxit.runs.journal import TrainingLog
 from pinxit.runs.preview import save_preview
 from pinxit.runs.provenance import provenance
 from pinxit.runs.reader import (
-    BASE_IMAGES,
-    BEST,
     CHECKPOINTS,
     CONCEPT,
     CONCEPTS,
@@ -55,21 +45,12 @@ from pinxit.runs.reader import (
     result_file,
     saved_step,
 )
+from pinxit.runs.written_files import remove_run_drafts
 from pinxit.training.concept_trainer import ConceptTrainer, DivergedError
 from pinxit.training.plan import TrainingPlan
 from pinxit.training.recipe import Recipe
 from pinxit.training.self_test import check_answer, load_saved
 from pinxit.training.step_result import StepResult
-
-_FILES = (RECIPE, JOURNAL, CONCEPT, BEST)
-# Patterns of the file names that a run writes, by folder.
-_WRITTEN = {
-    "": re.compile("|".join(map(re.escape, _FILES))),
-    CHECKPOINTS: FILE_NAMES,
-    CONCEPTS: FILE_NAMES,
-    PREVIEWS: re.compile(r"[0-9]{7,}\.png"),
-    BASE_IMAGES: image_cache.NAMES,
-}
 
 # Multiplier of the learning rate after training has diverged.
 _LR_MULTIPLIER = 0.5
@@ -116,10 +97,6 @@ class RunFolder:
         options = {"steps": self.recipe.steps, "early_stop": self.recipe.early_stop}
         return replace(read_run(self.folder), recipe=options)
 
-    def check_no_links(self) -> None:
-        """RunError if a file or folder of the run is a link, which could lead out of its folder."""
-        check_regular(*(self.folder / name for name in (*_WRITTEN, *_FILES) if name))
-
     def write_recipe(self) -> None:
         """Write the recipe if it is not there: from now on the run can be resumed."""
         if not (self.folder / RECIPE).is_file():
@@ -136,8 +113,7 @@ class RunFolder:
         # stopped.
         self._base_hash = trainer.model.hash
         with self.resume_hint():
-            for name, pattern in _WRITTEN.items():
-                remove_drafts(self.folder / name, pattern)
+            remove_run_drafts(self.folder)
             every = self.recipe.checkpoint_every if error else 1
             if checkpoint := newest_checkpoint(self.folder / CHECKPOINTS, every):
                 images = fingerprints(self.images)

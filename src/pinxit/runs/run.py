@@ -22,6 +22,7 @@ from pinxit.runs.events import Event, Finished, MemoryNotice, RunFailure, Starte
 from pinxit.runs.folder import RunFolder
 from pinxit.runs.follow import MakeClassImages, Train, share_state
 from pinxit.runs.reader import BASE_IMAGES, CONCEPT, RECIPE, recipe_file, saved_step
+from pinxit.runs.written_files import check_no_links
 from pinxit.training.concept_trainer import ConceptTrainer
 from pinxit.training.memory import MemoryPlan
 from pinxit.training.method import insert_token
@@ -197,7 +198,7 @@ def _lock_and_start(
     """Lock and start a run; the last event is a RunFailure if that fails."""
     try:
         make_folder(run.folder)
-        run.check_no_links()
+        check_no_links(run.folder)
         locks.enter_context(exclusive_lock(run.folder))
         with _recorded_failure(model, [run]):
             yield from _start(model, run, last_error, trainers)

@@ -4,26 +4,19 @@ import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
-import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 
-from pinxit.errors import ImageError
-from pinxit.images.crop import bucket_for, crop_box, crop_center
-from pinxit.images.folder import TrainingImage, release_pixels
-from pinxit.images.tensors import to_pixels
+from pinxit.images.folder import release_pixels
 from pinxit.models.conditioning import Conditioning
 from pinxit.models.model import Model
 from pinxit.models.ranks import ALONE, Ranks
 from pinxit.models.text_encoder import PromptParsing
 from pinxit.progress import Progress
 from pinxit.rng import generator
+from pinxit.training.image_encoding import EncodedImage, encode_by_shape
 from pinxit.training.method import ImagePool
 
-# Images of one shape are encoded together: at most this many, and this many pixels in all.
-_ENCODED_PIXELS = 2**16
-_ENCODED_IMAGES = 8
 # The timestep of a validation sample is the median of this many, so that few samples represent all
 # timesteps.
 _TIMESTEPS_PER_SAMPLE = 15
@@ -56,15 +49,6 @@ class Batch:
     def __getitem__(self, index: slice) -> "Batch":
         parts = {name: None if part is None else part[index] for name, part in vars(self).items()}
         return replace(self, **parts)
-
-
-@dataclass(frozen=True)
-class _EncodedImage:
-    """Mean and standard deviation of the latents of an image, and its mask (1, H, W)."""
-
-    mean: Tensor
-    std: Tensor
-    mask: Tensor | None
 
 
 @dataclass(frozen=True)
@@ -128,7 +112,7 @@ class TrainingSamples:
         self._model = model
         self._resolution = resolution
         # By pool: each image as it is, and mirrored.
-        self._encoded: dict[str, list[tuple[_EncodedImage, _EncodedImage]]] = {}
+        self._encoded: dict[str, list[tuple[EncodedImage, EncodedImage]]] = {}
         # By step and slot: predictions of the base model, on the CPU.
         self._answers: dict[int, dict[int, Tensor]] = {}
 
@@ -136,8 +120,8 @@ class TrainingSamples:
         """Encode all images to latents and release their cached pixels; yields progress."""
         total, num_done = sum(len(pool.images) for pool in self._pools), 0
         for pool in self._pools:
-            encoded: dict[int, tuple[_EncodedImage, _EncodedImage]] = {}
-            for group in _encode(self._model, pool.images, self._resolution):
+            encoded: dict[int, tuple[EncodedImage, EncodedImage]] = {}
+            for group in encode_by_shape(self._model, pool.images, self._resolution):
                 encoded |= group
                 yield Progress("images encoded", num_done + len(encoded), total)
             self._encoded[pool.name] = [encoded[number] for number in range(len(encoded))]
@@ -281,6 +265,12 @@ def collate(samples: Sequence[_Sample], device: torch.device) -> tuple[Batch, ..
     return tuple(_batch([sample for _, sample in group], device) for group in groups)
 
 
+def split(batches: Sequence[Batch], size: int) -> Iterator[Batch]:
+    """Batches with at most `size` samples."""
+    for batch in batches:
+        yield from (batch[start : start + size] for start in range(0, len(batch), size))
+
+
 def _by_shape(samples: Sequence[tuple[int, _Sample]]) -> list[list[tuple[int, _Sample]]]:
     """Numbered samples, in groups of one shape."""
     groups: dict[torch.Size, list[tuple[int, _Sample]]] = {}
@@ -318,54 +308,3 @@ def _shuffled_index(sampling: BatchSampling, pool: ImagePool, place: int) -> int
     epoch, index = divmod(place, len(pool.images))
     rng = sampling.generator(pool.name, "round", epoch)
     return int(torch.randperm(len(pool.images), generator=rng)[index])
-
-
-def _encode(
-    model: Model, images: Sequence[TrainingImage], resolution: int
-) -> Iterator[dict[int, tuple[_EncodedImage, _EncodedImage]]]:
-    """Images as they are and mirrored, by index, encoded in groups of one shape; on the CPU."""
-    groups: dict[torch.Size, dict[int, tuple[Tensor, Tensor | None]]] = {}
-    for index, image in enumerate(images):
-        pixels, mask = _crop(model, image, resolution)
-        group = groups.setdefault(pixels.shape, {})
-        group[index] = pixels, mask
-        num_pixels = pixels[0, 0].numel()
-        if len(group) >= min(_ENCODED_IMAGES, max(1, _ENCODED_PIXELS // num_pixels)):
-            yield _encode_group(model, groups.pop(pixels.shape))
-    yield from (_encode_group(model, group) for group in groups.values())
-
-
-def _encode_group(
-    model: Model, group: Mapping[int, tuple[Tensor, Tensor | None]]
-) -> dict[int, tuple[_EncodedImage, _EncodedImage]]:
-    pixels = torch.cat([pixels for pixels, _ in group.values()])
-    masks = [mask for _, mask in group.values()]
-    mirrored_masks = [None if mask is None else mask.flip(-1) for mask in masks]
-    originals, mirrored = model.encode(pixels), model.encode(pixels.flip(-1))
-    return {
-        index: (
-            _EncodedImage(originals.mean[row].cpu(), originals.std[row].cpu(), masks[row]),
-            _EncodedImage(mirrored.mean[row].cpu(), mirrored.std[row].cpu(), mirrored_masks[row]),
-        )
-        for row, index in enumerate(group)
-    }
-
-
-def _crop(model: Model, image: TrainingImage, resolution: int) -> tuple[Tensor, Tensor | None]:
-    """Pixels of an image, cropped to its aspect-ratio bucket, and the mask of the latents."""
-    pil_image, mask = image.open_with_mask()
-    width, height = bucket = bucket_for(pil_image.size, resolution, model.size_multiple)
-    center = crop_center(pil_image, bucket, mask)
-    pixels = to_pixels(pil_image, width, height, center)
-    if mask is None:
-        return pixels, None
-    latent_size = (width // model.vae_scale_factor, height // model.vae_scale_factor)
-    box = crop_box(pil_image.size, bucket, center)
-    latent_mask = mask.resize(latent_size, Image.Resampling.BOX, box)
-    if not latent_mask.getbbox():
-        raise ImageError(
-            f"nothing of the mask of {image.path.name} is left in its latents, which are "
-            f"{latent_size[0]}x{latent_size[1]}: its white part is too small",
-            "make the white part larger, train at a larger --resolution, or use --masks none",
-        )
-    return pixels, torch.from_numpy(np.asarray(latent_mask, dtype=np.float32) / 255).unsqueeze(0)

@@ -63,8 +63,7 @@ class ConceptTrainer:
         ranks: Ranks = ALONE,
     ) -> None:
         recipe, subject = plan.recipe, plan.recipe.subject
-        self.model = model
-        self.plan = plan
+        self.model, self.plan = model, plan
         self.total_steps = plan.steps
         self.steps_done = 0
         self.lr_multiplier = 1.0
@@ -79,7 +78,6 @@ class ConceptTrainer:
         self.adapters = tuple(trainable.adapter for trainable in self.trainable_adapters)
         groups: list[ParameterGroup] = []
         self.weights: list[nn.Parameter] = []
-        names: list[str] = []
         self.averages: dict[int, Tensor] = {}
         for trainable in self.trainable_adapters:
             group = _parameter_group(trainable, recipe.weight_decay, plan.optimizer)
@@ -88,17 +86,23 @@ class ConceptTrainer:
                 numbered = enumerate(group.weights, len(self.weights))
                 self.averages |= {number: weight.detach().clone() for number, weight in numbered}
             self.weights += group.weights
-            network = getattr(trainable.adapter, "network", recipe.token)
-            names += [f"{network}.{name}" for name in trainable.adapter.weights()]
         self.optimizer: Optimizer = plan.optimizer(groups)
         self.loss_scale = _FP16_LOSS_SCALE if model.placement.precision == "fp16" else 1.0
         self._gradient_scale = torch.ones(())
         self._prompts_with_token = prompts_with_token(
             model, self._own_prompts(), self.placeholders(), recipe.prompt_parsing
         )
-        named_weights = dict(zip(names, self.weights, strict=True))
-        self._gradients = GradientCheck(named_weights, self._prompts_with_token)
+        self._gradients = GradientCheck(self._named_weights(), self._prompts_with_token)
         self.notices: list[str] = []
+
+    def _named_weights(self) -> dict[str, nn.Parameter]:
+        """The trained weights, each by the name of its network and its own."""
+        names = [
+            f"{getattr(adapter, 'network', self.plan.recipe.token)}.{name}"
+            for adapter in self.adapters
+            for name in adapter.weights()
+        ]
+        return dict(zip(names, self.weights, strict=True))
 
     def lr_multiplier_of(self, step: int) -> float:
         """The factor of the learning rate in a step, after divergence and by the schedule."""

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from pinxit.errors import RunError
+from pinxit.models.model import Model
 
 # Fraction of the free memory that a step may use; the rest covers what the estimate misses.
 _USABLE_FRACTION = 0.85
@@ -95,3 +96,16 @@ def saved_tensors(weights: Iterable[Tensor]) -> Generator[dict[int, int]]:
 
 def _gb(count: int) -> str:
     return f"{count / 1e9:.1f} GB"
+
+
+@contextmanager
+def gradient_checkpointing(model: Model, enabled: bool) -> Generator[None]:
+    """Use gradient checkpointing inside the block, if enabled."""
+    if not enabled:  # turning it off visits every layer: a tenth of a small model's step
+        yield
+        return
+    model.enable_gradient_checkpointing(True)
+    try:
+        yield
+    finally:
+        model.enable_gradient_checkpointing(False)

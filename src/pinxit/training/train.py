@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from dataclasses import dataclass
 
 import torch
@@ -16,10 +16,16 @@ from pinxit.models.device import free_memory
 from pinxit.models.model import Model
 from pinxit.models.ranks import ALONE, Ranks
 from pinxit.models.text_encoder import PromptParsing
-from pinxit.training.batches import Batch, collate
+from pinxit.training.batches import Batch, collate, split
 from pinxit.training.concept_trainer import ConceptLoss, ConceptTrainer
 from pinxit.training.early_stopping import VALIDATION_SAMPLES
-from pinxit.training.memory import MemoryPlan, plan_memory, saved_tensors, smallest
+from pinxit.training.memory import (
+    MemoryPlan,
+    gradient_checkpointing,
+    plan_memory,
+    saved_tensors,
+    smallest,
+)
 from pinxit.training.step_result import StepResult
 
 Conditioner = Callable[[Sequence[str]], Conditioning]
@@ -159,9 +165,9 @@ class TrainingSession:
         while True:
             plan = self.memory_plan = self.memory_plan or _plan_memory(self, batch, conditioner)
             losses = None
-            checkpointing = _gradient_checkpointing(self.model, plan.gradient_checkpointing)
+            checkpointing = gradient_checkpointing(self.model, plan.gradient_checkpointing)
             with suppress(torch.OutOfMemoryError), checkpointing:
-                micro_batches = _split(batch.batches, plan.micro_batch)
+                micro_batches = split(batch.batches, plan.micro_batch)
                 losses = self._add_gradients(micro_batches, conditioner)
             parts = [part for part in self.ranks.sum_gradients(weights, losses) if part]
             if len(parts) == self.ranks.size:
@@ -226,7 +232,7 @@ class TrainingSession:
             with trainer.averaged_weights():
                 losses = [
                     float(self.losses(micro_batch, conditioner).sum())
-                    for micro_batch in _split(batches, self.memory_plan.micro_batch)
+                    for micro_batch in split(batches, self.memory_plan.micro_batch)
                 ]
             parts = self.ranks.exchange(losses)
             trainer.add_validation_loss(sum(loss for part in parts for loss in part))
@@ -305,24 +311,6 @@ def train(session: TrainingSession) -> Generator[StepResult]:
                 continue
             session.validate(conditioner)
             yield result
-
-
-@contextmanager
-def _gradient_checkpointing(model: Model, enabled: bool) -> Generator[None]:
-    """Use gradient checkpointing inside the block, if enabled."""
-    if not enabled:  # turning it off visits every layer: a tenth of a small model's step
-        yield
-        return
-    model.enable_gradient_checkpointing(True)
-    try:
-        yield
-    finally:
-        model.enable_gradient_checkpointing(False)
-
-
-def _split(batches: Sequence[Batch], size: int) -> Iterator[Batch]:
-    for batch in batches:
-        yield from (batch[start : start + size] for start in range(0, len(batch), size))
 
 
 def _plan_memory(

@@ -85,6 +85,7 @@ class Flux1(LatentModel):
         "int8": r"^(single_)?transformer_blocks\.(?!.*norm)",
         "queries-keys": r"^transformer_blocks\.\d+\.attn\.to_[qk]$",
         "keys-values": r"^transformer_blocks\.\d+\.attn\.to_[kv]$",
+        "text-keys-values": r"\.add_[kv]_proj$",
     }
     packing: ClassVar[int] = 2
 

@@ -49,6 +49,7 @@ class StableDiffusion3(LatentModel):
         "int8": r"^transformer_blocks\.(?!.*(time|norm))",
         "queries-keys": r"^transformer_blocks\.\d+\.attn\.to_[qk]$",
         "keys-values": r"^transformer_blocks\.\d+\.attn\.to_[kv]$",
+        "text-keys-values": r"\.add_[kv]_proj$",
     }
 
     def __init__(

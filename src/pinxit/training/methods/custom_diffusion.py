@@ -10,9 +10,6 @@ from pinxit.options import Option
 from pinxit.training.finetuning import Finetuning, ModelSize, model_size
 from pinxit.training.method import Advice, Subject, TrainableAdapter
 
-# The projections that read the text, by the ends of their names in diffusers; the first that a
-# model has: with joint attention, attn2 is for images only.
-_TEXT_ATTENTION = ((".add_k_proj", ".add_v_proj"), (".attn2.to_k", ".attn2.to_v"))
 _EMBEDDING_LEARNING_RATES: dict[ModelSize, float] = {"small": 1e-2, "large": 1e-3}
 
 
@@ -54,9 +51,9 @@ class CustomDiffusion(Finetuning):
         """The embedding, and the differences of the keys and values."""
         embedding = EmbeddingAdapter.of(model, subject.token, subject.class_noun, self.num_vectors)
         rate = self.embedding_learning_rate or _EMBEDDING_LEARNING_RATES[model_size(model)]
-        names = [name for name, _ in model.networks["denoiser"].named_modules()]
-        ends = next(ends for ends in _TEXT_ATTENTION if any(name.endswith(ends) for name in names))
-        layers = [name for name in names if name.endswith(ends)]
+        pattern = model.layer_pattern("denoiser", "text-keys-values")
+        modules = model.networks["denoiser"].named_modules()
+        layers = [name for name, _ in modules if pattern.search(name)]
         difference = WeightDifference.of(model, "denoiser", layers)
         pull = self.pull(model, subject)
         return (
