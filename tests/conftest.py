@@ -11,11 +11,11 @@ from typing import Any
 
 import diffusers
 import pytest
-import tokenizers
 import torch
 import transformers
 from PIL import Image
 
+from lab.speed.bases import language_tokenizer
 from pinxit.models.model import Model
 from pinxit.models.open_base import open_base
 
@@ -251,7 +251,7 @@ def _save_z_image(folder: Path, parts: dict[str, Any]) -> Path:
     )
     for token in (transformer.x_pad_token, transformer.cap_pad_token):
         torch.nn.init.normal_(token)
-    tokenizer = _llm_tokenizer()
+    tokenizer = language_tokenizer()
     config = transformers.Qwen3Config(
         vocab_size=len(tokenizer),
         hidden_size=24,
@@ -270,20 +270,6 @@ def _save_z_image(folder: Path, parts: dict[str, Any]) -> Path:
         "scheduler": diffusers.FlowMatchEulerDiscreteScheduler(shift=6.0),
     }
     return _saved(diffusers.ZImagePipeline, parts, folder)
-
-
-def _llm_tokenizer() -> Any:
-    """A tokenizer of bytes with Qwen's special tokens and chat template."""
-    letters = tokenizers.pre_tokenizers.ByteLevel.alphabet()
-    vocabulary = {letter: number for number, letter in enumerate(sorted(letters))}
-    tokenizer = transformers.Qwen2Tokenizer(vocab=vocabulary, merges=[])
-    tokenizer.add_special_tokens({"additional_special_tokens": ["<|im_start|>", "<|im_end|>"]})
-    tokenizer.chat_template = (
-        "{% for message in messages %}<|im_start|>{{ message.role }}\n{{ message.content }}"
-        "<|im_end|>\n{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n"
-        "{% if enable_thinking is false %}<think>\n\n</think>\n\n{% endif %}{% endif %}"
-    )
-    return tokenizer
 
 
 _NOISE = {

@@ -71,27 +71,33 @@ def jobs(args: argparse.Namespace, base: Path, method: str) -> dict[str, Job]:
     }
 
 
-def run_in_process(job: Job, cache: Path) -> Outcome | None:
-    """Run a job in its own process; returns None if it failed."""
-    variables = {
-        "PINXIT_BENCH_PICTURES": str(Path(str(files("pinxit"))) / "gallery" / "subject"),
-        "PINXIT_CACHE": str(cache),  # fake class images must not reach the user's cache
-    }
+def variables(cache: Path) -> dict[str, str]:
+    """The environment variables of a job; fake class images must not reach the user's cache."""
+    pictures = Path(str(files("pinxit"))) / "gallery" / "subject"
+    return {"PINXIT_BENCH_PICTURES": str(pictures), "PINXIT_CACHE": str(cache)}
+
+
+def run_in_process(job: Job, cache: Path, limit: float | None = None) -> Outcome | str:
+    """Run a job in its own process of at most `limit` seconds; returns why if it failed."""
     start = time.perf_counter()
-    answer = subprocess.run(
-        [sys.executable, "-m", "lab.speed.worker", json.dumps(asdict(job))],
-        cwd=ROOT,
-        env={**os.environ, **variables},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    try:
+        answer = subprocess.run(
+            [sys.executable, "-m", "lab.speed.worker", json.dumps(asdict(job))],
+            cwd=ROOT,
+            env={**os.environ, **variables(cache)},
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=limit,
+        )
+    except subprocess.TimeoutExpired:
+        return f"stopped after {limit:.0f} s"
     duration = f"{time.perf_counter() - start:.0f} s"
     if answer.returncode:
         lines = answer.stderr.strip().splitlines() or [f"exit status {answer.returncode}"]
-        why = " ".join(lines[-2:])
-        print(f"{job.method}, {job.side}: failed after {duration}: {why}", file=sys.stderr)
-        return None
+        why = f"failed after {duration}: {' '.join(lines[-2:])}"
+        print(f"{job.method}, {job.side}: {why}", file=sys.stderr)
+        return why
     outcome = Outcome(**json.loads(answer.stdout.splitlines()[-1]))
     print(
         f"{job.method}, {job.side}: {report.seconds(outcome):.3f} s per step ({duration})",
@@ -116,8 +122,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             for _ in range(args.rounds):
                 for side, job in turns.items():
                     outcome = run_in_process(job, Path(cache))
-                    failed += outcome is None
-                    if outcome is None:
+                    if isinstance(outcome, str):
+                        failed += 1
                         continue
                     outcomes.setdefault(method, {}).setdefault(side, []).append(outcome)
                     if file:  # after each job, so that an interrupt loses nothing

@@ -1,6 +1,7 @@
 """The machine's rate of large matrix products, to compare measurements with."""
 
 import time
+from functools import cache
 
 import torch
 
@@ -8,6 +9,7 @@ _PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.floa
 _SECONDS = 0.3  # for each precision: half precision is slow on some processors
 
 
+@cache
 def product_rates(device: torch.device) -> dict[str, float]:
     """The highest rate of a large matrix product in each precision, in GFLOP/s."""
     side = 8192 if device.type == "cuda" else 1024

@@ -6,7 +6,7 @@ from pathlib import Path
 
 METHODS = ("textual-inversion", "lora", "dreambooth", "generation")
 BATCHABLE = ("textual-inversion", "lora")  # methods whose concepts can share a batch
-SIDES = ("plain", "pinxit")
+SIDES = ("plain", "pinxit")  # a third one, "cached", is only measured by lab.speed.device
 TOKEN = "<mytoy>"
 GUIDANCE = 7.5
 
@@ -41,7 +41,9 @@ class Outcome:
     A step is a step of all `concepts` in one batch; `first` is the first one, which fills caches,
     `steps` are the others. `loading_gb` and `steps_gb` are the peaks of resident memory before and
     after the first step begins (0 if the system cannot separate them), `peak_gb` is the higher one,
-    `anonymous_gb` the peak of memory that is not mapped from files.
+    `anonymous_gb` the peak of memory that is not mapped from files, `device_steps_gb` the peak on
+    a GPU after the first step. `predicted_gb` is what was in use when all was loaded, and what the
+    side said a step needs; 0 if it said nothing.
     """
 
     concepts: int
@@ -56,3 +58,5 @@ class Outcome:
     device_gb: float
     threads: int
     gflops: dict[str, float]
+    device_steps_gb: float = 0.0
+    predicted_gb: float = 0.0

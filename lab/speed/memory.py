@@ -18,6 +18,7 @@ class Peaks:
         self._cuda = device if device.type == "cuda" else None
         self._anonymous = 0.0
         self._loading = 0.0
+        self._first = 0.0
         self._done = threading.Event()
         self._watch = threading.Thread(target=self._look, daemon=True)
 
@@ -34,25 +35,39 @@ class Peaks:
         self._done.set()
         self._watch.join()
 
-    def loaded(self) -> None:
-        """Separate the peak before the first step from the peak after, if the system can do so."""
+    def loaded(self) -> float:
+        """Separate the peak before the first step from the peak after, if the system can do so.
+
+        Returns the gigabytes in use now: of the device, if it has its own memory.
+        """
         self._loading = _status().get("VmHWM", 0.0)
         try:
             Path("/proc/self/clear_refs").write_text("5")
         except OSError:
             self._loading = 0.0
+        used = torch.cuda.memory_allocated(self._cuda) / 1e9 if self._cuda else 0.0
+        return used or _status().get("VmRSS", 0.0)
+
+    def first_step(self) -> None:
+        """Separate the device's peak until the end of the first step from the peak after."""
+        self._first = self._held()
+        if self._cuda:
+            torch.cuda.reset_peak_memory_stats(self._cuda)
 
     def gigabytes(self) -> dict[str, float]:
         """All peaks by the names of `Outcome`."""
         steps = _status().get("VmHWM", 0.0)
-        held = torch.cuda.max_memory_allocated(self._cuda) / 1e9 if self._cuda else 0.0
         return {
             "peak_gb": max(self._loading, steps),
             "loading_gb": self._loading,
             "steps_gb": steps if self._loading else 0.0,
             "anonymous_gb": self._anonymous,
-            "device_gb": held,
+            "device_gb": max(self._first, self._held()),
+            "device_steps_gb": self._held(),
         }
+
+    def _held(self) -> float:
+        return torch.cuda.max_memory_allocated(self._cuda) / 1e9 if self._cuda else 0.0
 
     def _look(self) -> None:
         while not self._done.wait(_INTERVAL):

@@ -26,8 +26,8 @@ def open_model(job: Job) -> Model:
     return open_base(job.base, job.device, job.precision)  # pyright: ignore[reportArgumentType]
 
 
-def training_steps(job: Job) -> Iterator[None]:
-    """Training: yields when ready, then after each step."""
+def training_steps(job: Job) -> Iterator[int | None]:
+    """Training: yields when ready, then after each step the bytes that a step should need."""
     model = open_model(job)
     pictures = read_images(job.pictures)
     plans = [
@@ -35,9 +35,9 @@ def training_steps(job: Job) -> Iterator[None]:
         for number in range(job.concepts)
     ]
     session = _session(model, plans, pictures)
-    yield
+    yield None
     for _ in train(session):
-        yield
+        yield session.memory_plan.needed_bytes if session.memory_plan else None
 
 
 def _recipe(job: Job, number: int) -> Recipe:

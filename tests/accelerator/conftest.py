@@ -1,4 +1,4 @@
-"""Base models and runs on the stand-in accelerator; see tests/standin."""
+"""Base models and runs on an accelerator: a CUDA device, or the stand-in; see tests/standin."""
 
 from collections.abc import Callable, Iterator
 from functools import cache, partial
@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from pinxit.generation.request import GenerationRequest
 from pinxit.models.families import flux_1, stable_diffusion_3
@@ -15,13 +16,17 @@ from pinxit.runs import class_images, preview
 from pinxit.training.recipe import Recipe
 from tests import standin
 
+DEVICE = "cuda" if torch.cuda.is_available() else "standin"
+# These tests set limits on the memory of the stand-in.
+collect_ignore = ["test_memory.py"] if DEVICE == "cuda" else []
 Open = Callable[[str, Precision], Model]
 
 
 @pytest.fixture(autouse=True, scope="session")
 def without_accelerator() -> Iterator[None]:
     """Here torch finds an accelerator."""
-    standin.register()
+    if DEVICE == "standin":
+        standin.register()
     yield
 
 

@@ -23,7 +23,7 @@ from pinxit.runs.many import train_many
 from pinxit.runs.run import Run, train_run
 from pinxit.training.recipe import Recipe
 from pinxit.training.step_result import StepResult
-from tests.accelerator.conftest import Open
+from tests.accelerator.conftest import DEVICE, Open
 from tests.contracts.test_controls import save_controlnet
 from tests.seeing import save_seeing
 
@@ -49,7 +49,7 @@ def generated(
 ) -> list[GeneratedImage]:
     request = {"prompt": PROMPT, "steps": 2, "num_images": 2, "guidance_scale": 2.0, **options}
     images = generate_images(model, GenerationRequest.model_validate(request), concepts)
-    assert {image.latents.device.type for image in images} == {"standin"}
+    assert {image.latents.device.type for image in images} == {DEVICE}
     assert all(image.latents.isfinite().all() for image in images)
     return images
 
@@ -79,7 +79,7 @@ def test_training_and_generation(
     precision: Precision,
 ) -> None:
     model = open_on_device(family, precision)
-    assert (model.device.type, model.placement.precision) == ("standin", precision)
+    assert (model.device.type, model.placement.precision) == (DEVICE, precision)
     options = {"steps": 3, "preview_every": 3, "checkpoint_every": 1}
     settings = recipe(model, {"name": method, **METHODS[method]}, **options)
     run = train_with_a_stop(model, settings, tmp_path / "run")

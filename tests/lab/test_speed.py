@@ -7,11 +7,12 @@ from typing import Any
 import pytest
 import torch
 
-from lab.speed import report
-from lab.speed.__main__ import main
+from lab.speed import bases, device, report
+from lab.speed.__main__ import main, run_in_process
 from lab.speed.arithmetic import count_operations
 from lab.speed.job import METHODS, SIDES, Job, Outcome
 from lab.speed.worker import run_job
+from pinxit.models.open_base import open_base
 
 
 @pytest.mark.long
@@ -87,3 +88,55 @@ def test_attention_keeps_no_scores() -> None:
     assert count.forward["attention"] == 2 * 2 * (6 * 10 * 4) * 2
     assert count.backward["attention"] == 2 * count.forward["attention"]
     assert count.activations == 2 * 4 * (6 + 10 + 10 + 6)
+
+
+@pytest.mark.long
+def test_everything_for_a_gpu_runs_dry(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = tmp_path / "device.json"
+    assert device.main(["--dry", "--peak", "1", "--json", str(file)]) == 0
+    parts = json.loads(file.read_text(encoding="utf-8"))["parts"]
+    assert list(parts) == [part.name for part in device.PARTS]
+    one, eight = (parts[f"sd15 lora x{concepts} pinxit"] for concepts in (1, 8))
+    assert one["predicted_gb"] > 0.1
+    assert eight["tflop"] == pytest.approx(8 * one["tflop"])
+    assert eight["images_per_second"] == pytest.approx(8 / eight["seconds"])
+    assert one["mfu"] == pytest.approx(one["tflop"] / one["seconds"])
+    assert f"\n{device.PARTS[0].name} " in capsys.readouterr().out
+
+
+def test_a_part_that_fails_does_not_end_the_others(tmp_path: Path) -> None:
+    """Here no time is left to write the base; every part has that as its reason."""
+    arguments = ["--device", "cpu", "--seconds", "0", "--test-seconds", "0", "--bases", "sd15"]
+    file, work = tmp_path / "device.json", tmp_path / "bases"
+    assert device.main([*arguments, "--json", str(file), "--work", str(work)]) == 1
+    parts = json.loads(file.read_text(encoding="utf-8"))["parts"]
+    assert len(parts) == 6
+    assert all("TimeoutExpired" in one["error"] for one in parts.values())
+
+
+def test_a_job_ends_at_its_time_limit(tmp_path: Path) -> None:
+    job = Job("plain", "lora", "none", "dog", 32, 3, 1, 1, 3, "cpu", "fp32")
+    assert run_in_process(job, tmp_path, limit=0.1) == "stopped after 0 s"
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("name", ["sd15", "z-image"])
+def test_bases_of_random_weights_open(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    narrow = {"block_out_channels": (32, 32, 32, 32)}
+    text = {"hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 3}
+    monkeypatch.setitem(bases._UNETS["sd15"], "block_out_channels", (32, 32, 32, 32))
+    monkeypatch.setitem(bases._UNETS["sd15"], "cross_attention_dim", 32)
+    monkeypatch.setattr(bases, "_AUTOENCODER", {**bases._AUTOENCODER, **narrow})
+    monkeypatch.setattr(bases, "_FIRST", {**bases._FIRST, **text, "num_attention_heads": 2})
+    monkeypatch.setattr(bases, "_QWEN", {**bases._QWEN, **text})
+    small = {"dim": 64, "n_layers": 1, "n_refiner_layers": 1, "n_heads": 2, "n_kv_heads": 2}
+    axes = {"cap_feat_dim": 32, "axes_dims": [16, 8, 8]}
+    monkeypatch.setattr(bases, "_Z_IMAGE", {**small, **axes})
+    folder = bases.folder(name, tmp_path, half=True)
+    model = open_base(folder, "cpu", "bf16")
+    weights = [weight for weight in model.networks["denoiser"].parameters()]
+    assert {weight.dtype for weight in weights} == {torch.bfloat16}
+    assert all(weight.isfinite().all() for weight in weights)
+    assert torch.get_default_dtype() == torch.float32
