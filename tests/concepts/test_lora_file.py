@@ -391,8 +391,8 @@ INVALID_FILES: dict[str, tuple[dict[str, Tensor], str]] = {
     "a strange tensor": (kohya_tensors(oft_blocks=A), "oft_blocks`: this is OFT"),
     "strange beside": (kohya_tensors() | {"epoch": A}, "`epoch`, which belongs to no layer"),
     "SD 3": (
-        {"lora_unet_joint_blocks_0_x_block_attn_qkv.alpha": A},
-        "opens has\nhint: .*Diffusion 3 under",
+        {"lora_unet_joint_blocks_0_x_block_attn_other.alpha": A},
+        "opens has\nhint: .*Diffusion 3 with other layers",
     ),
     "a name to match for": ({f"lora_unet_{'to_q_' * 99}x.alpha": A}, "that pinxit opens has"),
     "a word of one number": (

@@ -435,7 +435,7 @@ OTHER_LAYERS = {
     "diffusion_model.blocks.0.self_attn.q": "Wan",
     "unet.down_blocks.0.motion_modules.0.temporal_transformer.proj_in": "AnimateDiff",
     "transformer.transformer_blocks.0.attn1.to_q": "PixArt",
-    "lora_unet_joint_blocks_0_x_block_attn_qkv": "Stable Diffusion 3 under",
+    "lora_unet_joint_blocks_0_x_block_attn_other": "Stable Diffusion 3 with other layers",
     "base_model.model.h.0.attn.c_attn": "another kind",
 }
 

@@ -20,6 +20,8 @@ from pinxit.concepts.conversion import write_in_format
 from pinxit.concepts.format import Target
 from pinxit.concepts.formats.comfyui import Comfyui
 from pinxit.concepts.formats.diffusers_lora import DiffusersLora
+from pinxit.concepts.joined_lora import original_layers
+from pinxit.concepts.layer_names import joined_layers
 from pinxit.concepts.metadata import Provenance
 from pinxit.concepts.programs import outcomes
 from pinxit.concepts.read import read_concept, recognize_format
@@ -340,3 +342,65 @@ def test_diffusers_loads_what_is_written(
     changed = [name for name in ours if not torch.equal(ours[name], plain[name])]
     assert len(changed) == len(lora_of(concept).layers)
     assert all(torch.allclose(ours[name], theirs[name], atol=1e-6) for name in ours)
+
+
+def test_kohya_layers_of_stable_diffusion_3(opened: Callable[[str], Model], tmp_path: Path) -> None:
+    """Each change is that of diffusers' own conversion of a checkpoint with Stability's names."""
+    from diffusers.loaders.single_file_utils import (
+        convert_sd3_transformer_checkpoint_to_diffusers,
+    )
+
+    from tests.oracle.ldm_names import mmdit
+
+    model = opened("stable-diffusion-3")
+    state = model.networks["denoiser"].state_dict()
+    layers = model.networks["denoiser"].config.num_layers
+    original = {
+        name.removeprefix("model.diffusion_model."): tensor
+        for name, tensor in mmdit(state, layers).items()
+    }
+    generator = torch.Generator().manual_seed(0)
+    tensors, changes = dict[str, Tensor](), {n: torch.zeros_like(t) for n, t in original.items()}
+    for name, weight in original.items():
+        if not name.startswith("joint_blocks") or weight.ndim != 2:
+            continue
+        down = torch.randn(RANK, weight.shape[1], generator=generator)
+        up = torch.randn(len(weight), RANK, generator=generator)
+        path = "lora_unet_" + name.removesuffix(".weight").replace(".", "_")
+        tensors |= {f"{path}.lora_down.weight": down, f"{path}.lora_up.weight": up}
+        tensors[f"{path}.alpha"] = torch.tensor(float(RANK))
+        changes[name] = up @ down
+    save_file(tensors, tmp_path / "foreign.safetensors")
+    expected = convert_sd3_transformer_checkpoint_to_diffusers(
+        {f"model.diffusion_model.{name}": tensor for name, tensor in changes.items()}
+    )
+    concept = read_concept(tmp_path / "foreign.safetensors")
+    read = lora_of(concept).layers
+    trained_names = {n.removesuffix(".weight") for n, t in expected.items() if t.any()}
+    assert read.keys() == trained_names
+    for layer, values in read.items():
+        change = values["lora_B.weight"] @ values["lora_A.weight"]
+        assert torch.allclose(change, expected[f"{layer}.weight"], atol=1e-5), layer
+    written = original_layers(lora_of(concept), LayerTable(model.facts.original_layers))
+    assert {f"{name}.weight" for name in written} == {n for n, t in changes.items() if t.any()}
+    for layer, values in written.items():
+        scale = float(values["alpha"]) / len(values["lora_A.weight"])
+        change = values["lora_B.weight"] @ values["lora_A.weight"] * scale
+        assert torch.allclose(change, changes[f"{layer}.weight"], atol=1e-5), layer
+
+
+def test_every_layer_of_full_size_blocks_has_a_name_of_kohya() -> None:
+    with torch.device("meta"):
+        network = diffusers.SD3Transformer2DModel(
+            num_layers=24, num_attention_heads=24, dual_attention_layers=tuple(range(13))
+        )
+    table = LayerTable(registry.load("families", "stable-diffusion-3").facts.original_layers)
+    names = [
+        name
+        for name, layer in network.named_modules()
+        if name.startswith("transformer_blocks") and isinstance(layer, torch.nn.Linear)
+    ]
+    assert len(names) > 24 * 13
+    for name in names:
+        path = f"lora_unet_{(table.original(name) or '').replace('.', '_')}"
+        assert name in dict(joined_layers(path)), name

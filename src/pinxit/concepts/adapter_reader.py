@@ -20,6 +20,7 @@ from pinxit.concepts.layer_names import (
 from pinxit.concepts.peft_settings import layer_alpha, layer_rank_setting, network_settings
 from pinxit.errors import ConceptError
 from pinxit.files.open_any import OpenedFile
+from pinxit.models.joined_layers import modulation_swapped
 
 LayerTensors = dict[str, Tensor]
 
@@ -101,7 +102,7 @@ def read_layers(file: OpenedFile) -> LayerChanges:
         separate = _separate(tensors, [factor for _, factor in parts], where)
         for (name, _), part in zip(parts, separate, strict=True):
             if part:
-                content.layers["denoiser", name] = part
+                content.layers["denoiser", name] = modulation_swapped(name, part)
     for token, tables in bundles.items():
         content.embeddings[token] = tables_from_keys(tables, EMB_PARAMS)
     _move_differences(content, file)

@@ -11,7 +11,7 @@ from pinxit.adapters.parts import Part
 from pinxit.concepts.lora_file import adapter_family
 from pinxit.errors import ConceptError
 from pinxit.models.family import FamilyFacts, all_facts
-from pinxit.models.joined_layers import LayerTable
+from pinxit.models.joined_layers import LayerTable, modulation_swapped
 
 LayerTensors = dict[str, Tensor]
 
@@ -52,7 +52,7 @@ def _joined(
     members = [layers.get(name) for name, _ in parts]
     trained = [member for member in members if member is not None]
     if len(parts) == 1:
-        return dict(trained[0])
+        return modulation_swapped(parts[0][0], trained[0])
     if len({(layer_rank(tensors), float(tensors[ALPHA])) for tensors in trained}) > 1:
         raise ConceptError(
             f"the layers joined in `{original}` have different ranks or alphas", _HINT

@@ -90,7 +90,7 @@ _CLIP = re.compile(
 )
 # What the names of other layers are from.
 _OTHER_MODELS = {
-    "Stable Diffusion 3 under the names of Stability's code": re.compile(r"joint_blocks"),
+    "Stable Diffusion 3 with other layers": re.compile(r"joint_blocks"),
     "FLUX.1 with other layers, or a similar transformer": re.compile(r"(single|double)_blocks"),
     "AnimateDiff": re.compile(r"motion_modules|temporal_transformer"),
     "PixArt, LTX or a similar transformer": re.compile(r"transformer_blocks[._]\d+[._]attn1"),

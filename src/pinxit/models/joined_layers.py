@@ -104,6 +104,22 @@ def part_sizes(parts: Iterable[_Part], width: int) -> list[int]:
     return [width * factor for _, factor in parts]
 
 
+def modulation_swapped(layer: str, changes: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors of a LoRA, with the halves of its outputs swapped if diffusers has that order.
+
+    That is so where a text block only scales and shifts: the last one of Stable Diffusion 3.
+    """
+    rows, columns = (changes.get(name) for name in ("lora_B.weight", "lora_A.weight"))
+    is_last = rows is not None and columns is not None and len(rows) == 2 * columns.shape[-1]
+    if not (is_last and layer.endswith("norm1_context.linear")):
+        return dict(changes)
+    count = len(rows) if rows is not None else 0
+    return {
+        name: _halves_swapped(t) if t.ndim and len(t) == count and name != "lora_A.weight" else t
+        for name, t in changes.items()
+    }
+
+
 def _halves_swapped(tensor: Tensor) -> Tensor:
     return torch.cat(tensor.chunk(2)[::-1])
 

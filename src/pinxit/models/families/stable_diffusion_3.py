@@ -21,6 +21,27 @@ from pinxit.models.text_encoder import EncodedPrompt, PlaceholderEncoder
 # Number of T5 positions in the transformer's text input; they are zeros without T5.
 _T5_LENGTH = 256
 
+# The layers of the authors' code, which ComfyUI and kohya use.
+_BLOCK, _IMAGE, _TEXT = (
+    "transformer_blocks.{}",
+    "joint_blocks.{}.x_block",
+    "joint_blocks.{}.context_block",
+)
+_ORIGINAL_LAYERS = {
+    f"{_IMAGE}.attn.qkv": tuple(f"{_BLOCK}.attn.to_{letter}" for letter in "qkv"),
+    f"{_IMAGE}.attn.proj": (f"{_BLOCK}.attn.to_out.0",),
+    f"{_IMAGE}.attn2.qkv": tuple(f"{_BLOCK}.attn2.to_{letter}" for letter in "qkv"),
+    f"{_IMAGE}.attn2.proj": (f"{_BLOCK}.attn2.to_out.0",),
+    f"{_IMAGE}.mlp.fc1": (f"{_BLOCK}.ff.net.0.proj",),
+    f"{_IMAGE}.mlp.fc2": (f"{_BLOCK}.ff.net.2",),
+    f"{_IMAGE}.adaLN_modulation.1": (f"{_BLOCK}.norm1.linear",),
+    f"{_TEXT}.attn.qkv": tuple(f"{_BLOCK}.attn.add_{letter}_proj" for letter in "qkv"),
+    f"{_TEXT}.attn.proj": (f"{_BLOCK}.attn.to_add_out",),
+    f"{_TEXT}.mlp.fc1": (f"{_BLOCK}.ff_context.net.0.proj",),
+    f"{_TEXT}.mlp.fc2": (f"{_BLOCK}.ff_context.net.2",),
+    f"{_TEXT}.adaLN_modulation.1": (f"{_BLOCK}.norm1_context.linear",),
+}
+
 
 class StableDiffusion3(LatentModel):
     """Stable Diffusion 3 and 3.5 (arXiv:2403.03206). T5 is optional, as in the original.
@@ -38,6 +59,7 @@ class StableDiffusion3(LatentModel):
         networks={"transformer": "denoiser", "text_encoder": "text", "text_encoder_2": "text_2"},
         frozen_networks={"text_encoder_3": "text_3", "vae": "vae"},
         text_widths=(768, 1280),
+        original_layers=_ORIGINAL_LAYERS,
     )
 
     # A diffusion transformer has only joint attention of image and text.
