@@ -35,7 +35,7 @@ from pinxit.models.open_base import open_base
 from pinxit.pocket import gallery
 from pinxit.pocket.captions import PLACE_PHRASES
 from pinxit.pocket.eyes import Eyes
-from pinxit.pocket.world import BACKGROUNDS, CLASSES, HELD_OUT_DRAWN, HELD_OUT_STYLES
+from pinxit.pocket.world import BACKGROUNDS, CLASSES, HELD_OUT_STYLES
 from pinxit.training.plan import TrainingPlan
 from pinxit.training.recipe import Recipe
 
@@ -185,8 +185,9 @@ def summary(rows: dict[str, list[Row]]) -> dict[str, dict[str, object]]:
 def main() -> None:
     """Run all experiments; progress goes to stderr."""
     parser = argument_parser(__doc__, "build/styles")
-    styles = (*HELD_OUT_STYLES, *HELD_OUT_DRAWN[:4])
-    parser.add_argument("--styles", nargs="+", default=styles, help="held-out styles")
+    parser.add_argument(
+        "--styles", nargs="+", default=HELD_OUT_STYLES, help='held-out styles, also "drawn 0" to 7'
+    )
     parser.add_argument("--methods", nargs="*", default=METHODS, help="training methods")
     parser.add_argument("--count", type=int, default=1, help="images for each of 16 objects")
     parser.add_argument("--base", default="pocket", help="base model: name or folder")
