@@ -2,9 +2,12 @@
 
 import os
 import signal
+import socket
 import sys
+import threading
 import traceback
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +15,6 @@ import pytest
 import torch
 from PIL import Image
 from torch import Tensor
-from torch.distributed import TCPStore
 
 from pinxit.errors import RunError
 from pinxit.files.safetensors_file import read_safetensors
@@ -46,10 +48,22 @@ DREAMBOOTH: dict[str, object] = {
 }
 
 
+_LIMIT = 300  # seconds after which processes are killed, so that a test fails instead of hanging
+
+
+def _kill(children: list[int]) -> None:
+    for child in children:
+        with suppress(ProcessLookupError):
+            os.kill(child, signal.SIGKILL)
+
+
 def in_ranks(size: int, work: Callable[[Ranks], Any], folder: Path) -> list[Any]:
     """What a function returns in each of several forked processes; -N for signal N."""
-    store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
-    common = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(store.port), "WORLD_SIZE": str(size)}
+    # The store is in the first child: a fork beside the thread of a store can hang the new process.
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    common = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "WORLD_SIZE": str(size)}
     children: dict[int, Path] = {}
     for rank in range(size):
         file = folder / f"result-{rank}"
@@ -59,7 +73,7 @@ def in_ranks(size: int, work: Callable[[Ranks], Any], folder: Path) -> list[Any]
             children[child] = file
             continue
         try:
-            os.environ |= {**common, "RANK": str(rank), "TORCHELASTIC_USE_AGENT_STORE": "True"}
+            os.environ |= {**common, "RANK": str(rank)}
             with joined("cpu") as ranks:
                 torch.save(work(ranks), file)
         except (Exception, KeyboardInterrupt, SystemExit) as error:
@@ -68,7 +82,10 @@ def in_ranks(size: int, work: Callable[[Ranks], Any], folder: Path) -> list[Any]
                 traceback.print_exc(file=sys.stderr)
         finally:
             os._exit(0)
+    watch = threading.Timer(_LIMIT, _kill, [list(children)])
+    watch.start()
     ends = {child: os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children}
+    watch.cancel()
     return [
         torch.load(file, weights_only=False) if file.exists() else ends[child]
         for child, file in children.items()
