@@ -24,10 +24,13 @@ class Ray:
             raise RequestError("Ray is not installed", "pip install 'pinxit[ray]'") from error
         os.environ.update({**_QUIET, **os.environ})
         try:
-            ray.init(address, log_to_driver=False, logging_level=logging.ERROR)
+            # Without an address always a cluster of this command's own, not one found by chance.
+            own = {} if address else {"include_dashboard": False}
+            address = address or "local"
+            ray.init(address, log_to_driver=False, logging_level=logging.ERROR, **own)
         except (ConnectionError, ray.exceptions.RayError) as error:
             raise RunError(
-                f"Ray cannot be used at {address or 'this machine'}: {first_line(error)}",
+                f"Ray cannot be used at {address}: {first_line(error)}",
                 "start a cluster with `ray start --head`, and use its address and its token "
                 "(RAY_AUTH_MODE=token)",
             ) from error
