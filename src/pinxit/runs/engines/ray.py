@@ -25,9 +25,8 @@ class Ray:
         os.environ.update({**_QUIET, **os.environ})
         try:
             # Without an address always a cluster of this command's own, not one found by chance.
-            own = {} if address else {"include_dashboard": False}
             address = address or "local"
-            ray.init(address, log_to_driver=False, logging_level=logging.ERROR, **own)
+            ray.init(address, log_to_driver=False, logging_level=logging.ERROR)
         except (ConnectionError, ray.exceptions.RayError) as error:
             raise RunError(
                 f"Ray cannot be used at {address}: {first_line(error)}",
