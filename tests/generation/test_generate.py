@@ -18,7 +18,7 @@ from pinxit.concepts.concept import Concept
 from pinxit.concepts.metadata import Provenance
 from pinxit.concepts.png_embedding import read_hidden_embedding
 from pinxit.concepts.read import ConceptReference, read_concept, write_concept
-from pinxit.errors import ConceptError, ImageError, PinxitError, RequestError
+from pinxit.errors import ConceptError, ImageError, PinxitError, RequestError, RunError
 from pinxit.generation import schedulers
 from pinxit.generation.control import SamplingProgress
 from pinxit.generation.controls.inversion import Inversion
@@ -282,6 +282,9 @@ def test_files_that_are_not_concepts(model: Model, tmp_path: Path) -> None:
     file.write_bytes(b"\x10\x00\x00\x00\x00\x00\x00\x00nonsense")
     with pytest.raises(ConceptError, match="is not a safetensors file"):
         read_concept(tmp_path)
+    with pytest.raises(RunError, match="is in the way"):
+        write_concept(concept(model), file)
+    file.unlink()
     write_concept(concept(model), file)
     assert read_concept(tmp_path).token == "<mytoy>"
     assert not [path for path in tmp_path.iterdir() if path != file]
