@@ -131,7 +131,7 @@ OPTIONS_OF_FIRST_RECIPES: dict[str, dict[str, object]] = {
 }
 
 
-@pytest.mark.parametrize("method", registry.names("methods"))
+@pytest.mark.parametrize("method", FIRST_RECIPES)
 def test_recipes_of_the_first_version_open(method: str, tmp_path: Path) -> None:
     (tmp_path / "recipe.toml").write_text(FIRST_RECIPES[method], encoding="utf-8")
     opened = Recipe.from_toml(tmp_path / "recipe.toml")
@@ -146,7 +146,7 @@ def test_every_option_of_the_first_version_is_read(tmp_path: Path) -> None:
     (tmp_path / "recipe.toml").write_text(FIRST_RECIPES["textual-inversion"], encoding="utf-8")
     opened = Recipe.from_toml(tmp_path / "recipe.toml").model_dump(exclude={"method"})
     new = ("lr_schedule", "warmup_steps", "weight_decay", "gradient_accumulation_steps", "ema")
-    new += ("caption_dropout", "preview_prompts")
+    new += ("caption_dropout", "preview_prompts", "caption_extension", "optimizer", "text_encoders")
     assert {name: opened.pop(name) for name in new} == {
         name: Recipe.model_fields[name].default for name in new
     }
