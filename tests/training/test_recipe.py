@@ -5,7 +5,6 @@ from pathlib import Path
 
 import pytest
 
-from pinxit import registry
 from pinxit.errors import ModelError, PinxitError, RecipeError
 from pinxit.images.folder import read_images
 from pinxit.models.model import Model
