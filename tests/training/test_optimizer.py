@@ -118,14 +118,18 @@ def test_small_steps_add_up_in_half_precision_for_all(name: str) -> None:
     with torch.no_grad():
         for one, other in zip(full, half, strict=True):
             one.copy_(other)
+    start = [weight.detach().clone() for weight in full]
     kind: type[Optimizer] = registry.load("optimizers", name)
     optimizer = kind([ParameterGroup(half, kind.default_rate(1e-4))])
     descend(optimizer, half, 100)
     descend(kind([ParameterGroup(full, kind.default_rate(1e-4))]), full, 100)
-    for one, other in zip(half, full, strict=True):
-        value = one.float() + optimizer.state[one]["rest"]
-        # Gradients in bf16 lead to another estimate of Prodigy.
-        assert torch.allclose(value, other, atol=0.02 if name == "prodigy" else 1e-3)
+    for one, other, before in zip(half, full, start, strict=True):
+        error = one.float() + optimizer.state[one]["rest"] - other
+        # Gradients in bf16 lead to another estimate of Prodigy, so only the whole movement is equal.
+        if name == "prodigy":
+            assert error.norm() < 0.01 * (other - before).norm()
+        else:
+            assert error.abs().max() < 1e-3
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])

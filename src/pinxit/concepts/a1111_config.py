@@ -58,7 +58,7 @@ def _unet(config: Mapping[str, Any]) -> dict[str, Any]:
     if isinstance(heads, int):
         attention = {"num_heads": heads}
     else:
-        attention = {"num_head_channels": widths[0] // heads[0]}
+        attention = {"num_head_channels": widths[0] // max(1, heads[0])}
     kinds = enumerate(config["down_block_types"])
     return {
         "image_size": config["sample_size"],
