@@ -73,6 +73,8 @@ def in_ranks(size: int, work: Callable[[Ranks], Any], folder: Path) -> list[Any]
             children[child] = file
             continue
         try:
+            # A shell starts processes in the background with SIGINT ignored.
+            signal.signal(signal.SIGINT, signal.default_int_handler)
             os.environ |= {**common, "RANK": str(rank)}
             with joined("cpu") as ranks:
                 torch.save(work(ranks), file)
