@@ -125,7 +125,7 @@ def test_small_steps_add_up_in_half_precision_for_all(name: str) -> None:
     descend(kind([ParameterGroup(full, kind.default_rate(1e-4))]), full, 100)
     for one, other, before in zip(half, full, start, strict=True):
         error = one.float() + optimizer.state[one]["rest"] - other
-        # Gradients in bf16 lead to another estimate of Prodigy, so only the whole movement is equal.
+        # Gradients in bf16 lead Prodigy to another estimate: only the whole movement is equal.
         if name == "prodigy":
             assert error.norm() < 0.01 * (other - before).norm()
         else:
