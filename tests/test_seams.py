@@ -19,7 +19,7 @@ FILES = sorted(path for path in SOURCE.rglob("*.py") if not ASIDE & {*path.parts
 # Names that are also those of an adapter, a library, an option, a key or the program itself. Of
 # these only imports are looked for.
 AMBIGUOUS = {"lora", "mask", "inversion", "pinxit", "diffusers", "peft"}
-AMBIGUOUS |= {"colour", "nearest", "dino", "emb-params"}
+AMBIGUOUS |= {"colour", "nearest", "dino", "emb-params", "local"}
 
 # Code that names a plug-in of a kind although it should not. Delete a line when its code is gone.
 NAMES_TO_REMOVE = {
@@ -44,7 +44,7 @@ CHOOSES = {
     "optimizers": "training/recipe.py",
 }
 # Where names of layers belong: families and their base classes, layouts, other programs' files.
-KNOWS_LAYERS = ("models", "concepts/formats", "concepts/layer_names.py")
+KNOWS_LAYERS = ("models", "concepts/formats", "concepts/layer_names.py", "concepts/a1111_config.py")
 LAYER_NAME = re.compile(r"blocks\b.?\.|attn|\bto_[qkv]\b")
 # Files with layer names that should ask the model or a format. Delete a line when it is done.
 LAYERS_TO_REMOVE: set[str] = set()

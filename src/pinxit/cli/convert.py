@@ -59,7 +59,7 @@ def written_lines(
     name = registry.name_of(type(writer))
     yield f"{concept.token} written as {name}"
     config = out.with_suffix(".yaml")
-    if name == "single-file" and config.is_file():
+    if writer.writes_config and config.is_file():
         yield f"{config} tells AUTOMATIC1111 that the model predicts v: keep it beside {out.name}"
     results = outcomes(name, out.suffix, concept, bundled=bundled)
     if not results and bundled and concept.content == "adapters":

@@ -68,6 +68,7 @@ class Format(ABC):
     preferred_for: ClassVar[frozenset[tuple[str, str]]] = frozenset()
     suffixes: ClassVar[tuple[str, ...]]
     used_by: ClassVar[str]
+    writes_config: ClassVar[bool] = False  # a .yaml file beside the file, for some base models
 
     @abstractmethod
     def confidence(self, file: OpenedFile) -> float:

@@ -29,6 +29,7 @@ class SingleFile(Format):
     """A checkpoint with denoiser, VAE and text encoders."""
 
     contents = ("full weights",)
+    writes_config = True
     preferred_for = frozenset({("full weights", ".safetensors")})
     suffixes = (".safetensors",)
     used_by = "AUTOMATIC1111, Forge, ComfyUI, InvokeAI, diffusers' `from_single_file`"
