@@ -35,9 +35,9 @@ class Studio:
         return self.link.partition("/enter")[0]
 
 
-def start_studio(folder: Path, device: str = "cpu") -> Studio:
+def start_studio(folder: Path, device: str = "cpu", *options: str) -> Studio:
     """Start a studio at a free port, and read its link."""
-    command = [sys.executable, "-m", "pinxit", "studio", str(folder), "--device", device]
+    command = [sys.executable, "-m", "pinxit", "studio", str(folder), "--device", device, *options]
     process = subprocess.Popen(
         [*command, "--port", str(free_port())], stderr=subprocess.PIPE, text=True
     )

@@ -31,7 +31,7 @@ def test_nodes_train_and_generate(
     utils.ProgressBar = ProgressBar  # pyright: ignore[reportAttributeAccessIssue]
     monkeypatch.setitem(sys.modules, "comfy", types.ModuleType("comfy"))
     monkeypatch.setitem(sys.modules, "comfy.utils", utils)
-    studio = start_studio(tmp_path / "studio", "--base", str(nano))
+    studio = start_studio(tmp_path / "studio", "cpu", "--base", str(nano))
     try:
         monkeypatch.setenv("PINXIT_ADDRESS", studio.address)
         monkeypatch.setenv("PINXIT_TOKEN", studio.workspace.token_for("api"))
