@@ -36,7 +36,7 @@ class Plugin:
 
     @classmethod
     def title(cls) -> str:
-        """The name of its options in messages."""
+        """The name that messages use for the plug-in's options."""
         return f"the {cls.label} {name_of(cls)}"
 
     @property

@@ -385,8 +385,8 @@ def test_files_of_the_user_in_a_run_folder_are_not_deleted(
     assert notices(Run.open(run.folder, steps=6), model) == []
     assert all(file.read_text() == "mine" for file in mine)
     assert not any(file.exists() for file in ours)
-    kept = {file.name for file in (run.folder / "checkpoints").glob("0*.safetensors")}
-    assert kept == {"0000004.safetensors", "0000006.safetensors"}
+    names = {file.name for file in (run.folder / "checkpoints").glob("0*.safetensors")}
+    assert names == {"0000004.safetensors", "0000006.safetensors"}
 
 
 @pytest.mark.parametrize("content", ["", "mine", "another program's"])

@@ -291,17 +291,17 @@ def test_a_file_beside_the_checkpoint_tells_a1111_that_it_predicts_v(
     weights = {name: weight.detach() for name, weight in network.named_parameters()}
     concept = Concept((FullWeightsPart("denoiser", weights),), Provenance.from_metadata("toy", {}))
     write_concept(concept, source := tmp_path / "source.safetensors")
-    out, beside = tmp_path / "toy.safetensors", tmp_path / "toy.yaml"
+    out, config_file = tmp_path / "toy.safetensors", tmp_path / "toy.yaml"
     command = ["convert", str(source), str(out), "--format", "single-file", "--base", str(base)]
-    beside.write_text("mine")
+    config_file.write_text("mine")
     assert main(command) == 2
     assert "toy.yaml exists already" in capsys.readouterr().err
-    assert beside.read_text() == "mine"
+    assert config_file.read_text() == "mine"
     assert not out.exists()
-    beside.unlink()
+    config_file.unlink()
     assert main(command) == 0
-    assert f"{beside} tells AUTOMATIC1111" in capsys.readouterr().err
-    params = yaml.safe_load(beside.read_text())["model"]["params"]
+    assert f"{config_file} tells AUTOMATIC1111" in capsys.readouterr().err
+    params = yaml.safe_load(config_file.read_text())["model"]["params"]
     assert params["parameterization"] == "v"
     unet, tensors = params["unet_config"]["params"], load_file(out)
     start = "model.diffusion_model."
@@ -317,5 +317,5 @@ def test_a_file_beside_the_checkpoint_tells_a1111_that_it_predicts_v(
     # Read without the marks in the checkpoint itself.
     save_file({name: t for name, t in tensors.items() if name != "v_pred"}, out)
     assert find_base(str(out)).config("scheduler")["prediction_type"] == "v_prediction"
-    beside.unlink()
+    config_file.unlink()
     assert find_base(str(out)).config("scheduler").get("prediction_type") != "v_prediction"

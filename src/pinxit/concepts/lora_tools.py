@@ -236,7 +236,7 @@ def _weight_changes(
             base.check_has(part.network, name)
             original = base.networks[part.network][name]
             base.check_shape(part.network, name, tensor)
-            # Compared in the number format of the file: rounding is no change.
+            # Compared in the dtype of the file: a difference by rounding alone is not a change.
             change = tensor.float() - original.to(tensor.dtype).float()
             forget_pages(tensor.nbytes + original.nbytes)
             done += 1

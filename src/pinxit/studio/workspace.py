@@ -82,7 +82,7 @@ class ImageSet:
         return whole if whole.is_file() else image
 
     def mask_of(self, image: Path) -> Path | None:
-        """The mask of the whole image; None if it has none."""
+        """The mask of the image before cropping; None if the image has no mask."""
         mask = image.with_name(f"{image.stem}{MASK}")
         return self.whole(mask) if mask.is_file() else None
 

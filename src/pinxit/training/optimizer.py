@@ -126,7 +126,7 @@ class PlainOptimizer(Optimizer):
 
 
 def scaled_gradient(weight: nn.Parameter, gradient_scale: Tensor) -> Tensor:
-    """The gradient of a weight in fp32, multiplied by the scale."""
+    """The gradient of a weight as fp32, multiplied by the scale of gradient clipping."""
     assert weight.grad is not None
     return weight.grad.float() * gradient_scale
 
