@@ -29,7 +29,7 @@ from pinxit.progress import Notice, ProgressCallback
 from pinxit.reports.comparison import evaluate as evaluate_concepts
 from pinxit.reports.figures import EvaluationSettings
 from pinxit.runs.events import Event, Preview
-from pinxit.runs.reader import PREVIEWS
+from pinxit.runs.file_names import PREVIEWS
 from pinxit.runs.run import Run
 from pinxit.training.recipe import Recipe
 

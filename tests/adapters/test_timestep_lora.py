@@ -21,7 +21,7 @@ from pinxit.concepts.programs import outcomes
 from pinxit.concepts.read import ConceptReference, read_concept, write_concept
 from pinxit.errors import ConceptError, RecipeError
 from pinxit.models.model import Model
-from pinxit.runs.reader import result_file
+from pinxit.runs.file_names import result_file
 from pinxit.runs.run import train_run
 from pinxit.training.recipe import Recipe
 

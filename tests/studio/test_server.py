@@ -40,19 +40,17 @@ opened = []
 sys.addaudithook(lambda event, details: event == "open" and opened.append(str(details[0])))
 from pathlib import Path
 from starlette.testclient import TestClient
-from pinxit.errors import RequestError, RunError
 from pinxit.studio.app import create_app
-from pinxit.studio.server import serve
 from pinxit.studio.server import serve
 from pinxit.studio.workspace import Workspace
 
 workspace = Workspace(Path(sys.argv[1]))
 headers = {"authorization": "Bearer " + workspace.token_for("api")}
 client = TestClient(create_app(workspace, 1), "http://127.0.0.1:1", headers=headers)
-for path in sys.argv[2:]:
+for path in sys.argv[3:]:
     assert client.get(path).status_code == 200, path
 models = [path for path in opened if path.endswith((".safetensors", ".pt", ".bin", ".ckpt"))]
-heavy = {"torch", "diffusers", "transformers", "PIL"} & set(sys.modules)
+heavy = {"torch", "diffusers", "transformers", "PIL", *sys.argv[2].split(",")} & set(sys.modules)
 assert not models and not heavy, (models, heavy)
 """
 
@@ -65,8 +63,13 @@ def test_pages_need_no_torch_and_open_no_model_file(workspace: Workspace) -> Non
     (run / "recipe.toml").write_text("steps = 4\n")
     (run / "concept.safetensors").write_bytes(b"\xff" * 99)
     paths = [f"/{page}" for page in PAGES] + [f"/jobs/{job.id}", "/api/openapi.json"]
-    command = [sys.executable, "-c", _WITHOUT_TORCH, str(workspace.folder), *paths]
+    command = [sys.executable, "-c", _WITHOUT_TORCH, str(workspace.folder), "", *paths]
     subprocess.run(command, check=True)
+
+
+def test_first_page_does_not_wait_for_libraries_that_it_does_not_need(workspace: Workspace) -> None:
+    command = [sys.executable, "-c", _WITHOUT_TORCH, str(workspace.folder)]
+    subprocess.run([*command, "pydantic,psutil", "/train"], check=True)
 
 
 def test_pages_are_small_and_well_formed(client: TestClient) -> None:

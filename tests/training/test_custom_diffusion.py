@@ -19,7 +19,7 @@ from pinxit.concepts.lora_tools import merge_loras
 from pinxit.concepts.read import ConceptReference, read_concept
 from pinxit.errors import PinxitError, RecipeError
 from pinxit.models.model import Model
-from pinxit.runs.reader import result_file
+from pinxit.runs.file_names import result_file
 from pinxit.runs.run import Run, train_run
 from pinxit.training.concept_trainer import ConceptTrainer
 from pinxit.training.plan import TrainingPlan

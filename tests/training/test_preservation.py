@@ -11,7 +11,7 @@ from pinxit import registry
 from pinxit.adapters.adapter import applied
 from pinxit.errors import RecipeError
 from pinxit.models.model import Model
-from pinxit.runs.reader import result_file
+from pinxit.runs.file_names import result_file
 from pinxit.runs.run import Run, train_run
 from pinxit.training.concept_trainer import ConceptTrainer
 from pinxit.training.plan import TrainingPlan

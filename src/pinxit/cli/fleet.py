@@ -16,6 +16,7 @@ from pinxit.errors import PinxitError, RunError
 from pinxit.evaluation.networks import fetch_networks
 from pinxit.generation.request import GenerationRequest
 from pinxit.progress import Progress, ProgressCallback
+from pinxit.runs.file_names import result_file
 from pinxit.runs.fleet import (
     Engine,
     FleetEvent,
@@ -26,7 +27,6 @@ from pinxit.runs.fleet import (
 )
 from pinxit.runs.fleet_worker import Ended, Generation, Setup, Status
 from pinxit.runs.many import RunGroup
-from pinxit.runs.reader import result_file
 
 _OUT = Path("generated")
 # Options that follow from each run, or that all concepts cannot share.

@@ -12,7 +12,8 @@ from pinxit.cli.screen import data, printable, say, table
 from pinxit.errors import PinxitError, RequestError
 from pinxit.files.atomic_write import check_claim, claim_folder
 from pinxit.images.decode import UnreadableError, open_image
-from pinxit.runs.reader import JOURNAL, RECIPE, RunState, read_run
+from pinxit.runs.file_names import JOURNAL, RECIPE
+from pinxit.runs.reader import RunState, read_run
 
 # Folders inside of a folder are searched to this depth.
 _DEPTH = 3

@@ -11,7 +11,7 @@ from pinxit.concepts.read import write_concept
 from pinxit.errors import PinxitError
 from pinxit.evaluation.findings import Findings, advice
 from pinxit.runs.events import PreviewScores
-from pinxit.runs.reader import BEST
+from pinxit.runs.file_names import BEST
 
 # Keys of the scores in the concept's metadata.
 _LIKENESS, _PROMPT, _OVERALL = "likeness", "prompt", "best"

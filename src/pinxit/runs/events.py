@@ -77,6 +77,11 @@ class LearningRateReduction(StepEvent):
     multiplier: float
     reason: str
 
+    @property
+    def text(self) -> str:
+        """The event as a message."""
+        return f"step {self.step}: learning rate lowered, {self.reason}"
+
 
 @dataclass(frozen=True)
 class Preview(StepEvent):

@@ -21,6 +21,7 @@ from pinxit.files.atomic_write import make_folder, waiting_lock, write_text
 from pinxit.files.untrusted import read_untrusted_text
 from pinxit.options import Option, Options
 from pinxit.runs.events import RunFailure
+from pinxit.runs.file_names import JOURNAL
 from pinxit.runs.fleet_worker import (
     Done,
     Ended,
@@ -35,7 +36,6 @@ from pinxit.runs.fleet_worker import (
 from pinxit.runs.groups import GroupMember, plan_groups
 from pinxit.runs.journal import TrainingLog
 from pinxit.runs.many import RunGroup
-from pinxit.runs.reader import JOURNAL
 
 _GROUPS = "groups.json"
 _SURVEY = 32  # subjects in one task that finds out how to group them, or generates

@@ -18,9 +18,9 @@ from pinxit.models.device import AUTO
 from pinxit.models.model import Model
 from pinxit.models.open_base import open_base
 from pinxit.runs.events import RunFailure
+from pinxit.runs.file_names import BEST, CONCEPT, result_file
 from pinxit.runs.groups import GroupMember
 from pinxit.runs.many import group_member
-from pinxit.runs.reader import BEST, CONCEPT, result_file
 from pinxit.runs.run import Run, train_together
 from pinxit.training.recipe import Recipe
 from pinxit.training.step_result import StepResult

@@ -30,21 +30,19 @@ from pinxit.runs.events import (
     SavedConcept,
     ValidationLoss,
 )
-from pinxit.runs.journal import TrainingLog
-from pinxit.runs.preview import save_preview
-from pinxit.runs.provenance import provenance
-from pinxit.runs.reader import (
+from pinxit.runs.file_names import (
     CHECKPOINTS,
     CONCEPT,
     CONCEPTS,
     JOURNAL,
     PREVIEWS,
     RECIPE,
-    RunState,
-    read_run,
     result_file,
-    saved_step,
 )
+from pinxit.runs.journal import TrainingLog
+from pinxit.runs.preview import save_preview
+from pinxit.runs.provenance import provenance
+from pinxit.runs.reader import RunState, read_run, saved_step
 from pinxit.runs.written_files import remove_run_drafts
 from pinxit.training.concept_trainer import ConceptTrainer, DivergedError
 from pinxit.training.plan import TrainingPlan

@@ -15,6 +15,7 @@ from pinxit.runs.events import (
     EarlyStop,
     Event,
     Finished,
+    LearningRateReduction,
     MemoryNotice,
     Preview,
     PreviewScores,
@@ -24,17 +25,17 @@ from pinxit.runs.events import (
     Stopped,
     ValidationLoss,
 )
+from pinxit.runs.file_names import (
+    BEST,
+    CHECKPOINTS,
+    CONCEPT,
+    JOURNAL,
+    PREVIEWS,
+    RECIPE,
+    result_file,
+)
 from pinxit.runs.journal import TrainingLog
 from pinxit.training.step_result import StepResult
-
-RECIPE = "recipe.toml"
-JOURNAL = "journal.jsonl"
-CONCEPT = "concept.safetensors"
-BEST = "best.safetensors"
-CHECKPOINTS = "checkpoints"
-PREVIEWS = "previews"
-BASE_IMAGES = "plain"
-CONCEPTS = "concepts"
 
 Kind = TypeVar("Kind", bound=Event)
 
@@ -115,13 +116,23 @@ class RunState:
     @property
     def best(self) -> PreviewScores | None:
         """The scores of the best step; None if no preview was scored."""
-        scores = [event for event in self.of_kind(PreviewScores) if event.step == self.best_step]
+        scores = [event for event in self.scores if event.step == self.best_step]
         return scores[-1] if scores else None
+
+    @property
+    def scores(self) -> list[PreviewScores]:
+        """The scores of all previews that were scored."""
+        return self.of_kind(PreviewScores)
 
     @property
     def notices(self) -> list[str]:
         """All notices."""
         return [event.message for event in self.of_kind(Notice)]
+
+    @property
+    def decisions(self) -> list[str]:
+        """What training has decided by itself: a lower learning rate, an early stop."""
+        return [e.text for e in self.events if isinstance(e, LearningRateReduction | EarlyStop)]
 
     @property
     def progress(self) -> Progress | None:
@@ -195,12 +206,6 @@ def saved_step(concept: Path) -> int | None:
         return read_metadata(concept).steps
     except PinxitError:
         return None
-
-
-def result_file(folder: Path) -> Path:
-    """The concept of a run to generate with: the best, or the last if no preview was scored."""
-    best = folder / BEST
-    return best if best.is_file() else folder / CONCEPT
 
 
 def _read_recipe(path: Path) -> Mapping[str, Any]:

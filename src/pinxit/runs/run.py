@@ -19,9 +19,10 @@ from pinxit.models.model import Model
 from pinxit.progress import Notice, Progress
 from pinxit.runs.class_images import generate_class_images, read_class_images
 from pinxit.runs.events import Event, Finished, MemoryNotice, RunFailure, Started, Stopped
+from pinxit.runs.file_names import BASE_IMAGES, CONCEPT, RECIPE
 from pinxit.runs.folder import RunFolder
 from pinxit.runs.follow import MakeClassImages, Train, share_state
-from pinxit.runs.reader import BASE_IMAGES, CONCEPT, RECIPE, recipe_file, saved_step
+from pinxit.runs.reader import recipe_file, saved_step
 from pinxit.runs.written_files import check_no_links
 from pinxit.training.concept_trainer import ConceptTrainer
 from pinxit.training.memory import MemoryPlan

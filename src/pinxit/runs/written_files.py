@@ -6,7 +6,7 @@ from pathlib import Path
 from pinxit.files.atomic_write import check_regular, remove_drafts
 from pinxit.generation import image_cache
 from pinxit.runs.checkpoint import FILE_NAMES
-from pinxit.runs.reader import (
+from pinxit.runs.file_names import (
     BASE_IMAGES,
     BEST,
     CHECKPOINTS,

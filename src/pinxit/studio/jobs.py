@@ -5,7 +5,7 @@ from collections.abc import Generator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 from pinxit.errors import PinxitError, RequestError, RunError
 from pinxit.files.atomic_write import (
@@ -17,7 +17,9 @@ from pinxit.files.atomic_write import (
     write_text,
 )
 from pinxit.progress import Notice, Progress
-from pinxit.runs.journal import TrainingLog
+
+if TYPE_CHECKING:  # the types of the log load slowly: the first page must not wait for them
+    from pinxit.runs.journal import TrainingLog
 
 JobKind = Literal["train", "generate", "inspect", "convert", "compare", "texts", "drift"]
 JobState = Literal["waiting", "running", "stopping", "stopped", "failed", "done"]
@@ -46,8 +48,10 @@ class Job:
         return (self.folder / _OPTIONS).stat().st_mtime
 
     @property
-    def log(self) -> TrainingLog:
+    def log(self) -> "TrainingLog":
         """The progress and the notices of the job."""
+        from pinxit.runs.journal import TrainingLog
+
         return TrainingLog(self.folder / _LOG)
 
     @property

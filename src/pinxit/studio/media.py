@@ -13,7 +13,7 @@ from starlette.requests import Request
 from starlette.responses import FileResponse, Response, StreamingResponse
 
 from pinxit.errors import RequestError
-from pinxit.runs.reader import RECIPE
+from pinxit.runs.file_names import RECIPE
 from pinxit.studio.card import concept_card
 from pinxit.studio.jobs import Job
 from pinxit.studio.pages import Pages, at_place

@@ -11,8 +11,6 @@ from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from pathlib import Path
 
-import psutil
-
 from pinxit.errors import RequestError, RunError
 from pinxit.files.atomic_write import exclusive_lock, is_locked, make_folder, write_text
 from pinxit.studio.app import create_app
@@ -117,9 +115,9 @@ class _Supervisor:
         self.folder = workspace.worker_folder(device)
 
     def run(self, ended: threading.Event) -> None:
-        """Look after the worker until the event is set."""
+        """Look after the worker until the event is set. The first page comes before its start."""
         next_start = 0.0
-        while not ended.is_set():
+        while not ended.wait(_LOOK_EVERY):
             is_dead = self.process is None or self.process.poll() is not None
             runs = self._device_has_worker()
             if is_dead and self.process:
@@ -129,7 +127,6 @@ class _Supervisor:
             if is_dead and not runs and time.monotonic() >= next_start:
                 self._start()
                 next_start = time.monotonic() + _RESTART_AFTER
-            ended.wait(_LOOK_EVERY)
 
     def stop(self) -> None:
         """Ask the worker to save and to end, and wait for it."""
@@ -144,6 +141,8 @@ class _Supervisor:
 
     def _stop_earlier_worker(self) -> None:
         """Stop the worker of a studio that was killed; not one that was started by hand."""
+        import psutil
+
         text = self._pid_file.read_text() if self._pid_file.is_file() else ""
         try:
             worker = psutil.Process(int(text))

@@ -9,7 +9,7 @@ from collections.abc import AsyncGenerator, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from pinxit.runs.reader import JOURNAL
+from pinxit.runs.file_names import JOURNAL
 from pinxit.studio.jobs import Job
 from pinxit.studio.views import TrainingView
 from pinxit.studio.workspace import Workspace

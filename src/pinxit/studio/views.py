@@ -6,11 +6,15 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from pinxit.evaluation.prompt_sets import Prompt, evenly_spaced, prompt_set, suitable_set
-from pinxit.runs.events import EarlyStop, LearningRateReduction, PreviewScores
-from pinxit.runs.reader import BASE_IMAGES, RunState
+from pinxit.runs.file_names import BASE_IMAGES
 from pinxit.studio.jobs import Job
+
+if TYPE_CHECKING:  # the types of the log load slowly: the first page must not wait for them
+    from pinxit.runs.events import PreviewScores
+    from pinxit.runs.reader import RunState
 
 _SMOOTHING = 0.95
 _SPEED_STEPS = 20  # the last steps, from which the speed is measured
@@ -34,7 +38,7 @@ class PreviewRow:
 
     step: int
     cells: Sequence[Cell]
-    scores: PreviewScores | None
+    scores: "PreviewScores | None"
     is_best: bool
 
 
@@ -43,7 +47,7 @@ class TrainingView:
     """A training for people: progress, finish time, curves, previews, and sentences about it."""
 
     job: Job
-    run: RunState | None
+    run: "RunState | None"
 
     @property
     def state(self) -> str:
@@ -106,7 +110,7 @@ class TrainingView:
     def prompts(self) -> tuple[Prompt, ...]:
         """The prompts of the previews, in the order of the sheets; empty if it is one prompt."""
         run = self.run
-        if not run or not run.of_kind(PreviewScores):
+        if not run or not run.scores:
             return ()
         recipe = run.recipe
         noun, style = recipe.get("class_noun", ""), recipe.get("kind") == "style"
@@ -118,7 +122,7 @@ class TrainingView:
         """The previews of each step, newest first."""
         if not self.run:
             return []
-        scores = {event.step: event for event in self.run.of_kind(PreviewScores)}
+        scores = {event.step: event for event in self.run.scores}
         texts = [p.with_token(self.job.options["recipe"]["token"]) for p in self.prompts]
         texts = texts or [f"seed {seed}" for seed in range(_UNSCORED)]
         best = self.run.best_step
@@ -144,13 +148,8 @@ class TrainingView:
         texts: list[str] = list(self.run.notices)
         if self.run.memory_plan and self.run.memory_plan.text:
             texts.append(self.run.memory_plan.text)
-        for event in self.run.events:
-            if isinstance(event, EarlyStop):
-                texts.append(event.text)
-            elif isinstance(event, LearningRateReduction):
-                texts.append(f"step {event.step}: learning rate lowered, {event.reason}")
-        scored = self.run.of_kind(PreviewScores)
-        return list(dict.fromkeys([*texts, *(scored[-1].problems if scored else ())]))
+        problems = self.run.scores[-1].problems if self.run.scores else ()
+        return list(dict.fromkeys([*texts, *self.run.decisions, *problems]))
 
 
 def duration(seconds: float) -> str:

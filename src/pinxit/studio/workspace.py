@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 from importlib.resources import files
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pinxit.errors import RequestError
 from pinxit.files.atomic_write import (
@@ -24,8 +24,11 @@ from pinxit.files.atomic_write import (
     remove,
     write_text,
 )
-from pinxit.runs.reader import JOURNAL, RECIPE, RunState, read_log, result_file
+from pinxit.runs.file_names import JOURNAL, RECIPE, result_file
 from pinxit.studio.jobs import Job, JobQueue, is_number, new_numbered_folder, read_json
+
+if TYPE_CHECKING:
+    from pinxit.runs.reader import RunState
 
 # In the folder of an image set.
 INCOMING, UNUSED, THUMBNAILS = ".incoming", ".unused", ".thumbnails"
@@ -107,7 +110,7 @@ class Workspace:
 
     folder: Path
     bases: Sequence[str] = ("pocket",)
-    _runs: dict[str, tuple[object, RunState]] = field(default_factory=dict, repr=False)
+    _runs: "dict[str, tuple[object, RunState]]" = field(default_factory=dict, repr=False)
 
     def create(self) -> None:
         """Make the folder, or use that of an earlier studio; RunError if it is something else."""
@@ -141,8 +144,10 @@ class Workspace:
         """A new folder with a free number for images or files."""
         return new_numbered_folder(self.folder / kind)
 
-    def run(self, job: Job) -> RunState | None:
+    def run(self, job: Job) -> "RunState | None":
         """The state of a training from its log; None before it has started."""
+        from pinxit.runs.reader import read_log
+
         folder = self.folder / "runs" / job.id
         if not (folder / RECIPE).is_file():
             return None
