@@ -5,8 +5,9 @@
     python -m lab.reliability.fleet driver
 
 All subjects are trained on pocket with two steps, in batches of 16. `same` trains them once in one
-process and once with two Ray workers on a running cluster, while every 30 seconds one of the
-workers or the driver is killed, and compares concept and checkpoint of each. `rate` alternates
+process and once with two Ray workers on a running cluster, and compares concept and checkpoint of
+each; whenever the driver and the workers have used 30 seconds of CPU time together, one of them is
+killed. `rate` alternates
 between two bare processes, each with half of the subjects, and two Ray workers; it counts from the
 first concept to the last. `driver` gives batches to workers that do nothing. Each command continues
 where it was stopped; results go to --json.
@@ -62,7 +63,7 @@ def parse_args() -> argparse.Namespace:
     add = parser.add_argument
     add("what", choices=("same", "rate", "driver"))
     add("--subjects", type=int, default=1000, help="number of subjects")
-    add("--every", type=float, default=30.0, help="seconds between kills")
+    add("--every", type=float, default=30.0, help="CPU seconds between kills")
     add("--rounds", type=int, default=3, help="measurements of the throughput")
     add("--work", type=Path, default=Path("build/fleet"), help="folder for images and runs")
     add("--json", type=Path, default=Path("build/fleet.json"), help="file for the results")
@@ -133,12 +134,15 @@ def kill_often(table: Path, out: Path, head: psutil.Process, every: float) -> Co
     while True:
         driver = start(table, out, *_WITH_RAY)
         counts["starts of the driver"] += 1
+        before = cpu_seconds(driver.pid, head)
         while True:
             try:
-                driver.communicate(timeout=every)
+                driver.communicate(timeout=1)
             except subprocess.TimeoutExpired:
-                victims = [process.pid for process in workers(head)]
-                victim = draw.choice([driver.pid, *victims])
+                now = cpu_seconds(driver.pid, head)
+                if sum(used - before.get(pid, 0) for pid, used in now.items()) < every:
+                    continue
+                before, victim = now, draw.choice(list(now))
                 counts["driver killed" if victim == driver.pid else "worker killed"] += 1
                 with suppress(ProcessLookupError):
                     os.kill(victim, signal.SIGKILL)
@@ -150,12 +154,14 @@ def kill_often(table: Path, out: Path, head: psutil.Process, every: float) -> Co
             raise SystemExit("train-many failed")
 
 
-def workers(head: psutil.Process) -> Iterator[psutil.Process]:
-    """The processes of the cluster that train."""
-    for process in head.children(recursive=True):
+def cpu_seconds(driver: int, head: psutil.Process) -> dict[int, float]:
+    """The CPU time of the driver and of each process of the cluster that trains, by number."""
+    seconds: dict[int, float] = {}
+    for process in [psutil.Process(driver), *head.children(recursive=True)]:
         with suppress(psutil.Error):
-            if process.name().startswith("ray::_Actor"):
-                yield process
+            if process.pid == driver or process.name().startswith("ray::_Actor"):
+                seconds[process.pid] = sum(process.cpu_times()[:2])
+    return seconds
 
 
 def digest(run: Path) -> str:
@@ -179,7 +185,7 @@ def measure_same(args: argparse.Namespace) -> dict[str, Any]:
     differing = sum(digest(one / name) != digest(fleet / name) for name in names)
     return {
         "subjects": args.subjects,
-        "seconds between kills": args.every,
+        "CPU seconds between kills": args.every,
         "differing": differing,
         **counts,
         "seconds of one process": round(seconds),

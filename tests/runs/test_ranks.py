@@ -8,6 +8,7 @@ import threading
 import traceback
 from collections.abc import Callable
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,13 +20,16 @@ from torch import Tensor
 from pinxit.errors import RunError
 from pinxit.files.safetensors_file import read_safetensors
 from pinxit.generation import image_cache, sample
+from pinxit.generation.finite import NotFiniteError
 from pinxit.generation.request import GeneratedImage, GenerationRequest
 from pinxit.images.folder import read_images
 from pinxit.models.model import Model
 from pinxit.models.open_base import open_base
-from pinxit.models.ranks import ALONE, Ranks, joined
+from pinxit.models.ranks import ALONE, LeaderEndedError, Ranks, joined
 from pinxit.reports.comparison import evaluate
 from pinxit.reports.figures import EvaluationSettings
+from pinxit.runs import folder as run_folder
+from pinxit.runs import preview
 from pinxit.runs.class_images import read_class_images
 from pinxit.runs.follow import OpenBase, follow
 from pinxit.runs.run import Run
@@ -282,6 +286,41 @@ def test_images_are_the_same_and_shared_out(
     assert list(first) == [0, 1, 4]
     assert list(second) == [2, 3]
     assert first | second == alone
+
+
+def test_previews_are_the_same_and_shared_out(
+    model: Model, pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    options: dict[str, Any] = {"preview_every": 1, "score_previews": False}
+    own = ("a red {}", "{} on grass", "a {}")
+    recipe = recipe_for(pictures, LORA, steps=3, preview_prompts=own, **options)
+    generated: list[int] = []
+    generate, save = sample.generate_images, preview.save_preview
+    shared = tmp_path / "run" / "previews"
+
+    def limited(model: Model, request: GenerationRequest, ranks: Ranks) -> list[GeneratedImage]:
+        generated.append(request.num_images)
+        if ranks.rank and len(generated) == 5:  # two batches of four are its share of a preview
+            raise NotFiniteError("the latents are infinite", "none")
+        return generate(model, request)
+
+    def twice(model: Model, recipe: Recipe, step: int, *given: Any) -> Any:
+        alone, _ = save(model, recipe, step, tmp_path)
+        result = save(model, recipe, step, *given)
+        assert alone.path.read_bytes() == result[0].path.read_bytes()
+        return result
+
+    def work(ranks: Ranks) -> list[int] | str:
+        monkeypatch.setattr(preview, "generate_images", partial(limited, ranks=ranks))
+        monkeypatch.setattr(run_folder, "save_preview", twice)
+        with suppress(LeaderEndedError):
+            train_run(model, tmp_path / "run", recipe, ranks)
+        return generated
+
+    assert in_ranks(2, work, tmp_path) == [[4, 1, 1, 1, 4, 1] * 3, [1, 1] * 2 + [1]]
+    assert sorted(file.stem for file in shared.iterdir()) == ["0000001", "0000002"]
+    journal = (tmp_path / "run" / "journal.jsonl").read_text(encoding="utf-8")
+    assert "no preview of step 3: the latents are infinite" in journal
 
 
 def test_an_evaluation_is_the_same(

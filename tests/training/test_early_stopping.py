@@ -160,7 +160,7 @@ class Scores:
     scores: list[float]
 
     def preview(
-        self, model: object, recipe: object, number: int, folder: Path, _: object
+        self, model: object, recipe: object, number: int, folder: Path, *_: object
     ) -> object:
         assert model
         assert recipe

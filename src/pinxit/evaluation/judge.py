@@ -142,6 +142,21 @@ class PromptRun:
         """The prompt of each image, in the order of `generate`."""
         return tuple(prompt for prompt in self.prompts for _ in range(self.images_per_prompt))
 
+    def requests(self, model: Model, token: str | None) -> list[GenerationRequest]:
+        """A request for each prompt, with a placeholder token or, if None, without one."""
+        return [
+            GenerationRequest(
+                prompt=prompt.plain if token is None else prompt.with_token(token),
+                seed=prompt.seed * self.images_per_prompt,
+                num_images=self.images_per_prompt,
+                steps=self.steps,
+                base=model.name,
+                clip_skip=self.subject.clip_skip,
+                width=self.subject.resolution,
+            )
+            for prompt in self.prompts
+        ]
+
     def generate(
         self,
         model: Model,
@@ -152,16 +167,7 @@ class PromptRun:
     ) -> tuple[Image.Image, ...]:
         """The images of all prompts, with a placeholder token or, if None, without one."""
         images: list[Image.Image] = []
-        for done, prompt in enumerate(self.prompts, 1):
-            request = GenerationRequest(
-                prompt=prompt.plain if token is None else prompt.with_token(token),
-                seed=prompt.seed * self.images_per_prompt,
-                num_images=self.images_per_prompt,
-                steps=self.steps,
-                base=model.name,
-                clip_skip=self.subject.clip_skip,
-                width=self.subject.resolution,
-            )
+        for done, request in enumerate(self.requests(model, token), 1):
             images += cache.images(model, request)
             if progress:
                 progress(Progress(task, done, len(self.prompts)))

@@ -43,6 +43,15 @@ def generate_images(
     return [event for event in events if isinstance(event, GeneratedImage)]
 
 
+def batch_requests(model: Model, request: GenerationRequest) -> list[GenerationRequest]:
+    """A request for each batch of a request without controls; the images have the same bits."""
+    size = request.with_defaults(model).size(model)
+    return [
+        request.model_copy(update={"seed": seeds[0], "num_images": len(seeds)})
+        for seeds in _seed_batches(model, request, size, 1)
+    ]
+
+
 def opened_request(
     request: GenerationRequest | str, concepts: Sequence[Concept | Path | str], **options: object
 ) -> tuple[GenerationRequest, list[Concept]]:

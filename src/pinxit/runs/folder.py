@@ -59,8 +59,8 @@ class RunFolder:
     """The files of a run. Nothing else writes into the folder.
 
     `saved_step` is the last step that is surely on the disk, `judge` scores the previews. `plan`
-    is set when the base model is open. While `preview_now` is true, each step makes previews.
-    `ranks` are the processes that train it; this is rank 0.
+    is set when the base model is open. `ranks` are the processes that train it; this is rank 0.
+    While `preview_now` is true, each step makes previews; it is for a single process.
     """
 
     plan: TrainingPlan
@@ -153,18 +153,18 @@ class RunFolder:
             yield self.record(Notice(trainer.notices.pop(0)))
         yield from self._check_early_stop(trainer)
         last = not trainer.unfinished
-        if self.preview_now or _is_due(step, self.recipe.preview_every, last):
+        if self.preview_now or is_due(step, self.recipe.preview_every, last):
             try:
                 yield from self._preview(step, trainer)
             except NotFiniteError as error:
                 yield self.record(Notice(f"no preview of step {step.number}: {error.message}"))
-        if _is_due(step, self.recipe.save_every, last=False):
+        if is_due(step, self.recipe.save_every, last=False):
             with self.resume_hint():
                 make_folder(self.folder / CONCEPTS)
                 name = f"{CONCEPTS}/{step.number:07}.safetensors"
                 self._save_concept(trainer, name)
             yield self.record(SavedConcept(step.number, self.folder / name))
-        if _is_due(step, self.recipe.checkpoint_every, last):
+        if is_due(step, self.recipe.checkpoint_every, last):
             self.save(trainer)
             yield self.record(SavedCheckpoint(step.number, self.folder / CONCEPT))
         if last:
@@ -187,7 +187,7 @@ class RunFolder:
         with self.resume_hint(), trainer.averaged_weights():
             folder = self.folder / PREVIEWS
             preview, findings = save_preview(
-                trainer.model, self.recipe, step.number, folder, self.judge
+                trainer.model, self.recipe, step.number, folder, self.judge, self.ranks
             )
         yield self.record(preview)
         if preview.num_flat:
@@ -311,6 +311,6 @@ class RunFolder:
         )
 
 
-def _is_due(step: StepResult, every: int, last: bool) -> bool:
+def is_due(step: StepResult, every: int, last: bool) -> bool:
     """Whether something that is done every `every` steps (0: never) is due after this step."""
     return every > 0 and (step.number % every == 0 or last)

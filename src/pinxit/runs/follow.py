@@ -1,12 +1,19 @@
 """Several processes train one run: rank 0 has the run's folder, the others do what it asks for."""
 
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 
+import torch
+
+from pinxit.adapters.adapter import before_denoise
+from pinxit.generation.finite import NotFiniteError
 from pinxit.images.folder import TrainingImage, fingerprints
 from pinxit.models.model import Model
 from pinxit.models.ranks import Ranks
 from pinxit.runs.class_images import generate_class_images, read_class_images
+from pinxit.runs.folder import is_due
+from pinxit.runs.preview import preview_images
 from pinxit.training.concept_trainer import ConceptTrainer
 from pinxit.training.memory import MemoryPlan
 from pinxit.training.method import ClassImages
@@ -59,8 +66,11 @@ def _train(ranks: Ranks, model: Model, task: Train) -> None:
     share_state(ranks, trainer, images)
     session = TrainingSession(model, [trainer], ranks)
     session.memory_plan = task.memory_plan
-    for _ in train(session):
-        pass
+    for step in train(session):
+        if is_due(step, trainer.plan.recipe.preview_every, not trainer.unfinished):
+            before_denoise(model, torch.zeros(1), torch.zeros(1, dtype=torch.long))
+            with suppress(NotFiniteError), trainer.averaged_weights():  # rank 0 tells the user
+                preview_images(model, (), ranks)
 
 
 def share_state(ranks: Ranks, trainer: ConceptTrainer, images: tuple[TrainingImage, ...]) -> None:

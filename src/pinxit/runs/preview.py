@@ -1,7 +1,7 @@
 """Previews: images generated with the concept trained so far, on one sheet, and their scores."""
 
 import textwrap
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from io import BytesIO
 from pathlib import Path
 from typing import cast
@@ -13,11 +13,12 @@ from PIL.Image import new as new_image
 from pinxit.evaluation.findings import Findings
 from pinxit.evaluation.judge import Judge
 from pinxit.files.atomic_write import check_regular, write_bytes
-from pinxit.generation.image_cache import ImageCache
+from pinxit.generation.finite import NotFiniteError
 from pinxit.generation.request import GenerationRequest
-from pinxit.generation.sample import generate_images
+from pinxit.generation.sample import batch_requests, generate_images
 from pinxit.images.tensors import contact_sheet
 from pinxit.models.model import Model
+from pinxit.models.ranks import ALONE, Ranks
 from pinxit.runs.events import Preview
 from pinxit.training.recipe import Recipe
 
@@ -28,25 +29,31 @@ _FLAT = 4
 
 
 def save_preview(
-    model: Model, recipe: Recipe, step: int, folder: Path, judge: Judge | None = None
+    model: Model,
+    recipe: Recipe,
+    step: int,
+    folder: Path,
+    judge: Judge | None = None,
+    ranks: Ranks = ALONE,
 ) -> tuple[Preview, Findings | None]:
     """Generate previews with the concept trained so far and save them as one PNG in `folder`.
 
     The adapters must be applied to the model. With a judge its prompts are used, and its findings
-    are returned too; otherwise one prompt with four seeds. RunError if the folder is a link.
+    are returned too; otherwise one prompt with four seeds. Other processes call `preview_images`.
+    RunError if the folder is a link.
     """
     check_regular(folder)
-    if judge is None:
-        images, findings = _default_images(model, recipe), None
-    else:
-        images = judge.prompt_run.generate(model, recipe.token, ImageCache())
-        findings = Findings.of(judge, images, judge.prompts)
-    sheet = list(images)
-    if recipe.preview_prompts:
+    own = [prompt.replace("{}", recipe.token) for prompt in recipe.preview_prompts]
+    requests = [_request(recipe, _default_prompt(recipe), _COUNT)]
+    if judge:
+        requests = judge.prompt_run.requests(model, recipe.token)
+    requests += [_request(recipe, prompt, 1) for prompt in own]
+    sheet = preview_images(model, requests, ranks)
+    images = tuple(sheet[: len(sheet) - len(own)])
+    findings = Findings.of(judge, images, judge.prompts) if judge else None
+    if own:
         prompts = [prompt.with_token(recipe.token) for prompt in judge.prompts] if judge else []
-        prompts = prompts or [_default_prompt(recipe)] * len(sheet)
-        own = [prompt.replace("{}", recipe.token) for prompt in recipe.preview_prompts]
-        sheet += [_generate(model, recipe, prompt, 1)[0] for prompt in own]
+        prompts = prompts or [_default_prompt(recipe)] * len(images)
         labels = [f"step {step}: {prompt}" for prompt in (*prompts, *own)]
         sheet = [_labelled(*tile) for tile in zip(sheet, labels, strict=True)]
     png = BytesIO()
@@ -56,9 +63,27 @@ def save_preview(
     return Preview(step, path, sum(_is_flat(image) for image in images)), findings
 
 
-def _default_images(model: Model, recipe: Recipe) -> list[Image]:
-    """Images of one prompt with the placeholder token."""
-    return _generate(model, recipe, _default_prompt(recipe), _COUNT)
+def preview_images(
+    model: Model, requests: Sequence[GenerationRequest], ranks: Ranks
+) -> list[Image]:
+    """The images of requests; of several processes, each generates some batches of those of rank 0.
+
+    NotFiniteError in every process if it is raised in one.
+    """
+    requests = ranks.exchange(requests)[0]
+    batches = [batch for request in requests for batch in batch_requests(model, request)]
+    images: dict[int, list[Image]] = {}
+    failure: NotFiniteError | None = None
+    try:
+        for number in ranks.share(range(len(batches))):
+            images[number] = [one.image for one in generate_images(model, batches[number])]
+    except NotFiniteError as error:
+        failure = error
+    parts = ranks.exchange((images, failure))
+    for failure in filter(None, (failure for _, failure in parts)):
+        raise failure
+    images = {number: batch for part, _ in parts for number, batch in part.items()}
+    return [image for number in range(len(batches)) for image in images[number]]
 
 
 def _default_prompt(recipe: Recipe) -> str:
@@ -66,11 +91,10 @@ def _default_prompt(recipe: Recipe) -> str:
     return f"{start} {recipe.token}"
 
 
-def _generate(model: Model, recipe: Recipe, prompt: str, count: int) -> list[Image]:
-    request = GenerationRequest(
+def _request(recipe: Recipe, prompt: str, count: int) -> GenerationRequest:
+    return GenerationRequest(
         prompt=prompt, num_images=count, clip_skip=recipe.clip_skip, width=recipe.resolution
     )
-    return [generated.image for generated in generate_images(model, request)]
 
 
 def _labelled(image: Image, text: str) -> Image:
