@@ -70,7 +70,7 @@ class Provenance:
         import tomli_w
 
         values = {**self.recipe_values}
-        for key in ("images", "pictures", "base", "vae"):
+        for key in ("images", "pictures", "base", "vae", "assistant", "preview_base"):
             if isinstance(values.get(key), str):
                 values[key] = last_name(values[key])
         if encoders := values.get("text_encoders"):

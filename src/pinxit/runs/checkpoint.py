@@ -64,7 +64,7 @@ class Manifest:
                 "give the base model it was started with: --base MODEL",
             )
         old_inputs = inputs if self.inputs is None else self.inputs
-        for what, old, new in (("images", self.images, images), ("prompts", old_inputs, inputs)):
+        for what, old, new in (("images", self.images, images), ("inputs", old_inputs, inputs)):
             if changed := _changes(old, new):
                 raise RunError(
                     f"the {what} have changed since the run started: {', '.join(changed)}",

@@ -184,7 +184,7 @@ class RunFolder:
 
     def _preview(self, step: StepResult, trainer: ConceptTrainer) -> Generator[Event]:
         """Save previews and, if their scores are the best so far, the concept."""
-        with self.resume_hint(), trainer.averaged_weights():
+        with self.resume_hint(), trainer.averaged_weights(), trainer.assistant.off():
             folder = self.folder / PREVIEWS
             preview, findings = save_preview(
                 trainer.model, self.recipe, step.number, folder, self.judge, self.ranks

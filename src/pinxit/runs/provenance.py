@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from pinxit.concepts.metadata import Provenance
-from pinxit.files.portable import numbered, with_tilde
+from pinxit.files.portable import last_name, numbered, with_tilde
 from pinxit.images.folder import TrainingImage, fingerprints
 from pinxit.models.model import Model
 from pinxit.training.recipe import Recipe
@@ -20,6 +20,7 @@ def provenance(
         "images": Path(recipe.images.name),
         "base": with_tilde(recipe.base),
         "vae": recipe.vae and with_tilde(recipe.vae),
+        "assistant": recipe.assistant and last_name(with_tilde(recipe.assistant)),
         "text_encoders": tuple(map(with_tilde, recipe.text_encoders)),
     }
     return Provenance(

@@ -2,6 +2,7 @@
 
 from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, closing, contextmanager
+from dataclasses import replace
 from functools import partial
 from itertools import chain
 from pathlib import Path
@@ -9,6 +10,7 @@ from pathlib import Path
 import torch
 
 from pinxit.adapters.adapter import before_denoise
+from pinxit.concepts.read import ConceptReference
 from pinxit.errors import PinxitError, RequestError, RunError
 from pinxit.evaluation.judge import Judge
 from pinxit.files.atomic_write import check_new, defer_signals, exclusive_lock, make_folder
@@ -52,8 +54,8 @@ class Run(RunFolder):
     ) -> "Run":
         """An existing run, with another number of steps if given; RunError if there is no run.
 
-        `images` and `base` are for files that were moved. If the image folder is not at its place,
-        a folder of its name is looked for in the run's folder and in the folders above.
+        `images` and `base` are for files that were moved. If the image folder or the assistant is
+        missing, one of its name is looked for in the run's folder and in the folders above.
         """
         folder = Path(folder)
         recipe = Recipe.from_toml(recipe_file(folder))
@@ -65,8 +67,9 @@ class Run(RunFolder):
             )
         changes = {
             "steps": recipe.steps if steps is None else steps,
-            "images": images or _find_image_folder(recipe.images, folder),
+            "images": images or _find_moved(recipe.images, folder),
             "base": base or recipe.base,
+            "assistant": recipe.assistant and _moved_assistant(recipe.assistant, folder),
         }
         run = cls(folder, Recipe.model_validate({**recipe.model_dump(), **changes}))
         early_stop = run.state.early_stop
@@ -314,7 +317,12 @@ def train_run(model: Model, recipe: Recipe, folder: Path | str) -> Run:
     return run
 
 
-def _find_image_folder(images: Path, folder: Path) -> Path:
-    """The image folder, or else a folder of its name in the run's folder or in one above."""
-    candidates = [images, *(above / images.name for above in (folder, *folder.resolve().parents))]
-    return next((candidate for candidate in candidates if candidate.is_dir()), images)
+def _find_moved(path: Path, folder: Path) -> Path:
+    """The path, or if it is missing one of its name in the run's folder or in one above."""
+    candidates = [path, *(above / path.name for above in (folder, *folder.resolve().parents))]
+    return next((candidate for candidate in candidates if candidate.exists()), path)
+
+
+def _moved_assistant(reference: str, folder: Path) -> str:
+    chosen = ConceptReference.parse(reference)
+    return str(replace(chosen, path=_find_moved(chosen.path, folder)))

@@ -14,6 +14,7 @@ from pinxit.models.model import Model
 from pinxit.models.prompt import TokenEmbedding
 from pinxit.models.ranks import ALONE, Ranks
 from pinxit.progress import Progress
+from pinxit.training.assistant import Assistant
 from pinxit.training.batches import BatchSampling, TrainingSamples
 from pinxit.training.early_stopping import converged
 from pinxit.training.method import TrainableAdapter
@@ -75,6 +76,7 @@ class ConceptTrainer:
         )
         self.samples = TrainingSamples(model, pools, sampling, plan.resolution, ranks)
         self.trainable_adapters = plan.method.create_adapters(model, subject, plan.learning_rate)
+        self.assistant = Assistant(recipe.assistant)
         self.adapters = tuple(trainable.adapter for trainable in self.trainable_adapters)
         groups: list[ParameterGroup] = []
         self.weights: list[nn.Parameter] = []
@@ -114,8 +116,8 @@ class ConceptTrainer:
         return self.error is None and self.steps_done < self.total_steps
 
     def inputs(self) -> dict[str, str]:
-        """A fingerprint of each class image, and of the prompts of each training image, by name."""
-        return self.samples.inputs
+        """Fingerprints by name: of class images, prompts of training images, and the assistant."""
+        return self.samples.inputs | self.assistant.fingerprint
 
     def cut_prompts(self) -> dict[str, str]:
         """The training prompts that are too long, and what the text encoders leave out of each."""
@@ -153,7 +155,8 @@ class ConceptTrainer:
         """Compute the targets of the steps left, or of those from `first`; yields progress."""
         first = self.steps_done if first is None else first
         steps, parsing = range(first, self.total_steps), self.plan.recipe.prompt_parsing
-        return self.samples.answer_with_base(steps, parsing)
+        with self.assistant.applied(self.model):
+            yield from self.samples.answer_with_base(steps, parsing)
 
     @property
     def validation_due(self) -> bool:

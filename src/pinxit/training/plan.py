@@ -12,6 +12,7 @@ from pinxit.models.model import Model
 from pinxit.models.prompt import TokenEmbedding, parse_prompt
 from pinxit.pocket.words import BROAD_NOUNS
 from pinxit.pocket.world.attributes import CLASSES
+from pinxit.training.assistant import resolved
 from pinxit.training.early_stopping import validation_interval
 from pinxit.training.method import ClassImages, Method, Subject
 from pinxit.training.optimizer import Optimizer
@@ -57,6 +58,7 @@ class TrainingPlan:
         values = {
             "method": method,
             "images": recipe.images.expanduser().resolve(),
+            "assistant": recipe.assistant and resolved(recipe.assistant),
             "steps": steps,
             "batch_size": batch_size,
             "validate_every": interval,
@@ -91,10 +93,11 @@ class TrainingPlan:
 
 def _check_model(recipe: Recipe, model: Model) -> None:
     model.schedule.loss_weight(torch.zeros(1, dtype=torch.long), recipe.min_snr_gamma)
-    if model.trainable_partner:
+    if model.trainable_partner and not recipe.assistant:
         raise RecipeError(
             f"{model.name} is distilled to few steps, which training would undo",
-            f"train on {model.trainable_partner}; the concept can be used with {model.name}",
+            f"train on {model.trainable_partner}; the concept can be used with {model.name}. Or "
+            "give a LoRA that undoes the distillation meanwhile with --assistant FILE",
         )
     if recipe.precision not in (None, model.placement.precision):
         raise RecipeError(

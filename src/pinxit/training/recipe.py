@@ -64,6 +64,12 @@ class Recipe(Options):
         "own: files, folders or Hugging Face ids; one for each time it is given",
         default_is="those of the base model",
     )
+    assistant: str | None = Option(
+        None,
+        aliases=("assistant_lora",),
+        help="LoRA file that undoes the distillation of a base model while it is trained on, and "
+        "is left out of previews and of the result; FILE:0.7 scales it by 0.7",
+    )
     seed: int = Option(0, help="random seed; everything random in the run follows from it")
     steps: int | None = Option(
         None,

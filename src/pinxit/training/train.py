@@ -49,7 +49,7 @@ class TrainingSession:
 
     The samples of a batch do not influence each other, and every concept has its own sampling,
     gradient clipping and optimizer, so that each is trained as it would be alone, apart from
-    rounding. Their recipes must have the same prompt parsing and min-SNR weighting.
+    rounding. Their recipes must have the same prompt parsing, min-SNR weighting and assistant.
 
     Of several processes, each computes the gradients of its samples; their sum, and with it
     everything else, is the same in all.
@@ -300,7 +300,8 @@ def train(session: TrainingSession) -> Generator[StepResult]:
     needs too much memory.
     """
     session.answer_with_base()
-    with applied(session.model, session.changes):
+    assistant = session.trainers[0].assistant.applied(session.model)
+    with assistant, applied(session.model, session.changes):
         conditioner = session.conditioner()
         session.validate(conditioner)  # at the start, or if training was interrupted here
         while not session.finished:
