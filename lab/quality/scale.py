@@ -9,7 +9,7 @@ import argparse
 import json
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
@@ -40,29 +40,28 @@ from pinxit.training.plan import TrainingPlan
 from pinxit.training.recipe import Recipe
 
 Options = Mapping[str, Any]
-# Those with a way to preserve the class are for subjects only.
+# In the order in which they are measured. Those with a way to preserve the class are for subjects.
 METHODS: dict[str, Options] = {
+    "lora": {"name": "lora"},
     "lora, none": {"name": "lora", "preserve": "none"},
-    "t-lora, none": {"name": "lora", "min_rank": 2, "preserve": "none"},
-    "custom-diffusion, none": {"name": "custom-diffusion", "preserve": "none"},
     "lora, weights": {"name": "lora", "preserve": "weights"},
     "lora, base-answer": {"name": "lora", "preserve": "base-answer"},
-    "lora": {"name": "lora"},
+    "dreambooth": {"name": "dreambooth"},
     "dreambooth, none": {"name": "dreambooth", "preserve": "none"},
     "dreambooth, weights": {"name": "dreambooth", "preserve": "weights"},
     "dreambooth, base-answer": {"name": "dreambooth", "preserve": "base-answer"},
-    "dreambooth": {"name": "dreambooth"},
     "textual-inversion": {"name": "textual-inversion"},
-    "custom-diffusion": {"name": "custom-diffusion"},
+    "t-lora, none": {"name": "lora", "min_rank": 2, "preserve": "none"},
+    "custom-diffusion, none": {"name": "custom-diffusion", "preserve": "none"},
     "t-lora": {"name": "lora", "min_rank": 2},
-    "lora, rank 1": {"name": "lora", "rank": 1},
-    "lora, rank 16": {"name": "lora", "rank": 16},
+    "custom-diffusion": {"name": "custom-diffusion"},
     "dora": {"name": "lora", "adapter": "dora"},
     "lokr": {"name": "lora", "adapter": "lokr"},
+    "lora, rank 1": {"name": "lora", "rank": 1},
+    "lora, rank 16": {"name": "lora", "rank": 16},
 }
-# Relative to the default steps. The first methods are measured first, on as many cases as `_FIRST`.
-LENGTHS = (0.5, 1.0, 2.0)
-_FIRST = ({"lora, none", "t-lora, none", "custom-diffusion, none"}, 4)
+LENGTHS = (1.0, 0.5, 2.0)  # relative to the default steps
+_BLOCK = 4  # subjects or styles that all methods are measured on before the next ones
 SUBJECTS = 10
 STYLES = (*HELD_OUT_STYLES, *HELD_OUT_DRAWN[:4])
 FIGURES = ("fidelity", "prompt following", "drift", "diversity", "leaks", "megabytes", "seconds")
@@ -193,10 +192,9 @@ class Piece:
         return f"{self.method.replace(', ', '-').replace(' ', '-')}-{self.length:g}"
 
     def _measure(self, lab: Lab, eyes: Eyes, recipe: Recipe, file: Path, work: Path) -> Row:
-        task, folder = f"{self.case.name}, {self.method}", file.parent
+        task = f"{self.case.name}, {self.method}"
         prepared = _class_images_seconds(lab, recipe, work)
-        run = folder / self.method.replace(", ", "-").replace(" ", "-")
-        trained = lab.train(recipe, run, task, self.length)
+        trained = lab.train(recipe, file.parent / self.title, task, self.length)
         scale, row, images = self.case.measure(lab, trained.concept, eyes)
         change = truths.class_change(lab, trained.concept, scale, self.case.noun, eyes)
         contact_sheet([i.image.resize((128, 128)) for i in images], 7).save(
@@ -235,23 +233,20 @@ def _class_images_seconds(lab: Lab, recipe: Recipe, work: Path) -> float:
 
 
 def pieces() -> list[Piece]:
-    """All pieces, those that say most first: two subjects, then a style, and so on."""
+    """All pieces; blocks of subjects and of styles take turns, so that tables fill up in rows."""
     all_subjects = [SubjectCase(number) for number in subjects.sample_subjects(SUBJECTS)]
-    cases: list[Case] = []
-    for number, style in enumerate(STYLES):
-        cases.extend(all_subjects[2 * number : 2 * number + 2])
-        cases.append(StyleCase(style))
-    grid = [
+    all_styles = [StyleCase(style) for style in STYLES]
+    blocks: list[Sequence[Case]] = []
+    for start in range(0, SUBJECTS, _BLOCK):
+        blocks += [all_subjects[start : start + _BLOCK], all_styles[start : start + _BLOCK]]
+    return [
         Piece(case, method, length)
         for length in LENGTHS
-        for case in cases
+        for block in blocks
         for method in METHODS
+        for case in block
         if isinstance(case, SubjectCase) or "preserve" not in METHODS[method]
     ]
-    early, count = _FIRST
-    first = [p for p in grid if p.method in early and p.case in cases[:count]]
-    chosen = [p for p in first if p.length == LENGTHS[0]]
-    return [*chosen, *(piece for piece in grid if piece not in chosen)]
 
 
 def summary(rows: Mapping[Piece, Row]) -> dict[str, object]:
