@@ -61,7 +61,7 @@ def machine() -> dict[str, object]:
 
 
 def commit() -> str:
-    """The current commit, marked if files have changed since."""
+    """The current commit, marked if files were changed before the measurement."""
     command = ["git", "describe", "--always", "--dirty", "--abbrev=12"]
     answer = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     return answer.stdout.strip() or "no commit yet"
@@ -72,7 +72,7 @@ def measure(name: str) -> bool:
     command = COMMANDS[name]
     print(f"{name}: {command}", flush=True)
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
-    start = time.perf_counter()
+    start, measured_at = time.perf_counter(), commit()
     answer = subprocess.run(
         command.split(),
         cwd=ROOT,
@@ -86,7 +86,7 @@ def measure(name: str) -> bool:
         return False
     result = {
         "command": command,
-        "commit": commit(),
+        "commit": measured_at,
         "machine": machine(),
         "seconds": round(time.perf_counter() - start, 1),
         "figures": json.loads(answer.stdout.splitlines()[-1]),

@@ -26,6 +26,7 @@ from lab.quality.harness import (
     cached,
     print_progress,
 )
+from lab.quality.style_judge import StyleJudge
 from pinxit.concepts.concept import Concept
 from pinxit.evaluation.confidence import bootstrap
 from pinxit.evaluation.metric import Scale, stack_images
@@ -163,7 +164,8 @@ class StyleCase:
         scales = styles.scales_of(self.style)
         shares = {name: scale.score(images).relative for name, scale in scales.items()}
         right = truths.prompt_accuracy(generated, eyes, ("class", "background"))
-        row: Row = {"fidelity": fmean(shares.values()), **shares}
+        judge = StyleJudge.fitted(lab.model, Path(os.environ["PINXIT_CACHE"]))
+        row: Row = {"fidelity": judge.recognized(images, self.style), **shares}
         row |= {"prompt following": right["obeyed"], "leaks": styles.leak_rate(generated, eyes)}
         return scales["colour"], row, generated
 

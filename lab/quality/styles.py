@@ -26,6 +26,7 @@ from lab.quality.harness import (
     print_progress,
 )
 from lab.quality.scores import ATTRIBUTES, score_images, style_scales
+from lab.quality.style_judge import StyleJudge
 from pinxit import registry
 from pinxit.evaluation.metric import Scale
 from pinxit.evaluation.prompt_sets import Prompt
@@ -50,6 +51,7 @@ STYLE_PROMPTS = {
 TOKEN, NOUN = "<mystyle>", "painting"
 _SHOWN = dict(gallery.SHOWN)
 _SEED = 31
+_OWN_FIGURES = ("recognized", "leaked", "nearest", "pictures", "seconds")
 
 
 def class_places() -> list[tuple[str, str]]:
@@ -138,6 +140,7 @@ def _measure(lab: Lab, eyes: Eyes, experiment: Experiment, file: Path) -> Row:
     asked = ATTRIBUTES if experiment.style in STYLE_PROMPTS else ATTRIBUTES[:-1]
     scores = score_images(generated, scales, eyes, asked).to_dict()
     nearest = registry.load("metrics", "nearest")().score(images, scales["gram"].references, ())
+    judge = StyleJudge.fitted(lab.model, experiment.args.work)
     experiment.folder.mkdir(parents=True, exist_ok=True)
     contact_sheet([image.resize((128, 128)) for image in images], 8).save(file.with_suffix(".png"))
     return {
@@ -145,6 +148,7 @@ def _measure(lab: Lab, eyes: Eyes, experiment: Experiment, file: Path) -> Row:
         "seconds": trained.seconds if trained else 0.0,
         "leaked": leak_rate(generated, eyes),
         "nearest": max(nearest),
+        "recognized": judge.recognized(images, experiment.style),
         **scores,
     }
 
@@ -177,7 +181,10 @@ def summary(rows: dict[str, list[Row]]) -> dict[str, dict[str, object]]:
             figures.setdefault(row["style"], {})[way] = {
                 "caught": {name: score["share"] for name, score in row["likeness"].items()},
                 "right": row["right"],
-                **{name: row[name] for name in ("leaked", "nearest", "pictures", "seconds")},
+                **{
+                    name: row[name]
+                    for name in ("recognized", "leaked", "nearest", "pictures", "seconds")
+                },
             }
     return figures
 

@@ -32,16 +32,20 @@ class Gram(Metric):
     def score(self, images: Images, references: Images, prompts: Sequence[str] = ()) -> list[float]:  # noqa: ARG002
         """A distance for each image from 0 (equal) to 1."""
         total = torch.zeros(len(images))
-        for grams, targets in zip(self._grams(images), self._grams(references), strict=True):
+        both = (self.matrices(stack_images(some, self.side)) for some in (images, references))
+        for grams, targets in zip(*both, strict=True):
             mean = targets.mean(0, keepdim=True)
             distance = (grams - mean).flatten(1).norm(dim=1)
             total += distance / (grams.flatten(1).norm(dim=1) + mean.norm())
         return (total / self.levels).tolist()
 
-    def _grams(self, images: Images) -> Iterator[Tensor]:
-        """A matrix (N, 13, 13) for each level: products of features, averaged over the image."""
+    def matrices(self, images: Tensor) -> Iterator[Tensor]:
+        """A matrix (N, 13, 13) for each level: products of features, averaged over the image.
+
+        `images` is (N, 3, H, W).
+        """
         filters = torch.tensor(_FILTERS)[:, None]
-        level = stack_images(images, self.side)
+        level = images
         for _ in range(self.levels):
             count, _, height, width = level.shape
             flat = F.pad(level.reshape(-1, 1, height, width), (1, 1, 1, 1), mode="replicate")

@@ -1,0 +1,167 @@
+"""Which of pocket's styles an image has: linear discriminant analysis of colours and textures.
+
+The styles are known as renderings: 32 scenes in each style, as they are and as pocket's autoencoder
+reproduces them, so that softness does not count. An image belongs to the style whose mean features
+are nearest, in units of the variation within a style.
+"""
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL.Image import Image
+from torch import Tensor
+from torch.nn import functional as F
+
+from lab.quality.harness import print_progress
+from pinxit import registry
+from pinxit.evaluation.metric import stack_images
+from pinxit.models.model import Model
+from pinxit.pocket import gallery
+from pinxit.pocket.world import (
+    BACKGROUNDS,
+    CLASSES,
+    HELD_OUT_DRAWN,
+    HELD_OUT_STYLES,
+    STYLES,
+    named_styles,
+)
+from pinxit.progress import Progress
+
+_SIDE = 64
+_FRAME = 4  # pixels of the margin whose colours are features
+_SECTORS = 8
+_RINGS = ((2, 4), (4, 6), (6, 8), (8, 11), (11, 14), (14, 18), (18, 23), (23, 32))
+_COLOUR_RINGS = ((2, 5), (5, 9), (9, 16), (16, 32))
+_RIDGE = 0.01  # in units of the variance of a feature over all styles
+_FIRST_SEED = 1000  # of the scenes, another one for each style
+_ROUNDS = 2  # scenes of all sixteen classes
+
+
+@dataclass(frozen=True)
+class StyleJudge:
+    """The styles' mean features (S, D), and what whitens the variation within a style (D, D)."""
+
+    styles: tuple[str, ...]
+    means: NDArray[np.float64]
+    whitening: NDArray[np.float64]
+    centre: NDArray[np.float64]
+    scale: NDArray[np.float64]
+
+    @classmethod
+    def fitted(cls, model: Model, work: Path, styles: Sequence[str] = ()) -> Self:
+        """The judge from a file in the work folder, or else from new renderings (five minutes).
+
+        `styles` are those that it chooses from; without any, all of pocket's.
+        """
+        file = work / "style-judge.npz"
+        if not file.is_file():
+            work.mkdir(parents=True, exist_ok=True)
+            np.savez(file, allow_pickle=False, **_fit(model, styles or all_styles()))
+        with np.load(file, allow_pickle=False) as arrays:
+            names = ("means", "whitening", "centre", "scale")
+            return cls(tuple(arrays["styles"].tolist()), *(arrays[name] for name in names))
+
+    def nearest(self, images: Sequence[Image]) -> list[str]:
+        """The style of each image."""
+        rows = (style_features(stack_images(images, _SIDE)) - self.centre) / self.scale
+        distances = ((rows @ self.whitening)[:, None] - self.means[None]) ** 2
+        return [self.styles[at] for at in distances.sum(2).argmin(1)]
+
+    def recognized(self, images: Sequence[Image], style: str) -> float:
+        """The share of images that are nearer to the style than to any other."""
+        return float(np.mean([nearest == style for nearest in self.nearest(images)]))
+
+
+def _fit(model: Model, styles: Sequence[str]) -> dict[str, Any]:
+    """The arrays of a judge; progress goes to stderr."""
+    rows: list[NDArray[np.float64]] = []
+    for number, style in enumerate(styles):
+        rendered = stack_images(renderings(style, _FIRST_SEED + number), _SIDE)
+        decoded = model.decode(model.encode(rendered).mean).clamp(-1, 1)
+        rows.append(style_features(torch.cat([rendered, decoded])))
+        print_progress(Progress("styles rendered", number + 1, len(styles)))
+    features = np.stack(rows)  # (S, N, D)
+    flat = features.reshape(-1, features.shape[2])
+    centre, scale = flat.mean(0), flat.std(0) + 1e-9
+    features = (features - centre) / scale
+    means = features.mean(1)
+    residuals = (features - means[:, None]).reshape(flat.shape)
+    within = residuals.T @ residuals / len(residuals) + _RIDGE * np.eye(flat.shape[1])
+    whitening = np.linalg.cholesky(np.linalg.inv(within))
+    return {
+        "styles": styles,
+        "means": means @ whitening,
+        "whitening": whitening,
+        "centre": centre,
+        "scale": scale,
+    }
+
+
+def all_styles() -> list[str]:
+    """The named styles, those that words describe, and those that are held out."""
+    return [*named_styles(), *STYLES, *HELD_OUT_STYLES, *HELD_OUT_DRAWN]
+
+
+def renderings(style: str, seed: int) -> list[Image]:
+    """Two scenes of each class in a style."""
+    rng = np.random.default_rng(seed)
+    pairs: list[tuple[str, str]] = []
+    for _ in range(_ROUNDS):
+        places = rng.permutation(BACKGROUNDS).tolist()
+        pairs += [(noun, places[at % len(places)]) for at, noun in enumerate(CLASSES)]
+    return [exhibit.image(_SIDE) for exhibit in gallery.style_pictures(style, seed, pairs)]
+
+
+def style_features(images: Tensor) -> NDArray[np.float64]:
+    """The features (N, D) of images (N, 3, 64, 64) in [-1, 1]."""
+    return torch.cat([part.double() for part in _features(images / 2 + 0.5)], 1).numpy()
+
+
+def _features(images: Tensor) -> Iterator[Tensor]:
+    grey = images.mean(1, keepdim=True)
+    colours = torch.cat([grey, images[:, :1] - grey, images[:, 2:] - grey], 1)
+    yield _quantiles(images, 9)
+    yield _quantiles(colours, 7)
+    frame = torch.ones(_SIDE, _SIDE, dtype=torch.bool)
+    frame[_FRAME:-_FRAME, _FRAME:-_FRAME] = False
+    yield images[:, :, frame].mean(2)
+    yield images[:, :, frame].std(2)
+    yield from _spectrum(grey[:, 0], _RINGS, _SECTORS)
+    for channel in (1, 2):
+        yield from _spectrum(colours[:, channel], _COLOUR_RINGS, 1)
+    yield _quantiles(grey.diff(dim=3).abs(), 9).sqrt()
+    yield _quantiles(grey.diff(dim=2).abs(), 9).sqrt()
+    kernel = torch.tensor([[[[0.0, 1, 0], [1, -4, 1], [0, 1, 0]]]])
+    yield _quantiles(F.conv2d(F.pad(grey, (1, 1, 1, 1), mode="replicate"), kernel), 9)
+    for products in registry.load("metrics", "gram")().matrices(images):
+        rows, columns = torch.triu_indices(*products.shape[1:]).unbind()
+        yield products[:, rows, columns].clamp_min(0).sqrt()
+
+
+def _quantiles(values: Tensor, count: int) -> Tensor:
+    """Evenly spaced quantiles of each channel (N, C * count)."""
+    ordered = values.flatten(2).sort(2).values
+    at = torch.linspace(0, ordered.shape[2] - 1, count).round().long()
+    return ordered[:, :, at].flatten(1)
+
+
+def _spectrum(channel: Tensor, rings: Sequence[tuple[int, int]], sectors: int) -> Iterator[Tensor]:
+    """The logarithm of the power in rings of the spectrum, and in sectors of the outer rings."""
+    window = torch.hann_window(_SIDE)
+    centred = channel - channel.mean((1, 2), keepdim=True)
+    power = torch.fft.fft2(centred * window[:, None] * window).abs() ** 2 + 1e-4
+    frequencies = torch.fft.fftfreq(_SIDE) * _SIDE
+    y, x = torch.meshgrid(frequencies, frequencies, indexing="ij")
+    radius, width = torch.hypot(x, y), math.pi / sectors
+    sector = (torch.atan2(y, x) + width / 2) % math.pi // width
+    for low, high in rings:
+        ring = (radius >= low) & (radius < high)
+        yield power[:, ring].mean(1, keepdim=True).log()
+        for number in range(sectors if sectors > 1 and low > rings[0][0] else 0):
+            yield power[:, ring & (sector == number)].mean(1, keepdim=True).log()
