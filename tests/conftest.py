@@ -13,6 +13,7 @@ import diffusers
 import pytest
 import torch
 import transformers
+from hypothesis import settings
 from PIL import Image
 
 from lab.speed.bases import language_tokenizer
@@ -20,6 +21,13 @@ from pinxit.models.model import Model
 from pinxit.models.open_base import open_base
 
 torch.set_num_threads(1)  # the nano base model is too small for several threads
+
+# Property tests are the same in every run; PINXIT_EXAMPLES=2000 searches for new failures.
+_EXAMPLES = os.environ.get("PINXIT_EXAMPLES")
+settings.register_profile(
+    "pinxit", deadline=None, derandomize=not _EXAMPLES, max_examples=int(_EXAMPLES or 20)
+)
+settings.load_profile("pinxit")
 
 # The words of the nano tokenizer; it splits all other text into letters.
 _GRAMMAR = ("a", "the", "of", "in", "on", "my", "one", "photo", "picture", "painting", "style")

@@ -1,6 +1,7 @@
 """Text files as people and programs write them: byte order marks, and tables with `;` or tabs."""
 
 import csv
+import io
 from codecs import BOM_UTF8, BOM_UTF16_BE, BOM_UTF16_LE
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -56,10 +57,11 @@ def read_table(path: Path) -> list[dict[str, str]]:
 
     Raises FileError if it is not text, or if a row has more cells than the first line has names.
     """
-    lines = read_text(path).splitlines()
-    header = next((line for line in lines if line.strip()), "")
+    text = read_text(path)
+    header = next((line for line in io.StringIO(text) if line.strip()), "")
     delimiter = max(_DELIMITERS, key=header.count)
     try:
+        lines = io.StringIO(text, newline=None)  # a cell in quotes may have several lines
         rows = list(csv.DictReader(lines, skipinitialspace=True, delimiter=delimiter))
     except csv.Error as error:
         raise FileError(f"{path} is not a CSV table: {error}", "save it as CSV again") from error

@@ -23,7 +23,7 @@ from pinxit.images.folder import TrainingImage
 from pinxit.images.tensors import to_pixels
 from pinxit.models.conditioning import Conditioning
 from pinxit.models.model import Model
-from pinxit.models.prompt import token_pattern
+from pinxit.models.prompt import normal_form, token_pattern
 from pinxit.options import Option, Options
 from pinxit.progress import Progress
 
@@ -203,10 +203,11 @@ def prepare_controls(
 
 def without_tokens(prompt: str, concepts: Sequence[Concept]) -> str:
     """The prompt with tokens of subjects replaced by class nouns, and styles left out."""
+    prompt = normal_form(prompt)
     for concept in concepts:
         noun = concept.provenance.class_noun
         for token in filter(None, (*concept.tokens, concept.nickname)):
-            expression = token_pattern((token,)).pattern
+            expression = token_pattern((normal_form(token),)).pattern
             prompt = re.sub(rf",?\s*in the style of {expression}", "", prompt, flags=re.IGNORECASE)
             prompt = re.sub(expression, noun.replace("\\", ""), prompt, flags=re.IGNORECASE)
     return " ".join(prompt.split())

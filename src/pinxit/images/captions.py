@@ -2,6 +2,7 @@
 
 import json
 import re
+import unicodedata
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -37,13 +38,14 @@ class FolderCaptions:
         cls, paths: Iterable[Path], images: Iterable[Path], extension: str | None = None
     ) -> "FolderCaptions":
         """The captions among the files of a folder."""
-        files = {path.name.lower(): path for path in paths if path.is_file()}
+        files = {_key(path.name): path for path in paths if path.is_file()}
         files |= {path.name: path for path in files.values()}
         captions = cls(files, {}, extension)
         texts = {path for path in files.values() if path.suffix.lower() in TEXT_SUFFIXES}
         read = {path for image in images for path in captions.files_of(image)[:1]}
         captions.unread = dict.fromkeys(sorted(texts - read), "text that is no image's caption")
-        captions.tables = {} if extension else dict(captions._read_tables())
+        tables = {} if extension else dict(captions._read_tables())
+        captions.tables = {_key(name): caption for name, caption in tables.items()} | tables
         return captions
 
     def files_of(self, image: Path) -> list[Path]:
@@ -51,7 +53,7 @@ class FolderCaptions:
         suffixes = (self.extension,) if self.extension else CAPTION_SUFFIXES
         names = [f"{image.stem}{suffix}" for suffix in suffixes]
         names += [f"{image.name}{suffix}" for suffix in suffixes]
-        found = (self.files.get(name) or self.files.get(name.lower()) for name in names)
+        found = (self.files.get(name) or self.files.get(_key(name)) for name in names)
         return list(dict.fromkeys(path for path in found if path))
 
     def caption(self, image: Path) -> tuple[str | None, tuple[str, ...]]:
@@ -65,7 +67,8 @@ class FolderCaptions:
             notes += [f"{other.name} is not read: {file.name} is" for other in files[1:]]
             text = _json_caption(text, file) if file.suffix.lower() == ".json" else text
             return " ".join(text.split()) or None, tuple(notes)
-        text = self.tables.get(image.name) or _caption_in_name(image.stem)
+        text = self.tables.get(image.name) or self.tables.get(_key(image.name))
+        text = text or _caption_in_name(image.stem)
         text = "" if self.extension else text
         return " ".join(text.split()) or None, ()
 
@@ -89,6 +92,11 @@ class FolderCaptions:
                 self.unread[file] = f"not read: it has no file_name with one of {columns}"
 
 
+def _key(name: str) -> str:
+    """The same text for names that differ in case, or in how a system writes accents."""
+    return unicodedata.normalize("NFC", name).lower()
+
+
 def _captions_of_rows(rows: Sequence[Mapping[str, object]]) -> Iterator[tuple[str, str]]:
     for row in rows:
         name, caption = row.get("file_name"), _first_text(row)
@@ -97,17 +105,17 @@ def _captions_of_rows(rows: Sequence[Mapping[str, object]]) -> Iterator[tuple[st
 
 
 def _json_lines(file: Path) -> list[Mapping[str, object]]:
-    lines = [line for line in read_text(file).splitlines() if line.strip()]
+    lines = [line for line in read_text(file).split("\n") if line.strip()]
     return [_json_object(line, file) for line in lines]
 
 
 def _json_caption(text: str, file: Path) -> str:
-    caption = _first_text(_json_object(text, file))
-    if not caption:
+    row = _json_object(text, file)
+    if row.keys().isdisjoint(_COLUMNS):
         raise FileError(
             f"{file.name} has none of {', '.join(_COLUMNS)}", "rename the key, or remove the file"
         )
-    return caption
+    return _first_text(row)
 
 
 def _json_object(text: str, file: Path) -> Mapping[str, object]:

@@ -118,10 +118,10 @@ def _neighbour(edge: str, bracket: str) -> str:
 
 def same_token(one: str, other: str) -> bool:
     """Whether a prompt cannot tell two tokens apart."""
-    return token_pattern((_normal(one),)).fullmatch(_normal(other)) is not None
+    return token_pattern((normal_form(one),)).fullmatch(normal_form(other)) is not None
 
 
-def _normal(text: str) -> str:
+def normal_form(text: str) -> str:
     """The text without marks, with each letter and its accents as one character."""
     return unicodedata.normalize("NFC", text.replace(_MARK, ""))
 
@@ -134,15 +134,15 @@ def parse_prompt(
     `weights` parses attention weights; the characters of a token, such as brackets, are not parsed.
     The text of an alias may contain a token that has embeddings.
     """
-    names = sorted(placeholders, key=lambda token: (-len(_normal(token)), _normal(token)))
-    pattern = token_pattern([_normal(name) for name in names])
+    names = sorted(placeholders, key=lambda token: (-len(normal_form(token)), normal_form(token)))
+    pattern = token_pattern([normal_form(name) for name in names])
     found: list[str] = []
 
     def mark(match: re.Match[str]) -> str:
         found.append(names[(match.lastindex or 1) - 1])
         return _MARK
 
-    marked = pattern.sub(mark, _normal(prompt))
+    marked = pattern.sub(mark, normal_form(prompt))
     parts = parse_weights(marked) if weights else (WeightedText(marked),)
     tokens = iter(found)
     pieces: list[PromptPiece] = []

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Self
 
 from pinxit.images.folder import TrainingImage, fingerprint
-from pinxit.models.prompt import token_pattern
+from pinxit.models.prompt import normal_form, token_pattern
 from pinxit.training.recipe import Recipe
 
 # Images in one batch, by default. With 64, an image of pocket takes a third of the time that it
@@ -113,6 +113,7 @@ def _mentions_other_token(
     """
     own = member.token.lower()
     for caption in member.captions:
+        caption = normal_form(caption)
         text = caption.lower()
         parts = {text[i : i + n] for n in lengths for i in range(len(text) - n + 1)}
         others = [one for one in parts if tokens[one] > (one == own)]

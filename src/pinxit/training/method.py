@@ -10,7 +10,7 @@ from pinxit import registry
 from pinxit.adapters.adapter import Adapter
 from pinxit.images.folder import TrainingImage
 from pinxit.models.model import Model
-from pinxit.models.prompt import token_pattern
+from pinxit.models.prompt import normal_form, token_pattern
 from pinxit.options import Options
 
 SubjectKind = Literal["object", "style"]
@@ -149,11 +149,12 @@ def insert_token(caption: str, subject: Subject) -> str:
 
     A style's token comes after the caption.
     """
-    if token_pattern((subject.token,)).search(caption):
+    caption, token = normal_form(caption), token_pattern((subject.token,))
+    if token.search(caption):
         return caption
     if subject.kind == "style":
         return f"{caption}, in the style of {subject.token}"
     noun = token_pattern((subject.class_noun,))
-    if noun.search(caption):
-        return noun.sub(lambda _: subject.token, caption, count=1)
-    return f"{subject.token}, {caption}"
+    replaced = noun.sub(lambda _: subject.token, caption, count=1)
+    # A noun may touch characters that the token may not.
+    return replaced if token.search(replaced) else f"{subject.token}, {caption}"

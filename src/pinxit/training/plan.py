@@ -3,6 +3,7 @@
 import math
 from dataclasses import dataclass
 from typing import Self
+from unicodedata import category
 
 import torch
 
@@ -135,11 +136,16 @@ def _check_token_and_noun(model: Model, subject: Subject) -> None:
 
 
 def _is_found(token: str) -> bool:
-    """Whether prompts with and without attention weights contain exactly this token."""
+    """Whether prompts with and without weights contain exactly this token, not a mere `)`."""
     known = {token: TokenEmbedding("")}
     prompts = (f"{token}, ", f"({token}:1.2)", f"[{token}].", token.upper())
-    return token.isprintable() and all(
-        [piece.token for piece in parse_prompt(prompt, known, weights=True) if piece.token]
-        == [token]
-        for prompt in prompts
+    has_sign = any(one.isalnum() or category(one) == "So" for one in token)
+    return (
+        has_sign
+        and token.isprintable()
+        and all(
+            [piece.token for piece in parse_prompt(prompt, known, weights=True) if piece.token]
+            == [token]
+            for prompt in prompts
+        )
     )

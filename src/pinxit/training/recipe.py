@@ -11,6 +11,7 @@ from pinxit.errors import RecipeError
 from pinxit.images.collected import image_folder
 from pinxit.images.folder import MaskSource, TrainingImage, read_images
 from pinxit.models.model import Precision
+from pinxit.models.prompt import normal_form
 from pinxit.models.text_encoder import CLIP_SKIP, PromptParsing
 from pinxit.options import Option, Options, read_toml
 from pinxit.training.method import Method, Subject, SubjectKind
@@ -244,7 +245,7 @@ class Recipe(Options):
                 f"the token `{token}` is not one word",
                 "write it in angle brackets, such as <mytoy>",
             )
-        return token
+        return normal_form(token)
 
     @property
     def subject(self) -> Subject:
