@@ -63,7 +63,8 @@ VALUES = {
     "--initializer": "random",
 }
 SWITCHES = (
-    "--ema --use-ema --average-weights "
+    "--ema --use-ema --average-weights --cache-encodings --cache-latents-to-disk "
+    "--cache-text-encoder-outputs-to-disk "
     "--captions --flip --random-flip --score --score-previews --skip-bad --train-text-encoder "
     "--edges --outside --invert-mask --json --full"
 )

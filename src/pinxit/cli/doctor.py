@@ -113,10 +113,12 @@ def _examine_devices(report: Report) -> None:
 
 
 def _examine_caches(report: Report) -> None:
+    from pinxit.files.cache import cache_folder
     from pinxit.models.hub import cache_folder as hub_cache
-    from pinxit.runs.class_images import cache_folder as class_images
+    from pinxit.training.encoding_cache import encodings_folder
 
-    caches = {"class images": class_images(), "hub": hub_cache()}
+    encodings = encodings_folder()
+    caches = {"pinxit": cache_folder(), "its encodings": encodings, "hub": hub_cache()}
     report.facts["caches"] = {
         name: f"{with_tilde(str(folder))} ({_size(_bytes_in(folder))})"
         for name, folder in caches.items()

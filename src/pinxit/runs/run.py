@@ -229,6 +229,8 @@ def _start(
     if trainer.unfinished:
         for event in chain(trainer.samples.encode_images(), trainer.answer_with_base()):
             yield run.record(event)
+        for message in trainer.samples.cache.notices():
+            yield run.record(Notice(message))
     else:
         yield run.record(Finished(trainer.steps_done, run.state.result_file))
 

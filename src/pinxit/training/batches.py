@@ -14,6 +14,7 @@ from pinxit.models.ranks import ALONE, Ranks
 from pinxit.models.text_encoder import PromptParsing
 from pinxit.progress import Progress
 from pinxit.rng import generator
+from pinxit.training.encoding_cache import EncodingCache
 from pinxit.training.image_encoding import EncodedImage, encode_by_shape
 from pinxit.training.method import ImagePool
 
@@ -104,8 +105,10 @@ class TrainingSamples:
         pools: Sequence[ImagePool],
         sampling: BatchSampling,
         resolution: int,
+        cache: EncodingCache,
         ranks: Ranks = ALONE,
     ) -> None:
+        self.cache = cache
         self._pools = tuple(pools)
         self._ranks = ranks
         self._sampling = sampling
@@ -121,7 +124,7 @@ class TrainingSamples:
         total, num_done = sum(len(pool.images) for pool in self._pools), 0
         for pool in self._pools:
             encoded: dict[int, tuple[EncodedImage, EncodedImage]] = {}
-            for group in encode_by_shape(self._model, pool.images, self._resolution):
+            for group in encode_by_shape(self._model, pool.images, self._resolution, self.cache):
                 encoded |= group
                 yield Progress("images encoded", num_done + len(encoded), total)
             self._encoded[pool.name] = [encoded[number] for number in range(len(encoded))]
@@ -145,8 +148,7 @@ class TrainingSamples:
         for pool in self._pools if missing else ():
             if pool.base_answer:
                 prompts = dict.fromkeys(prompt for choice in pool.prompts for prompt in choice)
-                with torch.no_grad():
-                    conditions = {p: self._model.condition([p], parsing) for p in prompts}
+                conditions = {prompt: self.cache.condition(prompt, parsing) for prompt in prompts}
                 for number, step in enumerate(missing, 1):
                     self._answer_step(pool, step, conditions)
                     yield Progress("answers of the base model", number, len(missing))

@@ -17,6 +17,7 @@ from pinxit.progress import Progress
 from pinxit.training.assistant import Assistant
 from pinxit.training.batches import BatchSampling, TrainingSamples
 from pinxit.training.early_stopping import converged
+from pinxit.training.encoding_cache import EncodingCache
 from pinxit.training.method import TrainableAdapter
 from pinxit.training.optimizer import Optimizer, ParameterGroup, global_norm
 from pinxit.training.plan import TrainingPlan
@@ -74,7 +75,8 @@ class ConceptTrainer:
         sampling = BatchSampling(
             recipe.seed, fingerprint(images), plan.batch_size, recipe.flip, recipe.caption_dropout
         )
-        self.samples = TrainingSamples(model, pools, sampling, plan.resolution, ranks)
+        cache = EncodingCache(model, enabled=bool(recipe.cache_encodings))
+        self.samples = TrainingSamples(model, pools, sampling, plan.resolution, cache, ranks)
         self.trainable_adapters = plan.method.create_adapters(model, subject, plan.learning_rate)
         self.assistant = Assistant(recipe.assistant)
         self.adapters = tuple(trainable.adapter for trainable in self.trainable_adapters)

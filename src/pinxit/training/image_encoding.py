@@ -13,6 +13,7 @@ from pinxit.images.crop import bucket_for, crop_box, crop_center
 from pinxit.images.folder import TrainingImage
 from pinxit.images.tensors import to_pixels
 from pinxit.models.model import Model
+from pinxit.training.encoding_cache import EncodingCache
 
 # Images of one shape are encoded together: at most this many, and this many pixels in all.
 _ENCODED_PIXELS = 2**16
@@ -29,7 +30,7 @@ class EncodedImage:
 
 
 def encode_by_shape(
-    model: Model, images: Sequence[TrainingImage], resolution: int
+    model: Model, images: Sequence[TrainingImage], resolution: int, cache: EncodingCache
 ) -> Iterator[dict[int, tuple[EncodedImage, EncodedImage]]]:
     """Images as they are and mirrored, by index, encoded in groups of one shape; on the CPU."""
     groups: dict[torch.Size, dict[int, tuple[Tensor, Tensor | None]]] = {}
@@ -39,17 +40,17 @@ def encode_by_shape(
         group[index] = pixels, mask
         num_pixels = pixels[0, 0].numel()
         if len(group) >= min(_ENCODED_IMAGES, max(1, _ENCODED_PIXELS // num_pixels)):
-            yield _encode_group(model, groups.pop(pixels.shape))
-    yield from (_encode_group(model, group) for group in groups.values())
+            yield _encode_group(cache, groups.pop(pixels.shape))
+    yield from (_encode_group(cache, group) for group in groups.values())
 
 
 def _encode_group(
-    model: Model, group: Mapping[int, tuple[Tensor, Tensor | None]]
+    cache: EncodingCache, group: Mapping[int, tuple[Tensor, Tensor | None]]
 ) -> dict[int, tuple[EncodedImage, EncodedImage]]:
     pixels = torch.cat([pixels for pixels, _ in group.values()])
     masks = [mask for _, mask in group.values()]
     mirrored_masks = [None if mask is None else mask.flip(-1) for mask in masks]
-    originals, mirrored = model.encode(pixels), model.encode(pixels.flip(-1))
+    originals, mirrored = cache.encode(pixels), cache.encode(pixels.flip(-1))
     return {
         index: (
             EncodedImage(originals.mean[row].cpu(), originals.std[row].cpu(), masks[row]),

@@ -9,7 +9,7 @@ import torch
 
 from pinxit import registry
 from pinxit.errors import RecipeError, did_you_mean
-from pinxit.models.model import Model
+from pinxit.models.model import SMALL, Model
 from pinxit.models.prompt import TokenEmbedding, parse_prompt
 from pinxit.pocket.words import BROAD_NOUNS
 from pinxit.pocket.world.attributes import CLASSES
@@ -56,6 +56,8 @@ class TrainingPlan:
         learning_rate = recipe.learning_rate or optimizer.default_rate(advice.learning_rate)
         resolution = recipe.resolution or model.default_size
         interval = recipe.validate_every or validation_interval(advice.steps, batch_size)
+        cached = recipe.cache_encodings
+        cached = model.num_parameters >= SMALL if cached is None else cached
         values = {
             "method": method,
             "images": recipe.images.expanduser().resolve(),
@@ -69,6 +71,7 @@ class TrainingPlan:
             "vae": model.source.vae,
             "text_encoders": model.source.text_encoders,
             "precision": model.placement.precision,
+            "cache_encodings": cached,
         }
         settled = recipe.model_copy(update=values)
         class_images = method.required_class_images(model, subject)

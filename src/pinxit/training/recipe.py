@@ -189,6 +189,14 @@ class Recipe(Options):
         help="device to compute on, by its name in torch: cpu, cuda, cuda:1, mps, xpu, ...",
         default_is="the accelerator that torch finds, else cpu",
     )
+    cache_encodings: bool | None = Option(
+        None,
+        aliases=("cache_latents_to_disk", "cache_text_encoder_outputs_to_disk"),
+        help="keep encoded images and prompts on disk, so that the next run on them need not "
+        "encode them",
+        default_is="on for base models of 100 million weights and more; smaller ones encode in "
+        "less time than it takes to check what is on disk",
+    )
     early_stop: float = Option(
         0.0,
         ge=0,

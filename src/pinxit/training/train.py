@@ -126,11 +126,11 @@ class TrainingSession:
         parsing = self.recipe.prompt_parsing
         if self.changes_conditioning:
             return lambda prompts: _condition_unique(self.model, prompts, parsing)
+        cache = self.trainers[0].samples.cache
         prompts = [prompt for trainer in self.trainers for prompt in trainer.samples.prompts]
-        with torch.no_grad():
-            conditioning = {
-                prompt: self.model.condition([prompt], parsing) for prompt in dict.fromkeys(prompts)
-            }
+        conditioning = {
+            prompt: cache.condition(prompt, parsing) for prompt in dict.fromkeys(prompts)
+        }
         return lambda prompts: Conditioning.stack([conditioning[prompt] for prompt in prompts])
 
     @property
