@@ -63,7 +63,7 @@ def _pages() -> Iterator[tuple[str, str]]:
         command = app[name]
         if not command.default_command:  # a group of commands
             for part in _subcommands(command):
-                text = _page(f"pinxit {name} {part}", command[part].help, _rows(command[part]))
+                text = _page(f"pinxit {name} {part}", _about(command[part]), _rows(command[part]))
                 yield f"{name}-{part}.md", text
             continue
         rows = _rows(command)
@@ -82,9 +82,15 @@ def _subcommands(command: App) -> list[str]:
     return [name for name in command if not name.startswith("-")]
 
 
+def _about(command: App) -> str:
+    return command.help.partition("\n")[0]
+
+
 def _rows(command: App) -> list[Row]:
     """The options of a command that `--help` shows, with their other names."""
-    arguments = command.assemble_argument_collection() if command.default_command else []
+    if not command.default_command:
+        return []
+    arguments = command.assemble_argument_collection(parse_docstring=True)
     arguments = [one for one in arguments if one.names and one.names[0].startswith("--")]
     rows = {one.names[0]: _row(one) for one in arguments if one.parameter.show is not False}
     for one in arguments:
@@ -95,7 +101,8 @@ def _rows(command: App) -> list[Row]:
 
 
 def _row(argument: Argument) -> Row:
-    parameter, help = argument.parameter, argument.parameter.help or ""
+    parameter = argument.parameter
+    help = " ".join((parameter.help or "").split())
     show = parameter.show_default
     default = str(show(None)) if callable(show) else _REQUIRED.strip("[]") * argument.required
     if help.endswith(_REQUIRED):

@@ -2,45 +2,39 @@
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
-
-from cyclopts import Parameter
+from typing import TYPE_CHECKING, Literal
 
 from pinxit import registry
-from pinxit.cli.screen import data, say
+from pinxit.cli.screen import Switch, data, say
 
 if TYPE_CHECKING:
     from pinxit.concepts.concept import Concept
     from pinxit.concepts.format import Format
 
+# Number formats of weights in files.
+WeightPrecision = Literal["fp32", "fp16", "bf16"]
+
 
 def convert(
-    file: Annotated[Path, Parameter(help="a concept file in any format, or a run folder")],
-    out: Annotated[Path, Parameter(help="file or folder to write; must be new")],
+    file: Path,
+    out: Path,
     *,
-    format_: Annotated[
-        str | None,
-        Parameter(name="--format", help="file format (default: chosen by the suffix of OUT)"),
-    ] = None,
-    base: Annotated[
-        str | None,
-        Parameter(
-            help="base model that completes a full model, or of which full differences are taken "
-            "(default: the one it was trained on)"
-        ),
-    ] = None,
-    precision: Annotated[
-        Literal["fp32", "fp16", "bf16"] | None,
-        Parameter(help="number format of a full model's weights (default: unchanged)"),
-    ] = None,
-    separate_embeddings: Annotated[
-        bool,
-        Parameter(
-            negative="", help="write the embeddings of a LoRA to files of their own beside OUT"
-        ),
-    ] = False,
+    format_: str | None = None,
+    base: str | None = None,
+    precision: WeightPrecision | None = None,
+    separate_embeddings: Switch = False,
 ) -> None:
-    """Convert an embedding, a LoRA or a full model to the file format of another program."""
+    """Convert an embedding, a LoRA or a full model to the file format of another program.
+
+    Args:
+        file: a concept file in any format, or a run folder
+        out: file or folder to write; must be new
+        format_: file format (default: chosen by the suffix of OUT)
+        base: base model that completes a full model, or of which full differences are taken
+            (default: the one it was trained on)
+        precision: number format of a full model's weights (default: unchanged)
+        separate_embeddings: write the embeddings of a LoRA to files of their own beside OUT
+    """
     from pinxit.concepts.conversion import convert_concept
 
     concept, writer = convert_concept(

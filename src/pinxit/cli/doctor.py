@@ -8,11 +8,8 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from importlib import metadata
 from pathlib import Path
-from typing import Annotated
 
-from cyclopts import Parameter
-
-from pinxit.cli.screen import bars, data, say
+from pinxit.cli.screen import Switch, bars, data, say
 from pinxit.files.portable import with_tilde
 
 _PACKAGES = [
@@ -43,17 +40,13 @@ class Report:
         self.problems.append({"message": message, "hint": hint})
 
 
-def doctor(
-    *,
-    fetch_judges: Annotated[
-        bool,
-        Parameter(
-            negative="", help="download the networks that score photographs (DINO and CLIP, 692 MB)"
-        ),
-    ] = False,
-    json_: Annotated[bool, Parameter(name="--json", negative="", help="print JSON")] = False,
-) -> None:
-    """Show versions, devices, memory, caches and the hub, and a hint for each problem."""
+def doctor(*, fetch_judges: Switch = False, json_: Switch = False) -> None:
+    """Show versions, devices, memory, caches and the hub, and a hint for each problem.
+
+    Args:
+        fetch_judges: download the networks that score photographs (DINO and CLIP, 692 MB)
+        json_: print JSON
+    """
     if fetch_judges:
         from pinxit.evaluation.networks import CLIP, DINO, fetch_networks
 

@@ -4,9 +4,7 @@ import json
 import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Annotated, Any, cast
-
-from cyclopts import Parameter
+from typing import Any, cast
 
 from pinxit.cli.screen import data, printable, say, table
 from pinxit.errors import PinxitError, RequestError
@@ -37,10 +35,12 @@ _COMFYUI_INPUTS = (
 )
 
 
-def runs(
-    folder: Annotated[Path, Parameter(help="folder to search")] = Path("runs"),
-) -> None:
-    """List the runs in a folder: token, method, state, steps, base model, likeness."""
+def runs(folder: Path = Path("runs")) -> None:
+    """List the runs in a folder: token, method, state, steps, base model, likeness.
+
+    Args:
+        folder: folder to search
+    """
     states = [read_run(path) for path in _run_folders(folder)]
     if not states:
         say(f"no runs in {folder}")
@@ -49,10 +49,12 @@ def runs(
     table(head, [_run_row(state) for state in states])
 
 
-def concepts(
-    folder: Annotated[Path, Parameter(help="folder to search")] = Path(),
-) -> None:
-    """List the concepts in a folder: those of runs, and files of any format."""
+def concepts(folder: Path = Path()) -> None:
+    """List the concepts in a folder: those of runs, and files of any format.
+
+    Args:
+        folder: folder to search
+    """
     run_folders = list(_run_folders(folder))
     rows = [row for path in run_folders for row in _concept_rows(read_run(path).result_file)]
     for parent, _, names in _walk(folder):
@@ -65,14 +67,13 @@ def concepts(
     table(("concept", "token", "contains", "method", "steps", "base model", "likeness"), rows)
 
 
-def tensorboard(
-    folder: Annotated[Path, Parameter(help="a run folder, or a folder of runs")] = Path("runs"),
-    *,
-    out: Annotated[
-        Path, Parameter(help="folder for the event files; those of earlier calls are replaced")
-    ] = Path("tensorboard"),
-) -> None:
-    """Write the logs of runs for TensorBoard: losses, scores and preview images."""
+def tensorboard(folder: Path = Path("runs"), *, out: Path = Path("tensorboard")) -> None:
+    """Write the logs of runs for TensorBoard: losses, scores and preview images.
+
+    Args:
+        folder: a run folder, or a folder of runs
+        out: folder for the event files; those of earlier calls are replaced
+    """
     from pinxit.runs.tensorboard import write_event_file
 
     states = [read_run(path) for path in _run_folders(folder)]
@@ -85,10 +86,12 @@ def tensorboard(
     say(f"to look at them: pip install tensorboard; tensorboard --logdir {out}")
 
 
-def show(
-    image: Annotated[Path, Parameter(help="an image of pinxit, AUTOMATIC1111 or ComfyUI")],
-) -> None:
-    """Show how an image was generated: its request, or the settings of another program."""
+def show(image: Path) -> None:
+    """Show how an image was generated: its request, or the settings of another program.
+
+    Args:
+        image: an image of pinxit, AUTOMATIC1111 or ComfyUI
+    """
     texts = _image_texts(image)
     rows: list[tuple[str, object]] = []
     if "pinxit" in texts:

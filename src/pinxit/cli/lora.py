@@ -3,12 +3,12 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated
 
 from cyclopts import App, Parameter
 
-from pinxit.cli.convert import written_lines
-from pinxit.cli.screen import bars, data, say, table
+from pinxit.cli.convert import WeightPrecision, written_lines
+from pinxit.cli.screen import Switch, bars, data, say, table
 from pinxit.errors import RequestError
 
 if TYPE_CHECKING:
@@ -34,38 +34,28 @@ _OwnBase = Annotated[
         "(default: the one that they were trained on)"
     ),
 ]
-_Format = Annotated[
-    str | None,
-    Parameter(name="--format", help="file format (default: chosen by the suffix of OUT)"),
-]
-_Precision = Annotated[
-    Literal["fp32", "fp16", "bf16"] | None,
-    Parameter(help="number format of the weights in the file (default: unchanged)"),
-]
-_Out = Annotated[Path, Parameter(help="file or folder to write; must be new")]
 
 
 @Parameter(name="*")
 @dataclass(frozen=True, kw_only=True)
 class _LoraFile:
-    """The LoRA to write: where, in which format, and the rank of its layers."""
+    """The LoRA to write: where, in which format, and the rank of its layers.
 
-    out: _Out
-    rank: Annotated[int | None, Parameter(help="largest rank of a layer (default: no limit)")] = (
-        None
-    )
-    energy: Annotated[
-        float | None,
-        Parameter(
-            help="share of each layer's squared singular values to keep, such as 0.99 "
-            "(default: all)"
-        ),
-    ] = None
-    format_: _Format = None
-    precision: _Precision = None
-    separate_embeddings: Annotated[
-        bool, Parameter(negative="", help="write embeddings to files of their own beside OUT")
-    ] = False
+    Args:
+        out: file or folder to write; must be new
+        rank: largest rank of a layer (default: no limit)
+        energy: share of each layer's squared singular values to keep, such as 0.99 (default: all)
+        format_: file format (default: chosen by the suffix of OUT)
+        precision: number format of the weights in the file (default: unchanged)
+        separate_embeddings: write embeddings to files of their own beside OUT
+    """
+
+    out: Path
+    rank: int | None = None
+    energy: float | None = None
+    format_: str | None = None
+    precision: WeightPrecision | None = None
+    separate_embeddings: Switch = False
 
     def limit(self) -> "RankLimit":
         """The limit of the ranks, after a check that the file can be written."""
@@ -105,18 +95,20 @@ def resize(lora: _Lora, *, file: _LoraFile, base: _OwnBase = None) -> None:
 @lora.command
 def fuse(
     *loras: _Lora,
-    out: _Out,
-    base: Annotated[
-        str | None,
-        Parameter(
-            help="base model: a name, a folder, a checkpoint file or a Hugging Face id "
-            "(default: the one that the first LoRA was trained on)"
-        ),
-    ] = None,
-    format_: _Format = None,
-    precision: _Precision = None,
+    out: Path,
+    base: str | None = None,
+    format_: str | None = None,
+    precision: WeightPrecision | None = None,
 ) -> None:
-    """Merge LoRAs into the weights of a base model: a checkpoint file, or a diffusers folder."""
+    """Merge LoRAs into the weights of a base model: a checkpoint file, or a diffusers folder.
+
+    Args:
+        out: file or folder to write; must be new
+        base: base model: a name, a folder, a checkpoint file or a Hugging Face id
+            (default: the one that the first LoRA was trained on)
+        format_: file format (default: chosen by the suffix of OUT)
+        precision: number format of the weights in the file (default: unchanged)
+    """
     from pinxit.adapters.parts import EmbeddingPart
     from pinxit.concepts.conversion import prepare_output
     from pinxit.concepts.kohya_file import embedding_file
@@ -135,23 +127,16 @@ def fuse(
 
 @lora.command
 def extract(
-    tuned: Annotated[Path, Parameter(help="fine-tuned model: a checkpoint, a folder or a run")],
-    *,
-    file: _LoraFile,
-    base: Annotated[
-        str | None,
-        Parameter(help="model that it was fine-tuned from (default: the base model of the run)"),
-    ] = None,
-    all_weights: Annotated[
-        bool,
-        Parameter(
-            negative="",
-            help="store the changes of biases, norms and embeddings too, as differences: ComfyUI, "
-            "AUTOMATIC1111 and Forge read them, diffusers does not",
-        ),
-    ] = False,
+    tuned: Path, *, file: _LoraFile, base: str | None = None, all_weights: Switch = False
 ) -> None:
-    """Extract a LoRA from a fine-tuned model and its base model, by singular values."""
+    """Extract a LoRA from a fine-tuned model and its base model, by singular values.
+
+    Args:
+        tuned: fine-tuned model: a checkpoint, a folder or a run
+        base: model that it was fine-tuned from (default: the base model of the run)
+        all_weights: store the changes of biases, norms and embeddings too, as differences:
+            ComfyUI, AUTOMATIC1111 and Forge read them, diffusers does not
+    """
     from pinxit.concepts.layer_errors import relative_error
     from pinxit.concepts.lora_tools import extract_lora
 

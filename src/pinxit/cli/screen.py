@@ -9,9 +9,15 @@ import time
 from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
 
-from cyclopts import CycloptsError, UnknownCommandError, UnknownOptionError, UnusedCliTokensError
+from cyclopts import (
+    CycloptsError,
+    Parameter,
+    UnknownCommandError,
+    UnknownOptionError,
+    UnusedCliTokensError,
+)
 
 from pinxit.cli.notebook import NotebookBars, in_notebook
 from pinxit.errors import PinxitError, RequestError, closest, did_you_mean
@@ -21,6 +27,8 @@ if TYPE_CHECKING:
     from cyclopts.argument import Argument as CommandArgument
     from rich import progress as rich_progress
 
+# A flag that cannot be typed with `--no-`.
+Switch = Annotated[bool, Parameter(negative="")]
 # Seconds between progress lines where there is no terminal.
 _LOG_EVERY = 10.0
 # Commands with a prompt, and the words before it.

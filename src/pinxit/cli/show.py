@@ -7,7 +7,7 @@ from typing import Annotated
 from cyclopts import Parameter
 
 from pinxit import registry
-from pinxit.cli.screen import bars, data, say
+from pinxit.cli.screen import Switch, bars, data, say
 
 
 def plugins(
@@ -25,19 +25,14 @@ def plugins(
             data(f"{'  ' if kind is None else ''}{name:24}{registry.summary(group, name)}")
 
 
-def demo(
-    *,
-    out: Annotated[Path, Parameter(help="folder for the report, the runs and the images")] = Path(
-        "pinxit-demo"
-    ),
-    full: Annotated[
-        bool, Parameter(negative="", help="also transfer images into the style")
-    ] = False,
-    json_: Annotated[
-        bool, Parameter(name="--json", negative="", help="also print the metrics as JSON")
-    ] = False,
-) -> None:
-    """Train a subject and a style from five images each, generate images, and measure them."""
+def demo(*, out: Path = Path("pinxit-demo"), full: Switch = False, json_: Switch = False) -> None:
+    """Train a subject and a style from five images each, generate images, and measure them.
+
+    Args:
+        out: folder for the report, the runs and the images
+        full: also transfer images into the style
+        json_: also print the metrics as JSON
+    """
     from pinxit.reports.demo import DemoSettings, run_demo
 
     with bars() as progress:

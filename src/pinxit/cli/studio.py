@@ -6,38 +6,36 @@ from typing import Annotated
 
 from cyclopts import Parameter
 
-from pinxit.cli.screen import data, say, stoppable
+from pinxit.cli.screen import Switch, data, say, stoppable
 from pinxit.errors import RequestError, RunError
 
 AUTO_DEVICE = "auto (the accelerator that torch finds, else cpu), or its name in torch"
 _FOLDER = Path("pinxit-studio")
 _PORT = 7865
-_Folder = Annotated[Path, Parameter(help="folder with everything that the studio makes")]
 
 
 def studio(
-    folder: _Folder = _FOLDER,
+    folder: Path = _FOLDER,
     *,
-    port: Annotated[int, Parameter(help="port of this machine")] = _PORT,
-    host: Annotated[str, Parameter(help="address of this machine; no other is allowed")] = (
-        "127.0.0.1"
-    ),
+    port: int = _PORT,
+    host: str = "127.0.0.1",
     device: Annotated[
-        str,
-        Parameter(help=f"device of the worker: {AUTO_DEVICE}; none starts no worker"),
+        str, Parameter(help=f"device of the worker: {AUTO_DEVICE}; none starts no worker")
     ] = "auto",
-    base: Annotated[
-        tuple[str, ...],
-        Parameter(help="base model to offer apart from pocket; may be given several times"),
-    ] = (),
-    link: Annotated[
-        bool, Parameter(help="print a new link to the running studio, and end", negative="")
-    ] = False,
-    api_token: Annotated[
-        bool, Parameter(help="print the token for programs, and end", negative="")
-    ] = False,
+    base: tuple[str, ...] = (),
+    link: Switch = False,
+    api_token: Switch = False,
 ) -> None:
-    """Open the studio: train, generate and compare in a web page on this machine."""
+    """Open the studio: train, generate and compare in a web page on this machine.
+
+    Args:
+        folder: folder with everything that the studio makes
+        port: port of this machine
+        host: address of this machine; no other is allowed
+        base: base model to offer apart from pocket; may be given several times
+        link: print a new link to the running studio, and end
+        api_token: print the token for programs, and end
+    """
     for name in ("starlette", "uvicorn", "python_multipart"):
         if find_spec(name) is None:
             raise RequestError(f"the studio needs {name}", "pip install 'pinxit[studio]'")
@@ -59,14 +57,17 @@ def studio(
 
 
 def worker(
-    folder: _Folder = _FOLDER,
+    folder: Path = _FOLDER,
     *,
     device: Annotated[str, Parameter(help=f"device to compute on: {AUTO_DEVICE}")] = "auto",
-    until_empty: Annotated[
-        bool, Parameter(help="end when the queue is empty", negative="")
-    ] = False,
+    until_empty: Switch = False,
 ) -> None:
-    """Do the jobs of a studio; several devices can have a worker each."""
+    """Do the jobs of a studio; several devices can have a worker each.
+
+    Args:
+        folder: folder with everything that the studio makes
+        until_empty: end when the queue is empty
+    """
     from pinxit.studio.worker import Worker
     from pinxit.studio.workspace import Workspace
 

@@ -28,55 +28,42 @@ DEVICE_DEFAULT = "the accelerator that torch finds, else cpu"
 DOWNLOAD_HELP = "download the networks that score images (DINO and CLIP, 692 MB) if needed"
 GPUS_HELP = "number of GPUs to use, with one process for each"
 DEVICE = Parameter(help=DEVICE_HELP, show_default=lambda _: DEVICE_DEFAULT)
-_MOVED_BASE = Parameter(help="with --resume: the base model, if it was moved")
-_LIKE_FIRST = "as with a method: see pinxit train-many METHOD --help"
-_WORKERS = Parameter(help=_LIKE_FIRST)
+_WORKERS = Parameter(help="as with a method: see pinxit train-many METHOD --help", negative="")
 _MANY_FLAGS = (
     *("--resume", "--device", "--download"),
     *("--engine", "--workers", "--address", "--shard", "--json"),
 )
 _FLAGS = (
-    "--recipe",
-    "--resume",
-    "--out",
-    "--device",
-    "--download",
-    "--gpus",
-    "--steps",
-    "--images",
-    "--base",
+    *("--recipe", "--resume", "--out", "--device", "--download"),
+    *("--gpus", "--steps", "--images", "--base"),
 )
 
 
 @train.default
 def train_from_file(  # noqa: PLR0913 (one for each flag)
     *words: Annotated[str, Parameter(show=False, allow_leading_hyphen=True)],
-    recipe: Annotated[
-        Path | None,
-        Parameter(help="TOML file with options; typed options of its method replace those in it"),
-    ] = None,
-    resume: Annotated[Path | None, Parameter(help="folder of a run to continue")] = None,
-    out: Annotated[
-        Path | None,
-        Parameter(help="with --recipe: folder for the run; must be new (default: runs/TOKEN)"),
-    ] = None,
+    recipe: Path | None = None,
+    resume: Path | None = None,
+    out: Path | None = None,
     device: Annotated[str | None, DEVICE] = None,
     download: Annotated[bool, Parameter(negative="", help=DOWNLOAD_HELP)] = False,
     gpus: Annotated[int | None, Parameter(help=GPUS_HELP)] = None,
-    steps: Annotated[
-        int | None,
-        Parameter(help="with --resume: total number of steps (default: that of the run)"),
-    ] = None,
-    images: Annotated[
-        Path | None,
-        Parameter(help="with --resume: folder of the training images, if it was moved"),
-    ] = None,
-    base: Annotated[str | None, _MOVED_BASE] = None,
+    steps: int | None = None,
+    images: Path | None = None,
+    base: str | None = None,
     pictures: Annotated[Path | None, Parameter(show=False, help="same as --images")] = None,
 ) -> None:
     """Train from a recipe file, or continue a run that was stopped.
 
     With a folder of images and no method, train by the recommended method.
+
+    Args:
+        recipe: TOML file with options; typed options of its method replace those in it
+        resume: folder of a run to continue
+        out: with --recipe: folder for the run; must be new (default: runs/TOKEN)
+        steps: with --resume: total number of steps (default: that of the run)
+        images: with --resume: folder of the training images, if it was moved
+        base: with --resume: the base model, if it was moved
     """
     images = images or pictures
     if resume is None and (recipe is not None or images or _is_image_folder(words)):
@@ -118,16 +105,20 @@ def _train(recipe: Path | None, words: tuple[str, ...], typed: Mapping[str, obje
 @many.default
 def resume_many(  # noqa: PLR0913 (one for each flag)
     *words: Annotated[str, Parameter(show=False, allow_leading_hyphen=True)],
-    resume: Annotated[Path | None, Parameter(help="folder of a train-many to continue")] = None,
+    resume: Path | None = None,
     device: Annotated[str | None, DEVICE] = None,
     download: Annotated[bool, Parameter(negative="", help=DOWNLOAD_HELP)] = False,
     engine: Annotated[str | None, _WORKERS] = None,
     workers: Annotated[int | None, _WORKERS] = None,
     address: Annotated[str | None, _WORKERS] = None,
     shard: Annotated[str | None, _WORKERS] = None,
-    json_: Annotated[bool, Parameter("--json", negative="", help=_LIKE_FIRST)] = False,
+    json_: Annotated[bool, _WORKERS] = False,
 ) -> None:
-    """Continue the training of many subjects."""
+    """Continue the training of many subjects.
+
+    Args:
+        resume: folder of a train-many to continue
+    """
     _refuse_words("train-many", words, _MANY_FLAGS)
     if resume is None:
         raise RecipeError(
