@@ -5,15 +5,14 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from pinxit.cli.flags import (
+    DEVICE,
+    DOWNLOAD,
+    GPUS,
     Values,
     aliased,
-    canonical,
     command,
-    device_flag,
-    download_flag,
     flag,
     flags,
-    gpus_flag,
     positionals,
 )
 from pinxit.cli.opening import Opening
@@ -31,12 +30,6 @@ from pinxit.reports.figures import EvaluationSettings
 _OUT = Path("evaluation")
 # Recipe options that may be given for all concepts.
 _RECIPE_OPTIONS = ("images", "class_noun", "base")
-_ALIASES = {
-    "pictures": "images",
-    "class_name": "class_noun",
-    "model": "base",
-    "learning_steps": "training_steps",
-}
 _BENCHMARK, _METHOD = "Training a benchmark", "textual-inversion"
 # DreamBench's number of images for each prompt.
 _PROTOCOL, _PROTOCOL_IMAGES = "dreambench", 4
@@ -45,7 +38,7 @@ _PROTOCOL, _PROTOCOL_IMAGES = "dreambench", 4
 def _evaluate(given: Values) -> None:
     opening = Opening.typed(given)
     with opening.joined() as ranks:
-        _evaluate_in(ranks, opening, canonical(given, _ALIASES))
+        _evaluate_in(ranks, opening, given)
 
 
 def _evaluate_in(ranks: Ranks, opening: Opening, given: Values) -> None:
@@ -129,9 +122,9 @@ evaluate = command(
             flag("class_noun", str, "class noun of the subjects", "that of the run"), "class_name"
         ),
         *aliased(flag("base", str, "base model", "that of the run"), "model"),
-        device_flag(),
-        gpus_flag(),
-        download_flag(),
+        DEVICE,
+        GPUS,
+        DOWNLOAD,
         flag("json", bool, "also print the metrics as JSON", "False"),
         flag("benchmark", Path, "folder of image folders to train first", "none", group=_BENCHMARK),
         flag(

@@ -15,21 +15,8 @@ from pinxit.options import REQUIRED, Options, default_text, limits_text, option_
 
 Values = Mapping[str, Any]
 _GROUP = "Parameters"
-
-
-def device_flag() -> Argument:
-    """The flag `--device`."""
-    return flag("device", str, DEVICE_HELP, DEVICE_DEFAULT)
-
-
-def download_flag() -> Argument:
-    """The flag `--download`."""
-    return flag("download", bool, DOWNLOAD_HELP, "False")
-
-
-def gpus_flag() -> Argument:
-    """The flag `--gpus`."""
-    return flag("gpus", int, GPUS_HELP, "1")
+# The help of a hidden flag begins with this, and the name that it stands for follows.
+SAME_AS = "same as --"
 
 
 def flags(
@@ -49,12 +36,22 @@ def flags(
 
 
 def command(signature: Iterable[Argument], run: Callable[[Values], None]) -> Callable[..., None]:
-    """A function with that signature, which calls `run` with the values that were typed."""
+    """A function with that signature, which calls `run` with the values that were typed.
+
+    Raises RequestError for a value that is given under two names.
+    """
     call = Signature(sorted(signature, key=lambda argument: argument.kind))
+    names = {argument.name: _original_name(argument) for argument in call.parameters.values()}
 
     def typed(*args: object, **kwargs: object) -> None:
-        bound = call.bind(*args, **kwargs).arguments
-        run({name: value for name, value in bound.items() if value is not None})
+        values: dict[str, object] = {}
+        for name, value in call.bind(*args, **kwargs).arguments.items():
+            if value is not None and names[name] in values:
+                flag = f"--{flag_name(names[name])}"
+                raise RequestError(f"{flag} is given twice", f"--{flag_name(name)} is the same")
+            if value is not None:
+                values[names[name]] = value
+        run(values)
 
     # The parser reads both attributes.
     typed.__signature__ = call  # pyright: ignore[reportFunctionMemberAccess]
@@ -89,20 +86,9 @@ def flag(
 
 
 def aliased(argument: Argument, *aliases: str) -> list[Argument]:
-    """An argument that is no option, and hidden flags for its other names; see `canonical`."""
+    """An argument that is no option, and hidden flags for its other names."""
     kind = get_args(argument.annotation)[0]
     return [argument, *(_alias(alias, argument.name, kind) for alias in aliases)]
-
-
-def canonical(given: Values, aliases: Mapping[str, str]) -> Values:
-    """The values under the flags' own names; RequestError if one is given under two names."""
-    values: dict[str, Any] = {}
-    for typed, value in given.items():
-        name = aliases.get(typed, typed)
-        if name in values:
-            raise RequestError(f"--{flag_name(name)} is given twice", f"--{typed} is the same")
-        values[name] = value
-    return values
 
 
 def flag_name(name: str) -> str:
@@ -157,7 +143,14 @@ def option_flags(
 
 
 def _alias(alias: str, name: str, kind: object) -> Argument:
-    return flag(alias, kind, f"same as --{flag_name(name)}", show=False)
+    return flag(alias, kind, f"{SAME_AS}{flag_name(name)}", show=False)
+
+
+def _original_name(argument: Argument) -> str:
+    """The name of the argument that a hidden flag is another name of, or its own name."""
+    parameter = get_args(argument.annotation)[1]
+    same = parameter.help.removeprefix(SAME_AS).replace("-", "_")
+    return same if parameter.show is False else argument.name
 
 
 def _choices(kind: Any) -> str:
@@ -178,3 +171,8 @@ def _with_required(help: str, default: str) -> str:
 def _or_none(kind: Any) -> Any:
     optional = get_origin(kind) in (Union, UnionType) and NoneType in get_args(kind)
     return kind if optional else kind | None
+
+
+DEVICE = flag("device", str, DEVICE_HELP, DEVICE_DEFAULT)
+DOWNLOAD = flag("download", bool, DOWNLOAD_HELP, "False")
+GPUS = flag("gpus", int, GPUS_HELP, "1")

@@ -8,7 +8,7 @@ from dataclasses import asdict
 from inspect import Parameter
 from pathlib import Path
 
-from pinxit.cli.flags import Values, command, device_flag, flag, flags, positional
+from pinxit.cli.flags import DEVICE, Values, command, flag, flags, positional
 from pinxit.cli.generate import parse_size
 from pinxit.cli.opening import Opening
 from pinxit.cli.screen import bars, data, say, stoppable
@@ -73,7 +73,7 @@ generate_many = command(
         positional("prompt", str, "text prompt in quotes; {} is the token of each subject"),
         flag("size", str, "image size in pixels: 64 or 96x64", "that of the base model"),
         *flags(GenerationRequest, _NO_FLAGS | _OF_RUN),
-        device_flag(),
+        DEVICE,
         flag("out", Path, "folder for a folder of images for each subject", str(_OUT)),
         *fleet_flags(),
     ],

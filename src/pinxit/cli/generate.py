@@ -12,14 +12,13 @@ from PIL.Image import Image
 from PIL.Image import open as open_image
 
 from pinxit.cli.flags import (
+    DEVICE,
+    GPUS,
     Values,
     aliased,
-    canonical,
     command,
-    device_flag,
     flag,
     flags,
-    gpus_flag,
     positional,
 )
 from pinxit.cli.opening import Opening
@@ -43,7 +42,6 @@ _NUM_IMAGES = 4
 _MAX_PROMPT_BYTES = 150  # of the prompt in a file name, which may have 255
 # Options that have flags of their own here, or none.
 _OTHER_FLAGS = frozenset({"prompt", "concepts", "width", "height", "num_images", "controls"})
-_ALIASES = {"like": "from_png", "resolution": "size"}
 
 
 def generate_request(
@@ -51,7 +49,7 @@ def generate_request(
 ) -> None:
     """Generate what was typed; `adjust` fits the request to the open base model."""
     out = given.get("out", _OUT)
-    request, concepts = _request(canonical(given, _ALIASES))
+    request, concepts = _request(given)
     opening = Opening.typed(given)
     with opening.joined() as ranks:
         own = None
@@ -238,7 +236,7 @@ def request_flags(
         *aliased(flag("num_images", int, "number of images", str(num_images)), "count", "n"),
         *aliased(flag("size", str, "image size in pixels: 64 or 96x64", size), "resolution"),
         *flags(GenerationRequest, leave_out=_OTHER_FLAGS | leave_out),
-        device_flag(),
+        DEVICE,
         flag(
             "allow_download",
             bool,
@@ -258,7 +256,7 @@ generate = command(
             "that of --from-png",
         ),
         *request_flags(_NUM_IMAGES, "image size of the base model"),
-        gpus_flag(),
+        GPUS,
         *aliased(
             flag(
                 "from_png",

@@ -10,15 +10,14 @@ from typing import Any
 from pinxit import registry
 from pinxit.cli.check import HUB_RESOLUTION, check_before_training
 from pinxit.cli.flags import (
+    DEVICE,
+    DOWNLOAD,
+    GPUS,
     Values,
     aliased,
-    canonical,
     command,
-    device_flag,
-    download_flag,
     flag,
     flags,
-    gpus_flag,
     positional,
     positional_option,
 )
@@ -57,7 +56,6 @@ _PHOTO_SIDE = 256
 # Options that each subject has for itself, and the device, which is chosen for all and belongs to
 # the machine; a class noun may be common to all.
 _PER_SUBJECT = frozenset({"method", "images", "token", "class_noun", "device"})
-_ALIASES = {"class_name": "class_noun", "together": "max_concepts_per_batch"}
 _CLASS_NOUN = "class noun of all subjects for which the table has none"
 _MANY = "many "
 
@@ -72,16 +70,15 @@ def __getattr__(name: str) -> Callable[..., None]:
     run = _train_many if is_many else _train_one
 
     def run_command(given: Values) -> None:
-        given = canonical(given, _ALIASES)
         method_options = {"name": method_name, **method.chosen(given)}
         options = {name: value for name, value in given.items() if name != "device"}
         run(given, {**Recipe.chosen(options), "method": method_options})
 
-    common = _many_flags() if is_many else [*_train_flags(), gpus_flag()]
+    common = _many_flags() if is_many else [*_train_flags(), GPUS]
     arguments = [
         *common,
-        device_flag(),
-        download_flag(),
+        DEVICE,
+        DOWNLOAD,
         *flags(method, group=f"Options of {method_name}"),
     ]
     return command(arguments, run_command)

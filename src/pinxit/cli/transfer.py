@@ -8,7 +8,6 @@ from pinxit import registry
 from pinxit.cli.flags import (
     Values,
     aliased,
-    canonical,
     command,
     flag,
     option_flags,
@@ -32,11 +31,9 @@ _FOR_GENERATED = next(name for name in _NAMES if "image" not in _CONTROLS[name].
 # The image and --control stand for these options of a request.
 _LEFT_OUT = frozenset({"init_image", "denoising_strength"})
 _PASSED_ON = ("size", "device", "out", "allow_download")
-_ALIASES = {"picture": "image", "outside": "invert_mask", "resolution": "size"}
 
 
 def _transfer(given: Values) -> None:
-    given = canonical(given, _ALIASES)
     if "image" not in given or "prompt" not in given:
         raise RequestError(
             "`pinxit transfer` needs an image and a prompt",
