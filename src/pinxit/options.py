@@ -1,7 +1,7 @@
 """Options that check themselves: frozen, no unknown names, errors that a user can act on.
 
-An option is one described field. Its flag, its key in files, its check, its help and its page in
-the reference all come from that field.
+An option is one field with a docstring. Its flag, its key in files, its check, its help and its
+page in the reference all come from that field.
 """
 
 import inspect
@@ -50,7 +50,7 @@ class OptionDetails:
 def Option(  # noqa: N802 (a field specifier, like pydantic's Field)
     default: Any = ...,
     *,
-    help: str,
+    help: str | None = None,
     aliases: Iterable[str] = (),
     values: Mapping[str, str] | None = None,
     default_is: str = "",
@@ -58,7 +58,8 @@ def Option(  # noqa: N802 (a field specifier, like pydantic's Field)
 ) -> Any:
     """A field of `Options`: its default (required without one), help, other names and limits.
 
-    `limits` are pydantic's `ge`, `gt`, `le`, `lt` and `max_length`.
+    Without `help`, the docstring below the field is its help. `limits` are pydantic's `ge`, `gt`,
+    `le`, `lt` and `max_length`.
     """
     details = OptionDetails(tuple(aliases), dict(values or {}), default_is)
     extra: Any = {_KEY: details}
@@ -95,13 +96,16 @@ def limits_text(option: FieldInfo) -> str:
 class Options(BaseModel):
     """A frozen table of options; whatever is wrong with the values is one PinxitError."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", allow_inf_nan=False, use_attribute_docstrings=True
+    )
     error_type: ClassVar[type[PinxitError]] = RecipeError
 
     @classmethod
     def __pydantic_init_subclass__(cls, **_: Any) -> None:
         lines = [inspect.cleandoc(cls.__doc__ or ""), "", "Options:"]
         for name, option in cls.model_fields.items():
+            option.description = " ".join((option.description or "").split())
             default = option_details(option).default_is or repr(option.default)
             shown = "" if option.is_required() else f" (default: {default})"
             text = f"{name}: {option.description}{shown}"

@@ -32,31 +32,26 @@ class CheckOptions(Options):
 
     error_type: ClassVar[type[PinxitError]] = ImageError
 
-    images: Path = Option(
-        aliases=("pictures", "instance_data_dir", "train_data_dir"),
-        help="folder with the training images",
-    )
+    images: Path = Option(aliases=("pictures", "instance_data_dir", "train_data_dir"))
+    """folder with the training images"""
     resolution: int | None = Option(
         None,
         ge=8,
         aliases=("size",),
-        help="training resolution in pixels, as for train",
         default_is="the resolution that the base model was trained at, 512 if it is not known",
     )
-    base: str = Option("pocket", aliases=("model",), help="base model to train, as for train")
-    skip_bad: bool = Option(False, help="leave out images that cannot be read, as for train")
-    masks: MaskSource = Option(
-        "files",
-        values={"beside": "files"},
-        help="where masks are, as for train: files takes toy.mask.png for toy.jpg, alpha takes the "
-        "alpha channel, none trains on whole images",
-    )
-    caption_extension: str | None = Option(
-        None, help="suffix of the caption files, as for train", default_is="several"
-    )
-    out: Path | None = Option(
-        None, help="file for the contact sheet", default_is="IMAGES-check.png next to the folder"
-    )
+    """training resolution in pixels, as for train"""
+    base: str = Option("pocket", aliases=("model",))
+    """base model to train, as for train"""
+    skip_bad: bool = False
+    """leave out images that cannot be read, as for train"""
+    masks: MaskSource = Option("files", values={"beside": "files"})
+    """where masks are, as for train: files takes toy.mask.png for toy.jpg, alpha takes the alpha
+    channel, none trains on whole images"""
+    caption_extension: str | None = Option(None, default_is="several")
+    """suffix of the caption files, as for train"""
+    out: Path | None = Option(None, default_is="IMAGES-check.png next to the folder")
+    """file for the contact sheet"""
 
     @classmethod
     def title(cls) -> str:

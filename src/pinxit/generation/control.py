@@ -168,7 +168,8 @@ PRESERVE: float = Option(
 class ImageControl(Control):
     """A control that preserves something of one image file."""
 
-    image: Path = Option(aliases=("picture",), help="source image")
+    image: Path = Option(aliases=("picture",))
+    """source image"""
 
 
 def prepare_controls(

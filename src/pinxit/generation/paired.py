@@ -110,11 +110,9 @@ class PairedControl(Control):
 
     preserve: float = PRESERVE
     source_prompt: str | None = Option(
-        None,
-        aliases=("shows",),
-        help="prompt that describes the source image",
-        default_is="the prompt without placeholder tokens",
+        None, aliases=("shows",), default_is="the prompt without placeholder tokens"
     )
+    """prompt that describes the source image"""
 
     def source_branch_prompt(self, plain_prompt: str) -> str | None:
         """The prompt that describes the source image."""

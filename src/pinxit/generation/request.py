@@ -45,48 +45,33 @@ class GenerationRequest(Options):
 
     error_type: ClassVar[type[PinxitError]] = RequestError
 
-    prompt: str = Option(
-        help="text prompt; may contain tokens of loaded concepts, like <mytoy>",
-        max_length=_MAX_PROMPT,
-    )
-    negative_prompt: str = Option(
-        "",
-        aliases=("negative",),
-        help="negative prompt: what the images should not show",
-        max_length=_MAX_PROMPT,
-    )
+    prompt: str = Option(max_length=_MAX_PROMPT)
+    """text prompt; may contain tokens of loaded concepts, like <mytoy>"""
+    negative_prompt: str = Option("", aliases=("negative",), max_length=_MAX_PROMPT)
+    """negative prompt: what the images should not show"""
     concepts: tuple[
         Annotated[ConceptReference, BeforeValidator(_concept_reference), PlainSerializer(str)], ...
-    ] = Option(
-        (),
-        aliases=("concept",),
-        help="run folders or concept files to load; FILE:0.7 scales a LoRA by 0.7",
-    )
-    num_images: int = Option(
-        1, ge=1, le=_MAX_IMAGES, aliases=("count", "n"), help="number of images"
-    )
-    seed: int = Option(
-        0,
-        ge=-_MAX_SEED,
-        le=_MAX_SEED,
-        help="seed of the first image; each further image adds 1",
-    )
+    ] = Option((), aliases=("concept",))
+    """run folders or concept files to load; FILE:0.7 scales a LoRA by 0.7"""
+    num_images: int = Option(1, ge=1, le=_MAX_IMAGES, aliases=("count", "n"))
+    """number of images"""
+    seed: int = Option(0, ge=-_MAX_SEED, le=_MAX_SEED)
+    """seed of the first image; each further image adds 1"""
     steps: int = Option(
         25,
         ge=1,
         le=1000,
         aliases=("num_inference_steps",),
-        help="number of denoising steps",
         default_is="25, or what suits the base model: few for a distilled one",
     )
+    """number of denoising steps"""
     guidance_scale: float = Option(
         5.0,
         ge=1,
         aliases=("guidance", "cfg", "cfg_scale"),
-        help="classifier-free guidance scale: higher follows the prompt more closely, 1 turns it "
-        "off",
         default_is="5, or what suits the base model",
     )
+    """classifier-free guidance scale: higher follows the prompt more closely, 1 turns it off"""
     scheduler: str | None = Option(
         None,
         aliases=("sampler",),
@@ -98,50 +83,32 @@ class GenerationRequest(Options):
         None, ge=1, help=CLIP_SKIP, default_is="the base model's own layer"
     )
     width: int | None = Option(
-        None,
-        ge=8,
-        le=_MAX_SIDE,
-        help="image width in pixels",
-        default_is="the height, or the base model's image size",
+        None, ge=8, le=_MAX_SIDE, default_is="the height, or the base model's image size"
     )
-    height: int | None = Option(
-        None, ge=8, le=_MAX_SIDE, help="image height in pixels", default_is="the width"
-    )
-    init_image: Path | None = Option(
-        None, aliases=("init",), help="image to start from (image-to-image)"
-    )
-    denoising_strength: float = Option(
-        0.6,
-        gt=0,
-        le=1,
-        aliases=("strength",),
-        help="how much of the initial image is replaced: the fraction of the steps that run",
-    )
-    controls: tuple[ControlField, ...] = Option(
-        (), help="controls that preserve the structure of an image: see `pinxit transfer --help`"
-    )
+    """image width in pixels"""
+    height: int | None = Option(None, ge=8, le=_MAX_SIDE, default_is="the width")
+    """image height in pixels"""
+    init_image: Path | None = Option(None, aliases=("init",))
+    """image to start from (image-to-image)"""
+    denoising_strength: float = Option(0.6, gt=0, le=1, aliases=("strength",))
+    """how much of the initial image is replaced: the fraction of the steps that run"""
+    controls: tuple[ControlField, ...] = ()
+    """controls that preserve the structure of an image: see `pinxit transfer --help`"""
     base: str = Option(
         "pocket",
-        help="base model: a name, a folder, a checkpoint file or a hub id",
         default_is="the one that the concept was trained on, else pocket",
         max_length=_MAX_NAME,
     )
-    vae: str | None = Option(
-        None,
-        help="VAE: a folder, a file or a hub id",
-        default_is="the base model's own",
-        max_length=_MAX_NAME,
-    )
+    """base model: a name, a folder, a checkpoint file or a hub id"""
+    vae: str | None = Option(None, default_is="the base model's own", max_length=_MAX_NAME)
+    """VAE: a folder, a file or a hub id"""
     text_encoders: tuple[str, ...] = Option(
-        (),
-        aliases=("text_encoder",),
-        help="text encoders and tokenizers, if the base model is a transformer in a file of its "
-        "own: files, folders or hub ids; one for each time it is given",
-        default_is="those of the base model",
+        (), aliases=("text_encoder",), default_is="those of the base model"
     )
-    precision: Precision | None = Option(
-        None, help="number format to compute in", default_is="chosen for the device"
-    )
+    """text encoders and tokenizers, if the base model is a transformer in a file of its own: files,
+    folders or hub ids; one for each time it is given"""
+    precision: Precision | None = Option(None, default_is="chosen for the device")
+    """number format to compute in"""
 
     @classmethod
     def title(cls) -> str:

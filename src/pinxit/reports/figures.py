@@ -56,21 +56,20 @@ class EvaluationSettings(Options):
         "line, with {} for the subject",
         default_is="chosen by base model, class noun and kind",
     )
-    seed: int = Option(0, ge=0, help="added to the seed of every image")
-    num_images: int = Option(2, ge=1, help="images per prompt", aliases=("count",))
-    steps: int = Option(25, ge=1, le=1000, help="denoising steps", aliases=("num_inference_steps",))
+    seed: int = Option(0, ge=0)
+    """added to the seed of every image"""
+    num_images: int = Option(2, ge=1, aliases=("count",))
+    """images per prompt"""
+    steps: int = Option(25, ge=1, le=1000, aliases=("num_inference_steps",))
+    """denoising steps"""
     dino_model: str | None = Option(
-        None,
-        help="hub id or folder of the DINO model for subject fidelity",
-        aliases=("dino",),
-        default_is=f"{DINO}; for pocket its own classifier",
+        None, aliases=("dino",), default_is=f"{DINO}; for pocket its own classifier"
     )
+    """hub id or folder of the DINO model for subject fidelity"""
     clip_model: str | None = Option(
-        None,
-        help="hub id or folder of the CLIP model for prompt fidelity and styles",
-        aliases=("clip",),
-        default_is=f"{CLIP}; for pocket its own classifier",
+        None, aliases=("clip",), default_is=f"{CLIP}; for pocket its own classifier"
     )
+    """hub id or folder of the CLIP model for prompt fidelity and styles"""
 
 
 @dataclass(frozen=True)

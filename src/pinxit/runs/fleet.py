@@ -47,26 +47,17 @@ class FleetOptions(Options):
 
     error_type = RequestError
 
-    engine: str = Option(
-        "local",
-        help="where the subjects are trained: local is this process, processes are workers on "
-        "this machine, ray are workers on a Ray cluster (needs pinxit[ray])",
-    )
+    engine: str = "local"
+    """where the subjects are trained: local is this process, processes are workers on this machine,
+    ray are workers on a Ray cluster (needs pinxit[ray])"""
     workers: int | None = Option(
-        None,
-        ge=1,
-        help="number of workers of the engine",
-        default_is="one for each accelerator, or one if there is none",
+        None, ge=1, default_is="one for each accelerator, or one if there is none"
     )
-    address: str | None = Option(
-        None,
-        help="address of a running Ray cluster, or auto",
-        default_is="Ray is started on this machine",
-    )
-    shard: str | None = Option(
-        None,
-        help="train only a part of the groups: 2/8 is the second of eight parts, for job arrays",
-    )
+    """number of workers of the engine"""
+    address: str | None = Option(None, default_is="Ray is started on this machine")
+    """address of a running Ray cluster, or auto"""
+    shard: str | None = None
+    """train only a part of the groups: 2/8 is the second of eight parts, for job arrays"""
 
     @classmethod
     def title(cls) -> str:

@@ -26,22 +26,16 @@ _FILE = "many.toml"
 class SubjectRow(Options):
     """A row of a subject table: the images, and options of this subject's recipe only."""
 
-    images: Path = Option(
-        help="folder with the subject's images, relative to the table's folder",
-        aliases=("pictures", "instance_data_dir", "train_data_dir"),
-    )
-    name: str | None = Option(
-        None, help="name of the run's folder", default_is="the token or the image folder's name"
-    )
-    token: str | None = Option(
-        None, help="placeholder token", aliases=("placeholder_token",), default_is="<name>"
-    )
-    class_noun: str | None = Option(
-        None, help="noun for the subject's class, such as toy", aliases=("class_name",)
-    )
-    kind: SubjectKind | None = Option(
-        None, help="whether it is an object or a style", aliases=("learnable_property",)
-    )
+    images: Path = Option(aliases=("pictures", "instance_data_dir", "train_data_dir"))
+    """folder with the subject's images, relative to the table's folder"""
+    name: str | None = Option(None, default_is="the token or the image folder's name")
+    """name of the run's folder"""
+    token: str | None = Option(None, aliases=("placeholder_token",), default_is="<name>")
+    """placeholder token"""
+    class_noun: str | None = Option(None, aliases=("class_name",))
+    """noun for the subject's class, such as toy"""
+    kind: SubjectKind | None = Option(None, aliases=("learnable_property",))
+    """whether it is an object or a style"""
 
     @classmethod
     def title(cls) -> str:
@@ -58,12 +52,9 @@ class RunGroup(Options):
     """The recipes of many subjects by name, and how many of them may share a batch."""
 
     max_concepts_per_batch: int | None = Option(
-        None,
-        ge=1,
-        help="largest number of concepts trained in one batch",
-        aliases=("together",),
-        default_is="as many as make 64 images",
+        None, ge=1, aliases=("together",), default_is="as many as make 64 images"
     )
+    """largest number of concepts trained in one batch"""
     subjects: dict[str, Recipe]
 
     @classmethod

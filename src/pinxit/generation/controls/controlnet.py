@@ -25,11 +25,12 @@ from pinxit.options import Option
 class ControlNet(ImageControl):
     """A second network reads the source image and adds residuals to each level of the U-Net."""
 
-    weights: str = Option("", help="ControlNet: a hub id, a folder or a file")
-    scale: float = Option(1.0, ge=0, help="scale of the ControlNet's residuals")
-    edges: bool = Option(
-        False, help="give the network the Canny edges of the image instead of the image"
-    )
+    weights: str = ""
+    """ControlNet: a hub id, a folder or a file"""
+    scale: float = Option(1.0, ge=0)
+    """scale of the ControlNet's residuals"""
+    edges: bool = False
+    """give the network the Canny edges of the image instead of the image"""
 
     def prepare(self, context: SamplingContext) -> Generator[Tensor, None, ControlHooks]:
         """Hooks whose adapter applies the network; no extra pass."""

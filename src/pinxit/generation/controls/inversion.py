@@ -24,10 +24,10 @@ class Inversion(PairedControl, ImageControl):
         None,
         aliases=("path",),
         values={"noised": "random"},
-        help="noise of the source image: found by DDIM inversion, or random from the seed (faster, "
-        "more variety)",
         default_is="inverted; random if a concept changes weights of the base model",
     )
+    """noise of the source image: found by DDIM inversion, or random from the seed (faster, more
+    variety)"""
 
     def _prepare(self, context: SamplingContext) -> Generator[Tensor, None, SourceBranch]:
         # Weights trained on a style do not predict the colours of a photo: the error goes into the

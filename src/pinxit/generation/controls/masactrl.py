@@ -15,13 +15,8 @@ class MasaCtrl(PairedControl, ImageControl):
 
     extra_passes: ClassVar[int] = 1
 
-    preserve: float = Option(
-        0.9,
-        ge=0,
-        le=1,
-        aliases=("keep",),
-        help="fraction of the steps, counted from the last, that read the source image",
-    )
+    preserve: float = Option(0.9, ge=0, le=1, aliases=("keep",))
+    """fraction of the steps, counted from the last, that read the source image"""
 
     def _prepare(self, context: SamplingContext) -> Generator[Tensor, None, SourceBranch]:
         trajectory = yield from ddim_inversion(context, self.image)

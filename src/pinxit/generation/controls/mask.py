@@ -18,10 +18,10 @@ from pinxit.rng import generator
 class Mask(ImageControl):
     """Keep the source image outside of a region; works together with any other control."""
 
-    mask: Path = Option(help="mask image: white where to generate, black where to keep the image")
-    invert_mask: bool = Option(
-        False, aliases=("outside",), help="generate where the mask is black instead"
-    )
+    mask: Path
+    """mask image: white where to generate, black where to keep the image"""
+    invert_mask: bool = Option(False, aliases=("outside",))
+    """generate where the mask is black instead"""
 
     def problems(self) -> list[str]:
         """A mask that looks like a photograph."""

@@ -21,15 +21,12 @@ class CustomDiffusion(Finetuning):
         "large": Advice(500, 2, learning_rate=2e-5),
     }
 
-    num_vectors: int = Option(
-        1, ge=1, le=16, aliases=("vectors",), help="number of embedding vectors of the token"
-    )
+    num_vectors: int = Option(1, ge=1, le=16, aliases=("vectors",))
+    """number of embedding vectors of the token"""
     embedding_learning_rate: float | None = Option(
-        None,
-        gt=0,
-        help="learning rate of the embedding",
-        default_is="pocket: 1e-2, larger base models: 1e-3",
+        None, gt=0, default_is="pocket: 1e-2, larger base models: 1e-3"
     )
+    """learning rate of the embedding"""
 
     def uses_rare_token(self, subject: Subject) -> bool:  # noqa: ARG002
         """False: the token has an embedding of its own."""

@@ -31,62 +31,42 @@ class Lora(Finetuning):
         "large": Advice(1000, 1, learning_rate=1e-4),
     }
 
-    adapter: LoraVariant = Option(
-        "lora", help="kind of adapter: how the trained weights change a layer"
-    )
-    rank: int = Option(
-        4,
-        ge=1,
-        le=1024,
-        aliases=("network_dim", "dim"),
-        help="LoRA rank (for OFT: block size); a higher rank learns more detail and makes a larger "
-        "file",
-    )
-    min_rank: int | None = Option(
-        None,
-        ge=1,
-        le=1024,
-        help="rank at the noisiest timestep, from which it rises to the full rank without noise "
-        "(T-LoRA), against overfitting to few images; half the rank is usual",
-        default_is="the rank at all timesteps",
-    )
-    alpha: float | None = Option(
-        None,
-        gt=0,
-        aliases=("network_alpha",),
-        help="LoRA alpha; the trained weights are multiplied by alpha / rank",
-        default_is="the rank",
-    )
+    adapter: LoraVariant = "lora"
+    """kind of adapter: how the trained weights change a layer"""
+    rank: int = Option(4, ge=1, le=1024, aliases=("network_dim", "dim"))
+    """LoRA rank (for OFT: block size); a higher rank learns more detail and makes a larger file"""
+    min_rank: int | None = Option(None, ge=1, le=1024, default_is="the rank at all timesteps")
+    """rank at the noisiest timestep, from which it rises to the full rank without noise (T-LoRA),
+    against overfitting to few images; half the rank is usual"""
+    alpha: float | None = Option(None, gt=0, aliases=("network_alpha",), default_is="the rank")
+    """LoRA alpha; the trained weights are multiplied by alpha / rank"""
     layers: LayerGroup | None = Option(
-        None,
-        help="layers to train: only cross-attention, all attention, transformer blocks, or all "
-        "layers (convolutions too)",
-        default_is="pocket: all; larger base models: transformer",
+        None, default_is="pocket: all; larger base models: transformer"
     )
+    """layers to train: only cross-attention, all attention, transformer blocks, or all layers
+    (convolutions too)"""
     placeholder: Literal["rare-token", "new-embedding"] | None = Option(
         None,
         aliases=("word",),
         values={"rare": "rare-token", "new": "new-embedding"},
-        help="what the placeholder token is: a rare token of the base model before the class noun, "
-        "or a new embedding that is trained too",
-        default_is="objects: rare-token, styles: new-embedding where the base model has text "
-        "encoders for it",
+        default_is=(
+            "objects: rare-token, styles: new-embedding where the base model has text "
+            "encoders for it"
+        ),
     )
+    """what the placeholder token is: a rare token of the base model before the class noun, or a new
+    embedding that is trained too"""
     num_vectors: int | None = Option(
-        None,
-        ge=1,
-        le=16,
-        aliases=("vectors",),
-        help="number of vectors of a new embedding",
-        default_is="objects: 1, styles: 2",
+        None, ge=1, le=16, aliases=("vectors",), default_is="objects: 1, styles: 2"
     )
+    """number of vectors of a new embedding"""
     embedding_learning_rate: float | None = Option(
         None,
         gt=0,
         aliases=("word_rate",),
-        help="learning rate of a new embedding",
         default_is="pocket: 1e-2, larger base models: 1e-3; optimizers other than adamw: converted",
     )
+    """learning rate of a new embedding"""
 
     @property
     def independent_concepts(self) -> bool:

@@ -40,32 +40,20 @@ class TextualInversion(Method):
     """Train the embedding of a new token; the base model does not change."""
 
     num_vectors: int | None = Option(
-        None,
-        ge=1,
-        le=16,
-        aliases=("vectors",),
-        help="number of embedding vectors of the token; more vectors give images closer to the "
-        "training images that follow the prompt less",
-        default_is="objects: 1, styles: 4",
+        None, ge=1, le=16, aliases=("vectors",), default_is="objects: 1, styles: 4"
     )
-    initializer: Literal["class-noun", "random"] = Option(
-        "class-noun",
-        aliases=("start",),
-        help="initial embedding: that of the class noun, or random vectors",
-    )
+    """number of embedding vectors of the token; more vectors give images closer to the training
+    images that follow the prompt less"""
+    initializer: Literal["class-noun", "random"] = Option("class-noun", aliases=("start",))
+    """initial embedding: that of the class noun, or random vectors"""
     embedding_norm: Literal["fixed", "free"] = Option(
-        "free",
-        aliases=("length",),
-        values={"held": "fixed"},
-        help="norm of the embedding: fixed keeps the norm of the class noun's embedding; free may "
-        "grow, and then the token outweighs the other words of the prompt",
+        "free", aliases=("length",), values={"held": "fixed"}
     )
-    captions: bool | None = Option(
-        None,
-        help="use the captions of the training images as prompts, where they have one, instead of "
-        "templates",
-        default_is="on for styles, off for objects",
-    )
+    """norm of the embedding: fixed keeps the norm of the class noun's embedding; free may grow, and
+    then the token outweighs the other words of the prompt"""
+    captions: bool | None = Option(None, default_is="on for styles, off for objects")
+    """use the captions of the training images as prompts, where they have one, instead of templates
+    """
 
     @property
     def independent_concepts(self) -> bool:
