@@ -85,7 +85,7 @@ def test_a_prompt_is_tokenized_once_for_all_values_of_the_embeddings(
         parsed.append(text)
         return parse_prompt(text, placeholders, weights=weights)
 
-    monkeypatch.setattr("pinxit.models.token_encoder.parse_prompt", parse)
+    monkeypatch.setattr("pinxit.models.text_encoder.parse_prompt", parse)
     for count, scale in ((2, 1.0), (2, 3.0), (3, 1.0)):
         table = torch.ones(count, encoder.width) * scale
         plan = encoder.tokenize([prompt], {"<mytoy>": TokenEmbedding("toy", {"text": table})})

@@ -2,63 +2,35 @@
 
 import re
 from collections.abc import Mapping, Sequence
-from typing import Any, Protocol
+from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from pinxit.errors import ModelError
 from pinxit.models.prompt import TokenEmbedding
-from pinxit.models.text_encoder import DEFAULT_PARSING, EncodedPrompt, PromptParsing, TokenPlan
+from pinxit.models.text_encoder import (
+    DEFAULT_PARSING,
+    EncodedPrompt,
+    PlaceholderEncoder,
+    PromptParsing,
+    Token,
+    TokenPlan,
+)
 from pinxit.models.text_window import split_windows, window_indices
-from pinxit.models.token_encoder import Token, TokenEncoder
 
 # A byte-level tokenizer of this size splits any word into few tokens; a small vocabulary cannot.
 _LARGE_VOCABULARY = 10_000
 
 
-class Tokenizer(Protocol):
-    """The methods of a CLIP tokenizer that are used here."""
-
-    bos_token_id: int
-    eos_token_id: int
-    pad_token_id: int
-
-    def encode(self, text: str, *, add_special_tokens: bool) -> list[int]:
-        """The token ids of a text."""
-        ...
-
-    def decode(self, token_ids: list[int]) -> str:
-        """The text of token ids."""
-        ...
-
-    def get_vocab(self) -> dict[str, int]:
-        """All tokens with their ids."""
-        ...
-
-
-class TextNetwork(Protocol):
-    """The methods of a CLIP text model that are used here."""
-
-    config: Any
-
-    def get_input_embeddings(self) -> nn.Embedding:
-        """The input embedding layer."""
-        ...
-
-    def __call__(self, ids: Tensor, *, output_hidden_states: bool) -> Any:
-        """The model's output for token ids (B, L), optionally with all hidden states."""
-        ...
-
-
-class ClipEncoder(TokenEncoder):
-    """A CLIP text model with its tokenizer, for prompts of one or several chunks."""
+class ClipEncoder(PlaceholderEncoder):
+    """A CLIP text model with its tokenizer, both of transformers, for prompts of several chunks."""
 
     def __init__(
         self,
         name: str,
-        tokenizer: Tokenizer,
-        network: TextNetwork,
+        tokenizer: Any,
+        network: Any,
         *,
         penultimate: bool = False,
         long_prompts: bool = True,

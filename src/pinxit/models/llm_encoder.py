@@ -11,11 +11,17 @@ from pinxit.models.loading import load_network
 from pinxit.models.model import Placement
 from pinxit.models.prompt import TokenEmbedding, plain_text
 from pinxit.models.source import Source
-from pinxit.models.text_encoder import DEFAULT_PARSING, EncodedPrompt, PromptParsing, TokenPlan
+from pinxit.models.text_encoder import (
+    DEFAULT_PARSING,
+    EncodedPrompt,
+    PromptParsing,
+    TextEncoder,
+    TokenPlan,
+)
 from pinxit.models.tokenizers import read_tokenizer
 
 
-class LlmEncoder:
+class LlmEncoder(TextEncoder):
     """A frozen language model, of which one layer's hidden states are used.
 
     `template` has `{}` where the prompt goes; templates of files are not used, because they are

@@ -1,9 +1,10 @@
 """Noise schedules: adding noise to latents, the training target and the loss weight."""
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal, Protocol, Self
+from typing import Any, ClassVar, Literal, Self
 
 import torch
 from torch import Tensor
@@ -14,7 +15,7 @@ ScheduleKind = Literal["diffusion", "flow"]
 Prediction = Literal["epsilon", "v_prediction", "sample"]
 
 
-class Schedule(Protocol):
+class Schedule(ABC):
     """The noise schedule of a base model and the training target of its denoiser.
 
     Timesteps may be on another device than the latents; they are moved to the latents' device.
@@ -22,42 +23,42 @@ class Schedule(Protocol):
 
     kind: ClassVar[ScheduleKind]
 
+    @abstractmethod
     def sample_timestep(self, generator: torch.Generator, latent_shape: Sequence[int]) -> float:
         """A random timestep for training with latents (C, H, W), whose size it may depend on."""
-        ...
 
+    @abstractmethod
     def add_noise(self, latents: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
         """Noisy latents (B, C, H, W) at timesteps (B,)."""
-        ...
 
+    @abstractmethod
     def target(self, latents: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
         """The training target of the denoiser (B, C, H, W)."""
-        ...
 
+    @abstractmethod
     def predict_clean_and_noise(
         self, noisy: Tensor, prediction: Tensor, timesteps: Tensor
     ) -> tuple[Tensor, Tensor]:
         """The clean latents and the noise that follow from the denoiser's prediction."""
-        ...
 
+    @abstractmethod
     def loss_weight(self, timesteps: Tensor, min_snr_gamma: float | None) -> Tensor:
         """The loss weight of each timestep (B,).
 
         Raises RecipeError if min-SNR is not defined for this schedule.
         """
-        ...
 
-    def scheduler_config(self, latent_shape: Sequence[int]) -> Mapping[str, object]:
+    def scheduler_config(self, latent_shape: Sequence[int]) -> Mapping[str, object]:  # noqa: ARG002
         """The values of a scheduler's config that depend on the latents' shape (C, H, W)."""
-        ...
+        return {}
 
-    def sigmas(self, steps: int) -> list[float] | None:
+    def sigmas(self, steps: int) -> list[float] | None:  # noqa: ARG002
         """The noise level of each sampling step before the shift; None for the scheduler's own."""
-        ...
+        return None
 
 
 @dataclass(frozen=True)
-class Diffusion:
+class Diffusion(Schedule):
     """A variance-preserving diffusion. `alphas_cumprod` is the signal's variance, (T,)."""
 
     kind: ClassVar[ScheduleKind] = "diffusion"
@@ -108,14 +109,6 @@ class Diffusion:
             return clamped
         return clamped / (snr + (1.0 if self.prediction == "v_prediction" else 0.0))
 
-    def scheduler_config(self, latent_shape: Sequence[int]) -> Mapping[str, object]:  # noqa: ARG002
-        """Nothing: the schedule is the same for all shapes."""
-        return {}
-
-    def sigmas(self, steps: int) -> list[float] | None:  # noqa: ARG002
-        """None: the scheduler spaces its steps."""
-        return None
-
     def _signal_and_noise_scale(self, timesteps: Tensor) -> tuple[Tensor, Tensor]:
         # Some samplers use timesteps between two integers.
         indices = timesteps.float().round().long()
@@ -150,7 +143,7 @@ class TokenShift:
 
 
 @dataclass(frozen=True)
-class Flow:
+class Flow(Schedule):
     """A rectified flow: straight lines from data to noise (arXiv:2403.03206).
 
     A timestep is the fraction of noise times `steps`. `shift` moves timesteps towards noise, which

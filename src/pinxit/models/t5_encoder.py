@@ -11,13 +11,19 @@ from pinxit.models.loading import load_network
 from pinxit.models.model import Placement
 from pinxit.models.prompt import PromptPiece, TokenEmbedding
 from pinxit.models.source import Source
-from pinxit.models.text_encoder import DEFAULT_PARSING, EncodedPrompt, PromptParsing, TokenPlan
+from pinxit.models.text_encoder import (
+    DEFAULT_PARSING,
+    EncodedPrompt,
+    PlaceholderEncoder,
+    PromptParsing,
+    Token,
+    TokenPlan,
+)
 from pinxit.models.text_window import Unit, window_indices
-from pinxit.models.token_encoder import Token, TokenEncoder
 from pinxit.models.tokenizers import read_tokenizer
 
 
-class T5Encoder(TokenEncoder):
+class T5Encoder(PlaceholderEncoder):
     """T5's encoder with its tokenizer, which is read from tokenizer.json only.
 
     Prompts are truncated or padded to `length` tokens, and attention weights are ignored.
