@@ -1,13 +1,13 @@
 """A fleet on Ray against one process: same results with kills, throughput, and the driver's cost.
 
-    python -m lab.reliability.fleet same --subjects 1000
+    python -m lab.reliability.fleet same --subjects 1000 --base nano --noun toy
     python -m lab.reliability.fleet rate --subjects 256
     python -m lab.reliability.fleet driver
 
-All subjects are trained on pocket with two steps, in batches of 16. `same` trains them once in one
-process and once with two Ray workers on a running cluster, and compares concept and checkpoint of
-each; whenever the driver and the workers have used 30 seconds of CPU time together, one of them is
-killed. `rate` alternates
+All subjects are trained with two steps, in batches of 16, on pocket or another base (nano: that of
+the tests). `same` trains them once in one process and once with two Ray workers on a running
+cluster, and compares concept and checkpoint of each; whenever the driver and the workers have used
+30 seconds of CPU time together, one of them is killed. `rate` alternates
 between two bare processes, each with half of the subjects, and two Ray workers; it counts from the
 first concept to the last. `driver` gives batches to workers that do nothing. Each command continues
 where it was stopped; results go to --json.
@@ -31,6 +31,7 @@ from hashlib import sha256
 from multiprocessing import get_context
 from pathlib import Path
 from resource import RUSAGE_SELF, getrusage
+from runpy import run_path
 from statistics import median
 from typing import Any
 
@@ -45,7 +46,7 @@ from pinxit.runs.many import RunGroup
 
 _PORT = 6399
 _BATCH = 16
-_OPTIONS = ("--class-noun=robot", "--steps=2", "--batch-size=1", "--preview-every=0", "--json")
+_OPTIONS = ("--steps=2", "--batch-size=1", "--preview-every=0", "--json")
 _WITH_RAY = ("--engine=ray", "--workers=2", f"--address=127.0.0.1:{_PORT}")
 _ENVIRONMENT = {
     **os.environ,
@@ -63,6 +64,8 @@ def parse_args() -> argparse.Namespace:
     add = parser.add_argument
     add("what", choices=("same", "rate", "driver"))
     add("--subjects", type=int, default=1000, help="number of subjects")
+    add("--base", default="pocket", help="base model: pocket, nano or a folder")
+    add("--noun", default="robot", help="class noun of all subjects")
     add("--every", type=float, default=30.0, help="CPU seconds between kills")
     add("--rounds", type=int, default=3, help="measurements of the throughput")
     add("--work", type=Path, default=Path("build/fleet"), help="folder for images and runs")
@@ -112,10 +115,13 @@ def cluster() -> Generator[psutil.Process]:
         head.wait()
 
 
-def start(table: Path, out: Path, *options: str) -> "subprocess.Popen[str]":
+def start(
+    args: argparse.Namespace, table: Path, out: Path, *options: str
+) -> "subprocess.Popen[str]":
     """Start `pinxit train-many` in a process of its own."""
     command = [sys.executable, "-m", "pinxit", "train-many", "textual-inversion", str(table)]
-    command += [*_OPTIONS, f"--max-concepts-per-batch={_BATCH}", f"--out={out}", *options]
+    command += [*_OPTIONS, f"--max-concepts-per-batch={_BATCH}", f"--out={out}"]
+    command += [f"--base={args.base}", f"--class-noun={args.noun}", *options]
     return subprocess.Popen(command, env=_ENVIRONMENT, stdout=subprocess.PIPE, text=True)
 
 
@@ -128,11 +134,13 @@ def finish(process: "subprocess.Popen[str]") -> list[float]:
     return times
 
 
-def kill_often(table: Path, out: Path, head: psutil.Process, every: float) -> Counter[str]:
+def kill_often(
+    args: argparse.Namespace, table: Path, out: Path, head: psutil.Process
+) -> Counter[str]:
     """Train all subjects on Ray; kills the driver or a worker again and again. Counts kills."""
     draw, counts = random.Random(1), Counter[str]()
     while True:
-        driver = start(table, out, *_WITH_RAY)
+        driver = start(args, table, out, *_WITH_RAY)
         counts["starts of the driver"] += 1
         before = cpu_seconds(driver.pid, head)
         while True:
@@ -140,7 +148,7 @@ def kill_often(table: Path, out: Path, head: psutil.Process, every: float) -> Co
                 driver.communicate(timeout=1)
             except subprocess.TimeoutExpired:
                 now = cpu_seconds(driver.pid, head)
-                if sum(used - before.get(pid, 0) for pid, used in now.items()) < every:
+                if sum(used - before.get(pid, 0) for pid, used in now.items()) < args.every:
                     continue
                 before, victim = now, draw.choice(list(now))
                 counts["driver killed" if victim == driver.pid else "worker killed"] += 1
@@ -174,12 +182,12 @@ def measure_same(args: argparse.Namespace) -> dict[str, Any]:
     """Compare all results of one process with those of a fleet that is killed."""
     table, one = write_table(args.work, args.subjects), args.work / f"one-{args.subjects}"
     begin = time.perf_counter()
-    finish(start(table, one))
+    finish(start(args, table, one))
     seconds = time.perf_counter() - begin
     fleet = args.work / f"fleet-{args.subjects}"
     with cluster() as head:
         begin = time.perf_counter()
-        counts = kill_often(table, fleet, head, args.every)
+        counts = kill_often(args, table, fleet, head)
         fleet_seconds = time.perf_counter() - begin
     names = sorted(path.name for path in (args.work / "images").iterdir())[: args.subjects]
     differing = sum(digest(one / name) != digest(fleet / name) for name in names)
@@ -209,9 +217,9 @@ def measure_rate(args: argparse.Namespace) -> dict[str, Any]:
         for _ in range(args.rounds):
             with tempfile.TemporaryDirectory(dir=args.work) as folder:
                 out = Path(folder)
-                bare = [start(half, out / half.stem) for half in halves]
+                bare = [start(args, half, out / half.stem) for half in halves]
                 rates["bare"].append(sum(map(rate_of, map(finish, bare))))
-                rates["ray"].append(rate_of(finish(start(table, out / "ray", *_WITH_RAY))))
+                rates["ray"].append(rate_of(finish(start(args, table, out / "ray", *_WITH_RAY))))
     ratios = [ray / bare for ray, bare in zip(rates["ray"], rates["bare"], strict=True)]
     return {
         "subjects": args.subjects,
@@ -272,6 +280,9 @@ def main() -> None:
     """Measure one thing and store it next to the other results."""
     args = parse_args()
     args.work.mkdir(parents=True, exist_ok=True)
+    if args.base == "nano":
+        save_nano = run_path(str(Path(__file__).parents[2] / "tests" / "conftest.py"))["save_nano"]
+        args.base = save_nano(args.work.resolve() / "nano")
     measured: dict[str, Any] = {}
     if args.what == "driver":
         for count in (100, 1000, 10_000):

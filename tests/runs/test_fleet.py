@@ -2,11 +2,14 @@
 
 import json
 import os
+import shutil
 import signal
 from collections.abc import Iterable, Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
+import fsspec
 import numpy as np
 import psutil
 import pytest
@@ -15,12 +18,14 @@ from PIL import Image
 from pinxit.cli import main
 from pinxit.errors import ModelError, RequestError, RunError
 from pinxit.models.model import Model
+from pinxit.runs import fleet_worker
 from pinxit.runs.events import RunFailure
 from pinxit.runs.fleet import Engine, FleetEvent, FleetOptions, prepare_folder, train_fleet
 from pinxit.runs.fleet_worker import Done, Ended, Member, Message, Setup, Status, Task
 from pinxit.runs.groups import GroupMember
 from pinxit.runs.many import RunGroup, train_many
 from pinxit.runs.reader import read_run
+from pinxit.runs.store import Store
 
 NAMES = ("ape", "bee", "cow", "dog", "eel")
 
@@ -284,3 +289,63 @@ def test_images_of_all_concepts_are_those_of_generate(
     assert "1 of 2 subjects were not generated: ape" in said.err
     assert said.out.split() == [str(out / "bee")]
     assert (out / "bee" / "1.png").stat().st_mtime_ns == before
+
+
+def other_machine(model: Model, group: RunGroup, tmp_path: Path, url: str) -> list[str]:
+    """Continue in another folder what is in a store; the subjects that differ from one process."""
+    here, folder = trained_here(model, group, tmp_path / "here"), tmp_path / "second"
+    prepare_folder(folder, group, url)
+    options = FleetOptions(store=url)
+    assert errors(train_fleet(options.open(Setup(folder)), group, folder, options)) == {}
+    return differing(here, folder)
+
+
+def test_runs_in_object_storage_continue_on_another_machine(
+    model: Model, group: RunGroup, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(fleet_worker, "_STATUS_EVERY", 0.0)
+    url, first = f"memory://{tmp_path.name}", tmp_path / "first"
+    prepare_folder(first, group, url)
+    options = FleetOptions(store=url)
+    with closing(train_fleet(options.open(Setup(first)), group, first, options)) as events:
+        while not list(first.glob("*/checkpoints/0000002.safetensors")):
+            next(events)
+    files = fsspec.filesystem("memory").find(url)
+    assert any(file.endswith("groups.json") for file in files)
+    saved = {Path(file).stem for file in files if "/checkpoints/" in file}
+    assert "0000002" in saved and "0000006" not in saved
+    assert other_machine(model, group, tmp_path, url) == []
+    # What is done is not trained again, and later checkpoints on a machine are not replaced.
+    store = Store(url, tmp_path / "second")
+    later = tmp_path / "second" / "ape" / "checkpoints" / "0000009.safetensors"
+    later.write_bytes(b"later")
+    store.fetch("ape")
+    assert later.is_file()
+    store.put("ape")
+    later.unlink()
+    store.put("ape")
+    assert not [f for f in fsspec.filesystem("memory").find(url) if f.endswith(later.name)]
+
+
+@pytest.mark.long
+def test_a_lost_machine_loses_what_is_after_the_last_checkpoint(
+    model: Model, group: RunGroup, tmp_path: Path
+) -> None:
+    url, first = (tmp_path / "bucket").as_uri(), tmp_path / "first"
+    prepare_folder(first, group, url)
+    options = FleetOptions(store=url, engine="processes", workers=1)
+    engine = options.open(Setup(first, "cpu", 1))
+    for event in train_fleet(engine, group, first, options):
+        status = event[1] if isinstance(event, tuple) else None
+        if isinstance(status, Status) and 6 < status.done < status.total:
+            kill_worker()
+            break
+    saved = {file.stem for file in (tmp_path / "bucket").rglob("checkpoints/*")}
+    assert saved >= {"0000002"}
+    shutil.rmtree(first)
+    assert other_machine(model, group, tmp_path, url) == []
+
+
+def test_an_unknown_store_is_an_error(group: RunGroup, tmp_path: Path) -> None:
+    with pytest.raises(RequestError, match="--store nothing://here cannot be used"):
+        prepare_folder(tmp_path / "out", group, "nothing://here")

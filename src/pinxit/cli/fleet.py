@@ -21,6 +21,7 @@ from pinxit.runs.fleet import (
     Engine,
     FleetEvent,
     FleetOptions,
+    fetch_list,
     generate_fleet,
     prepare_folder,
     train_fleet,
@@ -47,9 +48,13 @@ def train_by_workers(
     """Start or continue the runs of a folder; print the path of each concept, or JSON lines."""
     if next(iter(group.subjects.values())).base != "pocket":
         fetch_networks(opening.judges)
-    prepare_folder(folder, group)
+    prepare_folder(folder, group, options.store)
     engine = options.open(Setup(folder.resolve(), opening.device))
-    display = _Display("trained", lambda name: result_file(folder / name), group, as_json=as_json)
+
+    def result(name: str) -> str:
+        return f"{options.store}/{name}" if options.store else str(result_file(folder / name))
+
+    display = _Display("trained", result, group, as_json=as_json)
     _show(train_fleet(engine, group, folder, options), engine, display, folder)
 
 
@@ -60,9 +65,10 @@ def _generate_many(given: Values) -> None:
         values["width"], values["height"] = parse_size(given["size"])
     generation = Generation(GenerationRequest.model_validate(values), out.resolve())
     options = FleetOptions.model_validate(FleetOptions.chosen(given))
+    fetch_list(folder, options.store)
     group = RunGroup.open(folder)
     engine = options.open(Setup(folder.resolve(), given.get("device")))
-    display = _Display("generated", lambda name: out / name, group, as_json=as_json)
+    display = _Display("generated", lambda name: str(out / name), group, as_json=as_json)
     events = generate_fleet(engine, group, folder, generation, options)
     _show(events, engine, display, out)
 
@@ -105,7 +111,7 @@ class _Display:
     """Shows what the workers do: a line for each and the totals, or JSON lines."""
 
     def __init__(
-        self, verb: str, result: Callable[[str], Path], group: RunGroup, *, as_json: bool
+        self, verb: str, result: Callable[[str], str], group: RunGroup, *, as_json: bool
     ) -> None:
         self.verb = verb
         self.result = result
@@ -134,7 +140,7 @@ class _Display:
 
     def _show_done(self, name: str) -> None:
         self.done += 1
-        path = str(self.result(name))
+        path = self.result(name)
         if self.as_json:
             self._write(self.verb, subject=name, path=path)
         else:

@@ -31,7 +31,7 @@ DEVICE = Parameter(help=DEVICE_HELP, show_default=lambda _: DEVICE_DEFAULT)
 _WORKERS = Parameter(help="as with a method: see pinxit train-many METHOD --help", negative="")
 _MANY_FLAGS = (
     *("--resume", "--device", "--download"),
-    *("--engine", "--workers", "--address", "--shard", "--json"),
+    *("--engine", "--workers", "--address", "--shard", "--store", "--json"),
 )
 _FLAGS = (
     *("--recipe", "--resume", "--out", "--device", "--download"),
@@ -112,6 +112,7 @@ def resume_many(  # noqa: PLR0913 (one for each flag)
     workers: Annotated[int | None, _WORKERS] = None,
     address: Annotated[str | None, _WORKERS] = None,
     shard: Annotated[str | None, _WORKERS] = None,
+    store: Annotated[str | None, _WORKERS] = None,
     json_: Annotated[bool, _WORKERS] = False,
 ) -> None:
     """Continue the training of many subjects.
@@ -129,6 +130,7 @@ def resume_many(  # noqa: PLR0913 (one for each flag)
     from pinxit.cli.train_run import Opening, resume_group
 
     typed = {"engine": engine, "workers": workers, "address": address, "shard": shard}
+    typed |= {"store": store}
     fleet = {name: value for name, value in typed.items() if value is not None}
     resume_group(resume, Opening.of(device, download=download), fleet, as_json=json_)
 

@@ -39,7 +39,7 @@ from pinxit.runs.events import (
     PreviewScores,
     RunFailure,
 )
-from pinxit.runs.fleet import FleetOptions
+from pinxit.runs.fleet import FleetOptions, fetch_list
 from pinxit.runs.follow import OpenBase, follow
 from pinxit.runs.groups import BatchGroups
 from pinxit.runs.many import RunGroup, train_many
@@ -125,6 +125,7 @@ def _train_many(given: Values, common: dict[str, object]) -> None:
     opening = Opening.typed(given)
     fleet, as_json = FleetOptions.chosen(given), given.get("json", False)
     if "resume" in given:
+        fetch_list(given["resume"], given.get("store"))
         group.check_in(given["resume"])
         resume_group(given["resume"], opening, fleet, as_json=as_json)
         return
@@ -178,6 +179,7 @@ def resume_group(
     folder: Path, opening: Opening, fleet: Mapping[str, object], *, as_json: bool
 ) -> None:
     """Continue the runs in a folder, with the options of `FleetOptions` that were typed."""
+    fetch_list(folder, FleetOptions.model_validate(fleet).store)
     _train_group(RunGroup.open(folder), folder, opening, fleet, as_json=as_json)
 
 

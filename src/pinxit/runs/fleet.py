@@ -35,7 +35,8 @@ from pinxit.runs.fleet_worker import (
 )
 from pinxit.runs.groups import GroupMember, plan_groups
 from pinxit.runs.journal import TrainingLog
-from pinxit.runs.many import RunGroup
+from pinxit.runs.many import SUBJECTS, RunGroup
+from pinxit.runs.store import Store
 
 _GROUPS = "groups.json"
 _SURVEY = 32  # subjects in one task that finds out how to group them, or generates
@@ -58,6 +59,9 @@ class FleetOptions(Options):
     """address of a running Ray cluster, or auto"""
     shard: str | None = None
     """train only a part of the groups: 2/8 is the second of eight parts, for job arrays"""
+    store: str | None = None
+    """object storage of the runs, such as s3://bucket/runs: copied in before a batch is trained,
+    and out at each checkpoint; the folder of the runs is then one of each machine"""
 
     @classmethod
     def title(cls) -> str:
@@ -76,6 +80,7 @@ class FleetOptions(Options):
 
     def open(self, setup: Setup) -> "Engine":
         """The engine; RunError if there is none of that name or its package is not installed."""
+        setup = replace(setup, store=self.store)
         return registry.load("engines", self.engine)(setup, self.workers, self.address)
 
     def part_of(self, groups: Sequence[Sequence[str]]) -> Sequence[Sequence[str]]:
@@ -107,12 +112,22 @@ class Engine(Protocol):
 FleetEvent = tuple[int, Ended | Status | None] | int
 
 
-def prepare_folder(folder: Path, group: RunGroup) -> None:
+def fetch_list(folder: Path, store: str | None) -> None:
+    """Copy the list of subjects and their groups from object storage, if they are there."""
+    if store:
+        for name in (SUBJECTS, _GROUPS):
+            Store(store, folder).fetch(name)
+
+
+def prepare_folder(folder: Path, group: RunGroup, store: str | None = None) -> None:
     """Write a new folder for the runs; RunError if it exists for other subjects or options."""
     make_folder(folder)
     with waiting_lock(folder):
+        fetch_list(folder, store)
         if not group.is_in(folder):
             group.create(folder)
+        if store:
+            Store(store, folder).put(SUBJECTS)
 
 
 def train_fleet(
@@ -140,6 +155,8 @@ def train_fleet(
                 new = plan_groups(members, group.max_concepts_per_batch).groups
                 groups += [[folder.name for folder in folders] for folders in new]
                 write_text(folder / _GROUPS, json.dumps({"groups": groups}))
+                if options.store:
+                    Store(options.store, folder).put(_GROUPS)
         own = options.part_of(groups)
         yield sum(map(len, own))
         tasks = (_task(group, names) for names in own)

@@ -3,7 +3,7 @@
 import time
 import traceback
 from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
-from contextlib import closing
+from contextlib import closing, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,11 +17,12 @@ from pinxit.generation.sample import generate_images
 from pinxit.models.device import AUTO
 from pinxit.models.model import Model
 from pinxit.models.open_base import open_base
-from pinxit.runs.events import RunFailure
+from pinxit.runs.events import RunFailure, SavedCheckpoint
 from pinxit.runs.file_names import BEST, CONCEPT, result_file
 from pinxit.runs.groups import GroupMember
 from pinxit.runs.many import group_member
 from pinxit.runs.run import Run, train_together
+from pinxit.runs.store import Store
 from pinxit.training.recipe import Recipe
 from pinxit.training.step_result import StepResult
 
@@ -34,12 +35,14 @@ _LOCKED_SECONDS = 60.0
 class Setup:
     """What all workers of a fleet have in common: the folder of the runs, and the device.
 
-    `threads` limits the threads of a worker on the CPU; None leaves it to torch.
+    `threads` limits the threads of a worker on the CPU; None leaves it to torch. `store` is the
+    address of the runs in object storage, if they are not on a file system that all workers share.
     """
 
     folder: Path
     device: str | None = None
     threads: int | None = None
+    store: str | None = None
 
 
 @dataclass(frozen=True)
@@ -106,6 +109,7 @@ class Worker:
 
     def __init__(self, setup: Setup) -> None:
         self.setup = setup
+        self._store = Store(setup.store, setup.folder) if setup.store else None
         self._model: Model | None = None
 
     def do(self, task: Task) -> Generator[Message]:
@@ -118,7 +122,9 @@ class Worker:
         ended: set[str] = set()
         try:
             work = self._generate if task.generation else self._train
-            with closing((self._survey if task.survey else work)(model, task)) as messages:
+            work = self._survey if task.survey else work
+            stored = self._store.copied(task.subjects) if self._store else nullcontext()
+            with stored, closing(work(model, task)) as messages:
                 for message in messages:
                     if isinstance(message, Ended):
                         ended.add(message.name)
@@ -185,6 +191,8 @@ class Worker:
                     yield Ended(names[run], event.error)
                 elif isinstance(event, StepResult):
                     steps[run] = event.number
+                elif isinstance(event, SavedCheckpoint) and self._store:
+                    self._store.put(names[run])
                 if time.monotonic() >= next_status:
                     next_status = time.monotonic() + _STATUS_EVERY
                     yield Status(sum(steps.values()), total, _shortened(names.values()))

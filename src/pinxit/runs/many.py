@@ -20,7 +20,7 @@ from pinxit.runs.run import Run, train_together
 from pinxit.training.method import SubjectKind
 from pinxit.training.recipe import Recipe
 
-_FILE = "many.toml"
+SUBJECTS = "many.toml"  # the list of subjects
 
 
 class SubjectRow(Options):
@@ -82,16 +82,16 @@ class RunGroup(Options):
     @classmethod
     def open(cls, folder: Path) -> Self:
         """The group of an existing folder; RunError if there is none, or a name is not valid."""
-        if not (folder / _FILE).is_file():
+        if not (folder / SUBJECTS).is_file():
             raise RunError(
-                f"{folder} is not a folder of train-many", f"such a folder has a {_FILE}"
+                f"{folder} is not a folder of train-many", f"such a folder has a {SUBJECTS}"
             )
-        group = cls.model_validate(read_toml(folder / _FILE, "list of subjects"))
+        group = cls.model_validate(read_toml(folder / SUBJECTS, "list of subjects"))
         invalid = next((name for name in group.subjects if name != file_name(name)), None)
         if invalid is not None:
             raise RunError(
-                f"{folder / _FILE} has a subject named {invalid!r}, which is not a folder name",
-                f"rename it in {_FILE}: only letters, digits, _ and - are allowed",
+                f"{folder / SUBJECTS} has a subject named {invalid!r}, which is not a folder name",
+                f"rename it in {SUBJECTS}: only letters, digits, _ and - are allowed",
             )
         return group
 
@@ -109,13 +109,13 @@ class RunGroup(Options):
         """Write a new folder for `open`; RunError if the folder exists and is not empty."""
         check_new(folder, f"continue with: pinxit train-many --resume {folder}")
         make_folder(folder)
-        write_text(folder / _FILE, self._to_toml())
+        write_text(folder / SUBJECTS, self._to_toml())
 
     def is_in(self, folder: Path) -> bool:
         """Whether a folder is already that of this group; RunError if it is that of another."""
-        if not (folder / _FILE).is_file():
+        if not (folder / SUBJECTS).is_file():
             return False
-        if read_text(folder / _FILE) != self._to_toml():  # equal texts need not be parsed
+        if read_text(folder / SUBJECTS) != self._to_toml():  # equal texts need not be parsed
             self.check_in(folder)
         return True
 
