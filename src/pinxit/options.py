@@ -29,7 +29,15 @@ from pinxit.files.text import read_text
 from pinxit.files.untrusted import exists
 
 _KEY = "pinxit"
+_PATH_HINT = "check the path and its spelling"
 _MAX_SHOWN = 200  # characters of an invalid value in a message
+# Words of pydantic's messages, and what they are here.
+_PLAIN = {
+    "input should be": "it must be",
+    "greater than or equal to": "at least",
+    "less than or equal to": "at most",
+    "greater than": "more than",
+}
 # As a default: the value must be given, but the parser does not check it.
 REQUIRED = "required"
 
@@ -162,7 +170,9 @@ class Options(BaseModel):
         try:
             return handler(values)
         except ValidationError as error:
-            raise cls.error_type(*cls._message(error.errors()[0])) from error
+            # A misspelt name says more than that the right one is missing.
+            first = min(error.errors(), key=lambda one: one["type"] != "extra_forbidden")
+            raise cls.error_type(*cls._message(first)) from error
 
     @classmethod
     def _check_texts(cls, values: Mapping[str, object]) -> None:
@@ -181,30 +191,34 @@ class Options(BaseModel):
     def _message(cls, first: ErrorDetails) -> tuple[str, str]:
         name = ".".join(map(str, first["loc"])) or cls.title()
         if first["type"] == "extra_forbidden":
-            return f"{cls.title()} has no `{name}`", did_you_mean(
-                name, cls.model_fields, cls.option_names()
-            )
+            return f"{cls.title()} has no `{name}`", cls._unknown_name_hint(name)
         if first["type"] == "missing":
-            return f"{cls.title()} needs `{name}`", _about(cls, name)
+            return f"`{name}` is missing", _about(cls, name)
         value = repr(first["input"])
         value = value if len(value) <= _MAX_SHOWN else f"{value[:_MAX_SHOWN]}..."
         message = first["msg"][0].lower() + first["msg"][1:]
-        return f"`{name}` of {cls.title()} cannot be {value}: {message}", _about(cls, name)
+        for words, plain in _PLAIN.items():
+            message = message.replace(words, plain)
+        return f"`{name}` cannot be {value}: {message}", _about(cls, name)
+
+    @classmethod
+    def _unknown_name_hint(cls, name: str) -> str:
+        return did_you_mean(name, cls.model_fields, cls.option_names())
 
 
 def read_toml(path: Path, what: str) -> dict[str, object]:
     """The values of a TOML file, which a message calls `what`; RecipeError if it is not TOML."""
     if not exists(path):
-        raise RecipeError(
-            f"there is no {what} {path}", "give a TOML file; a run has its own, recipe.toml"
-        )
+        hint = "give a TOML file; a run has its own, recipe.toml"
+        raise RecipeError(f"there is no {what} {path}", hint if what == "recipe" else _PATH_HINT)
     try:
         return tomllib.loads(read_text(path))
     except FileError as error:
         raise RecipeError(f"{what}: {error.message}", "give a TOML file") from error
     except (ValueError, RecursionError) as error:
         raise RecipeError(
-            f"{what} {path} cannot be read: {error}", "correct the file: it must be TOML"
+            f"{what} {path} cannot be read: {error}",
+            "correct the file: it must be TOML; settings of other programs do not open",
         ) from error
 
 

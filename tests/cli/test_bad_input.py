@@ -51,6 +51,11 @@ def place(tmp_path: Path, nano: Path, pictures: Path, monkeypatch: pytest.Monkey
     (tmp_path / "taken" / "diary.txt").write_text("dear diary")
     (tmp_path / "broken.toml").write_text("token = \n")
     (tmp_path / "file").write_text("a file")
+    (tmp_path / "kohya.toml").write_text('network_module = "networks.lora"\ntrain_data_dir = "a"')
+    (tmp_path / "settings.json").write_text('{"training_method": "LORA"}')
+    (tmp_path / "runs" / "one").mkdir(parents=True)
+    (tmp_path / "runs" / "one" / "recipe.toml").write_text("")
+    Image.new("RGB", (64, 32)).save(tmp_path / "wide.png")
     assert pictures.parent == tmp_path
     return Place(tmp_path, nano)
 
@@ -60,7 +65,7 @@ Case = tuple[str, Callable[[Place], list[str]], str, str]
 # Name, command line, the value that the message must contain, what the hint must contain.
 CASES: list[Case] = [
     ("no folder", lambda p: p.train(images="nowhere"), "nowhere", "folder"),
-    ("empty folder", lambda p: p.train(images="empty"), "empty", "put 3 to 12"),
+    ("empty folder", lambda p: p.train(images="empty"), "empty", "3 to 12"),
     ("no picture readable", lambda p: p.train(images="rubbish"), "a.png", "remove them"),
     ("some unreadable", lambda p: p.train(images="mixed"), "1 of 2 files in mixed", "repair"),
     ("file for a folder", lambda p: p.train(images="file"), "file is not a folder", "folder"),
@@ -93,6 +98,40 @@ CASES: list[Case] = [
     ("no device", lambda p: p.train("--device", "cuda:0"), "cuda", "--device auto"),
     ("unknown device", lambda p: p.train("--device", "gpu"), "gpu", "cpu"),
     ("unknown key", lambda p: p.recipe("stepz = 3"), "stepz", "did you mean steps?"),
+    ("option of a method as a key", lambda p: p.recipe("rank = 8"), "rank", "a line [method]"),
+    ("misspelt key", lambda p: p.recipe('class_noum = "toy"'), "class_noum", "mean class_noun?"),
+    ("kohya's", lambda _: ["train", "--recipe", "kohya.toml"], "network_module", "or-kohya.md"),
+    ("JSON", lambda _: ["train", "--recipe", "settings.json"], "settings.json", "TOML"),
+    ("option of another method", lambda p: p.train("--rank", "2"), "--rank", "option of lora"),
+    (
+        "method after the folder",
+        lambda _: ["train", "pictures", "lora"],
+        "`lora` must come",
+        "pinxit train lora pictures",
+    ),
+    (
+        "resume with another option",
+        lambda _: ["train", "--resume", "runs/one", "--lr", "3"],
+        "--lr cannot be changed when runs/one",
+        "--recipe runs/one/recipe.toml --lr",
+    ),
+    ("folder of runs", lambda _: ["train", "--resume", "runs"], "runs is not", "runs/one"),
+    ("out is a run", lambda p: p.train("--out", "runs/one"), "runs/one", "--resume runs/one"),
+    ("out of another program", lambda p: p.train("--out", "pictures"), "pictures", "choose"),
+    ("negative seed to train", lambda p: p.train("--seed", "-1"), "-1", "seed"),
+    (
+        "no preview prompt",
+        lambda p: p.train("--preview-prompt", ""),
+        "`preview_prompts`",
+        "--preview-prompt",
+    ),
+    ("text for a base", lambda p: p.train("--base", "file"), "file cannot be read", "download"),
+    (
+        "no class images",
+        lambda p: p.train("--class-images-folder", "empty", method="lora"),
+        "no image in empty",
+        "put images into it",
+    ),
     ("unknown option in a recipe", lambda p: p.recipe(option="vectrs = 3"), "vectrs", "vectors"),
     ("unknown method in a recipe", lambda p: p.recipe(method="lorra"), "lorra", "known"),
     ("wrong type in a recipe", lambda p: p.recipe('steps = "many"'), "many", "steps"),
@@ -122,6 +161,48 @@ CASES: list[Case] = [
     ("no scheduler", lambda p: p.generate("--scheduler", "eular"), "eular", "mean euler?"),
     ("no steps", lambda p: p.generate("--steps", "0"), "0", "steps"),
     ("no images", lambda p: p.generate("--num-images", "0"), "0", "num_images"),
+    ("negative seed", lambda p: p.generate("--seed", "-1"), "-1", "seed of the first image"),
+    ("folder of concepts", lambda p: p.generate("--concept", "runs"), "runs", "runs/one"),
+    ("no result", lambda p: p.generate("--concept", "runs/one"), "runs/one", "--resume runs/one"),
+    ("strength a word", lambda p: p.generate("--concept", "runs/one:x"), "one:x", "runs/one:0.7"),
+    ("folder to start from", lambda p: p.generate("--init-image", "pictures"), "a folder", "file"),
+    ("folder to repeat", lambda _: ["generate", "--from-png", "pictures"], "a folder", "PNG"),
+    ("no image to show", lambda _: ["show", "no.png"], "no.png", "image file"),
+    ("no image to transfer", lambda _: ["transfer", "no.png", "a toy"], "no.png", "image file"),
+    (
+        "no ControlNet",
+        lambda _: ["transfer", "wide.png", "a toy", "--control", "controlnet"],
+        "controlnet needs weights",
+        "--weights",
+    ),
+    (
+        "no mask",
+        lambda _: ["transfer", "wide.png", "a toy", "--mask", "no.png"],
+        "no.png",
+        "image file",
+    ),
+    (
+        "mask of another shape",
+        lambda _: ["transfer", "wide.png", "a toy", "--mask", "mixed/c.png"],
+        "32x32 and 64x32",
+        "the same shape",
+    ),
+    (
+        "unknown DINO",
+        lambda _: ["evaluate", "runs/one", "--dino-model", "nosuch"],
+        "`nosuch`",
+        "owner/name",
+    ),
+    (
+        "unknown prompts",
+        lambda _: ["evaluate", "runs/one", "--prompts", "nosuch"],
+        "`nosuch`",
+        "known: living",
+    ),
+    ("no benchmark", lambda _: ["evaluate", "--benchmark", "nowhere"], "nowhere", "folder"),
+    ("no port", lambda _: ["studio", "--port", "70000"], "70000", "65535"),
+    ("misspelt version", lambda _: ["--verison"], "--verison", "mean --version?"),
+    ("help", lambda _: ["help"], "help", "mean --help?"),
     ("strength too high", lambda p: p.generate("--denoising-strength", "1.5"), "1.5", "strength"),
     ("no start picture", lambda p: p.generate("--init-image", "no.png"), "no.png", "image file"),
     ("bad start picture", lambda p: p.generate("--init-image", "rubbish/a.png"), "a.png", ""),
@@ -180,6 +261,27 @@ def test_bad_input(
     assert advice.startswith("hint: ")
     assert hint in advice
     assert tree(place.here) == before
+
+
+_WITHOUT_A_BASE = {
+    *("folder to start from", "no image to transfer", "no ControlNet", "no mask"),
+    *("mask of another shape", "unknown prompts", "no preview prompt", "out is a run"),
+}
+
+
+@pytest.mark.parametrize("case", [case for case in CASES if case[0] in _WITHOUT_A_BASE], ids=str)
+def test_what_needs_no_base_is_checked_before_one_is_opened(
+    place: Place, case: Case, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(opening, "open_base", None)
+    assert main(case[1](place)) == 2
+
+
+def test_a_strength_of_image_to_image_without_an_image_is_noted(
+    place: Place, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(place.generate("--denoising-strength", "0.3", "--steps", "1")) == 0
+    assert "no effect without an --init-image" in capsys.readouterr().err
 
 
 def test_typed_options_replace_those_of_a_recipe(place: Place) -> None:

@@ -205,10 +205,10 @@ def test_edges_are_thin_and_in_the_right_place() -> None:
     ("controls", "message"),
     [
         ([{"name": "inversoin"}], "unknown control `inversoin`"),
-        ([{"name": "inversion"}], "the control inversion needs `image`"),
+        ([{"name": "inversion"}], "`image` is missing"),
         (
             [{"name": "same-seed", "preserve": 1.5}],
-            "`preserve` of the control same-seed cannot be 1.5",
+            "`preserve` cannot be 1.5",
         ),
         ([{"name": "img2img", "image": "none.png"}], "there is no image none.png"),
         ([{"name": "img2img", "image": "GIVEN"}] * 2, "2 options set the initial latents"),

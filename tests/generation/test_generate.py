@@ -215,10 +215,10 @@ def test_a_mask_that_is_a_photograph_is_noted(model: Model, tmp_path: Path) -> N
         ({"scheduler": "eular"}, "unknown scheduler `eular`", "did you mean euler?"),
         (
             {"guidance_scale": 0.5},
-            "`guidance_scale` of the request cannot be 0.5",
+            "`guidance_scale` cannot be 0.5",
             "guidance_scale is: class",
         ),
-        ({"num_images": 0}, "`num_images` of the request cannot be 0", "num_images is: number"),
+        ({"num_images": 0}, "`num_images` cannot be 0", "num_images is: number"),
         ({"sede": 1}, "the request has no `sede`", "did you mean seed?"),
     ],
 )

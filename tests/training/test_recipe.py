@@ -202,15 +202,15 @@ def test_names_of_other_programs(alias: str, name: str, value: object) -> None:
     ("changed", "message", "hint"),
     [
         ({"stepz": 3}, "the recipe has no `stepz`", "did you mean steps?"),
-        ({"steps": 0}, "`steps` of the recipe cannot be 0", "steps is: number of"),
+        ({"steps": 0}, "`steps` cannot be 0", "steps is: number of"),
         (
             {"steps": "many"},
-            "`steps` of the recipe cannot be 'many'",
+            "`steps` cannot be 'many'",
             "steps is: number of",
         ),
         (
             {"kind": "person"},
-            "`kind` of the recipe cannot be 'person'",
+            "`kind` cannot be 'person'",
             "kind is: what the token",
         ),
         ({"method": "dreambuth"}, "unknown method `dreambuth`", "did you mean dreambooth?"),
@@ -222,7 +222,7 @@ def test_names_of_other_programs(alias: str, name: str, value: object) -> None:
         ),
         (
             {"method": {"name": "textual-inversion", "vectors": 0}},
-            "`num_vectors` of the method textual-inversion cannot be 0",
+            "`num_vectors` cannot be 0",
             "num_vectors is: number of embedding vectors",
         ),
     ],
@@ -235,7 +235,7 @@ def test_invalid_options_are_named(changed: dict[str, object], message: str, hin
 
 
 def test_a_missing_option_is_named() -> None:
-    with pytest.raises(RecipeError, match="the recipe needs `token`"):
+    with pytest.raises(RecipeError, match="`token` is missing"):
         Recipe.model_validate({key: REQUIRED[key] for key in REQUIRED if key != "token"})
 
 

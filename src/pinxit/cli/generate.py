@@ -86,6 +86,7 @@ def _request(given: Values) -> tuple[GenerationRequest, list[Concept]]:
     else:
         options.setdefault("num_images", 1 if _is_image_file(given.get("out")) else _NUM_IMAGES)
     request = GenerationRequest.model_validate(options)
+    request.check_files()
     concepts = [reference.open() for reference in request.concepts]
     origins = [concept.provenance for concept in concepts if concept.provenance.base]
     if origins and "base" not in options:

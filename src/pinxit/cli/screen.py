@@ -6,7 +6,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Generator, Sequence
+from collections.abc import Collection, Generator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import TYPE_CHECKING, Annotated
@@ -19,6 +19,7 @@ from cyclopts import (
     UnusedCliTokensError,
 )
 
+from pinxit import registry
 from pinxit.cli.notebook import NotebookBars, in_notebook
 from pinxit.errors import PinxitError, RequestError, closest, did_you_mean
 from pinxit.progress import Progress, ProgressCallback
@@ -26,6 +27,8 @@ from pinxit.progress import Progress, ProgressCallback
 if TYPE_CHECKING:
     from cyclopts.argument import Argument as CommandArgument
     from rich import progress as rich_progress
+
+    from pinxit.options import Options
 
 # A flag that cannot be typed with `--no-`.
 Switch = Annotated[bool, Parameter(negative="")]
@@ -96,7 +99,8 @@ def usage_error(error: CycloptsError) -> PinxitError:
     if isinstance(error, UnknownCommandError) and error.app and words:
         # The parser's own message would import every command.
         names = [name for name in error.app if not name.startswith("-")]
-        return RequestError(f"unknown command `{words[0]}`", did_you_mean(words[0], names))
+        hint = did_you_mean(words[0], names, {"--version": "--version", "help": "--help"})
+        return RequestError(f"unknown command `{words[0]}`", hint)
     if isinstance(error, UnknownOptionError):
         return _unknown_option(error, command, see_help)
     if isinstance(error, UnusedCliTokensError) and words:
@@ -127,7 +131,16 @@ def _unknown_option(error: UnknownOptionError, command: str, see_help: str) -> P
     }
     similar = closest(typed, flags)
     hint = f"did you mean {flags[similar]}? {see_help}" if similar else see_help
+    if command.startswith("pinxit train"):
+        name = typed.removeprefix("--").replace("-", "_")
+        others = [method for method in registry.names("methods") if name in _options_of(method)]
+        hint = f"it is an option of {', '.join(others)}; {see_help}" if others else hint
     return RequestError(f"`{command}` has no option {typed}", hint)
+
+
+def _options_of(method: str) -> Collection[str]:
+    options: type[Options] = registry.load("methods", method)
+    return options.option_names()
 
 
 def _shown_flag(alias: "CommandArgument") -> str:

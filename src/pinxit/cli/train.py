@@ -7,7 +7,7 @@ from typing import Annotated
 from cyclopts import App, Parameter
 
 from pinxit import registry
-from pinxit.errors import RecipeError, did_you_mean
+from pinxit.errors import RecipeError, closest, did_you_mean
 
 _METHODS = registry.names("methods")
 
@@ -71,7 +71,7 @@ def train_from_file(  # noqa: PLR0913 (one for each flag)
         typed |= {"images": images, "gpus": gpus}
         _train(recipe, (*words, *(["--download"] if download else ())), typed)
         return
-    _refuse_words("train", words, _FLAGS)
+    _refuse_words("train", words, _FLAGS, resume)
     if resume is None:
         raise RecipeError("`pinxit train` needs a folder of images, a recipe or a run", _usage())
     if recipe is not None:
@@ -94,6 +94,11 @@ def _train(recipe: Path | None, words: tuple[str, ...], typed: Mapping[str, obje
     from pinxit.training.recipe import Recipe
 
     method = _RECOMMENDED
+    if words[1:] and words[1] in _METHODS:
+        raise RecipeError(
+            f"the method `{words[1]}` must come directly after train",
+            f"type: pinxit train {words[1]} {words[0]} ...",
+        )
     if recipe:
         method = Recipe.from_toml(recipe).method.name
     else:
@@ -143,11 +148,19 @@ def _usage() -> str:
     )
 
 
-def _refuse_words(command: str, words: tuple[str, ...], flags: tuple[str, ...]) -> None:
-    """RecipeError for an unknown method or a misspelt flag."""
+def _refuse_words(
+    command: str, words: tuple[str, ...], flags: tuple[str, ...], resume: Path | None = None
+) -> None:
+    """RecipeError for an unknown method, a misspelt flag, or one that a run to resume has fixed."""
     if not words:
         return
     if words[0].startswith("-"):
+        if resume and not closest(words[0], flags):
+            raise RecipeError(
+                f"{words[0]} cannot be changed when {resume} is continued",
+                f"for a new run: pinxit train --recipe {resume / 'recipe.toml'} {words[0]} ...; "
+                f"with --resume: {', '.join(flags)}",
+            )
         raise RecipeError(
             f"unknown option {words[0]} of `pinxit {command}` without a method",
             did_you_mean(words[0], flags),

@@ -142,8 +142,18 @@ def combined_adapters(concepts: Sequence[Concept], model: Model) -> tuple[Adapte
                     f"network `{network}`",
                     "use only one of them, together with LoRAs or embeddings",
                 )
-    adapters = [adapter for concept in concepts for adapter in concept.adapters(model)]
+    adapters = [adapter for concept in concepts for adapter in _fitted(concept, model)]
     return (*sorted(adapters, key=_is_additive), *nickname_aliases(concepts, model))
+
+
+def _fitted(concept: Concept, model: Model) -> Sequence[Adapter]:
+    """The adapters of a concept; an error also says what the concept was trained on."""
+    try:
+        return concept.adapters(model)
+    except ConceptError as error:
+        base = concept.provenance.base
+        where = f"; {concept.token} was trained on {base}" if base else ""
+        raise ConceptError(error.message, error.hint + where) from error
 
 
 def _is_additive(adapter: Adapter) -> bool:

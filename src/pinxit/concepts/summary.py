@@ -66,8 +66,9 @@ def _origin(concept: Concept) -> str:
     provenance = concept.provenance
     facts: list[str] = []
     if provenance.method:
-        images = len(provenance.images)
-        facts.append(f"{provenance.method}, {provenance.steps} steps, {images} images")
+        count = len(provenance.images)
+        images = f"{count} image{'' if count == 1 else 's'}"
+        facts.append(f"{provenance.method}, {provenance.steps} steps, {images}")
     facts += [
         f"{name} {value}"
         for name, value in provenance.metadata.items()

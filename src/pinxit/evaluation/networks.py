@@ -37,5 +37,5 @@ def fetch_networks(names: Iterable[str]) -> None:
             except ModelError as error:
                 raise RequestError(
                     f"{name} cannot be downloaded to score images: {error.message}",
-                    "download it on a machine that is online, and give its folder",
+                    f"{error.hint}; or download it on another machine, and give its folder",
                 ) from error

@@ -121,12 +121,19 @@ def claim_folder(folder: Path, kind: str) -> None:
 
 
 def check_new(folder: Path, otherwise: str) -> None:
-    """Raise RunError if a folder exists and is not empty; `otherwise` is what else one can do."""
+    """Raise RunError if a folder exists and is not empty, DiskError if it cannot be made.
+
+    `otherwise` is what else one can do, empty for nothing.
+    """
     if not _is_new(folder):
-        raise RunError(f"{folder} exists already", f"{otherwise}, or choose another --out")
-    for parent in folder.parents:
-        if parent.exists() and not parent.is_dir():
-            raise RunError(f"{folder} cannot be made: {parent} is a file", "choose another --out")
+        hint = f"{otherwise}, or choose another --out" if otherwise else "choose another --out"
+        raise RunError(f"{folder} exists already", hint)
+    parent = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    if not parent.is_dir():
+        raise RunError(f"{folder} cannot be made: {parent} is a file", "choose another --out")
+    with disk_errors(folder):
+        if not os.access(parent, os.W_OK):
+            raise OSError(errno.EACCES, os.strerror(errno.EACCES))
 
 
 def _is_new(folder: Path) -> bool:
@@ -307,7 +314,9 @@ def disk_errors(path: Path) -> Generator[None]:
     try:
         yield
     except OSError as error:
-        hint = "check the path and the disk; if the disk is failing, copy your data to another one"
+        hint = "choose another path"
+        if error.errno == errno.EIO:
+            hint = "the disk may be failing: copy your data to another one"
         if error.errno in _DISK_FULL:
             hint = "free some space on that disk"
         if error.errno in _NO_PERMISSION:

@@ -11,7 +11,7 @@ from torch import Tensor
 from pinxit.errors import ConceptError
 from pinxit.files.pickle.torch_file import is_pickle, read_torch_file
 from pinxit.files.safetensors_file import read_safetensors
-from pinxit.files.untrusted import read_untrusted_text
+from pinxit.files.untrusted import RECIPE, read_untrusted_text, run_hint
 
 Container = Literal["safetensors", "pickle", "image", "folder"]
 
@@ -67,10 +67,11 @@ def open_any(path: Path) -> OpenedFile:
     if os.path.isdir(path):  # noqa: PTH112 (takes any text)
         return _result(path)
     if not os.path.isfile(path):  # noqa: PTH113
-        raise ConceptError(
-            f"concept {path} does not exist",
-            "give a run folder, its concept.safetensors, or a file",
-        )
+        hint = "give a run folder, its concept.safetensors, or a file"
+        before, _, strength = str(path).rpartition(":")
+        if before and os.path.exists(before):  # noqa: PTH110
+            hint = f"`{strength}` is no strength: type a number, such as {before}:0.7"
+        raise ConceptError(f"concept {path} does not exist", hint)
     if _is_safetensors(path):
         tensors, metadata = read_safetensors(path)
         return OpenedFile(path, "safetensors", tensors, metadata | _peft_config(path))
@@ -95,9 +96,12 @@ def _result(folder: Path) -> OpenedFile:
     adapters = [folder / name for name in _PEFT_FOLDERS if (folder / name / PEFT_CONFIG).is_file()]
     if adapters:
         return _joined([(path.name, _result(path)) for path in adapters])
-    is_run = (folder / "recipe.toml").is_file()
-    why = "is a run without a result so far" if is_run else "is not a run, model or embedding"
-    raise ConceptError(f"concept {folder} {why}", "give a run folder or the file of a concept")
+    if (folder / RECIPE).is_file():
+        raise ConceptError(
+            f"concept {folder} is a run without a result so far",
+            f"continue it with: pinxit train --resume {folder}",
+        )
+    raise ConceptError(f"concept {folder} is not a run, model or embedding", run_hint(folder))
 
 
 def _peft_config(path: Path) -> dict[str, str]:

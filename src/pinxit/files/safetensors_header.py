@@ -22,10 +22,12 @@ def parse_header(file: BinaryIO) -> tuple[int, dict[str, Any]]:
     Raises ValueError if it is too long or not JSON.
     """
     length = int.from_bytes(file.read(8), "little")
+    if file.read(1) != b"{":
+        raise ValueError("it is not a safetensors file, or damaged at its start")
     if length > MAX_HEADER_BYTES:
         raise ValueError(f"its header has {length} bytes, and the limit is {MAX_HEADER_BYTES}")
     # Decoded here: given bytes, json would try other encodings and import modules.
-    return length, json.loads(file.read(length).decode("utf-8"))
+    return length, json.loads("{" + file.read(max(length - 1, 0)).decode("utf-8"))
 
 
 def read_header_metadata(path: Path) -> dict[str, str]:

@@ -8,6 +8,8 @@ from typing import BinaryIO
 from pinxit.errors import FileError
 
 MAX_TEXT_BYTES = 32 * 2**20
+RECIPE = "recipe.toml"
+_MAX_NAMED_RUNS = 5
 # Opening a pipe must not wait until another process writes to it; Windows must not change bytes.
 _READ = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
 
@@ -85,3 +87,10 @@ def _root(folder: Path) -> Path:
         if parent.name == "snapshots" and parent.parent.name.startswith("models--"):
             return parent.parent
     return real
+
+
+def run_hint(folder: Path) -> str:
+    """A hint for a folder that is no run: the runs in it, if there are some."""
+    runs = sorted(str(path.parent) for path in folder.glob(f"*/{RECIPE}"))
+    shown = ", ".join(runs[:_MAX_NAMED_RUNS]) + (", ..." if runs[_MAX_NAMED_RUNS:] else "")
+    return f"it contains the runs {shown}" if runs else f"give a run folder, which has a {RECIPE}"

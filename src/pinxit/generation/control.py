@@ -144,6 +144,9 @@ class Control(registry.Plugin, Options, ABC):
         """What the user should know about its options."""
         return []
 
+    def check(self) -> None:
+        """Raise RequestError for files that are missing or do not fit; needs no model."""
+
     def source_branch_prompt(self, plain_prompt: str) -> str | None:  # noqa: ARG002
         """The prompt of the source branch, or None for a control without one.
 
@@ -170,6 +173,10 @@ class ImageControl(Control):
 
     image: Path = Option(aliases=("picture",))
     """source image"""
+
+    def check(self) -> None:
+        """The source image must be one."""
+        open_image(self.image)
 
 
 def prepare_controls(
@@ -216,6 +223,8 @@ def without_tokens(prompt: str, concepts: Sequence[Concept]) -> str:
 
 def open_image(path: Path) -> Image:
     """The decoded image of a file; RequestError if there is no such file."""
+    if path.is_dir():
+        raise RequestError(f"{path} is a folder, not an image", "give one of the files in it")
     if not path.is_file():
         raise RequestError(f"there is no image {path}", "give an image file")
     return TrainingImage(path, None, "").open()

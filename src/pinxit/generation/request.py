@@ -16,6 +16,7 @@ from pinxit.errors import PinxitError, RequestError
 from pinxit.files.atomic_write import atomic_write
 from pinxit.files.portable import portable, with_tilde, without_tilde
 from pinxit.generation.control import ControlField
+from pinxit.generation.control import open_image as open_existing_image
 from pinxit.generation.png_parameters import PARAMETERS_KEY, parameters_text, parse_parameters
 from pinxit.generation.schedulers import SCHEDULER_ALIASES, SCHEDULERS, scheduler_name
 from pinxit.images.decode import UnreadableError, open_image
@@ -55,7 +56,7 @@ class GenerationRequest(Options):
     """run folders or concept files to load; FILE:0.7 scales a LoRA by 0.7"""
     num_images: int = Option(1, ge=1, le=_MAX_IMAGES, aliases=("count", "n"))
     """number of images"""
-    seed: int = Option(0, ge=-_MAX_SEED, le=_MAX_SEED)
+    seed: int = Option(0, ge=0, le=_MAX_SEED)
     """seed of the first image; each further image adds 1"""
     steps: int = Option(
         25,
@@ -143,6 +144,13 @@ class GenerationRequest(Options):
         defaults = model.generation_defaults.items()
         changes = {name: value for name, value in defaults if name not in self.model_fields_set}
         return self.model_copy(update=changes) if changes else self
+
+    def check_files(self) -> None:
+        """Raise RequestError for images that are missing or do not fit, before a model is open."""
+        if self.init_image:
+            open_existing_image(self.init_image)
+        for control in self.controls:
+            control.check()
 
     @property
     def prompt_parsing(self) -> PromptParsing:

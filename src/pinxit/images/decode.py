@@ -82,7 +82,8 @@ def _formats(path: Path) -> tuple[str, ...]:
     if path.is_symlink() and not path.exists():
         raise NotAnImageError("a broken link")
     if not path.is_file():  # reading a pipe would block forever
-        raise NotAnImageError("not a regular file")
+        missing = "not a regular file" if path.exists() else "there is no such file"
+        raise NotAnImageError("a folder, not an image" if path.is_dir() else missing)
     if path.stat().st_size == 0:
         raise NotAnImageError("empty file")
     with path.open("rb") as file:

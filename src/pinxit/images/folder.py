@@ -189,7 +189,7 @@ def check_usable(folder: Path, count: int, rejected: Sequence[ImageEntry]) -> No
         )
         raise ImageError(
             f"there is no image in {folder}",
-            choice or "put 3 to 12 images of the subject or style into it",
+            choice or "put images into it: 3 to 12 of a subject or a style",
         )
 
 

@@ -60,6 +60,10 @@ def _is_cached(base: str) -> bool:
     """Whether the file that a download begins with is in the cache."""
     from huggingface_hub import try_to_load_from_cache
 
+    if not looks_like_id(base):
+        raise ModelError(
+            f"there is no `{base}` on this machine, and it is no hub id", "hub ids are owner/name"
+        )
     owner, name, *file = base.split("/", 2)
     names = file or ["model_index.json", "config.json"]
     cached = (try_to_load_from_cache(f"{owner}/{name}", path) for path in names)
@@ -141,6 +145,10 @@ def fetch(base: str) -> Path:
     from huggingface_hub.utils import logging
 
     logging.set_verbosity_error()
+    if not looks_like_id(base):
+        raise ModelError(
+            f"there is no `{base}` on this machine, and it is no hub id", "hub ids are owner/name"
+        )
     owner, name, *file = base.split("/", 2)
     repo = f"{owner}/{name}"
     try:
@@ -166,7 +174,7 @@ def fetch(base: str) -> Path:
     except (errors.LocalEntryNotFoundError, errors.CachedRepoTreeNotFoundError) as error:
         raise ModelError(
             f"`{base}` is not completely downloaded, and the hub cannot be reached",
-            "connect to the network once, or give a local folder or file",
+            "check its spelling and connect to the network once, or give a local folder or file",
         ) from error
     except (errors.HTTPError, OSError) as error:
         raise ModelError(

@@ -69,6 +69,10 @@ def open_or_create(subjects: Path, out: Path, common: Mapping[str, object]) -> R
     """
     import tomli_w
 
+    if not subjects.is_dir():
+        raise RecipeError(
+            f"there is no folder {subjects}", "give a folder with a folder of images per subject"
+        )
     check_claim(out, KIND, "pictures", "runs")
     nouns = class_nouns(subjects)
     names = sorted(p.name for p in subjects.iterdir() if p.is_dir() and not p.name.startswith("."))

@@ -9,6 +9,7 @@ from typing import ClassVar
 import numpy as np
 from PIL.Image import Image
 from PIL.Image import new as new_image
+from pydantic import field_validator
 
 from pinxit.errors import PinxitError, RequestError
 from pinxit.evaluation.confidence import Interval, bootstrap
@@ -58,7 +59,7 @@ class EvaluationSettings(Options):
     )
     seed: int = Option(0, ge=0)
     """added to the seed of every image"""
-    num_images: int = Option(2, ge=1, aliases=("count",))
+    num_images: int = Option(2, ge=1, aliases=("count", "n"))
     """images per prompt"""
     steps: int = Option(25, ge=1, le=1000, aliases=("num_inference_steps",))
     """denoising steps"""
@@ -70,6 +71,13 @@ class EvaluationSettings(Options):
         None, aliases=("clip",), default_is=f"{CLIP}; for pocket its own classifier"
     )
     """hub id or folder of the CLIP model for prompt fidelity and styles"""
+
+    @field_validator("prompts")
+    @classmethod
+    def _is_known(cls, prompts: str | None) -> str | None:
+        if prompts:
+            prompt_set(prompts, "")  # raises RequestError for an unknown set or a wrong file
+        return prompts
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,8 @@
 
 from pathlib import Path
 
-RECIPE = "recipe.toml"
+from pinxit.files.untrusted import RECIPE as RECIPE
+
 JOURNAL = "journal.jsonl"
 CONCEPT = "concept.safetensors"
 BEST = "best.safetensors"

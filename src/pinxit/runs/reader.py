@@ -9,7 +9,7 @@ from typing import Any, Literal, TypeVar
 from pinxit.concepts.metadata import read_metadata
 from pinxit.errors import FileError, PinxitError, RunError
 from pinxit.files.atomic_write import is_locked
-from pinxit.files.untrusted import read_untrusted_text
+from pinxit.files.untrusted import read_untrusted_text, run_hint
 from pinxit.progress import Notice, Progress
 from pinxit.runs.events import (
     EarlyStop,
@@ -196,7 +196,7 @@ def read_log(folder: Path | str) -> RunState:
 def recipe_file(folder: Path) -> Path:
     """The recipe of a run; RunError if the folder is not a run's."""
     if not (folder / RECIPE).is_file():
-        raise RunError(f"{folder} is not a run folder", f"give a folder with a {RECIPE}")
+        raise RunError(f"{folder} is not a run folder", run_hint(folder))
     return folder / RECIPE
 
 

@@ -41,7 +41,7 @@ class Run(RunFolder):
     def create(cls, folder: Path | str, recipe: Recipe) -> "Run":
         """A new run; nothing is written yet. RunError if the folder exists and is not empty."""
         folder = Path(folder)
-        check_new(folder, f"continue the run in it with --resume {folder}")
+        check_new(folder, f"continue with --resume {folder}" if cls.exists(folder) else "")
         return cls(folder, recipe)
 
     @classmethod

@@ -16,6 +16,9 @@ from pinxit.models.text_encoder import CLIP_SKIP, PromptParsing
 from pinxit.options import Option, Options, read_toml
 from pinxit.training.method import Method, Subject, SubjectKind
 
+_OTHER_PROGRAMS = (
+    "for settings of another program see docs/guides/coming-from-diffusers-or-kohya.md"
+)
 # Names of kohya's scripts.
 _OPTIMIZERS = {"adamw8bit": "adamw-8bit"}
 _READ_METHOD = BeforeValidator(partial(registry.from_table, "methods"))
@@ -52,7 +55,7 @@ class Recipe(Options):
     assistant: str | None = Option(None, aliases=("assistant_lora",))
     """LoRA file that undoes the distillation of a base model while it is trained on, and is left
     out of previews and of the result; FILE:0.7 scales it by 0.7"""
-    seed: int = 0
+    seed: int = Option(0, ge=0)
     """random seed; everything random in the run follows from it"""
     steps: int | None = Option(
         None,
@@ -183,6 +186,16 @@ class Recipe(Options):
         registry.load("optimizers", name)  # raises RecipeError for an unknown one
         return name
 
+    @field_validator("preview_prompts")
+    @classmethod
+    def _are_not_empty(cls, prompts: tuple[str, ...]) -> tuple[str, ...]:
+        if not all(map(str.strip, prompts)):
+            raise RecipeError(
+                "one of the `preview_prompts` is empty",
+                'write a prompt, with {} for the token: --preview-prompt "{} on the beach"',
+            )
+        return prompts
+
     @field_validator("token")
     @classmethod
     def _is_one_word(cls, token: str) -> str:
@@ -206,6 +219,16 @@ class Recipe(Options):
     def prompt_parsing(self) -> PromptParsing:
         """How prompts are parsed: literally, because brackets in captions are not weights."""
         return PromptParsing(clip_skip=self.clip_skip)
+
+    @classmethod
+    def _unknown_name_hint(cls, name: str) -> str:
+        plugins: list[type[Method]] = [
+            registry.load("methods", m) for m in registry.names("methods")
+        ]
+        methods = [registry.name_of(one) for one in plugins if name in one.option_names()]
+        if methods:
+            return f"it is an option of {', '.join(methods)}: write it below a line [method]"
+        return super()._unknown_name_hint(name) + f"; {_OTHER_PROGRAMS}"
 
     @classmethod
     def from_toml(cls, path: Path) -> Self:

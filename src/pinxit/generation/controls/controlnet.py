@@ -21,6 +21,8 @@ from pinxit.models.model import Model
 from pinxit.models.source import FolderSource, read_weights
 from pinxit.options import Option
 
+_WEIGHTS_HINT = "give the hub id, folder or file of a ControlNet with --weights"
+
 
 class ControlNet(ImageControl):
     """A second network reads the source image and adds residuals to each level of the U-Net."""
@@ -31,6 +33,12 @@ class ControlNet(ImageControl):
     """scale of the ControlNet's residuals"""
     edges: bool = False
     """give the network the Canny edges of the image instead of the image"""
+
+    def check(self) -> None:
+        """The image must be one, and weights must be given."""
+        super().check()
+        if not self.weights:
+            raise RequestError("the control controlnet needs weights", _WEIGHTS_HINT)
 
     def prepare(self, context: SamplingContext) -> Generator[Tensor, None, ControlHooks]:
         """Hooks whose adapter applies the network; no extra pass."""
@@ -109,10 +117,7 @@ def _load_controlnet(weights: str, model: Model) -> nn.Module:
     if not exists(path) and hub.looks_like_id(weights):
         path = hub.fetch(weights)
     if not weights or not path.exists():
-        raise ModelError(
-            f"there is no ControlNet `{weights}`",
-            "give its hub id, folder or file with --weights",
-        )
+        raise ModelError(f"there is no ControlNet `{weights}`", _WEIGHTS_HINT)
     part = "controlnet"
     source = FolderSource(path, weights, (part,)) if path.is_dir() else _ControlNetFile(path, model)
     return load_network(ControlNetModel, source, part, model.placement)

@@ -32,6 +32,16 @@ class Mask(ImageControl):
             "generate and black where to keep the image"
         ]
 
+    def check(self) -> None:
+        """Both images must exist, and have one aspect ratio."""
+        mask, image = open_image(self.mask), open_image(self.image)
+        if abs(mask.width * image.height / (mask.height * image.width) - 1) > 0.02:
+            raise RequestError(
+                f"mask {self.mask} has another aspect ratio than the image: "
+                f"{mask.width}x{mask.height} and {image.width}x{image.height}",
+                "give a mask of the same shape as the image, at any size",
+            )
+
     def prepare(self, context: SamplingContext) -> Generator[Tensor, None, ControlHooks]:
         """Hooks that blend the source image in; no extra pass."""
         yield from ()
@@ -40,14 +50,8 @@ class Mask(ImageControl):
 
 class _Blend(ControlHooks):
     def __init__(self, context: SamplingContext, control: Mask) -> None:
-        mask, image = open_image(control.mask), open_image(control.image)
-        if abs(mask.width * image.height / (mask.height * image.width) - 1) > 0.02:
-            raise RequestError(
-                f"mask {control.mask} has another aspect ratio than the image: "
-                f"{mask.width}x{mask.height} and {image.width}x{image.height}",
-                "give a mask of the same shape as the image, at any size",
-            )
-        white = to_pixels(mask, *context.size).mean(1, keepdim=True) / 2 + 0.5
+        control.check()
+        white = to_pixels(open_image(control.mask), *context.size).mean(1, keepdim=True) / 2 + 0.5
         weight = 1 - white if control.invert_mask else white
         self._weight = weight.to(context.model.device)
         self._source = context.pixels(control.image).to(context.model.device)
