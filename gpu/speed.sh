@@ -6,20 +6,9 @@
 # annotated_types, typing_inspection; peft if it is older than 0.21) lie in .whl. Results come back
 # as JSON in $OUT, after every job anew: one file for one concept, one for eight in a batch.
 # To try it where there is no GPU: DEVICE=cpu BASE=some/folder SIZE=32 STEPS=2 bash gpu/speed.sh
-set -euo pipefail
-cd "$(dirname "$0")/.."
-if compgen -G ".whl/*.whl" > /dev/null; then
-  python3 -m pip install -q --no-index --no-deps --no-compile --no-cache-dir --upgrade \
-    --target /tmp/site .whl/*.whl
-  export PYTHONPATH="/tmp/site:src"
-else
-  export PYTHONPATH="src${PYTHONPATH:+:$PYTHONPATH}"
-fi
-export PYTHONUNBUFFERED=1
-out="${OUT:-/tmp}"
+source "$(dirname "$0")/environment.sh"
 common=(--base "${BASE:-sd15}" --device "${DEVICE:-cuda}" --size "${SIZE:-512}")
 common+=(--work "${WORK:-/tmp/bases}")
-python=${PYTHON:-python3}
 
 # Each job is a process of about 20 seconds, most of them loading: 16 jobs, then 4.
 timeout 380 "$python" -m lab.speed "${common[@]}" --rounds 2 --steps "${STEPS:-20}" \

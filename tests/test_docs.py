@@ -109,13 +109,13 @@ def test_every_command_of_a_guide_runs(
 
 
 @pytest.mark.parametrize("kind", ["families", "formats"])
-def test_tables_of_plug_ins_are_what_the_plug_ins_say(kind: str) -> None:
+def test_tables_of_plug_ins_agree_with_the_plug_ins(kind: str) -> None:
     written = re.search(rf"<!-- figures: {kind} -->\n(.*?)<!-- end -->", README, re.DOTALL)
     assert written
     assert written[1] == doc_tables.BLOCKS[kind](), "run python -m lab.doc_tables"
 
 
-def test_the_reference_is_what_the_options_say() -> None:
+def test_the_reference_agrees_with_the_options() -> None:
     written = {path.name: path.read_text("utf-8") for path in reference.FOLDER.glob("*.md")}
     assert written == reference.pages(), "run python -m lab.reference"
 
@@ -128,7 +128,7 @@ def test_every_make_target_that_is_named_exists(page: Path) -> None:
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
-def test_links_lead_somewhere(page: Path) -> None:
+def test_links_have_existing_targets(page: Path) -> None:
     links = re.findall(r"\]\(([^)#\s]+)", page.read_text(encoding="utf-8"))
     missing = [link for link in links if "://" not in link and not (page.parent / link).exists()]
     assert not missing

@@ -26,7 +26,7 @@ def test_the_names_of_the_first_version_exist() -> None:
     assert pinxit.sheet is pinxit.contact_sheet
 
 
-def test_importing_loads_nothing_heavy() -> None:
+def test_importing_loads_no_heavy_library() -> None:
     code = "import sys, pinxit; print([m for m in ('torch', 'pydantic') if m in sys.modules])"
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert run.stdout.strip() == "[]"

@@ -41,12 +41,12 @@ def test_equal_results_have_no_differences(tmp_path: Path) -> None:
 def test_a_change_is_reported(
     tmp_path: Path, what: str, change: Callable[[Path], object], foreign: bool
 ) -> None:
-    found = differences(
+    reported = differences(
         manifest(tmp_path / "one", foreign=foreign),
         manifest(tmp_path / "two", change, foreign=foreign),
     )
-    assert [one.what for one in found if not one.note] == [what]
-    assert found[0].command == "train"
+    assert [one.what for one in reported if not one.note] == [what]
+    assert reported[0].command == "train"
 
 
 def test_names_of_tensors_count_in_formats_of_other_programs_only(tmp_path: Path) -> None:
@@ -63,13 +63,13 @@ def test_metadata_is_a_note(tmp_path: Path) -> None:
     def describe(folder: Path) -> None:
         save_file(WEIGHTS, folder / "weights.safetensors", {"title": "toy"})
 
-    found = differences(manifest(tmp_path / "one"), manifest(tmp_path / "two", describe))
-    assert found == [Difference("train", "file", "weights.safetensors", note=True)]
+    reported = differences(manifest(tmp_path / "one"), manifest(tmp_path / "two", describe))
+    assert reported == [Difference("train", "file", "weights.safetensors", note=True)]
 
 
 def test_a_missing_command_is_reported(tmp_path: Path) -> None:
-    (found,) = differences(manifest(tmp_path / "one"), {})
-    assert (found.what, found.note) == ("command", False)
+    (reported,) = differences(manifest(tmp_path / "one"), {})
+    assert (reported.what, reported.note) == ("command", False)
 
 
 def test_only_what_a_command_changed_is_its_result(tmp_path: Path) -> None:
@@ -105,8 +105,8 @@ def test_results_are_those_of_the_first_version() -> None:
     cloned = (root / ".git").exists() and shutil.which("git")
     if not cloned or subprocess.run(known, cwd=root, check=False).returncode:
         pytest.skip("the git history does not reach the first version here")
-    found = compare.compare(compare.FIRST_VERSION)
-    assert not [one for one in found if not one.note], compare.table(found)
+    reported = compare.compare(compare.FIRST_VERSION)
+    assert not [one for one in reported if not one.note], compare.table(reported)
 
 
 def manifest(
@@ -118,8 +118,8 @@ def manifest(
     image(folder, (1, 2, 3))
     weights(folder)
     change(folder)
-    found: Manifest = {"train": result(folder, {}, foreign=foreign)}
-    return json.loads(json.dumps(found))
+    files: Manifest = {"train": result(folder, {}, foreign=foreign)}
+    return json.loads(json.dumps(files))
 
 
 def log(folder: Path, loss: float) -> None:

@@ -21,12 +21,6 @@ FILES = sorted(path for path in SOURCE.rglob("*.py") if not ASIDE & {*path.parts
 AMBIGUOUS = {"lora", "mask", "inversion", "pinxit", "diffusers", "peft"}
 AMBIGUOUS |= {"colour", "nearest", "dino", "emb-params", "local"}
 
-# Code that names a plug-in of a kind although it should not. Delete a line when its code is gone.
-NAMES_TO_REMOVE = {
-    ("methods", "cli/evaluate.py", "textual-inversion"),
-    ("kinds", "concepts/formats/full_difference.py", "lora"),
-}
-
 # Plug-ins that build on another one of their kind, and code that needs what one of them has.
 BUILDS_ON = {
     ("kinds", "adapters/kinds/timestep_lora.py", "lora"),
@@ -35,13 +29,15 @@ BUILDS_ON = {
 
 # By kind: the code that chooses plug-ins. Methods create the adapters that they train, and the
 # judge has the metrics that suit a base model and a kind of subject. What other programs do with
-# each format is data by the formats' names. A recipe has a default optimizer.
+# each format is data by the formats' names. A recipe has a default optimizer, and a benchmark a
+# default method.
 CHOOSES = {
     "kinds": "training/",
     "metrics": "evaluation/judge.py",
     "formats": "concepts/programs.py",
     "engines": "runs/fleet.py",
     "optimizers": "training/recipe.py",
+    "methods": "cli/evaluate.py",
 }
 # Where names of layers belong: families and their base classes, layouts, other programs' files.
 KNOWS_LAYERS = ("models", "concepts/formats", "concepts/layer_names.py", "concepts/a1111_config.py")
@@ -95,13 +91,10 @@ def test_no_file_names_a_plug_in_of_another(kind: str) -> None:
                 continue
             # Kinds of adapter have names that are words of the field.
             is_unique = kind != "kinds" and plugin not in AMBIGUOUS
-            said = is_unique and {plugin, stem} & strings(path)
-            if said or module in words(path):
+            is_named = is_unique and {plugin, stem} & strings(path)
+            if is_named or module in words(path):
                 named.add((name_of(path), plugin))
-    allowed = {
-        (file, name) for of_kind, file, name in NAMES_TO_REMOVE | BUILDS_ON if of_kind == kind
-    }
-    assert named == allowed
+    assert named == {(file, name) for of_kind, file, name in BUILDS_ON if of_kind == kind}
 
 
 def test_only_models_and_formats_know_the_names_of_layers() -> None:

@@ -131,13 +131,13 @@ def paths_of(command: str, workplace: Path, nano: Path, tmp_path: Path) -> list[
 
 def snapshot(folder: Path) -> dict[str, tuple[object, ...]]:
     """Everything about the files of a folder that a command could change."""
-    found: dict[str, tuple[object, ...]] = {}
+    files: dict[str, tuple[object, ...]] = {}
     for path in sorted(folder.rglob("*")):
         state = path.lstat()
         data = sha256(path.read_bytes()).hexdigest() if path.is_file() else ""
         time = state.st_mtime_ns if path.is_file() else 0  # a folder's changes with its files
-        found[str(path.relative_to(folder))] = (state.st_mode, time, data)
-    return found
+        files[str(path.relative_to(folder))] = (state.st_mode, time, data)
+    return files
 
 
 def outside_of(tmp_path: Path) -> Path:

@@ -29,17 +29,17 @@ def main() -> None:
     args = parser.parse_args()
     torch.set_num_threads(1)
     results_file = args.work / "curve.json"
-    found: dict[str, dict[str, float]] = (
+    results: dict[str, dict[str, float]] = (
         json.loads(results_file.read_text()) if results_file.exists() else {}
     )
     states = sorted((args.work / "kept").glob("painter-*.safetensors"))
     for path in (*states, args.work / f"painter-{args.size}.safetensors"):
         step = painter.Trainer(path, painter.build(args.size), 0.0, 1).step
-        if str(step) not in found:
-            found[str(step)] = accuracy(args.work, path, args)
-            results_file.write_text(json.dumps(found, indent=1))
-            print(step, found[str(step)], flush=True)
-    points = {int(step) * painter.BATCH: shares for step, shares in found.items()}
+        if str(step) not in results:
+            results[str(step)] = accuracy(args.work, path, args)
+            results_file.write_text(json.dumps(results, indent=1))
+            print(step, results[str(step)], flush=True)
+    points = {int(step) * painter.BATCH: shares for step, shares in results.items()}
     print(json.dumps({"measured": points, "expected": expected(points)}))
 
 
@@ -50,15 +50,15 @@ def expected(points: dict[int, dict[str, float]]) -> dict[str, dict[int, float]]
     """
     samples = sorted(points)
     last = samples[len(samples) // 2 - 1 :] if len(samples) > 3 else samples
-    found: dict[str, dict[int, float]] = {}
+    curves: dict[str, dict[int, float]] = {}
     for what in points[samples[-1]]:
         wrong = [math.log(max(1 - points[n][what], 0.005)) for n in last]
         slope, start = np.polyfit(np.log(last), wrong, 1)
-        found[what] = {
+        curves[what] = {
             n: round(1 - math.exp(start + min(slope, 0.0) * math.log(n)), 3)
             for n in (samples[-1] * times for times in (2, 5, MAX_FACTOR))
         }
-    return found
+    return curves
 
 
 if __name__ == "__main__":

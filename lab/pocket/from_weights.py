@@ -27,15 +27,15 @@ def take(
     run.step, rows = step, rows or {}
     with torch.no_grad():
         for name, parameter in run.trained.items():
-            found = old.get(name.removeprefix(prefix)) if name.startswith(prefix) else None
-            if found is None:
+            weight = old.get(name.removeprefix(prefix)) if name.startswith(prefix) else None
+            if weight is None:
                 continue
             which = next((r for end, r in rows.items() if end in name), None)
-            if found.shape == parameter.shape:
-                parameter.copy_(found.float())
+            if weight.shape == parameter.shape:
+                parameter.copy_(weight.float())
             elif which is not None:
                 new, known = map(list, zip(*which, strict=True))
-                parameter[new] = found[known].float()
+                parameter[new] = weight[known].float()
             run.average[name].copy_(parameter)
     run.save()
 
@@ -72,10 +72,10 @@ def main(weights: Path, work: Path, answers: dict[str, list[str]]) -> None:
 
 def tensors(folder: Path) -> dict[str, Tensor]:
     """The tensors of all files of a network."""
-    found: dict[str, Tensor] = {}
+    tensors_by_name: dict[str, Tensor] = {}
     for path in folder.glob("*.safetensors"):
-        found |= {n.removeprefix("text_model."): t for n, t in load_file(path).items()}
-    return found
+        tensors_by_name |= {n.removeprefix("text_model."): t for n, t in load_file(path).items()}
+    return tensors_by_name
 
 
 if __name__ == "__main__":

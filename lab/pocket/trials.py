@@ -67,14 +67,14 @@ def main() -> None:
     torch.set_num_threads(1)
     torch.set_flush_denormal(True)
     results_file = args.work / "trials.json"
-    found: dict[str, Any] = json.loads(results_file.read_text()) if results_file.exists() else {}
+    results: dict[str, Any] = json.loads(results_file.read_text()) if results_file.exists() else {}
     trials = {experiment.name: partial(run, experiment, args) for experiment in EXPERIMENTS}
     for name, measured in ({"the fork": partial(at_first, args)} | trials).items():
-        if name not in found:
-            found[name] = measured()
-            results_file.write_text(json.dumps(found, indent=1))
-            print(name, found[name], flush=True)
-    print(json.dumps(found))
+        if name not in results:
+            results[name] = measured()
+            results_file.write_text(json.dumps(results, indent=1))
+            print(name, results[name], flush=True)
+    print(json.dumps(results))
 
 
 def at_first(args: argparse.Namespace) -> dict[str, float]:
@@ -133,8 +133,8 @@ def accuracy(work: Path, state: Path, args: argparse.Namespace) -> dict[str, flo
     )
     pipe.set_progress_bar_config(disable=True)
     asked = measure.combinations(False, args.pictures)
-    painted = measure.paint(pipe, [prompt(*a) for a in asked], 3.0, 15, 1000)
-    right = measure.right(eyes, torch.cat([part for _, part in painted]), asked)
+    generated = measure.paint(pipe, [prompt(*a) for a in asked], 3.0, 15, 1000)
+    right = measure.right(eyes, torch.cat([part for _, part in generated]), asked)
     joint = right.pop("joint")
     sides: list[float] = []
     for relation in ("left", "right"):
@@ -142,8 +142,12 @@ def accuracy(work: Path, state: Path, args: argparse.Namespace) -> dict[str, flo
         parts = measure.paint(pipe, [measure.prompt_of(s) for s in scenes], 3.0, 15, 3000)
         images = torch.cat([part for _, part in parts])
         sides.append(measure.heard(eyes, images, scenes, measure.RICHER[relation]))
-    found = {"attributes": np.mean([*right.values()]), "joint": joint, "two things": np.mean(sides)}
-    return {what: round(float(share), 4) for what, share in found.items()}
+    accuracies = {
+        "attributes": np.mean([*right.values()]),
+        "joint": joint,
+        "two things": np.mean(sides),
+    }
+    return {what: round(float(share), 4) for what, share in accuracies.items()}
 
 
 if __name__ == "__main__":

@@ -72,15 +72,15 @@ class Lab:
         `length` is the number of steps, relative to that of the recipe.
         """
         count = len(recipe.read_images())
-        settled = TrainingPlan.of(recipe, self.model, count).recipe
-        folder = folder.with_name(f"{folder.name}-{self.tag(settled.to_toml())}")
-        steps = round((settled.steps or 0) * length)
+        complete = TrainingPlan.of(recipe, self.model, count).recipe
+        folder = folder.with_name(f"{folder.name}-{self.tag(complete.to_toml())}")
+        steps = round((complete.steps or 0) * length)
         steps_before = 0
         if Run.exists(folder):
             run = Run.open(folder, steps)
             steps_before = len(run.state.steps)
         else:
-            run = Run.create(folder, settled.model_copy(update={"steps": steps}))
+            run = Run.create(folder, complete.model_copy(update={"steps": steps}))
         start, processor_start = time.perf_counter(), time.process_time()
         preparation = 0.0
 

@@ -258,14 +258,15 @@ def summary(rows: Mapping[Piece, Row]) -> dict[str, object]:
     for piece, row in rows.items():
         kind = "subjects" if isinstance(piece.case, SubjectCase) else "styles"
         groups.setdefault((kind, piece.method, piece.length), []).append(row)
-    for (kind, method, length), some in groups.items():
+    for (kind, method, length), rows_of_group in groups.items():
         intervals = {
-            name: vars(bootstrap(np.array([row[name] for row in some]))) for name in FIGURES
+            name: vars(bootstrap(np.array([row[name] for row in rows_of_group])))
+            for name in FIGURES
         }
         figures[kind][f"{method}, {length:g}"] = {
             "method": method,
             "length": length,
-            "cases": len(some),
+            "cases": len(rows_of_group),
             **intervals,
         }
     return {kind: rows for kind, rows in figures.items() if rows}

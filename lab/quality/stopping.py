@@ -79,7 +79,7 @@ class LongRun:
     def run(self, base: str) -> Run:
         """The run, new or existing."""
         args, folder = self.args, self.folder / "run"
-        pictures = write_references(self.subject, self.folder / "pictures")
+        images = write_references(self.subject, self.folder / "pictures")
         if Run.exists(folder):
             return Run.open(folder, self.steps)
         every = {"validate_every": args.every, "save_every": args.every, "checkpoint_every": 50}
@@ -89,7 +89,7 @@ class LongRun:
             "base": base,
         }
         size = {"steps": self.steps, "batch_size": self.batch_size, "method": self.method}
-        silent = {"images": pictures, "preview_every": 0, "early_stop": _EARLY_STOP}
+        silent = {"images": images, "preview_every": 0, "early_stop": _EARLY_STOP}
         return Run.create(folder, Recipe.model_validate({**every, **subject, **size, **silent}))
 
     def concept(self, step: int) -> Concept:
@@ -106,9 +106,9 @@ class LongRun:
                 return step
         return self.steps
 
-    def cached(self, name: str, found: Callable[[], Row]) -> Row:
+    def cached(self, name: str, compute: Callable[[], Row]) -> Row:
         """A row of results from the work folder, or else measured now."""
-        return cached(self.folder / f"{name}.json", found)
+        return cached(self.folder / f"{name}.json", compute)
 
 
 def train_all(model: Model, long_runs: Sequence[LongRun]) -> None:
@@ -202,18 +202,18 @@ def cost(model: Model, long_run: LongRun) -> float:
     """The share of a run's time that validation takes, at the method's default batch size."""
     recipe = long_run.run(model.name).recipe
     own = {"steps": None, "batch_size": None, "validate_every": None}
-    pictures = recipe.read_images()
-    plan = TrainingPlan.of(recipe.model_copy(update=own), model, len(pictures))
-    lesson = TrainingSession(
-        model, [ConceptTrainer(model, replace(plan, validate_every=1), pictures)]
+    images = recipe.read_images()
+    plan = TrainingPlan.of(recipe.model_copy(update=own), model, len(images))
+    session = TrainingSession(
+        model, [ConceptTrainer(model, replace(plan, validate_every=1), images)]
     )
     steps: list[float] = []
     looks: list[float] = []
-    with closing(train(lesson)) as going:
-        next(going)
+    with closing(train(session)) as training:
+        next(training)
         for _ in range(_TIMED_STEPS):
             began = time.perf_counter()
-            seconds = next(going).seconds
+            seconds = next(training).seconds
             looks.append(time.perf_counter() - began - seconds)
             steps.append(seconds)
     return median(looks) / (median(looks) + plan.validate_every * median(steps))

@@ -176,9 +176,9 @@ def leak_rate(generated: Sequence[LabImage], eyes: Eyes) -> float:
 def summary(rows: dict[str, list[Row]]) -> dict[str, dict[str, object]]:
     """Similarity to the style, prompt accuracy and leaks, by style and method."""
     figures: dict[str, dict[str, object]] = {}
-    for way, some in rows.items():
-        for row in some:
-            figures.setdefault(row["style"], {})[way] = {
+    for method, of_method in rows.items():
+        for row in of_method:
+            figures.setdefault(row["style"], {})[method] = {
                 "caught": {name: score["share"] for name, score in row["likeness"].items()},
                 "right": row["right"],
                 **{

@@ -104,15 +104,17 @@ def summary(rows: Mapping[str, Sequence[Row]]) -> dict[str, object]:
     """Means over all subjects with 95% confidence intervals, and the required values if any."""
     bars = tomllib.loads((Path(__file__).parent / "bars.toml").read_text())["subjects"]
     figures: dict[str, object] = {}
-    for method, some in rows.items():
-        right = {name: _mean(some, name) for name in (*ATTRIBUTES, "all")}
-        shares = {scale: vars(bootstrap(_rows(some, scale), mean_relative)) for scale in _SCALES}
+    for method, of_method in rows.items():
+        right = {name: _mean(of_method, name) for name in (*ATTRIBUTES, "all")}
+        shares = {
+            scale: vars(bootstrap(_rows(of_method, scale), mean_relative)) for scale in _SCALES
+        }
         figures[method] = {
-            "subjects": [row["subject"] for row in some],
+            "subjects": [row["subject"] for row in of_method],
             "share": shares,
             "right": right,
             "background_of_base": right["background"] / max(_mean(rows[BASE], "background"), 1e-9),
-            "seconds_of_learning": fmean(float(row["seconds"]) for row in some),
+            "seconds_of_learning": fmean(float(row["seconds"]) for row in of_method),
             "bars": bars.get(method),
         }
     return figures
@@ -131,7 +133,7 @@ def subject_images(subject: int) -> tuple[list[gallery.Picture], ...]:
     shown = gallery.portraits(held_out_subjects()[subject], places.tolist(), (_SEED, subject))
     look_alikes = gallery.other_pictures(subject, distractor=True)
     others = gallery.other_pictures(subject, distractor=False)
-    return tuple([e.image() for e in some] for some in (shown, look_alikes, others))
+    return tuple([e.image() for e in exhibits] for exhibits in (shown, look_alikes, others))
 
 
 def write_references(subject: int, folder: Path) -> Path:
@@ -166,8 +168,8 @@ def main() -> None:
     lab = Lab(model, print_progress, args.count)
     rows: dict[str, list[Row]] = {method: [] for method in (BASE, *args.methods)}
     for subject in sample_subjects(args.subjects):
-        for method, some in rows.items():
-            some.append(run_experiment(lab, eyes, Experiment(subject, method, args)))
+        for method, of_method in rows.items():
+            of_method.append(run_experiment(lab, eyes, Experiment(subject, method, args)))
     print(json.dumps(summary(rows)))
 
 

@@ -58,7 +58,7 @@ def record(source: Path, names: Sequence[str]) -> Manifest:
                 pool.submit(_run_chain, CHAINS[name], program, source, inputs, Path(folder, name))
                 for name in names
             ]
-        return {name: found for chain in chains for name, found in chain.result().items()}
+        return {name: files for chain in chains for name, files in chain.result().items()}
 
 
 def baseline(rev: str, names: Sequence[str]) -> Manifest:
@@ -92,14 +92,14 @@ def compare(rev: str, names: Sequence[str] = tuple(CHAINS)) -> list[Difference]:
     return differences(baseline(rev, names), record(ROOT, names))
 
 
-def table(found: Sequence[Difference]) -> str:
+def table(differences: Sequence[Difference]) -> str:
     """Differences as lines of text, failures first."""
     lines = [
         f"{'note' if one.note else 'DIFFERENT':9}  {one.command:24}  {one.what:7}  {one.text}"
-        for one in sorted(found, key=lambda one: one.note)
+        for one in sorted(differences, key=lambda one: one.note)
     ]
-    failures = sum(not one.note for one in found)
-    return "\n".join([*lines, f"{failures} differences, {len(found) - failures} notes"])
+    failures = sum(not one.note for one in differences)
+    return "\n".join([*lines, f"{failures} differences, {len(differences) - failures} notes"])
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -119,12 +119,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if options.action == "record":
             _record_to(options.out, options.source, names)
             return 0
-        found = compare(options.rev, names)
+        differences = compare(options.rev, names)
     except CommandError as error:
         print(error, file=sys.stderr)
         return 1
-    print(table(found))
-    return int(any(not one.note for one in found))
+    print(table(differences))
+    return int(any(not one.note for one in differences))
 
 
 def _record_to(out: Path, rev: str | None, names: Sequence[str]) -> None:

@@ -107,14 +107,14 @@ def tensors(file: Path) -> dict[str, str]:
 
 def differences(baseline: Manifest, current: Manifest) -> list[Difference]:
     """What differs between two manifests, failures and notes."""
-    found: list[Difference] = []
+    different: list[Difference] = []
     for command in sorted(baseline.keys() | current.keys()):
         if command not in baseline or command not in current:
             side = "current" if command in current else "baseline"
-            found.append(Difference(command, "command", f"only in the {side} manifest"))
+            different.append(Difference(command, "command", f"only in the {side} manifest"))
         else:
-            found += _compare(command, baseline[command], current[command])
-    return found
+            different += _compare(command, baseline[command], current[command])
+    return different
 
 
 def _compare(command: str, old: Result, new: Result) -> Iterator[Difference]:

@@ -89,9 +89,9 @@ def _upload_images(client: TestClient, folder: Path, count: int, counts: Counter
         answer = client.post("/api/images", files=files)
         counts[f"image upload {answer.status_code}"] += 1
         if answer.status_code == 201:
-            found = answer.json()
-            counts["images used"] += len(found["images"])
-            counts["images refused"] += len(found["rejected"])
+            content = answer.json()
+            counts["images used"] += len(content["images"])
+            counts["images refused"] += len(content["rejected"])
 
 
 def _escapes(folder: Path) -> list[Path]:

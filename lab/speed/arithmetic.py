@@ -63,12 +63,12 @@ class Need:
     frozen: int
     activations: int
 
-    def gigabytes(self, frozen: int = 2, kept: int = 2) -> float:
+    def gigabytes(self, frozen: int = 2, stored: int = 2) -> float:
         """The necessary memory; `frozen` and `kept` are bytes per frozen weight and activation.
 
         A trained weight is in fp32 with its gradient and both moments.
         """
-        return (16 * self.trained + frozen * self.frozen + kept * self.activations) / 1e9
+        return (16 * self.trained + frozen * self.frozen + stored * self.activations) / 1e9
 
 
 class Networks:
@@ -151,7 +151,7 @@ def needs(networks: Networks) -> dict[str, Need]:
     unet, text_encoders = networks.weights("unet"), networks.weights(*networks.text_encoders)
     painting = networks.count(networks.denoise())
     decoded = networks.count(networks.decoded)
-    found = {
+    by_method = {
         "generation": Need(
             50 * painting.operations + decoded.operations,
             _added([painting] * 50 + [decoded]),
@@ -170,14 +170,16 @@ def needs(networks: Networks) -> dict[str, Need]:
         table.requires_grad_(False)
     shown = networks.count(networks.denoise(context=True))
     row = sum(table.weight.shape[1] for table in tables)
-    found["textual-inversion"] = _need([shown, text_counts], [encoded], row, unet + text_encoders)
+    by_method["textual-inversion"] = _need(
+        [shown, text_counts], [encoded], row, unet + text_encoders
+    )
     tuned: Any = parts["unet"].requires_grad_(True)
     whole = networks.count(networks.denoise())
-    found["dreambooth"] = _need([whole] * 2, [encoded, read] * 2, unet, 0)
+    by_method["dreambooth"] = _need([whole] * 2, [encoded, read] * 2, unet, 0)
     adapted = _with_lora(tuned.requires_grad_(False))
     lora_counts = networks.count(networks.denoise())
-    found["lora"] = _need([lora_counts], [encoded, read], adapted, unet)
-    return found
+    by_method["lora"] = _need([lora_counts], [encoded, read], adapted, unet)
+    return by_method
 
 
 @contextmanager
@@ -199,8 +201,8 @@ def _stored(parts: Mapping[str, nn.Module]) -> Iterator[dict[int, tuple[Any, int
 def stored_values(answer: Callable[[], Tensor], parts: Mapping[str, nn.Module]) -> int:
     """The number of values that a forward pass stores for the backward pass."""
     with torch.device("meta"), _products_for_attention(), _stored(parts) as storages:
-        found = answer()
-        assert found.requires_grad
+        result = answer()
+        assert result.requires_grad
         return sum(size for _, size in storages.values())
 
 
@@ -208,10 +210,10 @@ def count_operations(answer: Callable[[], Tensor], parts: Mapping[str, nn.Module
     """Count a forward pass, and a backward pass if there are gradients, without stored weights."""
     with torch.device("meta"), _products_for_attention(), FlopCounterMode(display=False) as flops:
         with _stored(parts) as storages:
-            found = answer()
+            result = answer()
         forward = _kinds(flops)
-        if found.requires_grad:
-            found.sum().backward()
+        if result.requires_grad:
+            result.sum().backward()
         backward = Counter(_kinds(flops))
     backward.subtract(forward)
     return Count(forward, dict(backward), sum(size for _, size in storages.values()))
@@ -253,12 +255,12 @@ def _products_for_attention() -> Iterator[None]:
 
 def _kinds(flops: FlopCounterMode) -> dict[str, int]:
     """The operations so far, by kind."""
-    found: dict[str, int] = dict.fromkeys(KINDS, 0)
+    sums: dict[str, int] = dict.fromkeys(KINDS, 0)
     for operation, count in flops.get_flop_counts().get("Global", {}).items():
         name = str(operation)
         kind = "convolution" if "conv" in name else "attention" if "bmm" in name else "linear"
-        found[kind] += count
-    return found
+        sums[kind] += count
+    return sums
 
 
 def _with_lora(unet: Any) -> int:
@@ -310,12 +312,12 @@ def measure_base(name: str, size: int) -> dict[str, Any]:
 
 def main() -> None:
     """Print the counts of all base models at all resolutions."""
-    found = {
+    figures = {
         f"{name} {size}": measure_base(name, size)
         for name, sizes in SIZES.items()
         for size in sizes
     }
-    print(json.dumps(found))
+    print(json.dumps(figures))
 
 
 if __name__ == "__main__":

@@ -91,9 +91,9 @@ class QualityLab:
 
 def train_with_pinxit(model: Model, plan: TrainingPlan) -> tuple[Part, ...]:
     """Train with pinxit; returns the parts of the concept."""
-    pictures = read_images(plan.recipe.images)
+    images = read_images(plan.recipe.images)
     class_images = read_class_images(model, plan.class_images)
-    session = TrainingSession(model, [ConceptTrainer(model, plan, pictures, class_images)])
+    session = TrainingSession(model, [ConceptTrainer(model, plan, images, class_images)])
     for _ in train(session):
         pass
     return tuple(adapter.part() for adapter in session.adapters)
@@ -102,17 +102,17 @@ def train_with_pinxit(model: Model, plan: TrainingPlan) -> tuple[Part, ...]:
 def train_with_plain_loop(model: Model, plan: TrainingPlan) -> tuple[Part, ...]:
     """Train with the plain loop, with the same images and prompts; returns the concept's parts."""
     recipe = plan.recipe
-    pictures = read_images(recipe.images)
+    images = read_images(recipe.images)
     class_images = read_class_images(model, plan.class_images)
     learnables = plan.method.create_adapters(model, recipe.subject, plan.learning_rate)
     first = learnables[0].adapter.part()
     word = first.text if isinstance(first, AliasPart) else TOKEN
     shown = [
         plain.ImageSet(
-            tuple(picture.path for picture in pool.images),
-            tuple(tuple(text.replace(TOKEN, word) for text in some) for some in pool.prompts),
+            tuple(image.path for image in pool.images),
+            tuple(tuple(text.replace(TOKEN, word) for text in choice) for choice in pool.prompts),
         )
-        for pool in plan.method.image_pools(recipe.subject, pictures, class_images)
+        for pool in plan.method.image_pools(recipe.subject, images, class_images)
     ]
     decay, batch = max(learnable.weight_decay for learnable in learnables), plan.batch_size
     settings = plain.Settings(
@@ -139,10 +139,10 @@ def _parts(recipe: Recipe, first: Part, learned: Mapping[str, Tensor]) -> tuple[
 def score_concept(lab: QualityLab, model: Model, eyes: Eyes, concept: Concept) -> Scores:
     """Both likeness scores of a concept, from 0 (floor) to 1 (ceiling)."""
     texts = [prompt(lab.noun, None, place, "photo") for place in BACKGROUNDS]
-    painted = [
-        LabImage(Prompt(text, text, text), picture.image)
+    images = [
+        LabImage(Prompt(text, text, text), image.image)
         for text in texts
-        for picture in generate_images(model, text.replace(lab.noun, TOKEN, 1), [concept])
+        for image in generate_images(model, text.replace(lab.noun, TOKEN, 1), [concept])
     ]
     subject = held_out_subjects()[lab.subject]
     shown = gallery.portraits(subject, gallery.PLACES, (11, lab.subject))
@@ -152,8 +152,8 @@ def score_concept(lab: QualityLab, model: Model, eyes: Eyes, concept: Concept) -
     )
     truth = subject.hidden().tolist()
     scales = subject_scales([exhibit.image() for exhibit in shown], like, others, truth, eyes)
-    found = score_images(painted, scales, eyes)
-    return {scale: found.likeness[scale].relative for scale in SCALES}
+    scores = score_images(images, scales, eyes)
+    return {scale: scores.likeness[scale].relative for scale in SCALES}
 
 
 def difference(ours: Sequence[float], theirs: Sequence[float]) -> dict[str, object]:
@@ -175,7 +175,7 @@ def run_all(
         for precision in precisions
     }
     count = len(read_images(lab.pictures))
-    found: dict[str, object] = {}
+    figures: dict[str, object] = {}
     for method in methods:
         rows: dict[str, list[Scores]] = {}
         for seed in range(seeds):
@@ -195,7 +195,7 @@ def run_all(
                 )
                 print(f"{method}, {side}, seed {seed}: {rows[side][-1]}", file=sys.stderr)
         scores = {s: {k: [row[k] for row in rows[s]] for k in SCALES} for s in rows}
-        found[method] = {
+        figures[method] = {
             "steps": lab.recipe(method, 0, share).steps,
             "scores": {s: {k: _summary(scores[s][k]) for k in SCALES} for s in rows},
             "difference": {
@@ -204,7 +204,7 @@ def run_all(
                 if precision in scores
             },
         }
-    return {"seeds": seeds, "methods": found}
+    return {"seeds": seeds, "methods": figures}
 
 
 def _summary(scores: Sequence[float]) -> dict[str, object]:
@@ -234,8 +234,8 @@ def main() -> None:
         for number, exhibit in enumerate(shown):
             exhibit.image().save(pictures / f"{number}.png")
         lab = QualityLab(args.subject, pictures)
-        found = run_all(lab, args.precisions, args.methods, args.seeds, args.share)
-        print(json.dumps(found))
+        figures = run_all(lab, args.precisions, args.methods, args.seeds, args.share)
+        print(json.dumps(figures))
 
 
 if __name__ == "__main__":

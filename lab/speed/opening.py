@@ -66,12 +66,12 @@ def time_opening(path: Path, reader: str) -> dict[str, float]:
 def measure(gigabytes: float, times: int) -> dict[str, Any]:
     """Measure both readers on both layouts alternately, each time in a new process."""
     (ROOT / "build").mkdir(exist_ok=True)
-    found: dict[str, Any] = {"tensors": TENSORS}
+    figures: dict[str, Any] = {"tensors": TENSORS}
     for layout in ("zip", "legacy"):
         with tempfile.TemporaryDirectory(dir=ROOT / "build") as folder:
             path = Path(folder) / "sd15.ckpt"
             _run("--make", layout, str(path), str(gigabytes))
-            found[f"{layout} GB"] = round(path.stat().st_size / 1e9, 2)
+            figures[f"{layout} GB"] = round(path.stat().st_size / 1e9, 2)
             rounds = [
                 {who: _run("--open", who, str(path)) for who in READERS} for _ in range(times)
             ]
@@ -79,10 +79,10 @@ def measure(gigabytes: float, times: int) -> dict[str, Any]:
             raise ValueError("the readers do not read the same")
         for who in READERS:
             keys = [key for key in rounds[0][who] if key != "sum"]
-            found[f"{layout}, {who}"] = {
+            figures[f"{layout}, {who}"] = {
                 key: round(median(once[who][key] for once in rounds), 3) for key in keys
             }
-    return found
+    return figures
 
 
 def _run(*words: str) -> dict[str, float]:

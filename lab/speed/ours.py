@@ -29,12 +29,11 @@ def open_model(job: Job) -> Model:
 def training_steps(job: Job) -> Iterator[int | None]:
     """Training: yields when ready, then after each step the bytes that a step should need."""
     model = open_model(job)
-    pictures = read_images(job.pictures)
+    images = read_images(job.pictures)
     plans = [
-        TrainingPlan.of(_recipe(job, number), model, len(pictures))
-        for number in range(job.concepts)
+        TrainingPlan.of(_recipe(job, number), model, len(images)) for number in range(job.concepts)
     ]
-    session = _session(model, plans, pictures)
+    session = _session(model, plans, images)
     yield None
     for _ in train(session):
         yield session.memory_plan.needed_bytes if session.memory_plan else None

@@ -215,13 +215,13 @@ class Lora(Loop):
     def trained_tensors(self) -> dict[str, Tensor]:
         """Both factors and the alpha of each layer."""
         named = self.unet.named_parameters()
-        found = {
+        tensors = {
             name.replace(".default", ""): weight.detach()
             for name, weight in named
             if weight.requires_grad
         }
-        layers = {name.partition(".lora_")[0] for name in found}
-        return found | {f"{layer}.alpha": torch.tensor(float(LORA_RANK)) for layer in layers}
+        layers = {name.partition(".lora_")[0] for name in tensors}
+        return tensors | {f"{layer}.alpha": torch.tensor(float(LORA_RANK)) for layer in layers}
 
 
 class Dreambooth(Loop):

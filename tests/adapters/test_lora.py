@@ -492,12 +492,12 @@ def test_every_kind_trains_and_resumes(
     assert losses == [float(entry.losses[0]) for entry in again.state.steps]
 
 
-def errors(lesson: TrainingSession, adapters: Sequence[Adapter]) -> float:
+def errors(session: TrainingSession, adapters: Sequence[Adapter]) -> float:
     """The loss on samples that no training step used."""
-    with applied(lesson.model, [*lesson.adapters[:1], *adapters[1:]]):
-        tell = lesson.conditioner()
+    with applied(session.model, [*session.adapters[:1], *adapters[1:]]):
+        tell = session.conditioner()
         return sum(
-            float(denoising_losses(lesson.model, part, tell).sum())
+            float(denoising_losses(session.model, part, tell).sum())
             for n in range(8)
-            for part in lesson.batches(10_000 + n)
+            for part in session.batches(10_000 + n)
         )

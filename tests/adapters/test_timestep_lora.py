@@ -157,7 +157,7 @@ def test_converted_files_keep_it_and_say_what_other_programs_do(
 def test_damaged_settings_are_refused(least: str, model: Model) -> None:
     part = adapter_of(model).part()
     settings = {**part.settings, "min_rank": least}
-    with pytest.raises(ConceptError, match="smallest rank"):
+    with pytest.raises(ConceptError, match="`min_rank` must be a number"):
         TimestepLoraPart.from_stored(settings, part.tensors)
 
 

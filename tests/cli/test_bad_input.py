@@ -339,7 +339,7 @@ def test_fewer_steps_than_trained_are_refused_before_the_base_is_opened(
     assert "already trained 2 steps, more than 1" in capsys.readouterr().err
 
 
-def test_a_finished_run_says_that_nothing_was_left(
+def test_a_finished_run_reports_that_no_step_is_left(
     place: Place, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main([*place.train(), "--preview-every", "0"]) == 0

@@ -26,7 +26,7 @@ def train(pictures: Path, base: Path, *more: str) -> int:
     return main([*words, *more])
 
 
-def test_training_says_what_would_be_downloaded(
+def test_training_names_the_models_that_it_would_download(
     pictures: Path, nano: Path, empty_cache: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert train(pictures, nano) == 0

@@ -163,8 +163,8 @@ def in_pixels(data: dict[str, object], height: int = 96) -> Image.Image:
     halves = (np.resize(half, (height, width, 3)) for half in (packed & 15, packed >> 4))
     low, high = (half ^ covered ^ 0x50 for half in halves)
     gap = np.zeros((height, 1, 3), np.uint8)
-    picture = np.full((height, 40, 3), 77, np.uint8)
-    return Image.fromarray(np.concatenate([low, gap, picture, gap, high], 1))
+    image = np.full((height, 40, 3), 77, np.uint8)
+    return Image.fromarray(np.concatenate([low, gap, image, gap, high], 1))
 
 
 @pytest.mark.parametrize("place", ["chunk", "pixels"])
@@ -173,8 +173,8 @@ def test_hidden_in_an_image(place: str, tmp_path: Path) -> None:
     info = PngInfo()
     if place == "chunk":
         info.add_text("sd-ti-embedding", base64.b64encode(json.dumps(data).encode()).decode())
-    picture = in_pixels(data) if place == "pixels" else Image.new("RGB", (64, 64), "gold")
-    picture.save(tmp_path / "shared-by-a-friend.png", pnginfo=info)
+    image = in_pixels(data) if place == "pixels" else Image.new("RGB", (64, 64), "gold")
+    image.save(tmp_path / "shared-by-a-friend.png", pnginfo=info)
     concept = read_concept(tmp_path / "shared-by-a-friend.png")
     assert holds(concept, text=TABLE)
     assert (concept.token, concept.nickname) == ("shifu", "shared-by-a-friend")
@@ -316,11 +316,11 @@ def test_generate_with_files(run_pinxit: Any, nano: Path, model: Model, tmp_path
     save_embedding(tmp_path / "hestia.safetensors", width, 1)
     words = ["--concept", "shifu.pt", "--concept", "hestia.safetensors"]
     asked = ["--base", str(nano), "--count", "1", "--steps", "2"]
-    status, painted, output = run_pinxit(
+    status, files, output = run_pinxit(
         "generate", "shifu on a beach, in hestia style", *words, *asked
     )
     assert (status, output.count("note:")) == (0, 0), output
-    assert Image.open(painted.strip()).size == (32, 32)
+    assert Image.open(files.strip()).size == (32, 32)
     status, _, output = run_pinxit("generate", "shifu on a beach", *words, *asked[2:])
     assert status == 2
     assert "those of pocket are" in output

@@ -191,7 +191,7 @@ def test_an_extracted_lora_is_the_difference(
     assert "<my>" in extracted.tokens
 
 
-def test_what_cannot_be_done_is_said_in_words(
+def test_what_the_command_cannot_do_is_an_error_message(
     model: Model, tmp_path: Path, capsys: pytest.CaptureFixture[str], nano: Path
 ) -> None:
     lora = written(tmp_path / "one.safetensors", model, lora_part(model, 1))

@@ -196,8 +196,15 @@ def test_attributes_of_a_prompt_are_read_back() -> None:
         for colour in COLOURS:
             for place in BACKGROUNDS:
                 for style in STYLES:
-                    wanted = {"class": noun, "colour": colour, "background": place, "style": style}
-                    assert prompt_attributes(captions.prompt(noun, colour, place, style)) == wanted
+                    expected = {
+                        "class": noun,
+                        "colour": colour,
+                        "background": place,
+                        "style": style,
+                    }
+                    assert (
+                        prompt_attributes(captions.prompt(noun, colour, place, style)) == expected
+                    )
 
 
 def test_attributes_of_captions_match_their_scene() -> None:
@@ -206,8 +213,8 @@ def test_attributes_of_captions_match_their_scene() -> None:
         scene = draw_scene(draws, rich=True)
         if scene.other is None:  # a caption of two objects may leave out one, or their places
             shown = answers_of(scene)
-            told = prompt_attributes(captions.caption(scene, draws))
-            assert all(shown[question] == answer for question, answer in told.items())
+            attributes = prompt_attributes(captions.caption(scene, draws))
+            assert all(shown[question] == answer for question, answer in attributes.items())
 
 
 def test_held_out_styles_are_read_from_prompts() -> None:

@@ -89,10 +89,10 @@ def test_text_vectors_equal_transformers_and_long_texts_are_truncated(tmp_path: 
     words = json.loads((MERGES.parent / "vocab.json").read_text())
     ids = [words[word] for word in ("<|startoftext|>", "a</w>", "dog</w>", "<|endoftext|>")]
     with torch.no_grad():
-        told = theirs.get_text_features(input_ids=torch.tensor([ids])).pooler_output
-    told = torch.nn.functional.normalize(told, dim=1)
+        expected = theirs.get_text_features(input_ids=torch.tensor([ids])).pooler_output
+    expected = torch.nn.functional.normalize(expected, dim=1)
     long = "a dog " + "on the beach " * 40
-    assert torch.allclose(ours.encode_texts(["a dog", long])[:1], told, atol=1e-5)
+    assert torch.allclose(ours.encode_texts(["a dog", long])[:1], expected, atol=1e-5)
 
 
 def test_old_weight_names_are_supported(tmp_path: Path) -> None:

@@ -420,7 +420,7 @@ def test_options_must_be_finite(value: float) -> None:
         ("<mytoys>", False),
     ],
 )
-def test_a_concept_that_the_prompt_does_not_use_is_said(
+def test_a_concept_that_the_prompt_does_not_use_is_reported(
     model: Model, prompt: str, used: bool
 ) -> None:
     given = replace(concept(model), nickname="mine")

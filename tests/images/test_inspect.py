@@ -161,13 +161,13 @@ def test_check_prints_a_table_and_draws_a_contact_sheet(
     (folder / "film.mp4").write_bytes(b"film")
     (folder / "Thumbs.db").write_bytes(b"rubbish")
     assert main(["check", str(folder), "--size", "64"]) == 0
-    said = capsys.readouterr()
-    rows = [line.split("\t") for line in said.out.splitlines()]
+    output = capsys.readouterr()
+    rows = [line.split("\t") for line in output.out.splitlines()]
     assert [row[0] for row in rows] == [*(f"{n}.png" for n in range(4)), "wide.jpg", "film.mp4"]
     assert rows[0][1:4] == ["used", "96x96", "64x64"]
     assert rows[4][1:4] == ["used", "200x96", "96x40, 13% cut off"]
     assert rows[5][1] == "left out"
-    assert "5 images, 1 left out" in said.err
+    assert "5 images, 1 left out" in output.err
     with Image.open(tmp_path / "toy-check.png") as sheet:
         assert sheet.size == (3 * 268 + 4, 2 * 296 + 4)
         # The outline of the crop is drawn on the last one.
@@ -181,9 +181,9 @@ def test_check_reports_errors_by_its_exit_status(
     (folder / "bad.png").write_bytes(b"rubbish")
     out = tmp_path / "sheet.png"
     assert main(["check", str(folder), "--size", "64", "--out", str(out)]) == 2
-    said = capsys.readouterr()
-    assert "bad.png\tREFUSED\t\t\tnot in a supported image format" in said.out
-    assert "1 of 5 files" in said.err
+    output = capsys.readouterr()
+    assert "bad.png\tREFUSED\t\t\tnot in a supported image format" in output.out
+    assert "1 of 5 files" in output.err
     assert out.is_file()
     assert main(["check", str(folder), "--out", str(folder / "sheet.png")]) == 2
     assert "is in the folder of the training images" in capsys.readouterr().err
@@ -206,9 +206,9 @@ def test_train_checks_images_before_it_starts(
 ) -> None:
     (folder / "bad.png").write_bytes(b"rubbish")
     assert train(folder, "no-such-base") == 2
-    said = capsys.readouterr().err
-    assert "bad.png (not in a supported image format" in said  # and not: there is no such base
-    assert "--skip-bad" in said
+    messages = capsys.readouterr().err
+    assert "bad.png (not in a supported image format" in messages  # and not: there is no such base
+    assert "--skip-bad" in messages
     assert not (folder.parent / "run").exists()
 
 
@@ -219,11 +219,11 @@ def test_train_ignores_bad_files_with_skip_bad(
     (folder / "film.mp4").write_bytes(b"film")
     (folder / "copy.png").write_bytes((folder / "0.png").read_bytes())
     assert train(folder, str(nano), "--skip-bad", "--size", "32") == 0
-    said = capsys.readouterr().err
-    assert "5 images, 1 refused, 1 left out" in said
-    assert "left out: bad.png: not in a supported image format" in said
-    assert "left out: film.mp4" in said
-    assert "warning: copy.png: the same as 0.png" in said
+    messages = capsys.readouterr().err
+    assert "5 images, 1 refused, 1 left out" in messages
+    assert "left out: bad.png: not in a supported image format" in messages
+    assert "left out: film.mp4" in messages
+    assert "warning: copy.png: the same as 0.png" in messages
 
 
 def test_the_commands_in_the_docs_run(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -252,7 +252,7 @@ def test_check_does_not_overwrite_other_files(folder: Path, tmp_path: Path) -> N
 
 
 @pytest.mark.parametrize(("caption", "cut"), [("dog " * 75, ""), ("dog, " * 38 + "cat", ", cat")])
-def test_a_caption_that_is_too_long_is_said(tmp_path: Path, caption: str, cut: str) -> None:
+def test_a_caption_that_is_too_long_is_reported(tmp_path: Path, caption: str, cut: str) -> None:
     Image.effect_noise((64, 64), 90).save(tmp_path / "a.png")
     (tmp_path / "a.txt").write_text(caption)
     texts = check_folder(tmp_path, 64).warnings().get("a.png", [])

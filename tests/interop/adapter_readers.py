@@ -176,9 +176,9 @@ def sgm_name(layer: str) -> str:
     if layer in _ENDS:
         return _ENDS[layer]
     if match := re.fullmatch(r"(down|up)_blocks\.(\d)\.(resnets|attentions)\.(\d)\.(.+)", layer):
-        way, block, kind, number, rest = match.groups()
-        index = 3 * int(block) + int(number) + (way == "down")
-        place = f"{'input' if way == 'down' else 'output'}_blocks.{index}"
+        direction, block, kind, number, rest = match.groups()
+        index = 3 * int(block) + int(number) + (direction == "down")
+        place = f"{'input' if direction == 'down' else 'output'}_blocks.{index}"
         return f"{place}.0.{_RESIDUAL[rest]}" if kind == "resnets" else f"{place}.1.{rest}"
     if match := re.fullmatch(r"mid_block\.(resnets|attentions)\.(\d)\.(.+)", layer):
         kind, number, rest = match.groups()

@@ -30,10 +30,10 @@ def comfyui(file: Path, *, two: bool) -> Tables:
 
     def table(key: str, width: int) -> Tensor | None:
         if "string_to_param" in data:
-            found = next(iter(data["string_to_param"].values()))
+            tensors = next(iter(data["string_to_param"].values()))
         else:
-            found = data[key] if key in data else next(iter(data.values()))
-        return found if found.shape[-1] == width else None
+            tensors = data[key] if key in data else next(iter(data.values()))
+        return tensors if tensors.shape[-1] == width else None
 
     return table("clip_l", 768), table("clip_g", 1280) if two else None
 

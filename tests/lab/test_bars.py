@@ -30,25 +30,27 @@ def subjects(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
         subprocess.Popen([*asked, "--methods", m], cwd=ROOT, stdout=subprocess.PIPE, env=alone)
         for m in METHODS
     ]
-    told = [run.communicate()[0] for run in runs]
+    outputs = [run.communicate()[0] for run in runs]
     assert [run.returncode for run in runs] == [0] * len(runs)
-    found = [json.loads(text.splitlines()[-1]) for text in told]
-    return {method: figures[method] for method, figures in zip(METHODS, found, strict=True)}
+    figures_by_method = [json.loads(text.splitlines()[-1]) for text in outputs]
+    return {
+        method: figures[method] for method, figures in zip(METHODS, figures_by_method, strict=True)
+    }
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("method", METHODS)
 def test_a_method_reaches_its_bars(subjects: dict[str, Any], method: str) -> None:
-    found, bars = subjects[method], BARS["subjects"][method]
-    assert len(found["subjects"]) == SUBJECTS
-    for scale, share in found["share"].items():
+    figures, bars = subjects[method], BARS["subjects"][method]
+    assert len(figures["subjects"]) == SUBJECTS
+    for scale, share in figures["share"].items():
         assert share["value"] >= bars["share"] - ROUNDING, scale
         assert share["low"] > 0, scale
-    assert found["background_of_base"] >= bars["background"]
+    assert figures["background_of_base"] >= bars["background"]
 
 
 @pytest.mark.slow
-def test_tuning_all_weights_is_truer_than_a_word(subjects: dict[str, Any]) -> None:
+def test_full_weights_have_a_higher_likeness_than_an_embedding(subjects: dict[str, Any]) -> None:
     """The literature's order (arXiv:2208.12242, table 1)."""
     word, tuned = (subjects[method]["share"] for method in ("textual-inversion", "dreambooth"))
     assert all(tuned[scale]["value"] > word[scale]["value"] for scale in word)

@@ -22,14 +22,14 @@ BARS = tomllib.loads((ROOT / "lab" / "quality" / "bars.toml").read_text(encoding
 
 def measured(tool: str, work: Path, *asked: str) -> Any:
     """What a tool finds, on one thread."""
-    told = subprocess.run(
+    process = subprocess.run(
         [sys.executable, "-m", f"lab.quality.{tool}", "--work", str(work), *asked],
         cwd=ROOT,
         stdout=subprocess.PIPE,
         env={**os.environ, "OMP_NUM_THREADS": "1"},
         check=True,
     )
-    return json.loads(told.stdout.splitlines()[-1])
+    return json.loads(process.stdout.splitlines()[-1])
 
 
 def stored(name: str) -> Any:
@@ -44,21 +44,23 @@ def test_figures_are_of_todays_commands(name: str) -> None:
 
 
 def test_figures_have_todays_experiments_and_bars() -> None:
-    found = {name: stored(name)["figures"] for name in ("subjects", "styles", "truths", "stopping")}
-    assert list(found["subjects"]) == [subjects.BASE, *subjects.METHODS]
+    figures = {
+        name: stored(name)["figures"] for name in ("subjects", "styles", "truths", "stopping")
+    }
+    assert list(figures["subjects"]) == [subjects.BASE, *subjects.METHODS]
     for method in subjects.METHODS:
-        assert found["subjects"][method]["bars"] == BARS["subjects"].get(method)
-    assert list(found["styles"]) == list(HELD_OUT_STYLES)
-    assert {name: list(rows) for name, rows in found["truths"].items()} == {
+        assert figures["subjects"][method]["bars"] == BARS["subjects"].get(method)
+    assert list(figures["styles"]) == list(HELD_OUT_STYLES)
+    assert {name: list(rows) for name, rows in figures["truths"].items()} == {
         name: list(experiments) for name, experiments in truths.GROUPS.items()
     }
-    for rows in found["stopping"].values():
+    for rows in figures["stopping"].values():
         assert set(map(int, rows["grid"])) <= {*stopping.GRID, 400}
     assert stored("real-pictures")["figures"]["bars"] == BARS["real"]
 
 
 @pytest.mark.slow
-def test_class_pictures_keep_the_class_and_its_diversity(tmp_path: Path) -> None:
+def test_class_images_preserve_the_class_and_its_diversity(tmp_path: Path) -> None:
     """Table 3 of arXiv:2208.12242: PRES 0.493 against 0.664, DIV 0.391 against 0.371."""
     live = measured("truths", tmp_path, "--groups", "prior", "--subjects", "1")
     without, with_them = (live["prior"][f"{which} class pictures"] for which in ("without", "with"))
@@ -68,8 +70,8 @@ def test_class_pictures_keep_the_class_and_its_diversity(tmp_path: Path) -> None
 
 @pytest.mark.slow
 def test_a_lora_catches_a_style_and_not_the_things_in_it(tmp_path: Path) -> None:
-    found = measured("styles", tmp_path, "--styles", "blueprint", "--methods", "lora")
-    ways, bars = found["blueprint"], BARS["styles"]["lora"]
+    figures = measured("styles", tmp_path, "--styles", "blueprint", "--methods", "lora")
+    ways, bars = figures["blueprint"], BARS["styles"]["lora"]
     lora = ways["lora"]
     assert lora["right"]["style"] >= bars["style"]
     assert lora["right"]["class"] >= bars["class"] * ways["base"]["right"]["class"]

@@ -84,6 +84,6 @@ def test_old_names_of_clip_in_larger_models(where: str) -> None:
     ]
 
 
-def test_averaged_weights_are_not_used_beside_others() -> None:
+def test_averaged_weights_are_only_used_without_others() -> None:
     named = usual_names(USUAL | {name: tensor + 1 for name, tensor in ema(UNET).items()})
     assert all(named[name] is USUAL[name] for name in USUAL)

@@ -21,8 +21,8 @@ def two_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
         get_device_name=lambda one: f"GPU {torch.device(one).index or 0}",
         is_bf16_supported=lambda including_emulation=True: including_emulation,
     )
-    found = torch.device("xpu")
-    monkeypatch.setattr(torch.accelerator, "current_accelerator", lambda **_: found)
+    device = torch.device("xpu")
+    monkeypatch.setattr(torch.accelerator, "current_accelerator", lambda **_: device)
     monkeypatch.setattr(torch.accelerator, "device_count", lambda: 2)
     monkeypatch.setattr(torch, "get_device_module", lambda _: module)
 

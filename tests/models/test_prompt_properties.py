@@ -125,7 +125,7 @@ def spread(drawn: tuple[list[Any], list[int]]) -> list[Any]:
 
 
 @given(UNITS.map(spread), st.integers(1, 9))
-def test_windows_lose_nothing_and_tear_nothing(units: list[Any], size: int) -> None:
+def test_windows_contain_every_token_and_divide_no_placeholder(units: list[Any], size: int) -> None:
     windows = split_windows(units, size)
     assert [index for window in windows for index in window] == list(range(len(units)))
     assert all(len(window) <= size for window in windows)

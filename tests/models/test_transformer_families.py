@@ -41,7 +41,7 @@ def lora_of(run: Run) -> LoraPart:
 
 @pytest.mark.parametrize("adapter", ["lora", "dora", "loha", "lokr"])
 @every_family
-def test_a_run_goes_on_to_the_bit_and_its_concept_changes_images(
+def test_a_run_resumes_exactly_and_its_concept_changes_images(
     family: str, adapter: str, opened: Opened, pictures: Path, tmp_path: Path
 ) -> None:
     model, recipe = opened(family), recipe_for(pictures, adapter, learning_rate=0.1)

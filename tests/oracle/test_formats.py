@@ -229,7 +229,7 @@ def changed(base: Path) -> Concept:
 
 
 def latents(model: Model, request: GenerationRequest, *concepts: Concept) -> Tensor:
-    return torch.stack([painted.latents for painted in generate_images(model, request, concepts)])
+    return torch.stack([image.latents for image in generate_images(model, request, concepts)])
 
 
 def bare(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:

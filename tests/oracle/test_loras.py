@@ -114,15 +114,15 @@ def random_adapter(
             name, weight = path.removeprefix("text_model."), layer.weight.detach()
             out, sides = len(weight), [1] * (weight.ndim - 2)
             down = torch.randn(RANK, *weight.shape[1:], generator=draw) / 4
-            held = {
+            layers = {
                 "lora_A.weight": down,
                 "lora_B.weight": torch.randn(out, RANK, *sides, generator=draw) / 4,
                 "alpha": torch.tensor(ALPHA),
             }
             if kind == "dora":
                 spread = 0.5 + torch.rand(out, generator=draw)
-                held["lora_magnitude_vector"] = weight.flatten(1).norm(dim=1) * spread
-            tensors |= {f"{name}.{key}": tensor for key, tensor in held.items()}
+                layers["lora_magnitude_vector"] = weight.flatten(1).norm(dim=1) * spread
+            tensors |= {f"{name}.{key}": tensor for key, tensor in layers.items()}
         parts.append(LoraPart.from_stored({"target": target, "kind": kind}, tensors))
     return Concept(tuple(parts), Provenance.from_metadata("toy", {}))
 
@@ -412,6 +412,6 @@ def test_pinxit_files_in_lycoris(
     assert same(pinxit_output(model, concept), expected)
     assert other(pinxit_output(model), expected)
     assert other(pinxit_output(model, concept.with_strength(0.9)), expected)
-    _, said = read_safetensors(file)
+    _, metadata = read_safetensors(file)
     hashed = lycoris.kohya.precalculate_safetensors_hashes(read_safetensors(file)[0])
-    assert said["sshs_model_hash"] == hashed.removeprefix("0x")
+    assert metadata["sshs_model_hash"] == hashed.removeprefix("0x")

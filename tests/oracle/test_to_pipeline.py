@@ -158,7 +158,7 @@ def test_a_model_of_a_pipeline_generates_the_same_image(
     assert error(latents(copied, [], plain), expected) <= TOLERANCE
 
 
-def test_what_is_no_usable_pipeline_is_said(nano: Path, model: Model) -> None:
+def test_an_unusable_pipeline_is_an_error(nano: Path, model: Model) -> None:
     with pytest.raises(ModelError, match="not a diffusers pipeline"):
         Model.from_pipeline(nano)
     pipeline = model.to_pipeline()

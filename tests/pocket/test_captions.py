@@ -110,7 +110,7 @@ def test_tokenizer_files_are_the_same_each_time(tmp_path: Path) -> None:
         assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
 
 
-def test_templates_are_said() -> None:
+def test_the_templates_of_a_prompt_set_are_known() -> None:
     objects = re.split(r"[|\n]", OBJECT_TEMPLATES.strip())
     heads = re.split(r"[|\n]", STYLE_HEADS.strip())
     assert (len(objects), len(heads)) == (27, 19)
@@ -122,7 +122,7 @@ def test_templates_are_said() -> None:
 
 
 @pytest.mark.long
-def test_captions_hold_known_words_and_fit(tokenizer) -> None:
+def test_captions_have_known_words_and_fit(tokenizer) -> None:
     texts = captions(scenes(20_000)) + captions(scenes(10_000), dense=1.0)
     known = set(vocabulary_words())
     assert all(re.fullmatch(r"[a-z]+([ -][a-z]+)*", text) for text in texts)
@@ -130,13 +130,13 @@ def test_captions_hold_known_words_and_fit(tokenizer) -> None:
     assert max(len(ids) for ids in tokenizer(texts).input_ids) <= MAX_TOKENS
 
 
-def test_hidden_things_are_never_said() -> None:
+def test_captions_do_not_name_hidden_things() -> None:
     hidden = {*HELD_OUT_STYLES, *EMBLEMS, *KEYPOINTS, "slim", "head", "tail", "legs", "spread"}
     hidden |= set(UNSEEN)
     hidden -= {"top", "front"}  # "on top of", "in front of"
     for style in (*STYLES, *HELD_OUT_STYLES):
-        said = set().union(*map(words_of, captions(scenes(3_000, style=style))))
-        assert not said & hidden
+        words = set().union(*map(words_of, captions(scenes(3_000, style=style))))
+        assert not words & hidden
 
 
 def test_a_style_without_words_is_left_out() -> None:
@@ -147,7 +147,7 @@ def test_a_style_without_words_is_left_out() -> None:
         prompt("dog", "red", "beach", "sepia")
 
 
-def test_an_unnamed_colour_is_never_said() -> None:
+def test_captions_do_not_name_an_unnamed_colour() -> None:
     for text in captions(scenes(10_000, colour=None)):
         assert not words_of(text) & set(COLOURS)
 
@@ -160,14 +160,14 @@ def test_nonce_words_are_neutral() -> None:
     assert not any(words_of(text) & set(NAMES) for text in texts)
 
 
-def test_dense_captions_say_everything() -> None:
+def test_dense_captions_name_everything() -> None:
     many = [s for s in scenes(5_000, name=None) if s.background in BACKGROUNDS]
     for scene, text in zip(many, captions(many, dense=1.0), strict=True):
-        said = words_of(re.sub("photograph", "photo", re.sub("watercolor", "watercolour", text)))
-        said |= words_of(text)
+        words = words_of(re.sub("photograph", "photo", re.sub("watercolor", "watercolour", text)))
+        words |= words_of(text)
         parts = f"{scene.subject.class_noun} {scene.colour or ''} {scene.style}"
         assert any(phrase in text for phrase in PLACE_PHRASES[scene.background])
-        assert words_of(parts) <= said, text
+        assert words_of(parts) <= words, text
 
 
 def test_a_known_individual_goes_by_its_name() -> None:

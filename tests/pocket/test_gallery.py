@@ -15,8 +15,8 @@ from pinxit.pocket.world import HELD_OUT_STYLES
 def test_they_are_what_the_script_makes(tmp_path: Path) -> None:
     written = gallery.write(tmp_path)
     assert len(written) == 10
-    kept = sorted(path.relative_to(gallery.folder()) for path in gallery.folder().glob("*/*"))
-    assert kept == sorted(path.relative_to(tmp_path) for path in tmp_path.glob("*/*"))
+    stored = sorted(path.relative_to(gallery.folder()) for path in gallery.folder().glob("*/*"))
+    assert stored == sorted(path.relative_to(tmp_path) for path in tmp_path.glob("*/*"))
     for path in written:
         shipped = gallery.folder() / path.relative_to(tmp_path)
         ours, theirs = (np.asarray(Image.open(p), dtype=int) for p in (path, shipped))
@@ -27,24 +27,24 @@ def test_they_are_what_the_script_makes(tmp_path: Path) -> None:
 
 
 def test_the_subject_has_no_captions_and_is_in_five_places() -> None:
-    pictures = read_images(gallery.folder() / "subject")
-    assert [picture.caption for picture in pictures] == [None] * 5
+    images = read_images(gallery.folder() / "subject")
+    assert [image.caption for image in images] == [None] * 5
     places = [exhibit.scene.background for exhibit in gallery.subject_pictures()]
     assert len(set(places)) == 5
 
 
 def test_the_styles_captions_name_everything_but_the_style() -> None:
-    pictures = read_images(gallery.folder() / "style")
-    assert len(pictures) == 5
-    for picture, exhibit in zip(pictures, gallery.style_pictures(), strict=True):
+    images = read_images(gallery.folder() / "style")
+    assert len(images) == 5
+    for image, exhibit in zip(images, gallery.style_pictures(), strict=True):
         scene = exhibit.scene
         shown = {"class": scene.subject.class_noun, "background": scene.background}
-        assert prompt_attributes(picture.caption or "") == shown
+        assert prompt_attributes(image.caption or "") == shown
         assert scene.style in HELD_OUT_STYLES
-        assert not re.search("style|blue|white|line", picture.caption or "")
+        assert not re.search("style|blue|white|line", image.caption or "")
 
 
-def test_ceiling_and_floor_are_other_pictures_than_the_references() -> None:
+def test_ceiling_and_floor_are_other_images_than_the_references() -> None:
     shown = {exhibit.scene for exhibit in gallery.subject_pictures()}
     for distractor in (False, True):
         others = {e.scene for e in gallery.other_pictures(gallery.SUBJECT, distractor=distractor)}

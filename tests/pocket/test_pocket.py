@@ -43,7 +43,7 @@ def test_a_scene_always_gives_the_same_pixels() -> None:
     assert render(scene, 128).image.shape == (128, 128, 3)
 
 
-def test_styles_change_the_picture_and_not_its_structure() -> None:
+def test_styles_change_the_image_and_not_its_structure() -> None:
     scene = draw_scene(np.random.default_rng(4))
     looks = render_styles(scene, (*STYLES, *HELD_OUT_STYLES))
     for a, b in itertools.pairwise(looks):
@@ -53,10 +53,10 @@ def test_styles_change_the_picture_and_not_its_structure() -> None:
 
 def test_nothing_held_out_is_drawn_for_training() -> None:
     scenes = [scene for index in range(400) for scene in data.scenes_at(index)]
-    kept = {*held_out_subjects(), *distractors()}
+    excluded = {*held_out_subjects(), *distractors()}
     for scene in scenes:
         who = scene.subject
-        assert scene.style in STYLES and who not in kept
+        assert scene.style in STYLES and who not in excluded
         assert not held_out(who.class_noun, scene.colour, scene.background, scene.style)
         assert not held_out_pose(who.class_noun, scene.pose)
     assert {scene.subject for scene in scenes if scene.name} <= set(named_subjects())
@@ -81,7 +81,7 @@ def test_the_training_shows_all_there_is() -> None:
 
 
 @pytest.mark.parametrize("relation", RELATIONS)
-def test_two_things_stand_as_they_are_said_to(relation: str) -> None:
+def test_two_things_are_where_the_prompt_says(relation: str) -> None:
     for scene in measure.richer(relation, 6):
         placed = placed_by_relation(scene, np.random.default_rng(2))
         alone = replace(placed, other=None)
@@ -105,9 +105,7 @@ def test_a_prompt_for_a_fuller_scene_asks_for_what_the_scene_shows() -> None:
 
 
 @pytest.mark.parametrize("orthogonal", [False, True])
-def test_training_that_was_stopped_goes_on_to_the_same_bits(
-    tmp_path: Path, orthogonal: bool
-) -> None:
+def test_stopped_training_resumes_exactly(tmp_path: Path, orthogonal: bool) -> None:
     def trained(path: Path, *parts: int) -> dict[str, torch.Tensor]:
         for part in parts:
             torch.manual_seed(0)
@@ -125,8 +123,8 @@ def test_products_are_in_halves_only_where_there_are_units_for_them() -> None:
     with halves(torch.device("cpu")):
         product = torch.ones(2, 2) @ torch.ones(2, 2)
     units = torch.cpu.get_capabilities()
-    there = any(units.get(name) is True for name in ("amx_bf16", "avx512_bf16"))
-    assert product.dtype == (torch.bfloat16 if there else torch.float32)
+    has_units = any(units.get(name) is True for name in ("amx_bf16", "avx512_bf16"))
+    assert product.dtype == (torch.bfloat16 if has_units else torch.float32)
 
 
 def test_sharpness_asks_for_high_frequencies_wherever_they_are() -> None:
@@ -165,12 +163,12 @@ def test_the_eyes_see_through_the_autoencoder(
     vae = AutoencoderKL.from_pretrained(WEIGHTS / "vae").requires_grad_(False)
     rendered, scenes = card.unseen(300, of)
     assert measure.eyes_accuracy(Eyes.load(), vae, rendered, scenes)["joint"] >= least
-    x = autoencoder.pixels(np.stack([picture.image for picture in rendered]))
+    x = autoencoder.pixels(np.stack([one.image for one in rendered]))
     assert autoencoder.psnr(vae, x) >= 27
 
 
 @pytest.mark.slow
-def test_pocket_paints_what_it_is_asked_for() -> None:
+def test_pocket_generates_what_the_prompt_names() -> None:
     results = list(measure.painting(Eyes.load(), 64, 5.0))
     assert results[-1]["seen"]["joint"] >= 0.8
     assert results[-1]["held out"]["joint"] >= 0.8

@@ -58,8 +58,8 @@ def test_the_ten_styles_have_the_pixels_they_always_had() -> None:
 
 
 def test_the_same_numbers_give_the_same_pixels_and_other_numbers_give_others() -> None:
-    some = (*STYLE_NAMES[:12], *HELD_OUT_DRAWN)
-    first, second = looks(1, some), looks(1, some)
+    styles = (*STYLE_NAMES[:12], *HELD_OUT_DRAWN)
+    first, second = looks(1, styles), looks(1, styles)
     assert all((a == b).all() for a, b in zip(first, second, strict=True))
     for a, b in itertools.combinations(first, 2):
         assert np.abs(a.astype(int) - b).mean() > 3
@@ -122,7 +122,7 @@ def test_every_number_can_be_seen(field: str) -> None:
     assert np.abs(high - low).mean() > 0.002
 
 
-def test_named_styles_are_apart_from_those_held_out() -> None:
+def test_named_styles_differ_from_those_held_out() -> None:
     named = named_styles()
     assert tuple(named) == STYLE_NAMES and len(set(named.values())) == 240
     for style in (*HELD_OUT_STYLES, *HELD_OUT_DRAWN):
@@ -145,7 +145,7 @@ def test_names_of_styles_are_words_of_their_own() -> None:
         assert not any(word.startswith(name) or name.startswith(word) for word in others), name
 
 
-def test_captions_always_say_a_named_style_and_never_another(tmp_path: Path) -> None:
+def test_captions_name_the_style_of_the_scene_and_no_other(tmp_path: Path) -> None:
     from transformers import CLIPTokenizer
 
     write_tokenizer(tmp_path)
@@ -173,7 +173,7 @@ def test_the_truth_about_a_styled_scene_is_its_numbers() -> None:
     assert np.array_equal(style.numpy(), expected)
 
 
-def test_half_of_what_the_text_encoder_is_told_names_a_style() -> None:
+def test_half_of_the_text_encoders_captions_name_a_style() -> None:
     scenes = text_scenes(0)
     assert [scene.style in STYLE_NAMES for scene in scenes] == [False] * 32 + [True] * 32
 
@@ -196,7 +196,7 @@ def test_half_of_what_the_network_sees_is_in_named_styles_if_there_are_any() -> 
     assert 0.45 < shares(list(range(200, 400))) < 0.55
 
 
-def test_eyes_read_numbers_of_a_style_if_they_have_learned_it(tmp_path: Path) -> None:
+def test_eyes_read_style_parameters_if_they_are_trained_for_it(tmp_path: Path) -> None:
     torch.manual_seed(0)
     eyes, pixels = Eyes(), torch.rand(3, 3, 64, 64) * 2 - 1
     (tmp_path / "eyes").mkdir()

@@ -72,14 +72,14 @@ def runs(nano: Path, tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
     one = coloured(where / "one", "crimson", "orange", "purple")
     other = coloured(where / "other", "navy", "teal")
     model = open_base(nano)
-    lessons = {
+    recipes = {
         "word": teaching(one, nano, "textual-inversion"),
         "small": teaching(one, nano, {"name": "lora", "prior_pictures": 0}),
         "another": teaching(other, nano, "textual-inversion", "<your>"),
     }
-    for name, recipe in lessons.items():
+    for name, recipe in recipes.items():
         train_run(model, recipe, where / name)
-    return [where / name for name in lessons]
+    return [where / name for name in recipes]
 
 
 @pytest.fixture(scope="module")
@@ -93,8 +93,8 @@ def evaluated(
     events: list[Progress] = []
     with pytest.MonkeyPatch.context() as patch:  # a network with random weights
         patch.setattr("pinxit.evaluation.metric._apart", lambda *_: True)
-        found = evaluate(runs, out, opening(nano), events.append, settings)
-    return found, (out / "report.html").read_text(encoding="utf-8"), events
+        figures = evaluate(runs, out, opening(nano), events.append, settings)
+    return figures, (out / "report.html").read_text(encoding="utf-8"), events
 
 
 def opening(nano: Path) -> Callable[[Recipe], Model]:
@@ -161,8 +161,8 @@ def test_seeds_are_averaged_and_images_of_other_programs_take_part(
     few = settings.model_copy(update={"prompts": str(prompts), "num_images": 1, "seed": 3})
     other = coloured(tmp_path / "other", "crimson", "orange")
     entries = [runs[0], again.folder, other]
-    found: Any = evaluate(entries, tmp_path / "out", opening(nano), lambda *_: None, few)
-    (group,) = found["groups"]
+    figures: Any = evaluate(entries, tmp_path / "out", opening(nano), lambda *_: None, few)
+    (group,) = figures["groups"]
     assert group["prompts"] == ["a {} on the beach", "a red {}"]
     assert list(group["runs"]) == ["word", "again", "other"]
     (means,) = group["seed_means"].items()
@@ -193,7 +193,7 @@ def test_a_prompt_file_is_checked(tmp_path: Path, text: str | None, message: str
 
 
 @pytest.mark.long
-def test_the_page_holds_all_and_asks_for_nothing(
+def test_the_page_is_complete_without_other_files(
     evaluated: Evaluated,
 ) -> None:
     page = evaluated[1]
@@ -217,11 +217,11 @@ def test_a_page_without_likeness_says_so(
 ) -> None:
     monkeypatch.setattr("pinxit.evaluation.metric._apart", lambda *_: False)
     out = Path(evaluated[0]["report"]).parent
-    found: Any = evaluate(runs, out, opening(nano), lambda *_: None, settings)
+    figures: Any = evaluate(runs, out, opening(nano), lambda *_: None, settings)
     page = (out / "report.html").read_text(encoding="utf-8")
     assert "dino cannot tell these training images from other images" in page
     assert "<circle" not in page
-    for group in found["groups"]:
+    for group in figures["groups"]:
         assert group["no_likeness"]
         for run in group["runs"].values():
             assert not {"likeness", "best"} & set(run["figures"])
@@ -255,7 +255,7 @@ def test_pages_escape_all_values() -> None:
 
 @pytest.mark.long
 @pytest.mark.usefixtures("separating")
-def test_an_evaluation_again_paints_nothing_twice(
+def test_a_repeated_evaluation_generates_no_image_twice(
     evaluated: Evaluated,
     runs: list[Path],
     settings: EvaluationSettings,
@@ -273,13 +273,13 @@ def test_an_evaluation_again_paints_nothing_twice(
 
 
 @pytest.mark.long
-def test_every_task_is_told_to_its_end(evaluated: Evaluated) -> None:
+def test_the_progress_of_every_task_is_reported_to_its_end(evaluated: Evaluated) -> None:
     last = {event.task: (event.done, event.total) for event in evaluated[2]}
     assert len(last) == 2 + 2 + 2  # the class and its noun; each word; the noun with the small one
     assert all(done == total for done, total in last.values())
 
 
-def test_a_folder_with_something_else_is_left_alone(
+def test_a_folder_with_other_files_is_not_changed(
     settings: EvaluationSettings, tmp_path: Path
 ) -> None:
     (tmp_path / "pictures").mkdir()
@@ -288,7 +288,7 @@ def test_a_folder_with_something_else_is_left_alone(
         evaluate([], tmp_path, open_base, lambda *_: None, settings)  # pyright: ignore[reportArgumentType]
 
 
-def test_a_word_of_another_program_needs_pictures_and_a_noun(
+def test_an_embedding_of_another_program_needs_images_and_a_class_noun(
     tmp_path: Path, pictures: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     file = tmp_path / "word.safetensors"
@@ -399,7 +399,7 @@ def test_a_protocol_needs_its_name_and_its_subjects(
 
 
 @pytest.mark.long
-def test_a_benchmark_is_learned_and_evaluated_and_gone_on_with(
+def test_a_benchmark_is_trained_evaluated_and_continued(
     settings: EvaluationSettings, nano: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     subjects = tmp_path / "subjects"

@@ -91,7 +91,7 @@ def test_a_second_demo_trains_and_generates_nothing_again(
     assert again["subject"] == demo[1]["subject"]
 
 
-def test_a_folder_with_something_else_is_left_alone(nano: Path, tmp_path: Path) -> None:
+def test_a_folder_with_other_files_is_not_changed(nano: Path, tmp_path: Path) -> None:
     (tmp_path / "letter.txt").write_text("dear")
     (tmp_path / "runs").mkdir()
     with pytest.raises(RunError, match="was not made by pinxit demo"):

@@ -118,7 +118,7 @@ def difference(one: Image.Image, other: Image.Image) -> int:
     return max(high for _, high in extrema)  # pyright: ignore[reportGeneralTypeIssues]
 
 
-def test_a_run_with_an_assistant_goes_on_and_knows_its_file(
+def test_a_run_with_an_assistant_resumes_and_checks_its_file(
     turbo: Path, assistant: Path, pictures: Path, tmp_path: Path
 ) -> None:
     model, recipe = open_base(turbo), recipe_for(pictures, assistant=f"{assistant}:0.5")

@@ -201,9 +201,9 @@ def test_a_subject_that_kills_its_worker_is_named_and_the_others_are_trained(
     prepare_folder(tmp_path / "out", group)
     (tmp_path / "out" / "bee").mkdir()
     (tmp_path / "out" / "bee" / "journal.jsonl").write_text("")
-    found = errors(events_of(group, tmp_path / "out", engine))
-    assert list(found) == ["bee"]
-    assert "its worker has died 3 times" in found["bee"]
+    failures = errors(events_of(group, tmp_path / "out", engine))
+    assert list(failures) == ["bee"]
+    assert "its worker has died 3 times" in failures["bee"]
     assert sorted(name for names in engine.trained for name in names) == sorted({*NAMES} - {"bee"})
     log = (tmp_path / "out" / "bee" / "journal.jsonl").read_text()
     assert RunFailure.__name__ in log
@@ -285,9 +285,9 @@ def test_images_of_all_concepts_are_those_of_generate(
     before = (out / "bee" / "1.png").stat().st_mtime_ns
     capsys.readouterr()
     assert main([*words, "--num-images=2"]) == 2
-    said = capsys.readouterr()
-    assert "1 of 2 subjects were not generated: ape" in said.err
-    assert said.out.split() == [str(out / "bee")]
+    output = capsys.readouterr()
+    assert "1 of 2 subjects were not generated: ape" in output.err
+    assert output.out.split() == [str(out / "bee")]
     assert (out / "bee" / "1.png").stat().st_mtime_ns == before
 
 

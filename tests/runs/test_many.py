@@ -86,31 +86,29 @@ def recipes(subjects: Path, **changed: object) -> list[Recipe]:
     return list(RunGroup.from_table(subjects, given, None).subjects.values())
 
 
-def learners(model: Model, some: Sequence[Recipe]) -> list[ConceptTrainer]:
-    found: list[ConceptTrainer] = []
-    for recipe in some:
-        pictures = read_images(recipe.images)
-        plan = TrainingPlan.of(recipe, model, len(pictures))
+def trainers_of(model: Model, all_recipes: Sequence[Recipe]) -> list[ConceptTrainer]:
+    trainers: list[ConceptTrainer] = []
+    for recipe in all_recipes:
+        images = read_images(recipe.images)
+        plan = TrainingPlan.of(recipe, model, len(images))
         class_images = read_class_images(model, plan.class_images)
-        found.append(ConceptTrainer(model, plan, pictures, class_images))
-    return found
+        trainers.append(ConceptTrainer(model, plan, images, class_images))
+    return trainers
 
 
-def learned(model: Model, *together: ConceptTrainer) -> list[Tensor]:
+def trained_weights(model: Model, *together: ConceptTrainer) -> list[Tensor]:
     """The concepts' weights after all their steps, each in a row."""
     for _ in train.train(TrainingSession(model, together)):
         pass
     return [torch.cat([w.detach().flatten() for w in one.weights]) for one in together]
 
 
-def apart(some: Sequence[Tensor], others: Sequence[Tensor]) -> float:
-    pairs = zip(some, others, strict=True)
+def largest_error(tensors: Sequence[Tensor], others: Sequence[Tensor]) -> float:
+    pairs = zip(tensors, others, strict=True)
     return max(float((one - other).detach().abs().max()) for one, other in pairs)
 
 
-def clipped_together(
-    monkeypatch: pytest.MonkeyPatch, all_of_them: Sequence[ConceptTrainer]
-) -> None:
+def clip_together(monkeypatch: pytest.MonkeyPatch, all_of_them: Sequence[ConceptTrainer]) -> None:
     """The mistake that keeps concepts from being alone: one norm for all their gradients."""
     weights = [weight for one in all_of_them for weight in one.weights]
 
@@ -123,64 +121,68 @@ def clipped_together(
 
 
 @METHODS
-def test_together_is_what_it_is_alone(
+def test_training_together_equals_training_alone(
     double: Model, subjects: Path, method: object, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    some = recipes(subjects, method=method, batch_size=1, steps=20, clip=1e-4)
-    alone = [learned(double, one)[0] for one in learners(double, some)]
+    all_recipes = recipes(subjects, method=method, batch_size=1, steps=20, clip=1e-4)
+    alone = [trained_weights(double, one)[0] for one in trainers_of(double, all_recipes)]
     assert alone[0].dtype == torch.float64
-    start = [torch.cat([w.flatten() for w in one.weights]) for one in learners(double, some)]
-    assert apart(alone, start) > 1e-2
-    assert apart(learned(double, *learners(double, some)), alone) <= 1e-10
-    wrong = learners(double, some)
-    clipped_together(monkeypatch, wrong)
-    assert apart(learned(double, *wrong), alone) > 1e-6
+    start = [
+        torch.cat([w.flatten() for w in one.weights]) for one in trainers_of(double, all_recipes)
+    ]
+    assert largest_error(alone, start) > 1e-2
+    assert largest_error(trained_weights(double, *trainers_of(double, all_recipes)), alone) <= 1e-10
+    wrong = trainers_of(double, all_recipes)
+    clip_together(monkeypatch, wrong)
+    assert largest_error(trained_weights(double, *wrong), alone) > 1e-6
 
 
 @pytest.mark.long
 @METHODS
-def test_pictures_painted_with_it_are_the_same(
+def test_images_of_concepts_trained_together_equal_those_trained_alone(
     model: Model, subjects: Path, method: object, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    some = recipes(subjects, method=method, batch_size=1, steps=50, clip=1e-4)
+    all_recipes = recipes(subjects, method=method, batch_size=1, steps=50, clip=1e-4)
 
-    def painted(*together: ConceptTrainer) -> list[Any]:
-        learned(model, *together)
-        found: list[Any] = []
+    def images_of(*together: ConceptTrainer) -> list[Any]:
+        trained_weights(model, *together)
+        images: list[Any] = []
         for one in together:
             with applied(model, one.adapters):
                 asked = GenerationRequest(
                     prompt=f"a photo of {one.plan.recipe.token}", steps=10, count=2
                 )
-                found += [np.asarray(p.image, dtype=int) for p in generate_images(model, asked)]
-        return found
+                images += [np.asarray(p.image, dtype=int) for p in generate_images(model, asked)]
+        return images
 
-    def furthest(one: list[Any], other: list[Any]) -> int:
+    def largest_difference(one: list[Any], other: list[Any]) -> int:
         return max(int(np.abs(a - b).max()) for a, b in zip(one, other, strict=True))
 
-    alone = [picture for one in learners(model, some) for picture in painted(one)]
-    assert furthest(painted(*learners(model, some)), alone) <= 2
-    wrong = learners(model, some)
-    clipped_together(monkeypatch, wrong)
-    assert furthest(painted(*wrong), alone) > 2
+    alone = [image for one in trainers_of(model, all_recipes) for image in images_of(one)]
+    assert largest_difference(images_of(*trainers_of(model, all_recipes)), alone) <= 2
+    wrong = trainers_of(model, all_recipes)
+    clip_together(monkeypatch, wrong)
+    assert largest_difference(images_of(*wrong), alone) > 2
 
 
 @METHODS
-def test_what_is_no_number_reaches_no_other(model: Model, subjects: Path, method: object) -> None:
-    some = recipes(subjects, method=method, batch_size=1, steps=3)
-    well = learned(model, *learners(model, some))
-    together = learners(model, some)
+def test_a_concept_with_nan_does_not_change_the_others(
+    model: Model, subjects: Path, method: object
+) -> None:
+    all_recipes = recipes(subjects, method=method, batch_size=1, steps=3)
+    results = trained_weights(model, *trainers_of(model, all_recipes))
+    together = trainers_of(model, all_recipes)
     with torch.no_grad():
         together[1].weights[0].fill_(torch.nan)
-    ape, _, cow = learned(model, *together)
-    assert [learner.steps_done for learner in together] == [3, 0, 3]
+    ape, _, cow = trained_weights(model, *together)
+    assert [trainer.steps_done for trainer in together] == [3, 0, 3]
     assert "diverged at step 1" in str(together[1].error)
-    assert apart([ape, cow], [well[0], well[2]]) < 1e-4
+    assert largest_error([ape, cow], [results[0], results[2]]) < 1e-4
 
 
 @pytest.mark.long
 @METHODS
-def test_previews_show_each_its_own(
+def test_previews_show_the_concept_of_their_run(
     model: Model, subjects: Path, method: object, tmp_path: Path
 ) -> None:
     given = {"method": method, "steps": 2, "batch_size": 1, "preview_every": 2, "rate": 0.1}
@@ -188,9 +190,9 @@ def test_previews_show_each_its_own(
     runs = train_subjects(model, subjects, tmp_path / "out", **given)
     shown = [preview(run) for run in runs.values()]
     alone = [preview(train_run(model, r.recipe, tmp_path / n)) for n, r in runs.items()]
-    for n, picture in enumerate(shown):
-        assert np.abs(picture - alone[n]).max() <= 2
-        assert np.abs(picture - alone[n - 1]).max() > 2
+    for n, image in enumerate(shown):
+        assert np.abs(image - alone[n]).max() <= 2
+        assert np.abs(image - alone[n - 1]).max() > 2
 
 
 def preview(run: Run) -> Any:
@@ -215,7 +217,7 @@ def train_subjects(model: Model, subjects: Path, out: Path, **changed: object) -
 
 
 @pytest.mark.long
-def test_each_has_a_run_as_if_alone(model: Model, subjects: Path, tmp_path: Path) -> None:
+def test_each_subject_has_a_complete_run(model: Model, subjects: Path, tmp_path: Path) -> None:
     runs = train_subjects(model, subjects, tmp_path / "out")
     assert list(runs) == list(NAMES)
     for name, run in runs.items():
@@ -228,13 +230,14 @@ def test_each_has_a_run_as_if_alone(model: Model, subjects: Path, tmp_path: Path
         assert mine == theirs
         assert [step.number for step in run.state.steps] == [s.number for s in alone.state.steps]
         assert (
-            apart(list(tensors(run.folder).values()), list(tensors(alone.folder).values())) < 1e-4
+            largest_error(list(tensors(run.folder).values()), list(tensors(alone.folder).values()))
+            < 1e-4
         )
         more = Run.open(run.folder, steps=8)
         assert [e.number for e in more.train(model) if isinstance(e, StepResult)] == [7, 8]
 
 
-def test_neither_names_nor_words_nor_order_matter(
+def test_results_do_not_depend_on_names_tokens_or_order(
     model: Model, subjects: Path, tmp_path: Path
 ) -> None:
     train_subjects(model, subjects, tmp_path / "one")
@@ -250,14 +253,12 @@ def test_neither_names_nor_words_nor_order_matter(
 
 
 @pytest.mark.parametrize("stop", [1, 4])
-def test_it_goes_on_to_the_last_bit(
-    model: Model, subjects: Path, tmp_path: Path, stop: int
-) -> None:
+def test_a_group_resumes_exactly(model: Model, subjects: Path, tmp_path: Path, stop: int) -> None:
     train_subjects(model, subjects, tmp_path / "whole", checkpoint_every=2)
     many = RunGroup.from_table(subjects, {"method": WORD, **SMALL, "checkpoint_every": 2}, None)
     runs = list(many.runs(tmp_path / "out").values())
-    with closing(train_many(model, runs)) as told:
-        for one in told:
+    with closing(train_many(model, runs)) as events:
+        for one in events:
             if isinstance(one, tuple) and isinstance(one[1], StepResult) and one[1].number == stop:
                 break
     assert not model.placeholders
@@ -271,22 +272,22 @@ def test_it_goes_on_to_the_last_bit(
         assert [step.number for step in run.state.steps] == list(range(1, 7))
 
 
-def test_who_is_ahead_after_a_crash_waits_for_the_others(
+def test_a_run_that_is_ahead_after_a_crash_waits_for_the_others(
     model: Model, subjects: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """One more step for one concept, as when killed between two of the checkpoints of a step."""
     train_subjects(model, subjects, tmp_path / "whole", checkpoint_every=2)
     many = RunGroup.from_table(subjects, {"method": WORD, **SMALL, "checkpoint_every": 2}, None)
     runs = list(many.runs(tmp_path / "out").values())
-    kept = Run.save
+    save = Run.save
 
-    def killed(self: Run, learner: ConceptTrainer) -> None:
-        if learner.steps_done < 4 or self is runs[1]:
-            kept(self, learner)
+    def killed(self: Run, trainer: ConceptTrainer) -> None:
+        if trainer.steps_done < 4 or self is runs[1]:
+            save(self, trainer)
 
-    with monkeypatch.context() as patch, closing(train_many(model, runs)) as told:
+    with monkeypatch.context() as patch, closing(train_many(model, runs)) as events:
         patch.setattr(Run, "save", killed)
-        for one in told:
+        for one in events:
             if isinstance(one, tuple) and isinstance(one[1], SavedCheckpoint) and one[1].step == 4:
                 break
     again = many.runs(tmp_path / "out")
@@ -301,7 +302,7 @@ def train_many_events(model: Model, runs: Sequence[Run], together: int | None = 
     return [one for one in train_many(model, runs, together) if isinstance(one, tuple)]
 
 
-def test_a_subject_with_a_bad_picture_is_left_out_and_taken_up_again(
+def test_a_subject_with_a_broken_image_is_skipped_and_resumed_when_it_is_repaired(
     model: Model, subjects: Path, tmp_path: Path
 ) -> None:
     train_subjects(model, subjects, tmp_path / "whole")
@@ -325,10 +326,10 @@ def test_a_subject_with_a_bad_picture_is_left_out_and_taken_up_again(
     )
     assert {run.folder.name for run, _ in events} == {"bee"}
     mine, theirs = (tensors(tmp_path / out / "bee")["text"] for out in ("out", "whole"))
-    assert apart([mine], [theirs]) < 1e-4
+    assert largest_error([mine], [theirs]) < 1e-4
 
 
-def test_one_that_goes_wrong_or_ends_leaves_the_others(
+def test_a_run_that_diverges_or_ends_does_not_change_the_others(
     model: Model, subjects: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     table = tmp_path / "table"
@@ -357,31 +358,31 @@ def test_one_that_goes_wrong_or_ends_leaves_the_others(
     steps = {name: run.concept.provenance.steps for name, run in runs.items()}
     assert steps == {"ape": 3, "bee": 4, "cow": 6}
     monkeypatch.undo()
-    (cow,) = learners(model, [runs["cow"].recipe])
-    learned(model, cow)
+    (cow,) = trainers_of(model, [runs["cow"].recipe])
+    trained_weights(model, cow)
     with cow.averaged_weights():
-        assert apart([tensors(runs["cow"].folder)["text"]], cow.weights) < 1e-4
+        assert largest_error([tensors(runs["cow"].folder)["text"]], cow.weights) < 1e-4
 
 
 def test_groups_and_those_that_cannot_share(model: Model, subjects: Path, tmp_path: Path) -> None:
     def grouped(method: str, together: int | None) -> BatchGroups:
         given = {"method": method, **SMALL, "steps": 1}
         runs = RunGroup.from_table(subjects, given, None).runs(tmp_path / method / str(together))
-        told = [one for one in train_many(model, list(runs.values()), together)]
+        events = [one for one in train_many(model, list(runs.values()), together)]
         assert all(run.finished for run in runs.values())
-        return next(one for one in told if isinstance(one, BatchGroups))
+        return next(one for one in events if isinstance(one, BatchGroups))
 
     assert [len(group) for group in grouped("textual-inversion", None).groups] == [3]
-    found = grouped("textual-inversion", 2)
-    assert [len(group) for group in found.groups] == [2, 1]
-    assert found.reason == "at most 2 in one batch"
-    found = grouped("dreambooth", 3)
-    assert [len(group) for group in found.groups] == [1, 1, 1]
-    assert found.reason == "dreambooth changes the whole base model"
+    groups = grouped("textual-inversion", 2)
+    assert [len(group) for group in groups.groups] == [2, 1]
+    assert groups.reason == "at most 2 in one batch"
+    groups = grouped("dreambooth", 3)
+    assert [len(group) for group in groups.groups] == [1, 1, 1]
+    assert groups.reason == "dreambooth changes the whole base model"
     (subjects / "ape" / "0.txt").write_text("an ape beside <bee>")
-    found = grouped("textual-inversion", 3)
-    assert [[folder.name for folder in group] for group in found.groups][1] == ["ape"]
-    assert "another subject's token" in found.reason
+    groups = grouped("textual-inversion", 3)
+    assert [[folder.name for folder in group] for group in groups.groups][1] == ["ape"]
+    assert "another subject's token" in groups.reason
 
 
 TABLES = {
@@ -417,12 +418,12 @@ WRONG: dict[str, tuple[str, str]] = {
 
 
 @pytest.mark.parametrize("text", WRONG)
-def test_a_table_that_is_wrong(text: str, tmp_path: Path) -> None:
+def test_an_invalid_table_of_subjects_is_an_error(text: str, tmp_path: Path) -> None:
     (tmp_path / "table.toml").write_text(text)
     with pytest.raises(RecipeError) as caught:
         RunGroup.from_table(tmp_path / "table.toml", {"method": WORD, **SMALL}, None)
-    said, hint = WRONG[text]
-    assert said in caught.value.message
+    message, hint = WRONG[text]
+    assert message in caught.value.message
     assert hint in caught.value.hint
 
 
@@ -447,7 +448,7 @@ def test_a_table_that_cannot_be_read(name: str, data: bytes, tmp_path: Path) -> 
     assert len(caught.value.message) < 1000
 
 
-def test_folders_that_hold_no_subjects(tmp_path: Path) -> None:
+def test_a_folder_without_subjects_is_an_error(tmp_path: Path) -> None:
     for given in (tmp_path, tmp_path / "nowhere"):
         with pytest.raises(RecipeError, match=given.name):
             read_subjects(given)
@@ -455,7 +456,7 @@ def test_folders_that_hold_no_subjects(tmp_path: Path) -> None:
         RunGroup.open(tmp_path)
 
 
-def test_typed(
+def test_the_command_trains_and_resumes_many_subjects(
     nano: Path, subjects: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(subjects.parent)
@@ -464,14 +465,14 @@ def test_typed(
     typed = ["train-many", "textual-inversion", "subjects", "--class-noun", "toy"]
     typed += ["--base", str(nano), "--steps", "2", "--preview-every", "0"]
     assert main(typed) == 2
-    said = capsys.readouterr()
-    assert said.out.splitlines() == [
+    output = capsys.readouterr()
+    assert output.out.splitlines() == [
         f"runs/subjects/{name}/concept.safetensors" for name in ("ape", "cow")
     ]
-    assert "bee is left out: 1 of 2 files in" in said.err
-    assert "1 of 3 subjects were not trained: bee" in said.err
-    assert "pinxit train-many --resume runs/subjects" in said.err
-    assert "concepts per batch: 2\n" in said.err
+    assert "bee is left out: 1 of 2 files in" in output.err
+    assert "1 of 3 subjects were not trained: bee" in output.err
+    assert "pinxit train-many --resume runs/subjects" in output.err
+    assert "concepts per batch: 2\n" in output.err
     (subjects / "bee" / "0.png").write_bytes(good)
     assert main(typed) == 2  # the folder is taken
     assert "--resume runs/subjects" in capsys.readouterr().err
@@ -487,7 +488,7 @@ def test_typed(
 
 
 @pytest.mark.parametrize("name", ["../victim", "/victim", "..", "a/b", ""])
-def test_a_name_that_leads_out_of_the_folder_is_refused(
+def test_a_subject_name_outside_the_folder_is_refused(
     name: str, subjects: Path, tmp_path: Path
 ) -> None:
     many = RunGroup.from_table(subjects, {"method": WORD, **SMALL}, None)

@@ -177,7 +177,7 @@ def straight(model: Model, tmp_path_factory: pytest.TempPathFactory) -> tuple[Re
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT])
-def test_a_run_goes_on_after_the_end_of_a_process(
+def test_a_run_continues_after_a_process_ends(
     model: Model, straight: tuple[Recipe, Path], tmp_path: Path, number: int
 ) -> None:
     recipe, expected = straight

@@ -59,7 +59,7 @@ def results() -> dict[str, Any]:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("part", ["kill", "stops", "crashes", "runs", "faults", "flips", "numbers"])
-def test_nothing_is_lost(results: dict[str, Any], part: str) -> None:
+def test_every_line_is_preserved(results: dict[str, Any], part: str) -> None:
     figures = results[part]
     assert {name: figures[name] for name in MUST_BE_ZERO if figures.get(name)} == {}
     assert {

@@ -34,7 +34,9 @@ def recipe(pictures: Path, **changed: object) -> Recipe:
     return Recipe.model_validate({"method": "textual-inversion", **given, **small, **changed})
 
 
-def test_the_folder_tells_everything(model: Model, pictures: Path, tmp_path: Path) -> None:
+def test_the_state_of_a_run_is_read_from_its_folder(
+    model: Model, pictures: Path, tmp_path: Path
+) -> None:
     run = Run.create(tmp_path / "runs" / "toy", recipe(pictures, preview_every=3))
     events = list(run.train(model))
     kinds = [type(event).__name__ for event in events]
@@ -71,7 +73,9 @@ def test_previews_change_nothing(model: Model, pictures: Path, tmp_path: Path) -
         assert all(torch.equal(one.tensors[name], other.tensors[name]) for name in one.tensors)
 
 
-def test_folders_that_are_taken_or_no_run(model: Model, pictures: Path, tmp_path: Path) -> None:
+def test_existing_folders_and_folders_without_a_run_are_errors(
+    model: Model, pictures: Path, tmp_path: Path
+) -> None:
     run = train_run(model, recipe(pictures), tmp_path / "run")
     with pytest.raises(RunError, match="exists already") as caught:
         Run.create(run.folder, recipe(pictures))
@@ -94,25 +98,25 @@ def test_more_steps_go_on_the_same_way(model: Model, pictures: Path, tmp_path: P
         list(Run.open(tmp_path / "part", steps=5).train(model))
 
 
-def test_a_word_is_kept_as_the_mean_of_its_later_steps(
+def test_an_embedding_is_saved_as_the_average_of_the_later_steps(
     model: Model, pictures: Path, tmp_path: Path
 ) -> None:
     """The weights of arXiv:1212.1824, and what is learned does not know of them."""
-    learner = ConceptTrainer(
+    trainer = ConceptTrainer(
         model, TrainingPlan.of(recipe(pictures, steps=6), model, 3), read_images(pictures)
     )
-    words = [learner.weights[0].detach().clone() for _ in train(TrainingSession(model, [learner]))]
+    words = [trainer.weights[0].detach().clone() for _ in train(TrainingSession(model, [trainer]))]
     shares: list[float] = []
     for step in range(1, 7):
         shares = [share * (step - 1) / (step + 3) for share in shares] + [4 / (step + 3)]
     mean = sum(share * word for share, word in zip(shares, words, strict=True))
-    with learner.averaged_weights():
-        assert torch.allclose(learner.weights[0], torch.as_tensor(mean), atol=1e-6)
-    assert torch.equal(learner.weights[0], words[-1])
+    with trainer.averaged_weights():
+        assert torch.allclose(trainer.weights[0], torch.as_tensor(mean), atol=1e-6)
+    assert torch.equal(trainer.weights[0], words[-1])
     run = train_run(model, recipe(pictures, steps=6), tmp_path / "run")
-    (kept,) = run.concept.parts[0].tensors.values()
-    assert torch.allclose(kept, torch.as_tensor(mean), atol=1e-6)
-    assert not torch.allclose(kept, words[-1], atol=1e-4)
+    (saved,) = run.concept.parts[0].tensors.values()
+    assert torch.allclose(saved, torch.as_tensor(mean), atol=1e-6)
+    assert not torch.allclose(saved, words[-1], atol=1e-4)
 
 
 def test_a_damaged_checkpoint_is_never_used(model: Model, pictures: Path, tmp_path: Path) -> None:
@@ -120,10 +124,10 @@ def test_a_damaged_checkpoint_is_never_used(model: Model, pictures: Path, tmp_pa
     run = train_run(model, recipe(pictures), tmp_path / "run")
     older, newest = sorted((run.folder / "checkpoints").iterdir())
     _flip(newest)
-    told = list(Run.open(run.folder).train(model))
-    notices = [event.message for event in told if isinstance(event, Notice)]
+    events = list(Run.open(run.folder).train(model))
+    notices = [event.message for event in events if isinstance(event, Notice)]
     assert notices == [f"{newest} is damaged: continuing from step 2"]
-    assert [event.number for event in told if isinstance(event, StepResult)] == [3, 4]
+    assert [event.number for event in events if isinstance(event, StepResult)] == [3, 4]
     assert _learned(run) == _learned(whole)
     _flip(newest)
     _flip(older)
@@ -195,22 +199,22 @@ def test_a_loss_that_is_no_number_stops_it(model: Model, pictures: Path, tmp_pat
     assert not model.placeholders
 
 
-def test_class_pictures_are_painted_once(model: Model) -> None:
-    some, more = ClassImages("a toy", 3), ClassImages("a toy", 10)
-    told = [step.done for step in generate_class_images(model, some)]
-    assert told == [3]
-    found = read_class_images(model, some)
-    assert [picture.caption for picture in found] == ["a toy"] * 3
-    assert all(picture.class_image for picture in found)
-    times = [picture.path.stat().st_mtime_ns for picture in found]
-    assert found[0].path.is_relative_to(cache_folder())
+def test_class_images_are_generated_once(model: Model) -> None:
+    few, more = ClassImages("a toy", 3), ClassImages("a toy", 10)
+    steps = [step.done for step in generate_class_images(model, few)]
+    assert steps == [3]
+    images = read_class_images(model, few)
+    assert [image.caption for image in images] == ["a toy"] * 3
+    assert all(image.class_image for image in images)
+    times = [image.path.stat().st_mtime_ns for image in images]
+    assert images[0].path.is_relative_to(cache_folder())
     # More of them share the first; once lost, a picture comes back to the last bit.
-    found[1].path.unlink()
+    images[1].path.unlink()
     assert [step.done for step in generate_class_images(model, more)] == [8, 10]
     again = read_class_images(model, more)
-    assert [picture.sha256 for picture in again[:3]] == [picture.sha256 for picture in found]
+    assert [image.sha256 for image in again[:3]] == [image.sha256 for image in images]
     assert [p.path.stat().st_mtime_ns for p in read_class_images(model, more)][8:]
-    assert list(generate_class_images(model, some))
+    assert list(generate_class_images(model, few))
     assert times[0] <= again[0].path.stat().st_mtime_ns
 
 
@@ -253,7 +257,7 @@ def _learned(run: Run) -> tuple[bytes, object]:
     return (run.folder / "concept.safetensors").read_bytes(), steps
 
 
-def test_a_run_says_what_would_mislead(model: Model, pictures: Path, tmp_path: Path) -> None:
+def test_a_run_reports_misleading_inputs(model: Model, pictures: Path, tmp_path: Path) -> None:
     (pictures / "0.txt").write_text("a toy on a table")
     options = {"images": pictures, "token": "<my>", "class_noun": "toy", "base": model.name}
     common = {**options, "method": "textual-inversion", "steps": 1, "preview_every": 0}

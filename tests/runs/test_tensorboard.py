@@ -36,7 +36,7 @@ def number_at(data: bytes) -> tuple[int, bytes]:
 
 
 def fields(data: bytes) -> Fields:
-    found: Fields = []
+    content: Fields = []
     while data:
         key, data = number_at(data)
         if key & 7 == 0:
@@ -44,8 +44,8 @@ def fields(data: bytes) -> Fields:
         else:
             size, data = number_at(data) if key & 7 == 2 else ({1: 8, 5: 4}[key & 7], data)
             value, data = data[:size], data[size:]
-        found.append((key >> 3, value))
-    return found
+        content.append((key >> 3, value))
+    return content
 
 
 def content(data: bytes) -> bytes:

@@ -106,8 +106,12 @@ def test_every_page_is_accessible_in_both_themes_at_both_widths(
             other = context.new_page()
             for path in [*PAGES, *jobs, *sets[:1], "jobs/999999"]:
                 other.goto(f"{studio.address}/{path}")
-                found = Axe().run(other).response["violations"]
-                assert not found, (path, theme, [(v["id"], v["nodes"][0]["html"]) for v in found])
+                violations = Axe().run(other).response["violations"]
+                assert not violations, (
+                    path,
+                    theme,
+                    [(v["id"], v["nodes"][0]["html"]) for v in violations],
+                )
                 assert not other.evaluate(IS_TOO_WIDE), (path, size)
             context.close()
 
@@ -169,7 +173,7 @@ def test_everything_can_be_read_and_started_without_javascript(
     context.close()
 
 
-def test_dead_worker_is_shown_with_its_last_words_and_its_job_goes_on(
+def test_a_dead_worker_is_shown_with_its_last_output_and_its_job_continues(
     page: Page, studio: Studio
 ) -> None:
     job = studio.workspace.queue.all()[-1]

@@ -141,7 +141,7 @@ HOSTILE = ["..", "../secret", "%2e%2e%2fsecret", "....//", "/etc/passwd", "00000
 HOSTILE += ["0", "-1", "00000１", "000001 ", "1" * 5000, "\\..\\secret", "%00", "%0d%0aX: y"]
 
 
-def test_hostile_names_open_nothing(client: TestClient, workspace: Workspace) -> None:
+def test_hostile_names_open_no_file(client: TestClient, workspace: Workspace) -> None:
     secret = workspace.secret
     bearer: dict[str, Any] = {"authorization": f"Bearer {workspace.token_for('api')}"}
     for name in HOSTILE:

@@ -103,13 +103,13 @@ def test_image_that_is_not_used_takes_its_mask_along(client: TestClient, images:
     assert images.checks["images"][0]["mask_share"] == pytest.approx(0.5)
 
 
-def test_wrong_crop_is_an_error_in_words(client: TestClient, images: ImageSet) -> None:
+def test_an_invalid_crop_is_an_error_message(client: TestClient, images: ImageSet) -> None:
     answer = client.post(f"/images/{images.id}/0/edit", data={"crop": "on", "left": "many"})
     assert answer.status_code == 400
     assert "a crop is four numbers, not &#39;many" in answer.text
 
 
-def test_zip_file_is_taken_apart(client: TestClient, workspace: Workspace) -> None:
+def test_images_are_taken_from_a_zip_file(client: TestClient, workspace: Workspace) -> None:
     photo = png(Image.new("RGB", (70, 70), "teal"))
     content = zipped(
         {
@@ -124,8 +124,8 @@ def test_zip_file_is_taken_apart(client: TestClient, workspace: Workspace) -> No
     answer = client.post("/images", files={"files": ("toys.zip", content)})
     assert answer.status_code == 200
     (images,) = (workspace.folder / "images").iterdir()
-    found = ImageSet(images).checks
-    assert [(row["name"], row["caption"]) for row in found["images"]] == [
+    checks = ImageSet(images).checks
+    assert [(row["name"], row["caption"]) for row in checks["images"]] == [
         ("a cat.png", "a cat"),
         ("evil.png", ""),
     ]

@@ -150,11 +150,11 @@ def test_pages_are_accessible_in_both_themes_at_both_widths(
             for address in addresses:
                 other.goto(address)
                 other.evaluate("document.querySelectorAll('details').forEach(d => d.open = true)")
-                found = Axe().run(other).response["violations"]
-                assert not found, (
+                violations = Axe().run(other).response["violations"]
+                assert not violations, (
                     address,
                     theme,
-                    [(v["id"], v["nodes"][0]["html"]) for v in found],
+                    [(v["id"], v["nodes"][0]["html"]) for v in violations],
                 )
                 assert not other.evaluate(IS_TOO_WIDE), (address, size)
             context.close()

@@ -108,11 +108,11 @@ def test_upload_is_decoded_elsewhere_and_stored_again(
     ]
     answer = client.post("/api/images", files=files)
     assert answer.status_code == 201
-    found = answer.json()
-    assert [image["name"] for image in found["images"]] == ["a cat.png"]
-    assert found["images"][0]["caption"] == "a grey cat"
-    assert [name for name, _ in found["rejected"]] == ["b.png"]
-    images = workspace.images_of(found["id"])
+    content = answer.json()
+    assert [image["name"] for image in content["images"]] == ["a cat.png"]
+    assert content["images"][0]["caption"] == "a grey cat"
+    assert [name for name, _ in content["rejected"]] == ["b.png"]
+    images = workspace.images_of(content["id"])
     assert [path.name for path in images.files] == ["a cat.png"]
     assert b"secret" not in images.files[0].read_bytes()
     assert not (tmp_path / "a cat.png").exists()

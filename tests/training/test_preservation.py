@@ -114,11 +114,11 @@ def test_weights_stay_nearer_to_the_base_the_stronger_the_pull(
 def test_old_recipes_choose_by_the_number_of_class_images(model: Model, pictures: Path) -> None:
     def counts(**options: object) -> tuple[int, int]:
         """The number of class images, and of image pools without any."""
-        some = recipe("dreambooth", pictures, **options)
-        plan = TrainingPlan.of(some, model, 3)
+        old_recipe = recipe("dreambooth", pictures, **options)
+        plan = TrainingPlan.of(old_recipe, model, 3)
         again = TrainingPlan.of(plan.recipe, model, 3)
         assert again == plan
-        pools = plan.method.image_pools(some.subject, some.read_images())
+        pools = plan.method.image_pools(old_recipe.subject, old_recipe.read_images())
         return plan.class_images.count, len(pools)
 
     assert counts() == counts(preserve="class-images") == (48, 1)

@@ -225,7 +225,7 @@ DAMAGES: dict[str, tuple[type[Adapter], Callable[[Any], Part]]] = {
 
 
 @pytest.mark.parametrize("method", DAMAGES)
-def test_a_concept_that_is_saved_wrongly_is_an_error(
+def test_a_saved_concept_that_differs_from_the_trained_one_is_an_error(
     method: str, model: Model, pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     kind, damage = DAMAGES[method]

@@ -157,7 +157,7 @@ class TimestepLoraPart(LoraPart):
 
     @property
     def settings(self) -> dict[str, str]:
-        """The network, the variant and the smallest rank."""
+        """The network, the variant and `min_rank`."""
         return {**super().settings, "min_rank": str(self.min_rank)}
 
     @classmethod
@@ -166,12 +166,15 @@ class TimestepLoraPart(LoraPart):
         lora, least = LoraPart.from_stored(settings, tensors), settings["min_rank"]
         if lora.variant != "lora" or not re.fullmatch(r"[1-9]\d{0,3}", least):
             raise ConceptError(
-                f"a {lora.variant} cannot have the smallest rank `{least[:20]}`", DAMAGED_HINT
+                f"`min_rank` must be a number from 1, of a LoRA: it is `{least[:20]}`, of a "
+                f"{lora.variant}",
+                DAMAGED_HINT,
+                DAMAGED_HINT,
             )
         return cls(lora.network, lora.variant, lora.layers, int(least))
 
     def describe(self) -> list[tuple[str, str]]:
-        """The rows of a LoRA, and the smallest rank."""
+        """The rows of a LoRA, and `min_rank`."""
         return [*super().describe(), ("rank", f"{self.min_rank} at the noisiest timestep (T-LoRA)")]
 
 

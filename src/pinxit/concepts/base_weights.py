@@ -72,6 +72,13 @@ class BaseWeights:
             )
             return torch.lerp(original, merged, strength)
 
+    def difference(self, part: LoraPart, layer: str) -> Tensor:
+        """What an adapter adds to the weight of a layer at strength 1, in fp32."""
+        name = f"{layer}.weight"
+        self.check_has(part.network, name)
+        weight = self.networks[part.network][name]
+        return self.changed(weight, part, name, 1.0) - weight.float()
+
     def scratch(
         self, folder: Path, names: Sequence[Name], dtype: torch.dtype | None
     ) -> "ScratchTensors":

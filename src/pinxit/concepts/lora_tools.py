@@ -187,9 +187,7 @@ def _plain(part: LoraPart, layer: str, weights: BaseWeights | None) -> LayerTens
     """A layer's tensors as those of a plain LoRA with the same change."""
     if part.variant == "lora" or weights is None:
         return part.layers[layer]
-    weights.check_has(part.network, f"{layer}.weight")
-    original = weights.networks[part.network][f"{layer}.weight"]
-    change = weights.changed(original, part, f"{layer}.weight", 1.0) - original.float()
+    change = weights.difference(part, layer)
     return _tensors(reduced_matrix(change.flatten(1), _NO_LIMIT), tuple(change.shape[2:]))
 
 

@@ -10,7 +10,7 @@ from pinxit.errors import ConceptError
 
 @dataclass(frozen=True)
 class RankLimit:
-    """How far the rank of each layer is reduced: the smallest rank that both options allow.
+    """How far the rank of each layer is reduced: the smaller of the two that these options allow.
 
     `rank` is the largest rank. `energy` is the share of the squared singular values that must
     remain, 0 to 1. Without both, the rank stays.

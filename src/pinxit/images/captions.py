@@ -53,8 +53,8 @@ class FolderCaptions:
         suffixes = (self.extension,) if self.extension else CAPTION_SUFFIXES
         names = [f"{image.stem}{suffix}" for suffix in suffixes]
         names += [f"{image.name}{suffix}" for suffix in suffixes]
-        found = (self.files.get(name) or self.files.get(_key(name)) for name in names)
-        return list(dict.fromkeys(path for path in found if path))
+        files = (self.files.get(name) or self.files.get(_key(name)) for name in names)
+        return list(dict.fromkeys(path for path in files if path))
 
     def caption(self, image: Path) -> tuple[str | None, tuple[str, ...]]:
         """An image's caption, and notes about it; FileError if its file cannot be read."""

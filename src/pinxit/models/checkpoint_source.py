@@ -66,8 +66,8 @@ class _Part:
         if not self.marker:
             return self
         prefixes = (self.prefix, "") if self.family else (self.prefix,)
-        found = (prefix for prefix in prefixes if _has(names, self.marker, prefix))
-        prefix = next(found, None)
+        present = (prefix for prefix in prefixes if _has(names, self.marker, prefix))
+        prefix = next(present, None)
         return None if prefix is None else replace(self, prefix=prefix)
 
     def variant(self, file: str, names: Mapping[str, Tensor]) -> dict[str, Any]:

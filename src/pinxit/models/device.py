@@ -32,15 +32,15 @@ def find_device(name: str = AUTO) -> torch.device:
 
     Raises ModelError if torch does not know the name or the machine does not have the device.
     """
-    found = accelerator()
+    default = accelerator()
     if name == AUTO:
-        return found or torch.device("cpu")
-    names = [AUTO, "cpu", *([found.type] if found else [])]
+        return default or torch.device("cpu")
+    names = [AUTO, "cpu", *([default.type] if default else [])]
     try:
         device = torch.device(name)
     except RuntimeError as error:
         raise ModelError(f"there is no device `{name}`", did_you_mean(name, names)) from error
-    count = {"cpu": 1, **({found.type: torch.accelerator.device_count()} if found else {})}
+    count = {"cpu": 1, **({default.type: torch.accelerator.device_count()} if default else {})}
     if (device.index or 0) >= count.get(device.type, 0):
         raise ModelError(
             f"device `{name}` is not available: torch finds {_available(count)}",

@@ -136,15 +136,15 @@ def parse_prompt(
     """
     names = sorted(placeholders, key=lambda token: (-len(normal_form(token)), normal_form(token)))
     pattern = token_pattern([normal_form(name) for name in names])
-    found: list[str] = []
+    marked_tokens: list[str] = []
 
     def mark(match: re.Match[str]) -> str:
-        found.append(names[(match.lastindex or 1) - 1])
+        marked_tokens.append(names[(match.lastindex or 1) - 1])
         return _MARK
 
     marked = pattern.sub(mark, normal_form(prompt))
     parts = parse_weights(marked) if weights else (WeightedText(marked),)
-    tokens = iter(found)
+    tokens = iter(marked_tokens)
     pieces: list[PromptPiece] = []
     for part in parts:
         for number, text in enumerate(part.text.split(_MARK)):

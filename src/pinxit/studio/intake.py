@@ -86,13 +86,13 @@ def crop_images(folder: Path) -> None:
 def check(folder: Path, resolution: int) -> None:
     """Check the set for training, and write what was found."""
     make_folder(folder / THUMBNAILS)
-    found = check_folder(folder, resolution)
-    warnings = found.warnings()
-    for image in found.checks:
+    folder_check = check_folder(folder, resolution)
+    warnings = folder_check.warnings()
+    for image in folder_check.checks:
         _save(image.preview, folder / THUMBNAILS / image.name)
     result = {
-        "images": [_row(image, warnings.get(image.name, [])) for image in found.checks],
-        "rejected": _rejected(folder, found),
+        "images": [_row(image, warnings.get(image.name, [])) for image in folder_check.checks],
+        "rejected": _rejected(folder, folder_check),
         "warnings": warnings.get("", []),
     }
     write_text(folder / CHECK, json.dumps(result))

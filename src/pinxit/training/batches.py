@@ -301,8 +301,8 @@ def _stacked(
     """The tensors in one, with `missing` in place of None; None if all are None."""
     if all(tensor is None for tensor in tensors):
         return None
-    found = [missing if tensor is None else tensor.to(missing) for tensor in tensors]
-    return torch.stack(found).to(device)
+    filled = [missing if tensor is None else tensor.to(missing) for tensor in tensors]
+    return torch.stack(filled).to(device)
 
 
 def _shuffled_index(sampling: BatchSampling, pool: ImagePool, place: int) -> int:

@@ -144,6 +144,6 @@ def _tensors_of(conditioning: Conditioning) -> dict[str, Tensor]:
     """The tensors of a conditioning by name, on the CPU."""
     more = {f"{_MORE}{number:03}": one for number, one in enumerate(conditioning.more_states)}
     named = {"pooled": conditioning.pooled, "mask": conditioning.mask}
-    found = {name: tensor for name, tensor in named.items() if tensor is not None}
-    tensors = {"states": conditioning.states, **found, **more}
+    present = {name: tensor for name, tensor in named.items() if tensor is not None}
+    tensors = {"states": conditioning.states, **present, **more}
     return {name: tensor.cpu() for name, tensor in tensors.items()}

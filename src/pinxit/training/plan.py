@@ -73,10 +73,10 @@ class TrainingPlan:
             "precision": model.placement.precision,
             "cache_encodings": cached,
         }
-        settled = recipe.model_copy(update=values)
+        complete = recipe.model_copy(update=values)
         class_images = method.required_class_images(model, subject)
         return cls(
-            settled, method, class_images, steps, samples, learning_rate, resolution, interval
+            complete, method, class_images, steps, samples, learning_rate, resolution, interval
         )
 
     @property

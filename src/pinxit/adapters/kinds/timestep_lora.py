@@ -101,7 +101,7 @@ class TimestepLora(LoraAdapter):
         return add_lora
 
     def part(self) -> TimestepLoraPart:
-        """The weights, alphas and smallest rank as data."""
+        """The weights, alphas and `min_rank` as data."""
         part = super().part()
         return TimestepLoraPart(part.network, part.variant, part.layers, self.min_rank)
 

@@ -32,7 +32,7 @@ class Gram(Metric):
     def score(self, images: Images, references: Images, prompts: Sequence[str] = ()) -> list[float]:  # noqa: ARG002
         """A distance for each image from 0 (equal) to 1."""
         total = torch.zeros(len(images))
-        both = (self.matrices(stack_images(some, self.side)) for some in (images, references))
+        both = (self.matrices(stack_images(group, self.side)) for group in (images, references))
         for grams, targets in zip(*both, strict=True):
             mean = targets.mean(0, keepdim=True)
             distance = (grams - mean).flatten(1).norm(dim=1)

@@ -80,7 +80,7 @@ class Lora(Finetuning):
     def settle(self, model: Model, subject: Subject) -> Self:
         """The method with the layers, placeholder, class images and rare token chosen.
 
-        Raises RecipeError also for a smallest rank above the rank, or of another kind than LoRA.
+        Raises RecipeError also if `min_rank` is above the rank, or the adapter is no LoRA.
         """
         if self.min_rank and (self.adapter != "lora" or self.min_rank > self.rank):
             raise RecipeError(
