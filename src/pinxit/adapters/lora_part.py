@@ -169,7 +169,6 @@ class TimestepLoraPart(LoraPart):
                 f"`min_rank` must be a number from 1, of a LoRA: it is `{least[:20]}`, of a "
                 f"{lora.variant}",
                 DAMAGED_HINT,
-                DAMAGED_HINT,
             )
         return cls(lora.network, lora.variant, lora.layers, int(least))
 
