@@ -1,4 +1,4 @@
-"""Damage valid files in many ways and read them: no code may run, nothing may crash or hang.
+"""Damage valid files of every format and read them: no code may run, nothing may crash or hang.
 
 Input n depends only on the seed and n. `python -m lab.security.fuzz --inputs N [--seconds S]`
 prints figures as one line of JSON; inputs that cause a failure are saved in build/fuzz.
@@ -9,6 +9,7 @@ import io
 import json
 import pickletools
 import random
+import re
 import struct
 import subprocess
 import sys
@@ -16,7 +17,8 @@ import tempfile
 import time
 import warnings
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -24,8 +26,10 @@ import torch
 from safetensors.torch import save
 from torch import nn
 
+from lab.security.doors import Door, doors
 from lab.security.hostile import in_legacy, in_zip, named, routes, text, whole, zipped
 from lab.security.watch import FOLDER, Watch
+from pinxit.errors import PinxitError
 from pinxit.files.pickle.torch_file import read_torch_file
 from pinxit.files.safetensors_file import read_safetensors
 
@@ -38,6 +42,43 @@ _INSTRUCTIONS = (
     *(b"(", b"0", b"1", b"2", b"a", b"e", b"s", b"u", b"b", b"R", b"Q", b"t", b"\x81", b"o", b"."),
     *(named("torch._utils", "_rebuild_tensor_v2"), named("torch", "HalfStorage"), text("0")),
     *(whole(-1), whole(2**63), whole(2**200), b"h\0", b"q\0", b"]", b"}", b")", b"N", b"\x88"),
+)
+
+_TEXTS = (
+    *(
+        b"null",
+        b"true",
+        b"-1",
+        b"0",
+        b"1e999",
+        b"NaN",
+        b"9" * 5000,
+        b"1.5",
+        b"",
+        b"\0",
+        b"\r",
+        b"\n",
+    ),
+    *(b'"', b'""', b"[]", b"{}", b"[" * 2000, b"{'a':" * 50, b'{"":' * 500, b"\\ud800", b"\xff"),
+    *(
+        b"../../x",
+        b"/etc/passwd",
+        b"__proto__",
+        b"\xe2\x80\xa8",
+        b"\x1b[31m",
+        b"a" * 70_000,
+        b"1e-400",
+    ),
+    *(
+        b"${x}",
+        b"{0.__class__}",
+        b"%s",
+        b"=cmd|x",
+        b"0x10",
+        b"1_000",
+        b"-9223372036854775809",
+        b"()",
+    ),
 )
 
 Mutation = Callable[[random.Random, bytes], bytes]
@@ -134,6 +175,13 @@ def insert(rng: random.Random, raw: bytes) -> bytes:
     return raw[:position] + insertion + raw[position + rng.choice((0, len(insertion))) :]
 
 
+def exchange(rng: random.Random, raw: bytes) -> bytes:
+    """Replace a word, a number or a sign of a text by something unusual."""
+    pieces = re.split(rb"(\w+|\s+)", raw)
+    pieces[rng.randrange(len(pieces))] = rng.choice(_TEXTS)
+    return b"".join(pieces)
+
+
 BYTE_MUTATIONS: tuple[Mutation, ...] = (flip, flip, extreme, cut, repeat, insert)
 
 
@@ -163,24 +211,44 @@ def instructions(rng: random.Random, steps: list[bytes], other: list[bytes]) -> 
 class Inputs:
     """Creates the input of each number."""
 
-    def __init__(self, seed: int) -> None:
+    def __init__(self, seed: int, folder: Path) -> None:
         self.seed = seed
         self.torch = torch_files()
         self.safe = safetensors_files()
         self.pickles = pickles()
+        self.doors = list(doors().values())
+        self.folders = [folder / f"door-{number}" for number in range(len(self.doors))]
+        for door, place in zip(self.doors, self.folders, strict=True):
+            write_files(door, place)
+            with suppress(PinxitError):
+                door.read(place)  # what it imports is imported before the watch begins
 
-    def create(self, number: int) -> tuple[bytes, Callable[[Path], Any]]:
-        """The bytes of one input and the function that reads it."""
+    def create(self, number: int) -> tuple[bytes, Path, Callable[[Path], Any]]:
+        """The bytes of one input, the file or folder to read, and the function that reads it."""
         rng = random.Random(self.seed << 40 | number)
         kind = rng.random()
-        if kind < 0.4:
+        if kind < 0.6:
+            return self._at_a_door(rng)
+        if kind < 0.75:
             pickle = instructions(rng, rng.choice(self.pickles), rng.choice(self.pickles))
-            return self._wrap(rng, pickle), read_torch_file
+            return self._wrap(rng, pickle), Path("input"), read_torch_file
         files, read = (self.torch, read_torch_file) if kind < 0.9 else (self.safe, read_safetensors)
-        raw = rng.choice(files)
-        for _ in range(rng.choice((1, 1, 2, 3))):
-            raw = rng.choice(BYTE_MUTATIONS)(rng, raw) or b"\0"
-        return raw, read
+        return damaged(rng, rng.choice(files), BYTE_MUTATIONS), Path("input"), read
+
+    def _at_a_door(self, rng: random.Random) -> tuple[bytes, Path, Callable[[Path], Any]]:
+        index = rng.randrange(len(self.doors))
+        door = self.doors[index]
+        name = rng.choice(door.damaged)
+        is_text = door.is_text or name.endswith((".json", ".toml", ".jsonl", ".yaml"))
+        mutations = (*BYTE_MUTATIONS, *[exchange] * 12) if is_text else BYTE_MUTATIONS
+        return damaged(rng, door.files[name], mutations), self.folders[index] / name, door.read
+
+    def valid(self, path: Path) -> bytes | None:
+        """The undamaged bytes of a door's file, and None for another path."""
+        for door, folder in zip(self.doors, self.folders, strict=True):
+            if path.is_relative_to(folder):
+                return door.files[str(path.relative_to(folder))]
+        return None
 
     def _wrap(self, rng: random.Random, pickle: bytes) -> bytes:
         if rng.random() < 0.5:
@@ -191,23 +259,45 @@ class Inputs:
         return zipped([("a/data.pkl", pickle, {}), *storages, ("a/byteorder", b"little", {})])
 
 
+def damaged(rng: random.Random, raw: bytes, mutations: Sequence[Mutation]) -> bytes:
+    """A file after one to three mutations."""
+    for _ in range(rng.choice((1, 1, 2, 3))):
+        raw = rng.choice(mutations)(rng, raw) or b"\0"
+    return raw
+
+
+def write_files(door: Door, folder: Path) -> None:
+    """Write the valid files of a door."""
+    for name, content in door.files.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes(content)
+
+
 def work(seed: int, first: int, count: int, until: float, folder: Path) -> dict[str, Any]:
     """Read some inputs in this process and count the outcomes."""
-    inputs, counts = Inputs(seed), Counter[str]()
-    path, progress = folder / "input", folder / "progress"
     warnings.simplefilter("ignore")
+    inputs, counts = Inputs(seed, folder), Counter[str]()
+    progress = folder / "progress"
     watch = Watch()
     for number in range(first, first + count):
         if number % 100 == 0:
             progress.write_text(str(number))
             if time.time() > until:
                 break
-        raw, read = inputs.create(number)
+        raw, name, read = inputs.create(number)
+        path = folder / name
+        valid = inputs.valid(path)
+        (folder / "input").write_bytes(raw)
         path.write_bytes(raw)
-        outcome = watch.outcome(read, path)
+        place = next((one for one in inputs.folders if path.is_relative_to(one)), None)
+        watch.folder = str(place or "")
+        outcome = watch.outcome(read, place or path)
         counts["inputs"] += 1
         counts[outcome] += 1
+        if valid is not None:
+            path.write_bytes(valid)
         if outcome not in ("read", "refused"):
+            print(f"{number}: {outcome} at {name}", file=sys.stderr)
             save_failure(raw, number)
     return {**counts, "events": dict(watch.events)}
 

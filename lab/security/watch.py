@@ -11,16 +11,24 @@ from typing import Any
 
 import torch
 
-from pinxit.errors import FileError
+import pinxit
+from pinxit.errors import PinxitError
+from pinxit.images.decode import UnreadableError
+from pinxit.studio.unzip import ZipFileError
 
 SECONDS = 2.0  # processor time per file; more is a hang
 # Where inputs are written: in memory if the system has such a folder, because disks are slower.
 FOLDER = "/dev/shm" if Path("/dev/shm").is_dir() else None
+PACKAGE = str(Path(pinxit.__file__).parent)
 MEMORY = 2**30  # bytes in addition to those used at the start; more is a crash
 
 # Reading a file may open it for reading and map it. Any other audit event means that code ran:
 # imports, compile, exec, sockets, processes, other files and so on.
 _HARMLESS = {"mmap.__new__"}
+# What the reader of a folder may do: use the files in it, look up plug-ins, and describe errors.
+_ON_FILES = ("open", "os.", "glob.", "pathlib.", "shutil.")
+_LISTED = ("os.listdir", "os.scandir", "pathlib.Path.glob")
+_DESCRIBED = ("array.__new__", "builtins.id", "object.__getattr__", "sys._getframe")
 _PLAIN_TYPES = (str, bytes, int, float, bool, type(None))
 
 
@@ -34,6 +42,7 @@ class Watch:
     def __init__(self) -> None:
         self.active = False
         self.path = ""
+        self.folder = ""  # with a folder, its files may be opened and replaced
         self.events: Counter[str] = Counter()
         sys.addaudithook(self._count)
         signal.signal(signal.SIGPROF, self._on_timeout)
@@ -49,9 +58,11 @@ class Watch:
         self.active = True
         signal.setitimer(signal.ITIMER_PROF, SECONDS)
         try:
-            read_all_tensors(read(path))
+            value = read(path)
+            if not self.folder:
+                read_all_tensors(value)
             outcome = "read"
-        except FileError:
+        except (PinxitError, UnreadableError, ZipFileError):
             outcome = "refused"
         except HangError:
             outcome = "hang"
@@ -68,7 +79,17 @@ class Watch:
             return
         if event == "open" and arguments[1] in ("r", "rb") and str(arguments[0]) == self.path:
             return
+        if self.folder and self._is_harmless_in_folder(event, str(next(iter(arguments), ""))):
+            return
         self.events[event] += 1
+
+    def _is_harmless_in_folder(self, event: str, target: str) -> bool:
+        """Whether an event belongs to reading the files of the folder; a handle has no path."""
+        if event == "open" and target.isdigit():
+            return True
+        inside = event.startswith(_ON_FILES) and target.startswith(self.folder)
+        plugins = event in _LISTED and target.startswith(PACKAGE)
+        return inside or plugins or event in _DESCRIBED
 
     def _on_timeout(self, _number: int, _frame: FrameType | None) -> None:
         if self.active:

@@ -156,6 +156,8 @@ CASES: list[Case] = [
     ("empty run", lambda p: p.generate("--concept", "empty"), "empty", "run folder"),
     ("concept a picture", lambda p: p.generate("--concept", "pictures/0.png"), "0.png", ""),
     ("no size", lambda p: p.generate("--size", "big"), "big", "96x64"),
+    ("size of many digits", lambda p: p.generate("--size", "9" * 4400), "999", "96x64"),
+    ("seed no whole number", lambda p: p.generate("--seed", "1.5"), "`1.5`", "--help"),
     ("size zero", lambda p: p.generate("--size", "0"), "0", ""),
     ("size that cannot be", lambda p: p.generate("--size", "33"), "33x33", "32x32"),
     ("no scheduler", lambda p: p.generate("--scheduler", "eular"), "eular", "mean euler?"),

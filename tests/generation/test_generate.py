@@ -189,6 +189,10 @@ def test_notices(model: Model) -> None:
         ({"width": 16}, "was trained at 32 pixels: at 16x16, images"),
         ({"prompt": " "}, "the prompt is empty"),
         ({"prompt": "a (toy"}, "has no partner"),
+        ({"negative_prompt": "red", "guidance_scale": 1}, "no effect at guidance scale 1"),
+        ({"denoising_strength": 0.5}, "no effect without an image"),
+        ({"prompt": "a toy BREAK a dog"}, "`BREAK` is plain text here"),
+        ({"prompt": "a <lora:toy:0.8> dog [a:cat:0.5]"}, "`<lora:toy:0.8>`, `[a:cat:0.5]` is"),
     ],
 )
 def test_unusual_requests_are_noted(model: Model, fields: dict[str, object], note: str) -> None:

@@ -37,6 +37,15 @@ def edit(file: Path, change: Callable[[dict[str, object]], object]) -> None:
     file.write_text(json.dumps(content))
 
 
+def test_a_tokenizer_without_a_token_for_unknown_characters(
+    bases: Callable[[str], Path], copied: Callable[[Path], Path]
+) -> None:
+    folder = copied(bases("stable-diffusion-3"))
+    edit(folder / "tokenizer_3" / "tokenizer.json", lambda c: c["model"].update(unk_id=None))
+    with pytest.raises(ModelError, match="cannot read `a \u72ac`"):
+        open_base(folder).frozen_text_encoders["text_3"].tokenize(["a \u72ac"], {})
+
+
 def as_old_files(folder: Path) -> None:
     """The same tokens in the files of older versions of transformers."""
     tokenizer = folder / "tokenizer"

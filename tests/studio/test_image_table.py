@@ -158,6 +158,13 @@ def link() -> bytes:
     return content.getvalue()
 
 
+def damaged() -> bytes:
+    """Compressed data that is none: the first byte names a kind of block that does not exist."""
+    content = bytearray(zipped({"a.png": bytes(999)}, zipfile.ZIP_DEFLATED))
+    content[30 + len("a.png")] = 0xFF
+    return bytes(content)
+
+
 def zipped(files: dict[str, bytes], compression: int = zipfile.ZIP_STORED) -> bytes:
     content = io.BytesIO()
     with zipfile.ZipFile(content, "w", compression) as archive:
@@ -168,6 +175,7 @@ def zipped(files: dict[str, bytes], compression: int = zipfile.ZIP_STORED) -> by
 
 HOSTILE: dict[str, tuple[Any, str]] = {
     "bomb": (bomb, "too large"),
+    "damaged": (damaged, "cannot be read"),
     "lying": (lying, "."),
     "nested": (lambda: zipped({"b.zip": zipped({"a.png": b""})}), "is a zip file"),
     "many": (lambda: zipped({f"{n}.png": b"" for n in range(501)}), "501 files"),

@@ -1,12 +1,13 @@
 """Command line flags made from options, so that an option is declared once."""
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from inspect import Parameter as Argument
 from inspect import Signature
 from types import NoneType, UnionType
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
-from cyclopts import Parameter
+from cyclopts import Parameter, Token
 from pydantic.fields import FieldInfo
 
 from pinxit.cli.train import DEVICE_DEFAULT, DEVICE_HELP, DOWNLOAD_HELP, GPUS_HELP
@@ -78,6 +79,7 @@ def flag(
         show_default=_shown_default(default),
         group=group,
         negative_iterable="",
+        converter=_whole_number if int in (kind, *get_args(kind)) else None,
         show=show,
     )
     return Argument(
@@ -158,6 +160,17 @@ def _choices(kind: Any) -> str:
     kinds = [kind, *get_args(kind)]
     values = [value for one in kinds if get_origin(one) is Literal for value in get_args(one)]
     return f" (one of: {', '.join(values)})" if values else ""
+
+
+def _whole_number(_: object, tokens: Sequence[Token]) -> int:
+    """The number in a text such as 100 or 1e3; the parser itself would round 1.5 to 2."""
+    text = tokens[0].value
+    with suppress(ValueError):
+        return int(text, 0)
+    with suppress(ValueError):
+        if (number := float(text)).is_integer():
+            return int(number)
+    raise ValueError(f"`{text:.40}` is not a whole number")
 
 
 def _shown_default(default: str) -> bool | Callable[[object], str]:

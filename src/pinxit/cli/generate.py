@@ -118,10 +118,10 @@ def check_downloads(
 
 def parse_size(text: str) -> tuple[int, int]:
     """Width and height from `64` or `64x48`."""
-    match = re.fullmatch(r"(\d+)(?:x(\d+))?", text)
+    match = re.fullmatch(r"(\d{1,9})(?:x(\d{1,9}))?", text)
     if not match:
         raise RequestError(
-            f"--size {text} is not an image size",
+            f"--size {text:.40} is not an image size",
             "write WIDTHxHEIGHT in pixels, such as 96x64, or 64 for a square",
         )
     return int(match[1]), int(match[2] or match[1])

@@ -7,6 +7,7 @@ import json
 import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from functools import cache
 from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated, Any
@@ -29,9 +30,12 @@ _KINDS = {stored: kind for kind, stored in _STORED_KINDS.items()}
 _LIBRARIES = ("torch", "diffusers", "transformers", "safetensors")
 
 
+_version = cache(version)  # it reads a file
+
+
 def library_versions() -> dict[str, str]:
     """The versions of the libraries that results may depend on."""
-    return {name: version(name) for name in _LIBRARIES}
+    return {name: _version(name) for name in _LIBRARIES}
 
 
 @dataclass(frozen=True)

@@ -13,6 +13,10 @@ from pinxit.progress import Notice
 
 # Sizes with less than this fraction of a model's area, or more than its inverse, are unusual.
 _MIN_AREA = 0.4
+# What prompts of other programs may contain and is not syntax here.
+_FOREIGN = re.compile(
+    r"<(?:lora|lyco|hypernet):[^<>]*>|\bembedding:\S+|\b(?:BREAK|AND)\b|\[[^\[\]]*[:|][^\[\]]*\]"
+)
 
 
 def request_notices(
@@ -51,6 +55,8 @@ def _unusual(model: Model, request: GenerationRequest, plain_prompt: str) -> Ite
         yield Notice("--denoising-strength has no effect without an --init-image")
     for problem in (one for control in request.controls for one in control.problems()):
         yield Notice(problem)
+    for effect in _without_effect(request, plain_prompt):
+        yield Notice(effect)
     if not request.prompt.strip():
         yield Notice("the prompt is empty: the images show anything that the base model knows")
     brackets = re.sub(r"\\.", "", request.prompt)
@@ -66,6 +72,21 @@ def _unusual(model: Model, request: GenerationRequest, plain_prompt: str) -> Ite
         yield Notice(
             f"{model.name} does not know {_listed(unknown)}: its vocabulary is small, and these "
             "words have no meaning for it"
+        )
+
+
+def _without_effect(request: GenerationRequest, plain_prompt: str) -> Iterator[str]:
+    """What was given and changes nothing, or means something else than in other programs."""
+    if request.negative_prompt.strip() and request.guidance_scale == 1:
+        yield "the negative prompt has no effect at guidance scale 1. hint: --guidance-scale 5"
+    default = GenerationRequest.model_fields["denoising_strength"].default
+    if request.denoising_strength != default and not request.init_image:
+        yield "--denoising-strength has no effect without an image: --init-image FILE"
+    foreign = _FOREIGN.findall(f"{plain_prompt} {request.negative_prompt}")
+    if foreign:
+        yield (
+            f"{_listed(foreign)} is plain text here. hint: load LoRAs and embeddings with "
+            "--concept FILE:0.8; of the prompt syntax of other programs, weights are known"
         )
 
 

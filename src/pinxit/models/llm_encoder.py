@@ -18,7 +18,7 @@ from pinxit.models.text_encoder import (
     TextEncoder,
     TokenPlan,
 )
-from pinxit.models.tokenizers import read_tokenizer
+from pinxit.models.tokenizers import encoded, read_tokenizer
 
 
 class LlmEncoder(TextEncoder):
@@ -93,4 +93,4 @@ class LlmEncoder(TextEncoder):
         self, prompt: str, placeholders: Mapping[str, TokenEmbedding], parsing: PromptParsing
     ) -> list[int]:
         text = self._template.format(plain_text(prompt, placeholders, weights=parsing.weights))
-        return self._tokenizer.encode(text, add_special_tokens=False).ids
+        return encoded(self._tokenizer, text).ids

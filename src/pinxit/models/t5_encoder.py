@@ -20,7 +20,7 @@ from pinxit.models.text_encoder import (
     TokenPlan,
 )
 from pinxit.models.text_window import Unit, window_indices
-from pinxit.models.tokenizers import read_tokenizer
+from pinxit.models.tokenizers import encoded, read_tokenizer
 
 
 class T5Encoder(PlaceholderEncoder):
@@ -85,7 +85,7 @@ class T5Encoder(PlaceholderEncoder):
         return self._tokenizer.decode(token_ids)
 
     def _text_ids(self, text: str) -> list[int]:
-        return self._tokenizer.encode(text, add_special_tokens=False).ids
+        return encoded(self._tokenizer, text).ids
 
     def _pieces(
         self, prompt: str, placeholders: Mapping[str, TokenEmbedding], parsing: PromptParsing
@@ -97,12 +97,12 @@ class T5Encoder(PlaceholderEncoder):
     def _text_tokens(self, pieces: Sequence[tuple[int, PromptPiece]], weight: float) -> list[Token]:
         """The tokens of numbered pieces of text, each with the placeholder that it touches."""
         text = "".join(piece.text for _, piece in pieces)
-        encoded = self._tokenizer.encode(text, add_special_tokens=False)
+        encoding = encoded(self._tokenizer, text)
         owners: list[Unit] = [
             (piece.token, number) if piece.token else None
             for number, piece in pieces
             for _ in piece.text
         ]
-        units = [next(filter(None, owners[start:end]), None) for start, end in encoded.offsets]
-        tokens = zip(encoded.ids, units, strict=True)
+        units = [next(filter(None, owners[start:end]), None) for start, end in encoding.offsets]
+        tokens = zip(encoding.ids, units, strict=True)
         return [Token(index, -1, weight, unit) for index, unit in tokens]

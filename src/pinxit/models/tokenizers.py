@@ -5,7 +5,7 @@ from collections.abc import Iterator, Mapping
 from itertools import chain
 from typing import TYPE_CHECKING, Any, cast
 
-from tokenizers import AddedToken, Tokenizer
+from tokenizers import AddedToken, Encoding, Tokenizer
 
 from pinxit.errors import ModelError, first_line
 from pinxit.files.untrusted import read_untrusted_text
@@ -78,6 +78,16 @@ def read_tokenizer(source: Source, part: str) -> Tokenizer:
     tokenizer.no_truncation()
     _add_tokens(tokenizer, file.parent, source.config(part), None)  # it has those of its own file
     return tokenizer
+
+
+def encoded(tokenizer: Tokenizer, text: str) -> Encoding:
+    """The tokens of a text; ModelError if the tokenizer has none for one of its characters."""
+    try:
+        return tokenizer.encode(text, add_special_tokens=False)
+    except Exception as error:  # the tokenizers library raises no more specific class
+        raise ModelError(
+            f"the tokenizer cannot read `{text:.60}`: {first_line(error)}", _COPY_HINT
+        ) from error
 
 
 def fast_tokenizer(source: Source, part: str, chat_template: str) -> "PreTrainedTokenizerFast":

@@ -2,13 +2,15 @@
 
 import stat
 import zipfile
+import zlib
 from collections import Counter
 from pathlib import Path, PurePosixPath
 
 from pinxit.files.atomic_write import write_bytes
 
 MAX_FILES, MAX_FILE_BYTES, MAX_BYTES = 500, 32 * 2**20, 512 * 2**20
-_CHUNK = 2**20
+# What damaged and encrypted zip files raise; OSError also for an error of the disk.
+_UNREADABLE = (zipfile.BadZipFile, zlib.error, NotImplementedError, RuntimeError, OSError, EOFError)
 
 
 class ZipFileError(ValueError):
@@ -35,7 +37,7 @@ def unzip(file: Path, folder: Path, prefix: str) -> None:
                 folders = " ".join(PurePosixPath(member.filename).parent.parts)
                 own = f"{folders} {name}" if stems[name.rpartition(".")[0].lower()] > 2 else name
                 write_bytes(folder / f"{prefix}{number:04}-{own[-60:]}", [content])
-    except (zipfile.BadZipFile, NotImplementedError, RuntimeError, OSError, EOFError) as error:
+    except _UNREADABLE as error:
         raise ZipFileError(f"it cannot be read: {error}") from error
 
 
