@@ -146,7 +146,7 @@ def _tokenizers() -> dict[str, Door]:
         "tokenizer/tokenizer_config.json": _json(config),
         "tokenizer/added_tokens.json": _json({"<y>": 7}),
     }
-    rules = {
+    rules: dict[str, Any] = {
         "version": "1.0",
         "added_tokens": [{"id": 0, "content": "<pad>", "special": True, "single_word": False}],
         "normalizer": {

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 from hypothesis import given
@@ -49,8 +50,9 @@ _folders = itertools.count()
 @pytest.fixture
 def shared_base(opened: Callable[[str], Model], monkeypatch: pytest.MonkeyPatch) -> Model:
     """The nano base model, which commands use without opening it again."""
-    monkeypatch.setattr(opening, "open_base", lambda *_: opened("nano"))
-    return opened("nano")
+    model = opened("nano")
+    monkeypatch.setattr(opening, "open_base", Mock(return_value=model))
+    return model
 
 
 def typed(*words: str) -> tuple[int, list[str], str]:

@@ -191,8 +191,6 @@ def test_notices(model: Model) -> None:
         ({"prompt": "a (toy"}, "has no partner"),
         ({"negative_prompt": "red", "guidance_scale": 1}, "no effect at guidance scale 1"),
         ({"denoising_strength": 0.5}, "no effect without an image"),
-        ({"prompt": "a toy BREAK a dog"}, "`BREAK` is plain text here"),
-        ({"prompt": "a <lora:toy:0.8> dog [a:cat:0.5]"}, "`<lora:toy:0.8>`, `[a:cat:0.5]` is"),
     ],
 )
 def test_unusual_requests_are_noted(model: Model, fields: dict[str, object], note: str) -> None:
@@ -200,6 +198,12 @@ def test_unusual_requests_are_noted(model: Model, fields: dict[str, object], not
     assert len(notes) == 1
     assert note in notes[0]
     assert not [e for e in sample_images(model, changed(width=40)) if isinstance(e, Notice)]
+
+
+def test_prompt_syntax_of_other_programs_is_noted(model: Model) -> None:
+    request = changed(prompt="a <lora:toy:0.8> dog [a:cat:0.5] BREAK (a toy:1.2) [dog]")
+    notes = [e.message for e in sample_images(model, request) if isinstance(e, Notice)]
+    assert "`<lora:toy:0.8>`, `[a:cat:0.5]`, `BREAK` is plain text here" in notes[0]
 
 
 def test_a_mask_that_is_a_photograph_is_noted(model: Model, tmp_path: Path) -> None:
