@@ -101,6 +101,9 @@ def cluster() -> Generator[psutil.Process]:
     """A Ray cluster on this machine with two processors; yields its main process."""
     command = ["ray", "start", "--head", "--block", f"--port={_PORT}", "--num-cpus=2"]
     command += ["--include-dashboard=false", "--object-store-memory=100000000"]
+    # With ports of its own, Ray does not wait for its agents, which a busy machine starts slowly.
+    agents = ("dashboard-agent-grpc-port", "dashboard-agent-listen-port", "runtime-env-agent-port")
+    command += [f"--{agent}={_PORT + number}" for number, agent in enumerate(agents, 1)]
     head = subprocess.Popen(command, env=_ENVIRONMENT, stdout=subprocess.DEVNULL)
     try:
         while subprocess.run(
@@ -108,6 +111,8 @@ def cluster() -> Generator[psutil.Process]:
             env=_ENVIRONMENT,
             capture_output=True,
         ).returncode:
+            if head.poll() is not None:
+                raise SystemExit("Ray does not start")
             time.sleep(1)
         yield psutil.Process(head.pid)
     finally:

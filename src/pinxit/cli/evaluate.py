@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from pinxit.cli.flags import (
+    COMPILE,
     DEVICE,
     DOWNLOAD,
     GPUS,
@@ -124,6 +125,7 @@ evaluate = command(
         *aliased(flag("base", str, "base model", "that of the run"), "model"),
         DEVICE,
         GPUS,
+        COMPILE,
         DOWNLOAD,
         flag("json", bool, "also print the metrics as JSON", "False"),
         flag("benchmark", Path, "folder of image folders to train first", "none", group=_BENCHMARK),

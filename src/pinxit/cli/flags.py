@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin
 from cyclopts import Parameter, Token
 from pydantic.fields import FieldInfo
 
-from pinxit.cli.train import DEVICE_DEFAULT, DEVICE_HELP, DOWNLOAD_HELP, GPUS_HELP
+from pinxit.cli.train import COMPILE_HELP, DEVICE_DEFAULT, DEVICE_HELP, DOWNLOAD_HELP, GPUS_HELP
 from pinxit.errors import RequestError
 from pinxit.options import REQUIRED, Options, default_text, limits_text, option_details
 
@@ -189,3 +189,4 @@ def _or_none(kind: Any) -> Any:
 DEVICE = flag("device", str, DEVICE_HELP, DEVICE_DEFAULT)
 DOWNLOAD = flag("download", bool, DOWNLOAD_HELP, "False")
 GPUS = flag("gpus", int, GPUS_HELP, "1")
+COMPILE = flag("compile", bool, COMPILE_HELP, "False")

@@ -12,6 +12,7 @@ from PIL.Image import Image
 from PIL.Image import open as open_image
 
 from pinxit.cli.flags import (
+    COMPILE,
     DEVICE,
     GPUS,
     Values,
@@ -258,6 +259,7 @@ generate = command(
         ),
         *request_flags(_NUM_IMAGES, "image size of the base model"),
         GPUS,
+        COMPILE,
         *aliased(
             flag(
                 "from_png",

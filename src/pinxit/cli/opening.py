@@ -16,7 +16,7 @@ from pinxit.errors import RequestError
 from pinxit.generation.request import GenerationRequest
 from pinxit.models.device import AUTO, find_device, placement_notices
 from pinxit.models.model import Model
-from pinxit.models.open_base import open_base
+from pinxit.models.open_base import compile_blocks, open_base
 from pinxit.models.ranks import Ranks, device_of_rank, is_rank, joined
 from pinxit.training.recipe import Recipe
 
@@ -28,25 +28,35 @@ class Opening:
     """How a command opens base models: on the device that was typed, or the recipe's, or auto.
 
     `judges` are the networks to download if the images of the base model are scored by them, and
-    `gpus` is the number of processes.
+    `gpus` is the number of processes, and with `compiled` the denoiser is compiled.
     """
 
     device: str | None = None
     judges: tuple[str, ...] = ()
     gpus: int = 1
+    compiled: bool = False
 
     @classmethod
     def typed(cls, given: Mapping[str, Any]) -> Self:
-        """What the flags --device, --download and --gpus say."""
-        download, gpus = given.get("download", False), given.get("gpus")
-        return cls.of(given.get("device"), download=download, gpus=gpus)
+        """What the flags --device, --download, --gpus and --compile say."""
+        download, compiled = given.get("download", False), given.get("compile", False)
+        gpus = given.get("gpus")
+        return cls.of(given.get("device"), download=download, gpus=gpus, compiled=compiled)
 
     @classmethod
-    def of(cls, device: str | None, *, download: bool, gpus: int | None = None) -> Self:
+    def of(
+        cls,
+        device: str | None,
+        *,
+        download: bool,
+        gpus: int | None = None,
+        compiled: bool = False,
+    ) -> Self:
         """A device, or None, whether DINO and CLIP may be downloaded, and the number of GPUs."""
         from pinxit.evaluation.networks import CLIP, DINO
 
-        return cls(device, (DINO, CLIP) if download else (), 1 if gpus is None else gpus)
+        judges = (DINO, CLIP) if download else ()
+        return cls(device, judges, 1 if gpus is None else gpus, compiled)
 
     @contextmanager
     def joined(self, own_device: str | None = None) -> Generator[Ranks]:
@@ -76,6 +86,8 @@ class Opening:
             model = open_base(options.base, own, precision, options.vae, options.text_encoders)
             if self.judges:
                 _fetch_judges(model, self.judges)
+        if self.compiled:
+            compile_blocks(model)
         if options.base != "pocket":
             prediction_type = model.scheduler_config.get("prediction_type")
             prediction = f", {prediction_type} prediction" if prediction_type else ""

@@ -27,6 +27,7 @@ DEVICE_HELP = "device to compute on, by its name in torch: cpu, cuda, cuda:1, mp
 DEVICE_DEFAULT = "the accelerator that torch finds, else cpu"
 DOWNLOAD_HELP = "download the networks that score images (DINO and CLIP, 692 MB) if needed"
 GPUS_HELP = "number of GPUs to use, with one process for each"
+COMPILE_HELP = "compile the denoiser's blocks first, by torch.compile; pays in long runs at most"
 DEVICE = Parameter(help=DEVICE_HELP, show_default=lambda _: DEVICE_DEFAULT)
 _WORKERS = Parameter(help="as with a method: see pinxit train-many METHOD --help", negative="")
 _MANY_FLAGS = (
@@ -35,7 +36,7 @@ _MANY_FLAGS = (
 )
 _FLAGS = (
     *("--recipe", "--resume", "--out", "--device", "--download"),
-    *("--gpus", "--steps", "--images", "--base"),
+    *("--gpus", "--compile", "--steps", "--images", "--base"),
 )
 
 
@@ -48,6 +49,7 @@ def train_from_file(  # noqa: PLR0913 (one for each flag)
     device: Annotated[str | None, DEVICE] = None,
     download: Annotated[bool, Parameter(negative="", help=DOWNLOAD_HELP)] = False,
     gpus: Annotated[int | None, Parameter(help=GPUS_HELP)] = None,
+    compile_: Annotated[bool, Parameter("--compile", negative="", help=COMPILE_HELP)] = False,
     steps: int | None = None,
     images: Path | None = None,
     base: str | None = None,
@@ -69,7 +71,8 @@ def train_from_file(  # noqa: PLR0913 (one for each flag)
     if resume is None and (recipe is not None or images or _is_image_folder(words)):
         typed = {"recipe": recipe, "out": out, "device": device, "steps": steps, "base": base}
         typed |= {"images": images, "gpus": gpus}
-        _train(recipe, (*words, *(["--download"] if download else ())), typed)
+        switches = {"--download": download, "--compile": compile_}
+        _train(recipe, (*words, *(name for name, is_on in switches.items() if is_on)), typed)
         return
     _refuse_words("train", words, _FLAGS, resume)
     if resume is None:
@@ -78,7 +81,7 @@ def train_from_file(  # noqa: PLR0913 (one for each flag)
         raise RecipeError(f"a recipe ({recipe}) and a run ({resume}) are both given", _usage())
     from pinxit.cli import train_run
 
-    opening = train_run.Opening.of(device, download=download, gpus=gpus)
+    opening = train_run.Opening.of(device, download=download, gpus=gpus, compiled=compile_)
     train_run.train_run(train_run.Run.open(resume, steps, images, base), opening)
 
 

@@ -10,6 +10,7 @@ from typing import Any
 from pinxit import registry
 from pinxit.cli.check import HUB_RESOLUTION, check_before_training
 from pinxit.cli.flags import (
+    COMPILE,
     DEVICE,
     DOWNLOAD,
     GPUS,
@@ -74,7 +75,7 @@ def __getattr__(name: str) -> Callable[..., None]:
         options = {name: value for name, value in given.items() if name != "device"}
         run(given, {**Recipe.chosen(options), "method": method_options})
 
-    common = _many_flags() if is_many else [*_train_flags(), GPUS]
+    common = _many_flags() if is_many else [*_train_flags(), GPUS, COMPILE]
     arguments = [
         *common,
         DEVICE,

@@ -1,11 +1,13 @@
 """Opening base models: find the source, choose the family and the precision, keep some open."""
 
+import os
+import shutil
 from collections import OrderedDict
 from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 from importlib.resources import files
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 
@@ -18,6 +20,9 @@ from pinxit.models.device import AUTO, cpu_features, fast_precision, find_device
 from pinxit.models.family import network_folders, part_folders
 from pinxit.models.model import SMALL, Model, Placement, Precision
 from pinxit.models.source import CombinedSource, FolderSource, Source, read_json
+
+# Of the code of one class of blocks, which a U-Net has in several widths; more are not compiled.
+_MAX_VARIANTS = 64
 
 _Key = tuple[str, str, str, str, tuple[str, ...]]
 
@@ -89,6 +94,22 @@ def open_base(
         model = family.open(source, Placement(torch_device, precision))
     source.close()
     return model
+
+
+def compile_blocks(model: Model) -> None:
+    """Compile the repeated blocks of the denoiser by torch.compile, when they are first called.
+
+    Results are the same up to rounding. ModelError if the denoiser names no such blocks, or if
+    there is no compiler for the CPU.
+    """
+    denoiser: Any = model.networks["denoiser"]
+    if not getattr(denoiser, "_repeated_blocks", None):
+        raise ModelError(f"{model.name} has no blocks to compile", "leave out --compile")
+    compilers = (os.environ.get("CXX", "g++"), "clang++", "cl")
+    if model.device.type == "cpu" and not any(map(shutil.which, compilers)):
+        raise ModelError("there is no C++ compiler", "install g++, or leave out --compile")
+    torch.compiler.config.recompile_limit = _MAX_VARIANTS
+    denoiser.compile_repeated_blocks()
 
 
 def local_resolution(base: str) -> int | None:
