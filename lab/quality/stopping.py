@@ -147,14 +147,14 @@ def score(model: Model, eyes: Eyes, long_run: LongRun, step: int) -> Row:
 def judge_score(model: Model, long_run: LongRun, step: int) -> Row:
     """The score by the run's own judge, which knows only the training images."""
 
-    def found() -> Row:
+    def measure() -> Row:
         run = long_run.run(model.name)
         judge = Judge.for_subject(
             model, run.recipe, run.recipe.read_images(), folder=long_run.folder / "plain"
         )
         return {"step": step, "best": judge.evaluate(model, [long_run.concept(step)]).overall}
 
-    return long_run.cached(f"verdict-{step:05}", found)
+    return long_run.cached(f"verdict-{step:05}", measure)
 
 
 def score_subjects(
@@ -208,15 +208,15 @@ def cost(model: Model, long_run: LongRun) -> float:
         model, [ConceptTrainer(model, replace(plan, validate_every=1), images)]
     )
     steps: list[float] = []
-    looks: list[float] = []
+    validations: list[float] = []
     with closing(train(session)) as training:
         next(training)
         for _ in range(_TIMED_STEPS):
-            began = time.perf_counter()
+            start = time.perf_counter()
             seconds = next(training).seconds
-            looks.append(time.perf_counter() - began - seconds)
+            validations.append(time.perf_counter() - start - seconds)
             steps.append(seconds)
-    return median(looks) / (median(looks) + plan.validate_every * median(steps))
+    return median(validations) / (median(validations) + plan.validate_every * median(steps))
 
 
 def _never_converged(losses: Sequence[float], share: float) -> bool:  # noqa: ARG001

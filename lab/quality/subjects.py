@@ -16,7 +16,7 @@ import numpy as np
 
 from lab.quality.harness import Lab, Row, argument_parser, cached, print_progress
 from lab.quality.scores import ATTRIBUTES, score_images, subject_scales
-from pinxit.evaluation.confidence import Rows, bootstrap, mean_relative
+from pinxit.evaluation.confidence import Rows, bootstrap
 from pinxit.evaluation.metric import Scale
 from pinxit.evaluation.prompt_sets import Prompt
 from pinxit.images.tensors import contact_sheet
@@ -85,7 +85,7 @@ def run_experiment(lab: Lab, eyes: Eyes, experiment: Experiment) -> Row:
         scores = score_images(generated, scales_of(experiment.subject, eyes), eyes).to_dict()
         experiment.folder.mkdir(parents=True, exist_ok=True)
         references = subject_images(experiment.subject)[0]
-        shown = [*references, *(painting.image.resize((128, 128)) for painting in generated)]
+        shown = [*references, *(one.image.resize((128, 128)) for one in generated)]
         contact_sheet(shown, 8).save(file.with_suffix(".png"))
         seconds = trained.seconds if trained else 0.0
         return {"subject": experiment.subject, "seconds": seconds, **scores}
@@ -142,6 +142,15 @@ def write_references(subject: int, folder: Path) -> Path:
     for number, image in enumerate(subject_images(subject)[0]):
         image.save(folder / f"{number}.png")
     return folder
+
+
+def mean_relative(rows: Rows) -> float:
+    """The position between floor (0) and ceiling (1), from rows of (value, floor, ceiling).
+
+    It is a ratio of means, so that a row whose floor is near its ceiling does not dominate.
+    """
+    value, floor, ceiling = rows.mean(0)
+    return float((value - floor) / (ceiling - floor))
 
 
 def _rows(rows: Sequence[Row], scale: str) -> Rows:

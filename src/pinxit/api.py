@@ -1,10 +1,8 @@
 """The functions for Python programs and notebooks: they show progress and take a callback."""
 
-import ctypes
 import gc
-import sys
 from collections.abc import Callable, Generator, Iterable, Sequence
-from contextlib import closing, suppress
+from contextlib import closing
 from pathlib import Path
 from typing import Any, Literal
 
@@ -23,6 +21,7 @@ from pinxit.generation.request import GeneratedImage, GenerationRequest
 from pinxit.generation.sample import opened_request, sample_images
 from pinxit.images.folder import release_pixels
 from pinxit.models.device import release_unused_memory
+from pinxit.models.kernels.cpu import release_freed_memory
 from pinxit.models.model import Model
 from pinxit.models.open_base import open_base
 from pinxit.progress import Notice, ProgressCallback
@@ -260,10 +259,7 @@ def _free_memory(run: Run) -> None:
     run.judge = None
     gc.collect()
     release_unused_memory()
-    if sys.platform == "linux":
-        # The C library keeps freed memory otherwise.
-        with suppress(OSError, AttributeError):
-            ctypes.CDLL(None).malloc_trim(0)
+    release_freed_memory()
 
 
 def _shown(run: Run, events: Iterable[Event], progress: ProgressCallback) -> Generator[Event]:

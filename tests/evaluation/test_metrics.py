@@ -13,7 +13,7 @@ from PIL import Image, ImageOps
 
 from pinxit import registry
 from pinxit.errors import RequestError
-from pinxit.evaluation.confidence import bootstrap, mean_relative
+from pinxit.evaluation.confidence import bootstrap
 from pinxit.evaluation.metric import Metric, Scale, relative_position, stack_images
 from pinxit.pocket import captions, gallery
 from pinxit.pocket.eyes import Eyes
@@ -180,7 +180,7 @@ def test_relative_position_works_in_both_directions() -> None:
 
 
 def test_intervals_contain_the_true_mean() -> None:
-    constant = bootstrap(np.full((10, 3), (0.5, 0.0, 1.0)), mean_relative)
+    constant = bootstrap(np.full(10, 0.5))
     assert (constant.value, constant.low, constant.high) == (0.5, 0.5, 0.5)
     draws = np.random.default_rng(0)
     contained = 0

@@ -25,6 +25,7 @@ from pinxit.models import checkpoint_source
 from pinxit.models.checkpoint_source import CheckpointSource, _Part
 from pinxit.models.joined_layers import LayerTable
 from pinxit.models.open_base import open_base
+from tests.oracle.original_layers import to_original
 
 _spec = importlib.util.spec_from_file_location("ldm", Path(__file__).parent / "ldm_names.py")
 assert _spec and _spec.loader
@@ -119,7 +120,7 @@ def files_of(family: str, root: Path, folder: Path) -> dict[str, Path]:
         paths["tokenizer"] = folder / "tokenizer_2"
     own = load_file(folder / "vae" / "diffusion_pytorch_model.safetensors")
     vae = ldm.autoencoder(own, 4, "")
-    denoiser = table_of(family).to_original(transformer_weights(folder))
+    denoiser = to_original(table_of(family), transformer_weights(folder))
     everything = prefixed("model.diffusion_model.", denoiser) | prefixed("vae.", vae)
     files = {"transformer": denoiser, "vae": vae}
     names = {"text_encoder": "clip_l", "text_encoder_2": "t5xxl"}
@@ -306,7 +307,7 @@ def test_all_names_and_shapes_of_the_full_size_map_both_ways(family: str) -> Non
         network: Any = kind(**config)
     ours: dict[str, Tensor] = network.state_dict()
     table = table_of(family)
-    original = table.to_original(ours)
+    original = to_original(table, ours)
     count, published = PUBLISHED[family]
     assert len(original) == count
     assert {name: tuple(original[name].shape) for name in published} == published
@@ -329,7 +330,7 @@ def test_joined_rows_are_in_the_order_of_diffusers() -> None:
     for index, (name, tensor) in enumerate(network.state_dict().items()):
         rows = (torch.arange(len(tensor)) + 7 * index).remainder(251).to(torch.uint8)
         ours[name] = rows[:, *[None] * (tensor.ndim - 1)].expand(tensor.shape)
-    original = table_of("flux-1").to_original(ours)
+    original = to_original(table_of("flux-1"), ours)
     theirs = converters.convert_flux_transformer_checkpoint_to_diffusers(dict(original))
     back = table_of("flux-1").to_diffusers(original)
     for name, tensor in ours.items():

@@ -29,6 +29,7 @@ from pinxit.errors import ConceptError
 from pinxit.files.open_any import open_any
 from pinxit.models.joined_layers import LayerTable
 from pinxit.models.model import Model
+from tests.oracle.original_layers import to_original
 
 WIDTH = 3072  # diffusers' converters know only the full size
 RANK = 2
@@ -271,7 +272,7 @@ def test_comfyui_has_the_same_weights(
     def original() -> dict[str, Tensor]:
         state = model.networks["denoiser"].state_dict()
         weights = {n: t.detach().clone() for n, t in state.items() if n.endswith(".weight")}
-        return table.to_original(weights)
+        return to_original(table, weights)
 
     base = original()
     with applied(model, concept.adapters(model)):

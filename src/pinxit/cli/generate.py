@@ -181,7 +181,7 @@ class _ImageFile(_ImageFolder):
     def __init__(self, file: Path, request: GenerationRequest) -> None:
         if file.suffix.lower() != ".png":
             raise RequestError(
-                f"{file} is no PNG, which contains the request too",
+                f"{file} is not a PNG; only a PNG also stores the request",
                 f"try {file.with_suffix('.png')}",
             )
         if request.num_images > 1:

@@ -143,7 +143,8 @@ def combined_adapters(concepts: Sequence[Concept], model: Model) -> tuple[Adapte
                     "use only one of them, together with LoRAs or embeddings",
                 )
     adapters = [adapter for concept in concepts for adapter in _fitted(concept, model)]
-    return (*sorted(adapters, key=_is_additive), *nickname_aliases(concepts, model))
+    adapters.sort(key=lambda adapter: adapter.part_type.has_strength)
+    return (*adapters, *nickname_aliases(concepts, model))
 
 
 def _fitted(concept: Concept, model: Model) -> Sequence[Adapter]:
@@ -154,11 +155,6 @@ def _fitted(concept: Concept, model: Model) -> Sequence[Adapter]:
         base = concept.provenance.base
         where = f"; {concept.token} was trained on {base}" if base else ""
         raise ConceptError(error.message, error.hint + where) from error
-
-
-def _is_additive(adapter: Adapter) -> bool:
-    """Whether the adapter adds to weights that another adapter may replace."""
-    return adapter.part_type.has_strength
 
 
 def nickname_aliases(concepts: Sequence[Concept], model: Model) -> list[Adapter]:

@@ -290,7 +290,7 @@ def one_strength(concept: Concept) -> float:
 
 
 def _provenance(references: Sequence[ConceptReference], concepts: Sequence[Concept]) -> Provenance:
-    """The provenance of a merged LoRA: of one file its own, of several their names."""
+    """The provenance of a merged LoRA: that of a single file, or the names of several files."""
     first, *others = (concept.provenance for concept in concepts)
     if not others:
         return first

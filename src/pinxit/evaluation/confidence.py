@@ -24,15 +24,6 @@ def mean(rows: Rows) -> float:
     return float(rows.mean())
 
 
-def mean_relative(rows: Rows) -> float:
-    """The position between floor (0) and ceiling (1), from rows of (value, floor, ceiling).
-
-    It is a ratio of means, so that a row whose floor is near its ceiling does not dominate.
-    """
-    value, floor, ceiling = rows.mean(0)
-    return float((value - floor) / (ceiling - floor))
-
-
 def bootstrap(rows: Rows, statistic: Callable[[Rows], float] = mean, seed: int = 0) -> Interval:
     """A statistic of rows and its interval, from rows resampled with replacement."""
     samples = np.random.default_rng(seed).integers(len(rows), size=(_RESAMPLES, len(rows)))

@@ -1,4 +1,4 @@
-"""Notices about a generation request: what the user should know before the images are there."""
+"""Notices about a generation request: what the user should know before the images are generated."""
 
 import re
 from collections.abc import Iterator, Sequence

@@ -1,4 +1,4 @@
-"""The names of tensors in checkpoints that other programs wrote, made those of CompVis's code."""
+"""Rename the tensors of checkpoints that other programs wrote to the names of CompVis's code."""
 
 import re
 from collections.abc import Mapping

@@ -1,7 +1,7 @@
 """Layers under the names of their authors' code, in which several layers may be joined into one."""
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -53,29 +53,12 @@ class LayerTable:
             elif parts and parts[0][0].startswith("~"):
                 renamed[f"{parts[0][0][1:]}.{leaf}"] = _halves_swapped(tensor)
             elif len(parts) > 1:
-                sizes = part_sizes(parts, weights[f"{layer}.weight"].shape[1])
+                width = weights[f"{layer}.weight"].shape[1]
+                sizes = [width * factor for _, factor in parts]
                 pieces = zip(parts, tensor.split(sizes), strict=True)
                 renamed |= {f"{part[0]}.{leaf}": piece for part, piece in pieces}
             else:
                 renamed[f"{parts[0][0]}.{leaf}" if parts else name] = tensor
-        return renamed
-
-    def to_original(self, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Weights under the names of the authors' code; the inverse of `to_diffusers`."""
-        renamed: dict[str, Tensor] = {}
-        for name in weights:
-            layer, _, leaf = name.rpartition(".")
-            original = self.original(layer)
-            if whole := self.original(name):
-                renamed[whole] = weights[name]
-            elif original and f"{original}.{leaf}" not in renamed:
-                parts = [part for part, _ in self.parts(original)]
-                joined = [weights[f"{part.removeprefix('~')}.{leaf}"] for part in parts]
-                tensor = torch.cat(joined) if len(joined) > 1 else joined[0]
-                swapped = parts[0].startswith("~")
-                renamed[f"{original}.{leaf}"] = _halves_swapped(tensor) if swapped else tensor
-            elif not original:
-                renamed[name] = weights[name]
         return renamed
 
     def _patterns(self, separator: str) -> Mapping[re.Pattern[str], Sequence[str]]:
@@ -97,11 +80,6 @@ class LayerTable:
             for template in templates:
                 names.setdefault(template.partition("*")[0].removeprefix("~"), original)
         return {_pattern(template, r"\."): original for template, original in names.items()}
-
-
-def part_sizes(parts: Iterable[_Part], width: int) -> list[int]:
-    """The number of outputs of each of the layers that are joined, for this number of inputs."""
-    return [width * factor for _, factor in parts]
 
 
 def modulation_swapped(layer: str, changes: Mapping[str, Tensor]) -> dict[str, Tensor]:

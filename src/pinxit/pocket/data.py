@@ -1,5 +1,5 @@
 # pyright: standard
-"""The training pictures of pocket: scene i is a function of i, rendered once into shards."""
+"""The training images of pocket: scene i is a function of i, rendered once into shards."""
 
 from __future__ import annotations
 

@@ -151,7 +151,7 @@ class Eyes(nn.Module):
 
     @classmethod
     def load(cls, folder: Path | None = None) -> Self:
-        """Open the packaged eyes (or those in a folder), in float32, not to be trained."""
+        """Open the packaged eyes, or those in a folder: in float32 and frozen."""
         path = (folder or Path(__file__).parent / "weights") / "eyes" / "eyes.safetensors"
         tensors = {n: t.float() for n, t in load_file(path).items()}
         eyes = cls(tensors["text.weight"].shape[1], reads_styles="style.weight" in tensors)

@@ -44,7 +44,7 @@ Picture = Image.Image
 
 @dataclass(frozen=True)
 class Exhibit:
-    """A picture of the gallery: its scene and, if it has one, its caption."""
+    """An image of the gallery: its scene and, if it has one, its caption."""
 
     scene: Scene
     caption: str | None = None

@@ -155,7 +155,7 @@ def _chosen(encoded: Encoded, step: int, steps: int) -> np.ndarray:
 
 
 def words(encoded: Encoded, rows: np.ndarray, step: int, steps: int) -> list[str]:
-    """A caption each, dense at first; a share dropped for guidance."""
+    """A caption for each image, dense at first; some are empty, for guidance."""
     rng = np.random.default_rng((42, step))
     dense = 0.9 if step < 0.75 * steps else 0.7
     captions = [caption(encoded.scenes[int(i)], rng, dense) for i in rows]

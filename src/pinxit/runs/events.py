@@ -114,7 +114,7 @@ class PreviewScores(StepEvent):
 
 @dataclass(frozen=True)
 class SavedConcept(StepEvent):
-    """The concept of a step was saved in a file that stays."""
+    """The concept of a step was saved in a file that later steps do not replace."""
 
     path: LoggedPath
 

@@ -25,7 +25,7 @@ Handler = Callable[[Request], Awaitable[Response]]
 
 
 def routes(pages: Pages) -> list[tuple[str, str, Handler]]:
-    """Method, path and handler of every route. GET changes nothing, but for the entry."""
+    """Method, path and handler of every route. GET changes nothing, except for the entry link."""
     do, media, side = Actions(pages), Media(pages), SideBySide(pages)
     return [
         ("GET", ENTRY, pages.enter),

@@ -112,7 +112,7 @@ def _write_captions(images: ImageSet, old: Mapping[str, str], new: Mapping[str, 
 
 
 def _edited(old: str, name: str, values: Mapping[str, Any]) -> str:
-    """A caption as typed, after the changes that are for all captions."""
+    """A caption as typed, after the changes that apply to all captions."""
     caption = values.get(f"caption:{name}", old)
     if search := values.get("search", ""):
         caption = caption.replace(search, values.get("replace", ""))

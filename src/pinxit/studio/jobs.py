@@ -100,7 +100,7 @@ class Job:
         write_text(self.folder / _PREVIEW, "")
 
     def drop_preview_request(self) -> None:
-        """The previews are made."""
+        """Remove the request for previews, which have been generated."""
         remove(self.folder / _PREVIEW)
 
     def requeue(self) -> None:
@@ -130,7 +130,7 @@ class Job:
         append(file, f"{progress}\n")
 
     def reset_attempts(self) -> None:
-        """Start counting again: a process has left the job on purpose."""
+        """Count the attempts from 0 again, since a process has left the job on purpose."""
         remove(self.folder / _ATTEMPTS)
 
 

@@ -125,7 +125,7 @@ class Pages:
     def generate_form(
         self, values: Mapping[str, Any], error: PinxitError | None = None, *, transfer: bool = False
     ) -> HTMLResponse:
-        """The form of a generation with values, and an error of what was sent."""
+        """The form to generate images with these values, and the error if they were refused."""
         concepts = self.workspace.concepts()
         newest = [] if values.get("prompt") else [job.id for job in concepts[:1]]
         chosen = list(values.get("concepts") or newest)
@@ -225,7 +225,7 @@ class Pages:
 
 
 def at_place(items: list[_Item], request: Request) -> _Item:
-    """The item with the number in the address."""
+    """The item whose number is in the address of the request."""
     place: int = request.path_params["place"]
     if place >= len(items):
         raise RequestError("there is no such image", "reload the page")

@@ -98,7 +98,7 @@ def _choices(option: FieldInfo) -> list[str]:
 
 
 def _input(name: str, option: FieldInfo) -> str:
-    """How a form asks for the option; empty if it must not."""
+    """The input of a form for the option; empty if the form must not have one."""
     kind = _kinds(option)[0]
     return _INPUTS.get(kind, "text" if kind is str and name in _TEXTS else "")
 

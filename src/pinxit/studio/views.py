@@ -142,7 +142,7 @@ class TrainingView:
 
     @property
     def sentences(self) -> list[str]:
-        """What a person should know about the training."""
+        """Sentences about the training that the user should read."""
         if not self.run:
             return self.job.read_log()[1]
         texts: list[str] = list(self.run.notices)

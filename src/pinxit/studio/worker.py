@@ -71,7 +71,7 @@ class Worker:
             job.finish(RunError(f"{type(error).__name__}: {error}", hint))
 
     def _finished(self, job: Job) -> bool:
-        """Do a job; False if it was stopped, or paused for a short one."""
+        """Do a job; False if it was stopped, or paused so that a short job can run."""
         with closing(self.tasks.start(job)) as events:
             for event in events:
                 if event and self._is_due(event):

@@ -28,7 +28,7 @@ def quantize_groups(values: Tensor, dims: int) -> tuple[Tensor, Tensor]:
 def dequantized_weight(layer: nn.Module) -> Tensor:
     """A layer's weight in fp32, quantized or not."""
     weight, scale = _stored_weight(layer)
-    return weight.float() if scale is None else weight * _broadcastable(scale, weight)
+    return weight.float() if scale is None else weight * scale.view(-1, *[1] * (weight.ndim - 1))
 
 
 def replace_weight(layer: nn.Module, weight: Tensor) -> Callable[[], None]:
@@ -57,7 +57,3 @@ def _stored_weight(layer: nn.Module) -> tuple[nn.Parameter, Tensor | None]:
     scale = getattr(layer, "scale", None) if weight.dtype == torch.int8 else None
     assert scale is None or isinstance(scale, Tensor)
     return weight, scale
-
-
-def _broadcastable(scale: Tensor, weight: Tensor) -> Tensor:
-    return scale.view(-1, *[1] * (weight.ndim - 1))

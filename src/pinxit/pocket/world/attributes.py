@@ -184,7 +184,7 @@ def named_subjects() -> tuple[Subject, ...]:
 
 
 def held_out_subjects() -> tuple[Subject, ...]:
-    """Individuals never shown in training, for teaching new words."""
+    """Individuals that pocket's training never shows, for training new tokens."""
     return _draw_many(7_002, HELD_OUT_SUBJECTS)
 
 

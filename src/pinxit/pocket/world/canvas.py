@@ -28,7 +28,7 @@ def shifted(colour: Colour, amount: float) -> Colour:
 
 
 def against(colour: Colour, amount: float) -> Colour:
-    """The colour darker where it is light and lighter where it is dark: always seen on it."""
+    """A darker colour for a light one and a lighter one for a dark one: always visible on it."""
     bright = 0.3 * colour[0] + 0.59 * colour[1] + 0.11 * colour[2]
     return shifted(colour, -amount if bright > 0.38 else amount)
 

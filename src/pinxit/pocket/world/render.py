@@ -48,10 +48,10 @@ POSE: dict[str, tuple[float, float, float, float]] = {
 
 @dataclass(frozen=True)
 class Rendered:
-    """A picture with its ground truth.
+    """An image with its ground truth.
 
     image (H, W, 3) uint8; mask (H, W) uint8, 255 on the subject; keypoints (4, 2) float32:
-    front, back, top and base of the subject in fractions of the picture, x to the right, y down.
+    front, back, top and base of the subject in fractions of the image, x to the right, y down.
     """
 
     image: NDArray[np.uint8]
@@ -65,7 +65,7 @@ def render(scene: Scene, size: int = 64) -> Rendered:
 
 
 def render_styles(scene: Scene, chosen: tuple[str, ...], size: int = 64) -> list[Rendered]:
-    """Draw a scene once and pass it through several styles: equal structure, other looks."""
+    """Draw a scene once and render it in several styles, so that only the style differs."""
     rng = np.random.default_rng(scene.seed)
     c = Canvas(size)
     backgrounds.DRAW[scene.background](c, rng)

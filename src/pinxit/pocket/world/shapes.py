@@ -60,7 +60,7 @@ def ring(u: Field, v: Field, centre: Point, radii: Point, width: float) -> Field
 
 
 def together(*distances: Field, soft: float = 0.0) -> Field:
-    """The union of shapes; `soft` melts their joints by about that length."""
+    """The union of shapes; `soft` is about the length over which their joints are blended."""
     result = distances[0]
     for other in distances[1:]:
         joined = np.minimum(result, other)

@@ -103,6 +103,6 @@ def _lines(p: StyleParameters, c: Canvas) -> NDArray[Any]:
 
 
 def _frame(c: Canvas) -> NDArray[Any]:
-    """How near to the border (H, W), 0 inside and 1 at it."""
+    """How near each pixel is to the border, (H, W): 0 inside, 1 at the border."""
     far = np.maximum(np.abs(c.size / 2 - np.arange(c.size) - 0.5) / (c.size / 2) - 0.82, 0) / 0.18
     return np.clip(np.maximum(far[:, None], far[None]) * 1.4, 0, 1)

@@ -1,4 +1,4 @@
-"""The styles of pocket's world: passes over one and the same drawing, so structure is equal."""
+"""The styles of pocket's world: render passes over the same drawing, so its structure stays."""
 
 from __future__ import annotations
 
