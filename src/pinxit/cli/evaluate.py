@@ -80,7 +80,7 @@ def _evaluate_in(ranks: Ranks, opening: Opening, given: Values) -> None:
 
 
 def _training_options(given: Values) -> dict[str, object]:
-    """The training options of all subjects of a benchmark: those of a file, replaced by typed ones."""
+    """The training options of all subjects of a benchmark: those of a file, and typed ones."""
     options: dict[str, object] = {"method": _METHOD}
     if "recipe" in given:
         options |= read_toml(given["recipe"], "recipe")
