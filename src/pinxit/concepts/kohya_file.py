@@ -11,13 +11,7 @@ import torch
 from torch import Tensor
 
 from pinxit.adapters.difference_part import DifferencePart
-from pinxit.adapters.lora_part import (
-    ALPHA,
-    MAGNITUDE,
-    LayerTensors,
-    LoraPart,
-    factor_rank,
-)
+from pinxit.adapters.lora_part import ALPHA, MAGNITUDE, LayerTensors, LoraPart, factor_rank
 from pinxit.adapters.parts import EmbeddingPart
 from pinxit.concepts.concept import Concept
 from pinxit.concepts.format import EMB_PARAMS, Target, tables_to_keys, write_embedding

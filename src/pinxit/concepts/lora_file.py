@@ -21,13 +21,7 @@ from pinxit.adapters.lora_part import (
 from pinxit.adapters.parts import AliasPart, EmbeddingPart, Part
 from pinxit.concepts.adapter_reader import LayerChanges, LayerTensors, read_layers
 from pinxit.concepts.concept import Concept, from_description
-from pinxit.concepts.format import (
-    FILLER_TOKEN,
-    Format,
-    StoredEmbedding,
-    check_tables,
-    formats_hint,
-)
+from pinxit.concepts.format import FILLER_TOKEN, Format, StoredEmbedding, check_tables, formats_hint
 from pinxit.concepts.metadata import PROVENANCE_KEY, Provenance
 from pinxit.concepts.peft_settings import PEFT_METADATA_KEY
 from pinxit.errors import ConceptError
@@ -95,8 +89,7 @@ class AdapterFormat(Format):
         if concept.has_full_weights or not has_adapter:
             kind = "has full weights" if concept.has_full_weights else "is an embedding"
             raise ConceptError(
-                f"{concept.token} {kind}, but this format stores LoRAs",
-                formats_hint(concept),
+                f"{concept.token} {kind}, but this format stores LoRAs", formats_hint(concept)
             )
         unsupported = {part.variant for part in parts} - self.variants
         if unsupported:

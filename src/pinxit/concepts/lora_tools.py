@@ -9,13 +9,7 @@ import torch
 from torch import Tensor
 
 from pinxit.adapters.difference_part import DifferencePart
-from pinxit.adapters.lora_part import (
-    ALPHA,
-    LayerTensors,
-    LoraPart,
-    TimestepLoraPart,
-    layer_rank,
-)
+from pinxit.adapters.lora_part import ALPHA, LayerTensors, LoraPart, TimestepLoraPart, layer_rank
 from pinxit.adapters.parts import FullWeightsPart, Part
 from pinxit.concepts.base_weights import BaseWeights
 from pinxit.concepts.concept import Concept

@@ -6,12 +6,7 @@ from pathlib import Path
 from torch import Tensor
 
 from pinxit import registry
-from pinxit.adapters.strength import (
-    PATH_WITH_STRENGTH,
-    Strength,
-    parse_strength,
-    strength_text,
-)
+from pinxit.adapters.strength import PATH_WITH_STRENGTH, Strength, parse_strength, strength_text
 from pinxit.concepts.concept import Concept
 from pinxit.concepts.format import Format
 from pinxit.concepts.metadata import DESCRIPTION_KEY

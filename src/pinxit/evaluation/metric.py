@@ -63,11 +63,7 @@ class Scale:
 
     @classmethod
     def of(
-        cls,
-        metric: Metric,
-        references: Images,
-        lookalikes: Images,
-        held_out_images: Images = (),
+        cls, metric: Metric, references: Images, lookalikes: Images, held_out_images: Images = ()
     ) -> "Scale":
         """The scale of these images; without held-out ones, the ceiling is among references."""
         similar = metric.score(lookalikes, references, ())

@@ -75,10 +75,7 @@ def opened_request(
 
 @torch.no_grad()
 def sample_images(
-    model: Model,
-    request: GenerationRequest,
-    concepts: Sequence[Concept] = (),
-    ranks: Ranks = ALONE,
+    model: Model, request: GenerationRequest, concepts: Sequence[Concept] = (), ranks: Ranks = ALONE
 ) -> Generator[Notice | SamplingProgress | GeneratedImage]:
     """Generate the images of a request and yield notices, progress and results.
 

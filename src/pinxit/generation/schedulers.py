@@ -23,10 +23,7 @@ _CLASSES: dict[ScheduleKind, dict[str, str]] = {
         "pndm": "PNDMScheduler",
         "unipc": "UniPCMultistepScheduler",
     },
-    "flow": {
-        "euler": "FlowMatchEulerDiscreteScheduler",
-        "heun": "FlowMatchHeunDiscreteScheduler",
-    },
+    "flow": {"euler": "FlowMatchEulerDiscreteScheduler", "heun": "FlowMatchHeunDiscreteScheduler"},
 }
 SCHEDULERS = tuple(_CLASSES["diffusion"])
 

@@ -133,11 +133,7 @@ def check_folder(
 
 
 def _check(
-    entry: ImageEntry,
-    source: TrainingImage,
-    image: "Image",
-    resolution: int,
-    size_multiple: int,
+    entry: ImageEntry, source: TrainingImage, image: "Image", resolution: int, size_multiple: int
 ) -> ImageCheck:
     from PIL import Image
 

@@ -23,12 +23,7 @@ _N = TypeVar("_N", bound=nn.Module)
 _NOT_NEEDED = ("position_ids", "lm_head.weight")
 
 # The autoencoder's attention layers: their names in diffusers before 0.14, and since.
-_OLD_ATTENTION_NAMES = {
-    "query": "to_q",
-    "key": "to_k",
-    "value": "to_v",
-    "proj_attn": "to_out.0",
-}
+_OLD_ATTENTION_NAMES = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
 
 
 def load_network(

@@ -83,10 +83,7 @@ def _refuse_other_formats(tensors: Mapping[str, Tensor], where: str) -> None:
     for pattern, what in _OTHERS.items():
         name = next(filter(re.compile(pattern).search, tensors), None)
         if name is not None:
-            raise ModelError(
-                f"{where} has {what} (`{name}`), which pinxit does not read",
-                _HINT,
-            )
+            raise ModelError(f"{where} has {what} (`{name}`), which pinxit does not read", _HINT)
 
 
 def _scaled(weight: Tensor, scale: Tensor, factor: float, where: str, name: str) -> Tensor:

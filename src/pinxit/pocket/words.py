@@ -116,12 +116,7 @@ PLACE_PHRASES: dict[str, tuple[str, ...]] = {
         "floating on a lake",
         "with a lake in the background",
     ),
-    "jungle": (
-        "in the jungle",
-        "in the jungle",
-        "in a jungle",
-        "with a jungle in the background",
-    ),
+    "jungle": ("in the jungle", "in the jungle", "in a jungle", "with a jungle in the background"),
     PLAIN: ("on a plain background", "on a plain background", "on an empty background", ""),
 }
 WHITE_GROUND = "on a white background"

@@ -172,9 +172,7 @@ def group_member(model: Model, run: Run) -> GroupMember:
 
 
 def train_many(
-    model: Model,
-    runs: Sequence[Run],
-    max_concepts_per_batch: int | None = None,
+    model: Model, runs: Sequence[Run], max_concepts_per_batch: int | None = None
 ) -> Generator[BatchGroups | tuple[Run, Event]]:
     """Start or continue runs, in one batch where possible; a run that fails is left out."""
     members: list[GroupMember] = []

@@ -30,9 +30,7 @@ class ParameterGroup:
     def scaled(self, lr_multiplier: float) -> "ParameterGroup":
         """The group with another learning rate and pull."""
         return replace(
-            self,
-            learning_rate=self.learning_rate * lr_multiplier,
-            pull=self.pull * lr_multiplier,
+            self, learning_rate=self.learning_rate * lr_multiplier, pull=self.pull * lr_multiplier
         )
 
 

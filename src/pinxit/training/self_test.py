@@ -78,10 +78,7 @@ def prompts_with_token(
 
 
 def _sees_vectors(
-    model: Model,
-    prompt: str,
-    placeholders: Mapping[str, TokenEmbedding],
-    parsing: PromptParsing,
+    model: Model, prompt: str, placeholders: Mapping[str, TokenEmbedding], parsing: PromptParsing
 ) -> bool:
     """Whether the vectors of a placeholder token are in the window of each text encoder."""
     for name, text_encoder in model.text_encoders.items():

@@ -5,12 +5,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
-from pinxit.concepts.format import (
-    POSSIBLE,
-    EmbeddingFormat,
-    StoredEmbedding,
-    as_table,
-)
+from pinxit.concepts.format import POSSIBLE, EmbeddingFormat, StoredEmbedding, as_table
 from pinxit.errors import ConceptError
 from pinxit.files.open_any import OpenedFile
 

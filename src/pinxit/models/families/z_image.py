@@ -121,7 +121,7 @@ class ZImage(LatentModel):
     def _predict(
         self, network: Any, latents: Tensor, timesteps: Tensor, conditioning: Conditioning
     ) -> Tensor:
-        """The transformer's prediction; its time is 1 without noise, its velocity points to images."""
+        """The transformer's prediction: its time 1 has no noise, its velocity points to images."""
         states, mask = conditioning.states, conditioning.mask
         prompts = states if mask is None else [s[m > 0] for s, m in zip(states, mask, strict=True)]
         # Not in the latents' dtype: half precision rounds the timesteps.

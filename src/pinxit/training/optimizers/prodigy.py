@@ -5,13 +5,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from pinxit.training.optimizer import (
-    REST,
-    ParameterGroup,
-    PlainOptimizer,
-    State,
-    scaled_gradient,
-)
+from pinxit.training.optimizer import REST, ParameterGroup, PlainOptimizer, State, scaled_gradient
 
 _BETAS = (0.9, 0.999)
 _EPS = 1e-8
