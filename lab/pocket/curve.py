@@ -25,7 +25,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--work", type=Path, required=True)
     parser.add_argument("--size", choices=tuple(painter.SIZES), default="small")
-    parser.add_argument("--pictures", type=int, default=96)
+    parser.add_argument("--images", type=int, default=96)
     args = parser.parse_args()
     torch.set_num_threads(1)
     results_file = args.work / "curve.json"

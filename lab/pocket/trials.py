@@ -62,7 +62,7 @@ def main() -> None:
     parser.add_argument("--work", type=Path, required=True)
     parser.add_argument("--fork", type=Path, help="training state of the U-Net to start from")
     parser.add_argument("--seconds", type=float, default=240, help="CPU time of an experiment")
-    parser.add_argument("--pictures", type=int, default=96)
+    parser.add_argument("--images", type=int, default=96)
     args = parser.parse_args()
     torch.set_num_threads(1)
     torch.set_flush_denormal(True)
@@ -132,13 +132,13 @@ def accuracy(work: Path, state: Path, args: argparse.Namespace) -> dict[str, flo
         requires_safety_checker=False,
     )
     pipe.set_progress_bar_config(disable=True)
-    asked = measure.combinations(False, args.pictures)
+    asked = measure.combinations(False, args.images)
     generated = measure.paint(pipe, [prompt(*a) for a in asked], 3.0, 15, 1000)
     right = measure.right(eyes, torch.cat([part for _, part in generated]), asked)
     joint = right.pop("joint")
     sides: list[float] = []
     for relation in ("left", "right"):
-        scenes = measure.richer(relation, args.pictures // 2)
+        scenes = measure.richer(relation, args.images // 2)
         parts = measure.paint(pipe, [measure.prompt_of(s) for s in scenes], 3.0, 15, 3000)
         images = torch.cat([part for _, part in parts])
         sides.append(measure.heard(eyes, images, scenes, measure.RICHER[relation]))

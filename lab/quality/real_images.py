@@ -112,23 +112,23 @@ class RealImagesLab:
 def main() -> int:
     """Returns 0, or 3 if there are no images."""
     parser = argument_parser(__doc__, "build/real")
-    parser.add_argument("--pictures", type=Path, default=Path("../shared/seed/pictures"))
+    parser.add_argument("--images", type=Path, default=Path("../shared/seed/pictures"))
     parser.add_argument("--folders", nargs="+", default=FOLDERS, help="folders to train on")
     parser.add_argument("--methods", nargs="+", default=list(METHODS), help="training methods")
     parser.add_argument("--count", type=int, default=16, help="images per folder and method")
     parser.add_argument("--steps", type=int, help="training steps; default: the method's")
     parser.add_argument("--base", default="pocket", help="base model: name or folder")
     args = parser.parse_args()
-    if not args.pictures.is_dir():
-        print(f"there is no folder {args.pictures}. hint: --pictures FOLDER", file=sys.stderr)
+    if not args.images.is_dir():
+        print(f"there is no folder {args.images}. hint: --images FOLDER", file=sys.stderr)
         return 3
     args.work.mkdir(parents=True, exist_ok=True)
-    paths = sorted(path for path in args.pictures.iterdir() if path.is_dir())
+    paths = sorted(path for path in args.images.iterdir() if path.is_dir())
     folders: dict[str, Images] = {p.name: [i.open() for i in read_images(p)] for p in paths}
     runner = Lab(open_base(args.base), print_progress, args.count)
     lab = RealImagesLab(runner, folders, args.work)
     figures: Figures = {
-        name: lab.folder(name, args.pictures / name, args.methods, args.steps)
+        name: lab.folder(name, args.images / name, args.methods, args.steps)
         for name in args.folders
     }
     bars = tomllib.loads((Path(__file__).parent / "bars.toml").read_text())["real"]

@@ -132,7 +132,7 @@ def score(model: Model, eyes: Eyes, long_run: LongRun, step: int) -> Row:
 
     def measure() -> Row:
         args, prompts = long_run.args, long_run.experiment.prompts()
-        lab = Lab(model, print_progress, args.count, args.painting_steps)
+        lab = Lab(model, print_progress, args.count, args.sampling_steps)
         generated = lab.generate(prompts, long_run.concept(step), f"step {step}")
         scores = score_images(generated, scales_of(long_run.subject, eyes), eyes)
         likeness, hidden = (scores.likeness[name].relative for name in ("likeness", "hidden"))
@@ -233,7 +233,7 @@ def main() -> None:
     parser.add_argument("--every", type=int, default=10, help="steps between validations")
     parser.add_argument("--together", type=int, default=5, help="subjects per batch")
     parser.add_argument("--count", type=int, default=1, help="images for each of 8 prompts")
-    parser.add_argument("--painting-steps", type=int, default=12, help="denoising steps")
+    parser.add_argument("--sampling-steps", type=int, default=12, help="denoising steps")
     parser.add_argument("--judged", action="store_true", help="also score with the runs' own judge")
     parser.add_argument("--share", type=float, default=0.05, help="value of `early_stop`")
     args = parser.parse_args()

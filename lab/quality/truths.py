@@ -158,8 +158,8 @@ def class_change(
     for which, images in (("", own), (" of the base", base)):
         row[f"drift{which}"] = scale.score(images).relative
         # The mean distance between individuals: 1 minus the cosine of their embeddings.
-        people: Tensor = eyes.look(stack_images(images)).instance
-        distances = (1 - float(one @ other) for one, other in combinations(people, 2))
+        individuals: Tensor = eyes.look(stack_images(images)).instance
+        distances = (1 - float(one @ other) for one, other in combinations(individuals, 2))
         row[f"diversity{which}"] = fmean(distances)
     return row
 

@@ -1,1 +1,1 @@
-"""How fast pinxit is, beside a plain loop that does at each step what the field's scripts do."""
+"""The speed of pinxit, compared with a plain loop that does what the usual scripts do."""

@@ -34,8 +34,8 @@ def parse_args(arguments: Sequence[str] | None) -> argparse.Namespace:
     add("--sides", nargs="+", choices=SIDES, default=list(SIDES), help="sides to measure")
     add("--rounds", type=int, default=3, help="number of measurements of each side")
     add("--steps", type=int, default=8, help="training steps per round, without the first")
-    add("--pictures", type=int, default=1, help="images generated per round, without the first")
-    add("--painting-steps", type=int, default=25, help="denoising steps of each image")
+    add("--images", type=int, default=1, help="images generated per round, without the first")
+    add("--sampling-steps", type=int, default=25, help="denoising steps of each image")
     add("--batch", type=int, default=1, help="batch size")
     add("--concepts", type=int, default=1, help="concepts that pinxit trains in one batch")
     add("--size", type=int, help="resolution; default: 256, for pocket 64")
@@ -50,7 +50,7 @@ def parse_args(arguments: Sequence[str] | None) -> argparse.Namespace:
 
 def jobs(args: argparse.Namespace, base: Path, method: str) -> dict[str, Job]:
     """A method's job for each side."""
-    count = args.pictures if method == "generation" else args.steps
+    count = args.images if method == "generation" else args.steps
     half = "bf16" if args.device.startswith("cuda") else "fp32"
     precision = {"plain": args.plain_precision or half, "pinxit": args.precision}
     return {
@@ -63,7 +63,7 @@ def jobs(args: argparse.Namespace, base: Path, method: str) -> dict[str, Job]:
             steps=count + 1,
             batch=args.batch,
             concepts=args.concepts if side == "pinxit" and method in BATCHABLE else 1,
-            painting=args.painting_steps,
+            sampling_steps=args.sampling_steps,
             device=args.device,
             precision=precision[side],
         )
@@ -73,8 +73,8 @@ def jobs(args: argparse.Namespace, base: Path, method: str) -> dict[str, Job]:
 
 def variables(cache: Path) -> dict[str, str]:
     """The environment variables of a job; fake class images must not reach the user's cache."""
-    pictures = Path(str(files("pinxit"))) / "gallery" / "subject"
-    return {"PINXIT_BENCH_PICTURES": str(pictures), "PINXIT_CACHE": str(cache)}
+    images = Path(str(files("pinxit"))) / "gallery" / "subject"
+    return {"PINXIT_BENCH_PICTURES": str(images), "PINXIT_CACHE": str(cache)}
 
 
 def run_in_process(job: Job, cache: Path, limit: float | None = None) -> Outcome | str:

@@ -149,13 +149,13 @@ def needs(networks: Networks) -> dict[str, Need]:
     parts = networks.parts
     read, encoded = networks.count(networks.read()), networks.count(networks.encoded)
     unet, text_encoders = networks.weights("unet"), networks.weights(*networks.text_encoders)
-    painting = networks.count(networks.denoise())
+    denoising = networks.count(networks.denoise())
     decoded = networks.count(networks.decoded)
     by_method = {
         "generation": Need(
-            50 * painting.operations + decoded.operations,
-            _added([painting] * 50 + [decoded]),
-            50 * painting.operations + decoded.operations + 2 * read.operations,
+            50 * denoising.operations + decoded.operations,
+            _added([denoising] * 50 + [decoded]),
+            50 * denoising.operations + decoded.operations + 2 * read.operations,
             0,
             unet,
             0,

@@ -115,7 +115,7 @@ def row(part: Part, job: Job, outcome: Outcome, count: Count, peak: float | None
     generation = part.method == "generation"
     forward = sum(count.forward.values())
     # Each denoising step predicts with the prompt and with the negative prompt.
-    needed = 2 * job.painting * forward if generation else part.concepts * count.operations
+    needed = 2 * job.sampling_steps * forward if generation else part.concepts * count.operations
     rate = needed / seconds / 1e12
     product = outcome.gflops["bf16" if job.precision == "bf16" else "fp32"] / 1e3
     return {
@@ -231,7 +231,7 @@ class Measurement:
             steps=1 + (2 if part.method == "generation" else self.args.steps),
             batch=1,
             concepts=part.concepts,
-            painting=2 if self.args.dry else 25,
+            sampling_steps=2 if self.args.dry else 25,
             device=self.args.device,
             precision="bf16" if self.args.device.startswith("cuda") else "fp32",
         )

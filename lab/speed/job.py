@@ -13,7 +13,7 @@ GUIDANCE = 7.5
 
 @dataclass(frozen=True)
 class Job:
-    """What one process measures. For generation a step is an image of `painting` steps."""
+    """What one process measures. For generation a step is an image of `sampling_steps` steps."""
 
     side: str
     method: str
@@ -23,13 +23,13 @@ class Job:
     steps: int
     batch: int
     concepts: int
-    painting: int
+    sampling_steps: int
     device: str
     precision: str
     seed: int = 0
 
     @property
-    def pictures(self) -> Path:
+    def images(self) -> Path:
         """The folder of training images, which come with pinxit."""
         return Path(os.environ["PINXIT_BENCH_PICTURES"])
 

@@ -66,7 +66,7 @@ class QualityLab:
     """The subject of the comparison and the folder of its training images."""
 
     subject: int
-    pictures: Path
+    images: Path
 
     @property
     def noun(self) -> str:
@@ -79,7 +79,7 @@ class QualityLab:
         return Recipe.model_validate(
             {
                 "method": {"name": method, **_OPTIONS.get(method, {})},
-                "images": self.pictures,
+                "images": self.images,
                 "token": TOKEN,
                 "class_noun": self.noun,
                 "seed": seed,
@@ -174,7 +174,7 @@ def run_all(
         precision: open_base("pocket", precision=precision)  # pyright: ignore[reportArgumentType]
         for precision in precisions
     }
-    count = len(read_images(lab.pictures))
+    count = len(read_images(lab.images))
     figures: dict[str, object] = {}
     for method in methods:
         rows: dict[str, list[Scores]] = {}
@@ -227,13 +227,13 @@ def main() -> None:
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as place:
         os.environ["PINXIT_CACHE"] = place  # too few class images for the user's cache
-        pictures = Path(place) / "pictures"
-        pictures.mkdir()
+        images = Path(place) / "pictures"
+        images.mkdir()
         subject = held_out_subjects()[args.subject]
         shown = gallery.portraits(subject, gallery.PLACES, (11, args.subject))
         for number, exhibit in enumerate(shown):
-            exhibit.image().save(pictures / f"{number}.png")
-        lab = QualityLab(args.subject, pictures)
+            exhibit.image().save(images / f"{number}.png")
+        lab = QualityLab(args.subject, images)
         figures = run_all(lab, args.precisions, args.methods, args.seeds, args.share)
         print(json.dumps(figures))
 

@@ -109,14 +109,14 @@ def run_round(
 ) -> list[dict[str, Any]]:
     """Measure both sides once for each batch size."""
     results: list[dict[str, Any]] = []
-    for pictures in args.batches:
+    for count in args.batches:
         with tempfile.TemporaryDirectory() as work:
             place = subjects(Path(work) / "subjects", args.concepts, min(size, 512))
             common = {
                 "method": args.method,
                 "class_noun": _NOUNS.get(args.base, "dog"),
                 "steps": args.concepts,
-                "batch_size": pictures,
+                "batch_size": count,
                 "preview_every": 0,
                 "resolution": size,
             }
@@ -130,8 +130,8 @@ def run_round(
                 next(whole)
             for _ in whole:
                 pass
-        results.append({"images": pictures, "together": asdict(together), "alone": asdict(alone)})
-        print(f"{pictures} of each: {ratios(results[-1], args)}", file=sys.stderr, flush=True)
+        results.append({"images": count, "together": asdict(together), "alone": asdict(alone)})
+        print(f"{count} of each: {ratios(results[-1], args)}", file=sys.stderr, flush=True)
     return results
 
 
@@ -149,8 +149,8 @@ def ratios(one: dict[str, Any], args: argparse.Namespace) -> dict[str, float]:
         rates[f"{name} gain"] = both["alone"] / both["together"]
     for side in ("alone", "together"):
         each = median(step[0] for step in one[side]["steps"])
-        learned = one["pictures"] * (args.concepts if side == "together" else 1)
-        rates[f"pictures a second {side}"] = learned / each
+        trained = one["images"] * (args.concepts if side == "together" else 1)
+        rates[f"images a second {side}"] = trained / each
     return {name: round(value, 2) for name, value in rates.items()}
 
 
@@ -162,12 +162,12 @@ def main() -> int:
     size = args.size or models[0].default_size
     rounds = [run_round(args, (models[0], models[1]), size) for _ in range(args.rounds)]
     print(f"{args.base}, {size} pixels, {args.concepts} concepts, {_STEPS} steps, {vars(args)}")
-    for at, pictures in enumerate(args.batches):
+    for at, count in enumerate(args.batches):
         results = [ratios(one[at], args) for one in rounds]
         for name in results[0]:
             values = [result[name] for result in results]
             low, high = min(values), max(values)
-            print(f"{pictures} of each  {name:28}{median(values):10.2f}  ({low:.2f} to {high:.2f})")
+            print(f"{count} of each  {name:28}{median(values):10.2f}  ({low:.2f} to {high:.2f})")
     if args.json:
         args.json.write_text(json.dumps(rounds) + "\n", encoding="utf-8")
     return 0

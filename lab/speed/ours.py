@@ -29,7 +29,7 @@ def open_model(job: Job) -> Model:
 def training_steps(job: Job) -> Iterator[int | None]:
     """Training: yields when ready, then after each step the bytes that a step should need."""
     model = open_model(job)
-    images = read_images(job.pictures)
+    images = read_images(job.images)
     plans = [
         TrainingPlan.of(_recipe(job, number), model, len(images)) for number in range(job.concepts)
     ]
@@ -44,7 +44,7 @@ def _recipe(job: Job, number: int) -> Recipe:
     return Recipe.model_validate(
         {
             "method": {"name": job.method, **_OPTIONS.get(job.method, {})},
-            "images": job.pictures,
+            "images": job.images,
             "token": TOKEN if not number else f"<mytoy-{number}>",
             "class_noun": job.noun,
             "base": job.base,
@@ -58,16 +58,16 @@ def _recipe(job: Job, number: int) -> Recipe:
 
 
 def _session(
-    model: Model, plans: Sequence[TrainingPlan], pictures: tuple[TrainingImage, ...]
+    model: Model, plans: Sequence[TrainingPlan], images: tuple[TrainingImage, ...]
 ) -> TrainingSession:
     """A session of one or more concepts; a training image stands for all class images."""
     required = plans[0].class_images
     class_images = tuple(
-        replace(pictures[0], caption=required.prompt, class_image=True, mask=None)
+        replace(images[0], caption=required.prompt, class_image=True, mask=None)
         for _ in range(required.count)
     )
     return TrainingSession(
-        model, [ConceptTrainer(model, plan, pictures, class_images) for plan in plans]
+        model, [ConceptTrainer(model, plan, images, class_images) for plan in plans]
     )
 
 
@@ -80,7 +80,7 @@ def generation_steps(job: Job) -> Iterator[None]:
             prompt=f"a photo of a {job.noun}",
             base=job.base,
             seed=number,
-            steps=job.painting if number else 2,
+            steps=job.sampling_steps if number else 2,
             guidance_scale=GUIDANCE,
             width=job.size,
         )

@@ -41,7 +41,7 @@ ATTENTION = ["to_q", "to_k", "to_v", "to_out.0"]
 class ImageSet:
     """Images that make up a part of each batch, and the possible prompts of each image."""
 
-    pictures: tuple[Path, ...]
+    images: tuple[Path, ...]
     prompts: tuple[tuple[str, ...], ...]
 
 
@@ -132,7 +132,7 @@ class Loop(ABC):
 
     def _sample(self, share: ImageSet) -> tuple[Tensor, Tensor]:
         """Random images of a set as pixels in [-1, 1], and their prompts as token ids."""
-        which = [self.draws.randrange(len(share.pictures)) for _ in range(self.settings.batch)]
+        which = [self.draws.randrange(len(share.images)) for _ in range(self.settings.batch)]
         prompts = [self.draws.choice(share.prompts[at]) for at in which]
         tokens = self.tokenizer(
             prompts,
@@ -141,7 +141,7 @@ class Loop(ABC):
             max_length=self.tokenizer.model_max_length,
             return_tensors="pt",
         )
-        pixels = [self._pixels(share.pictures[at]) for at in which]
+        pixels = [self._pixels(share.images[at]) for at in which]
         return torch.stack(pixels), tokens.input_ids
 
     def _pixels(self, path: Path) -> Tensor:
@@ -256,7 +256,7 @@ def training_steps(job: Job) -> Iterator[None]:
     kind = LOOPS[job.method]
     settings = Settings(kind.settings.rate, clip=kind.settings.clip, batch=job.batch, size=job.size)
     word = TOKEN if kind is TextualInversion else f"{_RARE} {job.noun}"
-    files = tuple(sorted(job.pictures.glob("*.png")))
+    files = tuple(sorted(job.images.glob("*.png")))
     shown = [ImageSet(files, ((f"a photo of a {word}",),) * len(files))]
     if kind is Dreambooth:
         shown.append(ImageSet(files, ((f"a photo of a {job.noun}",),) * len(files)))
@@ -283,7 +283,7 @@ def generation_steps(job: Job) -> Iterator[None]:
             f"a photo of a {job.noun}",
             height=job.size,
             width=job.size,
-            num_inference_steps=job.painting if number else 2,
+            num_inference_steps=job.sampling_steps if number else 2,
             guidance_scale=GUIDANCE,
             generator=draws,
         )

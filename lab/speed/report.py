@@ -122,7 +122,7 @@ def _needed(method: str, settings: Mapping[str, object]) -> float:
         else {}
     )
     outcomes = counted.get(f"{settings['base']} {settings['size']}")
-    if not outcomes or (method == "generation" and settings["painting_steps"] != 25):
+    if not outcomes or (method == "generation" and settings["sampling_steps"] != 25):
         return 0.0
     assert isinstance(batch, int)
     return outcomes["methods"][method]["operations"] * (1 if method == "generation" else batch)
