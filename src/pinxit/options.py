@@ -108,6 +108,7 @@ class Options(BaseModel):
         frozen=True, extra="forbid", allow_inf_nan=False, use_attribute_docstrings=True
     )
     error_type: ClassVar[type[PinxitError]] = RecipeError
+    table_title: ClassVar[str] = ""
 
     @classmethod
     def __pydantic_init_subclass__(cls, **_: Any) -> None:
@@ -129,7 +130,7 @@ class Options(BaseModel):
     @classmethod
     def title(cls) -> str:
         """What to call the table in a message."""
-        return f"the {cls.__name__.lower()}"
+        return cls.table_title or f"the {cls.__name__.lower()}"
 
     @classmethod
     @cache

@@ -31,6 +31,7 @@ class CheckOptions(Options):
     """The options of `pinxit check`."""
 
     error_type: ClassVar[type[PinxitError]] = ImageError
+    table_title: ClassVar[str] = "`pinxit check`"
 
     images: Path = Option(aliases=("pictures", "instance_data_dir", "train_data_dir"))
     """folder with the training images"""
@@ -52,11 +53,6 @@ class CheckOptions(Options):
     """suffix of the caption files, as for train"""
     out: Path | None = Option(None, default_is="IMAGES-check.png next to the folder")
     """file for the contact sheet"""
-
-    @classmethod
-    def title(cls) -> str:
-        """The name of the options in messages."""
-        return "`pinxit check`"
 
 
 def _check(given: Values) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from PIL.Image import Image
-from PIL.Image import open as open_image
+from PIL.Image import open as open_png
 
 from pinxit.cli.flags import (
     COMPILE,
@@ -222,7 +222,7 @@ def _generate(
         return
     for saved in others:
         for seed, path in saved.items():
-            images[seed] = open_image(path)
+            images[seed] = open_png(path)
             data(str(path))
     if len(images) > 1:
         folder.save_sheet([images[seed] for seed in request.seeds])

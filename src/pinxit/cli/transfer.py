@@ -16,7 +16,7 @@ from pinxit.cli.flags import (
 from pinxit.cli.generate import check_downloads, generate_request, request_flags
 from pinxit.cli.screen import say
 from pinxit.errors import PinxitError, RequestError, did_you_mean
-from pinxit.generation.control import Control, open_image
+from pinxit.generation.control import Control, read_image
 from pinxit.generation.request import GenerationRequest
 from pinxit.images.crop import bucket_for
 from pinxit.images.folder import TrainingImage
@@ -40,7 +40,7 @@ def _transfer(given: Values) -> None:
             'type: pinxit transfer IMAGE "a photo of ..."',
         )
     image: Path = given["image"].expanduser().resolve()
-    open_image(image)
+    read_image(image)
     stored = None if "control" in given else _stored_request(image)
     name: str = given.get("control") or (_FOR_GENERATED if stored else _DEFAULT)
     if name not in _CONTROLS:

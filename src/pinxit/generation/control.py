@@ -79,7 +79,7 @@ class SamplingContext:
 
     def pixels(self, path: Path) -> Tensor:
         """The pixels of an image file, (1, 3, H, W), at the size of the generated images."""
-        return to_pixels(open_image(path), *self.size)
+        return to_pixels(read_image(path), *self.size)
 
     def noise_image(self, sampler: Sampler, path: Path, strength: float) -> Tensor:
         """Noisy latents of an image file; the last `strength` of the sampler's steps remain."""
@@ -176,7 +176,7 @@ class ImageControl(Control):
 
     def check(self) -> None:
         """The source image must be one."""
-        open_image(self.image)
+        read_image(self.image)
 
 
 def prepare_controls(
@@ -221,7 +221,7 @@ def without_tokens(prompt: str, concepts: Sequence[Concept]) -> str:
     return " ".join(prompt.split())
 
 
-def open_image(path: Path) -> Image:
+def read_image(path: Path) -> Image:
     """The decoded image of a file; RequestError if there is no such file."""
     if path.is_dir():
         raise RequestError(f"{path} is a folder, not an image", "give one of the files in it")

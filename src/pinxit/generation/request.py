@@ -15,8 +15,7 @@ from pinxit.concepts.read import ConceptReference
 from pinxit.errors import PinxitError, RequestError
 from pinxit.files.atomic_write import atomic_write
 from pinxit.files.portable import portable, with_tilde, without_tilde
-from pinxit.generation.control import ControlField
-from pinxit.generation.control import open_image as open_existing_image
+from pinxit.generation.control import ControlField, read_image
 from pinxit.generation.png_parameters import PARAMETERS_KEY, parameters_text, parse_parameters
 from pinxit.generation.schedulers import SCHEDULER_ALIASES, SCHEDULERS, scheduler_name
 from pinxit.images.decode import UnreadableError, open_image
@@ -45,6 +44,7 @@ class GenerationRequest(Options):
     """Everything that determines generated images, except the weights of the base model."""
 
     error_type: ClassVar[type[PinxitError]] = RequestError
+    table_title: ClassVar[str] = "the request"
 
     prompt: str = Option(max_length=_MAX_PROMPT)
     """text prompt; may contain tokens of loaded concepts, like <mytoy>"""
@@ -111,11 +111,6 @@ class GenerationRequest(Options):
     precision: Precision | None = Option(None, default_is="chosen for the device")
     """number format to compute in"""
 
-    @classmethod
-    def title(cls) -> str:
-        """The name of the request in messages."""
-        return "the request"
-
     @field_validator("scheduler")
     @classmethod
     def _is_scheduler(cls, name: str | None, _info: ValidationInfo) -> str | None:
@@ -148,7 +143,7 @@ class GenerationRequest(Options):
     def check_files(self) -> None:
         """Raise RequestError for images that are missing or do not fit, before a model is open."""
         if self.init_image:
-            open_existing_image(self.init_image)
+            read_image(self.init_image)
         for control in self.controls:
             control.check()
 

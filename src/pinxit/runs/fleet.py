@@ -47,6 +47,7 @@ class FleetOptions(Options):
     """Where many subjects are trained."""
 
     error_type = RequestError
+    table_title = "train-many"
 
     engine: str = "local"
     """where the subjects are trained: local is this process, processes are workers on this machine,
@@ -62,11 +63,6 @@ class FleetOptions(Options):
     store: str | None = None
     """object storage of the runs, such as s3://bucket/runs: copied in before a batch is trained,
     and out at each checkpoint; the folder of the runs is then one of each machine"""
-
-    @classmethod
-    def title(cls) -> str:
-        """The name of the options in messages."""
-        return "train-many"
 
     @field_validator("shard")
     @classmethod

@@ -3,7 +3,7 @@
 from collections import Counter
 from collections.abc import Generator, Mapping, Sequence
 from pathlib import Path
-from typing import Self
+from typing import ClassVar, Self
 
 from pinxit import registry
 from pinxit.errors import PinxitError, RecipeError, RunError
@@ -26,6 +26,8 @@ SUBJECTS = "many.toml"  # the list of subjects
 class SubjectRow(Options):
     """A row of a subject table: the images, and options of this subject's recipe only."""
 
+    table_title: ClassVar[str] = "a row of the table of subjects"
+
     images: Path = Option(aliases=("pictures", "instance_data_dir", "train_data_dir"))
     """folder with the subject's images, relative to the table's folder"""
     name: str | None = Option(None, default_is="the token or the image folder's name")
@@ -36,11 +38,6 @@ class SubjectRow(Options):
     """noun for the subject's class, such as toy"""
     kind: SubjectKind | None = Option(None, aliases=("learnable_property",))
     """whether it is an object or a style"""
-
-    @classmethod
-    def title(cls) -> str:
-        """The name of a row in messages."""
-        return "a row of the table of subjects"
 
     def recipe(self, name: str, common: Mapping[str, object]) -> Recipe:
         """The subject's recipe; `common` has the options that all subjects share."""

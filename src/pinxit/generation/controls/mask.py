@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from pinxit.errors import RequestError
-from pinxit.generation.control import ControlHooks, ImageControl, SamplingContext, open_image
+from pinxit.generation.control import ControlHooks, ImageControl, SamplingContext, read_image
 from pinxit.images.crop import is_photo_like
 from pinxit.images.tensors import to_pixels
 from pinxit.options import Option
@@ -25,7 +25,7 @@ class Mask(ImageControl):
 
     def problems(self) -> list[str]:
         """A mask that looks like a photograph."""
-        if not is_photo_like(open_image(self.mask)):
+        if not is_photo_like(read_image(self.mask)):
             return []
         return [
             f"mask {self.mask} is mostly grey, as a photograph: it should be white where to "
@@ -34,7 +34,7 @@ class Mask(ImageControl):
 
     def check(self) -> None:
         """Both images must exist, and have one aspect ratio."""
-        mask, image = open_image(self.mask), open_image(self.image)
+        mask, image = read_image(self.mask), read_image(self.image)
         if abs(mask.width * image.height / (mask.height * image.width) - 1) > 0.02:
             raise RequestError(
                 f"mask {self.mask} has another aspect ratio than the image: "
@@ -51,7 +51,7 @@ class Mask(ImageControl):
 class _Blend(ControlHooks):
     def __init__(self, context: SamplingContext, control: Mask) -> None:
         control.check()
-        white = to_pixels(open_image(control.mask), *context.size).mean(1, keepdim=True) / 2 + 0.5
+        white = to_pixels(read_image(control.mask), *context.size).mean(1, keepdim=True) / 2 + 0.5
         weight = 1 - white if control.invert_mask else white
         self._weight = weight.to(context.model.device)
         self._source = context.pixels(control.image).to(context.model.device)
