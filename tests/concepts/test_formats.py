@@ -284,7 +284,7 @@ def test_a_file_name_is_an_alias_of_the_token(model: Model, tmp_path: Path) -> N
     with applied(model, combined_adapters([known], model)):
         states = [model.condition([f"a {name} in snow"]).states for name in ("shifu", "<toy>")]
     assert torch.equal(*states)
-    # The name of the file gives way to a word of another file.
+    # The token of another file replaces the name of this file.
     save_embedding(tmp_path / "other.safetensors", width)
     other = Concept(
         (EmbeddingPart("Shifu", "a", {"text": torch.zeros(1, width)}),),

@@ -54,7 +54,7 @@ METHODS = pytest.mark.parametrize("method", [pytest.param(WORD, id="word"), *_LA
 
 @pytest.fixture
 def subjects(tmp_path: Path) -> Path:
-    """A folder of three folders with two noisy pictures each."""
+    """A folder of three folders with two noisy images each."""
     draw = np.random.default_rng(5)
     for name in NAMES:
         (tmp_path / "subjects" / name).mkdir(parents=True)
