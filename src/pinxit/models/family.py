@@ -9,6 +9,13 @@ from torch import Tensor
 
 from pinxit import registry
 
+# The prefixes of the networks in checkpoint files of CompVis's code, by folder.
+COMPVIS_PREFIXES = {
+    "unet": "model.diffusion_model.",
+    "vae": "first_stage_model.",
+    "text_encoder": "cond_stage_model.",
+}
+
 
 @dataclass(frozen=True)
 class KohyaNames:

@@ -3,7 +3,7 @@
 
 from typing import ClassVar
 
-from pinxit.models.family import FamilyFacts, KohyaNames
+from pinxit.models.family import COMPVIS_PREFIXES, FamilyFacts, KohyaNames
 from pinxit.models.latent_model import SingleTextEncoder
 
 
@@ -19,11 +19,7 @@ class StableDiffusion1(SingleTextEncoder):
         networks={"unet": "denoiser", "text_encoder": "text"},
         text_widths=(768,),
         context_width=768,
-        single_file_prefixes={
-            "unet": "model.diffusion_model.",
-            "vae": "first_stage_model.",
-            "text_encoder": "cond_stage_model.",
-        },
+        single_file_prefixes=COMPVIS_PREFIXES,
         kohya=KohyaNames("sd_v1", {"denoiser": "unet", "text": "te"}),
     )
 

@@ -3,7 +3,7 @@
 
 from typing import ClassVar
 
-from pinxit.models.family import FamilyFacts, KohyaNames
+from pinxit.models.family import COMPVIS_PREFIXES, FamilyFacts, KohyaNames
 from pinxit.models.latent_model import SingleTextEncoder
 
 
@@ -23,11 +23,7 @@ class StableDiffusion2(SingleTextEncoder):
         text_widths=(1024,),
         context_width=1024,
         velocity_architecture=("stable-diffusion-v2-768-v", 768),
-        single_file_prefixes={
-            "unet": "model.diffusion_model.",
-            "vae": "first_stage_model.",
-            "text_encoder": "cond_stage_model.",
-        },
+        single_file_prefixes=COMPVIS_PREFIXES,
         kohya=KohyaNames("sd_v2", {"denoiser": "unet", "text": "te"}),
     )
 

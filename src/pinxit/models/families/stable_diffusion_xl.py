@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from pinxit.models.conditioning import Conditioning
-from pinxit.models.family import FamilyFacts, KohyaNames
+from pinxit.models.family import COMPVIS_PREFIXES, FamilyFacts, KohyaNames
 from pinxit.models.latent_model import UNetModel, clip_text_encoder
 from pinxit.models.model import Placement
 from pinxit.models.source import Source
@@ -28,8 +28,7 @@ class StableDiffusionXl(UNetModel):
         text_widths=(768, 1280),
         context_width=2048,
         single_file_prefixes={
-            "unet": "model.diffusion_model.",
-            "vae": "first_stage_model.",
+            **COMPVIS_PREFIXES,
             "text_encoder": "conditioner.embedders.0.",
             "text_encoder_2": "conditioner.embedders.1.",
         },
