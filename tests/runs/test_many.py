@@ -410,7 +410,7 @@ def test_a_table_of_subjects(table: str, subjects: Path) -> None:
 
 WRONG: dict[str, tuple[str, str]] = {
     "": ("there is no subject in", "folders"),
-    "[[subject]]\ntoken = '<a>'": ("needs `images`", "folder"),
+    "[[subject]]\ntoken = '<a>'": ("`images` is missing", "folder"),
     "[[subject]]\npictures = 'a'\nclas_noun = 'toy'": ("no `clas_noun`", "mean class_noun"),
     "[[subject]]\npictures = 'a'\n[[subject]]\npictures = 'b/a'": ("called `a`", "name"),
     "[[subject]]\npictures = 'a'\ntoken = '<B>'\n[[subject]]\npictures = 'b'": ("`<b>`", "token"),
