@@ -120,6 +120,7 @@ def clip_together(monkeypatch: pytest.MonkeyPatch, all_of_them: Sequence[Concept
     monkeypatch.setattr(ConceptTrainer, "clip_gradients", clipped)
 
 
+@pytest.mark.long
 @METHODS
 def test_training_together_equals_training_alone(
     double: Model, subjects: Path, method: object, monkeypatch: pytest.MonkeyPatch
