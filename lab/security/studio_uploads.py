@@ -64,7 +64,7 @@ def upload_all(folder: Path, models: int, images: int) -> Counter[str]:
         is_bug = "this is a bug" in result.get("hint", "")
         counts["crashes" if is_bug else f"inspection {job.state}"] += 1
     _upload_images(client, folder / "made", images, counts)
-    too_large = client.post("/api/images", content=bytes(MAX_BODY_BYTES + 1))
+    too_large = client.post("/api/train", content=bytes(MAX_BODY_BYTES + 1))
     counts[f"oversize {too_large.status_code}"] += 1
     counts["code run"] = int(canary.exists())
     outside = {path.name for path in folder.iterdir()} - {"studio", "made", "canary"}

@@ -1,5 +1,6 @@
 """A studio with its worker, and a browser that has entered it."""
 
+import itertools
 import os
 import re
 import shutil
@@ -7,19 +8,26 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 from PIL import Image
+from playwright.sync_api import Browser, Page, expect
+from starlette.testclient import TestClient
 
 from pinxit.images.tensors import contact_sheet
 from pinxit.pocket import gallery
 from pinxit.pocket.world import held_out_subjects
 from pinxit.runs.events import Preview, to_line
+from pinxit.studio.app import create_app
 from pinxit.studio.intake import check
 from pinxit.studio.jobs import Job
 from pinxit.studio.workspace import ImageSet, Workspace
+
+IS_TOO_WIDE = "document.documentElement.scrollWidth > innerWidth"
+PHONE, DESKTOP = {"width": 360, "height": 740}, {"width": 1280, "height": 900}
 
 
 @dataclass
@@ -33,6 +41,10 @@ class Studio:
     @property
     def address(self) -> str:
         return self.link.partition("/enter")[0]
+
+    def stop(self) -> None:
+        self.process.terminate()
+        self.process.wait(60)
 
 
 def start_studio(folder: Path, device: str = "cpu", *options: str) -> Studio:
@@ -93,6 +105,20 @@ def wait_for(condition, seconds: float = 60.0):
     raise AssertionError(f"not reached in {seconds} s")
 
 
+@pytest.fixture
+def workspace(tmp_path: Path) -> Workspace:
+    workspace = Workspace(tmp_path / "studio")
+    workspace.create()
+    return workspace
+
+
+@pytest.fixture
+def client(workspace: Workspace) -> TestClient:
+    """A program that has the token."""
+    headers = {"authorization": f"Bearer {workspace.token_for('api')}"}
+    return TestClient(create_app(workspace, 1), "http://127.0.0.1:1", headers=headers)
+
+
 @pytest.fixture(scope="session")
 def eight_images(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
     """Eight photos of a subject, as a phone would name them."""
@@ -111,12 +137,47 @@ def eight_images(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
 def studio(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Studio]:
     running = start_studio(tmp_path_factory.mktemp("studio") / "work")
     yield running
-    running.process.terminate()
-    running.process.wait(30)
+    running.stop()
+
+
+@contextmanager
+def entered(browser: Browser, studio: Studio) -> Iterator[Page]:
+    """A page that has entered; AssertionError for an error in its console, or a foreign request."""
+    expect.set_options(timeout=60_000)  # a busy machine takes its time to check images
+    context = browser.new_context(viewport=DESKTOP)
+    page = context.new_page()
+    problems: list[str] = []
+    own = (studio.address, "blob:")
+    page.on("pageerror", lambda error: problems.append(str(error)))
+    page.on("console", lambda line: problems.append(line.text) if line.type == "error" else None)
+    page.on("request", lambda asked: asked.url.startswith(own) or problems.append(asked.url))
+    page.goto(studio.link)
+    page.wait_for_url(re.compile("/(train|library)"))
+    yield page
+    assert not problems
+    context.close()
+
+
+def must_be_accessible(page: Page, browser: Browser, addresses: list[str]) -> None:
+    """Check addresses with axe in both themes and at both widths: no violation, not too wide."""
+    from axe_playwright_python.sync_playwright import Axe
+
+    for theme, size in itertools.product(("light", "dark"), (PHONE, DESKTOP)):
+        context = browser.new_context(viewport=size, color_scheme=theme)
+        context.add_cookies(page.context.cookies())
+        other = context.new_page()
+        for address in addresses:
+            other.goto(address)
+            other.evaluate("document.querySelectorAll('details').forEach(d => d.open = true)")
+            violations = Axe().run(other).response["violations"]
+            where = (address, theme, size)
+            assert not violations, (where, [(v["id"], v["nodes"][0]["html"]) for v in violations])
+            assert not other.evaluate(IS_TOO_WIDE), where
+        context.close()
 
 
 @pytest.fixture(scope="session")
-def browser() -> Iterator[object]:
+def browser() -> Iterator[Browser]:
     """The Chromium of the system, since playwright's own cannot be downloaded everywhere."""
     from playwright.sync_api import sync_playwright
 

@@ -1,6 +1,7 @@
 """The studio in a real browser, with a real worker and the base model pocket."""
 
 import re
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -11,13 +12,11 @@ from playwright.sync_api import Browser, Page, expect
 
 from pinxit.pocket import gallery
 from pinxit.pocket.world import held_out_subjects
-from tests.studio.conftest import Studio, wait_for
+from tests.studio.conftest import Studio, entered, must_be_accessible, wait_for
 
 pytestmark = pytest.mark.long
 NOUN = held_out_subjects()[gallery.SUBJECT].class_noun
 PAGES = ("library", "train", "generate", "transfer", "compare", "files", "queue")
-IS_TOO_WIDE = "document.documentElement.scrollWidth > innerWidth"
-PHONE, DESKTOP = {"width": 360, "height": 740}, {"width": 1280, "height": 900}
 
 
 class Person:
@@ -41,29 +40,9 @@ class Person:
 
 
 @pytest.fixture(scope="module")
-def page(studio: Studio, browser: Browser) -> Any:
-    """A page that has entered the studio; the test fails on any error in its console."""
-    context = browser.new_context(viewport=DESKTOP)
-    page = context.new_page()
-    problems: list[str] = []
-    page.on(
-        "console",
-        lambda message: problems.append(message.text) if message.type == "error" else None,
-    )
-    page.on("pageerror", lambda error: problems.append(str(error)))
-    page.on(
-        "request",
-        lambda request: (
-            None
-            if request.url.startswith((studio.address, "blob:"))
-            else problems.append(request.url)
-        ),
-    )
-    page.goto(studio.link)
-    page.wait_for_url(re.compile("/train"))
-    yield page
-    assert not problems
-    context.close()
+def page(studio: Studio, browser: Browser) -> Iterator[Page]:
+    with entered(browser, studio) as page:
+        yield page
 
 
 @pytest.fixture(scope="module")
@@ -94,26 +73,10 @@ def test_eight_images_to_a_generated_image_in_five_actions(
 def test_every_page_is_accessible_in_both_themes_at_both_widths(
     page: Page, studio: Studio, browser: Browser
 ) -> None:
-    from axe_playwright_python.sync_playwright import Axe
-
-    cookies = page.context.cookies()
     jobs = [f"jobs/{job.id}" for job in studio.workspace.queue.all()]
     sets = [f"images/{path.name}" for path in (studio.workspace.folder / "images").iterdir()]
-    for theme in ("light", "dark"):
-        for size in (PHONE, DESKTOP):
-            context = browser.new_context(viewport=size, color_scheme=theme)
-            context.add_cookies(cookies)
-            other = context.new_page()
-            for path in [*PAGES, *jobs, *sets[:1], "jobs/999999"]:
-                other.goto(f"{studio.address}/{path}")
-                violations = Axe().run(other).response["violations"]
-                assert not violations, (
-                    path,
-                    theme,
-                    [(v["id"], v["nodes"][0]["html"]) for v in violations],
-                )
-                assert not other.evaluate(IS_TOO_WIDE), (path, size)
-            context.close()
+    paths = [*PAGES, *jobs, *sets[:1], "jobs/999999"]
+    must_be_accessible(page, browser, [f"{studio.address}/{path}" for path in paths])
 
 
 def test_token_is_completed_and_the_form_sent_by_keyboard_alone(page: Page, studio: Studio) -> None:

@@ -14,6 +14,22 @@ from tests.studio.conftest import start_studio
 EXAMPLE = Path(__file__).parents[2] / "examples" / "comfyui" / "__init__.py"
 
 
+def run_node(nodes: Any, name: str, **given: Any) -> tuple[Any, ...]:
+    """Run a node as ComfyUI does: all it knows is in the node's class."""
+    kind = nodes.NODE_CLASS_MAPPINGS[name]
+    assert name in nodes.NODE_DISPLAY_NAME_MAPPINGS
+    assert kind.CATEGORY
+    inputs = {
+        key: given.pop(key) if key in given else options[0]["default"]
+        for key, (_, *options) in kind.INPUT_TYPES()["required"].items()
+    }
+    assert not given
+    result = getattr(kind(), kind.FUNCTION)(**inputs)
+    assert isinstance(result, tuple)
+    assert len(result) == len(kind.RETURN_TYPES)
+    return result
+
+
 @pytest.mark.long
 def test_nodes_train_and_generate(
     tmp_path: Path, nano: Path, monkeypatch: pytest.MonkeyPatch
@@ -41,14 +57,14 @@ def test_nodes_train_and_generate(
         nodes: Any = importlib.util.module_from_spec(spec)
         spec.loader.exec_module(nodes)
         images = torch.rand(3, 32, 32, 3, generator=torch.Generator().manual_seed(0))
-        concept, token = nodes.PinxitTrain().run(images, "dog", 3)
+        concept, token = run_node(nodes, "PinxitTrain", images=images, steps=3)
         assert token == "<mydog>"
         assert updates[-1] == (3, 3)
-        (batch,) = nodes.PinxitGenerate().run(concept, f"a photo of {token}", 7, 2)
+        prompt = f"a photo of {token}"
+        (batch,) = run_node(nodes, "PinxitGenerate", concept=concept, prompt=prompt, num_images=2)
         assert batch.shape == (2, 64, 64, 3)
         assert 0 <= float(batch.min()) < float(batch.max()) <= 1
         with pytest.raises(RuntimeError, match="no job"):
-            nodes.PinxitGenerate().run("000999", "a dog", 0, 1)
+            run_node(nodes, "PinxitGenerate", concept="000999")
     finally:
-        studio.process.terminate()
-        studio.process.wait(60)
+        studio.stop()

@@ -3,30 +3,15 @@
 import io
 import stat
 import zipfile
-from pathlib import Path
 from typing import Any
 
 import pytest
 from PIL import Image
 from starlette.testclient import TestClient
 
-from pinxit.studio.app import create_app
 from pinxit.studio.intake import take_in
 from pinxit.studio.workspace import FULL, MASK, REPLACED, ImageSet, Workspace
 from tests.studio.conftest import add_images
-
-
-@pytest.fixture
-def workspace(tmp_path: Path) -> Workspace:
-    workspace = Workspace(tmp_path / "studio")
-    workspace.create()
-    return workspace
-
-
-@pytest.fixture
-def client(workspace: Workspace) -> TestClient:
-    headers = {"authorization": f"Bearer {workspace.token_for('api')}"}
-    return TestClient(create_app(workspace, 1), "http://127.0.0.1:1", headers=headers)
 
 
 @pytest.fixture

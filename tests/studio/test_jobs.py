@@ -26,13 +26,6 @@ def train_recipe(nano: Path, pictures: Path, **changes: Any) -> dict[str, Any]:
     return {"recipe": {"method": "textual-inversion", **common, **times, **changes}}
 
 
-@pytest.fixture
-def workspace(tmp_path: Path) -> Workspace:
-    workspace = Workspace(tmp_path / "studio")
-    workspace.create()
-    return workspace
-
-
 def test_states_follow_from_files_and_lock(tmp_path: Path) -> None:
     queue = JobQueue(tmp_path)
     job = queue.add("generate", {"request": {}})

@@ -13,8 +13,15 @@ from PIL import Image, PngImagePlugin
 from playwright.sync_api import Browser, Locator, Page, expect
 
 from pinxit.studio.workspace import FULL, MASK, Workspace
-from tests.studio.conftest import Studio, add_images, add_training, start_studio, wait_for
-from tests.studio.test_browser import DESKTOP, IS_TOO_WIDE, PHONE
+from tests.studio.conftest import (
+    Studio,
+    add_images,
+    add_training,
+    entered,
+    must_be_accessible,
+    start_studio,
+    wait_for,
+)
 
 pytestmark = pytest.mark.long
 # A radio button stands for its group: Tab stops at one, arrows go to the others.
@@ -88,23 +95,13 @@ def studio(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Studio]:
     texts.finish()
     running = start_studio(workspace.folder, "none")
     yield running
-    running.process.terminate()
-    running.process.wait(30)
+    running.stop()
 
 
 @pytest.fixture(scope="module")
 def page(studio: Studio, browser: Browser) -> Iterator[Page]:
-    expect.set_options(timeout=60_000)  # a busy machine takes its time to check images
-    context = browser.new_context(viewport=DESKTOP)
-    page = context.new_page()
-    problems: list[str] = []
-    page.on("pageerror", lambda error: problems.append(str(error)))
-    page.on("console", lambda line: problems.append(line.text) if line.type == "error" else None)
-    page.goto(studio.link)
-    page.wait_for_url(re.compile("/library"))
-    yield page
-    assert not problems
-    context.close()
+    with entered(browser, studio) as page:
+        yield page
 
 
 @pytest.fixture(scope="module")
@@ -139,25 +136,7 @@ def test_tab_reaches_every_control_of_every_page_and_shows_where_it_is(
 def test_pages_are_accessible_in_both_themes_at_both_widths(
     page: Page, browser: Browser, addresses: list[str]
 ) -> None:
-    from axe_playwright_python.sync_playwright import Axe
-
-    cookies = page.context.cookies()
-    for theme in ("light", "dark"):
-        for size in (PHONE, DESKTOP):
-            context = browser.new_context(viewport=size, color_scheme=theme)
-            context.add_cookies(cookies)
-            other = context.new_page()
-            for address in addresses:
-                other.goto(address)
-                other.evaluate("document.querySelectorAll('details').forEach(d => d.open = true)")
-                violations = Axe().run(other).response["violations"]
-                assert not violations, (
-                    address,
-                    theme,
-                    [(v["id"], v["nodes"][0]["html"]) for v in violations],
-                )
-                assert not other.evaluate(IS_TOO_WIDE), (address, size)
-            context.close()
+    must_be_accessible(page, browser, addresses)
 
 
 def test_training_is_queued_stopped_and_continued(
@@ -189,6 +168,9 @@ def test_training_is_queued_stopped_and_continued(
     keys.press("button", "Move to the trash")
     page.wait_for_url(re.compile("/library"))
     wait_for(lambda: job not in studio.workspace.queue.all())
+    keys.press("button", "Bring it back")
+    page.wait_for_url(re.compile("/jobs/"))
+    wait_for(lambda: job in studio.workspace.queue.all())
 
 
 def test_captions_crop_and_mask(page: Page, studio: Studio) -> None:
@@ -278,6 +260,76 @@ def test_prompt_settings_and_unknown_words(page: Page, studio: Studio, tmp_path:
     page.wait_for_url(re.compile("/jobs/"))
     request = studio.workspace.queue.all()[-1].options["request"]
     assert (request["prompt"], request["scheduler"], request["seed"]) == ("a cat", "euler-a", 7)
+
+
+def test_image_is_transferred(page: Page, studio: Studio, eight_images: list[Path]) -> None:
+    keys = Keyboard(page)
+    page.goto(f"{studio.address}/transfer")
+    keys.choose("#files", eight_images[:1])
+    expect(page.get_by_text("1 images", exact=True)).to_be_visible()
+    keys.reach(page.get_by_role("radio", name="img2img"))
+    page.keyboard.press("ArrowDown")
+    keys.write("Prompt", "<a> in the snow")
+    page.keyboard.press("Control+Enter")
+    page.wait_for_url(re.compile("/jobs/"))
+    request = studio.workspace.queue.all()[-1].options["request"]
+    assert request["control"] == {"name": "inversion"}
+    with Image.open(studio.workspace.images_of(request["image"]).files[0]) as source:
+        assert source.size == Image.open(eight_images[0]).size
+
+
+def test_file_is_opened_and_a_concept_converted(page: Page, studio: Studio, tmp_path: Path) -> None:
+    keys = Keyboard(page)
+    page.goto(f"{studio.address}/files")
+    (tmp_path / "old.pt").write_bytes(b"any bytes: the page never reads them")
+    keys.choose("#file", [tmp_path / "old.pt"])
+    keys.press("button", "Open and inspect")
+    page.wait_for_url(re.compile("/jobs/"))
+    expect(page.locator("#summary")).to_have_text("waiting")
+    job = studio.workspace.queue.all()[-1]
+    assert (job.kind, (studio.workspace.concept_file(job) or job.folder).name) == (
+        "inspect",
+        "old.pt",
+    )
+    page.goto(f"{studio.address}/files")
+    keys.reach(page.get_by_role("radio", name="<a>"))
+    keys.reach(page.get_by_label("To the format"))
+    page.keyboard.type("kohya")
+    keys.press("button", "Convert")
+    page.wait_for_url(re.compile("/jobs/"))
+    assert studio.workspace.queue.all()[-1].options == {"concept": "000001", "format": "kohya"}
+
+
+def test_concepts_are_compared(page: Page, studio: Studio) -> None:
+    keys = Keyboard(page)
+    page.goto(f"{studio.address}/compare")
+    keys.reach(page.get_by_role("checkbox"))
+    page.keyboard.press("Space")
+    page.keyboard.press("Control+Enter")
+    page.wait_for_url(re.compile("/jobs/"))
+    job = studio.workspace.queue.all()[-1]
+    assert (job.kind, job.options) == ("compare", {"concepts": ["000001"]})
+    keys.press("button", "Stop")
+    wait_for(lambda: job.state == "stopped")
+    page.goto(f"{studio.address}/queue")
+    keys.press("button", "Continue")
+    wait_for(lambda: job.state == "waiting")
+
+
+def test_what_was_filled_in_survives_a_reload_and_the_back_button(
+    page: Page, studio: Studio, eight_images: list[Path]
+) -> None:
+    page.goto(f"{studio.address}/train")
+    page.get_by_label("3 to 12 images").set_input_files(eight_images[:3])
+    expect(page.get_by_text("3 images", exact=True)).to_be_visible()
+    page.get_by_label("A noun for it").fill("toy")
+    page.get_by_label("A noun for it").blur()
+    page.reload()
+    expect(page.get_by_text("3 images", exact=True)).to_be_visible()
+    page.get_by_role("link", name="Library").click()
+    page.go_back()
+    expect(page.get_by_text("3 images", exact=True)).to_be_visible()
+    expect(page.get_by_label("A noun for it")).to_have_value("toy")
 
 
 def test_dropped_png_restores_its_settings(page: Page, studio: Studio, tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 """The server: without torch, without model files, every event to every reader."""
 
 import json
+import shutil
 import socket
 import subprocess
 import sys
@@ -11,27 +12,14 @@ from PIL import Image
 from starlette.testclient import TestClient
 
 from pinxit.errors import RequestError, RunError
-from pinxit.studio.app import create_app
+from pinxit.progress import Notice
 from pinxit.studio.server import serve
 from pinxit.studio.streams import LogTail
-from pinxit.studio.workspace import ImageSet, Workspace
+from pinxit.studio.workspace import Workspace
 from tests.pages import must_be_well_formed
-from tests.studio.conftest import start_studio, wait_for
+from tests.studio.conftest import add_images, start_studio, wait_for
 
 PAGES = ("library", "train", "generate", "transfer", "compare", "files", "queue")
-
-
-@pytest.fixture
-def workspace(tmp_path: Path) -> Workspace:
-    workspace = Workspace(tmp_path / "studio")
-    workspace.create()
-    return workspace
-
-
-@pytest.fixture
-def client(workspace: Workspace) -> TestClient:
-    headers = {"authorization": f"Bearer {workspace.token_for('api')}"}
-    return TestClient(create_app(workspace, 1), "http://127.0.0.1:1", headers=headers)
 
 
 _WITHOUT_TORCH = """
@@ -119,7 +107,7 @@ def test_upload_is_decoded_elsewhere_and_stored_again(
 
 
 def test_set_is_edited_without_losing_anything(client: TestClient, workspace: Workspace) -> None:
-    images = _set_of_two(workspace)
+    images = add_images(workspace)
     client.headers["origin"] = "http://127.0.0.1:1"
     form = {"use": "0.png", "caption:0.png": "red", "before": "a"}
     client.post(f"/images/{images.id}", data=form)
@@ -131,7 +119,7 @@ def test_set_is_edited_without_losing_anything(client: TestClient, workspace: Wo
 
 
 def test_wrong_answers_are_named_in_the_form(client: TestClient, workspace: Workspace) -> None:
-    images = _set_of_two(workspace)
+    images = add_images(workspace)
     client.headers["origin"] = "http://127.0.0.1:1"
     answer = client.post("/train", data={"images": images.id, "class_noun": "toy", "steps": "many"})
     assert answer.status_code == 400
@@ -143,7 +131,7 @@ def test_wrong_answers_are_named_in_the_form(client: TestClient, workspace: Work
 def test_training_keeps_its_own_copy_of_the_images(
     client: TestClient, workspace: Workspace
 ) -> None:
-    images = _set_of_two(workspace)
+    images = add_images(workspace)
     values = {"images": images.id, "class_noun": "big toy", "method": "lora"}
     job = client.post("/api/train", json={**values, "steps": 7, "rank": 2}).json()
     recipe = workspace.queue.get(job["id"]).options["recipe"]
@@ -166,21 +154,64 @@ def test_removed_job_comes_back_from_the_trash(client: TestClient, workspace: Wo
     assert (job.folder / "job.json").read_bytes() == before
 
 
-def test_openapi_document_has_the_options_of_the_command_line(client: TestClient) -> None:
+def test_openapi_document_has_the_options_of_the_command_line(
+    client: TestClient, workspace: Workspace
+) -> None:
     document = client.get("/api/openapi.json").json()
     body = document["paths"]["/api/train"]["post"]["requestBody"]
     properties = body["content"]["application/json"]["schema"]["properties"]
     assert properties["steps"]["type"] == "integer"
     assert {"images", "class_noun", "rank", "learning_rate"} <= set(properties)
+    job = document["paths"]["/api/jobs/{job}"]["get"]["responses"]["200"]
+    shape = job["content"]["application/json"]["schema"]["properties"]
+    number = workspace.queue.add("generate", {"request": {}, "concepts": []}).id
+    assert set(shape) == set(client.get(f"/api/jobs/{number}").json())
     assert json.dumps(document).count("operationId") == 11
 
 
-def _set_of_two(workspace: Workspace) -> ImageSet:
-    images = ImageSet(workspace.new_folder("images"))
-    for number, color in enumerate(("crimson", "teal")):
-        Image.new("RGB", (40, 50), color).save(images.folder / f"{number}.png")
-    (images.folder / ".thumbnails").mkdir()
-    return images
+def test_wrong_answers_are_refused_before_they_are_queued(
+    client: TestClient, workspace: Workspace
+) -> None:
+    images = add_images(workspace)
+    wrong = {"images": images.id, "class_noun": "dog", "token": "my dog"}
+    assert "is not one word" in client.post("/api/train", json=wrong).json()["message"]
+    answer = client.post("/api/generate", json={"prompt": "a dog", "control": "img2img"})
+    assert answer.json()["message"] == "the source image is missing"
+    file = workspace.new_folder("files")
+    (file / "bad.pt").write_bytes(b"a pickle")
+    job = workspace.queue.add("inspect", {"file": file.name})
+    job.finish(RunError("it runs code", "use another file"))
+    assert "Generate with it" not in client.get("/library").text
+    answer = client.post("/api/generate", json={"prompt": "a dog", "concepts": [job.id]})
+    assert answer.json()["message"] == f"job {job.id} has no concept"
+    assert workspace.queue.all() == [job]
+
+
+def test_program_is_told_of_unknown_values_and_of_the_end(
+    client: TestClient, workspace: Workspace
+) -> None:
+    wrong = {"images": "000001", "class_noun": "dog", "leraning_rate": 1}
+    answer = client.post("/api/train", json=wrong).json()
+    assert answer["message"] == "unknown value 'leraning_rate'"
+    assert "learning_rate" in answer["hint"]
+    job = workspace.queue.add("generate", {"request": {"prompt": "a dog"}, "concepts": []})
+    job.log.append(Notice("all is well"))
+    job.finish()
+    stream = client.get(f"/api/jobs/{job.id}/events").text  # it ends
+    assert "all is well" in stream
+    assert stream.endswith('event: end\ndata: {"state": "done"}\n\n')
+    assert client.delete("/api/jobs").json()["message"] == "there is no DELETE /api/jobs"
+    refused = client.get("/api/jobs", headers={"authorization": "Bearer wrong"})
+    assert (refused.status_code, "--api-token" in refused.json()["hint"]) == (401, True)
+
+
+def test_missing_folders_are_an_error_in_words(client: TestClient, workspace: Workspace) -> None:
+    for name in ("workers", "generated", "votes"):
+        (workspace.folder / name).rmdir()
+    assert client.get("/queue").status_code == client.get("/compare").status_code == 200
+    shutil.rmtree(workspace.folder)
+    answer = client.get("/library")
+    assert (answer.status_code, "moved or deleted" in answer.text) == (500, True)
 
 
 @pytest.mark.long
@@ -194,8 +225,7 @@ def test_worker_survives_the_server_and_belongs_to_the_next_one(tmp_path: Path) 
     assert workspace.workers()["cpu"]
     second = start_studio(tmp_path / "studio")
     assert (workspace.folder / "workers" / "cpu" / "pid").read_text() == pid
-    second.process.terminate()
-    second.process.wait(120)
+    second.stop()
     assert not workspace.workers()["cpu"]
 
 

@@ -7,24 +7,10 @@ from pathlib import Path
 import pytest
 from starlette.testclient import TestClient
 
-from pinxit.studio.app import create_app
 from pinxit.studio.jobs import Job
 from pinxit.studio.side_by_side import Vote
 from pinxit.studio.workspace import Workspace
 from tests.studio.conftest import add_training
-
-
-@pytest.fixture
-def workspace(tmp_path: Path) -> Workspace:
-    workspace = Workspace(tmp_path / "studio")
-    workspace.create()
-    return workspace
-
-
-@pytest.fixture
-def client(workspace: Workspace) -> TestClient:
-    headers = {"authorization": f"Bearer {workspace.token_for('api')}"}
-    return TestClient(create_app(workspace, 1), "http://127.0.0.1:1", headers=headers)
 
 
 @pytest.fixture

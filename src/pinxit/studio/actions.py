@@ -101,7 +101,11 @@ class Actions:
 
     async def compare(self, request: Request) -> Response:
         """Queue a comparison."""
-        return _see(f"/jobs/{compare_job(self.workspace, await form_of(request)).id}")
+        form = await form_of(request)
+        try:
+            return _see(f"/jobs/{compare_job(self.workspace, form).id}")
+        except PinxitError as error:
+            return await self.pages.compare(request, error)
 
 
 def change_job(job: Job, action: str) -> None:

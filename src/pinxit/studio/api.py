@@ -7,7 +7,7 @@ from typing import Any, cast
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
-from pinxit.errors import RequestError
+from pinxit.errors import RequestError, did_you_mean
 from pinxit.studio.actions import change_job
 from pinxit.studio.jobs import Job
 from pinxit.studio.pages import Pages
@@ -38,18 +38,22 @@ class Api:
 
     async def train(self, request: Request) -> Response:
         """Train a concept on an uploaded set of images."""
-        return self._created(train_job(self.workspace, await _json_body(request)))
+        return self._created(train_job(self.workspace, await self._values(request, "train")))
 
     async def generate(self, request: Request) -> Response:
         """Generate images from a prompt."""
-        return self._created(generate_job(self.workspace, await _json_body(request)))
+        return self._created(generate_job(self.workspace, await self._values(request, "generate")))
 
     async def convert(self, request: Request) -> Response:
         """Convert a concept to another file format."""
-        return self._created(convert_job(self.workspace, await _json_body(request)))
+        return self._created(convert_job(self.workspace, await self._values(request, "convert")))
+
+    async def events(self, request: Request) -> Response:
+        """The log of a job as server-sent events, and `event: end` with its state at the end."""
+        return self.pages.stream_of(request, ends=True)
 
     async def change(self, request: Request) -> Response:
-        """Stop a job, or let it continue."""
+        """Stop a job, let it continue, or make previews after the next step of a training."""
         job = self.workspace.queue.get(request.path_params["job"])
         change_job(job, request.path_params["action"])
         return JSONResponse(self._described(job))
@@ -57,6 +61,22 @@ class Api:
     async def document(self, request: Request) -> Response:
         """This description."""
         return JSONResponse(openapi(request.app.state.api_routes, self.workspace.options))
+
+    async def _values(self, request: Request, name: str) -> dict[str, Any]:
+        """The object in the body; RequestError if it is something else, or has unknown values."""
+        try:
+            values = await request.json()
+        except ValueError:
+            values = None
+        if not isinstance(values, dict):
+            raise RequestError(
+                "the body is not a JSON object", 'send one, such as {"prompt": "..."}'
+            )
+        known = _schema(name, self.workspace.options)["properties"]
+        for key in cast("dict[str, Any]", values):
+            if key.rpartition(".")[2] not in known:  # also lora.rank
+                raise RequestError(f"unknown value {key[:40]!r}", did_you_mean(key[:40], known))
+        return cast("dict[str, Any]", values)
 
     def _created(self, job: Job) -> Response:
         return JSONResponse(self._described(job), 201)
@@ -78,18 +98,20 @@ class Api:
         }
 
 
-async def _json_body(request: Request) -> dict[str, Any]:
-    """The object in the body; RequestError if the body is something else."""
-    try:
-        values = await request.json()
-    except ValueError:
-        values = None
-    if not isinstance(values, dict):
-        raise RequestError("the body is not a JSON object", 'send one, such as {"prompt": "..."}')
-    return cast("dict[str, Any]", values)
-
-
-_TEXT = {"type": "string"}
+_TEXT, _COUNT, _FLAG = {"type": "string"}, {"type": "integer"}, {"type": "boolean"}
+_JOB = {
+    "type": "object",
+    "properties": {
+        **{name: _TEXT for name in ("id", "kind", "token", "message", "hint")},
+        "state": {"enum": ["waiting", "running", "stopping", "stopped", "failed", "done"]},
+        **{name: _COUNT for name in ("step", "total", "images")},
+        "concept": {**_FLAG, "description": "whether there is a concept file to download"},
+        "notices": {"type": "array", "items": _TEXT},
+    },
+}
+_FILES = {"type": "array", "items": {"type": "string", "format": "binary"}}
+_UPLOAD = {"type": "object", "required": ["files"], "properties": {"files": _FILES}}
+_ACTION = {"enum": ["stop", "continue", "preview"]}
 _BODIES: dict[str, tuple[dict[str, Any], list[str]]] = {
     "train": (
         {
@@ -114,6 +136,7 @@ _BODIES: dict[str, tuple[dict[str, Any], list[str]]] = {
     ),
     "convert": ({"concept": _TEXT, "format": _TEXT}, ["concept", "format"]),
 }
+_OTHERS = ("document", "jobs", "events", "image", "download", "add_images")
 _TYPES = {"int": "integer", "float": "number", "bool": "boolean"}
 
 
@@ -126,8 +149,10 @@ def openapi(routes: list[tuple[str, str, Any]], options: Mapping[str, Any]) -> d
             "summary": (handler.__doc__ or "").strip(),
             "operationId": name,
             "responses": {
-                "200": {"description": "done"},
-                "201": {"description": "queued"},
+                "201" if name in (*_BODIES, "add_images") else "200": {
+                    "description": "done, or queued",
+                    **({} if name in _OTHERS else {"content": _content(_JOB)}),
+                },
                 "400": {"description": "a value is wrong: `message` and `hint` say what to do"},
                 "401": {"description": "the bearer token is missing or wrong"},
             },
@@ -135,13 +160,20 @@ def openapi(routes: list[tuple[str, str, Any]], options: Mapping[str, Any]) -> d
         names = [part[1:-1].partition(":")[0] for part in path.split("/") if part[:1] == "{"]
         if names:
             operation["parameters"] = [
-                {"name": name, "in": "path", "required": True, "schema": _TEXT} for name in names
+                {
+                    "name": name,
+                    "in": "path",
+                    "required": True,
+                    "schema": _ACTION if name == "action" else _TEXT,
+                }
+                for name in names
             ]
         if name in _BODIES:
-            operation["requestBody"] = {
-                "required": True,
-                "content": {"application/json": {"schema": _schema(name, options)}},
-            }
+            content = _content(_schema(name, options))
+            operation["requestBody"] = {"required": True, "content": content}
+        elif name == "add_images":
+            content = {"multipart/form-data": {"schema": _UPLOAD}}
+            operation["requestBody"] = {"required": True, "content": content}
         paths.setdefault(path.replace(":int", ""), {})[method.lower()] = operation
     return {
         "openapi": "3.1.0",
@@ -152,6 +184,10 @@ def openapi(routes: list[tuple[str, str, Any]], options: Mapping[str, Any]) -> d
     }
 
 
+def _content(schema: Mapping[str, Any]) -> dict[str, Any]:
+    return {"application/json": {"schema": schema}}
+
+
 def _schema(name: str, options: Mapping[str, Any]) -> dict[str, Any]:
     """The schema of a body; the options of the command line are properties too."""
     properties, required = _BODIES[name]
@@ -160,7 +196,10 @@ def _schema(name: str, options: Mapping[str, Any]) -> dict[str, Any]:
             *options.get("recipe", []),
             *(f for method in options.get("methods", {}).values() for f in method["fields"]),
         ],
-        "generate": options.get("request", []),
+        "generate": [
+            *options.get("request", []),
+            *(f for control in options.get("controls", {}).values() for f in control["fields"]),
+        ],
     }
     fields = {
         field["name"]: {

@@ -6,7 +6,7 @@ from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.middleware.body_limit import RequestBodyLimitMiddleware
 from starlette.requests import Request
-from starlette.responses import JSONResponse, Response
+from starlette.responses import JSONResponse, PlainTextResponse, Response
 from starlette.routing import Route
 from starlette.types import ASGIApp
 
@@ -21,6 +21,9 @@ from pinxit.studio.side_by_side import SideBySide
 from pinxit.studio.workspace import Workspace
 
 MAX_BODY_BYTES = 2**26
+# Many images, or a concept file.
+_LARGE = frozenset({"/files", "/images", "/train", "/texts", "/generate", "/api/images"})
+_DISK_HINT = "look whether the disk is full, or the folder of the studio was moved or deleted"
 Handler = Callable[[Request], Awaitable[Response]]
 
 
@@ -86,7 +89,7 @@ def api_routes(pages: Pages) -> list[tuple[str, str, Handler]]:
         ("GET", "/api/openapi.json", api.document),
         ("GET", "/api/jobs", api.jobs),
         ("GET", "/api/jobs/{job}", api.job),
-        ("GET", "/api/jobs/{job}/events", pages.job_stream),
+        ("GET", "/api/jobs/{job}/events", api.events),
         ("GET", "/api/jobs/{job}/images/{place:int}", media.image),
         ("GET", "/api/jobs/{job}/concept", media.download),
         ("POST", "/api/images", api.add_images),
@@ -105,7 +108,13 @@ def create_app(workspace: Workspace, port: int) -> ASGIApp:
     async def failed(request: Request, error: Exception) -> Response:
         status = error.status_code if isinstance(error, HTTPException) else 400
         if isinstance(error, HTTPException):
-            error = RequestError("there is no such page", "use the links at the top")
+            path = request.url.path
+            is_api = path.startswith("/api/")
+            hint = "see /api/openapi.json" if is_api else "use the links at the top"
+            error = RequestError(f"there is no {request.method} {path[:80]}", hint)
+        if isinstance(error, OSError):  # perhaps no page can be made
+            text = f"a file cannot be read or written: {error.strerror}\n{_DISK_HINT}\n"
+            return PlainTextResponse(text, 500)
         if not isinstance(error, PinxitError):
             raise error
         if request.url.path.startswith("/api/"):
@@ -117,7 +126,7 @@ def create_app(workspace: Workspace, port: int) -> ASGIApp:
             Route(path, handler, methods=[method])
             for method, path, handler in (*routes(pages), *programs)
         ],
-        exception_handlers={PinxitError: failed, HTTPException: failed},
+        exception_handlers={PinxitError: failed, HTTPException: failed, OSError: failed},
     )
     app.router.redirect_slashes = False
     app.state.cookie = f"pinxit_{port}"
@@ -127,12 +136,12 @@ def create_app(workspace: Workspace, port: int) -> ASGIApp:
 
 
 def _limited(app: ASGIApp) -> ASGIApp:
-    """The application with a limit on the size of a request: a concept file may be larger."""
+    """The application with a limit on the size of a request, larger where files are sent."""
     small = RequestBodyLimitMiddleware(app, MAX_BODY_BYTES)
     large = RequestBodyLimitMiddleware(app, MAX_MODEL_BYTES + 2**20)
 
     async def limited(scope: dict[str, object], receive: object, send: object) -> None:
-        chosen = large if scope.get("path") == "/files" else small
+        chosen = large if scope.get("path") in _LARGE else small
         await chosen(scope, receive, send)  # pyright: ignore[reportArgumentType]
 
     return limited  # pyright: ignore[reportReturnType]

@@ -11,7 +11,7 @@ from http.cookies import CookieError, SimpleCookie
 from urllib.parse import parse_qs, urlsplit
 
 from starlette.datastructures import Headers
-from starlette.responses import PlainTextResponse
+from starlette.responses import JSONResponse, PlainTextResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 LOCAL_NAMES = frozenset({"127.0.0.1", "localhost", "::1"})
@@ -67,7 +67,7 @@ class Guard:
             return
         status, reason = self.verdict(scope)
         if status:
-            await PlainTextResponse(f"{reason}\n", status)(scope, receive, send_with_headers)
+            await _refusal(scope["path"], status, reason)(scope, receive, send_with_headers)
         else:
             await self.app(scope, receive, send_with_headers)
 
@@ -83,10 +83,7 @@ class Guard:
             return (403, "refused: the request comes from another site") if foreign else (0, "")
         is_program = self._has_bearer(headers)
         if not is_program and not self._has_cookie(headers):
-            return (
-                401,
-                "open the link that the studio printed, or get a new one: pinxit studio-link",
-            )
+            return 401, f"open the link that the studio printed, or get a new one: {NEW_LINK}"
         if fetch_site in _OTHER_SITES:
             return 403, "refused: the request comes from another site"
         origin, own = headers.get("origin"), f"http://{headers['host']}"
@@ -115,6 +112,13 @@ class Guard:
         query = parse_qs(scope["query_string"].decode("latin-1"))
         given = [*query.get(FORM_TOKEN, []), *headers.getlist("x-form-token")]
         return len(given) == 1 and _equal(given[0], self.tokens["form"])
+
+
+def _refusal(path: str, status: int, reason: str) -> Response:
+    if not path.startswith("/api/"):
+        return PlainTextResponse(f"{reason}\n", status)
+    hint = "send `Authorization: Bearer TOKEN` with the token of: pinxit studio --api-token"
+    return JSONResponse({"message": f"refused with status {status}", "hint": hint}, status)
 
 
 def _is_local(hosts: list[str]) -> bool:

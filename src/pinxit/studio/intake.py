@@ -156,7 +156,8 @@ def _rejected(folder: Path, found: FolderCheck) -> list[tuple[str, str]]:
 
 
 def _save(image: Any, path: Path) -> None:
-    atomic_write(path, lambda draft: image.save(draft, "PNG"))
+    # Level 6, the default, takes five times as long, and the files are 15% smaller.
+    atomic_write(path, lambda draft: image.save(draft, "PNG", compress_level=1))
 
 
 def _limit_process() -> None:

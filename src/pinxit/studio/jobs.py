@@ -23,6 +23,15 @@ if TYPE_CHECKING:  # the types of the log load slowly: the first page must not w
 
 JobKind = Literal["train", "generate", "inspect", "convert", "compare", "texts", "drift"]
 JobState = Literal["waiting", "running", "stopping", "stopped", "failed", "done"]
+KIND_NAMES: Mapping[JobKind, str] = {
+    "train": "training",
+    "generate": "generation",
+    "inspect": "file",
+    "convert": "conversion",
+    "compare": "comparison",
+    "texts": "texts and tokens",
+    "drift": "images without the token",
+}
 # A job whose process died this many times without any progress is not started again.
 MAX_ATTEMPTS = 5
 _OPTIONS, _LOG, _RESULT = "job.json", "journal.jsonl", "result.json"

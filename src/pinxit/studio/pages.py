@@ -15,7 +15,7 @@ from starlette.responses import (
 
 from pinxit.errors import PinxitError, RequestError
 from pinxit.studio.guard import NEW_LINK
-from pinxit.studio.jobs import Job, numbered_folders, read_json
+from pinxit.studio.jobs import KIND_NAMES, Job, is_number, numbered_folders, read_json
 from pinxit.studio.streams import StatusWatch, job_events, log_end, studio_events
 from pinxit.studio.submit import KINDS
 from pinxit.studio.views import TrainingView, duration
@@ -72,6 +72,7 @@ class Pages:
             "error": None,
             "refresh": False,
             "events": "/events",
+            "kind_names": KIND_NAMES,
         }
         page = {**common, **values, **more, "workspace": workspace}
         return HTMLResponse(self.environment.get_template(template).render(page), status)
@@ -80,11 +81,14 @@ class Pages:
         """A page with an error and its hint."""
         return self.render("error.html", {}, status, error=error)
 
-    async def library(self, _: Request) -> Response:
-        """All trainings and opened files."""
+    async def library(self, request: Request) -> Response:
+        """All trainings and opened files, and the way back of a job that was just removed."""
+        removed = request.query_params.get("removed", "")
         jobs = [job for job in self.workspace.queue.all() if job.kind in ("train", "inspect")]
         views = [self.view(job) for job in reversed(jobs)]
-        return self.render("library.html", {"views": views})
+        trash = self.workspace.folder / "trash" / "queue"
+        is_there = is_number(removed) and (trash / removed).is_dir()
+        return self.render("library.html", {"views": views, "removed": is_there and removed})
 
     async def train(self, request: Request) -> Response:
         """The form of a training, filled from the query, or like an earlier training."""
@@ -111,7 +115,8 @@ class Pages:
 
     async def generate(self, request: Request) -> Response:
         """The form of a generation with concepts, or like an earlier one."""
-        query, values = request.query_params, dict[str, Any]()
+        query = request.query_params
+        values: dict[str, Any] = dict(query)
         if like := query.get("like"):
             job = self.workspace.queue.get(like)
             values = {**job.options["request"], "concepts": job.options["concepts"]}
@@ -174,17 +179,22 @@ class Pages:
         jobs = [job for job in reversed(self.workspace.queue.all()) if job.kind in kinds]
         return self.render("files.html", {"jobs": jobs, "concepts": self.workspace.concepts()})
 
-    async def compare(self, _: Request) -> Response:
-        """The form of a comparison, and earlier ones."""
+    async def compare(self, _: Request, error: PinxitError | None = None) -> Response:
+        """The form of a comparison, perhaps with an error, and earlier ones."""
         jobs = [job for job in reversed(self.workspace.queue.all()) if job.kind == "compare"]
         concepts = [job for job in self.workspace.concepts() if job.kind == "train"]
         votes = [path.name for path in reversed(numbered_folders(self.workspace.folder / "votes"))]
-        return self.render("compare.html", {"jobs": jobs, "concepts": concepts, "votes": votes})
+        page = {"jobs": jobs, "concepts": concepts, "votes": votes}
+        return self.render("compare.html", page, 400 if error else 200, error=error)
 
     async def job_stream(self, request: Request) -> Response:
         """The events of a job, as server-sent events."""
+        return self.stream_of(request, ends=False)
+
+    def stream_of(self, request: Request, *, ends: bool) -> Response:
+        """The events of a job since the last one that the client has seen."""
         last_id = request.headers.get("last-event-id", "") or request.query_params.get("after", "")
-        return _stream(job_events(self.watch, self._job(request), last_id))
+        return _stream(job_events(self.watch, self._job(request), last_id, ends=ends))
 
     async def studio_stream(self, _: Request) -> Response:
         """The status of the studio, as server-sent events."""

@@ -27,9 +27,10 @@ _INPUTS: dict[type, str] = {bool: "bool", int: "int", float: "float"}
 
 def all_options() -> dict[str, Any]:
     """The fields of recipes, methods, requests and controls, and the file formats."""
+    defaults = tomllib.loads(Path(__file__).with_name("defaults.toml").read_text("utf-8"))
     methods = {
         name: {"about": registry.summary("methods", name), "fields": _fields("methods", name)}
-        for name in registry.names("methods")
+        for name in sorted(registry.names("methods"), key=lambda name: name != defaults["method"])
     }
     controls = {
         name: {"about": registry.summary("controls", name), "fields": _fields("controls", name)}
@@ -42,7 +43,7 @@ def all_options() -> dict[str, Any]:
         if (format_ := registry.load("formats", name)).suffixes[0]
     }
     return {
-        "defaults": tomllib.loads(Path(__file__).with_name("defaults.toml").read_text("utf-8")),
+        "defaults": defaults,
         "recipe": option_fields(Recipe, leave_out=_NOT_FOLDED),
         "request": option_fields(GenerationRequest, leave_out=_NOT_FOLDED),
         "samplers": sampler_names(),

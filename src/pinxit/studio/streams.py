@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pinxit.runs.file_names import JOURNAL
-from pinxit.studio.jobs import Job
+from pinxit.studio.jobs import KIND_NAMES, Job
 from pinxit.studio.views import TrainingView
 from pinxit.studio.workspace import Workspace
 
@@ -87,7 +87,7 @@ class StatusWatch:
         if job.kind == "train":
             view = TrainingView(job, self.workspace.run(job))
             return f"training {self.workspace.token(job)}: {view.summary}{more}"
-        return f"job {int(job.id)}, {job.kind}: {job.state}{more}"
+        return f"job {int(job.id)}, {KIND_NAMES[job.kind]}: {job.state}{more}"
 
 
 def _log_file(workspace: Workspace, job: Job) -> Path:
@@ -107,23 +107,31 @@ def log_end(workspace: Workspace, job: Job) -> str:
     return f"{status.st_ino}-{status.st_size - unfinished}"
 
 
-async def job_events(watch: StatusWatch, job: Job, last_id: str) -> AsyncGenerator[str]:
-    """All lines of a job's log since an event, and `status` events, as text of a stream."""
+async def job_events(
+    watch: StatusWatch, job: Job, last_id: str, *, ends: bool
+) -> AsyncGenerator[str]:
+    """All lines of a job's log since an event, and `status` events, as text of a stream.
+
+    With `ends` the stream ends with the job; browsers would open it again.
+    """
     tail = LogTail(_log_file(watch.workspace, job), last_id)
-    async for text in _stream(watch, tail):
+    async for text in _stream(watch, tail, job if ends else None):
         yield text
 
 
 async def studio_events(watch: StatusWatch) -> AsyncGenerator[str]:
     """The `status` events of the whole studio."""
-    async for text in _stream(watch, None):
+    async for text in _stream(watch):
         yield text
 
 
-async def _stream(watch: StatusWatch, tail: LogTail | None) -> AsyncGenerator[str]:
+async def _stream(
+    watch: StatusWatch, tail: LogTail | None = None, job: Job | None = None
+) -> AsyncGenerator[str]:
     status, last_time = "", time.monotonic()
     yield "retry: 1000\n\n"
     while True:
+        has_ended = job is not None and not job.is_active  # before its last lines are read
         texts = [
             f"id: {number}\ndata: {line}\n\n" if line else f"id: {number}\nevent: reset\ndata:\n\n"
             for number, line in (tail.lines() if tail else ())
@@ -136,4 +144,7 @@ async def _stream(watch: StatusWatch, tail: LogTail | None) -> AsyncGenerator[st
         if texts:
             last_time = time.monotonic()
             yield "".join(texts)
+        if job and has_ended:
+            yield f"event: end\ndata: {json.dumps({'state': job.state})}\n\n"
+            return
         await asyncio.sleep(_POLL)

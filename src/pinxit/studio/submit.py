@@ -44,11 +44,14 @@ def _images_and_recipe(
     options = workspace.options
     name = _choice(values, "method", [options["defaults"]["method"], *options["methods"]])
     method = option_values(options["methods"][name]["fields"], values, name)
+    token = token if token.startswith("<") else f"<{token}>"
+    if not re.fullmatch(r"<[^<>\s]+>", token):
+        raise RequestError(f"the token {token} is not one word", "write one such as <mytoy>")
     return images, {
         **option_values(options["recipe"], values),
         "method": {"name": name, **method},
         "images": str(images.folder.resolve()),
-        "token": token if token.startswith("<") else f"<{token}>",
+        "token": token,
         "class_noun": noun,
         "kind": _choice(values, "kind", KINDS),
         "base": _choice(values, "base", workspace.bases),
@@ -74,6 +77,8 @@ def generate_job(workspace: Workspace, values: Mapping[str, Any]) -> Job:
         fields = options["controls"][control]["fields"]
         request["image"] = workspace.images_of(number).id
         request["control"] = {"name": control, **option_values(fields, values, control)}
+    elif _text(values, "control"):
+        raise RequestError("the source image is missing", "choose the image whose structure stays")
     chosen = {"request": request, "concepts": [job.id for job in concepts]}
     return workspace.queue.add("generate", chosen)
 
@@ -136,8 +141,8 @@ def _converted(field: Mapping[str, Any], text: str) -> object:
 
 def _concept(workspace: Workspace, number: str) -> Job:
     job = workspace.queue.get(number)
-    if workspace.concept_file(job) is None:
-        raise RequestError(f"job {number} has no concept yet", "wait until it has saved one")
+    if not workspace.has_concept(job):
+        raise RequestError(f"job {number} has no concept", "wait until it has saved one")
     return job
 
 

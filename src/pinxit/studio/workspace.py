@@ -171,11 +171,12 @@ class Workspace:
         """The jobs that have a concept to generate with, newest first."""
         kinds = ("train", "inspect")
         jobs = [job for job in reversed(self.queue.all()) if job.kind in kinds]
-        return [
-            job
-            for job in jobs
-            if self.concept_file(job) and (job.kind == "train" or job.state == "done")
-        ]
+        return [job for job in jobs if self.has_concept(job)]
+
+    def has_concept(self, job: Job) -> bool:
+        """Whether a job has a concept that can be used: not one that is refused, or not read."""
+        can_be_used = job.kind == "train" or job.state == "done"
+        return can_be_used and self.concept_file(job) is not None
 
     def training_texts(self, images: ImageSet) -> Mapping[str, Any] | None:
         """The texts that a training would use, as a job has found them last; None if none has."""
@@ -263,7 +264,7 @@ class Workspace:
         }
 
     def _worker_folders(self) -> list[Path]:
-        return sorted(path for path in (self.folder / "workers").iterdir() if path.is_dir())
+        return sorted(path for path in (self.folder / "workers").glob("*") if path.is_dir())
 
     @property
     def free_bytes(self) -> int:
@@ -274,7 +275,8 @@ class Workspace:
         """The folder with this number among images, votes, ...; RequestError if there is none."""
         folder = self.folder / kind / number
         if not is_number(number) or folder.is_symlink() or not folder.is_dir():
-            raise RequestError(f"there is nothing with the number {number[:20]!r}", "go back")
+            what = f"nothing with the number {number[:20]!r} among the {kind}"
+            raise RequestError(f"there is {what}", "it may have been deleted: use another one")
         return folder
 
 

@@ -1,4 +1,4 @@
-"""inversion: find the noise that leads to the source image and share its layout; the default."""
+"""inversion: find the noise that leads to the source image and share its layout."""
 
 from collections.abc import Generator
 from typing import ClassVar, Literal

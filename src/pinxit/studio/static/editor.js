@@ -147,8 +147,10 @@ form.addEventListener("submit", async (event) => {
   const data = new FormData(form);
   if (say()) data.set("mask", await new Promise((done) => mask.toBlob(done, "image/png")), "mask.png");
   else data.set("mask", "none");
-  const answer = await fetch(form.action, { method: "POST", body: data });
-  location.assign(answer.ok ? answer.url : location.href);
+  const answer = await fetch(form.action, { method: "POST", body: data }).catch(() => null);
+  if (answer?.ok) { location.assign(answer.url); return; }
+  const page = new DOMParser().parseFromString(answer ? await answer.text() : "", "text/html");
+  $("#mask-state").replaceChildren(answer ? problemIn(page) : "The studio does not answer: press Save again.");
 });
 
 function load(source) {

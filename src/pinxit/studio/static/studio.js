@@ -11,6 +11,10 @@ async function renderedPage(url, options) {
   return new DOMParser().parseFromString(await answer.text(), "text/html");
 }
 
+function problemIn(page) {  // what the server refuses before a page is made is plain text
+  return $(".error", page) || document.createTextNode(page.body.textContent);
+}
+
 function replace(id, page) {
   const fresh = page.getElementById(id), old = document.getElementById(id);
   if (!fresh || !old || fresh.innerHTML === old.innerHTML) return;
@@ -74,8 +78,9 @@ function upload(input) {
   target.textContent = `checking ${input.files.length} images …`;
   input.value = "";
   return renderedPage(input.dataset.upload, { method: "POST", body: form }).then((page) => {
-    const error = $("[role=alert].error", page);
-    if (error) target.replaceChildren(error); else target.innerHTML = $(`#${target.id}`, page).innerHTML;
+    const fresh = $(`#${target.id}`, page);
+    if ($(".error", page) || !fresh) target.replaceChildren(problemIn(page)); else target.innerHTML = fresh.innerHTML;
+    saveDraft(input.form);
   }, () => { target.textContent = "The studio does not answer: choose the images again."; });
 }
 let uploading = Promise.resolve(), pending = 0;
@@ -97,6 +102,12 @@ for (const drop of all(".drop")) {
     input.dispatchEvent(new Event("change"));
   });
 }
+// What was filled in stays in the address: it survives a reload and the back button.
+function saveDraft(form) {
+  const filled = [...new FormData(form)].filter(([, value]) => typeof value === "string" && value);
+  if (form.matches(".draft")) history.replaceState(null, "", `?${new URLSearchParams(filled)}`);
+}
+for (const form of all("form.draft")) form.addEventListener("change", () => saveDraft(form));
 for (const form of all("form.main")) {
   form.addEventListener("submit", (event) => {  // not before the images are checked
     if (!pending) return;
