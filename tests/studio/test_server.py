@@ -205,6 +205,19 @@ def test_program_is_told_of_unknown_values_and_of_the_end(
     assert (refused.status_code, "--api-token" in refused.json()["hint"]) == (401, True)
 
 
+def test_long_queue_shows_the_newest_and_all_that_wait(
+    client: TestClient, workspace: Workspace
+) -> None:
+    for number in range(110):
+        job = workspace.queue.add("generate", {"request": {"prompt": "a"}, "concepts": []})
+        if number:
+            job.finish()
+    page = client.get("/queue").text
+    assert "9 older jobs have ended" in page
+    assert page.count('<th scope="row">') == 101
+    assert "/jobs/000001" in page
+
+
 def test_missing_folders_are_an_error_in_words(client: TestClient, workspace: Workspace) -> None:
     for name in ("workers", "generated", "votes"):
         (workspace.folder / name).rmdir()

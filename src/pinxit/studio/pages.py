@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from jinja2 import Environment
 
 _Item = TypeVar("_Item")
+_NEWEST = 100  # jobs on the page Queue
 _PROMPTS = {
     "object": ("a photo of {} on the beach", "a painting of {}", "{} in the snow", "a photo of {}"),
     "style": (
@@ -168,10 +169,11 @@ class Pages:
         return self.render("run.html" if job.kind == "train" else "job.html", values)
 
     async def queue(self, _: Request) -> Response:
-        """All jobs, and the workers with the last words of those that died."""
+        """The newest jobs and all active ones, and the last words of workers that died."""
         jobs = list(reversed(self.workspace.queue.all()))
-        views = [self.view(job) for job in jobs]
-        return self.render("queue.html", {"views": views, "words": self.workspace.last_words()})
+        shown = [job for place, job in enumerate(jobs) if place < _NEWEST or job.is_active]
+        page = {"views": [self.view(job) for job in shown], "older": len(jobs) - len(shown)}
+        return self.render("queue.html", page, words=self.workspace.last_words())
 
     async def files(self, _: Request) -> Response:
         """Concept files to inspect and convert."""
