@@ -144,7 +144,7 @@ def test_train(tmp_path_factory: pytest.TempPathFactory, nano: Path, flags: st.D
     for name, value in given_words.items():
         field = name[2:].replace("-", "_")
         if field in stored and isinstance(stored[field], int | float):
-            assert stored[field] == float(value)
+            assert float(stored[field]) == float(value)
     status, lines, messages = typed("inspect", lines[0])
     assert status == 0, messages
 

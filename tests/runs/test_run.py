@@ -73,6 +73,25 @@ def test_previews_change_nothing(model: Model, pictures: Path, tmp_path: Path) -
         assert all(torch.equal(one.tensors[name], other.tensors[name]) for name in one.tensors)
 
 
+@pytest.mark.parametrize(
+    "name", ["best.safetensors", "previews/0000006.png", "previews/0000005.png"]
+)
+def test_a_file_in_the_way_is_refused_before_the_first_step(
+    name: str, model: Model, pictures: Path, tmp_path: Path
+) -> None:
+    run = train_run(model, recipe(pictures, preview_every=2), tmp_path / "run")
+    assert len(run.state.previews) == 2  # they have a mark, and do not prevent that it goes on
+    file = run.folder / name
+    file.write_bytes((pictures / "0.png").read_bytes())
+    events: list[object] = []
+    with pytest.raises(RunError, match=f"{file.name} is in the way"):
+        events.extend(Run.open(run.folder, steps=6).train(model))
+    assert not any(isinstance(event, StepResult) for event in events)
+    assert file.read_bytes() == (pictures / "0.png").read_bytes()
+    file.unlink()
+    assert any(isinstance(e, StepResult) for e in Run.open(run.folder, steps=6).train(model))
+
+
 def test_existing_folders_and_folders_without_a_run_are_errors(
     model: Model, pictures: Path, tmp_path: Path
 ) -> None:

@@ -11,6 +11,7 @@ from pinxit.cli.screen import say, table
 from pinxit.errors import ImageError, PinxitError
 from pinxit.files.atomic_write import atomic_write
 from pinxit.images.folder import MaskSource, check_usable
+from pinxit.images.marks import has_sheet_mark, sheet_mark
 from pinxit.images.tensors import contact_sheet
 from pinxit.options import Option, Options
 
@@ -23,8 +24,7 @@ _TILE = (264, 292)
 _LABEL_HEIGHT = 34
 # The resolution at which images are checked for a base model that is not on this machine.
 HUB_RESOLUTION = 512
-# The text in a PNG by which a contact sheet is recognized, so that no other image is overwritten.
-_MARK = ("pinxit-sheet", "contact sheet")
+_SHEET = "contact sheet"  # its mark
 
 
 class CheckOptions(Options):
@@ -56,8 +56,6 @@ class CheckOptions(Options):
 
 
 def _check(given: Values) -> None:
-    from PIL.PngImagePlugin import PngInfo
-
     from pinxit.images.inspect import check_folder
     from pinxit.models.open_base import local_resolution
 
@@ -76,8 +74,7 @@ def _check(given: Values) -> None:
     show(checks)
     if checks.checks or checks.rejected:
         sheet = check_sheet(checks)
-        info = PngInfo()
-        info.add_text(*_MARK)
+        info = sheet_mark(_SHEET)
         atomic_write(out, lambda draft: sheet.save(draft, "PNG", pnginfo=info))
         say(f"contact sheet: {out}")
     check_usable(folder, len(checks.checks), () if options.skip_bad else checks.rejected)
@@ -87,15 +84,7 @@ def _free_path(stem: str) -> Path:
     """A path for a contact sheet: a free one, or that of an earlier contact sheet."""
     suffixes = chain([""], (f"-{number}" for number in count(2)))
     paths = (Path(f"{stem}{suffix}.png") for suffix in suffixes)
-    return next(path for path in paths if not os.path.lexists(path) or _is_sheet(path))
-
-
-def _is_sheet(path: Path) -> bool:
-    """Whether a file is a contact sheet of `pinxit check`, by the text at its start."""
-    if path.is_symlink() or not path.is_file():
-        return False
-    with path.open("rb") as file:
-        return b"tEXt" + "\0".join(_MARK).encode() in file.read(128)
+    return next(path for path in paths if not os.path.lexists(path) or has_sheet_mark(path, _SHEET))
 
 
 def show(checks: "FolderCheck") -> None:

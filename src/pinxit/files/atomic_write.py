@@ -156,6 +156,14 @@ def check_regular(*paths: Path) -> None:
             raise RunError(f"{path} is neither a file nor a folder", "remove it")
 
 
+def in_the_way(path: Path) -> RunError:
+    """The error for a file that would be overwritten and is not pinxit's."""
+    return RunError(
+        f"{path} is in the way: it cannot be read as a file that pinxit has made",
+        "move it to another folder, then run the command again",
+    )
+
+
 def make_folder(path: Path) -> None:
     """Make a folder and its parents, and flush their names to the disk."""
     with disk_errors(path):

@@ -5,8 +5,8 @@ import sys
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from pinxit.errors import FileError, RunError
-from pinxit.files.atomic_write import check_regular
+from pinxit.errors import FileError
+from pinxit.files.atomic_write import check_regular, in_the_way
 from pinxit.files.untrusted import open_untrusted
 
 MAX_HEADER_BYTES = 32 * 2**20
@@ -60,10 +60,7 @@ def check_replaceable(path: Path, mark: str) -> None:
     """Raise RunError if there is something at `path` that pinxit has not made with this mark."""
     check_regular(path)
     if path.exists() and not has_mark(path, mark):
-        raise RunError(
-            f"{path} is in the way: it cannot be read as a file that pinxit has made",
-            "move it to another folder, then run the command again",
-        )
+        raise in_the_way(path)
 
 
 def unreadable_error(path: Path, error: Exception) -> FileError:

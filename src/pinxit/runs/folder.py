@@ -43,7 +43,7 @@ from pinxit.runs.journal import TrainingLog
 from pinxit.runs.preview import save_preview
 from pinxit.runs.provenance import provenance
 from pinxit.runs.reader import RunState, read_run, saved_step
-from pinxit.runs.written_files import remove_run_drafts
+from pinxit.runs.written_files import check_next_files, remove_run_drafts
 from pinxit.training.concept_trainer import ConceptTrainer, DivergedError
 from pinxit.training.plan import TrainingPlan
 from pinxit.training.recipe import Recipe
@@ -125,6 +125,7 @@ class RunFolder:
             elif not error:
                 yield from self._start_over()
             self.saved_step = self._logged_step = trainer.steps_done
+            check_next_files(self.folder, trainer.steps_done)
             write_text(self.folder / RECIPE, self.recipe.to_toml())
             make_folder(self.folder / PREVIEWS)
             self.log.drop_after(trainer.steps_done)

@@ -12,10 +12,11 @@ from PIL.Image import new as new_image
 
 from pinxit.evaluation.findings import Findings
 from pinxit.evaluation.judge import Judge
-from pinxit.files.atomic_write import check_regular, write_bytes
+from pinxit.files.atomic_write import check_regular, in_the_way, write_bytes
 from pinxit.generation.finite import NotFiniteError
 from pinxit.generation.request import GenerationRequest
 from pinxit.generation.sample import batch_requests, generate_images
+from pinxit.images.marks import has_sheet_mark, sheet_mark
 from pinxit.images.tensors import contact_sheet
 from pinxit.models.model import Model
 from pinxit.models.ranks import ALONE, Ranks
@@ -23,6 +24,7 @@ from pinxit.runs.events import Preview
 from pinxit.training.recipe import Recipe
 
 _COUNT = 4
+_MARK = "preview"
 _LABEL_WIDTH, _LABEL_LINES = 192, 3
 # An image is flat if the values of each channel (0 to 255) lie within this range.
 _FLAT = 4
@@ -40,9 +42,11 @@ def save_preview(
 
     The adapters must be applied to the model. With a judge its prompts are used, and its findings
     are returned too; otherwise one prompt with four seeds. Other processes call `preview_images`.
-    RunError if the folder is a link.
+    RunError if the folder is a link, or another image has the preview's name.
     """
     check_regular(folder)
+    path = folder / f"{step:07}.png"
+    check_previews([path])
     own = [prompt.replace("{}", recipe.token) for prompt in recipe.preview_prompts]
     requests = [_request(recipe, _default_prompt(recipe), _COUNT)]
     if judge:
@@ -57,10 +61,17 @@ def save_preview(
         labels = [f"step {step}: {prompt}" for prompt in (*prompts, *own)]
         sheet = [_labelled(*tile) for tile in zip(sheet, labels, strict=True)]
     png = BytesIO()
-    contact_sheet(sheet).save(png, "PNG")
-    path = folder / f"{step:07}.png"
+    contact_sheet(sheet).save(png, "PNG", pnginfo=sheet_mark(_MARK))
     write_bytes(path, [png.getvalue()])
     return Preview(step, path, sum(_is_flat(image) for image in images)), findings
+
+
+def check_previews(paths: Iterable[Path]) -> None:
+    """Raise RunError if one of the paths is a file that is no preview with pinxit's mark."""
+    for path in paths:
+        check_regular(path)
+        if path.exists() and not has_sheet_mark(path, _MARK):
+            raise in_the_way(path)
 
 
 def preview_images(

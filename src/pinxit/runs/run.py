@@ -25,7 +25,7 @@ from pinxit.runs.file_names import BASE_IMAGES, CONCEPT, RECIPE
 from pinxit.runs.folder import RunFolder
 from pinxit.runs.follow import MakeClassImages, Train, share_state
 from pinxit.runs.reader import recipe_file, saved_step
-from pinxit.runs.written_files import check_no_links
+from pinxit.runs.written_files import check_own_files
 from pinxit.training.concept_trainer import ConceptTrainer
 from pinxit.training.memory import MemoryPlan
 from pinxit.training.method import insert_token
@@ -202,7 +202,7 @@ def _lock_and_start(
     """Lock and start a run; the last event is a RunFailure if that fails."""
     try:
         make_folder(run.folder)
-        check_no_links(run.folder)
+        check_own_files(run.folder)
         locks.enter_context(exclusive_lock(run.folder))
         with _recorded_failure(model, [run]):
             yield from _start(model, run, last_error, trainers)

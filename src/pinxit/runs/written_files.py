@@ -3,7 +3,9 @@
 import re
 from pathlib import Path
 
-from pinxit.files.atomic_write import check_regular, remove_drafts
+from pinxit.concepts.metadata import DESCRIPTION_KEY
+from pinxit.files.atomic_write import check_regular, regular_files, remove_drafts
+from pinxit.files.safetensors_header import check_replaceable
 from pinxit.generation import image_cache
 from pinxit.runs.checkpoint import FILE_NAMES
 from pinxit.runs.file_names import (
@@ -16,6 +18,7 @@ from pinxit.runs.file_names import (
     PREVIEWS,
     RECIPE,
 )
+from pinxit.runs.preview import check_previews
 
 _FILES = (RECIPE, JOURNAL, CONCEPT, BEST)
 # Patterns of the file names, by folder.
@@ -28,9 +31,29 @@ _WRITTEN = {
 }
 
 
-def check_no_links(folder: Path) -> None:
-    """RunError if a file or folder of the run is a link, which could lead out of its folder."""
+def check_own_files(folder: Path) -> None:
+    """RunError if a file or folder of the run is a link, or a concept in its way is not pinxit's.
+
+    A link could lead out of the folder.
+    """
     check_regular(*(folder / name for name in (*_WRITTEN, *_FILES) if name))
+    for concept in (folder / CONCEPT, folder / BEST):
+        check_replaceable(concept, DESCRIPTION_KEY)
+
+
+def check_next_files(folder: Path, step: int) -> None:
+    """RunError if a preview or a concept that will be saved after a step is not pinxit's."""
+    previews, concepts = (
+        [file for file in _regular(folder, name) if int(file.stem) > step]
+        for name in (PREVIEWS, CONCEPTS)
+    )
+    check_previews(previews)
+    for concept in concepts:
+        check_replaceable(concept, DESCRIPTION_KEY)
+
+
+def _regular(folder: Path, name: str) -> list[Path]:
+    return regular_files(folder / name, _WRITTEN[name])
 
 
 def remove_run_drafts(folder: Path) -> None:
