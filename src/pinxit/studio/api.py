@@ -168,11 +168,9 @@ def openapi(routes: list[tuple[str, str, Any]], options: Mapping[str, Any]) -> d
                 }
                 for name in names
             ]
-        if name in _BODIES:
-            content = _content(_schema(name, options))
-            operation["requestBody"] = {"required": True, "content": content}
-        elif name == "add_images":
-            content = {"multipart/form-data": {"schema": _UPLOAD}}
+        if name in (*_BODIES, "add_images"):
+            upload = {"multipart/form-data": {"schema": _UPLOAD}}
+            content = _content(_schema(name, options)) if name in _BODIES else upload
             operation["requestBody"] = {"required": True, "content": content}
         paths.setdefault(path.replace(":int", ""), {})[method.lower()] = operation
     return {
