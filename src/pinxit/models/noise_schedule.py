@@ -23,6 +23,11 @@ class Schedule(ABC):
 
     kind: ClassVar[ScheduleKind]
 
+    @property
+    @abstractmethod
+    def noisiest(self) -> float:
+        """The timestep with the most noise."""
+
     @abstractmethod
     def sample_timestep(self, generator: torch.Generator, latent_shape: Sequence[int]) -> float:
         """A random timestep for training with latents (C, H, W), whose size it may depend on."""
@@ -64,6 +69,11 @@ class Diffusion(Schedule):
     kind: ClassVar[ScheduleKind] = "diffusion"
     alphas_cumprod: Tensor
     prediction: Prediction = "epsilon"
+
+    @property
+    def noisiest(self) -> int:
+        """The last timestep."""
+        return len(self.alphas_cumprod) - 1
 
     def sample_timestep(
         self,
@@ -155,6 +165,11 @@ class Flow(Schedule):
     shift: float | TokenShift = 1.0
     steps: int = 1000
     even_steps: bool = False
+
+    @property
+    def noisiest(self) -> float:
+        """The timestep of pure noise."""
+        return float(self.steps)
 
     def sample_timestep(self, generator: torch.Generator, latent_shape: Sequence[int]) -> float:
         """A logit-normally distributed timestep: the middle is the most frequent (section 3.1).

@@ -14,6 +14,7 @@ from pinxit.models.ranks import ALONE, Ranks
 from pinxit.models.text_encoder import PromptParsing
 from pinxit.progress import Progress
 from pinxit.rng import generator
+from pinxit.training.base_answers import WAY, BaseAnswer, ways
 from pinxit.training.encoding_cache import EncodingCache
 from pinxit.training.image_encoding import EncodedImage, encode_by_shape
 from pinxit.training.method import ImagePool
@@ -116,8 +117,8 @@ class TrainingSamples:
         self._resolution = resolution
         # By pool: each image as it is, and mirrored.
         self._encoded: dict[str, list[tuple[EncodedImage, EncodedImage]]] = {}
-        # By step and slot: predictions of the base model, on the CPU.
-        self._answers: dict[int, dict[int, Tensor]] = {}
+        # By step and slot: the prompt, and what the base model predicted.
+        self._answers: dict[int, dict[int, tuple[str, BaseAnswer]]] = {}
 
     def encode_images(self) -> Iterator[Progress]:
         """Encode all images to latents and release their cached pixels; yields progress."""
@@ -138,54 +139,75 @@ class TrainingSamples:
                 pass
 
     def answer_with_base(self, steps: range, parsing: PromptParsing) -> Iterator[Progress]:
-        """Compute the targets of pools with `base_answer` for some steps, unless that was done.
+        """Let the base model answer for pools with `base_answer`, for some steps, if not yet done.
 
         No adapter may be applied to the model. Answers depend only on the step. Computed before
         training, they need no second copy of the weights. Yields progress.
         """
         self.ensure_encoded()
-        missing = [step for step in steps if step not in self._answers]
-        for pool in self._pools if missing else ():
+        rounds = {step // WAY: None for step in steps if step not in self._answers}
+        for pool in self._pools if rounds else ():
             if pool.base_answer:
                 prompts = dict.fromkeys(prompt for choice in pool.prompts for prompt in choice)
                 conditions = {prompt: self.cache.condition(prompt, parsing) for prompt in prompts}
-                for number, step in enumerate(missing, 1):
-                    self._answer_step(pool, step, conditions)
-                    yield Progress("answers of the base model", number, len(missing))
+                for done, number in enumerate(rounds, 1):
+                    self._answer_round(pool, number, conditions)
+                    yield Progress("answers of the base model", done, len(rounds))
 
-    @torch.no_grad()
-    def _answer_step(
-        self, pool: ImagePool, step: int, conditions: Mapping[str, Conditioning]
+    def _answer_round(
+        self, pool: ImagePool, number: int, conditions: Mapping[str, Conditioning]
     ) -> None:
-        model, answered = self._model, self._answers.setdefault(step, {})
-        for group in _by_shape(self._pool_samples(pool, step, concept=0)):
-            batch = _batch([sample for _, sample in group], model.device)
-            noisy = model.schedule.add_noise(batch.latents, batch.noise, batch.timesteps)
-            conditioning = Conditioning.stack([conditions[prompt] for prompt in batch.prompts])
-            answers = model.denoise(noisy, batch.timesteps, conditioning)
-            for (slot, _), answer in zip(group, answers.to(model.placement.dtype), strict=True):
-                answered[slot] = answer.cpu()
+        """The answers for `WAY` steps: a way for each sample of a step, in a random order."""
+        slots = self._own_slots(pool)
+        if not slots:
+            return
+        generators = [self._sampling.generator(pool.name, "way", number, slot) for slot in slots]
+        choices = pool.prompts[number % len(pool.prompts)]
+        prompts = [
+            choices[int(torch.randint(len(choices), (), generator=rng))] for rng in generators
+        ]
+        conditioning = Conditioning.stack([conditions[prompt] for prompt in prompts])
+        shape = self._encoded[pool.name][number % len(pool.images)][0].mean.shape
+        rng = self._sampling.generator(pool.name, "order", number)
+        order = torch.randperm(WAY, generator=rng).tolist()
+        answers = ways(self._model, conditioning, shape, generators)
+        for place, some in zip(order, answers, strict=True):
+            answered = zip(prompts, some, strict=True)
+            self._answers[number * WAY + place] = dict(zip(slots, answered, strict=True))
 
     def draw_samples(self, step: int, concept: int) -> list[_Sample]:
         """The samples for a step, which are marked with the number of the concept."""
         self.ensure_encoded()
-        return [
-            replace(sample, answer=self._answers[step][slot]) if pool.base_answer else sample
-            for pool in self._pools
-            for slot, sample in self._pool_samples(pool, step, concept)
-        ]
+        samples: list[_Sample] = []
+        for pool in self._pools:
+            if pool.base_answer:
+                answers = self._answers.get(step, {})
+                samples += [self._answered(pool, answers[slot], concept) for slot in answers]
+            else:
+                samples += self._pool_samples(pool, step, concept)
+        return samples
 
-    def _pool_samples(self, pool: ImagePool, step: int, concept: int) -> list[tuple[int, _Sample]]:
-        """The samples of this process with their slots in the pool's part of the batch."""
-        sampling, samples = self._sampling, list[tuple[int, _Sample]]()
-        first = self._pools.index(pool) * sampling.batch_size
-        for slot in range(sampling.batch_size):
-            if not self._ranks.owns(first + slot):
-                continue
+    def _answered(self, pool: ImagePool, answer: tuple[str, BaseAnswer], concept: int) -> _Sample:
+        """The sample with an answer of the base model as its target."""
+        prompt, way = answer
+        clean, noise = way.clean_and_noise(self._model)
+        weight, name = pool.weight / self._sampling.batch_size, "answers of the base model"
+        return _Sample(clean, noise, way.timestep, weight, concept, prompt, None, name, way.answer)
+
+    def _own_slots(self, pool: ImagePool) -> list[int]:
+        """The places in the pool's part of the batch that this process has."""
+        size = self._sampling.batch_size
+        first = self._pools.index(pool) * size
+        return [slot for slot in range(size) if self._ranks.owns(first + slot)]
+
+    def _pool_samples(self, pool: ImagePool, step: int, concept: int) -> list[_Sample]:
+        """The samples of this process in the pool's part of the batch."""
+        sampling, samples = self._sampling, list[_Sample]()
+        for slot in self._own_slots(pool):
             index = _shuffled_index(sampling, pool, step * sampling.batch_size + slot)
             sample = self._sample(pool, index, concept, step, slot)
             dropped = sampling.drops_caption(pool.name, step, slot)
-            samples.append((slot, replace(sample, prompt="") if dropped else sample))
+            samples.append(replace(sample, prompt="") if dropped else sample)
         return samples
 
     @property
@@ -255,10 +277,8 @@ class TrainingSamples:
         timestep = self._model.schedule.sample_timestep(rng, shape)
         image = pool.images[index]
         weight = pool.weight * image.weight / sampling.batch_size
-        mask, name = encoded.mask, image.path.name
-        if pool.base_answer:  # the whole image, and not a loss of the training image itself
-            mask, name = None, f"{name} (answer of the base model)"
-        return _Sample(latents, noise, timestep, weight, concept, prompt, mask, name)
+        mask = encoded.mask
+        return _Sample(latents, noise, timestep, weight, concept, prompt, mask, image.path.name)
 
 
 def collate(samples: Sequence[_Sample], device: torch.device) -> tuple[Batch, ...]:

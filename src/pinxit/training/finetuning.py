@@ -37,8 +37,8 @@ _TRIGGER_WORDS = ["ohwx", "zwxq", "sksv", "vqkj", "xjwz", "qzvk", "wkzx", "jxqv"
 class Finetuning(Method):
     """Training on "a [V] class" that preserves what the base model knows of the class.
 
-    By class images (prior preservation, arXiv:2208.12242); by the base model's own predictions for
-    the noisy training images, with the class prompt or an empty one; or by pulling the weights to
+    By class images (prior preservation, arXiv:2208.12242); by the base model's own predictions on
+    its ways from noise to images of the class, or of an empty prompt; or by pulling the weights to
     those of the base model (arXiv:2505.19519).
 
     `advice_by_size` is for five images.
@@ -142,7 +142,7 @@ class Finetuning(Method):
         subject_pool, weight = ImagePool("own", images, prompts), self.prior_loss_weight
         if self._preservation(subject) == "base-answer":
             # The empty prompt too: guidance is away from what the model predicts for it.
-            class_prompts = ((_class_prompt(subject), ""),) * len(images)
+            class_prompts = ((_class_prompt(subject),) * 3 + ("",),) * len(images)
             return subject_pool, ImagePool("base", images, class_prompts, weight, base_answer=True)
         if not class_images:
             return (subject_pool,)
