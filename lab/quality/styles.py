@@ -51,6 +51,7 @@ STYLE_PROMPTS = {
 TOKEN, NOUN = "<mystyle>", "painting"
 _SHOWN = dict(gallery.SHOWN)
 _SEED = 31
+_SIDE = 64  # pixels of a side of images that pocket generates
 _OWN_FIGURES = ("recognized", "leaked", "nearest", "pictures", "seconds")
 
 
@@ -93,7 +94,7 @@ class Experiment:
         style = self.style if self.way == "rendered" else "photo"
         exhibits = gallery.style_pictures(style, _SEED, class_places())
         return [
-            LabImage(prompt, exhibit.image())
+            LabImage(prompt, exhibit.image(_SIDE))
             for prompt, exhibit in zip(self.prompts(), exhibits, strict=True)
         ]
 
