@@ -83,10 +83,11 @@ def test_only_styles_are_trained_with_captions(pictures: Path, kind: str, start:
     assert len(pools[0].prompts[0]) > 1
 
 
-def test_a_style_has_more_vectors_and_no_class_images(model: Model, pictures: Path) -> None:
+def test_a_style_has_more_vectors_and_no_class_to_preserve(model: Model, pictures: Path) -> None:
     def settled(kind: str, method: str) -> Any:
         return TrainingPlan.of(recipe(pictures, kind=kind, method=method), model, 3).method
 
     style, thing = (settled(kind, "textual-inversion") for kind in ("style", "object"))
     assert style.num_vectors > thing.num_vectors
-    assert settled("style", "lora").class_images == 0 < settled("object", "lora").class_images
+    preserved = [settled(kind, "lora").preserve for kind in ("style", "object")]
+    assert preserved == [None, "base-answer"]
