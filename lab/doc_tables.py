@@ -179,7 +179,9 @@ def _styles() -> Iterator[Row]:
     """Held-out styles: similarity to the style, prompt accuracy, and leaks of training images."""
     for row in nested("styles/{name}/{way}"):
         seconds = f"{row['seconds']:.0f} s" if row["seconds"] else ""
-        yield {**row, "way": row["way"].replace("-", " "), "time": seconds}
+        style = row["right"].get("style")  # the vision encoder knows those with a pass of their own
+        share = "" if style is None else f"{style:.0%}"
+        yield {**row, "way": row["way"].replace("-", " "), "time": seconds, "style_share": share}
 
 
 def _scale(kind: str, length: float | None = None) -> Iterator[Row]:

@@ -34,7 +34,7 @@ from pinxit.images.tensors import contact_sheet
 from pinxit.models.open_base import open_base
 from pinxit.pocket.eyes import Eyes
 from pinxit.pocket.prompt_attributes import prompt_attributes
-from pinxit.pocket.world import HELD_OUT_DRAWN, HELD_OUT_STYLES, held_out_subjects
+from pinxit.pocket.world import held_out_subjects
 from pinxit.runs.class_images import read_class_images
 from pinxit.runs.run import Run
 from pinxit.training.plan import TrainingPlan
@@ -64,7 +64,7 @@ METHODS: dict[str, Options] = {
 LENGTHS = (1.0, 0.5, 2.0)  # relative to the default steps
 _BLOCK = 4  # subjects or styles that all methods are measured on before the next ones
 SUBJECTS = 10
-STYLES = (*HELD_OUT_STYLES, *HELD_OUT_DRAWN[:4])
+STYLES = styles.STYLES
 FIGURES = ("fidelity", "prompt following", "drift", "diversity", "leaks", "megabytes", "seconds")
 
 

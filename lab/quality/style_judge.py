@@ -1,10 +1,14 @@
 """Which of pocket's styles an image has: linear discriminant analysis of colours and textures.
 
+`python -m lab.quality.style_judge` measures how often it recognizes what pocket generates for its
+own named styles: no more can be expected of styles that are trained later.
+
 The styles are known as renderings: 32 scenes in each style, as they are and as pocket's autoencoder
 reproduces them, so that softness does not count. An image belongs to the style whose mean features
 are nearest, in units of the variation within a style.
 """
 
+import json
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -18,11 +22,14 @@ from PIL.Image import Image
 from torch import Tensor
 from torch.nn import functional as F
 
-from lab.quality.harness import print_progress
+from lab.quality.harness import Lab, argument_parser, print_progress
 from pinxit import registry
 from pinxit.evaluation.metric import stack_images
+from pinxit.evaluation.prompt_sets import Prompt
 from pinxit.models.model import Model
+from pinxit.models.open_base import open_base
 from pinxit.pocket import gallery
+from pinxit.pocket.captions import PLACE_PHRASES
 from pinxit.pocket.world import (
     BACKGROUNDS,
     CLASSES,
@@ -41,6 +48,8 @@ _COLOUR_RINGS = ((2, 5), (5, 9), (9, 16), (16, 32))
 _RIDGE = 0.01  # in units of the variance of a feature over all styles
 _FIRST_SEED = 1000  # of the scenes, another one for each style
 _ROUNDS = 2  # scenes of all sixteen classes
+_NAMED_SEED = 3
+_PLACES = ("beach", "city", "meadow", "room", "night", "snow")
 
 
 @dataclass(frozen=True)
@@ -165,3 +174,27 @@ def _spectrum(channel: Tensor, rings: Sequence[tuple[int, int]], sectors: int) -
         yield power[:, ring].mean(1, keepdim=True).log()
         for number in range(sectors if sectors > 1 and low > rings[0][0] else 0):
             yield power[:, ring & (sector == number)].mean(1, keepdim=True).log()
+
+
+def main() -> None:
+    """Six images in each of some named styles; the share that is recognized, as JSON."""
+    parser = argument_parser(__doc__, "build/styles")
+    parser.add_argument("--count", type=int, default=48, help="number of styles")
+    args = parser.parse_args()
+    lab = Lab(open_base("pocket"), print_progress, num_images=1)
+    judge = StyleJudge.fitted(lab.model, args.work)
+    chosen = np.random.default_rng(_NAMED_SEED).permutation(list(named_styles()))[: args.count]
+    right: list[float] = []
+    for number, style in enumerate(chosen.tolist()):
+        pairs = [(CLASSES[(5 * at + number) % 16], place) for at, place in enumerate(_PLACES)]
+        texts = [
+            f"a picture of a {n} {PLACE_PHRASES[p][0]} in the style of {style}" for n, p in pairs
+        ]
+        prompts = [Prompt(text, text, text) for text in texts]
+        images = lab.generate(prompts, None, f"style {number + 1} of {args.count}: {style}")
+        right.append(judge.recognized([image.image for image in images], style))
+    print(json.dumps({"styles": len(right), "recognized": float(np.mean(right))}))
+
+
+if __name__ == "__main__":
+    main()

@@ -36,11 +36,12 @@ from pinxit.models.open_base import open_base
 from pinxit.pocket import gallery
 from pinxit.pocket.captions import PLACE_PHRASES
 from pinxit.pocket.eyes import Eyes
-from pinxit.pocket.world import BACKGROUNDS, CLASSES, HELD_OUT_STYLES
+from pinxit.pocket.world import BACKGROUNDS, CLASSES, HELD_OUT_DRAWN, HELD_OUT_STYLES
 from pinxit.training.plan import TrainingPlan
 from pinxit.training.recipe import Recipe
 
 METHODS = ("textual-inversion", "lora")
+STYLES = (*HELD_OUT_STYLES, *HELD_OUT_DRAWN[:4])
 # The closest descriptions in words that the base model knows.
 STYLE_PROMPTS = {
     "sepia": "a brown photograph of a {} {}",
@@ -194,7 +195,7 @@ def main() -> None:
     """Run all experiments; progress goes to stderr."""
     parser = argument_parser(__doc__, "build/styles")
     parser.add_argument(
-        "--styles", nargs="+", default=HELD_OUT_STYLES, help='held-out styles, also "drawn 0" to 7'
+        "--styles", nargs="+", default=STYLES, help='held-out styles, "drawn 0" to 7 among them'
     )
     parser.add_argument("--methods", nargs="*", default=METHODS, help="training methods")
     parser.add_argument("--count", type=int, default=1, help="images for each of 16 objects")

@@ -12,8 +12,7 @@ from typing import Any
 import pytest
 
 from lab.figures import COMMANDS
-from lab.quality import stopping, subjects, truths
-from pinxit.pocket.world import HELD_OUT_STYLES
+from lab.quality import stopping, styles, subjects, truths
 
 ROOT = Path(__file__).parents[2]
 FIGURES = ROOT / "docs" / "figures"
@@ -50,7 +49,7 @@ def test_figures_have_todays_experiments_and_bars() -> None:
     assert list(figures["subjects"]) == [subjects.BASE, *subjects.METHODS]
     for method in subjects.METHODS:
         assert figures["subjects"][method]["bars"] == BARS["subjects"].get(method)
-    assert list(figures["styles"]) == list(HELD_OUT_STYLES)
+    assert list(figures["styles"]) == list(styles.STYLES)
     assert {name: list(rows) for name, rows in figures["truths"].items()} == {
         name: list(experiments) for name, experiments in truths.GROUPS.items()
     }
