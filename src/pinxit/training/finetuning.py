@@ -26,7 +26,7 @@ Preservation = Literal["class-images", "base-answer", "weights", "none"]
 
 # Default number of class images by model size; for large models as in the DreamBooth paper.
 _CLASS_IMAGES: dict[ModelSize, int] = {"small": 48, "large": 200}
-# The loss of the base model's answers is smaller than that of class images: with the same weight, the
+# The loss of the base model's answers is smaller than that of class images: with equal weights, the
 # class would change more.
 _ANSWER_WEIGHT = 2.0
 # The sum of the pulls of all default steps with a strength of 1.
