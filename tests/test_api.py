@@ -200,3 +200,8 @@ def test_a_bar_is_not_updated_too_often(display: Display, monkeypatch: pytest.Mo
     assert shown() == "work: 3 of 9, 1 s, 2 s left "
     bars(Progress("work", 9, 9))
     assert shown().startswith("work: 9 of 9")
+
+
+def test_evaluate_takes_one_concept_too(tmp_path: Path) -> None:
+    with pytest.raises(pinxit.PinxitError, match="concept nosuch does not exist"):
+        pinxit.evaluate("nosuch", tmp_path / "evaluation")

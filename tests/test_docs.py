@@ -32,7 +32,8 @@ _SPANS = re.compile(r"^```(?:sh|console)\n(?:.*?)^```|`pinxit [^`]+` \|$", re.MU
 
 def commands(page: Path) -> list[str]:
     """The pinxit commands of a page, in their order."""
-    spans = _SPANS.findall(page.read_text(encoding="utf-8"))
+    text = page.read_text(encoding="utf-8").replace("\\\n", " ")
+    spans = _SPANS.findall(text)
     lines = (line for span in spans for line in span.splitlines())
     lines = (line.strip("`| ").removeprefix("$ ").partition(" #")[0].strip() for line in lines)
     return [line for line in lines if line.startswith(("pinxit ", "python -m pinxit"))]

@@ -112,14 +112,14 @@ def generate(
 
 
 def evaluate(
-    concepts: Iterable[Run | Path | str],
+    concepts: Iterable[Run | Path | str] | Run | Path | str,
     out: Path | str = "evaluation",
     model: Model | None = None,
     *,
     quiet: bool = False,
     **options: object,
 ) -> dict[str, object]:
-    """Generate images with several concepts, measure them, and write one report.
+    """Generate images with one or several concepts, measure them, and write one report.
 
     `options` are those of `EvaluationSettings`, and `images`, `class_noun` and `base` in place of
     those of the runs. Without a `model`, the base models of the concepts are opened. Returns the
@@ -127,9 +127,10 @@ def evaluate(
     """
     overrides = {name: value for name, value in options.items() if name in _RECIPE_OPTIONS}
     settings = {name: value for name, value in options.items() if name not in _RECIPE_OPTIONS}
+    several = [concepts] if isinstance(concepts, Run | Path | str) else concepts
     with bars(visible=not quiet) as progress:
         return evaluate_concepts(
-            [_path(concept) for concept in concepts],
+            [_path(concept) for concept in several],
             Path(out),
             lambda recipe: (
                 model or open_base(recipe.base, vae=recipe.vae, text_encoders=recipe.text_encoders)
