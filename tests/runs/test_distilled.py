@@ -2,7 +2,9 @@
 
 import shutil
 from collections.abc import Callable, Mapping
+from functools import cache
 from pathlib import Path
+from typing import Any
 
 import diffusers
 import pytest
@@ -11,12 +13,14 @@ from PIL import Image, ImageChops
 from safetensors.torch import load_file, save_file
 
 from pinxit.adapters.lora_part import LoraPart
+from pinxit.cli import main
 from pinxit.errors import RecipeError, RunError
 from pinxit.generation.request import GenerationRequest
 from pinxit.generation.sample import generate_images
 from pinxit.images.tensors import contact_sheet
 from pinxit.models.model import Model
 from pinxit.models.open_base import open_base
+from pinxit.runs import preview_base
 from pinxit.runs.events import SavedCheckpoint
 from pinxit.runs.run import Run, train_run
 from pinxit.training.recipe import Recipe
@@ -146,3 +150,71 @@ def test_an_assistant_must_be_a_lora(turbo: Path, pictures: Path, tmp_path: Path
     recipe = recipe_for(pictures, assistant=str(tmp_path / "word.safetensors"))
     with pytest.raises(RecipeError, match=r"must be a LoRA, but has embedding"):
         losses(open_base(turbo), Run.create(tmp_path / "run", recipe))
+
+
+def test_previews_are_generated_on_the_partner_which_is_opened_only_for_them(
+    opened: Callable[[str], Model],
+    turbo: Path,
+    pictures: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    model = opened("z-image")
+    bases: list[str] = []
+
+    def opening(base: str, *others: Any) -> Model:
+        bases.append(base)
+        return open_base(base, *others)
+
+    monkeypatch.setattr(preview_base, "_open_base", cache(opening))
+    options = {"preview_base": str(turbo), "learning_rate": 0.1, "score_previews": False}
+    train_run(model, recipe_for(pictures, **options), tmp_path / "without")
+    assert not bases
+    run = train_run(model, recipe_for(pictures, **options, preview_every=3), tmp_path / "run")
+    assert bases == [str(turbo)]
+    request = GenerationRequest(
+        prompt="a photo of a <mytoy>", num_images=4, steps=8, guidance_scale=1
+    )
+    sheets = {
+        name: contact_sheet([one.image for one in generate_images(base, request, [run.concept])])
+        for name, base in (("partner", open_base(turbo)), ("own", model))
+    }
+    with Image.open(run.state.previews[3]) as preview:
+        assert difference(preview, sheets["partner"]) <= 1
+        assert difference(preview, sheets["own"]) > 1
+    assert tensors_of(run).keys() == tensors_of(Run.open(tmp_path / "without")).keys()
+    for name, tensor in tensors_of(run).items():
+        assert torch.equal(tensor, tensors_of(Run.open(tmp_path / "without"))[name])
+
+
+def test_previews_on_another_family_or_with_full_weights_are_refused(
+    opened: Callable[[str], Model],
+    bases: Callable[[str], Path],
+    turbo: Path,
+    pictures: Path,
+    tmp_path: Path,
+) -> None:
+    model, options = opened("z-image"), {"preview_every": 1, "score_previews": False}
+    other = recipe_for(pictures, preview_base=str(bases("flux-1")), **options)
+    with pytest.raises(RecipeError, match=r"it is FLUX\.1, but .* is Z-Image"):
+        losses(model, Run.create(tmp_path / "other", other))
+    method = {"name": "dreambooth", "class_images": 0}
+    full = recipe_for(pictures, preview_base=str(turbo), method=method, **options)
+    with pytest.raises(RecipeError, match="full weights cannot be previewed"):
+        losses(model, Run.create(tmp_path / "full", full))
+
+
+def test_a_concept_works_on_all_members_and_says_which_it_was_trained_on(
+    bases: Callable[[str], Path],
+    turbo: Path,
+    pictures: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    base, run = str(bases("z-image")), tmp_path / "run"
+    train_run(open_base(base), recipe_for(pictures), run)
+    typed = ["generate", "a photo of <mytoy>", "--concept", str(run), "--out", str(tmp_path)]
+    assert main([*typed, "--base", str(turbo)]) == 0
+    assert f"<mytoy> was trained on {base}, not on {turbo}" in capsys.readouterr().err
+    assert main(["inspect", str(run)]) == 0
+    assert f"base model {base}" in " ".join(capsys.readouterr().out.split())

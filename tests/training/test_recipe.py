@@ -146,7 +146,7 @@ def test_every_option_of_the_first_version_is_read(tmp_path: Path) -> None:
     opened = Recipe.from_toml(tmp_path / "recipe.toml").model_dump(exclude={"method"})
     new = ("lr_schedule", "warmup_steps", "weight_decay", "gradient_accumulation_steps", "ema")
     new += ("caption_dropout", "preview_prompts", "caption_extension", "optimizer", "text_encoders")
-    new += ("assistant", "cache_encodings")
+    new += ("assistant", "cache_encodings", "preview_base")
     assert {name: opened.pop(name) for name in new} == {
         name: Recipe.model_fields[name].default for name in new
     }

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from statistics import fmean
-from typing import Literal, Protocol, Self
+from typing import Any, Literal, Protocol, Self
 
 from PIL import Image
 
@@ -130,12 +130,15 @@ NO_ANCHORS = Anchors()
 
 @dataclass(frozen=True)
 class PromptRun:
-    """Prompts to generate for a subject, each `images_per_prompt` times."""
+    """Prompts to generate for a subject, each `images_per_prompt` times.
+
+    `steps` is the number of denoising steps, None for what suits the base model.
+    """
 
     subject: JudgedSubject
     prompts: tuple[Prompt, ...]
     images_per_prompt: int = 1
-    steps: int = 25
+    steps: int | None = None
 
     @property
     def prompt_of_each_image(self) -> tuple[Prompt, ...]:
@@ -144,12 +147,13 @@ class PromptRun:
 
     def requests(self, model: Model, token: str | None) -> list[GenerationRequest]:
         """A request for each prompt, with a placeholder token or, if None, without one."""
+        chosen: dict[str, Any] = {} if self.steps is None else {"steps": self.steps}
         return [
             GenerationRequest(
                 prompt=prompt.plain if token is None else prompt.with_token(token),
                 seed=prompt.seed * self.images_per_prompt,
                 num_images=self.images_per_prompt,
-                steps=self.steps,
+                **chosen,
                 base=model.name,
                 clip_skip=self.subject.clip_skip,
                 width=self.subject.resolution,

@@ -75,11 +75,7 @@ def open_base(
     exist, is not supported, or does not work with the device or precision.
     """
     torch_device = find_device(device)
-    source = find_base(str(base))
-    if vae is not None or text_encoders:
-        other_vae = None if vae is None else _check_vae(find_base(str(vae)))
-        others = [find_base(str(encoder)) for encoder in text_encoders]
-        source = CombinedSource(source, other_vae, others)
+    source = find_source(base, vae, text_encoders)
     family = family_of(source)
     family.check_usable(source)
     if precision == "auto":
@@ -110,6 +106,20 @@ def compile_blocks(model: Model) -> None:
         raise ModelError("there is no C++ compiler", "install g++, or leave out --compile")
     torch.compiler.config.recompile_limit = _MAX_VARIANTS
     denoiser.compile_repeated_blocks()
+
+
+def find_source(
+    base: str | Path, vae: str | Path | None = None, text_encoders: Sequence[str | Path] = ()
+) -> Source:
+    """The source of a base model with another autoencoder or other text encoders.
+
+    Raises ModelError if a part does not exist.
+    """
+    source = find_base(str(base))
+    if vae is None and not text_encoders:
+        return source
+    other_vae = None if vae is None else _check_vae(find_base(str(vae)))
+    return CombinedSource(source, other_vae, [find_base(str(one)) for one in text_encoders])
 
 
 def local_resolution(base: str) -> int | None:

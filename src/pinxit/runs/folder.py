@@ -41,6 +41,7 @@ from pinxit.runs.file_names import (
 )
 from pinxit.runs.journal import TrainingLog
 from pinxit.runs.preview import save_preview
+from pinxit.runs.preview_base import previewed
 from pinxit.runs.provenance import provenance
 from pinxit.runs.reader import RunState, read_run, saved_step
 from pinxit.runs.written_files import check_next_files, remove_run_drafts
@@ -185,10 +186,10 @@ class RunFolder:
 
     def _preview(self, step: StepResult, trainer: ConceptTrainer) -> Generator[Event]:
         """Save previews and, if their scores are the best so far, the concept."""
-        with self.resume_hint(), trainer.averaged_weights(), trainer.assistant.off():
+        with self.resume_hint(), previewed(trainer) as model:
             folder = self.folder / PREVIEWS
             preview, findings = save_preview(
-                trainer.model, self.recipe, step.number, folder, self.judge, self.ranks
+                model, self.recipe, step.number, folder, self.judge, self.ranks
             )
         yield self.record(preview)
         if preview.num_flat:

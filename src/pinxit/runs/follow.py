@@ -14,6 +14,7 @@ from pinxit.models.ranks import Ranks
 from pinxit.runs.class_images import generate_class_images, read_class_images
 from pinxit.runs.folder import is_due
 from pinxit.runs.preview import preview_images
+from pinxit.runs.preview_base import previewed
 from pinxit.training.concept_trainer import ConceptTrainer
 from pinxit.training.memory import MemoryPlan
 from pinxit.training.method import ClassImages
@@ -69,8 +70,8 @@ def _train(ranks: Ranks, model: Model, task: Train) -> None:
     for step in train(session):
         if is_due(step, trainer.plan.recipe.preview_every, not trainer.unfinished):
             before_denoise(model, torch.zeros(1), torch.zeros(1, dtype=torch.long))
-            with suppress(NotFiniteError), trainer.averaged_weights():  # rank 0 tells the user
-                preview_images(model, (), ranks)
+            with suppress(NotFiniteError), previewed(trainer) as shown:  # rank 0 tells the user
+                preview_images(shown, (), ranks)
 
 
 def share_state(ranks: Ranks, trainer: ConceptTrainer, images: tuple[TrainingImage, ...]) -> None:

@@ -20,6 +20,7 @@ def provenance(
         "images": Path(recipe.images.name),
         "base": with_tilde(recipe.base),
         "vae": recipe.vae and with_tilde(recipe.vae),
+        "preview_base": recipe.preview_base and with_tilde(recipe.preview_base),
         "assistant": recipe.assistant and last_name(with_tilde(recipe.assistant)),
         "text_encoders": tuple(map(with_tilde, recipe.text_encoders)),
     }

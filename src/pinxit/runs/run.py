@@ -24,6 +24,7 @@ from pinxit.runs.events import Event, Finished, MemoryNotice, RunFailure, Starte
 from pinxit.runs.file_names import BASE_IMAGES, CONCEPT, RECIPE
 from pinxit.runs.folder import RunFolder
 from pinxit.runs.follow import MakeClassImages, Train, share_state
+from pinxit.runs.preview_base import check_preview_base, preview_model
 from pinxit.runs.reader import recipe_file, saved_step
 from pinxit.runs.written_files import check_own_files
 from pinxit.training.concept_trainer import ConceptTrainer
@@ -115,6 +116,7 @@ class Run(RunFolder):
         """Read the images, and choose all options that depend on them or on the base model."""
         self.check_image_folder()
         self.images = images or self.recipe.read_images()
+        check_preview_base(self.recipe, model)
         with _enough_memory(model):
             self.plan = TrainingPlan.of(self.recipe, model, len(self.images))
         self.recipe = self.plan.recipe
@@ -130,7 +132,8 @@ class Run(RunFolder):
         if self.judge or not (recipe.score_previews and recipe.preview_every):
             return
         try:
-            judge = Judge.for_subject(model, recipe, self.images, folder=self.folder / BASE_IMAGES)
+            model, folder = preview_model(recipe, model), self.folder / BASE_IMAGES
+            judge = Judge.for_subject(model, recipe, self.images, folder=folder)
             judge.score(judge.base_images, judge.prompts)  # fails early if it cannot
             self.judge = judge
             if judge.no_likeness:

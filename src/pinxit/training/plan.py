@@ -9,6 +9,7 @@ import torch
 
 from pinxit import registry
 from pinxit.errors import RecipeError, did_you_mean
+from pinxit.files.untrusted import exists, expanded
 from pinxit.models.model import SMALL, Model
 from pinxit.models.prompt import TokenEmbedding, parse_prompt
 from pinxit.pocket.words import BROAD_NOUNS
@@ -62,6 +63,7 @@ class TrainingPlan:
             "method": method,
             "images": recipe.images.expanduser().resolve(),
             "assistant": recipe.assistant and resolved(recipe.assistant),
+            "preview_base": recipe.preview_base and _absolute(recipe.preview_base),
             "steps": steps,
             "batch_size": batch_size,
             "validate_every": interval,
@@ -93,6 +95,12 @@ class TrainingPlan:
         if recipe.lr_schedule == "linear":
             return 1 - progress
         return (1 + math.cos(math.pi * progress)) / 2 if recipe.lr_schedule == "cosine" else 1.0
+
+
+def _absolute(base: str) -> str:
+    """A base model on this machine with its absolute path; a hub id is unchanged."""
+    path = expanded(base)
+    return str(path.resolve()) if exists(path) else base
 
 
 def _check_model(recipe: Recipe, model: Model) -> None:

@@ -167,6 +167,9 @@ class Recipe(Options):
         (), aliases=("preview_prompt", "validation_prompt", "sample_prompts")
     )
     """prompts of your own to preview too, with {} for the token; one for each time it is given"""
+    preview_base: str | None = Option(None, default_is="the base model that is trained on")
+    """base model of the same family to generate the previews on, with its number of steps and
+    guidance scale: a distilled one is faster"""
     checkpoint_every: int = Option(100, ge=1, aliases=("checkpointing_steps",))
     """steps between checkpoints"""
     score_previews: bool = Option(True, aliases=("score",))
