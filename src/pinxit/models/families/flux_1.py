@@ -113,7 +113,9 @@ class Flux1(LatentModel):
 
     @property
     def generation_defaults(self) -> Mapping[str, float]:
-        """The defaults of the authors: four steps for schnell, a scale of 3.5 as input of dev."""
+        """Four steps for schnell; 28 steps and a scale of 3.5 as input of dev."""
+        # schnell: src/flux/cli.py of github.com/black-forest-labs/flux, which has for dev the same
+        # scale and 50 steps; 28 are those of diffusers' FluxPipeline.
         if self._is_schnell:
             return {"steps": 4, "guidance_scale": 1.0}
         return {"steps": 28, "guidance_scale": 3.5} if self._has_guidance else {}
