@@ -493,7 +493,7 @@ def test_inspect(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
         "fits        Stable Diffusion 1.x",
         "adapter     lora of 1 layers of `text`",
         "rank        3, alpha 2",
-        "origin      lora, 300 steps, 1 images, base model pocket",
+        "origin      lora, 300 steps, 1 image, base model pocket",
         f"--concept {file}, or --concept {file}:0.7 for a lower strength",
         "suspicious  nothing",
     ):
