@@ -37,6 +37,15 @@ def edit(file: Path, change: Callable[[dict[str, object]], object]) -> None:
     file.write_text(json.dumps(content))
 
 
+def test_an_added_token_that_is_not_text_is_refused(
+    nano: Path, copied: Callable[[Path], Path]
+) -> None:
+    folder = copied(nano)
+    (folder / "tokenizer" / "added_tokens.json").write_text('{"<\\ud800>": 7}')
+    with pytest.raises(ModelError, match="without text or id"):
+        open_base(folder)
+
+
 def test_a_tokenizer_without_a_token_for_unknown_characters(
     bases: Callable[[str], Path], copied: Callable[[Path], Path]
 ) -> None:

@@ -3,6 +3,7 @@
 import io
 import stat
 import zipfile
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -10,6 +11,7 @@ from PIL import Image
 from starlette.testclient import TestClient
 
 from pinxit.studio.intake import take_in
+from pinxit.studio.unzip import unzip
 from pinxit.studio.workspace import FULL, MASK, REPLACED, ImageSet, Workspace
 from tests.studio.conftest import add_images
 
@@ -118,6 +120,14 @@ def test_images_are_taken_from_a_zip_file(client: TestClient, workspace: Workspa
         images,
         images / ".thumbnails",
     }
+
+
+def test_a_file_without_a_name_in_a_zip_file_is_left_out(tmp_path: Path) -> None:
+    content = zipped({"a.png": b"x", "b.png": b"y"}).replace(b"a.png", b"\0.png")
+    (tmp_path / "x.zip").write_bytes(content)
+    (tmp_path / "out").mkdir()
+    unzip(tmp_path / "x.zip", tmp_path / "out", "0-")
+    assert [file.read_bytes() for file in (tmp_path / "out").iterdir()] == [b"y"]
 
 
 def bomb() -> bytes:

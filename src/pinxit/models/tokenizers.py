@@ -156,7 +156,8 @@ def _listed_tokens(
     )
     for token in tables:
         content, number = _content(token), str(token.get("id"))
-        if not content or not number.isascii() or not number.isdigit() or len(number) > 9:
+        is_text = content and content == content.encode(errors="ignore").decode()
+        if not is_text or not number.isascii() or not number.isdigit() or len(number) > 9:
             raise ModelError(f"{folder} lists an added token without text or id", _COPY_HINT)
         yield {**token, "id": int(number)}
 

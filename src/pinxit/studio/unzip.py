@@ -43,6 +43,8 @@ def unzip(file: Path, folder: Path, prefix: str) -> None:
 
 def _is_wanted(member: zipfile.ZipInfo) -> bool:
     parts = [part for part in PurePosixPath(member.filename).parts if part != ".."]
+    if not member.filename:  # zipfile itself fails at it
+        return False
     return not member.is_dir() and not any(part.startswith((".", "__MACOSX")) for part in parts)
 
 
