@@ -2,7 +2,7 @@
 
 import time
 import traceback
-from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -121,8 +121,7 @@ class Worker:
             return
         ended: set[str] = set()
         try:
-            work = self._generate if task.generation else self._train
-            work = self._survey if task.survey else work
+            work = self._work(task)
             stored = self._store.copied(task.subjects) if self._store else nullcontext()
             with stored, closing(work(model, task)) as messages:
                 for message in messages:
@@ -133,6 +132,11 @@ class Worker:
             failure = error if isinstance(error, PinxitError) else _bug(error)
             yield from (Ended(name, failure) for name in task.subjects if name not in ended)
         yield Done()
+
+    def _work(self, task: Task) -> Callable[[Model, Task], Generator[Message]]:
+        if task.survey:
+            return self._survey
+        return self._generate if task.generation else self._train
 
     def _open(self, recipe: Recipe) -> Model:
         if self._model is None:

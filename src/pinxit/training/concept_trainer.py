@@ -80,16 +80,9 @@ class ConceptTrainer:
         self.trainable_adapters = plan.method.create_adapters(model, subject, plan.learning_rate)
         self.assistant = Assistant(recipe.assistant)
         self.adapters = tuple(trainable.adapter for trainable in self.trainable_adapters)
-        groups: list[ParameterGroup] = []
         self.weights: list[nn.Parameter] = []
         self.averages: dict[int, Tensor] = {}
-        for trainable in self.trainable_adapters:
-            group = _parameter_group(trainable, recipe.weight_decay, plan.optimizer)
-            groups.append(group)
-            if trainable.average or recipe.ema:
-                numbered = enumerate(group.weights, len(self.weights))
-                self.averages |= {number: weight.detach().clone() for number, weight in numbered}
-            self.weights += group.weights
+        groups = [self._add_weights(trainable) for trainable in self.trainable_adapters]
         self.optimizer: Optimizer = plan.optimizer(groups)
         self.loss_scale = _FP16_LOSS_SCALE if model.placement.precision == "fp16" else 1.0
         self._gradient_scale = torch.ones(())
@@ -98,6 +91,16 @@ class ConceptTrainer:
         )
         self._gradients = GradientCheck(self._named_weights(), self._prompts_with_token)
         self.notices: list[str] = []
+
+    def _add_weights(self, trainable: TrainableAdapter) -> ParameterGroup:
+        """The parameter group of an adapter, whose weights are trained, and averaged if asked."""
+        recipe = self.plan.recipe
+        group = _parameter_group(trainable, recipe.weight_decay, self.plan.optimizer)
+        if trainable.average or recipe.ema:
+            numbered = enumerate(group.weights, len(self.weights))
+            self.averages |= {number: weight.detach().clone() for number, weight in numbered}
+        self.weights += group.weights
+        return group
 
     def _named_weights(self) -> dict[str, nn.Parameter]:
         """The trained weights, each by the name of its network and its own."""
