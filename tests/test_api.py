@@ -205,3 +205,31 @@ def test_a_bar_is_not_updated_too_often(display: Display, monkeypatch: pytest.Mo
 def test_evaluate_takes_one_concept_too(tmp_path: Path) -> None:
     with pytest.raises(pinxit.PinxitError, match="concept nosuch does not exist"):
         pinxit.evaluate("nosuch", tmp_path / "evaluation")
+
+
+def test_arguments_of_wrong_types_are_one_sentence_with_a_hint(
+    model: Model, pictures: Path, tmp_path: Path
+) -> None:
+    run: Any = recipe(pictures)
+    wrong: list[tuple[str, Callable[..., object], tuple[object, ...]]] = [
+        (r"`model` .* be Model\nhint: .*open_base", pinxit.generate, ("pocket", "a toy")),
+        (r"`request` .* \['a'\]: .* or str\n", pinxit.generate, (model, ["a"])),
+        (r"`concepts` .* \[3\]: .* or a list of them\n", pinxit.generate, (model, "a", [3])),
+        ("`callback` .* be a function or None", pinxit.generate, (model, "a", (), 3)),
+        ("`model` cannot be Recipe", pinxit.train, (run, model, tmp_path)),
+        ("`callback` cannot be 3", pinxit.train, (model, run, tmp_path / "run", 3)),
+        ("`model` .* or None\nhint: open a base", pinxit.resume, (tmp_path, "pocket")),
+        ("`path` .* Path or str\nhint: .* are: path$", pinxit.read_concept, (3,)),
+        ("`concepts` .* a list of Concept\nhint: read", model.to_pipeline, ("x",)),
+        ("`images` .* a list of Image", pinxit.contact_sheet, ([3],)),
+        ("there is no image", pinxit.contact_sheet, ([],)),
+        ("`folder` cannot be", pinxit.read_images, ([],)),
+        ("`precision` .* 'fp32' or 'fp16' or", pinxit.convert, ("a", "b", None, None, "x")),
+        ("there is no concept", pinxit.merge_loras, ([], tmp_path / "out")),
+        ("Recipe takes options by name only, and has 'lora'", pinxit.Recipe, ("lora",)),
+        ("the list of training images is empty", recipe, ([],)),
+    ]
+    for message, function, arguments in wrong:
+        with pytest.raises(pinxit.PinxitError, match=f"(?s)^{message}"):
+            function(*arguments)
+    assert list(tmp_path.iterdir()) == [pictures] * (pictures.parent == tmp_path)

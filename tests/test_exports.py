@@ -12,7 +12,7 @@ import pinxit
 def test_every_public_name_exists() -> None:
     for name in pinxit.__all__:
         assert getattr(pinxit, name) is not None
-        assert name in dir(pinxit)
+    assert dir(pinxit) == pinxit.__all__
     assert pinxit.__version__ == version("pinxit")
     with pytest.raises(AttributeError, match="no attribute `generat`"):
         _ = pinxit.generat  # pyright: ignore[reportAttributeAccessIssue]

@@ -6,6 +6,7 @@ from contextlib import closing
 from pathlib import Path
 from typing import Any, Literal
 
+from pinxit.arguments import checked
 from pinxit.cli.notebook import NotebookOutput, in_notebook
 from pinxit.cli.screen import bars, say
 from pinxit.cli.train_run import RunDisplay, best_step_lines, read_and_check_images, stop_message
@@ -16,6 +17,7 @@ from pinxit.concepts.layer_errors import group_errors
 from pinxit.concepts.low_rank import RankLimit
 from pinxit.concepts.read import ConceptReference
 from pinxit.concepts.summary import summarize
+from pinxit.errors import ConceptError
 from pinxit.generation.control import SamplingProgress
 from pinxit.generation.request import GeneratedImage, GenerationRequest
 from pinxit.generation.sample import opened_request, sample_images
@@ -32,11 +34,13 @@ from pinxit.runs.file_names import PREVIEWS
 from pinxit.runs.run import Run
 from pinxit.training.recipe import Recipe
 
+Files = Sequence[Run | Path | str] | Run | Path | str
 GenerationEvent = Notice | SamplingProgress | GeneratedImage
 # Recipe options that may be given for all concepts of an evaluation.
 _RECIPE_OPTIONS = ("images", "class_noun", "base")
 
 
+@checked
 def train(
     model: Model,
     recipe: Recipe,
@@ -56,6 +60,7 @@ def train(
     return _train(Run.create(folder, recipe), model, callback, quiet=quiet)
 
 
+@checked
 def resume(
     folder: Path | str,
     model: Model | None = None,
@@ -78,6 +83,7 @@ def resume(
     return _train(run, model, callback, quiet=quiet)
 
 
+@checked
 def generate(
     model: Model,
     request: GenerationRequest | str,
@@ -95,8 +101,7 @@ def generate(
     ConceptError for concepts that do not fit the model.
     """
     several = [concepts] if isinstance(concepts, Concept | Run | Path | str) else concepts
-    files = [one.folder if isinstance(one, Run) else one for one in several]
-    events = sample_images(model, *opened_request(request, files, **options))
+    events = sample_images(model, *opened_request(request, several, **options))
     images: list[GeneratedImage] = []
     with closing(events), bars(visible=not quiet) as progress:
         for event in events:
@@ -111,6 +116,7 @@ def generate(
     return images
 
 
+@checked
 def evaluate(
     concepts: Iterable[Run | Path | str] | Run | Path | str,
     out: Path | str = "evaluation",
@@ -127,10 +133,10 @@ def evaluate(
     """
     overrides = {name: value for name, value in options.items() if name in _RECIPE_OPTIONS}
     settings = {name: value for name, value in options.items() if name not in _RECIPE_OPTIONS}
-    several = [concepts] if isinstance(concepts, Run | Path | str) else concepts
+    files = _paths(concepts)
     with bars(visible=not quiet) as progress:
         return evaluate_concepts(
-            [_path(concept) for concept in several],
+            files,
             Path(out),
             lambda recipe: (
                 model or open_base(recipe.base, vae=recipe.vae, text_encoders=recipe.text_encoders)
@@ -141,6 +147,7 @@ def evaluate(
         )
 
 
+@checked
 def convert(
     concept: Run | Path | str,
     out: Path | str,
@@ -153,12 +160,13 @@ def convert(
     `base` completes a full model, and `precision` is the number format of its weights. Raises
     ConceptError if the format cannot store the concept, or if `out` exists.
     """
-    convert_concept(_path(concept), Path(out), format, base, precision)
+    convert_concept(Path(concept), Path(out), format, base, precision)
     return Path(out)
 
 
+@checked
 def merge_loras(
-    loras: Sequence[Run | Path | str],
+    loras: Files,
     out: Path | str,
     rank: int | None = None,
     energy: float | None = None,
@@ -172,15 +180,16 @@ def merge_loras(
     are those of `convert` for the file: `format` and `precision`. Returns the relative error for
     each group of layers, and for "all". Raises ConceptError as `convert` does.
     """
+    references = [ConceptReference.parse(lora) for lora in _paths(loras)]
     prepare_output(Path(out))
-    references = [ConceptReference.parse(_path(lora)) for lora in loras]
     concept, errors = lora_tools.merge_loras(references, RankLimit(rank, energy), base)
     lora_tools.write_lora(concept, Path(out), options.get("format"), options.get("precision"))
     return group_errors(errors)
 
 
+@checked
 def fuse_loras(
-    loras: Sequence[Run | Path | str],
+    loras: Files,
     out: Path | str,
     base: str | None = None,
     format: str | None = None,
@@ -191,12 +200,13 @@ def fuse_loras(
     Without `base`, it is the one that the first LoRA was trained on. Raises ConceptError if a LoRA
     does not fit it, or if `out` exists.
     """
+    references = [ConceptReference.parse(lora) for lora in _paths(loras)]
     prepare_output(Path(out))
-    references = [ConceptReference.parse(_path(lora)) for lora in loras]
     lora_fuse.fuse_loras(references, Path(out), base, format, precision)
     return Path(out)
 
 
+@checked
 def extract_lora(
     tuned: Run | Path | str,
     out: Path | str,
@@ -212,12 +222,12 @@ def extract_lora(
     """
     prepare_output(Path(out))
     limit, all_weights = RankLimit(rank, energy), bool(options.get("all_weights"))
-    tuned = _path(tuned)
-    concept, errors, _ = lora_tools.extract_lora(tuned, limit, base, all_weights=all_weights)
+    concept, errors, _ = lora_tools.extract_lora(Path(tuned), limit, base, all_weights=all_weights)
     lora_tools.write_lora(concept, Path(out), options.get("format"), options.get("precision"))
     return group_errors(errors)
 
 
+@checked
 def inspect_file(file: Run | Path | str, base: str | None = None) -> dict[str, str]:
     """What a concept file contains, what it fits, how it was trained, and its problems, by label.
 
@@ -225,13 +235,16 @@ def inspect_file(file: Run | Path | str, base: str | None = None) -> dict[str, s
     the file contains no concept.
     """
     rows: dict[str, str] = {}
-    for label, text in summarize(_path(file), base):
+    for label, text in summarize(Path(file), base):
         rows[label] = f"{rows[label]}; {text}" if label in rows else text
     return rows
 
 
-def _path(concept: Run | Path | str) -> Path:
-    return concept.folder if isinstance(concept, Run) else Path(concept)
+def _paths(concepts: Iterable[Run | Path | str] | Run | Path | str) -> list[Path]:
+    several = [concepts] if isinstance(concepts, Run | Path | str) else list(concepts)
+    if not several:
+        raise ConceptError("there is no concept", "give one or several runs or files")
+    return [Path(one) for one in several]
 
 
 def _train(

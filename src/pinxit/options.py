@@ -110,6 +110,15 @@ class Options(BaseModel):
     error_type: ClassVar[type[PinxitError]] = RecipeError
     table_title: ClassVar[str] = ""
 
+    def __new__(cls, *values: object, **_: Any) -> Self:  # noqa: D102
+        if values:
+            first = next(iter(cls.model_fields))
+            raise cls.error_type(
+                f"{cls.__name__} takes options by name only, and has {values[0]!r:.80} without one",
+                f"write the names: {cls.__name__}({first}=..., ...)",
+            )
+        return super().__new__(cls)
+
     @classmethod
     def __pydantic_init_subclass__(cls, **_: Any) -> None:
         lines = [inspect.cleandoc(cls.__doc__ or ""), "", "Options:"]

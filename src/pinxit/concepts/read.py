@@ -1,5 +1,6 @@
 """Read a concept from a file of any format, and write it in pinxit's own format."""
 
+import os
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -7,6 +8,7 @@ from torch import Tensor
 
 from pinxit import registry
 from pinxit.adapters.strength import PATH_WITH_STRENGTH, Strength, parse_strength, strength_text
+from pinxit.arguments import checked
 from pinxit.concepts.concept import Concept
 from pinxit.concepts.format import Format
 from pinxit.concepts.metadata import DESCRIPTION_KEY
@@ -26,10 +28,10 @@ class ConceptReference:
     strength: Strength = 1.0
 
     @classmethod
-    def parse(cls, text: str | Path) -> "ConceptReference":
+    def parse(cls, text: str | os.PathLike[str]) -> "ConceptReference":
         """Parse FILE, FILE:0.7 or FILE:attention=0.5,all=1; an existing path has no strength."""
         path, drive = Path(text), Path(text).drive
-        match = PATH_WITH_STRENGTH.fullmatch(str(text).removeprefix(drive))
+        match = PATH_WITH_STRENGTH.fullmatch(os.fspath(text).removeprefix(drive))
         if match is None or exists(path):
             return cls(path)
         return cls(Path(drive + match[1]), parse_strength(match[2]))
@@ -45,17 +47,20 @@ class ConceptReference:
         return read_concept(self.path).with_strength(self.strength)
 
 
+@checked
 def read_concept(path: Path | str) -> Concept:
     """Read a concept from a file of any format or a run folder; ConceptError if there is none."""
     file = open_concept(Path(path))
     return recognize_format(file).read(file).with_nickname(Path(path))
 
 
-def write_concept(concept: Concept, path: Path) -> None:
+@checked
+def write_concept(concept: Concept, path: Path | str) -> None:
     """Write a concept atomically in pinxit's own format: safetensors with a checksum.
 
     RunError if there is a file at `path` that is no concept in this format.
     """
+    path = Path(path)
     check_replaceable(path, DESCRIPTION_KEY)
     tensors: dict[str, Tensor] = {}
     for number, part in enumerate(concept.parts):

@@ -12,6 +12,7 @@ from torch import nn
 
 from pinxit.adapters.adapter import applied
 from pinxit.adapters.lora_part import TimestepLoraPart
+from pinxit.arguments import checked
 from pinxit.concepts.concept import Concept, combined_adapters
 from pinxit.errors import ConceptError, ModelError
 from pinxit.generation.schedulers import make_scheduler
@@ -20,6 +21,7 @@ from pinxit.models.model import Model
 from pinxit.models.tokenizers import clip_tokenizer, fast_tokenizer
 
 
+@checked
 @torch.no_grad()
 def to_pipeline(model: Model, concepts: Sequence[Concept]) -> Any:
     """The pipeline of the model's family; see `Model.to_pipeline`."""

@@ -2,6 +2,7 @@
 
 from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass, replace
+from os import PathLike
 from pathlib import Path
 from typing import Self
 
@@ -53,7 +54,9 @@ def batch_requests(model: Model, request: GenerationRequest) -> list[GenerationR
 
 
 def opened_request(
-    request: GenerationRequest | str, concepts: Sequence[Concept | Path | str], **options: object
+    request: GenerationRequest | str,
+    concepts: Sequence[Concept | PathLike[str] | str],
+    **options: object,
 ) -> tuple[GenerationRequest, list[Concept]]:
     """A request, or one of a prompt, with other options on top, and its concepts, read."""
     files: list[ConceptReference] = []

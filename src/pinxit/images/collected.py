@@ -12,6 +12,8 @@ from pinxit.files.cache import cache_folder
 from pinxit.files.untrusted import expanded
 from pinxit.images.folder import MASK_SUFFIXES
 
+_HINT = "give a folder, or a list of image files or PIL images"
+
 
 def image_folder(images: object) -> object:
     """The folder of training images; a list or tuple of images is collected in the cache.
@@ -22,6 +24,8 @@ def image_folder(images: object) -> object:
     """
     if not isinstance(images, list | tuple):
         return images
+    if not images:
+        raise ImageError("the list of training images is empty", _HINT)
     files: dict[str, bytes] = {}
     stems: set[str] = set()
     for number, image in enumerate(cast("Sequence[object]", images), 1):
@@ -55,5 +59,5 @@ def _files_of(image: object, number: int) -> tuple[str, dict[str, bytes]]:
         return f"{number:03}", {".png": png.getvalue()}
     raise ImageError(
         f"training image {number} is neither a file nor a PIL image: {image!r:.80}",
-        "give a folder, or a list of image files or PIL images",
+        _HINT,
     )

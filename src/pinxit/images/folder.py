@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
+from pinxit.arguments import checked
 from pinxit.errors import FileError, ImageError
 from pinxit.files.atomic_write import sha256
 from pinxit.files.untrusted import exists
@@ -122,8 +123,9 @@ class ImageEntry:
     mask: "Image | None" = None
 
 
+@checked
 def read_images(
-    folder: Path,
+    folder: Path | str,
     masks: MaskSource = "files",
     caption_extension: str | None = None,
     *,
@@ -136,6 +138,7 @@ def read_images(
     """
     images: list[TrainingImage] = []
     rejected: list[ImageEntry] = []
+    folder = Path(folder)
     for entry in check_images(folder, masks, caption_extension):
         if entry.image:
             images.append(entry.image)

@@ -7,6 +7,9 @@ import torch
 from PIL import Image, ImageOps
 from torch import Tensor
 
+from pinxit.arguments import checked
+from pinxit.errors import RequestError
+
 _MARGIN = 4
 
 
@@ -29,8 +32,14 @@ def to_image(pixels: Tensor) -> Image.Image:
     return Image.fromarray(levels.permute(1, 2, 0).cpu().numpy())
 
 
+@checked
 def contact_sheet(images: Sequence[Image.Image], columns: int = 0) -> Image.Image:
-    """Arrange images in a grid with that many columns; 0 = about as many columns as rows."""
+    """Arrange images in a grid with that many columns; 0 = about as many columns as rows.
+
+    RequestError without images.
+    """
+    if not images:
+        raise RequestError("there is no image for a contact sheet", "give at least one")
     columns = min(columns or round(len(images) ** 0.5 + 0.499), len(images))
     rows = -(-len(images) // columns)
     width = max(image.width for image in images) + _MARGIN

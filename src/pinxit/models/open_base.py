@@ -12,6 +12,7 @@ from typing import Any, Literal
 import torch
 
 from pinxit import registry
+from pinxit.arguments import checked
 from pinxit.errors import ModelError, PinxitError, did_you_mean
 from pinxit.files.untrusted import exists, expanded
 from pinxit.models import hub
@@ -60,6 +61,7 @@ class Bases:
         return self._models[key]
 
 
+@checked
 def open_base(
     base: str | Path = "pocket",
     device: str = AUTO,

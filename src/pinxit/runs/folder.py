@@ -72,6 +72,9 @@ class RunFolder:
         steps = f"{saved_step(self.folder / CONCEPT) or 0} of {recipe.steps or '?'} steps"
         return f"<Run {self.folder}: {recipe.method.name}, {recipe.token}, {steps}>"
 
+    def __fspath__(self) -> str:
+        return str(self.folder)
+
     def __init__(self, folder: Path, recipe: Recipe) -> None:
         self.folder = folder
         self.recipe = recipe

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
+from pinxit.arguments import checked
 from pinxit.concepts.metadata import read_metadata
 from pinxit.errors import FileError, PinxitError, RunError
 from pinxit.files.atomic_write import is_locked
@@ -161,6 +162,7 @@ class RunState:
         return result_file(self.folder)
 
 
+@checked
 def read_run(folder: Path | str) -> RunState:
     """Read the state of a run; RunError if the folder is not a run's."""
     folder = Path(folder)
