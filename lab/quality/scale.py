@@ -50,7 +50,7 @@ METHODS: dict[str, Options] = {
     "dreambooth": {"name": "dreambooth"},
     "dreambooth, none": {"name": "dreambooth", "preserve": "none"},
     "dreambooth, weights": {"name": "dreambooth", "preserve": "weights"},
-    "dreambooth, class-images": {"name": "dreambooth", "preserve": "class-images"},
+    "dreambooth, base-answer": {"name": "dreambooth", "preserve": "base-answer"},
     "textual-inversion": {"name": "textual-inversion"},
     "t-lora, none": {"name": "lora", "min_rank": 2, "preserve": "none"},
     "custom-diffusion, none": {"name": "custom-diffusion", "preserve": "none"},

@@ -112,19 +112,21 @@ def test_weights_stay_nearer_to_the_base_the_stronger_the_pull(
 
 
 def test_old_recipes_choose_by_the_number_of_class_images(model: Model, pictures: Path) -> None:
-    def counts(**options: object) -> tuple[int, int]:
+    def counts(method: str = "dreambooth", **options: object) -> tuple[int, int]:
         """The number of class images, and of image pools without any."""
-        old_recipe = recipe("dreambooth", pictures, **options)
+        old_recipe = recipe(method, pictures, **options)
         plan = TrainingPlan.of(old_recipe, model, 3)
         again = TrainingPlan.of(plan.recipe, model, 3)
         assert again == plan
         pools = plan.method.image_pools(old_recipe.subject, old_recipe.read_images())
         return plan.class_images.count, len(pools)
 
-    assert counts(preserve="class-images") == (48, 1)
+    assert counts() == counts(preserve="class-images") == (48, 1)
+    assert counts("lora") == (0, 2)
+    assert counts("lora", class_images=7) == (7, 1)
     assert counts(class_images=7) == (7, 1)
     assert counts(class_images=0) == counts(preserve="none") == counts(preserve="weights") == (0, 1)
-    assert counts() == counts(preserve="base-answer") == (0, 2)
+    assert counts(preserve="base-answer") == (0, 2)
     with pytest.raises(RecipeError, match="contradicts 7 class images"):
         counts(preserve="weights", class_images=7)
     with pytest.raises(RecipeError, match="contradicts 0 class images"):

@@ -274,7 +274,7 @@ def test_a_plan_has_every_value(model: Model) -> None:
     assert TrainingPlan.of(recipe(steps=7, learning_rate=0.5), model, 5).steps == 7
     dreambooth = TrainingPlan.of(recipe(method="dreambooth"), model, 5).recipe
     assert "rare_token =" in dreambooth.to_toml()
-    assert 'preserve = "base-answer"' in dreambooth.to_toml()
+    assert "class_images = 48" in dreambooth.to_toml()
     unplanned = recipe(method="dreambooth")
     steps = [TrainingPlan.of(unplanned, model, count).steps for count in (3, 5, 12)]
     assert steps == sorted(set(steps))

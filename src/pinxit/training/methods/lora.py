@@ -30,6 +30,7 @@ class Lora(Finetuning):
         "small": Advice(300, 4, learning_rate=1e-3),
         "large": Advice(1000, 1, learning_rate=1e-4),
     }
+    object_preservation: ClassVar = "base-answer"  # as good as class images for a LoRA
 
     adapter: LoraVariant = "lora"
     """kind of adapter: how the trained weights change a layer"""
