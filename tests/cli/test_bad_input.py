@@ -4,6 +4,7 @@ import shutil
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from operator import itemgetter
 from pathlib import Path
 
 import pytest
@@ -271,7 +272,9 @@ _WITHOUT_A_BASE = {
 }
 
 
-@pytest.mark.parametrize("case", [case for case in CASES if case[0] in _WITHOUT_A_BASE], ids=str)
+@pytest.mark.parametrize(
+    "case", [case for case in CASES if case[0] in _WITHOUT_A_BASE], ids=itemgetter(0)
+)
 def test_what_needs_no_base_is_checked_before_one_is_opened(
     place: Place, case: Case, monkeypatch: pytest.MonkeyPatch
 ) -> None:

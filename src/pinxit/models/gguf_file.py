@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from pinxit.errors import FileError
+from pinxit.models.gguf_header import check_gguf_header
 
 _HINT = "use the same checkpoint as a safetensors file in fp16, bf16 or fp8"
 
@@ -27,6 +28,7 @@ def read_gguf(path: Path) -> dict[str, Tensor]:
     plain = {kinds.F32: torch.float32, kinds.F16: torch.float16}
     tensors: dict[str, Tensor] = {}
     try:
+        check_gguf_header(path)
         for stored in gguf.GGUFReader(path).tensors:
             values = gguf.dequantize(stored.data, stored.tensor_type)
             # Values that are not quantized are a part of the file, which cannot be written to.
