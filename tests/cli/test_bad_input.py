@@ -96,6 +96,7 @@ CASES: list[Case] = [
     ("noun empty", lambda p: p.train("--class-noun", ""), "noun", ""),
     ("existing run", lambda p: p.train("--out", "taken"), "taken", "--out"),
     ("out is a file", lambda p: p.train("--out", "file"), "file", "--out"),
+    ("out nowhere", lambda p: p.train("--out", "/proc/no/run"), "/proc/no/run", "another path"),
     ("no device", lambda p: p.train("--device", "cuda:0"), "cuda", "--device auto"),
     ("unknown device", lambda p: p.train("--device", "gpu"), "gpu", "cpu"),
     ("unknown key", lambda p: p.recipe("stepz = 3"), "stepz", "did you mean steps?"),

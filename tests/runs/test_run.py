@@ -289,6 +289,8 @@ def test_a_run_reports_misleading_inputs(model: Model, pictures: Path, tmp_path:
         ("used", {"method": {"name": "textual-inversion", "captions": True}}, []),
         ("style", {"kind": "style"}, []),
         ("large", {"kind": "style", "resolution": 128}, ["was trained at"]),
+        ("warmup", {"kind": "style", "warmup_steps": 2}, ["rises for 2 steps"]),
+        ("all warmup", {"kind": "style", "warmup_steps": 1}, []),
     ):
         run = train_run(model, Recipe.model_validate({**common, **changes}), tmp_path / name)
         notices = run.state.notices

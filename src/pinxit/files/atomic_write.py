@@ -132,8 +132,9 @@ def check_new(folder: Path, otherwise: str) -> None:
     if not parent.is_dir():
         raise RunError(f"{folder} cannot be made: {parent} is a file", "choose another --out")
     with disk_errors(folder):
-        if not os.access(parent, os.W_OK):
-            raise OSError(errno.EACCES, os.strerror(errno.EACCES))
+        probe = parent / f".{os.getpid()}.tmp"
+        os.mkdir(probe)  # says more than the permissions, which the system does not ask of root
+        os.rmdir(probe)
 
 
 def _is_new(folder: Path) -> bool:

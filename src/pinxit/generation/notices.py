@@ -50,9 +50,6 @@ def _unusual(model: Model, request: GenerationRequest, plain_prompt: str) -> Ite
     """A request that the model was not made for: size, no prompt, words that it does not know."""
     width, height = request.size(model)
     yield from size_notices(model, width, height)
-    strength = GenerationRequest.model_fields["denoising_strength"].default
-    if request.denoising_strength != strength and not request.init_image:
-        yield Notice("--denoising-strength has no effect without an --init-image")
     for problem in (one for control in request.controls for one in control.problems()):
         yield Notice(problem)
     for effect in _without_effect(request, plain_prompt):

@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pinxit.images import crop
+from pinxit.images.captions import TEXT_SUFFIXES
 from pinxit.images.folder import ImageEntry, MaskSource, TrainingImage, check_images
 
 if TYPE_CHECKING:
@@ -66,6 +67,7 @@ class FolderCheck:
     checks: tuple[ImageCheck, ...]
     rejected: tuple[ImageEntry, ...]
     ignored: tuple[ImageEntry, ...]
+    caption_extension: str | None = None
 
     @property
     def images(self) -> tuple[TrainingImage, ...]:
@@ -96,6 +98,10 @@ class FolderCheck:
             warnings.append(f"{count} images, 3 to 12 are usual: check that each shows the subject")
         if count >= _FEW and similarity.min() >= _SIMILAR:
             warnings.append("all images look alike: background and pose will be learned too")
+        if self.caption_extension and not any(image.caption for image in images):
+            texts = {entry.path.suffix.lower() for entry in self.ignored} & TEXT_SUFFIXES
+            other = f"; there are {', '.join(sorted(texts))}" if texts else ""
+            warnings.append(f"no image has a caption file {self.caption_extension}{other}")
         incomplete = {
             "caption": [image.path.name for image in images if not image.caption],
             "mask": [image.path.name for image in images if not image.mask],
@@ -129,7 +135,7 @@ def check_folder(
             rejected.append(entry)
         else:
             ignored.append(entry)
-    return FolderCheck(folder, tuple(checks), tuple(rejected), tuple(ignored))
+    return FolderCheck(folder, tuple(checks), tuple(rejected), tuple(ignored), caption_extension)
 
 
 def _check(

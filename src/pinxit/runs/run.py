@@ -241,6 +241,12 @@ def _start(
 def _training_notices(trainer: ConceptTrainer, images: Sequence[TrainingImage]) -> Iterator[Notice]:
     """An unusual resolution, captions that are not used, and what is cut from long ones."""
     yield from size_notices(trainer.model, trainer.plan.resolution, trainer.plan.resolution)
+    warmup, steps = trainer.plan.recipe.warmup_steps, trainer.plan.steps
+    if warmup > steps:
+        yield Notice(
+            f"the learning rate rises for {warmup} steps (--warmup-steps) and the run ends after "
+            f"{steps}: it never has its full value"
+        )
     captions = [image.caption for image in images if image.caption]
     texts = {insert_token(caption, trainer.plan.recipe.subject) for caption in captions}
     if captions and not texts & {*trainer.samples.prompts}:
