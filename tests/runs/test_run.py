@@ -99,6 +99,11 @@ def test_existing_folders_and_folders_without_a_run_are_errors(
     with pytest.raises(RunError, match="exists already") as caught:
         Run.create(run.folder, recipe(pictures))
     assert "--resume" in caught.value.hint
+    first, second = (Run.create(tmp_path / "two", recipe(pictures)) for _ in "ab")
+    first_steps = [e for e in first.train(model) if isinstance(e, StepResult)]
+    with pytest.raises(RunError, match="two exists already"):
+        list(second.train(model))
+    assert [e.number for e in Run.open(first.folder).state.steps] == [e.number for e in first_steps]
     with pytest.raises(RunError, match=r"run cannot be made: .*0\.png is a file"):
         Run.create(pictures / "0.png" / "run", recipe(pictures))
     with pytest.raises(RunError, match="is not a run folder"):

@@ -61,11 +61,13 @@ class RunFolder:
 
     `saved_step` is the last step that is surely on the disk, `judge` scores the previews. `plan`
     is set when the base model is open. `ranks` are the processes that train it; this is rank 0.
-    While `preview_now` is true, each step makes previews; it is for a single process.
+    While `preview_now` is true, each step makes previews; it is for a single process. `is_new` is
+    true until a new run starts.
     """
 
     plan: TrainingPlan
     ranks: Ranks = ALONE
+    is_new = False
 
     def __repr__(self) -> str:
         recipe = self.recipe

@@ -41,9 +41,10 @@ class Run(RunFolder):
     @classmethod
     def create(cls, folder: Path | str, recipe: Recipe) -> "Run":
         """A new run; nothing is written yet. RunError if the folder exists and is not empty."""
-        folder = Path(folder)
-        check_new(folder, f"continue with --resume {folder}" if cls.exists(folder) else "")
-        return cls(folder, recipe)
+        run = cls(Path(folder), recipe)
+        run.check_new()
+        run.is_new = True
+        return run
 
     @classmethod
     def open(
@@ -87,6 +88,11 @@ class Run(RunFolder):
     def finished(self) -> bool:
         """Whether the last step of the recipe is trained and saved, or training stopped early."""
         return self.exists(self.folder) and self.state.is_done
+
+    def check_new(self) -> None:
+        """RunError if the folder exists and is not empty."""
+        otherwise = f"continue with --resume {self.folder}" if self.exists(self.folder) else ""
+        check_new(self.folder, otherwise)
 
     def check_image_folder(self) -> None:
         """RunError if an existing run's image folder is missing."""
@@ -207,6 +213,9 @@ def _lock_and_start(
         make_folder(run.folder)
         check_own_files(run.folder)
         locks.enter_context(exclusive_lock(run.folder))
+        if run.is_new:  # another process may have trained here since
+            run.check_new()
+            run.is_new = False
         with _recorded_failure(model, [run]):
             yield from _start(model, run, last_error, trainers)
     except PinxitError as error:
