@@ -63,6 +63,15 @@ def test_train_then_generate(pinxit: Pinxit, nano: Path, method: str) -> None:
     assert request.base == str(nano)
 
 
+def test_a_sheet_has_the_first_images_only(
+    pinxit: Pinxit, nano: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pinxit.cli.generate._MAX_SHEET", 2)
+    options = ("--base", str(nano), "--steps", "1", "--size", "64", "-n")
+    two, three = (pinxit("generate", "a toy", *options, count)[-1] for count in "23")
+    assert Path(two).read_bytes() == Path(three).read_bytes()
+
+
 def test_an_image_is_generated_again_and_nothing_is_overwritten(pinxit: Pinxit, nano: Path) -> None:
     asked = [
         "--base",

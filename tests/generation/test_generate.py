@@ -23,8 +23,9 @@ from pinxit.generation import schedulers
 from pinxit.generation.control import SamplingProgress
 from pinxit.generation.controls.inversion import Inversion
 from pinxit.generation.controls.mask import Mask
+from pinxit.generation.notices import request_notices
 from pinxit.generation.request import GeneratedImage, GenerationRequest
-from pinxit.generation.sample import generate_images, sample_images
+from pinxit.generation.sample import batch_requests, generate_images, sample_images
 from pinxit.generation.schedulers import SCHEDULER_ALIASES, SCHEDULERS
 from pinxit.images.tensors import contact_sheet, to_image, to_pixels
 from pinxit.models.model import Model
@@ -135,6 +136,23 @@ def test_scheduler_names_of_other_programs(name: str, scheduler: str) -> None:
 def test_every_scheduler_alias_is_a_scheduler() -> None:
     assert set(SCHEDULER_ALIASES.values()) == set(SCHEDULERS)
     assert not SCHEDULER_ALIASES.keys() & set(SCHEDULERS)
+
+
+def test_a_request_for_very_many_images_is_split_at_once(
+    model: Model, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made: list[GenerationRequest] = []
+    seeds = property(lambda request: made.append(request) or range(request.num_images))
+    monkeypatch.setattr(GenerationRequest, "seeds", seeds)
+    batches = batch_requests(model, GenerationRequest(prompt="a toy", num_images=100))
+    assert (len(made), sum(batch.num_images for batch in batches)) == (1, 100)
+
+
+def test_a_long_prompt_is_not_repeated_in_full(model: Model) -> None:
+    request = GenerationRequest(prompt="red toy " * 250, steps=1)
+    (note,) = (n.message for n in request_notices(model, request, ()) if "too long" in n.message)
+    assert note.count("red toy") <= 52
+    assert note.endswith("...`")
 
 
 def test_many_images_are_generated_in_batches(model: Model) -> None:

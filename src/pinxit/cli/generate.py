@@ -40,6 +40,7 @@ from pinxit.progress import Notice
 _OUT = Path("generated")
 _IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
 _NUM_IMAGES = 4
+_MAX_SHEET = 100  # images on the contact sheet
 _MAX_PROMPT_BYTES = 150  # of the prompt in a file name, which may have 255
 # Options that have flags of their own here, or none.
 _OTHER_FLAGS = frozenset({"prompt", "concepts", "width", "height", "num_images", "controls"})
@@ -169,7 +170,7 @@ class _ImageFolder:
         return self.folder / f"{self.number}-{prompt}-{request.seed}.png"
 
     def save_sheet(self, images: Sequence[Image]) -> None:
-        """Save a contact sheet of all images."""
+        """Save a contact sheet."""
         path = self.folder / f"{self.number}-sheet.png"
         atomic_write(path, lambda draft: contact_sheet(images).save(draft, "PNG"))
         data(str(path))
@@ -206,8 +207,7 @@ def _generate(
     folder: _ImageFolder,
     ranks: Ranks,
 ) -> None:
-    """Generate and save the share of this process; rank 0 also makes a sheet of all images."""
-    images: dict[int, Image] = {}
+    """Generate and save the share of this process; rank 0 also makes a sheet of the first."""
     with bars() as progress, closing(sample_images(model, request, concepts, ranks)) as events:
         for event in events:
             if isinstance(event, SamplingProgress):
@@ -216,16 +216,16 @@ def _generate(
                 say(f"note: {event.message}")
             else:
                 folder.save(event)
-                images[event.request.seed] = event.image
     _, *others = ranks.exchange(folder.saved)
     if ranks.rank:
         return
     for saved in others:
-        for seed, path in saved.items():
-            images[seed] = open_png(path)
+        folder.saved |= saved
+        for path in saved.values():
             data(str(path))
-    if len(images) > 1:
-        folder.save_sheet([images[seed] for seed in request.seeds])
+    if len(folder.saved) > 1:
+        first = request.seeds[:_MAX_SHEET]
+        folder.save_sheet([open_png(folder.saved[seed]) for seed in first])
 
 
 def request_flags(

@@ -13,6 +13,7 @@ from pinxit.progress import Notice
 
 # Sizes with less than this fraction of a model's area, or more than its inverse, are unusual.
 _MIN_AREA = 0.4
+_MAX_SHOWN = 200  # characters of a prompt in a notice
 # What prompts of other programs may contain and is not syntax here.
 _FOREIGN = re.compile(
     r"<(?:lora|lyco|hypernet):[^<>]*>|\bembedding:\S+|\b(?:BREAK|AND)\b|\[[^\[\]]*[:|][^\[\]]*\]"
@@ -27,7 +28,8 @@ def request_notices(
         cut = model.truncated_text(prompt, request.prompt_parsing)
         if cut:
             yield Notice(
-                f"`{prompt}` is too long for {model.name}; this part was left out: `{cut}`"
+                f"`{_start(prompt)}` is too long for {model.name}; this part was left out: "
+                f"`{_start(cut)}`"
             )
     plain_prompt = without_tokens(request.prompt, concepts)
     yield from _unusual(model, request, plain_prompt)
@@ -44,6 +46,10 @@ def request_notices(
                 f"unknown token `{token}`. hint: load the concept that defines it: --concept RUN"
             )
     yield from _concept_notices(model, request, concepts)
+
+
+def _start(text: str) -> str:
+    return text if len(text) <= _MAX_SHOWN else f"{text[:_MAX_SHOWN]}..."
 
 
 def _unusual(model: Model, request: GenerationRequest, plain_prompt: str) -> Iterator[Notice]:

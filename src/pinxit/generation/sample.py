@@ -183,7 +183,8 @@ def _seed_batches(
     _, height, width = model.latent_shape(*size)
     rows = min(_MAX_BATCH, _MAX_LATENT_POSITIONS // (width * height))
     count = max(1, rows // num_branches)
-    return [request.seeds[i : i + count] for i in range(0, request.num_images, count)]
+    seeds = request.seeds
+    return [seeds[i : i + count] for i in range(0, len(seeds), count)]
 
 
 def _sample_batch(
