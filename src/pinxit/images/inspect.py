@@ -99,9 +99,7 @@ class FolderCheck:
         if count >= _FEW and similarity.min() >= _SIMILAR:
             warnings.append("all images look alike: background and pose will be learned too")
         if self.caption_extension and not any(image.caption for image in images):
-            texts = {entry.path.suffix.lower() for entry in self.ignored} & TEXT_SUFFIXES
-            other = f"; there are {', '.join(sorted(texts))}" if texts else ""
-            warnings.append(f"no image has a caption file {self.caption_extension}{other}")
+            warnings.append(f"no image has a caption file {self.caption_extension}{self._texts()}")
         incomplete = {
             "caption": [image.path.name for image in images if not image.caption],
             "mask": [image.path.name for image in images if not image.mask],
@@ -110,6 +108,11 @@ class FolderCheck:
             if 0 < len(names) < count:
                 warnings.append(f"no {kind} for {', '.join(names)}, but for the other images")
         return warnings
+
+    def _texts(self) -> str:
+        """The kinds of text files in the folder that were not read."""
+        found = {entry.path.suffix.lower() for entry in self.ignored} & TEXT_SUFFIXES
+        return f"; there are {', '.join(sorted(found))}" if found else ""
 
 
 def check_folder(

@@ -78,16 +78,14 @@ class RunFolder:
         return str(self.folder)
 
     def __init__(self, folder: Path, recipe: Recipe) -> None:
-        self.folder = folder
-        self.recipe = recipe
+        self.folder, self.recipe = folder, recipe
         self.images: tuple[TrainingImage, ...] = ()
         self.log = TrainingLog(folder / JOURNAL)
         self.saved_step = self._logged_step = 0
         self.judge: Judge | None = None
         self.preview_now = False
         self._validated_step = -1  # the step of the last validation in the log
-        self._disk_full = False
-        self._base_hash = ""
+        self._disk_full, self._base_hash = False, ""
         self._next_progress = 0.0  # when a line of progress is due in the log
 
     @property
