@@ -68,7 +68,7 @@ class StyleJudge:
 
         `styles` are those that it chooses from; without any, all of pocket's.
         """
-        file = work / "style-judge.npz"
+        file = work / f"style-judge{len(styles) or ''}.npz"
         if not file.is_file():
             work.mkdir(parents=True, exist_ok=True)
             np.savez(file, allow_pickle=False, **_fit(model, styles or all_styles()))
@@ -112,9 +112,9 @@ def _fit(model: Model, styles: Sequence[str]) -> dict[str, Any]:
     }
 
 
-def all_styles() -> list[str]:
-    """The named styles, those that words describe, and those that are held out."""
-    return [*named_styles(), *STYLES, *HELD_OUT_STYLES, *HELD_OUT_DRAWN]
+def all_styles(named: int | None = None) -> list[str]:
+    """All named styles or the first ones, those that words describe, and those held out."""
+    return [*list(named_styles())[:named], *STYLES, *HELD_OUT_STYLES, *HELD_OUT_DRAWN]
 
 
 def renderings(style: str, seed: int) -> list[Image]:

@@ -26,7 +26,7 @@ from lab.quality.harness import (
     print_progress,
 )
 from lab.quality.scores import ATTRIBUTES, score_images, style_scales
-from lab.quality.style_judge import StyleJudge
+from lab.quality.style_judge import StyleJudge, all_styles
 from pinxit import registry
 from pinxit.evaluation.metric import Scale
 from pinxit.evaluation.prompt_sets import Prompt
@@ -142,7 +142,8 @@ def _measure(lab: Lab, eyes: Eyes, experiment: Experiment, file: Path) -> Row:
     asked = ATTRIBUTES if experiment.style in STYLE_PROMPTS else ATTRIBUTES[:-1]
     scores = score_images(generated, scales, eyes, asked).to_dict()
     nearest = registry.load("metrics", "nearest")().score(images, scales["gram"].references, ())
-    judge = StyleJudge.fitted(lab.model, experiment.args.work)
+    args = experiment.args
+    judge = StyleJudge.fitted(lab.model, args.work, all_styles(args.named) if args.named else ())
     experiment.folder.mkdir(parents=True, exist_ok=True)
     contact_sheet([image.resize((128, 128)) for image in images], 8).save(file.with_suffix(".png"))
     return {
@@ -199,6 +200,7 @@ def main() -> None:
     )
     parser.add_argument("--methods", nargs="*", default=METHODS, help="training methods")
     parser.add_argument("--count", type=int, default=1, help="images for each of 16 objects")
+    parser.add_argument("--named", type=int, help="named styles to tell from; default: all")
     parser.add_argument("--base", default="pocket", help="base model: name or folder")
     parser.add_argument("--steps", type=int, help="training steps; default: the method's")
     args = parser.parse_args()

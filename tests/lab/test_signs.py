@@ -69,7 +69,9 @@ def test_class_images_preserve_the_class_and_its_diversity(tmp_path: Path) -> No
 
 @pytest.mark.slow
 def test_a_lora_catches_a_style_and_not_the_things_in_it(tmp_path: Path) -> None:
-    figures = measured("styles", tmp_path, "--styles", "blueprint", "--methods", "lora")
+    figures = measured(
+        "styles", tmp_path, "--styles", "blueprint", "--methods", "lora", "--named", "4"
+    )
     ways, bars = figures["blueprint"], BARS["styles"]["lora"]
     lora = ways["lora"]
     assert lora["right"]["style"] >= bars["style"]

@@ -12,7 +12,7 @@ STYLES = ("photo", "sepia", "blueprint", "drawn 0", "elsine")
 
 def test_styles_of_new_scenes_are_recognized_also_in_soft_images(tmp_path: Path) -> None:
     judge = StyleJudge.fitted(open_base("pocket"), tmp_path, STYLES)
-    assert (tmp_path / "style-judge.npz").is_file()
+    assert (tmp_path / f"style-judge{len(STYLES)}.npz").is_file()
     for style in STYLES:
         images = renderings(style, seed=5)[:16]
         soft = [image.filter(ImageFilter.GaussianBlur(0.5)) for image in images]
