@@ -14,7 +14,6 @@ from pinxit.concepts.read import ConceptReference
 from pinxit.errors import PinxitError, RequestError, RunError
 from pinxit.evaluation.judge import Judge
 from pinxit.files.atomic_write import check_new, defer_signals, exclusive_lock, make_folder
-from pinxit.generation.notices import size_notices
 from pinxit.images.folder import TrainingImage
 from pinxit.models.device import device_name, memory_errors
 from pinxit.models.model import Model
@@ -26,10 +25,10 @@ from pinxit.runs.folder import RunFolder
 from pinxit.runs.follow import MakeClassImages, Train, share_state
 from pinxit.runs.preview_base import check_preview_base, preview_model
 from pinxit.runs.reader import recipe_file, saved_step
+from pinxit.runs.training_notices import training_notices
 from pinxit.runs.written_files import check_own_files
 from pinxit.training.concept_trainer import ConceptTrainer
 from pinxit.training.memory import MemoryPlan
-from pinxit.training.method import insert_token
 from pinxit.training.plan import TrainingPlan
 from pinxit.training.recipe import Recipe
 from pinxit.training.train import TrainingSession, train
@@ -232,7 +231,7 @@ def _start(
         yield run.record(event)
     class_images = read_class_images(model, run.plan.class_images)
     trainer = trainers[run] = ConceptTrainer(model, run.plan, run.images, class_images, run.ranks)
-    for notice in _training_notices(trainer, run.images):
+    for notice in training_notices(trainer, run.images):
         yield run.record(notice)
     for message in trainer.unused_inputs():
         yield run.record(Notice(message))
@@ -245,30 +244,6 @@ def _start(
             yield run.record(Notice(message))
     else:
         yield run.record(Finished(trainer.steps_done, run.state.result_file))
-
-
-def _training_notices(trainer: ConceptTrainer, images: Sequence[TrainingImage]) -> Iterator[Notice]:
-    """An unusual resolution, captions that are not used, and what is cut from long ones."""
-    yield from size_notices(trainer.model, trainer.plan.resolution, trainer.plan.resolution)
-    warmup, steps = trainer.plan.recipe.warmup_steps, trainer.plan.steps
-    if warmup > steps:
-        yield Notice(
-            f"the learning rate rises for {warmup} steps (--warmup-steps) and the run ends after "
-            f"{steps}: it never has its full value"
-        )
-    captions = [image.caption for image in images if image.caption]
-    texts = {insert_token(caption, trainer.plan.recipe.subject) for caption in captions}
-    if captions and not texts & {*trainer.samples.prompts}:
-        yield Notice(
-            f"the captions of {len(captions)} of {len(images)} images are not used for an object; "
-            "--captions uses them"
-        )
-    cuts = trainer.cut_prompts()
-    for cut in list(cuts.values())[:1]:
-        yield Notice(
-            f"{len(cuts)} training prompts are too long for {trainer.model.name} and are cut; "
-            f"{trainer.plan.recipe.token} stays, and of the first this is left out: `{cut}`"
-        )
 
 
 def _started(trainer: ConceptTrainer, model: Model) -> Started:
