@@ -287,7 +287,7 @@ def test_a_strength_of_image_to_image_without_an_image_is_noted(
     place: Place, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(place.generate("--denoising-strength", "0.3", "--steps", "1")) == 0
-    assert "no effect without an --init-image" in capsys.readouterr().err
+    assert "has no effect without an image: --init-image FILE" in capsys.readouterr().err
 
 
 def test_typed_options_replace_those_of_a_recipe(place: Place) -> None:

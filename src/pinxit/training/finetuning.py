@@ -52,8 +52,7 @@ class Finetuning(Method):
 
     preserve: Preservation | None = Option(
         None,
-        default_is="objects: base-answer for LoRA, else class-images; styles: none; with "
-        "--class-images, class-images or none",
+        default_is="objects: base-answer for LoRA, else class-images; styles: none",
     )
     """how training preserves what the base model knows of the class: with class images, with the
     base model's own predictions as targets, by pulling the weights to those of the base model, or
