@@ -340,8 +340,7 @@ def test_a_lost_machine_loses_what_is_after_the_last_checkpoint(
         if isinstance(status, Status) and 6 < status.done < status.total:
             kill_worker()
             break
-    saved = {file.stem for file in (tmp_path / "bucket").rglob("checkpoints/*")}
-    assert saved >= {"0000002"}
+    assert list((tmp_path / "bucket").rglob("checkpoints/*"))
     shutil.rmtree(first)
     assert other_machine(model, group, tmp_path, url) == []
 

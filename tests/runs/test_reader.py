@@ -122,7 +122,7 @@ def test_the_state_of_a_run_at_each_moment(
 
     with monkeypatch.context() as patch, pytest.raises(PinxitError):
         patch.setattr(run_module, "read_class_images", fail)
-        list(run.train(model))
+        list(Run.open(run.folder).train(model))
     failed = read_run(run.folder)
     assert failed.state == "failed"
     assert failed.error
