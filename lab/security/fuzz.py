@@ -29,6 +29,7 @@ from torch import nn
 from lab.security.doors import Door, doors
 from lab.security.hostile import in_legacy, in_zip, named, routes, text, whole, zipped
 from lab.security.watch import FOLDER, Watch
+from pinxit import registry
 from pinxit.errors import PinxitError
 from pinxit.files.pickle.torch_file import read_torch_file
 from pinxit.files.safetensors_file import read_safetensors
@@ -222,6 +223,9 @@ class Inputs:
             write_files(door, place)
             with suppress(PinxitError):
                 door.read(place)  # what it imports is imported before the watch begins
+        for kind in registry.PLUGIN_KINDS:  # errors list the options of plug-ins
+            for name in registry.names(kind):
+                registry.load(kind, name)
 
     def create(self, number: int) -> tuple[bytes, Path, Callable[[Path], Any]]:
         """The bytes of one input, the file or folder to read, and the function that reads it."""
