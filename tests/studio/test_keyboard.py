@@ -313,6 +313,7 @@ def test_concepts_are_compared(page: Page, studio: Studio) -> None:
     wait_for(lambda: job.state == "stopped")
     page.goto(f"{studio.address}/queue")
     keys.press("button", "Continue")
+    page.wait_for_url(re.compile("/jobs/"))
     wait_for(lambda: job.state == "waiting")
 
 
