@@ -64,7 +64,7 @@ class StyleJudge:
 
     @classmethod
     def fitted(cls, model: Model, work: Path, styles: Sequence[str] = ()) -> Self:
-        """The judge from a file in the work folder, or else from new renderings (five minutes).
+        """Read the judge from the work folder, or fit it to new renderings, in five minutes.
 
         `styles` are those that it chooses from; without any, all of pocket's.
         """

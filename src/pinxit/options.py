@@ -180,7 +180,7 @@ class Options(BaseModel):
         try:
             return handler(values)
         except ValidationError as error:
-            # A misspelt name says more than that the right one is missing.
+            # A misspelt key is reported before a missing one: it is probably the cause.
             first = min(error.errors(), key=lambda one: one["type"] != "extra_forbidden")
             raise cls.error_type(*cls._message(first)) from error
 

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
     from pinxit.options import Options
 
-# A flag that cannot be typed with `--no-`.
+# A flag without a `--no-` form.
 Switch = Annotated[bool, Parameter(negative="")]
 # Seconds between progress lines where there is no terminal.
 _LOG_EVERY = 10.0

@@ -1,4 +1,4 @@
-"""What the base model predicts on its own ways from noise to images: targets that preserve it."""
+"""What the base model predicts while it denoises its own images: targets that preserve it."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -9,7 +9,7 @@ from torch import Tensor
 from pinxit.models.conditioning import Conditioning
 from pinxit.models.model import Model
 
-WAY = 8  # samples on one way from noise to an image
+LENGTH = 8  # samples from one denoising trajectory
 
 
 @dataclass(frozen=True)
@@ -29,31 +29,32 @@ class BaseAnswer:
 
 
 @torch.no_grad()
-def ways(
+def trajectories(
     model: Model,
     conditioning: Conditioning,
     shape: Sequence[int],
     generators: Sequence[torch.Generator],
 ) -> Iterator[list[BaseAnswer]]:
-    """Answers on ways from noise to images, one way for each generator; `WAY` lists of one each.
+    """Answers from denoising trajectories, one for each generator: a list for each of their steps.
 
-    No class image is needed: the base model comes by the noisy latents of its own images, in few
-    steps without guidance. The timesteps are drawn as for training; `shape` is that of the latents.
+    No class image is needed: the noisy latents are those of the base model's own images, denoised
+    in `LENGTH` steps without guidance. The timesteps are drawn as for training; `shape` is that of
+    the latents.
     """
     schedule, device = model.schedule, model.device
-    drawn = [[schedule.sample_timestep(rng, shape) for _ in range(WAY)] for rng in generators]
+    drawn = [[schedule.sample_timestep(rng, shape) for _ in range(LENGTH)] for rng in generators]
     times = [sorted(some, reverse=True) for some in drawn]
     noisy = torch.stack([torch.randn(*shape, generator=rng) for rng in generators]).to(device)
     timesteps = torch.full((len(generators),), schedule.noisiest, device=device)
-    for place in range(WAY + 1):
+    for place in range(LENGTH + 1):
         answers = model.denoise(noisy, timesteps, conditioning)
         if place:
-            kept = zip(*(t.to(model.placement.dtype).cpu() for t in (noisy, answers)), strict=True)
+            pairs = zip(*(t.to(model.placement.dtype).cpu() for t in (noisy, answers)), strict=True)
             yield [
                 BaseAnswer(one, answer, some[place - 1])
-                for (one, answer), some in zip(kept, times, strict=True)
+                for (one, answer), some in zip(pairs, times, strict=True)
             ]
-        if place < WAY:
+        if place < LENGTH:
             clean, noise = schedule.predict_clean_and_noise(noisy, answers, timesteps)
             timesteps = torch.tensor([some[place] for some in times], device=device)
             noisy = schedule.add_noise(clean, noise, timesteps)

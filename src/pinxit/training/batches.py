@@ -14,7 +14,7 @@ from pinxit.models.ranks import ALONE, Ranks
 from pinxit.models.text_encoder import PromptParsing
 from pinxit.progress import Progress
 from pinxit.rng import generator
-from pinxit.training.base_answers import WAY, BaseAnswer, ways
+from pinxit.training.base_answers import LENGTH, BaseAnswer, trajectories
 from pinxit.training.encoding_cache import EncodingCache
 from pinxit.training.image_encoding import EncodedImage, encode_by_shape
 from pinxit.training.method import ImagePool
@@ -145,7 +145,7 @@ class TrainingSamples:
         training, they need no second copy of the weights. Yields progress.
         """
         self.ensure_encoded()
-        rounds = {step // WAY: None for step in steps if step not in self._answers}
+        rounds = {step // LENGTH: None for step in steps if step not in self._answers}
         for pool in self._pools if rounds else ():
             if pool.base_answer:
                 prompts = dict.fromkeys(prompt for choice in pool.prompts for prompt in choice)
@@ -157,7 +157,7 @@ class TrainingSamples:
     def _answer_round(
         self, pool: ImagePool, number: int, conditions: Mapping[str, Conditioning]
     ) -> None:
-        """The answers for `WAY` steps: a way for each sample of a step, in a random order."""
+        """The answers for `LENGTH` training steps, from a trajectory for each sample."""
         slots = self._own_slots(pool)
         if not slots:
             return
@@ -169,11 +169,11 @@ class TrainingSamples:
         conditioning = Conditioning.stack([conditions[prompt] for prompt in prompts])
         shape = self._encoded[pool.name][number % len(pool.images)][0].mean.shape
         rng = self._sampling.generator(pool.name, "order", number)
-        order = torch.randperm(WAY, generator=rng).tolist()
-        answers = ways(self._model, conditioning, shape, generators)
+        order = torch.randperm(LENGTH, generator=rng).tolist()
+        answers = trajectories(self._model, conditioning, shape, generators)
         for place, some in zip(order, answers, strict=True):
             answered = zip(prompts, some, strict=True)
-            self._answers[number * WAY + place] = dict(zip(slots, answered, strict=True))
+            self._answers[number * LENGTH + place] = dict(zip(slots, answered, strict=True))
 
     def draw_samples(self, step: int, concept: int) -> list[_Sample]:
         """The samples for a step, which are marked with the number of the concept."""

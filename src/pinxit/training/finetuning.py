@@ -40,8 +40,8 @@ _TRIGGER_WORDS = ["ohwx", "zwxq", "sksv", "vqkj", "xjwz", "qzvk", "wkzx", "jxqv"
 class Finetuning(Method):
     """Training on "a [V] class" that preserves what the base model knows of the class.
 
-    By class images (prior preservation, arXiv:2208.12242); by the base model's own predictions on
-    its ways from noise to images of the class, or of an empty prompt; or by pulling the weights to
+    By class images (prior preservation, arXiv:2208.12242); by the base model's own predictions
+    while it denoises images of the class, or of an empty prompt; or by pulling the weights to
     those of the base model (arXiv:2505.19519).
 
     `advice_by_size` is for five images.
