@@ -151,6 +151,8 @@ def entered(browser: Browser, studio: Studio) -> Iterator[Page]:
     page.on("pageerror", lambda error: problems.append(str(error)))
     page.on("console", lambda line: problems.append(line.text) if line.type == "error" else None)
     page.on("request", lambda asked: asked.url.startswith(own) or problems.append(asked.url))
+    # From the start: a listener that is added right before the key can miss the dialog.
+    page.on("filechooser", lambda _: None)
     page.goto(studio.link)
     page.wait_for_url(re.compile("/(train|library)"))
     yield page
