@@ -11,6 +11,7 @@ import pytest
 from PIL import Image
 from starlette.testclient import TestClient
 
+from lab.images import odd_images
 from pinxit.errors import RequestError, RunError
 from pinxit.progress import Notice
 from pinxit.studio.server import serve
@@ -93,16 +94,19 @@ def test_upload_is_decoded_elsewhere_and_stored_again(
         ("files", ("../../a cat.jpg", (tmp_path / "a.jpg").read_bytes(), "image/jpeg")),
         ("files", ("..\\..\\b.png", b"MZ not an image", "image/png")),
         ("files", ("a cat.txt", b"a grey cat", "text/plain")),
+        ("files", ("IMG_0042.HEIC", odd_images.phone(1), "image/heic")),
+        ("files", ("IMG_0043.HEIC", odd_images.phone(1)[:900], "image/heic")),
     ]
     answer = client.post("/api/images", files=files)
     assert answer.status_code == 201
     content = answer.json()
-    assert [image["name"] for image in content["images"]] == ["a cat.png"]
-    assert content["images"][0]["caption"] == "a grey cat"
-    assert [name for name, _ in content["rejected"]] == ["b.png"]
+    names = [image["name"] for image in content["images"]]
+    assert names == ["IMG_0042.png", "a cat.png"]
+    assert content["images"][1]["caption"] == "a grey cat"
+    assert [name for name, _ in content["rejected"]] == ["b.png", "IMG_0043.HEIC"]
     images = workspace.images_of(content["id"])
-    assert [path.name for path in images.files] == ["a cat.png"]
-    assert b"secret" not in images.files[0].read_bytes()
+    assert [path.name for path in images.files] == names
+    assert b"secret" not in images.files[1].read_bytes()
     assert not (tmp_path / "a cat.png").exists()
 
 

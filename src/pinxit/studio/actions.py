@@ -75,8 +75,9 @@ class Actions:
         if action == "restore":
             self.workspace.restore(number)
             return _see(f"/jobs/{number}")
-        job = self.workspace.queue.get(number)
+        job = self.workspace.job(number)
         if action == "remove":
+            _must_be_own(job)
             _refuse_active(job)
             self.workspace.trash(job)
             return _see(f"/library?removed={job.id}")
@@ -110,6 +111,7 @@ class Actions:
 
 def change_job(job: Job, action: str) -> None:
     """Stop a job, let it continue, or ask for a preview; RequestError for anything else."""
+    _must_be_own(job)
     if action == "stop":
         job.request_stop()
     elif action == "preview" and job.kind == "train" and job.is_active:
@@ -121,6 +123,14 @@ def change_job(job: Job, action: str) -> None:
     else:
         raise RequestError(
             f"unknown action {action[:20]!r}", "use stop, continue, or preview while it trains"
+        )
+
+
+def _must_be_own(job: Job) -> None:
+    if not job.is_own:
+        raise RequestError(
+            f"the {job.label} was started at the terminal: the studio only reads it",
+            f"there, Ctrl+C stops it; to continue it: pinxit train --resume {job.folder}",
         )
 
 

@@ -24,11 +24,11 @@ class Api:
 
     async def jobs(self, _: Request) -> Response:
         """All jobs, oldest first."""
-        return JSONResponse([self._described(job) for job in self.workspace.queue.all()])
+        return JSONResponse([self._described(job) for job in self.workspace.jobs()])
 
     async def job(self, request: Request) -> Response:
         """A job: its state, progress, error, and how many images it has generated."""
-        return JSONResponse(self._described(self.workspace.queue.get(request.path_params["job"])))
+        return JSONResponse(self._described(self.workspace.job(request.path_params["job"])))
 
     async def add_images(self, request: Request) -> Response:
         """Upload images (multipart, field `files`) as a set to train on; returns its checks."""
@@ -54,7 +54,7 @@ class Api:
 
     async def change(self, request: Request) -> Response:
         """Stop a job, let it continue, or make previews after the next step of a training."""
-        job = self.workspace.queue.get(request.path_params["job"])
+        job = self.workspace.job(request.path_params["job"])
         change_job(job, request.path_params["action"])
         return JSONResponse(self._described(job))
 

@@ -52,6 +52,16 @@ class Job:
         return self.folder.name
 
     @property
+    def label(self) -> str:
+        """What people call the job."""
+        return f"job {int(self.id)}"
+
+    @property
+    def is_own(self) -> bool:
+        """Whether the studio may change the job."""
+        return True
+
+    @property
     def created(self) -> float:
         """When the job was queued, in seconds since 1970."""
         return (self.folder / _OPTIONS).stat().st_mtime

@@ -128,7 +128,7 @@ class Media:
         return file
 
     def _job(self, request: Request) -> Job:
-        return self.workspace.queue.get(request.path_params["job"])
+        return self.workspace.job(request.path_params["job"])
 
 
 def _lasting_png(file: Path) -> FileResponse:

@@ -66,7 +66,7 @@ class Pages:
         workspace = self.workspace
         common = {
             "form_token": workspace.token_for("form"),
-            "now": self.watch.now([job for job in workspace.queue.all() if job.is_active]),
+            "now": self.watch.now([job for job in workspace.jobs() if job.is_active]),
             "options": workspace.options,
             "workers": workspace.workers(),
             "free_gb": workspace.free_bytes / 1e9,
@@ -85,7 +85,7 @@ class Pages:
     async def library(self, request: Request) -> Response:
         """All trainings and opened files, and the way back of a job that was just removed."""
         removed = request.query_params.get("removed", "")
-        jobs = [job for job in self.workspace.queue.all() if job.kind in ("train", "inspect")]
+        jobs = [job for job in self.workspace.jobs() if job.kind in ("train", "inspect")]
         views = [self.view(job) for job in reversed(jobs)]
         trash = self.workspace.folder / "trash" / "queue"
         is_there = is_number(removed) and (trash / removed).is_dir()
@@ -96,7 +96,7 @@ class Pages:
         query = request.query_params
         values: dict[str, Any] = dict(query)
         if like := query.get("like"):
-            job = self.workspace.queue.get(like)
+            job = self.workspace.job(like)
             recipe = dict(job.options.get("recipe", {}))
             method = dict(recipe.pop("method", {}))
             name = method.pop("name", "")
@@ -119,7 +119,7 @@ class Pages:
         query = request.query_params
         values: dict[str, Any] = dict(query)
         if like := query.get("like"):
-            job = self.workspace.queue.get(like)
+            job = self.workspace.job(like)
             values = {**job.options["request"], "concepts": job.options["concepts"]}
             values |= {"control": values.get("control", {}).get("name", "")}
         if query.getlist("concepts"):
@@ -222,14 +222,14 @@ class Pages:
 
     async def start(self, _: Request) -> Response:
         """The first page: the library, or the form of a training if there is nothing yet."""
-        return RedirectResponse("/library" if self.workspace.queue.all() else "/train", 303)
+        return RedirectResponse("/library" if self.workspace.jobs() else "/train", 303)
 
     def view(self, job: Job) -> TrainingView:
         """What pages show of a job."""
         return TrainingView(job, self.workspace.run(job) if job.kind == "train" else None)
 
     def _job(self, request: Request) -> Job:
-        return self.workspace.queue.get(request.path_params["job"])
+        return self.workspace.job(request.path_params["job"])
 
     def _snapshot(self, job: Job) -> ImageSet | None:
         number = job.options.get("snapshot") or job.options.get("request", {}).get("image")

@@ -142,9 +142,9 @@ class SideBySide:
 
     def _sides(self) -> dict[str, Side]:
         """The steps of all trainings that have previews, newest first, by key."""
-        jobs = [job for job in reversed(self.workspace.queue.all()) if job.kind == "train"]
+        jobs = [job for job in reversed(self.workspace.jobs()) if job.kind == "train"]
         sides = [
-            Side(job, row, f"{self.workspace.token(job)}, step {row.step}, job {int(job.id)}")
+            Side(job, row, f"{self.workspace.token(job)}, step {row.step}, {job.label}")
             for job in jobs
             for row in self.pages.view(job).previews
         ]

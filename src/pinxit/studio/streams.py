@@ -66,7 +66,7 @@ class StatusWatch:
     def status(self) -> str:
         """As JSON: `now` for the header, and `version`, which changes with any state."""
         if time.monotonic() - self._time > _STATUS_AGE:
-            jobs = self.workspace.queue.all()
+            jobs = self.workspace.jobs()
             active = [job for job in jobs if job.is_active]
             parts = [(job.id, job.state, str(job.read_log()[0])) for job in active]
             parts += [(job.id, "ended", "") for job in jobs if job not in active]
@@ -87,11 +87,11 @@ class StatusWatch:
         if job.kind == "train":
             view = TrainingView(job, self.workspace.run(job))
             return f"training {self.workspace.token(job)}: {view.summary}{more}"
-        return f"job {int(job.id)}, {KIND_NAMES[job.kind]}: {job.state}{more}"
+        return f"{job.label}, {KIND_NAMES[job.kind]}: {job.state}{more}"
 
 
 def _log_file(workspace: Workspace, job: Job) -> Path:
-    folder = workspace.folder / "runs" / job.id if job.kind == "train" else job.folder
+    folder = workspace.run_folder(job) if job.kind == "train" else job.folder
     return folder / JOURNAL
 
 

@@ -140,7 +140,7 @@ def _converted(field: Mapping[str, Any], text: str) -> object:
 
 
 def _concept(workspace: Workspace, number: str) -> Job:
-    job = workspace.queue.get(number)
+    job = workspace.job(number)
     if not workspace.has_concept(job):
         raise RequestError(f"job {number} has no concept", "wait until it has saved one")
     return job

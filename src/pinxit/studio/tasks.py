@@ -27,6 +27,7 @@ from pinxit.progress import Notice, Progress
 from pinxit.reports.comparison import evaluate
 from pinxit.reports.figures import EvaluationSettings
 from pinxit.runs.events import Preview
+from pinxit.runs.file_names import RECIPE
 from pinxit.runs.run import Run
 from pinxit.studio.jobs import Job
 from pinxit.studio.workspace import Workspace
@@ -112,7 +113,7 @@ class Tasks:
 
     def _compare(self, job: Job) -> Task:
         paths = [self._concept_path(number) for number in job.options["concepts"]]
-        runs = [path.parent if path.parent.parent.name == "runs" else path for path in paths]
+        runs = [path.parent if (path.parent / RECIPE).is_file() else path for path in paths]
         yield Progress("comparing", 0, 1)
         evaluate(
             runs,
@@ -131,7 +132,7 @@ class Tasks:
 
     def _drift(self, job: Job) -> Task:
         """Generate the prompts of a training's previews without its token, and with its weights."""
-        training = self.workspace.queue.get(job.options["concept"])
+        training = self.workspace.job(job.options["concept"])
         recipe = Recipe.model_validate(training.options["recipe"])
         concept = self._concept(training.id)
         model = yield from self._opened(recipe)
@@ -162,7 +163,7 @@ class Tasks:
         return read_concept(self._concept_path(number))
 
     def _concept_path(self, number: str) -> Path:
-        path = self.workspace.concept_file(self.workspace.queue.get(number))
+        path = self.workspace.concept_file(self.workspace.job(number))
         if path is None:
             raise ConceptError(f"job {number} has no concept", "train it, or open its file again")
         return path

@@ -26,6 +26,7 @@ from pinxit.files.atomic_write import (
 )
 from pinxit.runs.file_names import JOURNAL, RECIPE, result_file
 from pinxit.studio.jobs import Job, JobQueue, is_number, new_numbered_folder, read_json
+from pinxit.studio.terminal_runs import TerminalRun, terminal_runs
 
 if TYPE_CHECKING:
     from pinxit.runs.reader import RunState
@@ -110,7 +111,7 @@ class Workspace:
 
     folder: Path
     bases: Sequence[str] = ("pocket",)
-    _runs: "dict[str, tuple[object, RunState]]" = field(default_factory=dict, repr=False)
+    _runs: "dict[Path, tuple[object, RunState]]" = field(default_factory=dict, repr=False)
 
     def create(self) -> None:
         """Make the folder, or use that of an earlier studio; RunError if it is something else."""
@@ -125,6 +126,20 @@ class Workspace:
     def queue(self) -> JobQueue:
         """The jobs."""
         return JobQueue(self.folder / "queue")
+
+    @property
+    def _terminal_runs(self) -> dict[str, TerminalRun]:
+        return terminal_runs(self.folder / "runs", self._read_run)
+
+    def jobs(self) -> list[Job]:
+        """All jobs and all runs of the terminal, oldest first."""
+        jobs, runs = self.queue.all(), self._terminal_runs.values()
+        return sorted([*runs, *jobs], key=lambda job: job.created) if runs else jobs
+
+    def job(self, number: str) -> Job:
+        """The job or run with this number; RequestError if there is none."""
+        run = None if is_number(number) else self._terminal_runs.get(number)
+        return run or self.queue.get(number)
 
     @property
     def resolution(self) -> int:
@@ -146,21 +161,26 @@ class Workspace:
 
     def run(self, job: Job) -> "RunState | None":
         """The state of a training from its log; None before it has started."""
+        folder = self.run_folder(job)
+        return self._read_run(folder) if (folder / RECIPE).is_file() else None
+
+    def run_folder(self, job: Job) -> Path:
+        """Where a training writes."""
+        return job.folder if isinstance(job, TerminalRun) else self.folder / "runs" / job.id
+
+    def _read_run(self, folder: Path) -> "RunState":
         from pinxit.runs.reader import read_log
 
-        folder = self.folder / "runs" / job.id
-        if not (folder / RECIPE).is_file():
-            return None
         stamp = [_stamp(folder / name) for name in (JOURNAL, RECIPE)]
-        cached = self._runs.get(job.id)
+        cached = self._runs.get(folder)
         if not cached or cached[0] != stamp:
-            cached = self._runs[job.id] = stamp, read_log(folder)
+            cached = self._runs[folder] = stamp, read_log(folder)
         return replace(cached[1], is_running=is_locked(folder))
 
     def concept_file(self, job: Job) -> Path | None:
         """The concept that a job has trained, converted or inspected; None if there is none."""
         if job.kind == "train":
-            file = result_file(self.folder / "runs" / job.id)
+            file = result_file(self.run_folder(job))
             return file if file.is_file() else None
         number = job.id if job.kind == "convert" else job.options.get("file", "")
         folder = self.folder / "files" / number
@@ -170,7 +190,7 @@ class Workspace:
     def concepts(self) -> list[Job]:
         """The jobs that have a concept to generate with, newest first."""
         kinds = ("train", "inspect")
-        jobs = [job for job in reversed(self.queue.all()) if job.kind in kinds]
+        jobs = [job for job in reversed(self.jobs()) if job.kind in kinds]
         return [job for job in jobs if self.has_concept(job)]
 
     def has_concept(self, job: Job) -> bool:
