@@ -107,7 +107,9 @@ class RunState:
     @property
     def previews(self) -> dict[int, Path]:
         """The sheet of preview images by step."""
-        return {event.step: self.folder / PREVIEWS / event.path.name for event in self.of_kind(Preview)}
+        return {
+            event.step: self.folder / PREVIEWS / event.path.name for event in self.of_kind(Preview)
+        }
 
     @property
     def checkpoints(self) -> list[Path]:
