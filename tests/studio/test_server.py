@@ -103,7 +103,7 @@ def test_upload_is_decoded_elsewhere_and_stored_again(
     names = [image["name"] for image in content["images"]]
     assert names == ["IMG_0042.png", "a cat.png"]
     assert content["images"][1]["caption"] == "a grey cat"
-    assert [name for name, _ in content["rejected"]] == ["b.png", "IMG_0043.HEIC"]
+    assert [name for name, _ in content["rejected"]] == ["b.png", "IMG_0043.heic"]
     images = workspace.images_of(content["id"])
     assert [path.name for path in images.files] == names
     assert b"secret" not in images.files[1].read_bytes()
