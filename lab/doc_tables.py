@@ -453,7 +453,6 @@ ROWS: dict[str, Callable[[], Iterable[Row]]] = {
     "which": partial(_scale, "subjects", 1),
     "which-style": partial(_scale, "styles", 1),
     "nouns": partial(_truths, "nouns"),
-    "prior": partial(_truths, "prior"),
     "words": partial(_truths, "words"),
     "stopping": _stops,
     "transfer": partial(_curves, "words"),

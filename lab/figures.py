@@ -23,7 +23,6 @@ COMMANDS: dict[str, str] = {
     "--fork pocket-work/kept/painter-01000.safetensors --seconds 200",
     "pocket-curve": "python -m lab.pocket.curve --work pocket-work",
     "help-time": "python tools/help_time.py",
-    "subjects": "python -m lab.quality.subjects --count 1",
     "styles": "python -m lab.quality.styles",
     "truths": "python -m lab.quality.truths",
     "scale": "python -m lab.quality.scale",

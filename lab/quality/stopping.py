@@ -12,19 +12,20 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
-from functools import cached_property
 from pathlib import Path
 from statistics import fmean, median
 
 from lab.quality.harness import Lab, Row, argument_parser, cached, print_progress
 from lab.quality.scores import ATTRIBUTES, score_images
-from lab.quality.subjects import Experiment, sample_subjects, scales_of, write_references
+from lab.quality.subjects import sample_subjects, scales_of, write_references
+from lab.quality.truths import places
 from pinxit.concepts.concept import Concept
 from pinxit.concepts.read import read_concept
 from pinxit.evaluation.judge import Judge, JudgeScore
 from pinxit.models.model import Model
 from pinxit.models.open_base import open_base
 from pinxit.pocket.eyes import Eyes
+from pinxit.pocket.world import held_out_subjects
 from pinxit.runs.events import RunFailure
 from pinxit.runs.many import train_many
 from pinxit.runs.run import Run
@@ -71,10 +72,10 @@ class LongRun:
         """The folder with its training images, run and scores."""
         return self.args.work / f"{self.method}-{self.batch_size}" / f"{self.subject:02}"
 
-    @cached_property
-    def experiment(self) -> Experiment:
-        """The experiment with the same subject and prompts."""
-        return Experiment(self.subject, self.method, self.args)
+    @property
+    def noun(self) -> str:
+        """The subject's class."""
+        return held_out_subjects()[self.subject].class_noun
 
     def run(self, base: str) -> Run:
         """The run, new or existing."""
@@ -85,7 +86,7 @@ class LongRun:
         every = {"validate_every": args.every, "save_every": args.every, "checkpoint_every": 50}
         subject = {
             "token": f"<toy{self.subject}>",
-            "class_noun": self.experiment.noun,
+            "class_noun": self.noun,
             "base": base,
         }
         size = {"steps": self.steps, "batch_size": self.batch_size, "method": self.method}
@@ -131,7 +132,7 @@ def score(model: Model, eyes: Eyes, long_run: LongRun, step: int) -> Row:
     """The scores of a step's concept, from the work folder or measured now."""
 
     def measure() -> Row:
-        args, prompts = long_run.args, long_run.experiment.prompts()
+        args, prompts = long_run.args, places(long_run.noun)
         lab = Lab(model, print_progress, args.count, args.sampling_steps)
         generated = lab.generate(prompts, long_run.concept(step), f"step {step}")
         scores = score_images(generated, scales_of(long_run.subject, eyes), eyes)

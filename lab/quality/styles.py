@@ -11,10 +11,12 @@ import argparse
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from statistics import fmean
 
 import numpy as np
+from PIL import Image
 
 from lab.quality.harness import (
     Lab,
@@ -104,11 +106,16 @@ def recipe(style: str, folder: Path, **options: object) -> Recipe:
     """A recipe for a style; writes its training images and their captions first."""
     images = folder / "pictures"
     images.mkdir(parents=True, exist_ok=True)
-    for number, exhibit in enumerate(gallery.style_pictures(style)):
-        exhibit.image().save(images / f"{number}.png")
-        write_text(images / f"{number}.txt", exhibit.caption or "")
+    for number, (image, caption) in enumerate(_training_images(style)):
+        image.save(images / f"{number}.png")
+        write_text(images / f"{number}.txt", caption)
     word = {"token": TOKEN, "class_noun": NOUN, "kind": "style"}
     return Recipe.model_validate({**word, "images": images, "preview_every": 0, **options})
+
+
+@cache
+def _training_images(style: str) -> list[tuple[Image.Image, str]]:
+    return [(one.image(), one.caption or "") for one in gallery.style_pictures(style)]
 
 
 def generate_images(
@@ -158,7 +165,7 @@ def _measure(lab: Lab, eyes: Eyes, experiment: Experiment, file: Path) -> Row:
 
 def scales_of(style: str) -> dict[str, Scale]:
     """The scales of a style's colours and texture."""
-    references = [one.image() for one in gallery.style_pictures(style)]
+    references = [image for image, _ in _training_images(style)]
     photos, true = (
         [one.image() for one in gallery.style_pictures(name, _SEED, class_places())]
         for name in ("photo", style)

@@ -1,4 +1,4 @@
-"""Findings of the literature reproduced on pocket: class nouns, class images, number of vectors.
+"""Findings of the literature reproduced on pocket: class nouns and the number of vectors.
 
 Small experiments on few subjects. Results are kept in the work folder, so an interrupted
 measurement continues. The last line on stdout is JSON.
@@ -32,7 +32,6 @@ from pinxit.training.recipe import Recipe
 
 Options = Mapping[str, Any]
 _DREAMBOOTH: Options = {"name": "dreambooth", "class_images": 0}
-_WITH_CLASS_IMAGES: Options = {**_DREAMBOOTH, "class_images": 16}
 _INVERSION: Options = {"name": "textual-inversion"}
 RIGHT, WRONG, NONE = "right noun", "wrong noun", "no noun"
 # By group and experiment: options of the method and of the recipe. Short where an effect is clear.
@@ -42,10 +41,6 @@ GROUPS: dict[str, dict[str, tuple[Options, Options]]] = {
         f"{name}, {steps} steps": (_DREAMBOOTH, {"steps": steps})
         for steps in (12, 25, 100)
         for name in (RIGHT, WRONG, NONE)
-    },
-    "prior": {
-        "without class pictures": (_DREAMBOOTH, {"steps": 200}),
-        "with class pictures": (_WITH_CLASS_IMAGES, {"steps": 200}),
     },
     "words": {
         f"{count} {length}": (
@@ -127,8 +122,6 @@ def _measure(lab: Lab, eyes: Eyes, experiment: Experiment, recipe: Recipe) -> di
         row["norm"] = float(vectors.norm(dim=1).mean())
         own = lab.model.text_encoders["text"].token_embeddings(experiment.noun)
         row["norm of the noun"] = float(own.norm(dim=1).mean())
-    if experiment.group == "prior":
-        row |= class_change(lab, concept, scales["likeness"], experiment.noun, eyes)
     return row
 
 
