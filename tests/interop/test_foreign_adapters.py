@@ -50,6 +50,8 @@ DENOISER_NAMES = (
 FIRST_NAMES = ("lora_te_{flat}", "lora_te1_{flat}", "lycoris_{flat}", "text_encoder.{name}")
 FIRST_NAMES += ("text_encoder.text_model.{name}", "lora_te_text_model_{flat}", "te1.{name}")
 FIRST_NAMES += ("base_model.model.text_model.{name}", "text_encoders.clip_l.transformer.{name}")
+FIRST_NAMES += ("cond_stage_model.transformer.text_model.{name}",)
+FIRST_NAMES += ("conditioner.embedders.0.transformer.text_model.{name}",)
 FIRST_NAMES += ("clip_l.transformer.text_model.{name}", "text_encoder._orig_mod.{name}", "{name}")
 SECOND_NAMES = ("lora_te2_{flat}", "text_encoder_2.text_model.{name}", "te2.{name}")
 SECOND_NAMES += ("text_encoders.clip_g.transformer.text_model.{name}", "lora_te2_text_model_{flat}")
@@ -107,6 +109,13 @@ def close(one: Tensor, other: Tensor, tolerance: float = 1e-5) -> bool:
 
 def with_names(pattern: str, layer: str) -> str:
     return pattern.format(name=layer, flat=layer.replace(".", "_"))
+
+
+def test_names_of_layers_that_other_layers_wrap() -> None:
+    for name in ("base_model.model.{}.base_layer.lora_A", "unet.{}.lora_layer.down"):
+        parsed = parse_tensor_name(name.format(LINEAR) + ".weight")
+        assert parse_layer(parsed.path) == ("denoiser", LINEAR)
+        assert parsed.tensor == "lora_A.weight"
 
 
 def test_names_with_both_separators() -> None:
@@ -260,6 +269,21 @@ def test_kinds_of_lycoris(layer: str, opened: Callable[[str], Model], tmp_path: 
             again = tmp_path / f"{prefix}{kind} again.safetensors"
             assert main(["convert", str(file), str(again)]) == 0
             assert close(change(model, again, network, layer), expected), kind
+
+
+@pytest.mark.parametrize("scale", [1.0, 3])
+def test_scales_that_are_numbers_in_a_pickle(
+    scale: float, opened: Callable[[str], Model], tmp_path: Path
+) -> None:
+    model, name = opened("stable-diffusion-1"), f"lora_unet_{LINEAR.replace('.', '_')}"
+    down, up = factors(shape(model, "denoiser", LINEAR))
+    tensors = {f"{name}.lora_down.weight": down, f"{name}.lora_up.weight": up}
+    for number, content in enumerate(
+        (tensors | {f"{name}.alpha": scale}, {"state_dict": tensors | {f"{name}.alpha": scale}})
+    ):
+        torch.save(content, tmp_path / f"{number}.pt")
+        expected = product(down, up) * scale / 2
+        assert close(change(model, tmp_path / f"{number}.pt", "denoiser", LINEAR), expected)
 
 
 @pytest.mark.parametrize(

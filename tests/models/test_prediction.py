@@ -12,10 +12,14 @@ from pinxit.models.noise_schedule import Diffusion
 from pinxit.models.prediction import prediction_config
 
 KEYS = ("modelspec.prediction_type", "modelspec.predict_key", "prediction_type")
+KEYS += ("ss_prediction_type", "model_prediction_type", "parameterization", "modelspec.prediction")
 SPELLINGS = {
-    "v_prediction": ("v", "V", "v_prediction", "v-prediction", "vpred", "velocity"),
-    "epsilon": ("epsilon", "eps", "EPS"),
-    "sample": ("sample", "x0", "x_start"),
+    "v_prediction": (
+        *("v", "V", "v_prediction", "v-prediction", "vpred", "velocity"),
+        *("v_pred", "velocity_prediction", "v_parameterization", "V Prediction"),
+    ),
+    "epsilon": ("epsilon", "eps", "EPS", "eps_pred", "epsilon_prediction", "noise", "noise-pred"),
+    "sample": ("sample", "x0", "x_start", "x0_prediction", "sample_prediction", "x_0"),
 }
 ALPHAS_CUMPROD = torch.linspace(0.99, 0.01, 100)
 
@@ -44,10 +48,19 @@ def test_metadata(key: str, prediction: str, spelling: str, tmp_path: Path) -> N
         ("parameterization: 'x0'", {"prediction_type": "sample"}),
         ("parameterization: eps", {"prediction_type": "epsilon"}),
         ("linear_start: 0.1", {"prediction_type": "epsilon"}),
+        ("# parameterization: v\n    linear_start: 0.1", {"prediction_type": "epsilon"}),
+        ("parameterization : v  # velocity", {"prediction_type": "v_prediction"}),
+        ('"parameterization": "v"', {"prediction_type": "v_prediction"}),
+        ("x: {linear_start: 0.1, parameterization: v}", {"prediction_type": "v_prediction"}),
+        ("name: a model", {}),
     ],
 )
 @pytest.mark.parametrize(
-    "zero_snr", ["", "zero_terminal_snr: true", "rescale_betas_zero_snr: True"]
+    "zero_snr",
+    [
+        *("", "zero_terminal_snr: true", "rescale_betas_zero_snr: True", "ztsnr: yes"),
+        *('"zsnr": on', "use_zero_terminal_snr: 1"),
+    ],
 )
 def test_a_yaml_file(yaml: str, expected: dict[str, object], zero_snr: str, tmp_path: Path) -> None:
     (tmp_path / "a.yaml").write_text(f"model:\n  params:\n    {yaml}\n    {zero_snr}\n")
@@ -62,12 +75,32 @@ def test_a_yaml_file(yaml: str, expected: dict[str, object], zero_snr: str, tmp_
         {"names": ("v_pred", "ztsnr")},
         {"names": ("ztsnr",), "modelspec__prediction_type": "v"},
         {"modelspec__prediction_type": "v", "ss_zero_terminal_snr": "True"},
+        {"ss_v_parameterization": "True", "rescale_betas_zero_snr": "yes"},
+        {"v_pred": "1", "modelspec__ztsnr": "on"},
+        {"names": ("v_prediction", "zsnr")},
     ],
 )
 def test_zero_terminal_snr(marks: dict[str, str], tmp_path: Path) -> None:
     config = scheduler_config(tmp_path / "a.safetensors", **marks)  # type: ignore[arg-type]
     assert config["prediction_type"] == "v_prediction"
     assert config["rescale_betas_zero_snr"]
+
+
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16"])
+def test_a_yaml_file_in_other_encodings(encoding: str, tmp_path: Path) -> None:
+    (tmp_path / "a.yaml").write_bytes("parameterization: v\r\n".encode(encoding))
+    config = scheduler_config(tmp_path / "a.safetensors")
+    assert config == {"prediction_type": "v_prediction"}
+
+
+@pytest.mark.parametrize(
+    "yaml", ["name: a model\ntags: [a, b]\n", "", "model:\n  params:\n    linear_start: 0.1\n"]
+)
+def test_a_yaml_file_without_a_mark_does_not_hide_others(yaml: str, tmp_path: Path) -> None:
+    (tmp_path / "a.yaml").write_text(yaml)
+    for marks in ({"names": ("v_pred",)}, {"modelspec__prediction_type": "v"}):
+        config = scheduler_config(tmp_path / "a.safetensors", **marks)  # type: ignore[arg-type]
+        assert config == {"prediction_type": "v_prediction"}
 
 
 @pytest.mark.parametrize("value", ["flow", "rectified_flow", "?"])

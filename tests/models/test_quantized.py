@@ -1,10 +1,15 @@
 """Scales beside weights, in the spellings and shapes of the programs that write them."""
 
+import re
+from pathlib import Path
+
 import pytest
 import torch
+from safetensors.torch import save_file
 from torch import Tensor
 
 from pinxit.errors import ModelError
+from pinxit.models.checkpoint_source import CheckpointSource
 from pinxit.models.quantized import dequantized
 
 SHAPES = [(6, 4), (6, 4, 3, 3), (6, 4, 1, 1)]
@@ -111,3 +116,48 @@ def test_a_scale_that_does_not_fit() -> None:
     tensors = {"x.weight": weight(6, 4), "x.weight_scale": torch.ones(5)}
     with pytest.raises(ModelError, match=r"shape \(5,\) for x\.weight of shape \(6, 4\)"):
         dequantized(tensors, "it")
+
+
+UNKNOWN_SCALES = (
+    "x.scale",
+    "x.scales",
+    "x.w_scale",
+    "x.weight.scales",
+    "x.weight.weight_scale",
+    "x.weight_scaling",
+    "x.weight_scale_reciprocal",
+    "x.SCALE_WEIGHT",
+    "x.weight_offset",
+    "x.zero",
+    "scales.x.weight",
+    "weight_scales.x",
+    "x_weight_scale",
+)
+
+
+@pytest.mark.parametrize("name", UNKNOWN_SCALES)
+@pytest.mark.parametrize("known", [{}, {"x.weight_scale": torch.ones(())}], ids=["alone", "second"])
+def test_unknown_scales_of_8_bit_weights_are_refused_by_name(
+    name: str, known: dict[str, Tensor]
+) -> None:
+    eight_bits = {"x.weight": weight(6, 4).to(torch.float8_e4m3fn), "x.bias": torch.ones(6)}
+    with pytest.raises(ModelError, match=re.escape(f"8-bit weights with `{name}`")):
+        dequantized(eight_bits | known | {name: torch.ones(())}, "it")
+
+
+def test_a_scale_outside_of_a_part_is_refused(tmp_path: Path) -> None:
+    tensors = {
+        "model.diffusion_model.x.weight": weight(6, 4).to(torch.float8_e4m3fn),
+        "scales.x": torch.ones(()),
+    }
+    save_file(tensors, tmp_path / "a.safetensors")
+    with pytest.raises(ModelError, match=r"8-bit weights with `scales\.x`"):
+        CheckpointSource(tmp_path / "a.safetensors", "a")
+
+
+@pytest.mark.parametrize(
+    "name", ["norm.query_norm.scale", "norms.0.scale", "logit_scale", "scale_shift_table"]
+)
+def test_scales_of_the_network_itself_stay(name: str) -> None:
+    tensors = {"x.weight": weight(6, 4).to(torch.float8_e4m3fn), name: torch.ones(4)}
+    assert dequantized(tensors, "it").keys() == tensors.keys()

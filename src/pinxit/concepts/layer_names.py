@@ -18,7 +18,7 @@ _MAX_NAME_LENGTH = 300  # no tensor has a longer name
 
 # Parts of names that wrappers add: torch.compile, peft, data parallel training, attention of
 # diffusers.
-_WRAPPERS = {"_orig_mod", "default", "module", "processor"}
+_WRAPPERS = {"_orig_mod", "default", "module", "processor", "base_layer", "lora_layer"}
 _PEFT_NAMES = {
     "lora_A": "lora_A.weight",
     "lora_B": "lora_B.weight",
@@ -37,9 +37,9 @@ _ADAPTER_TENSOR = re.compile(
 )
 _TRAINER_PREFIX = re.compile(r"base_model\.model\.|lora_(unet|te\d?|transformer)[._]|lycoris_")
 _PREFIX = re.compile(
-    r"(?:base_model|model|lora|lycoris|text_encoders|text_model|cond_stage_model"
+    r"(?:base_model|model|lora|lycoris|text_encoders|text_model"
     r"|(?P<text_2>te2|text_encoder_2|clip_g)|(?P<text_3>te3|text_encoder_3|t5xxl)"
-    r"|(?P<text>te1?|text_encoder(?:_1)?|clip_[lh])"
+    r"|(?P<text>te1?|text_encoder(?:_1)?|clip_[lh]|cond_stage_model|conditioner[._]embedders[._]0)"
     r"|(?P<denoiser>diffusion_model|unet|transformer(?!_blocks)))[._]"
 )
 # In underscored names every `.` has become `_`; these parts of names contain `_` themselves.

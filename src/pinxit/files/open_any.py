@@ -6,7 +6,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, cast
 
-from torch import Tensor
+from torch import Tensor, tensor
 
 from pinxit.errors import ConceptError
 from pinxit.files.pickle.torch_file import is_pickle, read_torch_file
@@ -31,6 +31,7 @@ _RESULT_FILES = (
 # The settings beside an adapter of peft, and the folders of the networks that scripts save.
 PEFT_CONFIG = "adapter_config.json"
 _PEFT_FOLDERS = ("unet", "transformer", "text_encoder", "text_encoder_2")
+_SCALES = (".alpha", ".scale", ".scalar")
 _MAX_CONFIG_BYTES = 1_000_000
 
 
@@ -137,6 +138,13 @@ def _top_level_table(path: Path) -> Mapping[str, object]:
             f"{path} contains a {type(content).__name__}, not a table of tensors",
             "no format that pinxit supports looks like this",
         )
-    table = {str(name): value for name, value in content.items()}
+    table = cast("Mapping[object, object]", content)
     state = table.get("state_dict")
-    return cast("Mapping[str, object]", state) if isinstance(state, Mapping) else table
+    table = cast("Mapping[object, object]", state) if isinstance(state, Mapping) else table
+    return {str(name): _as_tensor(str(name), value) for name, value in table.items()}
+
+
+def _as_tensor(name: str, value: object) -> object:
+    """The scale of a layer as a tensor, which a pickle may have as a number; else the value."""
+    is_number = isinstance(value, int | float)
+    return tensor(float(value)) if is_number and name.endswith(_SCALES) else value

@@ -19,7 +19,7 @@ from pinxit.models import config_from_shapes
 from pinxit.models.checkpoint_names import usual_names
 from pinxit.models.joined_layers import LayerTable
 from pinxit.models.prediction import VelocityLooks, prediction_config
-from pinxit.models.quantized import dequantized
+from pinxit.models.quantized import check_scales, dequantized
 from pinxit.models.source import Source, read_weights
 
 _LAYOUTS = Path(__file__).parent / "layouts"
@@ -102,8 +102,10 @@ class CheckpointSource(Source):
         # They are needed also when the tensors are released.
         self._configs = dict[str, dict[str, Any]]()
         scheduler = self._parts.get("scheduler")
-        looks = scheduler.looks if scheduler else None
-        self._config_changes = prediction_config(path, self._tensors, metadata, looks)
+        self._config_changes = dict[str, dict[str, Any]]()
+        if scheduler and "prediction_type" in scheduler.settings:  # else it is a rectified flow
+            looks = scheduler.looks
+            self._config_changes = prediction_config(path, self._tensors, metadata, looks)
         for part_name, part in self._parts.items():
             if changes := part.variant(path.name, self._tensors):
                 changes = self._config_changes.get(part_name, {}) | changes
@@ -152,6 +154,7 @@ class CheckpointSource(Source):
 
     def _read(self) -> tuple[_Weights, dict[str, str]]:
         tensors, metadata = read_weights(self.path)
+        check_scales(tensors, str(self.path))
         return usual_names(tensors), metadata
 
     def _weights(self, part: _Part, tensors: Mapping[str, Tensor]) -> _Weights:

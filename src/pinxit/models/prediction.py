@@ -9,12 +9,11 @@ from typing import Any
 from torch import Tensor
 
 from pinxit.errors import ModelError
-from pinxit.files.untrusted import open_untrusted
+from pinxit.files.text import read_any_text
 
+# Spellings of predictions, without the words and signs of `_FILLING`.
 _PREDICTIONS = {
     "v": "v_prediction",
-    "vpred": "v_prediction",
-    "vprediction": "v_prediction",
     "velocity": "v_prediction",
     "epsilon": "epsilon",
     "eps": "epsilon",
@@ -23,15 +22,25 @@ _PREDICTIONS = {
     "x0": "sample",
     "xstart": "sample",
 }
-# Keys of metadata: modelspec's, as sd-scripts and OneTrainer write it, and ComfyUI's.
-_PREDICTION_KEYS = ("modelspec.prediction_type", "modelspec.predict_key", "prediction_type")
-_ZERO_SNR_KEYS = ("ss_zero_terminal_snr", "modelspec.ztsnr", "ztsnr", "zero_terminal_snr")
-_YAML_PREDICTION = re.compile(r"^\s*(?:parameterization|prediction_type): *[\"']?(\w+)", re.M)
-_YAML_ZERO_SNR = re.compile(
-    r"^\s*(?:rescale_betas_zero_snr|zero_terminal_snr|ztsnr|use_ztsnr): *[\"']?true\b", re.M | re.I
-)
-# Marks in the names of tensors, as ComfyUI reads them.
-_VELOCITY_TENSOR, _ZERO_SNR_TENSOR, _EDM_TENSORS = "v_pred", "ztsnr", "edm_"
+_FILLING = re.compile(r"[^a-z0-9]|pred(iction)?|param(eterization)?")
+# Names of marks, without the prefixes of programs: modelspec's, those of sd-scripts, OneTrainer,
+# ComfyUI and diffusers. The first have a prediction as their value, the others are true or false.
+_PREFIXES = re.compile(r"^(modelspec\.|ss_|model_|use_)+")
+_PREDICTION_KEYS = {"prediction_type", "predict_key", "prediction", "parameterization"}
+_VELOCITY_KEYS = {"v_pred", "v_prediction", "v_parameterization"}
+_ZERO_SNR_KEYS = {
+    *("ztsnr", "zsnr", "zero_snr", "zero_terminal_snr"),
+    *("rescale_betas_zero_snr", "rescale_zero_terminal_snr"),
+}
+_TRUE = {"true", "1", "yes", "on"}
+_YAML_COMMENT = re.compile(r"(^|\s)#.*", re.M)
+_YAML_PAIR = re.compile(r"\b([\w.]+)[\"']?[ \t]*:[ \t]*[\"']?([\w-]+)")
+# A key of CompVis's configs, which predict epsilon unless they say otherwise.
+_COMPVIS_KEY = "linear_start"
+_EDM_TENSORS = "edm_"
+_MAX_YAML_BYTES = 2**20
+
+_Marks = dict[str, str]
 
 
 @dataclass(frozen=True)
@@ -56,23 +65,29 @@ def prediction_config(
 
     A .yaml file of the same name, marker tensors and the metadata are read, in this order. Without
     any of them, v-prediction follows from the standard deviation of a tensor, as in ComfyUI.
-    Raises ModelError for a prediction or a noise schedule that is not supported.
+    Raises FileError if the .yaml file is no text, ModelError for a prediction or a noise schedule
+    that is not supported.
     """
     if any(name.startswith(_EDM_TENSORS) for name in tensors):
         raise ModelError(
             f"{path} uses the EDM noise schedule, which is not supported", "use another base model"
         )
-    yaml = _read_yaml(path)
-    prediction = _stated_prediction(path, yaml, tensors, metadata)
+    yaml_path = path.with_suffix(".yaml")
+    yaml = _read_yaml(yaml_path)
+    # Only those without a "." belong to no network.
+    names = dict.fromkeys((name for name in tensors if "." not in name), "true")
+    sources = {yaml_path: _marks(yaml), path: _marks(metadata) | _marks(names)}
+    stated = (_prediction(where, marks) for where, marks in sources.items())
+    prediction = next(filter(None, stated), None)
+    if prediction is None and _COMPVIS_KEY in yaml:
+        prediction = "epsilon"
+    if prediction is None and "-768-v" in metadata.get("modelspec.architecture", ""):
+        prediction = "v_prediction"
     if prediction is None and looks and (tensor := tensors.get(looks.tensor)) is not None:
         is_velocity = float(tensor.float().std(correction=0)) > looks.std
         prediction = "v_prediction" if is_velocity else None
     scheduler: dict[str, Any] = {"prediction_type": prediction} if prediction else {}
-    if (
-        _ZERO_SNR_TENSOR in tensors
-        or any(metadata.get(key, "").lower() in ("true", "1") for key in _ZERO_SNR_KEYS)
-        or _YAML_ZERO_SNR.search(yaml)
-    ):
+    if any(_is_true(marks, _ZERO_SNR_KEYS) for marks in sources.values()):
         scheduler |= {"rescale_betas_zero_snr": True, "timestep_spacing": "trailing"}
     changes = {"scheduler": scheduler} if scheduler else {}
     if looks and prediction == "v_prediction":
@@ -80,37 +95,34 @@ def prediction_config(
     return changes
 
 
-def _stated_prediction(
-    path: Path, yaml: str, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]
-) -> str | None:
-    """The prediction that a mark names, as diffusers calls it; None without a mark."""
-    if match := _YAML_PREDICTION.search(yaml):
-        return _known(match[1], path.with_suffix(".yaml"))
-    if yaml:
-        return "epsilon"  # CompVis's default
-    if _VELOCITY_TENSOR in tensors:
+def _marks(values: Mapping[str, str]) -> _Marks:
+    """Values by their names without the prefixes of programs."""
+    return {_PREFIXES.sub("", name.lower()): value for name, value in values.items()}
+
+
+def _is_true(marks: _Marks, names: set[str]) -> bool:
+    return any(marks[name].lower() in _TRUE for name in marks.keys() & names)
+
+
+def _prediction(where: Path, marks: _Marks) -> str | None:
+    """The prediction that marks name, as diffusers calls it; None without a mark."""
+    if _is_true(marks, _VELOCITY_KEYS):
         return "v_prediction"
-    for key in _PREDICTION_KEYS:
-        if value := metadata.get(key):
-            return _known(value, path)
-    is_velocity = metadata.get("modelspec.architecture", "").endswith("-768-v")
-    return "v_prediction" if is_velocity else None
-
-
-def _known(value: str, path: Path) -> str:
-    prediction = _PREDICTIONS.get(re.sub(r"[^a-z0-9]", "", value.lower()))
+    value = next((marks[name] for name in sorted(marks.keys() & _PREDICTION_KEYS)), "")
+    if not value:
+        return None
+    prediction = _PREDICTIONS.get(_FILLING.sub("", value.lower()))
     if prediction is None:
         raise ModelError(
-            f"{path} says that the model predicts `{value[:80]}`, which is not supported",
+            f"{where} says that the model predicts `{value[:80]}`, which is not supported",
             "supported are epsilon, v and sample (x0)",
         )
     return prediction
 
 
-def _read_yaml(path: Path) -> str:
-    """The first 64 KiB of the .yaml file next to a checkpoint, "" without one."""
-    file = path.with_suffix(".yaml")
+def _read_yaml(file: Path) -> dict[str, str]:
+    """The names and values in the .yaml file next to a checkpoint, {} without one."""
     if not file.is_file():
-        return ""
-    with open_untrusted(file) as opened:
-        return opened.read(2**16).decode(errors="replace")
+        return {}
+    text, _ = read_any_text(file, _MAX_YAML_BYTES)
+    return dict(_YAML_PAIR.findall(_YAML_COMMENT.sub("", text)))

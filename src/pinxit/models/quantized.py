@@ -37,6 +37,9 @@ _FLOAT8 = tuple(
     for name in ("float8_e4m3fn", "float8_e5m2", "float8_e4m3fnuz", "float8_e5m2fnuz")
     if hasattr(torch, name)
 )
+# Parameters of networks that are called scales.
+_OWN_SCALES = re.compile(r"norm\w*(\.\w+)*\.scale$|logit_scale$|scale_shift_table$")
+_SCALE_NAME = re.compile(r"^[^.]*scal|scal[^.]*$", re.IGNORECASE)
 _HINT = "use the checkpoint in fp32, fp16, bf16 or fp8"
 # bitsandbytes' scale is the largest value of a row, which is stored as 127.
 _FACTORS = {"SCB": 1 / 127}
@@ -49,16 +52,15 @@ def dequantized(tensors: Mapping[str, Tensor], where: str) -> dict[str, Tensor]:
     integers become fp32. Raises ModelError, which names the format, if weights are quantized in
     another way, or if a scale has a shape that does not fit its weight.
     """
+    check_scales(tensors, where)
     plain: dict[str, Tensor] = {}
     scales: dict[str, tuple[Tensor, float]] = {}
     for name, tensor in tensors.items():
-        suffix = next((suffix for suffix in _SCALES if name.endswith(f".{suffix}")), "")
-        weight = _weight_name(name, suffix, tensors) if suffix else ""
+        suffix, weight = _weight_of_scale(name, tensors)
         if weight:
             scales[weight] = (tensor, _FACTORS.get(suffix, 1.0))
         elif not _UNUSED.search(name):
             plain[name] = tensor
-    _refuse_other_formats(tensors, where)
     for name, (scale, factor) in scales.items():
         plain[name.removesuffix("._data")] = _scaled(plain.pop(name), scale, factor, where, name)
     for name, tensor in plain.items():
@@ -72,18 +74,39 @@ def dequantized(tensors: Mapping[str, Tensor], where: str) -> dict[str, Tensor]:
     return plain
 
 
-def _weight_name(name: str, suffix: str, tensors: Mapping[str, Tensor]) -> str:
-    """The weight that a scale belongs to, "" if there is none."""
-    stem = name.removesuffix(suffix)
-    names = (f"{stem}weight", f"{stem}weight._data")
-    return next((weight for weight in names if weight in tensors), "")
+def check_scales(tensors: Mapping[str, Tensor], where: str) -> None:
+    """Raise ModelError for weights of 8 bits with a scale or an offset that cannot be applied.
 
-
-def _refuse_other_formats(tensors: Mapping[str, Tensor], where: str) -> None:
+    They would be wrong without it. Also for weights that are quantized in another way.
+    """
     for pattern, what in _OTHERS.items():
         name = next(filter(re.compile(pattern).search, tensors), None)
         if name is not None:
             raise ModelError(f"{where} has {what} (`{name}`), which pinxit does not read", _HINT)
+    stems = {
+        name.removesuffix("._data").removesuffix("weight")
+        for name, tensor in tensors.items()
+        if tensor.itemsize == 1 and name.endswith((".weight", ".weight._data"))
+    }
+    for name in tensors if stems else ():
+        starts = (name[: end + 1] for end, letter in enumerate(name) if letter == ".")
+        is_weight = name.endswith((".weight", ".bias", ".weight._data"))
+        is_unknown = _SCALE_NAME.search(name) or not (is_weight or stems.isdisjoint(starts))
+        is_known = _weight_of_scale(name, tensors)[1] or _UNUSED.search(name)
+        if is_unknown and not is_known and not _OWN_SCALES.search(name):
+            raise ModelError(
+                f"{where} has 8-bit weights with `{name}`, a scale or an offset of a kind that "
+                "pinxit does not know",
+                _HINT,
+            )
+
+
+def _weight_of_scale(name: str, tensors: Mapping[str, Tensor]) -> tuple[str, str]:
+    """The suffix of a known scale, and the name of its weight; "" if it is none."""
+    suffix = next((suffix for suffix in _SCALES if name.endswith(f".{suffix}")), "")
+    stem = name.removesuffix(suffix)
+    names = (f"{stem}weight", f"{stem}weight._data") if suffix else ()
+    return suffix, next((weight for weight in names if weight in tensors), "")
 
 
 def _scaled(weight: Tensor, scale: Tensor, factor: float, where: str, name: str) -> Tensor:
