@@ -94,7 +94,7 @@ def isolated_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 def without_accelerator() -> Iterator[None]:
     """Tests compute on the CPU, also where there is a GPU; tests/accelerator has its own."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(torch.accelerator, "current_accelerator", lambda **_: None)
+        patch.setattr(torch.accelerator, "current_accelerator", lambda *_, **__: None)
         yield
 
 
@@ -150,6 +150,7 @@ def save_family(family: str, folder: Path) -> Path:
         "stable-diffusion-xl": _save_xl,
         "stable-diffusion-3": _save_3,
         "flux-1": _save_flux_1,
+        "chroma": _save_chroma,
         "z-image": _save_z_image,
     }[family](folder, parts)
 
@@ -243,6 +244,30 @@ def _save_flux_1(folder: Path, parts: dict[str, Any]) -> Path:
         ),
     }
     return _saved(diffusers.FluxPipeline, parts, folder)
+
+
+def _save_chroma(folder: Path, parts: dict[str, Any]) -> Path:
+    """FLUX.1's transformer without CLIP and guidance, with modulations from an approximator."""
+    transformer = diffusers.ChromaTransformer2DModel(
+        in_channels=64,
+        num_layers=2,
+        num_single_layers=2,
+        attention_head_dim=8,
+        num_attention_heads=2,
+        joint_attention_dim=48,
+        axes_dims_rope=(4, 2, 2),
+        approximator_num_channels=16,
+        approximator_hidden_dim=32,
+        approximator_layers=2,
+    )
+    parts |= {
+        "text_encoder": _t5(),
+        "tokenizer": _t5_tokenizer(),
+        "vae": _flow_vae(),
+        "transformer": transformer,
+        "scheduler": diffusers.FlowMatchEulerDiscreteScheduler(use_beta_sigmas=True),
+    }
+    return _saved(diffusers.ChromaPipeline, parts, folder)
 
 
 def _save_z_image(folder: Path, parts: dict[str, Any]) -> Path:

@@ -236,8 +236,8 @@ def test_training_in_half_precision(
     half = open_base(bases(family), precision=precision)
     before = {name: tensor.clone() for name, tensor in weights_of(half).items()}
     # T5 exceeds the range of fp16.
-    dtypes = {name.startswith("text_2."): tensor.dtype for name, tensor in before.items()}
-    assert dtypes[False] == half.placement.dtype
+    dtypes = {name.startswith("denoiser."): tensor.dtype for name, tensor in before.items()}
+    assert dtypes[True] == half.placement.dtype
     assert set(dtypes.values()) <= {half.placement.dtype, torch.bfloat16}
     session = session_for(half, recipe_for(method, pictures, steps=2))
     weights = [weight for trainer in session.trainers for weight in trainer.weights]

@@ -54,7 +54,7 @@ def test_placeholder_tokens_are_trained_in_every_text_encoder_that_is_not_frozen
         ):
             EmbeddingAdapter.of(model, "<mytoy>", "dog", 1)
         return
-    one = family in ("stable-diffusion-1", "stable-diffusion-2")
+    one = family in ("stable-diffusion-1", "stable-diffusion-2", "chroma")
     assert len(text_encoders) == (1 if one else 2)
     tables = {name: encoder.token_embeddings("dog") for name, encoder in text_encoders}
     added = EmbeddingAdapter("<mytoy>", "toy", tables)

@@ -1,4 +1,4 @@
-"""FLUX.1 and Z-Image: kinds of adapters, runs that go on, many concepts, and the full size."""
+"""FLUX.1, Chroma and Z-Image: adapters, runs that go on, many concepts, and the full size."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -19,6 +19,7 @@ from pinxit.training.recipe import Recipe
 from pinxit.training.train import StepResult
 
 FAMILIES = {
+    "chroma": (diffusers.ChromaTransformer2DModel, {}, 8_899_983_424),
     "flux-1": (diffusers.FluxTransformer2DModel, {"guidance_embeds": True}, 11_901_408_320),
     "z-image": (diffusers.ZImageTransformer2DModel, {}, 6_154_908_736),
 }

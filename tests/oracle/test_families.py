@@ -34,6 +34,7 @@ PIPELINES = {
     "stable-diffusion-2": "StableDiffusion{}Pipeline",
     "stable-diffusion-xl": "StableDiffusionXL{}Pipeline",
     "stable-diffusion-3": "StableDiffusion3{}Pipeline",
+    "chroma": "Chroma{}Pipeline",
     "flux-1": "Flux{}Pipeline",
     "z-image": "ZImage{}Pipeline",
 }
@@ -50,6 +51,19 @@ def pipelines(bases: Callable[[str], Path]) -> Pipelines:
 def _pipeline(family: str, folder: Path, kind: str = "", **without: None) -> Any:
     pipe = getattr(diffusers, PIPELINES[family].format(kind)).from_pretrained(folder, **without)
     pipe.set_progress_bar_config(disable=True)
+    return with_masked_padding(pipe) if family == "chroma" else pipe
+
+
+def with_masked_padding(pipe: Any) -> Any:
+    """The pipeline of Chroma, which then masks padding as the authors' code does.
+
+    diffusers adds the mask of 0 and 1 to the scores of the attention, so that padding is read
+    (huggingface/diffusers#12116); a mask of booleans prevents it.
+    """
+    original = pipe._prepare_attention_mask
+    pipe._prepare_attention_mask = lambda **inputs: (
+        original(**inputs).bool() if inputs["attention_mask"] is not None else None
+    )
     return pipe
 
 
@@ -64,6 +78,10 @@ def encode(pipe: Any, prompt: str, **changes: Any) -> tuple[torch.Tensor, torch.
     arguments = {"device": "cpu", "num_images_per_prompt": 1, **prompts, **changes}
     if isinstance(pipe, diffusers.FluxPipeline):
         return pipe.encode_prompt(prompt=prompt, **arguments)[:2]
+    if type(pipe).__name__.startswith("Chroma"):
+        del arguments["num_images_per_prompt"]
+        outputs = pipe.encode_prompt(prompt=prompt, do_classifier_free_guidance=False, **arguments)
+        return outputs[0][:, : int(outputs[2].sum())], None
     if isinstance(pipe, diffusers.ZImagePipeline):
         return pipe.encode_prompt(prompt, do_classifier_free_guidance=False)[0][0][None], None
     outputs = pipe.encode_prompt(prompt=prompt, do_classifier_free_guidance=False, **arguments)
@@ -143,7 +161,7 @@ def test_latents_equal_the_pipelines(
 
 
 FAMILY_SCHEDULERS = [(family, name) for family in PIPELINES for name in ("euler", "heun", "pndm")]
-for refuses_heun in ("flux-1", "z-image"):
+for refuses_heun in ("chroma", "flux-1", "z-image"):
     FAMILY_SCHEDULERS.remove((refuses_heun, "heun"))
 
 
@@ -258,6 +276,9 @@ def _flow_errors(
     if isinstance(pipe, diffusers.FluxPipeline):
         states = torch.cat(states)
         prediction = _packed_prediction(pipe, noisy, states, torch.cat(pooled), timesteps)
+    elif isinstance(pipe, diffusers.ChromaPipeline):
+        rows = zip(noisy.split(1), states, timesteps.split(1), strict=True)
+        prediction = torch.cat([_packed_prediction(pipe, *row[:2], None, row[2]) for row in rows])
     elif isinstance(pipe, diffusers.ZImagePipeline):
         images, prompts = list(noisy.unsqueeze(2)), [rows[0] for rows in states]
         outputs = pipe.transformer(images, 1 - timesteps / 1000, prompts).sample
@@ -270,18 +291,39 @@ def _flow_errors(
 def _packed_prediction(
     pipe: Any, noisy: Any, states: Any, pooled: Any, timesteps: Any
 ) -> torch.Tensor:
-    """The prediction of FLUX.1, whose guidance scale in training is 1."""
+    """The prediction of FLUX.1, whose guidance scale in training is 1, or of Chroma."""
     count, channels, height, width = noisy.shape
+    own = {"pooled_projections": pooled, "guidance": torch.ones(count)}
     tokens = pipe.transformer(
         pipe._pack_latents(noisy, count, channels, height, width),
-        states,
-        pooled,
-        timesteps / 1000,
-        pipe._prepare_latent_image_ids(count, height // 2, width // 2, "cpu", noisy.dtype),
-        torch.zeros(states.shape[1], 3),
-        torch.ones(count),
+        encoder_hidden_states=states,
+        timestep=timesteps / 1000,
+        img_ids=pipe._prepare_latent_image_ids(count, height // 2, width // 2, "cpu", noisy.dtype),
+        txt_ids=torch.zeros(states.shape[1], 3),
+        **({} if pooled is None else own),
     ).sample
     return pipe._unpack_latents(tokens, height * 8, width * 8, 8)
+
+
+def test_chroma_reads_one_position_of_padding(opened: Opened, bases: Callable[[str], Path]) -> None:
+    """Prompts of different lengths in one batch are as alone, also with gradient checkpointing."""
+    model = opened("chroma")
+    prompts = ["a dog", PROMPT]
+    batch = model.condition(prompts)
+    assert batch.mask is not None
+    lengths = [len(model.text_encoders["text"].ids(prompt)) + 2 for prompt in prompts]
+    assert batch.mask.sum(dim=1).tolist() == lengths
+    noise, half = torch.randn(2, 16, 4, 4), torch.tensor(500.0)
+    one = model.denoise(noise[:1], half, model.condition(prompts[:1]))
+    assert relative_error(model.denoise(noise, half, batch)[:1], one) <= 1e-5
+    assert relative_error(model.denoise(noise, half, Conditioning(batch.states))[:1], one) > 1e-5
+    model.enable_gradient_checkpointing(True)
+    changed = noise.clone().requires_grad_()
+    assert relative_error(model.denoise(changed, half, batch)[:1], one) <= 1e-5
+    model.enable_gradient_checkpointing(False)
+    pipe: Any = diffusers.ChromaPipeline.from_pretrained(bases("chroma"))
+    latents = expected(pipe, "euler", "flow", negative_prompt="a cat")
+    assert relative_error(actual(model, negative_prompt="a cat"), latents) > TOLERANCE
 
 
 @pytest.mark.parametrize("schnell", [True, False])
@@ -292,6 +334,7 @@ def test_flux_1_without_guidance_as_an_input(
     folder = without_guidance(bases("flux-1"), tmp_path / "plain", schnell=schnell)
     pipe, model = _pipeline("flux-1", folder), open_base(folder)
     arguments = {"kind": "flow", "negative_prompt": "a cat", "true_cfg_scale": GUIDANCE}
+    arguments |= {"max_sequence_length": 256 if schnell else 512}
     with_guidance = expected(pipe, "euler", **arguments)
     without = expected(pipe, "euler", **arguments | {"true_cfg_scale": 1.0})
     right, wrong = (without, with_guidance) if schnell else (with_guidance, without)

@@ -17,6 +17,7 @@ from pinxit.models.model import Model
 from pinxit.models.open_base import open_base
 from pinxit.runs.run import train_run
 from pinxit.training.recipe import Recipe
+from tests.oracle.test_families import with_masked_padding
 
 TOLERANCE = 1e-4
 PROMPT = "a photo of <mine> on the beach"
@@ -99,7 +100,7 @@ def test_two_concepts_in_one_pipeline(model: Model, trained: Callable[[str, str]
     assert error(pipeline_latents(pipeline, prompt), latents(model, concepts, prompt)) <= TOLERANCE
 
 
-@pytest.mark.parametrize("family", ["flux-1", "z-image"])
+@pytest.mark.parametrize("family", ["chroma", "flux-1", "z-image"])
 def test_pipelines_of_transformers_generate_the_same_image(
     opened: Callable[[str], Model], trained: Callable[[str, str], Concept], family: str
 ) -> None:
@@ -108,10 +109,12 @@ def test_pipelines_of_transformers_generate_the_same_image(
     Z-Image's pipeline counts guidance from 0.
     """
     model, concept = opened(family), trained(family, "lora")
-    concepts = [concept] if family == "flux-1" else []
+    concepts = [] if family == "z-image" else [concept]
     prompt = PROMPT if concepts else PROMPT.replace("<mine>", "dog")
     options = {"width": 32, "height": 32, "guidance_scale": 4.0 if concepts else 3.0}
     pipeline = model.to_pipeline(concepts)
+    if family == "chroma":
+        with_masked_padding(pipeline)
     packed = pipeline_latents(pipeline, prompt, **options)
     theirs = pipeline._unpack_latents(packed[None], 32, 32, 8)[0] if concepts else packed
     request, _ = opened_request(prompt, [], steps=4, seed=3, guidance_scale=4, width=32)
@@ -142,6 +145,7 @@ def test_a_pipeline_without_placeholder_tokens_refuses_them(
         "stable-diffusion-2",
         "stable-diffusion-xl",
         "stable-diffusion-3",
+        "chroma",
         "flux-1",
         "z-image",
     ],

@@ -1,4 +1,4 @@
-"""FLUX.1 and Z-Image from files as their authors and ComfyUI ship them."""
+"""FLUX.1, Chroma and Z-Image from files as their authors and ComfyUI ship them."""
 
 import importlib.util
 import json
@@ -33,7 +33,7 @@ ldm = importlib.util.module_from_spec(_spec)
 _spec.loader.exec_module(ldm)
 
 PROMPT = "a photo of a red dog"
-LAYOUTS = {"flux-1": "flux_1", "z-image": "z_image"}
+LAYOUTS = {"chroma": "chroma", "flux-1": "flux_1", "z-image": "z_image"}
 HEAD = 128  # the only width of a head that files have
 every_family = pytest.mark.parametrize("family", LAYOUTS)
 Made = Callable[[str], dict[str, Path]]
@@ -55,6 +55,15 @@ def transformer(family: str) -> Any:
             joint_attention_dim=48,
             pooled_projection_dim=64,
             guidance_embeds=True,
+        )
+    if family == "chroma":
+        return diffusers.ChromaTransformer2DModel(
+            num_layers=2,
+            num_single_layers=1,
+            num_attention_heads=1,
+            joint_attention_dim=48,
+            approximator_hidden_dim=32,
+            approximator_layers=2,
         )
     network: Any = diffusers.ZImageTransformer2DModel(
         dim=HEAD, n_layers=2, n_refiner_layers=1, n_heads=1, n_kv_heads=1, cap_feat_dim=24
@@ -85,12 +94,14 @@ def save_folder(family: str, base: Path, folder: Path) -> Path:
     torch.manual_seed(5)
     shutil.copytree(base, folder)
     encoders = {}
+    t5 = {"d_model": 48, "d_kv": 8, "d_ff": 32, "num_layers": 2, "num_heads": 2}
+    t5 |= {"vocab_size": 64, "feed_forward_proj": "gated-gelu"}
+    if family == "chroma":
+        encoders = {"text_encoder": transformers.T5EncoderModel(transformers.T5Config(**t5))}
     if family == "flux-1":
         config = transformers.CLIPTextConfig(
             hidden_size=64, intermediate_size=64, num_hidden_layers=2, num_attention_heads=1
         )
-        t5 = {"d_model": 48, "d_kv": 8, "d_ff": 32, "num_layers": 2, "num_heads": 2}
-        t5 |= {"vocab_size": 64, "feed_forward_proj": "gated-gelu"}
         encoders = {
             "text_encoder": transformers.CLIPTextModel(config),
             "text_encoder_2": transformers.T5EncoderModel(transformers.T5Config(**t5)),
@@ -123,9 +134,11 @@ def files_of(family: str, root: Path, folder: Path) -> dict[str, Path]:
     denoiser = to_original(table_of(family), transformer_weights(folder))
     everything = prefixed("model.diffusion_model.", denoiser) | prefixed("vae.", vae)
     files = {"transformer": denoiser, "vae": vae}
-    names = {"text_encoder": "clip_l", "text_encoder_2": "t5xxl"}
-    if family == "z-image":
-        names = {"text_encoder": "qwen3_4b"}
+    names = {
+        "chroma": {"text_encoder": "t5xxl"},
+        "flux-1": {"text_encoder": "clip_l", "text_encoder_2": "t5xxl"},
+        "z-image": {"text_encoder": "qwen3_4b"},
+    }[family]
     for part, name in names.items():
         weights = load_file(folder / part / "model.safetensors")
         if family == "z-image":
@@ -174,7 +187,7 @@ def test_the_error_for_a_transformer_alone_names_the_missing_parts(family: str, 
     with pytest.raises(ModelError) as caught:
         open_base(paths["transformer"])
     assert "is a transformer without vae, text_encoder" in caught.value.message
-    encoder = "clip_l" if family == "flux-1" else "qwen_3_4b"
+    encoder = {"chroma": "t5xxl_fp16", "flux-1": "clip_l", "z-image": "qwen_3_4b"}[family]
     assert f"--vae ae.safetensors --text-encoder {encoder}.safetensors" in caught.value.hint
     with pytest.raises(ModelError, match="without tokenizer"):
         open_base(paths["all"])
@@ -269,11 +282,23 @@ def test_gguf_is_dequantized(made: Made, tmp_path: Path, monkeypatch: pytest.Mon
 
 
 FULL = {
+    "chroma": (diffusers.ChromaTransformer2DModel, {}),
     "flux-1": (diffusers.FluxTransformer2DModel, {"guidance_embeds": True}),
     "z-image": (diffusers.ZImageTransformer2DModel, {}),
 }
 # Names, shapes and numbers of tensors as published.
 PUBLISHED = {
+    "chroma": (
+        643,
+        {
+            "distilled_guidance_layer.in_proj.weight": (5120, 64),
+            "distilled_guidance_layer.layers.4.out_layer.bias": (5120,),
+            "distilled_guidance_layer.norms.0.scale": (5120,),
+            "double_blocks.18.txt_attn.qkv.weight": (9216, 3072),
+            "single_blocks.37.linear2.weight": (3072, 15360),
+            "final_layer.linear.weight": (64, 3072),
+        },
+    ),
     "flux-1": (
         780,
         {
@@ -314,6 +339,7 @@ def test_all_names_and_shapes_of_the_full_size_map_both_ways(family: str) -> Non
     shapes = {name: tensor.shape for name, tensor in ours.items()}
     assert {n: t.shape for n, t in table.to_diffusers(original).items()} == shapes
     convert = {
+        "chroma": converters.convert_chroma_transformer_checkpoint_to_diffusers,
         "flux-1": converters.convert_flux_transformer_checkpoint_to_diffusers,
         "z-image": converters.convert_z_image_transformer_checkpoint_to_diffusers,
     }[family]

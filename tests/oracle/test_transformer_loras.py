@@ -1,4 +1,4 @@
-"""LoRAs of FLUX.1 and Z-Image in the names of other programs, with diffusers as reader."""
+"""LoRAs of FLUX.1, Chroma and Z-Image in the names of other programs, with diffusers as reader."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -154,7 +154,7 @@ def tensors_in(concept: Concept) -> dict[str, Tensor]:
     [(name, variant) for name in ("kohya", "comfyui", "peft") for variant in ("lora", "dora")]
     + [("kohya", "loha"), ("kohya", "lokr"), ("diffusers-lora", "lora")],
 )
-@pytest.mark.parametrize("family", ["flux-1", "z-image"])
+@pytest.mark.parametrize("family", ["chroma", "flux-1", "z-image"])
 def test_written_files_are_read_to_the_bit(
     family: str,
     name: str,
@@ -260,7 +260,7 @@ def read_by_comfyui(file: Path, weights: dict[str, Tensor]) -> dict[str, Tensor]
     return changed
 
 
-@pytest.mark.parametrize("family", ["flux-1", "z-image"])
+@pytest.mark.parametrize("family", ["chroma", "flux-1", "z-image"])
 def test_comfyui_has_the_same_weights(
     family: str, opened: Callable[[str], Model], tmp_path: Path
 ) -> None:
@@ -320,7 +320,9 @@ def test_a_file_with_another_change_is_not_accepted(
         write_in_format(concept, Target(tmp_path / "lora.safetensors"), "comfyui")
 
 
-@pytest.mark.parametrize(("family", "pipeline"), [("flux-1", "Flux"), ("z-image", "ZImage")])
+@pytest.mark.parametrize(
+    ("family", "pipeline"), [("chroma", "Chroma"), ("flux-1", "Flux"), ("z-image", "ZImage")]
+)
 def test_diffusers_loads_what_is_written(
     family: str,
     pipeline: str,

@@ -189,8 +189,9 @@ def _known_layer(network: str | None, name: str) -> tuple[str, str] | None:
     layer = without_prefix(renamed(name, _DIFFUSERS) or name)
     if layer.endswith(".to_out") and network in (None, "denoiser"):
         layer = f"{layer}.0"
-    if _T5.fullmatch(layer):  # the second text encoder of FLUX.1, the third of Stable Diffusion 3
-        return ("text_2", layer) if network != "denoiser" else None
+    if _T5.fullmatch(layer) and network != "denoiser":
+        # The only text encoder of Chroma, the second of FLUX.1, the third of Stable Diffusion 3.
+        return ("text" if network == "text" else "text_2", layer)
     if _CLIP.fullmatch(clip := re.sub(r"\bto_(q|k|v|out)$", r"\1_proj", layer)):
         return (network or "text", clip) if network in (None, "text", "text_2") else None
     is_known = _UNET.fullmatch(layer) or is_mmdit_layer(layer)

@@ -13,7 +13,7 @@ from pinxit.models.clip_encoder import ClipEncoder
 from pinxit.models.conditioning import Conditioning
 from pinxit.models.config_limits import check_diffusion_config, check_latent_config
 from pinxit.models.kernels.cpu import optimize_for_cpu, release_freed_memory
-from pinxit.models.loading import load_network, release_weights, reload_weights
+from pinxit.models.loading import Buffers, load_network, release_weights, reload_weights
 from pinxit.models.model import SMALL, LatentDistribution, LatentNormalization, Model, Placement
 from pinxit.models.noise_schedule import Diffusion, Schedule
 from pinxit.models.source import Source
@@ -89,10 +89,12 @@ class LatentModel(Model):
             optimize_for_cpu(denoiser)
 
     @classmethod
-    def load_denoiser(cls, kind: type[Any], source: Source, placement: Placement) -> Any:
+    def load_denoiser(
+        cls, kind: type[Any], source: Source, placement: Placement, buffers: Buffers | None = None
+    ) -> Any:
         """The denoiser of a class of diffusers; with int8, layers of that group are 8-bit."""
-        folder, int8_layers = cls.facts.denoiser, cls.layer_groups["int8"]
-        return load_network(kind, source, folder, placement, int8_layers=int8_layers)
+        folder, layers = cls.facts.denoiser, cls.layer_groups["int8"]
+        return load_network(kind, source, folder, placement, int8_layers=layers, buffers=buffers)
 
     @classmethod
     def check_usable(cls, source: Source) -> None:

@@ -2,7 +2,7 @@
 """Building networks and tokenizers of known classes from a source's configs and weights."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import cache
 from typing import Any, TypeVar, cast
 
@@ -16,6 +16,9 @@ from pinxit.models.kernels.int8 import convert_to_int8
 from pinxit.models.kernels.quantize import quantize_rows
 from pinxit.models.model import Placement
 from pinxit.models.source import Source
+
+# Functions that compute buffers which no file has from those without values, by name.
+Buffers = Mapping[str, Callable[[Tensor], Tensor]]
 
 _N = TypeVar("_N", bound=nn.Module)
 
@@ -33,6 +36,7 @@ def load_network(
     placement: Placement,
     dtype: torch.dtype | None = None,
     int8_layers: str = "",
+    buffers: Buffers | None = None,
 ) -> _N:
     """A part of a base model as a network of class `kind`, frozen, on the placement's device.
 
@@ -62,7 +66,7 @@ def load_network(
     network.requires_grad_(False).load_state_dict(weights, assign=True)
     if getattr(network, "all_tied_weights_keys", {}):
         cast("Any", network).tie_weights()
-    _restore_buffers(network)
+    _restore_buffers(network, buffers or {})
     return network.eval().to(placement.device)
 
 
@@ -167,13 +171,15 @@ def _check_names_and_shapes(
             )
 
 
-def _restore_buffers(network: nn.Module) -> None:
-    """Compute the buffers that files do not contain: position ids, and rotary frequencies."""
-    for module in network.modules():
+def _restore_buffers(network: nn.Module, functions: Buffers) -> None:
+    """Compute the buffers that files do not contain, also position ids and rotary frequencies."""
+    for path, module in network.named_modules():
         for name, buffer in module.named_buffers(recurse=False):
             if not buffer.is_meta:
                 continue
-            if name == "position_ids":
+            if f"{path}.{name}" in functions:
+                values = functions[f"{path}.{name}"](buffer)
+            elif name == "position_ids":
                 values = torch.arange(buffer.shape[-1]).expand(buffer.shape)
             else:
                 values = getattr(type(module)(cast("Any", module).config), name)

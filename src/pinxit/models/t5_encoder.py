@@ -26,21 +26,32 @@ from pinxit.models.tokenizers import encoded, read_tokenizer
 class T5Encoder(PlaceholderEncoder):
     """T5's encoder with its tokenizer, which is read from tokenizer.json only.
 
-    Prompts are truncated or padded to `length` tokens, and attention weights are ignored.
+    Prompts are truncated or padded to `length` tokens, and attention weights are ignored. With
+    `masked`, the padding is not read, and the mask is returned.
     """
 
-    def __init__(self, source: Source, number: int, placement: Placement, length: int) -> None:
+    def __init__(
+        self,
+        source: Source,
+        number: int,
+        placement: Placement,
+        length: int,
+        *,
+        masked: bool = False,
+    ) -> None:
         from transformers import T5EncoderModel
 
         self._length = length
-        self._tokenizer = read_tokenizer(source, f"tokenizer_{number}")
+        self._masked = masked
+        suffix = f"_{number}" if number > 1 else ""
+        self._tokenizer = read_tokenizer(source, f"tokenizer{suffix}")
         # The hidden states exceed the range of fp16.
         dtype = torch.bfloat16 if placement.precision == "fp16" else placement.dtype
-        folder = f"text_encoder_{number}"
+        folder = f"text_encoder{suffix}"
         network: Any = load_network(T5EncoderModel, source, folder, placement, dtype)
         # They are two layers with the same weights; as one layer, both are changed together.
         network.encoder.embed_tokens = network.shared
-        super().__init__(f"text_{number}", network)
+        super().__init__(f"text{suffix}", network)
         self._device = placement.device
 
     def has_word(self, word: str) -> bool:  # noqa: ARG002
@@ -61,21 +72,25 @@ class T5Encoder(PlaceholderEncoder):
         """Token ids of prompts in one chunk, (B, 1, L), whatever the number of `chunks`."""
         config, shape = self.network.config, (len(prompts), 1, self._length)
         ids = torch.full(shape, config.pad_token_id, device=self._device)
-        rows = torch.full_like(ids, -1)
+        rows, mask = torch.full_like(ids, -1), torch.zeros(shape, device=self._device)
         vectors = self._placeholder_vectors(placeholders)
         for index, prompt in enumerate(prompts):
             all_tokens = self._prompt_tokens(prompt, placeholders, parsing, vectors)
             tokens = [all_tokens[position] for position in self._window(all_tokens)]
             text_ids = [*(token.id for token in tokens), config.eos_token_id]
             ids[index, 0, : len(text_ids)] = torch.tensor(text_ids)
+            mask[index, 0, : len(text_ids)] = 1
             rows[index, 0, : len(tokens)] = torch.tensor([token.row for token in tokens])
         embeddings = torch.cat(list(vectors.values())) if vectors else None
-        return TokenPlan(ids, rows, torch.ones(shape, device=ids.device), embeddings)
+        weights = torch.ones(shape, device=ids.device)
+        return TokenPlan(ids, rows, weights, embeddings, mask if self._masked else None)
 
     def encode(self, plan: TokenPlan, parsing: PromptParsing = DEFAULT_PARSING) -> EncodedPrompt:  # noqa: ARG002
         """Hidden states (B, L, D) of tokenized prompts, with those of the padding."""
+        mask = None if plan.mask is None else plan.mask[:, 0]
         with self._embeddings_applied(plan):
-            return EncodedPrompt(self.network(plan.ids[:, 0]).last_hidden_state.float(), None)
+            output = self.network(plan.ids[:, 0], attention_mask=mask)
+        return EncodedPrompt(output.last_hidden_state.float(), None, mask)
 
     def _window(self, tokens: Sequence[Token]) -> list[int]:
         """The indices of the tokens that stay in the window, which ends with an end token."""

@@ -197,13 +197,12 @@ def model_size(model: Model) -> ModelSize:
 
 
 def _rare_token(model: Model, subject: Subject) -> str:
-    """A rare token of the base model, which depends only on the placeholder token."""
+    """A rare token of the base model, which depends only on the placeholder token.
+
+    Where no text encoder has rare tokens, it is a word of several pieces.
+    """
     text_encoder = next(iter(model.text_encoders.values()), None)
-    rare_tokens = text_encoder.rare_tokens()[:_RARE_TOKENS] if text_encoder else _TRIGGER_WORDS
-    if not rare_tokens:
-        raise RecipeError(
-            f"{model.name} has no short rare token that `{subject.token}` could stand for",
-            "choose one of its tokens with --rare-token",
-        )
+    rare_tokens = text_encoder.rare_tokens()[:_RARE_TOKENS] if text_encoder else []
+    rare_tokens = rare_tokens or _TRIGGER_WORDS
     digest = hashlib.sha256(subject.token.encode()).digest()
     return rare_tokens[int.from_bytes(digest[:4], "big") % len(rare_tokens)]

@@ -6,55 +6,30 @@ from typing import Any, ClassVar, Self
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from pinxit.models.conditioning import Conditioning
 from pinxit.models.family import FamilyFacts
-from pinxit.models.latent_model import LatentModel, clip_text_encoder
+from pinxit.models.latent_model import clip_text_encoder
 from pinxit.models.model import Placement
-from pinxit.models.noise_schedule import Flow, TokenShift
+from pinxit.models.packed_model import ORIGINAL_LAYERS, PackedModel
 from pinxit.models.source import Source
 from pinxit.models.t5_encoder import T5Encoder
 from pinxit.models.text_encoder import EncodedPrompt, PlaceholderEncoder
 
-# Number of T5 positions in the transformer's text input, as in the authors' code for dev.
-_T5_LENGTH = 512
+# Numbers of T5 positions in the transformer's text input (black-forest-labs/flux, src/flux/cli.py).
+_DEV_LENGTH, _SCHNELL_LENGTH = 512, 256
 # The guidance scale that training uses: the prediction without guidance.
 _NO_GUIDANCE = 1.0
-
-
-# The layers of the authors' code, which ComfyUI and kohya use, and at the end those of XLabs. The
-# layers that make modulations of the last block are left out: their halves have another order.
-_DOUBLE, _SINGLE = "transformer_blocks.{}", "single_transformer_blocks.{}"
-_QKV = tuple(f"{_DOUBLE}.attn.to_{letter}" for letter in "qkv")
-_ADDED_QKV = tuple(f"{_DOUBLE}.attn.add_{letter}_proj" for letter in "qkv")
-_SINGLE_QKV = tuple(f"{_SINGLE}.attn.to_{letter}" for letter in "qkv")
-_ORIGINAL_LAYERS = {
-    "double_blocks.{}.img_attn.qkv": _QKV,
-    "double_blocks.{}.img_attn.proj": (f"{_DOUBLE}.attn.to_out.0",),
-    "double_blocks.{}.txt_attn.qkv": _ADDED_QKV,
-    "double_blocks.{}.txt_attn.proj": (f"{_DOUBLE}.attn.to_add_out",),
-    "double_blocks.{}.img_mlp.0": (f"{_DOUBLE}.ff.net.0.proj",),
-    "double_blocks.{}.img_mlp.2": (f"{_DOUBLE}.ff.net.2",),
-    "double_blocks.{}.txt_mlp.0": (f"{_DOUBLE}.ff_context.net.0.proj",),
-    "double_blocks.{}.txt_mlp.2": (f"{_DOUBLE}.ff_context.net.2",),
-    "double_blocks.{}.img_mod.lin": (f"{_DOUBLE}.norm1.linear",),
-    "double_blocks.{}.txt_mod.lin": (f"{_DOUBLE}.norm1_context.linear",),
-    "single_blocks.{}.linear1": (*_SINGLE_QKV, f"{_SINGLE}.proj_mlp*4"),
-    "single_blocks.{}.linear2": (f"{_SINGLE}.proj_out",),
-    "single_blocks.{}.modulation.lin": (f"{_SINGLE}.norm.linear",),
-    "img_in": ("x_embedder",),
-    "txt_in": ("context_embedder",),
-    "double_blocks.{}.qkv_lora1": _QKV,
-    "double_blocks.{}.proj_lora1": (f"{_DOUBLE}.attn.to_out.0",),
-    "double_blocks.{}.qkv_lora2": _ADDED_QKV,
-    "double_blocks.{}.proj_lora2": (f"{_DOUBLE}.attn.to_add_out",),
-    "single_blocks.{}.qkv": _SINGLE_QKV,
-    "single_blocks.{}.proj": (f"{_SINGLE}.proj_out",),
+# Only here; the layers that make modulations of the last block are left out, because their halves
+# have another order.
+_MODULATIONS = {
+    "double_blocks.{}.img_mod.lin": ("transformer_blocks.{}.norm1.linear",),
+    "double_blocks.{}.txt_mod.lin": ("transformer_blocks.{}.norm1_context.linear",),
+    "single_blocks.{}.modulation.lin": ("single_transformer_blocks.{}.norm.linear",),
 }
 
 
-class Flux1(LatentModel):
+class Flux1(PackedModel):
     """FLUX.1 dev and schnell. The transformer of dev takes the guidance scale as an input.
 
     Placeholder tokens have embeddings for CLIP and for T5. CLIP's pooled states alone would not
@@ -73,21 +48,8 @@ class Flux1(LatentModel):
         context_layer="single_transformer_blocks.0.attn.to_q",
         denoiser_layers=r"single_transformer_blocks\.\d+\."
         r"(?:attn\.(?:to_[qkv]|norm_[qk])|norm\.linear|proj_mlp|proj_out)",
-        original_layers=_ORIGINAL_LAYERS,
+        original_layers=ORIGINAL_LAYERS | _MODULATIONS,
     )
-
-    # Image and text attend to each other in all blocks; in single blocks they are one sequence.
-    layer_groups: ClassVar[Mapping[str, str]] = {
-        "cross-attention": r"\.attn\.",
-        "attention": r"\.attn\.",
-        "transformer": r"^(single_)?transformer_blocks\.\d+\.",
-        "all": r"^(single_)?transformer_blocks\.\d+\.",
-        "int8": r"^(single_)?transformer_blocks\.(?!.*norm)",
-        "queries-keys": r"^transformer_blocks\.\d+\.attn\.to_[qk]$",
-        "keys-values": r"^transformer_blocks\.\d+\.attn\.to_[kv]$",
-        "text-keys-values": r"\.add_[kv]_proj$",
-    }
-    packing: ClassVar[int] = 2
 
     def __init__(
         self, source: Source, placement: Placement, text_encoders: Sequence[PlaceholderEncoder]
@@ -95,16 +57,11 @@ class Flux1(LatentModel):
         from diffusers.models.transformers.transformer_flux import FluxTransformer2DModel
 
         transformer = self.load_denoiser(FluxTransformer2DModel, source, placement)
-        config = source.config("scheduler")
-        shift = config.get("shift", 1.0)
-        is_dynamic = config.get("use_dynamic_shifting", False)
-        if is_dynamic:
-            shift = TokenShift.from_config(config, self.packing)
-        schedule = Flow(shift, even_steps=True)
+        schedule = self.schedule_of(source)
         super().__init__(source, placement, transformer, text_encoders, schedule)
         network_config: Any = transformer.config
         self._has_guidance: bool = network_config.guidance_embeds
-        self._is_schnell = not (self._has_guidance or is_dynamic)
+        self._is_schnell = _is_schnell(source)
 
     @property
     def trainable_partner(self) -> str | None:
@@ -120,11 +77,6 @@ class Flux1(LatentModel):
             return {"steps": 4, "guidance_scale": 1.0}
         return {"steps": 28, "guidance_scale": 3.5} if self._has_guidance else {}
 
-    @property
-    def size_multiple(self) -> int:
-        """The side of one packed token, in pixels."""
-        return self.vae_scale_factor * self.packing
-
     @classmethod
     def matches(cls, source: Source) -> bool:
         """Whether the source has two text encoders, and a transformer with single blocks."""
@@ -137,7 +89,8 @@ class Flux1(LatentModel):
         from transformers import CLIPTextModel
 
         clip = clip_text_encoder(CLIPTextModel, source, 1, placement, long_prompts=False)
-        return cls(source, placement, [clip, T5Encoder(source, 2, placement, _T5_LENGTH)])
+        length = _SCHNELL_LENGTH if _is_schnell(source) else _DEV_LENGTH
+        return cls(source, placement, [clip, T5Encoder(source, 2, placement, length)])
 
     def guided(
         self, latents: Tensor, timestep: Tensor, conditioning: Conditioning, scale: float
@@ -160,28 +113,18 @@ class Flux1(LatentModel):
         conditioning: Conditioning,
         guidance: float = _NO_GUIDANCE,
     ) -> Tensor:
-        """The transformer's prediction, of latents packed to tokens with their positions."""
-        count, _, height, width = latents.shape
-        rows, columns = height // self.packing, width // self.packing
-        device = latents.device
-        positions = torch.zeros(rows, columns, 3, device=device)
-        positions[..., 1] = torch.arange(rows, device=device)[:, None]
-        positions[..., 2] = torch.arange(columns, device=device)
-        # Not in the latents' dtype: half precision rounds the timesteps.
-        fractions = timesteps.to(device).float().expand(count) / Flow.steps
-        tokens = network(
-            F.pixel_unshuffle(latents, self.packing).flatten(2).transpose(1, 2),
-            encoder_hidden_states=conditioning.states,
-            pooled_projections=conditioning.pooled,
-            timestep=fractions,
-            img_ids=positions.flatten(0, 1),
-            txt_ids=positions.new_zeros(conditioning.states.shape[1], 3),
-            guidance=fractions.new_full((count,), guidance) if self._has_guidance else None,
-            return_dict=False,
-        )[0]
-        patches = tokens.transpose(1, 2).unflatten(2, (rows, columns))
-        return F.pixel_shuffle(patches, self.packing)
+        """The transformer's prediction; `guidance` is ignored if it takes none."""
+        scales = torch.full((len(latents),), guidance, device=latents.device)
+        pooled, scale = conditioning.pooled, scales if self._has_guidance else None
+        inputs = {"pooled_projections": pooled, "guidance": scale}
+        return super()._predict(network, latents, timesteps, conditioning, **inputs)
 
     def _combine(self, prompts: Sequence[str], encodings: Sequence[EncodedPrompt]) -> Conditioning:  # noqa: ARG002
         """T5's states, and CLIP's pooled states."""
         return Conditioning(encodings[1].states, encodings[0].pooled)
+
+
+def _is_schnell(source: Source) -> bool:
+    """Whether neither guidance nor a shift by the number of tokens is in the configs."""
+    has_guidance = source.config("transformer").get("guidance_embeds", False)
+    return not (has_guidance or source.config("scheduler").get("use_dynamic_shifting", False))
