@@ -1,144 +1,241 @@
 # pyright: standard, reportPrivateImportUsage=false, reportAttributeAccessIssue=false
-"""Computes the memory of training on transformers of full size, without weights.
+"""Computes what training needs on base models of full size, without weights.
 
-`python -m lab.speed.fits` prints it as JSON: `docs/figures/fits.json`. The networks are on torch's
-meta device. Activations are the tensors that a forward pass stores for the backward pass. With
-gradient checkpointing, the inputs of all blocks are stored, and the activations of one block.
+`python -m lab.speed.fits` prints it as JSON: `docs/figures/fits.json`. It is the prediction that
+`pinxit train` says before the first step, for one image at a time at the native resolution in
+bf16. Tensors have shapes and no content.
 """
 
 import json
-import re
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from types import SimpleNamespace
 from typing import Any
+from unittest.mock import patch
 
 import diffusers
 import torch
-from peft import LoraConfig
+import transformers
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 
-from lab.speed.arithmetic import stored_values
-from pinxit import registry
+from lab.speed import bases
+from pinxit.adapters.adapter import Adapter, applied
+from pinxit.adapters.kinds.embedding import EmbeddingAdapter
+from pinxit.adapters.kinds.full_weights import FullWeightsAdapter
+from pinxit.adapters.kinds.lora import LoraAdapter
+from pinxit.adapters.lora_part import LoraConfig
+from pinxit.models.model import Model, Placement
+from pinxit.models.open_base import family_of
+from pinxit.models.source import FolderSource
+from pinxit.training.batches import Batch
+from pinxit.training.memory import usable
+from pinxit.training.memory_trial import Trial
+from pinxit.training.optimizer import ParameterGroup
+from pinxit.training.optimizers.adamw import AdamW
+from pinxit.training.train import denoising_losses
 
-# Bytes of a frozen weight, of a stored activation, and of a weight that DreamBooth trains.
-_FROZEN, _ACTIVATION, _TUNED, _ADAPTED = 2, 2, 10, 16
-_CARDS = (8, 12, 16, 24, 48, 80)
-_RANK = 4
-# 1024 pixels are 128 latent positions; each token is a square of 2.
-_TOKENS = 64 * 64
+CARDS = (8, 12, 16, 24, 48)  # GiB
+_PROMPT = "a photo of a <mytoy> on a wooden table in front of a window, in the evening"
+
+Parts = dict[str, nn.Module]
 
 
 @dataclass(frozen=True)
-class Size:
-    """A denoiser of full size, and a call of it for one image of 1024 pixels.
+class Base:
+    """A base model of full size: its networks by folder, and its native resolution in pixels.
 
-    `width` is that of its blocks, and `text` are the weights of the text encoders in which an
-    embedding is trained, 0 if there are none.
+    `weights` is the published number of weights of the denoiser.
     """
 
-    kind: Any
-    width: int
-    config: dict[str, Any]
-    call: Callable[[Any, Callable[..., Tensor]], Any]
-    text: int
+    size: int
+    weights: int
+    parts: Callable[[], Parts]
 
 
-def _stable_diffusion_3(network: Any, states: Callable[..., Tensor]) -> Any:
-    latents = torch.empty(1, 16, 128, 128)
-    return network(latents, states(1, 333, 4096), torch.empty(1, 2048), torch.ones(1)).sample
+def _known(name: str) -> Parts:
+    return {part: bases.build(name, part) for part in bases.networks(name)}
 
 
-def _flux_1(network: Any, states: Callable[..., Tensor]) -> Any:
-    return network(
-        torch.empty(1, _TOKENS, 64),
-        states(1, 512, 4096),
-        torch.empty(1, 768),
-        torch.ones(1),
-        torch.zeros(_TOKENS, 3),
-        torch.zeros(512, 3),
-        torch.ones(1),
-    ).sample
+def _clip(kind: Any, sizes: dict[str, Any]) -> nn.Module:
+    return kind(transformers.CLIPTextConfig(**{**bases.CLIP, **sizes}))
 
 
-def _z_image(network: Any, states: Callable[..., Tensor]) -> Any:
-    images = [torch.empty(16, 1, 128, 128)]
-    return network(images, torch.ones(1), [states(64, 2560)]).sample[0]
+def _t5() -> nn.Module:
+    sizes = {"d_model": 4096, "d_ff": 10240, "num_layers": 24, "num_heads": 64}
+    return transformers.T5EncoderModel(
+        transformers.T5Config(**sizes, vocab_size=32128, feed_forward_proj="gated-gelu")
+    )
 
 
-SIZES = {
-    "stable-diffusion-3": Size(
-        diffusers.SD3Transformer2DModel,
-        1536,
-        {
-            "num_layers": 24,
-            "num_attention_heads": 24,
-            "caption_projection_dim": 1536,
-            "dual_attention_layers": tuple(range(13)),
-            "qk_norm": "rms_norm",
-            "pos_embed_max_size": 384,
-        },
-        _stable_diffusion_3,
-        123_650_304 + 694_659_840,
+def _stable_diffusion_2() -> Parts:
+    text = bases.SECOND | {"hidden_size": 1024, "intermediate_size": 4096, "projection_dim": 1024}
+    text |= {"num_hidden_layers": 23, "num_attention_heads": 16}
+    unet = diffusers.UNet2DConditionModel(
+        sample_size=96,
+        cross_attention_dim=1024,
+        attention_head_dim=(5, 10, 20, 20),
+        use_linear_projection=True,
+    )
+    vae = bases.build("sd15", "vae")
+    return {"unet": unet, "vae": vae, "text_encoder": _clip(transformers.CLIPTextModel, text)}
+
+
+def _stable_diffusion_3(layers: int, dual_layers: int, positions: int) -> Parts:
+    transformer = diffusers.SD3Transformer2DModel(
+        num_layers=layers,
+        num_attention_heads=layers,
+        caption_projection_dim=64 * layers,
+        dual_attention_layers=tuple(range(dual_layers)),
+        qk_norm="rms_norm",
+        pos_embed_max_size=positions,
+    )
+    projected = transformers.CLIPTextModelWithProjection
+    return {
+        "transformer": transformer,
+        "vae": bases.build("z-image", "vae"),
+        "text_encoder": _clip(projected, bases.FIRST),
+        "text_encoder_2": _clip(projected, bases.SECOND),
+        "text_encoder_3": _t5(),
+    }
+
+
+def _flux_1() -> Parts:
+    return {
+        "transformer": diffusers.FluxTransformer2DModel(guidance_embeds=True),
+        "vae": bases.build("z-image", "vae"),
+        "text_encoder": _clip(transformers.CLIPTextModel, bases.FIRST),
+        "text_encoder_2": _t5(),
+    }
+
+
+def _z_image() -> Parts:
+    sizes = bases.QWEN | {"num_hidden_layers": 36, "vocab_size": 151936}
+    text = transformers.Qwen3Model(transformers.Qwen3Config(**sizes))
+    return _known("z-image") | {"text_encoder": text}
+
+
+BASES = {
+    "Stable Diffusion 1.5": Base(512, 859_520_964, partial(_known, "sd15")),
+    "Stable Diffusion 2.1": Base(768, 865_910_724, _stable_diffusion_2),
+    "Stable Diffusion XL": Base(1024, 2_567_463_684, partial(_known, "xl")),
+    "Stable Diffusion 3.5 medium": Base(
+        1024, 2_243_171_520, partial(_stable_diffusion_3, 24, 13, 384)
     ),
-    "flux-1": Size(
-        diffusers.FluxTransformer2DModel, 3072, {"guidance_embeds": True}, _flux_1, 4_885_370_880
+    "Stable Diffusion 3.5 large": Base(
+        1024, 8_056_627_520, partial(_stable_diffusion_3, 38, 0, 192)
     ),
-    "z-image": Size(diffusers.ZImageTransformer2DModel, 3840, {}, _z_image, 0),
+    "FLUX.1": Base(1024, 11_901_408_320, _flux_1),
+    "Z-Image": Base(1024, 6_154_908_736, _z_image),
 }
+METHODS = ("textual-inversion", "lora", "dreambooth")
 
 
-def measure_family(name: str) -> dict[str, dict[str, Any]]:
-    """The memory of each method on a family, in gigabytes."""
-    size = SIZES[name]
+class _Shapes(FolderSource):
+    """A folder of configs and tokenizers. Its weights have shapes and no content."""
+
+    def __init__(self, folder: Path, name: str, parts: Parts) -> None:
+        super().__init__(folder, name)
+        self._shapes = {part: network.state_dict() for part, network in parts.items()}
+        for part, network in parts.items():
+            config: Any = network.config
+            save = getattr(network, "save_config", getattr(config, "save_pretrained", None))
+            save(folder / part)
+            if isinstance(network, transformers.CLIPPreTrainedModel):
+                bases.write_clip_tokenizer(folder / part.replace("text_encoder", "tokenizer"))
+            elif part.startswith("text_encoder"):
+                tokenizer = bases.language_tokenizer()
+                tokenizer.save_pretrained(folder / part.replace("text_encoder", "tokenizer"))
+        flow = diffusers.FlowMatchEulerDiscreteScheduler(shift=3.0)
+        noise: Any = diffusers.DDIMScheduler(**bases.NOISE) if "unet" in parts else flow
+        noise.save_pretrained(folder / "scheduler")
+
+    def weights(self, part: str) -> dict[str, Tensor]:
+        """New tensors with the shapes of a part."""
+        shapes = self._shapes[part].items()
+        return {name: torch.empty(one.shape, dtype=torch.bfloat16) for name, one in shapes}
+
+
+def open_shapes(name: str, base: Base, folder: Path) -> Model:
+    """A base model of full size; must be called, and used, inside a FakeTensorMode."""
     with torch.device("meta"):
-        network = size.kind(**size.config).requires_grad_(False)
-    blocks = [part for part in network.children() if isinstance(part, nn.ModuleList)]
-    count = sum(len(part) for part in blocks)
-    weights = sum(weight.numel() for weight in network.parameters())
+        source = _Shapes(folder, name, base.parts())
+    # The CPU stands for any device, so its own layers are left out.
+    with patch("pinxit.models.latent_model.optimize_for_cpu"):
+        return family_of(source).open(source, Placement(torch.device("cpu"), "bf16"))
 
-    def activations(*, trained_text: bool = False) -> int:
-        def states(*shape: int) -> Tensor:
-            return torch.empty(*shape).requires_grad_(trained_text)
 
-        return stored_values(lambda: size.call(network, states), {"denoiser": network})
+def trainable(model: Model, method: str) -> Adapter:
+    """What a method trains with its default options."""
+    if method == "lora":
+        return LoraAdapter.of(model, "denoiser", LoraConfig("lora", 4, 4.0, "transformer"), 0)
+    if method == "dreambooth":
+        return FullWeightsAdapter.of(model, "denoiser")
+    tables = {name: torch.zeros(1, one.width) for name, one in model.text_encoders.items()}
+    return EmbeddingAdapter("<mytoy>", "toy", tables)
 
-    inputs = count * _TOKENS * size.width
-    rows: dict[str, dict[str, Any]] = {}
 
-    def add(method: str, stored: int, states: int) -> None:
-        whole = (stored + _ACTIVATION * states) / 1e9
-        checkpointed = (stored + _ACTIVATION * (states // count + inputs)) / 1e9
-        fits = next((card for card in _CARDS if checkpointed < card), None)
-        rows[method] = {
-            "weights": stored / 1e9,
-            "all": whole,
-            "checkpointed": checkpointed,
-            "fits": f"{fits} GB" if fits else f"more than {_CARDS[-1]} GB",
+def needs(model: Model, method: str, size: int) -> dict[str, float]:
+    """Gigabytes of the weights in memory, and of a step without and with checkpointing."""
+    adapter = trainable(model, method)
+    weights = list(adapter.weights().values())
+    optimizer = AdamW([ParameterGroup(weights, 1e-4)])
+    trainer: Any = SimpleNamespace(weights=weights, optimizer=optimizer, state=dict)
+    latents = torch.zeros(2, *model.latent_shape(size, size))
+    ones = torch.ones(2)
+    # Two samples, of which one is computed at a time: gradients are summed.
+    batch = Batch(latents, latents, 500 * ones, ones, ones.long(), (_PROMPT,) * 2)
+    condition: Any = model.condition
+    if not adapter.changes_conditioning:
+        with torch.no_grad():
+            states = model.condition([_PROMPT])
+        condition = partial(lambda states, _: states, states)
+        model.offload(*model.text_encoders, *model.frozen_text_encoders)
+    model.offload("vae")
+    with applied(model, [adapter]):
+        model.network("denoiser")
+        trial = Trial(model, [trainer], [batch], condition, denoising_losses, False)
+        sizes = {
+            "weights": trial.weight_bytes(),
+            "plain": trial.step_bytes(1, False),
+            "checkpointed": trial.step_bytes(1, True),
         }
-
-    if size.text:
-        states = activations(trained_text=True)
-        add("textual-inversion", _FROZEN * (weights + size.text), states)
-    network.requires_grad_(True)
-    add("dreambooth", _TUNED * weights, activations())
-    network.requires_grad_(False)
-    pattern = registry.load("families", name).layer_groups["attention"]
-    config = LoraConfig(r=_RANK, lora_alpha=_RANK, target_modules=_linear(network, pattern))
-    with torch.device("meta"):
-        network.add_adapter(config)
-    adapted = sum(weight.numel() for weight in network.parameters() if weight.requires_grad)
-    add("lora", _FROZEN * weights + _ADAPTED * adapted, activations())
-    return rows
+    return {key: value / 1e9 for key, value in sizes.items()}
 
 
-def _linear(network: nn.Module, pattern: str) -> list[str]:
-    layers = network.named_modules()
-    return [n for n, one in layers if isinstance(one, nn.Linear) and re.search(pattern, n)]
+def measure(name: str, base: Base, method: str) -> dict[str, Any]:
+    """What a method needs, in gigabytes, and the first setting that fits on each card."""
+    with TemporaryDirectory() as folder, FakeTensorMode():
+        model = open_shapes(name, base, Path(folder))
+        assert model.num_parameters == base.weights, model.num_parameters
+        networks = model.all_networks.values()
+        whole = sum(weight.nbytes for one in networks for weight in one.parameters()) / 1e9
+        row: dict[str, Any] = {"size": base.size, "open": whole} | needs(model, method, base.size)
+    for card in CARDS:
+        free = usable(int(card * 2**30 - row["weights"] * 1e9)) / 1e9
+        fits = [key for key in ("plain", "checkpointed") if row[key] <= free]
+        setting = {"plain": "yes", "checkpointed": "with checkpointing"}[fits[0]] if fits else "no"
+        alone = fits and whole * 1e9 > card * 2**30
+        row[f"{card} GB"] = f"{setting}, encoded before" if alone else setting
+    return row
 
 
 def main() -> None:
-    """Print the memory of each method on each family."""
-    print(json.dumps({name: measure_family(name) for name in SIZES}))
+    """Print the memory of each method on each base model, or on those that are named."""
+    names = sys.argv[1:] or list(BASES)
+    figures = {
+        name: {
+            method: measure(name, BASES[name], method)
+            for method in METHODS
+            if (name, method) != ("Z-Image", "textual-inversion")  # no text encoder for it
+        }
+        for name in names
+    }
+    print(json.dumps(figures))
 
 
 if __name__ == "__main__":

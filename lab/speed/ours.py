@@ -36,7 +36,7 @@ def training_steps(job: Job) -> Iterator[int | None]:
     session = _session(model, plans, images)
     yield None
     for _ in train(session):
-        yield session.memory_plan.needed_bytes if session.memory_plan else None
+        yield session.memory_plan.step_bytes if session.memory_plan else None
 
 
 def _recipe(job: Job, number: int) -> Recipe:

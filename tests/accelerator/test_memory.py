@@ -97,7 +97,7 @@ def test_a_step_that_runs_out_of_memory_is_done_in_smaller_parts(
     train = [lambda run=run: list(run.train(model)) for run in runs]
     peak = peak_of(train[0])
     # The plan believes that there is more memory than there is.
-    monkeypatch.setattr("pinxit.training.train.free_memory", lambda _: 10**12)
+    monkeypatch.setattr("pinxit.training.memory_trial.free_memory", lambda _: 10**12)
     with standin.memory_limit(peak // 2):
         events = train[1]()
     notices = [event for event in events if isinstance(event, MemoryNotice)]

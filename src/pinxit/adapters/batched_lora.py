@@ -1,8 +1,9 @@
 """LoRAs of several concepts in one network; each sample of a batch uses that of its concept."""
 
-from collections.abc import Callable, Generator, Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -47,25 +48,23 @@ class BatchedLora(ModelChange):
         with ExitStack() as stack:
             for name, factors in self.layers.items():
                 layer = network.get_submodule(paths[name])
-                handle = layer.register_forward_hook(self._hook(factors))
+                handle = layer.register_forward_hook(partial(self._add_lora, factors))
                 stack.callback(handle.remove)
             yield
 
-    def _hook(self, factors: LoraFactors) -> Callable[..., Tensor]:
+    def _add_lora(
+        self, factors: LoraFactors, layer: nn.Module, inputs: tuple[Tensor, ...], output: Tensor
+    ) -> Tensor:
         """A forward hook that adds the LoRA of each sample's concept to a layer's output."""
-
-        def add_lora(layer: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
-            concepts = self._concepts.to(output.device).expand(len(output))
-            down = torch.stack(list(factors.down))[concepts]
-            up = torch.stack(list(factors.up))[concepts].flatten(2)
-            scale = torch.tensor(factors.scale, device=output.device)[concepts]
-            low_rank = _down_projection(layer, inputs[0].to(down.dtype), down)
-            change = torch.bmm(up * scale[:, None, None].to(up.dtype), low_rank)
-            if not isinstance(layer, nn.Conv2d):
-                change = change.mT
-            return (output + change.reshape(output.shape)).to(output.dtype)
-
-        return add_lora
+        concepts = self._concepts.to(output.device).expand(len(output))
+        down = torch.stack(list(factors.down))[concepts]
+        up = torch.stack(list(factors.up))[concepts].flatten(2)
+        scale = torch.tensor(factors.scale, device=output.device)[concepts]
+        low_rank = _down_projection(layer, inputs[0].to(down.dtype), down)
+        change = torch.bmm(up * scale[:, None, None].to(up.dtype), low_rank)
+        if not isinstance(layer, nn.Conv2d):
+            change = change.mT
+        return (output + change.reshape(output.shape)).to(output.dtype)
 
 
 def _down_projection(layer: nn.Module, inputs: Tensor, down: Tensor) -> Tensor:

@@ -120,7 +120,9 @@ class ClipEncoder(PlaceholderEncoder):
         if hidden and not self._penultimate:
             network: Any = getattr(self.network, "text_model", self.network)
             states = network.final_layer_norm(states)
-        states = self._apply_weights(states.float(), plan.weights.flatten(0, 1))
+        states = states.float()
+        if parsing.weights:
+            states = self._apply_weights(states, plan.weights.flatten(0, 1))
         pooled: Tensor | None = getattr(output, "text_embeds", output.get("pooler_output"))
         if pooled is not None:
             pooled = pooled.float().unflatten(0, (batch_size, -1))[:, 0]

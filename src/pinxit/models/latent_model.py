@@ -3,10 +3,12 @@
 
 from abc import abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from typing import Any, ClassVar, Self, TypeVar
 
 import torch
 from torch import Tensor, nn
+from torch.utils import checkpoint
 
 from pinxit.errors import ModelError
 from pinxit.models.clip_encoder import ClipEncoder
@@ -133,8 +135,7 @@ class LatentModel(Model):
     @property
     def latent_channels(self) -> int:
         """The number of channels of the autoencoder's latents."""
-        config: Any = self._vae.config
-        return config.latent_channels
+        return self._vae.config["latent_channels"]
 
     def offload(self, *names: str) -> None:
         """Remove the weights of these networks, or of all, from memory until they are needed."""
@@ -194,7 +195,9 @@ class LatentModel(Model):
         """Turn gradient checkpointing of the denoiser on or off."""
         network = self._all["denoiser"]
         if enabled:
-            network.enable_gradient_checkpointing()
+            # Nothing in a frozen network is random: no dropout is active.
+            options = {"use_reentrant": False, "preserve_rng_state": False}
+            network.enable_gradient_checkpointing(partial(checkpoint.checkpoint, **options))
         else:
             network.disable_gradient_checkpointing()
 

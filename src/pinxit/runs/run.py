@@ -19,19 +19,19 @@ from pinxit.models.device import device_name, memory_errors
 from pinxit.models.model import Model
 from pinxit.progress import Notice, Progress
 from pinxit.runs.class_images import generate_class_images, read_class_images
-from pinxit.runs.events import Event, Finished, MemoryNotice, RunFailure, Started, Stopped
+from pinxit.runs.events import Event, Finished, RunFailure, Started, Stopped
 from pinxit.runs.file_names import BASE_IMAGES, CONCEPT, RECIPE
 from pinxit.runs.folder import RunFolder
 from pinxit.runs.follow import MakeClassImages, Train, share_state
 from pinxit.runs.preview_base import check_preview_base, preview_model
 from pinxit.runs.reader import recipe_file, saved_step
-from pinxit.runs.training_notices import training_notices
+from pinxit.runs.training_notices import step_notices, training_notices
 from pinxit.runs.written_files import check_own_files
 from pinxit.training.concept_trainer import ConceptTrainer
 from pinxit.training.memory import MemoryPlan
 from pinxit.training.plan import TrainingPlan
 from pinxit.training.recipe import Recipe
-from pinxit.training.train import TrainingSession, train
+from pinxit.training.train import TrainingSession, train_with_plans
 
 
 class Run(RunFolder):
@@ -261,17 +261,18 @@ def _train_started(
     if not session.finished:
         session.ranks.exchange(Train(runs[0].recipe, logged_plan))
         share_state(session.ranks, session.trainers[0], runs[0].images)
-    with closing(train(session)) as steps, ExitStack() as ends:
+    seconds: list[float] = []
+    precision = model.placement.precision
+    with closing(train_with_plans(session)) as steps, ExitStack() as ends:
         for run, trainer in trainers.items():
             ends.callback(_finish, run, trainer, session, runs.index(run))
         for step in steps:
+            for notice in step_notices(step, seconds, precision):
+                recorded = [run.record(notice) for run in runs]
+                yield runs[0], recorded[0]
+            if isinstance(step, MemoryPlan):
+                continue
             shares = [(runs[place], share) for place, share in step.per_concept()]
-            if session.memory_plan and session.memory_plan != logged_plan:
-                logged_plan = session.memory_plan
-                notice = _memory_notice(logged_plan, model)
-                for run in runs:
-                    run.record(notice)
-                yield runs[0], notice
             for run, share in shares:
                 run.log_step(share, trainers[run])
             for run, share in shares:
@@ -297,11 +298,6 @@ def _logged_memory_plan(run: Run) -> MemoryPlan | None:
     """How the last steps of a run were computed; None before the first step."""
     notice = run.state.memory_plan
     return MemoryPlan(notice.micro_batch, notice.gradient_checkpointing) if notice else None
-
-
-def _memory_notice(plan: MemoryPlan, model: Model) -> MemoryNotice:
-    text = plan.description(model.placement.precision)
-    return MemoryNotice(plan.micro_batch, plan.gradient_checkpointing, text)
 
 
 def train_run(model: Model, recipe: Recipe, folder: Path | str) -> Run:

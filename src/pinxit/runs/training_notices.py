@@ -1,12 +1,18 @@
-"""What is said about a run before its first step."""
+"""What is said about a run before its first step and after its first ones."""
 
 from collections.abc import Iterator, Sequence
+from statistics import median
 
 from pinxit.generation.notices import size_notices
 from pinxit.images.folder import TrainingImage
 from pinxit.progress import Notice
+from pinxit.runs.events import MemoryNotice
 from pinxit.training.concept_trainer import ConceptTrainer
+from pinxit.training.memory import MemoryPlan
 from pinxit.training.method import insert_token
+from pinxit.training.step_result import StepResult
+
+_TIMED_STEPS = 3
 
 
 def training_notices(trainer: ConceptTrainer, images: Sequence[TrainingImage]) -> Iterator[Notice]:
@@ -30,4 +36,23 @@ def training_notices(trainer: ConceptTrainer, images: Sequence[TrainingImage]) -
         yield Notice(
             f"{len(cuts)} training prompts are too long for {trainer.model.name} and are cut; "
             f"{trainer.plan.recipe.token} stays, and of the first this is left out: `{cut}`"
+        )
+
+
+def step_notices(
+    event: StepResult | MemoryPlan, seconds: list[float], precision: str
+) -> Iterator[MemoryNotice | Notice]:
+    """How steps are computed, and how long the steps left take once the first are measured."""
+    if isinstance(event, MemoryPlan):
+        text = event.description(precision)
+        yield MemoryNotice(event.micro_batch, event.gradient_checkpointing, text)
+        return
+    seconds.append(event.seconds)
+    left = event.total - event.number
+    minutes = round(left * median(seconds) / 60)
+    if len(seconds) == _TIMED_STEPS and minutes:
+        time = f"{minutes} min" if minutes < 2 * 60 else f"{minutes / 60:.0f} h"
+        yield Notice(
+            f"a step takes {median(seconds):.2g} s (the median of the first {_TIMED_STEPS}): about "
+            f"{time} for the {left} left, without previews"
         )

@@ -1,33 +1,32 @@
 """Free memory, and the micro-batch size and gradient checkpointing that fit into it."""
 
-from collections.abc import Generator, Iterable
+from collections.abc import Callable, Generator, Iterable
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
-
-import torch
-from torch import Tensor
 
 from pinxit.errors import RunError
 from pinxit.models.model import Model
 
-# Fraction of the free memory that a step may use; the rest covers what the estimate misses.
+# Fraction of the free memory that a step may use. The rest is for what kernels take inside an
+# operation, and for gaps between tensors.
 _USABLE_FRACTION = 0.85
-# Memory for the backward pass with gradient checkpointing, as a fraction of that without.
-_CHECKPOINTING_FRACTION = 0.3
 
 
 @dataclass(frozen=True)
 class MemoryPlan:
     """How a step is split to fit into memory: samples at a time and gradient checkpointing.
 
-    `needed_bytes` and `free_bytes` are the estimate behind the plan, 0 if there is none.
+    Predicted before the first step, 0 if there is no prediction: `step_bytes` is what a step needs
+    besides the `weight_bytes` of weights, and `free_bytes` what was free for it. `offloaded` are
+    the networks that are not in memory.
     """
 
     micro_batch: int
     gradient_checkpointing: bool = False
-    needed_bytes: int = 0
+    step_bytes: int = 0
+    weight_bytes: int = 0
     free_bytes: int = 0
+    offloaded: tuple[str, ...] = ()
 
     def smaller(self) -> "MemoryPlan | None":
         """A plan that needs less memory; None if there is none."""
@@ -36,12 +35,17 @@ class MemoryPlan:
         return None if self.gradient_checkpointing else MemoryPlan(1, gradient_checkpointing=True)
 
     def description(self, precision: str) -> str:
-        """The plan and its estimate as a message."""
+        """The plan and its prediction as a message."""
         checkpointing = ", gradient checkpointing" if self.gradient_checkpointing else ""
-        estimate = f", about {_gb(self.needed_bytes)} of memory ({_gb(self.free_bytes)} free)"
+        text = f"training in {precision}, micro-batch size {self.micro_batch}{checkpointing}"
+        if self.offloaded:
+            text += f", offloaded: {', '.join(self.offloaded)}"
+        if not self.step_bytes:
+            return text
         return (
-            f"training in {precision}, micro-batch size {self.micro_batch}{checkpointing}"
-            f"{estimate if self.needed_bytes else ''}"
+            f"{text}; predicted peak: {_gb(self.weight_bytes + self.step_bytes)} of memory "
+            f"({_gb(self.weight_bytes)} weights, {_gb(self.step_bytes)} of {_gb(self.free_bytes)} "
+            "free for a step)"
         )
 
 
@@ -51,47 +55,35 @@ def smallest(plans: Iterable[MemoryPlan]) -> MemoryPlan:
 
 
 def plan_memory(
-    num_samples: int, sample_bytes: int, fixed_bytes: int, free_bytes: int
-) -> MemoryPlan:
-    """The plan with the largest micro-batch that fits into the free memory.
+    num_samples: int, needs: Callable[[int, bool], int], usable_bytes: int
+) -> tuple[int, bool, int]:
+    """The largest micro-batch that fits, whether with gradient checkpointing, and what it needs.
 
-    `sample_bytes` is what the backward pass needs per sample, `fixed_bytes` what a step needs
-    besides. Raises RunError if not even one sample fits: some systems kill a process that
-    allocates too much, without a message.
+    `needs` gives the bytes for a micro-batch size with or without gradient checkpointing. Raises
+    RunError if not even one sample fits: some systems kill a process that allocates too much,
+    without a message.
     """
-    usable_bytes = int(free_bytes * _USABLE_FRACTION) - fixed_bytes
-    for gradient_checkpointing, fraction in ((False, 1.0), (True, _CHECKPOINTING_FRACTION)):
-        needed_bytes = max(1, int(sample_bytes * fraction))
-        micro_batch = min(num_samples, usable_bytes // needed_bytes)
-        if micro_batch > 0:
-            total_bytes = fixed_bytes + micro_batch * needed_bytes
-            return MemoryPlan(micro_batch, gradient_checkpointing, total_bytes, free_bytes)
-    minimum = fixed_bytes + int(sample_bytes * _CHECKPOINTING_FRACTION)
+    one = 0
+    for checkpointing in (False, True):
+        whole = needs(num_samples, checkpointing)
+        if whole <= usable_bytes:
+            return num_samples, checkpointing, whole
+        one = needs(1, checkpointing) if num_samples > 1 else whole
+        if one <= usable_bytes:
+            # No less than what is needed, which is the largest of several straight lines.
+            sample = (whole - one) / (num_samples - 1)
+            micro_batch = 1 + int((usable_bytes - one) / sample)
+            return micro_batch, checkpointing, one + int(sample * (micro_batch - 1))
     raise RunError(
-        f"a training step needs {_gb(minimum)} of memory, but only {_gb(free_bytes)} are free",
+        f"a training step needs {_gb(one)} of memory, but only {_gb(usable_bytes)} are free",
         "choose a smaller --resolution, a method that trains fewer weights "
         "(lora, textual-inversion), or --precision bf16",
     )
 
 
-@contextmanager
-def saved_tensors(weights: Iterable[Tensor]) -> Generator[dict[int, int]]:
-    """Inside the context, collect the bytes of each tensor that autograd saves, by its address.
-
-    These are the tensors for the backward pass; the weights are left out.
-    """
-    own = {weight.untyped_storage().data_ptr() for weight in weights}
-    sizes: dict[int, int] = {}
-
-    def count(tensor: Tensor) -> Tensor:
-        storage = tensor.untyped_storage()
-        if storage.data_ptr() not in own:
-            sizes[storage.data_ptr()] = storage.nbytes()
-        return tensor
-
-    hooks: Any = torch.autograd.graph.saved_tensors_hooks(count, lambda tensor: tensor)
-    with hooks:
-        yield sizes
+def usable(free_bytes: int) -> int:
+    """How much of the free memory a step may use."""
+    return int(free_bytes * _USABLE_FRACTION)
 
 
 def _gb(count: int) -> str:

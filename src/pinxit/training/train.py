@@ -1,9 +1,10 @@
 """The training loop, the same for every family and method; yields one result per step."""
 
 import time
-from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
-from contextlib import suppress
-from dataclasses import dataclass
+from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
+from contextlib import closing, suppress
+from dataclasses import dataclass, replace
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -12,23 +13,15 @@ from pinxit.adapters.adapter import Adapter, Batchable, ModelChange, applied, be
 from pinxit.errors import RunError
 from pinxit.files.atomic_write import defer_signals
 from pinxit.models.conditioning import Conditioning
-from pinxit.models.device import free_memory
 from pinxit.models.model import Model
 from pinxit.models.ranks import ALONE, Ranks
 from pinxit.models.text_encoder import PromptParsing
 from pinxit.training.batches import Batch, collate, split
 from pinxit.training.concept_trainer import ConceptLoss, ConceptTrainer
 from pinxit.training.early_stopping import VALIDATION_SAMPLES
-from pinxit.training.memory import (
-    MemoryPlan,
-    gradient_checkpointing,
-    plan_memory,
-    saved_tensors,
-    smallest,
-)
+from pinxit.training.memory import MemoryPlan, gradient_checkpointing, smallest
+from pinxit.training.memory_trial import Conditioner, Trial
 from pinxit.training.step_result import StepResult
-
-Conditioner = Callable[[Sequence[str]], Conditioning]
 
 
 @dataclass(frozen=True)
@@ -95,7 +88,6 @@ class TrainingSession:
 
     def losses(self, batch: Batch, conditioner: Conditioner) -> Tensor:
         """The weighted loss of each sample, (B,)."""
-        before_denoise(self.model, batch.timesteps, batch.concepts)
         return denoising_losses(self.model, batch, conditioner, self.recipe.min_snr_gamma)
 
     def offload_unused(self) -> None:
@@ -125,13 +117,13 @@ class TrainingSession:
     def _new_conditioner(self) -> Conditioner:
         parsing = self.recipe.prompt_parsing
         if self.changes_conditioning:
-            return lambda prompts: _condition_unique(self.model, prompts, parsing)
+            return partial(_condition_unique, self.model, parsing)
         cache = self.trainers[0].samples.cache
         prompts = [prompt for trainer in self.trainers for prompt in trainer.samples.prompts]
         conditioning = {
             prompt: cache.condition(prompt, parsing) for prompt in dict.fromkeys(prompts)
         }
-        return lambda prompts: Conditioning.stack([conditioning[prompt] for prompt in prompts])
+        return partial(_stacked, conditioning)
 
     @property
     def finished(self) -> bool:
@@ -155,6 +147,11 @@ class TrainingSession:
         )
         return StepBatch(step, concepts, self.batches(step, concepts), start_time)
 
+    def plan_memory(self, batch: StepBatch, conditioner: Conditioner) -> MemoryPlan:
+        """How steps are computed: chosen for the first, smaller after memory has run out."""
+        self.memory_plan = self.memory_plan or _plan_memory(self, batch, conditioner)
+        return self.memory_plan
+
     def backward(self, batch: StepBatch, conditioner: Conditioner) -> list[ConceptLoss]:
         """The loss of each concept; its gradients, times the loss scale, are left in the weights.
 
@@ -163,7 +160,7 @@ class TrainingSession:
         """
         weights = [weight for trainer in self.trainers for weight in trainer.weights]
         while True:
-            plan = self.memory_plan = self.memory_plan or _plan_memory(self, batch, conditioner)
+            plan = self.plan_memory(batch, conditioner)
             losses = None
             checkpointing = gradient_checkpointing(self.model, plan.gradient_checkpointing)
             with suppress(torch.OutOfMemoryError), checkpointing:
@@ -223,16 +220,14 @@ class TrainingSession:
         """
         due = [n for n, trainer in enumerate(self.trainers) if trainer.validation_due]
         for n in due:
-            self.memory_plan = self.memory_plan or _plan_memory(
-                self, self.next_batch(), conditioner
-            )
+            plan = self.plan_memory(self.next_batch(), conditioner)
             trainer = self.trainers[n]
             samples = trainer.samples.validation_samples(VALIDATION_SAMPLES, n)
             batches = collate(samples, self.model.device)
             with trainer.averaged_weights():
                 losses = [
                     float(self.losses(micro_batch, conditioner).sum())
-                    for micro_batch in split(batches, self.memory_plan.micro_batch)
+                    for micro_batch in split(batches, plan.micro_batch)
                 ]
             parts = self.ranks.exchange(losses)
             trainer.add_validation_loss(sum(loss for part in parts for loss in part))
@@ -265,7 +260,12 @@ class TrainingSession:
                 yield from adapters
 
 
-def _condition_unique(model: Model, prompts: Sequence[str], parsing: PromptParsing) -> Conditioning:
+def _stacked(conditioning: Mapping[str, Conditioning], prompts: Sequence[str]) -> Conditioning:
+    """The conditioning of prompts that are encoded already."""
+    return Conditioning.stack([conditioning[prompt] for prompt in prompts])
+
+
+def _condition_unique(model: Model, parsing: PromptParsing, prompts: Sequence[str]) -> Conditioning:
     """The conditioning of prompts, in which equal prompts are encoded once."""
     indices = {prompt: index for index, prompt in enumerate(dict.fromkeys(prompts))}
     conditioning = model.condition(list(indices), parsing)
@@ -276,6 +276,7 @@ def denoising_losses(
     model: Model, batch: Batch, conditioner: Conditioner, min_snr_gamma: float | None = None
 ) -> Tensor:
     """The weighted denoising loss of each sample, (B,), for any family and method."""
+    before_denoise(model, batch.timesteps, batch.concepts)
     schedule = model.schedule
     noisy = schedule.add_noise(batch.latents, batch.noise, batch.timesteps)
     prediction = model.denoise(noisy, batch.timesteps, conditioner(batch.prompts))
@@ -299,6 +300,13 @@ def train(session: TrainingSession) -> Generator[StepResult]:
     The adapters stay applied until the generator is closed. Raises RunError if a single image
     needs too much memory.
     """
+    with closing(train_with_plans(session)) as events:
+        yield from (event for event in events if isinstance(event, StepResult))
+
+
+def train_with_plans(session: TrainingSession) -> Generator[StepResult | MemoryPlan]:
+    """Like `train`, with every new memory plan: the first one comes before the first step."""
+    plan = session.memory_plan
     session.answer_with_base()
     assistant = session.trainers[0].assistant.applied(session.model)
     with assistant, applied(session.model, session.changes):
@@ -306,7 +314,11 @@ def train(session: TrainingSession) -> Generator[StepResult]:
         session.validate(conditioner)  # at the start, or if training was interrupted here
         while not session.finished:
             batch = session.next_batch()
+            if plan != (chosen := session.plan_memory(batch, conditioner)):
+                yield (plan := chosen)
             losses = session.backward(batch, conditioner)
+            if plan != (chosen := session.plan_memory(batch, conditioner)):  # memory ran out
+                yield (plan := chosen)
             result = session.step(batch, losses)
             if result is None:
                 continue
@@ -318,31 +330,28 @@ def _plan_memory(
     session: TrainingSession, batch: StepBatch, conditioner: Conditioner
 ) -> MemoryPlan:
     """The memory plan that fits into every process, from what each needs for its samples."""
-    own = _own_memory_plan(session, batch, conditioner) if batch.batches else None
+    model = session.model
+    encoders = (*model.text_encoders, *model.frozen_text_encoders)
+    for name in ("denoiser", *(encoders if session.changes_conditioning else ())):
+        model.network(name)  # if it is offloaded, it is read before free memory is measured
+    trial = Trial(
+        model,
+        session.trainers,
+        batch.batches,
+        conditioner,
+        partial(_padded_losses, session.recipe.min_snr_gamma),
+        session.ranks.size > 1,
+    )
+    own = trial.plan() if batch.batches else None
     return smallest(plan for plan in session.ranks.exchange(own) if plan)
 
 
-def _own_memory_plan(
-    session: TrainingSession, batch: StepBatch, conditioner: Conditioner
-) -> MemoryPlan:
-    """A memory plan from the memory that one sample of the largest shape needs."""
-    largest = max(batch.batches, key=lambda one: one.latents[0].numel())
-    weights = [weight for trainer in session.trainers for weight in trainer.weights]
-    networks = ["denoiser", *(session.model.text_encoders if session.changes_conditioning else ())]
-    frozen = [w for name in networks for w in session.model.networks[name].parameters()]
-    try:
-        with torch.enable_grad(), saved_tensors([*weights, *frozen]) as saved:
-            session.losses(largest[:1], conditioner)
-    except torch.OutOfMemoryError:
-        return MemoryPlan(1, gradient_checkpointing=True)
-    # Several processes sum their gradients in a second buffer.
-    buffer = session.ranks.size > 1
-    optimizer_state_bytes = sum(
-        trainer.optimizer.bytes_for(weight) + buffer * weight.nbytes
-        for trainer in session.trainers
-        for weight in trainer.weights
-        if weight not in trainer.optimizer.state
-    )
-    num_samples, sample_bytes = sum(map(len, batch.batches)), sum(saved.values())
-    free_bytes = free_memory(session.model.device)
-    return plan_memory(num_samples, sample_bytes, optimizer_state_bytes, free_bytes)
+def _padded_losses(
+    min_snr_gamma: float | None, model: Model, batch: Batch, conditioner: Conditioner
+) -> Tensor:
+    """The losses without the masks of prompts, so that all padding counts.
+
+    What a mask leaves out depends on values, and a dry pass has none.
+    """
+    padded = replace(conditioner(batch.prompts), mask=None)
+    return denoising_losses(model, batch, lambda _: padded, min_snr_gamma)

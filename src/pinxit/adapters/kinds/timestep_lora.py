@@ -1,8 +1,9 @@
 """Timestep LoRA: a LoRA whose rank falls as noise rises (T-LoRA, arXiv:2507.05964)."""
 
-from collections.abc import Callable, Generator
+from collections.abc import Generator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Self
 
 import torch
@@ -69,7 +70,8 @@ class TimestepLora(LoraAdapter):
                 if self.strength is not None:
                     strength = layer_strength(self.strength, model, self.network, name)
                 rank = len(weights["lora_A.weight"])
-                hook = self._hook(weights, strength * self.alphas.get(name, rank) / rank)
+                scale = strength * self.alphas.get(name, rank) / rank
+                hook = partial(self._add_lora, weights, scale)
                 layer = network.get_submodule(paths[name])
                 stack.callback(layer.register_forward_hook(hook).remove)
             yield
@@ -82,23 +84,26 @@ class TimestepLora(LoraAdapter):
         ranks = torch.arange(rank, device=used.device)
         return (ranks < used[:, None]).float()
 
-    def _hook(self, weights: LayerWeights, scale: float) -> Callable[..., Tensor]:
+    def _add_lora(
+        self,
+        weights: LayerWeights,
+        scale: float,
+        layer: nn.Module,
+        inputs: tuple[Tensor, ...],
+        output: Tensor,
+    ) -> Tensor:
         """A forward hook that adds the LoRA to a layer's output."""
         down, up = weights["lora_A.weight"], weights["lora_B.weight"]
-
-        def add_lora(layer: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
-            values, mask = inputs[0].to(down.dtype), self.mask(len(down)).to(output.device)
-            if isinstance(layer, nn.Conv2d):
-                sizes: Any = (layer.stride, layer.padding, layer.dilation)
-                low_rank = F.conv2d(values, down, None, *sizes) * mask[:, :, None, None]
-                change = F.conv2d(low_rank, up)
-            else:
-                between = [1] * (values.ndim - 2)
-                low_rank = F.linear(values, down) * mask.view(len(mask), *between, -1)
-                change = F.linear(low_rank, up)
-            return (output + scale * change).to(output.dtype)
-
-        return add_lora
+        values, mask = inputs[0].to(down.dtype), self.mask(len(down)).to(output.device)
+        if isinstance(layer, nn.Conv2d):
+            sizes: Any = (layer.stride, layer.padding, layer.dilation)
+            low_rank = F.conv2d(values, down, None, *sizes) * mask[:, :, None, None]
+            change = F.conv2d(low_rank, up)
+        else:
+            between = [1] * (values.ndim - 2)
+            low_rank = F.linear(values, down) * mask.view(len(mask), *between, -1)
+            change = F.linear(low_rank, up)
+        return (output + scale * change).to(output.dtype)
 
     def part(self) -> TimestepLoraPart:
         """The weights, alphas and `min_rank` as data."""

@@ -1,7 +1,8 @@
 """Weight differences: tensors that are added to weights of a network (LyCORIS calls them full)."""
 
-from collections.abc import Callable, Generator, Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from typing import Self
 
 import torch
@@ -63,7 +64,8 @@ class WeightDifference(Adapter):
                 layer, _, leaf = name.rpartition(".")
                 module = base_layer(network.get_submodule(paths[layer]))
                 if self.strength is None:
-                    undo.callback(module.register_forward_hook(_added(difference)).remove)
+                    hook = partial(_add_effect, difference)
+                    undo.callback(module.register_forward_hook(hook).remove)
                     continue
                 strength = layer_strength(self.strength, model, self.network, layer)
                 change = strength * difference.to(module.weight.device, torch.float32)
@@ -102,13 +104,11 @@ class WeightDifference(Adapter):
         return cls(part.network, differences, text=part.network in model.text_encoders)
 
 
-def _added(difference: Tensor) -> Callable[..., Tensor]:
+def _add_effect(
+    difference: Tensor, _layer: nn.Module, inputs: tuple[Tensor, ...], output: Tensor
+) -> Tensor:
     """A forward hook that adds the effect of a difference to the output of a linear layer."""
-
-    def add(_layer: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
-        return output + F.linear(inputs[0].to(difference.dtype), difference).to(output.dtype)
-
-    return add
+    return output + F.linear(inputs[0].to(difference.dtype), difference).to(output.dtype)
 
 
 def _as_matrix(tensor: Tensor) -> tuple[int, ...]:
