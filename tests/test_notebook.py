@@ -1,6 +1,7 @@
 """The notebook: its stored outputs, and that it runs from top to bottom without growing memory."""
 
 import re
+import tomllib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -55,6 +56,14 @@ def test_the_notebook_has_its_outputs_and_is_small() -> None:
     papers = ("2208.01618", "2208.12242", "2106.09685", "2211.12572")
     text = "".join(cell.source for cell in notebook.cells)
     assert [paper for paper in papers if paper not in text] == []
+
+
+def test_the_notebook_installs_from_the_repository_and_never_by_a_name_of_an_index() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
+    (cell,) = [cell.source for cell in read().cells if "%pip" in cell.source]
+    assert f'"git+{project["urls"]["Repository"]}"' in cell
+    assert '".." if Path("../pyproject.toml").is_file()' in cell
+    assert cell.endswith("%pip install --quiet {source}")
 
 
 @pytest.mark.slow

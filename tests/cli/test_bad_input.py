@@ -42,6 +42,7 @@ class Place:
 @pytest.fixture
 def place(tmp_path: Path, nano: Path, pictures: Path, monkeypatch: pytest.MonkeyPatch) -> Place:
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(opening, "_PATIENCE", 600)  # a slow machine prints no other lines
     (tmp_path / "empty").mkdir()
     (tmp_path / "rubbish").mkdir()
     (tmp_path / "rubbish" / "a.png").write_bytes(b"no image")
@@ -215,6 +216,7 @@ CASES: list[Case] = [
     ("folder is a file", lambda p: p.generate("--out", "file"), "file", "--out"),
     ("folder in a file", lambda p: p.generate("--out", "file/x"), "file/x", "another path"),
     ("folder nowhere", lambda p: p.generate("--out", "/proc/nope"), "/proc/nope", ""),
+    ("folder without permission", lambda p: p.generate("--out", "/proc"), "/proc", "another path"),
     ("no PNG", lambda p: p.generate("--out", "a.jpg"), "a.jpg", "a.png"),
     (
         "one file for two images",
@@ -270,6 +272,7 @@ def test_bad_input(
 _WITHOUT_A_BASE = {
     *("folder to start from", "no image to transfer", "no ControlNet", "no mask"),
     *("mask of another shape", "unknown prompts", "no preview prompt", "out is a run"),
+    "folder without permission",
 }
 
 

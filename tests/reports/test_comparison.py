@@ -249,7 +249,7 @@ def test_pages_escape_all_values() -> None:
         .render(value=hostile, columns=columns, loss=loss, plot=plot)
     )
     assert "<script" not in page
-    assert page.count("&lt;script&gt;") == 1 + (2 + 1 + 2 * 2) + 1 + 1
+    assert page.count("&lt;script&gt;") == 1 + (2 + 1 + 2 * 2) + 1 + 2
     must_be_well_formed(page)
 
 

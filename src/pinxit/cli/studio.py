@@ -38,7 +38,7 @@ def studio(
     """
     for name in ("starlette", "uvicorn", "python_multipart"):
         if find_spec(name) is None:
-            raise RequestError(f"the studio needs {name}", "pip install 'pinxit[studio]'")
+            raise RequestError(f"the studio needs {name}", 'pip install "pinxit[studio]"')
     if not 0 <= port < 2**16:
         raise RequestError(f"--port {port} is no port", "choose one from 1024 to 65535")
     from pinxit.studio.server import address_file, entry_link, serve

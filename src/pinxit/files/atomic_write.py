@@ -132,9 +132,13 @@ def check_new(folder: Path, otherwise: str) -> None:
     if not parent.is_dir():
         raise RunError(f"{folder} cannot be made: {parent} is a file", "choose another --out")
     with disk_errors(folder):
-        probe = parent / f".{os.getpid()}.tmp"
-        os.mkdir(probe)  # says more than the permissions, which the system does not ask of root
-        os.rmdir(probe)
+        _check_writable(parent)
+
+
+def _check_writable(folder: Path) -> None:
+    probe = folder / f".{os.getpid()}.tmp"
+    os.mkdir(probe)  # says more than the permissions, which the system does not ask of root
+    os.rmdir(probe)
 
 
 def _is_new(folder: Path) -> bool:
@@ -169,6 +173,13 @@ def make_folder(path: Path) -> None:
     """Make a folder and its parents, and flush their names to the disk."""
     with disk_errors(path):
         _make_folder(path)
+
+
+def make_writable_folder(path: Path) -> None:
+    """Make a folder as `make_folder` does; DiskError if it exists and cannot be written."""
+    make_folder(path)
+    with disk_errors(path):
+        _check_writable(path)
 
 
 def _make_folder(path: Path) -> None:

@@ -112,8 +112,8 @@ class TradeoffPlot:
     """Likeness over prompt fidelity, a point for each concept and each base model."""
 
     points: Sequence[PlotPoint]
-    width = _SIDE + _LEFT + 26
-    height = round(_SIDE * 0.6 + 8)
+    width = _SIDE + _LEFT + 13
+    height = round(_SIDE * 0.6 + 14)
 
     @property
     def curves(self) -> list[str]:

@@ -125,19 +125,24 @@ def _check_model(recipe: Recipe, model: Model) -> None:
 
 
 def _check_token_and_noun(model: Model, subject: Subject) -> None:
-    token, noun = subject.token, subject.class_noun
+    token = subject.token
     if not _is_found(token):
         raise RecipeError(
             f"the token `{token}` would not be found in every prompt: it has characters that are "
             "not text, or that text encoders replace",
             "use letters, digits, - and _, best in angle brackets, such as <mytoy>",
         )
+    if any(len(encoder.ids(token)) == 1 for encoder in model.text_encoders.values()):
+        raise RecipeError(
+            f"the token `{token}` is already a word of {model.name}",
+            f"choose a new word, such as <my{token}>",
+        )
+    check_class_noun(model, subject.class_noun)
+
+
+def check_class_noun(model: Model, noun: str) -> None:
+    """Raise RecipeError if a text encoder of the base model does not know the class noun."""
     for text_encoder in model.text_encoders.values():
-        if len(text_encoder.ids(token)) == 1:
-            raise RecipeError(
-                f"the token `{token}` is already a word of {model.name}",
-                f"choose a new word, such as <my{token}>",
-            )
         unknown = [word for word in noun.split() if not text_encoder.has_word(word)]
         if unknown or not noun.split():
             raise RecipeError(

@@ -21,7 +21,7 @@ class Ray:
         try:
             ray: Any = import_module("ray")
         except ImportError as error:
-            raise RequestError("Ray is not installed", "pip install 'pinxit[ray]'") from error
+            raise RequestError("Ray is not installed", 'pip install "pinxit[ray]"') from error
         os.environ.update({**_QUIET, **os.environ})
         try:
             # Without an address always a cluster of this command's own, not one found by chance.
