@@ -69,7 +69,7 @@ package: $(READY) ## wheel and sdist in dist/, tried in a clean environment (1 m
 	$(BIN)/python tools/package.py
 
 site: $(READY) ## the website of the docs, with the reference of the Python functions, in build/site
-	$(BIN)/mkdocs build --strict --quiet
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 figures: $(READY) ## every figure the docs quote, as JSON in docs/figures
 	$(BIN)/python -m lab.figures $(NAMES)

@@ -68,6 +68,15 @@ def test_show_prints_how_an_image_was_generated(
     assert main(["show", str(out)]) == 0
     rows = dict(line.split(None, 1) for line in capsys.readouterr().out.splitlines() if " " in line)
     assert (rows["prompt"], rows["seed"], rows["steps"]) == ("a red dog", "7", "1")
+    assert "denoising_strength" not in rows  # it has no effect without an image
+
+
+def test_show_prints_lists_as_text(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    request = {"prompt": "<a>", "concepts": ["runs/a", "runs/b"], "init_image": "c.png"}
+    request |= {"denoising_strength": 0.4}
+    assert main(["show", picture(tmp_path / "a.png", pinxit=json.dumps(request))]) == 0
+    rows = dict(line.split(None, 1) for line in capsys.readouterr().out.splitlines())
+    assert (rows["concepts"], rows["denoising_strength"]) == ("runs/a, runs/b", "0.4")
 
 
 def test_show_reads_other_programs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -515,5 +515,7 @@ def test_convert(out: str, name: str, tmp_path: Path, capsys: pytest.CaptureFixt
     Pinxit().write(pivotal(), Target(file := tmp_path / "toy.safetensors"))
     chosen = [] if name else ["--format", "diffusers-lora"]
     assert main(["convert", str(file), str(tmp_path / out), *chosen]) == 0
-    assert f"written as {name or 'diffusers-lora'}" in capsys.readouterr().err
+    printed = capsys.readouterr().err
+    assert f"written as {name or 'diffusers-lora'}" in printed
+    assert "it fits pocket only" in printed
     assert same(read_concept(tmp_path / out), read_concept(file))

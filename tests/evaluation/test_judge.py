@@ -170,7 +170,7 @@ def test_likeness_is_not_measured_where_the_judge_cannot_tell_images_apart(
     score = judge.score(judge.base_images, judge.prompts)
     assert (score.likeness, score.overall) == (None, None)
     assert "cannot tell" in judge.no_likeness
-    assert "--dino MODEL" in judge.no_likeness
+    assert "--dino-model MODEL" in judge.no_likeness
     metrics = compute_metrics(judge, judge.base_images)
     assert not {"likeness", "best"} & metrics.keys()
     assert "prompt" in metrics

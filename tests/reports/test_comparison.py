@@ -14,7 +14,7 @@ from safetensors.torch import save_file
 
 from pinxit.cli import evaluate as evaluate_command
 from pinxit.cli import main
-from pinxit.errors import RequestError, RunError
+from pinxit.errors import RecipeError, RequestError, RunError
 from pinxit.evaluation.confidence import Interval
 from pinxit.evaluation.prompt_sets import prompt_set, suitable_set
 from pinxit.models.model import Model
@@ -147,6 +147,27 @@ def test_metrics_are_kept_as_files_with_paired_differences(evaluated: Evaluated)
     (row,) = [r for r in rows if (r["entrant"], r["metric"]) == ("small", "likeness")]
     assert float(row["value"]) == group["runs"]["small"]["figures"]["likeness"]["value"]
     assert any(r["entrant"] == "word minus small" for r in rows)
+
+
+@pytest.mark.long
+def test_the_command_prints_a_row_for_each_concept(
+    evaluated: Evaluated, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(evaluate_command, "evaluate_concepts", lambda *_: evaluated[0])
+    assert main(["evaluate", "runs/word"]) == 0
+    rows = [line.split("\t") for line in capsys.readouterr().out.splitlines()]
+    assert [row[:2] for row in rows] == [["word", "dog"], ["small", "dog"], ["another", "dog"]]
+    assert re.fullmatch(r"\d+% \(\d+ to \d+\)", rows[0][2])
+
+
+@pytest.mark.long
+def test_a_class_noun_that_the_base_model_does_not_know_is_an_error(
+    runs: list[Path], nano: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(RecipeError, match="does not know the class noun `tyo`"):
+        evaluate(
+            runs, tmp_path / "out", opening(nano), lambda *_: None, None, {"class_noun": "tyo"}
+        )
 
 
 @pytest.mark.long

@@ -150,7 +150,7 @@ class EmbeddingPart(Part):
         titles = " or ".join(family.title for family in self.families)
         if titles and self.widths.keys() < {*self.families[0].encoder_widths}:
             titles += "; the token stands for nothing in the other text encoder"
-        return [*rows, ("fits", titles or "no known base model has this embedding width")]
+        return [*rows, ("fits", titles or "only the base model that it was made for")]
 
     def _tensor_problem(self, name: str) -> str:
         problem = super()._tensor_problem(name)

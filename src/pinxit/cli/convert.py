@@ -55,6 +55,8 @@ def written_lines(
     config = out.with_suffix(".yaml")
     if writer.writes_config and config.is_file():
         yield f"{config} tells AUTOMATIC1111 that the model predicts v: keep it beside {out.name}"
+    if concept.provenance.base == "pocket":
+        yield "note: it fits pocket only, which diffusers can open and the other programs cannot"
     results = outcomes(name, out.suffix, concept, bundled=bundled)
     if not results and bundled and concept.content == "adapters":
         yield "not tried in other programs; --separate-embeddings writes the token beside it"

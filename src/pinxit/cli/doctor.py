@@ -85,13 +85,14 @@ def _examine_devices(report: Report) -> None:
 
     cuda, hip = torch.version.cuda, torch.version.hip
     build = f"CUDA {cuda}" if cuda else f"ROCm {hip}" if hip else "no CUDA, no ROCm"
-    report.facts["torch build"] = f"{build}; {torch.get_num_threads()} threads"
+    report.facts["torch build"] = f"{build}; CPU threads: {torch.get_num_threads()}"
     device = find_device()
     count = torch.accelerator.device_count() if device.type != "cpu" else 0
     accelerators = [torch.device(device.type, index) for index in range(count)]
     memory = {one: free_memory(one) for one in (torch.device("cpu"), *accelerators)}
     report.facts["memory free"] = {device_name(one): _size(left) for one, left in memory.items()}
-    precision = fast_precision(device, small=False)
+    large, small = (fast_precision(device, small=size) for size in (False, True))
+    precision = large if small == large else f"{large} (pocket and other small ones in {small})"
     report.facts["device"] = f"{device_name(device)} in {precision}, unless --device is given"
     if memory[accelerators[0] if accelerators else device] < _LITTLE_MEMORY:
         report.problem(

@@ -1,8 +1,9 @@
 """`pinxit evaluate`: generate images with several concepts, measure them, and write one report."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 from pinxit.cli.flags import (
     COMPILE,
@@ -17,9 +18,10 @@ from pinxit.cli.flags import (
     positionals,
 )
 from pinxit.cli.opening import Opening
-from pinxit.cli.screen import bars, data, say, stoppable
+from pinxit.cli.screen import bars, data, say, stoppable, table
 from pinxit.cli.train_run import train_group
 from pinxit.errors import RequestError, did_you_mean
+from pinxit.evaluation.confidence import Interval
 from pinxit.evaluation.networks import fetch_networks
 from pinxit.models.ranks import Ranks
 from pinxit.options import read_toml
@@ -27,11 +29,14 @@ from pinxit.reports.comparison import REPORT
 from pinxit.reports.comparison import evaluate as evaluate_concepts
 from pinxit.reports.dreambench import open_or_create, write_comparison
 from pinxit.reports.figures import EvaluationSettings
+from pinxit.reports.pages import interval_text, metric_title
 
 _OUT = Path("evaluation")
 # Recipe options that may be given for all concepts.
 _RECIPE_OPTIONS = ("images", "class_noun", "base")
 _BENCHMARK, _METHOD = "Training a benchmark", "textual-inversion"
+# The metrics that are printed.
+_SHARES = ("likeness", "prompt", "best")
 # DreamBench's number of images for each prompt.
 _PROTOCOL, _PROTOCOL_IMAGES = "dreambench", 4
 
@@ -77,6 +82,17 @@ def _evaluate_in(ranks: Ranks, opening: Opening, given: Values) -> None:
         say(*write_comparison(metrics, out).splitlines())
     if given.get("json"):
         data(json.dumps(metrics))
+    else:
+        table(("", "class noun", *(metric_title(name) for name in _SHARES)), list(_rows(metrics)))
+
+
+def _rows(metrics: Mapping[str, Any]) -> Iterator[tuple[str, ...]]:
+    """A row for each concept: its title, the class noun, and shares with their intervals."""
+    for group in metrics["groups"]:
+        for title, run in group["runs"].items():
+            values = (run["figures"].get(name) for name in _SHARES)
+            intervals = (Interval(**one) if one else None for one in values)
+            yield (title, group["class_noun"], *map(interval_text, intervals))
 
 
 def _training_options(given: Values) -> dict[str, object]:

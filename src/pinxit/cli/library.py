@@ -96,6 +96,8 @@ def show(image: Path) -> None:
     rows: list[tuple[str, object]] = []
     if "pinxit" in texts:
         request = _object_in(texts["pinxit"])
+        if not request.get("init_image"):
+            request.pop("denoising_strength", None)
         rows += [(name, value) for name, value in request.items() if value not in ("", [])]
     elif "parameters" in texts:
         lines = texts["parameters"].splitlines() or [""]
@@ -109,7 +111,9 @@ def show(image: Path) -> None:
             "them",
         )
     for label, value in rows:
-        data(printable(f"{label:20} {value}"))
+        values = cast("list[object]", value) if isinstance(value, list) else [value]
+        text = ", ".join(map(str, values))
+        data(printable(f"{label:20} {text}"))
 
 
 def _walk(folder: Path) -> Iterator[tuple[Path, list[str], list[str]]]:

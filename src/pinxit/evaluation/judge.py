@@ -238,7 +238,7 @@ class Judge:
         name = registry.name_of(type(self.fidelity_scale.metric))
         pocket = name not in ("dino", "clip-i")
         judge = "pocket's classifier" if pocket else name
-        flag = "--clip" if self.prompt_run.subject.kind == "style" else "--dino"
+        flag = "--clip-model" if self.prompt_run.subject.kind == "style" else "--dino-model"
         other = f"{flag} MODEL" if pocket else f"another {flag} model, or more training images"
         return (
             f"{judge} cannot tell these training images from other images, so that a likeness "

@@ -168,6 +168,11 @@ def interval_value(interval: Interval, share: bool) -> str:
     return format(min(max(interval.value, 0.0), 1.0), ".0%")
 
 
+def interval_text(interval: Interval | None) -> str:
+    """A share with both ends of its interval, as plain text."""
+    return f"{interval_value(interval, True)} ({interval_ends(interval, True)})" if interval else ""
+
+
 def interval_ends(interval: Interval, share: bool) -> str:
     """Both ends of an interval."""
     low, high = (
