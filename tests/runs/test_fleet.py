@@ -17,6 +17,7 @@ from PIL import Image
 
 from pinxit.cli import main
 from pinxit.errors import ModelError, RequestError, RunError
+from pinxit.files.text import read_table
 from pinxit.models.model import Model
 from pinxit.runs import fleet_worker
 from pinxit.runs.events import RunFailure
@@ -26,6 +27,7 @@ from pinxit.runs.groups import GroupMember
 from pinxit.runs.many import RunGroup, train_many
 from pinxit.runs.reader import read_run
 from pinxit.runs.store import Store
+from tests.seeing import save_seeing
 
 NAMES = ("ape", "bee", "cow", "dog", "eel")
 
@@ -289,6 +291,39 @@ def test_images_of_all_concepts_are_those_of_generate(
     assert "1 of 2 subjects were not generated: ape" in output.err
     assert output.out.split() == [str(out / "bee")]
     assert (out / "bee" / "1.png").stat().st_mtime_ns == before
+
+
+def test_evaluations_of_all_concepts_are_those_of_evaluate(
+    group: RunGroup, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    two = group.model_copy(update={"subjects": dict(list(group.subjects.items())[:2])})
+    folder, out, alone = tmp_path / "runs", tmp_path / "out", tmp_path / "alone"
+    assert errors(events_of(two, folder, local(folder))) == {}
+    options = ["--prompts=pocket-objects", "--num-images=1", "--steps=1"]
+    for kind in ("dino", "clip"):
+        (tmp_path / kind).mkdir()
+        save_seeing(kind, tmp_path / kind)
+        options += [f"--{kind}-model", str(tmp_path / kind)]
+    words = ["evaluate-many", str(folder), *options, f"--out={out}"]
+    (folder / "ape" / "concept.safetensors").rename(tmp_path / "later")
+    assert main(words) == 2
+    output = capsys.readouterr()
+    assert "1 of 2 subjects were not evaluated: ape" in output.err
+    assert output.out.split() == [str(out / "bee" / "report.html")]
+    (tmp_path / "later").rename(folder / "ape" / "concept.safetensors")
+    before = (out / "bee" / "metrics.csv").stat().st_mtime_ns
+    assert main(words) == 0
+    assert (out / "bee" / "metrics.csv").stat().st_mtime_ns == before
+    assert main(["evaluate", str(folder / "bee"), *options, f"--out={alone}"]) == 0
+    for file in ("report.html", "metrics.csv"):
+        assert (out / "bee" / file).read_bytes() == (alone / file).read_bytes()
+    images = [path.name for path in (alone / "pictures").iterdir()]
+    of_bee = [*(out / "bee" / "pictures").iterdir(), *(out / ".base").iterdir()]
+    assert sorted(images) == sorted(path.name for path in of_bee)
+    rows = {row["name"]: row for row in read_table(out / "metrics.csv")}
+    assert list(rows) == ["ape", "bee"]
+    metrics = json.loads((alone / "metrics.json").read_text())["groups"][0]["runs"]["bee"]
+    assert float(rows["bee"]["prompt"]) == metrics["figures"]["prompt"]["value"]
 
 
 def other_machine(model: Model, group: RunGroup, tmp_path: Path, url: str) -> list[str]:

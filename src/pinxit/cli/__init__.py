@@ -39,6 +39,7 @@ for _name, _target, _help in (
     ("generate-many", "fleet:generate_many", "Generate with all concepts of a train-many."),
     ("transfer", "transfer:transfer", "Generate from an image and a prompt."),
     ("evaluate", "evaluate:evaluate", "Measure concepts and write a report."),
+    ("evaluate-many", "evaluate:evaluate_many", "Measure all concepts of a train-many."),
     ("runs", "library:runs", "List the runs in a folder."),
     ("concepts", "library:concepts", "List the concepts in a folder."),
     ("tensorboard", "library:tensorboard", "Write the logs of runs for TensorBoard."),

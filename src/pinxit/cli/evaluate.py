@@ -1,4 +1,4 @@
-"""`pinxit evaluate`: generate images with several concepts, measure them, and write one report."""
+"""`pinxit evaluate` and `evaluate-many`: generate images with concepts, measure them, report."""
 
 import json
 from collections.abc import Iterator, Mapping
@@ -15,20 +15,24 @@ from pinxit.cli.flags import (
     command,
     flag,
     flags,
+    positional,
     positionals,
 )
+from pinxit.cli.fleet import fleet_flags, open_group, work_with_all
 from pinxit.cli.opening import Opening
 from pinxit.cli.screen import bars, data, say, stoppable, table
 from pinxit.cli.train_run import train_group
 from pinxit.errors import RequestError, did_you_mean
 from pinxit.evaluation.confidence import Interval
 from pinxit.evaluation.networks import fetch_networks
+from pinxit.files.atomic_write import check_claim, claim_folder
 from pinxit.models.ranks import Ranks
 from pinxit.options import read_toml
-from pinxit.reports.comparison import REPORT
+from pinxit.reports.comparison import REPORT, TABLE
 from pinxit.reports.comparison import evaluate as evaluate_concepts
 from pinxit.reports.dreambench import open_or_create, write_comparison
 from pinxit.reports.figures import EvaluationSettings
+from pinxit.reports.many import KIND, Evaluation, write_table
 from pinxit.reports.pages import interval_text, metric_title
 
 _OUT = Path("evaluation")
@@ -166,4 +170,32 @@ evaluate = command(
         ),
     ],
     _evaluate,
+)
+
+
+def _evaluate_many(given: Values) -> None:
+    out = given.get("out", _OUT)
+    settings = EvaluationSettings.model_validate(EvaluationSettings.chosen(given))
+    group, options = open_group(given)
+    recipe = next(iter(group.subjects.values()))
+    judges = () if recipe.base == "pocket" else Opening.typed(given).judges
+    fetch_networks((*judges, *filter(None, (settings.dino_model, settings.clip_model))))
+    check_claim(out, KIND, TABLE, *group.subjects)
+    claim_folder(out, KIND)
+    try:
+        work_with_all(given, group, options, Evaluation(settings, out.resolve()), "evaluated")
+    finally:
+        say(f"table: {write_table(out, group.subjects)}")
+
+
+evaluate_many = command(
+    [
+        positional("runs", Path, "folder of a train-many"),
+        flag("out", Path, "folder for a report of each subject and one table", str(_OUT)),
+        *flags(EvaluationSettings),
+        DEVICE,
+        DOWNLOAD,
+        *fleet_flags(),
+    ],
+    _evaluate_many,
 )

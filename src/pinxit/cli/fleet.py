@@ -1,4 +1,4 @@
-"""`pinxit train-many` with workers, and `generate-many`: a line for each worker, or JSON lines."""
+"""Commands that share their work among workers: a line for each worker, or JSON lines."""
 
 import json
 import time
@@ -21,12 +21,12 @@ from pinxit.runs.fleet import (
     Engine,
     FleetEvent,
     FleetOptions,
+    concept_fleet,
     fetch_list,
-    generate_fleet,
     prepare_folder,
     train_fleet,
 )
-from pinxit.runs.fleet_worker import Ended, Generation, Setup, Status
+from pinxit.runs.fleet_worker import ConceptWork, Ended, Generation, Setup, Status
 from pinxit.runs.many import RunGroup
 
 _OUT = Path("generated")
@@ -59,18 +59,33 @@ def train_by_workers(
 
 
 def _generate_many(given: Values) -> None:
-    folder, out, as_json = given["runs"], given.get("out", _OUT), given.get("json", False)
     values = GenerationRequest.chosen(given)
     if "size" in given:
         values["width"], values["height"] = parse_size(given["size"])
-    generation = Generation(GenerationRequest.model_validate(values), out.resolve())
+    out = given.get("out", _OUT).resolve()
+    generation = Generation(GenerationRequest.model_validate(values), out)
+    group, options = open_group(given)
+    work_with_all(given, group, options, generation, "generated")
+
+
+def open_group(given: Values) -> tuple[RunGroup, FleetOptions]:
+    """The group of the folder `runs` of a train-many, and where to work with its concepts."""
     options = FleetOptions.model_validate(FleetOptions.chosen(given))
-    fetch_list(folder, options.store)
-    group = RunGroup.open(folder)
+    fetch_list(given["runs"], options.store)
+    return RunGroup.open(given["runs"]), options
+
+
+def work_with_all(
+    given: Values, group: RunGroup, options: FleetOptions, work: ConceptWork, verb: str
+) -> None:
+    """Do the work with each concept; print the path of each result, or JSON lines."""
+    folder = given["runs"]
     engine = options.open(Setup(folder.resolve(), given.get("device")))
-    display = _Display("generated", lambda name: str(out / name), group, as_json=as_json)
-    events = generate_fleet(engine, group, folder, generation, options)
-    _show(events, engine, display, out)
+    display = _Display(
+        verb, lambda name: str(work.result(name)), group, as_json=given.get("json", False)
+    )
+    events = concept_fleet(engine, group, folder, work, options)
+    _show(events, engine, display, work.out)
 
 
 generate_many = command(

@@ -23,7 +23,7 @@ REPORT, METRICS, TABLE, _IMAGES = "report.html", "metrics.json", "metrics.csv", 
 KIND = "evaluation"
 
 
-def evaluate(
+def evaluate(  # noqa: PLR0913
     paths: Sequence[Path],
     out: Path,
     open_model: Callable[[Recipe], Model],
@@ -31,11 +31,13 @@ def evaluate(
     settings: EvaluationSettings | None = None,
     overrides: Mapping[str, Any] | None = None,
     ranks: Ranks = ALONE,
+    base_images: Path | None = None,
 ) -> dict[str, object]:
     """Generate images, measure them, and write `report.html` into `out`; returns the metrics.
 
-    Images are kept in `out`, so an interrupted evaluation continues. `overrides` are recipe
-    options that replace those of the runs. RunError if `out` contains other files. Of several
+    Images are kept in `out`, so an interrupted evaluation continues; those of the base model in
+    the folder `base_images`, if it is given. `overrides` are recipe options that replace those of
+    the runs. RunError if `out` contains other files. Of several
     processes, rank 0 writes the report.
     """
     settings = settings or EvaluationSettings()
@@ -49,7 +51,7 @@ def evaluate(
     groups: list[SubjectResults] = []
     for same_base in _by_base(_with_unique_titles(entrants)):
         model = open_model(same_base[0][0].recipe)
-        evaluator = Evaluator(model, settings, out / _IMAGES, progress, ranks)
+        evaluator = Evaluator(model, settings, out / _IMAGES, progress, ranks, base_images)
         groups += [
             evaluator.evaluate_subject(rivals, _anchors(rivals[0], entrants))
             for rivals in same_base

@@ -200,7 +200,8 @@ def _mean_metrics(results: Sequence[EntrantResult]) -> MetricIntervals:
 class Evaluator:
     """Evaluates entrants on a base model; generated images are kept in a folder.
 
-    Several processes share the prompts, and then read all images from the folder.
+    `base_folder` is the folder for those of the base model, if it is another one. Several processes
+    share the prompts, and then read all images from the folder.
     """
 
     model: Model
@@ -208,6 +209,7 @@ class Evaluator:
     folder: Path
     progress: ProgressCallback
     ranks: Ranks = ALONE
+    base_folder: Path | None = None
 
     def evaluate_subject(
         self,
@@ -235,7 +237,7 @@ class Evaluator:
             self.model,
             recipe,
             first.images,
-            folder=self.folder,
+            folder=self.base_folder or self.folder,
             metrics=metric_set,
             prompt_run=prompt_run,
             anchors=anchors,
@@ -284,7 +286,8 @@ class Evaluator:
         title = entrants[0].title if entrants else prompt_run.subject.class_noun
         num_images = len(prompt_run.prompt_of_each_image)
         task = f"{title}: {token or 'without the token'}, {num_images} images"
-        image_cache = ImageCache(self.folder, [entrant.concept for entrant in entrants])
+        folder = self.folder if entrants else self.base_folder or self.folder
+        image_cache = ImageCache(folder, [entrant.concept for entrant in entrants])
         if self.ranks.size > 1:  # each process generates its prompts into the folder
             own = replace(prompt_run, prompts=tuple(self.ranks.share(prompt_run.prompts)))
             own.generate(self.model, token, image_cache, task, self.progress)

@@ -23,9 +23,9 @@ from pinxit.options import Option, Options
 from pinxit.runs.events import RunFailure
 from pinxit.runs.file_names import JOURNAL
 from pinxit.runs.fleet_worker import (
+    ConceptWork,
     Done,
     Ended,
-    Generation,
     Member,
     Message,
     Setup,
@@ -39,7 +39,7 @@ from pinxit.runs.many import SUBJECTS, RunGroup
 from pinxit.runs.store import Store
 
 _GROUPS = "groups.json"
-_SURVEY = 32  # subjects in one task that finds out how to group them, or generates
+_SURVEY = 32  # subjects in one task that finds out how to group them
 _ATTEMPTS = 3  # a group may end its worker so often, then its subjects are tried alone
 
 
@@ -161,15 +161,13 @@ def train_fleet(
                 yield number, message
 
 
-def generate_fleet(
-    engine: Engine, group: RunGroup, folder: Path, generation: Generation, options: FleetOptions
+def concept_fleet(
+    engine: Engine, group: RunGroup, folder: Path, work: ConceptWork, options: FleetOptions
 ) -> Generator[FleetEvent]:
-    """Generate images with the concept of each run of a folder; those that exist stay."""
-    names = list(group.subjects)
-    parts = [names[start : start + _SURVEY] for start in range(0, len(names), _SURVEY)]
-    own = options.part_of(parts)
+    """Work with the concept of each run of a folder, one in each task."""
+    own = options.part_of([[name] for name in group.subjects])
     yield sum(map(len, own))
-    tasks = (replace(_task(group, part), generation=generation) for part in own)
+    tasks = (replace(_task(group, part), work=work) for part in own)
     with closing(engine):
         for number, message in _Tasks(engine, tasks, folder).messages():
             if not isinstance(message, Member):
@@ -233,7 +231,7 @@ class _Tasks:
         )
         for name in names:
             log = self.folder / name / JOURNAL
-            if log.is_file() and not task.generation:
+            if log.is_file() and not task.work:
                 TrainingLog(log).append(RunFailure(error))
             yield Ended(name, error)
 

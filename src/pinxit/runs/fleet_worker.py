@@ -6,6 +6,7 @@ from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Se
 from contextlib import closing, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
 import torch
 
@@ -45,6 +46,23 @@ class Setup:
     store: str | None = None
 
 
+class ConceptWork(Protocol):
+    """What to do with the concept of each run; what is done already is not done again."""
+
+    @property
+    def out(self) -> Path:
+        """The folder for the results."""
+        ...
+
+    def result(self, name: str) -> Path:
+        """The file or folder in `out` with the result of a run, by its name."""
+        ...
+
+    def work(self, model: Model, run: Path, recipe: Recipe) -> None:
+        """Do it for one run, by its folder; a PinxitError if that is not possible."""
+        ...
+
+
 @dataclass(frozen=True)
 class Generation:
     """What to generate with each concept: {} in the prompt is its token. Folders are in `out`."""
@@ -52,17 +70,37 @@ class Generation:
     request: GenerationRequest
     out: Path
 
+    def result(self, name: str) -> Path:
+        """The folder with the images of a run."""
+        return self.out / name
+
+    def work(self, model: Model, run: Path, recipe: Recipe) -> None:
+        """Generate the images of a run that are not there yet, as RUN/SEED.png in `out`."""
+        out = self.result(run.name)
+        files = {seed: out / f"{seed}.png" for seed in self.request.seeds}
+        if all(file.is_file() for file in files.values()):
+            return
+        prompt = self.request.prompt.replace("{}", recipe.token)
+        models = {"base": recipe.base, "vae": recipe.vae}
+        concept = ConceptReference(result_file(run))
+        changes = {"prompt": prompt, "concepts": (concept,), **models}
+        request = self.request.model_copy(update=changes)
+        images = generate_images(model, request, [concept.open()])
+        make_folder(out)
+        for image in images:
+            image.save(files[image.request.seed])
+
 
 @dataclass(frozen=True)
 class Task:
     """Subjects to train in one batch, or what else to do with them.
 
-    With `survey`, only to find out how to group them; with `generation`, to generate images.
+    With `survey`, only to find out how to group them; with `work`, to do that with each concept.
     """
 
     subjects: Mapping[str, Recipe]
     survey: bool = False
-    generation: Generation | None = None
+    work: ConceptWork | None = None
 
 
 @dataclass(frozen=True)
@@ -121,9 +159,9 @@ class Worker:
             return
         ended: set[str] = set()
         try:
-            work = self._work(task)
+            do = self._kind(task)
             stored = self._store.copied(task.subjects) if self._store else nullcontext()
-            with stored, closing(work(model, task)) as messages:
+            with stored, closing(do(model, task)) as messages:
                 for message in messages:
                     if isinstance(message, Ended):
                         ended.add(message.name)
@@ -133,17 +171,20 @@ class Worker:
             yield from (Ended(name, failure) for name in task.subjects if name not in ended)
         yield Done()
 
-    def _work(self, task: Task) -> Callable[[Model, Task], Generator[Message]]:
+    def _kind(self, task: Task) -> Callable[[Model, Task], Generator[Message]]:
         if task.survey:
             return self._survey
-        return self._generate if task.generation else self._train
+        return self._each if task.work else self._train
 
     def _open(self, recipe: Recipe) -> Model:
         if self._model is None:
             if self.setup.threads:
                 torch.set_num_threads(self.setup.threads)
             device = self.setup.device or recipe.device or AUTO
-            self._model = open_base(recipe.base, device, recipe.precision or "auto", recipe.vae)
+            precision = recipe.precision or "auto"
+            self._model = open_base(
+                recipe.base, device, precision, recipe.vae, recipe.text_encoders
+            )
         return self._model
 
     def _run(self, name: str, recipe: Recipe) -> Run:
@@ -158,12 +199,12 @@ class Worker:
             except PinxitError as error:
                 yield Ended(name, error)
 
-    def _generate(self, model: Model, task: Task) -> Generator[Message]:
+    def _each(self, model: Model, task: Task) -> Generator[Message]:
         for number, (name, recipe) in enumerate(task.subjects.items()):
             yield Status(number, len(task.subjects), name)
             try:
-                if task.generation:
-                    generate_with(model, self.setup.folder / name, recipe, task.generation)
+                if task.work:
+                    task.work.work(model, self.setup.folder / name, recipe)
                 yield Ended(name)
             except PinxitError as error:
                 yield Ended(name, error)
@@ -200,22 +241,6 @@ class Worker:
                 if time.monotonic() >= next_status:
                     next_status = time.monotonic() + _STATUS_EVERY
                     yield Status(sum(steps.values()), total, _shortened(names.values()))
-
-
-def generate_with(model: Model, run: Path, recipe: Recipe, generation: Generation) -> None:
-    """Generate the images of a run that are not there yet, as RUN/SEED.png in `generation.out`."""
-    request, out = generation.request, generation.out / run.name
-    files = {seed: out / f"{seed}.png" for seed in request.seeds}
-    if all(file.is_file() for file in files.values()):
-        return
-    prompt = request.prompt.replace("{}", recipe.token)
-    models = {"base": recipe.base, "vae": recipe.vae}
-    concept = ConceptReference(result_file(run))
-    request = request.model_copy(update={"prompt": prompt, "concepts": (concept,), **models})
-    images = generate_images(model, request, [concept.open()])
-    make_folder(out)
-    for image in images:
-        image.save(files[image.request.seed])
 
 
 def return_to_common_step(runs: Sequence[Run]) -> None:
