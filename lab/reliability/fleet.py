@@ -1,16 +1,17 @@
 """A fleet on Ray against one process: same results with kills, throughput, and the driver's cost.
 
     python -m lab.reliability.fleet same --subjects 1000 --base nano --noun toy
-    python -m lab.reliability.fleet rate --subjects 256
+    python -m lab.reliability.fleet rate --subjects 256 --workers 1
     python -m lab.reliability.fleet driver
 
 All subjects are trained with two steps, in batches of 16, on pocket or another base (nano: that of
 the tests). `same` trains them once in one process and once with two Ray workers on a running
 cluster, and compares concept and checkpoint of each; whenever the driver and the workers have used
 30 seconds of CPU time together, one of them is killed. `rate` alternates
-between two bare processes, each with half of the subjects, and two Ray workers; it counts from the
-first concept to the last. `driver` gives batches to workers that do nothing. Each command continues
-where it was stopped; results go to --json.
+between bare processes, each with its part of the subjects, and Ray workers; it counts from the
+first batch to the last, by the clock and in CPU time, which is fair on a busy machine (with one
+worker: of several, batches overlap). `driver` gives batches to workers that do nothing. Each
+command continues where it was stopped; results go to --json.
 """
 
 import argparse
@@ -32,7 +33,7 @@ from multiprocessing import get_context
 from pathlib import Path
 from resource import RUSAGE_SELF, getrusage
 from runpy import run_path
-from statistics import median
+from statistics import fmean, median
 from typing import Any
 
 import numpy as np
@@ -47,7 +48,7 @@ from pinxit.runs.many import RunGroup
 _PORT = 6399
 _BATCH = 16
 _OPTIONS = ("--steps=2", "--batch-size=1", "--preview-every=0", "--json")
-_WITH_RAY = ("--engine=ray", "--workers=2", f"--address=127.0.0.1:{_PORT}")
+_WITH_RAY = ("--engine=ray", f"--address=127.0.0.1:{_PORT}")
 _ENVIRONMENT = {
     **os.environ,
     "OMP_NUM_THREADS": "1",
@@ -67,6 +68,7 @@ def parse_args() -> argparse.Namespace:
     add("--base", default="pocket", help="base model: pocket, nano or a folder")
     add("--noun", default="robot", help="class noun of all subjects")
     add("--every", type=float, default=30.0, help="CPU seconds between kills")
+    add("--workers", type=int, default=2, help="workers and bare processes of `rate`")
     add("--rounds", type=int, default=3, help="measurements of the throughput")
     add("--work", type=Path, default=Path("build/fleet"), help="folder for images and runs")
     add("--json", type=Path, default=Path("build/fleet.json"), help="file for the results")
@@ -130,10 +132,18 @@ def start(
     return subprocess.Popen(command, env=_ENVIRONMENT, stdout=subprocess.PIPE, text=True)
 
 
-def finish(process: "subprocess.Popen[str]") -> list[float]:
-    """The times at which concepts were trained, once the process has ended without an error."""
-    lines = ((time.perf_counter(), json.loads(line)) for line in process.stdout or ())
-    times = [now for now, line in lines if line["type"] == "trained"]
+def finish(
+    process: "subprocess.Popen[str]", head: psutil.Process | None = None
+) -> list[tuple[float, float]]:
+    """When concepts were trained, and the CPU time until then, once the process has ended.
+
+    The CPU time is that of the process and of the workers of a cluster.
+    """
+    times: list[tuple[float, float]] = []
+    for line in process.stdout or ():
+        if json.loads(line)["type"] == "trained":
+            used = sum(cpu_seconds(process.pid, head).values())
+            times.append((time.perf_counter(), used))
     if process.wait():
         raise SystemExit(f"{process.args} failed")
     return times
@@ -145,7 +155,7 @@ def kill_often(
     """Train all subjects on Ray; kills the driver or a worker again and again. Counts kills."""
     draw, counts = random.Random(1), Counter[str]()
     while True:
-        driver = start(args, table, out, *_WITH_RAY)
+        driver = start(args, table, out, *_WITH_RAY, "--workers=2")
         counts["starts of the driver"] += 1
         before = cpu_seconds(driver.pid, head)
         while True:
@@ -167,10 +177,11 @@ def kill_often(
             raise SystemExit("train-many failed")
 
 
-def cpu_seconds(driver: int, head: psutil.Process) -> dict[int, float]:
+def cpu_seconds(driver: int, head: psutil.Process | None) -> dict[int, float]:
     """The CPU time of the driver and of each process of the cluster that trains, by number."""
     seconds: dict[int, float] = {}
-    for process in [psutil.Process(driver), *head.children(recursive=True)]:
+    workers = head.children(recursive=True) if head else ()
+    for process in [psutil.Process(driver), *workers]:
         with suppress(psutil.Error):
             if process.pid == driver or process.name().startswith("ray::_Actor"):
                 seconds[process.pid] = sum(process.cpu_times()[:2])
@@ -206,32 +217,48 @@ def measure_same(args: argparse.Namespace) -> dict[str, Any]:
     }
 
 
-def rate_of(times: list[float]) -> float:
-    """Concepts in a second, from the first one to the last one."""
-    times = sorted(times)
-    return (len(times) - 1) / (times[-1] - times[0])
+def rates_of(times: list[tuple[float, float]]) -> tuple[float, float]:
+    """Concepts in a second, and CPU seconds of one, from the first batch to the last one."""
+    (begin, before), (end, after) = times[_BATCH - 1], times[-1]
+    count = len(times) - _BATCH
+    return count / (end - begin), (after - before) / count
 
 
 def measure_rate(args: argparse.Namespace) -> dict[str, Any]:
-    """Throughput of two bare processes and of two Ray workers, alternately."""
+    """Throughput and CPU time of bare processes and of as many Ray workers, alternately."""
     table = write_table(args.work, args.subjects)
     names = [f"s{number:05}" for number in range(args.subjects)]
-    halves = [write_rows(args.work / f"half-{half}.csv", names[half::2]) for half in (0, 1)]
+    parts = [
+        write_rows(args.work / f"part-{part}.csv", names[part :: args.workers])
+        for part in range(args.workers)
+    ]
     rates: dict[str, list[float]] = {"bare": [], "ray": []}
-    with cluster():
+    cpu: dict[str, list[float]] = {"bare": [], "ray": []}
+    with cluster() as head:
         for _ in range(args.rounds):
             with tempfile.TemporaryDirectory(dir=args.work) as folder:
                 out = Path(folder)
-                bare = [start(args, half, out / half.stem) for half in halves]
-                rates["bare"].append(sum(map(rate_of, map(finish, bare))))
-                rates["ray"].append(rate_of(finish(start(args, table, out / "ray", *_WITH_RAY))))
-    ratios = [ray / bare for ray, bare in zip(rates["ray"], rates["bare"], strict=True)]
+                bare = [start(args, part, out / part.stem) for part in parts]
+                by_process = [rates_of(finish(process)) for process in bare]
+                rates["bare"].append(sum(rate for rate, _ in by_process))
+                cpu["bare"].append(fmean(used for _, used in by_process))
+                ray = start(args, table, out / "ray", *_WITH_RAY, f"--workers={args.workers}")
+                rate, used = rates_of(finish(ray, head))
+                rates["ray"].append(rate)
+                cpu["ray"].append(used)
     return {
         "subjects": args.subjects,
-        "subjects a second": {name: round(median(each), 2) for name, each in rates.items()},
-        "ratios": [round(ratio, 3) for ratio in ratios],
-        "ratio": round(median(ratios), 3),
+        "workers": args.workers,
+        "subjects a second": _compared(rates["ray"], rates["bare"]),
+        "CPU seconds a subject": _compared(cpu["bare"], cpu["ray"]),
     }
+
+
+def _compared(ours: list[float], others: list[float]) -> dict[str, Any]:
+    """Both medians, and the ratio of each round; at least 1 is no loss."""
+    ratios = [one / other for one, other in zip(ours, others, strict=True)]
+    values = {"medians": [median(ours), median(others)], "ratios": ratios}
+    return {name: [round(one, 4) for one in each] for name, each in values.items()}
 
 
 class _Dry:

@@ -21,6 +21,7 @@ from typing import Any
 from unittest.mock import patch
 
 import torch
+from torch.compiler import set_stance
 
 from lab.speed import bases, report
 from lab.speed.__main__ import ROOT, run_in_process, variables
@@ -76,6 +77,9 @@ PARTS = (
     Part("xl", "lora", "pinxit"),
     Part("xl", "lora", "pinxit", 8, limit=80),
     Part("xl", "generation", "pinxit"),
+    Part("sd15", "generation", "compiled", limit=90),
+    Part("sd15", "generation", "graphs", limit=120),
+    Part("sd15", "lora", "compiled", limit=120),
 )
 
 
@@ -239,7 +243,8 @@ class Measurement:
     def _outcome(self, job: Job, limit: float) -> Outcome | str:
         if not self.args.dry:
             return run_in_process(job, self.work, limit)
-        with patch.dict(os.environ, variables(self.work)):
+        # Compiling takes a minute on a CPU.
+        with patch.dict(os.environ, variables(self.work)), set_stance("force_eager"):
             return run_job(job)
 
     def run_tests(self) -> None:

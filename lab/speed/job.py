@@ -6,7 +6,8 @@ from pathlib import Path
 
 METHODS = ("textual-inversion", "lora", "dreambooth", "generation")
 BATCHABLE = ("textual-inversion", "lora")  # methods whose concepts can share a batch
-SIDES = ("plain", "pinxit")  # a third one, "cached", is only measured by lab.speed.device
+SIDES = ("plain", "pinxit")  # others, such as "cached", are only measured by lab.speed.device
+COMPILED = ("compiled", "graphs")  # pinxit with --compile and --cuda-graphs
 TOKEN = "<mytoy>"
 GUIDANCE = 7.5
 

@@ -3,12 +3,12 @@
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
-from lab.speed.job import GUIDANCE, TOKEN, Job
+from lab.speed.job import COMPILED, GUIDANCE, TOKEN, Job
 from pinxit.generation.request import GenerationRequest
 from pinxit.generation.sample import sample_images
 from pinxit.images.folder import TrainingImage, read_images
 from pinxit.models.model import Model
-from pinxit.models.open_base import open_base
+from pinxit.models.open_base import compile_denoiser, open_base
 from pinxit.training.concept_trainer import ConceptTrainer
 from pinxit.training.plan import TrainingPlan
 from pinxit.training.recipe import Recipe
@@ -22,8 +22,11 @@ _OPTIONS = {
 
 
 def open_model(job: Job) -> Model:
-    """The base model in the job's precision."""
-    return open_base(job.base, job.device, job.precision)  # pyright: ignore[reportArgumentType]
+    """The base model in the job's precision, compiled if the side says so."""
+    model = open_base(job.base, job.device, job.precision)  # pyright: ignore[reportArgumentType]
+    if job.side in COMPILED:
+        compile_denoiser(model, graphs=job.side == "graphs")
+    return model
 
 
 def training_steps(job: Job) -> Iterator[int | None]:

@@ -11,7 +11,7 @@ from torch._dynamo.utils import counters
 from pinxit.cli import main
 from pinxit.errors import ModelError
 from pinxit.models.model import Model
-from pinxit.models.open_base import compile_blocks, open_base
+from pinxit.models.open_base import compile_denoiser, open_base
 from pinxit.runs.reader import read_run
 
 
@@ -41,7 +41,21 @@ def test_what_cannot_be_compiled_is_an_error(
     monkeypatch.setattr(torch.compiler.config, "recompile_limit", 8)
     monkeypatch.setattr("shutil.which", lambda _: None)
     with pytest.raises(ModelError, match="there is no C"):
-        compile_blocks(other)
+        compile_denoiser(other)
     monkeypatch.setattr(type(other.networks["denoiser"]), "_repeated_blocks", None)
     with pytest.raises(ModelError, match="no blocks to compile"):
-        compile_blocks(model)
+        compile_denoiser(model)
+
+
+@pytest.mark.long
+def test_cuda_graphs_give_the_same_images(nano: Path, tmp_path: Path) -> None:
+    """Without a CUDA device, the denoiser is compiled as one graph and nothing is replayed."""
+    counters.clear()
+    images: list[np.ndarray] = []
+    for flags in ((), ("--cuda-graphs",)):
+        out = tmp_path / f"{len(flags)}.png"
+        words = ["--base", str(nano), "--steps", "2", "--num-images", "1", "--out", str(out)]
+        assert main(["generate", "a photo of a dog", *words, *flags]) == 0
+        images.append(np.asarray(Image.open(out), dtype=float))
+    assert counters["stats"]["unique_graphs"] >= 1
+    assert np.abs(images[0] - images[1]).max() <= 1

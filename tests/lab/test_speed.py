@@ -110,7 +110,7 @@ def test_a_part_that_fails_does_not_end_the_others(tmp_path: Path) -> None:
     file, work = tmp_path / "device.json", tmp_path / "bases"
     assert device.main([*arguments, "--json", str(file), "--work", str(work)]) == 1
     parts = json.loads(file.read_text(encoding="utf-8"))["parts"]
-    assert len(parts) == 6
+    assert len(parts) == sum(part.base == "sd15" for part in device.PARTS) > 1
     assert all("TimeoutExpired" in one["error"] for one in parts.values())
 
 

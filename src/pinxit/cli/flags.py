@@ -190,3 +190,6 @@ DEVICE = flag("device", str, DEVICE_HELP, DEVICE_DEFAULT)
 DOWNLOAD = flag("download", bool, DOWNLOAD_HELP, "False")
 GPUS = flag("gpus", int, GPUS_HELP, "1")
 COMPILE = flag("compile", bool, COMPILE_HELP, "False")
+CUDA_GRAPHS = flag(
+    "cuda_graphs", bool, "compile the whole denoiser and replay it as CUDA graphs", "False"
+)

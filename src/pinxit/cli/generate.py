@@ -13,6 +13,7 @@ from PIL.Image import open as open_png
 
 from pinxit.cli.flags import (
     COMPILE,
+    CUDA_GRAPHS,
     DEVICE,
     GPUS,
     Values,
@@ -260,6 +261,7 @@ generate = command(
         *request_flags(_NUM_IMAGES, "image size of the base model"),
         GPUS,
         COMPILE,
+        CUDA_GRAPHS,
         *aliased(
             flag(
                 "from_png",

@@ -3,7 +3,7 @@
 import os
 from collections.abc import Generator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from threading import Timer
 from typing import Any, Self
 
@@ -16,7 +16,7 @@ from pinxit.errors import RequestError
 from pinxit.generation.request import GenerationRequest
 from pinxit.models.device import AUTO, find_device, placement_notices
 from pinxit.models.model import Model
-from pinxit.models.open_base import compile_blocks, open_base
+from pinxit.models.open_base import compile_denoiser, open_base
 from pinxit.models.ranks import Ranks, device_of_rank, is_rank, joined
 from pinxit.training.recipe import Recipe
 
@@ -28,20 +28,23 @@ class Opening:
     """How a command opens base models: on the device that was typed, or the recipe's, or auto.
 
     `judges` are the networks to download if the images of the base model are scored by them, and
-    `gpus` is the number of processes, and with `compiled` the denoiser is compiled.
+    `gpus` is the number of processes. With `compiled` the denoiser is compiled, with `graphs` to be
+    replayed as CUDA graphs.
     """
 
     device: str | None = None
     judges: tuple[str, ...] = ()
     gpus: int = 1
     compiled: bool = False
+    graphs: bool = False
 
     @classmethod
     def typed(cls, given: Mapping[str, Any]) -> Self:
-        """What the flags --device, --download, --gpus and --compile say."""
+        """What --device, --download, --gpus, --compile and --cuda-graphs say."""
         download, compiled = given.get("download", False), given.get("compile", False)
-        gpus = given.get("gpus")
-        return cls.of(given.get("device"), download=download, gpus=gpus, compiled=compiled)
+        gpus, graphs = given.get("gpus"), given.get("cuda_graphs", False)
+        opening = cls.of(given.get("device"), download=download, gpus=gpus, compiled=compiled)
+        return replace(opening, graphs=graphs)
 
     @classmethod
     def of(
@@ -86,8 +89,8 @@ class Opening:
             model = open_base(options.base, own, precision, options.vae, options.text_encoders)
             if self.judges:
                 _fetch_judges(model, self.judges)
-        if self.compiled:
-            compile_blocks(model)
+        if self.compiled or self.graphs:
+            compile_denoiser(model, graphs=self.graphs)
         if options.base != "pocket":
             prediction_type = model.scheduler_config.get("prediction_type")
             prediction = f", {prediction_type} prediction" if prediction_type else ""

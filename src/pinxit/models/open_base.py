@@ -94,20 +94,24 @@ def open_base(
     return model
 
 
-def compile_blocks(model: Model) -> None:
+def compile_denoiser(model: Model, *, graphs: bool = False) -> None:
     """Compile the repeated blocks of the denoiser by torch.compile, when they are first called.
 
-    Results are the same up to rounding. ModelError if the denoiser names no such blocks, or if
-    there is no compiler for the CPU.
+    With `graphs` the whole denoiser, to be replayed as CUDA graphs: for generation only, since an
+    output is overwritten by the next one. Results are the same up to rounding. ModelError if the
+    denoiser names no such blocks, or if there is no compiler for the CPU.
     """
     denoiser: Any = model.networks["denoiser"]
-    if not getattr(denoiser, "_repeated_blocks", None):
+    if not graphs and not getattr(denoiser, "_repeated_blocks", None):
         raise ModelError(f"{model.name} has no blocks to compile", "leave out --compile")
     compilers = (os.environ.get("CXX", "g++"), "clang++", "cl")
     if model.device.type == "cpu" and not any(map(shutil.which, compilers)):
         raise ModelError("there is no C++ compiler", "install g++, or leave out --compile")
     torch.compiler.config.recompile_limit = _MAX_VARIANTS
-    denoiser.compile_repeated_blocks()
+    if graphs:  # not by blocks: an output that is used after the next block would be overwritten
+        denoiser.compile(mode="reduce-overhead")
+    else:
+        denoiser.compile_repeated_blocks()
 
 
 def find_source(
