@@ -17,7 +17,7 @@ from pinxit import registry
 from pinxit.adapters.adapter import applied
 from pinxit.adapters.kinds.lora import LoraAdapter
 from pinxit.adapters.lora_part import LoraConfig
-from pinxit.adapters.parts import EmbeddingPart, FullWeightsPart, Part
+from pinxit.adapters.parts import AliasPart, EmbeddingPart, FullWeightsPart, Part
 from pinxit.adapters.peft_layers import module_paths
 from pinxit.cli import main
 from pinxit.concepts.concept import Concept
@@ -229,6 +229,15 @@ def test_convert_says_what_each_program_does(
     assert "--format full-difference" in text
     assert f"in LyCORIS: {usage('LyCORIS', concept, out)}" in text
     assert "in AUTOMATIC1111:" not in text  # it cannot use the file
+
+
+def test_usage_has_the_path_for_diffusers_and_everything_to_type() -> None:
+    parts = (AliasPart("<toy>", "qvj toy"), EmbeddingPart("<new>", "a", tables(two=False)))
+    concept = Concept(parts, Provenance.from_metadata("<toy>", {}, ""))
+    how = usage("diffusers", concept, Path("learned/toy"))
+    assert how.startswith('pipe.load_textual_inversion("learned/toy", ')
+    assert how.endswith("write qvj toy, <new> in the prompt")
+    assert usage("ComfyUI", concept, Path("learned/toy")) == ""
 
 
 @pytest.mark.parametrize("rescaled", [False, True])

@@ -63,12 +63,12 @@ def test_a_run_is_written_with_scalars_and_images(
     options = {"images": pictures, "token": "<my>", "class_noun": "toy", "base": model.name}
     method = {"method": "textual-inversion", "steps": 3, "preview_every": 3, "early_stop": 0.01}
     recipe = Recipe.model_validate({**options, **method, "validate_every": 1})
-    run = train_run(model, recipe, tmp_path / "runs" / "one")
+    run = train_run(model, recipe, tmp_path / "runs" / "toys" / "one")
     out = tmp_path / "logs"
     for _ in range(2):  # a second call replaces the files
         assert main(["tensorboard", str(tmp_path / "runs"), "--out", str(out)]) == 0
     (line, _) = capsys.readouterr().out.splitlines()
-    assert Path(line).parent == out / "one"
+    assert Path(line).parent == out / "toys" / "one"
     first, *events = map(fields, records(Path(line).read_bytes()))
     assert (3, b"brain.Event:2") in first
     values: dict[str, dict[int, object]] = {}

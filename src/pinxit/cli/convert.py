@@ -48,7 +48,7 @@ def written_lines(
     writer: "Format", concept: "Concept", out: Path, *, bundled: bool = True
 ) -> Iterator[str]:
     """The format, what each program does with the file, and what to type in those that use it."""
-    from pinxit.concepts.programs import outcomes, usage
+    from pinxit.concepts.programs import content_kind, outcomes, usage
 
     name = registry.name_of(type(writer))
     yield f"{concept.token} written as {name}"
@@ -59,7 +59,9 @@ def written_lines(
         yield "note: it fits pocket only, which diffusers can open and the other programs cannot"
     results = outcomes(name, out.suffix, concept, bundled=bundled)
     if not results and bundled and concept.content == "adapters":
-        yield "not tried in other programs; --separate-embeddings writes the token beside it"
+        has_embedding = "with embedding" in content_kind(concept)
+        other = "; --separate-embeddings writes the token beside it" if has_embedding else ""
+        yield f"not tried in other programs{other}"
     for program, result in results.items():
         yield f"  {program}: {result}"
     for program, result in results.items():

@@ -82,7 +82,8 @@ def tensorboard(folder: Path = Path("runs"), *, out: Path = Path("tensorboard"))
     check_claim(out, "tensorboard")
     claim_folder(out, "tensorboard")
     for state in states:
-        data(str(write_event_file(state, out / state.folder.name)))
+        place = state.folder.relative_to(folder)
+        data(str(write_event_file(state, out / (place if place.parts else state.folder.name))))
     say(f"to look at them: pip install tensorboard; tensorboard --logdir {out}")
 
 

@@ -227,11 +227,11 @@ def _show_events(
     try:
         with stoppable(), bars() as progress:
             for item in events:
-                if isinstance(item, BatchGroups):
+                if not isinstance(item, BatchGroups):
+                    display.show(*item, progress)
+                elif item.groups:
                     sizes = ", ".join(str(len(group)) for group in item.groups)
                     say(f"concepts per batch: {sizes}{f' ({item.reason})' if item.reason else ''}")
-                else:
-                    display.show(*item, progress)
     except KeyboardInterrupt:
         say(*stop_message())
         raise

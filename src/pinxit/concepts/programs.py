@@ -63,11 +63,15 @@ def outcomes(
 
 def usage(program: str, concept: Concept, out: Path) -> str:
     """What to do and to type in a program to use a file; "" if it is not known."""
+    if not out.suffix and program != "diffusers":
+        return ""  # it takes the files in the folder, under their own names
     group = "embedding" if concept.content == "embeddings" else "adapter"
     group = "full weights" if concept.has_full_weights else group
     text: str = programs_table()["usage"][group].get(program, "")
-    token = ", ".join(alias_texts(concept) or concept.tokens) or "nothing more"
+    embeddings = [part.token for part in concept.parts if isinstance(part, EmbeddingPart)]
+    token = ", ".join([*alias_texts(concept), *embeddings] or concept.tokens) or "nothing more"
     if program == "diffusers" and not out.suffix:
-        text = 'from_pretrained("{file}")' if concept.has_full_weights else text
-        text = text.replace(', weight_name="{file}"', "").replace("{folder}", "{file}")
-    return text.format(file=out.name, stem=out.stem, folder=out.parent, token=token)
+        text = 'from_pretrained("{path}")' if concept.has_full_weights else text
+        text = text.replace(', weight_name="{file}"', "").replace("{folder}", "{path}")
+    names = {"file": out.name, "stem": out.stem, "folder": out.parent, "path": out.as_posix()}
+    return text.format(**names, token=token)
