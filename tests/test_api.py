@@ -211,6 +211,7 @@ def test_arguments_of_wrong_types_are_one_sentence_with_a_hint(
     model: Model, pictures: Path, tmp_path: Path
 ) -> None:
     run: Any = recipe(pictures)
+    api: Any = pinxit
     wrong: list[tuple[str, Callable[..., object], tuple[object, ...]]] = [
         (r"`model` .* be Model\nhint: .*open_base", pinxit.generate, ("pocket", "a toy")),
         (r"`request` .* \['a'\]: .* or str\n", pinxit.generate, (model, ["a"])),
@@ -228,6 +229,9 @@ def test_arguments_of_wrong_types_are_one_sentence_with_a_hint(
         ("there is no concept", pinxit.merge_loras, ([], tmp_path / "out")),
         ("Recipe takes options by name only, and has 'lora'", pinxit.Recipe, ("lora",)),
         ("the list of training images is empty", recipe, ([],)),
+        ("generate: missing .*'request'\nhint: the arg", lambda: api.generate(model), ()),
+        ("merge_loras: .*'ranks'\nhint: .*rank", lambda: api.merge_loras("a", "b", ranks=2), ()),
+        ("extract_lora: .*'rnak'", lambda: api.extract_lora("a", "b", rnak=2), ()),
     ]
     for message, function, arguments in wrong:
         with pytest.raises(pinxit.PinxitError, match=f"(?s)^{message}"):

@@ -1,4 +1,4 @@
-"""Train Stable Diffusion models on a few images of a subject or a style, and generate images.
+"""Train image models on a few images of a subject or a style, and generate images.
 
 ```python
 import pinxit

@@ -4,7 +4,7 @@ import gc
 from collections.abc import Callable, Generator, Iterable, Sequence
 from contextlib import closing
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from pinxit.arguments import checked
 from pinxit.cli.notebook import NotebookOutput, in_notebook
@@ -34,6 +34,7 @@ from pinxit.runs.file_names import PREVIEWS
 from pinxit.runs.run import Run
 from pinxit.training.recipe import Recipe
 
+Precision = Literal["fp32", "fp16", "bf16"]  # of the weights in a file
 Files = Sequence[Run | Path | str] | Run | Path | str
 GenerationEvent = Notice | SamplingProgress | GeneratedImage
 # Recipe options that may be given for all concepts of an evaluation.
@@ -153,14 +154,18 @@ def convert(
     out: Path | str,
     format: str | None = None,
     base: str | None = None,
-    precision: Literal["fp32", "fp16", "bf16"] | None = None,
+    precision: Precision | None = None,
+    *,
+    separate_embeddings: bool = False,
 ) -> Path:
     """Write a concept in the file format of another program; without `format`, by the suffix.
 
-    `base` completes a full model, and `precision` is the number format of its weights. Raises
-    ConceptError if the format cannot store the concept, or if `out` exists.
+    `base` completes a full model, and `precision` is the number format of its weights. With
+    `separate_embeddings`, the embeddings of a LoRA are written to files of their own beside it.
+    Raises ConceptError if the format cannot store the concept, or if `out` exists.
     """
-    convert_concept(Path(concept), Path(out), format, base, precision)
+    separate = separate_embeddings
+    convert_concept(Path(concept), Path(out), format, base, precision, separate_embeddings=separate)
     return Path(out)
 
 
@@ -171,19 +176,20 @@ def merge_loras(
     rank: int | None = None,
     energy: float | None = None,
     base: str | None = None,
-    **options: Any,
+    format: str | None = None,
+    precision: Precision | None = None,
 ) -> dict[str, float]:
     """Merge LoRAs into one file; `FILE:0.7` scales one by 0.7. One LoRA with a `rank` is resized.
 
     Without `rank` (the largest rank of a layer) and `energy` (the share of the squared singular
-    values to keep) the result is exact. `base` is needed for DoRA, LoHa, LoKr and OFT. `options`
-    are those of `convert` for the file: `format` and `precision`. Returns the relative error for
-    each group of layers, and for "all". Raises ConceptError as `convert` does.
+    values to keep) the result is exact. `base` is needed for DoRA, LoHa, LoKr and OFT. `format`
+    and `precision` are as in `convert`. Returns the relative error for each group of layers, and
+    for "all". Raises ConceptError as `convert` does.
     """
     references = [ConceptReference.parse(lora) for lora in _paths(loras)]
     prepare_output(Path(out))
     concept, errors = lora_tools.merge_loras(references, RankLimit(rank, energy), base)
-    lora_tools.write_lora(concept, Path(out), options.get("format"), options.get("precision"))
+    lora_tools.write_lora(concept, Path(out), format, precision)
     return group_errors(errors)
 
 
@@ -193,7 +199,7 @@ def fuse_loras(
     out: Path | str,
     base: str | None = None,
     format: str | None = None,
-    precision: Literal["fp32", "fp16", "bf16"] | None = None,
+    precision: Precision | None = None,
 ) -> Path:
     """Merge LoRAs into the weights of a base model: a checkpoint file, or a diffusers folder.
 
@@ -207,23 +213,26 @@ def fuse_loras(
 
 
 @checked
-def extract_lora(
+def extract_lora(  # noqa: PLR0913 (those of merge_loras, and one)
     tuned: Run | Path | str,
     out: Path | str,
     rank: int | None = None,
     energy: float | None = None,
     base: str | None = None,
-    **options: Any,
+    format: str | None = None,
+    precision: Precision | None = None,
+    *,
+    all_weights: bool = False,
 ) -> dict[str, float]:
     """Write the difference between a fine-tuned model and its base model as a LoRA.
 
-    `rank`, `energy`, `options` and the result are as in `merge_loras`; `all_weights` stores the
-    changes of biases, norms and embeddings too. Raises ConceptError if the models do not match.
+    The other arguments and the result are as in `merge_loras`; `all_weights` stores the changes
+    of biases, norms and embeddings too. Raises ConceptError if the models do not match.
     """
     prepare_output(Path(out))
-    limit, all_weights = RankLimit(rank, energy), bool(options.get("all_weights"))
+    limit = RankLimit(rank, energy)
     concept, errors, _ = lora_tools.extract_lora(Path(tuned), limit, base, all_weights=all_weights)
-    lora_tools.write_lora(concept, Path(out), options.get("format"), options.get("precision"))
+    lora_tools.write_lora(concept, Path(out), format, precision)
     return group_errors(errors)
 
 

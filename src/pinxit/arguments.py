@@ -30,10 +30,13 @@ _LISTS = (Sequence, Iterable)
 def checked(function: Callable[P, R]) -> Callable[P, R]:
     """Let a function check its arguments against its annotations: RequestError for a wrong type.
 
-    Checked are unions, sequences with their items, and callables. Nothing is converted.
+    Checked are unions, sequences with their items, and callables; missing and unknown arguments
+    are errors too. Nothing is converted.
     """
-    parameters = inspect.signature(function).parameters
+    signature = inspect.signature(function)
+    parameters = signature.parameters
     names = [one.name for one in parameters.values() if one.kind is not one.VAR_KEYWORD]
+    hint = f"the arguments of {function.__name__} are: {', '.join(names)}"
 
     @wraps(function)
     def call(*args: P.args, **kwargs: P.kwargs) -> R:
@@ -41,11 +44,14 @@ def checked(function: Callable[P, R]) -> Callable[P, R]:
             annotation = parameters[name].annotation if name in names else Any
             if not _fits(value, annotation):
                 types = " or ".join(_type_names(annotation))
-                hint = f"the arguments of {function.__name__} are: {', '.join(names)}"
                 raise RequestError(
                     f"`{name}` cannot be {value!r:.80}: it must be {types}",
                     _HINTS.get(types.removesuffix(" or None"), hint),
                 )
+        try:
+            signature.bind(*args, **kwargs)
+        except TypeError as error:
+            raise RequestError(f"{function.__name__}: {error}", hint) from None
         return function(*args, **kwargs)
 
     return call

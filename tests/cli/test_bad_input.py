@@ -53,6 +53,7 @@ def place(tmp_path: Path, nano: Path, pictures: Path, monkeypatch: pytest.Monkey
     (tmp_path / "taken" / "diary.txt").write_text("dear diary")
     (tmp_path / "broken.toml").write_text("token = \n")
     (tmp_path / "file").write_text("a file")
+    (tmp_path / "toys.zip").write_bytes(b"PK")
     (tmp_path / "kohya.toml").write_text('network_module = "networks.lora"\ntrain_data_dir = "a"')
     (tmp_path / "settings.json").write_text('{"training_method": "LORA"}')
     (tmp_path / "runs" / "one").mkdir(parents=True)
@@ -71,6 +72,25 @@ CASES: list[Case] = [
     ("no picture readable", lambda p: p.train(images="rubbish"), "a.png", "remove them"),
     ("some unreadable", lambda p: p.train(images="mixed"), "1 of 2 files in mixed", "repair"),
     ("file for a folder", lambda p: p.train(images="file"), "file is not a folder", "folder"),
+    ("packed folder", lambda p: p.train(images="toys.zip"), "toys.zip is not a", "unpack it"),
+    ("empty folder name", lambda p: p.train(images=""), "is empty", "variable of the shell"),
+    ("empty value", lambda p: p.generate("--concept", ""), "--concept is empty", "variable"),
+    (
+        "address of a base",
+        lambda p: p.train("--base", "https://huggingface.co/a/b"),
+        "https://huggingface.co/a/b is an address",
+        "owner/name",
+    ),
+    ("address of a concept", lambda p: p.generate("--concept=https://a.b/c"), "https://a", "path"),
+    ("percent for a fraction", lambda p: p.train("--early-stop", "5"), "5.0", "fraction"),
+    ("comma in a number", lambda p: p.train("--lr", "1,5e-3"), "`1,5e-3` is not a number", ""),
+    ("noun with an article", lambda p: p.train("--class-noun", "a toy"), "`a toy`", "write: toy"),
+    (
+        "no subject in the prompt",
+        lambda _: ["generate-many", "runs", "a boat"],
+        "`a boat` names no subject",
+        "write {}",
+    ),
     ("unknown base", lambda p: p.train("--base", "pokcet"), "pokcet", "did you mean pocket?"),
     ("folder is no base", lambda p: p.train("--base", "pictures"), "pictures", "families"),
     ("unknown method", lambda p: p.train(method="dreamboth"), "dreamboth", "mean dreambooth?"),

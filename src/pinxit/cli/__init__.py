@@ -1,18 +1,24 @@
 """The command line: parse, call, print. A command is imported when it is typed."""
 
 import os
+import re
 import signal
 import sys
 from collections.abc import Sequence
+from itertools import pairwise
 
 from cyclopts import App, CycloptsError
 
 from pinxit.cli.launch import StartRanks, start_ranks
 from pinxit.cli.screen import print_error, usage_error
-from pinxit.errors import FileError, PinxitError
+from pinxit.errors import FileError, PinxitError, RequestError
 
 BAD_INPUT = 2
 SIGNALLED = 128
+_ADDRESS = re.compile(r"(--[\w-]+=)?https?://")
+# Flags and commands that take a prompt, which may be empty.
+_PROMPTS = re.compile("prompt|negative")
+_WITH_PROMPT = ("generate", "transfer", "generate-many")
 
 
 def _version() -> str:
@@ -23,8 +29,7 @@ def _version() -> str:
 
 app = App(
     name="pinxit",
-    help="Train a Stable Diffusion model on a few images of a subject or a style, and generate "
-    "images of it.",
+    help="Train an image model on a few images of a subject or a style, and generate images of it.",
     version=_version,
     help_format="plaintext",
     result_action="return_value",
@@ -64,6 +69,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     typed = sys.argv[1:] if arguments is None else arguments
     _replace_closed_streams()
     try:
+        _check_words(typed)
         app(typed, exit_on_error=False, print_error=False)
     except StartRanks as several:
         return start_ranks(typed, several.count)
@@ -82,6 +88,22 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # the program that reads the output, such as `head`, has closed it
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     return 0
+
+
+def _check_words(typed: Sequence[str]) -> None:
+    """Raise RequestError for an address of the web, and for an empty text that is no prompt."""
+    for before, word in pairwise(("", *typed)):
+        if _ADDRESS.match(word):
+            raise RequestError(
+                f"{word} is an address of the web, and pinxit opens files and folders",
+                "download it and type its path; a model of Hugging Face has an id: owner/name",
+            )
+        is_flag = before.startswith("-")
+        if not word and not (_PROMPTS.search(before) if is_flag else typed[0] in _WITH_PROMPT):
+            raise RequestError(
+                f"the value after {before} is empty",
+                "type a value; a variable of the shell that has none gives an empty text",
+            )
 
 
 def _replace_closed_streams() -> None:

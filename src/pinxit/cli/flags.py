@@ -79,7 +79,7 @@ def flag(
         show_default=_shown_default(default),
         group=group,
         negative_iterable="",
-        converter=_whole_number if int in (kind, *get_args(kind)) else None,
+        converter=next((_CONVERTERS[k] for k in (kind, *get_args(kind)) if k in _CONVERTERS), None),
         show=show,
     )
     return Argument(
@@ -171,6 +171,19 @@ def _whole_number(_: object, tokens: Sequence[Token]) -> int:
         if (number := float(text)).is_integer():
             return int(number)
     raise ValueError(f"`{text:.40}` is not a whole number")
+
+
+def _number(_: object, tokens: Sequence[Token]) -> float:
+    """The number in a text."""
+    with suppress(ValueError):
+        return float(tokens[0].value)
+    raise ValueError(f"`{tokens[0].value:.40}` is not a number, such as 0.001")
+
+
+_CONVERTERS: dict[object, Callable[[object, Sequence[Token]], float]] = {
+    int: _whole_number,
+    float: _number,
+}
 
 
 def _shown_default(default: str) -> bool | Callable[[object], str]:

@@ -12,7 +12,7 @@ from pinxit.cli.flags import DEVICE, Values, command, flag, flags, positional
 from pinxit.cli.generate import parse_size
 from pinxit.cli.opening import Opening
 from pinxit.cli.screen import bars, data, say, stoppable
-from pinxit.errors import PinxitError, RunError
+from pinxit.errors import PinxitError, RequestError, RunError
 from pinxit.evaluation.networks import fetch_networks
 from pinxit.generation.request import GenerationRequest
 from pinxit.progress import Progress, ProgressCallback
@@ -60,6 +60,11 @@ def train_by_workers(
 
 def _generate_many(given: Values) -> None:
     values = GenerationRequest.chosen(given)
+    if "{}" not in given["prompt"]:
+        raise RequestError(
+            f"the prompt `{given['prompt']}` names no subject",
+            "write {} for the token of each subject, such as: a photo of {} on the beach",
+        )
     if "size" in given:
         values["width"], values["height"] = parse_size(given["size"])
     out = given.get("out", _OUT).resolve()

@@ -110,7 +110,7 @@ def check_claim(folder: Path, kind: str, *parts: str) -> None:
     if marker.exists() or not _is_new(folder):
         raise RunError(
             f"{folder} already exists and was not made by pinxit {kind}",
-            "choose another folder with --out",
+            "choose another folder",
         )
 
 

@@ -22,6 +22,7 @@ MaskSource = Literal["files", "alpha", "none"]
 _OTHER_FILES = TEXT_SUFFIXES | {".md", ".ini", ".db", ".xmp", ".aae"}
 # Names of images: if such a file cannot be used, the user must be told.
 _RAW_SUFFIXES = frozenset({".dng", ".cr2", ".cr3", ".nef", ".arw", ".orf", ".rw2", ".raf", ".raw"})
+_ARCHIVES = frozenset({".zip", ".tar", ".gz", ".tgz", ".7z", ".rar"})
 _IMAGE_SUFFIXES = _RAW_SUFFIXES.union(
     (".png", ".apng", ".jpg", ".jpeg", ".jpe", ".jfif", ".webp", ".gif", ".tif", ".tiff", ".bmp"),
     (".avif", ".heic", ".heif", ".hif", ".jp2", ".j2k", ".jxl", ".psd", ".xcf", ".svg", ".eps"),
@@ -265,7 +266,9 @@ def _files(folder: Path) -> list[Path]:
     if not exists(folder):
         raise ImageError(f"there is no folder {folder}", "give the folder that contains the images")
     if not folder.is_dir():
-        raise ImageError(f"{folder} is not a folder", f"give the folder it is in: {folder.parent}")
+        packed = folder.suffix.lower() in _ARCHIVES
+        hint = "unpack it" if packed else f"give the folder it is in: {folder.parent}"
+        raise ImageError(f"{folder} is not a folder", hint)
     try:
         paths = sorted(path for path in folder.iterdir() if not path.name.startswith("."))
     except OSError as error:

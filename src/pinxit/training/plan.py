@@ -141,7 +141,10 @@ def _check_token_and_noun(model: Model, subject: Subject) -> None:
 
 
 def check_class_noun(model: Model, noun: str) -> None:
-    """Raise RecipeError if a text encoder of the base model does not know the class noun."""
+    """Raise RecipeError if a text encoder does not know the class noun, or it has an article."""
+    article, _, rest = noun.partition(" ")
+    if article.lower() in ("a", "an", "the") and rest:
+        raise RecipeError(f"the class noun `{noun}` begins with an article", f"write: {rest}")
     for text_encoder in model.text_encoders.values():
         unknown = [word for word in noun.split() if not text_encoder.has_word(word)]
         if unknown or not noun.split():
