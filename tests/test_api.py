@@ -104,6 +104,23 @@ def test_generate_takes_options_runs_and_a_callback(model: Model, run: pinxit.Ru
         pinxit.generate(model, "a toy", step=2)
 
 
+def test_images_come_from_memory_and_are_saved_under_a_name(
+    model: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    red = Image.new("RGB", (32, 32), "red")
+    (first,) = pinxit.generate(model, "a toy", steps=2, init_image=red, quiet=True)
+    first.save("new/first.png")
+    stored = pinxit.GenerationRequest.from_png("new/first.png")
+    assert stored.init_image is not None
+    assert Image.open(stored.init_image).tobytes() == red.tobytes()
+    control = {"name": "img2img", "image": red, "preserve": 0.4}
+    (second,) = pinxit.generate(model, "a toy", steps=2, controls=[control], quiet=True)
+    assert second.image.tobytes() == first.image.tobytes()  # a strength of 0.6 is the default
+    with pytest.raises(pinxit.PinxitError, match=r"first.jpg is not a PNG.*\nhint: try first.png"):
+        first.save("first.jpg")
+
+
 @pytest.mark.long
 def test_evaluate_returns_the_metrics(pictures: Path, tmp_path: Path) -> None:
     pocket = pinxit.open_base("pocket")
@@ -221,7 +238,7 @@ def test_arguments_of_wrong_types_are_one_sentence_with_a_hint(
         ("`callback` cannot be 3", pinxit.train, (model, run, tmp_path / "run", 3)),
         ("`model` .* or None\nhint: open a base", pinxit.resume, (tmp_path, "pocket")),
         ("`path` .* Path or str\nhint: .* are: path$", pinxit.read_concept, (3,)),
-        ("`concepts` .* a list of Concept\nhint: read", model.to_pipeline, ("x",)),
+        ("`concepts` .* Concept or a list of them\nhint: read", model.to_pipeline, ("x",)),
         ("`images` .* a list of Image", pinxit.contact_sheet, ([3],)),
         ("there is no image", pinxit.contact_sheet, ([],)),
         ("`folder` cannot be", pinxit.read_images, ([],)),

@@ -18,8 +18,9 @@ R = TypeVar("R")
 _HINTS = {
     "Model": 'open a base model first: model = pinxit.open_base("pocket")',
     "Recipe": "make one: pinxit.Recipe(method=..., images=..., token=..., class_noun=...)",
+    "Concept": "read it first: concept = pinxit.read_concept(FILE)",
     "a list of Image": "give PIL images; of generated ones: [result.image for result in results]",
-    "a list of Concept": "read them first: concepts = [pinxit.read_concept(FILE)]",
+    "Concept or a list of them": "read them first: concepts = [pinxit.read_concept(FILE)]",
 }
 # What else is accepted where a function asks for a type.
 _WIDER: dict[object, type] = {Path: os.PathLike, int: Real, float: Real, bool: object, Any: object}
@@ -45,7 +46,7 @@ def checked(function: Callable[P, R]) -> Callable[P, R]:
             if not _fits(value, annotation):
                 types = " or ".join(_type_names(annotation))
                 raise RequestError(
-                    f"`{name}` cannot be {value!r:.80}: it must be {types}",
+                    f"`{name}` cannot be {' '.join(repr(value).split()):.80}: it must be {types}",
                     _HINTS.get(types.removesuffix(" or None"), hint),
                 )
         try:

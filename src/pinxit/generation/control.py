@@ -19,6 +19,7 @@ from pinxit.adapters.adapter import ModelChange
 from pinxit.concepts.concept import Concept
 from pinxit.errors import PinxitError, RequestError
 from pinxit.generation.schedulers import Sampler
+from pinxit.images.collected import ImageFile
 from pinxit.images.folder import TrainingImage
 from pinxit.images.tensors import to_pixels
 from pinxit.models.conditioning import Conditioning
@@ -171,7 +172,7 @@ PRESERVE: float = Option(
 class ImageControl(Control):
     """A control that preserves something of one image file."""
 
-    image: Path = Option(aliases=("picture",))
+    image: ImageFile = Option(aliases=("picture",))
     """source image"""
 
     def check(self) -> None:

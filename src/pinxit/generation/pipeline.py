@@ -23,10 +23,11 @@ from pinxit.models.tokenizers import clip_tokenizer, fast_tokenizer
 
 @checked
 @torch.no_grad()
-def to_pipeline(model: Model, concepts: Sequence[Concept]) -> Any:
+def to_pipeline(model: Model, concepts: Sequence[Concept] | Concept) -> Any:
     """The pipeline of the model's family; see `Model.to_pipeline`."""
     import diffusers
 
+    concepts = [concepts] if isinstance(concepts, Concept) else concepts
     facts = model.facts
     if not facts.pipeline:
         raise ModelError(

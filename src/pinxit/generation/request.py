@@ -13,11 +13,12 @@ from torch import Tensor
 
 from pinxit.concepts.read import ConceptReference
 from pinxit.errors import PinxitError, RequestError
-from pinxit.files.atomic_write import atomic_write
+from pinxit.files.atomic_write import atomic_write, make_folder
 from pinxit.files.portable import portable, with_tilde, without_tilde
 from pinxit.generation.control import ControlField, read_image
 from pinxit.generation.png_parameters import PARAMETERS_KEY, parameters_text, parse_parameters
 from pinxit.generation.schedulers import SCHEDULER_ALIASES, SCHEDULERS, scheduler_name
+from pinxit.images.collected import ImageFile
 from pinxit.images.decode import UnreadableError, open_image
 from pinxit.models.model import Model, Precision
 from pinxit.models.text_encoder import CLIP_SKIP, PromptParsing
@@ -89,7 +90,7 @@ class GenerationRequest(Options):
     """image width in pixels"""
     height: int | None = Option(None, ge=8, le=_MAX_SIDE, default_is="the width")
     """image height in pixels"""
-    init_image: Path | None = Option(None, aliases=("init",))
+    init_image: ImageFile | None = Option(None, aliases=("init",))
     """image to start from (image-to-image)"""
     denoising_strength: float = Option(0.6, gt=0, le=1, aliases=("strength",))
     """how much of the initial image is replaced: the fraction of the steps that run"""
@@ -153,13 +154,13 @@ class GenerationRequest(Options):
         return PromptParsing(weights=True, long_prompts=True, clip_skip=self.clip_skip)
 
     @classmethod
-    def from_png(cls, path: Path) -> Self:
+    def from_png(cls, path: Path | str) -> Self:
         """The request that is stored in a generated image; RequestError if there is none.
 
         The settings of AUTOMATIC1111 and of programs that write them alike are read as well.
         """
         try:
-            with open_image(path) as image:
+            with open_image(Path(path)) as image:
                 text: object = image.info.get(_KEY)
                 foreign: object = image.info.get(PARAMETERS_KEY)
         except UnreadableError as error:
@@ -200,10 +201,17 @@ class GeneratedImage:
         self.image.save(png, "PNG")
         return png.getvalue()
 
-    def save(self, path: Path) -> None:
-        """Write a PNG with the request stored in its metadata."""
+    def save(self, path: Path | str) -> None:
+        """Write a PNG with the request stored in its metadata; RequestError for other names."""
         from PIL.PngImagePlugin import PngInfo
 
+        path = Path(path)
+        if path.suffix.lower() != ".png":
+            raise RequestError(
+                f"{path} is not a PNG, and only a PNG stores the request",
+                f"try {path.with_suffix('.png')}, or result.image.save",
+            )
+        make_folder(path.parent)
         info = PngInfo()
         values = self.request.model_dump(mode="json", exclude_none=True)
         text = json.dumps(_with_paths(values, portable, with_tilde), ensure_ascii=False)

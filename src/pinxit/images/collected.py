@@ -1,10 +1,12 @@
-"""Training images given one by one, as files or as PIL images, collected in one folder."""
+"""Images given as files or as PIL images, collected in one folder."""
 
 import hashlib
 from collections.abc import Sequence
 from io import BytesIO
 from pathlib import Path
-from typing import cast
+from typing import Annotated, cast
+
+from pydantic import BeforeValidator
 
 from pinxit.errors import ImageError
 from pinxit.files.atomic_write import make_folder, write_bytes
@@ -43,6 +45,17 @@ def image_folder(images: object) -> object:
         if not (folder / name).is_file():
             write_bytes(folder / name, [content])
     return folder
+
+
+def image_file(image: object) -> object:
+    """The file of an image; a PIL image is stored in the cache."""
+    from PIL.Image import Image
+
+    return cast("Path", image_folder([image])) / "001.png" if isinstance(image, Image) else image
+
+
+# A path for which a PIL image may be given.
+ImageFile = Annotated[Path, BeforeValidator(image_file)]
 
 
 def _files_of(image: object, number: int) -> tuple[str, dict[str, bytes]]:

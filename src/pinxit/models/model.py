@@ -227,8 +227,8 @@ class Model(ABC):
         """Width and height of images must be multiples of this, in pixels."""
         return self.vae_scale_factor
 
-    def to_pipeline(self, concepts: Sequence[Any] = ()) -> Any:
-        """A diffusers pipeline of this model with concepts (`pinxit.Concept`) in its weights.
+    def to_pipeline(self, concepts: Any = ()) -> Any:
+        """A diffusers pipeline of this model with one or several `pinxit.Concept` in its weights.
 
         It has copies of the networks, and the scheduler that pinxit generates with, so the same
         prompt, seed and number of steps give the same image. Write the tokens in its prompts, but

@@ -51,6 +51,7 @@ class EvaluationSettings(Options):
     """How images are generated and measured in an evaluation."""
 
     error_type: ClassVar[type[PinxitError]] = RequestError
+    table_title: ClassVar[str] = "the evaluation"
 
     prompts: str | None = Option(
         None,

@@ -230,7 +230,9 @@ class Recipe(Options):
         ]
         methods = [registry.name_of(one) for one in plugins if name in one.option_names()]
         if methods:
-            return f"it is an option of {', '.join(methods)}: write it below a line [method]"
+            table = f'method={{"name": "{methods[0]}", "{name}": ...}}'
+            place = f"write it below a line [method], in Python {table}"
+            return f"it is an option of {', '.join(methods)}: {place}"
         return super()._unknown_name_hint(name) + f"; {_OTHER_PROGRAMS}"
 
     @classmethod

@@ -1,7 +1,6 @@
 """mask: change only the inside or outside of a region (blended latents, arXiv:2206.02779)."""
 
 from collections.abc import Generator
-from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -9,6 +8,7 @@ from torch.nn import functional as F
 
 from pinxit.errors import RequestError
 from pinxit.generation.control import ControlHooks, ImageControl, SamplingContext, read_image
+from pinxit.images.collected import ImageFile
 from pinxit.images.crop import is_photo_like
 from pinxit.images.tensors import to_pixels
 from pinxit.options import Option
@@ -18,7 +18,7 @@ from pinxit.rng import generator
 class Mask(ImageControl):
     """Keep the source image outside of a region; works together with any other control."""
 
-    mask: Path
+    mask: ImageFile
     """mask image: white where to generate, black where to keep the image"""
     invert_mask: bool = Option(False, aliases=("outside",))
     """generate where the mask is black instead"""
