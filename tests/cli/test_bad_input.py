@@ -302,7 +302,7 @@ _WITHOUT_A_BASE = {
 def test_what_needs_no_base_is_checked_before_one_is_opened(
     place: Place, case: Case, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(opening, "open_base", None)
+    monkeypatch.setattr(opening, "find_source", None)
     assert main(case[1](place)) == 2
 
 
@@ -342,7 +342,7 @@ def test_photographs_for_pocket_are_noted(
     def no_base(*_: object) -> None:
         raise ModelError("no base", "")
 
-    monkeypatch.setattr("pinxit.cli.opening.open_base", no_base)
+    monkeypatch.setattr("pinxit.cli.opening.find_source", no_base)
     Image.new("RGB", (300, 400)).save(place.here / "pictures" / "3.png")
     assert main(place.train("--base", "pocket")) == 2
     assert "docs/guides/photographs.md" in capsys.readouterr().err
@@ -363,7 +363,7 @@ def test_fewer_steps_than_trained_are_refused_before_the_base_is_opened(
     place: Place, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert main([*place.train("--steps", "2"), "--preview-every", "0"]) == 0
-    monkeypatch.setattr("pinxit.cli.opening.open_base", None)
+    monkeypatch.setattr("pinxit.cli.opening.find_source", None)
     assert main(["train", "--resume", "run", "--steps", "1"]) == 2
     assert "already trained 2 steps, more than 1" in capsys.readouterr().err
 
@@ -386,7 +386,7 @@ def test_a_base_model_that_opens_slowly_is_named(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], nano: Path
 ) -> None:
     monkeypatch.setattr(opening, "_PATIENCE", 0.01)
-    monkeypatch.setattr(opening, "open_base", lambda *_: time.sleep(0.5))
+    monkeypatch.setattr(opening, "open_source", lambda *_: time.sleep(0.5))
     with pytest.raises(AttributeError):  # there is no model
         opening.Opening().open(GenerationRequest(prompt="a toy", base=str(nano)))
     assert f"opening {nano}" in capsys.readouterr().err

@@ -51,7 +51,7 @@ _folders = itertools.count()
 def shared_base(opened: Callable[[str], Model], monkeypatch: pytest.MonkeyPatch) -> Model:
     """The nano base model, which commands use without opening it again."""
     model = opened("nano")
-    monkeypatch.setattr(opening, "open_base", Mock(return_value=model))
+    monkeypatch.setattr(opening, "open_source", Mock(return_value=model))
     return model
 
 

@@ -253,7 +253,16 @@ def test_check_does_not_overwrite_other_files(folder: Path, tmp_path: Path) -> N
     ]
 
 
-@pytest.mark.parametrize(("caption", "cut"), [("dog " * 75, ""), ("dog, " * 38 + "cat", ", cat")])
+@pytest.mark.parametrize(
+    ("caption", "cut"),
+    [
+        ("dog " * 75, ""),
+        ("dog, " * 38 + "cat", ", cat"),
+        ("\u72ac" * 75, ""),
+        ("\u72ac" * 76, "\u72ac"),
+        ("x" * 24 * 75 + "yz", "yz"),
+    ],
+)
 def test_a_caption_that_is_too_long_is_reported(tmp_path: Path, caption: str, cut: str) -> None:
     Image.effect_noise((64, 64), 90).save(tmp_path / "a.png")
     (tmp_path / "a.txt").write_text(caption)

@@ -1,12 +1,14 @@
 """Names of tensors in checkpoints of other programs and of older ones."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from pathlib import Path
 
 import pytest
 import torch
 from torch import Tensor
 
 from pinxit.models.checkpoint_names import usual_names
+from pinxit.models.source import read_weights
 
 _LAYERS = (
     *("time_embed.0", "time_embed.2", "out.0", "out.2", "input_blocks.0.0", "label_emb.0.2"),
@@ -64,9 +66,14 @@ def ema(names: Mapping[str, Tensor]) -> dict[str, Tensor]:
         {name.replace("text_model.", ""): tensor for name, tensor in USUAL.items()},
         {f"module.{name}": tensor for name, tensor in USUAL.items()},
         {f"_orig_mod.{name}": tensor for name, tensor in USUAL.items()},
+        {f"module._orig_mod.{name}": tensor for name, tensor in USUAL.items()},
+        {name.replace("_model.", "_model._orig_mod.", 1): tensor for name, tensor in USUAL.items()},
         {f"model_ema.{name.removeprefix('model.')}": t for name, t in UNET.items()} | OTHERS,
     ],
-    ids=["usual", "ema", "old clip", "parallel", "compiled", "ema with dots"],
+    ids=[
+        *("usual", "ema", "old clip", "parallel", "compiled", "parallel and compiled"),
+        *("a part compiled", "ema with dots"),
+    ],
 )
 def test_names_become_the_usual_ones(tensors: dict[str, Tensor]) -> None:
     named = usual_names(tensors)
@@ -87,3 +94,22 @@ def test_old_names_of_clip_in_larger_models(where: str) -> None:
 def test_averaged_weights_are_only_used_without_others() -> None:
     named = usual_names(USUAL | {name: tensor + 1 for name, tensor in ema(UNET).items()})
     assert all(named[name] is USUAL[name] for name in USUAL)
+
+
+@pytest.mark.parametrize(
+    "nested",
+    [
+        lambda weights: {"state_dict": weights, "ema": {}},
+        lambda weights: {"model_state_dict": weights, "optimizer": {"state": 1, "groups": 2}},
+        lambda weights: {"params_ema": weights, "step": 7},
+        lambda weights: {"checkpoint": {"state_dict": weights}},
+        lambda weights: weights | {"callbacks": {"a": 1}},
+    ],
+    ids=["state_dict", "model_state_dict", "params_ema", "two levels", "a table beside"],
+)
+def test_tables_of_weights_in_checkpoints_of_training_programs(
+    nested: Callable[[dict[str, Tensor]], dict[str, object]], tmp_path: Path
+) -> None:
+    torch.save(nested(USUAL), tmp_path / "a.ckpt")
+    tensors, _ = read_weights(tmp_path / "a.ckpt")
+    assert tensors.keys() == USUAL.keys()

@@ -11,12 +11,12 @@ import torch
 
 from pinxit import registry
 from pinxit.cli.launch import StartRanks
-from pinxit.cli.screen import bars, say
+from pinxit.cli.screen import bars, killable, say
 from pinxit.errors import RequestError
 from pinxit.generation.request import GenerationRequest
 from pinxit.models.device import AUTO, find_device, placement_notices
 from pinxit.models.model import Model
-from pinxit.models.open_base import compile_denoiser, open_base
+from pinxit.models.open_base import compile_denoiser, find_source, open_source
 from pinxit.models.ranks import Ranks, device_of_rank, is_rank, joined
 from pinxit.training.recipe import Recipe
 
@@ -84,10 +84,13 @@ class Opening:
         """Open the base model that the options name; print its family, image size and device."""
         own_device = options.device if isinstance(options, Recipe) else None
         device, precision = self.device or own_device or AUTO, options.precision or "auto"
-        with _said_if_slow(f"opening {options.base}"), bars():
-            own = str(device_of_rank(device))
-            model = open_base(options.base, own, precision, options.vae, options.text_encoders)
-            if self.judges:
+        with _said_if_slow(f"opening {options.base}"):
+            with bars():  # of downloads
+                source = find_source(options.base, options.vae, options.text_encoders)
+            with killable():
+                model = open_source(source, str(device_of_rank(device)), precision)
+        if self.judges:
+            with bars():
                 _fetch_judges(model, self.judges)
         if self.compiled or self.graphs:
             compile_denoiser(model, graphs=self.graphs)

@@ -22,6 +22,7 @@ from cyclopts import (
 from pinxit import registry
 from pinxit.cli.notebook import NotebookBars, in_notebook
 from pinxit.errors import PinxitError, RequestError, closest, did_you_mean
+from pinxit.files.atomic_write import STOP_SIGNALS
 from pinxit.progress import Progress, ProgressCallback
 
 if TYPE_CHECKING:
@@ -193,8 +194,11 @@ def _bars() -> Generator[ProgressCallback]:
     )
     # Lines on a terminal are printed above the bars; lines for a pipe must stay in the pipe.
     redirect = sys.stdout.isatty()
-    with rich_progress.Progress(*columns, console=console, redirect_stdout=redirect) as progress:
+    progress = rich_progress.Progress(*columns, console=console, redirect_stdout=redirect)
+    try:
         yield _Bars(progress)
+    finally:
+        progress.stop()
 
 
 @contextmanager
@@ -204,9 +208,8 @@ def stoppable() -> Generator[None]:
     def stop(number: int, _: object) -> None:
         raise KeyboardInterrupt(number)
 
-    signals = (getattr(signal, name, None) for name in ("SIGTERM", "SIGHUP"))
     in_main_thread = threading.current_thread() is threading.main_thread()
-    numbers = [number for number in signals if number and in_main_thread]
+    numbers = [number for number in STOP_SIGNALS if in_main_thread and number != signal.SIGINT]
     numbers = [number for number in numbers if signal.getsignal(number) == signal.SIG_DFL]
     for number in numbers:
         signal.signal(number, stop)
@@ -215,6 +218,24 @@ def stoppable() -> Generator[None]:
     finally:
         for number in numbers:
             signal.signal(number, signal.SIG_DFL)
+
+
+@contextmanager
+def killable() -> Generator[None]:
+    """Let stop signals end the process at once: there is nothing to save.
+
+    Python's own handlers wait until code of a library in C or Rust returns, which can take long.
+    """
+    in_main_thread = threading.current_thread() is threading.main_thread()
+    numbers = [number for number in STOP_SIGNALS if in_main_thread]
+    handlers = {n: h for n in numbers if callable(h := signal.getsignal(n))}
+    for number in handlers:
+        signal.signal(number, signal.SIG_DFL)
+    try:
+        yield
+    finally:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
 
 
 class _Bars:
@@ -226,6 +247,7 @@ class _Bars:
 
     def __call__(self, event: Progress) -> None:
         task, done, total, note = event.task, event.done, event.total, printable(event.note)
+        self.progress.start()  # the first time; before, the cursor stays visible
         if task not in self.tasks:
             # A resumed run starts at its own step: the speed is that of the steps done now.
             self.tasks[task] = self.progress.add_task(

@@ -84,14 +84,18 @@ class Concept:
                 f"{self.token} has no LoRA",
                 f"leave out the strength; in a prompt, write a weight as ({self.token}:1.2)",
             )
-        for part in self.parts:
-            part.check_finite()
+        self.check_finite()
         check_groups(self.strength, model)
         adapters = tuple(adapter_type(part.kind).restore(part, model) for part in self.parts)
         for part, adapter in zip(self.parts, adapters, strict=True):
             if part.has_strength:
                 adapter.strength = self.strength
         return adapters
+
+    def check_finite(self) -> None:
+        """ConceptError if a tensor has values that are infinite or NaN."""
+        for part in self.parts:
+            part.check_finite()
 
     def with_strength(self, strength: Strength) -> "Concept":
         """The concept with another strength."""

@@ -5,7 +5,7 @@ from pathlib import Path
 from pinxit import registry
 from pinxit.concepts.concept import Concept
 from pinxit.concepts.format import Format, Precision, Target, default_format
-from pinxit.concepts.read import read_concept
+from pinxit.concepts.read import ConceptReference
 from pinxit.concepts.same_change import check_same_change
 from pinxit.errors import ConceptError
 from pinxit.files.atomic_write import make_writable_folder
@@ -24,7 +24,7 @@ def convert_concept(
 
     Raises ConceptError if the format cannot store the concept, or if `out` exists.
     """
-    concept = read_concept(file)
+    concept = ConceptReference(file).open_finite()
     target = Target(out, base, precision, separate_embeddings)
     return concept, write_in_format(concept, target, format_name)
 

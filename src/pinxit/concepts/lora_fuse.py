@@ -34,7 +34,7 @@ def fuse_loras(
     Embeddings are written to files of their own beside it. Raises ConceptError if a LoRA does not
     fit the base model, or if `out` exists.
     """
-    concepts = [reference.open() for reference in references]
+    concepts = [reference.open_finite() for reference in references]
     weights = BaseWeights(base, concepts[0])
     dtype = DTYPES[precision] if precision else None
     concept = _merged_weights(concepts, weights, out.parent, dtype, progress)

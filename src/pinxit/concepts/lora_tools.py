@@ -25,7 +25,7 @@ from pinxit.concepts.low_rank import (
     reduced_product,
 )
 from pinxit.concepts.metadata import Provenance
-from pinxit.concepts.read import ConceptReference, read_concept
+from pinxit.concepts.read import ConceptReference
 from pinxit.errors import ConceptError
 from pinxit.files.mapped import forget_pages
 from pinxit.files.portable import last_name
@@ -68,7 +68,7 @@ def merge_loras(
     DoRA, LoHa, LoKr and OFT become plain LoRAs of the rank that they have on the base model.
     Raises ConceptError if the files are no LoRAs, or are for different base models.
     """
-    concepts = [reference.open() for reference in references]
+    concepts = [reference.open_finite() for reference in references]
     changes = _all_changes(concepts, base)
     layers: dict[str, dict[str, LayerTensors]] = {}
     errors: list[LayerError] = []
@@ -121,7 +121,7 @@ def extract_lora(
     The last list is of weights that no LoRA can change, such as biases; with `all_weights` they
     are stored as differences. Raises ConceptError if the models do not match or are the same.
     """
-    concept = read_concept(tuned)
+    concept = ConceptReference(Path(tuned)).open_finite()
     if not concept.has_full_weights:
         raise ConceptError(f"{tuned} is no fine-tuned model", "give a checkpoint or a run")
     own_base = concept.provenance.base if concept.provenance.method else ""

@@ -46,6 +46,12 @@ class ConceptReference:
         """Read the concept; ConceptError if there is none."""
         return read_concept(self.path).with_strength(self.strength)
 
+    def open_finite(self) -> Concept:
+        """Read the concept; ConceptError if there is none, or if values are infinite or NaN."""
+        concept = self.open()
+        concept.check_finite()
+        return concept
+
 
 @checked
 def read_concept(path: Path | str) -> Concept:

@@ -35,7 +35,7 @@ _PROBE_SECONDS = 0.05
 _MARKER = ".pinxit"  # a file with the name of the command that made the folder
 _DRAFT = re.compile(r"\.(.+)\.\d+\.tmp")
 _STOP_NAMES = ("SIGINT", "SIGTERM", "SIGHUP")  # Windows has no SIGHUP
-_STOP_SIGNALS: list[int] = [getattr(signal, n) for n in _STOP_NAMES if hasattr(signal, n)]
+STOP_SIGNALS: list[int] = [getattr(signal, n) for n in _STOP_NAMES if hasattr(signal, n)]
 
 
 def atomic_write(path: Path, write: Callable[[Path], None]) -> None:
@@ -283,12 +283,12 @@ def defer_signals() -> Generator[None]:
         return
     received: list[int] = []
     handlers = [
-        signal.signal(number, lambda caught, _: received.append(caught)) for number in _STOP_SIGNALS
+        signal.signal(number, lambda caught, _: received.append(caught)) for number in STOP_SIGNALS
     ]
     try:
         yield
     finally:
-        for number, handler in zip(_STOP_SIGNALS, handlers, strict=True):
+        for number, handler in zip(STOP_SIGNALS, handlers, strict=True):
             signal.signal(number, handler)
         if received:
             signal.raise_signal(received[0])

@@ -209,10 +209,13 @@ def _to_8_bits(image: "Image") -> "Callable[[Image], Image]":
     # Integers are 0..65535; floats are usually 0..1, otherwise 0..255.
     white = 65535.0
     if image.mode == "F":
-        white = 1.0 if np.nan_to_num(np.asarray(image)).max() <= 1.0 else 255.0
+        highest = np.asarray(image).max()
+        if not np.isfinite(highest - np.asarray(image).min()):
+            raise UnreadableError("has pixels that are infinite or NaN")
+        white = 1.0 if highest <= 1.0 else 255.0
 
     def convert(band: Image.Image) -> Image.Image:
-        gray = np.nan_to_num(np.asarray(band, dtype=np.float64))
+        gray = np.asarray(band, dtype=np.float64)
         levels = (gray / white * 255.0).round().clip(0, 255).astype(np.uint8)
         return Image.fromarray(levels).convert("RGB")
 

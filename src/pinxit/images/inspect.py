@@ -29,7 +29,10 @@ _THUMBNAIL = 16
 _PREVIEW = 256
 # CLIP's window without its start and end tokens; a word, a digit and a mark are a token or more.
 _CAPTION_TOKENS = 75
-_WORD = re.compile(r"[^\W\d_]+|\d|[^\s\w]+|_+")
+# What is at least one token: no token of CLIP has more letters, and Chinese, Japanese and Korean
+# letters are tokens of their own.
+_EASTERN = r"\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uac00-\ud7af"
+_WORD = re.compile(rf"[{_EASTERN}]|(?:(?![{_EASTERN}\d_])\w){{1,24}}|\d|[^\s\w]+|_+")
 
 
 @dataclass(frozen=True)

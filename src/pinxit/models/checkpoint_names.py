@@ -5,8 +5,9 @@ from collections.abc import Mapping
 
 from torch import Tensor
 
-# Wrappers of torch that put their name before every tensor.
-_WRAPPERS = ("module.", "_orig_mod.")
+# Wrappers of torch: data parallel training puts its name before every tensor, torch.compile before
+# those of what it compiles.
+_PARALLEL, _COMPILED = "module.", "_orig_mod."
 # CLIP text encoders as transformers named their tensors before version 4.31.
 _OLD_CLIP = re.compile(
     r"^((?:cond_stage_model|conditioner\.embedders\.\d+|text_encoders\.clip_[lg])\.transformer\.)"
@@ -28,10 +29,9 @@ def usual_names(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     Wrappers' prefixes are removed, old names of CLIP are replaced, and averaged (EMA) weights are
     the denoiser's if there are no others.
     """
-    named = dict(tensors)
-    for wrapper in _WRAPPERS:
-        if named and all(name.startswith(wrapper) for name in named):
-            named = {name.removeprefix(wrapper): tensor for name, tensor in named.items()}
+    named = {name.replace(_COMPILED, ""): tensor for name, tensor in tensors.items()}
+    if all(name.startswith(_PARALLEL) for name in named):
+        named = {name.removeprefix(_PARALLEL): tensor for name, tensor in named.items()}
     named = {_OLD_CLIP.sub(r"\1text_model.\2.", name): tensor for name, tensor in named.items()}
     if not any(name.startswith(_DENOISER_PREFIX) for name in named):
         named = {_without_ema(name): tensor for name, tensor in named.items()}

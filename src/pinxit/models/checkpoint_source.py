@@ -214,7 +214,7 @@ class CheckpointSource(Source):
                 f"{self.path} is not a supported base model: it has {len(self._tensors)} tensors, "
                 f"such as `{next(iter(self._tensors), '')}`",
                 "pinxit inspect shows what a file is; a base model is a complete checkpoint, or a "
-                "transformer with --vae and --text-encoder",
+                "transformer with --vae and --text-encoder; LoRAs and embeddings are for --concept",
             )
         missing, layout, present = best
         is_incomplete = not any(part.family for part in present.values())

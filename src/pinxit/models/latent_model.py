@@ -160,9 +160,17 @@ class LatentModel(Model):
 
     @torch.no_grad()
     def encode(self, pixels: Tensor) -> LatentDistribution:
-        """Images (B, 3, H, W) in [-1, 1] to latents, shifted and scaled for the denoiser."""
+        """Images (B, 3, H, W) in [-1, 1] to latents, shifted and scaled for the denoiser.
+
+        ModelError if they are infinite or NaN.
+        """
         vae = self.network("vae")
         latents = vae.encode(pixels.to(self.device), return_dict=False)[0]
+        if not latents.mean.isfinite().all():
+            raise ModelError(
+                self.damage() or f"the VAE of {self.name} encodes images to infinite or NaN values",
+                "the base model is damaged: get it again, or give another VAE with --vae",
+            )
         return self._normalization.normalize(latents.mean, latents.std)
 
     @torch.no_grad()

@@ -29,6 +29,7 @@ Precision = Literal["fp32", "fp16", "bf16", "int8"]
 SMALL = 100_000_000
 
 # With int8 only the denoiser's layers are quantized; everything else stays in fp32.
+_SHOWN = 3  # names in a message
 _DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16}
 
 
@@ -180,6 +181,23 @@ class Model(ABC):
     @abstractmethod
     def all_networks(self) -> Mapping[str, nn.Module]:
         """All networks by name, with those that cannot be trained; some may be offloaded."""
+
+    def damage(self) -> str:
+        """Which weights and embeddings of tokens are infinite or NaN, in words; "" if none is."""
+        names = [
+            f"`{weight_name}` of the {name} of {self.name}"
+            for name, network in self.all_networks.items()
+            for weight_name, weight in network.state_dict().items()
+            if weight.is_floating_point() and not weight.isfinite().all()
+        ] + [
+            f"the embedding of {token} for `{encoder}`"
+            for token, meaning in self.placeholders.items()
+            for encoder, table in meaning.vectors.items()
+            if not table.isfinite().all()
+        ]
+        more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
+        shown = ", ".join(names[:_SHOWN])
+        return f"weights are infinite or NaN: {shown}{more}" if names else ""
 
     @abstractmethod
     def network(self, name: str) -> Any:

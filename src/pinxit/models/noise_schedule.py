@@ -9,7 +9,7 @@ from typing import Any, ClassVar, Literal, Self
 import torch
 from torch import Tensor
 
-from pinxit.errors import RecipeError
+from pinxit.errors import ModelError, RecipeError
 
 ScheduleKind = Literal["diffusion", "flow"]
 Prediction = Literal["epsilon", "v_prediction", "sample"]
@@ -69,6 +69,10 @@ class Diffusion(Schedule):
     kind: ClassVar[ScheduleKind] = "diffusion"
     alphas_cumprod: Tensor
     prediction: Prediction = "epsilon"
+
+    def __post_init__(self) -> None:
+        values = self.alphas_cumprod
+        _check(bool(((values >= 0) & (values <= 1)).all()), "its betas must be from 0 to 1")
 
     @property
     def noisiest(self) -> int:
@@ -138,6 +142,9 @@ class TokenShift:
     intercept: float
     patch_size: int
 
+    def __post_init__(self) -> None:
+        _check(math.isfinite(self.slope + self.intercept), "its shifts must be finite")
+
     @classmethod
     def from_config(cls, config: Mapping[str, Any], patch_size: int) -> Self:
         """The shift that a scheduler's config describes by two numbers of tokens."""
@@ -165,6 +172,10 @@ class Flow(Schedule):
     shift: float | TokenShift = 1.0
     steps: int = 1000
     even_steps: bool = False
+
+    def __post_init__(self) -> None:
+        is_number = isinstance(self.shift, TokenShift) or 0 < self.shift < math.inf
+        _check(is_number, "its shift must be a number above 0")
 
     @property
     def noisiest(self) -> float:
@@ -227,3 +238,9 @@ class Flow(Schedule):
 
     def _noise_fraction(self, timesteps: Tensor) -> Tensor:
         return (timesteps / self.steps).view(-1, 1, 1, 1)
+
+
+def _check(is_valid: bool, rule: str) -> None:
+    """Raise ModelError unless the numbers of a scheduler's config follow a rule."""
+    if not is_valid:
+        raise ModelError(f"the scheduler is invalid: {rule}", "copy or download it again")

@@ -76,8 +76,14 @@ def open_base(
     of `base`. Raises ModelError if the base model does not
     exist, is not supported, or does not work with the device or precision.
     """
+    return open_source(find_source(base, vae, text_encoders), device, precision)
+
+
+def open_source(
+    source: Source, device: str = AUTO, precision: Precision | Literal["auto"] = "auto"
+) -> Model:
+    """Open the base model of a source; arguments and errors as for `open_base`."""
     torch_device = find_device(device)
-    source = find_source(base, vae, text_encoders)
     family = family_of(source)
     family.check_usable(source)
     if precision == "auto":

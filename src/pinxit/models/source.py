@@ -283,13 +283,16 @@ def read_weights(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
 
 
 def _nested_weights(content: object) -> dict[object, object]:
-    """The table of weights inside a training program's checkpoint; empty if this is one."""
-    if isinstance(content, dict):
-        for key in _WEIGHT_TABLES:
-            table = cast("dict[object, object]", content).get(key)
-            if isinstance(table, dict):
-                return cast("dict[object, object]", table)
-    return {}
+    """The table of weights inside a training program's checkpoint; empty if this is one.
+
+    A usual name is best, then any table if there are no tensors beside it.
+    """
+    items = cast("dict[object, object]", content) if isinstance(content, dict) else {}
+    tables = {k: cast("dict[object, object]", v) for k, v in items.items() if isinstance(v, dict)}
+    names = [name for name in _WEIGHT_TABLES if name in tables]
+    if not names and not any(isinstance(item, Tensor) for item in items.values()):
+        names = sorted(tables, key=lambda name: -len(tables[name]))
+    return tables[names[0]] if names else {}
 
 
 def read_json(path: Path, inside: Path | None = None) -> object:

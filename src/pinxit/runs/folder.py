@@ -48,7 +48,7 @@ from pinxit.runs.written_files import check_next_files, remove_run_drafts
 from pinxit.training.concept_trainer import ConceptTrainer, DivergedError
 from pinxit.training.plan import TrainingPlan
 from pinxit.training.recipe import Recipe
-from pinxit.training.self_test import check_answer, load_saved
+from pinxit.training.self_test import check_saved
 from pinxit.training.step_result import StepResult
 
 # Multiplier of the learning rate after training has diverged.
@@ -183,9 +183,7 @@ class RunFolder:
     def _test_saved(self, trainer: ConceptTrainer, answer: Callable[[], Tensor]) -> None:
         """RunError if the saved concept, read back, does not give the answer of the trained one."""
         with trainer.averaged_weights():
-            trained = answer()
-            load_saved(trainer.adapters, self.concept.parts)
-            check_answer(trained, answer())
+            check_saved(trainer.adapters, self.concept.parts, answer)
 
     def _preview(self, step: StepResult, trainer: ConceptTrainer) -> Generator[Event]:
         """Save previews and, if their scores are the best so far, the concept."""

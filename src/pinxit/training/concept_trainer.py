@@ -231,6 +231,10 @@ class ConceptTrainer:
                 "try a lower --learning-rate, or --precision fp32; "
                 "what was saved before this step is valid",
             )
+            # Trained weights that are NaN come from training, all others from the base model.
+            trained = all(weight.isfinite().all() for weight in self.weights)
+            if trained and (damage := self.model.damage()):
+                self.error = DivergedError(damage, "the base model is damaged: get it again")
         return float(norm)
 
     def step(self) -> None:

@@ -1,6 +1,6 @@
 """The self-test of training: what never reaches the loss, and what has no gradient."""
 
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from math import isclose, nan
 
 import torch
@@ -116,16 +116,27 @@ def unused_inputs(
 
 
 @torch.no_grad()
-def load_saved(trained: Sequence[Adapter], saved: Sequence[Part]) -> None:
-    """Give trained adapters, which are applied to the model, the values read from their file.
+def check_saved(
+    trained: Sequence[Adapter], saved: Sequence[Part], answer: Callable[[], Tensor]
+) -> None:
+    """RunError if the parts read from the file of trained adapters do not give what was trained.
 
-    To apply new adapters would take longer than a step. RunError if they are other adapters.
+    Where values differ, the adapters, which are applied to the model, get those of the file, and
+    both give an `answer` of the denoiser. To apply new adapters would take longer than a step.
     """
     if len(trained) != len(saved) or not all(map(_is_part_of, saved, trained)):
         raise RunError("the saved concept was read back, and is another one", _HINT)
-    for adapter, tensors in zip(trained, [part.tensors for part in saved], strict=True):
-        for name, weight in adapter.weights().items():
-            weight.copy_(tensors[name].reshape(weight.shape))
+    pairs = [
+        (weight, part.tensors[name].to(weight).reshape(weight.shape))
+        for adapter, part in zip(trained, saved, strict=True)
+        for name, weight in adapter.weights().items()
+    ]
+    if all(weight.equal(value) for weight, value in pairs):
+        return  # the same values give the same answer
+    own = answer()
+    for weight, value in pairs:
+        weight.copy_(value)
+    _check_answer(own, answer())
 
 
 def _is_part_of(part: Part, adapter: Adapter) -> bool:
@@ -143,7 +154,7 @@ def _is_part_of(part: Part, adapter: Adapter) -> bool:
     )
 
 
-def check_answer(trained: Tensor, saved: Tensor) -> None:
+def _check_answer(trained: Tensor, saved: Tensor) -> None:
     """RunError if the concept that was read back answers differently from the trained one."""
     difference = float((saved - trained).norm() / trained.norm().clamp(min=1e-12))
     if not difference <= _TOLERANCE:
