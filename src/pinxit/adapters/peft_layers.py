@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from pinxit.adapters.lora_part import MAGNITUDE, LayerTensors, LoraVariant, factor_rank
-from pinxit.models.kernels.quantize import dequantized_weight
+from pinxit.models.kernels.quantize import dequantized_weight, weight_shape
 
 LayerWeights = Mapping[str, nn.Parameter]
 
@@ -58,7 +58,7 @@ def adapted_layer(
     rank = factor_rank(weights)
     size = rank or 1
     if variant == "oft":
-        size = base_layer(layer).weight[0].numel() // len(weights["oft_R.weight"])
+        size = weight_shape(base_layer(layer))[1:].numel() // len(weights["oft_R.weight"])
     adapter = _peft_layer(layer, variant, size)
     for group in adapter.adapter_layer_names:
         slots = getattr(adapter, group)
@@ -87,10 +87,11 @@ def merge_weights(
 def weights_fit(layer: Any, variant: LoraVariant, weights: LayerTensors) -> bool:
     """Whether complete weights have shapes that fit the layer, tried out with peft."""
     if variant == "oft":
-        width, (num_blocks, num_angles) = layer.weight[0].numel(), weights["oft_R.weight"].shape
+        width = weight_shape(layer)[1:].numel()
+        num_blocks, num_angles = weights["oft_R.weight"].shape
         size = width // num_blocks if num_blocks else 0
         return size * num_blocks == width and num_angles == size * (size - 1) // 2
-    meta_layer = _copy_with_weight(layer, layer.weight.to("meta"))
+    meta_layer = _copy_with_weight(layer, torch.empty(weight_shape(layer), device="meta"))
     on_meta = {name: nn.Parameter(weight.to("meta").float()) for name, weight in weights.items()}
     try:
         change = adapted_layer(meta_layer, variant, on_meta, None).get_delta_weight(_ADAPTER_NAME)
@@ -146,7 +147,7 @@ def _peft_layer(layer: nn.Module, variant: LoraVariant, rank: int) -> Any:
         config = {"loha": peft.LoHaConfig, "lokr": peft.LoKrConfig}[variant]()
         sizes = {"r": rank, "alpha": rank}
     elif variant == "oft":
-        width = base.weight[0].numel()
+        width = weight_shape(base)[1:].numel()
         block = max(size for size in range(1, min(rank, width) + 1) if width % size == 0)
         config, sizes = peft.OFTConfig(r=0, oft_block_size=block), {"r": 0}
     layer_type = tuner.Conv2d if isinstance(base, nn.Conv2d) else tuner.Linear

@@ -34,9 +34,9 @@ def to_pipeline(model: Model, concepts: Sequence[Concept] | Concept) -> Any:
             f"{type(model).__name__} models cannot become a diffusers pipeline yet",
             "use pinxit.generate",
         )
-    if model.placement.precision == "int8":
+    if model.placement.is_quantized:
         raise ModelError(
-            f"{model.name} is open in int8, which pipelines do not support",
+            f"{model.name} is open in {model.placement.precision}, which pipelines do not support",
             'open it with precision="fp32", "fp16" or "bf16"',
         )
     if any(isinstance(p, TimestepLoraPart) for concept in concepts for p in concept.parts):

@@ -97,6 +97,12 @@ def cpu_features() -> set[str]:
     return {feature for feature, available in capabilities.items() if available is True}
 
 
+def multiplies_int8(placement: Placement) -> bool:
+    """Whether int8 means products of 8-bit integers: on CPUs with instructions for them."""
+    is_int8_on_cpu = placement.precision == "int8" and placement.device.type == "cpu"
+    return is_int8_on_cpu and bool(cpu_features() & {"avx512_vnni", "avx_vnni", "amx_int8"})
+
+
 def free_memory(device: torch.device) -> int:
     """Free memory in bytes: of the accelerator, or what the process may use of the main memory."""
     if device.type != "cpu":

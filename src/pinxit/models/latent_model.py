@@ -14,6 +14,7 @@ from pinxit.errors import ModelError
 from pinxit.models.clip_encoder import ClipEncoder
 from pinxit.models.conditioning import Conditioning
 from pinxit.models.config_limits import check_diffusion_config, check_latent_config
+from pinxit.models.device import multiplies_int8
 from pinxit.models.kernels.cpu import optimize_for_cpu, release_freed_memory
 from pinxit.models.loading import Buffers, load_network, release_weights, reload_weights
 from pinxit.models.model import SMALL, LatentDistribution, LatentNormalization, Model, Placement
@@ -94,9 +95,15 @@ class LatentModel(Model):
     def load_denoiser(
         cls, kind: type[Any], source: Source, placement: Placement, buffers: Buffers | None = None
     ) -> Any:
-        """The denoiser of a class of diffusers; with int8, layers of that group are 8-bit."""
-        folder, layers = cls.facts.denoiser, cls.layer_groups["int8"]
-        return load_network(kind, source, folder, placement, int8_layers=layers, buffers=buffers)
+        """The denoiser of a class of diffusers; with a quantized precision in 8 or 4 bits.
+
+        Products of integers are less exact than weights in few bits, and have fewer layers.
+        """
+        layers = cls.layer_groups["int8" if multiplies_int8(placement) else "all"]
+        folder = cls.facts.denoiser
+        return load_network(
+            kind, source, folder, placement, quantized_layers=layers, buffers=buffers
+        )
 
     @classmethod
     def check_usable(cls, source: Source) -> None:

@@ -12,8 +12,10 @@ from torch import Tensor, nn
 from pinxit.errors import ModelError, PinxitError, first_line
 from pinxit.files.mapped import forget_pages
 from pinxit.models.config_limits import check_network_config
+from pinxit.models.device import multiplies_int8
 from pinxit.models.kernels.int8 import convert_to_int8
-from pinxit.models.kernels.quantize import quantize_rows
+from pinxit.models.kernels.quantize import INT8, NF4, quantize
+from pinxit.models.kernels.weight_only import quantize_weights_only
 from pinxit.models.model import Placement
 from pinxit.models.source import Source
 
@@ -35,13 +37,13 @@ def load_network(
     part: str,
     placement: Placement,
     dtype: torch.dtype | None = None,
-    int8_layers: str = "",
+    quantized_layers: str = "",
     buffers: Buffers | None = None,
 ) -> _N:
     """A part of a base model as a network of class `kind`, frozen, on the placement's device.
 
-    The weights have the placement's dtype unless `dtype` is given; with precision int8, the layers
-    whose names match `int8_layers` become 8-bit. The caller chooses the class,
+    The weights have the placement's dtype unless `dtype` is given; with a quantized precision, the
+    layers whose names match `quantized_layers` have 8 or 4 bits. The caller chooses the class,
     whatever class the config names: a file must not choose code. Raises ModelError if config and
     weights do not match.
     """
@@ -53,8 +55,8 @@ def load_network(
     try:
         with torch.device("meta"):
             network = _network_without_weights(kind, config)
-            if placement.precision == "int8" and int8_layers:
-                convert_to_int8(network, int8_layers)
+            if placement.is_quantized and quantized_layers:
+                _quantize_layers(network, quantized_layers, placement)
     except (TypeError, ValueError, RuntimeError, KeyError, ArithmeticError) as error:
         raise ModelError(
             f"{context}: its config is invalid: {first_line(error)}",
@@ -68,6 +70,14 @@ def load_network(
         cast("Any", network).tie_weights()
     _restore_buffers(network, buffers or {})
     return network.eval().to(placement.device)
+
+
+def _quantize_layers(network: nn.Module, layers: str, placement: Placement) -> None:
+    """Convert layers to the placement's precision: integer products where a CPU has them."""
+    if multiplies_int8(placement):
+        convert_to_int8(network, layers)
+    else:
+        quantize_weights_only(network, layers, NF4 if placement.precision == "nf4" else INT8)
 
 
 def release_weights(network: nn.Module) -> None:
@@ -135,10 +145,15 @@ def _matching_weights(
     for name in expected:
         tensor = stored[stored_names[name]]
         layout = torch.channels_last if tensor.ndim == 4 else torch.preserve_format
-        if expected[name].dtype == torch.int8:
-            integers, scale = quantize_rows(tensor)
-            weights[name] = integers.to(device, memory_format=layout)
-            network.get_submodule(name.rpartition(".")[0]).scale = scale.to(device)
+        if expected[name].dtype in (INT8, NF4):
+            layer = network.get_submodule(name.rpartition(".")[0])
+            values, scale = quantize(tensor, expected[name].dtype)
+            weights[name], layer.scale = (
+                values.to(device, memory_format=layout),
+                scale.to(device),
+            )
+            if expected[name].is_meta:  # it had the shape of the weight in the file
+                layer.weight = nn.Parameter(values.to("meta"), requires_grad=False)
         else:
             weights[name] = tensor.to(device, dtype, copy=True, memory_format=layout)
         forget_pages(tensor.nbytes)

@@ -23,13 +23,14 @@ from pinxit.models.text_encoder import (
     TextEncoder,
 )
 
-Precision = Literal["fp32", "fp16", "bf16", "int8"]
+Precision = Literal["fp32", "fp16", "bf16", "int8", "nf4"]
 
 # Denoisers with fewer parameters are small: on a CPU they run in fp32, which is fast enough.
 SMALL = 100_000_000
 
-# With int8 only the denoiser's layers are quantized; everything else stays in fp32.
 _SHOWN = 3  # names in a message
+# Only layers of the denoiser are quantized.
+_QUANTIZED = ("int8", "nf4")
 _DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16}
 
 
@@ -42,8 +43,15 @@ class Placement:
 
     @property
     def dtype(self) -> torch.dtype:
-        """The dtype of everything that is not quantized."""
+        """The dtype of everything that is not quantized, and of computations."""
+        if self.is_quantized and self.device.type != "cpu":
+            return torch.bfloat16
         return _DTYPES.get(self.precision, torch.float32)
+
+    @property
+    def is_quantized(self) -> bool:
+        """Whether layers of the denoiser have 8 or 4 bits."""
+        return self.precision in _QUANTIZED
 
 
 @dataclass(frozen=True)
@@ -278,7 +286,9 @@ class Model(ABC):
     @cached_property
     def num_parameters(self) -> int:
         """Number of parameters of the denoiser; defaults of recipes depend on it."""
-        return sum(weight.numel() for weight in self.networks["denoiser"].parameters())
+        weights = self.networks["denoiser"].parameters()
+        # A byte has two weights of 4 bits.
+        return sum(weight.numel() * (1 + (weight.dtype == torch.uint8)) for weight in weights)
 
     def layer_pattern(self, network: str, group: str) -> re.Pattern[str]:
         """The names of the layers of a group, to be searched; nothing for an unknown group."""

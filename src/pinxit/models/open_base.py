@@ -17,7 +17,7 @@ from pinxit.errors import ModelError, PinxitError, did_you_mean
 from pinxit.files.untrusted import exists, expanded
 from pinxit.models import hub
 from pinxit.models.checkpoint_source import CheckpointSource
-from pinxit.models.device import AUTO, cpu_features, fast_precision, find_device, memory_errors
+from pinxit.models.device import AUTO, fast_precision, find_device, memory_errors
 from pinxit.models.family import network_folders, part_folders
 from pinxit.models.model import SMALL, Model, Placement, Precision
 from pinxit.models.source import CombinedSource, FolderSource, Source, read_json
@@ -90,8 +90,6 @@ def open_source(
         weights = source.weights(family.facts.denoiser).values()
         small = sum(weight.numel() for weight in weights) < SMALL
         precision = fast_precision(torch_device, small=small)
-    if precision == "int8":
-        _check_int8(torch_device)
     hint = "choose a smaller base model, another --precision, or --device cpu"
     purpose = f"on {torch_device} for {source.name} in {precision}"
     with memory_errors(ModelError, purpose, hint), _invalid_configs_as_errors(source):
@@ -238,12 +236,3 @@ def _check_vae(source: Source) -> Source:
             "give a VAE folder with config.json and weights, a VAE file, or another base model",
         )
     return source
-
-
-def _check_int8(device: torch.device) -> None:
-    int8_features = ("avx512_vnni", "avx_vnni", "amx_int8")
-    if device.type != "cpu" or not cpu_features().intersection(int8_features):
-        raise ModelError(
-            f"precision int8 needs a CPU with 8-bit integer instructions; `{device}` has none",
-            "leave --precision out",
-        )

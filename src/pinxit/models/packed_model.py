@@ -70,7 +70,7 @@ class PackedModel(LatentModel):
         """The side of one packed token, in pixels."""
         return self.vae_scale_factor * self.packing
 
-    def _predict(
+    def _packed_prediction(
         self,
         network: Any,
         latents: Tensor,

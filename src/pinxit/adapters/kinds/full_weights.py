@@ -27,9 +27,9 @@ class FullWeightsAdapter(Adapter):
     def of(cls, model: Model, network: str) -> Self:
         """Start training from the network's weights, which the adapter takes over.
 
-        Raises ConceptError if the network is open in int8.
+        Raises ConceptError if the network is quantized.
         """
-        _check_not_int8(model, network)
+        _check_not_quantized(model, network)
         weights = {name: w.detach() for name, w in model.networks[network].named_parameters()}
         model.offload(network)
         return cls(network, weights, text=network in model.text_encoders)
@@ -66,7 +66,7 @@ class FullWeightsAdapter(Adapter):
                 "have",
                 f"its networks are: {', '.join(model.networks)}",
             )
-        _check_not_int8(model, network)
+        _check_not_quantized(model, network)
         module = model.networks[network]
         originals = dict(module.named_parameters())
         # Some releases of transformers prefix the weight names of text encoders, others do not.
@@ -92,10 +92,11 @@ class FullWeightsAdapter(Adapter):
         return cls(network, tensors, text=network in model.text_encoders)
 
 
-def _check_not_int8(model: Model, network: str) -> None:
-    if model.placement.precision == "int8" and network == "denoiser":
+def _check_not_quantized(model: Model, network: str) -> None:
+    if model.placement.is_quantized and network == "denoiser":
         raise ConceptError(
-            f"{model.name} is open in int8, so its denoiser weights cannot be trained or replaced",
+            f"{model.name} is open in {model.placement.precision}, so its denoiser weights cannot "
+            "be trained or replaced",
             "open it with another --precision, such as bf16",
         )
 

@@ -28,7 +28,7 @@ from pinxit.adapters.peft_layers import (
 )
 from pinxit.adapters.strength import Strength, layer_strength
 from pinxit.errors import ConceptError, RecipeError
-from pinxit.models.kernels.quantize import replace_weight
+from pinxit.models.kernels.quantize import replace_weight, weight_shape
 from pinxit.models.model import Model
 from pinxit.rng import generator
 
@@ -56,12 +56,12 @@ class LoraAdapter(Adapter):
     def of(cls, model: Model, network: str, config: LoraConfig, seed: int) -> Self:
         """A trainable adapter that changes nothing yet; the seed determines its initial weights.
 
-        Raises RecipeError if the model is open in int8 and the kind is not plain LoRA.
+        Raises RecipeError if the model is quantized and the kind is not plain LoRA.
         """
-        if model.placement.precision == "int8" and config.variant != "lora":
+        if model.placement.is_quantized and config.variant != "lora":
             raise RecipeError(
-                f"{config.variant} cannot be trained on a base model in int8, and {model.name} is "
-                "open in int8",
+                f"{config.variant} cannot be trained on a quantized base model, and {model.name} "
+                f"is open in {model.placement.precision}",
                 "use --adapter lora, or another --precision such as bf16",
             )
         layers: dict[str, LayerWeights] = {}
@@ -202,7 +202,7 @@ def _check_fits(
         if not weights_fit(layer, variant, weights):
             shapes = ", ".join(f"{name} {tuple(weight.shape)}" for name, weight in weights.items())
             raise ConceptError(
-                f"{where} has the shape {tuple(layer.weight.shape)} in {base_name}, but the "
+                f"{where} has the shape {tuple(weight_shape(layer))} in {base_name}, but the "
                 f"{variant} tensors of the concept for it are: {shapes or 'none'}",
                 _BASE_HINT,
             )

@@ -14,7 +14,7 @@ from pinxit.adapters.difference_part import DifferencePart
 from pinxit.adapters.peft_layers import base_layer, module_paths
 from pinxit.adapters.strength import layer_strength
 from pinxit.errors import ConceptError
-from pinxit.models.kernels.quantize import dequantized_weight, replace_weight
+from pinxit.models.kernels.quantize import dequantized_weight, replace_weight, weight_shape
 from pinxit.models.model import Model
 
 
@@ -38,7 +38,7 @@ class WeightDifference(Adapter):
         """Trainable differences, 0 at first, of the weights of linear layers."""
         paths, module = module_paths(model.networks[network]), model.networks[network]
         shapes = {
-            name: base_layer(module.get_submodule(paths[name])).weight.shape for name in layers
+            name: weight_shape(base_layer(module.get_submodule(paths[name]))) for name in layers
         }
         differences = {
             f"{name}.weight": nn.Parameter(torch.zeros(shape, device=model.device))
@@ -92,6 +92,8 @@ class WeightDifference(Adapter):
             layer, _, leaf = name.rpartition(".")
             module = network.get_submodule(paths[layer]) if layer in paths else nn.Module()
             weight = getattr(base_layer(module), leaf, None)
+            if leaf == "weight" and weight is not None:
+                weight = torch.empty(weight_shape(base_layer(module)), device="meta")
             # A kernel may be stored as a matrix, and a matrix as a kernel of 1 x 1.
             if not isinstance(weight, Tensor) or _as_matrix(weight) != _as_matrix(tensor):
                 own = f"the shape {tuple(weight.shape)}" if weight is not None else "none"

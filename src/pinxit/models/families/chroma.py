@@ -106,7 +106,9 @@ class Chroma(PackedModel):
         # diffusers gives the mask to these blocks only without gradient checkpointing.
         for block in network.single_transformer_blocks:
             block.text_mask = mask
-        return super()._predict(network, latents, timesteps, conditioning, attention_mask=mask)
+        return self._packed_prediction(
+            network, latents, timesteps, conditioning, attention_mask=mask
+        )
 
     def _combine(self, prompts: Sequence[str], encodings: Sequence[EncodedPrompt]) -> Conditioning:  # noqa: ARG002
         """T5's states of the prompts, each with one position of padding."""

@@ -117,7 +117,7 @@ class Flux1(PackedModel):
         scales = torch.full((len(latents),), guidance, device=latents.device)
         pooled, scale = conditioning.pooled, scales if self._has_guidance else None
         inputs = {"pooled_projections": pooled, "guidance": scale}
-        return super()._predict(network, latents, timesteps, conditioning, **inputs)
+        return self._packed_prediction(network, latents, timesteps, conditioning, **inputs)
 
     def _combine(self, prompts: Sequence[str], encodings: Sequence[EncodedPrompt]) -> Conditioning:  # noqa: ARG002
         """T5's states, and CLIP's pooled states."""
