@@ -221,7 +221,7 @@ def test_unusual_requests_are_noted(model: Model, fields: dict[str, object], not
 def test_prompt_syntax_of_other_programs_is_noted(model: Model) -> None:
     request = changed(prompt="a <lora:toy:0.8> dog [a:cat:0.5] BREAK (a toy:1.2) [dog]")
     notes = [e.message for e in sample_images(model, request) if isinstance(e, Notice)]
-    assert "`<lora:toy:0.8>`, `[a:cat:0.5]`, `BREAK` are plain text here" in notes[0]
+    assert "read as ordinary words: `<lora:toy:0.8>`, `[a:cat:0.5]`, `BREAK`" in notes[0]
 
 
 def test_a_mask_that_is_a_photograph_is_noted(model: Model, tmp_path: Path) -> None:

@@ -87,10 +87,9 @@ def _without_effect(request: GenerationRequest, plain_prompt: str) -> Iterator[s
         yield "--denoising-strength has no effect without an image: --init-image FILE"
     foreign = _FOREIGN.findall(f"{plain_prompt} {request.negative_prompt}")
     if foreign:
-        verb = "is" if len(foreign) == 1 else "are"
         yield (
-            f"{_listed(foreign)} {verb} plain text here. hint: load LoRAs and embeddings with "
-            "--concept FILE:0.8; of the prompt syntax of other programs, weights are known"
+            f"read as ordinary words: {_listed(foreign)}. hint: load LoRAs and embeddings with "
+            "--concept FILE:0.8; weights such as (red:1.2) work as in other programs"
         )
 
 

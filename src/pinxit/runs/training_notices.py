@@ -21,8 +21,8 @@ def training_notices(trainer: ConceptTrainer, images: Sequence[TrainingImage]) -
     warmup, steps = trainer.plan.recipe.warmup_steps, trainer.plan.steps
     if warmup > steps:
         yield Notice(
-            f"the learning rate rises for {warmup} steps (--warmup-steps) and the run ends after "
-            f"{steps}: it never has its full value"
+            f"the learning rate rises for {warmup} steps (--warmup-steps), but the run ends after "
+            f"{steps}: it never reaches its full value"
         )
     captions = [image.caption for image in images if image.caption]
     texts = {insert_token(caption, trainer.plan.recipe.subject) for caption in captions}
