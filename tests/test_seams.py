@@ -23,7 +23,6 @@ AMBIGUOUS |= {"colour", "nearest", "dino", "emb-params", "local"}
 
 # Plug-ins that build on another one of their kind, and code that needs what one of them has.
 BUILDS_ON = {
-    ("kinds", "adapters/kinds/timestep_lora.py", "lora"),
     ("kinds", "concepts/base_weights.py", "lora"),
 }
 

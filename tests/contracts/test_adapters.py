@@ -13,7 +13,6 @@ from pinxit.adapters.kinds.alias import AliasAdapter
 from pinxit.adapters.kinds.embedding import EmbeddingAdapter
 from pinxit.adapters.kinds.full_weights import FullWeightsAdapter
 from pinxit.adapters.kinds.lora import LoraAdapter
-from pinxit.adapters.kinds.timestep_lora import TimestepLora
 from pinxit.adapters.kinds.weight_difference import WeightDifference
 from pinxit.adapters.lora_part import LoraConfig
 from pinxit.models.model import Model
@@ -37,9 +36,6 @@ NEW: dict[str, Callable[[Model], Adapter]] = {
     "full-weights": lambda model: FullWeightsAdapter.of(model, "denoiser"),
     "weight-difference": lambda model: WeightDifference.restore(difference_part(model), model),
     "lora": lambda model: LoraAdapter.of(model, "denoiser", LoraConfig("lora", 2, 2.0, "all"), 0),
-    "timestep-lora": lambda model: TimestepLora.of(
-        model, "denoiser", LoraConfig("lora", 2, 2.0, "all"), 0
-    ),
 }
 KINDS = registry.names("kinds")
 

@@ -130,7 +130,6 @@ def test_the_number_of_processes_changes_only_rounding(
 
 OTHERS: dict[str, tuple[dict[str, object], dict[str, object]]] = {
     **{kind: ({**LORA, "adapter": kind}, {}) for kind in ("dora", "loha", "lokr", "oft")},
-    "rank by noise": ({**LORA, "min_rank": 1}, {}),
     "custom-diffusion": ({"name": "custom-diffusion", "class_images": 2}, {}),
     "prodigy": (WORD, {"optimizer": "prodigy", "ema": True}),
 }

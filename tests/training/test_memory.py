@@ -30,7 +30,6 @@ METHODS: dict[str, dict[str, Any]] = {
     "lora": {"name": "lora", "placeholder": "rare-token", "class_images": 0},
     "dreambooth": {"name": "dreambooth", "class_images": 0},
     "custom-diffusion": {"name": "custom-diffusion", "class_images": 0},
-    "timestep-lora": {"name": "lora", "min_rank": 2, "class_images": 0},
 }
 
 
@@ -78,7 +77,7 @@ def only_dry_passes(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize(
     ("family", "method"),
     [
-        ("stable-diffusion-1", "timestep-lora"),
+        ("stable-diffusion-1", "lora"),
         ("stable-diffusion-3", "textual-inversion"),
         ("z-image", "lora"),
     ],

@@ -48,11 +48,11 @@ class BatchedLora(ModelChange):
         with ExitStack() as stack:
             for name, factors in self.layers.items():
                 layer = network.get_submodule(paths[name])
-                handle = layer.register_forward_hook(partial(self._add_lora, factors))
+                handle = layer.register_forward_hook(partial(self.add_lora, factors))
                 stack.callback(handle.remove)
             yield
 
-    def _add_lora(
+    def add_lora(
         self, factors: LoraFactors, layer: nn.Module, inputs: tuple[Tensor, ...], output: Tensor
     ) -> Tensor:
         """A forward hook that adds the LoRA of each sample's concept to a layer's output."""

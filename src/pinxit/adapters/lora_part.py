@@ -148,35 +148,6 @@ class LoraPart(Part):
         return rows + ([("fits", family.title)] if family else [])
 
 
-@dataclass(frozen=True)
-class TimestepLoraPart(LoraPart):
-    """A LoRA whose rank falls with rising noise, to `min_rank` at the noisiest timestep."""
-
-    min_rank: int
-    kind: ClassVar[str] = "timestep-lora"
-
-    @property
-    def settings(self) -> dict[str, str]:
-        """The network, the variant and `min_rank`."""
-        return {**super().settings, "min_rank": str(self.min_rank)}
-
-    @classmethod
-    def from_stored(cls, settings: Mapping[str, str], tensors: Mapping[str, Tensor]) -> Self:
-        """The inverse of `settings` and `tensors`; KeyError and ConceptError as for a LoRA."""
-        lora, least = LoraPart.from_stored(settings, tensors), settings["min_rank"]
-        if lora.variant != "lora" or not re.fullmatch(r"[1-9]\d{0,3}", least):
-            raise ConceptError(
-                f"`min_rank` must be a number from 1, of a LoRA: it is `{least[:20]}`, of a "
-                f"{lora.variant}",
-                DAMAGED_HINT,
-            )
-        return cls(lora.network, lora.variant, lora.layers, int(least))
-
-    def describe(self) -> list[tuple[str, str]]:
-        """The rows of a LoRA, and `min_rank`."""
-        return [*super().describe(), ("rank", f"{self.min_rank} at the noisiest timestep (T-LoRA)")]
-
-
 def layer_variant(tensors: LayerTensors, where: str) -> LoraVariant:
     """The variant that a layer's tensors belong to.
 

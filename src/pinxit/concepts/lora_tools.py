@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from pinxit.adapters.difference_part import DifferencePart
-from pinxit.adapters.lora_part import ALPHA, LayerTensors, LoraPart, TimestepLoraPart, layer_rank
+from pinxit.adapters.lora_part import ALPHA, LayerTensors, LoraPart, layer_rank
 from pinxit.adapters.parts import FullWeightsPart, Part
 from pinxit.concepts.base_weights import BaseWeights
 from pinxit.concepts.concept import Concept
@@ -267,15 +267,7 @@ def token_parts(concepts: Sequence[Concept]) -> list[Part]:
 
 
 def one_strength(concept: Concept) -> float:
-    """The strength of a concept, one number for all layers.
-
-    Raises ConceptError if there are several, or if its change depends on the timestep.
-    """
-    if any(isinstance(part, TimestepLoraPart) for part in concept.parts):
-        raise ConceptError(
-            f"the rank of {concept.token} depends on the timestep, so that it cannot be merged",
-            "load it by itself: pinxit generate --concept FILE",
-        )
+    """The strength of a concept, one number for all layers; ConceptError if there are several."""
     if isinstance(concept.strength, tuple):
         raise ConceptError(
             f"{concept.token} has strengths for groups of layers", "give one number, as FILE:0.7"

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from pinxit.adapters.difference_part import DifferencePart
-from pinxit.adapters.lora_part import LoraPart, TimestepLoraPart
+from pinxit.adapters.lora_part import LoraPart
 from pinxit.adapters.parts import EmbeddingPart
 from pinxit.concepts.concept import Concept
 from pinxit.concepts.joined_lora import original_table
@@ -15,8 +15,6 @@ from pinxit.concepts.lora_file import alias_texts
 
 # Kinds of adapters; the first that a concept has decides what programs do with it.
 _KINDS = ("oft", "dora", "lokr", "loha", "lora")
-
-_NO_MASK = "wrong: it uses the full rank at every timestep, and ignores --min-rank"
 
 
 @cache
@@ -55,10 +53,7 @@ def outcomes(
         name = "a1111 .pt" if suffix == ".pt" else "emb-params"
     if name == "full-difference":
         kind = "difference"
-    results: dict[str, str] = programs_table().get(name, {}).get(kind, {})
-    if any(isinstance(part, TimestepLoraPart) for part in concept.parts):
-        return {p: _NO_MASK if r.startswith("exact") else r for p, r in results.items()}
-    return results
+    return programs_table().get(name, {}).get(kind, {})
 
 
 def usage(program: str, concept: Concept, out: Path) -> str:

@@ -11,7 +11,6 @@ import torch
 from torch import nn
 
 from pinxit.adapters.adapter import applied
-from pinxit.adapters.lora_part import TimestepLoraPart
 from pinxit.arguments import checked
 from pinxit.concepts.concept import Concept, combined_adapters
 from pinxit.errors import ConceptError, ModelError
@@ -38,11 +37,6 @@ def to_pipeline(model: Model, concepts: Sequence[Concept] | Concept) -> Any:
         raise ModelError(
             f"{model.name} is open in {model.placement.precision}, which pipelines do not support",
             'open it with precision="fp32", "fp16" or "bf16"',
-        )
-    if any(isinstance(p, TimestepLoraPart) for concept in concepts for p in concept.parts):
-        raise ConceptError(
-            "the rank of a concept depends on the timestep, which pipelines do not support",
-            "use pinxit.generate",
         )
     kind: Any = getattr(diffusers, facts.pipeline)
     # Names of files are no tokens in other programs.

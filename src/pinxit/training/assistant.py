@@ -5,14 +5,14 @@ from contextlib import contextmanager
 from dataclasses import replace
 from typing import Self
 
-import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from pinxit.adapters.adapter import applied
-from pinxit.adapters.kinds.timestep_lora import TimestepLora
-from pinxit.adapters.lora_part import LoraPart, TimestepLoraPart
+from pinxit.adapters.batched_lora import BatchedLora, LoraFactors
+from pinxit.adapters.kinds.lora import LoraAdapter, lora_factors
+from pinxit.adapters.lora_part import LoraPart
 from pinxit.adapters.parts import Part
-from pinxit.adapters.strength import Strength
+from pinxit.adapters.strength import Strength, layer_strength
 from pinxit.concepts.read import ConceptReference, open_concept, recognize_format
 from pinxit.errors import RecipeError
 from pinxit.files.atomic_write import sha256
@@ -51,9 +51,7 @@ class Assistant:
     @contextmanager
     def applied(self, model: Model) -> Generator[None]:
         """The model with its effect inside the block; ConceptError if it does not fit."""
-        self._loras = [_SwitchedLora.of_part(part, model) for part in self._parts]
-        for lora in self._loras:
-            lora.strength = self._strength
+        self._loras = [_SwitchedLora.of(part, model, self._strength) for part in self._parts]
         with applied(model, self._loras):
             yield
 
@@ -71,8 +69,8 @@ class Assistant:
             lora.active = active
 
 
-class _SwitchedLora(TimestepLora):
-    """A LoRA as hooks of layers; at every timestep all ranks are used, or none.
+class _SwitchedLora(BatchedLora):
+    """A LoRA as hooks of layers, for all samples of a batch or for none.
 
     It is not merged into the weights, because that needs a second copy of them.
     """
@@ -80,11 +78,24 @@ class _SwitchedLora(TimestepLora):
     active = True
 
     @classmethod
-    def of_part(cls, part: LoraPart, model: Model) -> Self:
-        return cls.restore(TimestepLoraPart(part.network, "lora", part.layers, 1), model)
+    def of(cls, part: LoraPart, model: Model, strength: Strength) -> Self:
+        """ConceptError if it does not fit the model."""
+        lora = LoraAdapter.restore(part, model)
+        layers: dict[str, LoraFactors] = {}
+        for name in lora.layers:
+            factors = lora_factors([lora], name)
+            layer = layer_strength(strength, model, lora.network, name)
+            layers[name] = replace(factors, scale=[layer * factors.scale[0]])
+        return cls(lora.network, layers)
 
-    def mask(self, rank: int) -> Tensor:
-        return torch.full((1, rank), float(self.active))
+    def before_denoise(self, timesteps: Tensor, concepts: Tensor | None) -> None:
+        """Nothing: it is the same for all concepts."""
+
+    def add_lora(
+        self, factors: LoraFactors, layer: nn.Module, inputs: tuple[Tensor, ...], output: Tensor
+    ) -> Tensor:
+        """The layer's output with the LoRA, or without it while it is off."""
+        return super().add_lora(factors, layer, inputs, output) if self.active else output
 
 
 def resolved(reference: str) -> str:

@@ -102,7 +102,9 @@ class LoraAdapter(Adapter):
         assert {adapter.variant for adapter in adapters} == {"lora"}, (
             "only plain LoRA can be batched"
         )
-        return BatchedLora(first.network, {name: _factors(adapters, name) for name in first.layers})
+        return BatchedLora(
+            first.network, {name: lora_factors(adapters, name) for name in first.layers}
+        )
 
     def weights(self) -> Mapping[str, nn.Parameter]:
         """All weights by layer and name during training; empty for a trained adapter."""
@@ -161,7 +163,7 @@ def restored_layer(part: LoraPart, name: str, layer: Any, base_name: str) -> Lay
     return {key: from_stored(key, tensor, layer) for key, tensor in weights.items()}
 
 
-def _factors(adapters: Sequence[LoraAdapter], layer: str) -> LoraFactors:
+def lora_factors(adapters: Sequence[LoraAdapter], layer: str) -> LoraFactors:
     """The weights and scales of several plain LoRAs for one layer."""
     down = [adapter.layers[layer]["lora_A.weight"] for adapter in adapters]
     up = [adapter.layers[layer]["lora_B.weight"] for adapter in adapters]

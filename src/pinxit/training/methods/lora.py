@@ -4,9 +4,7 @@ from typing import ClassVar, Literal, Self
 
 from pinxit.adapters.kinds.embedding import EmbeddingAdapter
 from pinxit.adapters.kinds.lora import LoraAdapter
-from pinxit.adapters.kinds.timestep_lora import TimestepLora
 from pinxit.adapters.lora_part import LayerGroup, LoraConfig, LoraVariant
-from pinxit.errors import RecipeError
 from pinxit.models.model import Model
 from pinxit.options import Option
 from pinxit.training.finetuning import Finetuning, ModelSize, model_size
@@ -36,9 +34,6 @@ class Lora(Finetuning):
     """kind of adapter: how the trained weights change a layer"""
     rank: int = Option(4, ge=1, le=1024, aliases=("network_dim", "dim"))
     """LoRA rank (for OFT: block size); a higher rank learns more detail and makes a larger file"""
-    min_rank: int | None = Option(None, ge=1, le=1024, default_is="the rank at all timesteps")
-    """rank at the noisiest timestep, from which it rises to the full rank without noise (T-LoRA),
-    against overfitting to few images; half the rank is usual"""
     alpha: float | None = Option(None, gt=0, aliases=("network_alpha",), default_is="the rank")
     """LoRA alpha; the trained weights are multiplied by alpha / rank"""
     layers: LayerGroup | None = Option(
@@ -72,22 +67,14 @@ class Lora(Finetuning):
     @property
     def independent_concepts(self) -> bool:
         """True for plain LoRAs of the denoiser, which can be applied to each sample separately."""
-        return self.adapter == "lora" and not (self.train_text_encoder or self.min_rank)
+        return self.adapter == "lora" and not self.train_text_encoder
 
     def uses_rare_token(self, subject: Subject) -> bool:
         """Whether the placeholder token stands for a rare token of the base model."""
         return self._placeholder(subject)[0] == "rare-token"
 
     def settle(self, model: Model, subject: Subject) -> Self:
-        """The method with the layers, placeholder, class images and rare token chosen.
-
-        Raises RecipeError also if `min_rank` is above the rank, or the adapter is no LoRA.
-        """
-        if self.min_rank and (self.adapter != "lora" or self.min_rank > self.rank):
-            raise RecipeError(
-                f"--min-rank {self.min_rank} does not fit {self.adapter} of rank {self.rank}",
-                "use it with --adapter lora, and with at most the rank",
-            )
+        """The method with the layers, placeholder, class images and rare token chosen."""
         placeholder, num_vectors = self._placeholder(subject)
         if not (self.placeholder or model.text_encoders):
             placeholder = "rare-token"
@@ -108,12 +95,7 @@ class Lora(Finetuning):
         pull, seed = self.pull(model, subject), subject.seed
         loras: list[TrainableAdapter] = []
         for network, rate in self.learning_rates(model, learning_rate).items():
-            # Text encoders have no timesteps.
-            if self.min_rank and network == "denoiser":
-                adapter = TimestepLora.of(model, network, config, seed)
-                adapter.min_rank = self.min_rank
-            else:
-                adapter = LoraAdapter.of(model, network, config, seed)
+            adapter = LoraAdapter.of(model, network, config, seed)
             loras.append(TrainableAdapter(adapter, rate, pull=pull))
         if self.uses_rare_token(subject):
             return (self.alias_adapter(model, subject), *loras)
