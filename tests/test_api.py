@@ -154,6 +154,11 @@ def test_reprs_fit_a_line(model: Model, run: pinxit.Run) -> None:
     assert training_image.sha256 not in repr(training_image)
 
 
+def test_help_shows_the_names_of_all_options_first() -> None:
+    text = pydoc.plain(pydoc.render_doc(pinxit.Recipe))
+    assert "Recipe(*, method, images, token, class_noun, kind='object', base='pocket'," in text
+
+
 def test_help_describes_functions_and_options() -> None:
     text = pydoc.render_doc(pinxit, renderer=pydoc.plaintext)
     for name in ("train(model", "resume(folder", "generate(model", "evaluate(concepts", "convert("):

@@ -129,6 +129,17 @@ class Options(BaseModel):
             text = f"{name}: {option.description}{shown}"
             lines.append(fill(text, 96, initial_indent="    ", subsequent_indent=" " * 8))
         cls.__doc__ = "\n".join(lines)
+        # Without the types, which are long: they hide the names of the options in help.
+        cls.__signature__ = inspect.Signature(
+            [
+                inspect.Parameter(
+                    name,
+                    inspect.Parameter.KEYWORD_ONLY,
+                    default=inspect.Parameter.empty if option.is_required() else option.default,
+                )
+                for name, option in cls.model_fields.items()
+            ]
+        )
 
     def __repr_args__(self) -> Iterable[tuple[str | None, object]]:
         """The options that differ from their defaults."""

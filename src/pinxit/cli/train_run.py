@@ -213,7 +213,7 @@ def train_group(group: RunGroup, folder: Path, opening: Opening) -> None:
     if unfinished:
         raise RunError(
             f"{len(unfinished)} of {len(runs)} subjects were not trained: {', '.join(unfinished)}",
-            f"correct the errors above, then {resume}",
+            f"correct the images, then {resume}; a corrected table needs a new --out",
         )
 
 
