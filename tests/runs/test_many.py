@@ -13,15 +13,21 @@ from torch import Tensor, nn
 
 from pinxit.adapters.adapter import applied
 from pinxit.cli import main
-from pinxit.errors import PinxitError, RecipeError, RunError
+from pinxit.concepts.concept import Concept
+from pinxit.errors import PinxitError, RecipeError, RequestError, RunError
+from pinxit.evaluation.judge import Judge, PromptRun
+from pinxit.evaluation.prompt_sets import Prompt
+from pinxit.generation import image_cache
+from pinxit.generation.image_cache import ImageCache
 from pinxit.generation.request import GenerationRequest
-from pinxit.generation.sample import generate_images
+from pinxit.generation.sample import generate_images, sample_images
 from pinxit.images.folder import read_images
 from pinxit.models.clip_encoder import ClipEncoder
 from pinxit.models.model import Model, Placement
 from pinxit.models.open_base import open_base
 from pinxit.runs.class_images import read_class_images
 from pinxit.runs.events import RunFailure, SavedCheckpoint
+from pinxit.runs.file_names import BASE_IMAGES
 from pinxit.runs.groups import BatchGroups
 from pinxit.runs.many import RunGroup, read_subjects, train_many
 from pinxit.runs.run import Run, train_run
@@ -194,6 +200,34 @@ def test_previews_show_the_concept_of_their_run(
     for n, image in enumerate(shown):
         assert np.abs(image - alone[n]).max() <= 2
         assert np.abs(image - alone[n - 1]).max() > 2
+
+
+def test_images_of_the_base_model_are_generated_once_for_each_class(
+    model: Model, subjects: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    generated: list[str] = []
+
+    def counted(model: Model, request: GenerationRequest, concepts: Sequence[Concept]) -> Any:
+        generated.append(request.prompt)
+        return sample_images(model, request, concepts)
+
+    def for_subject(model: Model, recipe: Recipe, _: object, *, folder: Path) -> Judge:
+        noun = recipe.class_noun
+        prompts = (Prompt(f"a {noun}", f"a {noun}", f"a {noun}", 7),)
+        PromptRun(recipe, prompts, steps=1).generate(model, None, ImageCache(folder))
+        raise RequestError("there is no judge", "none is needed")
+
+    monkeypatch.setattr(image_cache, "sample_images", counted)
+    monkeypatch.setattr(Judge, "for_subject", for_subject)
+    table = subjects / "table.csv"
+    table.write_text("images,class_noun\nape,toy\nbee,dog\ncow,toy\n")
+    given = {"method": WORD, "steps": 2, "batch_size": 1, "preview_every": 2}
+    runs = train_subjects(model, table, tmp_path / "out", **given)
+    assert generated == ["a toy", "a dog"]
+    files = [sorted((run.folder / BASE_IMAGES).iterdir()) for run in runs.values()]
+    ape, bee, cow = (of_run[0] for of_run in files)
+    assert (ape.name, ape.read_bytes()) == (cow.name, cow.read_bytes())
+    assert ape.name != bee.name
 
 
 def preview(run: Run) -> Any:

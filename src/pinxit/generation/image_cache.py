@@ -3,14 +3,15 @@
 import hashlib
 import re
 from collections.abc import Sequence
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
+from shutil import copyfile
 
 import torch
 from PIL import Image
 
 from pinxit.concepts.concept import Concept
-from pinxit.files.atomic_write import check_regular, make_folder
+from pinxit.files.atomic_write import atomic_write, check_regular, make_folder, regular_files
 from pinxit.generation.request import GeneratedImage, GenerationRequest
 from pinxit.generation.sample import sample_images
 from pinxit.models.model import Model
@@ -56,6 +57,13 @@ class ImageCache:
         text = "\n".join([*inputs, *self._fingerprints])
         digest = hashlib.sha256(text.encode()).hexdigest()[:16]
         return [self.folder / f"{digest}-{seed}.png" for seed in request.seeds]
+
+
+def copy_images(source: Path, folder: Path) -> None:
+    """Copy the images that an `ImageCache` has in another folder, if it is there."""
+    for file in regular_files(source, NAMES):
+        make_folder(folder)
+        atomic_write(folder / file.name, partial(copyfile, file))
 
 
 def fingerprint(concept: Concept) -> str:

@@ -14,6 +14,7 @@ from pinxit.concepts.read import ConceptReference
 from pinxit.errors import PinxitError, RequestError, RunError
 from pinxit.evaluation.judge import Judge
 from pinxit.files.atomic_write import check_new, defer_signals, exclusive_lock, make_folder
+from pinxit.generation.image_cache import copy_images
 from pinxit.images.folder import TrainingImage
 from pinxit.models.device import device_name, memory_errors
 from pinxit.models.model import Model
@@ -131,13 +132,19 @@ class Run(RunFolder):
         self.ranks.exchange(MakeClassImages(self.plan.class_images))
         return generate_class_images(model, self.plan.class_images, self.ranks)
 
-    def create_judge(self, model: Model) -> Iterator[Notice]:
-        """Create the judge that scores previews, if they are to be scored and the metrics exist."""
+    def create_judge(self, model: Model, others: Iterable["Run"] = ()) -> Iterator[Notice]:
+        """Create the judge that scores previews, if they are to be scored and the metrics exist.
+
+        `others` are runs on the same base model, whose images of it need not be generated again.
+        """
         recipe = self.recipe
         if self.judge or not (recipe.score_previews and recipe.preview_every):
             return
         try:
             model, folder = preview_model(recipe, model), self.folder / BASE_IMAGES
+            same = (one for one in others if _prompts_of(one.recipe) == _prompts_of(recipe))
+            if not folder.exists() and (other := next(same, None)):
+                copy_images(other.folder / BASE_IMAGES, folder)
             judge = Judge.for_subject(model, recipe, self.images, folder=folder)
             judge.score(judge.base_images, judge.prompts)  # fails early if it cannot
             self.judge = judge
@@ -145,6 +152,11 @@ class Run(RunFolder):
                 yield Notice(f"{judge.no_likeness}; the result will be that of the last step")
         except RequestError as error:
             yield Notice(f"previews are not scored: {error.message}. hint: {error.hint}")
+
+
+def _prompts_of(recipe: Recipe) -> tuple[object, ...]:
+    """What decides the prompts for previews, and the images of the base model for them."""
+    return recipe.class_noun, recipe.kind, recipe.resolution, recipe.clip_skip
 
 
 def train_together(model: Model, runs: Sequence[Run]) -> Generator[tuple[Run, Event]]:
@@ -227,7 +239,7 @@ def _start(
 ) -> Generator[Event]:
     """Prepare a run, add its trainer to `trainers`, and restore it from the last checkpoint."""
     run.write_recipe()
-    for event in chain(run.prepare(model), run.create_judge(model)):
+    for event in chain(run.prepare(model), run.create_judge(model, trainers)):
         yield run.record(event)
     class_images = read_class_images(model, run.plan.class_images)
     trainer = trainers[run] = ConceptTrainer(model, run.plan, run.images, class_images, run.ranks)
