@@ -99,9 +99,9 @@ def write_rows(table: Path, names: Sequence[str]) -> Path:
 
 
 @contextmanager
-def cluster() -> Generator[psutil.Process]:
-    """A Ray cluster on this machine with two processors; yields its main process."""
-    command = ["ray", "start", "--head", "--block", f"--port={_PORT}", "--num-cpus=2"]
+def cluster(cpus: int) -> Generator[psutil.Process]:
+    """A Ray cluster on this machine with so many processors; yields its main process."""
+    command = ["ray", "start", "--head", "--block", f"--port={_PORT}", f"--num-cpus={cpus}"]
     command += ["--include-dashboard=false", "--object-store-memory=100000000"]
     # With ports of its own, Ray does not wait for its agents, which a busy machine starts slowly.
     agents = ("dashboard-agent-grpc-port", "dashboard-agent-listen-port", "runtime-env-agent-port")
@@ -201,7 +201,7 @@ def measure_same(args: argparse.Namespace) -> dict[str, Any]:
     finish(start(args, table, one))
     seconds = time.perf_counter() - begin
     fleet = args.work / f"fleet-{args.subjects}"
-    with cluster() as head:
+    with cluster(2) as head:
         begin = time.perf_counter()
         counts = kill_often(args, table, fleet, head)
         fleet_seconds = time.perf_counter() - begin
@@ -234,7 +234,7 @@ def measure_rate(args: argparse.Namespace) -> dict[str, Any]:
     ]
     rates: dict[str, list[float]] = {"bare": [], "ray": []}
     cpu: dict[str, list[float]] = {"bare": [], "ray": []}
-    with cluster() as head:
+    with cluster(args.workers) as head:
         for _ in range(args.rounds):
             with tempfile.TemporaryDirectory(dir=args.work) as folder:
                 out = Path(folder)
