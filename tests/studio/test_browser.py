@@ -48,7 +48,8 @@ def page(studio: Studio, browser: Browser) -> Iterator[Page]:
 @pytest.fixture(scope="module")
 def journey(page: Page, studio: Studio, eight_images: list[Path]) -> Person:
     """A person who goes from eight images to the button Generate, and has pressed it."""
-    page.goto(f"{studio.address}/train?steps=12&preview_every=12&checkpoint_every=6")
+    quick = "method=textual-inversion&steps=12&preview_every=12&checkpoint_every=6"
+    page.goto(f"{studio.address}/train?{quick}")
     person = Person(page)
     person.chooses("3 to 12 images", eight_images)
     person.types("A noun for it", NOUN)
@@ -124,7 +125,7 @@ def test_everything_can_be_read_and_started_without_javascript(
     context = browser.new_context(java_script_enabled=False)
     context.add_cookies(page.context.cookies())
     plain = context.new_page()
-    plain.goto(f"{studio.address}/train?steps=2000&preview_every=0")
+    plain.goto(f"{studio.address}/train?method=textual-inversion&steps=2000&preview_every=0")
     plain.get_by_label("3 to 12 images").set_input_files(eight_images[:3])
     plain.get_by_label("A noun for it").fill(NOUN)
     plain.get_by_role("button", name="Train").click()

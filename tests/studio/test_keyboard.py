@@ -149,14 +149,14 @@ def test_training_is_queued_stopped_and_continued(
     keys.choose("#files", eight_images[:3])
     expect(page.get_by_text("3 images", exact=True)).to_be_visible()
     keys.write("A noun for it", "toy")
-    keys.reach(page.get_by_role("radio", name="textual-inversion"))
+    keys.reach(page.get_by_role("radio", name="lora"))
     page.keyboard.press("ArrowDown")
     keys.write("New word, the placeholder token", "<keys>")
     page.keyboard.press("Control+Enter")
     page.wait_for_url(re.compile("/jobs/"))
     job = studio.workspace.queue.all()[-1]
     assert job.options["recipe"]["token"] == "<keys>"
-    assert job.options["recipe"]["method"]["name"] != "textual-inversion"
+    assert job.options["recipe"]["method"]["name"] != "lora"
     keys.press("button", "Stop and keep")
     wait_for(lambda: job.state == "stopped")
     keys.press("button", "Continue")

@@ -14,11 +14,12 @@ from starlette.testclient import TestClient
 from lab.images import odd_images
 from pinxit.errors import RequestError, RunError
 from pinxit.progress import Notice
+from pinxit.runs.events import PreviewScores, to_line
 from pinxit.studio.server import serve
 from pinxit.studio.streams import LogTail
 from pinxit.studio.workspace import Workspace
 from tests.pages import must_be_well_formed
-from tests.studio.conftest import add_images, start_studio, wait_for
+from tests.studio.conftest import add_images, add_training, start_studio, wait_for
 
 PAGES = ("library", "train", "generate", "transfer", "compare", "files", "queue")
 
@@ -156,6 +157,54 @@ def test_removed_job_comes_back_from_the_trash(client: TestClient, workspace: Wo
     assert other.id != job.id
     client.post(f"/jobs/{job.id}/restore")
     assert (job.folder / "job.json").read_bytes() == before
+
+
+def test_generated_image_is_removed_brought_back_and_transferred(
+    client: TestClient, workspace: Workspace
+) -> None:
+    job = workspace.queue.add("generate", {"request": {"prompt": "a dog"}, "concepts": []})
+    folder = workspace.folder / "generated" / job.id
+    folder.mkdir()
+    for place in range(3):
+        Image.new("RGB", (64, 64), (place, 0, 0)).save(folder / f"{place:04}.png")
+    client.headers["origin"] = "http://127.0.0.1:1"
+    address = f"/jobs/{job.id}/images/1"
+    last = client.get(f"/jobs/{job.id}/images/2").content
+    assert "stop it first" in client.post(f"{address}/remove").text
+    job.finish()
+    page = client.post(f"{address}/remove").text
+    assert ("seed 0" in page, "seed 1" in page, "seed 2" in page) == (True, False, True)
+    assert client.get(address).status_code == 400
+    assert client.get(f"/jobs/{job.id}/images/2").content == last
+    page = client.post(f"/jobs/{job.id}/restore-images").text
+    assert ("seed 1" in page, "Bring back" in page) == (True, False)
+    assert 'value="1"' in client.get(f"/generate?like={job.id}").text  # the seed after its image
+    answer = client.post(f"{address}/transfer")
+    assert answer.url.path == "/transfer"
+    images = workspace.images_of(answer.url.params["image"])
+    with Image.open(images.files[0]) as image:
+        assert image.getpixel((0, 0)) == (1, 0, 0)
+
+
+def test_renamed_job_has_its_name_in_the_lists(client: TestClient, workspace: Workspace) -> None:
+    job = add_training(workspace)
+    client.headers["origin"] = "http://127.0.0.1:1"
+    client.post(f"/jobs/{job.id}/rename", data={"title": " my <b>dog "})
+    for path in ("library", "generate", "queue", f"jobs/{job.id}"):
+        assert "my &lt;b&gt;dog" in client.get(f"/{path}").text, path
+    client.post(f"/jobs/{job.id}/rename", data={"title": ""})
+    assert "my &lt;b&gt;dog" not in client.get("/library").text
+
+
+def test_scores_without_a_likeness_are_shown(client: TestClient, workspace: Workspace) -> None:
+    job = add_training(workspace)
+    journal = workspace.folder / "runs" / job.id / "journal.jsonl"
+    with journal.open("a") as file:
+        problems = ("weak; try a higher --learning-rate",)
+        file.write(to_line(PreviewScores(4, None, 1.02, None, is_best=True, problems=problems)))
+    page = client.get(f"/jobs/{job.id}").text
+    assert ">prompts met 100%<" in page
+    assert "weak; try a higher learning rate" in page
 
 
 def test_openapi_document_has_the_options_of_the_command_line(

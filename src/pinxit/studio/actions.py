@@ -17,7 +17,7 @@ from pinxit.studio.submit import (
     texts_job,
     train_job,
 )
-from pinxit.studio.uploads import add_images, add_model_file, form_of, texts_of, uploads
+from pinxit.studio.uploads import add_image, add_images, add_model_file, form_of, texts_of, uploads
 from pinxit.studio.workspace import Workspace
 
 MAX_MODEL_BYTES = 2**30
@@ -70,7 +70,7 @@ class Actions:
             return self.pages.generate_form(values, error, transfer=transfer)
 
     async def job_action(self, request: Request) -> Response:
-        """Stop, continue, remove or restore a job."""
+        """Stop, continue, rename, remove or restore a job."""
         number, action = request.path_params["job"], request.path_params["action"]
         if action == "restore":
             self.workspace.restore(number)
@@ -83,9 +83,26 @@ class Actions:
             return _see(f"/library?removed={job.id}")
         if action == "drift":
             drift_job(self.workspace, job)
+        elif action == "rename":
+            _must_be_own(job)
+            job.rename(texts_of(await form_of(request)).get("title", ""))
+        elif action == "restore-images":
+            self.workspace.restore_images(job)
         else:
             change_job(job, action)
         return _see(f"/jobs/{job.id}")
+
+    async def image_action(self, request: Request) -> Response:
+        """Remove a generated image, or transfer its structure."""
+        job, action = self.workspace.job(request.path_params["job"]), request.path_params["action"]
+        image = self.workspace.generated_image(job, request.path_params["place"])
+        if action == "remove":
+            _refuse_active(job)  # it would generate the image again
+            self.workspace.remove_image(image)
+            return _see(f"/jobs/{job.id}")
+        if action == "transfer":
+            return _see(f"/transfer?image={(await add_image(self.workspace, image)).id}")
+        raise RequestError(f"unknown action {action[:20]!r}", "use remove or transfer")
 
     async def open_file(self, request: Request) -> Response:
         """Store a concept file and queue its inspection."""

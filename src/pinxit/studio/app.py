@@ -62,6 +62,7 @@ def routes(pages: Pages) -> list[tuple[str, str, Handler]]:
         ("GET", "/jobs/{job}/zip", media.archive),
         ("GET", "/jobs/{job}/report", media.report),
         ("POST", "/jobs/{job}/{action}", do.job_action),
+        ("POST", "/jobs/{job}/images/{place:int}/{action}", do.image_action),
         ("GET", "/static/{name}", media.static),
         *_image_routes(pages, media),
     ]

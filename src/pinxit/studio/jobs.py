@@ -35,7 +35,8 @@ KIND_NAMES: Mapping[JobKind, str] = {
 # A job whose process died this many times without any progress is not started again.
 MAX_ATTEMPTS = 5
 _OPTIONS, _LOG, _RESULT = "job.json", "journal.jsonl", "result.json"
-_STOP, _PREVIEW, _ATTEMPTS = "stop", "preview", "attempts"
+_STOP, _PREVIEW, _ATTEMPTS, _TITLE = "stop", "preview", "attempts", "title"
+_MAX_TITLE = 60
 
 
 @dataclass(frozen=True)
@@ -55,6 +56,16 @@ class Job:
     def label(self) -> str:
         """What people call the job."""
         return f"job {int(self.id)}"
+
+    @property
+    def title(self) -> str:
+        """The name that the user has given it; empty if there is none."""
+        file = self.folder / _TITLE
+        return file.read_text("utf-8") if file.is_file() else ""
+
+    def rename(self, title: str) -> None:
+        """Give it a name, or none."""
+        write_text(self.folder / _TITLE, title.strip()[:_MAX_TITLE])
 
     @property
     def is_own(self) -> bool:

@@ -59,7 +59,8 @@ class Media:
 
     async def image(self, request: Request) -> Response:
         """The image with this place among those that a job has generated."""
-        return _lasting_png(at_place(self.workspace.generated(self._job(request)), request))
+        place: int = request.path_params["place"]
+        return _lasting_png(self.workspace.generated_image(self._job(request), place))
 
     async def preview(self, request: Request) -> Response:
         """The sheet of previews of a step."""

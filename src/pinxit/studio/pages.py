@@ -122,6 +122,7 @@ class Pages:
             job = self.workspace.job(like)
             values = {**job.options["request"], "concepts": job.options["concepts"]}
             values |= {"control": values.get("control", {}).get("name", "")}
+            values["seed"] = values.get("seed", 0) + values.get("num_images", 1)  # the next ones
         if query.getlist("concepts"):
             values["concepts"] = query.getlist("concepts")
         if query.get("image"):

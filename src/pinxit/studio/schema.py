@@ -29,7 +29,11 @@ def all_options() -> dict[str, Any]:
     """The fields of recipes, methods, requests and controls, and the file formats."""
     defaults = tomllib.loads(Path(__file__).with_name("defaults.toml").read_text("utf-8"))
     methods = {
-        name: {"about": registry.summary("methods", name), "fields": _fields("methods", name)}
+        name: {
+            "about": registry.summary("methods", name),
+            "advice": defaults["advice"][name],
+            "fields": _fields("methods", name),
+        }
         for name in sorted(registry.names("methods"), key=lambda name: name != defaults["method"])
     }
     controls = {
@@ -67,7 +71,7 @@ def option_fields(options: type[Options], leave_out: Collection[str] = ()) -> li
         fields.append(
             {
                 "name": name,
-                "label": name.replace("_", " "),
+                "label": name.replace("num_", "number of ").replace("_", " "),
                 "input": "choice" if choices else input_kind,
                 "choices": choices,
                 "default": default_text(option),

@@ -47,6 +47,16 @@ async def add_images(workspace: Workspace, form: FormData) -> ImageSet:
     return images
 
 
+async def add_image(workspace: Workspace, file: Path) -> ImageSet:
+    """A new set with a copy of an image of the workspace."""
+    images = ImageSet(workspace.new_folder("images"))
+    incoming = images.folder / INCOMING
+    make_folder(incoming)
+    shutil.copyfile(file, incoming / f"0000-{file.name}")
+    await take_in(images, workspace.resolution)
+    return images
+
+
 async def add_model_file(workspace: Workspace, file: UploadFile, max_bytes: int) -> Job:
     """Store an uploaded concept file and queue its inspection; the server never reads it."""
     name = Path((file.filename or "").replace("\\", "/")).name

@@ -1,5 +1,6 @@
 """What the page of a training shows, computed from the run's log."""
 
+import re
 import struct
 import time
 from collections.abc import Iterable, Sequence
@@ -21,6 +22,7 @@ _SPEED_STEPS = 20  # the last steps, from which the speed is measured
 _MAX_POINTS = 300
 _SCORED, _UNSCORED = 8, 4  # images on a sheet of previews
 _MARGIN = 4  # of a sheet, in pixels
+_OPTION = re.compile(r"--([a-z][a-z-]*)")
 
 
 @dataclass(frozen=True)
@@ -40,6 +42,12 @@ class PreviewRow:
     cells: Sequence[Cell]
     scores: "PreviewScores | None"
     is_best: bool
+
+    @property
+    def figures(self) -> str:
+        """The scores as text; empty if there are none."""
+        text = self.scores.text if self.scores else ""
+        return text.partition(": ")[2].partition(", the best")[0]
 
 
 @dataclass(frozen=True)
@@ -149,7 +157,9 @@ class TrainingView:
         if self.run.memory_plan and self.run.memory_plan.text:
             texts.append(self.run.memory_plan.text)
         problems = self.run.scores[-1].problems if self.run.scores else ()
-        return list(dict.fromkeys([*texts, *self.run.decisions, *problems]))
+        # An option of the command line is a setting with the same name in the forms.
+        advice = [_OPTION.sub(lambda o: o[1].replace("-", " "), text) for text in problems]
+        return list(dict.fromkeys([*texts, *self.run.decisions, *advice]))
 
 
 def duration(seconds: float) -> str:

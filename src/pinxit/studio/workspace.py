@@ -36,6 +36,7 @@ INCOMING, UNUSED, THUMBNAILS = ".incoming", ".unused", ".thumbnails"
 FULL, REPLACED = ".full", ".replaced"
 CHECK, CROPS = ".check.json", ".crops.json"
 MASK = ".mask.png"
+REMOVED = ".removed"  # in the folder of a job's images
 DEVICE = "device"  # in the folder of a worker: the device that its name stands for
 _KIND = "studio"
 _FOLDERS = ("queue", "runs", "images", "generated", "files", "workers", "keys", "trash", "votes")
@@ -218,6 +219,27 @@ class Workspace:
     def generated(self, job: Job) -> list[Path]:
         """The images that a job has generated so far."""
         return regular_files(self.folder / "generated" / job.id, _PNG)
+
+    def generated_image(self, job: Job, place: int) -> Path:
+        """The image with this place; it keeps its place when others are removed."""
+        for path in self.generated(job):
+            if path.stem == f"{place:04}":
+                return path
+        raise RequestError("there is no such image", "reload the page")
+
+    def remove_image(self, image: Path) -> None:
+        """Take a generated image out of its job; undone by `restore_images`."""
+        make_folder(image.parent / REMOVED)
+        image.replace(image.parent / REMOVED / image.name)
+
+    def removed_images(self, job: Job) -> list[Path]:
+        """The images that were taken out of a job."""
+        return regular_files(self.folder / "generated" / job.id / REMOVED, _PNG)
+
+    def restore_images(self, job: Job) -> None:
+        """Bring back the images that were taken out of a job."""
+        for image in self.removed_images(job):
+            image.replace(image.parent.parent / image.name)
 
     def trash(self, job: Job) -> None:
         """Move a job with everything that it made to the trash; undone by `restore`."""
