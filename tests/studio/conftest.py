@@ -11,10 +11,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 from PIL import Image
-from playwright.sync_api import Browser, Page, expect
+from playwright.sync_api import Browser, BrowserContext, Locator, Page, expect
 from starlette.testclient import TestClient
 
 from pinxit.images.tensors import contact_sheet
@@ -26,7 +27,9 @@ from pinxit.studio.intake import check
 from pinxit.studio.jobs import Job
 from pinxit.studio.workspace import ImageSet, Workspace
 
+IS_FOCUSED = "element => element === document.activeElement"
 IS_TOO_WIDE = "document.documentElement.scrollWidth > innerWidth"
+PATIENCE = 300.0  # seconds: a busy machine takes its time, and a condition ends the wait anyway
 PHONE, DESKTOP = {"width": 360, "height": 740}, {"width": 1280, "height": 900}
 
 
@@ -44,20 +47,20 @@ class Studio:
 
     def stop(self) -> None:
         self.process.terminate()
-        self.process.wait(60)
+        self.process.wait(PATIENCE)
 
 
 def start_studio(folder: Path, device: str = "cpu", *options: str) -> Studio:
     """Start a studio at a free port, and read its link."""
     command = [sys.executable, "-m", "pinxit", "studio", str(folder), "--device", device, *options]
-    process = subprocess.Popen(
-        [*command, "--port", str(free_port())], stderr=subprocess.PIPE, text=True
-    )
+    process = subprocess.Popen([*command, "--port", "0"], stderr=subprocess.PIPE, text=True)
     assert process.stderr
-    line = process.stderr.readline()
-    link = re.search(r"http://\S+", line)
-    assert link, line
-    return Studio(Workspace(folder), process, link[0])
+    lines: list[str] = []
+    for line in process.stderr:
+        lines.append(line)
+        if link := re.search(r"http://\S+/enter\S+", line):
+            return Studio(Workspace(folder), process, link[0])
+    raise AssertionError(lines)
 
 
 def add_training(workspace: Workspace) -> Job:
@@ -87,22 +90,29 @@ def add_images(workspace: Workspace) -> ImageSet:
     return images
 
 
-def free_port() -> int:
-    import socket
-
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
-def wait_for(condition, seconds: float = 60.0):
+def wait_for(condition):
     """Wait until a condition returns something true, and return that."""
-    end = time.monotonic() + seconds
+    end = time.monotonic() + PATIENCE
     while time.monotonic() < end:
         if result := condition():
             return result
         time.sleep(0.1)
-    raise AssertionError(f"not reached in {seconds} s")
+    raise AssertionError(f"not reached in {PATIENCE} s")
+
+
+def new_context(browser: Browser, **options: Any) -> BrowserContext:
+    """A context of the browser that waits long."""
+    context = browser.new_context(**options)
+    context.set_default_timeout(1000 * PATIENCE)
+    return context
+
+
+@contextmanager
+def next_page(page: Page) -> Iterator[None]:
+    """Wait for the page to which the block leads, even if its address is that of the old one."""
+    page.evaluate("window.isOld = true")
+    yield
+    page.wait_for_function("() => !window.isOld && document.readyState === 'complete'")
 
 
 @pytest.fixture
@@ -143,8 +153,8 @@ def studio(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Studio]:
 @contextmanager
 def entered(browser: Browser, studio: Studio) -> Iterator[Page]:
     """A page that has entered; AssertionError for an error in its console, or a foreign request."""
-    expect.set_options(timeout=60_000)  # a busy machine takes its time to check images
-    context = browser.new_context(viewport=DESKTOP)
+    expect.set_options(timeout=1000 * PATIENCE)
+    context = new_context(browser, viewport=DESKTOP)
     page = context.new_page()
     problems: list[str] = []
     own = (studio.address, "blob:")
@@ -160,12 +170,49 @@ def entered(browser: Browser, studio: Studio) -> Iterator[Page]:
     context.close()
 
 
+class Keyboard:
+    """A person who has only a keyboard."""
+
+    def __init__(self, page: Page) -> None:
+        self.page = page
+
+    def reach(self, control: Locator) -> None:
+        """Press Tab until a control has the focus."""
+        expect(control).to_be_visible()
+        for _ in range(150):
+            if control.evaluate(IS_FOCUSED):
+                return
+            self.page.keyboard.press("Tab")
+        raise AssertionError(f"Tab does not reach {control}")
+
+    def press(self, role: Any, name: str) -> None:
+        self.reach(self.page.get_by_role(role, name=name).first)
+        self.page.keyboard.press("Enter")
+
+    def follow(self, role: Any, name: str) -> None:
+        """Press what leads to another page, and wait for that page."""
+        with next_page(self.page):
+            self.press(role, name)
+
+    def write(self, label: str, text: str) -> None:
+        self.reach(self.page.get_by_label(label, exact=True))
+        self.page.keyboard.press("Control+A")
+        self.page.keyboard.type(text)
+
+    def choose(self, selector: str, files: list[Path]) -> None:
+        """Open the file dialog of an input by its key."""
+        self.reach(self.page.locator(selector))
+        with self.page.expect_file_chooser() as opened:
+            self.page.keyboard.press("Space")
+        opened.value.set_files(files)
+
+
 def must_be_accessible(page: Page, browser: Browser, addresses: list[str]) -> None:
     """Check addresses with axe in both themes and at both widths: no violation, not too wide."""
     from axe_playwright_python.sync_playwright import Axe
 
     for theme, size in itertools.product(("light", "dark"), (PHONE, DESKTOP)):
-        context = browser.new_context(viewport=size, color_scheme=theme)
+        context = new_context(browser, viewport=size, color_scheme=theme)
         context.add_cookies(page.context.cookies())
         other = context.new_page()
         for address in addresses:

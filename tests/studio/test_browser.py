@@ -1,18 +1,26 @@
 """The studio in a real browser, with a real worker and the base model pocket."""
 
+import os
 import re
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import psutil
 import pytest
 from PIL import Image
 from playwright.sync_api import Browser, Page, expect
 
 from pinxit.pocket import gallery
 from pinxit.pocket.world import held_out_subjects
-from tests.studio.conftest import Studio, entered, must_be_accessible, wait_for
+from tests.studio.conftest import (
+    Keyboard,
+    Studio,
+    entered,
+    must_be_accessible,
+    new_context,
+    wait_for,
+)
 
 pytestmark = pytest.mark.long
 NOUN = held_out_subjects()[gallery.SUBJECT].class_noun
@@ -35,7 +43,7 @@ class Person:
         self.actions += 1
 
     def presses(self, role: Any, name: str) -> None:
-        self.page.get_by_role(role, name=name, exact=True).click(timeout=120_000)
+        self.page.get_by_role(role, name=name, exact=True).click()
         self.actions += 1
 
 
@@ -63,7 +71,7 @@ def test_eight_images_to_a_generated_image_in_five_actions(
     journey: Person, page: Page, studio: Studio
 ) -> None:
     image = page.locator(".results img")
-    expect(image).to_be_visible(timeout=120_000)
+    expect(image).to_be_visible()
     assert journey.actions <= 5
     job = studio.workspace.queue.all()[-1]
     with Image.open(studio.workspace.generated(job)[0]) as generated:
@@ -83,10 +91,7 @@ def test_every_page_is_accessible_in_both_themes_at_both_widths(
 def test_token_is_completed_and_the_form_sent_by_keyboard_alone(page: Page, studio: Studio) -> None:
     page.goto(f"{studio.address}/generate")
     prompt = page.get_by_label("Prompt", exact=True)
-    for _ in range(20):
-        page.keyboard.press("Tab")
-        if prompt.evaluate("element => element === document.activeElement"):
-            break
+    Keyboard(page).reach(prompt)
     page.keyboard.press("Control+A")
     page.keyboard.type("a photo of <m")
     page.keyboard.press("ArrowDown")
@@ -94,7 +99,7 @@ def test_token_is_completed_and_the_form_sent_by_keyboard_alone(page: Page, stud
     expect(prompt).to_have_value(f"a photo of <my{NOUN}>")
     page.keyboard.press("Control+Enter")
     page.wait_for_url(re.compile("/jobs/"))
-    expect(page.locator(".results img")).to_be_visible(timeout=120_000)
+    expect(page.locator(".results img")).to_be_visible()
 
 
 A1111_PARAMETERS = """a photo of a cat, masterpiece
@@ -122,7 +127,7 @@ def test_settings_of_automatic1111_are_pasted(page: Page, studio: Studio) -> Non
 def test_everything_can_be_read_and_started_without_javascript(
     page: Page, studio: Studio, browser: Browser, eight_images: list[Path]
 ) -> None:
-    context = browser.new_context(java_script_enabled=False)
+    context = new_context(browser, java_script_enabled=False)
     context.add_cookies(page.context.cookies())
     plain = context.new_page()
     plain.goto(f"{studio.address}/train?method=textual-inversion&steps=2000&preview_every=0")
@@ -132,7 +137,6 @@ def test_everything_can_be_read_and_started_without_javascript(
     expect(plain.get_by_role("heading", name=f"<my{NOUN}>")).to_be_visible()
     plain.get_by_role("button", name="Stop and keep").click()
     wait_for(lambda: studio.workspace.queue.all()[-1].state == "stopped")
-    plain.reload()
     expect(plain.get_by_role("button", name="Continue")).to_be_visible()
     context.close()
 
@@ -142,14 +146,14 @@ def test_a_dead_worker_is_shown_with_its_last_output_and_its_job_continues(
 ) -> None:
     job = studio.workspace.queue.all()[-1]
     page.goto(f"{studio.address}/jobs/{job.id}")
+    is_training = re.compile("left, done at")
     page.get_by_role("button", name="Continue").click()
-    expect(page.locator("#summary")).to_contain_text("step", timeout=120_000)
-    (worker,) = psutil.Process(studio.process.pid).children()
-    worker.kill()
+    expect(page.locator("#summary")).to_contain_text(is_training)
+    os.kill(int((studio.workspace.worker_folder("cpu") / "pid").read_text()), signal.SIGKILL)
     wait_for(studio.workspace.last_words)
     page.goto(f"{studio.address}/queue")
     expect(page.get_by_text("Last words of a worker on cpu")).to_be_visible()
     page.goto(f"{studio.address}/jobs/{job.id}")
-    expect(page.locator("#summary")).to_contain_text("step", timeout=120_000)
+    expect(page.locator("#summary")).to_contain_text(is_training)
     page.get_by_role("button", name="Stop and keep").click()
     wait_for(lambda: job.state == "stopped")

@@ -6,21 +6,21 @@ The studio has no worker: what is tested are the pages.
 import re
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 from PIL import Image, PngImagePlugin
-from playwright.sync_api import Browser, Locator, Page, expect
+from playwright.sync_api import Browser, Page, expect
 
 from pinxit.studio.workspace import FULL, MASK, Workspace
 from tests.studio.conftest import (
+    Keyboard,
     Studio,
     add_images,
     add_training,
     entered,
     must_be_accessible,
+    next_page,
     start_studio,
-    wait_for,
 )
 
 pytestmark = pytest.mark.long
@@ -37,40 +37,7 @@ FOCUSED = """() => {
   const active = document.activeElement;
   return [active.dataset.index ?? "", getComputedStyle(active).outlineStyle !== "none"];
 }"""
-IS_FOCUSED = "element => element === document.activeElement"
 PARAMETERS = "a cat\nNegative prompt: dark\nSteps: 31, Sampler: Euler a, Seed: 7, Size: 96x64"
-
-
-class Keyboard:
-    """A person who has only a keyboard."""
-
-    def __init__(self, page: Page) -> None:
-        self.page = page
-
-    def reach(self, control: Locator) -> None:
-        """Press Tab until a control has the focus."""
-        expect(control).to_be_visible()
-        for _ in range(150):
-            if control.evaluate(IS_FOCUSED):
-                return
-            self.page.keyboard.press("Tab")
-        raise AssertionError(f"Tab does not reach {control}")
-
-    def press(self, role: Any, name: str) -> None:
-        self.reach(self.page.get_by_role(role, name=name).first)
-        self.page.keyboard.press("Enter")
-
-    def write(self, label: str, text: str) -> None:
-        self.reach(self.page.get_by_label(label, exact=True))
-        self.page.keyboard.press("Control+A")
-        self.page.keyboard.type(text)
-
-    def choose(self, selector: str, files: list[Path]) -> None:
-        """Open the file dialog of an input by its key."""
-        self.reach(self.page.locator(selector))
-        with self.page.expect_file_chooser() as opened:
-            self.page.keyboard.press("Space")
-        opened.value.set_files(files)
 
 
 @pytest.fixture(scope="module")
@@ -157,20 +124,18 @@ def test_training_is_queued_stopped_and_continued(
     job = studio.workspace.queue.all()[-1]
     assert job.options["recipe"]["token"] == "<keys>"
     assert job.options["recipe"]["method"]["name"] != "lora"
-    keys.press("button", "Stop and keep")
-    wait_for(lambda: job.state == "stopped")
-    keys.press("button", "Continue")
-    wait_for(lambda: job.state == "waiting")
+    keys.follow("button", "Stop and keep")
+    assert job.state == "stopped"
+    keys.follow("button", "Continue")
+    assert job.state == "waiting"
     page.goto(f"{studio.address}/queue")
-    keys.press("button", "Stop")
-    wait_for(lambda: job.state == "stopped")
+    keys.follow("button", "Stop")
+    assert job.state == "stopped"
     page.goto(f"{studio.address}/jobs/{job.id}")
-    keys.press("button", "Move to the trash")
-    page.wait_for_url(re.compile("/library"))
-    wait_for(lambda: job not in studio.workspace.queue.all())
-    keys.press("button", "Bring it back")
-    page.wait_for_url(re.compile("/jobs/"))
-    wait_for(lambda: job in studio.workspace.queue.all())
+    keys.follow("button", "Move to the trash")
+    assert job not in studio.workspace.queue.all()
+    keys.follow("button", "Bring it back")
+    assert job in studio.workspace.queue.all()
 
 
 def test_captions_crop_and_mask(page: Page, studio: Studio) -> None:
@@ -179,11 +144,12 @@ def test_captions_crop_and_mask(page: Page, studio: Studio) -> None:
     keys.reach(page.get_by_text("Change all captions"))
     page.keyboard.press("Enter")
     keys.write("Put before every caption", "photo of")
-    page.keyboard.press("Control+Enter")
+    with next_page(page):
+        page.keyboard.press("Control+Enter")
     expect(page.get_by_label("Caption of 0.png")).to_have_value("photo of a crimson square")
-    keys.press("button", "Undo the last change of captions")
+    keys.follow("button", "Undo the last change of captions")
     expect(page.get_by_label("Caption of 0.png")).to_have_value("a crimson square")
-    keys.press("link", "Crop and mask of 0.png")
+    keys.follow("link", "Crop and mask of 0.png")
     page.locator("#canvas[data-ready]").wait_for()
     keys.reach(page.get_by_role("img", name="0.png with its rectangle and mask"))
     for key in ("ArrowRight", "ArrowRight", "Shift+ArrowUp", "Enter"):
@@ -266,7 +232,7 @@ def test_image_is_transferred(page: Page, studio: Studio, eight_images: list[Pat
     keys = Keyboard(page)
     page.goto(f"{studio.address}/transfer")
     keys.choose("#files", eight_images[:1])
-    expect(page.get_by_text("1 images", exact=True)).to_be_visible()
+    expect(page.get_by_text("1 image", exact=True)).to_be_visible()
     keys.reach(page.get_by_role("radio", name="img2img"))
     page.keyboard.press("ArrowDown")
     keys.write("Prompt", "<a> in the snow")
@@ -309,12 +275,11 @@ def test_concepts_are_compared(page: Page, studio: Studio) -> None:
     page.wait_for_url(re.compile("/jobs/"))
     job = studio.workspace.queue.all()[-1]
     assert (job.kind, job.options) == ("compare", {"concepts": ["000001"]})
-    keys.press("button", "Stop")
-    wait_for(lambda: job.state == "stopped")
+    keys.follow("button", "Stop")
+    assert job.state == "stopped"
     page.goto(f"{studio.address}/queue")
-    keys.press("button", "Continue")
-    page.wait_for_url(re.compile("/jobs/"))
-    wait_for(lambda: job.state == "waiting")
+    keys.follow("button", "Continue")
+    assert job.state == "waiting"
 
 
 def test_what_was_filled_in_survives_a_reload_and_the_back_button(
@@ -328,6 +293,7 @@ def test_what_was_filled_in_survives_a_reload_and_the_back_button(
     page.reload()
     expect(page.get_by_text("3 images", exact=True)).to_be_visible()
     page.get_by_role("link", name="Library").click()
+    page.wait_for_url(re.compile("/library"))
     page.go_back()
     expect(page.get_by_text("3 images", exact=True)).to_be_visible()
     expect(page.get_by_label("A noun for it")).to_have_value("toy")
@@ -352,7 +318,7 @@ def test_dropped_png_restores_its_settings(page: Page, studio: Studio, tmp_path:
 def test_two_steps_are_flipped_and_voted_on(page: Page, studio: Studio) -> None:
     keys = Keyboard(page)
     page.goto(f"{studio.address}/jobs/000001")
-    keys.press("link", "Compare two steps side by side")
+    keys.follow("link", "Compare two steps side by side")
     left, right = page.locator("svg.left").first, page.locator("svg.right").first
     keys.press("button", "Show in one place")
     expect(right).to_be_hidden()
@@ -363,5 +329,5 @@ def test_two_steps_are_flipped_and_voted_on(page: Page, studio: Studio) -> None:
     page.wait_for_url(re.compile("/votes/"))
     for number in range(1, 9):
         expect(page.get_by_text(f"Pair {number} of 8")).to_be_visible()
-        keys.press("button", ("A is better", "B is better", "No difference")[number % 3])
+        keys.follow("button", ("A is better", "B is better", "No difference")[number % 3])
     expect(page.get_by_role("link", name="Look at both")).to_be_visible()

@@ -14,7 +14,7 @@ from starlette.testclient import TestClient
 from lab.images import odd_images
 from pinxit.errors import RequestError, RunError
 from pinxit.progress import Notice
-from pinxit.runs.events import PreviewScores, to_line
+from pinxit.runs.events import Preview, PreviewScores, to_line
 from pinxit.studio.server import serve
 from pinxit.studio.streams import LogTail
 from pinxit.studio.workspace import Workspace
@@ -271,6 +271,48 @@ def test_long_queue_shows_the_newest_and_all_that_wait(
     assert "/jobs/000001" in page
 
 
+def test_library_shows_the_newest_and_finds_by_words(
+    client: TestClient, workspace: Workspace
+) -> None:
+    for number in range(50):
+        recipe = {"token": f"<a{number}>", "class_noun": "toy", "kind": "object", "base": "pocket"}
+        workspace.queue.add("train", {"recipe": {**recipe, "method": {"name": "lora"}}}).finish()
+    workspace.job("000001").rename("Rex in the garden")
+    page = client.get("/library").text
+    assert page.count("<h2>") == 48
+    assert "2 older ones are not shown" in page
+    assert client.get("/library?all=1").text.count("<h2>") == 50
+    found = client.get("/library?find=REX+lora").text
+    assert (found.count("<h2>"), "&lt;a0&gt;" in found) == (1, True)
+    assert "Nothing has all these words" in client.get("/library?find=cat").text
+
+
+def test_long_training_shows_the_newest_steps_and_the_best(
+    client: TestClient, workspace: Workspace
+) -> None:
+    job = add_training(workspace)
+    run = workspace.folder / "runs" / job.id
+    with (run / "journal.jsonl").open("a") as journal:
+        journal.write(to_line(PreviewScores(2, 0.9, 1.0, 0.9, is_best=True)))
+        for step in range(10, 20):
+            sheet = run / "previews" / f"{step}.png"
+            shutil.copyfile(run / "previews" / "0000002.png", sheet)
+            journal.write(to_line(Preview(step, sheet, 0)))
+    address = f"/jobs/{job.id}"
+    page = client.get(address).text
+    shown = [step for step in (2, 4, *range(10, 20)) if f"{address}/previews/{step}" in page]
+    assert shown == [2, *range(12, 20)]
+    assert "Show all 12 steps" in page
+    assert f"{address}/previews/4" in client.get(f"{address}?all=1").text
+
+
+def test_style_and_scripts_are_loaded_once(client: TestClient) -> None:
+    page = client.get("/train").text
+    address = page.partition('rel="stylesheet" href="')[2].partition('"')[0]
+    assert "immutable" in client.get(address).headers["cache-control"]
+    assert client.get("/train").headers["cache-control"] == "no-store"
+
+
 def test_missing_folders_are_an_error_in_words(client: TestClient, workspace: Workspace) -> None:
     for name in ("workers", "generated", "votes"):
         (workspace.folder / name).rmdir()
@@ -284,7 +326,7 @@ def test_missing_folders_are_an_error_in_words(client: TestClient, workspace: Wo
 def test_worker_survives_the_server_and_belongs_to_the_next_one(tmp_path: Path) -> None:
     first = start_studio(tmp_path / "studio")
     workspace = first.workspace
-    wait_for(lambda: workspace.workers().get("cpu"), 120)
+    wait_for(lambda: workspace.workers().get("cpu"))
     pid = (workspace.folder / "workers" / "cpu" / "pid").read_text()
     first.process.kill()
     first.process.wait()

@@ -2,7 +2,6 @@
 
 import zipfile
 from collections.abc import Iterator
-from importlib.resources import files
 from pathlib import Path
 from tempfile import TemporaryFile
 from typing import IO
@@ -17,15 +16,9 @@ from pinxit.runs.file_names import RECIPE
 from pinxit.studio.card import concept_card
 from pinxit.studio.jobs import Job
 from pinxit.studio.pages import Pages, at_place
+from pinxit.studio.static_files import TYPES, static_content
 from pinxit.studio.workspace import THUMBNAILS
 
-_STATIC = {
-    "icon.svg": "image/svg+xml",
-    "studio.css": "text/css",
-    "studio.js": "text/javascript",
-    "generate.js": "text/javascript",
-    "editor.js": "text/javascript",
-}
 _CHUNK = 2**20
 # A report of an evaluation has its style and images inside; it may do nothing else.
 _REPORT_POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:; sandbox"
@@ -100,10 +93,10 @@ class Media:
     async def static(self, request: Request) -> Response:
         """The style sheet or a script."""
         name = request.path_params["name"]
-        if name not in _STATIC:
+        if name not in TYPES:
             raise RequestError("there is no such file", "go back")
-        content = (files("pinxit.studio") / "static" / name).read_bytes()
-        return Response(content, media_type=_STATIC[name])
+        headers = {"cache-control": "private, max-age=31536000, immutable"}
+        return Response(static_content(name), headers=headers, media_type=TYPES[name])
 
     def _zipped(self, job: Job, file: Path) -> IO[bytes]:
         content = TemporaryFile()  # noqa: SIM115 (it ends with the response)

@@ -16,6 +16,7 @@ from starlette.responses import (
 from pinxit.errors import PinxitError, RequestError
 from pinxit.studio.guard import NEW_LINK
 from pinxit.studio.jobs import KIND_NAMES, Job, is_number, numbered_folders, read_json
+from pinxit.studio.static_files import static_address
 from pinxit.studio.streams import StatusWatch, job_events, log_end, studio_events
 from pinxit.studio.submit import KINDS
 from pinxit.studio.views import TrainingView, duration
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
 
 _Item = TypeVar("_Item")
 _NEWEST = 100  # jobs on the page Queue
+_CARDS = 48  # in the library: each has an image
 _PROMPTS = {
     "object": ("a photo of {} on the beach", "a painting of {}", "{} in the snow", "a photo of {}"),
     "style": (
@@ -74,6 +76,7 @@ class Pages:
             "refresh": False,
             "events": "/events",
             "kind_names": KIND_NAMES,
+            "static": static_address,
         }
         page = {**common, **values, **more, "workspace": workspace}
         return HTMLResponse(self.environment.get_template(template).render(page), status)
@@ -84,12 +87,22 @@ class Pages:
 
     async def library(self, request: Request) -> Response:
         """All trainings and opened files, and the way back of a job that was just removed."""
-        removed = request.query_params.get("removed", "")
+        query = request.query_params
+        removed, words = query.get("removed", ""), query.get("find", "").lower().split()
         jobs = [job for job in self.workspace.jobs() if job.kind in ("train", "inspect")]
-        views = [self.view(job) for job in reversed(jobs)]
+        found = [job for job in reversed(jobs) if all(word in self._about(job) for word in words)]
+        shown = found if "all" in query else found[:_CARDS]
         trash = self.workspace.folder / "trash" / "queue"
         is_there = is_number(removed) and (trash / removed).is_dir()
-        return self.render("library.html", {"views": views, "removed": is_there and removed})
+        page = {"views": [self.view(job) for job in shown], "removed": is_there and removed}
+        page |= {"find": query.get("find", ""), "found": len(found), "total": len(jobs)}
+        return self.render("library.html", page)
+
+    def _about(self, job: Job) -> str:
+        """What a job can be found by."""
+        recipe = job.options.get("recipe", {})
+        names = [str(recipe.get(key, "")) for key in ("class_noun", "kind", "base", "method")]
+        return " ".join([self.workspace.token(job), job.title, job.label, *names]).lower()
 
     async def train(self, request: Request) -> Response:
         """The form of a training, filled from the query, or like an earlier training."""
@@ -166,6 +179,7 @@ class Pages:
             "report": read_json(job.folder / "report.json"),
             "images": self._snapshot(job),
             "drift": self.workspace.drift(job),
+            "all_steps": "all" in request.query_params,
         }
         return self.render("run.html" if job.kind == "train" else "job.html", values)
 
@@ -212,7 +226,8 @@ class Pages:
         if not self.workspace.use_key(request.query_params.get("key", "")):
             text = f"This link was used already. Get a new one with: {NEW_LINK}\n"
             return Response(text, 403, media_type="text/plain")
-        response = HTMLResponse(self.environment.get_template("enter.html").render())
+        page = self.environment.get_template("enter.html").render(static=static_address)
+        response = HTMLResponse(page)
         response.set_cookie(
             request.app.state.cookie,
             self.workspace.token_for("cookie"),

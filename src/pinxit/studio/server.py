@@ -59,6 +59,7 @@ def serve(
         for images in unfinished_sets(workspace):
             asyncio.run(take_in(images, workspace.resolution))
         workspace.drop_keys()
+        port = listener.getsockname()[1]  # it was 0 for any free one
         address = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
         write_text(address_file(workspace), address)
         config = uvicorn.Config(
