@@ -29,7 +29,7 @@ from pinxit.studio.workspace import ImageSet, Workspace
 
 IS_FOCUSED = "element => element === document.activeElement"
 IS_TOO_WIDE = "document.documentElement.scrollWidth > innerWidth"
-PATIENCE = 300.0  # seconds: a busy machine takes its time, and a condition ends the wait anyway
+PATIENCE = 240.0  # seconds: a busy machine takes its time, and a condition ends the wait anyway
 PHONE, DESKTOP = {"width": 360, "height": 740}, {"width": 1280, "height": 900}
 
 

@@ -215,6 +215,8 @@ def test_prompt_settings_and_unknown_words(page: Page, studio: Studio, tmp_path:
     info = PngImagePlugin.PngInfo()
     info.add_text("parameters", PARAMETERS)
     Image.new("RGB", (8, 8)).save(tmp_path / "old.png", pnginfo=info)
+    keys.reach(page.get_by_text("All settings"))
+    page.keyboard.press("Enter")
     keys.choose("#restore", [tmp_path / "old.png"])
     expect(page.get_by_label("Prompt", exact=True)).to_have_value("a cat")
     expected = {"negative_prompt": "dark", "steps": "31", "scheduler": "euler-a", "seed": "7"}

@@ -19,7 +19,7 @@ from pinxit.studio.jobs import KIND_NAMES, Job, is_number, numbered_folders, rea
 from pinxit.studio.static_files import static_address
 from pinxit.studio.streams import StatusWatch, job_events, log_end, studio_events
 from pinxit.studio.submit import KINDS
-from pinxit.studio.views import TrainingView, duration
+from pinxit.studio.views import TrainingView, duration, in_words
 from pinxit.studio.workspace import ImageSet, Workspace
 
 if TYPE_CHECKING:
@@ -59,6 +59,7 @@ class Pages:
         )
         environment.filters["duration"] = duration
         environment.filters["clock"] = _clock
+        environment.filters["in_words"] = in_words
         return environment
 
     def render(

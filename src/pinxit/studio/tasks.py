@@ -97,7 +97,9 @@ class Tasks:
     def _inspect(self, job: Job) -> Task:
         yield Progress("reading the file", 0, 1)
         file = self._concept_path(job.id)
-        rows, token = list(summarize(file)), read_concept(file).token
+        # What to type in a shell, with the path of the studio's copy, is of no use in the page.
+        rows = [(label, text.partition(", with --")[0]) for label, text in summarize(file)]
+        token = read_concept(file).token
         write_text(job.folder / "report.json", json.dumps({"rows": rows, "token": token}))
 
     def _convert(self, job: Job) -> Task:

@@ -157,9 +157,12 @@ class TrainingView:
         if self.run.memory_plan and self.run.memory_plan.text:
             texts.append(self.run.memory_plan.text)
         problems = self.run.scores[-1].problems if self.run.scores else ()
-        # An option of the command line is a setting with the same name in the forms.
-        advice = [_OPTION.sub(lambda o: o[1].replace("-", " "), text) for text in problems]
-        return list(dict.fromkeys([*texts, *self.run.decisions, *advice]))
+        return list(dict.fromkeys([*texts, *self.run.decisions, *problems]))
+
+
+def in_words(text: str) -> str:
+    """An advice without options of the command line: in the forms they have the same names."""
+    return text if "pinxit " in text else _OPTION.sub(lambda o: o[1].replace("-", " "), text)
 
 
 def duration(seconds: float) -> str:

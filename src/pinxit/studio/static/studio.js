@@ -68,6 +68,16 @@ if (!document.hidden) follow();
 
 // ---- Images are checked as soon as they are chosen or dropped
 
+function sentPage(url, body, progress) {  // like renderedPage; fetch does not say how much was sent
+  return new Promise((resolve, reject) => {
+    const request = new XMLHttpRequest();
+    request.open("POST", url);
+    request.upload.onprogress = (event) => progress(event.loaded / event.total);
+    request.onload = () => resolve(new DOMParser().parseFromString(request.responseText, "text/html"));
+    request.onerror = reject;
+    request.send(body);
+  });
+}
 function upload(input) {
   const target = document.getElementById(input.dataset.target);
   const form = new FormData();
@@ -75,9 +85,16 @@ function upload(input) {
   const set = $("input[name=images]", target);
   if (set) form.append("images", set.value);
   form.append("page", input.dataset.page || "");
-  target.textContent = `checking ${input.files.length} images …`;
+  const count = input.files.length;
+  let tenth = -1;  // each is said once to screen readers
+  const progress = (share) => {
+    if (Math.floor(10 * share) === tenth) return;
+    tenth = Math.floor(10 * share);
+    target.textContent = share < 1 ? `Sending the images: ${10 * tenth}%` : `Checking ${count} image${count === 1 ? "" : "s"} …`;
+  };
+  progress(0);
   input.value = "";
-  return renderedPage(input.dataset.upload, { method: "POST", body: form }).then((page) => {
+  return sentPage(input.dataset.upload, form, progress).then((page) => {
     const fresh = $(`#${target.id}`, page);
     if ($(".error", page) || !fresh) target.replaceChildren(problemIn(page)); else target.innerHTML = fresh.innerHTML;
     saveDraft(input.form);
