@@ -456,7 +456,7 @@ def test_a_strength_needs_a_lora(model: Model) -> None:
     with pytest.raises(
         ConceptError, match=r"a strength \(`:0.7`\) works for LoRAs only; <a> has no LoRA"
     ):
-        generate_images(model, GenerationRequest(prompt="<a>"), [word.with_strength(0.7)])
+        word.with_strength(0.7)
     tuned = concept(FullWeightsAdapter.of(model, "denoiser").part(), "<b>")
     with pytest.raises(ConceptError, match="has no LoRA"):
         combined_adapters([tuned.with_strength(0.5)], model)

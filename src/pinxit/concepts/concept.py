@@ -78,12 +78,6 @@ class Concept:
 
     def adapters(self, model: Model) -> tuple[Adapter, ...]:
         """The adapters of all parts for this model; ConceptError if one does not fit."""
-        if self.strength != 1 and not self.has_strength:
-            raise ConceptError(
-                f"a strength (`:{strength_text(self.strength)}`) works for LoRAs only; "
-                f"{self.token} has no LoRA",
-                f"leave out the strength; in a prompt, write a weight as ({self.token}:1.2)",
-            )
         self.check_finite()
         check_groups(self.strength, model)
         adapters = tuple(adapter_type(part.kind).restore(part, model) for part in self.parts)
@@ -98,7 +92,13 @@ class Concept:
             part.check_finite()
 
     def with_strength(self, strength: Strength) -> "Concept":
-        """The concept with another strength."""
+        """The concept with another strength; ConceptError if it has no LoRA."""
+        if strength != 1 and not self.has_strength:
+            raise ConceptError(
+                f"a strength (`:{strength_text(strength)}`) works for LoRAs only; "
+                f"{self.token} has no LoRA",
+                f"leave out the strength; in a prompt, write a weight as ({self.token}:1.2)",
+            )
         return replace(self, strength=strength)
 
     def with_nickname(self, path: Path) -> "Concept":
