@@ -4,6 +4,7 @@ The table `programs.toml`, from which `convert` speaks and the docs are made, mu
 program exactly what its reader does: the change itself to the last bits, a close one, or neither.
 """
 
+import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -275,6 +276,35 @@ def test_checkpoints_say_what_they_predict(
     scheduler = find_base(str(out)).config("scheduler")
     assert scheduler.get("prediction_type", "epsilon") == prediction
     assert bool(scheduler.get("rescale_betas_zero_snr")) == (velocity and rescaled)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"prediction_type": "sample"},
+        {"beta_end": 0.02},
+        {"beta_schedule": "linear"},
+        {"beta_schedule": "squaredcos_cap_v2"},
+        {"num_train_timesteps": 500},
+        {"trained_betas": [0.01] * 1000},
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("family", ["stable-diffusion-1", "stable-diffusion-xl"])
+def test_checkpoints_do_not_lose_a_noise_schedule(
+    family: str,
+    changes: dict[str, object],
+    bases: Callable[[str], Path],
+    copied: Callable[[Path], Path],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    folder = copied(bases(family))
+    config = folder / "scheduler" / "scheduler_config.json"
+    config.write_text(json.dumps(json.loads(config.read_text()) | changes))
+    assert main(["convert", str(folder), str(tmp_path / "x.safetensors")]) == 2
+    assert f"a scheduler with {next(iter(changes))} " in capsys.readouterr().err
+    assert not (tmp_path / "x.safetensors").exists()
 
 
 @pytest.mark.parametrize("family", ["stable-diffusion-1", "stable-diffusion-2"])

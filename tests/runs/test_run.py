@@ -199,6 +199,27 @@ def _write_input(path: Path, text: str, color: str) -> None:
         Image.new("L", (41, 48), color).save(path)
 
 
+@pytest.mark.parametrize("changed", ["image", "new image", "caption"])
+def test_a_resumed_run_names_own_class_images_that_changed(
+    model: Model, pictures: Path, tmp_path: Path, changed: str
+) -> None:
+    folder = tmp_path / "class"
+    folder.mkdir()
+    for number in range(2):
+        Image.new("RGB", (40, 40), ("navy", "teal")[number]).save(folder / f"{number}.png")
+    method = {"name": "dreambooth", "class_images_folder": folder}
+    run = train_run(model, recipe(pictures, method=method), tmp_path / "run")
+    name = "2.png" if "new" in changed else "1.png"  # a training image has this name, too
+    if changed == "caption":
+        (folder / "1.txt").write_text("a blue toy")
+    else:
+        Image.new("RGB", (40, 40), "red").save(folder / name)
+    with pytest.raises(
+        RunError, match=rf"inputs have changed .*: (caption of )?class image {name}"
+    ):
+        list(Run.open(run.folder, steps=6).train(model))
+
+
 def test_class_images_are_part_of_a_checkpoint(
     model: Model, pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

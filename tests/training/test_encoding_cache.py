@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import save_file
 
 from pinxit import registry
 from pinxit.models.model import Model
@@ -73,8 +74,10 @@ def test_damaged_files_are_written_again(model: Model, pictures: Path, tmp_path:
     first, _ = trained(model, pictures, tmp_path / "first", cached=True)
     files = {file: file.read_bytes() for file in encodings_folder().glob("*/*.safetensors")}
     for number, (file, data) in enumerate(files.items()):
-        damaged = data[:-1] + bytes([data[-1] ^ 1]) if number % 2 else data[: len(data) // 2]
-        file.write_bytes(damaged)
+        other = tmp_path / "other.safetensors"
+        save_file({"x": torch.ones(2)}, other)
+        flipped = data[:-1] + bytes([data[-1] ^ 1])
+        file.write_bytes([flipped, data[: len(data) // 2], other.read_bytes()][number % 3])
     second, notices = trained(model, pictures, tmp_path / "second", cached=True)
     assert first == second
     assert not [one for one in notices if "cache" in one]

@@ -78,10 +78,11 @@ class Manifest:
 
 
 def _changes(old: Mapping[str, str], new: Mapping[str, str]) -> list[str]:
-    """The names of the inputs that differ; a mask whose image is the same is named as a mask."""
+    """The names of the inputs that differ; where an image is the same, its mask or caption."""
     names = sorted({name for name, _ in old.items() ^ new.items()})
     contents = {name: [one.get(name, "").partition("+")[0] for one in (old, new)] for name in names}
-    return [f"mask of {n}" if contents[n][0] == contents[n][1] else n for n in names]
+    kinds = {name: "caption" if name.startswith("class image ") else "mask" for name in names}
+    return [f"{kinds[n]} of {n}" if contents[n][0] == contents[n][1] else n for n in names]
 
 
 @dataclass(frozen=True)

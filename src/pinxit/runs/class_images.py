@@ -51,7 +51,9 @@ def read_class_images(model: Model, required: ClassImages) -> tuple[TrainingImag
     """The class images with their caption; those that are not in the cache are generated."""
     if required.folder:
         images = read_images(required.folder, "none")
-        return tuple(replace(one, caption=one.caption or required.prompt) for one in images)
+        return tuple(
+            replace(one, caption=one.caption or required.prompt, class_image=True) for one in images
+        )
     for _ in generate_class_images(model, required):
         pass
     return tuple(

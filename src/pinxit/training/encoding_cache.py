@@ -97,13 +97,15 @@ class EncodingCache:
         name = hashlib.sha256(f"{self._environment}\n{key}".encode()).hexdigest()
         file = encodings_folder() / name[:2] / f"{name}.safetensors"
         if file.is_file():
-            with suppress(FileError, OSError):
-                tensors, strides = read_safetensors(file)
+            # A file that is damaged, or is not one of these, is written again.
+            with suppress(FileError, OSError, KeyError, ValueError):
+                stored, strides = read_safetensors(file)
+                tensors = {
+                    name: _copy(one, json.loads(strides[name])) for name, one in stored.items()
+                }
                 file.touch()
                 self._num_read += 1
-                return {
-                    name: _copy(one, json.loads(strides[name])) for name, one in tensors.items()
-                }
+                return tensors
         tensors = encode()
         with suppress(PinxitError, OSError):  # such as a full disk: training does not need the file
             make_folder(file.parent)

@@ -23,6 +23,15 @@ from pinxit.models.open_base import family_of
 from pinxit.models.source import Source
 
 _DENOISER = "model.diffusion_model."
+# A scheduler's values, their defaults in diffusers, and those that programs take for single files.
+_STATED: tuple[tuple[str, object, tuple[object, ...]], ...] = (
+    ("prediction_type", "epsilon", ("epsilon", "v_prediction")),
+    ("beta_schedule", "linear", ("scaled_linear",)),
+    ("beta_start", 0.0001, (0.00085,)),
+    ("beta_end", 0.02, (0.012,)),
+    ("trained_betas", None, (None,)),
+    ("num_train_timesteps", 1000, (1000,)),
+)
 
 
 class SingleFile(Format):
@@ -49,6 +58,7 @@ class SingleFile(Format):
         ConceptError if there is such a file already: it would be read in place of this one.
         """
         source = base_source(concept, target)
+        _check_schedule(source)
         config, config_file = a1111_config(source), target.out.with_suffix(".yaml")
         if os.path.lexists(config_file):
             raise ConceptError(
@@ -64,6 +74,19 @@ class SingleFile(Format):
         write_tensors(target.out, tensors, metadata)
         if config:
             write_text(config_file, config)
+
+
+def _check_schedule(source: Source) -> None:
+    """Raise ConceptError for a noise schedule or a prediction that a single file cannot state."""
+    config = source.config("scheduler")
+    for name, default, allowed in _STATED:
+        value: object = config.get(name, default)
+        if value not in allowed:
+            raise ConceptError(
+                f"{source.name} has a scheduler with {name} {str(value)[:40]}, which single files "
+                "cannot state: programs would generate with another one",
+                "write a folder with --format diffusers",
+            )
 
 
 def _markers(source: Source) -> dict[str, Tensor]:
