@@ -18,7 +18,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from pinxit import registry
-from pinxit.errors import FileError, ModelError
+from pinxit.concepts.read import read_concept
+from pinxit.errors import ConceptError, FileError, ModelError
 from pinxit.generation.request import GenerationRequest
 from pinxit.generation.sample import generate_images
 from pinxit.models import checkpoint_source
@@ -189,6 +190,8 @@ def test_the_error_for_a_transformer_alone_names_the_missing_parts(family: str, 
     assert "is a transformer without vae, text_encoder" in caught.value.message
     encoder = {"chroma": "t5xxl_fp16", "flux-1": "clip_l", "z-image": "qwen_3_4b"}[family]
     assert f"--vae ae.safetensors --text-encoder {encoder}.safetensors" in caught.value.hint
+    with pytest.raises(ConceptError, match="is a base model or a part of one, not a concept"):
+        read_concept(paths["transformer"])
     with pytest.raises(ModelError, match="without tokenizer"):
         open_base(paths["all"])
     with pytest.raises(ModelError, match="has no text encoder or tokenizer that"):

@@ -176,10 +176,15 @@ def test_written_files_are_read_to_the_bit(
 
 def full_size(family: str) -> Concept:
     """A LoRA with the layers and outputs of the full size, of attention and single blocks."""
-    names = {"flux-1": FLUX, "z-image": {f"layers.0.attention.{n}": c for n, c in Z_IMAGE.items()}}
+    chroma = {name: count for name, count in FLUX.items() if "mod" not in name}
+    names = {
+        "chroma": chroma,
+        "flux-1": FLUX,
+        "z-image": {f"layers.0.attention.{n}": c for n, c in Z_IMAGE.items()},
+    }
     table = LayerTable(registry.load("families", family).facts.original_layers)
     layers: dict[str, dict[str, Tensor]] = {}
-    width = {"flux-1": WIDTH, "z-image": 3840}[family]
+    width = 3840 if family == "z-image" else WIDTH
     generator = torch.Generator().manual_seed(0)
     for name in names[family]:
         for layer, outputs in table.parts(name):
@@ -197,6 +202,7 @@ Z_IMAGE = {"qkv": 3, "out": 1}
 @pytest.mark.parametrize(
     ("family", "pipeline", "name"),
     [
+        ("chroma", diffusers.ChromaPipeline, "kohya"),
         ("flux-1", diffusers.FluxPipeline, "kohya"),
         ("flux-1", diffusers.FluxPipeline, "diffusers-lora"),
         ("z-image", diffusers.ZImagePipeline, "diffusers-lora"),
@@ -209,7 +215,7 @@ def test_diffusers_reads_the_full_size_as_it_was_trained(
     write_in_format(concept, Target(out), name)
     theirs: Any = pipeline.lora_state_dict(load_file(out))
     scale = 2.0 if name == "diffusers-lora" else 1.0  # alpha is in the metadata
-    width = {"flux-1": WIDTH, "z-image": 3840}[family]
+    width = 3840 if family == "z-image" else WIDTH
     probe = torch.linspace(-1, 1, width)
     for layer, tensors in lora_of(concept).layers.items():
         ours = tensors["lora_B.weight"] @ (tensors["lora_A.weight"] @ probe) * 2

@@ -13,11 +13,12 @@ from pinxit.concepts.concept import Concept
 from pinxit.concepts.format import Format
 from pinxit.concepts.metadata import DESCRIPTION_KEY
 from pinxit.concepts.png_embedding import read_hidden_embedding
-from pinxit.errors import ConceptError
+from pinxit.errors import ConceptError, PinxitError
 from pinxit.files.atomic_write import write_tensors
 from pinxit.files.open_any import OpenedFile, open_any
 from pinxit.files.safetensors_header import check_replaceable
 from pinxit.files.untrusted import exists
+from pinxit.models.checkpoint_source import CheckpointSource
 
 
 @dataclass(frozen=True)
@@ -89,7 +90,20 @@ def recognize_format(file: OpenedFile) -> Format:
         return best
     keys = [key[:80] for key in sorted(file.content)] or ["nothing"]
     more = f" and {len(keys) - 3} more" if len(keys) > 3 else ""
+    if file.tensors and _is_of_base_model(file.path):
+        raise ConceptError(
+            f"{file.path} is a base model or a part of one, not a concept",
+            "give it as --base, --vae or --text-encoder",
+        )
     raise ConceptError(
         f"{file.path} has an unknown format: it contains {', '.join(keys[:3])}{more}",
         f"pinxit reads the formats {', '.join(registry.names('formats'))}",
     )
+
+
+def _is_of_base_model(path: Path) -> bool:
+    """Whether the file has a network of a base model under the names of its authors' code."""
+    try:
+        return path.is_file() and CheckpointSource(path, path.name).has("scheduler")
+    except PinxitError:
+        return False

@@ -2,6 +2,7 @@
 """Building networks and tokenizers of known classes from a source's configs and weights."""
 
 import re
+import warnings
 from collections.abc import Callable, Mapping
 from functools import cache
 from typing import Any, TypeVar, cast
@@ -107,6 +108,8 @@ def silence_libraries() -> None:
     import diffusers
     import transformers
 
+    # Classes of diffusers warn of names that other files of diffusers use.
+    warnings.filterwarnings("ignore", category=FutureWarning, module=r"diffusers\.")
     transformers.utils.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
     diffusers.utils.logging.set_verbosity_error()

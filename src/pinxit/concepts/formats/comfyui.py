@@ -35,7 +35,7 @@ class Comfyui(AdapterFormat):
         if table is None or len(stored) > 1 or loras[0].network != "denoiser":
             raise ConceptError(
                 f"{concept.token} is not one LoRA of a transformer with names of its authors' code",
-                "write it with --format kohya",
+                "write it with --format kohya, or with diffusers-lora if it changes text encoders",
             )
         tensors: dict[str, Tensor] = {}
         for layer, values in original_layers(loras[0], table).items():
