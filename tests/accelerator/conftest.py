@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from pinxit.generation.request import GenerationRequest
-from pinxit.models.families import flux_1, stable_diffusion_3
+from pinxit.models.families import chroma, flux_1, stable_diffusion_3
 from pinxit.models.model import Model, Precision
 from pinxit.models.open_base import open_base
 from pinxit.runs import class_images, preview
@@ -38,7 +38,8 @@ def less_work() -> Iterator[None]:
         patch.setattr(preview, "GenerationRequest", request)
         patch.setattr(class_images, "GenerationRequest", request)
         patch.setattr(stable_diffusion_3, "_T5_LENGTH", 32)
-        patch.setattr(flux_1, "_T5_LENGTH", 32)
+        patch.setattr(flux_1, "_DEV_LENGTH", 32)
+        patch.setattr(chroma, "_TEXT_LENGTH", 32)
         yield
 
 
