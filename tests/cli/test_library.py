@@ -8,6 +8,7 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
 from pinxit.cli import main
+from pinxit.cli.screen import table
 from pinxit.models.model import Model
 from pinxit.runs.run import train_run
 from pinxit.training.recipe import Recipe
@@ -100,3 +101,14 @@ def test_show_reads_other_programs(tmp_path: Path, capsys: pytest.CaptureFixture
     assert main(["show", picture(tmp_path / "c.png", prompt="[1]")]) == 2
     assert "does not say how it was generated" in capsys.readouterr().err
     assert main(["show", str(tmp_path / "none.png")]) == 2
+
+
+def test_a_narrow_terminal_shows_whole_paths(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "40")
+    monkeypatch.setattr("sys.stdout.isatty", lambda: True)
+    path = "runs/a-dog-with-a-long-name-at-the-beach"
+    table(("run", "method", "base model"), [(path, "textual-inversion", "pocket")])
+    _, rows = capsys.readouterr().out.rsplit("─", 1)
+    assert "".join(row.split()[0] for row in rows.splitlines() if row.strip()) == path

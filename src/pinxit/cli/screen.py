@@ -70,7 +70,9 @@ def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     from rich.table import Table
     from rich.text import Text
 
-    lines = Table(*head, box=box.SIMPLE_HEAD, pad_edge=False)
+    lines = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    for title in head:
+        lines.add_column(title, overflow="fold")  # paths are not cut: they are typed again
     for row in rows:
         lines.add_row(*(Text(printable(cell)) for cell in row))
     Console().print(lines)
