@@ -67,6 +67,22 @@ def train_with_a_stop(model: Model, recipe: Recipe, folder: Path) -> Run:
     return run
 
 
+@pytest.mark.parametrize("precision", ["int8", "nf4"])
+@families
+def test_a_base_model_in_few_bits(
+    open_on_device: Open, recipe: MakeRecipe, tmp_path: Path, family: str, precision: Precision
+) -> None:
+    """Weights are computed again on the device, in bf16."""
+    model = open_on_device(family, precision)
+    method = {"name": "lora", "class_images": 0, "placeholder": "rare-token"}
+    run = train_with_a_stop(model, recipe(model, method, preview_every=2), tmp_path / "run")
+    generated(model, (run.folder,))
+    weights = list(model.networks["denoiser"].parameters())
+    assert {weight.device.type for weight in weights} == {DEVICE}
+    assert {weight.dtype for weight in weights if weight.is_floating_point()} == {torch.bfloat16}
+    assert not all(weight.is_floating_point() for weight in weights)
+
+
 @precisions
 @pytest.mark.parametrize("method", METHODS)
 @families

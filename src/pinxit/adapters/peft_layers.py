@@ -131,7 +131,9 @@ def to_stored(name: str, weight: Tensor) -> Tensor:
 def _copy_with_weight(layer: Any, weight: Tensor) -> Any:
     """A copy of a layer with a copy of this weight in place of its own."""
     copied = weight.detach().clone(memory_format=torch.contiguous_format)
-    return copy.deepcopy(layer, {id(layer.weight): nn.Parameter(copied, requires_grad=False)})
+    scale = getattr(layer, "scale", None)  # shared: it is not that of the new weight
+    weights = {id(layer.weight): nn.Parameter(copied, requires_grad=False), id(scale): scale}
+    return copy.deepcopy(layer, weights)
 
 
 def _peft_layer(layer: nn.Module, variant: LoraVariant, rank: int) -> Any:
