@@ -81,11 +81,8 @@ def prediction_config(
     prediction = next(filter(None, stated), None)
     if prediction is None and _COMPVIS_KEY in yaml:
         prediction = "epsilon"
-    if prediction is None and "-768-v" in metadata.get("modelspec.architecture", ""):
+    if prediction is None and _looks_like_velocity(tensors, metadata, looks):
         prediction = "v_prediction"
-    if prediction is None and looks and (tensor := tensors.get(looks.tensor)) is not None:
-        is_velocity = float(tensor.float().std(correction=0)) > looks.std
-        prediction = "v_prediction" if is_velocity else None
     scheduler: dict[str, Any] = {"prediction_type": prediction} if prediction else {}
     if any(_is_true(marks, _ZERO_SNR_KEYS) for marks in sources.values()):
         scheduler |= {"rescale_betas_zero_snr": True, "timestep_spacing": "trailing"}
@@ -93,6 +90,17 @@ def prediction_config(
     if looks and prediction == "v_prediction":
         changes["unet"] = {"sample_size": looks.sample_size}
     return changes
+
+
+def _looks_like_velocity(
+    tensors: Mapping[str, Tensor], metadata: Mapping[str, str], looks: VelocityLooks | None
+) -> bool:
+    if "-768-v" in metadata.get("modelspec.architecture", ""):
+        return True
+    tensor = tensors.get(looks.tensor) if looks else None
+    if looks is None or tensor is None:
+        return False
+    return float(tensor.float().std(correction=0)) > looks.std
 
 
 def _marks(values: Mapping[str, str]) -> _Marks:
