@@ -39,21 +39,21 @@ _PIPELINES = {
     "xl": "StableDiffusionXLPipeline",
     "z-image": "ZImagePipeline",
 }
-_AUTOENCODER: dict[str, Any] = {
+AUTOENCODER: dict[str, Any] = {
     "down_block_types": ("DownEncoderBlock2D",) * 4,
     "up_block_types": ("UpDecoderBlock2D",) * 4,
     "block_out_channels": (128, 256, 512, 512),
     "layers_per_block": 2,
 }
-_CLIP = {"vocab_size": 49408, "bos_token_id": 49406, "eos_token_id": 49407}
-_FIRST = {
+CLIP = {"vocab_size": 49408, "bos_token_id": 49406, "eos_token_id": 49407}
+FIRST = {
     "hidden_size": 768,
     "intermediate_size": 3072,
     "num_hidden_layers": 12,
     "num_attention_heads": 12,
     "projection_dim": 768,
 }
-_SECOND = {
+SECOND = {
     "hidden_size": 1280,
     "intermediate_size": 5120,
     "num_hidden_layers": 32,
@@ -64,7 +64,7 @@ _SECOND = {
 }
 _Z_IMAGE: dict[str, Any] = {}  # the defaults of diffusers are its real size
 # The text encoder reads each prompt once before training, so 4 of its 36 layers are enough here.
-_QWEN = {
+QWEN = {
     "hidden_size": 2560,
     "intermediate_size": 9728,
     "num_hidden_layers": 4,
@@ -72,7 +72,7 @@ _QWEN = {
     "num_key_value_heads": 8,
     "head_dim": 128,
 }
-_NOISE = {
+NOISE = {
     "beta_start": 0.00085,
     "beta_end": 0.012,
     "beta_schedule": "scaled_linear",
@@ -98,11 +98,11 @@ def build(name: str, part: str) -> nn.Module:
     if part == "unet":
         return UNet2DConditionModel(**_UNETS[name])
     if part == "text_encoder":
-        return CLIPTextModel(CLIPTextConfig(**_CLIP, **_FIRST))
+        return CLIPTextModel(CLIPTextConfig(**CLIP, **FIRST))
     if part == "text_encoder_2":
-        return CLIPTextModelWithProjection(CLIPTextConfig(**{**_CLIP, **_SECOND}))
+        return CLIPTextModelWithProjection(CLIPTextConfig(**{**CLIP, **SECOND}))
     scale = 0.13025 if name == "xl" else 0.18215
-    return AutoencoderKL(**_AUTOENCODER, latent_channels=4, scaling_factor=scale)
+    return AutoencoderKL(**AUTOENCODER, latent_channels=4, scaling_factor=scale)
 
 
 def _z_image(part: str) -> nn.Module:
@@ -111,9 +111,9 @@ def _z_image(part: str) -> nn.Module:
 
     if part == "vae":
         scales = {"scaling_factor": 0.3611, "shift_factor": 0.1159}
-        return AutoencoderKL(**_AUTOENCODER, latent_channels=16, use_quant_conv=False, **scales)
+        return AutoencoderKL(**AUTOENCODER, latent_channels=16, use_quant_conv=False, **scales)
     if part == "text_encoder":
-        return Qwen3Model(Qwen3Config(**_QWEN, vocab_size=len(language_tokenizer())))
+        return Qwen3Model(Qwen3Config(**QWEN, vocab_size=len(language_tokenizer())))
     transformer = ZImageTransformer2DModel(**_Z_IMAGE)
     for token in (transformer.x_pad_token, transformer.cap_pad_token):
         nn.init.normal_(token)  # diffusers leaves them uninitialized
@@ -165,10 +165,10 @@ def _write(name: str, place: Path, device: str, *, half: bool) -> None:
         index["tokenizer"] = ["transformers", "Qwen2Tokenizer"]
         noise: Any = FlowMatchEulerDiscreteScheduler(shift=6.0)
     else:
-        noise = DDIMScheduler(**_NOISE)
+        noise = DDIMScheduler(**NOISE)
         for part in [part for part in index if part.startswith("text_encoder")]:
             key = part.replace("text_encoder", "tokenizer")
-            _write_tokenizer(place / key)
+            write_clip_tokenizer(place / key)
             index[key] = ["transformers", "CLIPTokenizer"]
     noise.save_pretrained(place / "scheduler")
     index["scheduler"] = ["diffusers", type(noise).__name__]
@@ -193,7 +193,7 @@ def language_tokenizer() -> Any:
     return tokenizer
 
 
-def _write_tokenizer(place: Path) -> None:
+def write_clip_tokenizer(place: Path) -> None:
     """Write CLIP's tokenizer, with the two vocabulary files that other programs read."""
     layout = Path(str(files("pinxit.models"))) / "layouts" / "clip" / "merges.txt"
     lines = layout.read_text(encoding="utf-8").splitlines()

@@ -9,7 +9,7 @@ bf16. Tensors have shapes and no content.
 import json
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -21,7 +21,7 @@ import diffusers
 import torch
 import transformers
 from torch import Tensor, nn
-from torch._subclasses.fake_tensor import FakeTensorMode
+from torch._subclasses.fake_tensor import FakeTensorMode, unset_fake_temporarily
 
 from lab.speed import bases
 from pinxit.adapters.adapter import Adapter, applied
@@ -36,7 +36,7 @@ from pinxit.training.batches import Batch
 from pinxit.training.memory import usable
 from pinxit.training.memory_trial import Trial
 from pinxit.training.optimizer import ParameterGroup
-from pinxit.training.optimizers.adamw import AdamW
+from pinxit.training.optimizers.adamw import Adamw
 from pinxit.training.train import denoising_losses
 
 CARDS = (8, 12, 16, 24, 48)  # GiB
@@ -162,7 +162,7 @@ class _Shapes(FolderSource):
 
 def open_shapes(name: str, base: Base, folder: Path) -> Model:
     """A base model of full size; must be called, and used, inside a FakeTensorMode."""
-    with torch.device("meta"):
+    with unset_fake_temporarily(), torch.device("meta"):
         source = _Shapes(folder, name, base.parts())
     # The CPU stands for any device, so its own layers are left out.
     with patch("pinxit.models.latent_model.optimize_for_cpu"):
@@ -172,18 +172,31 @@ def open_shapes(name: str, base: Base, folder: Path) -> Model:
 def trainable(model: Model, method: str) -> Adapter:
     """What a method trains with its default options."""
     if method == "lora":
-        return LoraAdapter.of(model, "denoiser", LoraConfig("lora", 4, 4.0, "transformer"), 0)
+        config = LoraConfig("lora", 4, 4.0, "transformer")
+        with patch("pinxit.adapters.kinds.lora.initial_weights", _factors):
+            return LoraAdapter.of(model, "denoiser", config, 0)
     if method == "dreambooth":
         return FullWeightsAdapter.of(model, "denoiser")
     tables = {name: torch.zeros(1, one.width) for name, one in model.text_encoders.items()}
     return EmbeddingAdapter("<mytoy>", "toy", tables)
 
 
+def _factors(layer: nn.Module, _: object, rank: int) -> dict[str, nn.Parameter]:
+    """New weights of a LoRA: peft would copy the layer, which torch cannot without content."""
+    weight: Any = layer.weight
+    outputs, *inputs = weight.shape
+    up = (outputs, rank, *[1] * (weight.ndim - 2))
+    return {
+        "lora_A.weight": nn.Parameter(torch.empty(rank, *inputs)),
+        "lora_B.weight": nn.Parameter(torch.empty(up)),
+    }
+
+
 def needs(model: Model, method: str, size: int) -> dict[str, float]:
     """Gigabytes of the weights in memory, and of a step without and with checkpointing."""
     adapter = trainable(model, method)
     weights = list(adapter.weights().values())
-    optimizer = AdamW([ParameterGroup(weights, 1e-4)])
+    optimizer = Adamw([ParameterGroup(weights, 1e-4)])
     trainer: Any = SimpleNamespace(weights=weights, optimizer=optimizer, state=dict)
     latents = torch.zeros(2, *model.latent_shape(size, size))
     ones = torch.ones(2)
@@ -192,7 +205,8 @@ def needs(model: Model, method: str, size: int) -> dict[str, float]:
     condition: Any = model.condition
     if not adapter.changes_conditioning:
         with torch.no_grad():
-            states = model.condition([_PROMPT])
+            # Without a mask: what it leaves out depends on values.
+            states = replace(model.condition([_PROMPT]), mask=None)
         condition = partial(lambda states, _: states, states)
         model.offload(*model.text_encoders, *model.frozen_text_encoders)
     model.offload("vae")
@@ -201,26 +215,27 @@ def needs(model: Model, method: str, size: int) -> dict[str, float]:
         trial = Trial(model, [trainer], [batch], condition, denoising_losses, False)
         sizes = {
             "weights": trial.weight_bytes(),
-            "plain": trial.step_bytes(1, False),
-            "checkpointed": trial.step_bytes(1, True),
+            "bf16": trial.step_bytes(1, False),
+            "checkpointing": trial.step_bytes(1, True),
         }
     return {key: value / 1e9 for key, value in sizes.items()}
 
 
 def measure(name: str, base: Base, method: str) -> dict[str, Any]:
     """What a method needs, in gigabytes, and the first setting that fits on each card."""
-    with TemporaryDirectory() as folder, FakeTensorMode():
+    # Everything is on one device, and torch cannot move modules of such tensors.
+    no_move = patch.object(nn.Module, "to", lambda module, *_, **__: module)
+    with TemporaryDirectory() as folder, no_move, FakeTensorMode():
         model = open_shapes(name, base, Path(folder))
         assert model.num_parameters == base.weights, model.num_parameters
         networks = model.all_networks.values()
         whole = sum(weight.nbytes for one in networks for weight in one.parameters()) / 1e9
         row: dict[str, Any] = {"size": base.size, "open": whole} | needs(model, method, base.size)
     for card in CARDS:
-        free = usable(int(card * 2**30 - row["weights"] * 1e9)) / 1e9
-        fits = [key for key in ("plain", "checkpointed") if row[key] <= free]
-        setting = {"plain": "yes", "checkpointed": "with checkpointing"}[fits[0]] if fits else "no"
-        alone = fits and whole * 1e9 > card * 2**30
-        row[f"{card} GB"] = f"{setting}, encoded before" if alone else setting
+        bytes_free = card * 2**30 - row["weights"] * 1e9
+        fits = [s for s in ("bf16", "checkpointing") if row[s] * 1e9 <= usable(int(bytes_free))]
+        opens = whole * 1e9 <= card * 2**30
+        row[f"{card} GB"] = fits[0] if fits and opens else "no"
     return row
 
 

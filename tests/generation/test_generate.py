@@ -414,7 +414,7 @@ def test_a_concept_with_values_that_are_not_finite_is_refused(model: Model, valu
 @pytest.mark.parametrize("network", ["denoiser", "text", "vae"])
 def test_weights_of_the_base_model_that_are_not_finite_are_named(nano: Path, network: str) -> None:
     broken = open_base(str(nano))
-    layers = dict(broken.all_networks[network].named_parameters())
+    layers = dict(broken.network(network).named_parameters())
     name = next(name for name in layers if "enc" not in name)
     layers[name].data.fill_(float("nan"))
     with pytest.raises(RequestError, match=f"`{name}` of the {network}"):

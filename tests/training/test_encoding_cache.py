@@ -10,7 +10,10 @@ from PIL import Image
 from safetensors.torch import save_file
 
 from pinxit import registry
+from pinxit.models import latent_model
+from pinxit.models.loading import reload_weights
 from pinxit.models.model import Model
+from pinxit.models.open_base import open_base
 from pinxit.progress import Notice
 from pinxit.runs.run import Run
 from pinxit.training import encoding_cache
@@ -68,6 +71,29 @@ def test_a_second_run_encodes_nothing_and_has_the_same_bits(
     second, notices = trained(model, pictures, tmp_path / "second", cached=True)
     assert [one for one in notices if "were read from the cache" in one]
     assert plain == first == second
+
+
+@pytest.mark.parametrize("family", ["stable-diffusion-3", "z-image"])
+def test_a_second_run_reads_no_encoder(
+    bases: Callable[[str], Path],
+    pictures: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    family: str,
+) -> None:
+    read: list[str] = []
+
+    def reload(network: Any, source: Any, part: str) -> None:
+        read.append(part)
+        reload_weights(network, source, part)
+
+    monkeypatch.setattr(latent_model, "reload_weights", reload)
+    first, _ = trained(open_base(bases(family)), pictures, tmp_path / "first", cached=True)
+    assert {"text_encoder", "vae"} <= set(read)
+    read.clear()
+    second, _ = trained(open_base(bases(family)), pictures, tmp_path / "second", cached=True)
+    assert not read
+    assert first == second
 
 
 def test_damaged_files_are_written_again(model: Model, pictures: Path, tmp_path: Path) -> None:

@@ -93,7 +93,7 @@ class ClipEncoder(PlaceholderEncoder):
             [token for chunk in self._chunks(windows, chunks) for token in chunk]
             for windows in contents
         ]
-        shape, device = (len(prompts), chunks, -1), self.embedding.weight.device
+        shape, device = (len(prompts), chunks, -1), self.device
         ids = torch.tensor([[token.id for token in row] for row in tokens], device=device)
         rows = torch.tensor([[token.row for token in row] for row in tokens], device=device)
         weights = torch.tensor([[token.weight for token in row] for row in tokens], device=device)
@@ -115,7 +115,7 @@ class ClipEncoder(PlaceholderEncoder):
         batch_size = len(plan.ids)
         hidden = self._penultimate or layer > 1
         with self._embeddings_applied(plan):
-            output = self.network(plan.ids.flatten(0, 1), output_hidden_states=hidden)
+            output = self.loaded(plan.ids.flatten(0, 1), output_hidden_states=hidden)
         states: Tensor = output.hidden_states[-layer] if hidden else output.last_hidden_state
         if hidden and not self._penultimate:
             network: Any = getattr(self.network, "text_model", self.network)

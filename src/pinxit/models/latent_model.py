@@ -3,8 +3,9 @@
 
 from abc import abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
-from typing import Any, ClassVar, Self, TypeVar
+from typing import Any, ClassVar, Self
 
 import torch
 from torch import Tensor, nn
@@ -29,8 +30,6 @@ from pinxit.models.text_encoder import (
     encode_prompts,
 )
 from pinxit.models.tokenizers import clip_tokenizer, read_rare_tokens
-
-_T = TypeVar("_T")
 
 _VAE_WIDTHS = "block_out_channels"
 _UNET_ATTENTION = r"up_blocks\..+\.attn1"
@@ -66,18 +65,20 @@ class LatentModel(Model):
         self.placement = placement
         self.schedule = schedule
         self.scheduler_config = source.config("scheduler")
-        self._vae = load_network(AutoencoderKL, source, "vae", placement, torch.float32)
-        trained_encoders = {encoder.name: encoder for encoder in text_encoders}
-        frozen_encoders = {encoder.name: encoder for encoder in frozen_text_encoders}
-        self.text_encoders = _LoadedOnAccess(trained_encoders, self.network)
-        self.frozen_text_encoders = _LoadedOnAccess(frozen_encoders, self.network)
+        exact = replace(placement, precision="fp32")
+        self._vae = load_network(AutoencoderKL, source, "vae", exact, lazy=True)
+        self.text_encoders = {encoder.name: encoder for encoder in text_encoders}
+        self.frozen_text_encoders = {encoder.name: encoder for encoder in frozen_text_encoders}
+        for encoder in (*text_encoders, *frozen_text_encoders):
+            encoder.load = self.network
         trainable: dict[str, Any] = {"denoiser": denoiser}
         trainable |= {encoder.name: encoder.network for encoder in text_encoders}
         frozen: dict[str, Any] = {encoder.name: encoder.network for encoder in frozen_text_encoders}
         self._all: dict[str, Any] = {**trainable, **frozen, "vae": self._vae}
         folders = {**self.facts.networks, **self.facts.frozen_networks}
         self._part_names = {name: folder for folder, name in folders.items()}
-        self._offloaded: set[str] = set()
+        # Text encoders and autoencoder are read when they are first needed.
+        self._offloaded = self._all.keys() - {"denoiser"}
         self.networks = _LoadedOnAccess(trainable, self.network)
         self.placeholders = {}
         self.changes = []
@@ -235,17 +236,17 @@ class LatentModel(Model):
         return self._all[name]
 
 
-class _LoadedOnAccess(Mapping[str, _T]):
-    """A mapping that loads the weights of an offloaded network when its item is accessed."""
+class _LoadedOnAccess(Mapping[str, nn.Module]):
+    """Networks, each of which is loaded when it is accessed."""
 
-    def __init__(self, items: Mapping[str, _T], load: Callable[[str], object]) -> None:
+    def __init__(self, items: Mapping[str, nn.Module], load: Callable[[str], nn.Module]) -> None:
         self._items = items
         self._load = load
 
-    def __getitem__(self, name: str) -> _T:
-        item = self._items[name]
-        self._load(name)
-        return item
+    def __getitem__(self, name: str) -> nn.Module:
+        if name not in self._items:
+            raise KeyError(name)
+        return self._load(name)
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._items)
@@ -347,7 +348,7 @@ def clip_text_encoder(
 ) -> ClipEncoder:
     """A base model's text encoder with its tokenizer; `number` is 1 for the first."""
     suffix = f"_{number}" if number > 1 else ""
-    network: Any = load_network(kind, source, f"text_encoder{suffix}", placement)
+    network: Any = load_network(kind, source, f"text_encoder{suffix}", placement, lazy=True)
     tokenizer: Any = clip_tokenizer(source, f"tokenizer{suffix}")
     return ClipEncoder(
         f"text{suffix}",

@@ -41,7 +41,7 @@ class LlmEncoder(TextEncoder):
         length: int,
     ) -> None:
         self.name = "text"
-        self.network: Any = load_network(kind, source, "text_encoder", placement)
+        self.network: Any = load_network(kind, source, "text_encoder", placement, lazy=True)
         self._tokenizer = read_tokenizer(source, "tokenizer")
         self._template = template
         self._layer = layer
@@ -76,7 +76,7 @@ class LlmEncoder(TextEncoder):
         """Hidden states (B, L, D) of tokenized prompts, 0 where the mask is."""
         assert plan.mask is not None
         mask = plan.mask[:, 0]
-        output = self.network(plan.ids[:, 0], attention_mask=mask, output_hidden_states=True)
+        output = self.loaded(plan.ids[:, 0], attention_mask=mask, output_hidden_states=True)
         states = output.hidden_states[-self._layer].float() * mask[..., None]
         return EncodedPrompt(states, None, mask)
 

@@ -37,16 +37,17 @@ def load_network(
     source: Source,
     part: str,
     placement: Placement,
-    dtype: torch.dtype | None = None,
     quantized_layers: str = "",
     buffers: Buffers | None = None,
+    *,
+    lazy: bool = False,
 ) -> _N:
     """A part of a base model as a network of class `kind`, frozen, on the placement's device.
 
-    The weights have the placement's dtype unless `dtype` is given; with a quantized precision, the
-    layers whose names match `quantized_layers` have 8 or 4 bits. The caller chooses the class,
-    whatever class the config names: a file must not choose code. Raises ModelError if config and
-    weights do not match.
+    The weights have the placement's dtype; with a quantized precision, the layers whose names match
+    `quantized_layers` have 8 or 4 bits. The caller chooses the class, whatever class the config
+    names: a file must not choose code. If `lazy`, its weights are released: `reload_weights` reads
+    them. Raises ModelError if config and weights do not match.
     """
     silence_libraries()
     context = f"cannot load {source.name}/{part} as {kind.__name__}"
@@ -64,12 +65,14 @@ def load_network(
             "copy or download the base model again",
         ) from error
     weights = _matching_weights(
-        network, stored, context, placement.device, dtype or placement.dtype
+        network, stored, context, placement.device, placement.dtype, lazy=lazy
     )
     network.requires_grad_(False).load_state_dict(weights, assign=True)
     if getattr(network, "all_tied_weights_keys", {}):
         cast("Any", network).tie_weights()
     _restore_buffers(network, buffers or {})
+    if lazy:
+        release_weights(network)
     return network.eval().to(placement.device)
 
 
@@ -134,8 +137,13 @@ def _matching_weights(
     context: str,
     device: torch.device,
     dtype: torch.dtype,
+    *,
+    lazy: bool = False,
 ) -> dict[str, Tensor]:
-    """The stored tensors under the network's names, with its dtype and memory layout."""
+    """The stored tensors under the network's names, with its dtype and memory layout.
+
+    If `lazy`, those of parameters have a shape, but no content and memory.
+    """
     expected = network.state_dict()
     stored_names = {_network_name(name, expected): name for name in stored}
     tied: Mapping[str, str] = getattr(network, "all_tied_weights_keys", {})
@@ -145,7 +153,11 @@ def _matching_weights(
     renamed = {new: stored[old] for new, old in stored_names.items() if old in stored}
     _check_names_and_shapes(renamed, expected, context)
     weights: dict[str, Tensor] = {}
+    unread = {n for n, _ in network.named_parameters(remove_duplicate=False)} if lazy else ()
     for name in expected:
+        if name in unread:
+            weights[name] = torch.empty((), dtype=dtype).expand(expected[name].shape)
+            continue
         tensor = stored[stored_names[name]]
         layout = torch.channels_last if tensor.ndim == 4 else torch.preserve_format
         if expected[name].dtype in (INT8, NF4):

@@ -46,9 +46,9 @@ class T5Encoder(PlaceholderEncoder):
         suffix = f"_{number}" if number > 1 else ""
         self._tokenizer = read_tokenizer(source, f"tokenizer{suffix}")
         # The hidden states exceed the range of fp16.
-        dtype = torch.bfloat16 if placement.precision == "fp16" else placement.dtype
+        own = replace(placement, precision="bf16") if placement.precision == "fp16" else placement
         folder = f"text_encoder{suffix}"
-        network: Any = load_network(T5EncoderModel, source, folder, placement, dtype)
+        network: Any = load_network(T5EncoderModel, source, folder, own, lazy=True)
         # They are two layers with the same weights; as one layer, both are changed together.
         network.encoder.embed_tokens = network.shared
         super().__init__(f"text{suffix}", network)
@@ -89,7 +89,7 @@ class T5Encoder(PlaceholderEncoder):
         """Hidden states (B, L, D) of tokenized prompts, with those of the padding."""
         mask = None if plan.mask is None else plan.mask[:, 0]
         with self._embeddings_applied(plan):
-            output = self.network(plan.ids[:, 0], attention_mask=mask)
+            output = self.loaded(plan.ids[:, 0], attention_mask=mask)
         return EncodedPrompt(output.last_hidden_state.float(), None, mask)
 
     def _window(self, tokens: Sequence[Token]) -> list[int]:

@@ -1,7 +1,7 @@
 """Text encoders: from prompts with placeholder tokens to hidden states."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
@@ -65,10 +65,20 @@ class EncodedPrompt:
 
 
 class TextEncoder(ABC):
-    """A text model with its tokenizer. Prompts are tokenized first, and then encoded."""
+    """A text model with its tokenizer. Prompts are tokenized first, and then encoded.
+
+    The weights of `network` may be released. `load` is given by the model, and returns a network
+    with its weights in memory.
+    """
 
     name: str
     network: Any
+    load: Callable[[str], Any] | None = None
+
+    @property
+    def loaded(self) -> Any:
+        """The network with its weights in memory."""
+        return self.load(self.name) if self.load else self.network
 
     @abstractmethod
     def tokenize(
@@ -174,13 +184,18 @@ class PlaceholderEncoder(TextEncoder):
 
     @property
     def embedding(self) -> nn.Embedding:
-        """The input embedding layer."""
-        return self.network.get_input_embeddings()
+        """The input embedding layer, with its weights in memory."""
+        return self.loaded.get_input_embeddings()
+
+    @property
+    def device(self) -> torch.device:
+        """The text model's device."""
+        return self.network.get_input_embeddings().weight.device
 
     @property
     def width(self) -> int:
         """Size of a token embedding."""
-        return self.embedding.embedding_dim
+        return self.network.get_input_embeddings().embedding_dim
 
     def ids(self, text: str) -> list[int]:
         """The token ids of a text, without start and end tokens."""
@@ -188,7 +203,7 @@ class PlaceholderEncoder(TextEncoder):
 
     def token_embeddings(self, text: str) -> Tensor:
         """A copy of the embeddings of a text's tokens, (tokens, width), fp32."""
-        ids = torch.tensor(self.ids(text), device=self.embedding.weight.device)
+        ids = torch.tensor(self.ids(text), device=self.device)
         return self.embedding.weight.detach()[ids].to(torch.float32, copy=True)
 
     @contextmanager
@@ -250,7 +265,7 @@ class PlaceholderEncoder(TextEncoder):
 
     def _check_embeddings(self, tokens: Sequence[Token]) -> None:
         """Raise ModelError if the text model has no embedding for a token."""
-        rows = self.embedding.num_embeddings
+        rows = self.network.get_input_embeddings().num_embeddings
         missing = next((token.id for token in tokens if token.id >= rows), None)
         if missing is not None:
             raise ModelError(

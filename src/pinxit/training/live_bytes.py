@@ -43,13 +43,12 @@ class LiveBytes(TorchDispatchMode):
 
     def _add(self, tensor: Tensor, size: int) -> None:
         """Count a tensor's storage with this size until it is freed, if it is not known yet."""
-        storage = tensor.untyped_storage()
-        address = storage._cdata
+        address = storage_address(tensor)
         if address not in self._known:
             self._known.add(address)
             self.live += size
             self.peak = max(self.peak, self.live)
-            weakref.finalize(storage, self._release, address, size)
+            weakref.finalize(tensor.untyped_storage(), self._release, address, size)
 
     def _release(self, address: int, size: int) -> None:
         self._known.discard(address)
@@ -76,6 +75,11 @@ def dry_peak_bytes(compute: Callable[[_T], object], inputs: _T, shared: Iterable
         copied = copy.deepcopy(inputs, {id(one): one for one in shared})
     with fake:
         return peak_bytes(lambda: compute(copied))
+
+
+def storage_address(tensor: Tensor) -> int:
+    """A number that identifies a tensor's storage while it exists."""
+    return tensor.untyped_storage()._cdata
 
 
 def _tensors(tree: object) -> list[Tensor]:

@@ -10,7 +10,7 @@ from pinxit.models.device import free_memory
 from pinxit.models.model import SMALL, Model
 from pinxit.training.batches import Batch
 from pinxit.training.concept_trainer import ConceptTrainer
-from pinxit.training.live_bytes import dry_peak_bytes, peak_bytes
+from pinxit.training.live_bytes import dry_peak_bytes, peak_bytes, storage_address
 from pinxit.training.memory import MemoryPlan, gradient_checkpointing, plan_memory, usable
 
 Conditioner = Callable[[Sequence[str]], Conditioning]
@@ -61,7 +61,7 @@ class Trial:
         frozen = (t for one in networks for t in (*one.parameters(), *one.buffers()))
         state = (t for trainer in self._trainers for t in trainer.state().values())
         tensors = *frozen, *self._trained, *state
-        return sum({t.untyped_storage()._cdata: t.nbytes for t in tensors}.values())
+        return sum({storage_address(t): t.nbytes for t in tensors}.values())
 
     def step_bytes(self, micro_batch: int, checkpointing: bool) -> int:
         """The bytes of a step besides the weights."""
