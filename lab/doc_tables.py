@@ -28,6 +28,7 @@ PAGES = (
     "docs/results/security.md",
     "docs/results/reliability.md",
     "docs/results/performance.md",
+    "docs/results/what-fits.md",
     "docs/results/transfer.md",
     "docs/results/early-stopping.md",
     "docs/results/interoperability.md",

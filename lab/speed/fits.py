@@ -235,7 +235,7 @@ def measure(name: str, base: Base, method: str) -> dict[str, Any]:
         bytes_free = card * 2**30 - row["weights"] * 1e9
         fits = [s for s in ("bf16", "checkpointing") if row[s] * 1e9 <= usable(int(bytes_free))]
         opens = whole * 1e9 <= card * 2**30
-        row[f"{card} GB"] = fits[0] if fits and opens else "no"
+        row[f"{card} GB"] = (fits[0] if opens else "not to encode") if fits else "no"
     return row
 
 

@@ -29,7 +29,10 @@ def from_pipeline(pipeline: Any) -> Model:
     family = family_of(source)
     family.check_usable(source)
     precision = _PRECISIONS.get(pipeline.dtype, "fp32")
-    return family.open(source, Placement(pipeline.device, precision))
+    model = family.open(source, Placement(pipeline.device, precision))
+    for name in model.all_networks:  # copied now: the pipeline may change later
+        model.network(name)
+    return model
 
 
 class PipelineSource(Source):
