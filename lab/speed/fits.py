@@ -1,4 +1,4 @@
-# pyright: standard, reportPrivateImportUsage=false, reportAttributeAccessIssue=false
+# pyright: standard, reportPrivateImportUsage=false, reportAttributeAccessIssue=false, reportArgumentType=false
 """Computes what training needs on base models of full size, without weights.
 
 `python -m lab.speed.fits` prints it as JSON: `docs/figures/fits.json`. It is the prediction that
@@ -142,8 +142,9 @@ class _Shapes(FolderSource):
         super().__init__(folder, name)
         self._shapes = {part: network.state_dict() for part, network in parts.items()}
         for part, network in parts.items():
-            config: Any = network.config
-            save = getattr(network, "save_config", getattr(config, "save_pretrained", None))
+            described: Any = network
+            is_diffusers = hasattr(network, "save_config")
+            save = described.save_config if is_diffusers else described.config.save_pretrained
             save(folder / part)
             if isinstance(network, transformers.CLIPPreTrainedModel):
                 bases.write_clip_tokenizer(folder / part.replace("text_encoder", "tokenizer"))

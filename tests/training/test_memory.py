@@ -60,7 +60,11 @@ def test_the_prediction_is_what_training_needs(
     method: str,
 ) -> None:
     """Within 10%: the bytes of all tensors that exist at a time during three steps."""
-    only_dry_passes(monkeypatch)
+    if (family, method) != (
+        "chroma",
+        "textual-inversion",
+    ):  # prompts are cut by values: a real pass
+        only_dry_passes(monkeypatch)
     check_prediction(session_of(opened(family), pictures, method))
 
 
