@@ -87,7 +87,7 @@ def usable(free_bytes: int) -> int:
 
 
 def _gb(count: int) -> str:
-    return f"{count / 1e9:.1f} GB"
+    return f"{count / 1e6:.0f} MB" if count < 1e8 else f"{count / 1e9:.1f} GB"
 
 
 @contextmanager
