@@ -27,7 +27,7 @@ from pinxit.cli.opening import Opening
 from pinxit.cli.screen import bars, data, say
 from pinxit.concepts.concept import Concept
 from pinxit.errors import RequestError
-from pinxit.files.atomic_write import atomic_write, make_writable_folder
+from pinxit.files.atomic_write import atomic_write, make_folder
 from pinxit.generation.control import SamplingProgress
 from pinxit.generation.request import GeneratedImage, GenerationRequest, is_own_png
 from pinxit.generation.sample import sample_images
@@ -145,7 +145,7 @@ class _ImageFolder:
         if folder.exists() and not folder.is_dir():
             raise RequestError(f"{folder} is a file, not a folder", "choose another --out")
         self._is_new = not folder.exists()
-        make_writable_folder(folder)
+        make_folder(folder, writable=True)
         self.folder = folder
         self.saved: dict[int, Path] = {}  # by seed
         numbers = {path.name.partition("-")[0] for path in folder.glob("*.png")}

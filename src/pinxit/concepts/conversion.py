@@ -8,7 +8,7 @@ from pinxit.concepts.format import Format, Precision, Target, default_format
 from pinxit.concepts.read import ConceptReference
 from pinxit.concepts.same_change import check_same_change
 from pinxit.errors import ConceptError
-from pinxit.files.atomic_write import make_writable_folder
+from pinxit.files.atomic_write import make_folder
 
 
 def convert_concept(
@@ -50,4 +50,4 @@ def prepare_output(out: Path) -> None:
     """Make the folder that an output file is written to; ConceptError if the file exists."""
     if out.exists():
         raise ConceptError(f"{out} exists already", "choose another name, or remove it first")
-    make_writable_folder(out.parent)
+    make_folder(out.parent, writable=True)

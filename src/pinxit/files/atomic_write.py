@@ -13,6 +13,7 @@ from collections.abc import Callable, Generator, Iterable, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from hashlib import file_digest
 from pathlib import Path
+from tempfile import mkdtemp
 from typing import TYPE_CHECKING
 
 from pinxit.errors import DiskError, RunError
@@ -30,8 +31,7 @@ _DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
 _NO_PERMISSION = (errno.EACCES, errno.EPERM, errno.EROFS)
 _NOT_A_FOLDER = (errno.ENOTDIR, errno.EEXIST)
 _NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
-_LOCK_FILE = ".lock"
-_PROBE_SECONDS = 0.05
+_LOCK_FILE, _PROBE_SECONDS = ".lock", 0.05
 _MARKER = ".pinxit"  # a file with the name of the command that made the folder
 _DRAFT = re.compile(r"\.(.+)\.\d+\.tmp")
 _STOP_NAMES = ("SIGINT", "SIGTERM", "SIGHUP")  # Windows has no SIGHUP
@@ -132,13 +132,8 @@ def check_new(folder: Path, otherwise: str) -> None:
     if not parent.is_dir():
         raise RunError(f"{folder} cannot be made: {parent} is a file", "choose another --out")
     with disk_errors(folder):
-        _check_writable(parent)
-
-
-def _check_writable(folder: Path) -> None:
-    probe = folder / f".{os.getpid()}.tmp"
-    os.mkdir(probe)  # says more than the permissions, which the system does not ask of root
-    os.rmdir(probe)
+        # This says more than the permissions, which the system does not ask of root.
+        os.rmdir(mkdtemp(prefix=".", dir=parent))
 
 
 def _is_new(folder: Path) -> bool:
@@ -169,17 +164,15 @@ def in_the_way(path: Path) -> RunError:
     )
 
 
-def make_folder(path: Path) -> None:
-    """Make a folder and its parents, and flush their names to the disk."""
+def make_folder(path: Path, *, writable: bool = False) -> None:
+    """Make a folder and its parents, and flush their names to the disk.
+
+    With `writable`, DiskError if there is such a folder and nothing can be made in it.
+    """
     with disk_errors(path):
         _make_folder(path)
-
-
-def make_writable_folder(path: Path) -> None:
-    """Make a folder as `make_folder` does; DiskError if it exists and cannot be written."""
-    make_folder(path)
-    with disk_errors(path):
-        _check_writable(path)
+        if writable:
+            os.rmdir(mkdtemp(prefix=".", dir=path))
 
 
 def _make_folder(path: Path) -> None:

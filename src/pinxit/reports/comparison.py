@@ -17,6 +17,7 @@ from pinxit.progress import ProgressCallback
 from pinxit.reports.comparison_page import comparison_page
 from pinxit.reports.entrant import Entrant, generated_files
 from pinxit.reports.figures import EvaluationSettings, Evaluator, SubjectResults
+from pinxit.training.plan import check_class_noun
 from pinxit.training.recipe import Recipe
 
 REPORT, METRICS, TABLE, _IMAGES = "report.html", "metrics.json", "metrics.csv", "pictures"
@@ -51,6 +52,8 @@ def evaluate(  # noqa: PLR0913
     groups: list[SubjectResults] = []
     for same_base in _by_base(_with_unique_titles(entrants)):
         model = open_model(same_base[0][0].recipe)
+        for rivals in same_base:
+            check_class_noun(model, rivals[0].recipe.class_noun)
         evaluator = Evaluator(model, settings, out / _IMAGES, progress, ranks, base_images)
         groups += [
             evaluator.evaluate_subject(rivals, _anchors(rivals[0], entrants))

@@ -40,7 +40,6 @@ from pinxit.models.ranks import ALONE, Ranks
 from pinxit.options import Option, Options
 from pinxit.progress import ProgressCallback
 from pinxit.reports.entrant import Entrant
-from pinxit.training.plan import check_class_noun
 
 _NUM_CLASS_IMAGES = 8
 # Titles of the anchors: what the metrics are compared with.
@@ -221,7 +220,6 @@ class Evaluator:
         """The metrics of entrants of one subject; the prompts are those of the settings, if any."""
         first = entrants[0]
         recipe, settings = first.recipe, self.settings
-        check_class_noun(self.model, recipe.class_noun)
         metric_set = MetricSet.for_base(
             self.model, recipe.kind, settings.dino_model, settings.clip_model
         )
