@@ -175,6 +175,7 @@ HOSTILE: dict[str, tuple[Any, str]] = {
     "nested": (lambda: zipped({"b.zip": zipped({"a.png": b""})}), "is a zip file"),
     "many": (lambda: zipped({f"{n}.png": b"" for n in range(501)}), "501 files"),
     "link": (link, "is a link"),
+    "name": (lambda: zipped({"é.png": b""}).replace("é".encode(), b"\xa2\xa2"), "cannot be read"),
     "no zip": (lambda: b"PK\x03\x04 nothing", "cannot be read"),
 }
 

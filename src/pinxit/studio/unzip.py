@@ -10,7 +10,10 @@ from pinxit.files.atomic_write import write_bytes
 
 MAX_FILES, MAX_FILE_BYTES, MAX_BYTES = 500, 32 * 2**20, 512 * 2**20
 # What damaged and encrypted zip files raise; OSError also for an error of the disk.
-_UNREADABLE = (zipfile.BadZipFile, zlib.error, NotImplementedError, RuntimeError, OSError, EOFError)
+_UNREADABLE = (
+    *(zipfile.BadZipFile, zlib.error, NotImplementedError, RuntimeError, OSError, EOFError),
+    UnicodeDecodeError,  # of the name of a file
+)
 
 
 class ZipFileError(ValueError):
