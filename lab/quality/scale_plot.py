@@ -27,6 +27,7 @@ def svg(rows: Mapping[str, Row]) -> str:
         '<text x="12" y="24">likeness</text>',
         *_ticks(min(xs), max(xs), min(ys), max(ys)),
     ]
+    titles: list[tuple[float, float, str]] = []
     for row in rows.values():
         x, y = (
             [_scaled(row[axis][end], min(all_), max(all_)) for end in ("value", "low", "high")]
@@ -36,17 +37,30 @@ def svg(rows: Mapping[str, Row]) -> str:
         number = methods.index(row["method"])
         colour = _COLOURS[number % len(_COLOURS)]
         fill = colour if row["length"] == 1 else "white"
+        title = row["method"] + (f", {row['length']:g}" if row["length"] != 1 else "")
+        at, height = across[0] + 7, _free_height(titles, across[0] + 7, up[0] - 6, title)
+        titles.append((at, height, title))
         parts.append(
             f'<g stroke="{colour}"><path d="M{across[1]:.1f} {up[0]:.1f}H{across[2]:.1f}'
             f'M{across[0]:.1f} {up[1]:.1f}V{up[2]:.1f}" opacity=".5"/>'
             f'<circle cx="{across[0]:.1f}" cy="{up[0]:.1f}" r="5" fill="{fill}"/></g>'
-            f'<text x="{across[0] + 7:.1f}" y="{up[0] - 6:.1f}" fill="{colour}">'
-            f"{row['method']}, {row['length']:g}</text>"
+            f'<text x="{at:.1f}" y="{height:.1f}" fill="{colour}">{title}</text>'
         )
     return "\n".join([*parts, "</svg>", ""])
 
 
+def _free_height(titles: list[tuple[float, float, str]], x: float, y: float, title: str) -> float:
+    """The height for a title, or above it the first one that no other title has."""
+    while any(
+        abs(y - height) < _LINE and x < at + _LETTER * len(other) and at < x + _LETTER * len(title)
+        for at, height, other in titles
+    ):
+        y -= _LINE
+    return y
+
+
 _AXES = ("drift", "fidelity")
+_LINE, _LETTER = 14, 6.5  # pixels of a line and of a letter
 _PLOT, _TALL = _WIDTH - 4 * _MARGIN, _HEIGHT - 2 * _MARGIN  # titles are right of the points
 
 
