@@ -69,7 +69,7 @@ def test_a_family(add: Add, nano: Path) -> None:
         """Mirrored images, to test that a family is one file."""
 
         from pinxit.models.family import FamilyFacts
-        from pinxit.models.latent_model import SingleTextEncoder
+        from pinxit.models.unet_model import SingleTextEncoder
 
 
         class Mirrored(SingleTextEncoder):

@@ -4,7 +4,7 @@
 from typing import ClassVar
 
 from pinxit.models.family import COMPVIS_PREFIXES, FamilyFacts, KohyaNames
-from pinxit.models.latent_model import SingleTextEncoder
+from pinxit.models.unet_model import SingleTextEncoder
 
 
 class StableDiffusion1(SingleTextEncoder):

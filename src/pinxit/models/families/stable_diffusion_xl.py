@@ -9,10 +9,11 @@ from torch import Tensor
 
 from pinxit.models.conditioning import Conditioning
 from pinxit.models.family import COMPVIS_PREFIXES, FamilyFacts, KohyaNames
-from pinxit.models.latent_model import UNetModel, clip_text_encoder
+from pinxit.models.latent_model import clip_text_encoder
 from pinxit.models.model import Placement
 from pinxit.models.source import Source
 from pinxit.models.text_encoder import EncodedPrompt
+from pinxit.models.unet_model import UNetModel
 
 
 class StableDiffusionXl(UNetModel):
