@@ -16,7 +16,7 @@ from pinxit.models.config_limits import check_network_config
 from pinxit.models.device import multiplies_int8
 from pinxit.models.kernels.int8 import convert_to_int8
 from pinxit.models.kernels.quantize import INT8, NF4, quantize
-from pinxit.models.kernels.weight_only import quantize_weights_only
+from pinxit.models.kernels.weight_only import quantize_denoiser
 from pinxit.models.model import Placement
 from pinxit.models.source import Source
 
@@ -81,7 +81,7 @@ def _quantize_layers(network: nn.Module, layers: str, placement: Placement) -> N
     if multiplies_int8(placement):
         convert_to_int8(network, layers)
     else:
-        quantize_weights_only(network, layers, NF4 if placement.precision == "nf4" else INT8)
+        quantize_denoiser(network, layers, NF4 if placement.precision == "nf4" else INT8)
 
 
 def release_weights(network: nn.Module) -> None:

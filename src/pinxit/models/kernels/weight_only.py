@@ -16,7 +16,7 @@ from torch.nn import functional as F
 from pinxit.models.kernels.quantize import dequantized_weight
 
 
-def quantize_weights_only(denoiser: nn.Module, layers: str, dtype: torch.dtype) -> None:
+def quantize_denoiser(denoiser: nn.Module, layers: str, dtype: torch.dtype) -> None:
     """Convert linear layers of a denoiser without weights whose names match the pattern `layers`.
 
     Their weights are then loaded as `quantize` returns them for the dtype.
