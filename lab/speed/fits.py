@@ -49,7 +49,7 @@ Parts = dict[str, nn.Module]
 class Base:
     """A base model of full size: its networks by folder, and its native resolution in pixels.
 
-    `weights` is the published number of weights of the denoiser.
+    `weights` is the number of weights of the denoiser, so that a wrong config is noticed.
     """
 
     size: int

@@ -311,6 +311,70 @@ def test_what_cannot_be_joined_is_refused(opened: Callable[[str], Model], tmp_pa
     )
 
 
+def test_names_of_xlabs_are_written_and_read_to_the_bit(
+    opened: Callable[[str], Model], tmp_path: Path
+) -> None:
+    """x-flux loads a block's layers with `load_state_dict`, all with the rank of the first one."""
+    part = lora_of(trained(opened("flux-1"), "lora"))
+    layers = {name: {**t, "alpha": torch.tensor(2.0)} for name, t in part.layers.items()}
+    first = "transformer_blocks.0.attn."
+    del layers[f"{first}to_add_out"], layers[f"{first}to_k"]
+    low = layers[f"{first}to_out.0"]
+    one = {"lora_A.weight": low["lora_A.weight"][:1], "lora_B.weight": low["lora_B.weight"][:, :1]}
+    layers[f"{first}to_out.0"] = {**one, "alpha": torch.tensor(1.0)}
+    provenance = Provenance.from_metadata("toy", {})
+    concept = Concept((LoraPart("denoiser", "lora", layers),), provenance)
+    write_in_format(concept, Target(out := tmp_path / "lora.safetensors"), "xlabs")
+    assert registry.name_of(type(recognize_format(open_any(out)))) == "xlabs"
+    again = tensors_in(read_concept(out))
+    assert again.keys() == tensors_in(concept).keys()
+    assert all(torch.equal(again[name], tensor) for name, tensor in tensors_in(concept).items())
+    written = load_file(out)
+    double, single = (
+        {".".join(name.split(".")[3:-2]) for name in written if name.startswith(kind)}
+        for kind in ("double_blocks.0.processor.", "single_blocks.0.processor.")
+    )
+    assert double == {"qkv_lora1", "proj_lora1", "qkv_lora2", "proj_lora2"}
+    assert single == {"qkv_lora", "proj_lora"}
+    downs = [tensor for name, tensor in written.items() if name.endswith("down.weight")]
+    assert {len(down) for down in downs} == {6}
+    assert len(written) == 2 * len(downs)
+    theirs: Any = diffusers.FluxPipeline.lora_state_dict(dict(written))
+    for layer, tensors in layers.items():
+        path = f"transformer.{layer}.lora"
+        read = theirs[f"{path}_B.weight"] @ theirs[f"{path}_A.weight"]
+        assert torch.allclose(read, tensors["lora_B.weight"] @ tensors["lora_A.weight"], atol=1e-6)
+
+
+def test_files_of_xlabs_keep_their_tensors(tmp_path: Path) -> None:
+    tensors = tensors_of(XLABS, "xlabs")
+    save_file(tensors, source := tmp_path / "lora.safetensors")
+    write_in_format(read_concept(source), Target(out := tmp_path / "again.safetensors"), "xlabs")
+    written = load_file(out)
+    assert all(torch.equal(written.pop(name), tensor) for name, tensor in tensors.items())
+    assert {name: bool(t.any()) for name, t in written.items()} == {
+        f"single_blocks.0.processor.proj_lora.{end}.weight": False for end in ("down", "up")
+    }
+
+
+def test_xlabs_has_no_alpha_and_only_layers_of_attention(
+    opened: Callable[[str], Model], tmp_path: Path
+) -> None:
+    concept = trained(opened("flux-1"), "lora")  # with an alpha that is not the rank
+    write_in_format(concept, Target(out := tmp_path / "lora.safetensors"), "xlabs")
+    assert not any("alpha" in name for name in load_file(out))
+    for family, layer in (("flux-1", "ff"), ("z-image", "attention")):
+        other = trained(opened(family), "lora", "transformer")
+        with pytest.raises(ConceptError, match=rf"no name for the layer `\S*{layer}") as error:
+            write_in_format(other, Target(tmp_path / "other.safetensors"), "xlabs")
+        assert "--format diffusers-lora" in error.value.hint
+    narrow = trained(opened("stable-diffusion-3"), "lora")
+    layers = {n: t for n, t in lora_of(narrow).layers.items() if ".attn." in n}
+    other = replace(narrow, parts=(LoraPart("denoiser", "lora", layers),))
+    with pytest.raises(ConceptError, match=r"but FLUX\.1 has 3072"):
+        write_in_format(other, Target(tmp_path / "other.safetensors"), "xlabs")
+
+
 def test_a_file_with_another_change_is_not_accepted(
     opened: Callable[[str], Model], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

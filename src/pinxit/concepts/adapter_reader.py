@@ -99,7 +99,9 @@ def read_layers(file: OpenedFile) -> LayerChanges:
         layer_tensors[tensor_name.tensor] = tensor
     for parts, tensors in joined.items():
         where = f"{file.path}: the layers {', '.join(name for name, _ in parts)}"
-        separate = _separate(tensors, [factor for _, factor in parts], where)
+        if not (used := _without_padding(tensors)):
+            continue
+        separate = _separate(used, [factor for _, factor in parts], where)
         for (name, _), part in zip(parts, separate, strict=True):
             if part:
                 content.layers["denoiser", name] = modulation_swapped(name, part)
@@ -192,6 +194,21 @@ def _separate(tensors: LayerTensors, factors: Sequence[int], where: str) -> list
         for number in range(len(factors))
     ]
     return _own_ranks(separate) or separate
+
+
+def _without_padding(tensors: LayerTensors) -> LayerTensors:
+    """A layer's tensors without ranks of 0 at the end, which give XLabs' files one rank.
+
+    Without an alpha they do not change the scale. {} if nothing is left.
+    """
+    down, up = tensors.get(_A), tensors.get(_B)
+    if down is None or up is None or len(tensors) > 2 or not down.ndim == up.ndim == 2:
+        return tensors
+    if len(down) != up.shape[1]:
+        return tensors
+    used = (down.float().any(1) | up.float().any(0)).nonzero()
+    rank = int(used.max()) + 1 if len(used) else 0
+    return {_A: down[:rank], _B: up[:, :rank]} if rank else {}
 
 
 def _own_ranks(layers: Sequence[LayerTensors]) -> list[LayerTensors]:

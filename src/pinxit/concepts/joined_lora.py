@@ -8,6 +8,7 @@ from torch import Tensor
 
 from pinxit.adapters.lora_part import ALPHA, MAGNITUDE, LoraPart, layer_rank
 from pinxit.adapters.parts import Part
+from pinxit.concepts.concept import Concept
 from pinxit.concepts.lora_file import adapter_family
 from pinxit.errors import ConceptError
 from pinxit.models.family import FamilyFacts, all_facts
@@ -17,6 +18,12 @@ LayerTensors = dict[str, Tensor]
 
 _A, _B = "lora_A.weight", "lora_B.weight"
 _HINT = "write it with --format diffusers-lora, which has a name for each layer"
+
+
+def only_denoiser_lora(concept: Concept, loras: Sequence[LoraPart]) -> LoraPart | None:
+    """The denoiser's LoRA; None if a concept has anything else."""
+    stored = [part for part in concept.parts if part.tensors]
+    return loras[0] if loras and len(stored) == 1 and loras[0].network == "denoiser" else None
 
 
 def original_table(parts: Sequence[Part]) -> LayerTable | None:
@@ -32,14 +39,15 @@ def original_layers(part: LoraPart, table: LayerTable) -> dict[str, LayerTensors
     """The tensors of a denoiser's LoRA or DoRA by original layer, with peft's names and alphas.
 
     Layers that the authors' code joins are one LoRA with the ranks of all, whose up factor is
-    block-diagonal: the same change, and reading separates them again. Raises ConceptError if
-    layers to join have different ranks or alphas, or if the table lacks a layer.
+    block-diagonal: the same change, and reading separates them again. If they have one down factor,
+    as in files of other programs, it stays one. Raises ConceptError if layers to join have
+    different ranks or alphas, or if the table lacks a layer.
     """
     layers: dict[str, LayerTensors] = {}
     for layer in part.layers:
         original = table.original(layer)
         if original is None:
-            raise ConceptError(f"the authors' code has no name for the layer `{layer}`", _HINT)
+            raise ConceptError(f"this format has no name for the layer `{layer}`", _HINT)
         if original not in layers:
             layers[original] = _joined(part.layers, table.parts(original), original)
     return layers
@@ -60,11 +68,13 @@ def _joined(
     has_magnitudes = MAGNITUDE in trained[0]
     if has_magnitudes and len(trained) < len(members):
         raise ConceptError(f"a DoRA of a part of the layer `{original}` cannot be joined", _HINT)
-    joined = {
-        _A: torch.cat([tensors[_A] for tensors in trained]),
-        _B: _block_diagonal(layers, parts, trained),
-        ALPHA: trained[0][ALPHA] * len(trained),
-    }
+    downs = [tensors[_A] for tensors in trained]
+    if len(trained) == len(members) and all(torch.equal(down, downs[0]) for down in downs):
+        ups = torch.cat([tensors[_B] for tensors in trained])
+        joined = {_A: downs[0], _B: ups, ALPHA: trained[0][ALPHA]}
+    else:
+        ups = _block_diagonal(layers, parts, trained)
+        joined = {_A: torch.cat(downs), _B: ups, ALPHA: trained[0][ALPHA] * len(trained)}
     if has_magnitudes:
         joined[MAGNITUDE] = torch.cat([tensors[MAGNITUDE] for tensors in trained])
     return joined

@@ -53,6 +53,8 @@ def outcomes(
         name = "a1111 .pt" if suffix == ".pt" else "emb-params"
     if name == "full-difference":
         kind = "difference"
+    if name == "xlabs":
+        kind = "lora of a transformer"
     return programs_table().get(name, {}).get(kind, {})
 
 

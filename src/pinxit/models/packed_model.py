@@ -17,7 +17,16 @@ _DOUBLE, _SINGLE = "transformer_blocks.{}", "single_transformer_blocks.{}"
 _QKV = tuple(f"{_DOUBLE}.attn.to_{letter}" for letter in "qkv")
 _ADDED_QKV = tuple(f"{_DOUBLE}.attn.add_{letter}_proj" for letter in "qkv")
 _SINGLE_QKV = tuple(f"{_SINGLE}.attn.to_{letter}" for letter in "qkv")
-# The layers of the authors' code, which ComfyUI and kohya use, and at the end those of XLabs.
+# The names of XLabs, for attention only.
+XLABS_LAYERS = {
+    "double_blocks.{}.qkv_lora1": _QKV,
+    "double_blocks.{}.proj_lora1": (f"{_DOUBLE}.attn.to_out.0",),
+    "double_blocks.{}.qkv_lora2": _ADDED_QKV,
+    "double_blocks.{}.proj_lora2": (f"{_DOUBLE}.attn.to_add_out",),
+    "single_blocks.{}.qkv": _SINGLE_QKV,
+    "single_blocks.{}.proj": (f"{_SINGLE}.proj_out",),
+}
+# The layers of the authors' code, which ComfyUI and kohya use.
 ORIGINAL_LAYERS = {
     "double_blocks.{}.img_attn.qkv": _QKV,
     "double_blocks.{}.img_attn.proj": (f"{_DOUBLE}.attn.to_out.0",),
@@ -31,12 +40,7 @@ ORIGINAL_LAYERS = {
     "single_blocks.{}.linear2": (f"{_SINGLE}.proj_out",),
     "img_in": ("x_embedder",),
     "txt_in": ("context_embedder",),
-    "double_blocks.{}.qkv_lora1": _QKV,
-    "double_blocks.{}.proj_lora1": (f"{_DOUBLE}.attn.to_out.0",),
-    "double_blocks.{}.qkv_lora2": _ADDED_QKV,
-    "double_blocks.{}.proj_lora2": (f"{_DOUBLE}.attn.to_add_out",),
-    "single_blocks.{}.qkv": _SINGLE_QKV,
-    "single_blocks.{}.proj": (f"{_SINGLE}.proj_out",),
+    **XLABS_LAYERS,
 }
 
 

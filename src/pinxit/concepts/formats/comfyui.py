@@ -6,7 +6,7 @@ from pinxit.adapters.lora_part import MAGNITUDE
 from pinxit.concepts.adapter_reader import has_adapter
 from pinxit.concepts.concept import Concept
 from pinxit.concepts.format import LIKELY, Target
-from pinxit.concepts.joined_lora import original_layers, original_table
+from pinxit.concepts.joined_lora import only_denoiser_lora, original_layers, original_table
 from pinxit.concepts.lora_file import AdapterFormat, modelspec_metadata
 from pinxit.errors import ConceptError
 from pinxit.files.atomic_write import write_tensors
@@ -31,14 +31,14 @@ class Comfyui(AdapterFormat):
         """Write the LoRA of the denoiser."""
         loras, table = self.lora_parts(concept), original_table(concept.parts)
         target.check_no_conversion()
-        stored = [part for part in concept.parts if part.tensors]
-        if table is None or len(stored) > 1 or loras[0].network != "denoiser":
+        lora = only_denoiser_lora(concept, loras)
+        if table is None or lora is None:
             raise ConceptError(
                 f"{concept.token} is not one LoRA of a transformer with names of its authors' code",
                 "write it with --format kohya, or with diffusers-lora if it changes text encoders",
             )
         tensors: dict[str, Tensor] = {}
-        for layer, values in original_layers(loras[0], table).items():
+        for layer, values in original_layers(lora, table).items():
             for name, value in values.items():
                 is_magnitude = name == MAGNITUDE
                 leaf = "dora_scale" if is_magnitude else name
