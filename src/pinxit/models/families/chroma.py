@@ -61,7 +61,8 @@ class Chroma(PackedModel):
         pipeline="ChromaPipeline",
         networks={"transformer": "denoiser", "text_encoder": "text"},
         text_widths=(4096,),
-        denoiser_layers=r"distilled_guidance_layer\.(?:in_proj|out_proj|norms\.\d+|layers\.\d+\.linear_[12])",
+        denoiser_layers=r"distilled_guidance_layer\."
+        r"(?:in_proj|out_proj|norms\.\d+|layers\.\d+\.linear_[12])",
         original_layers=ORIGINAL_LAYERS,
     )
 
