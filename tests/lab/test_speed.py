@@ -128,9 +128,9 @@ def test_bases_of_random_weights_open(
     text = {"hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 3}
     monkeypatch.setitem(bases._UNETS["sd15"], "block_out_channels", (32, 32, 32, 32))
     monkeypatch.setitem(bases._UNETS["sd15"], "cross_attention_dim", 32)
-    monkeypatch.setattr(bases, "_AUTOENCODER", {**bases._AUTOENCODER, **narrow})
-    monkeypatch.setattr(bases, "_FIRST", {**bases._FIRST, **text, "num_attention_heads": 2})
-    monkeypatch.setattr(bases, "_QWEN", {**bases._QWEN, **text})
+    monkeypatch.setattr(bases, "AUTOENCODER", {**bases.AUTOENCODER, **narrow})
+    monkeypatch.setattr(bases, "FIRST", {**bases.FIRST, **text, "num_attention_heads": 2})
+    monkeypatch.setattr(bases, "QWEN", {**bases.QWEN, **text})
     small = {"dim": 64, "n_layers": 1, "n_refiner_layers": 1, "n_heads": 2, "n_kv_heads": 2}
     axes = {"cap_feat_dim": 32, "axes_dims": [16, 8, 8]}
     monkeypatch.setattr(bases, "_Z_IMAGE", {**small, **axes})

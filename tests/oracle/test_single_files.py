@@ -301,7 +301,7 @@ def test_another_vae(saved: Any, tmp_path: Path) -> None:
         model = open_base(file, vae=path)
         assert model.source.vae == str(path)
         assert model.hash != source.hash
-        opened = cast("Any", model)._vae
+        opened = cast("Any", model).network("vae")
         assert all(torch.equal(opened.state_dict()[name], state[name]) for name in state)
         assert opened.config["scaling_factor"] == scale
     with pytest.raises(ModelError, match="has no autoencoder"):

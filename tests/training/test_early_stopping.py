@@ -1,7 +1,7 @@
 """Early stopping: validation samples, when training ends, and which step is the best."""
 
 import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
@@ -169,7 +169,7 @@ class Scores:
         return Preview(number, folder / "none.png"), findings
 
 
-def no_judge(_: Run, __: Model) -> Iterator[Notice]:
+def no_judge(_: Run, __: Model, ___: Iterable[Run]) -> Iterator[Notice]:
     yield from ()
 
 

@@ -151,7 +151,7 @@ class Recipe(Options):
         ),
     )
     """keep encoded images and prompts on disk, so that the next run on them need not encode them"""
-    early_stop: float = Option(0.0, ge=0, lt=1, aliases=("stop",))
+    early_stop: float = Option(0.0, ge=0, le=1, aliases=("stop",))
     """stop when the validation loss improves by less than this fraction of its total improvement; 0
     trains all steps, 0.05 is a good start"""
     validate_every: int | None = Option(
