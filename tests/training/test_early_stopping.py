@@ -1,7 +1,7 @@
 """Early stopping: validation samples, when training ends, and which step is the best."""
 
 import shutil
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
