@@ -117,6 +117,20 @@ def test_worker_trains_generates_and_pauses_for_short_jobs(
     assert file.suffix == ".pt"
 
 
+def test_strength_of_a_concept_is_used(workspace: Workspace, nano: Path, pictures: Path) -> None:
+    quick = {"steps": 1, "method": "lora", "learning_rate": 0.1}
+    training = workspace.queue.add("train", train_recipe(nano, pictures, **quick))
+    Worker(workspace, "cpu", print).run(until_empty=True)
+    request = {"prompt": "a <toy>", "steps": 1, "base": str(nano)}
+    images: list[bytes] = []
+    for strengths in ({}, {training.id: 1.0}, {training.id: 0.1}):
+        options = {"request": request, "concepts": [training.id], "strengths": strengths}
+        generation = workspace.queue.add("generate", options)
+        Worker(workspace, "cpu", print).run(until_empty=True)
+        images += [path.read_bytes() for path in workspace.generated(generation)]
+    assert images[0] == images[1] != images[2]
+
+
 def test_texts_and_tokens_are_those_of_the_training(
     workspace: Workspace, nano: Path, pictures: Path
 ) -> None:

@@ -13,12 +13,14 @@ from playwright.sync_api import Browser, Page, expect
 
 from pinxit.studio.workspace import FULL, MASK, Workspace
 from tests.studio.conftest import (
+    IS_FOCUSED,
     Keyboard,
     Studio,
     add_images,
     add_training,
     entered,
     must_be_accessible,
+    new_context,
     next_page,
     start_studio,
 )
@@ -48,10 +50,16 @@ def studio(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Studio]:
     images = add_images(workspace)
     add_training(workspace)
     generation = workspace.queue.add("generate", {"request": {"prompt": "a <a>"}, "concepts": []})
-    generation.finish()
-    folder = workspace.folder / "generated" / generation.id
-    folder.mkdir()
-    Image.new("RGB", (64, 64), "teal").save(folder / "0000.png")
+    request = {"prompt": "a <a>", "image": images.id}
+    control = {"name": "inversion", "preserve": 0.75}
+    transfer = {"request": {**request, "control": control}, "concepts": ["000001"]}
+    strengths = {"000001": 0.8}
+    transferred = workspace.queue.add("generate", {**transfer, "strengths": strengths})
+    for job in (generation, transferred):
+        folder = workspace.folder / "generated" / job.id
+        folder.mkdir()
+        Image.new("RGB", (64, 64), "teal").save(folder / "0000.png")
+        job.finish()
     recipe = {"token": "<a>", "base": "pocket", "method": {"name": "lora"}}
     texts = workspace.queue.add("texts", {"recipe": recipe, "images": images.id})
     (texts.folder / "report.json").write_text(
@@ -78,7 +86,7 @@ def addresses(page: Page, studio: Studio) -> list[str]:
     Keyboard(page).press("button", "Vote without names")
     page.wait_for_url(re.compile("/votes/"))
     names = ["library", "train", "train?images=000001", "generate", "transfer", "compare", "files"]
-    names += ["queue", "jobs/000001", "jobs/000002", "jobs/000003", "images/000001"]
+    names += ["queue", *(f"jobs/{number:06}" for number in range(1, 5)), "images/000001"]
     names += ["images/000001/0/edit", "side", "votes/000001"]
     return [f"{studio.address}/{name}" for name in names]
 
@@ -237,13 +245,69 @@ def test_image_is_transferred(page: Page, studio: Studio, eight_images: list[Pat
     expect(page.get_by_text("1 image", exact=True)).to_be_visible()
     keys.reach(page.get_by_role("radio", name="img2img"))
     page.keyboard.press("ArrowDown")
+    expect(page.get_by_label("Preserve, with img2img")).to_be_hidden()
+    keys.reach(page.get_by_label("Preserve, with inversion"))
+    expect(page.locator("output:visible")).to_have_text("0.5")
+    page.keyboard.press("ArrowRight")
+    expect(page.locator("output:visible")).to_have_text("0.55")
     keys.write("Prompt", "<a> in the snow")
     page.keyboard.press("Control+Enter")
     page.wait_for_url(re.compile("/jobs/"))
     request = studio.workspace.queue.all()[-1].options["request"]
-    assert request["control"] == {"name": "inversion"}
+    assert request["control"] == {"name": "inversion", "preserve": 0.55}
     with Image.open(studio.workspace.images_of(request["image"]).files[0]) as source:
         assert source.size == Image.open(eight_images[0]).size
+
+
+def test_source_and_result_are_divided_in_one_place(page: Page, studio: Studio) -> None:
+    page.goto(f"{studio.address}/jobs/000003")
+    divider = page.get_by_role("slider", name="seed 0")
+    source = page.get_by_role("img", name="the source image")
+    result = page.get_by_role("img", name="a <a>, seed 0")
+    assert source.bounding_box() == result.bounding_box()
+    clip = "element => getComputedStyle(element).clipPath"
+    assert result.evaluate(clip) == "inset(0px 0px 0px 50%)"
+    Keyboard(page).reach(divider)
+    page.keyboard.press("ArrowLeft")
+    assert result.evaluate(clip) == "inset(0px 0px 0px 49%)"
+    page.evaluate("async () => { rendered = ''; replace(await renderedPage(location.href)); }")
+    assert divider.evaluate(IS_FOCUSED)
+    assert result.evaluate(clip) == "inset(0px 0px 0px 49%)"
+    divider.click(position={"x": 3, "y": 10})
+    assert result.evaluate(clip) == "inset(0px 0px 0px 0%)"
+
+
+def test_source_and_result_are_side_by_side_without_javascript(
+    page: Page, studio: Studio, browser: Browser
+) -> None:
+    context = new_context(browser, java_script_enabled=False)
+    context.add_cookies(page.context.cookies())
+    plain = context.new_page()
+    plain.goto(f"{studio.address}/jobs/000003")
+    source = plain.get_by_role("img", name="the source image").bounding_box()
+    result = plain.get_by_role("img", name="a <a>, seed 0").bounding_box()
+    assert source and result
+    assert source["x"] + source["width"] < result["x"]
+    expect(plain.get_by_role("slider", name="seed 0")).to_be_hidden()
+    context.close()
+
+
+def test_strength_is_set_and_comes_back(page: Page, studio: Studio) -> None:
+    keys = Keyboard(page)
+    page.goto(f"{studio.address}/generate")
+    strength = page.get_by_label("Strength of <a>")
+    keys.reach(page.get_by_role("checkbox", name="<a>"))
+    page.keyboard.press("Space")
+    expect(strength).to_be_hidden()
+    page.keyboard.press("Space")
+    keys.write("Strength of <a>", "0.7")
+    page.keyboard.press("Control+Enter")
+    page.wait_for_url(re.compile("/jobs/"))
+    assert studio.workspace.queue.all()[-1].options["strengths"] == {"000001": 0.7}
+    keys.follow("link", "Generate more like these")
+    expect(strength).to_have_value("0.7")
+    page.goto(f"{studio.address}/transfer?like=000003")
+    expect(page.get_by_label("Preserve, with inversion")).to_have_value("0.75")
 
 
 def test_file_is_opened_and_a_concept_converted(page: Page, studio: Studio, tmp_path: Path) -> None:

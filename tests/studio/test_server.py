@@ -13,6 +13,8 @@ from starlette.testclient import TestClient
 
 from lab.images import odd_images
 from pinxit.errors import RequestError, RunError
+from pinxit.pocket import gallery
+from pinxit.pocket.world import held_out_subjects
 from pinxit.progress import Notice
 from pinxit.runs.events import Preview, PreviewScores, to_line
 from pinxit.studio.server import serve
@@ -186,6 +188,20 @@ def test_generated_image_is_removed_brought_back_and_transferred(
         assert image.getpixel((0, 0)) == (1, 0, 0)
 
 
+def test_visitor_without_images_tries_ours(client: TestClient, workspace: Workspace) -> None:
+    client.headers["origin"] = "http://127.0.0.1:1"
+    for path in ("library", "train", "transfer"):
+        assert "Try with ours" in client.get(f"/{path}").text
+    answer = client.post("/samples", data={"page": "train"})
+    assert answer.url.path == "/train"
+    values = dict(answer.url.params)
+    assert values["class_noun"] == held_out_subjects()[gallery.SUBJECT].class_noun
+    images = workspace.images_of(values["images"])
+    assert len(images.checks["images"]) == len(images.files) == len(gallery.subject_pictures())
+    answer = client.post("/samples", data={"page": "transfer"})
+    assert len(workspace.images_of(answer.url.params["image"]).files) == 1
+
+
 def test_renamed_job_has_its_name_in_the_lists(client: TestClient, workspace: Workspace) -> None:
     job = add_training(workspace)
     client.headers["origin"] = "http://127.0.0.1:1"
@@ -230,6 +246,10 @@ def test_wrong_answers_are_refused_before_they_are_queued(
     assert "is not one word" in client.post("/api/train", json=wrong).json()["message"]
     answer = client.post("/api/generate", json={"prompt": "a dog", "control": "img2img"})
     assert answer.json()["message"] == "the source image is missing"
+    many = [f"{add_training(workspace).id}:nan"]
+    answer = client.post("/api/generate", json={"prompt": "a dog", "concepts": many})
+    assert answer.json()["message"] == "the strength must be a number, not 'nan'"
+    workspace.trash(workspace.queue.all()[0])
     file = workspace.new_folder("files")
     (file / "bad.pt").write_bytes(b"a pickle")
     job = workspace.queue.add("inspect", {"file": file.name})

@@ -17,10 +17,19 @@ from pinxit.studio.submit import (
     texts_job,
     train_job,
 )
-from pinxit.studio.uploads import add_image, add_images, add_model_file, form_of, texts_of, uploads
+from pinxit.studio.uploads import (
+    add_copies,
+    add_images,
+    add_model_file,
+    form_of,
+    sample_images,
+    texts_of,
+    uploads,
+)
 from pinxit.studio.workspace import Workspace
 
 MAX_MODEL_BYTES = 2**30
+SAMPLE_NOUN = "dog"
 
 
 class Actions:
@@ -56,6 +65,14 @@ class Actions:
         images = await add_images(self.workspace, form)
         page = "transfer" if form.get("page") == "transfer" else "train"
         return _see(f"/{page}?{'image' if page == 'transfer' else 'images'}={images.id}")
+
+    async def add_samples(self, request: Request) -> Response:
+        """Show the form of a training, or of a transfer, with the images of the package."""
+        samples = sample_images()
+        if (await form_of(request)).get("page") == "transfer":
+            return _see(f"/transfer?image={(await add_copies(self.workspace, samples[:1])).id}")
+        images = await add_copies(self.workspace, samples)
+        return _see(f"/train?images={images.id}&class_noun={SAMPLE_NOUN}")
 
     async def generate(self, request: Request) -> Response:
         """Queue a generation; a source image may be sent along."""
@@ -101,7 +118,7 @@ class Actions:
             self.workspace.remove_image(image)
             return _see(f"/jobs/{job.id}")
         if action == "transfer":
-            return _see(f"/transfer?image={(await add_image(self.workspace, image)).id}")
+            return _see(f"/transfer?image={(await add_copies(self.workspace, [image])).id}")
         raise RequestError(f"unknown action {action[:20]!r}", "use remove or transfer")
 
     async def open_file(self, request: Request) -> Response:

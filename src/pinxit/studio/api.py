@@ -127,7 +127,11 @@ _BODIES: dict[str, tuple[dict[str, Any], list[str]]] = {
     "generate": (
         {
             "prompt": _TEXT,
-            "concepts": {"type": "array", "items": _TEXT, "description": "numbers of jobs"},
+            "concepts": {
+                "type": "array",
+                "items": _TEXT,
+                "description": "NUMBER of a job, or NUMBER:0.8 for a strength",
+            },
             "image": {**_TEXT, "description": "number of an image set, for a transfer"},
             "control": _TEXT,
             "base": _TEXT,

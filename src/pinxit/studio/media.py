@@ -37,6 +37,11 @@ class Media:
         file = images.folder / THUMBNAILS / at_place(images.files, request).name
         return FileResponse(file, media_type="image/png")
 
+    async def full(self, request: Request) -> Response:
+        """The image with this place in its set in full size, cropped as the set says."""
+        images = self.workspace.images_of(request.path_params["images"])
+        return FileResponse(at_place(images.files, request), media_type="image/png")
+
     async def whole(self, request: Request) -> Response:
         """The image with this place in its set as it was uploaded, without its crop."""
         images = self.workspace.images_of(request.path_params["images"])

@@ -112,10 +112,8 @@ class Pages:
         if like := query.get("like"):
             job = self.workspace.job(like)
             recipe = dict(job.options.get("recipe", {}))
-            method = dict(recipe.pop("method", {}))
-            name = method.pop("name", "")
-            values = {**recipe, **{f"{name}.{key}": value for key, value in method.items()}}
-            values |= {"method": name, "images": job.options.get("images", "")}
+            values = {**recipe, **_form_values("method", recipe.get("method", {}))}
+            values |= {"images": job.options.get("images", "")}
         return self.train_form(values)
 
     def train_form(
@@ -135,7 +133,9 @@ class Pages:
         if like := query.get("like"):
             job = self.workspace.job(like)
             values = {**job.options["request"], "concepts": job.options["concepts"]}
-            values |= {"control": values.get("control", {}).get("name", "")}
+            strengths: dict[str, float] = job.options.get("strengths", {})
+            values |= {f"strength.{number}": value for number, value in strengths.items()}
+            values |= _form_values("control", values.get("control", {}))
             values["seed"] = values.get("seed", 0) + values.get("num_images", 1)  # the next ones
         if query.getlist("concepts"):
             values["concepts"] = query.getlist("concepts")
@@ -259,6 +259,12 @@ def at_place(items: list[_Item], request: Request) -> _Item:
     if place >= len(items):
         raise RequestError("there is no such image", "reload the page")
     return items[place]
+
+
+def _form_values(field: str, table: Mapping[str, Any]) -> dict[str, Any]:
+    """What a form has for a method or a control with its options, as `submit.option_values`."""
+    name = table.get("name", "")
+    return {**{f"{name}.{key}": value for key, value in table.items()}, field: name}
 
 
 def _clock(seconds: float) -> str:

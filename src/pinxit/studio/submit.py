@@ -1,5 +1,6 @@
 """Turn what a form or a program has sent into a job; everything is checked, nothing is a path."""
 
+import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, cast
@@ -14,6 +15,7 @@ from pinxit.studio.workspace import ImageSet, Workspace
 KINDS = ("object", "style")
 MAX_NUM_IMAGES, MAX_SIDE = 64, 2048
 _MAX_TEXT = 2000
+_STRENGTH = {"label": "the strength", "input": "float", "help": "1 is as trained, 0.5 half of it"}
 
 
 def train_job(workspace: Workspace, values: Mapping[str, Any]) -> Job:
@@ -69,7 +71,13 @@ def generate_job(workspace: Workspace, values: Mapping[str, Any]) -> Job:
         raise RequestError(f"more than {MAX_NUM_IMAGES} images", "generate them in several jobs")
     if max(request.get("width", 0), request.get("height", 0)) > MAX_SIDE:
         raise RequestError(f"more than {MAX_SIDE} pixels", "choose a smaller size")
-    concepts = [_concept(workspace, number) for number in _list(values, "concepts")]
+    typed = [text.partition(":") for text in _list(values, "concepts")]  # NUMBER or NUMBER:0.8
+    concepts = [_concept(workspace, number) for number, _, _ in typed]
+    strengths = {
+        number: _converted(_STRENGTH, text)
+        for number, _, after in typed
+        if (text := after or _text(values, f"strength.{number}"))
+    }
     trained = [job.options["recipe"]["base"] for job in concepts if job.kind == "train"]
     request["base"] = _choice(values, "base", [*trained[:1], *workspace.bases])
     if number := _text(values, "image"):
@@ -80,7 +88,7 @@ def generate_job(workspace: Workspace, values: Mapping[str, Any]) -> Job:
     elif _text(values, "control"):
         raise RequestError("the source image is missing", "choose the image whose structure stays")
     chosen = {"request": request, "concepts": [job.id for job in concepts]}
-    return workspace.queue.add("generate", chosen)
+    return workspace.queue.add("generate", {**chosen, "strengths": strengths})
 
 
 def convert_job(workspace: Workspace, values: Mapping[str, Any]) -> Job:
@@ -127,7 +135,9 @@ def _converted(field: Mapping[str, Any], text: str) -> object:
         if kind == "int":
             return int(text)
         if kind == "float":
-            return float(text)
+            if math.isfinite(number := float(text)):
+                return number
+            raise ValueError
     except ValueError:
         raise RequestError(f"{label} must be a number, not {text[:40]!r}", field["help"]) from None
     if kind == "bool" and text.lower() not in ("true", "false"):

@@ -78,7 +78,11 @@ class Tasks:
 
     def _generate(self, job: Job) -> Task:
         options = dict(job.options["request"])
-        concepts = [self._concept(number) for number in job.options["concepts"]]
+        strengths = job.options.get("strengths", {})
+        concepts = [
+            self._concept(number).with_strength(strengths.get(number, 1.0))
+            for number in job.options["concepts"]
+        ]
         if image := options.pop("image", None):
             source = self.workspace.images_of(image).files[0]
             options["controls"] = [{**options.pop("control"), "image": source}]
@@ -99,8 +103,9 @@ class Tasks:
         file = self._concept_path(job.id)
         # What to type in a shell, with the path of the studio's copy, is of no use in the page.
         rows = [(label, text.partition(", with --")[0]) for label, text in summarize(file)]
-        token = read_concept(file).token
-        write_text(job.folder / "report.json", json.dumps({"rows": rows, "token": token}))
+        concept = read_concept(file)
+        report = {"rows": rows, "token": concept.token, "has_strength": concept.has_strength}
+        write_text(job.folder / "report.json", json.dumps(report))
 
     def _convert(self, job: Job) -> Task:
         yield Progress("converting", 0, 1)

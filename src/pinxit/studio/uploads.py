@@ -5,6 +5,7 @@ import os
 import re
 import shutil
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -47,14 +48,20 @@ async def add_images(workspace: Workspace, form: FormData) -> ImageSet:
     return images
 
 
-async def add_image(workspace: Workspace, file: Path) -> ImageSet:
-    """A new set with a copy of an image of the workspace."""
+async def add_copies(workspace: Workspace, sources: Iterable[Path]) -> ImageSet:
+    """A new set with copies of images of the workspace, or of the package."""
     images = ImageSet(workspace.new_folder("images"))
     incoming = images.folder / INCOMING
     make_folder(incoming)
-    shutil.copyfile(file, incoming / f"0000-{file.name}")
+    for index, source in enumerate(sources):
+        shutil.copyfile(source, incoming / f"{index:04}-{source.name}")
     await take_in(images, workspace.resolution)
     return images
+
+
+def sample_images() -> list[Path]:
+    """The images of a subject that come with the package."""
+    return sorted((Path(__file__).parent.parent / "gallery" / "subject").glob("*.png"))
 
 
 async def add_model_file(workspace: Workspace, file: UploadFile, max_bytes: int) -> Job:

@@ -199,6 +199,12 @@ class Workspace:
         can_be_used = job.kind == "train" or job.state == "done"
         return can_be_used and self.concept_file(job) is not None
 
+    def has_strength(self, job: Job) -> bool:
+        """Whether a strength can scale the concept of a job; also True where it is not known."""
+        if job.kind == "train":
+            return job.options["recipe"]["method"]["name"] in ("lora", "custom-diffusion")
+        return (read_json(job.folder / "report.json") or {}).get("has_strength", True)
+
     def training_texts(self, images: ImageSet) -> Mapping[str, Any] | None:
         """The texts that a training would use, as a job has found them last; None if none has."""
         jobs = [job for job in self.queue.all() if job.options.get("images") == images.id]

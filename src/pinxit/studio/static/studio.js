@@ -15,20 +15,37 @@ function problemIn(page) {  // what the server refuses before a page is made is 
   return $(".error", page) || document.createTextNode(page.body.textContent);
 }
 
-function replace(id, page) {
-  const fresh = page.getElementById(id), old = document.getElementById(id);
-  if (!fresh || !old || fresh.innerHTML === old.innerHTML) return;
+let rendered = $("#live")?.innerHTML;
+function replace(page) {
+  const fresh = $("#live", page), old = $("#live");
+  if (!fresh || !old || fresh.innerHTML === rendered) return;
+  rendered = fresh.innerHTML;
   const open = all("details[open] summary", old).map((summary) => summary.textContent);
-  const focused = old.contains(document.activeElement) ? document.activeElement.getAttribute("href") : null;
+  const ranges = all("input[type=range]", old), focus = document.activeElement;
+  const isInside = old.contains(focus);
   old.innerHTML = fresh.innerHTML;
   for (const details of all("details", old)) details.open = open.includes($("summary", details)?.textContent);
-  if (focused) all("a[href]", old).find((link) => link.getAttribute("href") === focused)?.focus();
+  for (const range of ranges) {
+    const fresh = document.getElementById(range.id);
+    if (fresh) { fresh.value = range.value; showValue(fresh); }
+  }
+  const isSame = (element) => element.id === focus.id && element.getAttribute("href") === focus.getAttribute("href");
+  if (isInside) all("a[href], input", old).find(isSame)?.focus();
 }
+
+// A slider shows its value in its output, or divides the two images that it lies over.
+function showValue(range) {
+  const output = $(`output[for="${range.id}"]`);
+  if (output) output.textContent = range.value; else range.parentElement.style.setProperty("--at", `${range.value}%`);
+}
+document.addEventListener("input", (event) => { if (event.target.type === "range") showValue(event.target); });
+for (const range of all("input[type=range]")) showValue(range);
+document.documentElement.classList.add("js");
 
 let refreshing = null;
 function refresh() {
   refreshing ??= setTimeout(async () => {
-    try { replace("live", await renderedPage(location.href)); } catch { /* the next event tries again */ }
+    try { replace(await renderedPage(location.href)); } catch { /* the next event tries again */ }
     refreshing = null;
   }, 400);
 }
@@ -139,10 +156,10 @@ for (const form of all("form.main")) {
 // ---- Only the settings of the chosen method or control
 
 function showChosen() {
-  for (const details of all("details[class^=only-]")) {
-    const name = details.className.slice("only-".length);
+  for (const settings of all("[class^=only-]")) {
+    const name = settings.className.slice("only-".length);
     const chosen = all("input[type=radio]:checked").some((radio) => radio.value === name);
-    details.hidden = !chosen;
+    settings.hidden = !chosen;
   }
 }
 document.addEventListener("change", showChosen);
