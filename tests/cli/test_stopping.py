@@ -12,7 +12,7 @@ from safetensors.torch import save_file
 
 # A call of a library in C that would take hours, in place of reading a tokenizer.
 SLOW = """
-import itertools, sys
+import itertools, signal, sys
 from pinxit.cli import main
 from pinxit.models import tokenizers
 
@@ -21,6 +21,8 @@ def read(*_):
     return sum(itertools.repeat(1, 10**13))
 
 tokenizers._read_vocabulary = read
+# A shell that starts the tests in the background makes all processes ignore it.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 sys.exit(main(sys.argv[1:]))
 """
 
@@ -53,4 +55,7 @@ def test_a_signal_while_a_tokenizer_is_read_ends_the_process(
         line = process.stdout.readline()
         assert line == "reading\n", process.stderr.read()
         process.send_signal(number)
-        assert process.wait(60) == -number
+        try:
+            assert process.wait(60) == -number
+        finally:
+            process.kill()
