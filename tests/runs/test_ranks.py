@@ -164,6 +164,37 @@ def state_of(folder: Path) -> dict[str, Tensor]:
     return dict(read_safetensors(max((folder / "checkpoints").iterdir()))[0])
 
 
+def test_processes_divide_the_optimizer_of_all_weights(
+    double: Model, pictures: Path, tmp_path: Path
+) -> None:
+    recipe = recipe_for(pictures, DREAMBOOTH, steps=20)
+    half = recipe.model_copy(update={"steps": 10})
+
+    def work(ranks: Ranks) -> int:
+        images = read_images(recipe.images)
+        trainer = ConceptTrainer(double, TrainingPlan.of(half, double, 3), images, (), ranks)
+        for _ in train(TrainingSession(double, [trainer], ranks)):
+            pass
+        return sum(t.nbytes for state in trainer.optimizer.state.values() for t in state.values())
+
+    (whole,), shares = in_ranks(1, work, tmp_path), in_ranks(2, work, tmp_path)
+    assert sum(shares) == whole
+    assert max(shares) < 0.51 * whole
+
+    def run(size: int, name: str, recipe: Recipe) -> str:
+        # In processes of their own: the networks are read from their files again afterwards.
+        start = lambda ranks: train_run(double, tmp_path / name, recipe, ranks)  # noqa: E731
+        return str(in_ranks(size, start, tmp_path)[0])
+
+    for name, size in (("alone", 1), ("run", 2)):
+        assert run(size, name, half) == "saved 10"
+        assert run(1, name, recipe) == "saved 20"
+    expected, state = state_of(tmp_path / "alone"), state_of(tmp_path / "run")
+    assert expected.keys() == state.keys()
+    for name, tensor in expected.items():
+        assert torch.allclose(tensor, state[name], rtol=0, atol=1e-10), name
+
+
 @pytest.fixture(scope="module")
 def straight(model: Model, tmp_path_factory: pytest.TempPathFactory) -> tuple[Recipe, Path]:
     """A recipe, and the folder of its run, trained by two processes without a stop."""
@@ -179,7 +210,25 @@ def straight(model: Model, tmp_path_factory: pytest.TempPathFactory) -> tuple[Re
 def test_a_run_continues_after_a_process_ends(
     model: Model, straight: tuple[Recipe, Path], tmp_path: Path, number: int
 ) -> None:
-    recipe, expected = straight
+    assert stop_and_continue(model, *straight, tmp_path, number) == "0000003"
+
+
+@pytest.mark.parametrize(
+    ("number", "saved"), [(signal.SIGKILL, "0000002"), (signal.SIGINT, "0000003")]
+)
+def test_a_run_with_a_divided_optimizer_continues_after_a_process_ends(
+    model: Model, pictures: Path, tmp_path: Path, number: int, saved: str
+) -> None:
+    recipe = recipe_for(pictures, DREAMBOOTH, steps=6, checkpoint_every=2)
+    work = lambda ranks: train_run(model, tmp_path / "run", recipe, ranks)  # noqa: E731
+    assert in_ranks(2, work, tmp_path)[0] == "saved 6"
+    assert stop_and_continue(model, recipe, tmp_path / "run", tmp_path, number) == saved
+
+
+def stop_and_continue(
+    model: Model, recipe: Recipe, expected: Path, tmp_path: Path, number: int
+) -> str:
+    """The last checkpoint after a signal in step 4; the run then ends like the expected one."""
     folder = tmp_path / "stopped"
 
     def stopped(ranks: Ranks) -> str:
@@ -201,11 +250,12 @@ def test_a_run_continues_after_a_process_ends(
         assert "one of the 2 processes has ended" in first
     else:
         assert first.startswith("KeyboardInterrupt") and second.startswith("KeyboardInterrupt")
-    assert [file.stem for file in (folder / "checkpoints").iterdir()] == ["0000003"]
+    last = max(file.stem for file in (folder / "checkpoints").iterdir())
     work = lambda ranks: train_run(model, folder, recipe, ranks)  # noqa: E731
     assert in_ranks(2, work, tmp_path)[0] == "saved 6"
     state = state_of(folder)
     assert all(torch.equal(tensor, state[name]) for name, tensor in state_of(expected).items())
+    return last
 
 
 def test_another_number_of_processes_continues_a_run(

@@ -142,6 +142,44 @@ class Ranks:
                 weight.grad = None
         return values
 
+    def share_weights(self, weights: Sequence[tuple[Tensor, int]]) -> None:
+        """Replace each contiguous tensor by that of the process whose rank is with it."""
+        with defer_signals():
+            self._exchange(None)  # raises here if a process has failed before it could send
+            for tensor, source in weights:
+                self._collective(partial(dist.broadcast, tensor, src=source))
+
+    def gather(self, version: object, tensors: Mapping[str, Tensor]) -> dict[str, Tensor] | None:
+        """On rank 0 the tensors of all, those of others on the CPU; only the own on others.
+
+        None if the processes have different versions.
+        """
+        gathered = dict(tensors)
+        with defer_signals():
+            described = {name: (one.shape, one.dtype) for name, one in tensors.items()}
+            parts = self._exchange((version, described))
+            if any(other != version for other, _ in parts):
+                return None
+            for source, (_, part) in enumerate(parts[1:], 1):
+                for name, (shape, dtype) in part.items():
+                    if self.rank == source:
+                        own = tensors[name].detach().cpu().contiguous()
+                        self._collective(partial(dist.send, own, 0))
+                    elif self.rank == 0:
+                        gathered[name] = torch.empty(shape, dtype=dtype)
+                        self._collective(partial(dist.recv, gathered[name], source))
+        return gathered
+
+    @contextmanager
+    def ending(self, error: BaseException | None) -> Generator[None]:
+        """A block that all processes run when they end; they leave it together."""
+        self.leave(error)
+        try:
+            yield
+        finally:
+            with suppress(RunError), defer_signals():
+                self._exchange(None)
+
     def leave(self, error: BaseException | None = None) -> None:
         """Tell the other processes that this one ends, unless they know it."""
         if not self._connected:
@@ -151,7 +189,7 @@ class Ranks:
             leaving = _Leaving(signal=next(iter(error.args), SIGINT))
         elif isinstance(error, PinxitError):
             leaving = _Leaving((error.message, error.hint))
-        elif error:
+        elif error and not isinstance(error, GeneratorExit):
             leaving = _Leaving((first_line(error), "see its traceback above"))
         # The own error is the one to show.
         with suppress(PinxitError, KeyboardInterrupt, LeaderEndedError), defer_signals():

@@ -234,7 +234,9 @@ class RunFolder:
         """
         if trainer.steps_done <= self.saved_step or trainer.error or self._disk_full:
             return
-        state = trainer.state()
+        state = trainer.gather_state()
+        if not state:
+            return
         num_broken = sum(not tensor.isfinite().all() for tensor in state.values())
         if num_broken:
             raise DivergedError(

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 
 from pinxit.adapters.adapter import before_denoise
+from pinxit.errors import RunError
 from pinxit.generation.finite import NotFiniteError
 from pinxit.images.folder import TrainingImage, fingerprints
 from pinxit.models.model import Model
@@ -67,11 +68,20 @@ def _train(ranks: Ranks, model: Model, task: Train) -> None:
     share_state(ranks, trainer, images)
     session = TrainingSession(model, [trainer], ranks)
     session.memory_plan = task.memory_plan
-    for step in train(session):
-        if is_due(step, trainer.plan.recipe.preview_every, not trainer.unfinished):
-            before_denoise(model, torch.zeros(1), torch.zeros(1, dtype=torch.long))
-            with suppress(NotFiniteError), previewed(trainer) as shown:  # rank 0 tells the user
-                preview_images(shown, (), ranks)
+    try:
+        for step in train(session):
+            last = not trainer.unfinished
+            if is_due(step, trainer.plan.recipe.preview_every, last):
+                before_denoise(model, torch.zeros(1), torch.zeros(1, dtype=torch.long))
+                with suppress(NotFiniteError), previewed(trainer) as shown:  # rank 0 tells the user
+                    preview_images(shown, (), ranks)
+            if is_due(step, trainer.plan.recipe.checkpoint_every, last):
+                trainer.gather_state()
+    except BaseException as error:
+        if trainer.division.divided:  # rank 0 may save the last step
+            with suppress(RunError), ranks.ending(error):
+                trainer.gather_state()
+        raise
 
 
 def share_state(ranks: Ranks, trainer: ConceptTrainer, images: tuple[TrainingImage, ...]) -> None:
@@ -83,3 +93,4 @@ def share_state(ranks: Ranks, trainer: ConceptTrainer, images: tuple[TrainingIma
     state = ranks.broadcast(trainer.state())
     if ranks.rank:
         trainer.restore(state)
+    trainer.drop_state_of_others()

@@ -1,7 +1,8 @@
 """A run: one concept trained in its own folder, alone or in one batch with other runs."""
 
+import sys
 from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, ExitStack, closing, contextmanager
+from contextlib import AbstractContextManager, ExitStack, closing, contextmanager, nullcontext
 from dataclasses import replace
 from functools import partial
 from itertools import chain
@@ -301,7 +302,10 @@ def _finish(run: Run, trainer: ConceptTrainer, session: TrainingSession, place: 
         for at, share in session.last_result.per_concept() if session.last_result else ():
             if at == place:
                 run.log_step(share, trainer)
-        run.save(trainer)
+        unsaved = trainer.steps_done > run.saved_step and not trainer.error
+        divided = trainer.division.divided and unsaved
+        with session.ranks.ending(sys.exception()) if divided else nullcontext():
+            run.save(trainer)
         if trainer.unfinished and not trainer.error:
             run.record_end(Stopped(trainer.steps_done))
 

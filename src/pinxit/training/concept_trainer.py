@@ -16,6 +16,7 @@ from pinxit.models.ranks import ALONE, Ranks
 from pinxit.progress import Progress
 from pinxit.training.assistant import Assistant
 from pinxit.training.batches import BatchSampling, TrainingSamples
+from pinxit.training.division import Division
 from pinxit.training.early_stopping import converged
 from pinxit.training.encoding_cache import EncodingCache
 from pinxit.training.method import TrainableAdapter
@@ -84,6 +85,8 @@ class ConceptTrainer:
         self.averages: dict[int, Tensor] = {}
         groups = [self._add_weights(trainable) for trainable in self.trainable_adapters]
         self.optimizer: Optimizer = plan.optimizer(groups)
+        divided = plan.method.trains_all_weights and self.optimizer.separable
+        self.division = Division(ranks, self.weights, divided=divided)
         self.loss_scale = _FP16_LOSS_SCALE if model.placement.precision == "fp16" else 1.0
         self._gradient_scale = torch.ones(())
         self._prompts_with_token = prompts_with_token(
@@ -175,18 +178,41 @@ class ConceptTrainer:
         self._stop_if_converged()
 
     def state(self) -> dict[str, Tensor]:
-        """Everything that training changes, for a checkpoint."""
+        """Everything that training changes, for a checkpoint; of a division this process's part."""
         numbers = {"done": self.steps_done, "scale": self.loss_scale, "pace": self.lr_multiplier}
         state = {name: torch.tensor(value, dtype=torch.float64) for name, value in numbers.items()}
         for number, weight in enumerate(self.weights):
             state[f"weight.{number}"] = weight.detach()
-            for name, tensor in self.optimizer.state.get(weight, {}).items():
-                state[f"{name}.{number}"] = tensor
+            state |= self._optimizer_state(number)
         state |= {f"mean.{number}": average for number, average in self.averages.items()}
         if self.validation_losses:
             losses = list(self.validation_losses.items())
             state["looks"] = torch.tensor(losses, dtype=torch.float64)
         return state
+
+    def _optimizer_state(self, number: int) -> dict[str, Tensor]:
+        state = self.optimizer.state.get(self.weights[number], {})
+        return {f"{name}.{number}": tensor for name, tensor in state.items()}
+
+    def gather_state(self) -> dict[str, Tensor]:
+        """The whole state on rank 0; {} if it cannot be had, because a process ended in a step.
+
+        If the optimizer is divided, all processes must call it together.
+        """
+        if not self.division.divided:
+            return self.state()
+        own: dict[str, Tensor] = {}
+        for number in range(len(self.weights)):
+            own |= self._optimizer_state(number)
+        version = (self.steps_done, self.division.complete)
+        gathered = self.division.ranks.gather(version, own)
+        return self.state() | gathered if gathered is not None and self.division.complete else {}
+
+    def drop_state_of_others(self) -> None:
+        """Free the optimizer state of weights that other processes update."""
+        own = self.division.own_weights
+        states = self.optimizer.state
+        self.optimizer.state = {weight: states[weight] for weight in own if weight in states}
 
     def restore(self, state: Mapping[str, Tensor]) -> None:
         """Load the state of a checkpoint."""
@@ -239,7 +265,8 @@ class ConceptTrainer:
 
     def step(self) -> None:
         """Update the weights with the clipped gradients, and their averages."""
-        self.optimizer.step(self._gradient_scale, self.lr_multiplier_of(self.steps_done))
+        with self.division.own_gradients():
+            self.optimizer.step(self._gradient_scale, self.lr_multiplier_of(self.steps_done))
         self.steps_done += 1
         fraction = (_AVERAGING_POWER + 1) / (self.steps_done + _AVERAGING_POWER)
         for number, average in self.averages.items():

@@ -68,7 +68,7 @@ class Trial:
         new_state = sum(
             trainer.optimizer.bytes_for(weight) - weight.nbytes
             for trainer in self._trainers
-            for weight in trainer.weights
+            for weight in trainer.division.own_weights
             if weight not in trainer.optimizer.state
         )
         # The gradients of earlier parts of the batch, and the buffer.

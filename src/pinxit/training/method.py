@@ -84,6 +84,7 @@ class Method(registry.Plugin, Options, ABC):
     """A training method; its fields are its options."""
 
     label: ClassVar[str] = "method"
+    trains_all_weights: ClassVar[bool] = False
 
     @property
     def independent_concepts(self) -> bool:

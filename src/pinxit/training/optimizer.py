@@ -35,9 +35,13 @@ class ParameterGroup:
 
 
 class Optimizer(ABC):
-    """Updates weights from their gradients. `state_names` are the tensors for each weight."""
+    """Updates weights from their gradients. `state_names` are the tensors for each weight.
+
+    If it is `separable`, the update of a weight does not depend on other weights.
+    """
 
     state_names: ClassVar[tuple[str, ...]]
+    separable: ClassVar[bool] = True
 
     def __init__(self, groups: Sequence[ParameterGroup]) -> None:
         self.groups = tuple(groups)

@@ -13,6 +13,8 @@ _WEIGHT_DECAY = 1e-2
 class Dreambooth(Finetuning):
     """Train all weights of the denoiser."""
 
+    trains_all_weights: ClassVar[bool] = True
+
     # For large models as in the paper.
     advice_by_size: ClassVar = {
         "small": Advice(200, 4, learning_rate=3e-4),

@@ -30,6 +30,7 @@ class Prodigy(PlainOptimizer):
         REST,
     )
 
+    separable = False
     rest_dtype = torch.float32  # the first steps are of size 1e-6
 
     @classmethod
