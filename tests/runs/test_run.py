@@ -16,6 +16,7 @@ from pinxit.images.folder import read_images
 from pinxit.models.model import Model
 from pinxit.models.open_base import open_base
 from pinxit.progress import Notice
+from pinxit.runs.checkpoint import Manifest
 from pinxit.runs.class_images import cache_folder, generate_class_images, read_class_images
 from pinxit.runs.events import Preview
 from pinxit.runs.run import Run, train_run
@@ -218,6 +219,35 @@ def test_a_resumed_run_names_own_class_images_that_changed(
         RunError, match=rf"inputs have changed .*: (caption of )?class image {name}"
     ):
         list(Run.open(run.folder, steps=6).train(model))
+
+
+def test_checkpoints_of_versions_that_did_not_record_class_images_say_so(model: Model) -> None:
+    inputs = {"caption of 0.png": "a", "class image 0.png": "b+c"}
+    old = Manifest(4, model.hash, {}, {"caption of 0.png": "a"})
+    with pytest.raises(RunError, match="did not record those of --class-images-folder") as error:
+        old.check_compatible(model, {}, inputs, 6)
+    assert "--recipe" in error.value.hint
+    Manifest(4, model.hash, {}, inputs).check_compatible(model, {}, inputs, 6)
+
+
+def test_options_that_changed_in_the_recipe_are_named_once(
+    model: Model, pictures: Path, tmp_path: Path
+) -> None:
+    run = train_run(model, recipe(pictures), tmp_path / "run")
+
+    def notices(steps: int) -> list[str]:
+        events = list(Run.open(run.folder, steps=steps).train(model))
+        texts = [event.message for event in events if isinstance(event, Notice)]
+        return [text for text in texts if "differs" in text]
+
+    assert notices(5) == []
+    file = run.folder / "recipe.toml"
+    text = file.read_text()
+    rate = next(line for line in text.splitlines() if line.startswith("learning_rate"))
+    file.write_text(text.replace(rate, "learning_rate = 0.125"))
+    (notice,) = notices(6)
+    assert notice.endswith(f"learning_rate = 0.125 (was {rate.split()[-1]})")
+    assert notices(7) == []
 
 
 def test_class_images_are_part_of_a_checkpoint(

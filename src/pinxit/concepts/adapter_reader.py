@@ -99,9 +99,7 @@ def read_layers(file: OpenedFile) -> LayerChanges:
         layer_tensors[tensor_name.tensor] = tensor
     for parts, tensors in joined.items():
         where = f"{file.path}: the layers {', '.join(name for name, _ in parts)}"
-        if not (used := _without_padding(tensors)):
-            continue
-        separate = _separate(used, [factor for _, factor in parts], where)
+        separate = _separate(_without_padding(tensors), [factor for _, factor in parts], where)
         for (name, _), part in zip(parts, separate, strict=True):
             if part:
                 content.layers["denoiser", name] = modulation_swapped(name, part)
@@ -174,8 +172,8 @@ def _separate(tensors: LayerTensors, factors: Sequence[int], where: str) -> list
     `factors` are the outputs of each per input. A layer that was not trained has no tensors.
     """
     _check_kind(tensors, where)
-    if len(factors) == 1:
-        return [tensors]
+    if len(factors) == 1 or not tensors:
+        return [tensors] * len(factors)
     names = tensors.keys() - {_A, ALPHA, "scalar", "scale"}
     width = next((t.shape[1] for name in (_A, "diff") if (t := tensors.get(name)) is not None), 0)
     total = {tensors[name].shape[0] if tensors[name].ndim else 0 for name in names}

@@ -23,6 +23,7 @@ from pinxit.models.model import Model
 
 _KEY = "pinxit.runs.checkpoint"
 _MAX_CHECKPOINTS = 2
+_CLASS_IMAGE = "class image "  # what the names of class images begin with
 FILE_NAMES = re.compile(r"[0-9]{7,}\.safetensors")
 
 
@@ -64,6 +65,12 @@ class Manifest:
                 "give the base model it was started with: --base MODEL",
             )
         old_inputs = inputs if self.inputs is None else self.inputs
+        if not _class_images(old_inputs) and _class_images(inputs):
+            raise RunError(
+                "the checkpoint does not say which class images it was trained with: earlier "
+                "versions did not record those of --class-images-folder",
+                "start a new run with the recipe: pinxit train --recipe RUN/recipe.toml",
+            )
         for what, old, new in (("images", self.images, images), ("inputs", old_inputs, inputs)):
             if changed := _changes(old, new):
                 raise RunError(
@@ -77,11 +84,15 @@ class Manifest:
             )
 
 
+def _class_images(inputs: Mapping[str, str]) -> list[str]:
+    return [name for name in inputs if name.startswith(_CLASS_IMAGE)]
+
+
 def _changes(old: Mapping[str, str], new: Mapping[str, str]) -> list[str]:
     """The names of the inputs that differ; where an image is the same, its mask or caption."""
     names = sorted({name for name, _ in old.items() ^ new.items()})
     contents = {name: [one.get(name, "").partition("+")[0] for one in (old, new)] for name in names}
-    kinds = {name: "caption" if name.startswith("class image ") else "mask" for name in names}
+    kinds = {name: "caption" if name.startswith(_CLASS_IMAGE) else "mask" for name in names}
     return [f"{kinds[n]} of {n}" if contents[n][0] == contents[n][1] else n for n in names]
 
 

@@ -42,7 +42,7 @@ from pinxit.runs.file_names import (
 from pinxit.runs.journal import TrainingLog
 from pinxit.runs.preview import save_preview
 from pinxit.runs.preview_base import previewed
-from pinxit.runs.provenance import provenance
+from pinxit.runs.provenance import changed_options, provenance
 from pinxit.runs.reader import RunState, read_run, saved_step
 from pinxit.runs.written_files import check_next_files, remove_run_drafts
 from pinxit.training.concept_trainer import ConceptTrainer, DivergedError
@@ -122,6 +122,8 @@ class RunFolder:
                 inputs, steps = trainer.inputs(), trainer.plan.steps
                 checkpoint.manifest.check_compatible(trainer.model, images, inputs, steps)
                 trainer.restore(checkpoint.state)
+                for notice in changed_options(self.folder / CONCEPT, self._provenance(trainer)):
+                    yield self.record(notice)
                 for file in checkpoint.damaged:
                     yield self.record(
                         Notice(f"{file} is damaged: continuing from step {trainer.steps_done}")

@@ -3,10 +3,37 @@
 from pathlib import Path
 
 from pinxit.concepts.metadata import Provenance
+from pinxit.concepts.read import read_concept
+from pinxit.errors import PinxitError
 from pinxit.files.portable import last_name, numbered, with_tilde
 from pinxit.images.folder import TrainingImage, fingerprints
 from pinxit.models.model import Model
+from pinxit.progress import Notice
+from pinxit.runs.file_names import RECIPE
 from pinxit.training.recipe import Recipe
+
+# Options that a resumed run may change, and paths that may have moved.
+_FREE = {"steps", "early_stop", "images", "base", "assistant"}
+
+
+def changed_options(file: Path, new: Provenance) -> list[Notice]:
+    """A notice of the options of a run that differ from those of its concept's file.
+
+    [] if there is no difference, or if the file is damaged.
+    """
+    try:
+        before, after = map(_options, (read_concept(file).provenance, new))
+    except PinxitError:
+        return []
+    names = [name for name in after if name not in _FREE and after[name] != before.get(name)]
+    changes = ", ".join(f"{name} = {after[name]} (was {before.get(name)})" for name in names)
+    what = f"{RECIPE} differs from what the last checkpoint was trained with, and is used as it is"
+    return [Notice(f"{what}: {changes}")] if changes else []
+
+
+def _options(about: Provenance) -> dict[str, object]:
+    values = Recipe.model_validate(about.recipe_values).model_dump(mode="json")
+    return {**values, **values.pop("method")}
 
 
 def provenance(
