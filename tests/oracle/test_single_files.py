@@ -252,6 +252,17 @@ def without(*starts: str) -> Callable[[dict[str, Any]], object]:
     return lambda w: [w.pop(name) for name in list(w) if name.startswith(starts)]
 
 
+def radiance(prefix: str) -> Callable[[dict[str, Any]], object]:
+    """A transformer alone, of which two names tell the family."""
+
+    def change(weights: dict[str, Any]) -> None:
+        weights.clear()
+        for name in ("distilled_guidance_layer.in_proj.weight", "nerf_blocks.0.norm.scale"):
+            weights[prefix + name] = torch.zeros(2, 2)
+
+    return change
+
+
 def inpainting(weights: dict[str, Any]) -> None:
     weights["model.diffusion_model.input_blocks.0.0.weight"] = torch.zeros(64, 9, 3, 3)
 
@@ -272,6 +283,8 @@ def inpainting(weights: dict[str, Any]) -> None:
         (without("model.diffusion_model.input_blocks.1"), "the unet of ", "again"),
         (lambda w: w.update({"first_stage_model.encoder.down.999999999.x": torch.ones(1)}), "", ""),
         (lambda w: w.update(edm_mean=torch.zeros(4)), "EDM noise schedule", "another"),
+        (radiance(""), "is Chroma-Radiance", "Chroma1-HD"),
+        (radiance("model.diffusion_model."), "is Chroma-Radiance", "Chroma1-HD"),
     ],
 )
 def test_unsupported_files_raise_errors(

@@ -155,6 +155,11 @@ class CheckpointSource(Source):
     def _read(self) -> tuple[_Weights, dict[str, str]]:
         tensors, metadata = read_weights(self.path)
         check_scales(tensors, str(self.path))
+        if any(re.match(r"(model\.diffusion_model\.)?nerf_blocks\.", name) for name in tensors):
+            raise ModelError(
+                f"{self.path} is Chroma-Radiance, which denoises pixels instead of latents",
+                "use a Chroma with latents, such as Chroma1-HD",
+            )
         return usual_names(tensors), metadata
 
     def _weights(self, part: _Part, tensors: Mapping[str, Tensor]) -> _Weights:
