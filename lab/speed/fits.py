@@ -31,8 +31,10 @@ from pinxit.adapters.kinds.lora import LoraAdapter
 from pinxit.adapters.lora_part import LoraConfig
 from pinxit.models.model import Model, Placement
 from pinxit.models.open_base import family_of
+from pinxit.models.ranks import ALONE
 from pinxit.models.source import FolderSource
 from pinxit.training.batches import Batch
+from pinxit.training.division import Division
 from pinxit.training.memory import usable
 from pinxit.training.memory_trial import Trial
 from pinxit.training.optimizer import ParameterGroup
@@ -198,7 +200,12 @@ def needs(model: Model, method: str, size: int) -> dict[str, float]:
     adapter = trainable(model, method)
     weights = list(adapter.weights().values())
     optimizer = Adamw([ParameterGroup(weights, 1e-4)])
-    trainer: Any = SimpleNamespace(weights=weights, optimizer=optimizer, state=dict)
+    trainer: Any = SimpleNamespace(
+        weights=weights,
+        optimizer=optimizer,
+        division=Division(ALONE, weights, divided=False),
+        state=dict,
+    )
     latents = torch.zeros(2, *model.latent_shape(size, size))
     ones = torch.ones(2)
     # Two samples, of which one is computed at a time: gradients are summed.
