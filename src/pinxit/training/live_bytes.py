@@ -6,6 +6,7 @@ import weakref
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, TypeVar
 
+import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeCopyMode, FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -57,7 +58,8 @@ class LiveBytes(TorchDispatchMode):
 
 def peak_bytes(compute: Callable[[], object]) -> int:
     """The most bytes that a computation needs at a time besides tensors that exist."""
-    with LiveBytes() as counter:
+    # Otherwise torch.compile skips for ever what is first called while operations are counted.
+    with torch.compiler.set_stance("force_eager"), LiveBytes() as counter:
         compute()
     return counter.peak
 
