@@ -160,18 +160,18 @@ class RunFolder:
             yield self.record(Notice(trainer.notices.pop(0)))
         yield from self._check_early_stop(trainer)
         last = not trainer.unfinished
-        if self.preview_now or is_due(step, self.recipe.preview_every, last):
+        if self.preview_now or step.is_due(self.recipe.preview_every, last=last):
             try:
                 yield from self._preview(step, trainer)
             except NotFiniteError as error:
                 yield self.record(Notice(f"no preview of step {step.number}: {error.message}"))
-        if is_due(step, self.recipe.save_every, last=False):
+        if step.is_due(self.recipe.save_every, last=False):
             with self.resume_hint():
                 make_folder(self.folder / CONCEPTS)
                 name = f"{CONCEPTS}/{step.number:07}.safetensors"
                 self._save_concept(trainer, name)
             yield self.record(SavedConcept(step.number, self.folder / name))
-        if is_due(step, self.recipe.checkpoint_every, last):
+        if step.is_due(self.recipe.checkpoint_every, last=last):
             self.save(trainer)
             yield self.record(SavedCheckpoint(step.number, self.folder / CONCEPT))
         if last:
@@ -316,8 +316,3 @@ class RunFolder:
         return provenance(
             self.recipe, trainer.model, self._base_hash, trainer.steps_done, self.images
         )
-
-
-def is_due(step: StepResult, every: int, last: bool) -> bool:
-    """Whether something that is done every `every` steps (0: never) is due after this step."""
-    return every > 0 and (step.number % every == 0 or last)

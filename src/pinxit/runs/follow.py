@@ -13,7 +13,6 @@ from pinxit.images.folder import TrainingImage, fingerprints
 from pinxit.models.model import Model
 from pinxit.models.ranks import Ranks
 from pinxit.runs.class_images import generate_class_images, read_class_images
-from pinxit.runs.folder import is_due
 from pinxit.runs.preview import preview_images
 from pinxit.runs.preview_base import previewed
 from pinxit.training.concept_trainer import ConceptTrainer
@@ -71,11 +70,11 @@ def _train(ranks: Ranks, model: Model, task: Train) -> None:
     try:
         for step in train(session):
             last = not trainer.unfinished
-            if is_due(step, trainer.plan.recipe.preview_every, last):
+            if step.is_due(trainer.plan.recipe.preview_every, last=last):
                 before_denoise(model, torch.zeros(1), torch.zeros(1, dtype=torch.long))
                 with suppress(NotFiniteError), previewed(trainer) as shown:  # rank 0 tells the user
                     preview_images(shown, (), ranks)
-            if is_due(step, trainer.plan.recipe.checkpoint_every, last):
+            if step.is_due(trainer.plan.recipe.checkpoint_every, last=last):
                 trainer.gather_state()
     except BaseException as error:
         if trainer.division.divided:  # rank 0 may save the last step

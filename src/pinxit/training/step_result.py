@@ -25,6 +25,10 @@ class StepResult:
         """The mean loss of the concepts."""
         return sum(self.losses) / len(self.losses)
 
+    def is_due(self, every: int, *, last: bool) -> bool:
+        """Whether something that is done every `every` steps (0: never) is due after this step."""
+        return every > 0 and (self.number % every == 0 or last)
+
     def per_concept(self) -> Iterator[tuple[int, "StepResult"]]:
         """The number of each concept and its own result, with an equal part of the time."""
         seconds = self.seconds / max(1, len(self.concepts))
