@@ -3,15 +3,14 @@
 import hashlib
 import re
 from collections.abc import Sequence
-from functools import cached_property, partial
+from functools import cached_property
 from pathlib import Path
-from shutil import copyfile
 
 import torch
 from PIL import Image
 
 from pinxit.concepts.concept import Concept
-from pinxit.files.atomic_write import atomic_write, check_regular, make_folder, regular_files
+from pinxit.files.atomic_write import check_regular, make_folder, regular_files, write_bytes
 from pinxit.generation.request import GeneratedImage, GenerationRequest
 from pinxit.generation.sample import sample_images
 from pinxit.models.model import Model
@@ -63,7 +62,7 @@ def copy_images(source: Path, folder: Path) -> None:
     """Copy the images that an `ImageCache` has in another folder, if it is there."""
     for file in regular_files(source, NAMES):
         make_folder(folder)
-        atomic_write(folder / file.name, partial(copyfile, file))
+        write_bytes(folder / file.name, [file.read_bytes()])
 
 
 def fingerprint(concept: Concept) -> str:
