@@ -202,7 +202,8 @@ class Workspace:
     def has_strength(self, job: Job) -> bool:
         """Whether a strength can scale the concept of a job; also True where it is not known."""
         if job.kind == "train":
-            return job.options["recipe"]["method"]["name"] in ("lora", "custom-diffusion")
+            method = job.options["recipe"]["method"]["name"]
+            return method in self.options["defaults"]["with_strength"]
         return (read_json(job.folder / "report.json") or {}).get("has_strength", True)
 
     def training_texts(self, images: ImageSet) -> Mapping[str, Any] | None:
