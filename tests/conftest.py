@@ -221,18 +221,22 @@ def _save_3(folder: Path, parts: dict[str, Any]) -> Path:
     return _saved(diffusers.StableDiffusion3Pipeline, parts, folder)
 
 
+# Of the transformers of FLUX.1 and Chroma.
+_FLUX_SIZES: dict[str, Any] = {
+    "in_channels": 64,
+    "num_layers": 2,
+    "num_single_layers": 2,
+    "attention_head_dim": 8,
+    "num_attention_heads": 2,
+    "joint_attention_dim": 48,
+    "axes_dims_rope": (4, 2, 2),
+}
+
+
 def _save_flux_1(folder: Path, parts: dict[str, Any]) -> Path:
     """Like dev: guidance is an input, and the shift depends on the number of tokens."""
     transformer = diffusers.FluxTransformer2DModel(
-        in_channels=64,
-        num_layers=2,
-        num_single_layers=2,
-        attention_head_dim=8,
-        num_attention_heads=2,
-        joint_attention_dim=48,
-        pooled_projection_dim=16,
-        guidance_embeds=True,
-        axes_dims_rope=(4, 2, 2),
+        **_FLUX_SIZES, pooled_projection_dim=16, guidance_embeds=True
     )
     parts |= {
         "text_encoder_2": _t5(),
@@ -249,13 +253,7 @@ def _save_flux_1(folder: Path, parts: dict[str, Any]) -> Path:
 def _save_chroma(folder: Path, parts: dict[str, Any]) -> Path:
     """FLUX.1's transformer without CLIP and guidance, with modulations from an approximator."""
     transformer = diffusers.ChromaTransformer2DModel(
-        in_channels=64,
-        num_layers=2,
-        num_single_layers=2,
-        attention_head_dim=8,
-        num_attention_heads=2,
-        joint_attention_dim=48,
-        axes_dims_rope=(4, 2, 2),
+        **_FLUX_SIZES,
         approximator_num_channels=16,
         approximator_hidden_dim=32,
         approximator_layers=2,

@@ -213,7 +213,7 @@ def needs(model: Model, method: str, size: int) -> dict[str, float]:
     condition: Any = model.condition
     if not adapter.changes_conditioning:
         with torch.no_grad():
-            # Without a mask: what it leaves out depends on values.
+            # Which positions a mask removes depends on values, and a dry pass has none.
             states = replace(model.condition([_PROMPT]), mask=None)
         condition = partial(lambda states, _: states, states)
         model.offload(*model.text_encoders, *model.frozen_text_encoders)

@@ -74,7 +74,7 @@ def prediction_config(
         )
     yaml_path = path.with_suffix(".yaml")
     yaml = _read_yaml(yaml_path)
-    # Only those without a "." belong to no network.
+    # Marker tensors have no "." in their names; all weights of networks have one.
     names = dict.fromkeys((name for name in tensors if "." not in name), "true")
     sources = {yaml_path: _marks(yaml), path: _marks(metadata) | _marks(names)}
     stated = (_prediction(where, marks) for where, marks in sources.items())

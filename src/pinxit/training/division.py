@@ -37,7 +37,7 @@ class Division:
 
     @contextmanager
     def own_gradients(self) -> Generator[None]:
-        """In the block only the weights of this process have gradients; then all get the results.
+        """Let the block update only the weights of this process, then send them to all processes.
 
         Raises an error before the block, so that no process changes anything, if one has ended.
         """

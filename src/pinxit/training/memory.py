@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from pinxit.errors import RunError
 from pinxit.models.model import Model
 
-# Fraction of the free memory that a step may use. The rest is for what kernels take inside an
-# operation, and for gaps between tensors.
+# Fraction of the free memory that a step may use. The rest is a reserve for temporary memory of
+# kernels, and for gaps between tensors.
 _USABLE_FRACTION = 0.85
 
 

@@ -121,7 +121,7 @@ class Chroma(PackedModel):
 
 
 def _modulation_numbers(buffer: Tensor) -> Tensor:
-    """Embeddings of the numbers of all modulations, one in each row of the buffer."""
+    """Sinusoidal embeddings of the indices of all modulations, one in each row of the buffer."""
     from diffusers.models.embeddings import get_timestep_embedding
 
     count, width = buffer.shape

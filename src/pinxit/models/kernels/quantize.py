@@ -44,7 +44,7 @@ def quantize_groups(values: Tensor, dims: int) -> tuple[Tensor, Tensor]:
 
 
 def _quantize_blocks(weight: Tensor) -> tuple[Tensor, Tensor]:
-    """A matrix as bytes with two values of NF4 each, and the largest value of each block."""
+    """A matrix in NF4, two values in each byte, and the largest absolute value of each block."""
     flat = weight.float().flatten()
     blocks = F.pad(flat, (0, -len(flat) % _NF4_BLOCK)).view(-1, _NF4_BLOCK)
     scale = blocks.abs().amax(1, keepdim=True).clamp_min_(_MIN_SCALE)
