@@ -61,6 +61,7 @@ def nan_inserted(shop: Workshop, stage: str, *, permanent: bool) -> Iterator[Non
     active = False
     model_class = type(shop.model)
     batches, denoise = TrainingSession.batches, model_class.denoise
+    backward = TrainingSession.backward
     hooks: list[Any] = []
 
     def with_nan(tensor: Tensor) -> Tensor:
@@ -81,6 +82,13 @@ def nan_inserted(shop: Workshop, stage: str, *, permanent: bool) -> Iterator[Non
             object.__setattr__(drawn[0], "latents", with_nan(drawn[0].latents))
         return drawn
 
+    def patched_backward(self: TrainingSession, *arguments: Any) -> Any:
+        nonlocal active
+        try:
+            return backward(self, *arguments)
+        finally:
+            active = False  # what the next attempt computes before its steps is intact
+
     def patched_denoise(
         self: Any, latents: Tensor, timesteps: Tensor, conditioning: Conditioning
     ) -> Tensor:
@@ -91,6 +99,7 @@ def nan_inserted(shop: Workshop, stage: str, *, permanent: bool) -> Iterator[Non
 
     with (
         patch.object(TrainingSession, "batches", patched_batches),
+        patch.object(TrainingSession, "backward", patched_backward),
         patch.object(model_class, "denoise", patched_denoise),
     ):
         yield

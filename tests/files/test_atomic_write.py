@@ -237,6 +237,27 @@ def test_diverged_training_restarts_once_with_a_lower_learning_rate(
     assert run.state.of_kind(LearningRateReduction) == [LearningRateReduction(3, 0.5, wrong)]
 
 
+def test_a_validation_loss_that_is_not_finite_is_divergence(
+    model: Model, pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    add, number = ConceptTrainer.add_validation_loss, 0
+
+    def second_is_nan(trainer: ConceptTrainer, loss: float) -> None:
+        nonlocal number
+        number += 1
+        add(trainer, torch.nan if number == 2 else loss)
+
+    monkeypatch.setattr(ConceptTrainer, "add_validation_loss", second_is_nan)
+    options = {"early_stop": 1e-12, "validate_every": 2}
+    run = Run.create(tmp_path / "run", recipe(pictures, steps=5, **options))
+    events = list(run.train(model))
+    wrong, back = (event.message for event in events if isinstance(event, Notice))
+    assert wrong == "training diverged after step 2: validation loss nan"
+    assert back == "continuing from step 0 with 50% of the learning rate"
+    assert sorted(run.state.validation_losses) == [0, 2, 4]
+    assert isinstance(events[-1], Finished)
+
+
 def test_weights_that_are_not_finite_are_never_saved(
     model: Model, pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -158,6 +158,8 @@ class RunFolder:
         yield step
         while trainer.notices:
             yield self.record(Notice(trainer.notices.pop(0)))
+        if trainer.error:  # the validation loss after this step is not finite
+            return
         yield from self._check_early_stop(trainer)
         last = not trainer.unfinished
         if self.preview_now or step.is_due(self.recipe.preview_every, last=last):

@@ -173,7 +173,13 @@ class ConceptTrainer:
         return due and self.unfinished and self.steps_done not in self.validation_losses
 
     def add_validation_loss(self, loss: float) -> None:
-        """Record the validation loss at the current step; ends the training if it converged."""
+        """Record the validation loss at the current step; ends the training if it converged.
+
+        Sets `error` if the loss is not finite.
+        """
+        if not math.isfinite(loss):
+            self._set_diverged(f"after step {self.steps_done}: validation loss {loss}")
+            return
         self.validation_losses[self.steps_done] = loss
         self._stop_if_converged()
 
@@ -251,17 +257,23 @@ class ConceptTrainer:
         if not (math.isfinite(loss.total) and norm.isfinite()):
             names = [name for name, value in loss.by_image.items() if not math.isfinite(value)]
             losses = ", ".join(f"{value:.3g}" for value in loss.by_image.values())
-            self.error = DivergedError(
-                f"training diverged at step {self.steps_done + 1}: sample losses {losses}, "
-                f"gradient norm {norm:.3g}, images {', '.join(names or loss.by_image)}",
-                "try a lower --learning-rate, or --precision fp32; "
-                "what was saved before this step is valid",
+            self._set_diverged(
+                f"at step {self.steps_done + 1}: sample losses {losses}, "
+                f"gradient norm {norm:.3g}, images {', '.join(names or loss.by_image)}"
             )
-            # Trained weights that are NaN come from training, all others from the base model.
-            trained = all(weight.isfinite().all() for weight in self.weights)
-            if trained and (damage := self.model.damage()):
-                self.error = DivergedError(damage, "the base model is damaged: get it again")
         return float(norm)
+
+    def _set_diverged(self, where: str) -> None:
+        """Set `error`: training diverged, or the base model is damaged."""
+        self.error = DivergedError(
+            f"training diverged {where}",
+            "try a lower --learning-rate, or --precision fp32; "
+            "what was saved before this step is valid",
+        )
+        # Trained weights that are NaN come from training, all others from the base model.
+        trained = all(weight.isfinite().all() for weight in self.weights)
+        if trained and (damage := self.model.damage()):
+            self.error = DivergedError(damage, "the base model is damaged: get it again")
 
     def step(self) -> None:
         """Update the weights with the clipped gradients, and their averages."""

@@ -220,7 +220,7 @@ class TrainingSession:
         """
         due = [n for n, trainer in enumerate(self.trainers) if trainer.validation_due]
         for n in due:
-            plan = self.plan_memory(self.next_batch(), conditioner)
+            plan = self.memory_plan or self.plan_memory(self.next_batch(), conditioner)
             trainer = self.trainers[n]
             samples = trainer.samples.validation_samples(VALIDATION_SAMPLES, n)
             batches = collate(samples, self.model.device)
