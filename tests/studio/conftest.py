@@ -63,10 +63,11 @@ def start_studio(folder: Path, device: str = "cpu", *options: str) -> Studio:
     raise AssertionError(lines)
 
 
-def add_training(workspace: Workspace) -> Job:
+def add_training(workspace: Workspace, **options: str) -> Job:
     """A training that has ended, with previews of two steps and a concept file."""
-    recipe = {"token": "<a>", "class_noun": "toy", "kind": "object", "base": "pocket"}
-    job = workspace.queue.add("train", {"recipe": {**recipe, "method": {"name": "lora"}}})
+    recipe: dict[str, Any] = {"token": "<a>", "class_noun": "toy", "kind": "object"}
+    recipe |= {"base": "pocket", "method": {"name": "lora"}}
+    job = workspace.queue.add("train", {"recipe": recipe, **options})
     run = workspace.folder / "runs" / job.id
     (run / "previews").mkdir(parents=True)
     (run / "recipe.toml").write_text("steps = 4\n")

@@ -11,9 +11,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from PIL import Image
 
 from pinxit.errors import RequestError, RunError
 from pinxit.files.atomic_write import exclusive_lock
+from pinxit.generation.request import GenerationRequest
 from pinxit.studio.jobs import MAX_ATTEMPTS, JobQueue
 from pinxit.studio.schema import all_options
 from pinxit.studio.worker import Worker
@@ -127,8 +129,25 @@ def test_strength_of_a_concept_is_used(workspace: Workspace, nano: Path, picture
         options = {"request": request, "concepts": [training.id], "strengths": strengths}
         generation = workspace.queue.add("generate", options)
         Worker(workspace, "cpu", print).run(until_empty=True)
-        images += [path.read_bytes() for path in workspace.generated(generation)]
+        (path,) = workspace.generated(generation)
+        (reference,) = GenerationRequest.from_png(path).concepts  # as the command line stores it
+        assert reference.path == workspace.concept_file(training)
+        assert reference.strength == strengths.get(training.id, 1.0)
+        with Image.open(path) as image:
+            images.append(image.tobytes())
     assert images[0] == images[1] != images[2]
+
+
+def test_tokens_of_a_prompt_are_counted(workspace: Workspace, nano: Path, pictures: Path) -> None:
+    training = workspace.queue.add("train", train_recipe(nano, pictures, steps=1))
+    Worker(workspace, "cpu", print).run(until_empty=True)
+    request = {"prompt": "a <toy> on a table", "steps": 1, "base": str(nano)}
+    job = workspace.queue.add("generate", {"request": request, "concepts": [training.id]})
+    Worker(workspace, "cpu", print).run(until_empty=True)
+    prompt = json.loads((job.folder / "report.json").read_text())["prompt"]
+    assert prompt["tokens"][:2] == ["a", "<toy>"]
+    assert prompt["windows"][0] == 1
+    assert len(prompt["tokens"]) + 2 <= prompt["windows"][1]
 
 
 def test_texts_and_tokens_are_those_of_the_training(

@@ -11,6 +11,7 @@ import pytest
 from PIL import Image, PngImagePlugin
 from playwright.sync_api import Browser, Page, expect
 
+from pinxit.studio.trash import Trash
 from pinxit.studio.workspace import FULL, MASK, Workspace
 from tests.studio.conftest import (
     IS_FOCUSED,
@@ -68,6 +69,7 @@ def studio(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Studio]:
         ' "1.png": {"caption": "", "texts": [0]}}}'
     )
     texts.finish()
+    Trash(workspace).add(workspace.queue.add("convert", {"concept": "000001", "format": "kohya"}))
     running = start_studio(workspace.folder, "none")
     yield running
     running.stop()
@@ -333,6 +335,29 @@ def test_file_is_opened_and_a_concept_converted(page: Page, studio: Studio, tmp_
     keys.press("button", "Convert")
     page.wait_for_url(re.compile("/jobs/"))
     assert studio.workspace.queue.all()[-1].options == {"concept": "000001", "format": "kohya"}
+
+
+def test_trash_is_emptied(page: Page, studio: Studio) -> None:
+    keys, trash = Keyboard(page), Trash(studio.workspace)
+    trash.add(studio.workspace.queue.add("inspect", {}))
+    page.goto(f"{studio.address}/files")
+    keys.reach(page.locator("summary", has_text="Empty the trash"))
+    page.keyboard.press("Enter")
+    keys.reach(page.get_by_role("checkbox", name="for good"))
+    page.keyboard.press("Space")
+    keys.follow("button", "Empty the trash")
+    expect(page.get_by_role("heading", name="Trash")).to_have_count(0)
+    assert not trash.jobs()
+
+
+def test_question_mark_lists_the_keys(page: Page, studio: Studio) -> None:
+    page.goto(f"{studio.address}/generate")
+    prompt, keys = page.get_by_label("Prompt", exact=True), page.get_by_text("sends the form")
+    prompt.press("?")
+    expect(prompt).to_have_value(re.compile(r"\?"))
+    expect(keys).to_be_hidden()
+    page.locator("main").press("?")
+    expect(keys).to_be_visible()
 
 
 def test_concepts_are_compared(page: Page, studio: Studio) -> None:

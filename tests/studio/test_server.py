@@ -16,10 +16,12 @@ from pinxit.errors import RequestError, RunError
 from pinxit.pocket import gallery
 from pinxit.pocket.world import held_out_subjects
 from pinxit.progress import Notice
-from pinxit.runs.events import Preview, PreviewScores, to_line
+from pinxit.runs.events import MemoryNotice, Preview, PreviewScores, to_line
 from pinxit.studio.server import serve
 from pinxit.studio.streams import LogTail
+from pinxit.studio.trash import Trash
 from pinxit.studio.workspace import Workspace
+from pinxit.training.step_result import StepResult
 from tests.pages import must_be_well_formed
 from tests.studio.conftest import add_images, add_training, start_studio, wait_for
 
@@ -34,6 +36,7 @@ from pathlib import Path
 from starlette.testclient import TestClient
 from pinxit.studio.app import create_app
 from pinxit.studio.server import serve
+from pinxit.studio.trash import Trash
 from pinxit.studio.workspace import Workspace
 
 workspace = Workspace(Path(sys.argv[1]))
@@ -161,6 +164,45 @@ def test_removed_job_comes_back_from_the_trash(client: TestClient, workspace: Wo
     assert (job.folder / "job.json").read_bytes() == before
 
 
+def test_trash_has_all_that_a_job_made_and_is_emptied_for_good(
+    client: TestClient, workspace: Workspace
+) -> None:
+    images = add_images(workspace)
+    training = add_training(workspace, snapshot=images.id)
+    training.finish()
+    other = workspace.queue.add("inspect", {"file": workspace.new_folder("files").name})
+    client.headers["origin"] = "http://127.0.0.1:1"
+    address, run = f"/jobs/{training.id}", workspace.folder / "runs" / training.id
+    for _ in range(2):
+        client.post(f"{address}/remove")
+        assert not run.exists()
+        assert not images.folder.exists()
+        assert "Bring it back" in client.get("/files").text
+        client.post(f"{address}/restore")
+        assert (run / "concept.safetensors").is_file()
+        assert images.folder.is_dir()
+    client.post(f"{address}/remove")
+    assert client.post("/trash", data={}).status_code == 400
+    assert Trash(workspace).jobs()
+    client.post("/trash", data={"sure": "on"})
+    assert not Trash(workspace).jobs()
+    client.post(f"{address}/restore")
+    assert Workspace(workspace.folder).queue.all() == [other]
+    assert workspace.queue.add("inspect", {}).id == "000003"
+    assert workspace.new_folder("images").name == "000002"  # an address never means another one
+
+
+def test_form_says_what_the_last_training_took(client: TestClient, workspace: Workspace) -> None:
+    training = add_training(workspace)
+    steps = [StepResult(step, 4, (0.5,), (1.0,), 1e-3, 30.0) for step in (1, 2, 3)]
+    notice = MemoryNotice(1, text="training in fp32; predicted peak: 1.5 GB of memory (1 GB, ...)")
+    with (workspace.folder / "runs" / training.id / "journal.jsonl").open("a") as file:
+        file.writelines(map(to_line, (notice, *steps)))
+    page = client.get("/train").text
+    assert "Last time on pocket: 4 steps in 2 min, 1.5 GB of memory" in page
+    assert page.count("Last time") == 1
+
+
 def test_generated_image_is_removed_brought_back_and_transferred(
     client: TestClient, workspace: Workspace
 ) -> None:
@@ -249,7 +291,7 @@ def test_wrong_answers_are_refused_before_they_are_queued(
     many = [f"{add_training(workspace).id}:nan"]
     answer = client.post("/api/generate", json={"prompt": "a dog", "concepts": many})
     assert answer.json()["message"] == "the strength must be a number, not 'nan'"
-    workspace.trash(workspace.queue.all()[0])
+    Trash(workspace).add(workspace.queue.all()[0])
     file = workspace.new_folder("files")
     (file / "bad.pt").write_bytes(b"a pickle")
     job = workspace.queue.add("inspect", {"file": file.name})

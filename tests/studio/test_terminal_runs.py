@@ -8,6 +8,7 @@ from starlette.testclient import TestClient
 from pinxit.errors import PinxitError
 from pinxit.files.atomic_write import exclusive_lock
 from pinxit.runs.events import Preview, RunFailure, to_line
+from pinxit.studio.trash import Trash
 from pinxit.studio.workspace import Workspace
 from tests.studio.conftest import add_training
 
@@ -29,7 +30,7 @@ def run(workspace: Workspace, tmp_path: Path) -> Path:
     folder.parent.mkdir()
     (workspace.folder / "runs" / job.id).rename(folder)
     (folder / "recipe.toml").write_text(RECIPE)
-    workspace.trash(job)
+    Trash(workspace).add(job)
     (workspace.folder / "runs" / "terminal").symlink_to(folder.parent)
     return folder
 

@@ -17,6 +17,7 @@ from pinxit.studio.submit import (
     texts_job,
     train_job,
 )
+from pinxit.studio.trash import Trash
 from pinxit.studio.uploads import (
     add_copies,
     add_images,
@@ -90,13 +91,13 @@ class Actions:
         """Stop, continue, rename, remove or restore a job."""
         number, action = request.path_params["job"], request.path_params["action"]
         if action == "restore":
-            self.workspace.restore(number)
+            Trash(self.workspace).restore(number)
             return _see(f"/jobs/{number}")
         job = self.workspace.job(number)
         if action == "remove":
             _must_be_own(job)
             _refuse_active(job)
-            self.workspace.trash(job)
+            Trash(self.workspace).add(job)
             return _see(f"/library?removed={job.id}")
         if action == "drift":
             drift_job(self.workspace, job)
@@ -129,6 +130,13 @@ class Actions:
             raise RequestError("no file was chosen", "choose a concept file")
         job = await add_model_file(self.workspace, files[0], MAX_MODEL_BYTES)
         return _see(f"/jobs/{job.id}")
+
+    async def empty_trash(self, request: Request) -> Response:
+        """Delete what is in the trash for good: the only thing that cannot be undone."""
+        if not (await form_of(request)).get("sure"):
+            raise RequestError("nothing was deleted", "mark that you are sure, and press again")
+        Trash(self.workspace).empty()
+        return _see("/files")
 
     async def convert(self, request: Request) -> Response:
         """Queue a conversion."""

@@ -52,6 +52,7 @@ def routes(pages: Pages) -> list[tuple[str, str, Handler]]:
         ("GET", "/files", pages.files),
         ("POST", "/files", do.open_file),
         ("POST", "/convert", do.convert),
+        ("POST", "/trash", do.empty_trash),
         ("GET", "/queue", pages.queue),
         ("GET", "/events", pages.studio_stream),
         ("GET", "/jobs/{job}", pages.job),

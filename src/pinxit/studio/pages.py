@@ -15,10 +15,11 @@ from starlette.responses import (
 
 from pinxit.errors import PinxitError, RequestError
 from pinxit.studio.guard import NEW_LINK
-from pinxit.studio.jobs import KIND_NAMES, Job, is_number, numbered_folders, read_json
+from pinxit.studio.jobs import KIND_NAMES, Job, numbered_folders, read_json
 from pinxit.studio.static_files import static_address
 from pinxit.studio.streams import StatusWatch, job_events, log_end, studio_events
 from pinxit.studio.submit import KINDS
+from pinxit.studio.trash import Trash, space
 from pinxit.studio.views import TrainingView, duration, in_words
 from pinxit.studio.workspace import ImageSet, Workspace
 
@@ -93,8 +94,7 @@ class Pages:
         jobs = [job for job in self.workspace.jobs() if job.kind in ("train", "inspect")]
         found = [job for job in reversed(jobs) if all(word in self._about(job) for word in words)]
         shown = found if "all" in query else found[:_CARDS]
-        trash = self.workspace.folder / "trash" / "queue"
-        is_there = is_number(removed) and (trash / removed).is_dir()
+        is_there = removed and removed in [job.id for job in Trash(self.workspace).jobs()]
         page = {"views": [self.view(job) for job in shown], "removed": is_there and removed}
         page |= {"find": query.get("find", ""), "found": len(found), "total": len(jobs)}
         return self.render("library.html", page)
@@ -123,8 +123,18 @@ class Pages:
         number = str(values.get("images") or "")
         images = self.workspace.images_of(number) if number else None
         choices = {"kinds": KINDS, "bases": self.workspace.bases}
-        page = {"values": values, "images": images, **choices}
+        page = {"values": values, "images": images, "costs": self._costs(), **choices}
         return self.render("train.html", page, 400 if error else 200, error=error)
+
+    def _costs(self) -> dict[tuple[str, str], str]:
+        """What the newest training with a method and base model took, by both."""
+        costs: dict[tuple[str, str], str] = {}
+        for job in reversed(self.workspace.jobs()):
+            recipe = job.options.get("recipe", {})
+            key = (recipe.get("method", {}).get("name", ""), recipe.get("base", ""))
+            if job.kind == "train" and not costs.get(key):
+                costs[key] = self.view(job).cost
+        return costs
 
     async def generate(self, request: Request) -> Response:
         """The form of a generation with concepts, or like an earlier one."""
@@ -195,7 +205,9 @@ class Pages:
         """Concept files to inspect and convert."""
         kinds = ("inspect", "convert")
         jobs = [job for job in reversed(self.workspace.queue.all()) if job.kind in kinds]
-        return self.render("files.html", {"jobs": jobs, "concepts": self.workspace.concepts()})
+        page = {"jobs": jobs, "concepts": self.workspace.concepts()}
+        page |= {"trash": Trash(self.workspace).jobs(), "space": space(self.workspace)}
+        return self.render("files.html", page)
 
     async def compare(self, _: Request, error: PinxitError | None = None) -> Response:
         """The form of a comparison, perhaps with an error, and earlier ones."""

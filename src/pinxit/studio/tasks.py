@@ -10,12 +10,12 @@ from typing import Any
 from pinxit import registry
 from pinxit.concepts.concept import Concept
 from pinxit.concepts.conversion import convert_concept
-from pinxit.concepts.read import read_concept
+from pinxit.concepts.read import ConceptReference, read_concept
 from pinxit.concepts.summary import summarize
 from pinxit.errors import ConceptError, RequestError
 from pinxit.evaluation.judge import NUM_PROMPTS, suitable_prompts
 from pinxit.evaluation.prompt_sets import evenly_spaced
-from pinxit.files.atomic_write import make_folder, write_text
+from pinxit.files.atomic_write import make_folder, sha256, write_text
 from pinxit.generation.request import GeneratedImage, GenerationRequest
 from pinxit.generation.sample import sample_images
 from pinxit.images.crop import bucket_for
@@ -32,7 +32,7 @@ from pinxit.runs.run import Run
 from pinxit.studio.jobs import Job
 from pinxit.studio.workspace import Workspace
 from pinxit.training.recipe import Recipe
-from pinxit.training.texts import training_texts
+from pinxit.training.texts import text_with_tokens, training_texts
 
 # None only offers to stop.
 Task = Generator[Progress | Notice | None]
@@ -79,14 +79,15 @@ class Tasks:
     def _generate(self, job: Job) -> Task:
         options = dict(job.options["request"])
         strengths = job.options.get("strengths", {})
-        concepts = [
-            self._concept(number).with_strength(strengths.get(number, 1.0))
+        options["concepts"] = [  # each image says what it was generated with
+            self._reference(number, strengths.get(number, 1.0))
             for number in job.options["concepts"]
         ]
         if image := options.pop("image", None):
             source = self.workspace.images_of(image).files[0]
             options["controls"] = [{**options.pop("control"), "image": source}]
         request = GenerationRequest.model_validate(options)
+        concepts = [reference.open() for reference in request.concepts]
         model = yield from self._opened(request)
         if image:
             request = _fitted(request, model)
@@ -96,13 +97,14 @@ class Tasks:
             out = folder / f"{place:04}.png"
             if not out.is_file():
                 one = request.model_copy(update={"seed": seed, "num_images": 1})
-                yield from _sample(model, one, concepts, out)
+                yield from _sample(model, one, concepts, out, job.folder / "report.json")
 
     def _inspect(self, job: Job) -> Task:
         yield Progress("reading the file", 0, 1)
         file = self._concept_path(job.id)
         # What to type in a shell, with the path of the studio's copy, is of no use in the page.
         rows = [(label, text.partition(", with --")[0]) for label, text in summarize(file)]
+        rows.append(("SHA-256", sha256(file)))
         concept = read_concept(file)
         report = {"rows": rows, "token": concept.token, "has_strength": concept.has_strength}
         write_text(job.folder / "report.json", json.dumps(report))
@@ -141,13 +143,16 @@ class Tasks:
         """Generate the prompts of a training's previews without its token, and with its weights."""
         training = self.workspace.job(job.options["concept"])
         recipe = Recipe.model_validate(training.options["recipe"])
-        concept = self._concept(training.id)
+        reference = self._reference(training.id)
+        concept = reference.open()
         model = yield from self._opened(recipe)
         prompts = evenly_spaced(suitable_prompts(model, recipe), NUM_PROMPTS)
         folder = self.workspace.folder / "generated" / job.id
         for place, prompt in enumerate(prompts):
             request = GenerationRequest(
                 prompt=prompt.plain,
+                concepts=(reference,),
+                base=recipe.base,
                 seed=prompt.seed,
                 num_images=1,
                 width=recipe.resolution,
@@ -169,6 +174,9 @@ class Tasks:
     def _concept(self, number: str) -> Concept:
         return read_concept(self._concept_path(number))
 
+    def _reference(self, number: str, strength: float = 1.0) -> ConceptReference:
+        return ConceptReference(self._concept_path(number).resolve(), strength)
+
     def _concept_path(self, number: str) -> Path:
         path = self.workspace.concept_file(self.workspace.job(number))
         if path is None:
@@ -176,10 +184,19 @@ class Tasks:
         return path
 
 
-def _sample(model: Model, request: GenerationRequest, concepts: list[Concept], out: Path) -> Task:
-    """Generate one image into a file."""
+def _sample(
+    model: Model,
+    request: GenerationRequest,
+    concepts: list[Concept],
+    out: Path,
+    report: Path | None = None,
+) -> Task:
+    """Generate one image into a file; a new `report` gets the tokens of its prompt."""
     with closing(sample_images(model, request, concepts)) as events:
         for event in events:
+            if report and not report.is_file():  # the model knows the concepts' tokens only here
+                tokens = text_with_tokens(model, request.prompt, request.prompt_parsing)
+                write_text(report, json.dumps({"prompt": tokens}))
             if isinstance(event, GeneratedImage):
                 event.save(out)
                 yield None

@@ -22,6 +22,7 @@ _SPEED_STEPS = 20  # the last steps, from which the speed is measured
 _MAX_POINTS = 300
 _SCORED, _UNSCORED = 8, 4  # images on a sheet of previews
 _MARGIN = 4  # of a sheet, in pixels
+_PEAK = re.compile(r"predicted peak: ([\d.]+ [GM]B)")
 _OPTION = re.compile(r"--([a-z][a-z-]*)")
 
 
@@ -74,12 +75,27 @@ class TrainingView:
         return steps[-1].total if steps else (self.run.total_steps if self.run else None) or 0
 
     @property
+    def step_seconds(self) -> float | None:
+        """The time of a step, the median of the last ones; None before there are three."""
+        last = sorted(step.seconds for step in (self.run.steps if self.run else [])[-_SPEED_STEPS:])
+        return last[len(last) // 2] if len(last) > 2 else None
+
+    @property
     def seconds_left(self) -> float | None:
         """The time that the other steps will take; None if it cannot be known yet."""
-        if not self.run or len(self.run.steps) < 3 or self.state != "running":
+        if self.step_seconds is None or self.state != "running":
             return None
-        last = sorted(step.seconds for step in self.run.steps[-_SPEED_STEPS:])
-        return last[len(last) // 2] * (self.total - self.step)
+        return self.step_seconds * (self.total - self.step)
+
+    @property
+    def cost(self) -> str:
+        """The time of the steps and the predicted memory; empty if they are not known."""
+        if self.step_seconds is None:
+            return ""
+        plan = self.run and self.run.memory_plan
+        peak = _PEAK.search(plan.text) if plan else None
+        memory = f", {peak[1]} of memory" if peak else ""
+        return f"{self.total} steps in {duration(self.step_seconds * self.total)}{memory}"
 
     @property
     def summary(self) -> str:

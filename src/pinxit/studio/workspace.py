@@ -158,7 +158,7 @@ class Workspace:
 
     def new_folder(self, kind: str) -> Path:
         """A new folder with a free number for images or files."""
-        return new_numbered_folder(self.folder / kind)
+        return new_numbered_folder(self.folder / kind, self.folder / "trash" / kind)
 
     def run(self, job: Job) -> "RunState | None":
         """The state of a training from its log; None before it has started."""
@@ -247,15 +247,6 @@ class Workspace:
         """Bring back the images that were taken out of a job."""
         for image in self.removed_images(job):
             image.replace(image.parent.parent / image.name)
-
-    def trash(self, job: Job) -> None:
-        """Move a job with everything that it made to the trash; undone by `restore`."""
-        _move(self.folder, self.folder / "trash", job.id)
-
-    def restore(self, number: str) -> None:
-        """Move a job back from the trash."""
-        if is_number(number):
-            _move(self.folder / "trash", self.folder, number)
 
     @cached_property
     def secret(self) -> bytes:
@@ -350,10 +341,3 @@ def _stamp(file: Path) -> tuple[int, int, int] | None:
     except OSError:
         return None
     return status.st_ino, status.st_size, status.st_mtime_ns
-
-
-def _move(source: Path, target: Path, number: str) -> None:
-    for kind in ("queue", "runs", "generated"):
-        if (source / kind / number).is_dir():
-            (target / kind).mkdir(exist_ok=True)
-            (source / kind / number).replace(target / kind / number)

@@ -153,6 +153,12 @@ for (const form of all("form.main")) {
   });
 }
 
+document.addEventListener("keydown", (event) => {
+  if (event.key !== "?" || event.target.matches("input, textarea, select")) return;
+  $("#keys-list").open = true;
+  $("#keys-list summary").focus();
+});
+
 // ---- Only the settings of the chosen method or control
 
 function showChosen() {
