@@ -7,7 +7,7 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -63,8 +63,8 @@ def start_studio(folder: Path, device: str = "cpu", *options: str) -> Studio:
     raise AssertionError(lines)
 
 
-def add_training(workspace: Workspace, **options: str) -> Job:
-    """A training that has ended, with previews of two steps and a concept file."""
+def add_training(workspace: Workspace, *, steps: Sequence[int] = (2, 4), **options: str) -> Job:
+    """A training that has ended, with previews of some steps and a concept file."""
     recipe: dict[str, Any] = {"token": "<a>", "class_noun": "toy", "kind": "object"}
     recipe |= {"base": "pocket", "method": {"name": "lora"}}
     job = workspace.queue.add("train", {"recipe": recipe, **options})
@@ -73,7 +73,8 @@ def add_training(workspace: Workspace, **options: str) -> Job:
     (run / "recipe.toml").write_text("steps = 4\n")
     (run / "concept.safetensors").write_bytes(b"tensors")
     lines: list[str] = []
-    for step, color in ((2, "crimson"), (4, "teal")):
+    for step in steps:
+        color = "crimson" if step == 2 else "teal"
         path = run / "previews" / f"{step:07}.png"
         contact_sheet([Image.new("RGB", (16, 16), color)] * 4).save(path)
         lines.append(to_line(Preview(step, path, 0)))

@@ -49,7 +49,7 @@ def studio(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Studio]:
     workspace = Workspace(tmp_path_factory.mktemp("keyboard") / "work")
     workspace.create()
     images = add_images(workspace)
-    add_training(workspace)
+    add_training(workspace, steps=(2, 3, 4))
     generation = workspace.queue.add("generate", {"request": {"prompt": "a <a>"}, "concepts": []})
     request = {"prompt": "a <a>", "image": images.id}
     control = {"name": "inversion", "preserve": 0.75}
@@ -84,12 +84,13 @@ def page(studio: Studio, browser: Browser) -> Iterator[Page]:
 @pytest.fixture(scope="module")
 def addresses(page: Page, studio: Studio) -> list[str]:
     """All pages, also those of this workspace; a blind vote is started for it."""
-    page.goto(f"{studio.address}/side?left=000001:2&right=000001:4")
+    page.goto(f"{studio.address}/side?steps=000001:2&steps=000001:4")
     Keyboard(page).press("button", "Vote without names")
     page.wait_for_url(re.compile("/votes/"))
     names = ["library", "train", "train?images=000001", "generate", "transfer", "compare", "files"]
     names += ["queue", *(f"jobs/{number:06}" for number in range(1, 5)), "images/000001"]
-    names += ["images/000001/0/edit", "side", "votes/000001"]
+    names += ["images/000001/0/edit", "side", "side?steps=000001:2&steps=000001:3&steps=000001:4"]
+    names += ["votes/000001"]
     return [f"{studio.address}/{name}" for name in names]
 
 
@@ -412,7 +413,7 @@ def test_dropped_png_restores_its_settings(page: Page, studio: Studio, tmp_path:
 def test_two_steps_are_flipped_and_voted_on(page: Page, studio: Studio) -> None:
     keys = Keyboard(page)
     page.goto(f"{studio.address}/jobs/000001")
-    keys.follow("link", "Compare two steps side by side")
+    keys.follow("link", "Compare steps side by side")
     left, right = page.locator("svg.left").first, page.locator("svg.right").first
     keys.press("button", "Show in one place")
     expect(right).to_be_hidden()

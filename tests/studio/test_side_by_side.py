@@ -20,10 +20,29 @@ def training(workspace: Workspace) -> Job:
 
 
 def test_two_steps_are_shown_with_their_titles(client: TestClient, training: Job) -> None:
-    page = client.get(f"/side?left={training.id}:2").text
+    page = client.get(f"/side?steps={training.id}:2").text
     assert f"/jobs/{training.id}/previews/2" in page
     assert f"/jobs/{training.id}/previews/4" in page
-    assert "&lt;a&gt;, step 2, job 1" in page
+    assert "&lt;a&gt;, job 1, step 2" in page
+
+
+def test_up_to_six_steps_are_columns(
+    client: TestClient, training: Job, workspace: Workspace
+) -> None:
+    others = [add_training(workspace) for _ in range(3)]
+    query = "&".join(f"concepts={job.id}" for job in others)
+    page = client.get(f"/side?{query}").text
+    columns = [f'<th scope="col">&lt;a&gt;, job {int(job.id)}, step 4</th>' for job in others]
+    assert "".join(columns) in page  # of each concept one step
+    assert page.count("<tr><th") == 4  # a row for each prompt
+    assert f"/jobs/{training.id}/previews" not in page
+    steps = [f"steps={job.id}:{step}" for job in (training, *others) for step in (2, 4)]
+    page = client.get(f"/side?{'&'.join(steps)}&steps=none").text
+    assert page.count('<th scope="col">') == 6
+    assert "3 of what was chosen cannot be shown" in page
+    page = client.get(f"/side?steps={training.id}&steps=none").text
+    assert "1 of what was chosen cannot be shown" in page
+    assert page.count("<figure>") == 4  # with the newest other one
 
 
 def test_vote_is_blind_and_counts_the_sides(client: TestClient, training: Job) -> None:
@@ -44,7 +63,7 @@ def test_vote_is_blind_and_counts_the_sides(client: TestClient, training: Job) -
             client.post(address, data={"choice": choice, "number": str(number)})
     page = client.get(address).text
     assert "You prefer the left one." in page
-    assert "&lt;a&gt;, step 2, job 1</th><td>8<" in page
+    assert "&lt;a&gt;, job 1, step 2</th><td>8<" in page
     assert client.get(f"{address}/0/a").status_code == 400
 
 

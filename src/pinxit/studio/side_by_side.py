@@ -1,4 +1,4 @@
-"""Two steps of trainings side by side, and a blind vote between them.
+"""Steps of trainings side by side, and a blind vote between two of them.
 
 A vote is a folder: what is compared in which order is decided when it is made, and each choice is
 one line of a file. Neither names nor steps are in the page before the vote ends.
@@ -10,6 +10,7 @@ import random
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,8 @@ from pinxit.studio.views import PreviewRow
 
 VOTES = "votes"
 _VOTE, _CHOICES = "vote.json", "choices.txt"
+_MAX_SIDES = 6
+_TRAININGS = 24  # from which steps can be chosen
 _TIMES = 2  # how often each pair of images is shown, once in each order if it is even
 _Z = 1.96  # of a 95% interval
 
@@ -35,12 +38,26 @@ class Side:
 
     job: Job
     row: PreviewRow
-    title: str
+    training: str
+
+    @property
+    def title(self) -> str:
+        """What people call it."""
+        return f"{self.training}, step {self.row.step}"
+
+    @property
+    def address(self) -> str:
+        """Where its sheet of previews is."""
+        return f"/jobs/{self.job.id}/previews/{self.row.step}"
 
     @property
     def key(self) -> str:
         """How forms name it."""
         return f"{self.job.id}:{self.row.step}"
+
+    def is_meant(self, key: str) -> bool:
+        """Whether a key is that of this step or of its training."""
+        return key in (self.key, self.job.id)
 
 
 @dataclass(frozen=True)
@@ -79,20 +96,21 @@ class Vote:
 
 
 class SideBySide:
-    """The handlers of comparisons of two steps."""
+    """The handlers of comparisons of steps."""
 
     def __init__(self, pages: Pages) -> None:
         self.pages = pages
         self.workspace = pages.workspace
 
     async def show(self, request: Request) -> Response:
-        """Two steps side by side, the two newest if the query names none."""
-        sides = self._sides()
-        query = request.query_params
-        left = _chosen(sides, query.get("left", ""))
-        right = _chosen(sides, query.get("right", ""), other_than=left)
-        pairs = list(zip(left.row.cells, right.row.cells, strict=False)) if left and right else []
-        page = {"sides": sides, "left": left, "right": right, "pairs": pairs}
+        """Two to six steps side by side; of a training, the best one, and at first the newest."""
+        sides, query = self._sides(), request.query_params
+        keys = query.getlist("steps") + query.getlist("concepts")
+        chosen = _chosen(list(sides.values()), keys)
+        trainings = [list(group) for _, group in groupby(sides.values(), lambda side: side.job.id)]
+        page = {"trainings": trainings[:_TRAININGS], "older": len(trainings) - _TRAININGS}
+        dropped = [key for key in keys if not any(side.is_meant(key) for side in chosen)]
+        page |= {"chosen": chosen, "dropped": len(dropped)}
         return self.pages.render("side.html", page)
 
     async def start(self, request: Request) -> Response:
@@ -144,7 +162,9 @@ class SideBySide:
         """The steps of all trainings that have previews, newest first, by key."""
         jobs = [job for job in reversed(self.workspace.jobs()) if job.kind == "train"]
         sides = [
-            Side(job, row, f"{self.workspace.token(job)}, step {row.step}, {job.label}")
+            Side(
+                job, row, ", ".join(filter(None, [self.workspace.token(job), job.title, job.label]))
+            )
             for job in jobs
             for row in self.pages.view(job).previews
         ]
@@ -174,10 +194,15 @@ def _key(vote: Vote, name: str) -> str:
     return vote.keys[(name == "b") != swapped]
 
 
-def _chosen(sides: dict[str, Side], key: str, other_than: Side | None = None) -> Side | None:
-    """The side with this key, or else of this job; the first other one if there is none."""
-    fitting = [side for side in sides.values() if key in (side.key, side.job.id)]
-    return next((side for side in [*fitting, *sides.values()] if side != other_than), None)
+def _chosen(sides: Sequence[Side], keys: Sequence[str]) -> list[Side]:
+    """The sides with these keys, or the best of these jobs; the newest if they are too few."""
+    best_first = sorted(sides, key=lambda side: not side.row.is_best)
+    chosen: list[Side] = []
+    for key in keys:
+        found = [side for side in best_first if side.is_meant(key)][:1]
+        chosen += [side for side in found if side not in chosen]
+    newest = [side for side in sides if side not in chosen][: max(0, 2 - len(chosen))]
+    return [*chosen[:_MAX_SIDES], *newest]
 
 
 def _wilson(wins: int, total: int) -> tuple[float, float]:

@@ -32,7 +32,13 @@ class Cell:
 
     box: tuple[float, float, float, float]
     sheet_size: tuple[int, int]
-    text: str
+    step: int
+    prompt: str
+
+    @property
+    def text(self) -> str:
+        """What it shows, for people who do not see it."""
+        return f"step {self.step}: {self.prompt}"
 
 
 @dataclass(frozen=True)
@@ -223,7 +229,8 @@ def cells(sheet: Path, step: int, texts: Sequence[str]) -> list[Cell]:
                 down - _MARGIN,
             ),
             (width, height),
-            f"step {step}: {text}",
+            step,
+            text,
         )
         for index, text in enumerate(texts)
     ]
