@@ -92,9 +92,9 @@ def nan_inserted(shop: Workshop, stage: str, *, permanent: bool) -> Iterator[Non
     def patched_denoise(
         self: Any, latents: Tensor, timesteps: Tensor, conditioning: Conditioning
     ) -> Tensor:
-        if stage == "conditioning":
-            conditioning = Conditioning(with_nan(conditioning.states), conditioning.pooled)
-        prediction = denoise(self, latents, timesteps, conditioning)
+        broken = Conditioning(with_nan(conditioning.states), conditioning.pooled)
+        given = broken if stage == "conditioning" else conditioning
+        prediction = denoise(self, latents, timesteps, given)
         return with_nan(prediction) if stage == "denoiser" else prediction
 
     with (
