@@ -220,7 +220,7 @@ def needs(model: Model, method: str, size: int) -> dict[str, float]:
     model.offload("vae")
     with applied(model, [adapter]):
         model.network("denoiser")
-        trial = Trial(model, [trainer], [batch], condition, denoising_losses, False)
+        trial = Trial(model, [trainer], [batch], condition, denoising_losses, 0)
         sizes = {
             "weights": trial.weight_bytes(),
             "bf16": trial.step_bytes(1, False),

@@ -103,7 +103,8 @@ def test_workers_train_what_one_process_trains_though_one_is_killed(
     killed, events = 0, list[FleetEvent]()
     for event in train_fleet(options.open(Setup(folder, "cpu", 1)), group, folder, options):
         events.append(event)
-        if not killed and isinstance(event, tuple) and isinstance(event[1], Status):
+        status = event[1] if isinstance(event, tuple) else None
+        if not killed and isinstance(status, Status) and status.total:
             killed = kill_worker()
     assert (0, None) in events or (1, None) in events
     assert list(errors(events)) == ["bee"]
@@ -260,6 +261,9 @@ def test_the_command_prints_json_lines(
     assert "1 of 5 subjects were not trained: bee" in err
     progress = next(line for line in lines if line["type"] == "progress")
     assert {"done", "total", "left out", "restarts", "workers"} <= set(progress)
+    assert lines[-1]["type"] == "progress"
+    assert lines[-1]["done"] == lines[-1]["total"] == 5
+    assert lines[-1]["workers"] == [{"done": 0, "total": 0, "note": "waiting"}]
     assert main(["train-many", f"--resume={tmp_path / 'out'}", "--engine=local"]) == 2
     assert len(capsys.readouterr().out.splitlines()) == 4
     assert main([*words, f"--out={tmp_path / 'out'}", "--engine=proceses"]) == 2

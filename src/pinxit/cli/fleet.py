@@ -185,7 +185,7 @@ class _Display:
         # A pipe gets only the totals, which are shown first: see the bars.
         for number, status in enumerate(self.workers, 1):
             progress(Progress(f"worker {number}", status.done, status.total + 1, status.note))
-        if time.monotonic() >= self._next_line:
+        if time.monotonic() >= self._next_line or done == self.total:
             self._next_line = time.monotonic() + _JSON_EVERY
             workers = [asdict(status) for status in self.workers]
             self._write("progress", done=done, total=self.total, **counts, workers=workers)

@@ -27,6 +27,10 @@ T = TypeVar("T")
 # once.
 _TIMEOUT = timedelta(days=30)
 _BAD_INPUT = 2
+# Gradients are summed in a buffer of this size: those of adapters in one piece.
+BUCKET_BYTES = 2**28
+# Weights, and the rank that gets the sum of their gradients; None for all.
+_Bucket = tuple[int | None, list[nn.Parameter]]
 
 
 class LeaderEndedError(Exception):
@@ -114,33 +118,67 @@ class Ranks:
                 self._collective(partial(dist.broadcast, received[name], src=0))
         return received
 
-    def sum_gradients(self, weights: Sequence[nn.Parameter], value: T | None) -> list[T | None]:
-        """Sum the gradients of all processes in one flat buffer; returns the values of all.
+    def sum_gradients(
+        self, weights: Sequence[nn.Parameter], value: T | None, owners: Sequence[int] = ()
+    ) -> list[T | None]:
+        """Sum the gradients of all processes; returns the values of all.
 
-        If the value of one is None, or its memory runs out, nothing is summed. A weight that has
-        no gradient in any process stays without. Gradients keep the layout of their weights.
+        With `owners`, the rank of each weight, only that process gets the sum, and the others have
+        no gradient of it any more. If the value of one process is None, or its memory runs out,
+        nothing is summed. A weight that has no gradient in any process stays without.
         """
         if self.size == 1:
             return [value]
         present = [weight.grad is not None for weight in weights]
-        flat: dict[torch.dtype, Tensor] = {}
+        buckets, buffer = _buckets(weights, owners), torch.empty(0)
         try:
-            flat = _flat_gradients(weights)
+            buffer = self._buffer_for(buckets)
         except torch.OutOfMemoryError:
             value = None
         with defer_signals():
             results = self._exchange((value, present))
             values = [one for one, _ in results]
-            if all(one is not None for one in values):
-                for buffer in flat.values():
-                    self._collective(partial(dist.all_reduce, buffer))
-                    self.summed_bytes += buffer.nbytes
-        if any(one is None for one in values):
-            return values
+            if any(one is None for one in values):
+                return values
+            for owner, bucket in buckets:
+                self._sum_bucket(buffer, bucket, owner)
         for weight, *has_gradient in zip(weights, *(flags for _, flags in results), strict=True):
             if not any(has_gradient):
                 weight.grad = None
         return values
+
+    def _buffer_for(self, buckets: Sequence[_Bucket]) -> Tensor:
+        """The bytes for the largest bucket; every gradient that will be the sum exists then."""
+        for owner, bucket in buckets:
+            for weight in bucket if owner in (None, self.rank) else ():
+                if weight.grad is None:
+                    weight.grad = torch.zeros_like(weight)
+        largest = max(sum(weight.nbytes for weight in bucket) for _, bucket in buckets)
+        return torch.empty(largest, dtype=torch.uint8, device=buckets[0][1][0].device)
+
+    def _sum_bucket(
+        self, buffer: Tensor, weights: Sequence[nn.Parameter], owner: int | None
+    ) -> None:
+        """Sum the gradients of some weights in the buffer, for one process or for all."""
+        total = sum(weight.nbytes for weight in weights)
+        flat = buffer[:total].view(weights[0].dtype)
+        views: list[Tensor] = []
+        start = 0
+        for weight in weights:
+            views.append(view := flat.as_strided(weight.shape, weight.stride(), start))
+            start += weight.numel()
+            view.zero_() if weight.grad is None else view.copy_(weight.grad)
+        if owner is None:
+            self._collective(partial(dist.all_reduce, flat))
+        else:
+            self._collective(partial(dist.reduce, flat, owner))
+        self.summed_bytes += total
+        for weight, view in zip(weights, views, strict=True):
+            if owner in (None, self.rank):
+                assert weight.grad is not None
+                weight.grad.copy_(view)
+            else:
+                weight.grad = None
 
     def share_weights(self, weights: Sequence[tuple[Tensor, int]]) -> None:
         """Replace each contiguous tensor by that of the process whose rank is with it."""
@@ -268,21 +306,14 @@ def joined(device_name: str) -> Generator[Ranks]:
         ranks.leave()
 
 
-def _flat_gradients(weights: Sequence[nn.Parameter]) -> dict[torch.dtype, Tensor]:
-    """Move all gradients, zero where there is none, into one buffer for each dtype.
-
-    The gradients become views of the buffers, with the memory layout of their weights.
-    """
-    buffers: dict[torch.dtype, Tensor] = {}
-    for dtype in dict.fromkeys(weight.dtype for weight in weights):
-        same = [weight for weight in weights if weight.dtype == dtype]
-        total = sum(weight.numel() for weight in same)
-        buffers[dtype] = flat = torch.zeros(total, dtype=dtype, device=same[0].device)
-        start = 0
-        for weight in same:
-            view = flat.as_strided(weight.shape, weight.stride(), start)
-            if weight.grad is not None:
-                view.copy_(weight.grad)
-            weight.grad = view
-            start += weight.numel()
-    return buffers
+def _buckets(weights: Sequence[nn.Parameter], owners: Sequence[int]) -> list[_Bucket]:
+    """The weights in parts of limited bytes, each of one owner and one dtype."""
+    buckets: list[_Bucket] = []
+    latest: dict[tuple[int | None, torch.dtype], list[nn.Parameter]] = {}
+    for weight, owner in zip(weights, owners or [None] * len(weights), strict=True):
+        bucket = latest.get((owner, weight.dtype))
+        if not bucket or sum(one.nbytes for one in bucket) + weight.nbytes > BUCKET_BYTES:
+            bucket = latest[owner, weight.dtype] = []
+            buckets.append((owner, bucket))
+        bucket.append(weight)
+    return buckets

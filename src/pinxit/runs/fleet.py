@@ -199,6 +199,7 @@ class _Tasks:
                     raise message.error
                 if isinstance(message, Done):
                     del self._busy[number]
+                    yield number, Status(0, 0, "waiting")
                     continue
                 yield number, message
                 if message is None:

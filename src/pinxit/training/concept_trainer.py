@@ -20,7 +20,7 @@ from pinxit.training.division import Division
 from pinxit.training.early_stopping import converged
 from pinxit.training.encoding_cache import EncodingCache
 from pinxit.training.method import TrainableAdapter
-from pinxit.training.optimizer import Optimizer, ParameterGroup, global_norm
+from pinxit.training.optimizer import Optimizer, ParameterGroup
 from pinxit.training.plan import TrainingPlan
 from pinxit.training.self_test import GradientCheck, prompts_with_token, unused_inputs
 
@@ -92,7 +92,8 @@ class ConceptTrainer:
         self._prompts_with_token = prompts_with_token(
             model, self._own_prompts(), self.placeholders(), recipe.prompt_parsing
         )
-        self._gradients = GradientCheck(self._named_weights(), self._prompts_with_token)
+        self._norms: Sequence[Tensor] = ()
+        self._gradients = GradientCheck(self._weight_names(), self._prompts_with_token)
         self.notices: list[str] = []
 
     def _add_weights(self, trainable: TrainableAdapter) -> ParameterGroup:
@@ -105,14 +106,13 @@ class ConceptTrainer:
         self.weights += group.weights
         return group
 
-    def _named_weights(self) -> dict[str, nn.Parameter]:
-        """The trained weights, each by the name of its network and its own."""
-        names = [
+    def _weight_names(self) -> list[str]:
+        """The names of the trained weights, each with that of its network."""
+        return [
             f"{getattr(adapter, 'network', self.plan.recipe.token)}.{name}"
             for adapter in self.adapters
             for name in adapter.weights()
         ]
-        return dict(zip(names, self.weights, strict=True))
 
     def lr_multiplier_of(self, step: int) -> float:
         """The factor of the learning rate in a step, after divergence and by the schedule."""
@@ -141,11 +141,11 @@ class ConceptTrainer:
         return unused_inputs(self.plan.recipe.token, prompts, with_token, undrawn)
 
     def check_gradients(self, prompts: Sequence[str]) -> None:
-        """Look at the gradients of one of the first steps, which has these prompts.
+        """Look at the gradients of one of the first steps, which has these prompts, once clipped.
 
         What the user must know is added to `notices`. RunError if no weight has a gradient.
         """
-        self.notices += self._gradients.add_step(prompts)
+        self.notices += self._gradients.add_step(prompts, self._norms)
 
     def _own_prompts(self) -> list[str]:
         """The prompts of the training images."""
@@ -250,8 +250,8 @@ class ConceptTrainer:
 
         Sets `error` if the loss or the norm is not finite.
         """
-        gradients = [weight.grad for weight in self.weights if weight.grad is not None]
-        norm = global_norm(gradients) / self.loss_scale
+        self._norms = self.division.gradient_norms()
+        norm = torch.linalg.vector_norm(torch.cat(list(self._norms))) / self.loss_scale
         clip = (self.plan.recipe.max_grad_norm / (norm + 1e-6)).clamp(max=1.0)
         self._gradient_scale = clip / self.loss_scale
         if not (math.isfinite(loss.total) and norm.isfinite()):
@@ -277,7 +277,7 @@ class ConceptTrainer:
 
     def step(self) -> None:
         """Update the weights with the clipped gradients, and their averages."""
-        with self.division.own_gradients():
+        with self.division.sharing():
             self.optimizer.step(self._gradient_scale, self.lr_multiplier_of(self.steps_done))
         self.steps_done += 1
         fraction = (_AVERAGING_POWER + 1) / (self.steps_done + _AVERAGING_POWER)

@@ -20,8 +20,8 @@ class Trial:
     """The first step, tried to find the largest micro-batch that fits into free memory.
 
     The pass is a dry one; or a real one for a small base model, whose dry one would take longer,
-    and where torch cannot do without the content of tensors. With `buffer`, several processes sum
-    their gradients in a second one.
+    and where torch cannot do without the content of tensors. `buffer` is the
+    largest number of bytes in which several processes sum their gradients.
     """
 
     def __init__(
@@ -31,7 +31,7 @@ class Trial:
         batches: Sequence[Batch],
         conditioner: Conditioner,
         losses: Callable[[Model, Batch, Conditioner], Tensor],
-        buffer: bool,
+        buffer: int,
     ) -> None:
         self._model, self._trainers, self._batches = model, trainers, batches
         self._conditioner, self._losses, self._buffer = conditioner, losses, buffer
@@ -71,10 +71,11 @@ class Trial:
             for weight in trainer.division.own_weights
             if weight not in trainer.optimizer.state
         )
-        # The gradients of earlier parts of the batch, and the buffer.
-        copies = (micro_batch < sum(map(len, self._batches))) + self._buffer
-        gradients = copies * sum(weight.nbytes for weight in self._trained)
-        return self._pass(micro_batch, checkpointing) + new_state + gradients
+        gradients = sum(weight.nbytes for weight in self._trained)
+        extra = min(gradients, self._buffer)
+        if micro_batch < sum(map(len, self._batches)):
+            extra += gradients  # those of earlier parts of the batch
+        return self._pass(micro_batch, checkpointing) + new_state + extra
 
     def _pass(self, micro_batch: int, checkpointing: bool) -> int:
         """The bytes of a forward and a backward pass."""

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 # Name of the state tensor with the rounding error of a half-precision weight.
 REST = "rest"
+_NORM_CHUNK = 2**20  # weights in 16 bits that are converted to fp32 at once for a norm
 State = dict[str, Tensor]
 
 
@@ -133,14 +134,18 @@ def scaled_gradient(weight: nn.Parameter, gradient_scale: Tensor) -> Tensor:
     return weight.grad.float() * gradient_scale
 
 
-def global_norm(tensors: Sequence[Tensor]) -> Tensor:
-    """The norm of all tensors together, a scalar, computed in fp32 chunk by chunk."""
-    norms = [
-        torch.linalg.vector_norm(chunk.to(torch.promote_types(chunk.dtype, torch.float32)))
-        for tensor in tensors
-        for chunk in (in_memory(tensor).split(2**20) if tensor.dtype.itemsize == 2 else (tensor,))
-    ]
-    return torch.linalg.vector_norm(torch.stack(norms))
+def chunk_norms(tensor: Tensor) -> Tensor:
+    """The norms of the chunks of a tensor in fp32 or fp64, (chunks,); only 16 bits have several."""
+    chunks = in_memory(tensor).split(_NORM_CHUNK) if tensor.dtype.itemsize == 2 else (tensor,)
+    dtype = torch.promote_types(tensor.dtype, torch.float32)
+    return torch.stack([torch.linalg.vector_norm(chunk.to(dtype)) for chunk in chunks])
+
+
+def empty_norms(tensor: Tensor, *, whole: bool) -> Tensor:
+    """The chunk norms where there is no gradient: zeros if `whole`, else none, (0,)."""
+    chunks = -(-tensor.numel() // _NORM_CHUNK) if tensor.dtype.itemsize == 2 else 1
+    dtype = torch.promote_types(tensor.dtype, torch.float32)
+    return torch.zeros(chunks if whole else 0, dtype=dtype, device=tensor.device)
 
 
 def in_memory(tensor: Tensor) -> Tensor:

@@ -4,7 +4,7 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, S
 from math import isclose, nan
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from pinxit.adapters.adapter import Adapter
 from pinxit.adapters.lora_part import ALPHA
@@ -28,36 +28,34 @@ class GradientCheck:
     Steps without a prompt in `prompts`, those that contain the placeholder token, do not count.
     """
 
-    def __init__(self, weights: Mapping[str, nn.Parameter], prompts: Collection[str]) -> None:
-        self._total = len(weights)
-        self._missing = dict(weights)
+    def __init__(self, names: Collection[str], prompts: Collection[str]) -> None:
+        self._names = tuple(names)
+        self._missing = list(names)
         self._prompts = frozenset(prompts)
         self._steps_left = _STEPS
 
-    def add_step(self, prompts: Iterable[str]) -> Iterator[str]:
-        """Look at the gradients of a step with these prompts; yields what to tell the user.
+    def add_step(self, prompts: Iterable[str], norms: Sequence[Tensor]) -> Iterator[str]:
+        """Look at the gradients' norms in a step with these prompts; yields what to tell the user.
 
         Raises RunError if no tensor has had a gradient.
         """
         if not self._steps_left or self._prompts.isdisjoint(prompts):
             return
         self._steps_left -= 1
-        self._missing = {
-            name: weight
-            for name, weight in self._missing.items()
-            if weight.grad is None or not weight.grad.any()
-        }
+        present = {name for name, one in zip(self._names, norms, strict=True) if one.any()}
+        self._missing = [name for name in self._missing if name not in present]
         if self._steps_left or not self._missing:
             return
-        if len(self._missing) == self._total:
+        total = len(self._names)
+        if len(self._missing) == total:
             raise RunError(
-                f"none of the {self._total} trained tensors has a gradient other than zero after "
+                f"none of the {total} trained tensors has a gradient other than zero after "
                 f"{_STEPS} steps, so training changes nothing",
                 "train with --precision fp32 or bf16, or choose other --layers",
             )
         yield (
-            f"{len(self._missing)} of {self._total} trained tensors have no gradient in the first "
-            f"{_STEPS} steps: {_listed(list(self._missing))}; hint: that is normal where the base "
+            f"{len(self._missing)} of {total} trained tensors have no gradient in the first "
+            f"{_STEPS} steps: {_listed(self._missing)}; hint: that is normal where the base "
             "model does not use what a layer computes; for other layers use --precision fp32"
         )
 

@@ -14,7 +14,7 @@ from pinxit.errors import RunError
 from pinxit.files.atomic_write import defer_signals
 from pinxit.models.conditioning import Conditioning
 from pinxit.models.model import Model
-from pinxit.models.ranks import ALONE, Ranks
+from pinxit.models.ranks import ALONE, BUCKET_BYTES, Ranks
 from pinxit.models.text_encoder import PromptParsing
 from pinxit.training.batches import Batch, collate, split
 from pinxit.training.concept_trainer import ConceptLoss, ConceptTrainer
@@ -159,6 +159,7 @@ class TrainingSession:
         checkpointing. Raises RunError if a single image does not fit.
         """
         weights = [weight for trainer in self.trainers for weight in trainer.weights]
+        owners = [owner for trainer in self.trainers for owner in trainer.division.owners]
         while True:
             plan = self.plan_memory(batch, conditioner)
             losses = None
@@ -166,7 +167,7 @@ class TrainingSession:
             with suppress(torch.OutOfMemoryError), checkpointing:
                 micro_batches = split(batch.batches, plan.micro_batch)
                 losses = self._add_gradients(micro_batches, conditioner)
-            parts = [part for part in self.ranks.sum_gradients(weights, losses) if part]
+            parts = [part for part in self.ranks.sum_gradients(weights, losses, owners) if part]
             if len(parts) == self.ranks.size:
                 return [ConceptLoss.added(of_concept) for of_concept in zip(*parts, strict=True)]
             for trainer in self.trainers:
@@ -340,7 +341,7 @@ def _plan_memory(
         batch.batches,
         conditioner,
         partial(_padded_losses, session.recipe.min_snr_gamma),
-        session.ranks.size > 1,
+        BUCKET_BYTES if session.ranks.size > 1 else 0,
     )
     own = trial.plan() if batch.batches else None
     return smallest(plan for plan in session.ranks.exchange(own) if plan)
