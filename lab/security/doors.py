@@ -1,5 +1,6 @@
 """The doors through which files of other people come in: valid files, and what reads them."""
 
+import base64
 import io
 import json
 import tempfile
@@ -19,6 +20,7 @@ from safetensors.torch import save
 
 from pinxit.cli.library import show
 from pinxit.concepts.read import read_concept
+from pinxit.evaluation.prompt_sets import prompt_set
 from pinxit.files.open_any import PEFT_CONFIG
 from pinxit.generation.request import GenerationRequest
 from pinxit.images.captions import FolderCaptions
@@ -38,7 +40,13 @@ Read = Callable[[Path], object]
 _RECIPE = """images = "{folder}"\nbase = "pocket"\ntoken = "<mytoy>"\nclass_noun = "toy"
 steps = 3\nlearning_rate = 1e-3\npreview_prompts = ["a {{}}"]
 [method]\nname = "lora"\nrank = 2\n"""
+_PROMPT_SET = b'prompts = ["a {} on a beach", "{} in snow"]\n'
 _GRAPH = {"3": {"class_type": "KSampler", "inputs": {"seed": 5, "steps": 20, "model": ["4", 0]}}}
+_HIDDEN = {
+    "string_to_token": {"*": 265},
+    "string_to_param": {"*": {"TORCHTENSOR": [[0.5, 1.0], [0.25, -1.0]]}},
+    "name": "toy",
+}
 _PARAMETERS = (
     "a (toy:1.2)\nNegative prompt: blurry\nSteps: 20, Sampler: DPM++ 2M Karras, CFG scale: 7, "
     'Seed: 1234, Size: 512x512, Model: x, Lora hashes: "a: 1"'
@@ -200,8 +208,14 @@ def _texts() -> dict[str, Door]:
         "recipe in JSON": _file("a.json", _json(_recipe_values()), _read_json_recipe, is_text=True),
         "table": _file("t.csv", table, read_subjects, is_text=True),
         "table in TOML": _file("t.toml", many, read_subjects, is_text=True),
+        "prompts": _file("p.txt", b"a {} on a beach\nr\xc3\xb6d {}\n", _read_prompts, is_text=True),
+        "prompt set": _file("p.toml", _PROMPT_SET, _read_prompts, is_text=True),
         "group": Door({"many.toml": subjects}, ("many.toml",), RunGroup.open, is_text=True),
     }
+
+
+def _read_prompts(file: Path) -> object:
+    return [prompt.with_token("<a>") for prompt in prompt_set(str(file), "toy")]
 
 
 def _recipe_values() -> dict[str, Any]:
@@ -267,6 +281,8 @@ def _images() -> dict[str, Door]:
     a1111.add_text("parameters", _PARAMETERS)
     comfy.add_text("prompt", json.dumps(_GRAPH))
     comfy.add_itxt("workflow", json.dumps(_GRAPH), zip=True)
+    hidden = PngInfo()
+    hidden.add_text("sd-ti-embedding", base64.b64encode(_json(_HIDDEN)).decode())
     exif = Image.Exif()
     exif[0x0112] = 6
     kinds = {
@@ -292,6 +308,7 @@ def _images() -> dict[str, Door]:
         "own PNG": _file("a.png", _saved(image, "PNG", pnginfo=info), _read_request),
         "PNG of A1111": _file("a.png", _saved(image, "PNG", pnginfo=a1111), _read_request),
         "PNG of ComfyUI": _file("a.png", _saved(image, "PNG", pnginfo=comfy), _read_request),
+        "embedding in a PNG": _file("a.png", _saved(image, "PNG", pnginfo=hidden), read_concept),
         "zip": _file("a.zip", archive.getvalue(), _unzip),
     }
 

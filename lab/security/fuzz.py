@@ -19,6 +19,7 @@ import warnings
 from collections import Counter
 from collections.abc import Callable, Sequence
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -209,6 +210,17 @@ def instructions(rng: random.Random, steps: list[bytes], other: list[bytes]) -> 
     return b"".join(steps)
 
 
+@dataclass(frozen=True)
+class Input:
+    """The damaged bytes of a file, and what reads the file or, at a door, its folder."""
+
+    raw: bytes
+    read: Callable[[Path], Any]
+    folder: Path | None = None
+    name: str = "input"
+    valid: bytes = b""
+
+
 class Inputs:
     """Creates the input of each number."""
 
@@ -227,32 +239,26 @@ class Inputs:
             for name in registry.names(kind):
                 registry.load(kind, name)
 
-    def create(self, number: int) -> tuple[bytes, Path, Callable[[Path], Any]]:
-        """The bytes of one input, the file or folder to read, and the function that reads it."""
+    def create(self, number: int) -> Input:
+        """The input with this number."""
         rng = random.Random(self.seed << 40 | number)
         kind = rng.random()
         if kind < 0.6:
             return self._at_a_door(rng)
         if kind < 0.75:
             pickle = instructions(rng, rng.choice(self.pickles), rng.choice(self.pickles))
-            return self._wrap(rng, pickle), Path("input"), read_torch_file
+            return Input(self._wrap(rng, pickle), read_torch_file)
         files, read = (self.torch, read_torch_file) if kind < 0.9 else (self.safe, read_safetensors)
-        return damaged(rng, rng.choice(files), BYTE_MUTATIONS), Path("input"), read
+        return Input(damaged(rng, rng.choice(files), BYTE_MUTATIONS), read)
 
-    def _at_a_door(self, rng: random.Random) -> tuple[bytes, Path, Callable[[Path], Any]]:
+    def _at_a_door(self, rng: random.Random) -> Input:
         index = rng.randrange(len(self.doors))
         door = self.doors[index]
         name = rng.choice(door.damaged)
         is_text = door.is_text or name.endswith((".json", ".toml", ".jsonl", ".yaml"))
         mutations = (*BYTE_MUTATIONS, *[exchange] * 12) if is_text else BYTE_MUTATIONS
-        return damaged(rng, door.files[name], mutations), self.folders[index] / name, door.read
-
-    def valid(self, path: Path) -> bytes | None:
-        """The undamaged bytes of a door's file, and None for another path."""
-        for door, folder in zip(self.doors, self.folders, strict=True):
-            if path.is_relative_to(folder):
-                return door.files[str(path.relative_to(folder))]
-        return None
+        raw = damaged(rng, door.files[name], mutations)
+        return Input(raw, door.read, self.folders[index], name, door.files[name])
 
     def _wrap(self, rng: random.Random, pickle: bytes) -> bytes:
         if rng.random() < 0.5:
@@ -288,21 +294,19 @@ def work(seed: int, first: int, count: int, until: float, folder: Path) -> dict[
             progress.write_text(str(number))
             if time.time() > until:
                 break
-        raw, name, read = inputs.create(number)
-        path = folder / name
-        valid = inputs.valid(path)
-        (folder / "input").write_bytes(raw)
-        path.write_bytes(raw)
-        place = next((one for one in inputs.folders if path.is_relative_to(one)), None)
-        watch.folder = str(place or "")
-        outcome = watch.outcome(read, place or path)
+        case = inputs.create(number)
+        path = (case.folder or folder) / case.name
+        (folder / "input").write_bytes(case.raw)  # what `campaign` saves after a crash
+        path.write_bytes(case.raw)
+        watch.folder = str(case.folder or "")
+        outcome = watch.outcome(case.read, case.folder or path)
         counts["inputs"] += 1
         counts[outcome] += 1
-        if valid is not None:
-            path.write_bytes(valid)
+        if case.folder:
+            path.write_bytes(case.valid)
         if outcome not in ("read", "refused"):
-            print(f"{number}: {outcome} at {name}", file=sys.stderr)
-            save_failure(raw, number)
+            print(f"{number}: {outcome} at {path}", file=sys.stderr)
+            save_failure(case.raw, number)
     return {**counts, "events": dict(watch.events)}
 
 

@@ -307,6 +307,22 @@ def test_checkpoints_do_not_lose_a_noise_schedule(
     assert not (tmp_path / "x.safetensors").exists()
 
 
+@pytest.mark.parametrize("spacing", ["leading", "trailing", "linspace"])
+@pytest.mark.parametrize("family", ["stable-diffusion-1", "stable-diffusion-2"])
+def test_checkpoints_keep_the_spacing_of_timesteps(
+    family: str,
+    spacing: str,
+    bases: Callable[[str], Path],
+    copied: Callable[[Path], Path],
+    tmp_path: Path,
+) -> None:
+    folder, out = copied(bases(family)), tmp_path / "x.safetensors"
+    config = folder / "scheduler" / "scheduler_config.json"
+    config.write_text(json.dumps(json.loads(config.read_text()) | {"timestep_spacing": spacing}))
+    assert main(["convert", str(folder), str(out)]) == 0
+    assert find_base(str(out)).config("scheduler")["timestep_spacing"] == spacing
+
+
 @pytest.mark.parametrize("family", ["stable-diffusion-1", "stable-diffusion-2"])
 def test_a_file_beside_the_checkpoint_tells_a1111_that_it_predicts_v(
     family: str,

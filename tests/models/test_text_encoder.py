@@ -176,13 +176,15 @@ def test_attention_weights(prompt: str, expected: list[tuple[str, float]]) -> No
 
 
 def test_a_weight_multiplies_states_and_the_mean_is_restored(
-    opened: Callable[[str], Model],
+    bases: Callable[[str], Path],
 ) -> None:
     """AUTOMATIC1111's formula; without restoring the mean if states are not normalized."""
     weights = torch.ones(1, 77, 1)
     weights[0, 3:5] = 1.3  # after the start token: a photo | red dog | on the beach
     for family, normalized in (("stable-diffusion-1", True), ("stable-diffusion-xl", False)):
-        model = opened(family)
+        model = open_base(bases(family))
+        network: Any = model.text_encoders["text"].loaded
+        torch.nn.init.constant_(network.final_layer_norm.bias, 0.2)
         plain = model.condition(["a photo red dog on the beach"])
         expected = plain.states * weights
         if normalized:
@@ -192,6 +194,19 @@ def test_a_weight_multiplies_states_and_the_mean_is_restored(
         assert not torch.allclose(weighted.states, plain.states, atol=1e-3)
         if weighted.pooled is not None and plain.pooled is not None:
             assert torch.equal(weighted.pooled, plain.pooled)
+
+
+@pytest.mark.parametrize("weight", ["1.1", "0", "-1", "1000"])
+def test_weights_of_states_with_mean_0_are_finite(
+    weight: str, opened: Callable[[str], Model]
+) -> None:
+    """A base whose last layer norm is not trained yet: the mean of its states is rounding error."""
+    model = opened("stable-diffusion-1")
+    plain = model.condition(["a red dog"])
+    states = model.condition([f"a (red:{weight}) dog"], GENERATION).states
+    assert plain.states.mean().abs() < 1e-5
+    assert states.isfinite().all()
+    assert states[0, [0, 1, 3]].tolist() == plain.states[0, [0, 1, 3]].tolist()
 
 
 def test_a_placeholder_token_can_have_a_weight(opened: Callable[[str], Model]) -> None:

@@ -203,14 +203,39 @@ def test_seeds_are_averaged_and_images_of_other_programs_take_part(
 
 
 @pytest.mark.parametrize(
-    ("text", "message"),
-    [("", "has no prompts"), ("a dog", "names no subject"), (None, "cannot be read")],
+    ("name", "text", "message"),
+    [
+        ("mine.txt", "", "has no prompts"),
+        ("mine.txt", "a dog", "names no subject"),
+        ("mine.txt", "a {} with {}", "names no subject"),
+        ("mine.txt", "a {} with {x}", "has other braces"),
+        ("mine.txt", "a {} {0.__class__}", "has other braces"),
+        ("mine.txt", "a {} with }", "has other braces"),
+        ("mine.txt", None, "cannot be read"),
+        ("mine.toml", None, "cannot be read"),
+        ("mine.toml", "prompts = 5", "has no prompts"),
+        ("mine.toml", "prompts = []", "has no prompts"),
+        ("mine.toml", 'prompts = ["a dog"]', "names no subject"),
+        ("mine.toml", "prompts = [" + "[" * 5000, "cannot be read"),
+        ("mine.toml", 'manner = 5\nprompts = ["a dog"]', "`5` names no subject"),
+        ("mine.toml", 'manner = "{}"\nprompts = ["a dog"]', "names no subject"),
+        ("mine.toml", 'manner = "{} as {}"\nprompts = ["a {x}"]', "has other braces"),
+    ],
 )
-def test_a_prompt_file_is_checked(tmp_path: Path, text: str | None, message: str) -> None:
+def test_a_prompt_file_is_checked(
+    tmp_path: Path, name: str, text: str | None, message: str
+) -> None:
     if text is not None:
-        (tmp_path / "mine.txt").write_text(text, encoding="utf-8")
+        (tmp_path / name).write_text(text, encoding="utf-8")
     with pytest.raises(RequestError, match=message):
-        prompt_set(str(tmp_path / "mine.txt"), "dog")
+        prompt_set(str(tmp_path / name), "dog")
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16"])
+def test_prompt_files_in_encodings_of_editors(tmp_path: Path, encoding: str) -> None:
+    (tmp_path / "mine.txt").write_text("a röd {}\r\n\r\nthe {} in snow\r\n", encoding=encoding)
+    prompts = prompt_set(str(tmp_path / "mine.txt"), "dog")
+    assert [prompt.with_token("<a>") for prompt in prompts] == ["a röd <a>", "the <a> in snow"]
 
 
 @pytest.mark.long

@@ -6,10 +6,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from pinxit.errors import RequestError, did_you_mean
+from pinxit.errors import FileError, RecipeError, RequestError, did_you_mean
+from pinxit.files.text import read_text
+from pinxit.options import read_toml
 
 _FOLDER = Path(__file__).parent / "prompts"
 _LIVING = "living"
+_PROMPT_HINT = "write prompts such as: a photo of a {} on the beach"
 
 
 @dataclass(frozen=True)
@@ -76,25 +79,29 @@ def evenly_spaced(prompts: Sequence[Prompt], count: int) -> tuple[Prompt, ...]:
 
 
 def _read_file(file: Path) -> dict[str, Any]:
-    """The table of a file of the user; RequestError if it has no prompts with a place for `{}`."""
+    """The table of a file of the user; RequestError if its prompts do not have `{}` once each."""
     try:
-        text = file.read_text(encoding="utf-8-sig")
-        lines = [line.strip() for line in text.splitlines() if line.strip()]
-        table: dict[str, Any] = {"prompts": lines} if file.suffix == ".txt" else tomllib.loads(text)
-    except (OSError, ValueError) as error:
+        if file.suffix == ".txt":
+            lines = read_text(file).splitlines()
+            table: dict[str, Any] = {"prompts": [line.strip() for line in lines if line.strip()]}
+        else:
+            table = read_toml(file, "prompt set")
+    except (FileError, RecipeError) as error:
         raise RequestError(
-            f"the prompts {file} cannot be read: {error}", "give a text file with a prompt per line"
+            f"the prompts {file} cannot be read: {error.message}",
+            "give a text file with a prompt per line",
         ) from error
-    prompts: list[str] = list(map(str, table.get("prompts", [])))
-    wrong = [prompt for prompt in prompts if "manner" not in table and prompt.count("{}") != 1]
-    if wrong or not prompts:
-        raise RequestError(
-            f"{file} has no prompts"
-            if not prompts
-            else f"the prompt `{wrong[0]}` names no subject",
-            "write prompts such as: a photo of a {} on the beach",
-        )
-    return {**table, "prompts": prompts}
+    prompts, template = table.get("prompts"), table.get("manner")
+    if not isinstance(prompts, list) or not prompts:
+        raise RequestError(f"{file} has no prompts", _PROMPT_HINT)
+    places = [(prompt, 1 if template is None else 0) for prompt in prompts]
+    for text, count in places if template is None else [*places, (template, 2)]:
+        parts = str(text).split("{}")
+        if len(parts) != count + 1 or {*"{}"} & {*"".join(parts)}:
+            raise RequestError(
+                f"the prompt `{text}` names no subject, or has other braces", _PROMPT_HINT
+            )
+    return {**table, "prompts": [str(prompt) for prompt in prompts]}
 
 
 def _read_set(name: str) -> dict[str, Any]:

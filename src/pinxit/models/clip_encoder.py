@@ -20,6 +20,7 @@ from pinxit.models.text_encoder import (
 from pinxit.models.text_window import split_windows, window_indices
 
 # A byte-level tokenizer of this size splits any word into few tokens; a small vocabulary cannot.
+_ROUNDING = 1e-5  # a mean below this share of the mean absolute value is 0
 _LARGE_VOCABULARY = 10_000
 
 
@@ -135,7 +136,11 @@ class ClipEncoder(PlaceholderEncoder):
         weighted = states * weights[..., None]
         if self._penultimate:
             return weighted
-        return weighted * (states.mean((1, 2)) / weighted.mean((1, 2)))[:, None, None]
+        means = [tensor.mean((1, 2), keepdim=True) for tensor in (states, weighted)]
+        # States with mean 0 have no mean to restore: its rounding errors would scale them.
+        limit = _ROUNDING * weighted.abs().mean((1, 2), keepdim=True)
+        known = (means[0].abs() > limit) & (means[1].abs() > limit)
+        return torch.where(known, weighted * (means[0] / means[1]), weighted)
 
     def _whole_word_ids(self) -> dict[str, int]:
         """The tokens that are whole words, with their ids."""

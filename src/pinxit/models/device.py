@@ -13,6 +13,7 @@ from pinxit.models.model import Model, Placement, Precision
 from pinxit.progress import Notice
 
 AUTO = "auto"
+_NO_FP64 = {"mps"}
 _CPU_FEATURES: tuple[tuple[str, Precision], ...] = (
     ("amx_bf16", "bf16"),
     ("avx512_fp16", "fp16"),
@@ -89,6 +90,11 @@ def fast_precision(device: torch.device, *, small: bool) -> Precision:
         return "bf16" if supported(including_emulation=False) else "fp16"
     except TypeError:  # a kind of accelerator without emulation
         return "bf16" if supported() else "fp16"
+
+
+def widest_dtype(device: torch.device) -> torch.dtype:
+    """fp64, or fp32 on a kind of device that has no numbers of 64 bits."""
+    return torch.float32 if device.type in _NO_FP64 else torch.float64
 
 
 def cpu_features() -> set[str]:

@@ -32,6 +32,8 @@ _ZERO_SNR_KEYS = {
     *("ztsnr", "zsnr", "zero_snr", "zero_terminal_snr"),
     *("rescale_betas_zero_snr", "rescale_zero_terminal_snr"),
 }
+SPACING_KEY = "timestep_spacing"
+_SPACINGS = ("leading", "trailing", "linspace")
 _TRUE = {"true", "1", "yes", "on"}
 _YAML_COMMENT = re.compile(r"(^|\s)#.*", re.M)
 _YAML_PAIR = re.compile(r"\b([\w.]+)[\"']?[ \t]*:[ \t]*[\"']?([\w-]+)")
@@ -85,7 +87,10 @@ def prediction_config(
         prediction = "v_prediction"
     scheduler: dict[str, Any] = {"prediction_type": prediction} if prediction else {}
     if any(_is_true(marks, _ZERO_SNR_KEYS) for marks in sources.values()):
-        scheduler |= {"rescale_betas_zero_snr": True, "timestep_spacing": "trailing"}
+        scheduler |= {"rescale_betas_zero_snr": True, SPACING_KEY: "trailing"}
+    spacing = next((marks[SPACING_KEY] for marks in sources.values() if SPACING_KEY in marks), None)
+    if spacing in _SPACINGS:
+        scheduler[SPACING_KEY] = spacing
     changes = {"scheduler": scheduler} if scheduler else {}
     if looks and prediction == "v_prediction":
         changes["unet"] = {"sample_size": looks.sample_size}

@@ -20,6 +20,7 @@ from pinxit.files.atomic_write import write_tensors, write_text
 from pinxit.files.open_any import OpenedFile
 from pinxit.models import original_names
 from pinxit.models.open_base import family_of
+from pinxit.models.prediction import SPACING_KEY
 from pinxit.models.source import Source
 
 _DENOISER = "model.diffusion_model."
@@ -71,6 +72,8 @@ class SingleFile(Format):
             tensors |= {prefix + name: tensor for name, tensor in renamed.items()}
         tensors |= _markers(source)
         metadata = full_model_metadata(concept, source, tensors, target.out.stem)
+        if spacing := source.config("scheduler").get(SPACING_KEY):
+            metadata[SPACING_KEY] = str(spacing)
         write_tensors(target.out, tensors, metadata)
         if config:
             write_text(config_file, config)

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from pinxit.models.device import widest_dtype
 from pinxit.training.optimizer import REST, ParameterGroup, PlainOptimizer, State, scaled_gradient
 
 _BETAS = (0.9, 0.999)
@@ -41,9 +42,7 @@ class Prodigy(PlainOptimizer):
     def fp32_state(self, weight: Tensor) -> State:
         """Moments, the weighted sum of the gradients, the initial weight, and the estimate."""
         names = ("exp_avg", "exp_avg_sq", "gradient_sum")
-        scalar = torch.zeros((), dtype=torch.float64, device=weight.device)
-        if weight.device.type == "mps":  # has no fp64
-            scalar = scalar.float()
+        scalar = torch.zeros((), dtype=widest_dtype(weight.device), device=weight.device)
         return {
             **{name: torch.zeros_like(weight) for name in names},
             "initial": weight.clone(),
