@@ -129,7 +129,9 @@ class EmbeddingFormat(Format):
         if description:
             tables = {str(i): embedding.tables for i, embedding in enumerate(embeddings)}
             return from_description(description, tables, file.path)
-        tokens = [e.token if e.token not in ("", "*") else file.path.stem for e in embeddings]
+        # Without a name that can be typed, the token is the name of the file.
+        names = ["".join(filter(str.isprintable, e.token)).strip() for e in embeddings]
+        tokens = [name if name not in ("", "*") else file.path.stem for name in names]
         parts = [
             EmbeddingPart(token, FILLER_TOKEN, embedding.tables)
             for token, embedding in zip(tokens, embeddings, strict=True)

@@ -66,6 +66,8 @@ class AdapterFormat(Format):
         ]
         parts += [LoraPart(*key, layers[key]) for key in layers]
         parts += [DifferencePart(*item) for item in content.differences.items()]
+        if not parts:
+            raise ConceptError(f"{file.path} changes no layer: it has only scales", DAMAGED_HINT)
         description = file.text(PROVENANCE_KEY)
         if description:
             tensors_by_key = {part.key: part.tensors for part in parts}

@@ -9,6 +9,7 @@ from typing import Any, Literal, cast
 from torch import Tensor, tensor
 
 from pinxit.errors import ConceptError
+from pinxit.files.other_kinds import START_BYTES, other_kind
 from pinxit.files.pickle.torch_file import is_pickle, read_torch_file
 from pinxit.files.safetensors_file import read_safetensors
 from pinxit.files.untrusted import RECIPE, read_untrusted_text, run_hint
@@ -79,11 +80,12 @@ def open_any(path: Path) -> OpenedFile:
     if is_pickle(path):
         return OpenedFile(path, "pickle", _top_level_table(path), _peft_config(path))
     with path.open("rb") as file:
-        if file.read(12).startswith(_IMAGE_HEADERS):
-            return OpenedFile(path, "image")
+        start = file.read(START_BYTES)
+    if start.startswith(_IMAGE_HEADERS):
+        return OpenedFile(path, "image")
     raise ConceptError(
-        f"{path} is not a safetensors file, a PyTorch file or an image",
-        "check that it is complete: it is damaged, or in a format that pinxit does not support",
+        f"{path} is {other_kind(start)}, not a safetensors file, a PyTorch file or an image",
+        "give the file that is in the archive, or download it again",
     )
 
 

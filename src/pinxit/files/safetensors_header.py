@@ -7,6 +7,7 @@ from typing import Any, BinaryIO
 
 from pinxit.errors import FileError
 from pinxit.files.atomic_write import check_regular, in_the_way
+from pinxit.files.other_kinds import START_BYTES, other_kind
 from pinxit.files.untrusted import open_untrusted
 
 MAX_HEADER_BYTES = 32 * 2**20
@@ -23,7 +24,8 @@ def parse_header(file: BinaryIO) -> tuple[int, dict[str, Any]]:
     """
     length = int.from_bytes(file.read(8), "little")
     if file.read(1) != b"{":
-        raise ValueError("it is not a safetensors file, or damaged at its start")
+        file.seek(0)
+        raise ValueError(f"it is {other_kind(file.read(START_BYTES))}")
     if length > MAX_HEADER_BYTES:
         raise ValueError(f"its header has {length} bytes, and the limit is {MAX_HEADER_BYTES}")
     # Decoded here: given bytes, json would try other encodings and import modules.
@@ -65,4 +67,5 @@ def check_replaceable(path: Path, mark: str) -> None:
 
 def unreadable_error(path: Path, error: Exception) -> FileError:
     """The error for a file that is not valid safetensors."""
-    return FileError(f"{path} cannot be read as safetensors: {error}", _READ_HINT)
+    hint = _READ_HINT if str(path).isprintable() else "rename it: its name is not UTF-8 text"
+    return FileError(f"{path} cannot be read as safetensors: {error}", hint)

@@ -51,6 +51,7 @@ class Diffusers(EmbeddingFormat):
             return CERTAIN
         tensors = file.tensors
         names_weights = len(tensors) > 1 and any(map(_WEIGHT_KEY.search, tensors))
+        names_weights |= any(name.endswith((".weight", ".bias")) for name in tensors)
         is_other = names_weights or any(map(_LORA_KEY.search, tensors))
         widths = {as_table(t).shape[-1] for t in tensors.values() if 1 <= t.ndim <= 2}
         are_tables = all(t.ndim <= 2 and t.is_floating_point() for t in tensors.values())
