@@ -1,5 +1,7 @@
 """Every error has a message and a hint; a misspelled name gets a suggestion."""
 
+from pathlib import Path
+
 import pytest
 
 from pinxit import errors
@@ -41,3 +43,8 @@ def test_did_you_mean(word: str, hint: str) -> None:
 
 def test_did_you_mean_without_known_names() -> None:
     assert errors.did_you_mean("x", []) == "known: none"
+
+
+def test_a_path_with_spaces_is_quoted_where_it_is_to_be_typed() -> None:
+    assert errors.typed(Path("runs/my-dog")) == "runs/my-dog"
+    assert errors.typed(Path("runs/my dog")) == "'runs/my dog'"

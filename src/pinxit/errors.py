@@ -13,6 +13,8 @@ PinxitError
 
 from collections.abc import Iterable, Mapping
 from difflib import get_close_matches
+from pathlib import PurePath
+from shlex import quote
 
 # Similarity from which a name is suggested, 0 to 1: "stepz" suggests "steps" (0.8).
 _SIMILAR = 0.72
@@ -69,6 +71,11 @@ class FileError(PinxitError):
 def first_line(error: BaseException) -> str:
     """The first line of an error's message; the name of its class if the message is empty."""
     return (str(error).splitlines() or [type(error).__name__])[0]
+
+
+def typed(path: PurePath) -> str:
+    """A path as it is typed in a shell: in quotes if it has spaces or special characters."""
+    return quote(str(path))
 
 
 def closest(name: str, known: Iterable[str]) -> str | None:

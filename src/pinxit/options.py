@@ -29,7 +29,6 @@ from pinxit.files.text import read_text
 from pinxit.files.untrusted import exists
 
 _KEY = "pinxit"
-_PATH_HINT = "check the path and its spelling"
 _MAX_SHOWN = 200  # characters of an invalid value in a message
 # Words of pydantic's messages, and what they are here.
 _PLAIN = {
@@ -229,13 +228,13 @@ class Options(BaseModel):
 
 def read_toml(path: Path, what: str) -> dict[str, object]:
     """The values of a TOML file, which a message calls `what`; RecipeError if it is not TOML."""
+    hint = f"give a TOML file{'; a run has its own, recipe.toml' if what == 'recipe' else ''}"
     if not exists(path):
-        hint = "give a TOML file; a run has its own, recipe.toml"
-        raise RecipeError(f"there is no {what} {path}", hint if what == "recipe" else _PATH_HINT)
+        raise RecipeError(f"there is no {what} {path}", hint)
     try:
         return tomllib.loads(read_text(path))
     except FileError as error:
-        raise RecipeError(f"{what}: {error.message}", "give a TOML file") from error
+        raise RecipeError(f"{what}: {error.message}", hint) from error
     except (ValueError, RecursionError) as error:
         raise RecipeError(
             f"{what} {path} cannot be read: {error}",

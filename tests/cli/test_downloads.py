@@ -52,3 +52,13 @@ def test_pocket_needs_no_download(pictures: Path, empty_cache: list[str]) -> Non
 def test_a_network_that_the_user_names_is_downloaded(empty_cache: list[str]) -> None:
     assert main(["evaluate", "no-run", "--dino-model", "owner/dino"]) == 2
     assert empty_cache == ["owner/dino"]
+
+
+def test_missing_judges_are_an_error_before_the_base_model_is_fetched(
+    pictures: Path, nano: Path, empty_cache: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert train(pictures, nano, "--preview-every", "0") == 0
+    for entry in ("run", f"--benchmark={pictures.parent}"):
+        assert main(["evaluate", entry, "--base", "owner/large", "--out", "scores"]) == 2
+        assert f"{DINO} (87 MB), {CLIP} (605 MB)" in capsys.readouterr().err
+    assert not empty_cache

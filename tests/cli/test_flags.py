@@ -1,6 +1,7 @@
 """Every flag of the first version and every alias is accepted, and means the same as before."""
 
 from collections.abc import Iterable, Mapping
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -155,10 +156,23 @@ def test_a_prompt_without_quotes_is_explained(capsys: pytest.CaptureFixture[str]
     assert "put the prompt in quotes" in shown
 
 
+def test_images_and_prompt_in_the_wrong_order_are_explained(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    image = tmp_path / "toy.png"
+    image.write_bytes(b"no image")
+    assert main(["transfer", "a toy", str(image)]) == 2
+    assert "the image comes first" in capsys.readouterr().err
+    assert main(["transfer", str(image), "a toy"]) == 2
+    assert "not in a supported image format" in capsys.readouterr().err
+
+
 def test_only_similar_names_are_suggested(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["generate", "a toy", "--frobnicate", "1"]) == 2
     assert "did you mean" not in capsys.readouterr().err
     assert main(["generate", "a toy", "--cuont", "1"]) == 2
     assert "did you mean --num-images?" in capsys.readouterr().err
+    assert main(["generate", "a toy", "--steps"]) == 2
+    assert "--steps has no value" in capsys.readouterr().err
     assert main(["paint", "a toy"]) == 2
     assert "did you mean" not in capsys.readouterr().err

@@ -10,6 +10,7 @@ from pinxit.cli.flags import Values, command, flags, positional_option
 from pinxit.cli.screen import say, table
 from pinxit.errors import ImageError, PinxitError
 from pinxit.files.atomic_write import atomic_write
+from pinxit.images.crop import MAX_RESOLUTION
 from pinxit.images.folder import MaskSource, check_usable
 from pinxit.images.marks import has_sheet_mark, sheet_mark
 from pinxit.images.tensors import contact_sheet
@@ -38,6 +39,7 @@ class CheckOptions(Options):
     resolution: int | None = Option(
         None,
         ge=8,
+        le=MAX_RESOLUTION,
         aliases=("size",),
         default_is="the resolution that the base model was trained at, 512 if it is not known",
     )

@@ -5,6 +5,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from pinxit.cli.check import HUB_RESOLUTION
 from pinxit.cli.flags import (
     COMPILE,
     DEVICE,
@@ -24,8 +25,11 @@ from pinxit.cli.screen import bars, data, say, stoppable, table
 from pinxit.cli.train_run import train_group
 from pinxit.errors import RequestError, did_you_mean
 from pinxit.evaluation.confidence import Interval
-from pinxit.evaluation.networks import fetch_networks
+from pinxit.evaluation.networks import CLIP, DINO, fetch_networks, require_networks
 from pinxit.files.atomic_write import check_claim, claim_folder
+from pinxit.models.hub import looks_like_id
+from pinxit.models.model import Model
+from pinxit.models.open_base import local_resolution
 from pinxit.models.ranks import Ranks
 from pinxit.options import read_toml
 from pinxit.reports.comparison import REPORT, TABLE
@@ -34,6 +38,7 @@ from pinxit.reports.dreambench import open_or_create, write_comparison
 from pinxit.reports.figures import EvaluationSettings
 from pinxit.reports.many import KIND, Evaluation, write_table
 from pinxit.reports.pages import interval_text, metric_title
+from pinxit.training.recipe import Recipe
 
 _OUT = Path("evaluation")
 # Recipe options that may be given for all concepts.
@@ -43,6 +48,8 @@ _BENCHMARK, _METHOD = "Training a benchmark", "textual-inversion"
 _SHARES = ("likeness", "prompt", "best")
 # DreamBench's number of images for each prompt.
 _PROTOCOL, _PROTOCOL_IMAGES = "dreambench", 4
+# A base model of this size may have pocket's vocabulary, and needs no networks then.
+_POCKET_RESOLUTION = 64
 
 
 def _evaluate(given: Values) -> None:
@@ -63,8 +70,14 @@ def _evaluate_in(ranks: Ranks, opening: Opening, given: Values) -> None:
         ranks.exchange(None)
     overrides = {name: given[name] for name in _RECIPE_OPTIONS if name in given}
     runs: tuple[Path, ...] = given.get("runs", ())
+
+    def open_model(recipe: Recipe) -> Model:
+        _require_judges(opening, recipe.base, settings)
+        return opening.open(recipe)
+
     if "benchmark" in given:
         common = {"preview_every": 0, **_training_options(given), **overrides}
+        _require_judges(opening, str(common.get("base", "pocket")), settings)
         runs = (*runs, *_train_benchmark(given["benchmark"], out, common, opening))
         overrides = {}
     if not runs:
@@ -75,7 +88,7 @@ def _evaluate_in(ranks: Ranks, opening: Opening, given: Values) -> None:
         metrics = evaluate_concepts(
             runs,
             out,
-            opening.open,
+            open_model,
             progress,
             settings,
             overrides,
@@ -88,6 +101,13 @@ def _evaluate_in(ranks: Ranks, opening: Opening, given: Values) -> None:
         data(json.dumps(metrics))
     else:
         table(("", "class noun", *(metric_title(name) for name in _SHARES)), list(_rows(metrics)))
+
+
+def _require_judges(opening: Opening, base: str, settings: EvaluationSettings) -> None:
+    """Raise RequestError if networks that score images are missing, before the base model opens."""
+    resolution = local_resolution(base) or (looks_like_id(base) and HUB_RESOLUTION)
+    if resolution > _POCKET_RESOLUTION and not opening.judges:
+        require_networks((settings.dino_model or DINO, settings.clip_model or CLIP))
 
 
 def _rows(metrics: Mapping[str, Any]) -> Iterator[tuple[str, ...]]:
@@ -178,8 +198,10 @@ def _evaluate_many(given: Values) -> None:
     settings = EvaluationSettings.model_validate(EvaluationSettings.chosen(given))
     group, options = open_group(given)
     recipe = next(iter(group.subjects.values()))
-    judges = () if recipe.base == "pocket" else Opening.typed(given).judges
+    opening = Opening.typed(given)
+    judges = () if recipe.base == "pocket" else opening.judges
     fetch_networks((*judges, *filter(None, (settings.dino_model, settings.clip_model))))
+    _require_judges(opening, recipe.base, settings)
     check_claim(out, KIND, TABLE, *group.subjects)
     claim_folder(out, KIND)
     try:

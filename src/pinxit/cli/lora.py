@@ -24,9 +24,9 @@ lora = App(
     result_action="return_value",
 )
 
-_Lora = Annotated[
-    str, Parameter(help="LoRA files of any program, or run folders; FILE:0.7 for a weight of 0.7")
-]
+_SCALED = "FILE:0.7 for a weight of 0.7"
+_Loras = Annotated[str, Parameter(help=f"LoRA files of any program, or run folders; {_SCALED}")]
+_Lora = Annotated[str, Parameter(help=f"LoRA file of any program, or a run folder; {_SCALED}")]
 _OwnBase = Annotated[
     str | None,
     Parameter(
@@ -79,7 +79,7 @@ class _LoraFile:
 
 
 @lora.command
-def merge(*loras: _Lora, file: _LoraFile, base: _OwnBase = None) -> None:
+def merge(*loras: _Loras, file: _LoraFile, base: _OwnBase = None) -> None:
     """Merge several LoRAs into one: exact, or with --rank or --energy by singular values."""
     _merge(_references(loras), file, base)
 
@@ -94,7 +94,7 @@ def resize(lora: _Lora, *, file: _LoraFile, base: _OwnBase = None) -> None:
 
 @lora.command
 def fuse(
-    *loras: _Lora,
+    *loras: _Loras,
     out: Path,
     base: str | None = None,
     format_: str | None = None,

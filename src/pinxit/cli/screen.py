@@ -107,7 +107,7 @@ def usage_error(error: CycloptsError) -> PinxitError:
     if isinstance(error, UnknownOptionError):
         return _unknown_option(error, command, see_help)
     if isinstance(error, UnusedCliTokensError) and words:
-        hint = see_help
+        hint = f"a value with spaces needs quotes; {see_help}"
         if command in _PROMPT_COMMANDS:
             hint = (
                 f'put the prompt in quotes: {command} {_PROMPT_COMMANDS[command]}"a photo of ..."'
@@ -115,8 +115,15 @@ def usage_error(error: CycloptsError) -> PinxitError:
             if all(map(os.path.exists, words)):
                 hint = f"for more concepts: {' '.join(f'--concept {word}' for word in words)}"
         return RequestError(f"`{command}` does not take the words `{' '.join(words)}`", hint)
+    return _other_error(error, command, see_help)
+
+
+def _other_error(error: CycloptsError, command: str, see_help: str) -> PinxitError:
+    """An error for which there are only the words of the parser."""
     message = str(error)
     missing = re.search(r"parameter (\S+) requires an argument", message)
+    if missing and missing[1] in (error.root_input_tokens or ()):
+        return RequestError(f"{missing[1]} has no value", f"type it after the flag; {see_help}")
     if missing:
         return RequestError(f"`{command}` needs {missing[1]}", see_help)
     sentence, *rest = re.split(r"\.? (?=Did you mean|Choose from|Available commands)", message)

@@ -22,7 +22,9 @@ def studio(
     device: Annotated[
         str, Parameter(help=f"device of the worker: {AUTO_DEVICE}; none starts no worker")
     ] = "auto",
-    base: tuple[str, ...] = (),
+    base: Annotated[
+        tuple[str, ...], Parameter(negative_iterable="", show_default=lambda _: "none")
+    ] = (),
     link: Switch = False,
     api_token: Switch = False,
 ) -> None:

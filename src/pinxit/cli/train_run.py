@@ -25,7 +25,7 @@ from pinxit.cli.flags import (
 from pinxit.cli.fleet import fleet_flags, train_by_workers
 from pinxit.cli.opening import Opening
 from pinxit.cli.screen import bars, data, say, stoppable
-from pinxit.errors import RecipeError, RunError
+from pinxit.errors import RecipeError, RunError, typed
 from pinxit.images.folder import TrainingImage
 from pinxit.images.inspect import check_folder
 from pinxit.models.open_base import local_resolution
@@ -76,13 +76,8 @@ def __getattr__(name: str) -> Callable[..., None]:
         run(given, {**Recipe.chosen(options), "method": method_options})
 
     common = _many_flags() if is_many else [*_train_flags(), GPUS, COMPILE]
-    arguments = [
-        *common,
-        DEVICE,
-        DOWNLOAD,
-        *flags(method, group=f"Options of {method_name}"),
-    ]
-    return command(arguments, run_command)
+    own = flags(method, group=f"Options of {method_name}")
+    return command([*common, DEVICE, DOWNLOAD, *own], run_command)
 
 
 def _train_flags() -> list[Argument]:
@@ -203,7 +198,7 @@ def train_group(group: RunGroup, folder: Path, opening: Opening) -> None:
         )
     runs = group.runs(folder)
     model = opening.open(next(iter(group.subjects.values())))
-    resume = f"continue with: pinxit train-many --resume {folder}"
+    resume = f"continue with: pinxit train-many --resume {typed(folder)}"
     names = {run: name for name, run in runs.items()}
     with closing(train_many(model, list(names), group.max_concepts_per_batch)) as events:
         stopped = [f"stopped; all steps are saved in {folder}", f"hint: {resume}"]
@@ -261,7 +256,9 @@ class RunDisplay:
         elif isinstance(event, Finished):
             self.finished.add(run)
             nothing = "" if self.steps[run] else f"nothing left to do, step {event.step} is done; "
-            say(f"{nothing}trained {run.recipe.token}; generate with: --concept {run.folder}")
+            say(
+                f"{nothing}trained {run.recipe.token}; generate with: --concept {typed(run.folder)}"
+            )
         elif isinstance(event, Notice) and event.message not in self.notices:
             self.notices.add(event.message)  # the same one of many runs is shown once
             say(f"note: {prefix}{event.message}")
@@ -308,5 +305,5 @@ def stop_message(run: Run) -> list[str]:
         return ["stopped before the first step: nothing was trained"]
     return [
         f"stopped at step {run.saved_step} of {run.recipe.steps}; saved in {run.folder}",
-        f"hint: continue with: pinxit train --resume {run.folder}",
+        f"hint: continue with: pinxit train --resume {typed(run.folder)}",
     ]

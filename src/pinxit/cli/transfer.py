@@ -16,6 +16,7 @@ from pinxit.cli.flags import (
 from pinxit.cli.generate import check_downloads, generate_request, request_flags
 from pinxit.cli.screen import say
 from pinxit.errors import PinxitError, RequestError, did_you_mean
+from pinxit.files.untrusted import exists
 from pinxit.generation.control import Control, read_image
 from pinxit.generation.request import GenerationRequest
 from pinxit.images.crop import bucket_for
@@ -34,13 +35,7 @@ _PASSED_ON = ("size", "device", "out", "allow_download")
 
 
 def _transfer(given: Values) -> None:
-    if "image" not in given or "prompt" not in given:
-        raise RequestError(
-            "`pinxit transfer` needs an image and a prompt",
-            'type: pinxit transfer IMAGE "a photo of ..."',
-        )
-    image: Path = given["image"].expanduser().resolve()
-    read_image(image)
+    image = _source_image(given)
     stored = None if "control" in given else _stored_request(image)
     name: str = given.get("control") or (_FOR_GENERATED if stored else _DEFAULT)
     if name not in _CONTROLS:
@@ -72,6 +67,23 @@ def _transfer(given: Values) -> None:
         return request.model_copy(update=changes)
 
     generate_request(options, adjust)
+
+
+def _source_image(given: Values) -> Path:
+    """The image that was typed; RequestError if it or the prompt is missing or wrong."""
+    if "image" not in given or "prompt" not in given:
+        raise RequestError(
+            "`pinxit transfer` needs an image and a prompt",
+            'type: pinxit transfer IMAGE "a photo of ..."',
+        )
+    image: Path = given["image"].expanduser().resolve()
+    if not exists(image) and exists(given["prompt"]):
+        raise RequestError(
+            f"the prompt is a file: {given['prompt']}",
+            'the image comes first: pinxit transfer IMAGE "a photo of ..."',
+        )
+    read_image(image)
+    return image
 
 
 def _control_options(name: str, image: Path, given: Values) -> dict[str, object]:

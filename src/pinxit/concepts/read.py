@@ -13,7 +13,7 @@ from pinxit.concepts.concept import Concept
 from pinxit.concepts.format import Format
 from pinxit.concepts.metadata import DESCRIPTION_KEY
 from pinxit.concepts.png_embedding import read_hidden_embedding
-from pinxit.errors import ConceptError, PinxitError
+from pinxit.errors import ConceptError, PinxitError, typed
 from pinxit.files.atomic_write import write_tensors
 from pinxit.files.open_any import OpenedFile, open_any
 from pinxit.files.safetensors_header import check_replaceable
@@ -95,9 +95,11 @@ def recognize_format(file: OpenedFile) -> Format:
             f"{file.path} is a base model or a part of one, not a concept",
             "give it as --base, --vae or --text-encoder",
         )
+    known = f"pinxit reads the formats {', '.join(registry.names('formats'))}"
+    show = f"to see how an image was generated: pinxit show {typed(file.path)}"
     raise ConceptError(
         f"{file.path} has an unknown format: it contains {', '.join(keys[:3])}{more}",
-        f"pinxit reads the formats {', '.join(registry.names('formats'))}",
+        show if file.container == "image" else known,
     )
 
 

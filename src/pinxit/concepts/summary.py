@@ -8,6 +8,7 @@ from pinxit import registry
 from pinxit.adapters.parts import norm_range
 from pinxit.concepts.concept import Concept
 from pinxit.concepts.read import open_concept, recognize_format
+from pinxit.errors import typed
 from pinxit.files.open_any import OpenedFile
 from pinxit.models.open_base import open_base
 
@@ -44,10 +45,11 @@ def _usage(concept: Concept, file: Path) -> str:
     nickname = concept.nickname if concept.nickname != concept.token else ""
     also = f", or `{nickname}`" if nickname else ""
     prompt = f"write {concept.token}{also} in the prompt, with " if concept.tokens else ""
-    other = "" if concept.tokens else f", or --base {file}"
+    path = typed(file)
+    other = "" if concept.tokens else f", or --base {path}"
     if concept.has_strength:
-        other = f", or --concept {file}:0.7 for a lower strength"
-    return f"{prompt}--concept {file}{other}"
+        other = f", or --concept {path}:0.7 for a lower strength"
+    return f"{prompt}--concept {path}{other}"
 
 
 def _vocabulary(base: str) -> str:

@@ -8,7 +8,7 @@ from typing import Any, Literal, cast
 
 from torch import Tensor, tensor
 
-from pinxit.errors import ConceptError
+from pinxit.errors import ConceptError, typed
 from pinxit.files.other_kinds import START_BYTES, other_kind
 from pinxit.files.pickle.torch_file import is_pickle, read_torch_file
 from pinxit.files.safetensors_file import read_safetensors
@@ -102,7 +102,7 @@ def _result(folder: Path) -> OpenedFile:
     if (folder / RECIPE).is_file():
         raise ConceptError(
             f"concept {folder} is a run without a result so far",
-            f"continue it with: pinxit train --resume {folder}",
+            f"continue it with: pinxit train --resume {typed(folder)}",
         )
     raise ConceptError(f"concept {folder} is not a run, model or embedding", run_hint(folder))
 

@@ -20,7 +20,7 @@ from pinxit.concepts.concept import Concept
 from pinxit.errors import PinxitError, RequestError
 from pinxit.generation.schedulers import Sampler
 from pinxit.images.collected import ImageFile
-from pinxit.images.folder import TrainingImage
+from pinxit.images.decode import UnreadableError, decode
 from pinxit.images.tensors import to_pixels
 from pinxit.models.conditioning import Conditioning
 from pinxit.models.model import Model
@@ -228,7 +228,10 @@ def read_image(path: Path) -> Image:
         raise RequestError(f"{path} is a folder, not an image", "give one of the files in it")
     if not path.is_file():
         raise RequestError(f"there is no image {path}", "give an image file")
-    return TrainingImage(path, None, "").open()
+    try:
+        return decode(path).image
+    except UnreadableError as error:
+        raise RequestError(f"image {path} cannot be read: {error}", "give another file") from error
 
 
 # A control as a field of a request.

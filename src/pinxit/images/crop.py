@@ -9,6 +9,8 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
 Size = tuple[int, int]
+# The largest resolution for training, in pixels; one that is larger was mistyped.
+MAX_RESOLUTION = 8192
 # A mask may have soft edges; one with more grey than this fraction is no mask.
 _GREY_SHARE = 0.4
 # Buckets are a units number of units wide and high; a unit is an eighth of the resolution.

@@ -50,8 +50,8 @@ class FleetOptions(Options):
     table_title = "train-many"
 
     engine: str = "local"
-    """where the subjects are trained: local is this process, processes are workers on this machine,
-    ray are workers on a Ray cluster (needs pinxit[ray])"""
+    """what does the work: local is this process, processes are workers on this machine, ray are
+    workers on a Ray cluster (needs pinxit[ray])"""
     workers: int | None = Option(
         None, ge=1, default_is="one for each accelerator, or one if there is none"
     )
@@ -59,10 +59,10 @@ class FleetOptions(Options):
     address: str | None = Option(None, default_is="Ray is started on this machine")
     """address of a running Ray cluster, or auto"""
     shard: str | None = None
-    """train only a part of the groups: 2/8 is the second of eight parts, for job arrays"""
+    """do only a part of the work: 2/8 is the second of eight parts, for job arrays"""
     store: str | None = None
-    """object storage of the runs, such as s3://bucket/runs: copied in before a batch is trained,
-    and out at each checkpoint; the folder of the runs is then one of each machine"""
+    """object storage of the runs, such as s3://bucket/runs: runs are copied in before the work on
+    them, and out at each checkpoint; the folder of the runs is then one of each machine"""
 
     @field_validator("shard")
     @classmethod

@@ -11,7 +11,7 @@ from torch import Tensor
 from pinxit.concepts.concept import Concept
 from pinxit.concepts.metadata import Provenance
 from pinxit.concepts.read import read_concept, write_concept
-from pinxit.errors import DiskError, PinxitError, RunError
+from pinxit.errors import DiskError, PinxitError, RunError, typed
 from pinxit.evaluation.judge import Judge
 from pinxit.files.atomic_write import defer_signals, make_folder, write_text
 from pinxit.generation.finite import NotFiniteError
@@ -266,7 +266,7 @@ class RunFolder:
             self._disk_full = True
             raise DiskError(
                 error.message,
-                f"{error.hint}, then continue with: pinxit train --resume {self.folder} "
+                f"{error.hint}, then continue with: pinxit train --resume {typed(self.folder)} "
                 f"(saved up to step {self.saved_step})",
             ) from error
 
@@ -277,10 +277,8 @@ class RunFolder:
                 f"the checkpoints of {self.folder} are missing",
                 f"restore its folder {CHECKPOINTS} from a backup, or start a new run",
             )
-        num_lost = len(self.state.steps)
-        if num_lost:
-            message = f"{num_lost} steps were not saved: starting again at step 1"
-            yield self.record(Notice(message))
+        if num_lost := len(self.state.steps):
+            yield self.record(Notice(f"{num_lost} steps were not saved: starting again at step 1"))
 
     def _save_concept(self, trainer: ConceptTrainer, name: str = CONCEPT) -> None:
         with self._averaged_concept(trainer) as concept:

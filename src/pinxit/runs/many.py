@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import ClassVar, Self
 
 from pinxit import registry
-from pinxit.errors import PinxitError, RecipeError, RunError
+from pinxit.errors import PinxitError, RecipeError, RunError, typed
 from pinxit.files.atomic_write import check_new, check_regular, make_folder, write_text
 from pinxit.files.text import read_table, read_text
 from pinxit.files.untrusted import expanded
@@ -104,7 +104,7 @@ class RunGroup(Options):
 
     def create(self, folder: Path) -> None:
         """Write a new folder for `open`; RunError if the folder exists and is not empty."""
-        check_new(folder, f"continue with: pinxit train-many --resume {folder}")
+        check_new(folder, f"continue with: pinxit train-many --resume {typed(folder)}")
         make_folder(folder)
         write_text(folder / SUBJECTS, self._to_toml())
 
@@ -121,7 +121,7 @@ class RunGroup(Options):
         if self != RunGroup.open(folder):
             raise RunError(
                 f"{folder} was started with other subjects or options",
-                f"continue with those: pinxit train-many --resume {folder}",
+                f"continue with those: pinxit train-many --resume {typed(folder)}",
             )
 
     def _to_toml(self) -> str:

@@ -12,7 +12,7 @@ import torch
 
 from pinxit.adapters.adapter import before_denoise
 from pinxit.concepts.read import ConceptReference
-from pinxit.errors import PinxitError, RequestError, RunError
+from pinxit.errors import PinxitError, RequestError, RunError, typed
 from pinxit.evaluation.judge import Judge
 from pinxit.files.atomic_write import check_new, defer_signals, exclusive_lock, make_folder
 from pinxit.generation.image_cache import copy_images
@@ -92,7 +92,9 @@ class Run(RunFolder):
 
     def check_new(self) -> None:
         """RunError if the folder exists and is not empty."""
-        otherwise = f"continue with --resume {self.folder}" if self.exists(self.folder) else ""
+        otherwise = (
+            f"continue with --resume {typed(self.folder)}" if self.exists(self.folder) else ""
+        )
         check_new(self.folder, otherwise)
 
     def check_image_folder(self) -> None:
@@ -100,7 +102,7 @@ class Run(RunFolder):
         if self.exists(self.folder) and not self.recipe.images.is_dir():
             raise RunError(
                 f"the run's image folder {self.recipe.images} does not exist any more",
-                f"say where it is: pinxit train --resume {self.folder} --images FOLDER",
+                f"say where it is: pinxit train --resume {typed(self.folder)} --images FOLDER",
             )
 
     def train(self, model: Model, images: tuple[TrainingImage, ...] = ()) -> Generator[Event]:

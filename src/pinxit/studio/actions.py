@@ -6,7 +6,7 @@ from typing import Any
 from starlette.requests import Request
 from starlette.responses import RedirectResponse, Response
 
-from pinxit.errors import PinxitError, RequestError
+from pinxit.errors import PinxitError, RequestError, typed
 from pinxit.studio.jobs import Job
 from pinxit.studio.pages import Pages
 from pinxit.studio.submit import (
@@ -172,7 +172,7 @@ def _must_be_own(job: Job) -> None:
     if not job.is_own:
         raise RequestError(
             f"the {job.label} was started at the terminal: the studio only reads it",
-            f"there, Ctrl+C stops it; to continue it: pinxit train --resume {job.folder}",
+            f"there, Ctrl+C stops it; to continue it: pinxit train --resume {typed(job.folder)}",
         )
 
 

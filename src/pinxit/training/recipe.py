@@ -9,6 +9,7 @@ from pydantic import BeforeValidator, PlainSerializer, field_validator
 from pinxit import registry
 from pinxit.errors import RecipeError
 from pinxit.images.collected import image_folder
+from pinxit.images.crop import MAX_RESOLUTION
 from pinxit.images.folder import MaskSource, TrainingImage, read_images
 from pinxit.models.model import Precision
 from pinxit.models.prompt import normal_form
@@ -112,6 +113,7 @@ class Recipe(Options):
     resolution: int | None = Option(
         None,
         ge=8,
+        le=MAX_RESOLUTION,
         aliases=("size",),
         default_is="the resolution that the base model was trained at",
     )
