@@ -17,7 +17,7 @@ from torch import Tensor
 from pinxit import registry
 from pinxit.adapters.adapter import ModelChange
 from pinxit.concepts.concept import Concept
-from pinxit.errors import PinxitError, RequestError
+from pinxit.errors import ImageError, PinxitError, RequestError
 from pinxit.generation.schedulers import Sampler
 from pinxit.images.collected import ImageFile
 from pinxit.images.decode import UnreadableError, decode
@@ -223,7 +223,7 @@ def without_tokens(prompt: str, concepts: Sequence[Concept]) -> str:
 
 
 def read_image(path: Path) -> Image:
-    """The decoded image of a file; RequestError if there is no such file."""
+    """The decoded image of a file; RequestError if there is none, ImageError if it is damaged."""
     if path.is_dir():
         raise RequestError(f"{path} is a folder, not an image", "give one of the files in it")
     if not path.is_file():
@@ -231,7 +231,7 @@ def read_image(path: Path) -> Image:
     try:
         return decode(path).image
     except UnreadableError as error:
-        raise RequestError(f"image {path} cannot be read: {error}", "give another file") from error
+        raise ImageError(f"image {path} cannot be read: {error}", "give another file") from error
 
 
 # A control as a field of a request.
