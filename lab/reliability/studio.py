@@ -32,7 +32,7 @@ from pinxit.studio.worker import Worker
 from pinxit.studio.workspace import Workspace
 
 PAGES = ("library", "train", "generate", "transfer", "compare", "files", "queue")
-READERS = 60
+READERS, ROUNDS, STEPS = 60, 3, 15
 
 
 def free_port() -> int:
@@ -189,51 +189,50 @@ async def read_events(port: int, headers: dict[str, str], job: Job, lines: list[
 
 
 def many_readers(folder: Path) -> dict[str, Any]:
-    """Step times of a training on pocket with and without readers, in turn; and what they saw."""
+    """CPU seconds of a training step with and without readers, in turn; and what they saw."""
     workspace, port = Workspace(folder / "readers"), free_port()
     workspace.create()
-    processes = [forked(server(workspace, port))]
-    processes.append(forked(lambda: Worker(workspace, "cpu", lambda _: None).run()))
+    web = forked(server(workspace, port))
+    worker = forked(lambda: Worker(workspace, "cpu", lambda _: None).run())
     wait_for(lambda: answers(port), 30)
-    job = workspace.queue.add("train", {"recipe": pocket_recipe(folder, 400)})
+    job = workspace.queue.add("train", {"recipe": pocket_recipe(folder, 1000)})
     client, seen = Client(workspace, port), Counter[str]()
-    server_cpu: list[float] = []
-    medians: dict[str, list[float]] = {"alone": [], "read": []}
+    figures: dict[str, list[float]] = {"alone": [], "read": [], "server": []}
 
-    def steps() -> list[float]:
+    def num_steps() -> int:
         run = workspace.run(job)
-        return [step.seconds for step in run.steps] if run else []
+        return len(run.steps) if run else 0
 
-    async def read(seconds: float) -> list[list[str]]:
-        lines: list[list[str]] = [[] for _ in range(READERS)]
+    async def read(readers: int, last_step: int) -> list[list[str]]:
+        lines: list[list[str]] = [[] for _ in range(readers)]
         tasks = [asyncio.create_task(read_events(port, client.headers, job, own)) for own in lines]
-        await asyncio.sleep(seconds)
+        while num_steps() < last_step:
+            await asyncio.sleep(0.05)
         for task in tasks:
             task.cancel()
         return lines
 
-    wait_for(lambda: len(steps()) > 5, 300)
-    for _ in range(3):
-        for name in ("alone", "read"):
-            first = len(steps())
-            if name == "alone":
-                time.sleep(8)
-            else:
-                before, cpu = len(steps()), _cpu_seconds(processes[0])
-                lines = asyncio.run(read(8))
-                server_cpu.append((_cpu_seconds(processes[0]) - cpu) / 8)
-                seen["readers_that_missed_events"] += sum(len(own) < before for own in lines)
+    wait_for(lambda: num_steps() > 5, 300)
+    for _ in range(ROUNDS):
+        for name, readers in (("alone", 0), ("read", READERS)):
+            first, start = num_steps(), time.monotonic()
+            before = _cpu_seconds(worker), _cpu_seconds(web)
+            lines = asyncio.run(read(readers, first + STEPS))
+            figures[name].append((_cpu_seconds(worker) - before[0]) / (num_steps() - first))
+            if readers:
+                share = (_cpu_seconds(web) - before[1]) / (time.monotonic() - start)
+                figures["server"].append(share)
+                seen["readers_that_missed_events"] += sum(len(own) < first for own in lines)
                 seen["readers_that_differ"] += len({tuple(own[:first]) for own in lines}) - 1
-            medians[name].append(statistics.median(steps()[first:] or [0]))
-    for process in processes:
+    for process in (web, worker):
         kill(process)
-    alone, read_ = (statistics.median(medians[name]) for name in ("alone", "read"))
+    alone, with_readers, share = (statistics.median(values) for values in figures.values())
     return {
         "readers": READERS,
-        "step_alone": round(alone, 4),
-        "step_with_readers": round(read_, 4),
-        "slower": f"{read_ / alone - 1:.1%}",
-        "server_share_of_a_core": round(statistics.median(server_cpu), 3),
+        "step_cpu_alone": round(alone, 4),
+        "step_cpu_with_readers": round(with_readers, 4),
+        "more": f"{with_readers / alone - 1:.1%}",
+        "server_share_of_a_core": round(share, 3),
         **seen,
     }
 

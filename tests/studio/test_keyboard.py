@@ -394,6 +394,19 @@ def test_what_was_filled_in_survives_a_reload_and_the_back_button(
     expect(page.get_by_label("A noun for it")).to_have_value("toy")
 
 
+def test_own_png_restores_its_concepts_and_strengths(
+    page: Page, studio: Studio, tmp_path: Path
+) -> None:
+    info = PngImagePlugin.PngInfo()
+    info.add_text("parameters", PARAMETERS.replace("a cat", "a <a>"))
+    info.add_text("pinxit", '{"concepts": ["~/work/runs/000001/best.safetensors:0.8"]}')
+    Image.new("RGB", (8, 8)).save(tmp_path / "own.png", pnginfo=info)
+    page.goto(f"{studio.address}/generate")
+    page.locator("#restore").set_input_files(tmp_path / "own.png")
+    expect(page.get_by_label("Strength of <a>")).to_have_value("0.8")
+    expect(page.get_by_role("checkbox", name="<a>")).to_be_checked()
+
+
 def test_dropped_png_restores_its_settings(page: Page, studio: Studio, tmp_path: Path) -> None:
     info = PngImagePlugin.PngInfo()
     info.add_itxt("parameters", PARAMETERS.replace("a cat", "ein Kätzchen"))

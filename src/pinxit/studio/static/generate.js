@@ -81,10 +81,23 @@ async function textInPng(file, name) {
   }
   return "";
 }
-async function restore(file) {
-  if (!applyParameters(await textInPng(file, "parameters"))) {
-    $("#settings-state").textContent = `There are no settings in ${file.name}.`;
+// The trainings of this studio that an own image names with their strengths, if the prompt has their tokens.
+function chooseConcepts(text) {
+  const strengths = new Map();
+  for (const [, number, strength] of text.matchAll(/[\\/]runs[\\/](\d{6})[\\/][\w.]+?(?::([\d.]+))?"/g)) strengths.set(number, strength || "");
+  const boxes = all("[data-word]"), isUsed = (box) => strengths.has(box.value) && prompt.value.includes(box.dataset.word);
+  if (!boxes.some(isUsed)) return;
+  for (const box of boxes) {
+    const field = document.getElementById(`strength.${box.value}`);
+    box.checked = isUsed(box);
+    if (field) field.value = box.checked ? strengths.get(box.value) : "";
   }
+}
+async function restore(file) {
+  if (applyParameters(await textInPng(file, "parameters"))) {
+    chooseConcepts(await textInPng(file, "pinxit"));
+    markUnknown();
+  } else $("#settings-state").textContent = `There are no settings in ${file.name}.`;
 }
 $("#restore").addEventListener("change", (event) => { if (event.target.files.length) restore(event.target.files[0]); });
 document.addEventListener("dragover", (event) => event.preventDefault());
