@@ -104,6 +104,15 @@ def test_generate_takes_options_runs_and_a_callback(model: Model, run: pinxit.Ru
         pinxit.generate(model, "a toy", step=2)
 
 
+@pytest.mark.parametrize("mode", ["CMYK", "YCbCr", "F", "RGBA", "1"])
+def test_pil_images_of_every_mode_are_stored(mode: str) -> None:
+    image = Image.linear_gradient("L").convert(mode)
+    folder = recipe([image]).images
+    assert [one.open().size for one in pinxit.read_images(folder)] == [image.size]
+    with pytest.raises(pinxit.PinxitError, match="complete PIL image"):
+        recipe([image.convert("RGB").convert("HSV")])
+
+
 def test_images_come_from_memory_and_are_saved_under_a_name(
     model: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

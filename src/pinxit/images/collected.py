@@ -2,6 +2,7 @@
 
 import hashlib
 from collections.abc import Sequence
+from contextlib import suppress
 from io import BytesIO
 from pathlib import Path
 from typing import Annotated, cast
@@ -51,7 +52,9 @@ def image_file(image: object) -> object:
     """The file of an image; a PIL image is stored in the cache."""
     from PIL.Image import Image
 
-    return cast("Path", image_folder([image])) / "001.png" if isinstance(image, Image) else image
+    if not isinstance(image, Image):
+        return image
+    return next(cast("Path", image_folder([image])).glob("001.*"))
 
 
 # A path for which a PIL image may be given.
@@ -67,10 +70,11 @@ def _files_of(image: object, number: int) -> tuple[str, dict[str, bytes]]:
         files = {end: path.with_name(path.stem + end) for end in (path.suffix, ".txt", *masks)}
         return path.stem, {end: file.read_bytes() for end, file in files.items() if file.is_file()}
     if isinstance(image, Image):
-        png = BytesIO()
-        image.save(png, "PNG")
-        return f"{number:03}", {".png": png.getvalue()}
+        for kind, ending in (("PNG", ".png"), ("TIFF", ".tif")):  # PNG has no CMYK and no floats
+            with suppress(OSError):
+                image.save(file := BytesIO(), kind)
+                return f"{number:03}", {ending: file.getvalue()}
     raise ImageError(
-        f"training image {number} is neither a file nor a PIL image: {image!r:.80}",
+        f"training image {number} is neither a file nor a complete PIL image: {image!r:.80}",
         _HINT,
     )
