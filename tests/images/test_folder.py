@@ -293,7 +293,14 @@ def test_captions_in_json_and_tables(folder: Path, name: str, content: str) -> N
     ("name", "content", "reason"),
     [
         ("b.txt", "a toy", "no image's caption"),
-        ("a.tags", "a toy", "no image's caption"),
+        *(
+            (name, "a toy", "no image's caption")
+            for name in ("a.tags", "a.tag", "a.cap", "a.captions", "a.yaml", "A.YML")
+        ),
+        *(
+            (name, "file_name\ttext\na.png\ta toy", "no image's caption")
+            for name in ("metadata.tsv", "metadata.parquet", "captions.csv", "b.jsonl")
+        ),
         ("metadata.jsonl", "{", "not JSON"),
         ("metadata.jsonl", '{"file_name": "a.png"}', "not read"),
         ("metadata.csv", "file_name,text\na.png,a,b", "more cells"),

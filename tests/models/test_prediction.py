@@ -1,5 +1,6 @@
 """The marks by which a checkpoint says what it predicts, in the spellings of several programs."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,7 @@ from pinxit.models.config_limits import check_diffusion_config
 from pinxit.models.noise_schedule import Diffusion
 from pinxit.models.prediction import prediction_config
 
+_SGM = "sgm.modules.diffusionmodules.denoiser_scaling"
 KEYS = ("modelspec.prediction_type", "modelspec.predict_key", "prediction_type")
 KEYS += ("ss_prediction_type", "model_prediction_type", "parameterization", "modelspec.prediction")
 SPELLINGS = {
@@ -53,6 +55,13 @@ def test_metadata(key: str, prediction: str, spelling: str, tmp_path: Path) -> N
         ('"parameterization": "v"', {"prediction_type": "v_prediction"}),
         ("x: {linear_start: 0.1, parameterization: v}", {"prediction_type": "v_prediction"}),
         ("name: a model", {}),
+        *(
+            (
+                f"scaling_config:\n      target: {_SGM}.{name}Scaling",
+                {"prediction_type": prediction},
+            )
+            for name, prediction in (("V", "v_prediction"), ("Eps", "epsilon"))
+        ),
     ],
 )
 @pytest.mark.parametrize(
@@ -101,6 +110,24 @@ def test_a_yaml_file_without_a_mark_does_not_hide_others(yaml: str, tmp_path: Pa
     for marks in ({"names": ("v_pred",)}, {"modelspec__prediction_type": "v"}):
         config = scheduler_config(tmp_path / "a.safetensors", **marks)  # type: ignore[arg-type]
         assert config == {"prediction_type": "v_prediction"}
+
+
+@pytest.mark.parametrize("spacing", ["leading", "trailing", "linspace"])
+@pytest.mark.parametrize("spelling", [str, str.upper, str.title])
+def test_spacing(spacing: str, spelling: Callable[[str], str], tmp_path: Path) -> None:
+    value = spelling(spacing)
+    config = scheduler_config(tmp_path / "a.safetensors", timestep_spacing=value)
+    assert config == {"timestep_spacing": spacing}
+    (tmp_path / "a.yaml").write_text(f"timestep_spacing: {value}\nztsnr: true")
+    assert scheduler_config(tmp_path / "a.safetensors")["timestep_spacing"] == spacing
+
+
+def test_what_is_not_supported_in_configs_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ModelError, match="spacing `karras`"):
+        scheduler_config(tmp_path / "a.safetensors", timestep_spacing="karras")
+    (tmp_path / "a.yaml").write_text(f"scaling_config:\n  target: {_SGM}.EDMScaling")
+    with pytest.raises(ModelError, match="predicts `EDM`"):
+        scheduler_config(tmp_path / "a.safetensors")
 
 
 @pytest.mark.parametrize("value", ["flow", "rectified_flow", "?"])

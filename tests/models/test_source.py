@@ -139,6 +139,18 @@ def with_invalid_weights(base: Path) -> None:
             with_text("tokenizer/tokenizer.json", '{"model": {"vocab": ["a"]}}'),
             "no valid CLIP vocabulary",
         ),
+        *(
+            (
+                with_text("tokenizer/tokenizer.json", json.dumps({"model": model})),
+                "no valid CLIP vocabulary",
+            )
+            for model in (
+                {"vocab": {"a": 0}, "merges": ["ab b</w>"]},  # longer than the whole vocabulary
+                {"vocab": {"a": 0, "b": 1}, "merges": ["a b"]},
+                {"vocab": {"a": 0}, "merges": [[["a"], 1]]},
+                {"vocab": {}, "merges": ["a b"]},
+            )
+        ),
         (with_text("scheduler/scheduler_config.json", "{"), "cannot read"),
         *(
             (with_scheduler({key: value}), f"{key} cannot be")

@@ -64,10 +64,11 @@ def _json_object(file: OpenedFile, key: str) -> Settings:
 
 def _check_readable(settings: Settings, file: OpenedFile) -> None:
     """Raise ConceptError for settings of an adapter that would be misread."""
-    kind = settings.get("peft_type") or "LORA"
+    kind = str(settings.get("peft_type") or "LORA")
     if kind not in _TYPES:
         raise ConceptError(
-            f"{file.path} is an adapter of peft of the type {kind}", "pinxit reads LoRA, LoHa, LoKr"
+            f"{file.path} is an adapter of peft of the type {kind[:80]}",
+            "pinxit reads LoRA, LoHa, LoKr",
         )
     start = settings.get("init_lora_weights")
     if isinstance(start, str) and _CHANGES_BASE.match(start):

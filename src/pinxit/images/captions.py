@@ -13,7 +13,10 @@ from pinxit.files.text import read_any_text, read_table, read_text
 
 CAPTION_SUFFIXES = (".txt", ".caption", ".json")
 # Suffixes of files that may be captions for other programs; they are named if they are not read.
-TEXT_SUFFIXES = frozenset({*CAPTION_SUFFIXES, ".jsonl", ".csv", ".tags", ".tag", ".captions"})
+_TABLE_SUFFIXES = (".jsonl", ".csv", ".tsv", ".parquet")
+TEXT_SUFFIXES = frozenset(
+    {*CAPTION_SUFFIXES, *_TABLE_SUFFIXES, ".tags", ".tag", ".captions", ".cap", ".yaml", ".yml"}
+)
 # Tables of the image folders of Hugging Face, and their columns with captions.
 _TABLES = ("metadata.jsonl", "metadata.csv")
 _COLUMNS = ("text", "caption", "prompt", "tags")

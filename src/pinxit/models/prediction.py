@@ -1,7 +1,7 @@
 """What a checkpoint file says about its denoiser's prediction and noise schedule."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -37,6 +37,8 @@ _SPACINGS = ("leading", "trailing", "linspace")
 _TRUE = {"true", "1", "yes", "on"}
 _YAML_COMMENT = re.compile(r"(^|\s)#.*", re.M)
 _YAML_PAIR = re.compile(r"\b([\w.]+)[\"']?[ \t]*:[ \t]*[\"']?([\w-]+)")
+# The class by which configs of Stability's later code (sgm) say what a model predicts.
+_SGM_SCALING = re.compile(r"denoiser_scaling\.(V|Eps|EDM)Scaling\b")
 # A key of CompVis's configs, which predict epsilon unless they say otherwise.
 _COMPVIS_KEY = "linear_start"
 _EDM_TENSORS = "edm_"
@@ -88,13 +90,22 @@ def prediction_config(
     scheduler: dict[str, Any] = {"prediction_type": prediction} if prediction else {}
     if any(_is_true(marks, _ZERO_SNR_KEYS) for marks in sources.values()):
         scheduler |= {"rescale_betas_zero_snr": True, SPACING_KEY: "trailing"}
-    spacing = next((marks[SPACING_KEY] for marks in sources.values() if SPACING_KEY in marks), None)
-    if spacing in _SPACINGS:
-        scheduler[SPACING_KEY] = spacing
+    scheduler |= _spacing(path, sources.values())
     changes = {"scheduler": scheduler} if scheduler else {}
     if looks and prediction == "v_prediction":
         changes["unet"] = {"sample_size": looks.sample_size}
     return changes
+
+
+def _spacing(path: Path, sources: Iterable[_Marks]) -> dict[str, str]:
+    """The scheduler's setting of the spacing that marks name; {} without a mark."""
+    value = next((marks[SPACING_KEY].lower() for marks in sources if SPACING_KEY in marks), "")
+    if value and value not in _SPACINGS:
+        raise ModelError(
+            f"{path} has the timestep spacing `{value[:80]}`",
+            f"supported are {', '.join(_SPACINGS)}",
+        )
+    return {SPACING_KEY: value} if value else {}
 
 
 def _looks_like_velocity(
@@ -138,4 +149,8 @@ def _read_yaml(file: Path) -> dict[str, str]:
     if not file.is_file():
         return {}
     text, _ = read_any_text(file, _MAX_YAML_BYTES)
-    return dict(_YAML_PAIR.findall(_YAML_COMMENT.sub("", text)))
+    text = _YAML_COMMENT.sub("", text)
+    pairs = dict(_YAML_PAIR.findall(text))
+    if scaling := _SGM_SCALING.search(text):
+        pairs.setdefault("prediction_type", scaling[1])
+    return pairs

@@ -194,6 +194,12 @@ def _read_vocabulary(
 
         tokens = vocabulary(merges)
     valid = valid and isinstance(tokens, dict)
+    # The tokenizers library panics if a merge has or makes a token that the vocabulary lacks.
+    valid = valid and all(
+        isinstance(piece, str) and piece in tokens
+        for first, second in merges
+        for piece in (first, second, f"{first}{second}")
+    )
     if not valid or not all(isinstance(index, int) for index in tokens.values()):
         raise ModelError(f"{folder} has no valid CLIP vocabulary", _COPY_HINT)
     return tokens, merges
