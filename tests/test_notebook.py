@@ -58,7 +58,7 @@ def test_the_notebook_has_its_outputs_and_is_small() -> None:
     assert [paper for paper in papers if paper not in text] == []
 
 
-def test_the_notebook_installs_from_the_repository_and_never_by_a_name_of_an_index() -> None:
+def test_the_notebook_installs_from_the_repository_only() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
     (cell,) = [cell.source for cell in read().cells if "%pip" in cell.source]
     assert f'"git+{project["urls"]["Repository"]}"' in cell

@@ -49,7 +49,7 @@ def test_a_change_is_reported(
     assert reported[0].command == "train"
 
 
-def test_names_of_tensors_count_in_formats_of_other_programs_only(tmp_path: Path) -> None:
+def test_tensor_names_count_in_foreign_formats_only(tmp_path: Path) -> None:
     def rename(folder: Path) -> None:
         save_file({"a": WEIGHTS["a"], "other": WEIGHTS["b"]}, folder / "weights.safetensors")
 

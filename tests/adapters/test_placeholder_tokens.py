@@ -41,9 +41,7 @@ def norms(model: Model, embedding: EmbeddingAdapter) -> tuple[Tensor, float]:
     return embedding.part().tensors["text"].norm(dim=1), float(noun_norm)
 
 
-def test_a_fixed_norm_stays_that_of_the_noun_and_a_free_one_grows(
-    model: Model, pictures: Path
-) -> None:
+def test_a_fixed_norm_stays_and_a_free_one_grows(model: Model, pictures: Path) -> None:
     fixed, noun_norm = norms(model, trained_embedding(model, recipe(pictures)))
     assert torch.allclose(fixed, torch.full((2,), noun_norm), rtol=1e-4)
     free, noun_norm = norms(model, trained_embedding(model, recipe(pictures, "free")))

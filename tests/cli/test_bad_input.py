@@ -323,7 +323,7 @@ def test_typed_options_replace_those_of_a_recipe(place: Place) -> None:
 
 
 @pytest.mark.parametrize("first", ["folder", "option"])
-def test_without_a_method_the_recommended_one_trains_and_says_why(
+def test_without_a_method_the_recommended_one_trains(
     first: str, place: Place, capsys: pytest.CaptureFixture[str]
 ) -> None:
     command, _, *typed = place.train("--class-images", "0", "--preview-every", "0")
@@ -359,7 +359,7 @@ def test_one_image_can_be_written_to_a_file(
     assert [path.name for path in (place.here / "new").iterdir()] == ["one.png"]
 
 
-def test_fewer_steps_than_trained_are_refused_before_the_base_is_opened(
+def test_fewer_steps_than_trained_are_refused_early(
     place: Place, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert main([*place.train("--steps", "2"), "--preview-every", "0"]) == 0

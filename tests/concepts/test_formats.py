@@ -425,7 +425,7 @@ def test_full_weights_as_a_folder(
 
 
 @pytest.mark.skipif(os.name == "nt", reason="needs links and pipes")
-def test_a_model_folder_gets_no_files_that_links_of_the_base_lead_to(
+def test_a_model_folder_gets_no_files_behind_links(
     run_pinxit: Any, nano: Path, model: Model, copied: Callable[[Path], Path], tmp_path: Path
 ) -> None:
     (tmp_path / "key").write_text("secret")
@@ -538,7 +538,7 @@ def test_a_file_converted_twice_has_equal_bytes(tmp_path: Path) -> None:
     assert files[0].read_bytes() == files[1].read_bytes()
 
 
-def test_the_default_format_depends_on_the_concept_and_the_suffix() -> None:
+def test_the_default_format_follows_from_content_and_suffix() -> None:
     embedding = EmbeddingPart("x", "a", {"text": TABLE})
     lora = LoraPart("denoiser", "lora", {})
     weights = FullWeightsPart("denoiser", {})

@@ -159,7 +159,7 @@ def test_photographs_are_judged_by_dino_and_clip_between_anchors(
     assert judge.score(judge.base_images, shifted).prompt == pytest.approx(0)
 
 
-def test_likeness_is_not_measured_where_the_judge_cannot_tell_images_apart(
+def test_no_likeness_if_the_judge_cannot_tell_images_apart(
     model: Model, pictures: Path, untrained: MetricSet, tmp_path: Path
 ) -> None:
     options = recipe(pictures)

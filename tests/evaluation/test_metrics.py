@@ -82,9 +82,7 @@ def test_a_single_image_scores_as_in_a_batch(
 
 
 @pytest.mark.parametrize("name", sorted({*NAMES} - WITH_PROMPTS))
-def test_the_reference_itself_scores_best_in_the_declared_direction(
-    name: str, eyes: Eyes, images: list[Image.Image]
-) -> None:
+def test_the_reference_itself_scores_best(name: str, eyes: Eyes, images: list[Image.Image]) -> None:
     metric = made(name, eyes)
     best, *others = scores(metric, images, images[:1])
     assert best == pytest.approx(1 if metric.better == "more" else 0, abs=1e-5)

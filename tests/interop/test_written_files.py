@@ -324,7 +324,7 @@ def test_checkpoints_keep_the_spacing_of_timesteps(
 
 
 @pytest.mark.parametrize("family", ["stable-diffusion-1", "stable-diffusion-2"])
-def test_a_file_beside_the_checkpoint_tells_a1111_that_it_predicts_v(
+def test_a_yaml_file_tells_a1111_that_a_model_predicts_v(
     family: str,
     bases: Callable[[str], Path],
     opened: Callable[[str], Model],

@@ -29,7 +29,7 @@ def row(value: float) -> dict[str, float]:
     return dict.fromkeys(scale.FIGURES, value)
 
 
-def test_the_first_pieces_are_a_table_of_all_methods_for_four_subjects() -> None:
+def test_the_first_pieces_have_all_methods_for_four_subjects() -> None:
     pieces = scale.pieces()
     assert len({(piece.case.name, piece.method, piece.length) for piece in pieces}) == len(pieces)
     first = pieces[: 4 * len(scale.METHODS)]
@@ -86,7 +86,7 @@ def test_a_piece_is_measured_once_and_again_with_another_base(
     assert json.loads(file.read_text()) == row(0.3)
 
 
-def test_the_plot_has_better_points_higher_and_drifted_ones_to_the_right() -> None:
+def test_the_plot_shows_likeness_over_drift() -> None:
     cases = (scale.SubjectCase(3), scale.SubjectCase(4))
     rows = {scale.Piece(case, "lora", 1.0): row(0.2 + 0.1 * n) for n, case in enumerate(cases)}
     rows |= {scale.Piece(case, "dora", 0.5): row(0.8 + 0.1 * n) for n, case in enumerate(cases)}

@@ -63,7 +63,7 @@ def test_ratios_are_of_turns_side_by_side() -> None:
     assert ratios["lora"]["memory"]["median"] == 2.0
 
 
-def test_operations_and_activations_are_those_of_a_layer_done_by_hand() -> None:
+def test_operations_and_activations_equal_a_hand_count() -> None:
     """Two linear layers, one frozen: counts are 2 a multiply-add, and nobody keeps what it lost."""
     with torch.device("meta"):
         first, second = torch.nn.Linear(8, 16), torch.nn.Linear(16, 4)

@@ -59,9 +59,7 @@ def test_peak_memory_does_not_grow_over_repetitions(
     assert max(peaks) <= 1.1 * peaks[0], peaks
 
 
-def test_the_base_model_used_last_stays_loaded_and_others_are_offloaded(
-    nano: Path, tmp_path: Path
-) -> None:
+def test_only_the_base_model_used_last_stays_loaded(nano: Path, tmp_path: Path) -> None:
     bases = Bases()
     first = bases.open(nano)
     before = generate(first, GenerationRequest(prompt="a toy", steps=2))[0].latents

@@ -43,9 +43,7 @@ def test_nano_is_stable_diffusion_1(model: Model) -> None:
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_placeholder_tokens_are_trained_in_every_text_encoder_that_is_not_frozen(
-    family: str, opened: Opened
-) -> None:
+def test_tokens_are_trained_in_every_text_encoder_not_frozen(family: str, opened: Opened) -> None:
     model = opened(family)
     text_encoders = model.text_encoders.items()
     if family == "z-image":
@@ -119,7 +117,7 @@ def test_offloaded_networks_are_the_same_when_loaded_again(
     )
 
 
-def test_t5_is_offloaded_too_and_loaded_again_when_a_prompt_is_encoded(
+def test_t5_is_offloaded_and_loaded_again_for_a_prompt(
     bases: Callable[[str], Path],
 ) -> None:
     model = open_base(bases("stable-diffusion-3"))

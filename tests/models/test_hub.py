@@ -178,7 +178,7 @@ def test_only_required_files_are_downloaded() -> None:
     assert hub._required_files(["v1-5.ckpt", "README.md", "model.safetensors"]) == []
 
 
-def test_a_model_that_a_file_names_is_downloaded_only_with_consent(
+def test_models_named_by_files_need_consent_to_download(
     hub_server: Hub,
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,

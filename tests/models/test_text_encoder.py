@@ -73,7 +73,7 @@ def test_a_placeholder_token_works_like_a_vocabulary_token(nano: Path, model: Mo
     assert torch.equal(without_token, model.condition(["a photo of a toy on the beach"]).states)
 
 
-def test_a_prompt_is_tokenized_once_for_all_values_of_the_embeddings(
+def test_a_prompt_is_tokenized_once_for_all_embeddings(
     model: Model, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     encoder, prompt = model.text_encoders["text"], "once a photo of <mytoy>"
@@ -358,7 +358,7 @@ def test_every_notation_of_a_token_is_found(token: str, template: str, weights: 
         assert "wrong" not in text
 
 
-def test_letters_that_change_length_in_another_case_are_the_same_token(model: Model) -> None:
+def test_letters_whose_case_changes_length_are_one_token(model: Model) -> None:
     for token, other in (("<\u017f>", "<S>"), ("<k>", "<\u212a>"), ("<\u03c2>", "<\u03a3>")):
         assert plain_text(other, {token: TokenEmbedding("toy")}, weights=True) == "toy"
         with (

@@ -105,7 +105,7 @@ def change(base: Path, folder: str, edit: Callable[[dict[str, Any]], object]) ->
         lambda c: c.update(added_tokens=[{"id": n, "content": f"t{n}"} for n in range(30_000)]),
     ],
 )
-def test_a_base_model_with_explosive_rules_is_refused_when_it_is_opened(
+def test_a_base_model_with_explosive_rules_is_refused(
     family: str,
     folder: str,
     edit: Callable[[dict[str, Any]], object],

@@ -152,7 +152,7 @@ def test_offloaded_weights_are_the_same_and_small(precision: Precision, bases: B
     assert all(torch.equal(dequantized_weight(after[n]), weight) for n, weight in before.items())
 
 
-def test_nothing_but_quantized_weights_is_kept_for_the_backward_pass(bases: Bases) -> None:
+def test_only_quantized_weights_stay_for_the_backward_pass(bases: Bases) -> None:
     layer = next(iter(quantized_layers(open_base(bases("flux-1"), precision="nf4")).values()))
     saved: list[Tensor] = []
     with torch.autograd.graph.saved_tensors_hooks(lambda t: saved.append(t) or t, lambda t: t):

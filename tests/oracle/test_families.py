@@ -349,7 +349,7 @@ def test_flux_1_without_guidance_as_an_input(
         TrainingPlan.of(Recipe.model_validate(recipe), model, 3)
 
 
-def test_the_prompt_of_z_image_has_the_template_and_its_own_length(
+def test_the_prompt_of_z_image_has_template_and_own_length(
     opened: Opened, pipelines: Pipelines
 ) -> None:
     model, pipe = opened("z-image"), pipelines("z-image")

@@ -183,7 +183,7 @@ def test_a_transformer_with_companions_is_as_the_folder(family: str, made: Made)
 
 
 @every_family
-def test_the_error_for_a_transformer_alone_names_the_missing_parts(family: str, made: Made) -> None:
+def test_the_error_for_a_lone_transformer_names_missing_parts(family: str, made: Made) -> None:
     paths = made(family)
     with pytest.raises(ModelError) as caught:
         open_base(paths["transformer"])

@@ -91,7 +91,7 @@ def changes(concept: Concept) -> dict[str, Tensor]:
 @pytest.mark.parametrize(
     ("scheme", "layers"), [("kohya", FLUX), ("comfyui", FLUX), ("xlabs", XLABS)]
 )
-def test_names_of_other_programs_are_read_as_diffusers_reads_them(
+def test_foreign_names_are_read_as_diffusers_reads_them(
     scheme: str, layers: dict[str, int], tmp_path: Path
 ) -> None:
     file = tmp_path / "lora.safetensors"

@@ -96,7 +96,7 @@ def test_two_things_are_where_the_prompt_says(relation: str) -> None:
         assert (render(placed).mask == render(alone).mask).all()
 
 
-def test_a_prompt_for_a_fuller_scene_asks_for_what_the_scene_shows() -> None:
+def test_the_prompt_of_a_fuller_scene_has_what_it_shows() -> None:
     for kind, questions in measure.RICHER.items():
         for scene in measure.richer(kind, 30):
             answers, attributes = answers_of(scene), prompt_attributes(measure.prompt_of(scene))
@@ -119,7 +119,7 @@ def test_stopped_training_resumes_exactly(tmp_path: Path, orthogonal: bool) -> N
     assert all(torch.equal(whole[name], stopped[name]) for name in whole)
 
 
-def test_products_are_in_halves_only_where_there_are_units_for_them() -> None:
+def test_half_precision_products_only_with_units_for_them() -> None:
     with halves(torch.device("cpu")):
         product = torch.ones(2, 2) @ torch.ones(2, 2)
     units = torch.cpu.get_capabilities()

@@ -57,7 +57,7 @@ def test_the_ten_styles_have_the_pixels_they_always_had() -> None:
     assert total.hexdigest() == ("b56216f3effe6816bd4427f5e2ec038f9017c3ae3ebf4664924362e99501fe0d")
 
 
-def test_the_same_numbers_give_the_same_pixels_and_other_numbers_give_others() -> None:
+def test_the_numbers_of_a_style_decide_its_pixels() -> None:
     styles = (*STYLE_NAMES[:12], *HELD_OUT_DRAWN)
     first, second = looks(1, styles), looks(1, styles)
     assert all((a == b).all() for a, b in zip(first, second, strict=True))
@@ -90,7 +90,7 @@ def test_what_cannot_be_seen_does_not_count_in_the_vector() -> None:
 
 
 @pytest.mark.parametrize("style", TEN)
-def test_the_space_comes_nearer_to_each_of_the_ten_than_any_other_does(style: str) -> None:
+def test_the_style_space_comes_near_to_each_of_the_ten(style: str) -> None:
     away = np.zeros(len(TEN))
     for number in range(4):
         scene = draw_scene(np.random.default_rng((9, number)), plain=0)
@@ -178,7 +178,7 @@ def test_half_of_the_text_encoders_captions_name_a_style() -> None:
     assert [scene.style in STYLE_NAMES for scene in scenes] == [False] * 32 + [True] * 32
 
 
-def test_half_of_what_the_network_sees_is_in_named_styles_if_there_are_any() -> None:
+def test_half_of_the_training_images_are_in_named_styles() -> None:
     scenes = [
         s for index in range(100) for s in (*data.scenes_at(index), *data.styled_scenes(index))
     ]

@@ -161,9 +161,7 @@ def test_the_command_prints_a_row_for_each_concept(
 
 
 @pytest.mark.long
-def test_a_class_noun_that_the_base_model_does_not_know_is_an_error(
-    runs: list[Path], nano: Path, tmp_path: Path
-) -> None:
+def test_an_unknown_class_noun_is_an_error(runs: list[Path], nano: Path, tmp_path: Path) -> None:
     with pytest.raises(RecipeError, match="does not know the class noun `tyo`"):
         evaluate(
             runs, tmp_path / "out", opening(nano), lambda *_: None, None, {"class_noun": "tyo"}
@@ -172,7 +170,7 @@ def test_a_class_noun_that_the_base_model_does_not_know_is_an_error(
 
 @pytest.mark.long
 @pytest.mark.usefixtures("separating")
-def test_seeds_are_averaged_and_images_of_other_programs_take_part(
+def test_seeds_are_averaged_and_foreign_images_take_part(
     runs: list[Path], settings: EvaluationSettings, nano: Path, tmp_path: Path
 ) -> None:
     recipe = Run.open(runs[0]).recipe
@@ -334,7 +332,7 @@ def test_a_folder_with_other_files_is_not_changed(
         evaluate([], tmp_path, open_base, lambda *_: None, settings)  # pyright: ignore[reportArgumentType]
 
 
-def test_an_embedding_of_another_program_needs_images_and_a_class_noun(
+def test_a_foreign_embedding_needs_images_and_a_class_noun(
     tmp_path: Path, pictures: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     file = tmp_path / "word.safetensors"

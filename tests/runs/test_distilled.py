@@ -152,7 +152,7 @@ def test_an_assistant_must_be_a_lora(turbo: Path, pictures: Path, tmp_path: Path
         losses(open_base(turbo), Run.create(tmp_path / "run", recipe))
 
 
-def test_previews_are_generated_on_the_partner_which_is_opened_only_for_them(
+def test_previews_are_generated_on_a_distilled_partner(
     opened: Callable[[str], Model],
     turbo: Path,
     pictures: Path,
@@ -187,7 +187,7 @@ def test_previews_are_generated_on_the_partner_which_is_opened_only_for_them(
         assert torch.equal(tensor, tensors_of(Run.open(tmp_path / "without"))[name])
 
 
-def test_previews_on_another_family_or_with_full_weights_are_refused(
+def test_a_preview_base_that_does_not_fit_is_refused(
     opened: Callable[[str], Model],
     bases: Callable[[str], Path],
     turbo: Path,
@@ -204,7 +204,7 @@ def test_previews_on_another_family_or_with_full_weights_are_refused(
         losses(model, Run.create(tmp_path / "full", full))
 
 
-def test_a_concept_works_on_all_members_and_says_which_it_was_trained_on(
+def test_a_concept_works_on_all_members_of_its_family(
     bases: Callable[[str], Path],
     turbo: Path,
     pictures: Path,

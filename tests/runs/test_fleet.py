@@ -91,7 +91,7 @@ def differing(one: Path, other: Path, names: Iterable[str] = NAMES) -> list[str]
 
 @pytest.mark.long
 @pytest.mark.parametrize("engine", ["processes", "ray"])
-def test_workers_train_what_one_process_trains_though_one_is_killed(
+def test_workers_give_the_result_of_one_process_after_a_kill(
     engine: str, model: Model, group: RunGroup, subjects: Path, tmp_path: Path
 ) -> None:
     if engine == "ray":
@@ -123,7 +123,7 @@ def kill_worker() -> int:
 
 
 @pytest.mark.parametrize("saved", ["0000006", "0000004", None])
-def test_a_group_killed_while_it_saves_continues_at_a_common_step(
+def test_a_group_killed_while_saving_continues_at_a_common_step(
     saved: str | None, model: Model, group: RunGroup, tmp_path: Path
 ) -> None:
     here, folder = trained_here(model, group, tmp_path / "here"), tmp_path / "out"
@@ -150,7 +150,7 @@ def groups_of(model: Model, group: RunGroup, folder: Path) -> Iterable[Iterable[
     return next(event.groups for event in events if not isinstance(event, tuple))
 
 
-def test_a_corrected_subject_is_trained_later_and_changes_no_other(
+def test_a_corrected_subject_changes_no_other(
     group: RunGroup, subjects: Path, tmp_path: Path
 ) -> None:
     good = (subjects / "bee" / "0.png").read_bytes()
@@ -197,9 +197,7 @@ class Fake:
     def close(self) -> None: ...
 
 
-def test_a_subject_that_kills_its_worker_is_named_and_the_others_are_trained(
-    group: RunGroup, tmp_path: Path
-) -> None:
+def test_a_subject_that_kills_its_worker_is_left_out(group: RunGroup, tmp_path: Path) -> None:
     engine = Fake(tmp_path / "out", "bee")
     prepare_folder(tmp_path / "out", group)
     (tmp_path / "out" / "bee").mkdir()

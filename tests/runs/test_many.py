@@ -146,7 +146,7 @@ def test_training_together_equals_training_alone(
 
 @pytest.mark.long
 @METHODS
-def test_images_of_concepts_trained_together_equal_those_trained_alone(
+def test_images_of_joint_training_equal_those_trained_alone(
     model: Model, subjects: Path, method: object, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     all_recipes = recipes(subjects, method=method, batch_size=1, steps=50, clip=1e-4)
@@ -202,7 +202,7 @@ def test_previews_show_the_concept_of_their_run(
         assert np.abs(image - alone[n - 1]).max() > 2
 
 
-def test_images_of_the_base_model_are_generated_once_for_each_class(
+def test_base_images_are_generated_once_for_each_class(
     model: Model, subjects: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     generated: list[str] = []
@@ -337,7 +337,7 @@ def train_many_events(model: Model, runs: Sequence[Run], together: int | None = 
     return [one for one in train_many(model, runs, together) if isinstance(one, tuple)]
 
 
-def test_a_subject_with_a_broken_image_is_skipped_and_resumed_when_it_is_repaired(
+def test_a_subject_is_trained_after_repair_of_its_broken_image(
     model: Model, subjects: Path, tmp_path: Path
 ) -> None:
     train_subjects(model, subjects, tmp_path / "whole")

@@ -228,7 +228,7 @@ def test_a_run_continues_after_a_process_ends(
 @pytest.mark.parametrize(
     ("number", "saved"), [(signal.SIGKILL, "0000002"), (signal.SIGINT, "0000003")]
 )
-def test_a_run_with_a_divided_optimizer_continues_after_a_process_ends(
+def test_a_divided_optimizer_continues_after_a_process_ends(
     model: Model, pictures: Path, tmp_path: Path, number: int, saved: str
 ) -> None:
     recipe = recipe_for(pictures, DREAMBOOTH, steps=6, checkpoint_every=2)

@@ -221,7 +221,7 @@ def test_a_resumed_run_names_own_class_images_that_changed(
         list(Run.open(run.folder, steps=6).train(model))
 
 
-def test_checkpoints_of_versions_that_did_not_record_class_images_say_so(model: Model) -> None:
+def test_old_checkpoints_without_class_images_say_so(model: Model) -> None:
     inputs = {"caption of 0.png": "a", "class image 0.png": "b+c"}
     old = Manifest(4, model.hash, {}, {"caption of 0.png": "a"})
     with pytest.raises(RunError, match="did not record those of --class-images-folder") as error:

@@ -56,7 +56,7 @@ def test_half_written_job_is_no_job(tmp_path: Path) -> None:
         queue.get("000001")
 
 
-def test_short_jobs_go_before_trainings_and_one_job_has_one_worker(tmp_path: Path) -> None:
+def test_short_jobs_go_before_trainings(tmp_path: Path) -> None:
     queue = JobQueue(tmp_path)
     training, short = queue.add("train", {}), queue.add("inspect", {})
     with queue.claim() as first:

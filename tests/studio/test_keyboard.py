@@ -94,9 +94,7 @@ def addresses(page: Page, studio: Studio) -> list[str]:
     return [f"{studio.address}/{name}" for name in names]
 
 
-def test_tab_reaches_every_control_of_every_page_and_shows_where_it_is(
-    page: Page, addresses: list[str]
-) -> None:
+def test_tab_reaches_every_control_and_shows_where_it_is(page: Page, addresses: list[str]) -> None:
     for address in addresses:
         page.goto(address)
         controls: list[str] = page.evaluate(CONTROLS)
@@ -377,7 +375,7 @@ def test_concepts_are_compared(page: Page, studio: Studio) -> None:
     assert job.state == "waiting"
 
 
-def test_what_was_filled_in_survives_a_reload_and_the_back_button(
+def test_a_filled_form_survives_reload_and_back(
     page: Page, studio: Studio, eight_images: list[Path]
 ) -> None:
     page.goto(f"{studio.address}/train")

@@ -62,7 +62,7 @@ def test_pages_need_no_torch_and_open_no_model_file(workspace: Workspace) -> Non
     subprocess.run(command, check=True)
 
 
-def test_first_page_does_not_wait_for_libraries_that_it_does_not_need(workspace: Workspace) -> None:
+def test_the_first_page_does_not_load_slow_libraries(workspace: Workspace) -> None:
     command = [sys.executable, "-c", _WITHOUT_TORCH, str(workspace.folder)]
     subprocess.run([*command, "pydantic,psutil", "/train"], check=True)
 
@@ -76,7 +76,7 @@ def test_pages_are_small_and_well_formed(client: TestClient) -> None:
         must_be_well_formed(answer.text.replace("<!doctype html>", ""))
 
 
-def test_tail_gives_each_line_once_and_starts_over_after_a_resume(tmp_path: Path) -> None:
+def test_tail_gives_each_line_once_and_restarts_after_a_resume(tmp_path: Path) -> None:
     log = tmp_path / "journal.jsonl"
     log.write_text('{"a": 1}\n{"b"')
     tail = LogTail(log)

@@ -12,7 +12,7 @@ from pinxit.adapters.parts import Part
 from pinxit.adapters.strength import Strength
 from pinxit.errors import ConceptError
 from pinxit.models.model import Model
-from pinxit.models.prompt import TokenEmbedding, same_token
+from pinxit.models.prompt import Placeholders, TokenEmbedding, same_token
 
 
 class ModelChange(ABC):
@@ -61,7 +61,7 @@ class Adapter(ModelChange):
         """The trainable weights by name; empty if the adapter is not trainable."""
         return {}
 
-    def placeholders(self) -> Mapping[str, TokenEmbedding]:
+    def placeholders(self) -> Placeholders:
         """The placeholder tokens that it defines."""
         return {}
 

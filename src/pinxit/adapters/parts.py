@@ -200,12 +200,11 @@ class AliasPart(Part):
 
 
 @dataclass(frozen=True)
-class FullWeightsPart(Part):
-    """Weights by name that replace all weights of a network."""
+class NetworkPart(Part):
+    """Tensors for the weights of a network, by the names of the weights."""
 
     network: str
     weights: Mapping[str, Tensor]
-    kind: ClassVar[str] = "full-weights"
 
     @property
     def settings(self) -> dict[str, str]:
@@ -221,6 +220,13 @@ class FullWeightsPart(Part):
     def from_stored(cls, settings: Mapping[str, str], tensors: Mapping[str, Tensor]) -> Self:
         """The inverse of `settings` and `tensors`; KeyError if a setting is missing."""
         return cls(settings["network"], tensors)
+
+
+@dataclass(frozen=True)
+class FullWeightsPart(NetworkPart):
+    """Weights by name that replace all weights of a network."""
+
+    kind: ClassVar[str] = "full-weights"
 
     @property
     def replaces(self) -> str:

@@ -12,16 +12,10 @@ from pathlib import Path
 from pinxit.cli.screen import Switch, bars, data, say
 from pinxit.files.portable import with_tilde
 
-_PACKAGES = [
-    "torch",
-    "diffusers",
-    "transformers",
-    "peft",
-    "huggingface-hub",
-    "safetensors",
-    "numpy",
-    "pillow",
-]
+_PACKAGES = (
+    *("torch", "diffusers", "transformers", "peft"),
+    *("huggingface-hub", "safetensors", "numpy", "pillow"),
+)
 _GB = 10**9
 _LITTLE_DISK, _LITTLE_MEMORY = 5 * _GB, 2 * _GB
 # Files of drivers: a GPU is there even if this torch cannot use it.

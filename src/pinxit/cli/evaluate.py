@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Iterator, Mapping
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from pinxit.cli.flags import (
     command,
     flag,
     flags,
+    option_flags,
     positional,
     positionals,
 )
@@ -85,15 +87,7 @@ def _evaluate_in(ranks: Ranks, opening: Opening, given: Values) -> None:
             "there is nothing to evaluate", "give run folders or concepts, or --benchmark FOLDER"
         )
     with stoppable(), bars() as progress:
-        metrics = evaluate_concepts(
-            runs,
-            out,
-            open_model,
-            progress,
-            settings,
-            overrides,
-            ranks,
-        )
+        metrics = evaluate_concepts(runs, out, open_model, progress, settings, overrides, ranks)
     say(f"report: {out / REPORT}")
     if protocol and not ranks.rank:
         say(*write_comparison(metrics, out).splitlines())
@@ -156,13 +150,10 @@ evaluate = command(
         positionals("runs", Path, "run folders, or concept files in any format"),
         flag("out", Path, "folder for the report; an earlier evaluation is continued", str(_OUT)),
         *flags(EvaluationSettings),
-        *aliased(
-            flag("images", Path, "folder with the training images", "that of the run"), "pictures"
+        *chain.from_iterable(
+            option_flags(name, Recipe.model_fields[name], default="that of the run")
+            for name in _RECIPE_OPTIONS
         ),
-        *aliased(
-            flag("class_noun", str, "class noun of the subjects", "that of the run"), "class_name"
-        ),
-        *aliased(flag("base", str, "base model", "that of the run"), "model"),
         DEVICE,
         GPUS,
         COMPILE,

@@ -61,13 +61,7 @@ def command(signature: Iterable[Argument], run: Callable[[Values], None]) -> Cal
 
 
 def flag(
-    name: str,
-    kind: object,
-    help: str,
-    default: str = "",
-    group: str = _GROUP,
-    *,
-    show: bool = True,
+    name: str, kind: object, help: str, default: str = "", group: str = _GROUP, *, show: bool = True
 ) -> Argument:
     """A flag that has no value unless it is typed; `default` is only what help shows.
 

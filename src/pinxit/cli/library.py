@@ -19,19 +19,8 @@ _CONCEPT_SUFFIXES = (".safetensors", ".pt", ".bin")
 _MAX_CONCEPT_BYTES = 2**30
 # What ComfyUI's graph says about an image, by the names of a node's inputs.
 _COMFYUI_INPUTS = (
-    "text",
-    "seed",
-    "noise_seed",
-    "steps",
-    "cfg",
-    "sampler_name",
-    "scheduler",
-    "denoise",
-    "ckpt_name",
-    "lora_name",
-    "strength_model",
-    "width",
-    "height",
+    *("text", "seed", "noise_seed", "steps", "cfg", "sampler_name", "scheduler", "denoise"),
+    *("ckpt_name", "lora_name", "strength_model", "width", "height"),
 )
 
 

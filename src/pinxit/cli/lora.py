@@ -1,7 +1,7 @@
 """`pinxit lora`: merge LoRAs, reduce them, merge them into a base model, extract them from one."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -146,7 +146,7 @@ def extract(
         )
     file.write(concept, errors)
     if others and not all_weights:
-        share = relative_error([*others, *(error.without_loss for error in errors)])
+        share = relative_error([*others, *(replace(error, lost=0.0) for error in errors)])
         say(
             f"note: {len(others)} biases, norms and embeddings changed too; they are left out, "
             f"{share:.2%} of the whole change; --all-weights stores them"

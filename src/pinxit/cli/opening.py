@@ -48,12 +48,7 @@ class Opening:
 
     @classmethod
     def of(
-        cls,
-        device: str | None,
-        *,
-        download: bool,
-        gpus: int | None = None,
-        compiled: bool = False,
+        cls, device: str | None, *, download: bool, gpus: int | None = None, compiled: bool = False
     ) -> Self:
         """A device, or None, whether DINO and CLIP may be downloaded, and the number of GPUs."""
         from pinxit.evaluation.networks import CLIP, DINO

@@ -91,7 +91,7 @@ def _is_image_folder(words: tuple[str, ...]) -> bool:
 
 
 def _train(recipe: Path | None, words: tuple[str, ...], typed: Mapping[str, object]) -> None:
-    """Train by the method of a recipe, or by the recommended one, with all options typed."""
+    """Train by the method of a recipe, or by the recommended one, with the typed options."""
     from pinxit.cli import app
     from pinxit.cli.screen import say
     from pinxit.training.recipe import Recipe

@@ -32,14 +32,7 @@ from pinxit.models.open_base import local_resolution
 from pinxit.models.prompt import file_name
 from pinxit.models.ranks import is_rank
 from pinxit.progress import Notice, Progress, ProgressCallback
-from pinxit.runs.events import (
-    EarlyStop,
-    Event,
-    Finished,
-    MemoryNotice,
-    PreviewScores,
-    RunFailure,
-)
+from pinxit.runs.events import EarlyStop, Event, Finished, MemoryNotice, PreviewScores, RunFailure
 from pinxit.runs.fleet import FleetOptions, fetch_list
 from pinxit.runs.follow import OpenBase, follow
 from pinxit.runs.groups import BatchGroups

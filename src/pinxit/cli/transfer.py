@@ -5,14 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from pinxit import registry
-from pinxit.cli.flags import (
-    Values,
-    aliased,
-    command,
-    flag,
-    option_flags,
-    positional,
-)
+from pinxit.cli.flags import Values, aliased, command, flag, option_flags, positional
 from pinxit.cli.generate import check_downloads, generate_request, request_flags
 from pinxit.cli.screen import say
 from pinxit.errors import PinxitError, RequestError, did_you_mean

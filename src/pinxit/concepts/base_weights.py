@@ -57,8 +57,8 @@ class BaseWeights:
     def changed(self, weight: Tensor, part: Part, name: str, strength: float) -> Tensor:
         """A weight in fp32 with the change of a part; itself if the part does not change it."""
         layer = name.removesuffix(".weight")
-        if isinstance(part, DifferencePart) and name in part.differences:
-            difference = part.differences[name]
+        if isinstance(part, DifferencePart) and name in part.weights:
+            difference = part.weights[name]
             self.check_shape(part.network, name, difference)
             return weight.float() + strength * difference.float().reshape(weight.shape)
         if not isinstance(part, LoraPart) or name == layer or layer not in part.layers:

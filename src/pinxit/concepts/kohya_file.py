@@ -170,7 +170,7 @@ def _kohya_tensors(tensors: LayerTensors) -> LayerTensors:
 def _difference_tensors(part: DifferencePart, names: KohyaNames) -> LayerTensors:
     """Differences of weights with the names of LyCORIS, which has others for norms."""
     tensors: dict[str, Tensor] = {}
-    for name, tensor in part.differences.items():
+    for name, tensor in part.weights.items():
         layer, _, leaf = name.rpartition(".")
         path = _layer_path(part.network, layer, names)
         is_norm = _NORM.search(layer)

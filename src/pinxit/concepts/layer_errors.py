@@ -1,7 +1,7 @@
 """What the layers of a LoRA lost when their ranks were reduced, by group of layers."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from math import sqrt
 
 from pinxit.concepts.layer_names import LAYER_KINDS
@@ -22,11 +22,6 @@ class LayerError:
         """The network and the group of the layer."""
         groups = (name for name, pattern in LAYER_KINDS.items() if pattern.search(self.layer))
         return f"{self.network}: {next(groups, 'other layers')}"
-
-    @property
-    def without_loss(self) -> "LayerError":
-        """The same change without a loss."""
-        return replace(self, lost=0.0)
 
 
 def error_rows(errors: Sequence[LayerError]) -> list[tuple[str, str, str, str]]:

@@ -117,7 +117,7 @@ def modelspec_metadata(concept: Concept, out: Path) -> dict[str, str]:
 
 def adapter_family(parts: Sequence[Part]) -> FamilyFacts | None:
     """The model family whose layers have the widths of adapters; None if unknown."""
-    differences = (part.differences for part in parts if isinstance(part, DifferencePart))
+    differences = (part.weights for part in parts if isinstance(part, DifferencePart))
     families = (family_of_denoiser(weights) for weights in differences)
     return lora_family(parts) or next(filter(None, families), None)
 

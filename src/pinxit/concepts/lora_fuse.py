@@ -90,4 +90,4 @@ def _changed_names(part: Part) -> Iterator[tuple[str, str]]:
     if isinstance(part, LoraPart):
         yield from ((part.network, f"{layer}.weight") for layer in part.layers)
     if isinstance(part, DifferencePart):
-        yield from ((part.network, name) for name in part.differences)
+        yield from ((part.network, name) for name in part.weights)

@@ -245,7 +245,7 @@ def _differences(concepts: Sequence[Concept]) -> Iterator[DifferencePart]:
             if not isinstance(part, DifferencePart):
                 continue
             weights = sums.setdefault(part.network, {})
-            for name, tensor in part.differences.items():
+            for name, tensor in part.weights.items():
                 scaled = one_strength(concept) * tensor.float()
                 weights[name] = weights[name] + scaled if name in weights else scaled
     yield from (DifferencePart(network, weights) for network, weights in sums.items())

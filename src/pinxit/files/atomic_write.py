@@ -109,8 +109,7 @@ def check_claim(folder: Path, kind: str, *parts: str) -> None:
         return
     if marker.exists() or not _is_new(folder):
         raise RunError(
-            f"{folder} already exists and was not made by pinxit {kind}",
-            "choose another folder",
+            f"{folder} already exists and was not made by pinxit {kind}", "choose another folder"
         )
 
 

@@ -22,12 +22,9 @@ _IMAGE_HEADERS = (b"\x89PNG", b"RIFF", b"\xff\xd8\xff", b"\xff\x0a", b"\x00\x00\
 _RESULT_FILES = (
     "best.safetensors",
     "concept.safetensors",
-    "pytorch_lora_weights.safetensors",
-    "pytorch_lora_weights.bin",
-    "learned_embeds.safetensors",
-    "learned_embeds.bin",
-    "adapter_model.safetensors",
-    "adapter_model.bin",
+    *("pytorch_lora_weights.safetensors", "pytorch_lora_weights.bin"),
+    *("learned_embeds.safetensors", "learned_embeds.bin"),
+    *("adapter_model.safetensors", "adapter_model.bin"),
 )
 # The settings beside an adapter of peft, and the folders of the networks that scripts save.
 PEFT_CONFIG = "adapter_config.json"

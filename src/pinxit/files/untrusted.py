@@ -45,10 +45,7 @@ def open_untrusted(
 
 
 def read_untrusted_text(
-    path: Path,
-    max_bytes: int = MAX_TEXT_BYTES,
-    inside: Path | None = None,
-    encoding: str = "utf-8",
+    path: Path, max_bytes: int = MAX_TEXT_BYTES, inside: Path | None = None, encoding: str = "utf-8"
 ) -> str:
     """The text of a file, with "\\n" line ends; FileError as `open_untrusted`, or if not UTF-8."""
     with open_untrusted(path, max_bytes, inside) as file:

@@ -181,9 +181,7 @@ class ImageControl(Control):
 
 
 def prepare_controls(
-    context: SamplingContext,
-    controls: Sequence[Control],
-    sources: Sequence[Conditioning | None],
+    context: SamplingContext, controls: Sequence[Control], sources: Sequence[Conditioning | None]
 ) -> Generator[SamplingProgress, None, tuple[list[ControlHooks], int]]:
     """Prepare each control for a batch: its hooks, and how many steps that took in all.
 

@@ -56,10 +56,9 @@ def _unusual(model: Model, request: GenerationRequest, plain_prompt: str) -> Ite
     """A request that the model was not made for: size, no prompt, words that it does not know."""
     width, height = request.size(model)
     yield from size_notices(model, width, height)
-    for problem in (one for control in request.controls for one in control.problems()):
-        yield Notice(problem)
-    for effect in _without_effect(request, plain_prompt):
-        yield Notice(effect)
+    for control in request.controls:
+        yield from map(Notice, control.problems())
+    yield from map(Notice, _without_effect(request, plain_prompt))
     if not request.prompt.strip():
         yield Notice("the prompt is empty: the images show anything that the base model knows")
     brackets = re.sub(r"\\.", "", request.prompt)

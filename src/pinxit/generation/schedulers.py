@@ -32,24 +32,14 @@ _WITHOUT_SAMPLE_PREDICTION = ("euler-a", "pndm")
 # Names of the same schedulers in other programs.
 SCHEDULER_ALIASES = {
     **{name: scheduler for scheduler, name in _CLASSES["diffusion"].items()},
-    "dpmpp_2m": "dpm++",
-    "dpm++_2m": "dpm++",
-    "DPM++ 2M": "dpm++",
-    "k_euler": "euler",
-    "Euler": "euler",
-    "euler_a": "euler-a",
-    "k_euler_a": "euler-a",
-    "euler_ancestral": "euler-a",
-    "k_euler_ancestral": "euler-a",
-    "Euler a": "euler-a",
-    "k_heun": "heun",
-    "Heun": "heun",
-    "plms": "pndm",
-    "PLMS": "pndm",
-    "uni_pc": "unipc",
-    "UniPC": "unipc",
-    "DDIM": "ddim",
-    "DDPM": "ddpm",
+    **dict.fromkeys(("dpmpp_2m", "dpm++_2m", "DPM++ 2M"), "dpm++"),
+    **dict.fromkeys(("k_euler", "Euler"), "euler"),
+    **dict.fromkeys(("euler_a", "k_euler_a", "euler_ancestral"), "euler-a"),
+    **dict.fromkeys(("k_euler_ancestral", "Euler a"), "euler-a"),
+    **dict.fromkeys(("k_heun", "Heun"), "heun"),
+    **dict.fromkeys(("plms", "PLMS"), "pndm"),
+    **dict.fromkeys(("uni_pc", "UniPC"), "unipc"),
+    **{"DDIM": "ddim", "DDPM": "ddpm"},
 }
 
 

@@ -1,14 +1,14 @@
 """CLIP text encoders: prompts with placeholder tokens to token ids, and those to hidden states."""
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from pinxit.errors import ModelError
-from pinxit.models.prompt import TokenEmbedding
+from pinxit.models.prompt import Placeholders
 from pinxit.models.text_encoder import (
     DEFAULT_PARSING,
     EncodedPrompt,
@@ -65,10 +65,7 @@ class ClipEncoder(PlaceholderEncoder):
         return sorted(candidates, key=lambda word: -word_ids[word])
 
     def truncated_text(
-        self,
-        prompt: str,
-        placeholders: Mapping[str, TokenEmbedding],
-        parsing: PromptParsing = DEFAULT_PARSING,
+        self, prompt: str, placeholders: Placeholders, parsing: PromptParsing = DEFAULT_PARSING
     ) -> str:
         """The part of a prompt that is left out, "" if the whole prompt fits."""
         if parsing.long_prompts and self._supports_long_prompts:
@@ -78,7 +75,7 @@ class ClipEncoder(PlaceholderEncoder):
     def tokenize(
         self,
         prompts: Sequence[str],
-        placeholders: Mapping[str, TokenEmbedding],
+        placeholders: Placeholders,
         parsing: PromptParsing = DEFAULT_PARSING,
         chunks: int = 1,
     ) -> TokenPlan:

@@ -17,11 +17,8 @@ def network_config(kind: str, weights: Weights) -> dict[str, Any]:
 
     `kind` is "unet", "mmdit", "autoencoder" or a CLIP text encoder.
     """
-    if kind == "unet":
-        return _unet(weights)
-    if kind == "mmdit":
-        return _mmdit(weights)
-    return _autoencoder(weights) if kind == "autoencoder" else _clip(weights)
+    kinds = {"unet": _unet, "mmdit": _mmdit, "autoencoder": _autoencoder}
+    return kinds.get(kind, _clip)(weights)
 
 
 def stated_config(rules: Mapping[str, Any], weights: Weights) -> dict[str, Any]:

@@ -43,6 +43,8 @@ class FamilyFacts:
     the name in modelspec metadata, and `velocity_architecture` that of models with v-prediction.
     `single_file_prefixes` are the prefixes of the networks in a checkpoint file by folder; empty
     if pinxit does not write such files. `pipeline` is the class of its pipelines in diffusers.
+    `config_key` is a key that only configs of this family's denoisers have, "" if its parts alone
+    tell it from other families.
     `denoiser_layers` is a regular expression for the names of the denoiser's layers in adapter
     files, if no older family has such layers; words that contain `_` are written in full.
     `original_layers` are names of the authors' code with their diffusers names: several for a layer
@@ -64,6 +66,7 @@ class FamilyFacts:
     single_file_prefixes: Mapping[str, str] = field(default_factory=dict[str, str])
     kohya: KohyaNames | None = None
     pipeline: str = ""
+    config_key: str = ""
     denoiser_layers: str = "(?!)"
     original_layers: Mapping[str, Sequence[str]] = field(default_factory=dict[str, Sequence[str]])
 

@@ -25,9 +25,8 @@ _CONFIG_FILES = re.compile(r"[^/]*(?<!\.index)\.json|(merges|rare_words)\.txt|sp
 _MEGABYTE = 10**6
 # The hub must answer within so many seconds, and is asked again after so many.
 _PATIENCE, _ASK_AGAIN = 3.0, 60.0
-_ANSWERS: dict[
-    str, tuple[float, bool]
-] = {}  # by endpoint: when it was asked, and whether it is there
+# By endpoint: when it was asked, and whether it is there.
+_ANSWERS = dict[str, tuple[float, bool]]()
 # Suggestions for mistyped ids; some of these models have moved.
 _KNOWN = (
     "pocket",
@@ -60,14 +59,20 @@ def _is_cached(base: str) -> bool:
     """Whether the file that a download begins with is in the cache."""
     from huggingface_hub import try_to_load_from_cache
 
+    repo, file = _repository(base)
+    names = file or ["model_index.json", "config.json"]
+    cached = (try_to_load_from_cache(repo, path) for path in names)
+    return any(isinstance(path, str) for path in cached)
+
+
+def _repository(base: str) -> tuple[str, list[str]]:
+    """The repository that an id names, and its file if it names one; ModelError if it is no id."""
     if not looks_like_id(base):
         raise ModelError(
             f"there is no `{base}` on this machine, and it is no hub id", "hub ids are owner/name"
         )
     owner, name, *file = base.split("/", 2)
-    names = file or ["model_index.json", "config.json"]
-    cached = (try_to_load_from_cache(f"{owner}/{name}", path) for path in names)
-    return any(isinstance(path, str) for path in cached)
+    return f"{owner}/{name}", file
 
 
 def offline() -> bool:
@@ -145,12 +150,7 @@ def fetch(base: str) -> Path:
     from huggingface_hub.utils import logging
 
     logging.set_verbosity_error()
-    if not looks_like_id(base):
-        raise ModelError(
-            f"there is no `{base}` on this machine, and it is no hub id", "hub ids are owner/name"
-        )
-    owner, name, *file = base.split("/", 2)
-    repo = f"{owner}/{name}"
+    repo, file = _repository(base)
     try:
         sizes, offline = _file_sizes(repo)
         paths = [path for path in file if path in sizes] if file else _required_files(sizes)

@@ -106,6 +106,13 @@ class LatentModel(Model):
         )
 
     @classmethod
+    def matches(cls, source: Source) -> bool:
+        """Whether the source has the parts of this family, and the config value that marks it."""
+        parts = {*cls.facts.networks, "text_encoder", "vae"}
+        known = ("", *source.config(cls.facts.denoiser))
+        return all(map(source.has, parts)) and cls.facts.config_key in known
+
+    @classmethod
     def check_usable(cls, source: Source) -> None:
         """Raise ModelError if the denoiser needs more input than latents, as for inpainting."""
         in_channels = source.config(cls.facts.denoiser).get("in_channels")

@@ -1,7 +1,7 @@
 # pyright: standard, reportPrivateImportUsage=false
 """Language models as text encoders: prompts in a chat template, of different lengths."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -9,7 +9,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from pinxit.models.loading import load_network
 from pinxit.models.model import Placement
-from pinxit.models.prompt import TokenEmbedding, plain_text
+from pinxit.models.prompt import Placeholders, plain_text
 from pinxit.models.source import Source
 from pinxit.models.text_encoder import (
     DEFAULT_PARSING,
@@ -57,7 +57,7 @@ class LlmEncoder(TextEncoder):
     def tokenize(
         self,
         prompts: Sequence[str],
-        placeholders: Mapping[str, TokenEmbedding],
+        placeholders: Placeholders,
         parsing: PromptParsing = DEFAULT_PARSING,
         chunks: int = 1,  # noqa: ARG002
     ) -> TokenPlan:
@@ -81,16 +81,11 @@ class LlmEncoder(TextEncoder):
         return EncodedPrompt(states, None, mask)
 
     def truncated_text(
-        self,
-        prompt: str,
-        placeholders: Mapping[str, TokenEmbedding],
-        parsing: PromptParsing = DEFAULT_PARSING,
+        self, prompt: str, placeholders: Placeholders, parsing: PromptParsing = DEFAULT_PARSING
     ) -> str:
         """The end of a prompt that is truncated, "" if the whole prompt fits."""
         return self._tokenizer.decode(self._ids(prompt, placeholders, parsing)[self._length :])
 
-    def _ids(
-        self, prompt: str, placeholders: Mapping[str, TokenEmbedding], parsing: PromptParsing
-    ) -> list[int]:
+    def _ids(self, prompt: str, placeholders: Placeholders, parsing: PromptParsing) -> list[int]:
         text = self._template.format(plain_text(prompt, placeholders, weights=parsing.weights))
         return encoded(self._tokenizer, text).ids

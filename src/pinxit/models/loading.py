@@ -163,10 +163,7 @@ def _matching_weights(
         if expected[name].dtype in (INT8, NF4):
             layer = network.get_submodule(name.rpartition(".")[0])
             values, scale = quantize(tensor, expected[name].dtype)
-            weights[name], layer.scale = (
-                values.to(device, memory_format=layout),
-                scale.to(device),
-            )
+            weights[name], layer.scale = (values.to(device, memory_format=layout), scale.to(device))
             if expected[name].is_meta:  # it had the shape of the weight in the file
                 layer.weight = nn.Parameter(values.to("meta"), requires_grad=False)
         else:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from pinxit.models.conditioning import Conditioning
 from pinxit.models.family import FamilyFacts
 from pinxit.models.noise_schedule import Schedule
-from pinxit.models.prompt import TokenEmbedding
+from pinxit.models.prompt import Placeholders, TokenEmbedding
 from pinxit.models.source import Source
 from pinxit.models.text_encoder import (
     DEFAULT_PARSING,
@@ -88,6 +88,7 @@ class Model(ABC):
     ("denoiser" and the text encoders); only adapters change either, and `changes` are those that
     are applied. All weights are frozen.
     `frozen_text_encoders` receive the text that placeholder tokens stand for.
+    The denoiser's tokens are squares of `patch_size` latent positions, 1 if it has no such tokens.
     Weights can be offloaded; they are read again from the source when they are needed.
 
     `layer_groups` and `text_layer_groups` are regular expressions that find the layers of a group
@@ -108,6 +109,7 @@ class Model(ABC):
     networks: Mapping[str, nn.Module]
     scheduler_config: Mapping[str, object]
     vae_scale_factor: int
+    patch_size: int = 1
     placeholders: dict[str, TokenEmbedding]
     changes: list[Any]
 
@@ -251,7 +253,7 @@ class Model(ABC):
     @property
     def size_multiple(self) -> int:
         """Width and height of images must be multiples of this, in pixels."""
-        return self.vae_scale_factor
+        return self.vae_scale_factor * self.patch_size
 
     def to_pipeline(self, concepts: Any = ()) -> Any:
         """A diffusers pipeline of this model with one or several `pinxit.Concept` in its weights.
@@ -300,7 +302,7 @@ class Model(ABC):
         self,
         prompt: str,
         parsing: PromptParsing = DEFAULT_PARSING,
-        placeholders: Mapping[str, TokenEmbedding] | None = None,
+        placeholders: Placeholders | None = None,
     ) -> str:
         """The part of a prompt that all text encoders leave out, "" if the prompt fits.
 

@@ -79,11 +79,7 @@ class Diffusion(Schedule):
         """The last timestep."""
         return len(self.alphas_cumprod) - 1
 
-    def sample_timestep(
-        self,
-        generator: torch.Generator,
-        latent_shape: Sequence[int],  # noqa: ARG002
-    ) -> int:
+    def sample_timestep(self, generator: torch.Generator, latent_shape: Sequence[int]) -> int:  # noqa: ARG002
         """A uniformly distributed timestep (DDPM, algorithm 1)."""
         return int(torch.randint(len(self.alphas_cumprod), (), generator=generator))
 
@@ -196,12 +192,7 @@ class Flow(Schedule):
         fraction = self._noise_fraction(timesteps.to(latents.device))
         return (1 - fraction) * latents + fraction * noise
 
-    def target(
-        self,
-        latents: Tensor,
-        noise: Tensor,
-        timesteps: Tensor,  # noqa: ARG002
-    ) -> Tensor:
+    def target(self, latents: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:  # noqa: ARG002
         """The training target: the direction of the line, the same at all timesteps."""
         return noise - latents
 

@@ -59,6 +59,7 @@ class PackedModel(LatentModel):
         "text-keys-values": r"\.add_[kv]_proj$",
     }
     packing: ClassVar[int] = 2
+    patch_size = packing
 
     @classmethod
     def schedule_of(cls, source: Source) -> Flow:
@@ -68,11 +69,6 @@ class PackedModel(LatentModel):
         if config.get("use_dynamic_shifting", False):
             shift = TokenShift.from_config(config, cls.packing)
         return Flow(shift, even_steps=True)
-
-    @property
-    def size_multiple(self) -> int:
-        """The side of one packed token, in pixels."""
-        return self.vae_scale_factor * self.packing
 
     def _packed_prediction(
         self,

@@ -13,14 +13,9 @@ from pinxit.files.text import read_any_text
 
 # Spellings of predictions, without the words and signs of `_FILLING`.
 _PREDICTIONS = {
-    "v": "v_prediction",
-    "velocity": "v_prediction",
-    "epsilon": "epsilon",
-    "eps": "epsilon",
-    "noise": "epsilon",
-    "sample": "sample",
-    "x0": "sample",
-    "xstart": "sample",
+    **dict.fromkeys(("v", "velocity"), "v_prediction"),
+    **dict.fromkeys(("epsilon", "eps", "noise"), "epsilon"),
+    **dict.fromkeys(("sample", "x0", "xstart"), "sample"),
 }
 _FILLING = re.compile(r"[^a-z0-9]|pred(iction)?|param(eterization)?")
 # Names of marks, without the prefixes of programs: modelspec's, those of sd-scripts, OneTrainer,
@@ -65,7 +60,7 @@ def prediction_config(
     metadata: Mapping[str, str],
     looks: VelocityLooks | None,
 ) -> dict[str, dict[str, Any]]:
-    """The changes to the configs of a checkpoint's parts that its marks ask for, by part.
+    """The changes to the configs of a checkpoint's parts that follow from its marks, by part.
 
     A .yaml file of the same name, marker tensors and the metadata are read, in this order. Without
     any of them, v-prediction follows from the standard deviation of a tensor, as in ComfyUI.
@@ -129,7 +124,7 @@ def _is_true(marks: _Marks, names: set[str]) -> bool:
 
 
 def _prediction(where: Path, marks: _Marks) -> str | None:
-    """The prediction that marks name, as diffusers calls it; None without a mark."""
+    """The prediction that the marks state, by its name in diffusers; None if they state none."""
     if _is_true(marks, _VELOCITY_KEYS):
         return "v_prediction"
     value = next((marks[name] for name in sorted(marks.keys() & _PREDICTION_KEYS)), "")

@@ -78,6 +78,9 @@ class TokenEmbedding:
     vectors: Mapping[str, Tensor] = field(default_factory=dict[str, Tensor])
 
 
+Placeholders = Mapping[str, TokenEmbedding]  # the meaning of each placeholder token
+
+
 @dataclass
 class WeightedText:
     """A part of a prompt and its attention weight; 1 is the normal weight."""
@@ -127,7 +130,7 @@ def normal_form(text: str) -> str:
 
 
 def parse_prompt(
-    prompt: str, placeholders: Mapping[str, TokenEmbedding], *, weights: bool
+    prompt: str, placeholders: Placeholders, *, weights: bool
 ) -> tuple[PromptPiece, ...]:
     """The pieces of a prompt: its placeholder tokens, and the texts between them.
 
@@ -158,9 +161,7 @@ def parse_prompt(
     return tuple(pieces)
 
 
-def _placeholder_pieces(
-    token: str, placeholders: Mapping[str, TokenEmbedding], weight: float
-) -> list[PromptPiece]:
+def _placeholder_pieces(token: str, placeholders: Placeholders, weight: float) -> list[PromptPiece]:
     """The piece of a placeholder token; several for an alias of a text with other tokens."""
     meaning = placeholders[token]
     if meaning.vectors:
@@ -212,7 +213,7 @@ def _merge_equal_weights(parts: Sequence[WeightedText]) -> tuple[WeightedText, .
     return tuple(merged)
 
 
-def plain_text(prompt: str, placeholders: Mapping[str, TokenEmbedding], *, weights: bool) -> str:
+def plain_text(prompt: str, placeholders: Placeholders, *, weights: bool) -> str:
     """The prompt for a text encoder without placeholder tokens: each is replaced by its text.
 
     `weights` removes the brackets of attention weights as well.

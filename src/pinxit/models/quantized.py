@@ -32,10 +32,9 @@ _OTHERS = {
     r"\.(weight_packed|weight_zero_point|zero_point|weight_shape)$": "packed integer weights",
     r"\.(wscales|smooth_factor|proj_down)$": "4-bit weights of SVDQuant",
 }
-_FLOAT8 = tuple(
-    getattr(torch, name)
-    for name in ("float8_e4m3fn", "float8_e5m2", "float8_e4m3fnuz", "float8_e5m2fnuz")
-    if hasattr(torch, name)
+_FLOAT8 = (
+    *(torch.float8_e4m3fn, torch.float8_e5m2),
+    *(torch.float8_e4m3fnuz, torch.float8_e5m2fnuz),
 )
 # Parameters of networks that are called scales.
 _OWN_SCALES = re.compile(r"norm\w*(\.\w+)*\.scale$|logit_scale$|scale_shift_table$")

@@ -117,14 +117,11 @@ class FolderSource(Source):
     def config(self, part: str) -> dict[str, Any]:
         """The content of the part's JSON files; for a tokenizer with its special tokens."""
         folder = self._part_folder(part)
-        if not part:
-            return self._read_config(folder / "model_index.json")
-        if part == "scheduler":
-            return self._read_config(folder / "scheduler_config.json")
         if part.startswith("tokenizer"):
             special = self._read_config(folder / "special_tokens_map.json")
             return special | self._read_config(folder / "tokenizer_config.json")
-        return self._read_config(folder / "config.json")
+        names = {"": "model_index.json", "scheduler": "scheduler_config.json"}
+        return self._read_config(folder / names.get(part, "config.json"))
 
     def weights(self, part: str) -> dict[str, Tensor]:
         """The tensors of a part, from one file or several shards."""

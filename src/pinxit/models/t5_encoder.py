@@ -1,7 +1,7 @@
 # pyright: standard, reportPrivateImportUsage=false
 """T5 text encoders: prompts of one fixed length."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -9,7 +9,7 @@ import torch
 
 from pinxit.models.loading import load_network
 from pinxit.models.model import Placement
-from pinxit.models.prompt import PromptPiece, TokenEmbedding
+from pinxit.models.prompt import Placeholders, PromptPiece
 from pinxit.models.source import Source
 from pinxit.models.text_encoder import (
     DEFAULT_PARSING,
@@ -65,7 +65,7 @@ class T5Encoder(PlaceholderEncoder):
     def tokenize(
         self,
         prompts: Sequence[str],
-        placeholders: Mapping[str, TokenEmbedding],
+        placeholders: Placeholders,
         parsing: PromptParsing = DEFAULT_PARSING,
         chunks: int = 1,  # noqa: ARG002
     ) -> TokenPlan:
@@ -103,7 +103,7 @@ class T5Encoder(PlaceholderEncoder):
         return encoded(self._tokenizer, text).ids
 
     def _pieces(
-        self, prompt: str, placeholders: Mapping[str, TokenEmbedding], parsing: PromptParsing
+        self, prompt: str, placeholders: Placeholders, parsing: PromptParsing
     ) -> list[PromptPiece]:
         """The pieces of a prompt, all with the same weight."""
         pieces = super()._pieces(prompt, placeholders, parsing)

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from pinxit.errors import ModelError
-from pinxit.models.prompt import PromptPiece, TokenEmbedding, parse_prompt
+from pinxit.models.prompt import Placeholders, PromptPiece, parse_prompt
 from pinxit.models.text_window import Unit
 
 _CACHED_PROMPTS = 4096
@@ -84,7 +84,7 @@ class TextEncoder(ABC):
     def tokenize(
         self,
         prompts: Sequence[str],
-        placeholders: Mapping[str, TokenEmbedding],
+        placeholders: Placeholders,
         parsing: PromptParsing = DEFAULT_PARSING,
         chunks: int = 1,
     ) -> TokenPlan:
@@ -96,10 +96,7 @@ class TextEncoder(ABC):
 
     @abstractmethod
     def truncated_text(
-        self,
-        prompt: str,
-        placeholders: Mapping[str, TokenEmbedding],
-        parsing: PromptParsing = DEFAULT_PARSING,
+        self, prompt: str, placeholders: Placeholders, parsing: PromptParsing = DEFAULT_PARSING
     ) -> str:
         """The part of a prompt that is left out, "" if the whole prompt fits."""
 
@@ -157,26 +154,18 @@ class PlaceholderEncoder(TextEncoder):
         """The indices of the tokens that stay in one window."""
 
     def truncated_text(
-        self,
-        prompt: str,
-        placeholders: Mapping[str, TokenEmbedding],
-        parsing: PromptParsing = DEFAULT_PARSING,
+        self, prompt: str, placeholders: Placeholders, parsing: PromptParsing = DEFAULT_PARSING
     ) -> str:
         """The part of a prompt that is left out, "" if the whole prompt fits."""
-        vectors = self._placeholder_vectors(placeholders)
-        tokens = self._prompt_tokens(prompt, placeholders, parsing, vectors)
+        tokens = self._prompt_tokens(prompt, placeholders, parsing)
         stay = set(self._window(tokens))
         return self._decode([t.id for index, t in enumerate(tokens) if index not in stay])
 
     def token_texts(
-        self,
-        prompt: str,
-        placeholders: Mapping[str, TokenEmbedding],
-        parsing: PromptParsing = DEFAULT_PARSING,
+        self, prompt: str, placeholders: Placeholders, parsing: PromptParsing = DEFAULT_PARSING
     ) -> list[str]:
         """The text of each token of a whole prompt; that of an embedding is the placeholder."""
-        vectors = self._placeholder_vectors(placeholders)
-        tokens = self._prompt_tokens(prompt, placeholders, parsing, vectors)
+        tokens = self._prompt_tokens(prompt, placeholders, parsing)
         return [
             token.unit[0] if token.unit and token.row >= 0 else self._decode([token.id])
             for token in tokens
@@ -224,7 +213,7 @@ class PlaceholderEncoder(TextEncoder):
         finally:
             handle.remove()
 
-    def _placeholder_vectors(self, placeholders: Mapping[str, TokenEmbedding]) -> dict[str, Tensor]:
+    def _placeholder_vectors(self, placeholders: Placeholders) -> dict[str, Tensor]:
         """The embeddings (n, width) of placeholder tokens for this encoder."""
         return {
             token: embedding.vectors[self.name]
@@ -233,7 +222,7 @@ class PlaceholderEncoder(TextEncoder):
         }
 
     def _pieces(
-        self, prompt: str, placeholders: Mapping[str, TokenEmbedding], parsing: PromptParsing
+        self, prompt: str, placeholders: Placeholders, parsing: PromptParsing
     ) -> Sequence[PromptPiece]:
         """The pieces of a prompt with their attention weights."""
         return parse_prompt(prompt, placeholders, weights=parsing.weights)
@@ -241,14 +230,16 @@ class PlaceholderEncoder(TextEncoder):
     def _prompt_tokens(
         self,
         prompt: str,
-        placeholders: Mapping[str, TokenEmbedding],
+        placeholders: Placeholders,
         parsing: PromptParsing,
-        vectors: Mapping[str, Tensor],
+        vectors: Mapping[str, Tensor] | None = None,
     ) -> list[Token]:
         """All tokens of a prompt, before it is split into chunks or truncated.
 
-        They are cached: they depend on the numbers of vectors, but not on their values.
+        They are cached: they depend on the numbers of vectors, but not on their values. `vectors`
+        are those of the placeholder tokens, if they are known.
         """
+        vectors = self._placeholder_vectors(placeholders) if vectors is None else vectors
         meanings = tuple(
             (token, embedding.text, len(vectors.get(token, ())))
             for token, embedding in placeholders.items()
@@ -312,7 +303,7 @@ class PlaceholderEncoder(TextEncoder):
 def encode_prompts(
     text_encoders: Sequence[TextEncoder],
     prompts: Sequence[str],
-    placeholders: Mapping[str, TokenEmbedding],
+    placeholders: Placeholders,
     parsing: PromptParsing,
 ) -> list[EncodedPrompt]:
     """The output of each text encoder for the same prompts, all with the same number of chunks."""

@@ -54,7 +54,7 @@ NUMBERS = HIDDEN - 4  # hidden parameters that are numbers; the last four say wh
 
 @dataclass(frozen=True)
 class Seen:
-    """What the eyes make of N pictures.
+    """The output of the classifier for N images.
 
     answers: logits (N, choices) by question; hidden (N, 15) in 0..1; instance (N, 64) and shared
     (N, 128) of length one; mask (N, 16, 16) in 0..1; keypoints (N, 4, 2) in fractions; style

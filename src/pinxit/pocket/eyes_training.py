@@ -83,7 +83,7 @@ def eyes_loss(seen: Seen, truths: Truths, mask: Tensor, points: Tensor) -> Tenso
 
 
 def eyes_trainer(folder: Path, tokenizer: CLIPTokenizer, device: str = "cpu") -> Trainer:
-    """The training of the eyes with the finished text encoder, as it stands."""
+    """The state of the training of the classifier, with the finished text encoder."""
     pair = Pair(trained_text(folder, tokenizer, device)).to(device)
     return Trainer(folder / "eyes.safetensors", pair, 1.2e-3, EYES_STEPS, decay=0.998)
 
@@ -101,7 +101,7 @@ def trained_eyes(folder: Path, tokenizer: CLIPTokenizer) -> Eyes:
 
 
 def train_eyes(run: Trainer, folder: Path, seconds: float) -> Iterator[str]:
-    """Train the eyes for a chunk of time; yields a line of figures now and then."""
+    """Train the classifier for a chunk of time; yields a line of figures now and then."""
     pair, tokenizer = run.network, open_tokenizer(folder)
     assert isinstance(pair, Pair)
     for part in (*pair.eyes.fine, *pair.eyes.coarse, pair.eyes.mask):
@@ -135,7 +135,7 @@ def _loss(
     noise: torch.Generator,
     scenes: list[Scene],
 ) -> tuple[Tensor, float]:
-    """Everything the eyes are asked about a batch, and how often four attributes are right."""
+    """All losses of the classifier for a batch, and how often four attributes are right."""
     device = pair.eyes.text.weight.device
     x = pixels(shard.images[rows])
     x = x + 0.04 * torch.randn(x.shape, generator=noise)
@@ -177,7 +177,7 @@ def _open(folder: Path, seeds: tuple[int, ...]) -> list[Pool]:
 
 @torch.no_grad()
 def make_round_trip(folder: Path, path: Path, vae: AutoencoderKL) -> None:
-    """Send a shard through the autoencoder and back, so that the eyes learn to see through it."""
+    """Encode and decode a shard, so that the classifier also learns decoded images."""
     back = folder / "round trips" / path.name
     if back.exists():
         return

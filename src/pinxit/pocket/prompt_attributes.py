@@ -42,7 +42,7 @@ _RELATED = [
 def prompt_attributes(prompt: str) -> dict[str, str]:
     """The attribute that the prompt names for each question; open questions are missing.
 
-    Questions are those of the eyes: class, colour, background, style, facing, pattern and the rest.
+    Questions are those of the classifier: class, colour, background, style, facing and so on.
     """
     text = " ".join(re.findall(r"[a-z]+", prompt.lower())).replace("mountains", "mountain")
     attributes: dict[str, str] = {}
@@ -75,7 +75,7 @@ def _second(text: str) -> tuple[str, dict[str, str], str]:
 def _side_by_side(
     attributes: dict[str, str], relation: str, second: dict[str, str]
 ) -> dict[str, str]:
-    """Of two things side by side the left one is the first, as the eyes have it."""
+    """Of two things side by side the left one is the first, as in the classifier."""
     if relation == "right" and "class" in attributes:
         first = {"other": attributes.pop("class"), "other colour": attributes.pop("colour", None)}
         turned = {"class": second["other"], "colour": second.get("other colour")}

@@ -103,7 +103,7 @@ class EntrantResult:
             "token": self.entrant.concept.token,
             "method": self.entrant.method,
             "steps": self.entrant.steps,
-            "figures": {name: asdict(metric) for name, metric in self.metrics.items()},
+            "figures": _as_dicts(self.metrics),
             "by_prompt": {name: list(values) for name, values in self.by_prompt.items()},
             "word": asdict(norm) if norm else None,
             "said": self.advice,
@@ -164,10 +164,6 @@ class SubjectResults:
 
     def to_dict(self) -> dict[str, object]:
         """All values but the images, for JSON."""
-        anchors = {
-            title: {name: asdict(metric) for name, metric in metrics.items()}
-            for title, metrics in self.anchors.items()
-        }
         return {
             "class_noun": self.subject.class_noun,
             "kind": self.subject.kind,
@@ -175,7 +171,7 @@ class SubjectResults:
             "pictures": len(self.judge.base_images),
             "no_likeness": self.judge.no_likeness,
             "prompts": [prompt.template for prompt in self.judge.prompt_run.prompts],
-            "anchors": anchors,
+            "anchors": {title: _as_dicts(metrics) for title, metrics in self.anchors.items()},
             "seed_means": {title: _as_dicts(means) for title, means in self.seed_means},
             "differences": [
                 {"first": a, "second": b, **_as_dicts(values)} for a, b, values in self.differences

@@ -3,7 +3,7 @@
 import os
 import platform
 from base64 import b64encode
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from importlib.metadata import version
@@ -48,17 +48,10 @@ def page_environment() -> Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    filters: dict[str, Any] = {
-        "color": color_class,
-        "coordinate": "{:.1f}".format,
-        "data_uri": data_uri,
-        "duration": format_duration,
-        "interval_ends": interval_ends,
-        "interval_value": interval_value,
-        "is_share": is_share,
-        "metric_title": metric_title,
-    }
-    environment.filters.update(filters)
+    texts: tuple[Any, ...] = (color_class, data_uri, format_duration, metric_title)
+    for function in (*texts, interval_ends, interval_value, is_share):
+        environment.filters[function.__name__] = function
+    environment.filters["coordinate"] = "{:.1f}".format
     return environment
 
 
@@ -81,14 +74,8 @@ class LossPlot:
 
     @cached_property
     def smoothed(self) -> list[float]:
-        """The exponential moving average, with bias correction for the first steps."""
-        averages: list[float] = []
-        average, weight = 0.0, 0.0
-        for loss in self.losses:
-            average = _SMOOTHING * average + (1 - _SMOOTHING) * loss
-            weight = _SMOOTHING * weight + (1 - _SMOOTHING)
-            averages.append(average / weight)
-        return averages
+        """The losses without most of their noise."""
+        return smooth(self.losses)
 
     @property
     def lines(self) -> dict[str, str]:
@@ -131,6 +118,17 @@ class TradeoffPlot:
     def _curve(self, score: float) -> str:
         prompts = [score**2 + (1 - score**2) * step / 24 for step in range(25)]
         return "M" + "L".join(f"{self.x(p):.1f} {self.y(score**2 / p):.1f}" for p in prompts)
+
+
+def smooth(losses: Iterable[float]) -> list[float]:
+    """The exponential moving average, with bias correction for the first steps."""
+    averages: list[float] = []
+    average, weight = 0.0, 0.0
+    for loss in losses:
+        average = _SMOOTHING * average + (1 - _SMOOTHING) * loss
+        weight = _SMOOTHING * weight + (1 - _SMOOTHING)
+        averages.append(average / weight)
+    return averages
 
 
 def color_class(column: int) -> str:

@@ -124,26 +124,24 @@ class RunFolder:
                 trainer.restore(checkpoint.state)
                 for notice in changed_options(self.folder / CONCEPT, self._provenance(trainer)):
                     yield self.record(notice)
+                step = trainer.steps_done
                 for file in checkpoint.damaged:
-                    yield self.record(
-                        Notice(f"{file} is damaged: continuing from step {trainer.steps_done}")
-                    )
+                    yield self._note(f"{file} is damaged: continuing from step {step}")
             elif not error:
                 yield from self._start_over()
-            self.saved_step = self._logged_step = trainer.steps_done
-            check_next_files(self.folder, trainer.steps_done)
+            self.saved_step = self._logged_step = step = trainer.steps_done
+            check_next_files(self.folder, step)
             write_text(self.folder / RECIPE, self.recipe.to_toml())
             make_folder(self.folder / PREVIEWS)
-            self.log.drop_after(trainer.steps_done)
+            self.log.drop_after(step)
             self._validated_step = max(self.state.validation_losses, default=-1)
-            self._log_validation(trainer, trainer.steps_done)
+            self._log_validation(trainer, step)
             yield from self._check_early_stop(trainer)
             if error:
                 trainer.lr_multiplier *= _LR_MULTIPLIER
-                step, multiplier = trainer.steps_done + 1, trainer.lr_multiplier
-                self.log.append(LearningRateReduction(step, multiplier, error))
+                self.log.append(LearningRateReduction(step + 1, trainer.lr_multiplier, error))
                 rate = f"{_LR_MULTIPLIER:.0%} of the learning rate"
-                yield self.record(Notice(f"continuing from step {step - 1} with {rate}"))
+                yield self._note(f"continuing from step {step} with {rate}")
             elif checkpoint and not self._is_saved(self._provenance(trainer)):
                 self._save_concept(trainer)
 
@@ -157,7 +155,7 @@ class RunFolder:
         """
         yield step
         while trainer.notices:
-            yield self.record(Notice(trainer.notices.pop(0)))
+            yield self._note(trainer.notices.pop(0))
         if trainer.error:  # the validation loss after this step is not finite
             return
         yield from self._check_early_stop(trainer)
@@ -166,7 +164,7 @@ class RunFolder:
             try:
                 yield from self._preview(step, trainer)
             except NotFiniteError as error:
-                yield self.record(Notice(f"no preview of step {step.number}: {error.message}"))
+                yield self._note(f"no preview of step {step.number}: {error.message}")
         if step.is_due(self.recipe.save_every, last=False):
             with self.resume_hint():
                 make_folder(self.folder / CONCEPTS)
@@ -198,8 +196,7 @@ class RunFolder:
             )
         yield self.record(preview)
         if preview.num_flat:
-            message = f"{preview.num_flat} previews of step {step.number} {_FLAT}"
-            yield self.record(Notice(message))
+            yield self._note(f"{preview.num_flat} previews of step {step.number} {_FLAT}")
         if findings:
             with self.resume_hint(), self._averaged_concept(trainer) as concept:
                 scores = save_if_best(self.folder, concept, findings)
@@ -223,6 +220,9 @@ class RunFolder:
         with self.resume_hint():
             self.log.append(event)
         return event
+
+    def _note(self, message: str) -> Event:
+        return self.record(Notice(message))
 
     def record_end(self, event: Event) -> None:
         """Log how an attempt to train the run ended; nothing if the disk is full or fails."""
@@ -278,7 +278,7 @@ class RunFolder:
                 f"restore its folder {CHECKPOINTS} from a backup, or start a new run",
             )
         if num_lost := len(self.state.steps):
-            yield self.record(Notice(f"{num_lost} steps were not saved: starting again at step 1"))
+            yield self._note(f"{num_lost} steps were not saved: starting again at step 1")
 
     def _save_concept(self, trainer: ConceptTrainer, name: str = CONCEPT) -> None:
         with self._averaged_concept(trainer) as concept:

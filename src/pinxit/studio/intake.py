@@ -161,7 +161,7 @@ def _save(image: Any, path: Path) -> None:
 
 
 def _limit_process() -> None:
-    """Limit memory and time, where the system can: a hostile file must not take the machine."""
+    """Limit memory and time, where the system can: no file may use up the machine."""
     try:
         import resource
     except ImportError:  # Windows

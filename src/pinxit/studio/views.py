@@ -3,7 +3,7 @@
 import re
 import struct
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -17,7 +17,6 @@ if TYPE_CHECKING:  # the types of the log load slowly: the first page must not w
     from pinxit.runs.events import PreviewScores
     from pinxit.runs.reader import RunState
 
-_SMOOTHING = 0.95
 _SPEED_STEPS = 20  # the last steps, from which the speed is measured
 _MAX_POINTS = 300
 _SCORED, _UNSCORED = 8, 4  # images on a sheet of previews
@@ -120,6 +119,8 @@ class TrainingView:
     @cached_property
     def smoothed(self) -> list[float]:
         """The moving average of the loss, for each step."""
+        from pinxit.reports.pages import smooth
+
         return smooth([step.loss for step in self.run.steps] if self.run else [])
 
     @cached_property
@@ -193,17 +194,6 @@ def duration(seconds: float) -> str:
         return f"{max(1, round(seconds))} s"
     minutes = round(seconds / 60)
     return f"{minutes} min" if minutes < 90 else f"{minutes / 60:.1f} h"
-
-
-def smooth(values: Iterable[float]) -> list[float]:
-    """The exponential moving average with bias correction."""
-    average = weight = 0.0
-    smoothed: list[float] = []
-    for value in values:
-        average = _SMOOTHING * average + (1 - _SMOOTHING) * value
-        weight = _SMOOTHING * weight + (1 - _SMOOTHING)
-        smoothed.append(average / weight)
-    return smoothed
 
 
 def polyline(points: Sequence[tuple[int, float]], total: int, top: float) -> str:

@@ -11,7 +11,6 @@ from pinxit.adapters.adapter import applied
 from pinxit.adapters.batched_lora import BatchedLora, LoraFactors
 from pinxit.adapters.kinds.lora import LoraAdapter, lora_factors
 from pinxit.adapters.lora_part import LoraPart
-from pinxit.adapters.parts import Part
 from pinxit.adapters.strength import Strength, layer_strength
 from pinxit.concepts.read import ConceptReference, open_concept, recognize_format
 from pinxit.errors import RecipeError
@@ -38,7 +37,9 @@ class Assistant:
         chosen = ConceptReference.parse(reference)
         file = open_concept(chosen.path)
         parts = [part for part in recognize_format(file).read(file).parts if part.tensors]
-        self._parts = [part for part in parts if isinstance(part, LoraPart) and _is_plain(part)]
+        self._parts = [
+            part for part in parts if isinstance(part, LoraPart) and part.variant == "lora"
+        ]
         if len(self._parts) != len(parts) or not parts:
             content = ", ".join(getattr(part, "variant", part.kind) for part in parts)
             raise RecipeError(
@@ -102,7 +103,3 @@ def resolved(reference: str) -> str:
     """FILE or FILE:0.7 with an absolute path."""
     chosen = ConceptReference.parse(reference)
     return str(replace(chosen, path=expanded(str(chosen.path)).resolve()))
-
-
-def _is_plain(part: Part) -> bool:
-    return part.kind == LoraPart.kind and getattr(part, "variant", "") == "lora"

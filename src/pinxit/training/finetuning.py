@@ -26,6 +26,7 @@ Preservation = Literal["class-images", "base-answer", "weights", "none"]
 
 # Default number of class images by model size; for large models as in the DreamBooth paper.
 _CLASS_IMAGES: dict[ModelSize, int] = {"small": 48, "large": 200}
+EMBEDDING_LEARNING_RATES: dict[ModelSize, float] = {"small": 1e-2, "large": 1e-3}
 # The loss of the base model's answers is smaller than that of class images: with equal weights, the
 # class would change more.
 _ANSWER_WEIGHT = 2.0
@@ -51,8 +52,7 @@ class Finetuning(Method):
     object_preservation: ClassVar[Preservation] = "class-images"  # if nothing is chosen
 
     preserve: Preservation | None = Option(
-        None,
-        default_is="objects: base-answer for LoRA, else class-images; styles: none",
+        None, default_is="objects: base-answer for LoRA, else class-images; styles: none"
     )
     """how training preserves what the base model knows of the class: with class images, with the
     base model's own predictions as targets, by pulling the weights to those of the base model, or

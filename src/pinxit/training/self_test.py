@@ -11,7 +11,7 @@ from pinxit.adapters.lora_part import ALPHA
 from pinxit.adapters.parts import Part
 from pinxit.errors import RunError
 from pinxit.models.model import Model
-from pinxit.models.prompt import TokenEmbedding, parse_prompt
+from pinxit.models.prompt import Placeholders, parse_prompt
 from pinxit.models.text_encoder import PromptParsing
 
 # In the first step only one factor of a LoRA has a gradient, because it is multiplied by the other
@@ -61,10 +61,7 @@ class GradientCheck:
 
 
 def prompts_with_token(
-    model: Model,
-    prompts: Iterable[str],
-    placeholders: Mapping[str, TokenEmbedding],
-    parsing: PromptParsing,
+    model: Model, prompts: Iterable[str], placeholders: Placeholders, parsing: PromptParsing
 ) -> list[str]:
     """The prompts in which every text encoder sees a placeholder token, with all of its vectors."""
     return [
@@ -76,7 +73,7 @@ def prompts_with_token(
 
 
 def _sees_vectors(
-    model: Model, prompt: str, placeholders: Mapping[str, TokenEmbedding], parsing: PromptParsing
+    model: Model, prompt: str, placeholders: Placeholders, parsing: PromptParsing
 ) -> bool:
     """Whether the vectors of a placeholder token are in the window of each text encoder."""
     for name, text_encoder in model.text_encoders.items():

@@ -1,13 +1,12 @@
 """Aliases: placeholder tokens that stand for a text, such as DreamBooth's rare token."""
 
-from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from typing import Self
 
 from pinxit.adapters.adapter import Adapter, placeholder
 from pinxit.adapters.parts import AliasPart
 from pinxit.models.model import Model
-from pinxit.models.prompt import TokenEmbedding
+from pinxit.models.prompt import Placeholders, TokenEmbedding
 
 
 class AliasAdapter(Adapter):
@@ -23,7 +22,7 @@ class AliasAdapter(Adapter):
         """Define the token; ConceptError if the model has such a token already."""
         return placeholder(model, self.token, self.placeholders()[self.token])
 
-    def placeholders(self) -> Mapping[str, TokenEmbedding]:
+    def placeholders(self) -> Placeholders:
         """The token and its text."""
         return {self.token: TokenEmbedding(self.text)}
 

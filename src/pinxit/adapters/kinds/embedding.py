@@ -11,7 +11,7 @@ from pinxit.adapters.adapter import Adapter, on_cpu, placeholder
 from pinxit.adapters.parts import EmbeddingPart
 from pinxit.errors import ConceptError, RecipeError
 from pinxit.models.model import Model
-from pinxit.models.prompt import TokenEmbedding
+from pinxit.models.prompt import Placeholders, TokenEmbedding
 
 
 class EmbeddingAdapter(Adapter):
@@ -56,7 +56,7 @@ class EmbeddingAdapter(Adapter):
         """Define the token; ConceptError if the model has such a token already."""
         return placeholder(model, self.token, self.placeholders()[self.token])
 
-    def placeholders(self) -> Mapping[str, TokenEmbedding]:
+    def placeholders(self) -> Placeholders:
         """The token with its vectors."""
         return {self.token: TokenEmbedding(self.filler, self.vectors)}
 

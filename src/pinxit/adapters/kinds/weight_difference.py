@@ -88,7 +88,7 @@ class WeightDifference(Adapter):
         network = model.networks.get(part.network, nn.Module())
         paths = module_paths(network)
         differences: dict[str, Tensor] = {}
-        for name, tensor in part.differences.items():
+        for name, tensor in part.weights.items():
             layer, _, leaf = name.rpartition(".")
             module = network.get_submodule(paths[layer]) if layer in paths else nn.Module()
             weight = getattr(base_layer(module), leaf, None)

@@ -59,6 +59,7 @@ class Chroma(PackedModel):
         architecture="chroma",
         native_size=1024,
         pipeline="ChromaPipeline",
+        config_key="approximator_num_channels",
         networks={"transformer": "denoiser", "text_encoder": "text"},
         text_widths=(4096,),
         denoiser_layers=r"distilled_guidance_layer\."
@@ -83,13 +84,6 @@ class Chroma(PackedModel):
         """The steps and the guidance scale of the example in diffusers' documentation."""
         # https://huggingface.co/docs/diffusers/main/en/api/pipelines/chroma
         return {"steps": 40, "guidance_scale": 3.0}
-
-    @classmethod
-    def matches(cls, source: Source) -> bool:
-        """Whether the source has one text encoder, and a transformer with an approximator."""
-        parts = ("transformer", "vae", "text_encoder")
-        config = source.config("transformer")
-        return all(map(source.has, parts)) and "approximator_num_channels" in config
 
     @classmethod
     def open(cls, source: Source, placement: Placement) -> Self:

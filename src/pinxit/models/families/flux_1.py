@@ -42,6 +42,7 @@ class Flux1(PackedModel):
         architecture="flux-1-dev",
         native_size=1024,
         pipeline="FluxPipeline",
+        config_key="num_single_layers",
         networks={"transformer": "denoiser", "text_encoder": "text", "text_encoder_2": "text_2"},
         text_widths=(768, 4096),
         context_width=3072,
@@ -76,12 +77,6 @@ class Flux1(PackedModel):
         if self._is_schnell:
             return {"steps": 4, "guidance_scale": 1.0}
         return {"steps": 28, "guidance_scale": 3.5} if self._has_guidance else {}
-
-    @classmethod
-    def matches(cls, source: Source) -> bool:
-        """Whether the source has two text encoders, and a transformer with single blocks."""
-        parts = ("transformer", "vae", "text_encoder", "text_encoder_2")
-        return all(map(source.has, parts)) and "num_single_layers" in source.config("transformer")
 
     @classmethod
     def open(cls, source: Source, placement: Placement) -> Self:

@@ -56,6 +56,7 @@ class StableDiffusion3(LatentModel):
         released="2024-06",
         architecture="stable-diffusion-v3",
         native_size=1024,
+        config_key="pos_embed_max_size",
         networks={"transformer": "denoiser", "text_encoder": "text", "text_encoder_2": "text_2"},
         frozen_networks={"text_encoder_3": "text_3", "vae": "vae"},
         text_widths=(768, 1280),
@@ -84,20 +85,9 @@ class StableDiffusion3(LatentModel):
         t5 = [T5Encoder(source, 3, placement, _T5_LENGTH)] if source.has("text_encoder_3") else []
         super().__init__(source, placement, transformer, text_encoders, schedule, t5)
         config: Any = transformer.config
-        self._patch_size: int = config.patch_size
+        self.patch_size = config.patch_size
         self._max_size: int = config.pos_embed_max_size * self.size_multiple
         self._text_width: int = config.joint_attention_dim
-
-    @property
-    def size_multiple(self) -> int:
-        """The side of one transformer patch, in pixels."""
-        return self.vae_scale_factor * self._patch_size
-
-    @classmethod
-    def matches(cls, source: Source) -> bool:
-        """Whether the source has two text encoders, and a transformer with learned positions."""
-        parts = ("transformer", "vae", "text_encoder", "text_encoder_2")
-        return all(map(source.has, parts)) and "pos_embed_max_size" in source.config("transformer")
 
     @classmethod
     def open(cls, source: Source, placement: Placement) -> Self:

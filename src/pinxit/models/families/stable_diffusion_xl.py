@@ -42,11 +42,6 @@ class StableDiffusionXl(UNetModel):
     )
 
     @classmethod
-    def matches(cls, source: Source) -> bool:
-        """Whether the source has a U-Net and two text encoders."""
-        return all(map(source.has, ("unet", "vae", "text_encoder", "text_encoder_2")))
-
-    @classmethod
     def open(cls, source: Source, placement: Placement) -> Self:
         """Load the base model with frozen weights; ModelError if a part is missing or wrong."""
         from transformers import CLIPTextModel, CLIPTextModelWithProjection

@@ -48,6 +48,7 @@ class ZImage(LatentModel):
         architecture="z-image",
         native_size=1024,
         pipeline="ZImagePipeline",
+        config_key="n_refiner_layers",
         networks={"transformer": "denoiser"},
         frozen_networks={"text_encoder": "text", "vae": "vae"},
         text_widths=(),
@@ -80,7 +81,7 @@ class ZImage(LatentModel):
         schedule = Flow(self._shift, even_steps=True)
         super().__init__(source, placement, transformer, [], schedule, [text])
         config: Any = transformer.config
-        self._patch_size: int = config.all_patch_size[0]
+        self.patch_size = config.all_patch_size[0]
 
     @property
     def trainable_partner(self) -> str | None:
@@ -94,17 +95,6 @@ class ZImage(LatentModel):
         if self.trainable_partner:
             return {"steps": 8, "guidance_scale": 1.0}
         return {"steps": 50, "guidance_scale": 5.0}
-
-    @property
-    def size_multiple(self) -> int:
-        """The side of one transformer patch, in pixels."""
-        return self.vae_scale_factor * self._patch_size
-
-    @classmethod
-    def matches(cls, source: Source) -> bool:
-        """Whether the source has a text encoder, and a transformer with refiner layers."""
-        parts = ("transformer", "vae", "text_encoder")
-        return all(map(source.has, parts)) and "n_refiner_layers" in source.config("transformer")
 
     @classmethod
     def open(cls, source: Source, placement: Placement) -> Self:

@@ -46,7 +46,7 @@ class StyleParameters:
     frame: float = 0.0
 
     def vector(self) -> NDArray[np.float32]:
-        """The numbers (23,) in 0..1 that the eyes read, by how much can be seen of each.
+        """The numbers (23,) in 0..1 that the classifier reads, by how much can be seen of each.
 
         A colour, a spacing or a width that covers nothing is at its neutral value, so that styles
         with equal images have almost equal vectors.

@@ -58,7 +58,7 @@ NEAREST: dict[str, StyleParameters] = {
 def named_styles() -> dict[str, StyleParameters]:
     """The styles with a proper noun, by name.
 
-    None of them is near to a style that is held out: those stay to be learned.
+    None of them is near to a held-out style: those are not in the training of pocket.
     """
     held_out = [NEAREST[style] for style in HELD_OUT_STYLES]
     held_out += [style_parameters(style) for style in HELD_OUT_DRAWN]

@@ -7,10 +7,8 @@ from pinxit.adapters.kinds.weight_difference import WeightDifference
 from pinxit.errors import RecipeError
 from pinxit.models.model import Model
 from pinxit.options import Option
-from pinxit.training.finetuning import Finetuning, ModelSize, model_size
+from pinxit.training.finetuning import EMBEDDING_LEARNING_RATES, Finetuning, model_size
 from pinxit.training.method import Advice, Subject, TrainableAdapter
-
-_EMBEDDING_LEARNING_RATES: dict[ModelSize, float] = {"small": 1e-2, "large": 1e-3}
 
 
 class CustomDiffusion(Finetuning):
@@ -47,7 +45,7 @@ class CustomDiffusion(Finetuning):
     ) -> tuple[TrainableAdapter, ...]:
         """The embedding, and the differences of the keys and values."""
         embedding = EmbeddingAdapter.of(model, subject.token, subject.class_noun, self.num_vectors)
-        rate = self.embedding_learning_rate or _EMBEDDING_LEARNING_RATES[model_size(model)]
+        rate = self.embedding_learning_rate or EMBEDDING_LEARNING_RATES[model_size(model)]
         pattern = model.layer_pattern("denoiser", "text-keys-values")
         modules = model.networks["denoiser"].named_modules()
         layers = [name for name, _ in modules if pattern.search(name)]

@@ -7,7 +7,7 @@ from pinxit.adapters.kinds.lora import LoraAdapter
 from pinxit.adapters.lora_part import LayerGroup, LoraConfig, LoraVariant
 from pinxit.models.model import Model
 from pinxit.options import Option
-from pinxit.training.finetuning import Finetuning, ModelSize, model_size
+from pinxit.training.finetuning import EMBEDDING_LEARNING_RATES, Finetuning, ModelSize, model_size
 from pinxit.training.method import Advice, Subject, SubjectKind, TrainableAdapter
 
 # In a small model, the attention layers alone cannot represent a subject.
@@ -18,7 +18,6 @@ _PLACEHOLDERS: dict[SubjectKind, tuple[str, int]] = {
     "object": ("rare-token", 1),
     "style": ("new-embedding", 2),
 }
-_EMBEDDING_LEARNING_RATES: dict[ModelSize, float] = {"small": 1e-2, "large": 1e-3}
 
 
 class Lora(Finetuning):
@@ -101,7 +100,7 @@ class Lora(Finetuning):
             return (self.alias_adapter(model, subject), *loras)
         _, num_vectors = self._placeholder(subject)
         embedding = EmbeddingAdapter.of(model, subject.token, subject.class_noun, num_vectors)
-        embedding_rate = self.embedding_learning_rate or _EMBEDDING_LEARNING_RATES[size]
+        embedding_rate = self.embedding_learning_rate or EMBEDDING_LEARNING_RATES[size]
         is_default = self.embedding_learning_rate is None
         return (TrainableAdapter(embedding, embedding_rate, adamw_rate=is_default), *loras)
 
