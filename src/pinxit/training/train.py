@@ -320,11 +320,9 @@ def train_with_plans(session: TrainingSession) -> Generator[StepResult | MemoryP
             losses = session.backward(batch, conditioner)
             if plan != (chosen := session.plan_memory(batch, conditioner)):  # memory ran out
                 yield (plan := chosen)
-            result = session.step(batch, losses)
-            if result is None:
-                continue
-            session.validate(conditioner)
-            yield result
+            if result := session.step(batch, losses):  # else the same step again
+                session.validate(conditioner)
+                yield result
 
 
 def _plan_memory(
