@@ -48,8 +48,11 @@ def page_environment() -> Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    texts: tuple[Any, ...] = (color_class, data_uri, format_duration, metric_title)
-    for function in (*texts, interval_ends, interval_value, is_share):
+    filters: tuple[Any, ...] = (
+        *(color_class, data_uri, format_duration, metric_title),
+        *(interval_ends, interval_value, is_share),
+    )
+    for function in filters:
         environment.filters[function.__name__] = function
     environment.filters["coordinate"] = "{:.1f}".format
     return environment
