@@ -79,8 +79,8 @@ def fast_precision(device: torch.device, *, small: bool) -> Precision:
         return "fp32"
     if device.type == "cpu":
         features = cpu_features()
-        fast: Iterator[Precision] = (one for feature, one in _CPU_FEATURES if feature in features)
-        return next(fast, "fp32")
+        fast: list[Precision] = [one for feature, one in _CPU_FEATURES if feature in features]
+        return fast[0] if fast else "fp32"
     supported: Any = getattr(torch.get_device_module(device), "is_bf16_supported", None)
     if supported is None:
         return "fp32"
