@@ -6,6 +6,7 @@ import pty
 import subprocess
 import sys
 from collections.abc import Callable
+from io import BytesIO, TextIOWrapper
 from pathlib import Path
 
 import pytest
@@ -313,3 +314,13 @@ def losses(run: str) -> list[object]:
     lines = Path(run, "journal.jsonl").read_text().splitlines()
     entries = [json.loads(line) for line in lines]
     return [entry["losses"] for entry in entries if "losses" in entry]
+
+
+def test_letters_that_the_output_cannot_encode_are_escaped(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    output = BytesIO()
+    monkeypatch.setattr("sys.stderr", TextIOWrapper(output, "ascii"))
+    (tmp_path / "\u5199").mkdir()
+    assert main(["runs", str(tmp_path / "\u5199")]) == 0
+    assert rb"\u5199" in output.getvalue()

@@ -153,5 +153,9 @@ def test_a_dead_worker_is_shown_and_its_job_continues(page: Page, studio: Studio
     expect(page.get_by_text("Last words of a worker on cpu")).to_be_visible()
     page.goto(f"{studio.address}/jobs/{job.id}")
     expect(page.locator("#summary")).to_contain_text(is_training)
+    # A notice from before the worker had started goes with the next event.
+    notice = '<p id="no-worker">No worker is running</p>'
+    page.evaluate(f"document.querySelector('main').insertAdjacentHTML('afterbegin', '{notice}')")
+    expect(page.locator("#no-worker")).to_have_count(0)
     page.get_by_role("button", name="Stop and keep").click()
     wait_for(lambda: job.state == "stopped")

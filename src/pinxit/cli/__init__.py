@@ -5,6 +5,7 @@ import re
 import signal
 import sys
 from collections.abc import Sequence
+from io import TextIOWrapper
 from itertools import pairwise
 
 from cyclopts import App, CycloptsError
@@ -67,7 +68,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     0: done; 2: an error that the user can correct; 128 + n: stopped by signal n.
     """
     typed = sys.argv[1:] if arguments is None else arguments
-    _replace_closed_streams()
+    _prepare_streams()
     try:
         _check_words(typed)
         app(typed, exit_on_error=False, print_error=False)
@@ -106,9 +107,12 @@ def _check_words(typed: Sequence[str]) -> None:
             )
 
 
-def _replace_closed_streams() -> None:
+def _prepare_streams() -> None:
     """Discard output for which there is no stream: the shell's `>&-` closes it."""
     if sys.stdout is None:
         sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115, PTH123
     if sys.stderr is None:
         sys.stderr = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115, PTH123
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, TextIOWrapper):  # its encoding may lack letters of a path or a token
+            stream.reconfigure(errors="backslashreplace")

@@ -45,7 +45,11 @@ document.documentElement.classList.add("js");
 let refreshing = null;
 function refresh() {
   refreshing ??= setTimeout(async () => {
-    try { replace(await renderedPage(location.href)); } catch { /* the next event tries again */ }
+    try {
+      const page = await renderedPage(location.href);
+      if (!$("#no-worker", page)) $("#no-worker")?.remove();
+      replace(page);
+    } catch { /* the next event tries again */ }
     refreshing = null;
   }, 400);
 }
