@@ -1,17 +1,17 @@
 """A fleet on Ray against one process: same results with kills, throughput, and the driver's cost.
 
     python -m lab.reliability.fleet same --subjects 1000 --base nano --noun toy
-    python -m lab.reliability.fleet rate --subjects 256 --workers 1
+    python -m lab.reliability.fleet rate --subjects 192 --rounds 6
     python -m lab.reliability.fleet driver
 
 All subjects are trained with two steps, in batches of 16, on pocket or another base (nano: that of
 the tests). `same` trains them once in one process and once with two Ray workers on a running
 cluster, and compares concept and checkpoint of each; whenever the driver and the workers have used
 30 seconds of CPU time together, one of them is killed. `rate` alternates
-between bare processes, each with its part of the subjects, and Ray workers; it counts from the
-first batch to the last, by the clock and in CPU time, which is fair on a busy machine (with one
-worker: of several, batches overlap). `driver` gives batches to workers that do nothing. Each
-command continues where it was stopped; results go to --json.
+between bare processes, each with its part of the subjects, and as many Ray workers; it counts from
+the first batch of each to the last, by the clock and in CPU time, which is fair on a busy machine,
+and gives the mean ratio of the rounds with its 95% interval. `driver` gives batches to workers that
+do nothing. Each command continues where it was stopped; results go to --json.
 """
 
 import argparse
@@ -26,20 +26,21 @@ import tempfile
 import time
 from collections import Counter
 from collections.abc import Generator, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from hashlib import sha256
 from multiprocessing import get_context
 from pathlib import Path
 from resource import RUSAGE_SELF, getrusage
 from runpy import run_path
-from statistics import fmean, median
+from statistics import median
 from typing import Any
 
 import numpy as np
 import psutil
 from PIL import Image
 
+from pinxit.evaluation.confidence import bootstrap
 from pinxit.runs.fleet import FleetOptions, prepare_folder, train_fleet
 from pinxit.runs.fleet_worker import Done, Ended, Member, Message, Task
 from pinxit.runs.groups import GroupMember
@@ -217,11 +218,16 @@ def measure_same(args: argparse.Namespace) -> dict[str, Any]:
     }
 
 
-def rates_of(times: list[tuple[float, float]]) -> tuple[float, float]:
-    """Concepts in a second, and CPU seconds of one, from the first batch to the last one."""
-    (begin, before), (end, after) = times[_BATCH - 1], times[-1]
-    count = len(times) - _BATCH
-    return count / (end - begin), (after - before) / count
+def rates_of(workers: int, *processes: list[tuple[float, float]]) -> tuple[float, float]:
+    """Concepts in a second, and CPU seconds of one, after a batch for each worker.
+
+    `processes` is what `finish` returns for each process that was started.
+    """
+    times = sorted(time for one in processes for time, _ in one)
+    left_out = workers * _BATCH
+    count, first = len(times) - left_out, left_out // len(processes)
+    used = sum(one[-1][1] - one[first - 1][1] for one in processes)
+    return count / (times[-1] - times[left_out - 1]), used / count
 
 
 def measure_rate(args: argparse.Namespace) -> dict[str, Any]:
@@ -239,13 +245,14 @@ def measure_rate(args: argparse.Namespace) -> dict[str, Any]:
             with tempfile.TemporaryDirectory(dir=args.work) as folder:
                 out = Path(folder)
                 bare = [start(args, part, out / part.stem) for part in parts]
-                by_process = [rates_of(finish(process)) for process in bare]
-                rates["bare"].append(sum(rate for rate, _ in by_process))
-                cpu["bare"].append(fmean(used for _, used in by_process))
+                with ThreadPoolExecutor(args.workers) as readers:  # a line is timed when it is read
+                    figures = {"bare": rates_of(args.workers, *readers.map(finish, bare))}
                 ray = start(args, table, out / "ray", *_WITH_RAY, f"--workers={args.workers}")
-                rate, used = rates_of(finish(ray, head))
-                rates["ray"].append(rate)
-                cpu["ray"].append(used)
+                figures["ray"] = rates_of(args.workers, finish(ray, head))
+            for side, (rate, used) in figures.items():
+                rates[side].append(rate)
+                cpu[side].append(used)
+            print(json.dumps(figures), file=sys.stderr, flush=True)
     return {
         "subjects": args.subjects,
         "workers": args.workers,
@@ -255,9 +262,11 @@ def measure_rate(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def _compared(ours: list[float], others: list[float]) -> dict[str, Any]:
-    """Both medians, and the ratio of each round; at least 1 is no loss."""
+    """Both medians, and the ratio of each round, their mean and its interval; 1 is no loss."""
     ratios = [one / other for one, other in zip(ours, others, strict=True)]
+    mean = bootstrap(np.array(ratios))
     values = {"medians": [median(ours), median(others)], "ratios": ratios}
+    values |= {"ratio": [mean.value], "interval": [mean.low, mean.high]}
     return {name: [round(one, 4) for one in each] for name, each in values.items()}
 
 

@@ -9,6 +9,7 @@ Each job has a time limit and a process of its own; the JSON file is written aft
 import argparse
 import json
 import os
+import re
 import subprocess
 import sys
 import tempfile
@@ -30,7 +31,8 @@ from lab.speed.cached import operations
 from lab.speed.job import Job, Outcome
 from lab.speed.worker import run_job
 
-# TFLOP/s of dense bf16 matrix products in the data sheets; the first name that fits counts.
+# TFLOP/s of dense bf16 matrix products in the data sheets; the first name that fits counts, as
+# whole words: an L40 is no L4.
 PEAKS = {
     "H200": 989.0,
     "H100 PCIe": 756.0,
@@ -105,7 +107,7 @@ def parse_args(arguments: Sequence[str] | None) -> argparse.Namespace:
 
 def peak_rate(name: str) -> float | None:
     """The TFLOP/s of a device in bf16; None if the table does not have it."""
-    return next((rate for part, rate in PEAKS.items() if part in name), None)
+    return next((rate for part, rate in PEAKS.items() if re.search(rf"\b{part}\b", name)), None)
 
 
 def row(part: Part, job: Job, outcome: Outcome, count: Count, peak: float | None) -> dict[str, Any]:
