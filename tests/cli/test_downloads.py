@@ -54,7 +54,7 @@ def test_a_network_that_the_user_names_is_downloaded(empty_cache: list[str]) -> 
     assert empty_cache == ["owner/dino"]
 
 
-def test_missing_judges_are_an_error_before_the_base_model_is_fetched(
+def test_missing_judges_are_an_error_before_the_base_model(
     pictures: Path, nano: Path, empty_cache: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert train(pictures, nano, "--preview-every", "0") == 0

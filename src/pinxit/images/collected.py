@@ -75,6 +75,5 @@ def _files_of(image: object, number: int) -> tuple[str, dict[str, bytes]]:
                 image.save(file := BytesIO(), kind)
                 return f"{number:03}", {ending: file.getvalue()}
     raise ImageError(
-        f"training image {number} is neither a file nor a complete PIL image: {image!r:.80}",
-        _HINT,
+        f"training image {number} is neither a file nor a complete PIL image: {image!r:.80}", _HINT
     )

@@ -60,11 +60,7 @@ class ImageSet:
     @property
     def checks(self) -> Mapping[str, Any]:
         """What was found in each file: `images`, `rejected` and `warnings` about all of them."""
-        return read_json(self.folder / CHECK) or {
-            "images": [],
-            "rejected": [],
-            "warnings": [],
-        }
+        return read_json(self.folder / CHECK) or {"images": [], "rejected": [], "warnings": []}
 
     @property
     def crops(self) -> Mapping[str, Any]:
