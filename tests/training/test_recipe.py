@@ -287,6 +287,7 @@ def test_a_plan_has_every_value(model: Model) -> None:
         ({"token": "sks"}, "the token `sks` is already a word", "<mysks>"),
         ({"token": "my toy"}, "the token `my toy` is not one word", "<mytoy>"),
         ({"token": ""}, "the token `` is not one word", "<mytoy>"),
+        ({"token": "<toy"}, "the token `<toy` is not one word, or lacks a bracket", "<mytoy>"),
         ({"class_noun": "dogg"}, "does not know the class noun `dogg`", "did you mean dog?"),
         ({"class_noun": "red zebra"}, "does not know the class noun `red zebra`", ""),
         ({"class_noun": " "}, "does not know the class noun ` `", ""),

@@ -204,9 +204,9 @@ class Recipe(Options):
     @field_validator("token")
     @classmethod
     def _is_one_word(cls, token: str) -> str:
-        if token.split() != [token]:
+        if token.split() != [token] or token.startswith("<") != token.endswith(">"):
             raise RecipeError(
-                f"the token `{token}` is not one word",
+                f"the token `{token}` is not one word, or lacks a bracket",
                 "write it in angle brackets, such as <mytoy>",
             )
         return normal_form(token)
