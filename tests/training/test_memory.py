@@ -1,10 +1,12 @@
 """The memory of a training step: predicted without computing, and counted while training."""
 
 import gc
+from collections import Counter
 from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -15,10 +17,10 @@ from pinxit import registry
 from pinxit.errors import RunError
 from pinxit.models.model import Model
 from pinxit.models.open_base import open_base
-from pinxit.training import memory_trial
+from pinxit.training import memory_trial, step_time
 from pinxit.training import train as training
 from pinxit.training.concept_trainer import ConceptTrainer
-from pinxit.training.live_bytes import LiveBytes, dry_peak_bytes, peak_bytes
+from pinxit.training.live_bytes import LiveBytes, count, dry_count
 from pinxit.training.memory import MemoryPlan, plan_memory
 from pinxit.training.plan import TrainingPlan
 from pinxit.training.recipe import Recipe
@@ -71,11 +73,11 @@ def test_the_prediction_is_what_training_needs(
 def only_dry_passes(monkeypatch: pytest.MonkeyPatch) -> None:
     """Predict without computing, as for large bases; what fails must not be computed instead."""
 
-    def real_pass(_: object) -> int:
+    def real_pass(_: object) -> LiveBytes:
         raise AssertionError("the dry pass failed")
 
     monkeypatch.setattr(memory_trial, "SMALL", 0)
-    monkeypatch.setattr(memory_trial, "peak_bytes", real_pass)
+    monkeypatch.setattr(memory_trial, "count", real_pass)
 
 
 @pytest.mark.parametrize(
@@ -121,6 +123,7 @@ def check_prediction(session: TrainingSession) -> list[tuple[float, ...]]:
             if isinstance(event, MemoryPlan):
                 gc.collect()
                 predicted, counter.peak, before = event.step_bytes, counter.live, counter.live
+                assert event.seconds > 0
             else:
                 losses.append(event.losses)
     assert len(losses) == 3
@@ -159,14 +162,16 @@ def test_a_real_pass_is_tried_only_if_it_should_fit(
     session = session_of(opened("stable-diffusion-1"), pictures, "lora", batch_size=4)
     sizes: list[int] = []
 
-    def peak(_: object) -> int:
+    def count_nothing(_: object) -> LiveBytes:
         sizes.append(1)
-        return 10**9
+        counter = LiveBytes()
+        counter.peak = 10**9
+        return counter
 
     def free_memory(_: torch.device) -> int:
         return 3 * 10**9
 
-    monkeypatch.setattr(memory_trial, "peak_bytes", peak)
+    monkeypatch.setattr(memory_trial, "count", count_nothing)
     monkeypatch.setattr(memory_trial, "free_memory", free_memory)
     with closing(train_with_plans(session)) as events:
         plan = next(events)
@@ -182,10 +187,44 @@ def test_a_dry_pass_counts_what_a_real_one_needs() -> None:
         network, images = inputs
         return torch.autograd.grad(network(images).square().mean(), list(network.parameters()))
 
-    real = peak_bytes(lambda: compute((network, images)))
-    assert real == dry_peak_bytes(compute, (network, images), [])
-    assert real > sum(weight.nbytes for weight in network.parameters())
+    real = count(lambda: compute((network, images)))
+    dry = dry_count(compute, (network, images), [])
+    assert (real.peak, real.products, real.moved, real.calls) == (
+        dry.peak,
+        dry.products,
+        dry.moved,
+        dry.calls,
+    )
+    assert real.peak > sum(weight.nbytes for weight in network.parameters())
+    # Two for each multiply and add: forward, for the weights, and for the input of the second.
+    convolution, linear = 5 * 36 * 16 * 27, 5 * 16 * 36 * 4
+    assert real.products == {torch.float32: 2 * (2 * convolution + 3 * linear)}
     assert all(weight.grad is None for weight in network.parameters())
+
+
+def test_attention_and_8_bit_products_are_counted() -> None:
+    states, integers = torch.zeros(2, 3, 5, 8), torch.zeros(32, 32, dtype=torch.int8)
+    with LiveBytes() as counter:
+        torch.nn.functional.scaled_dot_product_attention(states, states, states)
+        torch.ops.aten._int_mm(integers, integers)
+    attention = 2 * 3 * 5 * 5 * 8
+    assert counter.products == {torch.float32: 2 * 2 * attention, torch.int8: 2 * 32**3}
+
+
+def test_seconds_follow_from_operations_and_rates(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, rate in {"product": 1, "byte": 10, "call": 100}.items():
+        monkeypatch.setattr(step_time, f"_seconds_of_{name}", Mock(return_value=rate))
+    counter = LiveBytes()
+    counter.products, counter.moved, counter.calls = Counter({torch.float32: 4}), 3, 2
+    seconds = [step_time.predicted_seconds(torch.device(one), counter) for one in ("cpu", "meta")]
+    assert seconds == [234, 200]  # an accelerator computes while operations are called
+
+
+def test_rates_of_this_device_are_measured() -> None:
+    counter = LiveBytes()
+    counter.products[torch.float32] = 1
+    counter.moved = counter.calls = 1
+    assert 1e-9 < step_time.predicted_seconds(torch.device("cpu"), counter) < 1
 
 
 def test_gradient_checkpointing_is_predicted(
@@ -214,8 +253,9 @@ def test_the_largest_micro_batch_that_fits() -> None:
 
 def test_the_message_says_what_is_predicted_and_chosen() -> None:
     gb = 10**9
-    plan = MemoryPlan(2, True, 3 * gb, 10 * gb, 12 * gb, ("text", "vae"))
+    plan = MemoryPlan(2, True, 3 * gb, 10 * gb, 12 * gb, ("text", "vae"), 123.4)
     assert plan.description("bf16") == (
         "training in bf16, micro-batch size 2, gradient checkpointing, offloaded: text, vae; "
-        "predicted peak: 13.0 GB of memory (10.0 GB weights, 3.0 GB of 12.0 GB free for a step)"
+        "predicted peak: 13.0 GB of memory (10.0 GB weights, 3.0 GB of 12.0 GB free for a step); "
+        "about 120 s a step"
     )

@@ -8,7 +8,7 @@ from pinxit.images.folder import TrainingImage
 from pinxit.progress import Notice
 from pinxit.runs.events import MemoryNotice
 from pinxit.training.concept_trainer import ConceptTrainer
-from pinxit.training.memory import MemoryPlan
+from pinxit.training.memory import MemoryPlan, two_digits
 from pinxit.training.method import insert_token
 from pinxit.training.step_result import StepResult
 
@@ -53,6 +53,6 @@ def step_notices(
     if len(seconds) == _TIMED_STEPS and minutes:
         time = f"{minutes} min" if minutes < 2 * 60 else f"{minutes / 60:.0f} h"
         yield Notice(
-            f"a step takes {median(seconds):.2g} s (the median of the first {_TIMED_STEPS}): about "
-            f"{time} for the {left} left, without previews"
+            f"a step takes {two_digits(median(seconds))} s (the median of the first "
+            f"{_TIMED_STEPS}): about {time} for the {left} left, without previews"
         )

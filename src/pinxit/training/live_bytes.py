@@ -1,8 +1,9 @@
 # pyright: standard, reportPrivateImportUsage=false
-"""How much memory a computation needs at most, also without computing or allocating anything."""
+"""What a computation needs, also without computing or allocating anything: memory, operations."""
 
 import copy
 import weakref
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, TypeVar
 
@@ -11,35 +12,63 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeCopyMode, FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
+from torch.utils.flop_counter import flop_registry
 
 _T = TypeVar("_T")
+
+_ATEN: Any = torch.ops.aten
+_ATTENTION = "_scaled_dot_product_flash_attention"
+# Functions that give the floating-point operations of a call; torch has none for the last three.
+_PRODUCTS: dict[Any, Callable[..., int]] = {
+    **flop_registry,
+    _ATEN._int_mm: flop_registry[_ATEN.mm],
+    **{
+        getattr(_ATEN, f"{_ATTENTION}_for_cpu{end}"): flop_registry[
+            getattr(_ATEN, _ATTENTION + end)
+        ]
+        for end in ("", "_backward")
+    },
+}
 
 
 class LiveBytes(TorchDispatchMode):
     """Counts the bytes of all tensors that operations make inside the block: `live` and `peak`.
 
     Tensors that exist before are not counted. Memory that a kernel takes and returns inside one
-    operation is not seen.
+    operation is not seen. Also counts the `calls` of operations, the bytes `moved` to and from
+    memory, and the floating-point operations of `products` (convolutions and attention, too) by
+    dtype.
     """
 
     def __init__(self) -> None:
         super().__init__()
-        self.live = self.peak = 0
+        self.live = self.peak = self.calls = self.moved = 0
+        self.products = Counter[torch.dtype]()
         self._known: set[int] = set()
 
     def __torch_dispatch__(
         self,
-        operation: Callable[..., Any],
+        operation: Any,
         types: Sequence[type],
         args: Sequence[Any] = (),
         kwargs: Mapping[str, Any] | None = None,
     ) -> Any:
-        """Run an operation, and count the storages that only its result has."""
-        for tensor in _tensors((args, kwargs)):
+        """Run an operation, and count it and the storages that only its result has."""
+        options = kwargs or {}
+        inputs = _tensors((args, options))
+        for tensor in inputs:
             self._add(tensor, 0)
-        result = operation(*args, **(kwargs or {}))
-        for tensor in _tensors(result):
+        result = operation(*args, **options)
+        outputs = _tensors(result)
+        for tensor in outputs:
             self._add(tensor, tensor.untyped_storage().nbytes())
+        if operation.namespace == "prim":  # a question to a tensor without content
+            return result
+        self.calls += 1
+        if not operation.is_view:
+            self.moved += sum(tensor.nbytes for tensor in (*inputs, *outputs))
+        if products := _PRODUCTS.get(operation.overloadpacket):
+            self.products[inputs[0].dtype] += products(*args, **options, out_val=result)
         return result
 
     def _add(self, tensor: Tensor, size: int) -> None:
@@ -56,16 +85,15 @@ class LiveBytes(TorchDispatchMode):
         self.live -= size
 
 
-def peak_bytes(compute: Callable[[], object]) -> int:
-    """The most bytes that a computation needs at a time besides tensors that exist."""
-    # Otherwise torch.compile skips for ever what is first called while operations are counted.
-    with torch.compiler.set_stance("force_eager"), LiveBytes() as counter:
+def count(compute: Callable[[], object]) -> LiveBytes:
+    """What a computation needs besides tensors that exist."""
+    with LiveBytes() as counter:
         compute()
-    return counter.peak
+    return counter
 
 
-def dry_peak_bytes(compute: Callable[[_T], object], inputs: _T, shared: Iterable[object]) -> int:
-    """What `peak_bytes` of `compute(inputs)` would be, without computing or allocating anything.
+def dry_count(compute: Callable[[_T], object], inputs: _T, shared: Iterable[object]) -> LiveBytes:
+    """What `count` of `compute(inputs)` would be, without computing or allocating anything.
 
     It gets a copy of its inputs whose tensors have shapes and no content, so that no such tensor
     can stay in the inputs, not even in a cache of a network. Objects in `shared` are not copied.
@@ -76,7 +104,7 @@ def dry_peak_bytes(compute: Callable[[_T], object], inputs: _T, shared: Iterable
     with FakeCopyMode(fake):
         copied = copy.deepcopy(inputs, {id(one): one for one in shared})
     with fake:
-        return peak_bytes(lambda: compute(copied))
+        return count(lambda: compute(copied))
 
 
 def storage_address(tensor: Tensor) -> int:

@@ -18,7 +18,7 @@ class MemoryPlan:
 
     Predicted before the first step, 0 if there is no prediction: `step_bytes` is what a step needs
     besides the `weight_bytes` of weights, and `free_bytes` what was free for it. `offloaded` are
-    the networks that are not in memory.
+    the networks that are not in memory. A step takes about `seconds`.
     """
 
     micro_batch: int
@@ -27,6 +27,7 @@ class MemoryPlan:
     weight_bytes: int = 0
     free_bytes: int = 0
     offloaded: tuple[str, ...] = ()
+    seconds: float = 0
 
     def smaller(self) -> "MemoryPlan | None":
         """A plan that needs less memory; None if there is none."""
@@ -42,11 +43,12 @@ class MemoryPlan:
             text += f", offloaded: {', '.join(self.offloaded)}"
         if not self.step_bytes:
             return text
-        return (
-            f"{text}; predicted peak: {_gb(self.weight_bytes + self.step_bytes)} of memory "
+        text += (
+            f"; predicted peak: {_gb(self.weight_bytes + self.step_bytes)} of memory "
             f"({_gb(self.weight_bytes)} weights, {_gb(self.step_bytes)} of {_gb(self.free_bytes)} "
             "free for a step)"
         )
+        return f"{text}; about {two_digits(self.seconds)} s a step" if self.seconds else text
 
 
 def smallest(plans: Iterable[MemoryPlan]) -> MemoryPlan:
@@ -84,6 +86,11 @@ def plan_memory(
 def usable(free_bytes: int) -> int:
     """How much of the free memory a step may use."""
     return int(free_bytes * _USABLE_FRACTION)
+
+
+def two_digits(number: float) -> str:
+    """A number rounded to two significant digits, without an exponent if it is not tiny."""
+    return f"{float(f'{number:.2g}'):.12g}"
 
 
 def _gb(count: int) -> str:

@@ -1,6 +1,9 @@
-"""How much memory a training step needs: found by a forward and a backward pass before it."""
+"""What a training step needs: found by a forward and a backward pass before it."""
 
 from collections.abc import Callable, Sequence
+from contextlib import suppress
+from functools import partial
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -10,10 +13,13 @@ from pinxit.models.device import free_memory
 from pinxit.models.model import SMALL, Model
 from pinxit.training.batches import Batch
 from pinxit.training.concept_trainer import ConceptTrainer
-from pinxit.training.live_bytes import dry_peak_bytes, peak_bytes, storage_address
+from pinxit.training.live_bytes import LiveBytes, count, dry_count, storage_address
 from pinxit.training.memory import MemoryPlan, gradient_checkpointing, plan_memory, usable
+from pinxit.training.step_time import predicted_seconds, seconds_of
 
 Conditioner = Callable[[Sequence[str]], Conditioning]
+_T = TypeVar("_T")
+_Inputs = tuple[Model, Batch, Conditioner, list[nn.Parameter]]
 
 
 class Trial:
@@ -38,12 +44,15 @@ class Trial:
         self._trained = [weight for trainer in trainers for weight in trainer.weights]
         self._free_bytes = free_memory(model.device)
         self._dry = model.num_parameters >= SMALL
+        self._num_samples = sum(map(len, batches))
         self._pass_bytes: dict[tuple[int, bool], int] = {}
+        self._dry_passes: dict[tuple[int, bool], LiveBytes] = {}
 
     def plan(self) -> MemoryPlan:
         """The plan with the largest micro-batch that fits; RunError if not even one sample does."""
-        count, usable_bytes = sum(map(len, self._batches)), usable(self._free_bytes)
-        micro_batch, checkpointing, step_bytes = plan_memory(count, self.step_bytes, usable_bytes)
+        micro_batch, checkpointing, step_bytes = plan_memory(
+            self._num_samples, self.step_bytes, usable(self._free_bytes)
+        )
         networks = self._model.all_networks.items()
         offloaded = [name for name, one in networks if not next(one.parameters()).numel()]
         return MemoryPlan(
@@ -53,6 +62,7 @@ class Trial:
             self.weight_bytes(),
             self._free_bytes,
             tuple(offloaded),
+            self._step_seconds(micro_batch, checkpointing),
         )
 
     def weight_bytes(self) -> int:
@@ -73,42 +83,67 @@ class Trial:
         )
         gradients = sum(weight.nbytes for weight in self._trained)
         extra = min(gradients, self._buffer)
-        if micro_batch < sum(map(len, self._batches)):
+        if micro_batch < self._num_samples:
             extra += gradients  # those of earlier parts of the batch
         return self._pass(micro_batch, checkpointing) + new_state + extra
+
+    def _step_seconds(self, micro_batch: int, checkpointing: bool) -> float:
+        """About how long a step takes, of which a pass is most; 0 if memory runs out."""
+        counter = self._dry_passes.get((self._num_samples, checkpointing))
+        part = self._part(self._num_samples if counter else micro_batch)
+        device = self._model.device
+        if counter:
+            seconds = predicted_seconds(device, counter)
+        else:
+            seconds = self._try(part, checkpointing, partial(seconds_of, device)) or 0
+        return seconds * sum(one.latents.numel() for one in self._batches) / part.latents.numel()
+
+    def _part(self, micro_batch: int) -> Batch:
+        """The samples of a pass."""
+        return max(
+            (one[:micro_batch] for one in self._batches), key=lambda one: one.latents.numel()
+        )
 
     def _pass(self, micro_batch: int, checkpointing: bool) -> int:
         """The bytes of a forward and a backward pass."""
         key = micro_batch, checkpointing
         if key not in self._pass_bytes:
-            parts = (one[:micro_batch] for one in self._batches)
-            part = max(parts, key=lambda one: one.latents.numel())
-            dry = self._try(part, checkpointing, dry=True) if self._dry else None
-            self._dry = dry is not None
-            self._pass_bytes[key] = dry or self._real_pass(part, checkpointing)
+            part = self._part(micro_batch)
+            if dry := self._dry_pass(part, checkpointing):
+                self._dry_passes[key] = dry
+            self._pass_bytes[key] = dry.peak if dry else self._real_pass(part, checkpointing)
         return self._pass_bytes[key]
+
+    def _dry_pass(self, part: Batch, checkpointing: bool) -> LiveBytes | None:
+        shared = [self._model.source]
+        with suppress(Exception):  # such as an operation that torch has no shapes for
+            if self._dry:
+                return dry_count(partial(self._compute, checkpointing), self._inputs(part), shared)
+        self._dry = False
+        return None
 
     def _real_pass(self, part: Batch, checkpointing: bool) -> int:
         whole = len(part) * self._pass(1, checkpointing) if len(part) > 1 else 0
         if whole > usable(self._free_bytes):  # some systems kill a process that tries it
             return whole
-        return self._try(part, checkpointing, dry=False) or max(whole, self._free_bytes + 1)
+        real = self._try(part, checkpointing, count)
+        return real.peak if real else max(whole, self._free_bytes + 1)
 
-    def _try(self, part: Batch, checkpointing: bool, *, dry: bool) -> int | None:
-        """The bytes of a pass; None if a dry one fails, or a real one runs out of memory."""
+    def _try(
+        self, part: Batch, checkpointing: bool, measure: Callable[[Callable[[], object]], _T]
+    ) -> _T | None:
+        """What is measured of a real pass; None if memory runs out."""
+        with suppress(torch.OutOfMemoryError):
+            return measure(partial(self._compute, checkpointing, self._inputs(part)))
+        return None
 
-        def compute(inputs: tuple[Model, Batch, Conditioner, list[nn.Parameter]]) -> object:
-            model, part, conditioner, trained = inputs
-            with torch.enable_grad(), gradient_checkpointing(model, checkpointing):
-                loss = self._losses(model, part, conditioner).sum()
-                return torch.autograd.grad(loss, trained, allow_unused=True)
+    def _inputs(self, part: Batch) -> _Inputs:
+        return self._model, part, self._conditioner, self._trained
 
-        inputs = self._model, part, self._conditioner, self._trained
-        try:
-            if dry:
-                return dry_peak_bytes(compute, inputs, [self._model.source])
-            return peak_bytes(lambda: compute(inputs))
-        except Exception as error:  # such as an operation that torch has no shapes for
-            if dry or isinstance(error, torch.OutOfMemoryError):
-                return None
-            raise
+    def _compute(self, checkpointing: bool, inputs: _Inputs) -> object:
+        model, part, conditioner, trained = inputs
+        # Otherwise torch.compile skips for ever what is first called while operations are counted.
+        eager = torch.compiler.set_stance("force_eager")
+        with eager, torch.enable_grad(), gradient_checkpointing(model, checkpointing):
+            loss = self._losses(model, part, conditioner).sum()
+            return torch.autograd.grad(loss, trained, allow_unused=True)
