@@ -3,7 +3,7 @@
 
 `python -m lab.speed.fits` prints it as JSON: `docs/figures/fits.json`. It is the prediction that
 `pinxit train` says before the first step, for one image at a time at the native resolution in
-bf16. Tensors have shapes and no content.
+bf16, or with the denoiser in 4 bits (nf4). Tensors have shapes and no content.
 """
 
 import json
@@ -29,7 +29,9 @@ from pinxit.adapters.kinds.embedding import EmbeddingAdapter
 from pinxit.adapters.kinds.full_weights import FullWeightsAdapter
 from pinxit.adapters.kinds.lora import LoraAdapter
 from pinxit.adapters.lora_part import LoraConfig
-from pinxit.models.model import Model, Placement
+from pinxit.models.conditioning import Conditioning
+from pinxit.models.kernels.quantize import stored_tensors, weight_shape
+from pinxit.models.model import Model, Placement, Precision
 from pinxit.models.open_base import family_of
 from pinxit.models.ranks import ALONE
 from pinxit.models.source import FolderSource
@@ -115,6 +117,14 @@ def _flux_1() -> Parts:
     }
 
 
+def _chroma() -> Parts:
+    return {
+        "transformer": diffusers.ChromaTransformer2DModel(),
+        "vae": bases.build("z-image", "vae"),
+        "text_encoder": _t5(),
+    }
+
+
 def _z_image() -> Parts:
     sizes = bases.QWEN | {"num_hidden_layers": 36, "vocab_size": 151936}
     text = transformers.Qwen3Model(transformers.Qwen3Config(**sizes))
@@ -132,9 +142,10 @@ BASES = {
         1024, 8_056_627_520, partial(_stable_diffusion_3, 38, 0, 192)
     ),
     "FLUX.1": Base(1024, 11_901_408_320, _flux_1),
+    "Chroma": Base(1024, 8_899_983_424, _chroma),
     "Z-Image": Base(1024, 6_154_908_736, _z_image),
 }
-METHODS = ("textual-inversion", "lora", "dreambooth")
+METHODS = ("textual-inversion", "lora", "lora, nf4", "dreambooth")
 
 
 class _Shapes(FolderSource):
@@ -163,13 +174,14 @@ class _Shapes(FolderSource):
         return {name: torch.empty(one.shape, dtype=torch.bfloat16) for name, one in shapes}
 
 
-def open_shapes(name: str, base: Base, folder: Path) -> Model:
+def open_shapes(name: str, base: Base, folder: Path, precision: Precision) -> Model:
     """A base model of full size; must be called, and used, inside a FakeTensorMode."""
     with unset_fake_temporarily(), torch.device("meta"):
         source = _Shapes(folder, name, base.parts())
-    # The CPU stands for any device, so its own layers are left out.
-    with patch("pinxit.models.latent_model.optimize_for_cpu"):
-        return family_of(source).open(source, Placement(torch.device("cpu"), "bf16"))
+    # The CPU stands for any device, so its own layers are left out. Betas have no content to check.
+    no_check = patch("pinxit.models.noise_schedule.Diffusion.__post_init__")
+    with patch("pinxit.models.latent_model.optimize_for_cpu"), no_check:
+        return family_of(source).open(source, Placement(torch.device("cpu"), precision))
 
 
 def trainable(model: Model, method: str) -> Adapter:
@@ -186,9 +198,8 @@ def trainable(model: Model, method: str) -> Adapter:
 
 def _factors(layer: nn.Module, _: object, rank: int) -> dict[str, nn.Parameter]:
     """New weights of a LoRA: peft would copy the layer, which torch cannot without content."""
-    weight: Any = layer.weight
-    outputs, *inputs = weight.shape
-    up = (outputs, rank, *[1] * (weight.ndim - 2))
+    outputs, *inputs = weight_shape(layer)
+    up = (outputs, rank, *[1] * (len(inputs) - 1))
     return {
         "lora_A.weight": nn.Parameter(torch.empty(rank, *inputs)),
         "lora_B.weight": nn.Parameter(torch.empty(up)),
@@ -233,15 +244,22 @@ def measure(name: str, base: Base, method: str) -> dict[str, Any]:
     """What a method needs, in gigabytes, and the first setting that fits on each card."""
     # Everything is on one device, and torch cannot move modules of such tensors.
     no_move = patch.object(nn.Module, "to", lambda module, *_, **__: module)
-    with TemporaryDirectory() as folder, no_move, FakeTensorMode():
-        model = open_shapes(name, base, Path(folder))
-        assert model.num_parameters == base.weights, model.num_parameters
-        networks = model.all_networks.values()
-        whole = sum(weight.nbytes for one in networks for weight in one.parameters()) / 1e9
+    # Chroma cuts padding off, which depends on values: here its prompt has the full length.
+    whole_prompt = patch(
+        "pinxit.models.families.chroma.Chroma._combine",
+        lambda _self, _prompts, encodings: Conditioning(encodings[0].states),
+    )
+    method, _, precision = method.partition(", ")
+    with TemporaryDirectory() as folder, no_move, whole_prompt, FakeTensorMode():
+        model = open_shapes(name, base, Path(folder), "nf4" if precision else "bf16")
+        assert precision or model.num_parameters == base.weights, model.num_parameters
+        networks = [model.network(part) for part in model.all_networks]  # they are read lazily
+        whole = sum(weight.nbytes for one in networks for weight in stored_tensors(one)) / 1e9
         row: dict[str, Any] = {"size": base.size, "open": whole} | needs(model, method, base.size)
     for card in CARDS:
         bytes_free = card * 2**30 - row["weights"] * 1e9
-        fits = [s for s in ("bf16", "checkpointing") if row[s] * 1e9 <= usable(int(bytes_free))]
+        settings = {"bf16": precision or "bf16", "checkpointing": "checkpointing"}
+        fits = [text for s, text in settings.items() if row[s] * 1e9 <= usable(int(bytes_free))]
         opens = whole * 1e9 <= card * 2**30
         row[f"{card} GB"] = (fits[0] if opens else "not to encode") if fits else "no"
     return row

@@ -15,6 +15,7 @@ from torch._subclasses.fake_tensor import FakeTensor
 
 from pinxit import registry
 from pinxit.errors import RunError
+from pinxit.models.kernels.quantize import stored_tensors
 from pinxit.models.model import Model
 from pinxit.models.open_base import open_base
 from pinxit.training import memory_trial, step_time
@@ -209,6 +210,12 @@ def test_attention_and_8_bit_products_are_counted() -> None:
         torch.ops.aten._int_mm(integers, integers)
     attention = 2 * 3 * 5 * 5 * 8
     assert counter.products == {torch.float32: 2 * 2 * attention, torch.int8: 2 * 32**3}
+
+
+def test_scales_of_quantized_layers_are_weights() -> None:
+    layer = nn.Linear(4, 4)
+    layer.scale = torch.ones(4)
+    assert sum(tensor.nbytes for tensor in stored_tensors(layer)) == 4 * (16 + 4 + 4)
 
 
 def test_seconds_follow_from_operations_and_rates(monkeypatch: pytest.MonkeyPatch) -> None:

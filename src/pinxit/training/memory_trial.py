@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from pinxit.models.conditioning import Conditioning
 from pinxit.models.device import free_memory
+from pinxit.models.kernels.quantize import stored_tensors
 from pinxit.models.model import SMALL, Model
 from pinxit.training.batches import Batch
 from pinxit.training.concept_trainer import ConceptTrainer
@@ -68,7 +69,7 @@ class Trial:
     def weight_bytes(self) -> int:
         """The bytes of all weights that are in memory, and of the state of training."""
         networks = self._model.all_networks.values()
-        frozen = (t for one in networks for t in (*one.parameters(), *one.buffers()))
+        frozen = (tensor for one in networks for tensor in stored_tensors(one))
         state = (t for trainer in self._trainers for t in trainer.state().values())
         tensors = *frozen, *self._trained, *state
         return sum({storage_address(t): t.nbytes for t in tensors}.values())

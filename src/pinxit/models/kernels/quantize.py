@@ -1,6 +1,6 @@
 """Quantization of weights to 8-bit integers or 4-bit floats (NF4), and back."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import cast
 
 import torch
@@ -74,6 +74,15 @@ def dequantized_weight(layer: nn.Module) -> Tensor:
     codes = torch.tensor(_NF4, device=weight.device)
     values = F.embedding(weight.flatten().int(), torch.cartesian_prod(codes, codes))
     return (values.view(-1, _NF4_BLOCK) * scale[:, None]).flatten()[: shape.numel()].view(shape)
+
+
+def stored_tensors(network: nn.Module) -> Iterator[Tensor]:
+    """The weights and buffers of a network, with the scales of quantized layers."""
+    yield from network.parameters()
+    yield from network.buffers()
+    for module in network.modules():
+        if isinstance(scale := getattr(module, "scale", None), Tensor):
+            yield scale
 
 
 def replace_weight(layer: nn.Module, weight: Tensor) -> Callable[[], None]:
