@@ -249,8 +249,11 @@ def measure(name: str, base: Base, method: str) -> dict[str, Any]:
         "pinxit.models.families.chroma.Chroma._combine",
         lambda _self, _prompts, encodings: Conditioning(encodings[0].states),
     )
+    # An accelerator computes in bf16, whatever the layers of the denoiser have.
+    bf16 = property(lambda one: torch.float32 if one.precision == "fp32" else torch.bfloat16)
+    dtype = patch.object(Placement, "dtype", bf16)
     method, _, precision = method.partition(", ")
-    with TemporaryDirectory() as folder, no_move, whole_prompt, FakeTensorMode():
+    with TemporaryDirectory() as folder, no_move, whole_prompt, dtype, FakeTensorMode():
         model = open_shapes(name, base, Path(folder), "nf4" if precision else "bf16")
         assert precision or model.num_parameters == base.weights, model.num_parameters
         networks = [model.network(part) for part in model.all_networks]  # they are read lazily
