@@ -1,7 +1,7 @@
 """A fleet on Ray against one process: same results with kills, throughput, and the driver's cost.
 
     python -m lab.reliability.fleet same --subjects 1000 --base nano --noun toy
-    python -m lab.reliability.fleet rate --subjects 192 --rounds 6
+    python -m lab.reliability.fleet rate --subjects 160 --rounds 5
     python -m lab.reliability.fleet driver
 
 All subjects are trained with two steps, in batches of 16, on pocket or another base (nano: that of
