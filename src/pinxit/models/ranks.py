@@ -5,6 +5,7 @@ writes all files.
 """
 
 import os
+from collections import Counter
 from collections.abc import Generator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -310,10 +311,12 @@ def _buckets(weights: Sequence[nn.Parameter], owners: Sequence[int]) -> list[_Bu
     """The weights in parts of limited bytes, each of one owner and one dtype."""
     buckets: list[_Bucket] = []
     latest: dict[tuple[int | None, torch.dtype], list[nn.Parameter]] = {}
+    sizes = Counter[tuple[int | None, torch.dtype]]()
     for weight, owner in zip(weights, owners or [None] * len(weights), strict=True):
-        bucket = latest.get((owner, weight.dtype))
-        if not bucket or sum(one.nbytes for one in bucket) + weight.nbytes > BUCKET_BYTES:
-            bucket = latest[owner, weight.dtype] = []
-            buckets.append((owner, bucket))
-        bucket.append(weight)
+        kind = owner, weight.dtype
+        sizes[kind] += weight.nbytes
+        if kind not in latest or sizes[kind] > BUCKET_BYTES:
+            latest[kind], sizes[kind] = [], weight.nbytes
+            buckets.append((owner, latest[kind]))
+        latest[kind].append(weight)
     return buckets
