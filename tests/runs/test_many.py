@@ -124,6 +124,7 @@ def clip_together(monkeypatch: pytest.MonkeyPatch, all_of_them: Sequence[Concept
         return float(nn.utils.clip_grad_norm_(weights, self.plan.recipe.max_grad_norm))
 
     monkeypatch.setattr(ConceptTrainer, "clip_gradients", clipped)
+    monkeypatch.setattr(ConceptTrainer, "check_gradients", lambda *_: None)  # needs other norms
 
 
 @pytest.mark.long
@@ -379,6 +380,7 @@ def test_a_run_that_diverges_or_ends_does_not_change_the_others(
 
     batches = TrainingSession.batches
     monkeypatch.setattr(ConceptTrainer, "clip_gradients", clipped)
+    monkeypatch.setattr(ConceptTrainer, "check_gradients", lambda *_: None)  # needs other norms
     monkeypatch.setattr(
         TrainingSession,
         "batches",
