@@ -54,7 +54,7 @@ _ATTRIBUTES: dict[type, dict[str, Any]] = {
         "solver_config": property(lambda model: model.scheduler_config),
     },
     ClipEncoder: {
-        "encoder": property(lambda text_encoder: text_encoder.network),
+        "encoder": property(lambda text_encoder: text_encoder.loaded),
         "word_vectors": ClipEncoder.token_embeddings,
     },
     Diffusion: {"weight": Diffusion.loss_weight},
