@@ -5,7 +5,6 @@ page in the reference all come from that field.
 """
 
 import inspect
-import tomllib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cache
@@ -24,9 +23,7 @@ from pydantic import (
 from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails
 
-from pinxit.errors import FileError, PinxitError, RecipeError, did_you_mean
-from pinxit.files.text import read_text
-from pinxit.files.untrusted import exists
+from pinxit.errors import PinxitError, RecipeError, did_you_mean
 
 _KEY = "pinxit"
 _MAX_SHOWN = 200  # characters of an invalid value in a message
@@ -224,22 +221,6 @@ class Options(BaseModel):
     @classmethod
     def _unknown_name_hint(cls, name: str) -> str:
         return did_you_mean(name, cls.model_fields, cls.option_names())
-
-
-def read_toml(path: Path, what: str) -> dict[str, object]:
-    """The values of a TOML file, which a message calls `what`; RecipeError if it is not TOML."""
-    hint = f"give a TOML file{'; a run has its own, recipe.toml' if what == 'recipe' else ''}"
-    if not exists(path):
-        raise RecipeError(f"there is no {what} {path}", hint)
-    try:
-        return tomllib.loads(read_text(path))
-    except FileError as error:
-        raise RecipeError(f"{what}: {error.message}", hint) from error
-    except (ValueError, RecursionError) as error:
-        raise RecipeError(
-            f"{what} {path} cannot be read: {error}",
-            "correct the file: it must be TOML; settings of other programs do not open",
-        ) from error
 
 
 def _about(options: type[Options], name: str) -> str:

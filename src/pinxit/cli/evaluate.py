@@ -29,11 +29,11 @@ from pinxit.errors import RequestError, did_you_mean
 from pinxit.evaluation.confidence import Interval
 from pinxit.evaluation.networks import CLIP, DINO, fetch_networks, require_networks
 from pinxit.files.atomic_write import check_claim, claim_folder
+from pinxit.files.text import read_toml
 from pinxit.models.hub import looks_like_id
 from pinxit.models.model import Model
 from pinxit.models.open_base import local_resolution
 from pinxit.models.ranks import Ranks
-from pinxit.options import read_toml
 from pinxit.reports.comparison import REPORT, TABLE
 from pinxit.reports.comparison import evaluate as evaluate_concepts
 from pinxit.reports.dreambench import open_or_create, write_comparison

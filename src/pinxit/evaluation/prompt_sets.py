@@ -7,8 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from pinxit.errors import FileError, RecipeError, RequestError, did_you_mean
-from pinxit.files.text import read_text
-from pinxit.options import read_toml
+from pinxit.files.text import read_text, read_toml
 
 _FOLDER = Path(__file__).parent / "prompts"
 _LIVING = "living"

@@ -1,13 +1,14 @@
-"""Text files as people and programs write them: byte order marks, and tables with `;` or tabs."""
+"""Text files as people and programs write them: byte order marks, TOML, tables with `;` or tabs."""
 
 import csv
 import io
+import tomllib
 from codecs import BOM_UTF8, BOM_UTF16_BE, BOM_UTF16_LE
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from pinxit.errors import FileError
-from pinxit.files.untrusted import open_untrusted
+from pinxit.errors import FileError, RecipeError
+from pinxit.files.untrusted import exists, open_untrusted
 
 MAX_TABLE_BYTES = 2**24
 _DELIMITERS = ",;\t"
@@ -78,3 +79,19 @@ def _cells(row: Mapping[str, str | Sequence[str] | None]) -> dict[str, str]:
     return {
         name.strip(): cell.strip() for name, cell in row.items() if isinstance(cell, str) and cell
     }
+
+
+def read_toml(path: Path, what: str) -> dict[str, object]:
+    """The values of a TOML file, which a message calls `what`; RecipeError if it is not TOML."""
+    hint = f"give a TOML file{'; a run has its own, recipe.toml' if what == 'recipe' else ''}"
+    if not exists(path):
+        raise RecipeError(f"there is no {what} {path}", hint)
+    try:
+        return tomllib.loads(read_text(path))
+    except FileError as error:
+        raise RecipeError(f"{what}: {error.message}", hint) from error
+    except (ValueError, RecursionError) as error:
+        raise RecipeError(
+            f"{what} {path} cannot be read: {error}",
+            "correct the file: it must be TOML; settings of other programs do not open",
+        ) from error

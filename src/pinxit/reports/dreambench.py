@@ -12,7 +12,7 @@ import numpy as np
 from pinxit.errors import RecipeError, RunError
 from pinxit.evaluation.confidence import bootstrap
 from pinxit.files.atomic_write import check_claim, claim_folder, make_folder, write_text
-from pinxit.options import read_toml
+from pinxit.files.text import read_toml
 from pinxit.reports.comparison import KIND
 from pinxit.reports.figures import REAL
 from pinxit.runs.many import RunGroup

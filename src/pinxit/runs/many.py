@@ -8,12 +8,12 @@ from typing import ClassVar, Self
 from pinxit import registry
 from pinxit.errors import PinxitError, RecipeError, RunError, typed
 from pinxit.files.atomic_write import check_new, check_regular, make_folder, write_text
-from pinxit.files.text import read_table, read_text
+from pinxit.files.text import read_table, read_text, read_toml
 from pinxit.files.untrusted import expanded
 from pinxit.images.folder import release_pixels
 from pinxit.models.model import Model
 from pinxit.models.prompt import file_name
-from pinxit.options import Option, Options, read_toml
+from pinxit.options import Option, Options
 from pinxit.runs.events import Event, RunFailure
 from pinxit.runs.groups import BatchGroups, GroupMember, plan_groups
 from pinxit.runs.run import Run, train_together

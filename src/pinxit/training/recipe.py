@@ -8,13 +8,14 @@ from pydantic import BeforeValidator, PlainSerializer, field_validator
 
 from pinxit import registry
 from pinxit.errors import RecipeError
+from pinxit.files.text import read_toml
 from pinxit.images.collected import image_folder
 from pinxit.images.crop import MAX_RESOLUTION
 from pinxit.images.folder import MaskSource, TrainingImage, read_images
 from pinxit.models.model import Precision
 from pinxit.models.prompt import normal_form
 from pinxit.models.text_encoder import CLIP_SKIP, PromptParsing
-from pinxit.options import Option, Options, read_toml
+from pinxit.options import Option, Options
 from pinxit.training.method import Method, Subject, SubjectKind
 
 _OTHER_PROGRAMS = (
