@@ -189,7 +189,7 @@ async def read_events(port: int, headers: dict[str, str], job: Job, lines: list[
 
 
 def many_readers(folder: Path) -> dict[str, Any]:
-    """CPU seconds of a training step with and without readers, in turn; and what they saw."""
+    """CPU seconds of a training step without and with readers, and the events they received."""
     workspace, port = Workspace(folder / "readers"), free_port()
     workspace.create()
     web = forked(server(workspace, port))
@@ -203,7 +203,7 @@ def many_readers(folder: Path) -> dict[str, Any]:
         run = workspace.run(job)
         return len(run.steps) if run else 0
 
-    async def read(readers: int, last_step: int) -> list[list[str]]:
+    async def events_of_readers(readers: int, last_step: int) -> list[list[str]]:
         lines: list[list[str]] = [[] for _ in range(readers)]
         tasks = [asyncio.create_task(read_events(port, client.headers, job, own)) for own in lines]
         while num_steps() < last_step:
@@ -217,7 +217,7 @@ def many_readers(folder: Path) -> dict[str, Any]:
         for name, readers in (("alone", 0), ("read", READERS)):
             first, start = num_steps(), time.monotonic()
             before = _cpu_seconds(worker), _cpu_seconds(web)
-            lines = asyncio.run(read(readers, first + STEPS))
+            lines = asyncio.run(events_of_readers(readers, first + STEPS))
             figures[name].append((_cpu_seconds(worker) - before[0]) / (num_steps() - first))
             if readers:
                 share = (_cpu_seconds(web) - before[1]) / (time.monotonic() - start)

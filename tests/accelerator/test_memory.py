@@ -111,7 +111,7 @@ def test_training_that_cannot_fit_is_an_error(
     model: Model, recipe: MakeRecipe, tmp_path: Path
 ) -> None:
     run = Run.create(tmp_path / "run", recipe(model, "dreambooth"))
-    # Of a training step, or of the generation of class images.
+    # Memory runs out in a training step, or while class images are generated.
     with standin.memory_limit(MB // 100), pytest.raises((RunError, RequestError), match="memory"):
         list(run.train(model))
     assert list(run.train(model))  # with enough memory it goes on

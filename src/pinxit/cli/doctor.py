@@ -1,7 +1,6 @@
 """`pinxit doctor`: what this machine has for pinxit, and what is wrong with it; for bug reports."""
 
 import json
-import os
 import platform
 import shutil
 from collections.abc import Iterator, Mapping
@@ -101,14 +100,14 @@ def _examine_devices(report: Report) -> None:
 
 
 def _examine_caches(report: Report) -> None:
-    from pinxit.files.cache import cache_folder
+    from pinxit.files.cache import bytes_in, cache_folder
     from pinxit.models.hub import cache_folder as hub_cache
     from pinxit.training.encoding_cache import encodings_folder
 
     encodings = encodings_folder()
     caches = {"pinxit": cache_folder(), "its encodings": encodings, "hub": hub_cache()}
     report.facts["caches"] = {
-        name: f"{with_tilde(str(folder))} ({_size(_bytes_in(folder))})"
+        name: f"{with_tilde(str(folder))} ({_size(bytes_in(folder))})"
         for name, folder in caches.items()
     }
     for folder in caches.values():
@@ -172,12 +171,6 @@ def _version(package: str) -> str | None:
         return metadata.version(package)
     except metadata.PackageNotFoundError:
         return None
-
-
-def _bytes_in(folder: Path) -> int:
-    """The size of all files under a folder; links are not followed."""
-    files = (Path(parent) / name for parent, _, names in os.walk(folder) for name in names)
-    return sum(file.lstat().st_size for file in files if os.path.lexists(file))
 
 
 def _size(count: int) -> str:

@@ -13,3 +13,9 @@ def cache_folder() -> Path:
         return Path(folder)
     parent = os.environ.get("XDG_CACHE_HOME")
     return expanded(parent or "~/.cache") / "pinxit"
+
+
+def bytes_in(folder: Path) -> int:
+    """The size of all files under a folder; links are not followed."""
+    files = (Path(parent) / name for parent, _, names in os.walk(folder) for name in names)
+    return sum(file.lstat().st_size for file in files if os.path.lexists(file))

@@ -85,14 +85,14 @@ def prediction_config(
     scheduler: dict[str, Any] = {"prediction_type": prediction} if prediction else {}
     if any(_is_true(marks, _ZERO_SNR_KEYS) for marks in sources.values()):
         scheduler |= {"rescale_betas_zero_snr": True, SPACING_KEY: "trailing"}
-    scheduler |= _spacing(path, sources.values())
+    scheduler |= _timestep_spacing(path, sources.values())
     changes = {"scheduler": scheduler} if scheduler else {}
     if looks and prediction == "v_prediction":
         changes["unet"] = {"sample_size": looks.sample_size}
     return changes
 
 
-def _spacing(path: Path, sources: Iterable[_Marks]) -> dict[str, str]:
+def _timestep_spacing(path: Path, sources: Iterable[_Marks]) -> dict[str, str]:
     """The scheduler's setting of the spacing that marks name; {} without a mark."""
     value = next((marks[SPACING_KEY].lower() for marks in sources if SPACING_KEY in marks), "")
     if value and value not in _SPACINGS:

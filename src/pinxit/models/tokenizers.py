@@ -194,7 +194,7 @@ def _read_vocabulary(
 
         tokens = vocabulary(merges)
     valid = valid and isinstance(tokens, dict)
-    # The tokenizers library panics if a merge has or makes a token that the vocabulary lacks.
+    # The tokenizers library crashes if a token that a merge uses or gives is not in the vocabulary.
     valid = valid and all(
         isinstance(piece, str) and piece in tokens
         for first, second in merges

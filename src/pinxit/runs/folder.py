@@ -126,7 +126,7 @@ class RunFolder:
                     yield self.record(notice)
                 step = trainer.steps_done
                 for file in checkpoint.damaged:
-                    yield self._note(f"{file} is damaged: continuing from step {step}")
+                    yield self._record_notice(f"{file} is damaged: continuing from step {step}")
             elif not error:
                 yield from self._start_over()
             self.saved_step = self._logged_step = step = trainer.steps_done
@@ -141,7 +141,7 @@ class RunFolder:
                 trainer.lr_multiplier *= _LR_MULTIPLIER
                 self.log.append(LearningRateReduction(step + 1, trainer.lr_multiplier, error))
                 rate = f"{_LR_MULTIPLIER:.0%} of the learning rate"
-                yield self._note(f"continuing from step {step} with {rate}")
+                yield self._record_notice(f"continuing from step {step} with {rate}")
             elif checkpoint and not self._is_saved(self._provenance(trainer)):
                 self._save_concept(trainer)
 
@@ -155,7 +155,7 @@ class RunFolder:
         """
         yield step
         while trainer.notices:
-            yield self._note(trainer.notices.pop(0))
+            yield self._record_notice(trainer.notices.pop(0))
         if trainer.error:  # the validation loss after this step is not finite
             return
         yield from self._check_early_stop(trainer)
@@ -164,7 +164,7 @@ class RunFolder:
             try:
                 yield from self._preview(step, trainer)
             except NotFiniteError as error:
-                yield self._note(f"no preview of step {step.number}: {error.message}")
+                yield self._record_notice(f"no preview of step {step.number}: {error.message}")
         if step.is_due(self.recipe.save_every, last=False):
             with self.resume_hint():
                 make_folder(self.folder / CONCEPTS)
@@ -196,7 +196,7 @@ class RunFolder:
             )
         yield self.record(preview)
         if preview.num_flat:
-            yield self._note(f"{preview.num_flat} previews of step {step.number} {_FLAT}")
+            yield self._record_notice(f"{preview.num_flat} previews of step {step.number} {_FLAT}")
         if findings:
             with self.resume_hint(), self._averaged_concept(trainer) as concept:
                 scores = save_if_best(self.folder, concept, findings)
@@ -221,7 +221,7 @@ class RunFolder:
             self.log.append(event)
         return event
 
-    def _note(self, message: str) -> Event:
+    def _record_notice(self, message: str) -> Event:
         return self.record(Notice(message))
 
     def record_end(self, event: Event) -> None:
@@ -278,7 +278,7 @@ class RunFolder:
                 f"restore its folder {CHECKPOINTS} from a backup, or start a new run",
             )
         if num_lost := len(self.state.steps):
-            yield self._note(f"{num_lost} steps were not saved: starting again at step 1")
+            yield self._record_notice(f"{num_lost} steps were not saved: starting again at step 1")
 
     def _save_concept(self, trainer: ConceptTrainer, name: str = CONCEPT) -> None:
         with self._averaged_concept(trainer) as concept:

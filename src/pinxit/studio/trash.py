@@ -1,12 +1,12 @@
 """The trash of a studio, and the space that each kind of file takes."""
 
-import os
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
 
 from pinxit.files.atomic_write import make_folder
-from pinxit.studio.jobs import Job, JobQueue, is_number, numbered_folders
+from pinxit.files.cache import bytes_in
+from pinxit.studio.jobs import Job, JobQueue, numbered_folders
 from pinxit.studio.workspace import Workspace
 
 _SPACE = {
@@ -19,7 +19,7 @@ _SPACE = {
 
 
 class Trash:
-    """Jobs that were removed, with everything that they made: all of them can be brought back."""
+    """Removed jobs with all their files; each job can be restored."""
 
     def __init__(self, workspace: Workspace) -> None:
         self.workspace = workspace
@@ -36,7 +36,7 @@ class Trash:
 
     def restore(self, number: str) -> None:
         """Move a job back from the trash, with what it made first; nothing if it is not there."""
-        for job in self.jobs() if is_number(number) else ():
+        for job in self.jobs():
             if job.id == number:
                 for place in reversed(_places(job)):
                     _move(self.folder / place, self.workspace.folder / place)
@@ -53,7 +53,7 @@ class Trash:
 
 def space(workspace: Workspace) -> Mapping[str, int]:
     """The bytes that each kind of file takes in a studio; links are not followed."""
-    return {title: _size(workspace.folder / kind) for kind, title in _SPACE.items()}
+    return {title: bytes_in(workspace.folder / kind) for kind, title in _SPACE.items()}
 
 
 def _places(job: Job) -> list[Path]:
@@ -68,8 +68,3 @@ def _move(source: Path, target: Path) -> None:
     if source.is_dir():
         make_folder(target.parent)
         source.replace(target)
-
-
-def _size(folder: Path) -> int:
-    paths = (Path(place, name) for place, _, names in os.walk(folder) for name in names)
-    return sum(path.lstat().st_size for path in paths)

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from pinxit.models.ranks import Ranks
-from pinxit.training.optimizer import chunk_norms, empty_norms, in_memory
+from pinxit.training.optimizer import chunk_norms, in_memory, norms_without_gradient
 
 
 class Division:
@@ -27,7 +27,7 @@ class Division:
             owner = num_bytes.index(min(num_bytes))
             self.owners.append(owner)
             num_bytes[owner] += weight.nbytes
-        self._no_norms = [empty_norms(weight, whole=self.divided) for weight in weights]
+        self._no_norms = [norms_without_gradient(weight, whole=self.divided) for weight in weights]
 
     @property
     def own_weights(self) -> list[nn.Parameter]:

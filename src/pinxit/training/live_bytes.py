@@ -53,7 +53,7 @@ class LiveBytes(TorchDispatchMode):
         args: Sequence[Any] = (),
         kwargs: Mapping[str, Any] | None = None,
     ) -> Any:
-        """Run an operation, and count it and the storages that only its result has."""
+        """Run an operation and count it, with the storages of its result that are new."""
         options = kwargs or {}
         inputs = _tensors((args, options))
         for tensor in inputs:

@@ -1,4 +1,4 @@
-"""What a training step needs: found by a forward and a backward pass before it."""
+"""Memory and time of a training step, measured by a trial pass before the first step."""
 
 from collections.abc import Callable, Sequence
 from contextlib import suppress
@@ -89,14 +89,14 @@ class Trial:
         return self._pass(micro_batch, checkpointing) + new_state + extra
 
     def _step_seconds(self, micro_batch: int, checkpointing: bool) -> float:
-        """About how long a step takes, of which a pass is most; 0 if memory runs out."""
+        """The approximate seconds of a step, from those of a trial pass; 0 if memory runs out."""
         counter = self._dry_passes.get((self._num_samples, checkpointing))
         part = self._part(self._num_samples if counter else micro_batch)
         device = self._model.device
         if counter:
             seconds = predicted_seconds(device, counter)
         else:
-            seconds = self._try(part, checkpointing, partial(seconds_of, device)) or 0
+            seconds = self._measured(part, checkpointing, partial(seconds_of, device)) or 0
         return seconds * sum(one.latents.numel() for one in self._batches) / part.latents.numel()
 
     def _part(self, micro_batch: int) -> Batch:
@@ -127,10 +127,10 @@ class Trial:
         whole = len(part) * self._pass(1, checkpointing) if len(part) > 1 else 0
         if whole > usable(self._free_bytes):  # some systems kill a process that tries it
             return whole
-        real = self._try(part, checkpointing, count)
+        real = self._measured(part, checkpointing, count)
         return real.peak if real else max(whole, self._free_bytes + 1)
 
-    def _try(
+    def _measured(
         self, part: Batch, checkpointing: bool, measure: Callable[[Callable[[], object]], _T]
     ) -> _T | None:
         """What is measured of a real pass; None if memory runs out."""

@@ -135,13 +135,16 @@ def scaled_gradient(weight: nn.Parameter, gradient_scale: Tensor) -> Tensor:
 
 
 def chunk_norms(tensor: Tensor) -> Tensor:
-    """The norms of the chunks of a tensor in fp32 or fp64, (chunks,); only 16 bits have several."""
+    """The norm of each chunk of a tensor, (chunks,), in fp32 or fp64.
+
+    A tensor of 32 or 64 bits is one chunk.
+    """
     chunks = in_memory(tensor).split(_NORM_CHUNK) if tensor.dtype.itemsize == 2 else (tensor,)
     dtype = torch.promote_types(tensor.dtype, torch.float32)
     return torch.stack([torch.linalg.vector_norm(chunk.to(dtype)) for chunk in chunks])
 
 
-def empty_norms(tensor: Tensor, *, whole: bool) -> Tensor:
+def norms_without_gradient(tensor: Tensor, *, whole: bool) -> Tensor:
     """The chunk norms where there is no gradient: zeros if `whole`, else none, (0,)."""
     chunks = -(-tensor.numel() // _NORM_CHUNK) if tensor.dtype.itemsize == 2 else 1
     dtype = torch.promote_types(tensor.dtype, torch.float32)

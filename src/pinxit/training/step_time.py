@@ -40,14 +40,14 @@ def _seconds_of_product(device: torch.device, dtype: torch.dtype) -> float:
     side = 256 if device.type == "cpu" else 4096
     matrix = torch.ones(side, side, dtype=dtype, device=device)
     product = torch._int_mm if dtype == torch.int8 else torch.mm
-    return _shortest(device, lambda: product(matrix, matrix)) / (2 * side**3)
+    return _shortest_seconds(device, lambda: product(matrix, matrix)) / (2 * side**3)
 
 
 @cache
 def _seconds_of_byte(device: torch.device) -> float:
     """Of one byte that an activation function reads or writes."""
     values = torch.ones(2**22 if device.type == "cpu" else 2**26, device=device)
-    return _shortest(device, lambda: nn.functional.silu(values)) / (2 * values.nbytes)
+    return _shortest_seconds(device, lambda: nn.functional.silu(values)) / (2 * values.nbytes)
 
 
 @cache
@@ -61,10 +61,10 @@ def _seconds_of_call(device: torch.device) -> float:
 
     with LiveBytes() as counter:
         compute()
-    return _shortest(device, compute) / counter.calls
+    return _shortest_seconds(device, compute) / counter.calls
 
 
-def _shortest(device: torch.device, compute: Callable[[], object]) -> float:
+def _shortest_seconds(device: torch.device, compute: Callable[[], object]) -> float:
     """The shortest of several runs, in seconds; the first is only a preparation."""
     compute()
     seconds = [seconds_of(device, compute)]

@@ -1,11 +1,11 @@
 """The exact texts of a training, or a prompt, with their tokens, before anything is trained."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from pinxit.images.folder import TrainingImage
 from pinxit.models.model import Model
-from pinxit.models.prompt import TokenEmbedding
+from pinxit.models.prompt import Placeholders
 from pinxit.models.text_encoder import PromptParsing
 from pinxit.training.concept_trainer import ConceptTrainer
 from pinxit.training.plan import TrainingPlan
@@ -16,7 +16,7 @@ def text_with_tokens(
     model: Model,
     text: str,
     parsing: PromptParsing,
-    placeholders: Mapping[str, TokenEmbedding] | None = None,
+    placeholders: Placeholders | None = None,
 ) -> dict[str, Any]:
     """A `text` with its `tokens`, and what is `cut` off because it is too long.
 
