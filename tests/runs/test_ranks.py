@@ -83,6 +83,9 @@ def in_ranks(size: int, work: Callable[[Ranks], Any], folder: Path) -> list[Any]
             os.environ |= {**common, "RANK": str(rank)}
             with joined("cpu") as ranks:
                 torch.save(work(ranks), file)
+            # Python can abort if it ends before the threads of gloo.
+            threads = [comm.read_text() for comm in Path("/proc/self/task").glob("*/comm")]
+            assert not [name for name in threads if "gloo" in name]
         except (Exception, KeyboardInterrupt, SystemExit) as error:
             torch.save(f"{type(error).__name__}: {error}", file)
             if not isinstance(error, (RunError, KeyboardInterrupt, SystemExit)):

@@ -60,7 +60,8 @@ class Ranks:
 
     All processes must call `exchange`, `sum_gradients` and `broadcast` in the same order. If one
     of them fails, is stopped by a signal or is killed, the others raise an error there.
-    `summed_bytes` counts the bytes of all gradients that were summed.
+    `summed_bytes` counts the bytes of all gradients that were summed; `lost` is whether the
+    connection to a process was lost.
     """
 
     def __init__(self, rank: int = 0, size: int = 1) -> None:
@@ -68,6 +69,7 @@ class Ranks:
         self.size = size
         self.summed_bytes = 0
         self._connected = size > 1
+        self.lost = False
         self._parent = os.getppid()
 
     def owns(self, number: int) -> bool:
@@ -247,7 +249,7 @@ class Ranks:
         try:
             operation()
         except RuntimeError as error:
-            self._connected = False
+            self._connected, self.lost = False, True
             raise RunError(
                 f"one of the {self.size} processes has ended, so the others cannot go on",
                 "if it printed nothing it was killed, perhaps for its memory; "
@@ -305,6 +307,11 @@ def joined(device_name: str) -> Generator[Ranks]:
         raise
     else:
         ranks.leave()
+    finally:
+        # The threads of gloo hold results that must be freed before Python ends. NCCL would wait
+        # for a process that was killed.
+        if device.type == "cpu" or not ranks.lost:
+            dist.destroy_process_group()
 
 
 def _buckets(weights: Sequence[nn.Parameter], owners: Sequence[int]) -> list[_Bucket]:
