@@ -38,28 +38,28 @@ app = App(
 )
 app.register_install_completion_command(help="Install completion for your shell, then exit.")
 for _name, _target, _help in (
-    ("train", "train:train", "Train a concept from images."),
-    ("train-many", "train:many", "Train concepts of many subjects, several at once."),
-    ("check", "check:check", "Check training images before training."),
-    ("generate", "generate:generate", "Generate images from a prompt."),
-    ("generate-many", "fleet:generate_many", "Generate with all concepts of a train-many."),
-    ("transfer", "transfer:transfer", "Generate from an image and a prompt."),
-    ("evaluate", "evaluate:evaluate", "Measure concepts and write a report."),
-    ("evaluate-many", "evaluate:evaluate_many", "Measure all concepts of a train-many."),
-    ("runs", "library:runs", "List the runs in a folder."),
-    ("concepts", "library:concepts", "List the concepts in a folder."),
-    ("tensorboard", "library:tensorboard", "Write the logs of runs for TensorBoard."),
-    ("show", "library:show", "Show how an image was generated."),
-    ("inspect", "inspect:inspect", "Show what a concept file contains."),
-    ("convert", "convert:convert", "Convert a concept to another file format."),
-    ("lora", "lora:lora", "Merge, reduce and extract LoRAs."),
-    ("studio", "studio:studio", "Open the studio, a web page for all of this."),
-    ("worker", "studio:worker", "Do the jobs of a studio."),
-    ("demo", "show:demo", "Train, generate and measure; write a report."),
-    ("doctor", "doctor:doctor", "Show what this machine has, and hints for problems."),
-    ("list", "show:plugins", "List methods, model families, metrics and other plug-ins."),
+    ("train", "cli.train:train", "Train a concept from images."),
+    ("train-many", "cli.train:many", "Train concepts of many subjects, several at once."),
+    ("check", "cli.check:check", "Check training images before training."),
+    ("generate", "cli.generate:generate", "Generate images from a prompt."),
+    ("generate-many", "cli.fleet:generate_many", "Generate with all concepts of a train-many."),
+    ("transfer", "cli.transfer:transfer", "Generate from an image and a prompt."),
+    ("evaluate", "cli.evaluate:evaluate", "Measure concepts and write a report."),
+    ("evaluate-many", "cli.evaluate:evaluate_many", "Measure all concepts of a train-many."),
+    ("runs", "cli.library:runs", "List the runs in a folder."),
+    ("concepts", "cli.library:concepts", "List the concepts in a folder."),
+    ("tensorboard", "cli.library:tensorboard", "Write the logs of runs for TensorBoard."),
+    ("show", "cli.library:show", "Show how an image was generated."),
+    ("inspect", "cli.inspect:inspect", "Show what a concept file contains."),
+    ("convert", "cli.convert:convert", "Convert a concept to another file format."),
+    ("lora", "cli.lora:lora", "Merge, reduce and extract LoRAs."),
+    ("studio", "studio.commands:studio", "Open the studio, a web page for all of this."),
+    ("worker", "studio.commands:worker", "Do the jobs of a studio."),
+    ("demo", "cli.show:demo", "Train, generate and measure; write a report."),
+    ("doctor", "cli.doctor:doctor", "Show what this machine has, and hints for problems."),
+    ("list", "cli.show:plugins", "List methods, model families, metrics and other plug-ins."),
 ):
-    app.command(f"pinxit.cli.{_target}", name=_name, help=_help)
+    app.command(f"pinxit.{_target}", name=_name, help=_help)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
