@@ -106,14 +106,17 @@ def test_a_concept_uses_the_vae_of_its_training(pinxit: Pinxit, nano: Path) -> N
     assert GenerationRequest.from_png(Path(given[0])).vae == str(nano)
 
 
-def test_a_closed_pipe_is_no_error() -> None:
-    code = "import sys; from pinxit.cli import main; sys.exit(main(['list']))"
-    listing = subprocess.Popen(
-        [sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE
-    )
-    assert listing.stdout
-    listing.stdout.close()
-    assert (listing.communicate()[1], listing.returncode) == (b"", 0)
+@pytest.mark.skipif(os.name == "nt", reason="needs pipes of POSIX")
+@pytest.mark.parametrize("words", ["train --help", "list", "convert nothing out.pt"])
+def test_a_closed_pipe_is_quiet_in_every_kind_of_output(words: str) -> None:
+    reader, writer = os.pipe()
+    os.close(reader)
+    closed = "stderr" if words.startswith("convert") else "stdout"
+    streams = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, closed: writer}
+    command = [sys.executable, "-m", "pinxit", *words.split()]
+    ended = subprocess.run(command, check=False, **streams)
+    os.close(writer)
+    assert (ended.stdout or b"", ended.stderr or b"", ended.returncode) == (b"", b"", 141)
 
 
 @pytest.mark.skipif(os.name == "nt", reason="needs a shell that can close a stream")
@@ -154,7 +157,9 @@ def test_a_cache_folder_that_cannot_be_made(
     words = ["--token", "<mytoy>", "--class-noun", "toy", "--base", str(nano), "--steps", "1"]
     out = ["--out", str(tmp_path / "run")]
     assert main(["train", "dreambooth", str(pictures), *words, *out]) == 2
-    assert "cannot write /dev/null" in capsys.readouterr().err
+    output = capsys.readouterr().err
+    assert "the cache folder cannot be used: cannot write /dev/null" in output
+    assert "hint: set the variable PINXIT_CACHE" in output
 
 
 def test_an_initial_image(pinxit: Pinxit, nano: Path, pictures: Path) -> None:
@@ -237,10 +242,25 @@ def test_bars_on_a_terminal_and_lines_in_a_log(
     lines = capsys.readouterr().err.splitlines()
     assert lines[-1].startswith("training: 3 of 3")
     assert lines[-1].endswith("loss 0.1")
-    monkeypatch.setenv("FORCE_COLOR", "1")
+    monkeypatch.setattr("sys.stderr.isatty", lambda: True)
+    monkeypatch.setenv("TERM", "xterm")
     with screen.bars() as report:
         report(Progress("generating", 2, 2))
     assert "2/2" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("name", "is_terminal"), [("FORCE_COLOR", False), ("TERM", True)])
+def test_a_log_file_and_a_dumb_terminal_have_plain_lines(
+    name: str,
+    is_terminal: bool,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("sys.stderr.isatty", lambda: is_terminal)
+    monkeypatch.setenv(name, "dumb")  # any other value of FORCE_COLOR would do
+    with screen.bars() as report:
+        report(Progress("generating", 2, 2))
+    assert capsys.readouterr().err == "generating: 2 of 2\n"
 
 
 def test_bars_inside_of_bars_are_the_same() -> None:
@@ -293,7 +313,8 @@ def test_control_characters_in_names_do_not_reach_the_terminal(
 def test_bars_show_names_as_they_are(
     text: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("FORCE_COLOR", "1")
+    monkeypatch.setattr("sys.stderr.isatty", lambda: True)
+    monkeypatch.setenv("TERM", "xterm")
     with screen.bars() as progress:
         progress(Progress(text, 1, 2, text))
     shown = capsys.readouterr().err

@@ -102,6 +102,32 @@ def test_shell_completion_is_installed(
     assert str(script) in capsys.readouterr().out
 
 
+def test_a_shell_that_is_not_known_can_be_named(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in ("SHELL", "BASH_VERSION", "ZSH_VERSION", "FISH_VERSION"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("PATH", "")  # the parent process cannot be asked for
+    assert main(["--install-completion"]) == 2
+    assert "--shell bash" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("width", [30, 40, 63, 64, 80, 120])
+@pytest.mark.parametrize("words", [["train"], ["train", "lora"], ["generate"], ["evaluate"]])
+def test_help_has_whole_flags_in_every_width(
+    words: list[str],
+    width: int,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setenv("COLUMNS", "200")
+    assert main([*words, "--help"]) == 0
+    wide = set(re.findall(r"(?<= )--[a-z][\w-]+", capsys.readouterr().out))
+    monkeypatch.setenv("COLUMNS", str(width))
+    assert main([*words, "--help"]) == 0
+    assert set(re.findall(r"--[a-z][\w-]+", capsys.readouterr().out)) >= wide
+
+
 def test_the_list_names_every_plug_in(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["list"]) == 0
     shown = capsys.readouterr().out

@@ -8,7 +8,7 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
 from pinxit.cli import main
-from pinxit.cli.screen import table
+from pinxit.cli.screen import labelled, table
 from pinxit.models.model import Model
 from pinxit.runs.run import train_run
 from pinxit.training.recipe import Recipe
@@ -98,17 +98,42 @@ def test_show_reads_other_programs(tmp_path: Path, capsys: pytest.CaptureFixture
     assert "KSampler seed        5" in shown
     assert "CLIPTextEncode text  cat" in shown
     assert "model" not in shown
+    assert main(["generate", "--from-png", str(tmp_path / "b.png")]) == 2
+    assert f"pinxit show {tmp_path / 'b.png'}" in capsys.readouterr().err
     assert main(["show", picture(tmp_path / "c.png", prompt="[1]")]) == 2
     assert "does not say how it was generated" in capsys.readouterr().err
     assert main(["show", str(tmp_path / "none.png")]) == 2
 
 
-def test_a_narrow_terminal_shows_whole_paths(
+@pytest.mark.parametrize("width", [24, 40, 60, 80, 120])
+def test_a_table_has_whole_words_in_every_width(
+    width: int, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", str(width))
+    monkeypatch.setattr("sys.stdout.isatty", lambda: True)
+    cells = (
+        "runs/a-dog-with-a-long-name",
+        "textual-inversion",
+        "a note of several words",
+        "\u5199" * 9,
+    )
+    table(("run", "method", "notes", "token"), [cells])
+    words = capsys.readouterr().out.split()
+    assert {word for cell in cells for word in cell.split()} <= set(words)
+
+
+def test_a_text_beside_its_label_is_wrapped_between_words(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("COLUMNS", "40")
+    labelled("prompt", "one line for other programs", 10)
+    assert capsys.readouterr().out == "prompt    one line for other programs\n"
+    monkeypatch.setenv("COLUMNS", "21")
     monkeypatch.setattr("sys.stdout.isatty", lambda: True)
-    path = "runs/a-dog-with-a-long-name-at-the-beach"
-    table(("run", "method", "base model"), [(path, "textual-inversion", "pocket")])
-    _, rows = capsys.readouterr().out.rsplit("─", 1)
-    assert "".join(row.split()[0] for row in rows.splitlines() if row.strip()) == path
+    labelled("prompt", "folders/with-a-long-name and words", 10)
+    assert capsys.readouterr().out.split("\n") == [
+        "prompt    folders/with-a-long-name",
+        "          and words",
+        "",
+    ]
+    labelled("prompt", "folders and words", 15)
+    assert capsys.readouterr().out == "prompt\n  folders and words\n"

@@ -11,11 +11,13 @@ from itertools import pairwise
 from cyclopts import App, CycloptsError
 
 from pinxit.cli.launch import StartRanks, start_ranks
+from pinxit.cli.layout import show_panel
 from pinxit.cli.screen import print_error, usage_error
 from pinxit.errors import FileError, PinxitError, RequestError
 
 BAD_INPUT = 2
 SIGNALLED = 128
+_SIGPIPE = 13  # Windows has no name for it
 _ADDRESS = re.compile(r"(--[\w-]+=)?https?://")
 # Flags and commands that take a prompt, which may be empty.
 _PROMPTS = re.compile("prompt|negative")
@@ -33,10 +35,10 @@ app = App(
     help="Train an image model on a few images of a subject or a style, and generate images of it.",
     version=_version,
     help_format="plaintext",
+    help_formatter=show_panel,
     result_action="return_value",
     suppress_keyboard_interrupt=False,
 )
-app.register_install_completion_command(help="Install completion for your shell, then exit.")
 for _name, _target, _help in (
     ("train", "cli.train:train", "Train a concept from images."),
     ("train-many", "cli.train:many", "Train concepts of many subjects, several at once."),
@@ -58,6 +60,7 @@ for _name, _target, _help in (
     ("demo", "cli.show:demo", "Train, generate and measure; write a report."),
     ("doctor", "cli.doctor:doctor", "Show what this machine has, and hints for problems."),
     ("list", "cli.show:plugins", "List methods, model families, metrics and other plug-ins."),
+    ("--install-completion", "cli.completion:install", "Install completion for your shell."),
 ):
     app.command(f"pinxit.{_target}", name=_name, help=_help)
 
@@ -65,10 +68,25 @@ for _name, _target, _help in (
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command and return the exit status.
 
-    0: done; 2: an error that the user can correct; 128 + n: stopped by signal n.
+    0: done; 2: an error that the user can correct; 128 + n: stopped by signal n, or by the signal
+    of a pipe whose reader, such as `head`, has closed it.
     """
-    typed = sys.argv[1:] if arguments is None else arguments
     _prepare_streams()
+    try:
+        return _run(sys.argv[1:] if arguments is None else arguments)
+    except BrokenPipeError:
+        pass
+    except SystemExit as end:  # rich turns the error of a pipe into it
+        if not isinstance(end.__context__, BrokenPipeError):
+            raise
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    for stream in (sys.stdout, sys.stderr):  # Python writes the rest of their buffers at its end
+        os.dup2(nowhere, stream.fileno())
+    return SIGNALLED + _SIGPIPE
+
+
+def _run(typed: Sequence[str]) -> int:
+    """Run one command; errors of the user are printed."""
     try:
         _check_words(typed)
         app(typed, exit_on_error=False, print_error=False)
@@ -86,8 +104,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return BAD_INPUT
     except KeyboardInterrupt as interrupt:
         return SIGNALLED + next(iter(interrupt.args), signal.SIGINT)
-    except BrokenPipeError:  # the program that reads the output, such as `head`, has closed it
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     return 0
 
 

@@ -1,6 +1,7 @@
 """`pinxit doctor`: what this machine has for pinxit, and what is wrong with it; for bug reports."""
 
 import json
+import os
 import platform
 import shutil
 from collections.abc import Iterator, Mapping
@@ -8,7 +9,7 @@ from dataclasses import dataclass, field
 from importlib import metadata
 from pathlib import Path
 
-from pinxit.cli.screen import Switch, bars, data, say
+from pinxit.cli.screen import Switch, bars, data, labelled, say
 from pinxit.files.portable import with_tilde
 
 _PACKAGES = (
@@ -51,7 +52,7 @@ def doctor(*, fetch_judges: Switch = False, json_: Switch = False) -> None:
         return
     for name, value in report.facts.items():
         for number, line in enumerate(_lines(value)):
-            data(f"{name if number == 0 else '':14}{line}")
+            labelled("" if number else name, line, 14)
     for problem in report.problems:
         say(f"problem: {problem['message']}", f"hint: {problem['hint']}")
     if not report.problems:
@@ -112,7 +113,14 @@ def _examine_caches(report: Report) -> None:
     }
     for folder in caches.values():
         parents = (parent for parent in (folder, *folder.parents) if parent.exists())
-        free = shutil.disk_usage(next(parents, Path.cwd())).free
+        place = next(parents, Path.cwd())
+        free = shutil.disk_usage(place).free
+        if not (place.is_dir() and os.access(place, os.W_OK)):
+            variable = "HF_HOME" if folder == caches["hub"] else "PINXIT_CACHE"
+            report.problem(
+                f"nothing can be written to {with_tilde(str(folder))}",
+                f"set the variable {variable} to a folder that you can write to",
+            )
         if free < _LITTLE_DISK:
             report.problem(
                 f"only {_size(free)} are free on the disk of {with_tilde(str(folder))}",

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from pinxit.cli.screen import data, printable
+from pinxit.cli.screen import labelled
 
 
 def inspect(file: Path, *, base: str | None = None) -> None:
@@ -15,4 +15,4 @@ def inspect(file: Path, *, base: str | None = None) -> None:
     from pinxit.concepts.summary import summarize
 
     for label, text in summarize(file, base):
-        data(f"{label:12}{printable(text)}")
+        labelled(label, text, 12)

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, cast
 
-from pinxit.cli.screen import data, printable, say, table
+from pinxit.cli.screen import data, labelled, say, table
 from pinxit.errors import PinxitError, RequestError
 from pinxit.files.atomic_write import check_claim, claim_folder
 from pinxit.images.decode import UnreadableError, open_image
@@ -103,7 +103,7 @@ def show(image: Path) -> None:
     for label, value in rows:
         values = cast("list[object]", value) if isinstance(value, list) else [value]
         text = ", ".join(map(str, values))
-        data(printable(f"{label:20} {text}"))
+        labelled(label, text, 21)
 
 
 def _walk(folder: Path) -> Iterator[tuple[Path, list[str], list[str]]]:

@@ -4,11 +4,13 @@ import os
 import re
 import signal
 import sys
+import textwrap
 import threading
 import time
 from collections.abc import Collection, Generator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
+from shutil import get_terminal_size
 from typing import TYPE_CHECKING, Annotated
 
 from cyclopts import (
@@ -35,6 +37,8 @@ if TYPE_CHECKING:
 Switch = Annotated[bool, Parameter(negative="")]
 # Seconds between progress lines where there is no terminal.
 _LOG_EVERY = 10.0
+# Characters between the columns of a table, and at its edges, for each column.
+_GAP = 4
 # Commands with a prompt, and the words before it.
 _PROMPT_COMMANDS = {"pinxit generate": "", "pinxit transfer": "IMAGE "}
 
@@ -59,23 +63,59 @@ def data(line: str) -> None:
         print(printable(line) if sys.stdout.isatty() else line, flush=True)
 
 
+def labelled(label: str, text: str, width: int) -> None:
+    """Print a label of this width and a text beside it, wrapped between words on a terminal.
+
+    In a narrow terminal the text is below the label.
+    """
+    line = f"{printable(label):{width}}{printable(text)}"
+    columns = get_terminal_size().columns
+    if not sys.stdout.isatty() or len(line) <= columns:
+        data(line)
+        return
+    indent = " " * (width if 2 * width < columns else 2)
+    start = f"{printable(label):{width}}"
+    if 2 * width >= columns:
+        data(start.rstrip())
+        start = indent
+    wrapper = textwrap.TextWrapper(
+        columns, start, indent, break_long_words=False, break_on_hyphens=False
+    )
+    for part in wrapper.wrap(printable(text)):
+        data(part)
+
+
 def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    """Print a table on a terminal; elsewhere lines with tabs and without the head."""
+    """Print a table on a terminal; elsewhere lines with tabs and without the head.
+
+    In a terminal that is too narrow for the words side by side, each row is a list of its cells.
+    """
     if not sys.stdout.isatty():
         for row in rows:
             data("\t".join(printable(cell) for cell in row))
         return
     from rich import box
+    from rich.cells import cell_len
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
+    console = Console()
+    columns = [" ".join(cells).split() for cells in zip(head, *rows, strict=True)]
+    widths = [max(map(cell_len, words), default=0) for words in columns]
+    if sum(widths) + _GAP * len(widths) > console.width:
+        width = max(map(len, head)) + 2
+        for row in rows:
+            for title, cell in zip(head, row, strict=True):
+                labelled(title, cell, width)
+            data("")
+        return
     lines = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    for title in head:
-        lines.add_column(title, overflow="fold")  # paths are not cut: they are typed again
+    for title, width in zip(head, widths, strict=True):
+        lines.add_column(title, min_width=width)
     for row in rows:
         lines.add_row(*(Text(printable(cell)) for cell in row))
-    Console().print(lines)
+    console.print(lines)
 
 
 def print_error(error: PinxitError) -> None:
@@ -188,7 +228,8 @@ def _bars() -> Generator[ProgressCallback]:
     from rich.console import Console
 
     console = Console(stderr=True)
-    if not console.is_terminal:
+    # Variables such as FORCE_COLOR make the library take a log file for a terminal.
+    if not sys.stderr.isatty() or console.is_dumb_terminal:
         yield _Log()
         return
     from rich import progress as rich_progress

@@ -7,7 +7,7 @@ from typing import Annotated
 from cyclopts import Parameter
 
 from pinxit import registry
-from pinxit.cli.screen import Switch, bars, data, say
+from pinxit.cli.screen import Switch, bars, data, labelled, say
 
 
 def plugins(
@@ -21,8 +21,9 @@ def plugins(
         names = registry.names(group)
         if kind is None and names:
             data(f"{group}:")
+        indent = "  " if kind is None else ""
         for name in names:
-            data(f"{'  ' if kind is None else ''}{name:24}{registry.summary(group, name)}")
+            labelled(f"{indent}{name}", registry.summary(group, name), len(indent) + 24)
 
 
 def demo(*, out: Path = Path("pinxit-demo"), full: Switch = False, json_: Switch = False) -> None:

@@ -3,6 +3,8 @@
 import os
 from pathlib import Path
 
+from pinxit.errors import DiskError
+from pinxit.files.atomic_write import make_folder
 from pinxit.files.untrusted import expanded
 
 
@@ -13,6 +15,19 @@ def cache_folder() -> Path:
         return Path(folder)
     parent = os.environ.get("XDG_CACHE_HOME")
     return expanded(parent or "~/.cache") / "pinxit"
+
+
+def make_in_cache(*names: str) -> Path:
+    """A folder in the cache folder, made if it is missing; DiskError if nothing can be written."""
+    folder = cache_folder().joinpath(*names)
+    try:
+        make_folder(folder, writable=True)
+    except DiskError as error:
+        raise DiskError(
+            f"the cache folder cannot be used: {error.message}",
+            "set the variable PINXIT_CACHE to a folder that you can write to",
+        ) from error
+    return folder
 
 
 def bytes_in(folder: Path) -> int:

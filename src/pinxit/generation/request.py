@@ -12,7 +12,7 @@ from pydantic import BeforeValidator, PlainSerializer, ValidationInfo, field_val
 from torch import Tensor
 
 from pinxit.concepts.read import ConceptReference
-from pinxit.errors import PinxitError, RequestError
+from pinxit.errors import PinxitError, RequestError, typed
 from pinxit.files.atomic_write import atomic_write, make_folder
 from pinxit.files.portable import portable, with_tilde, without_tilde
 from pinxit.generation.control import ControlField, read_image
@@ -25,6 +25,7 @@ from pinxit.models.text_encoder import CLIP_SKIP, PromptParsing
 from pinxit.options import Option, Options
 
 _KEY = "pinxit"
+_COMFYUI_KEY = "prompt"
 _PNG_HINT = "give a PNG that pinxit or AUTOMATIC1111 generated"
 # Options with paths; a relative path of a model could be read as a hub id.
 _MODEL_KEYS = ("base", "vae", "text_encoders", "weights")
@@ -163,6 +164,7 @@ class GenerationRequest(Options):
             with open_image(Path(path)) as image:
                 text: object = image.info.get(_KEY)
                 foreign: object = image.info.get(PARAMETERS_KEY)
+                graph: object = image.info.get(_COMFYUI_KEY)
         except UnreadableError as error:
             raise RequestError(f"image {path} cannot be read: {error}", _PNG_HINT) from error
         try:
@@ -171,6 +173,11 @@ class GenerationRequest(Options):
             values = None
         if not isinstance(values, dict) and text is None and isinstance(foreign, str):
             values = parse_parameters(foreign)
+        if not isinstance(values, dict) and str(graph).startswith("{"):
+            raise RequestError(
+                f"{path} has a graph of ComfyUI, whose nodes can do more than a request can say",
+                f"see its prompts, seed and sampler with: pinxit show {typed(Path(path))}",
+            )
         if not isinstance(values, dict):
             raise RequestError(f"{path} contains no generation request", _PNG_HINT)
         return cls.model_validate(_with_paths(values, without_tilde, without_tilde))

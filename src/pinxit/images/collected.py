@@ -10,8 +10,8 @@ from typing import Annotated, cast
 from pydantic import BeforeValidator
 
 from pinxit.errors import ImageError
-from pinxit.files.atomic_write import make_folder, write_bytes
-from pinxit.files.cache import cache_folder
+from pinxit.files.atomic_write import write_bytes
+from pinxit.files.cache import cache_folder, make_in_cache
 from pinxit.files.untrusted import expanded
 from pinxit.images.folder import MASK_SUFFIXES
 
@@ -40,11 +40,11 @@ def image_folder(images: object) -> object:
     digest = hashlib.sha256()
     for name in sorted(files):
         digest.update(f"{name}:{hashlib.sha256(files[name]).hexdigest()}\n".encode())
-    folder = cache_folder() / "images" / digest.hexdigest()[:16]
-    make_folder(folder)
+    place = ("images", digest.hexdigest()[:16])
+    folder = cache_folder().joinpath(*place)
     for name, content in files.items():
         if not (folder / name).is_file():
-            write_bytes(folder / name, [content])
+            write_bytes(make_in_cache(*place) / name, [content])
     return folder
 
 

@@ -5,8 +5,8 @@ from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
-from pinxit.files.atomic_write import make_folder, sha256, write_text
-from pinxit.files.cache import cache_folder
+from pinxit.files.atomic_write import sha256, write_text
+from pinxit.files.cache import cache_folder, make_in_cache
 from pinxit.generation.request import GeneratedImage, GenerationRequest
 from pinxit.generation.sample import sample_images
 from pinxit.images.decode import UnreadableError, decode
@@ -33,7 +33,7 @@ def generate_class_images(
     files = _files(model, required)
     for first in ranks.share(range(0, required.count, _BATCH_SIZE)):
         if not all(_is_intact(file) for file in files[first : first + _BATCH_SIZE]):
-            make_folder(files[0].parent)
+            make_in_cache(*files[0].parent.parts[-2:])
             for event in sample_images(model, _request(model, required.prompt, first)):
                 if isinstance(event, GeneratedImage):
                     file = files[0].with_name(_name(event.request.seed))
