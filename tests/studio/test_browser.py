@@ -13,6 +13,7 @@ from playwright.sync_api import Browser, Page, expect
 
 from pinxit.pocket import gallery
 from pinxit.pocket.world import held_out_subjects
+from pinxit.studio.token_count import token_count
 from tests.studio.conftest import (
     Keyboard,
     Studio,
@@ -100,6 +101,23 @@ def test_token_is_completed_and_the_form_sent_by_keyboard_alone(page: Page, stud
     page.keyboard.press("Control+Enter")
     page.wait_for_url(re.compile("/jobs/"))
     expect(page.locator(".results img")).to_be_visible()
+
+
+def test_tokens_and_costs_appear_while_the_page_is_open(page: Page, studio: Studio) -> None:
+    workspace = studio.workspace
+    wait_for(lambda: token_count(workspace, "pocket", "a", [], weights=True))
+    page.goto(f"{studio.address}/generate")
+    page.get_by_label("Prompt", exact=True).fill("a photo of (a dog:1.2)")
+    expect(page.locator("#prompt-tokens")).to_have_text("5 tokens, 30 fit into one window")
+    page.goto(f"{studio.address}/images/000001")
+    page.locator("textarea").first.fill("toy " * 31)
+    expect(page.locator("#caption0-tokens")).to_contain_text("31 tokens")
+    expect(page.locator("#caption0-tokens")).to_contain_text("1 too many")
+    wait_for(lambda: workspace.cost("pocket", "dreambooth"))
+    page.goto(f"{studio.address}/train")
+    expect(page.locator("#cost-dreambooth")).to_contain_text("On pocket, expected: ")
+    workspace.cost_file("pocket", "dreambooth", "cuda:9").write_text("last time: 7 steps in 3 s")
+    expect(page.locator("#cost-dreambooth")).to_have_text("On pocket, last time: 7 steps in 3 s")
 
 
 A1111_PARAMETERS = """a photo of a cat, masterpiece

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -19,7 +20,7 @@ from pinxit.generation.request import GenerationRequest
 from pinxit.studio.jobs import MAX_ATTEMPTS, JobQueue
 from pinxit.studio.schema import all_options
 from pinxit.studio.worker import Worker
-from pinxit.studio.workspace import Workspace
+from pinxit.studio.workspace import TOKENS, Workspace
 
 
 def train_recipe(nano: Path, pictures: Path, **changes: Any) -> dict[str, Any]:
@@ -111,6 +112,9 @@ def test_worker_trains_generates_and_pauses_for_short_jobs(
     generation = workspace.queue.add("generate", {"request": request, "concepts": [training.id]})
     Worker(workspace, "cpu", print).run(until_empty=True)
     assert training.state == generation.state == "done"
+    cost = workspace.cost(str(nano), "textual-inversion")
+    assert re.fullmatch(r"last time: 12 steps in .+, .+ of memory", cost)
+    assert json.loads((training.folder / TOKENS).read_text()) == {"<toy>": ["<toy>", 1]}
     assert [path.name for path in workspace.generated(generation)] == ["0000.png", "0001.png"]
     conversion = workspace.queue.add("convert", {"concept": training.id, "format": "a1111"})
     Worker(workspace, "cpu", print).run(until_empty=True)

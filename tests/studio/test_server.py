@@ -20,6 +20,7 @@ from pinxit.runs.events import MemoryNotice, Preview, PreviewScores, to_line
 from pinxit.studio.server import serve
 from pinxit.studio.streams import LogTail
 from pinxit.studio.trash import Trash
+from pinxit.studio.views import TrainingView
 from pinxit.studio.workspace import Workspace
 from pinxit.training.step_result import StepResult
 from tests.pages import must_be_well_formed
@@ -193,14 +194,27 @@ def test_trash_has_all_that_a_job_made_and_is_emptied_for_good(
 
 
 def test_form_says_what_the_last_training_took(client: TestClient, workspace: Workspace) -> None:
+    for device, text in (
+        ("cpu", "expected: 9 steps"),
+        ("cuda:0", "last time: 4 steps"),
+        ("mps", ""),
+    ):
+        file = workspace.cost_file("pocket", "lora", device)
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(text)
+    page = client.get("/train").text
+    assert "On pocket, last time: 4 steps" in page
+    assert page.count("On pocket") == 1
+
+
+def test_cost_of_a_training_has_its_time_and_memory(workspace: Workspace) -> None:
     training = add_training(workspace)
     steps = [StepResult(step, 4, (0.5,), (1.0,), 1e-3, 30.0) for step in (1, 2, 3)]
     notice = MemoryNotice(1, text="training in fp32; predicted peak: 1.5 GB of memory (1 GB, ...)")
     with (workspace.folder / "runs" / training.id / "journal.jsonl").open("a") as file:
         file.writelines(map(to_line, (notice, *steps)))
-    page = client.get("/train").text
-    assert "Last time on pocket: 4 steps in 2 min, 1.5 GB of memory" in page
-    assert page.count("Last time") == 1
+    view = TrainingView(training, workspace.run(training))
+    assert view.cost == "4 steps in 2 min, 1.5 GB of memory"
 
 
 def test_generated_image_is_removed_brought_back_and_transferred(

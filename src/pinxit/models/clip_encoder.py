@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
+from tokenizers import Tokenizer
 from torch import Tensor
 
 from pinxit.errors import ModelError
@@ -47,6 +48,11 @@ class ClipEncoder(PlaceholderEncoder):
 
     def _text_ids(self, text: str) -> list[int]:
         return self.tokenizer.encode(text, add_special_tokens=False)
+
+    @property
+    def backend(self) -> Tokenizer:
+        """The tokenizer without the rules for placeholder tokens."""
+        return self.tokenizer.backend_tokenizer
 
     def has_word(self, word: str) -> bool:
         """Whether the vocabulary has the word; a large one can split any word into few tokens."""

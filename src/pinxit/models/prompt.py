@@ -5,11 +5,12 @@ import unicodedata
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from math import isfinite
-
-from torch import Tensor
-from torch.nn.functional import normalize
+from typing import TYPE_CHECKING
 
 from pinxit.errors import RequestError
+
+if TYPE_CHECKING:  # the studio's pages count the tokens of prompts without torch
+    from torch import Tensor
 
 # The weight of brackets without a number: times this for round ones, divided by it for square ones.
 _BRACKET_WEIGHT = 1.1
@@ -45,17 +46,19 @@ def cut_bytes(text: str, max_bytes: int) -> str:
     return text.encode(errors="replace")[:max_bytes].decode(errors="ignore")
 
 
-class FixedNormEmbeddings(Mapping[str, Tensor]):
+class FixedNormEmbeddings(Mapping[str, "Tensor"]):
     """Embeddings with a fixed norm for each text encoder: only their direction is trained.
 
     As in directional textual inversion (arXiv:2512.13672).
     """
 
-    def __init__(self, embeddings: Mapping[str, Tensor], norms: Mapping[str, float]) -> None:
+    def __init__(self, embeddings: Mapping[str, "Tensor"], norms: Mapping[str, float]) -> None:
         self._embeddings = embeddings
         self._norms = norms
 
-    def __getitem__(self, text_encoder: str) -> Tensor:
+    def __getitem__(self, text_encoder: str) -> "Tensor":
+        from torch.nn.functional import normalize
+
         return normalize(self._embeddings[text_encoder], dim=-1) * self._norms[text_encoder]
 
     def __iter__(self) -> Iterator[str]:
@@ -75,7 +78,7 @@ class TokenEmbedding:
     """
 
     text: str
-    vectors: Mapping[str, Tensor] = field(default_factory=dict[str, Tensor])
+    vectors: "Mapping[str, Tensor]" = field(default_factory=dict[str, "Tensor"])
 
 
 Placeholders = Mapping[str, TokenEmbedding]  # the meaning of each placeholder token

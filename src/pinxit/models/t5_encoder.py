@@ -6,6 +6,7 @@ from dataclasses import replace
 from typing import Any
 
 import torch
+from tokenizers import Tokenizer
 
 from pinxit.models.loading import load_network
 from pinxit.models.model import Placement
@@ -53,6 +54,11 @@ class T5Encoder(PlaceholderEncoder):
         network.encoder.embed_tokens = network.shared
         super().__init__(f"text{suffix}", network)
         self._device = placement.device
+
+    @property
+    def backend(self) -> Tokenizer:
+        """The tokenizer without the rules for placeholder tokens."""
+        return self._tokenizer
 
     def has_word(self, word: str) -> bool:  # noqa: ARG002
         """True: the vocabulary has pieces for every word."""

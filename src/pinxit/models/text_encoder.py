@@ -9,6 +9,7 @@ from itertools import groupby
 from typing import Any
 
 import torch
+from tokenizers import Tokenizer
 from torch import Tensor, nn
 
 from pinxit.errors import ModelError
@@ -16,6 +17,7 @@ from pinxit.models.prompt import Placeholders, PromptPiece, parse_prompt
 from pinxit.models.text_window import Unit
 
 _CACHED_PROMPTS = 4096
+_LONGEST_WINDOW = 4096  # tokens; no text encoder reads more at once
 
 
 @dataclass(frozen=True)
@@ -148,6 +150,16 @@ class PlaceholderEncoder(TextEncoder):
     @abstractmethod
     def _decode(self, token_ids: list[int]) -> str:
         """The text of token ids."""
+
+    @property
+    @abstractmethod
+    def backend(self) -> Tokenizer:
+        """The tokenizer without the rules for placeholder tokens."""
+
+    @property
+    def room(self) -> int:
+        """How many tokens of a prompt fit into one window."""
+        return len(self._window([Token(0)] * _LONGEST_WINDOW))
 
     @abstractmethod
     def _window(self, tokens: Sequence[Token]) -> list[int]:

@@ -42,6 +42,7 @@ def routes(pages: Pages) -> list[tuple[str, str, Handler]]:
         ("GET", "/generate", pages.generate),
         ("POST", "/generate", do.generate),
         ("GET", "/transfer", pages.generate),
+        ("GET", "/tokens", pages.tokens),
         ("GET", "/compare", pages.compare),
         ("POST", "/compare", do.compare),
         ("GET", "/side", side.show),

@@ -2,18 +2,26 @@
 
 import time
 from collections.abc import Mapping
-from functools import cached_property
+from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request
-from starlette.responses import HTMLResponse, RedirectResponse, Response, StreamingResponse
+from starlette.responses import (
+    HTMLResponse,
+    PlainTextResponse,
+    RedirectResponse,
+    Response,
+    StreamingResponse,
+)
 
 from pinxit.errors import PinxitError, RequestError
 from pinxit.studio.guard import NEW_LINK
 from pinxit.studio.jobs import KIND_NAMES, Job, numbered_folders, read_json
 from pinxit.studio.static_files import static_address
 from pinxit.studio.streams import StatusWatch, job_events, log_end, studio_events
-from pinxit.studio.submit import KINDS
+from pinxit.studio.submit import KINDS, MAX_TEXT
+from pinxit.studio.token_count import token_count
 from pinxit.studio.trash import Trash, space
 from pinxit.studio.views import TrainingView, duration, in_words
 from pinxit.studio.workspace import ImageSet, Workspace
@@ -118,18 +126,8 @@ class Pages:
         number = str(values.get("images") or "")
         images = self.workspace.images_of(number) if number else None
         choices = {"kinds": KINDS, "bases": self.workspace.bases}
-        page = {"values": values, "images": images, "costs": self._costs(), **choices}
+        page = {"values": values, "images": images, "cost": self.workspace.cost, **choices}
         return self.render("train.html", page, 400 if error else 200, error=error)
-
-    def _costs(self) -> dict[tuple[str, str], str]:
-        """What the newest training with a method and base model took, by both."""
-        costs: dict[tuple[str, str], str] = {}
-        for job in reversed(self.workspace.jobs()):
-            recipe = job.options.get("recipe", {})
-            key = (recipe.get("method", {}).get("name", ""), recipe.get("base", ""))
-            if job.kind == "train" and not costs.get(key):
-                costs[key] = self.view(job).cost
-        return costs
 
     async def generate(self, request: Request) -> Response:
         """The form of a generation with concepts, or like an earlier one."""
@@ -188,6 +186,16 @@ class Pages:
             "all_steps": "all" in request.query_params,
         }
         return self.render("run.html" if job.kind == "train" else "job.html", values)
+
+    async def tokens(self, request: Request) -> Response:
+        """How many tokens a text has that is being typed: a caption, or a prompt with concepts."""
+        query, workspace = request.query_params, self.workspace
+        concepts = [workspace.job(number) for number in query.getlist("concepts")]
+        trained = [job.options["recipe"]["base"] for job in concepts if job.kind == "train"]
+        base, text = query.get("base") or [*trained, *workspace.bases][0], query.get("text", "")
+        count = partial(token_count, weights=query.get("kind") == "prompt")
+        sentence = await run_in_threadpool(count, workspace, base, text[:MAX_TEXT], concepts)
+        return PlainTextResponse(sentence)
 
     async def queue(self, _: Request) -> Response:
         """The newest jobs and all active ones, and the last words of workers that died."""

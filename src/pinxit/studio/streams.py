@@ -70,7 +70,7 @@ class StatusWatch:
             active = [job for job in jobs if job.is_active]
             parts = [(job.id, job.state, str(job.read_log()[0])) for job in active]
             parts += [(job.id, "ended", "") for job in jobs if job not in active]
-            text = json.dumps([parts, self.workspace.workers()])
+            text = json.dumps([parts, self.workspace.workers(), self.workspace.cost_stamps()])
             version = hashlib.sha256(text.encode()).hexdigest()[:16]
             self._status = json.dumps({"version": version, "now": self.now(active)})
             self._time = time.monotonic()

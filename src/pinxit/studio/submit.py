@@ -14,7 +14,7 @@ from pinxit.studio.workspace import ImageSet, Workspace
 
 KINDS = ("object", "style")
 MAX_NUM_IMAGES, MAX_SIDE = 64, 2048
-_MAX_TEXT = 2000
+MAX_TEXT = 2000
 _STRENGTH = {"label": "the strength", "input": "float", "help": "1 is as trained, 0.5 half of it"}
 
 
@@ -146,7 +146,7 @@ def _converted(field: Mapping[str, Any], text: str) -> object:
         raise RequestError(
             f"{label} cannot be {text[:40]!r}", f"choose one of: {', '.join(field['choices'])}"
         )
-    return text.lower() == "true" if kind == "bool" else text[:_MAX_TEXT]
+    return text.lower() == "true" if kind == "bool" else text[:MAX_TEXT]
 
 
 def _concept(workspace: Workspace, number: str) -> Job:
@@ -158,7 +158,7 @@ def _concept(workspace: Workspace, number: str) -> Job:
 
 def _text(values: Mapping[str, Any], name: str) -> str:
     value = values.get(name)
-    return str(value).strip()[:_MAX_TEXT] if isinstance(value, str | int | float) else ""
+    return str(value).strip()[:MAX_TEXT] if isinstance(value, str | int | float) else ""
 
 
 def _list(values: Mapping[str, Any], name: str) -> list[str]:

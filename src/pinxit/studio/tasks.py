@@ -30,7 +30,8 @@ from pinxit.runs.events import Preview
 from pinxit.runs.file_names import RECIPE
 from pinxit.runs.run import Run
 from pinxit.studio.jobs import Job
-from pinxit.studio.workspace import Workspace
+from pinxit.studio.views import TrainingView
+from pinxit.studio.workspace import TOKENS, Workspace
 from pinxit.training.recipe import Recipe
 from pinxit.training.texts import text_with_tokens, training_texts
 
@@ -75,6 +76,13 @@ class Tasks:
                     job.drop_preview_request()
                 run.preview_now = job.preview_requested
                 yield None
+        if self.workspace.concept_file(job):
+            self._write_tokens(job, self._concept(job.id))
+        if cost := TrainingView(job, self.workspace.run(job)).cost:
+            method, base = registry.name_of(type(run.recipe.method)), job.options["recipe"]["base"]
+            file = self.workspace.cost_file(base, method, self.device)
+            make_folder(file.parent)
+            write_text(file, f"last time: {cost}")
 
     def _generate(self, job: Job) -> Task:
         options = dict(job.options["request"])
@@ -108,6 +116,16 @@ class Tasks:
         concept = read_concept(file)
         report = {"rows": rows, "token": concept.token, "has_strength": concept.has_strength}
         write_text(job.folder / "report.json", json.dumps(report))
+        self._write_tokens(job, concept)
+
+    def _write_tokens(self, job: Job, concept: Concept) -> None:
+        """Write what each token of a concept stands for: a text, or a number of vectors."""
+        meanings = {
+            token: (part.prompt_text, len(next(iter(part.tensors.values()), ())))
+            for part in concept.parts
+            for token in part.tokens
+        }
+        write_text(job.folder / TOKENS, json.dumps(meanings))
 
     def _convert(self, job: Job) -> Task:
         yield Progress("converting", 0, 1)

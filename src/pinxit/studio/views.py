@@ -98,9 +98,7 @@ class TrainingView:
         if self.step_seconds is None:
             return ""
         plan = self.run and self.run.memory_plan
-        peak = _PEAK.search(plan.text) if plan else None
-        memory = f", {peak[1]} of memory" if peak else ""
-        return f"{self.total} steps in {duration(self.step_seconds * self.total)}{memory}"
+        return cost_text(self.total, self.step_seconds, plan.text if plan else "")
 
     @property
     def summary(self) -> str:
@@ -181,6 +179,13 @@ class TrainingView:
             texts.append(self.run.memory_plan.text)
         problems = self.run.scores[-1].problems if self.run.scores else ()
         return list(dict.fromkeys([*texts, *self.run.decisions, *problems]))
+
+
+def cost_text(steps: int, step_seconds: float, memory_plan: str) -> str:
+    """What a training takes: the time of its steps, and the memory that its plan predicts."""
+    peak = _PEAK.search(memory_plan)
+    memory = f", {peak[1]} of memory" if peak else ""
+    return f"{steps} steps in {duration(step_seconds * steps)}{memory}"
 
 
 def in_words(text: str) -> str:

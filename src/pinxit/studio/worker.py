@@ -10,6 +10,7 @@ from pinxit.files.atomic_write import exclusive_lock, make_folder, write_text
 from pinxit.models.device import find_device
 from pinxit.progress import Notice, Progress
 from pinxit.studio.jobs import Job
+from pinxit.studio.measure import measure_next
 from pinxit.studio.tasks import Tasks
 from pinxit.studio.workspace import DEVICE, Workspace
 
@@ -48,7 +49,16 @@ class Worker:
                 if not job:
                     if until_empty:
                         return
-                    time.sleep(_POLL)
+                    self._use_idle_time()
+
+    def _use_idle_time(self) -> None:
+        """Find out something that the pages show, or wait for a moment."""
+        try:
+            if measure_next(self.workspace, self.tasks.bases, self.device):
+                return
+        except Exception as error:  # nothing depends on it
+            self.say(f"the cost of a training is not known: {error}")
+        time.sleep(_POLL)
 
     def _do(self, job: Job) -> None:
         """Do a job, and record how it ended unless it is to continue later."""

@@ -38,8 +38,14 @@ CHECK, CROPS = ".check.json", ".crops.json"
 MASK = ".mask.png"
 REMOVED = ".removed"  # in the folder of a job's images
 DEVICE = "device"  # in the folder of a worker: the device that its name stands for
+# In the folder of a base model: its name, a copy of its tokenizer, and how many tokens fit.
+_NAME, TOKENIZER, ROOM = "name", "tokenizer.json", "room"
+TOKENS = "tokens.json"  # in the folder of a job: what the tokens of its concept stand for
 _KIND = "studio"
-_FOLDERS = ("queue", "runs", "images", "generated", "files", "workers", "keys", "trash", "votes")
+_FOLDERS = (
+    *("queue", "runs", "images", "generated", "files", "workers", "keys", "trash", "votes"),
+    "bases",
+)
 _PNG = re.compile(r"[\w][\w \-.]*\.png")
 _CONCEPT_FILE = re.compile(r"[\w][\w \-.]*\.(safetensors|pt|bin|ckpt|pth)")
 _POCKET_SIZE, _USUAL_SIZE = 64, 512
@@ -118,6 +124,9 @@ class Workspace:
             make_folder(self.folder / name)
         for private in (self.folder, self.folder / "keys"):
             private.chmod(0o700)
+        for base in self.bases:
+            make_folder(self.base_folder(base))
+            write_text(self.base_folder(base) / _NAME, base)
 
     @cached_property
     def queue(self) -> JobQueue:
@@ -275,6 +284,30 @@ class Workspace:
     def drop_keys(self) -> None:
         """Make all keys invalid."""
         remove(*(self.folder / "keys").iterdir())
+
+    def base_folder(self, base: str) -> Path:
+        """Where workers write what pages show of a base model."""
+        return self.folder / "bases" / _hash(base)[:16]
+
+    def known_bases(self) -> list[str]:
+        """The base models that this studio has ever offered."""
+        names = (self.folder / "bases").glob(f"*/{_NAME}")
+        return [name.read_text("utf-8") for name in sorted(names)]
+
+    def cost_file(self, base: str, method: str, device: str) -> Path:
+        """The file with what a training takes; see `costs`."""
+        return self.base_folder(base) / "costs" / method / device.replace(":", "-")
+
+    def cost(self, base: str, method: str) -> str:
+        """What a training takes, by the newest text that has been written; empty if none was."""
+        files = (self.base_folder(base) / "costs" / method).glob("*")
+        newest_first = sorted(files, key=lambda file: -file.stat().st_mtime_ns)
+        return next(filter(None, (file.read_text("utf-8") for file in newest_first)), "")
+
+    def cost_stamps(self) -> list[int]:
+        """Numbers that change when the cost of a training becomes known."""
+        files = sorted((self.folder / "bases").glob("*/costs/*/*"))
+        return [file.stat().st_mtime_ns for file in files]
 
     def workers(self) -> dict[str, bool]:
         """Whether the worker of each device runs."""

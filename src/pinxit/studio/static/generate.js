@@ -38,6 +38,7 @@ function markUnknown() {
     if (!own.length && !/^<(lora|lyco|hypernet):/.test(word)) problems.push(`${word} is not the token of a concept here: the base model reads it as plain text.`);
     else if (own.length && !own.some((box) => box.checked)) problems.push(`${word} belongs to a concept that is not chosen.`);
   }
+  count(prompt);
   unknown.textContent = problems.join(" ");
   unknown.hidden = !problems.length;
 }

@@ -17,6 +17,7 @@ function problemIn(page) {  // what the server refuses before a page is made is 
 
 let rendered = $("#live")?.innerHTML;
 function replace(page) {
+  for (const cost of all(".cost")) cost.innerHTML = page.getElementById(cost.id)?.innerHTML ?? "";
   const fresh = $("#live", page), old = $("#live");
   if (!fresh || !old || fresh.innerHTML === rendered) return;
   rendered = fresh.innerHTML;
@@ -162,6 +163,25 @@ document.addEventListener("keydown", (event) => {
   $("#keys-list").open = true;
   $("#keys-list summary").focus();
 });
+
+// ---- The tokens of a text are counted while it is typed
+
+const timers = new Map();
+function count(field) {
+  clearTimeout(timers.get(field));
+  timers.set(field, setTimeout(async () => {
+    const text = field.value.slice(0, 2000), base = $("#base")?.value || "";
+    const values = new URLSearchParams({ text, base, kind: field.dataset.count });
+    for (const box of all("[data-word]:checked")) values.append("concepts", box.value);
+    try {
+      const answer = await fetch(`/tokens?${values}`), sentence = await answer.text();
+      if (answer.ok && field.value.startsWith(text)) document.getElementById(`${field.id}-tokens`).textContent = sentence;
+    } catch { /* the next letter tries again */ }
+  }, 150));
+}
+for (const name of ["input", "focusin"]) {
+  document.addEventListener(name, (event) => { if (event.target.dataset.count) count(event.target); });
+}
 
 // ---- Only the settings of the chosen method or control
 
