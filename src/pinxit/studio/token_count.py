@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 def token_count(
     workspace: Workspace, base: str, text: str, concepts: Sequence[Job], *, weights: bool
 ) -> str:
-    """How many tokens a text has, as a sentence; empty before a worker has copied the tokenizer.
+    """How many tokens a text has, as a sentence; empty if that cannot be known, or not yet.
 
     `weights`: brackets are attention weights, as in prompts. RequestError if one is not finite.
     """
@@ -29,7 +29,10 @@ def token_count(
         return ""
     meanings = {token: meaning for job in concepts for token, meaning in _meanings(workspace, job)}
     pieces = parse_prompt(text, meanings, weights=weights)
-    count = _num_tokens(pieces, meanings, _tokenizer(file, file.stat().st_mtime_ns))
+    try:
+        count = _num_tokens(pieces, meanings, _tokenizer(file, file.stat().st_mtime_ns))
+    except Exception:  # the tokenizers library raises no more specific class
+        return ""
     room = int(file.with_name(ROOM).read_text("utf-8"))
     sentence = f"{count} token{'' if count == 1 else 's'}, {room} fit into one window"
     return sentence + (f": {count - room} too many" if count > room else "")
