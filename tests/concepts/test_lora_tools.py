@@ -234,6 +234,41 @@ def test_precision_and_format_of_the_file(
     assert default_format(flux, ".safetensors") == "diffusers-lora"
 
 
+@pytest.mark.parametrize("kind", ["lora", "full weights"])
+def test_values_that_fp16_cannot_store_are_an_error(
+    kind: str,
+    opened: Callable[[str], Model],
+    bases: Callable[[str], Path],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    model, base = opened("stable-diffusion-1"), str(bases("stable-diffusion-1"))
+    lora = lora_part(model, 1)
+    layer, tensors = next(iter(lora.layers.items()))
+    large = {**tensors, "lora_B.weight": tensors["lora_B.weight"] * 1e7}
+    weights = dict(model.networks["denoiser"].state_dict())
+    name = f"{layer}.weight"
+    parts = {
+        "lora": LoraPart("denoiser", "lora", {**lora.layers, layer: large}),
+        "full weights": FullWeightsPart("denoiser", weights | {name: weights[name] * 1e9}),
+    }
+    one = str(written(tmp_path / "one.safetensors", model, parts[kind]))
+    file, folder = tmp_path / "new.safetensors", tmp_path / "new"
+    commands = {
+        "lora": [
+            ["lora", "merge", one, "--out", file],
+            ["lora", "fuse", one, "--base", base, "--out", file],
+            ["lora", "fuse", one, "--base", base, "--out", folder],
+        ],
+        "full weights": [["convert", one, out, "--base", base] for out in (file, folder)],
+    }
+    for command in commands[kind]:
+        assert main([*map(str, command), "--precision", "fp16"]) == 2, command
+        assert "too large for float16" in capsys.readouterr().err, command
+        assert not file.exists()
+    assert main([*map(str, commands[kind][0]), "--precision", "bf16"]) == 0
+
+
 def test_layers_of_different_sizes_are_refused(model: Model, tmp_path: Path) -> None:
     part = lora_part(model, 1)
     name, layer = next(iter(part.layers.items()))

@@ -1,5 +1,6 @@
 """Scales beside weights, in the spellings and shapes of the programs that write them."""
 
+import json
 import re
 from pathlib import Path
 
@@ -103,6 +104,11 @@ def test_weights_without_scales_stay_as_they_are() -> None:
         (("x.qweight", "x.qzeros"), "GPTQ or AWQ"),
         (("x.weight_packed", "x.weight_scale"), "packed integer weights"),
         (("x.wscales",), "SVDQuant"),
+        (("x._weight_qdata", "x._weight_scale"), "torchao"),
+        (("x.weight_qdata", "x.weight_scale"), "torchao"),
+        (("x.W_q", "x.scale", "x.zero"), "HQQ, AQLM or MXFP4"),
+        (("x.codes", "x.codebooks"), "HQQ, AQLM or MXFP4"),
+        (("x.weight_blocks", "x.weight_scales"), "HQQ, AQLM or MXFP4"),
         ((), "without a known scale: x.weight is uint8"),
     ],
 )
@@ -115,6 +121,77 @@ def test_other_formats_are_refused_by_name(names: tuple[str, ...], message: str)
 def test_a_scale_that_does_not_fit() -> None:
     tensors = {"x.weight": weight(6, 4), "x.weight_scale": torch.ones(5)}
     with pytest.raises(ModelError, match=r"shape \(5,\) for x\.weight of shape \(6, 4\)"):
+        dequantized(tensors, "it")
+
+
+@pytest.mark.parametrize("size", [(192, 256), (130, 129), (384, 100)])
+def test_the_last_blocks_of_a_weight_may_be_smaller(size: tuple[int, int]) -> None:
+    values = weight(*size) * torch.linspace(1, 50, size[0])[:, None]
+    rows, columns = (-(-side // 128) for side in size)
+    scale = torch.rand(rows, columns) + torch.arange(rows)[:, None] + 0.1
+    spread_out = scale.repeat_interleave(128, 0)[: size[0]].repeat_interleave(128, 1)[:, : size[1]]
+    stored = (values / spread_out).to(torch.float8_e4m3fn)
+    read = dequantized({"x.weight": stored, "x.weight_scale_inv": scale}, "it")["x.weight"]
+    assert torch.equal(read, (stored.float() * spread_out).bfloat16())
+
+
+def comfy(**layer: object) -> Tensor:
+    return torch.tensor(list(json.dumps(layer).encode()), dtype=torch.uint8)
+
+
+def scaled(values: Tensor, **others: Tensor) -> dict[str, Tensor]:
+    """The tensors of a layer with one scale for its weight, and others of the same layer."""
+    layer = {"weight": values, "weight_scale": torch.ones(())} | others
+    return {f"x.{name}": tensor for name, tensor in layer.items()}
+
+
+MARKS = {
+    "mxfp8": {"format": "mxfp8"},
+    "hybrid_mxfp8": {"format": "hybrid_mxfp8"},
+    "asym_w4a8_int8": {"format": "asym_w4a8_int8"},
+    "convrot": {"format": "int8_tensorwise", "convrot": True, "convrot_groupsize": 256},
+    "": {"format": ""},
+}
+
+
+@pytest.mark.parametrize("title", MARKS)
+def test_formats_of_comfyui_that_are_more_than_a_scale(title: str, tmp_path: Path) -> None:
+    values = weight(6, 4).to(torch.int8)
+    with pytest.raises(ModelError, match=f"the format `{title}` of ComfyUI"):
+        dequantized(scaled(values, comfy_quant=comfy(**MARKS[title])), "it")
+    stated = {"_quantization_metadata": json.dumps({"layers": {"x": MARKS[title]}})}
+    save_file(scaled(values), tmp_path / "a.safetensors", stated)
+    with pytest.raises(ModelError, match=f"the format `{title}` of ComfyUI"):
+        CheckpointSource(tmp_path / "a.safetensors", "a")
+
+
+@pytest.mark.parametrize("name", ["float8_e4m3fn", "float8_e5m2_rowwise", "int8_tensorwise"])
+def test_formats_of_comfyui_that_are_a_scale(name: str) -> None:
+    mark = comfy(format=name, full_precision_matrix_mult=True, convrot=False)
+    assert dequantized(scaled(weight(6, 4), comfy_quant=mark), "it").keys() == {"x.weight"}
+
+
+BYTES = torch.ones(6, 1, dtype=torch.uint8)
+SCALES = {
+    "exponents": ({"weight_scale": BYTES}, "number format uint8"),
+    "an integer": ({"weight_scale": torch.ones((), dtype=torch.int32)}, "number format int32"),
+    "two": ({"scale_weight": torch.ones(())}, "two scales for x.weight"),
+    "an order for GPUs": ({"weight_format": BYTES[0]}, "in the order of a GPU"),
+    "numbers of 4 bits": ({"other.weight": BYTES.view(torch.float4_e2m1fn_x2)}, "4-bit weights"),
+}
+
+
+@pytest.mark.parametrize("title", SCALES)
+def test_scales_that_cannot_be_applied(title: str) -> None:
+    others, message = SCALES[title]
+    with pytest.raises(ModelError, match=message):
+        dequantized(scaled(weight(6, 4).to(torch.float8_e4m3fn), **others), "it")
+
+
+@pytest.mark.parametrize("name", ["attn.in_proj_weight", "text_projection", "class_embedding"])
+def test_scales_of_weights_with_other_names(name: str) -> None:
+    tensors = {name: weight(6, 4).to(torch.float8_e4m3fn), f"{name}_scale": torch.ones(())}
+    with pytest.raises(ModelError, match=f"8-bit weights with `{name}_scale`"):
         dequantized(tensors, "it")
 
 

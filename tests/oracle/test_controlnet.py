@@ -8,6 +8,7 @@ import diffusers
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import load_file, save_file
 
 from pinxit.generation.request import GenerationRequest
 from pinxit.generation.sample import generate_images
@@ -68,6 +69,22 @@ def test_latents_equal_the_pipelines(
     (file,) = (tmp_path / "net").glob("*.safetensors")
     single_file = file.rename(tmp_path / "single.safetensors")
     assert torch.equal(actual(single_file), latents)
+    assert torch.equal(*map(actual, with_and_without_scales(single_file)))
+
+
+def with_and_without_scales(file: Path) -> tuple[Path, Path]:
+    """The weights of a file in 8 bits with a scale each, and the same values as numbers."""
+    stored = load_file(file)
+    plain = dict(stored)
+    for name, weight in plain.items():
+        if weight.ndim > 1:
+            scale = weight.abs().max().clamp(min=1e-4) / 448
+            stored[name] = (weight / scale).to(torch.float8_e4m3fn)
+            stored[name.replace("weight", "scale_weight")] = scale
+            plain[name] = (stored[name].float() * scale).bfloat16()
+    save_file(stored, file.with_name("scales.safetensors"))
+    save_file(plain, file.with_name("plain.safetensors"))
+    return file.with_name("scales.safetensors"), file.with_name("plain.safetensors")
 
 
 def relative_error(a: torch.Tensor, b: torch.Tensor) -> float:

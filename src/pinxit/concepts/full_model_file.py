@@ -82,7 +82,8 @@ def completed_networks(
         part = parts.pop(trainable_networks().get(folder, ""), None)
         if part is not None:
             weights = _with_new_weights(weights, part.tensors, f"`{folder}` of {source.name}")
-        yield folder, {name: _converted(tensor, precision) for name, tensor in weights.items()}
+        dtype = DTYPES[precision] if precision else None
+        yield folder, {name: in_dtype(weight, dtype, name) for name, weight in weights.items()}
     if parts:
         raise ConceptError(
             f"{source.name} has no `{min(parts)}`, which the concept replaces", _BASE_HINT
@@ -119,8 +120,18 @@ def _with_new_weights(
     return {names[name]: tensor for name, tensor in tensors.items()}
 
 
-def _converted(tensor: Tensor, precision: Precision | None) -> Tensor:
-    return tensor.to(DTYPES[precision]) if precision and tensor.is_floating_point() else tensor
+def in_dtype(weight: Tensor, dtype: torch.dtype | None, name: str) -> Tensor:
+    """A weight in a number format, if one is given; ConceptError if it cannot store the values."""
+    if dtype is None or not weight.is_floating_point():
+        return weight
+    converted = weight.to(dtype)
+    if weight.dtype != dtype and (converted.isinf() & ~weight.isinf()).any():
+        raise ConceptError(
+            f"`{name}` has the value {float(weight.abs().max()):.3g}, which is too large for "
+            f"{str(dtype).removeprefix('torch.')}",
+            "choose bf16 or fp32 with --precision",
+        )
+    return converted
 
 
 def _is_weight(name: str) -> bool:

@@ -13,7 +13,7 @@ from pinxit.concepts.base_weights import BaseWeights
 from pinxit.concepts.concept import Concept
 from pinxit.concepts.conversion import write_in_format
 from pinxit.concepts.format import Format, Precision, Target
-from pinxit.concepts.full_model_file import DTYPES
+from pinxit.concepts.full_model_file import DTYPES, in_dtype
 from pinxit.concepts.kohya_file import write_embeddings_beside
 from pinxit.concepts.lora_tools import one_strength, token_parts
 from pinxit.concepts.read import ConceptReference
@@ -77,7 +77,8 @@ def _merged_weights(
         weight = base.networks[network][name]
         for part, strength in parts if (network, name) in changed else ():
             weight = base.changed(weight, part, name, strength)
-        results[network][name] = scratch.store(weight, dtype or base.networks[network][name].dtype)
+        own = dtype or base.networks[network][name].dtype
+        results[network][name] = scratch.store(in_dtype(weight, own, name), own)
         progress(Progress("weights", done, len(rewritten)))
     full = [FullWeightsPart(network, weights) for network, weights in results.items()]
     if not full:

@@ -15,7 +15,7 @@ from pinxit.concepts.base_weights import BaseWeights
 from pinxit.concepts.concept import Concept
 from pinxit.concepts.conversion import write_in_format
 from pinxit.concepts.format import Format, Precision, Target
-from pinxit.concepts.full_model_file import DTYPES
+from pinxit.concepts.full_model_file import DTYPES, in_dtype
 from pinxit.concepts.layer_errors import LayerError
 from pinxit.concepts.low_rank import (
     LowRank,
@@ -104,7 +104,10 @@ def _converted(part: Part, dtype: torch.dtype) -> Part:
     if not part.has_strength:
         return part
     alpha = f".{ALPHA}"
-    tensors = {n: t if n.endswith(alpha) else t.to(dtype) for n, t in part.tensors.items()}
+    tensors = {
+        name: tensor if name.endswith(alpha) else in_dtype(tensor, dtype, name)
+        for name, tensor in part.tensors.items()
+    }
     return part.from_stored(part.settings, tensors)
 
 

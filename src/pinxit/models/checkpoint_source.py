@@ -154,7 +154,7 @@ class CheckpointSource(Source):
 
     def _read(self) -> tuple[_Weights, dict[str, str]]:
         tensors, metadata = read_weights(self.path)
-        check_scales(tensors, str(self.path))
+        check_scales(tensors, str(self.path), metadata.get("_quantization_metadata", ""))
         if any(re.match(r"(model\.diffusion_model\.)?nerf_blocks\.", name) for name in tensors):
             raise ModelError(
                 f"{self.path} is Chroma-Radiance, which denoises pixels instead of latents",

@@ -1,7 +1,7 @@
 """Weights that are stored with scales beside them: dequantized, or refused by name."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 
 import torch
 from torch import Tensor
@@ -31,7 +31,17 @@ _OTHERS = {
     r"\.(qweight|qzeros|g_idx)$": "weights of GPTQ or AWQ",
     r"\.(weight_packed|weight_zero_point|zero_point|weight_shape)$": "packed integer weights",
     r"\.(wscales|smooth_factor|proj_down)$": "4-bit weights of SVDQuant",
+    r"\._?weight_qdata$": "weights of torchao",
+    r"\.(W_q|codebooks|weight_blocks)$": "weights of HQQ, AQLM or MXFP4",
 }
+# What ComfyUI's marks state about a layer: a format whose weights are values times a scale, and
+# whether the weights were rotated before they were quantized.
+_COMFY_FORMAT = re.compile(
+    r'"format"\s*:\s*"(?!(?:float8_e4m3fn|float8_e5m2|int8)(?:_(?:tensor|row|block)wise)?")([^"]*)'
+    r'|"(convrot)"\s*:\s*true'
+)
+_MAX_MARK_BYTES = 10_000
+_BLOCK = 128  # the usual size; the last block of a row or column may be smaller
 _FLOAT8 = (
     *(torch.float8_e4m3fn, torch.float8_e5m2),
     *(torch.float8_e4m3fnuz, torch.float8_e5m2fnuz),
@@ -56,6 +66,8 @@ def dequantized(tensors: Mapping[str, Tensor], where: str) -> dict[str, Tensor]:
     scales: dict[str, tuple[Tensor, float]] = {}
     for name, tensor in tensors.items():
         suffix, weight = _weight_of_scale(name, tensors)
+        if weight in scales:
+            raise ModelError(f"{where} has two scales for {weight}", _HINT)
         if weight:
             scales[weight] = (tensor, _FACTORS.get(suffix, 1.0))
         elif not _UNUSED.search(name):
@@ -73,19 +85,18 @@ def dequantized(tensors: Mapping[str, Tensor], where: str) -> dict[str, Tensor]:
     return plain
 
 
-def check_scales(tensors: Mapping[str, Tensor], where: str) -> None:
+def check_scales(tensors: Mapping[str, Tensor], where: str, marks: str = "") -> None:
     """Raise ModelError for weights of 8 bits with a scale or an offset that cannot be applied.
 
-    They would be wrong without it. Also for weights that are quantized in another way.
+    They would be wrong without it. Also for weights that are quantized in another way, as their
+    names, their number format or ComfyUI's marks say; `marks` are those of the file's metadata.
     """
-    for pattern, what in _OTHERS.items():
-        name = next(filter(re.compile(pattern).search, tensors), None)
-        if name is not None:
-            raise ModelError(f"{where} has {what} (`{name}`), which pinxit does not read", _HINT)
+    if other := next(_other_formats(tensors, marks), None):
+        raise ModelError(f"{where} has {other}, which pinxit does not read", _HINT)
     stems = {
         name.removesuffix("._data").removesuffix("weight")
         for name, tensor in tensors.items()
-        if tensor.itemsize == 1 and name.endswith((".weight", ".weight._data"))
+        if tensor.itemsize == 1 and tensor.dtype != torch.bool and tensor.ndim > 1
     }
     for name in tensors if stems else ():
         starts = (name[: end + 1] for end, letter in enumerate(name) if letter == ".")
@@ -100,6 +111,25 @@ def check_scales(tensors: Mapping[str, Tensor], where: str) -> None:
             )
 
 
+def _other_formats(tensors: Mapping[str, Tensor], marks: str) -> Iterator[str]:
+    """What the weights are, and the name that says so, if they are not values times scales."""
+    for pattern, what in _OTHERS.items():
+        if name := next(filter(re.compile(pattern).search, tensors), None):
+            yield f"{what} (`{name}`)"
+    texts = {"_quantization_metadata": marks}
+    for name, tensor in tensors.items():
+        if "float4" in str(tensor.dtype):
+            yield f"4-bit weights (`{name}`)"
+        is_small = not tensor.is_meta and tensor.numel() < _MAX_MARK_BYTES
+        if is_small and name.endswith("weight_format") and tensor.any():
+            yield f"8-bit weights of bitsandbytes in the order of a GPU (`{name}`)"
+        if is_small and name.endswith("comfy_quant") and tensor.dtype == torch.uint8:
+            texts[name] = bytes(tensor.flatten().tolist()).decode(errors="replace")
+    for name, text in texts.items():
+        if match := _COMFY_FORMAT.search(text):
+            yield f"weights in the format `{match[match.lastindex or 0]}` of ComfyUI (`{name}`)"
+
+
 def _weight_of_scale(name: str, tensors: Mapping[str, Tensor]) -> tuple[str, str]:
     """The suffix of a known scale, and the name of its weight; "" if it is none."""
     suffix = next((suffix for suffix in _SCALES if name.endswith(f".{suffix}")), "")
@@ -111,20 +141,29 @@ def _weight_of_scale(name: str, tensors: Mapping[str, Tensor]) -> tuple[str, str
 def _scaled(weight: Tensor, scale: Tensor, factor: float, where: str, name: str) -> Tensor:
     """A weight times its scale: one for all, one a row, or one for each block of equal size."""
     dtype = torch.bfloat16 if weight.dtype in _FLOAT8 else torch.float32
-    scale = scale.float() * factor
+    kind, shape = str(scale.dtype).removeprefix("torch."), tuple(scale.shape)
+    is_number, scale = scale.is_floating_point(), scale.float() * factor
+    if not is_number:  # bytes that are exponents
+        raise ModelError(f"{where} has a scale of the number format {kind} for {name}", _HINT)
     if scale.numel() == 1:
         scale = scale.reshape(())
     elif scale.ndim == 1 and len(scale) == len(weight):
         scale = scale.reshape(-1, *[1] * (weight.ndim - 1))
-    elif scale.ndim == weight.ndim and all(
-        size % count == 0 for size, count in zip(weight.shape, scale.shape, strict=True)
-    ):
-        for dim, (size, count) in enumerate(zip(weight.shape, scale.shape, strict=True)):
-            scale = scale.repeat_interleave(size // count, dim) if count > 1 else scale
+    elif scale.ndim == weight.ndim and all(map(_block_size, weight.shape, shape)):
+        for dim, (size, count) in enumerate(zip(weight.shape, shape, strict=True)):
+            scale = scale.repeat_interleave(_block_size(size, count), dim).narrow(dim, 0, size)
     else:
         raise ModelError(
-            f"{where} has a scale of shape {tuple(scale.shape)} for {name} of shape "
-            f"{tuple(weight.shape)}, which do not fit",
+            f"{where} has a scale of shape {shape} for {name} of shape {tuple(weight.shape)}, "
+            "which do not fit",
             _HINT,
         )
     return (weight.float() * scale).to(dtype)
+
+
+def _block_size(size: int, count: int) -> int:
+    """How many values share one of `count` scales: a power of 2, or all; 0 if none fits."""
+    exact, rest = divmod(size, max(count, 1))
+    if count == 1 or (not rest and exact and exact & (exact - 1) == 0):
+        return exact
+    return _BLOCK if -(-size // _BLOCK) == count else 0

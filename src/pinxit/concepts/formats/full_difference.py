@@ -7,7 +7,7 @@ from pinxit.adapters.lora_part import LoraPart
 from pinxit.concepts.base_weights import BaseWeights
 from pinxit.concepts.concept import Concept
 from pinxit.concepts.format import Target
-from pinxit.concepts.full_model_file import DTYPES
+from pinxit.concepts.full_model_file import DTYPES, in_dtype
 from pinxit.concepts.kohya_file import write_kohya_file
 from pinxit.concepts.lora_file import AdapterFormat
 from pinxit.files.open_any import OpenedFile
@@ -41,5 +41,5 @@ def _difference(part: LoraPart, base: BaseWeights, dtype: torch.dtype) -> Differ
     """The change of each weight by an adapter at strength 1."""
     changes = {f"{layer}.weight": base.difference(part, layer) for layer in part.layers}
     return DifferencePart(
-        part.network, {name: t.to(dtype).contiguous() for name, t in changes.items()}
+        part.network, {n: in_dtype(t, dtype, n).contiguous() for n, t in changes.items()}
     )

@@ -18,6 +18,7 @@ from pinxit.generation.control import ControlHooks, ImageControl, SamplingContex
 from pinxit.models import hub
 from pinxit.models.loading import load_network
 from pinxit.models.model import Model
+from pinxit.models.quantized import dequantized
 from pinxit.models.source import FolderSource, read_weights
 from pinxit.options import Option
 
@@ -144,4 +145,5 @@ class _ControlNetFile(FolderSource):
         """The tensors under diffusers' names."""
         from diffusers.loaders.single_file_utils import convert_controlnet_checkpoint
 
-        return convert_controlnet_checkpoint(read_weights(self.folder)[0], self._config)
+        weights = dequantized(read_weights(self.folder)[0], self.name)
+        return convert_controlnet_checkpoint(weights, self._config)
