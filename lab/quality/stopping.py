@@ -21,12 +21,14 @@ from lab.quality.subjects import sample_subjects, scales_of, write_references
 from lab.quality.truths import places
 from pinxit.concepts.concept import Concept
 from pinxit.concepts.read import read_concept
-from pinxit.evaluation.judge import Judge, JudgeScore
+from pinxit.evaluation.judge import JudgeScore
+from pinxit.generation.image_cache import ImageCache
 from pinxit.models.model import Model
 from pinxit.models.open_base import open_base
 from pinxit.pocket.eyes import Eyes
 from pinxit.pocket.world import held_out_subjects
 from pinxit.runs.events import RunFailure
+from pinxit.runs.judging import generate_prompts, subject_judge
 from pinxit.runs.many import train_many
 from pinxit.runs.run import Run
 from pinxit.training import concept_trainer
@@ -150,10 +152,12 @@ def judge_score(model: Model, long_run: LongRun, step: int) -> Row:
 
     def measure() -> Row:
         run = long_run.run(model.name)
-        judge = Judge.for_subject(
+        judge = subject_judge(
             model, run.recipe, run.recipe.read_images(), folder=long_run.folder / "plain"
         )
-        return {"step": step, "best": judge.evaluate(model, [long_run.concept(step)]).overall}
+        cache = ImageCache(concepts=[long_run.concept(step)])
+        images = generate_prompts(judge.prompt_run, model, run.recipe.token, cache)
+        return {"step": step, "best": judge.score(images, judge.prompts).overall}
 
     return long_run.cached(f"verdict-{step:05}", measure)
 

@@ -14,7 +14,6 @@ from pinxit.errors import RequestError
 from pinxit.evaluation.findings import Findings
 from pinxit.evaluation.judge import (
     Anchors,
-    Judge,
     JudgeScore,
     MetricSet,
     PromptRun,
@@ -27,12 +26,14 @@ from pinxit.evaluation.metrics.clip_t import ClipT
 from pinxit.evaluation.metrics.dino import Dino
 from pinxit.evaluation.prompt_sets import evenly_spaced, prompt_set, prompt_set_names, suitable_set
 from pinxit.evaluation.scoring import compute_metrics
+from pinxit.generation.image_cache import ImageCache
 from pinxit.models.model import Model
 from pinxit.models.open_base import open_base
 from pinxit.pocket import gallery
 from pinxit.pocket.eyes import Eyes
 from pinxit.pocket.prompt_attributes import prompt_attributes
 from pinxit.runs.best import save_if_best
+from pinxit.runs.judging import generate_prompts, subject_judge
 from pinxit.training.recipe import Recipe
 from tests.seeing import save_seeing
 
@@ -108,19 +109,19 @@ def test_the_floor_is_generated_once(
     prompt_run = PromptRun(options, evenly_spaced(prompt_set("objects", "dog"), 2), **QUICK)
     images = options.read_images()
     folder = tmp_path / "floor"
-    first = Judge.for_subject(
+    first = subject_judge(
         model, options, images, folder=folder, metrics=untrained, prompt_run=prompt_run
     )
     assert len(list(folder.iterdir())) == len(first.base_images) == len(first.prompts) == 4
     assert first.score(first.base_images, first.prompts).likeness == pytest.approx(0)
     # Generating now raises a TypeError.
     monkeypatch.setattr("pinxit.generation.image_cache.sample_images", None)
-    again = Judge.for_subject(
+    again = subject_judge(
         model, options, images, folder=folder, metrics=untrained, prompt_run=prompt_run
     )
     assert again.fidelity_scale.floor == first.fidelity_scale.floor
     with pytest.raises(TypeError):
-        Judge.for_subject(model, options, images, metrics=untrained, prompt_run=prompt_run)
+        subject_judge(model, options, images, metrics=untrained, prompt_run=prompt_run)
 
 
 @pytest.mark.usefixtures("separating")
@@ -129,11 +130,13 @@ def test_an_applied_concept_is_evaluated(
 ) -> None:
     options = recipe(pictures)
     prompt_run = PromptRun(options, evenly_spaced(prompt_set("objects", "dog"), 2), **QUICK)
-    judge = Judge.for_subject(
+    judge = subject_judge(
         model, options, options.read_images(), metrics=untrained, prompt_run=prompt_run
     )
     with applied(model, [EmbeddingAdapter.of(model, "<mytoy>", "dog", 1)]):
-        score = judge.evaluate(model)  # the class noun's embedding generates what the noun does
+        images = generate_prompts(prompt_run, model, options.token, ImageCache())
+    score = judge.score(images, judge.prompts)
+    # The class noun's embedding generates what the noun does.
     assert score.likeness == pytest.approx(0, abs=1e-4)
     assert score.prompt == judge.score(judge.base_images, judge.prompts).prompt
 
@@ -149,7 +152,7 @@ def test_photographs_are_judged_by_dino_and_clip_between_anchors(
     assert (metrics.fidelity, metrics.prompt_following) == (Dino(weights=dino), ClipT(weights=clip))
     options = recipe(pictures)
     prompt_run = PromptRun(options, evenly_spaced(prompt_set("objects", "dog"), 3), **QUICK)
-    judge = Judge.for_subject(
+    judge = subject_judge(
         model, options, options.read_images(), metrics=metrics, prompt_run=prompt_run
     )
     score = judge.score(judge.base_images, judge.prompts)
@@ -164,7 +167,7 @@ def test_no_likeness_if_the_judge_cannot_tell_images_apart(
 ) -> None:
     options = recipe(pictures)
     prompt_run = PromptRun(options, evenly_spaced(prompt_set("objects", "dog"), 2), **QUICK)
-    judge = Judge.for_subject(
+    judge = subject_judge(
         model, options, options.read_images(), metrics=untrained, prompt_run=prompt_run
     )
     score = judge.score(judge.base_images, judge.prompts)
@@ -216,11 +219,11 @@ def test_on_pocket_a_look_alike_is_0_and_the_subject_is_1() -> None:
         tuple(e.image() for e in gallery.other_pictures(gallery.SUBJECT, distractor=other))
         for other in (True, False)
     )
-    judge = Judge.for_subject(base, options, options.read_images(), prompt_run=prompt_run)
+    judge = subject_judge(base, options, options.read_images(), prompt_run=prompt_run)
     places = prompt_set("pocket-objects", "dog")[:1] * len(held_out)
     assert judge.score(lookalikes, places).likeness < 0.35
     assert judge.score(held_out, places).likeness > 0.8
-    anchored = Judge.for_subject(
+    anchored = subject_judge(
         base,
         options,
         options.read_images(),

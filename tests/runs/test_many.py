@@ -29,6 +29,7 @@ from pinxit.runs.class_images import read_class_images
 from pinxit.runs.events import RunFailure, SavedCheckpoint
 from pinxit.runs.file_names import BASE_IMAGES
 from pinxit.runs.groups import BatchGroups
+from pinxit.runs.judging import generate_prompts
 from pinxit.runs.many import RunGroup, read_subjects, train_many
 from pinxit.runs.run import Run, train_run
 from pinxit.training import train
@@ -212,14 +213,14 @@ def test_base_images_are_generated_once_for_each_class(
         generated.append(request.prompt)
         return sample_images(model, request, concepts)
 
-    def for_subject(model: Model, recipe: Recipe, _: object, *, folder: Path) -> Judge:
+    def subject_judge(model: Model, recipe: Recipe, _: object, *, folder: Path) -> Judge:
         noun = recipe.class_noun
         prompts = (Prompt(f"a {noun}", f"a {noun}", f"a {noun}", 7),)
-        PromptRun(recipe, prompts, steps=1).generate(model, None, ImageCache(folder))
+        generate_prompts(PromptRun(recipe, prompts, steps=1), model, None, ImageCache(folder))
         raise RequestError("there is no judge", "none is needed")
 
     monkeypatch.setattr(image_cache, "sample_images", counted)
-    monkeypatch.setattr(Judge, "for_subject", for_subject)
+    monkeypatch.setattr("pinxit.runs.run.subject_judge", subject_judge)
     table = subjects / "table.csv"
     table.write_text("images,class_noun\nape,toy\nbee,dog\ncow,toy\n")
     given = {"method": WORD, "steps": 2, "batch_size": 1, "preview_every": 2}

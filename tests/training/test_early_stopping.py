@@ -22,6 +22,7 @@ from pinxit.pocket.eyes import Eyes
 from pinxit.progress import Notice
 from pinxit.runs import folder as run_folder
 from pinxit.runs.events import EarlyStop, Preview, PreviewScores
+from pinxit.runs.judging import subject_judge
 from pinxit.runs.many import train_many
 from pinxit.runs.run import Run, train_run
 from pinxit.training import concept_trainer
@@ -221,12 +222,12 @@ def test_previews_are_scored_during_training(
     metrics = MetricSet.for_pocket(Eyes().requires_grad_(False).eval(), "object")
     previewed = recipe(pictures, preview_every=4, steps=8, early_stop=0)
     prompt_run = PromptRun(previewed, evenly_spaced(prompt_set("objects", "dog"), 2), steps=1)
-    original = Judge.for_subject
+    original = subject_judge
 
-    def for_subject(*arguments: Any, folder: Path) -> Judge:
+    def judge(*arguments: Any, folder: Path) -> Judge:
         return original(*arguments, folder=folder, metrics=metrics, prompt_run=prompt_run)
 
-    monkeypatch.setattr(Judge, "for_subject", for_subject)
+    monkeypatch.setattr("pinxit.runs.run.subject_judge", judge)
     run = Run.create(tmp_path / "run", previewed)
     events = list(run.train(model))
     assert not [event.message for event in events if isinstance(event, Notice)]
@@ -249,10 +250,10 @@ def test_previews_are_scored_during_training(
 def test_training_without_a_judge(
     model: Model, pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def for_subject(*_: object, **__: object) -> None:
+    def judge(*_: object, **__: object) -> None:
         raise RequestError("no metrics for this base model", "choose another base model")
 
-    monkeypatch.setattr(Judge, "for_subject", for_subject)
+    monkeypatch.setattr("pinxit.runs.run.subject_judge", judge)
     run = Run.create(tmp_path / "run", recipe(pictures, steps=2, preview_every=2))
     events = list(run.train(model))
     (notice,) = [event.message for event in events if isinstance(event, Notice)]

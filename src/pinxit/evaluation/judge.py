@@ -4,26 +4,20 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from pathlib import Path
 from statistics import fmean
-from typing import Any, Literal, Protocol, Self
+from typing import Literal, Protocol, Self
 
 from PIL import Image
 
 from pinxit import registry
-from pinxit.concepts.concept import Concept
 from pinxit.evaluation.metric import Images, Metric, Scale, relative_position
 from pinxit.evaluation.networks import CLIP, DINO, require_networks
-from pinxit.evaluation.prompt_sets import Prompt, evenly_spaced, prompt_set, suitable_set
-from pinxit.generation.image_cache import ImageCache
-from pinxit.generation.request import GenerationRequest
+from pinxit.evaluation.prompt_sets import Prompt, prompt_set, suitable_set
 from pinxit.images.folder import TrainingImage
 from pinxit.models.model import Model
 from pinxit.pocket.eyes import Eyes
 from pinxit.pocket.words import NAMES
-from pinxit.progress import Progress, ProgressCallback
 
-NUM_PROMPTS = 8  # for scores during training
 _GREY = (124, 116, 104)  # ImageNet's mean colour, outside of the subject's mask
 
 SubjectKind = Literal["object", "style"]
@@ -142,40 +136,8 @@ class PromptRun:
 
     @property
     def prompt_of_each_image(self) -> tuple[Prompt, ...]:
-        """The prompt of each image, in the order of `generate`."""
+        """The prompt of each image, in the order in which they are generated."""
         return tuple(prompt for prompt in self.prompts for _ in range(self.images_per_prompt))
-
-    def requests(self, model: Model, token: str | None) -> list[GenerationRequest]:
-        """A request for each prompt, with a placeholder token or, if None, without one."""
-        chosen: dict[str, Any] = {} if self.steps is None else {"steps": self.steps}
-        return [
-            GenerationRequest(
-                prompt=prompt.plain if token is None else prompt.with_token(token),
-                seed=prompt.seed * self.images_per_prompt,
-                num_images=self.images_per_prompt,
-                **chosen,
-                base=model.name,
-                clip_skip=self.subject.clip_skip,
-                width=self.subject.resolution,
-            )
-            for prompt in self.prompts
-        ]
-
-    def generate(
-        self,
-        model: Model,
-        token: str | None,
-        cache: ImageCache,
-        task: str = "",
-        progress: ProgressCallback | None = None,
-    ) -> tuple[Image.Image, ...]:
-        """The images of all prompts, with a placeholder token or, if None, without one."""
-        images: list[Image.Image] = []
-        for done, request in enumerate(self.requests(model, token), 1):
-            images += cache.images(model, request)
-            if progress:
-                progress(Progress(task, done, len(self.prompts)))
-        return tuple(images)
 
 
 @dataclass(frozen=True)
@@ -196,29 +158,21 @@ class Judge:
     backgrounds: tuple[Image.Image, ...] = field(default=(), repr=False)
 
     @classmethod
-    def for_subject(
+    def of(
         cls,
-        model: Model,
-        subject: JudgedSubject,
+        metrics: MetricSet,
+        prompt_run: PromptRun,
+        base_images: tuple[Image.Image, ...],
         images: Sequence[TrainingImage],
-        *,
-        folder: Path | None = None,
-        metrics: MetricSet | None = None,
-        prompt_run: PromptRun | None = None,
         anchors: Anchors = NO_ANCHORS,
-    ) -> "Judge":
-        """The judge for a subject; the model must have no concept applied yet.
+    ) -> Self:
+        """The judge of a subject, given the base model's images of the prompts without the token.
 
-        Without anchors, the floor is the score of the base model's images of the prompts, which
-        are cached in `folder`, and the ceiling is that of the training images among themselves.
+        Without anchors, the floor is the score of these images, and the ceiling is that of the
+        training images among themselves.
         """
-        metrics = metrics or MetricSet.for_base(model, subject.kind)
-        if prompt_run is None:
-            prompts = evenly_spaced(suitable_prompts(model, subject), NUM_PROMPTS)
-            prompt_run = PromptRun(subject, prompts)
-        base_images = prompt_run.generate(model, None, ImageCache(folder))
         training_images = references = tuple(image.open() for image in images)
-        if subject.kind == "object" and not metrics.eyes:
+        if prompt_run.subject.kind == "object" and not metrics.eyes:
             references = [crop_to_subject(*image.open_with_mask()) for image in images]
         lookalikes = anchors.lookalikes or base_images
         scale = Scale.of(metrics.fidelity, references, lookalikes, anchors.held_out_images)
@@ -247,7 +201,7 @@ class Judge:
 
     @property
     def prompts(self) -> tuple[Prompt, ...]:
-        """The prompt of each image that `evaluate` generates."""
+        """The prompt of each image that is judged."""
         return self.prompt_run.prompt_of_each_image
 
     @cached_property
@@ -265,12 +219,6 @@ class Judge:
         """The prompt-following score of each image, not on the scale."""
         texts = [prompt.target_text for prompt in prompts]
         return self.metrics.prompt_following.score(images, (), texts)
-
-    def evaluate(self, model: Model, concepts: Sequence[Concept] = ()) -> JudgeScore:
-        """Generate the prompts and score them, with concepts given or applied to the model."""
-        token = self.prompt_run.subject.token
-        images = self.prompt_run.generate(model, token, ImageCache(concepts=concepts))
-        return self.score(images, self.prompts)
 
     def _prompt_score(self, images: Images, prompts: Sequence[Prompt]) -> float:
         return relative_position(fmean(self.prompt_scores(images, prompts)), *self.prompt_anchors)

@@ -40,6 +40,7 @@ from pinxit.models.ranks import ALONE, Ranks
 from pinxit.options import Option, Options
 from pinxit.progress import ProgressCallback
 from pinxit.reports.entrant import Entrant
+from pinxit.runs.judging import generate_prompts, subject_judge
 
 _NUM_CLASS_IMAGES = 8
 # Titles of the anchors: what the metrics are compared with.
@@ -228,7 +229,7 @@ class Evaluator:
         metric_set.prompt_following.score(blank, (), [prompt.target_text for prompt in prompts])
         prompt_run = PromptRun(recipe, prompts, settings.num_images, settings.steps)
         self._generate(prompt_run, None, ())
-        judge = Judge.for_subject(
+        judge = subject_judge(
             self.model,
             recipe,
             first.images,
@@ -285,9 +286,9 @@ class Evaluator:
         image_cache = ImageCache(folder, [entrant.concept for entrant in entrants])
         if self.ranks.size > 1:  # each process generates its prompts into the folder
             own = replace(prompt_run, prompts=tuple(self.ranks.share(prompt_run.prompts)))
-            own.generate(self.model, token, image_cache, task, self.progress)
+            generate_prompts(own, self.model, token, image_cache, task, self.progress)
             self.ranks.exchange(None)
-        return prompt_run.generate(self.model, token, image_cache, task, self.progress)
+        return generate_prompts(prompt_run, self.model, token, image_cache, task, self.progress)
 
     def _class_prompts(self, prompt_run: PromptRun) -> PromptRun:
         """A prompt with the class noun alone, to measure how much the class has changed."""

@@ -21,6 +21,7 @@ from pinxit.images.tensors import contact_sheet
 from pinxit.models.model import Model
 from pinxit.models.ranks import ALONE, Ranks
 from pinxit.runs.events import Preview
+from pinxit.runs.judging import prompt_requests
 from pinxit.training.recipe import Recipe
 
 _COUNT = 4
@@ -50,7 +51,7 @@ def save_preview(
     own = [prompt.replace("{}", recipe.token) for prompt in recipe.preview_prompts]
     requests = [_request(recipe, _default_prompt(recipe), _COUNT)]
     if judge:
-        requests = judge.prompt_run.requests(model, recipe.token)
+        requests = prompt_requests(judge.prompt_run, model, recipe.token)
     requests += [_request(recipe, prompt, 1) for prompt in own]
     sheet = preview_images(model, requests, ranks)
     images = tuple(sheet[: len(sheet) - len(own)])

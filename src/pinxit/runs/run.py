@@ -13,7 +13,6 @@ import torch
 from pinxit.adapters.adapter import before_denoise
 from pinxit.concepts.read import ConceptReference
 from pinxit.errors import PinxitError, RequestError, RunError, typed
-from pinxit.evaluation.judge import Judge
 from pinxit.files.atomic_write import check_new, defer_signals, exclusive_lock, make_folder
 from pinxit.generation.image_cache import copy_images
 from pinxit.images.folder import TrainingImage
@@ -25,6 +24,7 @@ from pinxit.runs.events import Event, Finished, RunFailure, Started, Stopped
 from pinxit.runs.file_names import BASE_IMAGES, CONCEPT, RECIPE
 from pinxit.runs.folder import RunFolder
 from pinxit.runs.follow import MakeClassImages, Train, share_state
+from pinxit.runs.judging import subject_judge
 from pinxit.runs.preview_base import check_preview_base, preview_model
 from pinxit.runs.reader import recipe_file, saved_step
 from pinxit.runs.training_notices import step_notices, training_notices
@@ -148,7 +148,7 @@ class Run(RunFolder):
             same = (one for one in others if _prompts_of(one.recipe) == _prompts_of(recipe))
             if not folder.exists() and (other := next(same, None)):
                 copy_images(other.folder / BASE_IMAGES, folder)
-            judge = Judge.for_subject(model, recipe, self.images, folder=folder)
+            judge = subject_judge(model, recipe, self.images, folder=folder)
             judge.score(judge.base_images, judge.prompts)  # fails early if it cannot
             self.judge = judge
             if judge.no_likeness:

@@ -13,7 +13,7 @@ from pinxit.concepts.conversion import convert_concept
 from pinxit.concepts.read import ConceptReference, read_concept
 from pinxit.concepts.summary import summarize
 from pinxit.errors import ConceptError, RequestError
-from pinxit.evaluation.judge import NUM_PROMPTS, suitable_prompts
+from pinxit.evaluation.judge import suitable_prompts
 from pinxit.evaluation.prompt_sets import evenly_spaced
 from pinxit.files.atomic_write import make_folder, sha256, write_text
 from pinxit.generation.request import GeneratedImage, GenerationRequest
@@ -28,6 +28,7 @@ from pinxit.reports.comparison import evaluate
 from pinxit.reports.figures import EvaluationSettings
 from pinxit.runs.events import Preview
 from pinxit.runs.file_names import RECIPE
+from pinxit.runs.judging import NUM_PROMPTS
 from pinxit.runs.run import Run
 from pinxit.studio.jobs import Job
 from pinxit.studio.views import TrainingView
