@@ -4,6 +4,7 @@ import inspect
 import os
 import re
 import shutil
+import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cache
 from pathlib import Path
@@ -27,6 +28,7 @@ _EXAMPLES = os.environ.get("PINXIT_EXAMPLES")
 settings.register_profile(
     "pinxit", deadline=None, derandomize=not _EXAMPLES, max_examples=int(_EXAMPLES or 20)
 )
+settings.register_profile("quick", settings.get_profile("pinxit"), max_examples=5)  # `make check`
 settings.load_profile("pinxit")
 
 # The words of the nano tokenizer; it splits all other text into letters.
@@ -52,11 +54,34 @@ WORDS = _GRAMMAR + _NOUNS_AND_ADJECTIVES + _RARE
 _POSIX = re.compile(r"\bos\.(fork|mkfifo|killpg)|SIGKILL|SIGHUP|AF_UNIX|symlink_to|chmod")
 
 
+# Instances of a parametrized test in `make check`; the others are long.
+_QUICK_INSTANCES = 2
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """On Windows, skip tests whose code makes pipes, links or other processes of POSIX."""
-    for item in items if os.name == "nt" else ():
-        if isinstance(item, pytest.Function) and _POSIX.search(inspect.getsource(item.function)):
+    """Mark most instances of parametrized tests as long; on Windows, skip what needs POSIX."""
+    surplus = surplus_instances([item.nodeid for item in items])
+    for item in items:
+        if item.nodeid in surplus:
+            item.add_marker(pytest.mark.long)
+        if os.name == "nt" and _POSIX.search(_source(item)):
             item.add_marker(pytest.mark.skip(reason="needs POSIX"))
+
+
+def _source(item: pytest.Item) -> str:
+    return inspect.getsource(item.function) if isinstance(item, pytest.Function) else ""
+
+
+def surplus_instances(names: Sequence[str], limit: int = _QUICK_INSTANCES) -> set[str]:
+    """The instances of each test beyond `limit`.
+
+    The order is that of a checksum of the names: the same in every run, and over all tests each
+    family and method has its share.
+    """
+    instances: dict[str, list[str]] = {}
+    for name in sorted(names, key=lambda name: zlib.crc32(name.encode())):
+        instances.setdefault(name.partition("[")[0], []).append(name)
+    return {name for group in instances.values() for name in group[limit:]}
 
 
 @pytest.fixture(scope="session")

@@ -57,6 +57,7 @@ def test_images_may_be_files_or_pil_images(pictures: Path, tmp_path: Path) -> No
         recipe([pil, tmp_path / "missing.png"])
 
 
+@pytest.mark.long
 def test_training_shows_progress_and_calls_back(
     model: Model, pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -72,6 +73,7 @@ def test_training_shows_progress_and_calls_back(
     assert capsys.readouterr().err == ""
 
 
+@pytest.mark.long
 def test_a_callback_can_stop_a_run_and_resume_continues(
     model: Model, pictures: Path, tmp_path: Path, nano: Path
 ) -> None:

@@ -144,6 +144,7 @@ def test_every_page_is_in_the_index() -> None:
     assert unlisted == {ROOT / "docs" / "decisions" / "000-template.md"}
 
 
+@pytest.mark.long
 def test_the_readmes_python_runs(
     nano: Path, pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -252,6 +252,7 @@ def test_a_metric(add: Add) -> None:
     assert registry.summary("metrics", "redness").startswith("Red pixels")
 
 
+@pytest.mark.long
 def test_a_kind_of_adapter(add: Add, nano: Path, tmp_path: Path) -> None:
     kind = add(
         "kinds",

@@ -430,6 +430,7 @@ def test_parsing_of_strengths(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
         ConceptReference.parse("a:1e999")
 
 
+@pytest.mark.long
 def test_a_request_keeps_strengths(model: Model, tmp_path: Path) -> None:
     file = tmp_path / "a.safetensors"
     write_concept(concept(trained_adapter(model, "lora").part(), "<a>"), file)

@@ -322,6 +322,7 @@ def test_typed_options_replace_those_of_a_recipe(place: Place) -> None:
     assert (method["num_vectors"], method["initializer"]) == (2, "random")
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("first", ["folder", "option"])
 def test_without_a_method_the_recommended_one_trains(
     first: str, place: Place, capsys: pytest.CaptureFixture[str]

@@ -119,6 +119,7 @@ def test_a_closed_pipe_is_quiet_in_every_kind_of_output(words: str) -> None:
     assert (ended.stdout or b"", ended.stderr or b"", ended.returncode) == (b"", b"", 141)
 
 
+@pytest.mark.long
 @pytest.mark.skipif(os.name == "nt", reason="needs a shell that can close a stream")
 def test_a_closed_stream_is_no_error(pictures: Path) -> None:
     command = f"{sys.executable} -m pinxit check {pictures}"
@@ -273,6 +274,7 @@ def test_bars_inside_of_bars_are_the_same() -> None:
         assert other is not report
 
 
+@pytest.mark.long
 def test_data_stays_on_stdout_while_bars_run_on_a_terminal() -> None:
     code = (
         "from pinxit.cli import screen\n"

@@ -127,6 +127,7 @@ def test_the_rank_for_a_share_of_the_energy(energy: float, rank: int) -> None:
         assert torch.allclose(low.up @ low.down, (up[:, :rank] @ down[:rank]), atol=1e-5)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("family", ["nano", "flux-1"])
 def test_a_fused_model_is_the_base_with_the_lora(
     family: str, opened: Callable[[str], Model], tmp_path: Path

@@ -106,6 +106,7 @@ def timesteps(model: Model, scheduler: str) -> list[float]:
     ).timesteps.tolist()
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("family", ["pocket", "stable-diffusion-3"])
 def test_inverted_noise_leads_back_to_the_image(
     opened: Callable[[str], Model], picture: Path, family: str
@@ -249,6 +250,7 @@ def test_transfers_of_one_prompt_into_each_style(
     assert styled[0].tobytes() == again[0].tobytes() != from_text[0].tobytes()
 
 
+@pytest.mark.long
 def test_transfer_command(
     nano: Path, picture: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -103,6 +103,7 @@ def first_word(result: str | None) -> str:
     return "refuses" if word in ("skips", "reads") else word
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("variant", VARIANTS)
 @pytest.mark.parametrize("name", ["kohya", "full-difference"])

@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import pytest
 from PIL import ImageFilter
 
 from lab.quality.style_judge import StyleJudge, renderings
@@ -10,6 +11,7 @@ from pinxit.models.open_base import open_base
 STYLES = ("photo", "sepia", "blueprint", "drawn 0", "elsine")
 
 
+@pytest.mark.long
 def test_styles_of_new_scenes_are_recognized_also_in_soft_images(tmp_path: Path) -> None:
     judge = StyleJudge.fitted(open_base("pocket"), tmp_path, STYLES)
     assert (tmp_path / f"style-judge{len(STYLES)}.npz").is_file()

@@ -97,6 +97,7 @@ assert size - resident() > pages / 2, "freed memory is given back"
 """
 
 
+@pytest.mark.long
 @pytest.mark.skipif(libc_ver()[0] != "glibc", reason="only glibc is told")
 def test_freed_memory_is_used_again_until_it_is_released() -> None:
     """In a process of its own, because the C library's settings stay."""

@@ -130,6 +130,7 @@ def test_an_offloaded_network_is_the_same_when_loaded_again(nano: Path) -> None:
         assert torch.equal(before, model.denoise(latents, torch.tensor(500), conditioning))
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("method", ["textual-inversion", "lora"])
 def test_training_losses_are_close_to_fp32(
     method: str, nano: Path, pictures: Path, int8_model: Model, model: Model

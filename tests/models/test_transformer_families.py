@@ -40,6 +40,7 @@ def lora_of(run: Run) -> LoraPart:
     return part
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("adapter", ["lora", "dora", "loha", "lokr"])
 @every_family
 def test_a_run_resumes_exactly_and_its_concept_changes_images(
@@ -65,6 +66,7 @@ def test_a_run_resumes_exactly_and_its_concept_changes_images(
     assert not torch.equal(image.latents, plain.latents)
 
 
+@pytest.mark.long
 @every_family
 def test_many_concepts_in_one_batch_are_as_alone(
     family: str, opened: Opened, pictures: Path, tmp_path: Path

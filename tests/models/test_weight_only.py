@@ -80,6 +80,7 @@ def test_nf4_has_the_nearest_of_16_values_in_blocks_of_64() -> None:
     assert largest in actual.flatten()[64:128].abs()
 
 
+@pytest.mark.long
 @precisions
 @families
 def test_training_is_that_of_the_dequantized_base(
@@ -101,6 +102,7 @@ def test_training_is_that_of_the_dequantized_base(
     assert losses[0] != losses[2]
 
 
+@pytest.mark.long
 @precisions
 def test_a_run_resumes_exactly(
     precision: Precision, bases: Bases, pictures: Path, tmp_path: Path

@@ -151,6 +151,7 @@ CASES = [
 ]
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(("name", "family", "kind"), CASES)
 def test_it_is_the_same_in_diffusers(
     name: str, family: str, kind: str, base: Callable[[str], Path], tmp_path: Path

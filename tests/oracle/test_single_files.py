@@ -296,6 +296,7 @@ def test_unsupported_files_raise_errors(
     assert hint in caught.value.hint
 
 
+@pytest.mark.long
 def test_another_vae(saved: Any, tmp_path: Path) -> None:
     """A folder, or a file with either names; the scaling factor is its own or the base model's."""
     file, parts = saved("sd1")

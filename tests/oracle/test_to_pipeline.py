@@ -87,6 +87,7 @@ def test_a_pipeline_generates_the_same_image(
     assert error(plain, other) <= TOLERANCE
 
 
+@pytest.mark.long
 def test_two_concepts_in_one_pipeline(model: Model, trained: Callable[[str, str], Concept]) -> None:
     first, second = trained("nano", "textual-inversion"), trained("nano", "lora")
     renamed = replace(
@@ -100,6 +101,7 @@ def test_two_concepts_in_one_pipeline(model: Model, trained: Callable[[str, str]
     assert error(pipeline_latents(pipeline, prompt), latents(model, concepts, prompt)) <= TOLERANCE
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("family", ["chroma", "flux-1", "z-image"])
 def test_pipelines_of_transformers_generate_the_same_image(
     opened: Callable[[str], Model], trained: Callable[[str, str], Concept], family: str

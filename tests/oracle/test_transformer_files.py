@@ -169,6 +169,7 @@ def image(path: Path, **others: Any) -> Tensor:
     return generated.latents
 
 
+@pytest.mark.long
 @every_family
 def test_a_transformer_with_companions_is_as_the_folder(family: str, made: Made) -> None:
     paths = made(family)

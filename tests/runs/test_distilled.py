@@ -67,6 +67,7 @@ def tensors_of(run: Run) -> Mapping[str, torch.Tensor]:
     return part.tensors
 
 
+@pytest.mark.long
 def test_losses_are_with_the_assistant_and_the_result_is_without(
     turbo: Path, assistant: Path, pictures: Path, tmp_path: Path
 ) -> None:
@@ -152,6 +153,7 @@ def test_an_assistant_must_be_a_lora(turbo: Path, pictures: Path, tmp_path: Path
         losses(open_base(turbo), Run.create(tmp_path / "run", recipe))
 
 
+@pytest.mark.long
 def test_previews_are_generated_on_a_distilled_partner(
     opened: Callable[[str], Model],
     turbo: Path,

@@ -122,6 +122,7 @@ def kill_worker() -> int:
     return workers[0]
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("saved", ["0000006", "0000004", None])
 def test_a_group_killed_while_saving_continues_at_a_common_step(
     saved: str | None, model: Model, group: RunGroup, tmp_path: Path
@@ -295,6 +296,7 @@ def test_images_of_all_concepts_are_those_of_generate(
     assert (out / "bee" / "1.png").stat().st_mtime_ns == before
 
 
+@pytest.mark.long
 def test_evaluations_of_all_concepts_are_those_of_evaluate(
     group: RunGroup, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -337,6 +339,7 @@ def other_machine(model: Model, group: RunGroup, tmp_path: Path, url: str) -> li
     return differing(here, folder)
 
 
+@pytest.mark.long
 def test_runs_in_object_storage_continue_on_another_machine(
     model: Model, group: RunGroup, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -339,6 +339,7 @@ def train_many_events(model: Model, runs: Sequence[Run], together: int | None = 
     return [one for one in train_many(model, runs, together) if isinstance(one, tuple)]
 
 
+@pytest.mark.long
 def test_a_subject_is_trained_after_repair_of_its_broken_image(
     model: Model, subjects: Path, tmp_path: Path
 ) -> None:
@@ -402,6 +403,7 @@ def test_a_run_that_diverges_or_ends_does_not_change_the_others(
         assert largest_error([tensors(runs["cow"].folder)["text"]], cow.weights) < 1e-4
 
 
+@pytest.mark.long
 def test_groups_and_those_that_cannot_share(model: Model, subjects: Path, tmp_path: Path) -> None:
     def grouped(method: str, together: int | None) -> BatchGroups:
         given = {"method": method, **SMALL, "steps": 1}
@@ -494,6 +496,7 @@ def test_a_folder_without_subjects_is_an_error(tmp_path: Path) -> None:
         RunGroup.open(tmp_path)
 
 
+@pytest.mark.long
 def test_the_command_trains_and_resumes_many_subjects(
     nano: Path, subjects: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

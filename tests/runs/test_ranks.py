@@ -43,6 +43,7 @@ from pinxit.training.train import TrainingSession, train
 from tests.seeing import save_seeing
 
 pytest_plugins = ["tests.runs.test_many"]  # the fixture `double`
+pytestmark = pytest.mark.long  # each test starts processes
 
 WORD: dict[str, object] = {"name": "textual-inversion"}
 LORA: dict[str, object] = {"name": "lora", "rank": 2, "class_images": 2}
@@ -139,7 +140,6 @@ OTHERS: dict[str, tuple[dict[str, object], dict[str, object]]] = {
 }
 
 
-@pytest.mark.long
 @pytest.mark.parametrize("name", OTHERS)
 def test_other_kinds_of_adapters_and_optimizers_too(
     double: Model, pictures: Path, tmp_path: Path, name: str

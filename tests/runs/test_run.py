@@ -67,6 +67,7 @@ def test_the_state_of_a_run_is_read_from_its_folder(
     assert Recipe.model_validate(__import__("tomllib").loads(about.recipe)) == shared
 
 
+@pytest.mark.long
 def test_previews_change_nothing(model: Model, pictures: Path, tmp_path: Path) -> None:
     with_them = train_run(model, recipe(pictures, preview_every=1), tmp_path / "a")
     without = train_run(model, recipe(pictures), tmp_path / "b")
@@ -250,6 +251,7 @@ def test_options_that_changed_in_the_recipe_are_named_once(
     assert notices(7) == []
 
 
+@pytest.mark.long
 def test_class_images_are_part_of_a_checkpoint(
     model: Model, pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -332,6 +334,7 @@ def _learned(run: Run) -> tuple[bytes, object]:
     return (run.folder / "concept.safetensors").read_bytes(), steps
 
 
+@pytest.mark.long
 def test_a_run_reports_misleading_inputs(model: Model, pictures: Path, tmp_path: Path) -> None:
     (pictures / "0.txt").write_text("a toy on a table")
     options = {"images": pictures, "token": "<my>", "class_noun": "toy", "base": model.name}

@@ -77,6 +77,7 @@ def attacks(workspace: Workspace) -> dict[str, dict[str, str]]:
     }
 
 
+@pytest.mark.long
 def test_every_route_refuses_every_attack(client: TestClient, workspace: Workspace) -> None:
     for method, path in all_routes(workspace):
         for name, headers in attacks(workspace).items():

@@ -123,6 +123,7 @@ def test_worker_trains_generates_and_pauses_for_short_jobs(
     assert file.suffix == ".pt"
 
 
+@pytest.mark.long
 def test_strength_of_a_concept_is_used(workspace: Workspace, nano: Path, pictures: Path) -> None:
     quick = {"steps": 1, "method": "lora", "learning_rate": 0.1}
     training = workspace.queue.add("train", train_recipe(nano, pictures, **quick))
@@ -171,6 +172,7 @@ def test_texts_and_tokens_are_those_of_the_training(
     assert len(report["images"]["1.png"]["texts"]) > 1  # no caption: the method's own texts
 
 
+@pytest.mark.long
 def test_preview_on_request_and_prompts_without_the_token(
     workspace: Workspace, nano: Path, pictures: Path
 ) -> None:

@@ -3,9 +3,12 @@
 import pickle
 from pathlib import Path
 
+import pytest
+
 from lab.security.studio_uploads import bombs, upload_all
 
 
+@pytest.mark.long
 def test_hostile_uploads_are_refused(tmp_path: Path) -> None:
     counts = upload_all(tmp_path, models=45, images=8)
     assert counts["crashes"] == counts["code run"] == counts["files outside"] == 0

@@ -87,6 +87,7 @@ def test_validation_does_not_change_training(model: Model, pictures: Path, tmp_p
     assert all(torch.equal(one[name], other[name]) for name in one)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("at", range(1, 7))
 def test_a_continued_run_stops_at_the_same_step(
     model: Model, pictures: Path, tmp_path: Path, rule: Callable[[Rule], None], at: int
@@ -113,6 +114,7 @@ def test_a_continued_run_stops_at_the_same_step(
         assert files[0].read_bytes() == files[1].read_bytes()
 
 
+@pytest.mark.long
 def test_more_steps_on_request(
     model: Model, pictures: Path, tmp_path: Path, rule: Callable[[Rule], None]
 ) -> None:
@@ -127,6 +129,7 @@ def test_more_steps_on_request(
     assert _steps(whole) == _steps(more)
 
 
+@pytest.mark.long
 def test_concepts_of_one_session_stop_independently(
     model: Model, pictures: Path, tmp_path: Path, rule: Callable[[Rule], None]
 ) -> None:
@@ -214,6 +217,7 @@ def test_the_best_concept_is_kept(
     assert run.state.best_step == 10
 
 
+@pytest.mark.long
 @pytest.mark.usefixtures("separating")
 def test_previews_are_scored_during_training(
     model: Model, pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -49,6 +49,7 @@ def trained(
     return [step.loss for step in run.state.steps], notices
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("family", registry.names("families"))
 def test_a_second_run_encodes_nothing_and_has_the_same_bits(
     opened: Callable[[str], Model],
@@ -96,6 +97,7 @@ def test_a_second_run_reads_no_encoder(
     assert first == second
 
 
+@pytest.mark.long
 def test_damaged_files_are_written_again(model: Model, pictures: Path, tmp_path: Path) -> None:
     first, _ = trained(model, pictures, tmp_path / "first", cached=True)
     files = {file: file.read_bytes() for file in encodings_folder().glob("*/*.safetensors")}
@@ -110,6 +112,7 @@ def test_damaged_files_are_written_again(model: Model, pictures: Path, tmp_path:
     assert {file: file.read_bytes() for file in files} == files
 
 
+@pytest.mark.long
 def test_another_input_has_another_file(
     model: Model, pictures: Path, tmp_path: Path, opened: Callable[[str], Model]
 ) -> None:
@@ -126,6 +129,7 @@ def test_another_input_has_another_file(
     assert counts == sorted(set(counts))
 
 
+@pytest.mark.long
 def test_old_files_are_deleted_above_the_limit(
     model: Model, pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -138,6 +142,7 @@ def test_old_files_are_deleted_above_the_limit(
     assert old - new
 
 
+@pytest.mark.long
 def test_a_full_disk_does_not_stop_training(
     model: Model, pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -54,6 +54,7 @@ PREDICTED = [
 ]
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(("family", "method"), PREDICTED)
 def test_the_prediction_is_what_training_needs(
     opened: Callable[[str], Model],
@@ -81,6 +82,7 @@ def only_dry_passes(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(memory_trial, "count", real_pass)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("family", "method"),
     [
@@ -132,6 +134,7 @@ def check_prediction(session: TrainingSession) -> list[tuple[float, ...]]:
     return losses
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("family", ["stable-diffusion-1", "z-image"])
 def test_training_goes_on_where_a_dry_pass_fails(
     opened: Callable[[str], Model], pictures: Path, monkeypatch: pytest.MonkeyPatch, family: str
@@ -234,6 +237,7 @@ def test_rates_of_this_device_are_measured() -> None:
     assert 1e-9 < step_time.predicted_seconds(torch.device("cpu"), counter) < 1
 
 
+@pytest.mark.long
 def test_gradient_checkpointing_is_predicted(
     opened: Callable[[str], Model], pictures: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -79,6 +79,7 @@ def test_before_training_the_loss_of_the_answers_is_zero(model: Model, pictures:
     assert float(losses[2:].abs().max()) < 1e-9
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("method", METHODS)
 def test_an_interrupted_run_has_the_bits_of_a_whole_one(
     method: str, model: Model, pictures: Path, tmp_path: Path
@@ -95,6 +96,7 @@ def test_an_interrupted_run_has_the_bits_of_a_whole_one(
         assert files[0].read_bytes() == files[1].read_bytes()
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("method", METHODS)
 @on_every_base
 def test_weights_stay_nearer_to_the_base_the_stronger_the_pull(

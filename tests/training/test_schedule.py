@@ -51,6 +51,7 @@ def test_the_learning_rate_follows_the_schedule(
     assert rates == pytest.approx([0.01 * factor for factor in factors], rel=1e-5)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     "options",
     [
@@ -71,6 +72,7 @@ def test_every_option_changes_the_weights(
     assert any(not torch.equal(a, b) for a, b in zip(plain, changed, strict=True))
 
 
+@pytest.mark.long
 def test_accumulation_is_a_larger_batch(model: Model, pictures: Path) -> None:
     _, added_up = trained(model, pictures, gradient_accumulation_steps=3)
     _, large = trained(model, pictures, batch_size=3)
@@ -90,6 +92,7 @@ def test_captions_are_dropped_from_a_fraction_of_the_samples(model: Model, pictu
     assert torch.equal(*noise)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", registry.names("optimizers"))
 def test_every_optimizer_resumes_to_the_bit(name: str, model: Model, pictures: Path) -> None:
     options = {"optimizer": name, "steps": 5, "checkpoint_every": 1}

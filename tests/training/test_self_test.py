@@ -88,6 +88,7 @@ def without_gradient(monkeypatch: pytest.MonkeyPatch, chosen: Callable[[str], bo
     monkeypatch.setattr(ConceptTrainer, "clip_gradients", emptied)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("method", ["dreambooth", *LORAS])
 def test_a_tensor_without_gradient_is_named(
     method: str, model: Model, pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
