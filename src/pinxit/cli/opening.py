@@ -40,7 +40,7 @@ class Opening:
 
     @classmethod
     def typed(cls, given: Mapping[str, Any]) -> Self:
-        """What --device, --download, --gpus, --compile and --cuda-graphs say."""
+        """The values of --device, --download, --gpus, --compile and --cuda-graphs."""
         download, compiled = given.get("download", False), given.get("compile", False)
         gpus, graphs = given.get("gpus"), given.get("cuda_graphs", False)
         opening = cls.of(given.get("device"), download=download, gpus=gpus, compiled=compiled)

@@ -44,11 +44,11 @@ _UNKNOWN_BASE = KohyaNames("", {"denoiser": "unet", "text": "te"})
 def write_kohya_file(concept: Concept, loras: Sequence[LoraPart], target: Target) -> None:
     """Write LoRAs with an alpha in each layer, and the other parts of a concept.
 
-    Embeddings are bundled, or written to files beside.
+    Embeddings are bundled, or written to files next to it.
     """
     names, file_tensors = _names_of_base(concept), dict[str, Tensor]()
     if target.separate_embeddings:
-        concept = write_embeddings_beside(concept, target)
+        concept = write_embedding_files(concept, target)
     table = original_table(concept.parts)
     for part in loras:
         if table and part.network == "denoiser":
@@ -93,8 +93,8 @@ def _transformer_tensors(part: LoraPart, table: LayerTable) -> dict[str, Tensor]
     }
 
 
-def write_embeddings_beside(concept: Concept, target: Target) -> Concept:
-    """Write each embedding to a file beside, named after its token; return the other parts."""
+def write_embedding_files(concept: Concept, target: Target) -> Concept:
+    """Write each embedding to a file named after its token, next to the target; return the rest."""
     out = target.out
     embeddings = [part for part in concept.parts if isinstance(part, EmbeddingPart)]
     for part in embeddings:

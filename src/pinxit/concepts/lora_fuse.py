@@ -14,7 +14,7 @@ from pinxit.concepts.concept import Concept
 from pinxit.concepts.conversion import write_in_format
 from pinxit.concepts.format import Format, Precision, Target
 from pinxit.concepts.full_model_file import DTYPES, in_dtype
-from pinxit.concepts.kohya_file import write_embeddings_beside
+from pinxit.concepts.kohya_file import write_embedding_files
 from pinxit.concepts.lora_tools import one_strength, token_parts
 from pinxit.concepts.read import ConceptReference
 from pinxit.errors import ConceptError
@@ -39,7 +39,7 @@ def fuse_loras(
     dtype = DTYPES[precision] if precision else None
     concept = _merged_weights(concepts, weights, out.parent, dtype, progress)
     target = Target(out, weights.name, precision)
-    model = write_embeddings_beside(concept, target)
+    model = write_embedding_files(concept, target)
     return concept, write_in_format(model, target, format_name)
 
 

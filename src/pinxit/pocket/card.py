@@ -84,7 +84,7 @@ def unseen(
 
 
 def first_world(scene: Scene) -> bool:
-    """Whether a scene could have been in the first pocket's world: a lone thing, standing."""
+    """Whether a scene could have been in the first pocket's world: one thing, standing."""
     return (
         (scene.pose, scene.worn, scene.rug, scene.other) == ("standing", None, None, None)
         and scene.subject.class_noun in FIRST_CLASSES

@@ -94,7 +94,7 @@ class Trainer:
         return self.rate * fall * min(1.0, (step + 1) / self.warm)
 
     def chunk(self, seconds: float, last: int | None = None) -> Iterator[int]:
-        """Yield step numbers until work or time is up; saves now and then and at the end."""
+        """Yield step numbers until the last step or the end of the time; saves at intervals."""
         started = saved = time.monotonic()
         last = self.steps if last is None else last
         try:

@@ -23,7 +23,7 @@ _COLUMNS = ("name", "subject", "base", "method")
 
 @dataclass(frozen=True)
 class Evaluation:
-    """How to evaluate each concept: as `evaluate` does it alone, into a folder in `out`."""
+    """How each concept is evaluated: as `evaluate` with it alone does, in a folder in `out`."""
 
     settings: EvaluationSettings
     out: Path

@@ -57,7 +57,7 @@ def previewed(trainer: ConceptTrainer) -> Generator[Model]:
         concept = Concept(parts, Provenance.from_metadata(trainer.plan.recipe.token, {}))
         if concept.has_full_weights:
             raise RecipeError(
-                f"full weights cannot be previewed on {model.name}, whose own they would replace",
+                f"full weights cannot be previewed on {model.name}: they would replace its own",
                 "leave out --preview-base, or train a LoRA",
             )
         try:

@@ -52,7 +52,7 @@ class Side:
 
     @property
     def key(self) -> str:
-        """How forms name it."""
+        """The name of this step in forms: the number of its job, and the step."""
         return f"{self.job.id}:{self.row.step}"
 
     def is_meant(self, key: str) -> bool:
@@ -136,7 +136,7 @@ class SideBySide:
         return self.pages.render("vote.html", {**page, "result": None, "cells": cells})
 
     async def choose(self, request: Request) -> Response:
-        """Record a choice; one for a round that is decided already changes nothing."""
+        """Record a choice; nothing changes if the round has one already."""
         vote, values = self._vote(request), texts_of(await form_of(request))
         choice, number = values.get("choice", ""), values.get("number", "")
         if choice == "end":

@@ -341,7 +341,7 @@ class Workspace:
         return shutil.disk_usage(self.folder).free
 
     def numbered(self, kind: str, number: str) -> Path:
-        """The folder with this number among images, votes, ...; RequestError if there is none."""
+        """The folder of a kind (images, votes) with this number; RequestError if there is none."""
         folder = self.folder / kind / number
         if not is_number(number) or folder.is_symlink() or not folder.is_dir():
             what = f"nothing with the number {number[:20]!r} among the {kind}"

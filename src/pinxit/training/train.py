@@ -348,9 +348,9 @@ def _plan_memory(
 def _padded_losses(
     min_snr_gamma: float | None, model: Model, batch: Batch, conditioner: Conditioner
 ) -> Tensor:
-    """The losses without the masks of prompts, so that all padding counts.
+    """The losses with the whole padding of each prompt, as the most memory that they can need.
 
-    What a mask leaves out depends on values, and a dry pass has none.
+    A dry pass has no values, so it does not know which tokens a mask of a prompt leaves out.
     """
     padded = replace(conditioner(batch.prompts), mask=None)
     return denoising_losses(model, batch, lambda _: padded, min_snr_gamma)

@@ -29,7 +29,7 @@ class Kohya(AdapterFormat):
         return has_names and super().stores(concept)
 
     def write(self, concept: Concept, target: Target) -> None:
-        """Write the adapters, with the embeddings bundled or in files beside."""
+        """Write the adapters, with the embeddings bundled or in files next to it."""
         loras = self.lora_parts(concept)
         target.check_no_conversion()
         write_kohya_file(concept, loras, target)

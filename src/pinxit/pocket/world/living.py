@@ -159,7 +159,7 @@ def fish(c: Canvas, who: Subject, colour: Colour) -> Keypoints:
 
 
 def turtle(c: Canvas, who: Subject, colour: Colour) -> Keypoints:
-    """A dome of a shell on stubby legs, the head stretched out."""
+    """A round shell on short legs, with the head stretched out."""
     u, v = c.u, c.v
     dome = 0.52 + 0.20 * (1 - who.slim)
     head = 0.18 + 0.06 * who.head

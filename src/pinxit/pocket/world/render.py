@@ -213,8 +213,8 @@ def draw_scene(
 ) -> Scene:
     """Draw a training scene: never a held-out combination, style, pose or subject.
 
-    A quarter of the scenes show an unnamed colour, of which most are known individuals. Scenes
-    are `rich` where poses, things worn, rugs and second things may come up.
+    In 30% of the scenes the subject's colour has no name; three quarters of these subjects are
+    from `named`, if there are any. `rich` scenes can have poses, clothes, rugs and a second thing.
     """
     while True:
         noun, look = str(rng.choice(CLASSES)), style or str(rng.choice(STYLES))
