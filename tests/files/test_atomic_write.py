@@ -465,3 +465,10 @@ def test_only_a_claimed_folder_is_written_to_again(tmp_path: Path) -> None:
     (out / "runs").symlink_to(tmp_path)
     with pytest.raises(RunError, match="is a link"):
         check_claim(out, "demo", "runs")
+
+
+def test_a_pipe_in_place_of_a_log_is_an_error(tmp_path: Path) -> None:
+    """Without a reader, opening it would wait for ever."""
+    os.mkfifo(tmp_path / "journal.jsonl")
+    with pytest.raises(DiskError, match="cannot write"):
+        append(tmp_path / "journal.jsonl", "a line")

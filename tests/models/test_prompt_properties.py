@@ -95,6 +95,11 @@ def test_tokens_that_training_accepts_are_found(tokens: list[str], data: st.Data
     assert [piece.token for piece in pieces if piece.token] == [w for w in words if w in tokens]
 
 
+@pytest.mark.parametrize("token", ["\u0130x", "<\u0130>", "Stra\u00dfe", "<\ufb01x>", "\u0390x"])
+def test_tokens_whose_length_changes_with_the_case_are_refused(token: str) -> None:
+    assert not _is_found(token)
+
+
 @given(TEXT, TOKENS.map(normal), st.sampled_from(["toy", "c++", "_x_", "<a>", "é"]), st.booleans())
 @example("", "sks", "<a>", False)  # in _<a>_, the noun is a word, and sks would not be
 @example("", "<\u00e9>", "toy", False)

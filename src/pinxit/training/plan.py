@@ -157,7 +157,7 @@ def check_class_noun(model: Model, noun: str) -> None:
 def _is_found(token: str) -> bool:
     """Whether prompts with and without weights contain exactly this token, not a mere `)`."""
     known = {token: TokenEmbedding("")}
-    prompts = (f"{token}, ", f"({token}:1.2)", f"[{token}].", token.upper())
+    prompts = (f"{token}, ", f"({token}:1.2)", f"[{token}].", token.upper(), token.lower())
     has_sign = any(one.isalnum() or category(one) == "So" for one in token)
     return (
         has_sign
