@@ -85,3 +85,43 @@ def test_a_weight_of_a_network_is_no_embedding(key: str, tmp_path: Path) -> None
 def test_a_token_that_cannot_be_typed_is_the_name_of_the_file(key: str, tmp_path: Path) -> None:
     torch.save({key: torch.ones(1, 16)}, tmp_path / "toy.pt")
     assert read_concept(tmp_path / "toy.pt").token == "toy"
+
+
+NETWORKS = {
+    "a ControlNet": [
+        "control_model.input_hint_block.0.weight",
+        "controlnet_cond_embedding.conv_in.weight",
+        "controlnet_x_embedder.weight",
+        "control_all_x_embedder.2-1.weight",
+    ],
+    "an IP-Adapter": ["ip_adapter.1.to_k_ip.weight", "image_proj"],
+    "an upscaler": [
+        "model.1.sub.0.RDB1.conv1.0.weight",
+        "conv_first.weight",
+        "params_ema",
+    ],
+    "a VAE": ["first_stage_model.decoder.conv_in.weight", "decoder.conv_in.weight"],
+    "a text encoder": [
+        "text_model.embeddings.token_embedding.weight",
+        "encoder.block.0.layer.0.SelfAttention.q.weight",
+        "model.embed_tokens.weight",
+    ],
+    "an image encoder": ["vision_model.embeddings.patch_embedding.weight"],
+    "a motion module": ["down_blocks.0.motion_modules.0.temporal_transformer.norm.weight"],
+}
+
+
+@pytest.mark.parametrize(
+    ("kind", "key"), [(k, key) for k, keys in NETWORKS.items() for key in keys]
+)
+def test_networks_of_another_kind_are_named(kind: str, key: str, tmp_path: Path) -> None:
+    """By the names of tensors in the files of their programs."""
+    if "." in key:
+        path = tmp_path / "x.safetensors"
+        save_file({key: torch.ones(4, 4), "other.bias": torch.ones(4)}, path)
+    else:
+        path = tmp_path / "x.pt"
+        torch.save({key: {"1.to_k.weight": torch.ones(4, 4)}, "other": {}}, path)
+    with pytest.raises(ConceptError, match=f"{kind}, not a concept") as error:
+        read_concept(path)
+    assert error.value.hint

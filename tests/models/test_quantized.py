@@ -100,6 +100,8 @@ def test_weights_without_scales_stay_as_they_are() -> None:
     [
         (("x.weight.absmax", "x.weight.quant_map"), "4-bit weights of bitsandbytes"),
         (("x.weight.quant_state.bitsandbytes__nf4",), "4-bit weights of bitsandbytes"),
+        (("x.weight._data._data", "x.weight._scale"), "4-bit weights of quanto"),
+        (("x.weight._scale", "x.weight._shift"), "4-bit weights of quanto"),
         (("x.weight_scale", "x.weight_scale_2"), "NVFP4"),
         (("x.qweight", "x.qzeros"), "GPTQ or AWQ"),
         (("x.weight_packed", "x.weight_scale"), "packed integer weights"),

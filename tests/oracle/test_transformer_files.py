@@ -230,8 +230,14 @@ def test_steps_and_guidance_are_those_of_the_checkpoint(made: Made, tmp_path: Pa
     assert GenerationRequest.model_validate(dict(generated.request)).with_defaults(dev).steps == 2
 
 
+@pytest.mark.parametrize(
+    ("weight", "scales"), [("weight", "scale_weight"), ("weight._data", "weight._scale")]
+)
 @every_family
-def test_fp8_with_scales_and_diffusers_names(family: str, made: Made, tmp_path: Path) -> None:
+def test_fp8_with_scales_and_diffusers_names(
+    family: str, weight: str, scales: str, made: Made, tmp_path: Path
+) -> None:
+    """As ComfyUI and quanto store them."""
     paths = made(family)
     stored: dict[str, Tensor] = {}
     expected: dict[str, Tensor] = {}
@@ -239,7 +245,8 @@ def test_fp8_with_scales_and_diffusers_names(family: str, made: Made, tmp_path: 
         if tensor.ndim == 2 and "blocks" in name:
             scale = tensor.abs().max() / 448
             eighth = (tensor / scale).to(torch.float8_e4m3fn)
-            stored |= {name: eighth, name.replace("weight", "scale_weight"): scale}
+            stem = name.removesuffix("weight")
+            stored |= {stem + weight: eighth, stem + scales: scale}
             expected[name] = (eighth.float() * scale).bfloat16()
         else:
             stored[name] = expected[name] = tensor

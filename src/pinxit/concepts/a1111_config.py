@@ -32,7 +32,7 @@ def a1111_config(source: Source) -> str | None:
         "image_size": unet["sample_size"],
         "channels": latents,
         "conditioning_key": "crossattn",
-        "scale_factor": vae.get("scaling_factor", 0.18215),
+        "scale_factor": 0.18215,  # a VAE with another factor has the difference in its weights
         "use_ema": False,
         "unet_config": {
             "target": "ldm.modules.diffusionmodules.openaimodel.UNetModel",

@@ -16,6 +16,7 @@ from pinxit.concepts.png_embedding import read_hidden_embedding
 from pinxit.errors import ConceptError, PinxitError, typed
 from pinxit.files.atomic_write import write_tensors
 from pinxit.files.open_any import OpenedFile, open_any
+from pinxit.files.other_kinds import network_kind
 from pinxit.files.safetensors_header import check_replaceable
 from pinxit.files.untrusted import exists
 from pinxit.models.checkpoint_source import CheckpointSource
@@ -95,6 +96,8 @@ def recognize_format(file: OpenedFile) -> Format:
             f"{file.path} is a base model or a part of one, not a concept",
             "give it as --base, --vae or --text-encoder",
         )
+    if file.container != "image" and (kind := network_kind(file.content)):
+        raise ConceptError(f"{file.path} is {kind[0]}, not a concept", kind[1])
     known = f"pinxit reads the formats {', '.join(registry.names('formats'))}"
     show = f"to see how an image was generated: pinxit show {typed(file.path)}"
     raise ConceptError(

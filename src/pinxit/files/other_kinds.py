@@ -1,4 +1,7 @@
-"""What a file that cannot be opened is: an archive, a web page, or something else."""
+"""What a file without a concept is: an archive, a web page, a network of another kind."""
+
+import re
+from collections.abc import Iterable
 
 START_BYTES = 262  # up to the end of tar's mark
 # What files of other kinds begin with, as a download may give them; more bytes are not compared.
@@ -27,3 +30,38 @@ def other_kind(start: bytes) -> str:
     text = start.lstrip()
     kinds = (kind for prefix, kind in _OTHER_KINDS.items() if text.startswith(prefix))
     return next(kinds, "damaged, or of a kind not known")
+
+
+# Networks by the name of a tensor that each has in the files of its programs, and what to do.
+_NETWORKS = {
+    r"to_k_ip\.weight$|^image_proj$": (
+        "an IP-Adapter",
+        "pinxit has none: train a concept on the images instead, with `pinxit train`",
+    ),
+    r"(^|\.)(input_hint_block\.0|control\w*_(cond|x)_embed\w+(\.conv_in|\.2-1)?)\.weight$"
+    r"|^lora_controlnet$": (
+        "a ControlNet",
+        "use it with: pinxit transfer --control controlnet --weights FILE",
+    ),
+    r"motion_modules\.": ("a motion module", "it is for videos, which pinxit does not make"),
+    r"(^|\.)(conv_first\.weight$|sub\.0\.RDB1\.)|^params(_ema)?$": (
+        "an upscaler",
+        "pinxit has none: enlarge generated images with the program that it is for",
+    ),
+    r"(^|\.)vision_model\.embeddings\.": (
+        "an image encoder",
+        "a concept is a LoRA, an embedding or a run folder",
+    ),
+    r"(^|\.)decoder\.conv_in\.weight$": ("a VAE", "give it with --vae"),
+    r"(^|\.)(embed_tokens\.|token_embedding|block\.0\.layer\.0\.SelfAttention\.)": (
+        "a text encoder",
+        "give it with --text-encoder, beside a base model that is one file",
+    ),
+}
+
+
+def network_kind(names: Iterable[str]) -> tuple[str, str] | None:
+    """What a file with tensors of these names is, and what to do with it; None if not known."""
+    lines = "\n".join(names)
+    found = (kind for name, kind in _NETWORKS.items() if re.search(name, lines, re.MULTILINE))
+    return next(found, None)

@@ -8,6 +8,8 @@ from torch import Tensor
 # Wrappers of torch: data parallel training puts its name before every tensor, torch.compile before
 # those of what it compiles.
 _PARALLEL, _COMPILED = "module.", "_orig_mod."
+# What quanto puts behind the name of a weight in 8 bits.
+_QUANTO = "._data"
 # CLIP text encoders as transformers named their tensors before version 4.31.
 _OLD_CLIP = re.compile(
     r"^((?:cond_stage_model|conditioner\.embedders\.\d+|text_encoders\.clip_[lg])\.transformer\.)"
@@ -30,6 +32,7 @@ def usual_names(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     the denoiser's if there are no others.
     """
     named = {name.replace(_COMPILED, ""): tensor for name, tensor in tensors.items()}
+    named = {name.removesuffix(_QUANTO): tensor for name, tensor in named.items()}
     if all(name.startswith(_PARALLEL) for name in named):
         named = {name.removeprefix(_PARALLEL): tensor for name, tensor in named.items()}
     named = {_OLD_CLIP.sub(r"\1text_model.\2.", name): tensor for name, tensor in named.items()}

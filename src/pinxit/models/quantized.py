@@ -27,6 +27,7 @@ _UNUSED = re.compile(
 # Other formats, by a tensor that each of them has.
 _OTHERS = {
     r"\.(absmax|quant_map|nested_absmax)$|\.quant_state\.": "4-bit weights of bitsandbytes",
+    r"\.weight\._(shift|data\._data)$": "4-bit weights of quanto",
     r"\.weight_scale_2$": "4-bit weights (NVFP4)",
     r"\.(qweight|qzeros|g_idx)$": "weights of GPTQ or AWQ",
     r"\.(weight_packed|weight_zero_point|zero_point|weight_shape)$": "packed integer weights",

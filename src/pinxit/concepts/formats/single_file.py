@@ -1,6 +1,7 @@
 """A complete model as one checkpoint file with the original names (SD 1, 2 and XL)."""
 
 import os
+from math import log
 
 import torch
 from torch import Tensor
@@ -114,9 +115,30 @@ def _original_names(
     if folder == "unet":
         return prefix, original_names.original_unet(weights)
     if folder == "vae":
-        return prefix, original_names.original_vae(weights)
+        return prefix, _with_usual_scale(original_names.original_vae(weights), source)
     # The CLIP of OpenAI uses quick GELU, that of OpenCLIP plain GELU.
     is_openai = source.config(folder).get("hidden_act", "quick_gelu") == "quick_gelu"
     if is_openai:
         return prefix, original_names.original_clip(weights)
     return prefix, original_names.original_open_clip(weights)
+
+
+def _with_usual_scale(weights: dict[str, Tensor], source: Source) -> dict[str, Tensor]:
+    """The VAE's weights for the scaling factor that programs take for single files.
+
+    The layer behind the encoder, and the one before the decoder, have the difference in them.
+    """
+    usual = 0.13025 if source.has("text_encoder_2") else 0.18215
+    ratio = source.config("vae").get("scaling_factor", 0.18215) / usual
+    if ratio == 1:
+        return weights
+    changed = {
+        name: weight.to(torch.float32, copy=True)
+        for name, weight in weights.items()
+        if "quant_conv." in name
+    }
+    for name in ("quant_conv.weight", "quant_conv.bias"):
+        changed[name].chunk(2)[0].mul_(ratio)  # the mean
+    changed["quant_conv.bias"].chunk(2)[1].add_(2 * log(ratio))  # the logarithm of the variance
+    changed["post_quant_conv.weight"].div_(ratio)
+    return weights | {name: tensor.to(weights[name].dtype) for name, tensor in changed.items()}
