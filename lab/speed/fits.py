@@ -257,7 +257,9 @@ def measure(name: str, base: Base, method: str) -> dict[str, Any]:
         model = open_shapes(name, base, Path(folder), "nf4" if precision else "bf16")
         assert precision or model.num_parameters == base.weights, model.num_parameters
         networks = [model.network(part) for part in model.all_networks]  # they are read lazily
-        whole = sum(weight.nbytes for one in networks for weight in stored_tensors(one)) / 1e9
+        # The denoiser leaves memory while the others encode, unless all its weights are trained.
+        encoding = networks if method == "dreambooth" else [*networks[1:]]
+        whole = sum(weight.nbytes for one in encoding for weight in stored_tensors(one)) / 1e9
         row: dict[str, Any] = {"size": base.size, "open": whole} | needs(model, method, base.size)
     for card in CARDS:
         bytes_free = card * 2**30 - row["weights"] * 1e9

@@ -8,6 +8,7 @@ import pytest
 import torch
 from PIL import Image
 from safetensors.torch import save_file
+from torch import nn
 
 from pinxit import registry
 from pinxit.models import latent_model
@@ -95,6 +96,37 @@ def test_a_second_run_reads_no_encoder(
     second, _ = trained(open_base(bases(family)), pictures, tmp_path / "second", cached=True)
     assert not read
     assert first == second
+
+
+@pytest.mark.parametrize("cached", [True, False])
+@pytest.mark.parametrize("family", ["stable-diffusion-1", "z-image"])
+def test_a_large_denoiser_is_never_in_memory_with_text_encoders(
+    bases: Callable[[str], Path],
+    pictures: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    family: str,
+    cached: bool,
+) -> None:
+    """Each is read when the other is gone, and training has the same bits."""
+    model = open_base(bases(family))
+    usual, _ = trained(model, pictures, tmp_path / "usual", cached=False)
+    model.offload()
+    denoiser = model.all_networks["denoiser"]
+    encoders = [one for name, one in model.all_networks.items() if name not in ("denoiser", "vae")]
+    readings: list[nn.Module] = []
+
+    def read(network: nn.Module, *arguments: Any) -> None:
+        others = [denoiser] if network is not denoiser else encoders
+        assert not any(weight.numel() for one in others for weight in one.parameters())
+        readings.append(network)
+        reload_weights(network, *arguments)
+
+    monkeypatch.setattr(latent_model, "reload_weights", read)
+    monkeypatch.setattr(encoding_cache, "SMALL", 0)
+    first, _ = trained(model, pictures, tmp_path / "first", cached=cached)
+    assert first == usual
+    assert all(one in readings for one in (denoiser, *encoders))
 
 
 @pytest.mark.long

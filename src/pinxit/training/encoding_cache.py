@@ -12,13 +12,15 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from pinxit.adapters.batched_lora import BatchedLora
+from pinxit.adapters.kinds.alias import AliasAdapter
 from pinxit.errors import FileError, PinxitError
 from pinxit.files.atomic_write import make_folder, remove, write_tensors
 from pinxit.files.cache import cache_folder
 from pinxit.files.safetensors_file import read_safetensors
 from pinxit.models.conditioning import Conditioning
 from pinxit.models.device import device_name
-from pinxit.models.model import LatentDistribution, Model
+from pinxit.models.model import SMALL, LatentDistribution, Model
 from pinxit.models.text_encoder import PromptParsing
 
 # The files that were not used for the longest time are deleted above this size, in bytes.
@@ -51,10 +53,10 @@ class EncodingCache:
     def encode(self, pixels: Tensor) -> LatentDistribution:
         """Mean and standard deviation of the latents of images (B, 3, H, W)."""
         if not self._enabled:
-            return self._model.encode(pixels)
+            return self._encoder().encode(pixels)
 
         def latents() -> dict[str, Tensor]:
-            encoded = self._model.encode(pixels)
+            encoded = self._encoder().encode(pixels)
             return {"mean": encoded.mean.cpu(), "std": encoded.std.cpu()}
 
         digest = hashlib.sha256(pixels.contiguous().numpy().data).hexdigest()
@@ -71,11 +73,11 @@ class EncodingCache:
         model = self._model
         changed = any(getattr(change, "changes_conditioning", False) for change in model.changes)
         if changed or not self._enabled:
-            return model.condition([prompt], parsing)
+            return self._encoder().condition([prompt], parsing)
         aliases = sorted((token, one.text) for token, one in model.placeholders.items())
         tensors = self._tensors(
             f"prompt {prompt!r} {parsing} {aliases}",
-            lambda: _tensors_of(model.condition([prompt], parsing)),
+            lambda: _tensors_of(self._encoder().condition([prompt], parsing)),
         )
         on_device = {name: tensor.to(model.device) for name, tensor in tensors.items()}
         more = sorted(name for name in on_device if name.startswith(_MORE))
@@ -90,6 +92,17 @@ class EncodingCache:
         """What was read instead of encoded so far, if anything."""
         if self._num_read:
             yield f"{self._num_read} of {self._num_used} encodings were read from the cache"
+
+    def _encoder(self) -> Model:
+        """The model, to encode with: a large denoiser leaves memory, and is read again later.
+
+        It stays while an adapter has its weights.
+        """
+        model = self._model
+        unchanged = all(isinstance(one, AliasAdapter | BatchedLora) for one in model.changes)
+        if unchanged and model.num_parameters >= SMALL:
+            model.offload("denoiser")
+        return model
 
     def _tensors(self, key: str, encode: Callable[[], dict[str, Tensor]]) -> dict[str, Tensor]:
         """The tensors under a key, from the file if there is an intact one."""

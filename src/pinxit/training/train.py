@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
-from contextlib import closing, suppress
+from contextlib import ExitStack, closing, suppress
 from dataclasses import dataclass, replace
 from functools import partial
 
@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from pinxit.adapters.adapter import Adapter, Batchable, ModelChange, applied, before_denoise
+from pinxit.adapters.kinds.alias import AliasAdapter
 from pinxit.errors import RunError
 from pinxit.files.atomic_write import defer_signals
 from pinxit.models.conditioning import Conditioning
@@ -309,9 +310,14 @@ def train_with_plans(session: TrainingSession) -> Generator[StepResult | MemoryP
     """Like `train`, with every new memory plan: the first one comes before the first step."""
     plan = session.memory_plan
     session.answer_with_base()
-    assistant = session.trainers[0].assistant.applied(session.model)
-    with assistant, applied(session.model, session.changes):
-        conditioner = session.conditioner()
+    with ExitStack() as changes:
+        changes.enter_context(session.trainers[0].assistant.applied(session.model))
+        # Text encoders leave memory before adapters bring the denoiser back.
+        aliases = [one for one in session.adapters if isinstance(one, AliasAdapter)]
+        with applied(session.model, aliases):
+            conditioner = session.conditioner()
+        session.offload_unused()
+        changes.enter_context(applied(session.model, session.changes))
         session.validate(conditioner)  # at the start, or if training was interrupted here
         while not session.finished:
             batch = session.next_batch()
