@@ -92,6 +92,20 @@ def test_captions_are_dropped_from_a_fraction_of_the_samples(model: Model, pictu
     assert torch.equal(*noise)
 
 
+@pytest.mark.parametrize("name", registry.names("methods"))
+def test_styles_that_change_the_denoiser_drop_captions(
+    model: Model, pictures: Path, name: str
+) -> None:
+    common = {"images": pictures, "token": "<my>", "class_noun": "toy", "method": name}
+    for kind, given, expected in (
+        ("object", None, 0.0),
+        ("style", None, 0.0 if name == "textual-inversion" else 0.1),
+        ("style", 0.0, 0.0),
+    ):
+        recipe = Recipe.model_validate({**common, "kind": kind, "caption_dropout": given})
+        assert TrainingPlan.of(recipe, model, 3).recipe.caption_dropout == expected
+
+
 @pytest.mark.long
 @pytest.mark.parametrize("name", registry.names("optimizers"))
 def test_every_optimizer_resumes_to_the_bit(name: str, model: Model, pictures: Path) -> None:

@@ -78,7 +78,7 @@ class BatchSampling:
     images_hash: str
     batch_size: int
     flip: bool
-    caption_dropout: float = 0.0
+    caption_dropout: float | None = None
 
     def drops_caption(self, *purpose: str | int) -> bool:
         """Whether a sample has an empty prompt; it has random numbers of its own."""

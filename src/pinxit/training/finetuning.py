@@ -50,6 +50,8 @@ class Finetuning(Method):
 
     advice_by_size: ClassVar[Mapping[ModelSize, Advice]]
     object_preservation: ClassVar[Preservation] = "class-images"  # if nothing is chosen
+    # Without it, guidance takes a part of the style away again (docs/results/styles.md).
+    style_caption_dropout: ClassVar = 0.1
 
     preserve: Preservation | None = Option(
         None, default_is="objects: base-answer for LoRA, else class-images; styles: none"

@@ -85,6 +85,7 @@ class Method(registry.Plugin, Options, ABC):
 
     label: ClassVar[str] = "method"
     trains_all_weights: ClassVar[bool] = False
+    style_caption_dropout: ClassVar[float] = 0.0  # if the recipe gives none
 
     @property
     def independent_concepts(self) -> bool:

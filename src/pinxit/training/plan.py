@@ -59,6 +59,9 @@ class TrainingPlan:
         interval = recipe.validate_every or validation_interval(advice.steps, batch_size)
         cached = recipe.cache_encodings
         cached = model.num_parameters >= SMALL if cached is None else cached
+        dropout = recipe.caption_dropout
+        if dropout is None:
+            dropout = method.style_caption_dropout if subject.kind == "style" else 0.0
         values = {
             "method": method,
             "images": recipe.images.expanduser().resolve(),
@@ -74,6 +77,7 @@ class TrainingPlan:
             "text_encoders": model.source.text_encoders,
             "precision": model.placement.precision,
             "cache_encodings": cached,
+            "caption_dropout": dropout,
         }
         complete = recipe.model_copy(update=values)
         class_images = method.required_class_images(model, subject)

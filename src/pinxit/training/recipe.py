@@ -109,8 +109,15 @@ class Recipe(Options):
         None, default_is=".txt, .caption or .json, and tables of the folder"
     )
     """suffix of the caption files, such as .tags; only these files are captions then"""
-    caption_dropout: float = Option(0.0, ge=0, lt=1, aliases=("caption_dropout_rate",))
-    """fraction of the samples that are trained with an empty prompt"""
+    caption_dropout: float | None = Option(
+        None,
+        ge=0,
+        lt=1,
+        aliases=("caption_dropout_rate",),
+        default_is="styles: 0.1, for textual inversion 0; objects: 0",
+    )
+    """fraction of the samples that are trained with an empty prompt: guidance subtracts what the
+    model predicts for it, so it should have the style too"""
     resolution: int | None = Option(
         None,
         ge=8,
