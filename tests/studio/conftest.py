@@ -172,6 +172,12 @@ def entered(browser: Browser, studio: Studio) -> Iterator[Page]:
     context.close()
 
 
+@pytest.fixture(scope="module")
+def page(studio: Studio, browser: Browser) -> Iterator[Page]:
+    with entered(browser, studio) as page:
+        yield page
+
+
 class Keyboard:
     """A person who has only a keyboard."""
 

@@ -3,7 +3,6 @@
 import os
 import re
 import signal
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +12,12 @@ from playwright.sync_api import Browser, Page, expect
 
 from pinxit.pocket import gallery
 from pinxit.pocket.world import held_out_subjects
+from pinxit.studio.submit import train_job
 from pinxit.studio.token_count import token_count
 from tests.studio.conftest import (
     Keyboard,
     Studio,
-    entered,
+    add_images,
     must_be_accessible,
     new_context,
     wait_for,
@@ -49,12 +49,6 @@ class Person:
 
 
 @pytest.fixture(scope="module")
-def page(studio: Studio, browser: Browser) -> Iterator[Page]:
-    with entered(browser, studio) as page:
-        yield page
-
-
-@pytest.fixture(scope="module")
 def journey(page: Page, studio: Studio, eight_images: list[Path]) -> Person:
     """A person who goes from eight images to the button Generate, and has pressed it."""
     quick = "method=textual-inversion&steps=12&preview_every=12&checkpoint_every=6"
@@ -80,6 +74,7 @@ def test_eight_images_to_a_generated_image_in_five_actions(
     assert f"<my{NOUN}>" in job.options["request"]["prompt"]
 
 
+@pytest.mark.usefixtures("journey")
 def test_every_page_is_accessible_in_both_themes_at_both_widths(
     page: Page, studio: Studio, browser: Browser
 ) -> None:
@@ -89,6 +84,7 @@ def test_every_page_is_accessible_in_both_themes_at_both_widths(
     must_be_accessible(page, browser, [f"{studio.address}/{path}" for path in paths])
 
 
+@pytest.mark.usefixtures("journey")
 def test_token_is_completed_and_the_form_sent_by_keyboard_alone(page: Page, studio: Studio) -> None:
     page.goto(f"{studio.address}/generate")
     prompt = page.get_by_label("Prompt", exact=True)
@@ -103,6 +99,7 @@ def test_token_is_completed_and_the_form_sent_by_keyboard_alone(page: Page, stud
     expect(page.locator(".results img")).to_be_visible()
 
 
+@pytest.mark.usefixtures("journey")
 def test_tokens_and_costs_appear_while_the_page_is_open(page: Page, studio: Studio) -> None:
     workspace = studio.workspace
     wait_for(lambda: token_count(workspace, "pocket", "a", [], weights=True))
@@ -160,10 +157,11 @@ def test_everything_can_be_read_and_started_without_javascript(
 
 
 def test_a_dead_worker_is_shown_and_its_job_continues(page: Page, studio: Studio) -> None:
-    job = studio.workspace.queue.all()[-1]
+    answers = {"class_noun": NOUN, "method": "textual-inversion", "steps": 2000, "preview_every": 0}
+    images = add_images(studio.workspace)
+    job = train_job(studio.workspace, {**answers, "images": images.id})
     page.goto(f"{studio.address}/jobs/{job.id}")
     is_training = re.compile("left, done at")
-    page.get_by_role("button", name="Continue").click()
     expect(page.locator("#summary")).to_contain_text(is_training)
     os.kill(int((studio.workspace.worker_folder("cpu") / "pid").read_text()), signal.SIGKILL)
     wait_for(studio.workspace.last_words)

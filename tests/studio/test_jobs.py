@@ -208,9 +208,9 @@ def digests(workspace: Workspace, number: str) -> dict[str, str]:
 @pytest.mark.long
 def test_killed_workers_lose_nothing(workspace: Workspace, nano: Path, pictures: Path) -> None:
     """A worker is killed at several moments; the last one ends with the bytes of no kill."""
-    quiet = workspace.queue.add("train", train_recipe(nano, pictures, steps=40))
+    quiet = workspace.queue.add("train", train_recipe(nano, pictures, steps=60))
     Worker(workspace, "cpu", print).run(until_empty=True)
-    killed = workspace.queue.add("train", train_recipe(nano, pictures, steps=40))
+    killed = workspace.queue.add("train", train_recipe(nano, pictures, steps=60))
     command = [sys.executable, "-m", "pinxit", "worker", str(workspace.folder), "--until-empty"]
     for saved in (2, 12, 24):
         process = subprocess.Popen(command, start_new_session=True)

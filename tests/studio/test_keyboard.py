@@ -19,7 +19,6 @@ from tests.studio.conftest import (
     Studio,
     add_images,
     add_training,
-    entered,
     must_be_accessible,
     new_context,
     next_page,
@@ -73,12 +72,6 @@ def studio(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Studio]:
     running = start_studio(workspace.folder, "none")
     yield running
     running.stop()
-
-
-@pytest.fixture(scope="module")
-def page(studio: Studio, browser: Browser) -> Iterator[Page]:
-    with entered(browser, studio) as page:
-        yield page
 
 
 @pytest.fixture(scope="module")
