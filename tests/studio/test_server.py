@@ -17,6 +17,7 @@ from pinxit.pocket import gallery
 from pinxit.pocket.world import held_out_subjects
 from pinxit.progress import Notice
 from pinxit.runs.events import MemoryNotice, Preview, PreviewScores, to_line
+from pinxit.runs.training_notices import step_notices
 from pinxit.studio.server import serve
 from pinxit.studio.streams import LogTail
 from pinxit.studio.trash import Trash
@@ -211,6 +212,15 @@ def test_cost_of_a_training_has_its_time_and_memory(workspace: Workspace) -> Non
         file.writelines(map(to_line, (notice, *steps)))
     view = TrainingView(training, workspace.run(training))
     assert view.cost == "4 steps in 2 min, 1.5 GB of memory"
+
+
+def test_time_of_the_first_steps_is_no_finding(workspace: Workspace) -> None:
+    training = add_training(workspace)
+    step = StepResult(3, 100, (0.5,), (1.0,), 1e-3, 40.0)
+    (time,) = step_notices(step, [40.0, 40.0], "fp32")
+    with (workspace.folder / "runs" / training.id / "journal.jsonl").open("a") as file:
+        file.writelines(map(to_line, (time, Notice("the images are small"))))
+    assert TrainingView(training, workspace.run(training)).sentences == ["the images are small"]
 
 
 def test_generated_image_is_removed_brought_back_and_transferred(

@@ -20,7 +20,7 @@ from pinxit.studio.guard import NEW_LINK
 from pinxit.studio.jobs import KIND_NAMES, Job, numbered_folders, read_json
 from pinxit.studio.static_files import static_address
 from pinxit.studio.streams import StatusWatch, job_events, log_end, studio_events
-from pinxit.studio.submit import KINDS, MAX_TEXT
+from pinxit.studio.submit import KINDS, MAX_NUM_IMAGES, MAX_TEXT
 from pinxit.studio.token_count import token_count
 from pinxit.studio.trash import Trash, space
 from pinxit.studio.views import TrainingView, duration, in_words
@@ -165,6 +165,7 @@ class Pages:
             "prompts": prompts,
             "history": history[:24],
             "transfer": transfer,
+            "max_num_images": MAX_NUM_IMAGES,
             "images": self.workspace.images_of(values["image"]) if values.get("image") else None,
         }
         return self.render("generate.html", page, 400 if error else 200, error=error)

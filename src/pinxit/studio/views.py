@@ -22,6 +22,7 @@ _MAX_POINTS = 300
 _SCORED, _UNSCORED = 8, 4  # images on a sheet of previews
 _MARGIN = 4  # of a sheet, in pixels
 _PEAK = re.compile(r"predicted peak: ([\d.]+ [GM]B)")
+_TIME_NOTICE = "a step takes "  # how the notice of `step_notices` begins
 _OPTION = re.compile(r"--([a-z][a-z-]*)")
 
 
@@ -174,7 +175,8 @@ class TrainingView:
         """Sentences about the training that the user should read."""
         if not self.run:
             return self.job.read_log()[1]
-        texts: list[str] = list(self.run.notices)
+        # The page has its own finish time, which is right after the first steps too.
+        texts = [text for text in self.run.notices if not text.startswith(_TIME_NOTICE)]
         if self.run.memory_plan and self.run.memory_plan.text:
             texts.append(self.run.memory_plan.text)
         problems = self.run.scores[-1].problems if self.run.scores else ()
