@@ -11,9 +11,9 @@ from pinxit.files.atomic_write import write_text
 from pinxit.models.open_base import Bases, open_base
 from pinxit.models.prompt import TokenEmbedding
 from pinxit.models.text_encoder import PromptParsing
-from pinxit.studio.measure import measure_next
+from pinxit.studio.measure import Measuring, measure_next
 from pinxit.studio.workspace import TOKENS, Workspace
-from tests.studio.conftest import add_images, add_training
+from tests.studio.conftest import add_images, add_training, wait_for
 
 
 @pytest.fixture
@@ -54,6 +54,19 @@ def test_what_ended_a_worker_is_not_tried_again(tmp_path: Path) -> None:
             measure_next(workspace, Bases(), "cpu")
     assert not measure_next(workspace, Bases(), "cpu")
     assert not workspace.cost(workspace.bases[0], "lora")
+
+
+def test_a_job_ends_the_process_that_measures(workspace: Workspace, nano: Path) -> None:
+    add_images(workspace)
+    measuring = Measuring(workspace, "cpu")
+    measuring.start()
+    wait_for(lambda: next(workspace.base_folder(str(nano)).glob("*.json"), None))
+    measuring.stop()
+    files = [*workspace.base_folder(str(nano)).rglob("*")]
+    assert all(file.stat().st_size for file in files if file.is_file())
+    measuring.start()  # and goes on later
+    wait_for(lambda: workspace.cost(str(nano), "lora"))
+    measuring.stop()
 
 
 TEXTS = ("a photo of (a <a>:1.3), (the <b>) and <c>", "a <b><c> toy", "word " * 90, "<a>")

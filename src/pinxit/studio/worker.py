@@ -3,14 +3,14 @@
 import time
 import traceback
 from collections.abc import Callable
-from contextlib import closing
+from contextlib import ExitStack, closing
 
 from pinxit.errors import PinxitError, RunError
 from pinxit.files.atomic_write import exclusive_lock, make_folder, write_text
 from pinxit.models.device import find_device
 from pinxit.progress import Notice, Progress
 from pinxit.studio.jobs import Job
-from pinxit.studio.measure import measure_next
+from pinxit.studio.measure import Measuring
 from pinxit.studio.tasks import Tasks
 from pinxit.studio.workspace import DEVICE, Workspace
 
@@ -29,6 +29,7 @@ class Worker:
         self.name, self.device = device, _full_name(device)
         self.say = say
         self.tasks = Tasks(workspace, self.device)
+        self.measuring = Measuring(workspace, self.device)
         self._next_line = self._next_look = 0.0
 
     def run(self, *, until_empty: bool = False) -> None:
@@ -40,25 +41,19 @@ class Worker:
         make_folder(named)
         write_text(named / DEVICE, self.device)
         make_folder(folder)
-        with exclusive_lock(folder):
+        with exclusive_lock(folder), ExitStack() as at_end:
+            at_end.callback(self.measuring.stop)
             self.say(f"worker on {self.device} is ready")
             while True:
                 with self.workspace.queue.claim() as job:
                     if job:
+                        self.measuring.stop()
                         self._do(job)
                 if not job:
                     if until_empty:
                         return
-                    self._use_idle_time()
-
-    def _use_idle_time(self) -> None:
-        """Find out something that the pages show, or wait for a moment."""
-        try:
-            if measure_next(self.workspace, self.tasks.bases, self.device):
-                return
-        except Exception as error:  # nothing depends on it
-            self.say(f"the cost of a training is not known: {error}")
-        time.sleep(_POLL)
+                    self.measuring.start()
+                    time.sleep(_POLL)
 
     def _do(self, job: Job) -> None:
         """Do a job, and record how it ended unless it is to continue later."""
