@@ -126,12 +126,15 @@ def first_page(folder: Path) -> dict[str, Any]:
 def studio(workspace: Workspace) -> Generator[tuple[Client, int]]:
     """A studio without a worker, when its port answers: a client, and its process id."""
     workspace.create()
-    port = free_port()
+    client = Client(workspace, free_port())  # it makes the secret, which two must not do at once
     command = [sys.executable, "-m", "pinxit", "studio", str(workspace.folder), "--device", "none"]
-    with subprocess.Popen([*command, "--port", str(port)], stderr=subprocess.DEVNULL) as process:
-        wait_for(lambda: answers(port), 60)
-        yield Client(workspace, port), process.pid
-        process.terminate()
+    command += ["--port", str(client.port)]
+    with subprocess.Popen(command, stderr=subprocess.DEVNULL) as process:
+        try:
+            wait_for(lambda: answers(client.port), 60)
+            yield client, process.pid
+        finally:
+            process.terminate()
 
 
 def times(folder: Path) -> dict[str, Any]:

@@ -12,6 +12,7 @@ from pinxit.errors import RunError
 from pinxit.files.atomic_write import make_folder, remove, write_text
 from pinxit.models.model import Model
 from pinxit.models.open_base import Bases
+from pinxit.studio.jobs import numbered_folders
 from pinxit.studio.views import cost_text
 from pinxit.studio.workspace import ROOM, TOKENIZER, Workspace
 from pinxit.training.concept_trainer import ConceptTrainer
@@ -74,7 +75,7 @@ def _unknown(workspace: Workspace, device: str) -> Iterator[tuple[str, str, Path
     Base models other than pocket may be large: only when there are images to train on.
     """
     for base in workspace.known_bases():
-        if base != "pocket" and not any((workspace.folder / "images").iterdir()):
+        if base != "pocket" and not numbered_folders(workspace.folder / "images"):
             continue
         files = {"": workspace.base_folder(base) / TOKENIZER}
         for method in workspace.options["methods"]:
