@@ -29,7 +29,7 @@ Handler = Callable[[Request], Awaitable[Response]]
 
 def routes(pages: Pages) -> list[tuple[str, str, Handler]]:
     """Method, path and handler of every route. GET changes nothing, except for the entry link."""
-    do, media, side = Actions(pages), Media(pages), SideBySide(pages)
+    do, media = Actions(pages), Media(pages)
     return [
         ("GET", ENTRY, pages.enter),
         ("GET", "/", pages.start),
@@ -45,11 +45,6 @@ def routes(pages: Pages) -> list[tuple[str, str, Handler]]:
         ("GET", "/tokens", pages.tokens),
         ("GET", "/compare", pages.compare),
         ("POST", "/compare", do.compare),
-        ("GET", "/side", side.show),
-        ("POST", "/votes", side.start),
-        ("GET", "/votes/{vote}", side.vote),
-        ("POST", "/votes/{vote}", side.choose),
-        ("GET", "/votes/{vote}/{round:int}/{side}", side.image),
         ("GET", "/files", pages.files),
         ("POST", "/files", do.open_file),
         ("POST", "/convert", do.convert),
@@ -68,6 +63,17 @@ def routes(pages: Pages) -> list[tuple[str, str, Handler]]:
         ("POST", "/jobs/{job}/images/{place:int}/{action}", do.image_action),
         ("GET", "/static/{name}", media.static),
         *_image_routes(pages, media),
+        *_side_routes(SideBySide(pages)),
+    ]
+
+
+def _side_routes(side: SideBySide) -> list[tuple[str, str, Handler]]:
+    return [
+        ("GET", "/side", side.show),
+        ("POST", "/votes", side.start),
+        ("GET", "/votes/{vote}", side.vote),
+        ("POST", "/votes/{vote}", side.choose),
+        ("GET", "/votes/{vote}/{round:int}/{side}", side.image),
     ]
 
 
