@@ -187,8 +187,9 @@ def merge_loras(
     for "all". Raises ConceptError as `convert` does.
     """
     references = [ConceptReference.parse(lora) for lora in _paths(loras)]
-    prepare_output(Path(out))
-    concept, errors = lora_tools.merge_loras(references, RankLimit(rank, energy), base)
+    limit = RankLimit(rank, energy)
+    prepare_output(Path(out), format, "adapters")
+    concept, errors = lora_tools.merge_loras(references, limit, base)
     lora_tools.write_lora(concept, Path(out), format, precision)
     return group_errors(errors)
 
@@ -207,7 +208,7 @@ def fuse_loras(
     does not fit it, or if `out` exists.
     """
     references = [ConceptReference.parse(lora) for lora in _paths(loras)]
-    prepare_output(Path(out))
+    prepare_output(Path(out), format, "full weights")
     lora_fuse.fuse_loras(references, Path(out), base, format, precision)
     return Path(out)
 
@@ -229,8 +230,8 @@ def extract_lora(  # noqa: PLR0913 (those of merge_loras, and one)
     The other arguments and the result are as in `merge_loras`; `all_weights` stores the changes
     of biases, norms and embeddings too. Raises ConceptError if the models do not match.
     """
-    prepare_output(Path(out))
     limit = RankLimit(rank, energy)
+    prepare_output(Path(out), format, "adapters")
     concept, errors, _ = lora_tools.extract_lora(Path(tuned), limit, base, all_weights=all_weights)
     lora_tools.write_lora(concept, Path(out), format, precision)
     return group_errors(errors)

@@ -8,9 +8,13 @@ from operator import itemgetter
 from pathlib import Path
 
 import pytest
+import torch
 from PIL import Image
+from safetensors.torch import save_file
 
 from pinxit.cli import main, opening
+from pinxit.concepts import lora_tools
+from pinxit.concepts.concept import Concept
 from pinxit.errors import ModelError
 from pinxit.generation.request import GenerationRequest
 from pinxit.training.recipe import Recipe
@@ -155,6 +159,70 @@ CASES: list[Case] = [
         "no image in empty",
         "put images into it",
     ),
+    ("token of signs", lambda p: p.train("--token", ")"), "`)` would not", "angle brackets"),
+    (
+        "class images not used",
+        lambda p: p.train("--class-images-folder", "pictures", "--preserve", "none", method="lora"),
+        "in pictures, but none are used",
+        "leave out",
+    ),
+    (
+        "class images contradicted",
+        lambda p: p.train("--class-images", "3", "--preserve", "weights", method="dreambooth"),
+        "weights contradicts 3",
+        "only one of",
+    ),
+    (
+        "option of other methods",
+        lambda p: p.train("--rare-token", "sks", method="custom-diffusion"),
+        "--rare-token does not fit",
+        "pinxit train lora",
+    ),
+    (
+        "full weights on a preview base",
+        lambda p: p.train("--preview-base", "pocket", method="dreambooth"),
+        "previewed on pocket",
+        "leave out --preview-base",
+    ),
+    (
+        "no assistant",
+        lambda p: p.train("--assistant", "no.safetensors", method="lora"),
+        "no.safetensors",
+        "",
+    ),
+    (
+        "endless weight in a prompt",
+        lambda p: ["generate", f"a (toy:{'9' * 400})", "--base", str(p.base)],
+        "not a finite number",
+        "1.2",
+    ),
+    (
+        "LoRA format for a checkpoint",
+        lambda _: ["lora", "fuse", "a.safetensors", "--out", "b.safetensors", "--format", "kohya"],
+        "kohya stores adapters, not full weights",
+        "single-file",
+    ),
+    (
+        "format of another suffix",
+        lambda _: ["lora", "merge", "a.safetensors", "--out", "b.pt", "--format", "kohya"],
+        "wrong suffix for the format kohya",
+        ".safetensors",
+    ),
+    (
+        "article in an evaluation",
+        lambda _: ["evaluate", "pictures", "--images", "pictures", "--class-noun", "the toy"],
+        "begins with an article",
+        "write: toy",
+    ),
+    (
+        "images of too few prompts",
+        lambda _: [
+            *("evaluate", "pictures", "--images", "pictures", "--class-noun", "toy"),
+            *("--prompts", "living"),
+        ],
+        "pictures has 3 images",
+        "all prompts",
+    ),
     ("unknown option in a recipe", lambda p: p.recipe(option="vectrs = 3"), "vectrs", "vectors"),
     ("unknown method in a recipe", lambda p: p.recipe(method="lorra"), "lorra", "known"),
     ("wrong type in a recipe", lambda p: p.recipe('steps = "many"'), "many", "steps"),
@@ -292,7 +360,11 @@ def test_bad_input(
 _WITHOUT_A_BASE = {
     *("folder to start from", "no image to transfer", "no ControlNet", "no mask"),
     *("mask of another shape", "unknown prompts", "no preview prompt", "out is a run"),
-    "folder without permission",
+    *("folder without permission", "noun with an article", "no class images"),
+    *("token of signs", "class images not used", "class images contradicted"),
+    *("option of other methods", "full weights on a preview base", "no assistant"),
+    *("endless weight in a prompt", "LoRA format for a checkpoint", "format of another suffix"),
+    *("article in an evaluation", "images of too few prompts"),
 }
 
 
@@ -303,7 +375,18 @@ def test_what_needs_no_base_is_checked_before_one_is_opened(
     place: Place, case: Case, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(opening, "find_source", None)
+    monkeypatch.setattr(lora_tools, "ConceptReference", None)
     assert main(case[1](place)) == 2
+
+
+def test_a_file_to_write_is_checked_before_a_concept_is_read_in_full(
+    pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    save_file({"<x>": torch.zeros(1, 4)}, tmp_path / "a.safetensors")
+    monkeypatch.setattr(Concept, "check_finite", None)
+    concept = str(tmp_path / "a.safetensors")
+    assert main(["convert", concept, str(pictures / "0.png")]) == 2
+    assert main(["convert", concept, str(tmp_path / "b.pt"), "--format", "kohya"]) == 2
 
 
 def test_a_strength_of_image_to_image_without_an_image_is_noted(

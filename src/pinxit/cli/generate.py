@@ -25,7 +25,7 @@ from pinxit.cli.flags import (
 )
 from pinxit.cli.opening import Opening
 from pinxit.cli.screen import bars, data, say
-from pinxit.concepts.concept import Concept
+from pinxit.concepts.concept import Concept, check_together
 from pinxit.errors import RequestError
 from pinxit.files.atomic_write import atomic_write, make_folder
 from pinxit.generation.control import SamplingProgress
@@ -89,8 +89,9 @@ def _request(given: Values) -> tuple[GenerationRequest, list[Concept]]:
     else:
         options.setdefault("num_images", 1 if _is_image_file(given.get("out")) else _NUM_IMAGES)
     request = GenerationRequest.model_validate(options)
-    request.check_files()
+    request.check()
     concepts = [reference.open() for reference in request.concepts]
+    check_together(concepts)
     origins = [concept.provenance for concept in concepts if concept.provenance.base]
     if origins and "base" not in options:
         values = origins[0].recipe_values

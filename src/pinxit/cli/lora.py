@@ -62,8 +62,9 @@ class _LoraFile:
         from pinxit.concepts.conversion import prepare_output
         from pinxit.concepts.low_rank import RankLimit
 
-        prepare_output(self.out)
-        return RankLimit(self.rank, self.energy)
+        limit = RankLimit(self.rank, self.energy)
+        prepare_output(self.out, self.format_, "adapters")
+        return limit
 
     def write(self, concept: "Concept", errors: "Sequence[LayerError]") -> None:
         """Write the LoRA, and show what its layers lost by group."""
@@ -115,7 +116,7 @@ def fuse(
     from pinxit.concepts.lora_fuse import fuse_loras
 
     references = _references(loras)
-    prepare_output(out)
+    prepare_output(out, format_, "full weights")
     with bars() as progress:
         concept, writer = fuse_loras(references, out, base, format_, precision, progress)
     say(*written_lines(writer, concept, out))

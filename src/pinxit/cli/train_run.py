@@ -40,6 +40,7 @@ from pinxit.runs.many import RunGroup, train_many
 from pinxit.runs.reader import RunState
 from pinxit.runs.run import Run
 from pinxit.training.method import Method
+from pinxit.training.plan import check_options, check_words
 from pinxit.training.recipe import Recipe
 from pinxit.training.step_result import StepResult
 
@@ -150,9 +151,14 @@ def _train_and_show(run: Run, opening: Opening) -> None:
 
 
 def read_and_check_images(run: Run) -> tuple[TrainingImage, ...]:
-    """The training images of a run; prints what is odd about them."""
+    """The training images of a run; prints what is odd about them.
+
+    Raises an error for everything in the recipe that is wrong whatever the base model is.
+    """
     run.check_image_folder()
     recipe = run.recipe
+    check_words(recipe)
+    check_options(recipe)
     resolution = recipe.resolution or local_resolution(recipe.base) or HUB_RESOLUTION
     checks = check_folder(recipe.images, resolution, 8, recipe.masks, recipe.caption_extension)
     check_before_training(checks, recipe.skip_bad)
@@ -190,6 +196,8 @@ def train_group(group: RunGroup, folder: Path, opening: Opening) -> None:
             "without torchrun, give train-many --engine: see docs/guides/many-subjects.md",
         )
     runs = group.runs(folder)
+    for recipe in {one.kind: one for one in group.subjects.values()}.values():
+        check_options(recipe)  # options are common to all; words are checked with each subject
     model = opening.open(next(iter(group.subjects.values())))
     resume = f"continue with: pinxit train-many --resume {typed(folder)}"
     names = {run: name for name, run in runs.items()}

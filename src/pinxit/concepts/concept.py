@@ -131,11 +131,8 @@ def from_description(text: str, tables: Mapping[str, Mapping[str, Tensor]], path
     return Concept(tuple(parts), description.provenance)
 
 
-def combined_adapters(concepts: Sequence[Concept], model: Model) -> tuple[Adapter, ...]:
-    """The adapters of several concepts for one model, full weights before LoRAs.
-
-    Raises ConceptError if two concepts replace the same network.
-    """
+def check_together(concepts: Sequence[Concept]) -> None:
+    """Raise ConceptError if two concepts replace the same network."""
     owners: dict[str, str] = {}
     for concept in concepts:
         for part in concept.parts:
@@ -146,6 +143,14 @@ def combined_adapters(concepts: Sequence[Concept], model: Model) -> tuple[Adapte
                     f"network `{network}`",
                     "use only one of them, together with LoRAs or embeddings",
                 )
+
+
+def combined_adapters(concepts: Sequence[Concept], model: Model) -> tuple[Adapter, ...]:
+    """The adapters of several concepts for one model, full weights before LoRAs.
+
+    Raises ConceptError if two concepts replace the same network.
+    """
+    check_together(concepts)
     adapters = [adapter for concept in concepts for adapter in _fitted(concept, model)]
     adapters.sort(key=lambda adapter: adapter.part_type.has_strength)
     return (*adapters, *nickname_aliases(concepts, model))

@@ -24,7 +24,9 @@ def convert_concept(
 
     Raises ConceptError if the format cannot store the concept, or if `out` exists.
     """
-    concept = ConceptReference(file).open_finite()
+    concept = ConceptReference(file).open()
+    prepare_output(out, format_name)
+    concept.check_finite()
     target = Target(out, base, precision, separate_embeddings)
     return concept, write_in_format(concept, target, format_name)
 
@@ -35,19 +37,39 @@ def write_in_format(concept: Concept, target: Target, format_name: str | None = 
     Returns the format. Raises ConceptError as `convert_concept` does.
     """
     out = target.out
-    name = format_name or default_format(concept, out.suffix)
-    writer: Format = registry.load("formats", name)()
-    if out.suffix not in writer.suffixes:
-        suffixes = " or ".join(suffix or "no suffix (a folder)" for suffix in writer.suffixes)
-        raise ConceptError(f"{out} has the wrong suffix for the format {name}", f"use {suffixes}")
+    writer = _format_for(out, format_name or default_format(concept, out.suffix))
     prepare_output(out)
     writer.write(concept, target)
     check_same_change(concept, out)
     return writer
 
 
-def prepare_output(out: Path) -> None:
-    """Make the folder that an output file is written to; ConceptError if the file exists."""
+def prepare_output(out: Path, format_name: str | None = None, content: str = "") -> None:
+    """Make the folder of an output file, before anything long is done.
+
+    ConceptError if the file exists, if its suffix is not one of the format, or if the format
+    cannot store this kind of content.
+    """
     if out.exists():
         raise ConceptError(f"{out} exists already", "choose another name, or remove it first")
+    writer = _format_for(out, format_name) if format_name else None
+    if writer and content and content not in writer.contents:
+        raise ConceptError(
+            f"the format {format_name} stores {' and '.join(writer.contents)}, not {content}",
+            f"use --format {', '.join(_formats_of(content))}",
+        )
     make_folder(out.parent, writable=True)
+
+
+def _formats_of(content: str) -> list[str]:
+    names = registry.names("formats")
+    return [name for name in names if content in registry.load("formats", name).contents]
+
+
+def _format_for(out: Path, name: str) -> Format:
+    """A format by its name; ConceptError if its files have other suffixes than `out`."""
+    writer: Format = registry.load("formats", name)()
+    if out.suffix not in writer.suffixes:
+        suffixes = " or ".join(suffix or "no suffix (a folder)" for suffix in writer.suffixes)
+        raise ConceptError(f"{out} has the wrong suffix for the format {name}", f"use {suffixes}")
+    return writer

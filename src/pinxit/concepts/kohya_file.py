@@ -12,7 +12,7 @@ from torch import Tensor
 
 from pinxit.adapters.difference_part import DifferencePart
 from pinxit.adapters.lora_part import ALPHA, MAGNITUDE, LayerTensors, LoraPart, factor_rank
-from pinxit.adapters.parts import EmbeddingPart
+from pinxit.adapters.parts import EmbeddingPart, Part
 from pinxit.concepts.concept import Concept
 from pinxit.concepts.format import EMB_PARAMS, Target, tables_to_keys, write_embedding
 from pinxit.concepts.joined_lora import original_layers, original_table
@@ -93,14 +93,21 @@ def _transformer_tensors(part: LoraPart, table: LayerTable) -> dict[str, Tensor]
     }
 
 
+def embedding_parts(parts: Sequence[Part], out: Path) -> list[EmbeddingPart]:
+    """The embeddings, which get files next to `out`; ConceptError if there is such a file."""
+    embeddings = [part for part in parts if isinstance(part, EmbeddingPart)]
+    for file in (embedding_file(out, part.token) for part in embeddings):
+        if file == out or file.exists():
+            raise ConceptError(f"{file} exists already", "choose a folder without such a file")
+    return embeddings
+
+
 def write_embedding_files(concept: Concept, target: Target) -> Concept:
     """Write each embedding to a file named after its token, next to the target; return the rest."""
     out = target.out
-    embeddings = [part for part in concept.parts if isinstance(part, EmbeddingPart)]
+    embeddings = embedding_parts(concept.parts, out)
     for part in embeddings:
         file = embedding_file(out, part.token)
-        if file == out or file.exists():
-            raise ConceptError(f"{file} exists already", "choose a folder without such a file")
         provenance = replace(concept.provenance, token=part.token)
         write_embedding(tables_to_keys(part.tables, EMB_PARAMS), Concept((part,), provenance), file)
     others = tuple(part for part in concept.parts if part not in embeddings)

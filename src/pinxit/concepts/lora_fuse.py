@@ -14,7 +14,7 @@ from pinxit.concepts.concept import Concept
 from pinxit.concepts.conversion import write_in_format
 from pinxit.concepts.format import Format, Precision, Target
 from pinxit.concepts.full_model_file import DTYPES, in_dtype
-from pinxit.concepts.kohya_file import write_embedding_files
+from pinxit.concepts.kohya_file import embedding_parts, write_embedding_files
 from pinxit.concepts.lora_tools import one_strength, token_parts
 from pinxit.concepts.read import ConceptReference
 from pinxit.errors import ConceptError
@@ -35,6 +35,7 @@ def fuse_loras(
     fit the base model, or if `out` exists.
     """
     concepts = [reference.open_finite() for reference in references]
+    embedding_parts(token_parts(concepts), out)
     weights = BaseWeights(base, concepts[0])
     dtype = DTYPES[precision] if precision else None
     concept = _merged_weights(concepts, weights, out.parent, dtype, progress)

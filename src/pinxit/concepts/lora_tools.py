@@ -69,6 +69,7 @@ def merge_loras(
     Raises ConceptError if the files are no LoRAs, or are for different base models.
     """
     concepts = [reference.open_finite() for reference in references]
+    tokens = token_parts(concepts)
     changes = _all_changes(concepts, base)
     layers: dict[str, dict[str, LayerTensors]] = {}
     errors: list[LayerError] = []
@@ -78,7 +79,7 @@ def merge_loras(
         errors.append(LayerError(network, layer, layer_rank(tensors), total, lost))
         progress(Progress("layers", done, len(changes)))
     loras = [LoraPart(network, "lora", layers[network]) for network in sorted(layers)]
-    parts = (*token_parts(concepts), *loras, *_differences(concepts))
+    parts = (*tokens, *loras, *_differences(concepts))
     if not any(part.has_strength for part in parts):
         raise ConceptError(f"{references[0]} has no LoRA", "give LoRA files or runs")
     return Concept(parts, _provenance(references, concepts)), errors
@@ -162,14 +163,15 @@ def _all_changes(
     """The plain LoRAs of each layer; adapters of other kinds are computed on the base model."""
     weights: BaseWeights | None = None
     changes: dict[tuple[str, str], list[_Change]] = {}
-    for concept in concepts:
-        strength = one_strength(concept)
+    strengths = [one_strength(concept) for concept in concepts]
+    full = next((concept for concept in concepts if concept.has_full_weights), None)
+    if full:
+        raise ConceptError(
+            f"{full.token} has full weights and is no LoRA",
+            "extract a LoRA from it first: pinxit lora extract",
+        )
+    for concept, strength in zip(concepts, strengths, strict=True):
         for part in concept.parts:
-            if part.replaces:
-                raise ConceptError(
-                    f"{concept.token} has full weights and is no LoRA",
-                    "extract a LoRA from it first: pinxit lora extract",
-                )
             if not isinstance(part, LoraPart):
                 continue
             if part.variant != "lora":

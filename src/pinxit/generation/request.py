@@ -21,6 +21,7 @@ from pinxit.generation.schedulers import SCHEDULER_ALIASES, SCHEDULERS, schedule
 from pinxit.images.collected import ImageFile
 from pinxit.images.decode import UnreadableError, open_image
 from pinxit.models.model import Model, Precision
+from pinxit.models.prompt import parse_weights
 from pinxit.models.text_encoder import CLIP_SKIP, PromptParsing
 from pinxit.options import Option, Options
 
@@ -142,8 +143,10 @@ class GenerationRequest(Options):
         changes = {name: value for name, value in defaults if name not in self.model_fields_set}
         return self.model_copy(update=changes) if changes else self
 
-    def check_files(self) -> None:
-        """Raise RequestError for images that are missing or do not fit, before a model is open."""
+    def check(self) -> None:
+        """Raise RequestError for what is wrong in every base model: weights in prompts, images."""
+        for prompt in (self.prompt, self.negative_prompt):
+            parse_weights(prompt)
         if self.init_image:
             read_image(self.init_image)
         for control in self.controls:

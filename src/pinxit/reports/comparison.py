@@ -10,6 +10,7 @@ from typing import Any
 from pinxit import registry
 from pinxit.errors import RequestError
 from pinxit.evaluation.judge import NO_ANCHORS, Anchors
+from pinxit.evaluation.prompt_sets import prompt_set
 from pinxit.files.atomic_write import check_claim, claim_folder, make_folder, write_text
 from pinxit.models.model import Model
 from pinxit.models.ranks import ALONE, Ranks
@@ -17,7 +18,7 @@ from pinxit.progress import ProgressCallback
 from pinxit.reports.comparison_page import comparison_page
 from pinxit.reports.entrant import Entrant, generated_files
 from pinxit.reports.figures import EvaluationSettings, Evaluator, SubjectResults
-from pinxit.training.plan import check_class_noun
+from pinxit.training.plan import check_class_noun, check_noun
 from pinxit.training.recipe import Recipe
 
 REPORT, METRICS, TABLE, _IMAGES = "report.html", "metrics.json", "metrics.csv", "pictures"
@@ -45,6 +46,11 @@ def evaluate(  # noqa: PLR0913
     if ranks.rank == 0:
         check_claim(out, KIND, _IMAGES)
     entrants = read_entrants(paths, overrides or {})
+    for entrant in entrants:  # what needs no base model
+        check_noun(entrant.recipe.class_noun)
+        if entrant.image_files and settings.prompts:
+            count = len(prompt_set(settings.prompts, entrant.recipe.class_noun))
+            entrant.check_count(count * settings.num_images)
     if ranks.rank == 0:
         claim_folder(out, KIND)
         make_folder(out / _IMAGES)

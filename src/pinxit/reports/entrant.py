@@ -59,13 +59,17 @@ class Entrant:
         files = tuple(sorted(map(Path, generated_files(folder)), key=_natural_order))
         return cls(folder.name, Concept((), provenance), recipe, images, image_files=files)
 
-    def read_generated(self, count: int) -> tuple[Image, ...]:
-        """The images of another program, in the order of the prompts; RequestError for others."""
+    def check_count(self, count: int) -> None:
+        """Raise RequestError if the images of another program are not so many."""
         if len(self.image_files) != count:
             raise RequestError(
                 f"{self.title} has {len(self.image_files)} images, and the prompts need {count}",
                 "put the images of all prompts into it, named in the order of the prompts",
             )
+
+    def read_generated(self, count: int) -> tuple[Image, ...]:
+        """The images of another program, in the order of the prompts; RequestError for others."""
+        self.check_count(count)
         return tuple(TrainingImage(file, None, "").open() for file in self.image_files)
 
     @classmethod

@@ -14,6 +14,7 @@ from pinxit.images.folder import TrainingImage, read_images
 from pinxit.models.model import Model
 from pinxit.models.ranks import ALONE, Ranks
 from pinxit.progress import Progress
+from pinxit.training.finetuning import CLASS_IMAGES
 from pinxit.training.method import ClassImages
 
 # Always generated in batches of this size, so that an image has the same bits for every count.
@@ -33,7 +34,7 @@ def generate_class_images(
     files = _files(model, required)
     for first in ranks.share(range(0, required.count, _BATCH_SIZE)):
         if not all(_is_intact(file) for file in files[first : first + _BATCH_SIZE]):
-            make_in_cache(*files[0].parent.parts[-2:])
+            make_in_cache(CLASS_IMAGES, files[0].parent.name)
             for event in sample_images(model, _request(model, required.prompt, first)):
                 if isinstance(event, GeneratedImage):
                     file = files[0].with_name(_name(event.request.seed))
@@ -76,7 +77,7 @@ def _files(model: Model, required: ClassImages) -> list[Path]:
     """The files in a cache folder named after the hash of everything that decides the images."""
     request = _request(model, required.prompt, 0).model_dump_json()
     digest = hashlib.sha256(request.encode()).hexdigest()
-    folder = cache_folder() / "class-pictures" / digest[:24]
+    folder = cache_folder() / CLASS_IMAGES / digest[:24]
     return [folder / _name(seed) for seed in range(required.count)]
 
 

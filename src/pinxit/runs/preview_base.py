@@ -44,8 +44,7 @@ def check_preview_base(recipe: Recipe, model: Model) -> None:
 def previewed(trainer: ConceptTrainer) -> Generator[Model]:
     """The base model for previews with the concept trained so far, without the assistant.
 
-    The weights of another base model are offloaded afterwards. RecipeError if it is given, but
-    the concept replaces all weights.
+    The weights of another base model are offloaded afterwards.
     """
     model = preview_model(trainer.plan.recipe, trainer.model)
     with trainer.averaged_weights():
@@ -55,11 +54,6 @@ def previewed(trainer: ConceptTrainer) -> Generator[Model]:
             return
         parts = tuple(adapter.part() for adapter in trainer.adapters)
         concept = Concept(parts, Provenance.from_metadata(trainer.plan.recipe.token, {}))
-        if concept.has_full_weights:
-            raise RecipeError(
-                f"full weights cannot be previewed on {model.name}: they would replace its own",
-                "leave out --preview-base, or train a LoRA",
-            )
         try:
             with applied(model, combined_adapters([concept], model)):
                 yield model

@@ -8,6 +8,7 @@ from typing import ClassVar, Literal, Self
 
 from pinxit.adapters.kinds.alias import AliasAdapter
 from pinxit.errors import RecipeError
+from pinxit.files.cache import cache_folder, make_in_cache
 from pinxit.images.folder import TrainingImage, read_images
 from pinxit.models.model import SMALL, Model
 from pinxit.options import Option
@@ -24,6 +25,7 @@ from pinxit.training.method import (
 ModelSize = Literal["small", "large"]
 Preservation = Literal["class-images", "base-answer", "weights", "none"]
 
+CLASS_IMAGES = "class-pictures"  # the folder of generated ones in the cache
 # Default number of class images by model size; for large models as in the DreamBooth paper.
 _CLASS_IMAGES: dict[ModelSize, int] = {"small": 48, "large": 200}
 EMBEDDING_LEARNING_RATES: dict[ModelSize, float] = {"small": 1e-2, "large": 1e-3}
@@ -94,19 +96,36 @@ class Finetuning(Method):
         advice, ratio = self.advice_by_size[model_size(model)], min(max(image_count, 3), 12) / 5
         return replace(advice, steps=round(advice.steps * ratio**0.5))
 
-    def settle(self, model: Model, subject: Subject) -> Self:
-        """The method with the number of class images and the rare token chosen.
+    def check(self, subject: Subject) -> None:
+        """Raise RecipeError if `preserve` contradicts the class images.
 
-        Raises RecipeError if `preserve` contradicts the number of class images, or if the rare
-        token is not a single token of every text encoder that has rare tokens.
+        ImageError if their folder has none, DiskError if there is no place for generated ones.
         """
-        required = self.required_class_images(model, subject)
-        count, given = required.count, self.class_images
-        if given is not None and given != count and not required.folder:
+        folder, given = self.class_images_folder, self.class_images
+        are_used = self._preservation(subject) == "class-images"
+        if folder and not are_used:
+            raise RecipeError(
+                f"class images are in {folder}, but none are used",
+                "leave out --class-images-folder, or give --preserve class-images",
+            )
+        if given is not None and bool(given) != are_used and not folder:
             raise RecipeError(
                 f"--preserve {self.preserve} contradicts {given} class images",
                 "give only one of --preserve and --class-images",
             )
+        if folder:
+            read_images(folder, "none")
+        elif are_used and not (cache_folder() / CLASS_IMAGES).is_dir():
+            make_in_cache(CLASS_IMAGES)
+
+    def settle(self, model: Model, subject: Subject) -> Self:
+        """The method with the number of class images and the rare token chosen.
+
+        Raises RecipeError if the rare token is not a single token of every text encoder that has
+        rare tokens.
+        """
+        required = self.required_class_images(model, subject)
+        count = required.count
         changes: dict[str, object] = {"class_images": count, "class_images_folder": required.folder}
         if self._preservation(subject) == "base-answer":
             changes["preserve"] = "base-answer"  # no class images alone would mean none
@@ -127,11 +146,6 @@ class Finetuning(Method):
         count = 0
         if self._preservation(subject) == "class-images":
             count = self.class_images or _CLASS_IMAGES[model_size(model)]
-        elif self.class_images_folder:
-            raise RecipeError(
-                f"class images are in {self.class_images_folder}, but none are used",
-                "leave out --class-images-folder, or give --preserve class-images",
-            )
         folder = self.class_images_folder
         if folder:
             count = len(read_images(folder, "none"))

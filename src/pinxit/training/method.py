@@ -99,6 +99,9 @@ class Method(registry.Plugin, Options, ABC):
     def advise(self, model: Model, image_count: int) -> Advice:
         """Default steps, batch size and learning rate for a base model and number of images."""
 
+    def check(self, subject: Subject) -> None:
+        """Raise an error for options that are wrong whatever the base model is."""
+
     def settle(self, model: Model, subject: Subject) -> Self:  # noqa: ARG002
         """The method with every option chosen; RecipeError if one does not fit the model."""
         return self

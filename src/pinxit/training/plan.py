@@ -14,9 +14,9 @@ from pinxit.models.model import SMALL, Model
 from pinxit.models.prompt import TokenEmbedding, parse_prompt
 from pinxit.pocket.words import BROAD_NOUNS
 from pinxit.pocket.world.attributes import CLASSES
-from pinxit.training.assistant import resolved
+from pinxit.training.assistant import Assistant, resolved
 from pinxit.training.early_stopping import validation_interval
-from pinxit.training.method import ClassImages, Method, Subject
+from pinxit.training.method import ClassImages, Method
 from pinxit.training.optimizer import Optimizer
 from pinxit.training.recipe import Recipe
 
@@ -46,7 +46,10 @@ class TrainingPlan:
         schedule does not support min-SNR weighting.
         """
         subject = recipe.subject
-        _check_token_and_noun(model, subject)
+        check_words(recipe)
+        check_options(recipe)
+        _check_token(model, subject.token)
+        check_class_noun(model, subject.class_noun)
         _check_model(recipe, model)
         advice = recipe.method.advise(model, image_count)
         method = recipe.method.settle(model, subject)
@@ -128,30 +131,51 @@ def _check_model(recipe: Recipe, model: Model) -> None:
         )
 
 
-def _check_token_and_noun(model: Model, subject: Subject) -> None:
-    token = subject.token
-    if not _is_found(token):
+def check_words(recipe: Recipe) -> None:
+    """Raise RecipeError for a token or class noun that is wrong whatever the base model is."""
+    if not _is_found(recipe.token):
         raise RecipeError(
-            f"the token `{token}` would not be found in every prompt: it has characters that are "
-            "not text, or that text encoders replace",
+            f"the token `{recipe.token}` would not be found in every prompt: it has characters "
+            "that are not text, or that text encoders replace",
             "use letters, digits, - and _, best in angle brackets, such as <mytoy>",
         )
+    check_noun(recipe.class_noun)
+
+
+def check_options(recipe: Recipe) -> None:
+    """Raise an error for options that are wrong whatever the base model is."""
+    recipe.method.check(recipe.subject)
+    if recipe.assistant:
+        Assistant(recipe.assistant)
+    if recipe.preview_base and recipe.preview_every and recipe.method.trains_all_weights:
+        raise RecipeError(
+            f"full weights cannot be previewed on {recipe.preview_base}, whose own they would "
+            "replace",
+            "leave out --preview-base, or train a LoRA",
+        )
+
+
+def check_noun(noun: str) -> None:
+    """Raise RecipeError for a class noun that is empty or begins with an article."""
+    article, _, rest = noun.partition(" ")
+    if not noun.strip():
+        raise RecipeError("the class noun is empty", "write what the images show, such as: toy")
+    if article.lower() in ("a", "an", "the") and rest:
+        raise RecipeError(f"the class noun `{noun}` begins with an article", f"write: {rest}")
+
+
+def _check_token(model: Model, token: str) -> None:
     if any(len(encoder.ids(token)) == 1 for encoder in model.text_encoders.values()):
         raise RecipeError(
             f"the token `{token}` is already a word of {model.name}",
             f"choose a new word, such as <my{token}>",
         )
-    check_class_noun(model, subject.class_noun)
 
 
 def check_class_noun(model: Model, noun: str) -> None:
-    """Raise RecipeError if a text encoder does not know the class noun, or it has an article."""
-    article, _, rest = noun.partition(" ")
-    if article.lower() in ("a", "an", "the") and rest:
-        raise RecipeError(f"the class noun `{noun}` begins with an article", f"write: {rest}")
+    """Raise RecipeError if a text encoder does not know the class noun."""
     for text_encoder in model.text_encoders.values():
-        unknown = [word for word in noun.split() if not text_encoder.has_word(word)]
-        if unknown or not noun.split():
+        if not all(map(text_encoder.has_word, noun.split())):
             raise RecipeError(
                 f"{model.name} does not know the class noun `{noun}`",
                 did_you_mean(noun, filter(text_encoder.has_word, (*CLASSES, *BROAD_NOUNS))),

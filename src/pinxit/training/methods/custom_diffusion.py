@@ -1,6 +1,6 @@
 """Custom Diffusion: train a word, and the keys and values of cross-attention (arXiv:2212.04488)."""
 
-from typing import ClassVar, Self
+from typing import ClassVar
 
 from pinxit.adapters.kinds.embedding import EmbeddingAdapter
 from pinxit.adapters.kinds.weight_difference import WeightDifference
@@ -30,15 +30,15 @@ class CustomDiffusion(Finetuning):
         """False: the token has an embedding of its own."""
         return False
 
-    def settle(self, model: Model, subject: Subject) -> Self:
-        """The method with the class images chosen; RecipeError for options of the other methods."""
+    def check(self, subject: Subject) -> None:
+        """Raise RecipeError for options of the other methods too."""
         if self.train_text_encoder or self.rare_token:
             option = "--train-text-encoder" if self.train_text_encoder else "--rare-token"
             raise RecipeError(
                 f"{option} does not fit custom-diffusion, which trains an embedding instead",
                 "leave it out, or use pinxit train lora",
             )
-        return super().settle(model, subject)
+        super().check(subject)
 
     def create_adapters(
         self, model: Model, subject: Subject, learning_rate: float
