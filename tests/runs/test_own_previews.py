@@ -11,6 +11,7 @@ from pinxit.models.model import Model
 from pinxit.runs.class_images import read_class_images
 from pinxit.runs.preview import save_preview
 from pinxit.runs.run import Run, train_run
+from pinxit.training.plan import check_options
 from pinxit.training.recipe import Recipe
 
 
@@ -71,6 +72,4 @@ def test_class_images_of_the_user_are_used(
 def test_class_images_that_are_not_used_are_an_error(model: Model, pictures: Path) -> None:
     method = {"name": "lora", "class_images_folder": pictures, "preserve": "none"}
     with pytest.raises(RecipeError, match="but none are used"):
-        recipe(pictures, model, method).method.settle(
-            model, recipe(pictures, model, method).subject
-        )
+        check_options(recipe(pictures, model, method))
