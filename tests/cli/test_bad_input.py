@@ -107,6 +107,7 @@ CASES: list[Case] = [
     ("option out of range", lambda p: p.train("--vectors", "0"), "0", "vectors"),
     ("option not a number", lambda p: p.train("--vectors", "two"), "two", "--help"),
     ("option not a choice", lambda p: p.train("--kind", "stile"), "stile", "choose from"),
+    ("batch of the world", lambda p: p.train("--batch-size", "1e9"), "1000000000", "batch_size"),
     ("steps below one", lambda p: p.train("--steps", "0"), "0", "steps"),
     (
         "missing token",
@@ -206,6 +207,12 @@ CASES: list[Case] = [
         "format of another suffix",
         lambda _: ["lora", "merge", "a.safetensors", "--out", "b.pt", "--format", "kohya"],
         "wrong suffix for the format kohya",
+        ".safetensors",
+    ),
+    (
+        "suffix of no checkpoint",
+        lambda _: ["lora", "fuse", "a.safetensors", "--out", "b.pt"],
+        "b.pt: no format for full weights",
         ".safetensors",
     ),
     (
@@ -364,7 +371,7 @@ _WITHOUT_A_BASE = {
     *("token of signs", "class images not used", "class images contradicted"),
     *("option of other methods", "full weights on a preview base", "no assistant"),
     *("endless weight in a prompt", "LoRA format for a checkpoint", "format of another suffix"),
-    *("article in an evaluation", "images of too few prompts"),
+    *("suffix of no checkpoint", "article in an evaluation", "images of too few prompts"),
 }
 
 

@@ -58,7 +58,13 @@ def prepare_output(out: Path, format_name: str | None = None, content: str = "")
             f"the format {format_name} stores {' and '.join(writer.contents)}, not {content}",
             f"use --format {', '.join(_formats_of(content))}",
         )
+    if content and not any(out.suffix in _suffixes(name) for name in _formats_of(content)):
+        raise ConceptError(f"{out}: no format for {content} has this suffix", "use .safetensors")
     make_folder(out.parent, writable=True)
+
+
+def _suffixes(name: str) -> tuple[str, ...]:
+    return registry.load("formats", name).suffixes
 
 
 def _formats_of(content: str) -> list[str]:

@@ -21,6 +21,8 @@ from pinxit.training.method import Method, Subject, SubjectKind
 _OTHER_PROGRAMS = (
     "for settings of another program see docs/guides/coming-from-diffusers-or-kohya.md"
 )
+# Samples of a step are drawn before any is computed: more of them could fill the memory.
+_MAX_BATCH = 4096
 # Names of kohya's scripts.
 _OPTIMIZERS = {"adamw8bit": "adamw-8bit"}
 _READ_METHOD = BeforeValidator(partial(registry.from_table, "methods"))
@@ -69,6 +71,7 @@ class Recipe(Options):
     batch_size: int | None = Option(
         None,
         ge=1,
+        le=_MAX_BATCH,
         aliases=("train_batch_size",),
         default_is="chosen by method and size of the base model",
     )
@@ -99,7 +102,7 @@ class Recipe(Options):
         None, ge=0, aliases=("adam_weight_decay",), default_is="chosen by method"
     )
     """weight decay of the optimizer"""
-    gradient_accumulation_steps: int = Option(1, ge=1)
+    gradient_accumulation_steps: int = Option(1, ge=1, le=_MAX_BATCH)
     """batches whose gradients are added up for one step; the same as a batch size that is so many
     times larger, since a batch that does not fit into memory is computed in parts"""
     ema: bool = Option(False, aliases=("use_ema", "average_weights"))
