@@ -23,6 +23,7 @@ def workspace(tmp_path: Path, nano: Path) -> Workspace:
     return workspace
 
 
+@pytest.mark.long
 def test_costs_are_known_before_the_first_training(
     workspace: Workspace, client: TestClient, nano: Path
 ) -> None:
@@ -56,6 +57,7 @@ def test_what_ended_a_worker_is_not_tried_again(tmp_path: Path) -> None:
     assert not workspace.cost(workspace.bases[0], "lora")
 
 
+@pytest.mark.long
 def test_a_job_ends_the_process_that_measures(workspace: Workspace, nano: Path) -> None:
     add_images(workspace)
     measuring = Measuring(workspace, "cpu")
