@@ -37,11 +37,11 @@ from pinxit.models.ranks import ALONE
 from pinxit.models.source import FolderSource
 from pinxit.training.batches import Batch
 from pinxit.training.division import Division
+from pinxit.training.losses import denoising_losses
 from pinxit.training.memory import usable
 from pinxit.training.memory_trial import Trial
 from pinxit.training.optimizer import ParameterGroup
 from pinxit.training.optimizers.adamw import Adamw
-from pinxit.training.train import denoising_losses
 
 CARDS = (8, 12, 16, 24, 48)  # GiB
 _PROMPT = "a photo of a <mytoy> on a wooden table in front of a window, in the evening"

@@ -26,10 +26,11 @@ from pinxit.runs.class_images import read_class_images
 from pinxit.runs.run import Run
 from pinxit.training.batches import collate
 from pinxit.training.concept_trainer import ConceptTrainer
+from pinxit.training.losses import denoising_losses
 from pinxit.training.memory import MemoryPlan
 from pinxit.training.plan import TrainingPlan
 from pinxit.training.recipe import Recipe
-from pinxit.training.train import StepResult, TrainingSession, denoising_losses, train
+from pinxit.training.train import StepResult, TrainingSession, train
 
 RESOLUTION = 64
 SHAPES = {

@@ -19,14 +19,14 @@ from pinxit.models.kernels.quantize import stored_tensors
 from pinxit.models.model import Model
 from pinxit.models.open_base import open_base
 from pinxit.training import memory_trial, step_time
-from pinxit.training import train as training
 from pinxit.training.concept_trainer import ConceptTrainer
 from pinxit.training.live_bytes import LiveBytes, count, dry_count
+from pinxit.training.losses import denoising_losses
 from pinxit.training.memory import MemoryPlan, plan_memory
 from pinxit.training.plan import TrainingPlan
 from pinxit.training.recipe import Recipe
 from pinxit.training.step_result import StepResult
-from pinxit.training.train import TrainingSession, denoising_losses, train_with_plans
+from pinxit.training.train import TrainingSession, train_with_plans
 
 METHODS: dict[str, dict[str, Any]] = {
     "textual-inversion": {"name": "textual-inversion"},
@@ -148,7 +148,7 @@ def test_training_goes_on_where_a_dry_pass_fails(
             raise errors[0]
         return result
 
-    monkeypatch.setattr(training, "denoising_losses", losses)
+    monkeypatch.setattr("pinxit.training.losses.denoising_losses", losses)
     model = opened(family)
     expected = check_prediction(session_of(model, pictures, "lora"))
     monkeypatch.setattr(memory_trial, "SMALL", 0)

@@ -39,18 +39,14 @@ def evaluate(  # noqa: PLR0913
 
     Images are kept in `out`, so an interrupted evaluation continues; those of the base model in
     the folder `base_images`, if it is given. `overrides` are recipe options that replace those of
-    the runs. RunError if `out` contains other files. Of several
-    processes, rank 0 writes the report.
+    the runs. RunError if `out` contains other files. Of several processes, rank 0 writes the
+    report.
     """
     settings = settings or EvaluationSettings()
     if ranks.rank == 0:
         check_claim(out, KIND, _IMAGES)
     entrants = read_entrants(paths, overrides or {})
-    for entrant in entrants:  # what needs no base model
-        check_noun(entrant.recipe.class_noun)
-        if entrant.image_files and settings.prompts:
-            count = len(prompt_set(settings.prompts, entrant.recipe.class_noun))
-            entrant.check_count(count * settings.num_images)
+    _check_entrants(entrants, settings)
     if ranks.rank == 0:
         claim_folder(out, KIND)
         make_folder(out / _IMAGES)
@@ -76,6 +72,15 @@ def evaluate(  # noqa: PLR0913
     write_text(out / METRICS, json.dumps(stored, indent=1))
     write_text(out / TABLE, metrics_table(groups))
     return metrics
+
+
+def _check_entrants(entrants: Sequence[Entrant], settings: EvaluationSettings) -> None:
+    """What can be checked before a base model is opened."""
+    for entrant in entrants:
+        check_noun(entrant.recipe.class_noun)
+        if entrant.image_files and settings.prompts:
+            count = len(prompt_set(settings.prompts, entrant.recipe.class_noun))
+            entrant.check_count(count * settings.num_images)
 
 
 def read_entrants(paths: Sequence[Path], overrides: Mapping[str, Any]) -> list[Entrant]:

@@ -62,9 +62,6 @@ class TrainingPlan:
         interval = recipe.validate_every or validation_interval(advice.steps, batch_size)
         cached = recipe.cache_encodings
         cached = model.num_parameters >= SMALL if cached is None else cached
-        dropout = recipe.caption_dropout
-        if dropout is None:
-            dropout = method.style_caption_dropout if subject.kind == "style" else 0.0
         values = {
             "method": method,
             "images": recipe.images.expanduser().resolve(),
@@ -80,7 +77,7 @@ class TrainingPlan:
             "text_encoders": model.source.text_encoders,
             "precision": model.placement.precision,
             "cache_encodings": cached,
-            "caption_dropout": dropout,
+            "caption_dropout": _caption_dropout(recipe),
         }
         complete = recipe.model_copy(update=values)
         class_images = method.required_class_images(model, subject)
@@ -102,6 +99,12 @@ class TrainingPlan:
         if recipe.lr_schedule == "linear":
             return 1 - progress
         return (1 + math.cos(math.pi * progress)) / 2 if recipe.lr_schedule == "cosine" else 1.0
+
+
+def _caption_dropout(recipe: Recipe) -> float:
+    if recipe.caption_dropout is not None:
+        return recipe.caption_dropout
+    return recipe.method.style_caption_dropout if recipe.kind == "style" else 0.0
 
 
 def _absolute(base: str) -> str:

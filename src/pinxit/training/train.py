@@ -3,7 +3,7 @@
 import time
 from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing, suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 
 import torch
@@ -20,6 +20,7 @@ from pinxit.models.text_encoder import PromptParsing
 from pinxit.training.batches import Batch, collate, split
 from pinxit.training.concept_trainer import ConceptLoss, ConceptTrainer
 from pinxit.training.early_stopping import VALIDATION_SAMPLES
+from pinxit.training.losses import denoising_losses, padded_losses
 from pinxit.training.memory import MemoryPlan, gradient_checkpointing, smallest
 from pinxit.training.memory_trial import Conditioner, Trial
 from pinxit.training.step_result import StepResult
@@ -274,28 +275,6 @@ def _condition_unique(model: Model, parsing: PromptParsing, prompts: Sequence[st
     return conditioning[torch.tensor([indices[prompt] for prompt in prompts])]
 
 
-def denoising_losses(
-    model: Model, batch: Batch, conditioner: Conditioner, min_snr_gamma: float | None = None
-) -> Tensor:
-    """The weighted denoising loss of each sample, (B,), for any family and method."""
-    before_denoise(model, batch.timesteps, batch.concepts)
-    schedule = model.schedule
-    noisy = schedule.add_noise(batch.latents, batch.noise, batch.timesteps)
-    prediction = model.denoise(noisy, batch.timesteps, conditioner(batch.prompts))
-    target = schedule.target(batch.latents, batch.noise, batch.timesteps)
-    if batch.answers is not None:
-        target = torch.where(batch.answers.isnan(), target, batch.answers)
-    losses = _masked_mean((prediction - target).square(), batch.mask)
-    return losses * batch.weights * schedule.loss_weight(batch.timesteps, min_snr_gamma)
-
-
-def _masked_mean(errors: Tensor, mask: Tensor | None) -> Tensor:
-    """The mean error of each sample, (B,), over the whole image or where the mask is set."""
-    if mask is None:
-        return errors.mean(dim=(1, 2, 3))
-    return (errors.mean(dim=1, keepdim=True) * mask).sum(dim=(1, 2, 3)) / mask.sum(dim=(1, 2, 3))
-
-
 def train(session: TrainingSession) -> Generator[StepResult]:
     """Train all concepts of a session, one step per iteration, until all are finished or failed.
 
@@ -344,19 +323,8 @@ def _plan_memory(
         session.trainers,
         batch.batches,
         conditioner,
-        partial(_padded_losses, session.recipe.min_snr_gamma),
+        partial(padded_losses, session.recipe.min_snr_gamma),
         BUCKET_BYTES if session.ranks.size > 1 else 0,
     )
     own = trial.plan() if batch.batches else None
     return smallest(plan for plan in session.ranks.exchange(own) if plan)
-
-
-def _padded_losses(
-    min_snr_gamma: float | None, model: Model, batch: Batch, conditioner: Conditioner
-) -> Tensor:
-    """The losses with the whole padding of each prompt, as the most memory that they can need.
-
-    A dry pass has no values, so it does not know which tokens a mask of a prompt leaves out.
-    """
-    padded = replace(conditioner(batch.prompts), mask=None)
-    return denoising_losses(model, batch, lambda _: padded, min_snr_gamma)
