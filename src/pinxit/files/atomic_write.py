@@ -24,8 +24,8 @@ if TYPE_CHECKING:
 _NO_LINK = getattr(os, "O_NOFOLLOW", 0)
 # O_BINARY: otherwise Windows changes line ends.
 # O_NONBLOCK: a pipe without a reader is an error at once, else opening it would wait for one.
-_WRITE = os.O_WRONLY | os.O_CREAT | getattr(os, "O_BINARY", 0) | getattr(os, "O_NONBLOCK", 0)
-_WRITE |= _NO_LINK
+_NO_WAIT = getattr(os, "O_NONBLOCK", 0)
+_WRITE = os.O_WRONLY | os.O_CREAT | getattr(os, "O_BINARY", 0) | _NO_WAIT | _NO_LINK
 _WINDOWS = os.name == "nt"
 _WRITE_BYTES = 2**24
 
