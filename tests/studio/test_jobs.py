@@ -31,7 +31,8 @@ def train_recipe(nano: Path, pictures: Path, **changes: Any) -> dict[str, Any]:
 
 def test_states_follow_from_files_and_lock(tmp_path: Path) -> None:
     queue = JobQueue(tmp_path)
-    job = queue.add("generate", {"request": {}})
+    options = {"request": {"prompt": "a"}, "concepts": []}
+    job = queue.add("generate", options)
     assert job.state == "waiting"
     with exclusive_lock(job.folder):
         assert job.state == "running"
@@ -45,7 +46,7 @@ def test_states_follow_from_files_and_lock(tmp_path: Path) -> None:
         "failed",
         {"state": "failed", "message": "too hot", "hint": "cool it"},
     )
-    assert JobQueue(tmp_path).get(job.id).options == {"request": {}}
+    assert JobQueue(tmp_path).get(job.id).options == options
 
 
 def test_half_written_job_is_no_job(tmp_path: Path) -> None:
@@ -59,7 +60,8 @@ def test_half_written_job_is_no_job(tmp_path: Path) -> None:
 
 def test_short_jobs_go_before_trainings(tmp_path: Path) -> None:
     queue = JobQueue(tmp_path)
-    training, short = queue.add("train", {}), queue.add("inspect", {})
+    training = queue.add("train", train_recipe(tmp_path, tmp_path))
+    short = queue.add("inspect", {})
     with queue.claim() as first:
         assert first == short
         with JobQueue(tmp_path).claim() as second:
@@ -72,7 +74,7 @@ def test_short_jobs_go_before_trainings(tmp_path: Path) -> None:
 
 
 def test_job_that_kills_its_worker_is_given_up(tmp_path: Path) -> None:
-    job = JobQueue(tmp_path).add("generate", {})
+    job = JobQueue(tmp_path).add("inspect", {})
     for _ in range(MAX_ATTEMPTS):
         job.count_attempt(0)
     with pytest.raises(RunError, match="5 times"):

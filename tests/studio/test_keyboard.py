@@ -60,7 +60,7 @@ def studio(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Studio]:
         folder.mkdir()
         Image.new("RGB", (64, 64), "teal").save(folder / "0000.png")
         job.finish()
-    recipe = {"token": "<a>", "base": "pocket", "method": {"name": "lora"}}
+    recipe = {"token": "<a>", "class_noun": "toy", "method": {"name": "lora"}}
     texts = workspace.queue.add("texts", {"recipe": recipe, "images": images.id})
     (texts.folder / "report.json").write_text(
         '{"texts": [{"text": "a <a>", "tokens": ["a", "<a>"], "cut": ""}], "images": '

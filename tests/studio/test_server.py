@@ -292,7 +292,7 @@ def test_openapi_document_has_the_options_of_the_command_line(
     assert {"images", "class_noun", "rank", "learning_rate"} <= set(properties)
     job = document["paths"]["/api/jobs/{job}"]["get"]["responses"]["200"]
     shape = job["content"]["application/json"]["schema"]["properties"]
-    number = workspace.queue.add("generate", {"request": {}, "concepts": []}).id
+    number = workspace.queue.add("generate", {"request": {"prompt": "a"}, "concepts": []}).id
     assert set(shape) == set(client.get(f"/api/jobs/{number}").json())
     assert json.dumps(document).count("operationId") == 11
 

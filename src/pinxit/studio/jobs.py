@@ -17,11 +17,11 @@ from pinxit.files.atomic_write import (
     write_text,
 )
 from pinxit.progress import Notice, Progress
+from pinxit.studio.stored import RESULT, JobKind, job_of, problem_of
 
 if TYPE_CHECKING:  # the types of the log load slowly: the first page must not wait for them
     from pinxit.runs.journal import TrainingLog
 
-JobKind = Literal["train", "generate", "inspect", "convert", "compare", "texts", "drift"]
 JobState = Literal["waiting", "running", "stopping", "stopped", "failed", "done"]
 KIND_NAMES: Mapping[JobKind, str] = {
     "train": "training",
@@ -31,6 +31,7 @@ KIND_NAMES: Mapping[JobKind, str] = {
     "compare": "comparison",
     "texts": "texts and tokens",
     "drift": "images without the token",
+    "damaged": "damaged job",
 }
 # A job whose process died this many times without any progress is not started again.
 MAX_ATTEMPTS = 5
@@ -41,11 +42,15 @@ _MAX_TITLE = 60
 
 @dataclass(frozen=True)
 class Job:
-    """A job in its folder. `options` never change; the state is what is in the folder."""
+    """A job in its folder. `options` never change; the state is what is in the folder.
+
+    `problem` is what is wrong with the stored options of a damaged job.
+    """
 
     folder: Path
     kind: JobKind
     options: Mapping[str, Any] = field(repr=False)
+    problem: str = field(default="", kw_only=True)
 
     @property
     def id(self) -> str:
@@ -61,7 +66,7 @@ class Job:
     def title(self) -> str:
         """The name that the user has given it; empty if there is none."""
         file = self.folder / _TITLE
-        return file.read_text("utf-8") if file.is_file() else ""
+        return file.read_text("utf-8", "replace") if file.is_file() else ""
 
     def rename(self, title: str) -> None:
         """Give it a name, or none."""
@@ -87,7 +92,13 @@ class Job:
     @property
     def result(self) -> Mapping[str, str] | None:
         """How the job ended: its state, and message and hint of an error; None if it has not."""
-        return read_json(self.folder / _RESULT)
+        if self.problem:
+            return _damaged(self.problem, "mend its file, or move it to the trash")
+        result = read_json(self.folder / _RESULT, damaged={})
+        if result is None:
+            return None
+        problem = problem_of(result, RESULT, _RESULT)
+        return _damaged(problem, "try again") if problem else {"message": "", "hint": "", **result}
 
     @property
     def state(self) -> JobState:
@@ -184,11 +195,13 @@ class JobQueue:
         if number in self._jobs and (self._jobs[number].folder / _OPTIONS).is_file():
             return self._jobs[number]
         file = self.folder / number / _OPTIONS
-        values = read_json(file) if is_number(number) else None
-        if values is None:
+        if not is_number(number) or not file.is_file():
             raise RequestError(f"there is no job {number[:20]!r}", "see the page Queue")
-        self._jobs[number] = Job(self.folder / number, values["kind"], values["options"])
-        return self._jobs[number]
+        kind, options, problem = job_of(read_json(file))
+        job = Job(self.folder / number, kind, options, problem=problem)
+        if not problem:
+            self._jobs[number] = job
+        return job
 
     def all(self) -> list[Job]:
         """All jobs, oldest first."""
@@ -217,6 +230,11 @@ class JobQueue:
             yield job if job and job.result is None and not job.stop_requested else None
 
 
+def _damaged(problem: str, hint: str) -> Mapping[str, str]:
+    message = f"what is stored of it is damaged: {problem}"
+    return {"state": "failed", "message": message, "hint": hint}
+
+
 def is_number(text: str) -> bool:
     """Whether a text is the number of a folder: six digits."""
     return len(text) == 6 and text.isascii() and text.isdecimal()
@@ -242,9 +260,11 @@ def new_numbered_folder(parent: Path, *others: Path) -> Path:
             return folder
 
 
-def read_json(file: Path) -> Any:
-    """The content of a JSON file; None if there is no such file."""
+def read_json(file: Path, damaged: object = None) -> Any:
+    """The content of a JSON file; None if there is no such file, and `damaged` if it has none."""
     try:
         return json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    except OSError:
         return None
+    except (ValueError, RecursionError):
+        return damaged

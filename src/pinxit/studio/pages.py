@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Mapping
+from contextlib import suppress
 from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -17,7 +18,7 @@ from starlette.responses import (
 
 from pinxit.errors import PinxitError, RequestError
 from pinxit.studio.guard import NEW_LINK
-from pinxit.studio.jobs import KIND_NAMES, Job, numbered_folders, read_json
+from pinxit.studio.jobs import KIND_NAMES, Job, numbered_folders
 from pinxit.studio.static_files import static_address
 from pinxit.studio.streams import StatusWatch, job_events, log_end, studio_events
 from pinxit.studio.submit import KINDS, MAX_NUM_IMAGES, MAX_TEXT
@@ -94,7 +95,7 @@ class Pages:
         """All trainings and opened files, and the way back of a job that was just removed."""
         query = request.query_params
         removed, words = query.get("removed", ""), query.get("find", "").lower().split()
-        jobs = [job for job in self.workspace.jobs() if job.kind in ("train", "inspect")]
+        jobs = [job for job in self.workspace.jobs() if job.kind in ("train", "inspect", "damaged")]
         found = [job for job in reversed(jobs) if all(word in self._about(job) for word in words)]
         shown = found if "all" in query else found[:_CARDS]
         is_there = removed and removed in [job.id for job in Trash(self.workspace).jobs()]
@@ -135,7 +136,8 @@ class Pages:
         values: dict[str, Any] = dict(query)
         if like := query.get("like"):
             job = self.workspace.job(like)
-            values = {**job.options["request"], "concepts": job.options["concepts"]}
+            values = dict(job.options.get("request", {}))
+            values["concepts"] = job.options.get("concepts", [])
             strengths: dict[str, float] = job.options.get("strengths", {})
             values |= {f"strength.{number}": value for number, value in strengths.items()}
             values |= _form_values("control", values.get("control", {}))
@@ -181,7 +183,7 @@ class Pages:
             "view": self.view(job),
             "refresh": job.is_active,
             "events": f"/jobs/{job.id}/events?after={log_end(self.workspace, job)}",
-            "report": read_json(job.folder / "report.json"),
+            "report": self.workspace.report(job),
             "images": self._snapshot(job),
             "drift": self.workspace.drift(job),
             "all_steps": "all" in request.query_params,
@@ -266,7 +268,9 @@ class Pages:
 
     def _snapshot(self, job: Job) -> ImageSet | None:
         number = job.options.get("snapshot") or job.options.get("request", {}).get("image")
-        return self.workspace.images_of(number) if number else None
+        with suppress(RequestError):  # it was deleted
+            return self.workspace.images_of(number) if number else None
+        return None
 
 
 def at_place(items: list[_Item], request: Request) -> _Item:

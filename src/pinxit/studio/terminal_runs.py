@@ -6,11 +6,13 @@ They are only read. A job refers to one by a hash of its place, so that no path 
 import hashlib
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pinxit.runs.file_names import RECIPE
 from pinxit.studio.jobs import Job, JobState, is_number
+from pinxit.studio.stored import job_of
 
 if TYPE_CHECKING:
     from pinxit.runs.reader import RunState
@@ -43,13 +45,15 @@ class TerminalRun(Job):
     @property
     def result(self) -> Mapping[str, str] | None:
         """Message and hint of the error that ended the run; None if none did."""
+        if self.problem:
+            return super().result
         error = self.read().error
         return {"message": error.message, "hint": error.hint} if error else None
 
     @property
     def state(self) -> JobState:
         """What the run does now."""
-        state = self.read().state
+        state = "failed" if self.problem else self.read().state
         return "stopped" if state == "waiting" else state
 
     @property
@@ -63,9 +67,11 @@ def terminal_runs(folder: Path, read: "Callable[[Path], RunState]") -> dict[str,
     runs: list[TerminalRun] = []
     for path in _run_folders(folder):
         place = path.relative_to(folder).as_posix().encode()
-        recipe = {**_RECIPE, **read(path).recipe}
+        content = {"kind": "train", "options": {"recipe": {**_RECIPE, **read(path).recipe}}}
+        kind, options, problem = job_of(content)
         number = hashlib.sha256(place).hexdigest()[:16]
-        runs.append(TerminalRun(path, "train", {"recipe": recipe}, number, lambda p=path: read(p)))
+        state = partial(read, path)
+        runs.append(TerminalRun(path, kind, options, number, state, problem=problem))
     return {run.id: run for run in sorted(runs, key=lambda run: run.created)}
 
 

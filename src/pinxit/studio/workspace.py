@@ -3,7 +3,6 @@
 import hashlib
 import hmac
 import json
-import os
 import re
 import secrets
 import shutil
@@ -22,10 +21,12 @@ from pinxit.files.atomic_write import (
     make_folder,
     regular_files,
     remove,
+    waiting_lock,
     write_text,
 )
 from pinxit.runs.file_names import JOURNAL, RECIPE, result_file
 from pinxit.studio.jobs import Job, JobQueue, is_number, new_numbered_folder, read_json
+from pinxit.studio.stored import REPORTS, problem_of
 from pinxit.studio.terminal_runs import TerminalRun, terminal_runs
 
 if TYPE_CHECKING:
@@ -195,27 +196,30 @@ class Workspace:
 
     def concepts(self) -> list[Job]:
         """The jobs that have a concept to generate with, newest first."""
-        kinds = ("train", "inspect")
-        jobs = [job for job in reversed(self.jobs()) if job.kind in kinds]
+        jobs = [job for job in reversed(self.jobs()) if job.kind in ("train", "inspect")]
         return [job for job in jobs if self.has_concept(job)]
 
     def has_concept(self, job: Job) -> bool:
         """Whether a job has a concept that can be used: not one that is refused, or not read."""
-        can_be_used = job.kind == "train" or job.state == "done"
-        return can_be_used and self.concept_file(job) is not None
+        return (job.kind == "train" or job.state == "done") and self.concept_file(job) is not None
 
     def has_strength(self, job: Job) -> bool:
         """Whether a strength can scale the concept of a job; also True where it is not known."""
         if job.kind == "train":
             method = job.options["recipe"]["method"]["name"]
             return method in self.options["defaults"]["with_strength"]
-        return (read_json(job.folder / "report.json") or {}).get("has_strength", True)
+        return (self.report(job) or {}).get("has_strength", True)
 
     def training_texts(self, images: ImageSet) -> Mapping[str, Any] | None:
         """The texts that a training would use, as a job has found them last; None if none has."""
         jobs = [job for job in self.queue.all() if job.options.get("images") == images.id]
-        reports = (read_json(job.folder / "report.json") for job in reversed(jobs))
-        return next((report for report in reports if report), None)
+        reports = (self.report(job) for job in reversed(jobs) if job.kind == "texts")
+        return next(filter(None, reports), None)
+
+    def report(self, job: Job) -> Mapping[str, Any] | None:
+        """What a worker has written about a job for its page; None if it has not, or not yet."""
+        report = read_json(job.folder / "report.json")
+        return None if problem_of(report, REPORTS.get(job.kind, {}), "") else report
 
     def drift(self, training: Job) -> Job | None:
         """The newest job that generates without the token of a training; None if there is none."""
@@ -225,7 +229,7 @@ class Workspace:
     def token(self, job: Job) -> str:
         """The placeholder token of a job's concept; empty if it is not known."""
         if job.kind == "inspect":
-            return (read_json(job.folder / "report.json") or {}).get("token", "")
+            return (self.report(job) or {}).get("token", "")
         return str(job.options.get("recipe", {}).get("token", ""))
 
     def generated(self, job: Job) -> list[Path]:
@@ -257,10 +261,10 @@ class Workspace:
     def secret(self) -> bytes:
         """The secret that all tokens follow from; it is made on first use."""
         file = self.folder / "secret"
-        if not file.is_file():
-            handle = os.open(file, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-            os.write(handle, secrets.token_hex(32).encode())
-            os.close(handle)
+        with waiting_lock(self.folder / "keys"):
+            if not file.is_file():  # no other process has made it meanwhile
+                write_text(file, secrets.token_hex(32))
+                file.chmod(0o600)
         return file.read_bytes()
 
     def token_for(self, purpose: str) -> str:
@@ -283,7 +287,7 @@ class Workspace:
 
     def drop_keys(self) -> None:
         """Make all keys invalid."""
-        remove(*(self.folder / "keys").iterdir())
+        remove(*(self.folder / "keys").glob("[!.]*"))
 
     def base_folder(self, base: str) -> Path:
         """Where workers write what pages show of a base model."""
