@@ -201,6 +201,16 @@ def test_errors_are_shown_with_their_hint(workspace: Workspace, nano: Path) -> N
     assert job.result["hint"]
 
 
+def test_error_names_an_opened_file_without_its_path(workspace: Workspace) -> None:
+    folder = workspace.new_folder("files")
+    (folder / "my old-dog.safetensors").write_bytes(b"x" * 300)
+    job = workspace.queue.add("inspect", {"file": folder.name})
+    Worker(workspace, "cpu", print).run(until_empty=True)
+    assert job.result
+    assert job.result["message"].startswith("`my old-dog.safetensors` is damaged")
+    assert job.result["hint"]
+
+
 def digests(workspace: Workspace, number: str) -> dict[str, str]:
     run = workspace.folder / "runs" / number
     files = [run / "concept.safetensors", *sorted((run / "checkpoints").iterdir())]

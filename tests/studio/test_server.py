@@ -271,6 +271,22 @@ def test_renamed_job_has_its_name_in_the_lists(client: TestClient, workspace: Wo
     assert "my &lt;b&gt;dog" not in client.get("/library").text
 
 
+def test_page_of_a_job_shows_where_it_belongs(client: TestClient, workspace: Workspace) -> None:
+    images = add_images(workspace)
+    training = add_training(workspace)
+    file = workspace.queue.add("inspect", {"file": ""})
+    request = {"prompt": "a", "image": images.id}
+    transfer = workspace.queue.add("generate", {"request": request, "concepts": []})
+    here = {f"jobs/{training.id}": "library", f"jobs/{file.id}": "files"}
+    here[f"jobs/{transfer.id}"] = "transfer"
+    here |= {f"images/{images.id}": "train", f"images/{images.id}/0/edit": "train"}
+    for path, section in here.items():
+        page = client.get(f"/{path}").text
+        assert f'<a href="/{section}" aria-current="true">' in page, path
+        assert page.count("aria-current") == 1
+    assert '<a href="/files" aria-current="page">' in client.get("/files").text
+
+
 def test_scores_without_a_likeness_are_shown(client: TestClient, workspace: Workspace) -> None:
     job = add_training(workspace)
     journal = workspace.folder / "runs" / job.id / "journal.jsonl"

@@ -35,6 +35,7 @@ class ImageTable:
         images = self._images(request)
         values = {
             "images": images,
+            "section": "train",
             "texts": self.workspace.training_texts(images),
             "can_undo": (images.folder / _BEFORE).is_file(),
         }
@@ -63,6 +64,7 @@ class ImageTable:
         images = self._images(request)
         path = at_place(images.files, request)
         values = {"images": images, "name": path.name, "place": request.path_params["place"]}
+        values["section"] = "train"
         return self.pages.render("editor.html", values, mask=images.mask_of(path) is not None)
 
     async def edit(self, request: Request) -> Response:

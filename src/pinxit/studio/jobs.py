@@ -93,7 +93,7 @@ class Job:
     def result(self) -> Mapping[str, str] | None:
         """How the job ended: its state, and message and hint of an error; None if it has not."""
         if self.problem:
-            return _damaged(self.problem, "mend its file, or move it to the trash")
+            return _damaged(self.problem, f"mend its file in the folder {self.folder.name}")
         result = read_json(self.folder / _RESULT, damaged={})
         if result is None:
             return None

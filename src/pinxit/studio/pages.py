@@ -33,6 +33,17 @@ if TYPE_CHECKING:
 _Item = TypeVar("_Item")
 _NEWEST = 100  # jobs on the page Queue
 _CARDS = 48  # in the library: each has an image
+# The page to which that of a job belongs, by its kind.
+_SECTIONS = {
+    "train": "library",
+    "generate": "generate",
+    "inspect": "files",
+    "convert": "files",
+    "compare": "compare",
+    "texts": "train",
+    "drift": "library",
+    "damaged": "queue",
+}
 _PROMPTS = {
     "object": ("a photo of {} on the beach", "a painting of {}", "{} in the snow", "a photo of {}"),
     "style": (
@@ -80,6 +91,7 @@ class Pages:
             "free_gb": workspace.free_bytes / 1e9,
             "error": None,
             "refresh": False,
+            "section": "",
             "events": "/events",
             "kind_names": KIND_NAMES,
             "static": static_address,
@@ -181,6 +193,7 @@ class Pages:
             "progress": progress,
             "notices": notices,
             "view": self.view(job),
+            "section": "transfer" if _is_transfer(job) else _SECTIONS[job.kind],
             "refresh": job.is_active,
             "events": f"/jobs/{job.id}/events?after={log_end(self.workspace, job)}",
             "report": self.workspace.report(job),
@@ -285,6 +298,10 @@ def _form_values(field: str, table: Mapping[str, Any]) -> dict[str, Any]:
     """What a form has for a method or a control with its options, as `submit.option_values`."""
     name = table.get("name", "")
     return {**{f"{name}.{key}": value for key, value in table.items()}, field: name}
+
+
+def _is_transfer(job: Job) -> bool:
+    return "image" in job.options.get("request", {})
 
 
 def _clock(seconds: float) -> str:

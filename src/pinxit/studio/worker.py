@@ -1,5 +1,6 @@
 """The worker: takes one job after another from the queue and does it, one worker per device."""
 
+import re
 import time
 import traceback
 from collections.abc import Callable
@@ -14,6 +15,8 @@ from pinxit.studio.measure import Measuring
 from pinxit.studio.tasks import Tasks
 from pinxit.studio.workspace import DEVICE, Workspace
 
+# A file that was opened, of which people know the name and not the path of its copy.
+_OPENED_FILE = re.compile(r"`?[^\s`]*[/\\]files[/\\]\d{6}[/\\]([\w -]+\.\w+)`?")
 _POLL = 0.2  # seconds between looks at an empty queue
 _LOG_EVERY = 0.5  # seconds between lines of progress in the log of a job
 
@@ -69,7 +72,7 @@ class Worker:
                 self.say(f"job {job.id} is done")
         except PinxitError as error:
             self.say(f"job {job.id} failed: {error}")
-            job.finish(error)
+            job.finish(RunError(_OPENED_FILE.sub(r"`\1`", error.message), error.hint))
         except Exception as error:  # a bug must not stop the jobs after this one
             self.say(traceback.format_exc())
             hint = "this is a bug: the log of the worker has more about it"
