@@ -1,6 +1,8 @@
 """Runs: what is in the folder, and what going on with it needs."""
 
 import os
+import re
+import shutil
 import signal
 from collections.abc import Callable
 from dataclasses import replace
@@ -199,6 +201,66 @@ def _write_input(path: Path, text: str, color: str) -> None:
         path.write_text(text)
     else:
         Image.new("L", (41, 48), color).save(path)
+
+
+def _rotate(path: Path) -> None:
+    with Image.open(path) as image:
+        exif = image.getexif()
+        exif[0x0112] = 6  # orientation: turned by 90 degrees
+        image.save(path, exif=exif)
+
+
+# What happens to a folder between two parts of a run, and what is named; "" if the run goes on.
+BETWEEN: dict[str, tuple[Callable[[Path], object], str]] = {
+    "time": (lambda folder: os.utime(folder / "1.png", (1, 1)), ""),
+    "other file": (lambda folder: (folder / "notes.md").write_text("mine"), ""),
+    "utf-16": (lambda folder: (folder / "1.txt").write_text("a red dog", "utf-16"), ""),
+    "byte order mark": (lambda folder: (folder / "1.txt").write_text("a red dog", "utf-8-sig"), ""),
+    "line end": (lambda folder: (folder / "1.txt").write_bytes(b"a red dog\r\n"), ""),
+    "name of a caption": (lambda folder: (folder / "1.txt").rename(folder / "1.caption"), ""),
+    "copied": (lambda folder: shutil.copy(folder / "1.png", folder / "9.png"), "9.png"),
+    "removed": (lambda folder: (folder / "1.png").unlink(), "1.png"),
+    "renamed": (lambda folder: (folder / "2.png").rename(folder / "9.png"), "2.png, 9.png"),
+    "exchanged": (lambda folder: _exchange(folder / "0.png", folder / "1.png"), "0.png, 1.png"),
+    "rotation": (lambda folder: _rotate(folder / "1.png"), "1.png"),
+    "first caption": (
+        lambda folder: (folder / "2.caption").write_text("a blue cat"),
+        "caption of 2.png",
+    ),
+    "caption of full name": (
+        lambda folder: (folder / "2.png.txt").write_text("a blue cat"),
+        "caption of 2.png",
+    ),
+    "table of captions": (
+        lambda folder: (folder / "metadata.csv").write_text("file_name,text\n2.png,a blue cat\n"),
+        "caption of 2.png",
+    ),
+    "no caption": (lambda folder: (folder / "1.txt").unlink(), "caption of 1.png"),
+    "upper case": (lambda folder: (folder / "1.txt").write_text("a red DOG"), "caption of 1.png"),
+}
+
+
+def _exchange(one: Path, other: Path) -> None:
+    first, second = one.read_bytes(), other.read_bytes()
+    one.write_bytes(second)
+    other.write_bytes(first)
+
+
+@pytest.mark.parametrize("name", BETWEEN)
+def test_what_happens_to_the_images_between_two_parts(
+    model: Model, pictures: Path, tmp_path: Path, name: str
+) -> None:
+    (pictures / "1.txt").write_text("a red dog")
+    small = {"kind": "style", "steps": 1, "batch_size": 1, "checkpoint_every": 1}
+    run = train_run(model, recipe(pictures, **small), tmp_path / "run")
+    change, names = BETWEEN[name]
+    change(pictures)
+    again = Run.open(run.folder, steps=2)
+    if names:
+        with pytest.raises(RunError, match=f"have changed .*: {re.escape(names)}\n"):
+            list(again.train(model))
+    else:
+        assert any(isinstance(event, StepResult) for event in again.train(model))
 
 
 @pytest.mark.parametrize("changed", ["image", "new image", "caption"])
