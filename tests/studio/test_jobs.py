@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -19,6 +20,7 @@ from pinxit.files.atomic_write import exclusive_lock
 from pinxit.generation.request import GenerationRequest
 from pinxit.studio.jobs import MAX_ATTEMPTS, JobQueue
 from pinxit.studio.schema import all_options
+from pinxit.studio.server import _Supervisor
 from pinxit.studio.worker import Worker
 from pinxit.studio.workspace import TOKENS, Workspace
 
@@ -255,3 +257,47 @@ def test_no_option_of_a_form_names_a_file_or_something_to_load() -> None:
     assert not names & {"images", "image", "base", "vae", "weights", "init_image", "mask", "out"}
     texts = {field["name"] for group in groups for field in group if field["input"] == "text"}
     assert texts <= {"negative_prompt", "scheduler", "source_prompt", "rare_token"}
+
+
+def test_jobs_that_cannot_be_read_do_not_hide_the_others(tmp_path: Path) -> None:
+    queue = JobQueue(tmp_path)
+    jobs = [queue.add("inspect", {}) for _ in range(4)]
+    damaged = [job.folder / "job.json" for job in jobs[:2]]
+    damaged[0].write_text("{")
+    damaged[1].unlink()
+    os.mkfifo(damaged[1])
+    (jobs[2].folder / "result.json").symlink_to("/dev/zero")
+    read = JobQueue(tmp_path)
+    assert [job.state for job in read.all()] == ["failed", "failed", "waiting"]
+    assert read.next_waiting() == jobs[3]
+
+
+@pytest.mark.parametrize("name", ["bases/x", "queue/000001", "runs/000001", "images/000001/.full"])
+def test_links_to_folders_in_a_studio_are_refused(name: str, tmp_path: Path) -> None:
+    workspace = Workspace(tmp_path / "studio")
+    workspace.create()
+    (tmp_path / "outside" / "inner").mkdir(parents=True)
+    runs = workspace.folder / "runs"
+    (runs / "own").symlink_to(tmp_path / "outside")  # a run of the terminal
+    workspace.create()
+    link = workspace.folder / name
+    link.parent.mkdir(exist_ok=True)
+    link.symlink_to(tmp_path / "outside")
+    with pytest.raises(RunError, match=f"{link} is a link"):
+        workspace.create()
+    assert [path.name for path in (tmp_path / "outside").iterdir()] == ["inner"]
+
+
+def test_a_link_is_not_followed_by_the_log_of_a_worker(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    workspace = Workspace(tmp_path / "studio")
+    workspace.create()
+    supervisor = _Supervisor(workspace, "cpu")
+    supervisor.folder.mkdir()
+    (tmp_path / "mine").write_text("mine")
+    (supervisor.folder / "worker.log").symlink_to(tmp_path / "mine")
+    monkeypatch.setattr(subprocess, "Popen", lambda *_, **__: SimpleNamespace(pid=1))
+    supervisor._start()
+    assert (tmp_path / "mine").read_text() == "mine"
+    assert (supervisor.folder / "worker.log").is_file()

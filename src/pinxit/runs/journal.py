@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from pinxit.files.atomic_write import append, flush, write_text
+from pinxit.files.atomic_write import append, disk_errors, flush, write_text
 from pinxit.runs.events import Event, from_line, step_of, to_line
 
 
@@ -23,7 +23,9 @@ class TrainingLog:
     def append(self, event: Event) -> None:
         """Append an event to the file."""
         if self._ends_with_line is None:  # a process that was killed may have left half a line
-            self._ends_with_line = not self._file.is_file() or self._file.read_bytes()[-1:] == b"\n"
+            with disk_errors(self._file):
+                content = self._file.read_bytes() if self._file.is_file() else b"\n"
+            self._ends_with_line = content[-1:] == b"\n"
         append(self._file, ("" if self._ends_with_line else "\n") + to_line(event))
         self._ends_with_line = True
 

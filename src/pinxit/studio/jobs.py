@@ -1,13 +1,14 @@
 """The queue: a folder for each job, with its options, its log and how it ended. Without torch."""
 
 import json
+import os
 from collections.abc import Generator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, cast
 
-from pinxit.errors import PinxitError, RequestError, RunError
+from pinxit.errors import FileError, PinxitError, RequestError, RunError
 from pinxit.files.atomic_write import (
     append,
     exclusive_lock,
@@ -16,6 +17,7 @@ from pinxit.files.atomic_write import (
     remove,
     write_text,
 )
+from pinxit.files.untrusted import read_untrusted_text
 from pinxit.progress import Notice, Progress
 from pinxit.studio.stored import RESULT, JobKind, job_of, problem_of
 
@@ -263,8 +265,6 @@ def new_numbered_folder(parent: Path, *others: Path) -> Path:
 def read_json(file: Path, damaged: object = None) -> Any:
     """The content of a JSON file; None if there is no such file, and `damaged` if it has none."""
     try:
-        return json.loads(file.read_text(encoding="utf-8"))
-    except OSError:
-        return None
-    except (ValueError, RecursionError):
+        return json.loads(read_untrusted_text(file)) if os.path.lexists(file) else None
+    except (FileError, ValueError, RecursionError):
         return damaged

@@ -1,10 +1,11 @@
 """Images, concepts and other files of a workspace, sent as they are or in a zip file."""
 
+import sys
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 from tempfile import TemporaryFile
-from typing import IO
+from typing import IO, Any
 from urllib.parse import quote
 
 from starlette.concurrency import run_in_threadpool
@@ -12,6 +13,7 @@ from starlette.requests import Request
 from starlette.responses import FileResponse, Response, StreamingResponse
 
 from pinxit.errors import RequestError
+from pinxit.files.untrusted import open_untrusted
 from pinxit.runs.file_names import RECIPE
 from pinxit.studio.card import concept_card
 from pinxit.studio.jobs import Job
@@ -35,17 +37,17 @@ class Media:
         """A small version of the image with this place in its set."""
         images = self.workspace.images_of(request.path_params["images"])
         file = images.folder / THUMBNAILS / at_place(images.files, request).name
-        return FileResponse(file, media_type="image/png")
+        return send_file(file, media_type="image/png")
 
     async def full(self, request: Request) -> Response:
         """The image with this place in its set in full size, cropped as the set says."""
         images = self.workspace.images_of(request.path_params["images"])
-        return FileResponse(at_place(images.files, request), media_type="image/png")
+        return send_file(at_place(images.files, request), media_type="image/png")
 
     async def whole(self, request: Request) -> Response:
         """The image with this place in its set as it was uploaded, without its crop."""
         images = self.workspace.images_of(request.path_params["images"])
-        return FileResponse(images.whole(at_place(images.files, request)), media_type="image/png")
+        return send_file(images.whole(at_place(images.files, request)), media_type="image/png")
 
     async def mask(self, request: Request) -> Response:
         """The mask of the whole image with this place in its set."""
@@ -53,7 +55,7 @@ class Media:
         mask = images.mask_of(at_place(images.files, request))
         if mask is None:
             raise RequestError("the image has no mask", "draw one")
-        return FileResponse(mask, media_type="image/png")
+        return send_file(mask, media_type="image/png")
 
     async def image(self, request: Request) -> Response:
         """The image with this place among those that a job has generated."""
@@ -78,13 +80,13 @@ class Media:
         file = self.workspace.folder / "generated" / job.id / "report.html"
         if job.kind != "compare" or not file.is_file():
             raise RequestError("there is no report yet", "wait until the comparison is done")
-        return FileResponse(file, headers={"content-security-policy": _REPORT_POLICY})
+        return send_file(file, headers={"content-security-policy": _REPORT_POLICY})
 
     async def download(self, request: Request) -> Response:
         """The concept file of a job, as bytes."""
         file = self._concept(request)
         name = f"{request.path_params['job']}-{file.name}"
-        return FileResponse(file, media_type="application/octet-stream", filename=name)
+        return send_file(file, media_type="application/octet-stream", filename=name)
 
     async def archive(self, request: Request) -> Response:
         """A zip file with the concept of a job, a card that describes it, recipe and preview."""
@@ -130,7 +132,13 @@ class Media:
         return self.workspace.job(request.path_params["job"])
 
 
+def send_file(file: Path, **options: Any) -> FileResponse:
+    """A response with a file; FileError, before the response begins, if it cannot be read."""
+    open_untrusted(file, sys.maxsize).close()
+    return FileResponse(file, **options)
+
+
 def _lasting_png(file: Path) -> FileResponse:
     """An image that never changes under its address."""
     headers = {"cache-control": "private, max-age=3600"}
-    return FileResponse(file, media_type="image/png", headers=headers)
+    return send_file(file, media_type="image/png", headers=headers)

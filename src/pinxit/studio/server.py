@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from pinxit.errors import RequestError, RunError
-from pinxit.files.atomic_write import exclusive_lock, is_locked, make_folder, write_text
+from pinxit.files.atomic_write import append, exclusive_lock, is_locked, make_folder, write_text
 from pinxit.studio.app import create_app
 from pinxit.studio.guard import ENTRY, LOCAL_NAMES
 from pinxit.studio.uploads import take_in, unfinished_sets
@@ -157,10 +157,15 @@ class _Supervisor:
     def _pid_file(self) -> Path:
         return self.folder / "pid"
 
+    @property
+    def _log_file(self) -> Path:
+        return self.folder / "worker.log"
+
     def _start(self) -> None:
         make_folder(self.folder)
         command = [sys.executable, "-m", "pinxit", "worker", str(self.workspace.folder)]
-        with (self.folder / "worker.log").open("wb") as log:
+        write_text(self._log_file, "")  # a link is replaced, not followed
+        with self._log_file.open("ab") as log:
             self.process = subprocess.Popen(
                 [*command, "--device", self.device],
                 stdin=subprocess.DEVNULL,
@@ -173,6 +178,5 @@ class _Supervisor:
     def _keep_last_words(self) -> None:
         if self.process and self.process.returncode:
             line = f"\nthe worker ended with status {self.process.returncode}\n"
-            with (self.folder / "worker.log").open("a") as log:
-                log.write(line)
-            (self.folder / "worker.log").replace(self.folder / "last.log")
+            append(self._log_file, line)
+            self._log_file.replace(self.folder / "last.log")

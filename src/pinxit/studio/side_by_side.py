@@ -15,11 +15,12 @@ from pathlib import Path
 from typing import Any
 
 from starlette.requests import Request
-from starlette.responses import FileResponse, RedirectResponse, Response
+from starlette.responses import RedirectResponse, Response
 
 from pinxit.errors import RequestError
 from pinxit.files.atomic_write import append, write_text
 from pinxit.studio.jobs import Job, read_json
+from pinxit.studio.media import send_file
 from pinxit.studio.pages import Pages
 from pinxit.studio.uploads import form_of, texts_of
 from pinxit.studio.views import PreviewRow
@@ -156,7 +157,7 @@ class SideBySide:
         side = self._side(_key(vote, name))
         run = self.workspace.run(side.job)
         assert run  # it has previews
-        return FileResponse(run.previews[side.row.step], media_type="image/png")
+        return send_file(run.previews[side.row.step], media_type="image/png")
 
     def _sides(self) -> dict[str, Side]:
         """The steps of all trainings that have previews, newest first, by key."""

@@ -4,11 +4,14 @@ import asyncio
 import hashlib
 import json
 import os
+import sys
 import time
 from collections.abc import AsyncGenerator, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from pinxit.errors import FileError
+from pinxit.files.untrusted import open_untrusted
 from pinxit.runs.file_names import JOURNAL
 from pinxit.studio.jobs import KIND_NAMES, Job
 from pinxit.studio.views import TrainingView
@@ -36,8 +39,8 @@ class LogTail:
     def lines(self) -> Iterator[tuple[str, str]]:
         """Ids and lines; first an empty line if the log was replaced."""
         try:
-            file = self._file.open("rb")
-        except FileNotFoundError:
+            file = open_untrusted(self._file, sys.maxsize)
+        except FileError:
             return
         with file:
             status = os.fstat(file.fileno())
@@ -98,11 +101,11 @@ def _log_file(workspace: Workspace, job: Job) -> Path:
 def log_end(workspace: Workspace, job: Job) -> str:
     """The id of the last event of a job; empty if it has none."""
     try:
-        with _log_file(workspace, job).open("rb") as file:
+        with open_untrusted(_log_file(workspace, job), sys.maxsize) as file:
             status = os.fstat(file.fileno())
             file.seek(max(0, status.st_size - _MAX_LINE))
             unfinished = len(file.read().rpartition(b"\n")[2])  # a line that is being written
-    except FileNotFoundError:
+    except FileError:
         return ""
     return f"{status.st_ino}-{status.st_size - unfinished}"
 

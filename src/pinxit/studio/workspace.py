@@ -3,6 +3,7 @@
 import hashlib
 import hmac
 import json
+import os
 import re
 import secrets
 import shutil
@@ -16,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 from pinxit.errors import RequestError
 from pinxit.files.atomic_write import (
     check_claim,
+    check_regular,
     claim_folder,
     is_locked,
     make_folder,
@@ -118,8 +120,15 @@ class Workspace:
     _runs: "dict[Path, tuple[object, RunState]]" = field(default_factory=dict, repr=False)
 
     def create(self) -> None:
-        """Make the folder, or use that of an earlier studio; RunError if it is something else."""
+        """Make the folder, or use that of an earlier studio; RunError if it is something else.
+
+        Also if a folder in it is a link, other than a run of the terminal in `runs`.
+        """
         check_claim(self.folder, _KIND, *_FOLDERS)
+        for place, names, _ in os.walk(self.folder):
+            if Path(place) == self.folder / "runs":  # those of the terminal are only read
+                names[:] = filter(is_number, names)
+            check_regular(*(Path(place, name) for name in names))
         claim_folder(self.folder, _KIND)
         for name in _FOLDERS:
             make_folder(self.folder / name)
@@ -296,7 +305,7 @@ class Workspace:
     def known_bases(self) -> list[str]:
         """The base models that this studio has ever offered."""
         names = (self.folder / "bases").glob(f"*/{_NAME}")
-        return [name.read_text("utf-8") for name in sorted(names)]
+        return [name.read_text("utf-8") for name in sorted(names) if name.is_file()]
 
     def cost_file(self, base: str, method: str, device: str) -> Path:
         """The file with what a training takes; see `costs`."""
@@ -305,7 +314,9 @@ class Workspace:
     def cost(self, base: str, method: str) -> str:
         """What a training takes, by the newest text that has been written; empty if none was."""
         files = (self.base_folder(base) / "costs" / method).glob("*")
-        newest_first = sorted(files, key=lambda file: -file.stat().st_mtime_ns)
+        newest_first = sorted(
+            filter(Path.is_file, files), key=lambda file: -file.stat().st_mtime_ns
+        )
         return next(filter(None, (file.read_text("utf-8") for file in newest_first)), "")
 
     def cost_stamps(self) -> list[int]:
