@@ -13,7 +13,7 @@ from typing import Any
 from pinxit.files.atomic_write import atomic_write, make_folder, remove, write_text
 from pinxit.images.decode import UnreadableError, decode
 from pinxit.images.inspect import FolderCheck, ImageCheck, check_folder
-from pinxit.studio.jobs import read_json
+from pinxit.studio.jobs import read_json, safe_stem
 from pinxit.studio.unzip import ZipFileError, unzip
 from pinxit.studio.workspace import (
     CHECK,
@@ -24,7 +24,6 @@ from pinxit.studio.workspace import (
     THUMBNAILS,
     UNUSED,
     ImageSet,
-    safe_stem,
 )
 
 _REJECTED = ".rejected.json"

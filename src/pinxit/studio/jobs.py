@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 from collections.abc import Generator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
@@ -268,3 +269,18 @@ def read_json(file: Path, damaged: object = None) -> Any:
         return json.loads(read_untrusted_text(file)) if os.path.lexists(file) else None
     except (FileError, ValueError, RecursionError):
         return damaged
+
+
+def safe_stem(name: str) -> str:
+    """A file name without its folder, suffix and everything but letters, digits and hyphens."""
+    stem = Path(name.replace("\\", "/")).name.rpartition(".")[0] or name
+    return re.sub(r"[^\w-]+", " ", stem).strip(" -_")[:60] or "image"
+
+
+def stamp_of(file: Path) -> tuple[int, int, int] | None:
+    """What changes when a file changes."""
+    try:
+        status = file.stat()
+    except OSError:
+        return None
+    return status.st_ino, status.st_size, status.st_mtime_ns

@@ -14,8 +14,8 @@ from starlette.requests import Request
 
 from pinxit.errors import RequestError
 from pinxit.files.atomic_write import make_folder, remove
-from pinxit.studio.jobs import Job, numbered_folders
-from pinxit.studio.workspace import INCOMING, THUMBNAILS, ImageSet, Workspace, safe_stem
+from pinxit.studio.jobs import Job, numbered_folders, safe_stem
+from pinxit.studio.workspace import INCOMING, THUMBNAILS, ImageSet, Workspace
 
 MAX_FILE_BYTES, MAX_FILES = 32 * 2**20, 200
 MAX_ZIP_BYTES = 2**26

@@ -27,7 +27,7 @@ from pinxit.files.atomic_write import (
     write_text,
 )
 from pinxit.runs.file_names import JOURNAL, RECIPE, result_file
-from pinxit.studio.jobs import Job, JobQueue, is_number, new_numbered_folder, read_json
+from pinxit.studio.jobs import Job, JobQueue, is_number, new_numbered_folder, read_json, stamp_of
 from pinxit.studio.stored import REPORTS, problem_of
 from pinxit.studio.terminal_runs import TerminalRun, terminal_runs
 
@@ -187,7 +187,7 @@ class Workspace:
     def _read_run(self, folder: Path) -> "RunState":
         from pinxit.runs.reader import read_log
 
-        stamp = [_stamp(folder / name) for name in (JOURNAL, RECIPE)]
+        stamp = [stamp_of(folder / name) for name in (JOURNAL, RECIPE)]
         cached = self._runs.get(folder)
         if not cached or cached[0] != stamp:
             cached = self._runs[folder] = stamp, read_log(folder)
@@ -368,20 +368,5 @@ def _without_masks(folder: Path) -> list[Path]:
     return [path for path in regular_files(folder, _PNG) if not path.name.endswith(MASK)]
 
 
-def safe_stem(name: str) -> str:
-    """A file name without its folder, suffix and everything but letters, digits and hyphens."""
-    stem = Path(name.replace("\\", "/")).name.rpartition(".")[0] or name
-    return re.sub(r"[^\w-]+", " ", stem).strip(" -_")[:60] or "image"
-
-
 def _hash(key: str) -> str:
     return hashlib.sha256(key.encode()).hexdigest()
-
-
-def _stamp(file: Path) -> tuple[int, int, int] | None:
-    """What changes when a file changes."""
-    try:
-        status = file.stat()
-    except OSError:
-        return None
-    return status.st_ino, status.st_size, status.st_mtime_ns
