@@ -17,7 +17,7 @@ def test_the_tests_of_files_pass_without_posix() -> None:
     names = ("test_atomic_write.py", "test_safetensors_file.py", "test_untrusted.py")
     tests = [str(FILES / name) for name in names]
     options = ["-q", "-p", "tests.files.without_posix", "-p", "no:cacheprovider"]
-    selection = ["-m", "not long", "-k", f"not ({LEFT_OUT})"]
+    selection = ["-k", f"not ({LEFT_OUT})"]
     run = subprocess.run(
         [sys.executable, "-m", "pytest", *options, *selection, *tests],
         cwd=FILES.parent.parent,
