@@ -290,7 +290,7 @@ def test_a_plan_has_every_value(model: Model) -> None:
         ({"token": "<toy"}, "the token `<toy` is not one word, or lacks a bracket", "<mytoy>"),
         ({"class_noun": "dogg"}, "does not know the class noun `dogg`", "did you mean dog?"),
         ({"class_noun": "red zebra"}, "does not know the class noun `red zebra`", ""),
-        ({"class_noun": " "}, "does not know the class noun ` `", ""),
+        ({"class_noun": " "}, "the class noun is empty", "such as: toy"),
         (
             {"method": {"name": "dreambooth", "rare_token": "zebra"}},
             "`zebra` is not a single token",

@@ -62,8 +62,8 @@ def start_ranks(arguments: Sequence[str], count: int) -> int:
 
 def _wait(processes: Sequence["subprocess.Popen[bytes]"]) -> int:
     deadline = float("inf")
-    while any(process.poll() is None for process in processes):
-        if deadline == float("inf") and any(process.returncode for process in processes):
+    while None in (codes := [process.poll() for process in processes]):
+        if deadline == float("inf") and any(codes):
             deadline = time.monotonic() + _GRACE
         if time.monotonic() > deadline:
             for process in processes:
