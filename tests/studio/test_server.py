@@ -2,9 +2,11 @@
 
 import json
 import shutil
+import signal
 import socket
 import subprocess
 import sys
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -12,6 +14,7 @@ from PIL import Image
 from starlette.testclient import TestClient
 
 from lab.images import odd_images
+from pinxit.cli.screen import stoppable
 from pinxit.errors import RequestError, RunError
 from pinxit.pocket import gallery
 from pinxit.pocket.world import held_out_subjects
@@ -430,6 +433,17 @@ def test_worker_survives_the_server_and_belongs_to_the_next_one(tmp_path: Path) 
     assert (workspace.folder / "workers" / "cpu" / "pid").read_text() == pid
     second.stop()
     assert not workspace.workers()["cpu"]
+
+
+def test_a_signal_before_the_server_listens_is_not_lost(tmp_path: Path) -> None:
+    def say(_: str) -> None:
+        with suppress(KeyboardInterrupt):  # as in a callback, where Python drops exceptions
+            signal.raise_signal(signal.SIGTERM)
+
+    signal.alarm(120)  # otherwise it serves for ever
+    with pytest.raises(KeyboardInterrupt), stoppable():
+        serve(Workspace(tmp_path / "studio"), 0, "", say)
+    signal.alarm(0)
 
 
 def test_used_port_and_foreign_host_are_refused(tmp_path: Path) -> None:

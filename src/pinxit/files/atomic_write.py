@@ -270,19 +270,19 @@ def is_locked(folder: Path) -> bool:
 
 
 @contextmanager
-def defer_signals() -> Generator[None]:
-    """Delay Ctrl-C and other stop signals until the block is done."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
+def defer_signals(react: Callable[[], object] = lambda: None) -> Generator[None]:
+    """Delay Ctrl-C and other stop signals until the block is done; `react` is called at once."""
+    in_main_thread = threading.current_thread() is threading.main_thread()
     received: list[int] = []
-    handlers = [
-        signal.signal(number, lambda caught, _: received.append(caught)) for number in STOP_SIGNALS
-    ]
+    handlers = {
+        number: signal.signal(number, lambda caught, _: (received.append(caught), react()))
+        for number in (STOP_SIGNALS if in_main_thread else ())
+        if signal.getsignal(number) != signal.SIG_IGN
+    }
     try:
         yield
     finally:
-        for number, handler in zip(STOP_SIGNALS, handlers, strict=True):
+        for number, handler in handlers.items():
             signal.signal(number, handler)
         if received:
             signal.raise_signal(received[0])

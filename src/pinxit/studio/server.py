@@ -12,7 +12,14 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from pinxit.errors import RequestError, RunError
-from pinxit.files.atomic_write import append, exclusive_lock, is_locked, make_folder, write_text
+from pinxit.files.atomic_write import (
+    append,
+    defer_signals,
+    exclusive_lock,
+    is_locked,
+    make_folder,
+    write_text,
+)
 from pinxit.studio.app import create_app
 from pinxit.studio.guard import ENTRY, LOCAL_NAMES
 from pinxit.studio.uploads import take_in, unfinished_sets
@@ -72,8 +79,11 @@ def serve(
             limit_concurrency=_MAX_CONNECTIONS,
             timeout_graceful_shutdown=1,
         )
-        say(f"the studio is at {entry_link(workspace, address)}")
-        uvicorn.Server(config).run([listener])
+        server = uvicorn.Server(config)
+        # Before it takes signals itself, the exception of one could get lost in an import.
+        with defer_signals(lambda: setattr(server, "should_exit", True)):
+            say(f"the studio is at {entry_link(workspace, address)}")
+            server.run([listener])
 
 
 def _listening_socket(host: str, port: int) -> socket.socket:
