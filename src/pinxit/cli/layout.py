@@ -7,7 +7,7 @@ if TYPE_CHECKING:
     from rich.console import Console, ConsoleOptions
 
 # A column beside that of the longest flag has no room for text in a narrower terminal.
-_NARROW = 64
+_NARROW = 65
 _FRAME = 2  # what a panel has before and after its columns
 
 
