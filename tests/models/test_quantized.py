@@ -142,7 +142,7 @@ def comfy(**layer: object) -> Tensor:
 
 
 def scaled(values: Tensor, **others: Tensor) -> dict[str, Tensor]:
-    """The tensors of a layer with one scale for its weight, and others of the same layer."""
+    """A weight with one scale, and other tensors of the same layer."""
     layer = {"weight": values, "weight_scale": torch.ones(())} | others
     return {f"x.{name}": tensor for name, tensor in layer.items()}
 

@@ -108,7 +108,7 @@ def test_a_large_denoiser_is_never_in_memory_with_text_encoders(
     family: str,
     cached: bool,
 ) -> None:
-    """Each is read when the other is gone, and training has the same bits."""
+    """Neither is read before the other has left memory, and the losses are equal to the bit."""
     model = open_base(bases(family))
     usual, _ = trained(model, pictures, tmp_path / "usual", cached=False)
     model.offload()

@@ -25,7 +25,7 @@ from pinxit.cli.flags import (
 )
 from pinxit.cli.opening import Opening
 from pinxit.cli.screen import bars, data, say
-from pinxit.concepts.concept import Concept, check_together
+from pinxit.concepts.concept import Concept, check_combination
 from pinxit.errors import RequestError
 from pinxit.files.atomic_write import atomic_write, make_folder
 from pinxit.generation.control import SamplingProgress
@@ -91,7 +91,7 @@ def _request(given: Values) -> tuple[GenerationRequest, list[Concept]]:
     request = GenerationRequest.model_validate(options)
     request.check()
     concepts = [reference.open() for reference in request.concepts]
-    check_together(concepts)
+    check_combination(concepts)
     origins = [concept.provenance for concept in concepts if concept.provenance.base]
     if origins and "base" not in options:
         values = origins[0].recipe_values

@@ -68,20 +68,19 @@ def labelled(label: str, text: str, width: int) -> None:
 
     In a narrow terminal the text is below the label.
     """
-    line = f"{printable(label):{width}}{printable(text)}"
+    start, text = f"{printable(label):{width}}", printable(text)
     columns = get_terminal_size().columns
-    if not sys.stdout.isatty() or len(line) <= columns:
-        data(line)
+    if not sys.stdout.isatty() or len(start + text) <= columns:
+        data(start + text)
         return
     indent = " " * (width if 2 * width < columns else 2)
-    start = f"{printable(label):{width}}"
     if 2 * width >= columns:
         data(start.rstrip())
         start = indent
     wrapper = textwrap.TextWrapper(
         columns, start, indent, break_long_words=False, break_on_hyphens=False
     )
-    for part in wrapper.wrap(printable(text)):
+    for part in wrapper.wrap(text):
         data(part)
 
 

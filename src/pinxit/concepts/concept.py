@@ -131,7 +131,7 @@ def from_description(text: str, tables: Mapping[str, Mapping[str, Tensor]], path
     return Concept(tuple(parts), description.provenance)
 
 
-def check_together(concepts: Sequence[Concept]) -> None:
+def check_combination(concepts: Sequence[Concept]) -> None:
     """Raise ConceptError if two concepts replace the same network."""
     owners: dict[str, str] = {}
     for concept in concepts:
@@ -150,7 +150,7 @@ def combined_adapters(concepts: Sequence[Concept], model: Model) -> tuple[Adapte
 
     Raises ConceptError if two concepts replace the same network.
     """
-    check_together(concepts)
+    check_combination(concepts)
     adapters = [adapter for concept in concepts for adapter in _fitted(concept, model)]
     adapters.sort(key=lambda adapter: adapter.part_type.has_strength)
     return (*adapters, *nickname_aliases(concepts, model))

@@ -1,4 +1,4 @@
-"""The form of stored jobs: a file can be damaged, or be written by another version or by hand."""
+"""What a stored job must contain, since its file can be damaged, older, or edited by hand."""
 
 from collections.abc import Mapping
 from typing import Any, Literal, cast

@@ -58,7 +58,7 @@ def _vectors(piece: PromptPiece, meanings: Mapping[str, TokenEmbedding]) -> Sequ
 
 
 def _meanings(workspace: Workspace, job: Job) -> list[tuple[str, TokenEmbedding]]:
-    """What the tokens of a concept stand for: a text, or vectors, whose values do not count."""
+    """What the tokens of a concept stand for: a text, or a number of vectors."""
     known: dict[str, tuple[str, int]] = read_json(job.folder / TOKENS) or {
         workspace.token(job): ("", 1)
     }

@@ -271,9 +271,9 @@ class Workspace:
         """The secret that all tokens follow from; it is made on first use."""
         file = self.folder / "secret"
         with waiting_lock(self.folder / "keys"):
-            if not file.is_file():  # no other process has made it meanwhile
-                write_text(file, secrets.token_hex(32))
-                file.chmod(0o600)
+            if not (file.is_file() and file.stat().st_size):  # empty after a crash
+                with os.fdopen(os.open(file, os.O_WRONLY | os.O_CREAT, 0o600), "w") as new:
+                    new.write(secrets.token_hex(32))
         return file.read_bytes()
 
     def token_for(self, purpose: str) -> str:
