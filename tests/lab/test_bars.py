@@ -36,10 +36,10 @@ def measure(method: str, work: Path, count: int = SUBJECTS) -> list[Row]:
 
 @pytest.fixture(scope="module")
 def results(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[Row]]:
-    """The results by method: a process for each, since threads only share so much."""
-    work = tmp_path_factory.mktemp("subjects")
+    """The results by method: a process and a folder for each, so that they write no file twice."""
+    folders = [tmp_path_factory.mktemp(method) for method in METHODS]
     with ProcessPoolExecutor(len(METHODS), get_context("spawn")) as pool:
-        rows = pool.map(measure, METHODS, [work] * len(METHODS))
+        rows = pool.map(measure, METHODS, folders)
         return dict(zip(METHODS, rows, strict=True))
 
 

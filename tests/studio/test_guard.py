@@ -1,5 +1,7 @@
 """Every route is refused without the right token, host, origin and form token."""
 
+import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -162,3 +164,25 @@ def test_files_of_the_workspace_are_private(workspace: Workspace) -> None:
     assert (workspace.folder / "secret").stat().st_mode & 0o077 == 0
     assert workspace.folder.stat().st_mode & 0o077 == 0
     assert Path(workspace.folder / "keys").stat().st_mode & 0o077 == 0
+
+
+@pytest.mark.parametrize(
+    "replace",
+    [
+        os.mkfifo,
+        Path.touch,
+        lambda secret: secret.symlink_to(secret.parent.parent / "outside"),
+        lambda secret: secret.symlink_to("/dev/zero"),
+    ],
+)
+def test_a_secret_that_is_no_file_is_made_anew(
+    tmp_path: Path, replace: Callable[[Path], object]
+) -> None:
+    workspace = Workspace(tmp_path / "studio")
+    workspace.create()
+    secret = workspace.folder / "secret"
+    secret.unlink(missing_ok=True)
+    replace(secret)
+    assert len(workspace.secret) == 64
+    assert not (tmp_path / "outside").exists()
+    assert secret.lstat().st_mode & 0o777777 == 0o100600

@@ -272,8 +272,8 @@ class Workspace:
         file = self.folder / "secret"
         with waiting_lock(self.folder / "keys"):
             if not (file.is_file() and file.stat().st_size):  # empty after a crash
-                with os.fdopen(os.open(file, os.O_WRONLY | os.O_CREAT, 0o600), "w") as new:
-                    new.write(secrets.token_hex(32))
+                write_text(file, secrets.token_hex(32))  # in a folder of the user only
+                file.chmod(0o600)
         return file.read_bytes()
 
     def token_for(self, purpose: str) -> str:
