@@ -189,10 +189,11 @@ def _scale(kind: str, length: float | None = None) -> Iterator[Row]:
     """All methods on subjects or styles, with 95% intervals; of one length, or of all."""
     for row in nested(f"scale/{kind}/{{name}}"):
         if length in (None, row["length"]):
-            yield {**row, "shares": {name: _interval(row[name]) for name in _SHARES}}
+            shares = {name: _interval(row[name]) for name in _SHARES if name in row}
+            yield {**row, "shares": shares}
 
 
-_SHARES = ("fidelity", "prompt following", "drift", "diversity", "leaks")
+_SHARES = ("fidelity", "among ten", "prompt following", "drift", "diversity", "leaks")
 
 
 def _interval(share: Mapping[str, float]) -> str:

@@ -64,6 +64,7 @@ _BLOCK = 4  # subjects or styles that all methods are measured on before the nex
 SUBJECTS = 10
 STYLES = styles.STYLES
 FIGURES = ("fidelity", "prompt following", "drift", "diversity", "leaks", "megabytes", "seconds")
+STYLE_FIGURES = (*FIGURES, "among ten")
 
 
 class Case(Protocol):
@@ -164,6 +165,7 @@ class StyleCase:
         right = truths.prompt_accuracy(generated, eyes, ("class", "background"))
         judge = StyleJudge.fitted(lab.model, Path(os.environ["PINXIT_CACHE"]))
         row: Row = {"fidelity": judge.recognized(images, self.style), **shares}
+        row["among ten"] = judge.recognized(images, self.style, among=10)
         row |= {"prompt following": right["obeyed"], "leaks": styles.leak_rate(generated, eyes)}
         return scales["colour"], row, generated
 
@@ -259,7 +261,7 @@ def summary(rows: Mapping[Piece, Row]) -> dict[str, object]:
     for (kind, method, length), rows_of_group in groups.items():
         intervals = {
             name: vars(bootstrap(np.array([row[name] for row in rows_of_group])))
-            for name in FIGURES
+            for name in (FIGURES if kind == "subjects" else STYLE_FIGURES)
         }
         figures[kind][f"{method}, {length:g}"] = {
             "method": method,

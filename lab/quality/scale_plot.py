@@ -1,6 +1,7 @@
-"""Draws the scale of all methods: likeness over drift, with 95% intervals, as an SVG file.
+"""Draws the scale of all methods with 95% intervals, as SVG files.
 
-`python -m lab.quality.scale_plot` reads docs/figures/scale.json and writes docs/images/scale.svg.
+`python -m lab.quality.scale_plot` reads docs/figures/scale.json and writes docs/images/scale.svg,
+likeness over drift of the subjects, and docs/images/scale-styles.svg, the style over the prompt.
 """
 
 from collections.abc import Iterator, Mapping
@@ -13,25 +14,24 @@ _COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00", "#
 Row = Mapping[str, Any]
 
 
-def svg(rows: Mapping[str, Row]) -> str:
-    """A point for each row, the default length filled; drift to the right, likeness upwards."""
-    xs, ys = (
-        [row[axis][end] for row in rows.values() for end in ("low", "high")] for axis in _AXES
-    )
+def svg(rows: Mapping[str, Row], axes: Mapping[str, str]) -> str:
+    """A point for each row, the default length filled; `axes` are two figures and their titles."""
+    xs, ys = ([row[axis][end] for row in rows.values() for end in ("low", "high")] for axis in axes)
+    title_x, title_y = axes.values()
     methods = list(dict.fromkeys(row["method"] for row in rows.values()))
     parts = [
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {_WIDTH} {_HEIGHT}" '
         'font-family="sans-serif" font-size="12">',
         f'<rect width="{_WIDTH}" height="{_HEIGHT}" fill="white"/>',
-        f'<text x="{_WIDTH / 2}" y="{_HEIGHT - 12}">drift of the class</text>',
-        '<text x="12" y="24">likeness</text>',
+        f'<text x="{_WIDTH / 2}" y="{_HEIGHT - 12}">{title_x}</text>',
+        f'<text x="12" y="24">{title_y}</text>',
         *_ticks(min(xs), max(xs), min(ys), max(ys)),
     ]
     titles: list[tuple[float, float, str]] = []
     for row in rows.values():
         x, y = (
             [_scaled(row[axis][end], min(all_), max(all_)) for end in ("value", "low", "high")]
-            for axis, all_ in zip(_AXES, (xs, ys), strict=True)
+            for axis, all_ in zip(axes, (xs, ys), strict=True)
         )
         across, up = [_MARGIN + v * _PLOT for v in x], [_HEIGHT - _MARGIN - v * _TALL for v in y]
         number = methods.index(row["method"])
@@ -59,7 +59,13 @@ def _free_height(titles: list[tuple[float, float, str]], x: float, y: float, tit
     return y
 
 
-_AXES = ("drift", "fidelity")
+AXES = {
+    "subjects": {"drift": "drift of the class", "fidelity": "likeness"},
+    "styles": {
+        "prompt following": "prompt following",
+        "among ten": "style among the nearest ten of 258",
+    },
+}
 _LINE, _LETTER = 14, 6.5  # pixels of a line and of a letter
 _PLOT, _TALL = _WIDTH - 4 * _MARGIN, _HEIGHT - 2 * _MARGIN  # titles are right of the points
 
@@ -80,10 +86,11 @@ def _ticks(left: float, right: float, low: float, high: float) -> Iterator[str]:
 
 
 def main() -> None:
-    """Write the plot of all subjects."""
-    file = ROOT / "docs" / "images" / "scale.svg"
-    file.write_text(svg(read_figures("scale")["subjects"]), encoding="utf-8")
-    print(file)
+    """Write the plots of subjects and of styles."""
+    for kind, name in (("subjects", "scale.svg"), ("styles", "scale-styles.svg")):
+        file = ROOT / "docs" / "images" / name
+        file.write_text(svg(read_figures("scale")[kind], AXES[kind]), encoding="utf-8")
+        print(file)
 
 
 if __name__ == "__main__":

@@ -76,15 +76,12 @@ class StyleJudge:
             names = ("means", "whitening", "centre", "scale")
             return cls(tuple(arrays["styles"].tolist()), *(arrays[name] for name in names))
 
-    def nearest(self, images: Sequence[Image]) -> list[str]:
-        """The style of each image."""
+    def recognized(self, images: Sequence[Image], style: str, among: int = 1) -> float:
+        """The share of images that have the style among their `among` nearest styles."""
         rows = (style_features(stack_images(images, _SIDE)) - self.centre) / self.scale
         distances = ((rows @ self.whitening)[:, None] - self.means[None]) ** 2
-        return [self.styles[at] for at in distances.sum(2).argmin(1)]
-
-    def recognized(self, images: Sequence[Image], style: str) -> float:
-        """The share of images that are nearer to the style than to any other."""
-        return float(np.mean([nearest == style for nearest in self.nearest(images)]))
+        nearest = distances.sum(2).argsort(1)[:, :among]
+        return float(np.mean((nearest == self.styles.index(style)).any(1)))
 
 
 def _fit(model: Model, styles: Sequence[str]) -> dict[str, Any]:

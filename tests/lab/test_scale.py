@@ -12,7 +12,7 @@ import pytest
 
 from lab.quality import scale
 from lab.quality.harness import Lab
-from lab.quality.scale_plot import svg
+from lab.quality.scale_plot import AXES, svg
 from pinxit.models.model import Model
 from pinxit.pocket.eyes import Eyes
 from pinxit.training.plan import TrainingPlan
@@ -26,7 +26,7 @@ def _constant(value: object) -> Callable[..., object]:
 
 
 def row(value: float) -> dict[str, float]:
-    return dict.fromkeys(scale.FIGURES, value)
+    return dict.fromkeys(scale.STYLE_FIGURES, value)
 
 
 def test_the_first_pieces_have_all_methods_for_four_subjects() -> None:
@@ -91,10 +91,22 @@ def test_the_plot_shows_likeness_over_drift() -> None:
     rows = {scale.Piece(case, "lora", 1.0): row(0.2 + 0.1 * n) for n, case in enumerate(cases)}
     rows |= {scale.Piece(case, "dora", 0.5): row(0.8 + 0.1 * n) for n, case in enumerate(cases)}
     figures: Any = scale.summary(rows)
-    tree = ElementTree.fromstring(svg(figures["subjects"]))
+    tree = ElementTree.fromstring(svg(figures["subjects"], AXES["subjects"]))
     points = list(tree.iter("{http://www.w3.org/2000/svg}circle"))
     x, y = ([float(point.attrib[key]) for point in points] for key in ("cx", "cy"))
     assert (x[0] < x[1], y[0] > y[1]) == (True, True)
     assert [point.attrib["fill"] == "white" for point in points] == [False, True]
     titles = [text.text for text in tree.iter("{http://www.w3.org/2000/svg}text")]
-    assert {"lora", "dora, 0.5"} <= set(titles)
+    assert {"lora", "dora, 0.5", "drift of the class", "likeness"} <= set(titles)
+
+
+def test_the_plot_of_styles_shows_the_style_over_the_prompt() -> None:
+    rows = {scale.Piece(scale.StyleCase("sepia"), "lora", 1.0): row(0.2)}
+    rows[scale.Piece(scale.StyleCase("sepia"), "dora", 1.0)] = row(0.2) | {"prompt following": 0.6}
+    figures: Any = scale.summary(rows)
+    tree = ElementTree.fromstring(svg(figures["styles"], AXES["styles"]))
+    x, y = ([c.attrib[key] for c in tree.iter() if "cx" in c.attrib] for key in ("cx", "cy"))
+    assert (float(x[0]) < float(x[1]), y[0] == y[1]) == (True, True)
+    assert {"prompt following", "style among the nearest ten of 258"} <= {
+        text.text for text in tree.iter()
+    }

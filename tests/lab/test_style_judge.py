@@ -21,3 +21,4 @@ def test_styles_of_new_scenes_are_recognized_also_in_soft_images(tmp_path: Path)
         assert judge.recognized(images, style) >= 0.9
         assert judge.recognized(soft, style) >= 0.8
     assert judge.recognized(renderings("photo", seed=6), "sepia") <= 0.1
+    assert judge.recognized(renderings("photo", seed=6), "sepia", among=len(STYLES)) == 1
