@@ -11,6 +11,7 @@ import os
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from statistics import fmean
 from typing import Any, Protocol
@@ -27,9 +28,10 @@ from lab.quality.harness import (
     print_progress,
 )
 from lab.quality.style_judge import StyleJudge
+from lab.quality.truths import Similarity
 from pinxit.concepts.concept import Concept
 from pinxit.evaluation.confidence import bootstrap
-from pinxit.evaluation.metric import Scale, stack_images
+from pinxit.evaluation.metric import stack_images
 from pinxit.images.tensors import contact_sheet
 from pinxit.models.open_base import open_base
 from pinxit.pocket.eyes import Eyes
@@ -41,6 +43,7 @@ from pinxit.training.plan import TrainingPlan
 from pinxit.training.recipe import Recipe
 
 Options = Mapping[str, Any]
+Measured = tuple[Similarity, Row, list[LabImage]]
 # In the order in which they are measured. Those with a way to preserve the class are for subjects.
 METHODS: dict[str, Options] = {
     "lora": {"name": "lora"},
@@ -84,8 +87,8 @@ class Case(Protocol):
         """The recipe; writes the training images first."""
         ...
 
-    def measure(self, lab: Lab, concept: Concept, eyes: Eyes) -> tuple[Scale, Row, list[LabImage]]:
-        """The scale of its fidelity, the results, and the images that show them."""
+    def measure(self, lab: Lab, concept: Concept, eyes: Eyes) -> Measured:
+        """What its drift is measured by, the results, and the images that show them."""
         ...
 
 
@@ -109,7 +112,7 @@ class SubjectCase:
         """The recipe; writes the training images first."""
         return subjects.recipe(self.subject, folder, method=dict(method), base=base)
 
-    def measure(self, lab: Lab, concept: Concept, eyes: Eyes) -> tuple[Scale, Row, list[LabImage]]:
+    def measure(self, lab: Lab, concept: Concept, eyes: Eyes) -> Measured:
         """Likeness in half of the places; colours, places and styles of prompts in the others.
 
         A leak is a place of the training images instead of that of the prompt.
@@ -129,7 +132,8 @@ class SubjectCase:
         trained = set(eyes.look(references).named("background"))
         prompted = [prompt_attributes(image.prompt.target_text)["background"] for image in both]
         leaks = (a != b and a in trained for a, b in zip(shown, prompted, strict=True))
-        return scales["likeness"], {**row, "leaks": fmean(leaks)}, both
+        row["leaks"] = fmean(leaks)
+        return lambda images: scales["likeness"].score(images).relative, row, both
 
 
 @dataclass(frozen=True)
@@ -152,10 +156,11 @@ class StyleCase:
         """The recipe; writes the training images and their captions first."""
         return styles.recipe(self.style, folder, method=dict(method), base=base)
 
-    def measure(self, lab: Lab, concept: Concept, eyes: Eyes) -> tuple[Scale, Row, list[LabImage]]:
+    def measure(self, lab: Lab, concept: Concept, eyes: Eyes) -> Measured:
         """Colours and textures of sixteen objects in the style; objects and places of prompts.
 
-        A leak is an object of the training images instead of that of the prompt.
+        A leak is an object of the training images instead of that of the prompt. Drift is how far
+        images of the class move towards the style.
         """
         experiment = styles.Experiment(self.style, "", argparse.Namespace(work=Path()))
         generated = lab.generate(experiment.prompts(), concept, f"{self.name}: generating")
@@ -167,7 +172,7 @@ class StyleCase:
         row: Row = {"fidelity": judge.recognized(images, self.style), **shares}
         row["among ten"] = judge.recognized(images, self.style, among=10)
         row |= {"prompt following": right["obeyed"], "leaks": styles.leak_rate(generated, eyes)}
-        return scales["colour"], row, generated
+        return partial(judge.position, style=self.style), row, generated
 
 
 @dataclass(frozen=True)
@@ -197,8 +202,8 @@ class Piece:
         task = f"{self.case.name}, {self.method}"
         prepared = _class_images_seconds(lab, recipe, work)
         trained = lab.train(recipe, file.parent / self.title, task, self.length)
-        scale, row, images = self.case.measure(lab, trained.concept, eyes)
-        change = truths.class_change(lab, trained.concept, scale, self.case.noun, eyes)
+        similarity, row, images = self.case.measure(lab, trained.concept, eyes)
+        change = truths.class_change(lab, trained.concept, similarity, self.case.noun, eyes)
         contact_sheet([i.image.resize((128, 128)) for i in images], 7).save(
             file.with_suffix(".png")
         )

@@ -78,10 +78,20 @@ class StyleJudge:
 
     def recognized(self, images: Sequence[Image], style: str, among: int = 1) -> float:
         """The share of images that have the style among their `among` nearest styles."""
-        rows = (style_features(stack_images(images, _SIDE)) - self.centre) / self.scale
-        distances = ((rows @ self.whitening)[:, None] - self.means[None]) ** 2
+        distances = (self._features(images)[:, None] - self.means[None]) ** 2
         nearest = distances.sum(2).argsort(1)[:, :among]
         return float(np.mean((nearest == self.styles.index(style)).any(1)))
+
+    def position(self, images: Sequence[Image], style: str) -> float:
+        """How far images are from photos (0) to a style (1), on the line between their means."""
+        photo, end = (self.means[self.styles.index(name)] for name in ("photo", style))
+        line = end - photo
+        return float(np.mean((self._features(images) - photo) @ line) / (line @ line))
+
+    def _features(self, images: Sequence[Image]) -> NDArray[np.float64]:
+        """Features in units of the variation within a style (N, D)."""
+        rows = (style_features(stack_images(images, _SIDE)) - self.centre) / self.scale
+        return rows @ self.whitening
 
 
 def _fit(model: Model, styles: Sequence[str]) -> dict[str, Any]:

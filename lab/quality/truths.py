@@ -6,7 +6,7 @@ measurement continues. The last line on stdout is JSON.
 
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from itertools import combinations
@@ -21,7 +21,7 @@ from lab.quality import subjects
 from lab.quality.harness import Lab, LabImage, argument_parser, cached, print_progress
 from pinxit import registry
 from pinxit.concepts.concept import Concept
-from pinxit.evaluation.metric import Scale, stack_images
+from pinxit.evaluation.metric import stack_images
 from pinxit.evaluation.prompt_sets import Prompt
 from pinxit.models.open_base import open_base
 from pinxit.pocket.captions import prompt
@@ -31,6 +31,7 @@ from pinxit.training.plan import TrainingPlan
 from pinxit.training.recipe import Recipe
 
 Options = Mapping[str, Any]
+Similarity = Callable[[Sequence[Image]], float]
 _DREAMBOOTH: Options = {"name": "dreambooth", "class_images": 0}
 _INVERSION: Options = {"name": "textual-inversion"}
 RIGHT, WRONG, NONE = "right noun", "wrong noun", "no noun"
@@ -139,9 +140,9 @@ def prompt_accuracy(
 
 
 def class_change(
-    lab: Lab, concept: Concept, scale: Scale, noun: str, eyes: Eyes
+    lab: Lab, concept: Concept, similarity: Similarity, noun: str, eyes: Eyes
 ) -> dict[str, float]:
-    """How the class has changed: similarity to the subject, and diversity of its members.
+    """How the class has changed: similarity to the subject or style, and diversity of its members.
 
     Images of the class noun by the fine-tuned network and by the base model, all in one place, so
     that different places do not count as diversity.
@@ -149,7 +150,7 @@ def class_change(
     row: dict[str, float] = {}
     own, base = _class_images(lab, concept, noun), _base_class_images(lab, noun)
     for which, images in (("", own), (" of the base", base)):
-        row[f"drift{which}"] = scale.score(images).relative
+        row[f"drift{which}"] = similarity(images)
         # The mean distance between individuals: 1 minus the cosine of their embeddings.
         individuals: Tensor = eyes.look(stack_images(images)).instance
         distances = (1 - float(one @ other) for one, other in combinations(individuals, 2))

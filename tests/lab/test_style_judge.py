@@ -20,5 +20,7 @@ def test_styles_of_new_scenes_are_recognized_also_in_soft_images(tmp_path: Path)
         soft = [image.filter(ImageFilter.GaussianBlur(0.5)) for image in images]
         assert judge.recognized(images, style) >= 0.9
         assert judge.recognized(soft, style) >= 0.8
+        assert style == "photo" or abs(judge.position(images, style) - 1) < 0.1
+    assert abs(judge.position(renderings("photo", seed=6), "sepia")) < 0.1
     assert judge.recognized(renderings("photo", seed=6), "sepia") <= 0.1
     assert judge.recognized(renderings("photo", seed=6), "sepia", among=len(STYLES)) == 1
