@@ -13,7 +13,7 @@ _METHODS = registry.names("methods")
 
 # The method if none is named, and why: docs/guides/which-method.md has the figures.
 _RECOMMENDED = "lora"
-_REASON = "nearly the likeness of dreambooth in a small file, for objects and styles"
+_REASON = "of the methods that follow prompts it comes closest to objects and styles"
 
 train = App(name="train", help="Train a concept from images of a subject or a style.")
 many = App(name="train-many", help="Train concepts of many subjects, several at once.")
