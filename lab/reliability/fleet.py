@@ -19,6 +19,7 @@ import csv
 import json
 import os
 import random
+import secrets
 import signal
 import subprocess
 import sys
@@ -55,6 +56,7 @@ _ENVIRONMENT = {
     "OMP_NUM_THREADS": "1",
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_AUTH_MODE": "token",
+    "RAY_AUTH_TOKEN": secrets.token_hex(32),  # of this command, so none need be on the machine
     "RAY_worker_niceness": "0",  # as nice as the bare processes
 }
 

@@ -5,7 +5,7 @@ program exactly what its reader does: the change itself to the last bits, a clos
 """
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -233,6 +233,18 @@ def test_convert_says_what_each_program_does(
     assert "in AUTOMATIC1111:" not in text  # it cannot use the file
 
 
+@pytest.mark.parametrize("widths", [(768, 4096), (4096,)], ids=["flux-1", "chroma"])
+def test_nothing_is_said_of_embeddings_that_were_tried_in_no_program(
+    widths: Sequence[int],
+) -> None:
+    names = ("text", "text_2")
+    vectors = {name: torch.ones(1, width) for name, width in zip(names, widths, strict=False)}
+    part = EmbeddingPart("<toy>", "a", vectors)
+    concept = Concept((part,), Provenance.from_metadata("<toy>", {}, ""))
+    for name in ("emb-params", "diffusers", "onetrainer"):
+        assert outcomes(name, ".safetensors", concept) == {}
+
+
 def test_usage_has_the_path_for_diffusers_and_everything_to_type() -> None:
     parts = (AliasPart("<toy>", "qvj toy"), EmbeddingPart("<new>", "a", tables(two=False)))
     concept = Concept(parts, Provenance.from_metadata("<toy>", {}, ""))
@@ -277,6 +289,17 @@ def test_checkpoints_say_what_they_predict(
     scheduler = find_base(str(out)).config("scheduler")
     assert scheduler.get("prediction_type", "epsilon") == prediction
     assert bool(scheduler.get("rescale_betas_zero_snr")) == (velocity and rescaled)
+
+
+@pytest.mark.parametrize("family", ["stable-diffusion-3", "flux-1", "chroma", "z-image"])
+def test_a_transformer_is_no_checkpoint_file(
+    family: str,
+    bases: Callable[[str], Path],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert main(["convert", str(bases(family)), str(tmp_path / "x.safetensors")]) == 2
+    assert "has a `transformer`, which single files (SD 1, 2 and XL)" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

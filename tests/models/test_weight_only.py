@@ -19,6 +19,7 @@ from pinxit.models.model import Model, Precision
 from pinxit.models.open_base import open_base
 from pinxit.runs.events import SavedCheckpoint
 from pinxit.runs.run import Run, train_run
+from pinxit.training.plan import TrainingPlan, check_options
 from pinxit.training.recipe import Recipe
 
 Bases = Callable[[str], Path]
@@ -163,13 +164,25 @@ def test_only_quantized_weights_stay_for_the_backward_pass(bases: Bases) -> None
 
 
 @precisions
-def test_what_needs_the_weights_themselves_is_refused(precision: Precision, bases: Bases) -> None:
+def test_what_needs_the_weights_themselves_is_refused(
+    precision: Precision, bases: Bases, pictures: Path
+) -> None:
+    """From the recipe, before a base model is opened, or before class images are generated."""
     model = open_base(bases("z-image"), precision=precision)
     with pytest.raises(ConceptError, match=f"is open in {precision}"):
         FullWeightsAdapter.of(model, "denoiser")
-    for variant in ("dora", "loha", "lokr", "oft"):
-        with pytest.raises(RecipeError, match=f"{variant} cannot be trained on a quantized"):
-            LoraAdapter.of(model, "denoiser", LoraConfig(variant, 2, 2.0, "all"), 0)
+    subject = {"images": pictures, "token": "<mytoy>", "class_noun": "toy"}
+    recipe = Recipe.model_validate({"method": "lora", **subject, "precision": precision})
+    check_options(recipe)
+    TrainingPlan.of(recipe, model, 3)
+    kinds = [{"name": "lora", "adapter": kind} for kind in ("dora", "loha", "lokr", "oft")]
+    for method in ({"name": "dreambooth"}, *kinds):
+        recipe = Recipe.model_validate({"method": method, **subject})
+        refusal = f"^{[*method.values()][-1]} cannot be trained on a base model in {precision}"
+        with pytest.raises(RecipeError, match=refusal):
+            TrainingPlan.of(recipe, model, 3)
+        with pytest.raises(RecipeError, match=refusal):
+            check_options(recipe.model_copy(update={"precision": precision}))
 
 
 def test_trained_variants_are_merged(bases: Bases) -> None:

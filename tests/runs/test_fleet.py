@@ -4,6 +4,7 @@ import json
 import os
 import shutil
 import signal
+import socket
 from collections.abc import Iterable, Iterator
 from contextlib import closing
 from pathlib import Path
@@ -20,6 +21,7 @@ from pinxit.errors import ModelError, RequestError, RunError
 from pinxit.files.text import read_table
 from pinxit.models.model import Model
 from pinxit.runs import fleet_worker
+from pinxit.runs.engines.ray import check_reachable, connection_error
 from pinxit.runs.events import RunFailure
 from pinxit.runs.fleet import Engine, FleetEvent, FleetOptions, prepare_folder, train_fleet
 from pinxit.runs.fleet_worker import Done, Ended, Member, Message, Setup, Status, Task
@@ -109,6 +111,48 @@ def test_workers_give_the_result_of_one_process_after_a_kill(
     assert (0, None) in events or (1, None) in events
     assert list(errors(events)) == ["bee"]
     assert differing(here, folder, [name for name in NAMES if name != "bee"]) == []
+
+
+# What Ray 2.60 raises: without a token, and with one that the cluster refuses.
+_ADVICE = "Ensure that the token for the cluster is available in a local file"
+_REFUSED = f"""Failed to connect to GCS. Last connection error: Traceback (most recent call last):
+ray.exceptions.AuthenticationError: RPC error: InvalidAuthToken: the token is incorrect. {_ADVICE}
+"""
+
+
+class AuthenticationError(Exception):
+    """As Ray's."""
+
+
+@pytest.mark.parametrize(
+    ("error", "cause", "reason", "hint"),
+    [
+        (
+            AuthenticationError(f"no token was found. {_ADVICE}"),
+            None,
+            "no token was found",
+            "TOKEN",
+        ),
+        (ConnectionError("failed"), RuntimeError(_REFUSED), "the token is incorrect", "TOKEN"),
+        (ConnectionError("failed"), RuntimeError("timeout"), "failed", "--address"),
+    ],
+)
+def test_a_cluster_that_cannot_be_used_is_told_in_one_sentence(
+    error: Exception, cause: Exception | None, reason: str, hint: str
+) -> None:
+    error.__cause__ = cause
+    raised = connection_error("10.0.0.1:6379", error)
+    assert raised.message == f"Ray cannot be used at 10.0.0.1:6379: {reason}"
+    assert raised.hint and hint.lower() in raised.hint.lower()
+
+
+def test_an_address_where_nothing_answers_is_told_at_once() -> None:
+    pytest.importorskip("ray")
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        address = f"127.0.0.1:{server.getsockname()[1]}"
+        check_reachable(address)
+    with pytest.raises(RunError, match=f"at {address}: .*refused"):
+        FleetOptions(engine="ray", address=address).open(Setup(Path()))
 
 
 def kill_worker() -> int:

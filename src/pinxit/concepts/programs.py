@@ -40,6 +40,9 @@ def content_kind(concept: Concept, *, bundled: bool = True) -> str:
         is_transformer = original_table(concept.parts) is not None
         ending = " with embedding" * bool(with_embedding) + " of a transformer" * is_transformer
         return f"{kind}{ending}"
+    families = [facts for part in embeddings for facts in part.families]
+    if families and all(facts.original_layers for facts in families):
+        return "embedding of a transformer"
     several = any(len(part.widths) > 1 for part in embeddings)
     return "embedding for two text encoders" if several else "embedding"
 

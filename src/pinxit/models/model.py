@@ -30,7 +30,7 @@ SMALL = 100_000_000
 
 _SHOWN = 3  # names in a message
 # Only layers of the denoiser are quantized.
-_QUANTIZED = ("int8", "nf4")
+QUANTIZED = ("int8", "nf4")
 _DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16}
 
 
@@ -51,7 +51,7 @@ class Placement:
     @property
     def is_quantized(self) -> bool:
         """Whether layers of the denoiser have 8 or 4 bits."""
-        return self.precision in _QUANTIZED
+        return self.precision in QUANTIZED
 
 
 @dataclass(frozen=True)

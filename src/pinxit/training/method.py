@@ -95,6 +95,11 @@ class Method(registry.Plugin, Options, ABC):
         """
         return False
 
+    @property
+    def needs_weights(self) -> str:
+        """What cannot be trained on a denoiser in 8 or 4 bits; "" if it can be."""
+        return self.name if self.trains_all_weights else ""
+
     @abstractmethod
     def advise(self, model: Model, image_count: int) -> Advice:
         """Default steps, batch size and learning rate for a base model and number of images."""

@@ -10,7 +10,7 @@ import torch
 from pinxit import registry
 from pinxit.errors import RecipeError, did_you_mean
 from pinxit.files.untrusted import exists, expanded
-from pinxit.models.model import SMALL, Model
+from pinxit.models.model import QUANTIZED, SMALL, Model, Precision
 from pinxit.models.prompt import TokenEmbedding, parse_prompt
 from pinxit.pocket.words import BROAD_NOUNS
 from pinxit.pocket.world.attributes import CLASSES
@@ -114,6 +114,7 @@ def _absolute(base: str) -> str:
 
 
 def _check_model(recipe: Recipe, model: Model) -> None:
+    _check_quantized(recipe, model.placement.precision)
     model.schedule.loss_weight(torch.zeros(1, dtype=torch.long), recipe.min_snr_gamma)
     if model.trainable_partner and not recipe.assistant:
         raise RecipeError(
@@ -148,6 +149,7 @@ def check_words(recipe: Recipe) -> None:
 def check_options(recipe: Recipe) -> None:
     """Raise an error for options that are wrong whatever the base model is."""
     recipe.method.check(recipe.subject)
+    _check_quantized(recipe, recipe.precision)
     if recipe.assistant:
         Assistant(recipe.assistant)
     if recipe.preview_base and recipe.preview_every and recipe.method.trains_all_weights:
@@ -155,6 +157,15 @@ def check_options(recipe: Recipe) -> None:
             f"full weights cannot be previewed on {recipe.preview_base}, whose own they would "
             "replace",
             "leave out --preview-base, or train a LoRA",
+        )
+
+
+def _check_quantized(recipe: Recipe, precision: Precision | None) -> None:
+    needs = recipe.method.needs_weights
+    if needs and precision in QUANTIZED:
+        raise RecipeError(
+            f"{needs} cannot be trained on a base model in {precision}",
+            "use --precision bf16, or train a plain LoRA",
         )
 
 

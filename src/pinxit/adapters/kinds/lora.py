@@ -56,14 +56,8 @@ class LoraAdapter(Adapter):
     def of(cls, model: Model, network: str, config: LoraConfig, seed: int) -> Self:
         """A trainable adapter that changes nothing yet; the seed determines its initial weights.
 
-        Raises RecipeError if the model is quantized and the kind is not plain LoRA.
+        On a quantized model only plain LoRA works.
         """
-        if model.placement.is_quantized and config.variant != "lora":
-            raise RecipeError(
-                f"{config.variant} cannot be trained on a quantized base model, and {model.name} "
-                f"is open in {model.placement.precision}",
-                "use --adapter lora, or another --precision such as bf16",
-            )
         layers: dict[str, LayerWeights] = {}
         with torch.random.fork_rng([]), torch.no_grad():
             for name, layer in _target_layers(model, network, config).items():

@@ -60,6 +60,7 @@ class SingleFile(Format):
         ConceptError if there is such a file already: it would be read in place of this one.
         """
         source = base_source(concept, target)
+        _check_layout(source)
         _check_schedule(source)
         config, config_file = a1111_config(source), target.out.with_suffix(".yaml")
         if os.path.lexists(config_file):
@@ -78,6 +79,17 @@ class SingleFile(Format):
         write_tensors(target.out, tensors, metadata)
         if config:
             write_text(config_file, config)
+
+
+def _check_layout(source: Source) -> None:
+    """Raise ConceptError for a network that single files have no names for."""
+    facts = family_of(source).facts
+    for folder in (*facts.networks, *facts.frozen_networks):
+        if source.has(folder) and folder not in facts.single_file_prefixes:
+            raise ConceptError(
+                f"{source.name} has a `{folder}`, which single files (SD 1, 2 and XL) cannot store",
+                "write a folder with --format diffusers",
+            )
 
 
 def _check_schedule(source: Source) -> None:
@@ -106,12 +118,7 @@ def _original_names(
     folder: str, weights: dict[str, Tensor], source: Source
 ) -> tuple[str, dict[str, Tensor]]:
     """The prefix of a network in the file, and its weights by their names after the prefix."""
-    prefix = family_of(source).facts.single_file_prefixes.get(folder)
-    if prefix is None:
-        raise ConceptError(
-            f"{source.name} has a `{folder}`, which single files (SD 1, 2 and XL) cannot store",
-            "write a folder with --format diffusers",
-        )
+    prefix = family_of(source).facts.single_file_prefixes[folder]
     if folder == "unet":
         return prefix, original_names.original_unet(weights)
     if folder == "vae":

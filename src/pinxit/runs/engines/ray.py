@@ -2,6 +2,8 @@
 
 import logging
 import os
+import re
+import socket
 from collections.abc import Generator, Iterator
 from dataclasses import replace
 from importlib import import_module
@@ -12,6 +14,11 @@ from pinxit.runs.fleet_worker import Done, Message, Setup, Task, Worker
 
 # What a cluster says that is not for the user: usage statistics, and warnings about settings.
 _QUIET = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0"}
+
+# What Ray says of a token, after the names of its errors and before its advice.
+_TOKEN = re.compile(
+    r"AuthenticationError: (?:RPC error: InvalidAuthToken: )?(.+?)\. (?:Note|Ensure)"
+)
 
 
 class Ray:
@@ -26,13 +33,10 @@ class Ray:
         try:
             # Without an address always a cluster of this command's own, not one found by chance.
             address = address or "local"
+            check_reachable(address)
             ray.init(address, log_to_driver=False, logging_level=logging.ERROR)
-        except (ConnectionError, ray.exceptions.RayError) as error:
-            raise RunError(
-                f"Ray cannot be used at {address}: {first_line(error)}",
-                "start a cluster with `ray start --head`, and use its address and its token "
-                "(RAY_AUTH_MODE=token)",
-            ) from error
+        except (OSError, ray.exceptions.RayError) as error:
+            raise connection_error(address, error) from error
         self._ray = ray
         gpus = 0 if setup.device == "cpu" else int(ray.cluster_resources().get("GPU", 0))
         self.workers = workers or gpus or 1
@@ -72,6 +76,23 @@ class Ray:
     def close(self) -> None:
         """End all workers; steps after the last checkpoint are trained again later."""
         self._ray.shutdown()
+
+
+def check_reachable(address: str) -> None:
+    """Raise OSError if nothing answers at host:port; Ray itself would try for many minutes."""
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    if host and port.isdecimal():
+        socket.create_connection((host.strip("[]"), int(port)), timeout=10).close()
+
+
+def connection_error(address: str, error: Exception) -> RunError:
+    """Why Ray cannot be used; Ray tells of a refused token only in the error's cause."""
+    reason = _TOKEN.search(f"{type(error).__name__}: {error}\n{error.__cause__}")
+    hint = "start a cluster with `ray start --head`, and give its address to --address"
+    if reason:
+        hint = "set RAY_AUTH_MODE=token and copy ~/.ray/auth_token from the cluster's first machine"
+    text = reason[1] if reason else first_line(error)
+    return RunError(f"Ray cannot be used at {address}: {text}", hint)
 
 
 class _Actor:

@@ -68,6 +68,11 @@ class Lora(Finetuning):
         """True for plain LoRAs of the denoiser, which can be applied to each sample separately."""
         return self.adapter == "lora" and not self.train_text_encoder
 
+    @property
+    def needs_weights(self) -> str:
+        """The kind of adapter that needs the layers' weights; "" for plain LoRA."""
+        return "" if self.adapter == "lora" else self.adapter
+
     def uses_rare_token(self, subject: Subject) -> bool:
         """Whether the placeholder token stands for a rare token of the base model."""
         return self._placeholder(subject)[0] == "rare-token"
