@@ -11,7 +11,7 @@ from pinxit.adapters.adapter import applied
 from pinxit.adapters.kinds.full_weights import FullWeightsAdapter
 from pinxit.adapters.kinds.lora import LoraAdapter
 from pinxit.adapters.lora_part import LoraConfig
-from pinxit.errors import ConceptError, RecipeError
+from pinxit.errors import ConceptError
 from pinxit.generation.sample import generate_images
 from pinxit.images.folder import read_images
 from pinxit.models.kernels.int8 import convert_to_int8
@@ -185,8 +185,6 @@ def test_a_lora_works_in_int8_and_is_removed_completely(int8_model: Model, model
 def test_training_full_weights_in_int8_raises_an_error(int8_model: Model) -> None:
     with pytest.raises(ConceptError, match="int8"):
         FullWeightsAdapter.of(int8_model, "denoiser")
-    with pytest.raises(RecipeError, match="int8"):
-        LoraAdapter.of(int8_model, "denoiser", LoraConfig("loha", 2, 2.0, "all"), 0)
 
 
 def test_without_instructions_for_int8_only_weights_have_8_bits(
