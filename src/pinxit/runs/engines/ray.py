@@ -30,9 +30,9 @@ class Ray:
         except ImportError as error:
             raise RequestError("Ray is not installed", 'pip install "pinxit[ray]"') from error
         os.environ.update({**_QUIET, **os.environ})
+        # Without an address always a cluster of this command's own, not one found by chance.
+        address = address or "local"
         try:
-            # Without an address always a cluster of this command's own, not one found by chance.
-            address = address or "local"
             check_reachable(address)
             ray.init(address, log_to_driver=False, logging_level=logging.ERROR)
         except (OSError, ray.exceptions.RayError) as error:
