@@ -184,23 +184,25 @@ def _spectrum(channel: Tensor, rings: Sequence[tuple[int, int]], sectors: int) -
 
 
 def main() -> None:
-    """Six images in each of some named styles; the share that is recognized, as JSON."""
+    """Six images in each of some named styles; the shares that are recognized, as JSON."""
     parser = argument_parser(__doc__, "build/styles")
     parser.add_argument("--count", type=int, default=48, help="number of styles")
     args = parser.parse_args()
     lab = Lab(open_base("pocket"), print_progress, num_images=1)
     judge = StyleJudge.fitted(lab.model, args.work)
     chosen = np.random.default_rng(_NAMED_SEED).permutation(list(named_styles()))[: args.count]
-    right: list[float] = []
+    shares: list[list[float]] = []
     for number, style in enumerate(chosen.tolist()):
         pairs = [(CLASSES[(5 * at + number) % 16], place) for at, place in enumerate(_PLACES)]
         texts = [
             f"a picture of a {n} {PLACE_PHRASES[p][0]} in the style of {style}" for n, p in pairs
         ]
         prompts = [Prompt(text, text, text) for text in texts]
-        images = lab.generate(prompts, None, f"style {number + 1} of {args.count}: {style}")
-        right.append(judge.recognized([image.image for image in images], style))
-    print(json.dumps({"styles": len(right), "recognized": float(np.mean(right))}))
+        generated = lab.generate(prompts, None, f"style {number + 1} of {args.count}: {style}")
+        images = [image.image for image in generated]
+        shares.append([judge.recognized(images, style, among) for among in (1, 10)])
+    recognized, among_ten = np.mean(shares, 0).tolist()
+    print(json.dumps({"styles": len(shares), "recognized": recognized, "among ten": among_ten}))
 
 
 if __name__ == "__main__":

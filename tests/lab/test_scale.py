@@ -10,9 +10,12 @@ from xml.etree import ElementTree
 
 import pytest
 
+from lab.doc_tables import read_figures
 from lab.quality import scale
 from lab.quality.harness import Lab
 from lab.quality.scale_plot import AXES, svg
+from pinxit import registry
+from pinxit.cli.train import RECOMMENDED
 from pinxit.models.model import Model
 from pinxit.pocket.eyes import Eyes
 from pinxit.training.plan import TrainingPlan
@@ -110,3 +113,17 @@ def test_the_plot_of_styles_shows_the_style_over_the_prompt() -> None:
     assert {"prompt following", "style among the nearest ten of 258"} <= {
         text.text for text in tree.iter()
     }
+
+
+@pytest.mark.parametrize(("kind", "score"), [("subjects", "fidelity"), ("styles", "among ten")])
+def test_the_recommended_method_has_the_best_figures(kind: str, score: str) -> None:
+    rows: Any = read_figures("scale")[kind].values()
+    most = max(row["cases"] for row in rows)
+    compared = {row["method"]: row for row in rows if (row["cases"], row["length"]) == (most, 1)}
+    follow = [
+        name
+        for name in registry.names("methods")
+        if name in compared and compared[name]["prompt following"]["value"] >= 0.95
+    ]
+    assert len(follow) > 1
+    assert max(follow, key=lambda name: compared[name][score]["value"]) == RECOMMENDED

@@ -12,7 +12,7 @@ from pinxit.errors import RecipeError, closest, did_you_mean
 _METHODS = registry.names("methods")
 
 # The method if none is named, and why: docs/guides/which-method.md has the figures.
-_RECOMMENDED = "lora"
+RECOMMENDED = "lora"
 _REASON = "of the methods that follow prompts it comes closest to objects and styles"
 
 train = App(name="train", help="Train a concept from images of a subject or a style.")
@@ -96,7 +96,7 @@ def _train(recipe: Path | None, words: tuple[str, ...], typed: Mapping[str, obje
     from pinxit.cli.screen import say
     from pinxit.training.recipe import Recipe
 
-    method = _RECOMMENDED
+    method = RECOMMENDED
     if words[1:] and words[1] in _METHODS:
         raise RecipeError(
             f"the method `{words[1]}` must come directly after train",
@@ -146,7 +146,7 @@ def resume_many(  # noqa: PLR0913 (one for each flag)
 def _usage() -> str:
     return (
         "use `pinxit train METHOD IMAGES ...`, `pinxit train IMAGES ...` for the recommended "
-        f"method ({_RECOMMENDED}), --recipe FILE or --resume RUN; "
+        f"method ({RECOMMENDED}), --recipe FILE or --resume RUN; "
         f"methods: {', '.join(_METHODS)}"
     )
 
