@@ -6,7 +6,7 @@ import re
 import shutil
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from functools import cache
+from functools import cache, wraps
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,8 @@ from PIL import Image
 from lab.speed.bases import language_tokenizer
 from pinxit.models.model import Model
 from pinxit.models.open_base import open_base
+from pinxit.training.memory import MemoryPlan
+from pinxit.training.memory_trial import Trial
 
 torch.set_num_threads(1)  # the nano base model is too small for several threads
 
@@ -121,6 +123,47 @@ def without_accelerator() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(torch.accelerator, "current_accelerator", lambda *_, **__: None)
         yield
+
+
+@pytest.fixture(autouse=True, scope="session")
+def one_trial_of_each_kind() -> Iterator[None]:
+    """A first step that was tried once is not tried again; `every_trial` undoes that.
+
+    A trial computes more than the few steps of most tests.
+    """
+    plans: dict[tuple[object, ...], MemoryPlan] = {}
+    plan = Trial.plan
+
+    @wraps(plan)
+    def plan_once(self: Trial) -> MemoryPlan:
+        model, adapters = self._model, [one.adapters for one in self._trainers]
+        if model.device.type != "cpu":
+            return plan(self)
+        key = (
+            *(type(model), model.num_parameters, model.placement, self._buffer),
+            *(name for name, one in model.all_networks.items() if is_offloaded(one)),
+            *(type(adapter) for group in adapters for adapter in group),
+            *(weight.shape for weight in self._trained),
+            *(batch.latents.shape for batch in self._batches),
+        )
+        if key not in plans:
+            plans[key] = plan(self)
+        return plans[key]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Trial, "plan", plan_once)
+        yield
+
+
+@pytest.fixture
+def every_trial(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each first step is tried: for tests of the trial, and those that count what is computed."""
+    plan_once: Any = Trial.plan
+    monkeypatch.setattr(Trial, "plan", plan_once.__wrapped__)
+
+
+def is_offloaded(network: torch.nn.Module) -> bool:
+    return not next(network.parameters()).numel()
 
 
 @pytest.fixture(scope="session")

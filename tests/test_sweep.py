@@ -10,9 +10,11 @@ import sys
 import tempfile
 import traceback
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import chdir
+from functools import cache
 from hashlib import sha256
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import pytest
 from PIL import Image
@@ -30,6 +32,7 @@ from tests.sweep_commands import (
 _SECONDS = 600  # far more than a command takes on a busy machine
 
 Change = Callable[[Path, Path], object]
+T = TypeVar("T")
 
 
 def link_to(name: str) -> Change:
@@ -47,8 +50,8 @@ KINDS: dict[str, Change] = {
     "empty file": lambda path, _: path.touch(),
 }
 
-# Pairs of a path and a kind: fewer for commands that take seconds.
-_FEW, _MANY, _SLOW = 16, 1000, 25
+# Pairs of a path and a kind: fewer for commands that take seconds. The slow group tries many.
+_FEW, _MANY, _SLOW = 8, 1000, 25
 
 
 class Opened:
@@ -83,20 +86,28 @@ def test_every_command_is_in_the_sweep() -> None:
     assert {words.split()[0] for words in COMMANDS.values()} == names - WITHOUT_FILES
 
 
-def paths_of(command: str, place: Workplace, tmp_path: Path) -> list[str]:
+@cache
+def paths_of(command: str, place: Workplace) -> list[str]:
     """The paths that a command uses: those that are there before or after it."""
-    folder = tmp_path / "observed"
-    shutil.copytree(place.folder, folder)
-    before = {str(path.relative_to(folder)) for path in folder.rglob("*")}
-    os.chdir(folder)
-    _OPENED.folder, _OPENED.paths = str(folder), set()
-    try:
-        assert place.run(command) == 0, command
-    finally:
-        _OPENED.folder = None
-    after = {str(path.relative_to(folder)) for path in folder.rglob("*")}
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name).resolve() / "observed"
+        shutil.copytree(place.folder, folder)
+        before = {str(path.relative_to(folder)) for path in folder.rglob("*")}
+        with chdir(folder):
+            _OPENED.folder, _OPENED.paths = str(folder), set()
+            try:
+                assert place.run(command) == 0, command
+            finally:
+                _OPENED.folder = None
+        after = {str(path.relative_to(folder)) for path in folder.rglob("*")}
     parents = {str(parent) for path in _OPENED.paths for parent in Path(path).parents}
     return sorted((_OPENED.paths | parents | (after - before)) & (before | after) - {"."})
+
+
+def spread(pairs: Sequence[T], limit: int, kinds: int) -> Sequence[T]:
+    """At most so many of the pairs, evenly spread over the paths and over their kinds."""
+    every = -(-len(pairs) // limit)
+    return pairs[:: every + (every % kinds == 0)]
 
 
 def snapshot(folder: Path) -> dict[str, tuple[object, ...]]:
@@ -143,11 +154,9 @@ def limited() -> Iterator[None]:
 
 def sweep(command: str, limit: int, place: Workplace, tmp_path: Path) -> int:
     """Try each path with each kind, or as many of these pairs as the limit; the number of tries."""
-    paths = paths_of(command, place, tmp_path)
+    paths = paths_of(command, place)
     assert paths, command
-    pairs = [(path, kind) for path in paths for kind in KINDS]
-    every = -(-len(pairs) // limit)
-    chosen = pairs[:: every + (every % len(KINDS) == 0)]
+    chosen = spread([(path, kind) for path in paths for kind in KINDS], limit, len(KINDS))
     for number, (path, kind) in enumerate(chosen):
         folder = tmp_path / str(number) / "work"
         shutil.copytree(place.folder, folder)
@@ -253,7 +262,7 @@ def test_files_of_another_user_are_left_alone(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    paths = paths_of(command, place, tmp_path)
+    paths = paths_of(command, place)
     monkeypatch.setenv("PINXIT_CACHE", str(open_folder / "all" / "cache"))
 
     def prepared(name: str) -> Path:

@@ -3,6 +3,7 @@
 import ast
 import inspect
 from collections.abc import Mapping
+from functools import cache
 from importlib import import_module
 from pathlib import Path
 from typing import Any, ClassVar, cast
@@ -104,8 +105,14 @@ def _files(kind: str) -> dict[str, Path]:
     """The files of the plug-ins of a kind, by name; RequestError if the kind is unknown."""
     if kind not in PLUGIN_KINDS:
         raise RequestError(f"unknown kind of plug-in `{kind}`", did_you_mean(kind, PLUGIN_KINDS))
-    folders = import_module(_package(kind)).__path__
-    files = (path for folder in folders for path in Path(folder).glob("[!_]*.py"))
+    folders = map(Path, import_module(_package(kind)).__path__)
+    return _files_in(tuple((folder, folder.stat().st_mtime_ns) for folder in folders))
+
+
+@cache
+def _files_in(folders: tuple[tuple[Path, int], ...]) -> dict[str, Path]:
+    """The files of plug-ins in folders, each with the time of its last change."""
+    files = (path for folder, _ in folders for path in folder.glob("[!_]*.py"))
     return {path.stem.replace("_", "-"): path for path in files}
 
 

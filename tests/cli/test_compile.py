@@ -16,6 +16,7 @@ from pinxit.runs.reader import read_run
 
 
 @pytest.mark.long
+@pytest.mark.usefixtures("every_trial")  # a trial must not keep blocks from being compiled
 def test_compiled_blocks_give_the_same_results(nano: Path, pictures: Path, tmp_path: Path) -> None:
     losses: list[list[float]] = []
     images: list[np.ndarray] = []

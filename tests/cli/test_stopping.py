@@ -1,30 +1,36 @@
 """Stop signals end a command at once while code of a library reads a base model's files."""
 
+import itertools
 import os
 import signal
-import subprocess
-import sys
+import threading
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import save_file
 
-# A call of a library in C that would take hours, in place of reading a tokenizer.
-SLOW = """
-import itertools, signal, sys
 from pinxit.cli import main
 from pinxit.models import tokenizers
 
-def read(*_):
-    print("reading", flush=True)
-    return sum(itertools.repeat(1, 10**13))
 
-tokenizers._read_vocabulary = read
-# A shell that starts the tests in the background makes all processes ignore it.
-signal.signal(signal.SIGINT, signal.default_int_handler)
-sys.exit(main(sys.argv[1:]))
-"""
+def run_in_child(arguments: list[str], pipe: int) -> int:
+    """The process id of a command in which reading a tokenizer would take hours in a C library."""
+    child = os.fork()
+    if child:
+        return child
+
+    def read(*_: object) -> None:
+        os.write(pipe, b"reading")
+        sum(itertools.repeat(1, 10**13))
+
+    try:
+        tokenizers._read_vocabulary = read  # pyright: ignore[reportPrivateUsage, reportAttributeAccessIssue]
+        # A shell that starts the tests in the background makes all processes ignore it.
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        os.write(pipe, f"ended with {main(arguments)}".encode())
+    finally:
+        os._exit(99)
 
 
 @pytest.mark.long
@@ -44,19 +50,17 @@ def test_a_signal_while_a_tokenizer_is_read_ends_the_process(
     }[command]
     if command == "evaluate":
         words += ["--class-noun", "toy"]
+    reader, writer = os.pipe()
     arguments = [command, *words, "--base", str(nano), "--out", str(tmp_path / "out")]
-    with subprocess.Popen(
-        [sys.executable, "-c", SLOW, *arguments],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    ) as process:
-        assert process.stdout
-        assert process.stderr
-        line = process.stdout.readline()
-        assert line == "reading\n", process.stderr.read()
-        process.send_signal(number)
-        try:
-            assert process.wait(60) == -number
-        finally:
-            process.kill()
+    child = run_in_child(arguments, writer)
+    os.close(writer)
+    watch = threading.Timer(60, os.kill, [child, signal.SIGKILL])
+    try:
+        assert os.read(reader, 100) == b"reading"
+        watch.start()
+        os.kill(child, number)
+        _, status = os.waitpid(child, 0)
+        assert os.waitstatus_to_exitcode(status) == -number
+    finally:
+        watch.cancel()
+        os.close(reader)

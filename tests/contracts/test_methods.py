@@ -157,7 +157,7 @@ def test_a_concept_survives_its_file(
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize(
     ("model", "stops"),
-    [("nano", (0, 1, 2, 3)), ("stable-diffusion-xl", (2,))],  # the second has two text encoders
+    [("nano", (0, 1, 3)), ("stable-diffusion-xl", (2,))],  # the second has two text encoders
     indirect=["model"],
     ids=["nano", "xl"],
 )
@@ -174,9 +174,11 @@ def test_a_continued_run_is_the_same_after_any_step(
         continued = Run.open(run.folder) if stop else run
         for event in continued.train(model):
             assert not isinstance(event, StepResult) or event.number > stop
-        for number, part in enumerate(whole.concept.parts):
-            for name, tensor in part.tensors.items():
-                assert torch.equal(tensor, continued.concept.parts[number].tensors[name])
+        for part, other in zip(whole.concept.parts, continued.concept.parts, strict=True):
+            assert part.tensors.keys() == other.tensors.keys()
+            assert all(
+                torch.equal(part.tensors[name], other.tensors[name]) for name in part.tensors
+            )
         assert losses(continued) == losses(whole)
 
 
@@ -199,15 +201,13 @@ def test_brackets_in_captions_are_not_weights(method: str, model: Model, picture
 
 @pytest.mark.parametrize("method", METHODS)
 @on_every_base_if_long
-def test_equal_seeds_give_equal_losses(
-    method: str, model: Model, pictures: Path, tmp_path: Path
-) -> None:
-    runs = [
-        train_run(model, recipe_for(method, pictures, seed=seed), tmp_path / f"run-{number}")
-        for number, seed in enumerate((0, 0, 1))
-    ]
-    assert losses(runs[0]) == losses(runs[1])
-    assert losses(runs[0]) != losses(runs[2])
+def test_equal_seeds_give_equal_losses(method: str, model: Model, pictures: Path) -> None:
+    first, same, other = (
+        [step.losses for step in train(session_for(model, recipe))]
+        for recipe in (recipe_for(method, pictures, steps=2, seed=seed) for seed in (0, 0, 1))
+    )
+    assert first == same
+    assert first != other
 
 
 @pytest.mark.parametrize("method", METHODS)

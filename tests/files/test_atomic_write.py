@@ -214,6 +214,7 @@ def test_the_training_log_skips_damaged_lines(tmp_path: Path) -> None:
     assert log.events() == [plan, losses[0], Stopped(3)]
 
 
+@pytest.mark.usefixtures("every_trial")
 def test_diverged_training_restarts_once_at_a_lower_rate(
     model: Model, pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -28,6 +28,7 @@ from pinxit.training.recipe import Recipe
 from pinxit.training.step_result import StepResult
 from pinxit.training.train import TrainingSession, train_with_plans
 
+pytestmark = pytest.mark.usefixtures("every_trial")
 METHODS: dict[str, dict[str, Any]] = {
     "textual-inversion": {"name": "textual-inversion"},
     "lora": {"name": "lora", "placeholder": "rare-token", "class_images": 0},

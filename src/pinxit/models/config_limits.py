@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from typing import Any, TypeGuard
 
 from pinxit.errors import ModelError
+from pinxit.models.source import COPY_HINT
 
 # No base model exceeds these limits.
 _MAX_NUMBER = 1_000_000
@@ -16,7 +17,6 @@ _MAX_LATENT_SIZE = 1024
 
 _BETA_SCHEDULES = ("linear", "scaled_linear", "squaredcos_cap_v2", "sigmoid", "laplace")
 _PREDICTIONS = ("epsilon", "v_prediction", "sample")
-_COPY_HINT = "copy or download the base model again"
 
 
 def check_network_config(config: Mapping[str, Any], context: str) -> None:
@@ -77,7 +77,7 @@ def _check_numbers(config: object, context: str, key: str) -> None:
             _check_numbers(value, context, str(name))
     elif isinstance(config, list):
         if len(config) > _MAX_ITEMS:
-            raise ModelError(f"{context}: {key} has {len(config):,} items", _COPY_HINT)
+            raise ModelError(f"{context}: {key} has {len(config):,} items", COPY_HINT)
         for value in config:
             _check_numbers(value, context, key)
     elif isinstance(config, int) and config > (_MAX_LAYERS if "layers" in key else _MAX_NUMBER):
@@ -103,4 +103,4 @@ def _is_finite(value: object) -> TypeGuard[float]:
 
 def _invalid(name: str, key: str, value: object, allowed: str) -> ModelError:
     shown = str(value)[:80]
-    return ModelError(f"{name}: {key} cannot be `{shown}`", f"allowed: {allowed}; {_COPY_HINT}")
+    return ModelError(f"{name}: {key} cannot be `{shown}`", f"allowed: {allowed}; {COPY_HINT}")

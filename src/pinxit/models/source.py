@@ -41,7 +41,7 @@ _FINGERPRINTED = {
 }
 # Where training programs put the weights in a pickle file, the best first.
 _WEIGHT_TABLES = ("state_dict", "model", "module", "weights")
-_COPY_HINT = "copy or download the base model again"
+COPY_HINT = "copy or download the base model again"
 _WEIGHTS_HINT = "add the weights of this part, preferably as a safetensors file"
 
 
@@ -159,7 +159,7 @@ class FolderSource(Source):
             return {}
         config = read_json(path, self.folder)
         if not isinstance(config, dict):
-            raise ModelError(f"{path} is not a JSON object", _COPY_HINT)
+            raise ModelError(f"{path} is not a JSON object", COPY_HINT)
         return cast("dict[str, Any]", config)
 
 
@@ -301,7 +301,7 @@ def read_json(path: Path, inside: Path | None = None) -> object:
     try:
         return json.loads(read_untrusted_text(path, inside=inside))
     except (ValueError, RecursionError) as error:
-        raise ModelError(f"cannot read {path}: {error}", _COPY_HINT) from error
+        raise ModelError(f"cannot read {path}: {error}", COPY_HINT) from error
     except FileError as error:
         raise ModelError(error.message, error.hint) from error
 

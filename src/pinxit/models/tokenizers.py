@@ -1,7 +1,8 @@
 # pyright: standard
 """Building tokenizers from the files of a base model."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Generator, Iterator, Mapping
+from contextlib import contextmanager
 from itertools import chain
 from typing import TYPE_CHECKING, Any, cast
 
@@ -10,7 +11,7 @@ from tokenizers import AddedToken, Encoding, Tokenizer
 from pinxit.errors import ModelError, first_line
 from pinxit.files.untrusted import read_untrusted_text
 from pinxit.models.loading import silence_libraries
-from pinxit.models.source import Source, read_json
+from pinxit.models.source import COPY_HINT, Source, read_json
 from pinxit.models.tokenizer_rules import check_rules
 
 if TYPE_CHECKING:
@@ -22,7 +23,6 @@ if TYPE_CHECKING:
 _MAX_TOKENS = 500_000
 _MAX_ADDED_TOKENS = 20_000
 _FLAGS = ("single_word", "lstrip", "rstrip", "normalized", "special")
-_COPY_HINT = "copy or download the base model again"
 
 
 def clip_tokenizer(source: Source, part: str) -> "CLIPTokenizer":
@@ -45,12 +45,8 @@ def clip_tokenizer(source: Source, part: str) -> "CLIPTokenizer":
     names = ("pad", "bos", "eos", "unk")
     special = {f"{name}_token": _content(config.get(f"{name}_token")) for name in names}
     special = {name: token for name, token in special.items() if token in vocabulary}
-    try:
+    with _errors_as(f"{folder} has no valid CLIP vocabulary"):
         tokenizer = CLIPTokenizer(vocab=vocabulary, merges=cast("Any", merges), **special)
-    except Exception as error:  # the tokenizers library raises no more specific class
-        raise ModelError(
-            f"{folder} has no valid CLIP vocabulary: {first_line(error)}", _COPY_HINT
-        ) from error
     _add_tokens(tokenizer.backend_tokenizer, folder, config, content.get("added_tokens"))
     return tokenizer
 
@@ -68,12 +64,8 @@ def read_tokenizer(source: Source, part: str) -> Tokenizer:
         raise ModelError(
             f"{file} has {len(added):,} added tokens", f"the limit is {_MAX_ADDED_TOKENS:,} tokens"
         )
-    try:
+    with _errors_as(f"{file} is not a valid tokenizer"):
         tokenizer = Tokenizer.from_str(file.read_text(encoding="utf-8"))
-    except Exception as error:  # the tokenizers library raises no more specific class
-        raise ModelError(
-            f"{file} is not a valid tokenizer: {first_line(error)}", _COPY_HINT
-        ) from error
     tokenizer.no_padding()
     tokenizer.no_truncation()
     _add_tokens(tokenizer, file.parent, source.config(part), None)  # it has those of its own file
@@ -82,12 +74,17 @@ def read_tokenizer(source: Source, part: str) -> Tokenizer:
 
 def encoded(tokenizer: Tokenizer, text: str) -> Encoding:
     """The tokens of a text; ModelError if the tokenizer has none for one of its characters."""
-    try:
+    with _errors_as(f"the tokenizer cannot read `{text:.60}`"):
         return tokenizer.encode(text, add_special_tokens=False)
-    except Exception as error:  # the tokenizers library raises no more specific class
-        raise ModelError(
-            f"the tokenizer cannot read `{text:.60}`: {first_line(error)}", _COPY_HINT
-        ) from error
+
+
+@contextmanager
+def _errors_as(message: str) -> Generator[None]:
+    """Raise ModelError for any error of the tokenizers library."""
+    try:
+        yield
+    except Exception as error:  # the library raises no more specific class
+        raise ModelError(f"{message}: {first_line(error)}", COPY_HINT) from error
 
 
 def fast_tokenizer(source: Source, part: str, chat_template: str) -> "PreTrainedTokenizerFast":
@@ -137,7 +134,7 @@ def _add_tokens(
             raise ModelError(
                 f"{folder} gives its added token `{token['content'][:80]}` the id {token['id']}, "
                 f"but its vocabulary leads to {token_id}",
-                f"{_COPY_HINT}: its tokenizer files do not belong together",
+                f"{COPY_HINT}: its tokenizer files do not belong together",
             )
 
 
@@ -158,7 +155,7 @@ def _listed_tokens(
         content, number = _content(token), str(token.get("id"))
         is_text = content and content == content.encode(errors="ignore").decode()
         if not is_text or not number.isascii() or not number.isdigit() or len(number) > 9:
-            raise ModelError(f"{folder} lists an added token without text or id", _COPY_HINT)
+            raise ModelError(f"{folder} lists an added token without text or id", COPY_HINT)
         yield {**token, "id": int(number)}
 
 
@@ -201,7 +198,7 @@ def _read_vocabulary(
         for piece in (first, second, f"{first}{second}")
     )
     if not valid or not all(isinstance(index, int) for index in tokens.values()):
-        raise ModelError(f"{folder} has no valid CLIP vocabulary", _COPY_HINT)
+        raise ModelError(f"{folder} has no valid CLIP vocabulary", COPY_HINT)
     return tokens, merges
 
 

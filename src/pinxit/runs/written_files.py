@@ -44,16 +44,12 @@ def check_own_files(folder: Path) -> None:
 def check_next_files(folder: Path, step: int) -> None:
     """RunError if a preview or a concept that will be saved after a step is not pinxit's."""
     previews, concepts = (
-        [file for file in _regular(folder, name) if int(file.stem) > step]
+        [file for file in regular_files(folder / name, _WRITTEN[name]) if int(file.stem) > step]
         for name in (PREVIEWS, CONCEPTS)
     )
     check_previews(previews)
     for concept in concepts:
         check_replaceable(concept, DESCRIPTION_KEY)
-
-
-def _regular(folder: Path, name: str) -> list[Path]:
-    return regular_files(folder / name, _WRITTEN[name])
 
 
 def remove_run_drafts(folder: Path) -> None:
