@@ -123,7 +123,7 @@ def trained_weights(model: Model, recipe: Recipe, ranks: Ranks) -> tuple[Tensor,
 def test_the_number_of_processes_changes_only_rounding(
     double: Model, pictures: Path, tmp_path: Path, method: dict[str, object]
 ) -> None:
-    recipe = recipe_for(pictures, method, steps=20, early_stop=1e-12, validate_every=5)
+    recipe = recipe_for(pictures, method, steps=8, early_stop=1e-12, validate_every=4)
     work = lambda ranks: trained_weights(double, recipe, ranks)  # noqa: E731
     expected, _ = in_ranks(1, work, tmp_path)[0]
     assert expected.dtype == torch.float64
@@ -172,8 +172,8 @@ def test_processes_divide_the_optimizer_of_all_weights(
     double: Model, pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(ranks_module, "BUCKET_BYTES", 5000)  # most weights are smaller
-    recipe = recipe_for(pictures, DREAMBOOTH, steps=20)
-    half = recipe.model_copy(update={"steps": 10})
+    recipe = recipe_for(pictures, DREAMBOOTH, steps=8)
+    half = recipe.model_copy(update={"steps": 4})
 
     def work(ranks: Ranks) -> tuple[int, int]:
         images = read_images(recipe.images)
@@ -202,8 +202,8 @@ def test_processes_divide_the_optimizer_of_all_weights(
         return str(in_ranks(size, start, tmp_path)[0])
 
     for name, size in (("alone", 1), ("run", 2)):
-        assert run(size, name, half) == "saved 10"
-        assert run(1, name, recipe) == "saved 20"
+        assert run(size, name, half) == "saved 4"
+        assert run(1, name, recipe) == "saved 8"
     expected, state = state_of(tmp_path / "alone"), state_of(tmp_path / "run")
     assert expected.keys() == state.keys()
     for name, tensor in expected.items():
