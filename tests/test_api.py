@@ -174,6 +174,8 @@ def test_help_describes_functions_and_options() -> None:
     text = pydoc.render_doc(pinxit, renderer=pydoc.plaintext)
     for name in ("train(model", "resume(folder", "generate(model", "evaluate(concepts", "convert("):
         assert name in text
+    assert "callback: collections.abc.Callable[['Event'], object]" in text
+    assert all(len(line) < 500 for line in text.splitlines() if "callback:" in line)
     options = pydoc.render_doc(pinxit.Recipe, renderer=pydoc.plaintext)
     for name, field in pinxit.Recipe.model_fields.items():
         assert f"{name}: {field.description}"[:60] in options

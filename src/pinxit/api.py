@@ -46,7 +46,7 @@ def train(
     model: Model,
     recipe: Recipe,
     folder: Path | str,
-    callback: Callable[[Event], object] | None = None,
+    callback: Callable[["Event"], object] | None = None,  # quoted: `help` shows this name
     *,
     quiet: bool = False,
 ) -> Run:
@@ -65,7 +65,7 @@ def train(
 def resume(
     folder: Path | str,
     model: Model | None = None,
-    callback: Callable[[Event], object] | None = None,
+    callback: Callable[["Event"], object] | None = None,
     *,
     steps: int | None = None,
     images: Path | str | None = None,
@@ -89,7 +89,7 @@ def generate(
     model: Model,
     request: GenerationRequest | str,
     concepts: Sequence[Concept | Run | Path | str] | Concept | Run | Path | str = (),
-    callback: Callable[[GenerationEvent], object] | None = None,
+    callback: Callable[["GenerationEvent"], object] | None = None,
     *,
     quiet: bool = False,
     **options: object,

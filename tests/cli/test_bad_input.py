@@ -153,6 +153,24 @@ CASES: list[Case] = [
         "`preview_prompts`",
         "--preview-prompt",
     ),
+    (
+        "other placeholder in a preview prompt",
+        lambda p: p.train("--preview-prompt", "a {token} and {}"),
+        "`a {token} and {}` has other braces than {}: `{token}`",
+        "write {}",
+    ),
+    (
+        "other placeholder for many subjects",
+        lambda _: ["generate-many", "runs", "a {} in {place"],
+        "has other braces than {}: `{place`",
+        "write {}",
+    ),
+    (
+        "no image for many subjects",
+        lambda _: ["generate-many", "runs", "a {}", "--init-image", "none.png"],
+        "no image none.png",
+        "image file",
+    ),
     ("text for a base", lambda p: p.train("--base", "file"), "file cannot be read", "download"),
     (
         "no class images",

@@ -11,7 +11,7 @@ import pinxit
 from pinxit import registry
 from pinxit.adapters.adapter import applied, before_denoise
 from pinxit.adapters.kinds.lora import LoraAdapter
-from pinxit.adapters.lora_part import LoraConfig, LoraPart, LoraVariant
+from pinxit.adapters.lora_part import LORA_VARIANTS, LoraConfig, LoraPart, LoraVariant
 from pinxit.adapters.parts import AliasPart, EmbeddingPart, FullWeightsPart, Part
 from pinxit.cli import main
 from pinxit.concepts.concept import Concept
@@ -90,6 +90,21 @@ def test_other_adapters_become_plain_loras(
     assert relative_error(errors) < 1e-6
 
 
+@pytest.mark.parametrize("variant", LORA_VARIANTS)
+def test_the_order_of_numbers_in_memory_changes_nothing(variant: LoraVariant, model: Model) -> None:
+    part = lora_part(model, 1, variant=variant)
+    layers = {
+        layer: {name: t.mT.contiguous().mT if t.ndim > 1 else t for name, t in tensors.items()}
+        for layer, tensors in part.layers.items()
+    }
+    same, transposed = (
+        Concept((LoraPart("denoiser", variant, one),), Provenance.from_metadata("<my>", {}))
+        for one in (part.layers, layers)
+    )
+    assert torch.allclose(output(model, transposed), output(model, same), atol=1e-6)
+    assert not torch.allclose(output(model, same), output(model), atol=1e-2)
+
+
 def test_a_lora_with_enough_rank_is_unchanged_to_the_bit(model: Model, tmp_path: Path) -> None:
     part = lora_part(model, 1, rank=4)
     file = written(tmp_path / "one.safetensors", model, part)
@@ -161,6 +176,27 @@ def test_a_fused_checkpoint_has_the_weights_of_the_folder(
     assert folder.keys() == file.keys()
     assert all(torch.equal(folder[name], file[name]) for name in folder)
     assert {tensor.dtype for tensor in file.values()} == {torch.float16}
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_base_that_no_file_can_store_is_refused_before_it_is_read(
+    family: str,
+    opened: Callable[[str], Model],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    model = opened(family)
+    one = written(tmp_path / "one.safetensors", model, lora_part(model, 1))
+    monkeypatch.setattr("pinxit.concepts.base_weights.trainable_weights", None)
+    typed = ["lora", "fuse", str(one), "--out", str(tmp_path / "new.safetensors")]
+    if model.facts.single_file_prefixes:
+        with pytest.raises(TypeError):
+            main(typed)
+    else:
+        assert main(typed) == 2
+        assert "which single files (SD 1, 2 and XL) cannot store" in capsys.readouterr().err
+    assert not (tmp_path / "new.safetensors").exists()
 
 
 @pytest.mark.parametrize("family", ["nano", *FAMILIES])

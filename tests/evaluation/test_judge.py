@@ -162,6 +162,18 @@ def test_photographs_are_judged_by_dino_and_clip_between_anchors(
     assert judge.score(judge.base_images, shifted).prompt == pytest.approx(0)
 
 
+def test_prompt_fidelity_by_clip_needs_different_prompts(
+    model: Model, untrained: MetricSet, tmp_path: Path
+) -> None:
+    seeing = str(save_seeing("clip", tmp_path))
+    metrics = MetricSet.for_base(model, "object", save_seeing("dino", tmp_path / "dino"), seeing)
+    one, other = prompt_set("objects", "dog")[:2]
+    metrics.check_prompts([one, other])
+    untrained.check_prompts(prompt_set("pocket-objects", "dog")[:1])
+    with pytest.raises(RequestError, match="at least two different prompts, not only `"):
+        metrics.check_prompts([one, one])
+
+
 def test_no_likeness_if_the_judge_cannot_tell_images_apart(
     model: Model, pictures: Path, untrained: MetricSet, tmp_path: Path
 ) -> None:

@@ -212,7 +212,10 @@ def test_edges_are_thin_and_in_the_right_place() -> None:
             "`preserve` cannot be 1.5",
         ),
         ([{"name": "img2img", "image": "none.png"}], "there is no image none.png"),
-        ([{"name": "img2img", "image": "GIVEN"}] * 2, "2 options set the initial latents"),
+        (
+            [{"name": "img2img", "image": "GIVEN"}] * 2,
+            "img2img and img2img cannot be used together",
+        ),
         ([{"name": "mask", "image": "GIVEN", "mask": "WIDE"}], "has another aspect ratio"),
         ([{"name": "controlnet", "image": "GIVEN", "weights": "nowhere"}], "ControlNet"),
     ],
@@ -228,6 +231,18 @@ def test_wrong_controls(
         latents(model, *options)
     assert message in caught.value.message
     assert caught.value.hint
+
+
+def test_two_images_to_start_from_are_refused_without_a_model(picture: Path) -> None:
+    for preserve, name in ((0.5, "img2img"), (0.5, "inversion"), (0, "inversion")):
+        controls = ({"name": name, "image": picture, "preserve": preserve},)
+        values = {"prompt": "a toy", "init_image": picture, "controls": controls}
+        request = GenerationRequest.model_validate(values)
+        if preserve:
+            with pytest.raises(RequestError, match=f"--init-image and {name} cannot be used"):
+                request.check()
+        else:
+            request.check()
 
 
 def test_transfers_of_one_prompt_into_each_style(

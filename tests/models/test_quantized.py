@@ -106,6 +106,8 @@ def test_weights_without_scales_stay_as_they_are() -> None:
         (("x.qweight", "x.qzeros"), "GPTQ or AWQ"),
         (("x.weight_packed", "x.weight_scale"), "packed integer weights"),
         (("x.wscales",), "SVDQuant"),
+        (("x.B", "x.s", "x.workspace"), "in Marlin's order"),
+        (("x.B_24", "x.B_meta", "x.s"), "in Marlin's order"),
         (("x._weight_qdata", "x._weight_scale"), "torchao"),
         (("x.weight_qdata", "x.weight_scale"), "torchao"),
         (("x.W_q", "x.scale", "x.zero"), "HQQ, AQLM or MXFP4"),

@@ -15,6 +15,7 @@ from pinxit.cli.screen import bars, data, say, stoppable
 from pinxit.errors import PinxitError, RequestError, RunError
 from pinxit.evaluation.networks import fetch_networks
 from pinxit.generation.request import GenerationRequest
+from pinxit.models.prompt import check_braces
 from pinxit.progress import Progress, ProgressCallback
 from pinxit.runs.file_names import result_file
 from pinxit.runs.fleet import (
@@ -60,6 +61,7 @@ def train_by_workers(
 
 def _generate_many(given: Values) -> None:
     values = GenerationRequest.chosen(given)
+    check_braces(given["prompt"], RequestError)
     if "{}" not in given["prompt"]:
         raise RequestError(
             f"the prompt `{given['prompt']}` names no subject",
@@ -68,7 +70,9 @@ def _generate_many(given: Values) -> None:
     if "size" in given:
         values["width"], values["height"] = parse_size(given["size"])
     out = given.get("out", _OUT).resolve()
-    generation = Generation(GenerationRequest.model_validate(values), out)
+    request = GenerationRequest.model_validate(values)
+    request.check()
+    generation = Generation(request, out)
     group, options = open_group(given)
     work_with_all(given, group, options, generation, "generated")
 

@@ -1,6 +1,7 @@
 """The weights of a base model as they lie in its files: layers are changed one at a time."""
 
 from collections.abc import Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -32,9 +33,13 @@ class BaseWeights:
     """
 
     def __init__(self, base: str | None, concept: Concept) -> None:
-        source = find_base(base_path(concept, Target(Path(), base or None)))
-        self.name = source.name
-        self.networks = trainable_weights(source)
+        self.source = find_base(base_path(concept, Target(Path(), base or None)))
+        self.name = self.source.name
+
+    @cached_property
+    def networks(self) -> dict[str, dict[str, Tensor]]:
+        """The weights by network and name."""
+        return trainable_weights(self.source)
 
     def check_has(self, network: str, name: str) -> None:
         """Raise ConceptError if the base model has no such weight."""

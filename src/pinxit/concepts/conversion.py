@@ -3,12 +3,15 @@
 from pathlib import Path
 
 from pinxit import registry
+from pinxit.adapters.parts import FullWeightsPart
 from pinxit.concepts.concept import Concept
 from pinxit.concepts.format import Format, Precision, Target, default_format
+from pinxit.concepts.metadata import Provenance
 from pinxit.concepts.read import ConceptReference
 from pinxit.concepts.same_change import check_same_change
 from pinxit.errors import ConceptError
 from pinxit.files.atomic_write import make_folder
+from pinxit.models.source import Source
 
 
 def convert_concept(
@@ -42,6 +45,12 @@ def write_in_format(concept: Concept, target: Target, format_name: str | None = 
     writer.write(concept, target)
     check_same_change(concept, out)
     return writer
+
+
+def check_base(source: Source, out: Path, format_name: str | None = None) -> None:
+    """Raise ConceptError if the format of a complete model cannot store those of this base."""
+    concept = Concept((FullWeightsPart("denoiser", {}),), Provenance.from_metadata("", {}))
+    _format_for(out, format_name or default_format(concept, out.suffix)).check_base(source)
 
 
 def prepare_output(out: Path, format_name: str | None = None, content: str = "") -> None:

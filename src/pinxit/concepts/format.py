@@ -18,6 +18,7 @@ from pinxit.errors import ConceptError
 from pinxit.files.atomic_write import write_bytes, write_tensors
 from pinxit.files.open_any import OpenedFile
 from pinxit.models.modelspec import modelspec_metadata
+from pinxit.models.source import Source
 
 CERTAIN, LIKELY, POSSIBLE = 1.0, 0.9, 0.5
 Precision = Literal["fp32", "fp16", "bf16"]
@@ -81,6 +82,9 @@ class Format(ABC):
     def stores(self, concept: Concept) -> bool:
         """Whether it can store this kind of concept."""
         return concept.content in self.contents
+
+    def check_base(self, source: Source) -> None:  # noqa: B027
+        """Raise ConceptError if it cannot store complete models that are made from a base model."""
 
     @abstractmethod
     def read(self, file: OpenedFile) -> Concept:

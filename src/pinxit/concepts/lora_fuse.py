@@ -11,7 +11,7 @@ from pinxit.adapters.lora_part import LoraPart
 from pinxit.adapters.parts import FullWeightsPart, Part
 from pinxit.concepts.base_weights import BaseWeights
 from pinxit.concepts.concept import Concept
-from pinxit.concepts.conversion import write_in_format
+from pinxit.concepts.conversion import check_base, write_in_format
 from pinxit.concepts.format import Format, Precision, Target
 from pinxit.concepts.full_model_file import DTYPES, in_dtype
 from pinxit.concepts.kohya_file import embedding_parts, write_embedding_files
@@ -32,11 +32,12 @@ def fuse_loras(
     """Merge LoRAs into the weights of a base model, and write it as a file or a folder.
 
     Embeddings are written to files of their own beside it. Raises ConceptError if a LoRA does not
-    fit the base model, or if `out` exists.
+    fit the base model, if the format cannot store such a model, or if `out` exists.
     """
     concepts = [reference.open_finite() for reference in references]
     embedding_parts(token_parts(concepts), out)
     weights = BaseWeights(base, concepts[0])
+    check_base(weights.source, out, format_name)
     dtype = DTYPES[precision] if precision else None
     concept = _merged_weights(concepts, weights, out.parent, dtype, progress)
     target = Target(out, weights.name, precision)

@@ -10,6 +10,7 @@ from typing import Literal, Protocol, Self
 from PIL import Image
 
 from pinxit import registry
+from pinxit.errors import RequestError
 from pinxit.evaluation.metric import Images, Metric, Scale, relative_position
 from pinxit.evaluation.networks import CLIP, DINO, require_networks
 from pinxit.evaluation.prompt_sets import Prompt, prompt_set, suitable_set
@@ -109,6 +110,16 @@ class MetricSet:
             fidelity = _metric("pocket-likeness", eyes=eyes)
             other = _metric("pocket-parameters", eyes=eyes)
         return cls(fidelity, attributes, _metric("nearest"), (other,), eyes)
+
+    def check_prompts(self, prompts: Sequence[Prompt]) -> None:
+        """Raise RequestError for prompts that cannot be measured, or if a network is missing."""
+        texts = [prompt.target_text for prompt in prompts]
+        self.prompt_following.score([Image.new("RGB", (64, 64))] * len(texts), (), texts)
+        if self.eyes is None and len({*texts}) < 2:  # images of other prompts are the floor
+            raise RequestError(
+                f"prompt fidelity needs at least two different prompts, not only `{texts[0]}`",
+                "add another prompt to --prompts",
+            )
 
 
 @dataclass(frozen=True)

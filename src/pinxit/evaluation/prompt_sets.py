@@ -8,10 +8,12 @@ from typing import Any
 
 from pinxit.errors import FileError, RecipeError, RequestError, did_you_mean
 from pinxit.files.text import read_text, read_toml
+from pinxit.models.prompt import check_braces
 
 _FOLDER = Path(__file__).parent / "prompts"
 _LIVING = "living"
 _PROMPT_HINT = "write prompts such as: a photo of a {} on the beach"
+_STYLE_HINT = 'write manner = "{} in the style of {}", and prompts without {}'
 
 
 @dataclass(frozen=True)
@@ -95,10 +97,11 @@ def _read_file(file: Path) -> dict[str, Any]:
         raise RequestError(f"{file} has no prompts", _PROMPT_HINT)
     places = [(prompt, 1 if template is None else 0) for prompt in prompts]
     for text, count in places if template is None else [*places, (template, 2)]:
-        parts = str(text).split("{}")
-        if len(parts) != count + 1 or {*"{}"} & {*"".join(parts)}:
+        check_braces(str(text), RequestError)
+        if (found := str(text).count("{}")) != count:
             raise RequestError(
-                f"the prompt `{text}` names no subject, or has other braces", _PROMPT_HINT
+                f"the prompt `{text}` has {{}} {found} times instead of {count}",
+                _PROMPT_HINT if template is None else _STYLE_HINT,
             )
     return {**table, "prompts": [str(prompt) for prompt in prompts]}
 

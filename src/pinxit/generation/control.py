@@ -148,6 +148,11 @@ class Control(registry.Plugin, Options, ABC):
     def check(self) -> None:
         """Raise RequestError for files that are missing or do not fit; needs no model."""
 
+    @property
+    def sets_initial_latents(self) -> bool:
+        """Whether the images start from the source image instead of noise."""
+        return False
+
     def source_branch_prompt(self, plain_prompt: str) -> str | None:  # noqa: ARG002
         """The prompt of the source branch, or None for a control without one.
 

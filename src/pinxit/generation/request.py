@@ -11,6 +11,7 @@ from PIL.Image import Image
 from pydantic import BeforeValidator, PlainSerializer, ValidationInfo, field_validator
 from torch import Tensor
 
+from pinxit import registry
 from pinxit.concepts.read import ConceptReference
 from pinxit.errors import PinxitError, RequestError, typed
 from pinxit.files.atomic_write import atomic_write, make_folder
@@ -147,10 +148,22 @@ class GenerationRequest(Options):
         """Raise RequestError for what is wrong in every base model: weights in prompts, images."""
         for prompt in (self.prompt, self.negative_prompt):
             parse_weights(prompt)
+        self.check_start()
         if self.init_image:
             read_image(self.init_image)
         for control in self.controls:
             control.check()
+
+    def check_start(self) -> None:
+        """Raise RequestError if the images would start from several images."""
+        starts = ["--init-image"] if self.init_image else []
+        starts += [registry.name_of(type(one)) for one in self.controls if one.sets_initial_latents]
+        if len(starts) > 1:
+            raise RequestError(
+                f"{' and '.join(starts)} cannot be used together: both choose the image to start "
+                "from",
+                "leave one of them out",
+            )
 
     @property
     def prompt_parsing(self) -> PromptParsing:

@@ -86,6 +86,7 @@ def sample_images(
     generates its share of the batches, which are those of one process: an image has the same bits.
     """
     request = request.with_defaults(model)
+    request.check_start()
     size = request.size(model)  # a wrong size is reported before anything is done
     hint = "choose a smaller base model, another --precision, or --device cpu"
     enough_memory = memory_errors(RequestError, f"on {model.device} to generate", hint)
@@ -231,11 +232,6 @@ def _initial_latents(
     starts = [start for hook in hooks if (start := hook.initial_latents(sampler)) is not None]
     if request.init_image is not None:
         starts.append(context.noise_image(sampler, request.init_image, request.denoising_strength))
-    if len(starts) > 1:
-        raise RequestError(
-            f"{len(starts)} options set the initial latents, and only one can",
-            "use --init-image or one control that sets them (img2img, inversion)",
-        )
     return starts[0] if starts else sampler.scale_initial_noise(context.noise())
 
 

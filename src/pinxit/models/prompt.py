@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 from math import isfinite
 from typing import TYPE_CHECKING
 
-from pinxit.errors import RequestError
+from pinxit.errors import PinxitError, RequestError
 
 if TYPE_CHECKING:  # the studio's pages count the tokens of prompts without torch
     from torch import Tensor
@@ -23,6 +23,7 @@ _SYNTAX = re.compile(
     r"|[^\\()\[\]:]+|.",
     re.DOTALL,
 )
+_BRACES = re.compile(r"\{[^{}]*\}?|\}")
 _MAX_NAME_BYTES = 200  # names on disks have 255, and endings are added to them
 _OPENING_BRACKETS = {")": "(", "]": "["}
 # Takes the place of a placeholder token while weights are parsed; no text contains this code point.
@@ -33,6 +34,15 @@ _NO_SPACES = (
     r"\u31a0-\u31bf\u3400-\u4dbf\u4e00-\u9fff\uac00-\ud7af\uf900-\ufaff\uff66-\uff9d"
     r"\U00020000-\U0003ffff"
 )
+
+
+def check_braces(prompt: str, error: type[PinxitError]) -> None:
+    """Raise the error if a prompt has other braces than `{}`, which stands for the token."""
+    if other := next((part for part in _BRACES.findall(prompt) if part != "{}"), ""):
+        raise error(
+            f"the prompt `{prompt}` has other braces than {{}}: `{other}`",
+            "write {} for the token, such as: a photo of {} on the beach",
+        )
 
 
 def file_name(token: str) -> str:

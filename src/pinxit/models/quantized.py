@@ -33,6 +33,7 @@ _OTHERS = {
     r"\.(weight_packed|weight_zero_point|zero_point|weight_shape)$": "packed integer weights",
     r"\.(wscales|smooth_factor|proj_down)$": "4-bit weights of SVDQuant",
     r"\._?weight_qdata$": "weights of torchao",
+    r"\.(B|B_24|B_meta)$": "4-bit weights of GPTQ in Marlin's order",
     r"\.(W_q|codebooks|weight_blocks)$": "weights of HQQ, AQLM or MXFP4",
 }
 # What ComfyUI's marks state about a layer: a format whose weights are values times a scale, and

@@ -8,7 +8,6 @@ from typing import ClassVar
 
 import numpy as np
 from PIL.Image import Image
-from PIL.Image import new as new_image
 from pydantic import field_validator
 
 from pinxit.errors import PinxitError, RequestError
@@ -224,9 +223,7 @@ class Evaluator:
             prompts = prompt_set(settings.prompts, recipe.class_noun)
         prompts = prompts or suitable_prompts(self.model, recipe)
         prompts = tuple(replace(prompt, seed=prompt.seed + settings.seed) for prompt in prompts)
-        blank = [new_image("RGB", (64, 64))] * len(prompts)
-        # A prompt that cannot be measured, or a judge that is missing, is an error now.
-        metric_set.prompt_following.score(blank, (), [prompt.target_text for prompt in prompts])
+        metric_set.check_prompts(prompts)
         prompt_run = PromptRun(recipe, prompts, settings.num_images, settings.steps)
         self._generate(prompt_run, None, ())
         judge = subject_judge(

@@ -13,7 +13,7 @@ from pinxit.images.collected import image_folder
 from pinxit.images.crop import MAX_RESOLUTION
 from pinxit.images.folder import MaskSource, TrainingImage, read_images
 from pinxit.models.model import Precision
-from pinxit.models.prompt import normal_form
+from pinxit.models.prompt import check_braces, normal_form
 from pinxit.models.text_encoder import CLIP_SKIP, PromptParsing
 from pinxit.options import Option, Options
 from pinxit.training.method import Method, Subject, SubjectKind
@@ -204,7 +204,9 @@ class Recipe(Options):
 
     @field_validator("preview_prompts")
     @classmethod
-    def _are_not_empty(cls, prompts: tuple[str, ...]) -> tuple[str, ...]:
+    def _are_prompts(cls, prompts: tuple[str, ...]) -> tuple[str, ...]:
+        for prompt in prompts:
+            check_braces(prompt, RecipeError)
         if not all(map(str.strip, prompts)):
             raise RecipeError(
                 "one of the `preview_prompts` is empty",

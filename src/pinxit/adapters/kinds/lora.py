@@ -149,7 +149,8 @@ def restored_layer(part: LoraPart, name: str, layer: Any, base_name: str) -> Lay
     """
     is_known = layer is not None and supports(layer, part.variant)
     weights = {
-        key: fitted(key, tensor, layer) if is_known else tensor
+        # peft's products of Kronecker factors need tensors in the order of their dimensions.
+        key: (fitted(key, tensor, layer) if is_known else tensor).contiguous()
         for key, tensor in part.layers[name].items()
         if key != ALPHA
     }

@@ -20,6 +20,7 @@ from pinxit.errors import ConceptError
 from pinxit.files.atomic_write import write_tensors, write_text
 from pinxit.files.open_any import OpenedFile
 from pinxit.models import original_names
+from pinxit.models.family import network_folders
 from pinxit.models.open_base import family_of
 from pinxit.models.prediction import SPACING_KEY
 from pinxit.models.source import Source
@@ -34,6 +35,7 @@ _STATED: tuple[tuple[str, object, tuple[object, ...]], ...] = (
     ("trained_betas", None, (None,)),
     ("num_train_timesteps", 1000, (1000,)),
 )
+_FOLDER_HINT = "write a folder with --format diffusers"
 
 
 class SingleFile(Format):
@@ -49,6 +51,23 @@ class SingleFile(Format):
         """LIKELY if the file has the denoiser under its original names."""
         return LIKELY if any(name.startswith(_DENOISER) for name in file.content) else 0
 
+    def check_base(self, source: Source) -> None:
+        """Networks, noise schedule and prediction must be those that a single file can have."""
+        prefixes, config = family_of(source).facts.single_file_prefixes, source.config("scheduler")
+        problems = [
+            f"has a `{folder}`, which single files (SD 1, 2 and XL) cannot store"
+            for folder in filter(source.has, network_folders())
+            if folder not in prefixes
+        ]
+        for name, default, allowed in _STATED:
+            if (value := config.get(name, default)) not in allowed:
+                problems.append(
+                    f"has a scheduler with {name} {str(value)[:40]}, which single files cannot "
+                    "state: programs would generate with another one"
+                )
+        for problem in problems:
+            raise ConceptError(f"{source.name} {problem}", _FOLDER_HINT)
+
     def read(self, file: OpenedFile) -> Concept:
         """Read the trained networks; without a description by pinxit, all networks."""
         return read_full_model(file, file.text(PROVENANCE_KEY))
@@ -60,8 +79,7 @@ class SingleFile(Format):
         ConceptError if there is such a file already: it would be read in place of this one.
         """
         source = base_source(concept, target)
-        _check_layout(source)
-        _check_schedule(source)
+        self.check_base(source)
         config, config_file = a1111_config(source), target.out.with_suffix(".yaml")
         if os.path.lexists(config_file):
             raise ConceptError(
@@ -79,30 +97,6 @@ class SingleFile(Format):
         write_tensors(target.out, tensors, metadata)
         if config:
             write_text(config_file, config)
-
-
-def _check_layout(source: Source) -> None:
-    """Raise ConceptError for a network that single files have no names for."""
-    facts = family_of(source).facts
-    for folder in (*facts.networks, *facts.frozen_networks):
-        if source.has(folder) and folder not in facts.single_file_prefixes:
-            raise ConceptError(
-                f"{source.name} has a `{folder}`, which single files (SD 1, 2 and XL) cannot store",
-                "write a folder with --format diffusers",
-            )
-
-
-def _check_schedule(source: Source) -> None:
-    """Raise ConceptError for a noise schedule or a prediction that a single file cannot state."""
-    config = source.config("scheduler")
-    for name, default, allowed in _STATED:
-        value: object = config.get(name, default)
-        if value not in allowed:
-            raise ConceptError(
-                f"{source.name} has a scheduler with {name} {str(value)[:40]}, which single files "
-                "cannot state: programs would generate with another one",
-                "write a folder with --format diffusers",
-            )
 
 
 def _markers(source: Source) -> dict[str, Tensor]:

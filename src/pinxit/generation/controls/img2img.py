@@ -13,6 +13,11 @@ class Img2Img(ImageControl):
 
     preserve: float = PRESERVE
 
+    @property
+    def sets_initial_latents(self) -> bool:
+        """Always."""
+        return True
+
     def prepare(self, context: SamplingContext) -> Generator[Tensor, None, ControlHooks]:
         """Hooks that set the initial latents; no extra pass."""
         yield from ()

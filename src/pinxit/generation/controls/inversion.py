@@ -29,6 +29,11 @@ class Inversion(PairedControl, ImageControl):
     """noise of the source image: found by DDIM inversion, or random from the seed (faster, more
     variety)"""
 
+    @property
+    def sets_initial_latents(self) -> bool:
+        """Unless nothing is preserved."""
+        return self.preserve > 0
+
     def _prepare(self, context: SamplingContext) -> Generator[Tensor, None, SourceBranch]:
         # Weights trained on a style do not predict the colours of a photo: the error goes into the
         # noise that inversion finds, and would bring those colours back.
