@@ -33,6 +33,9 @@ _PLAIN = {
     "greater than or equal to": "at least",
     "less than or equal to": "at most",
     "greater than": "more than",
+    "a valid integer, unable to parse string as an integer": "a whole number",
+    "a valid integer, got a number with a fractional part": "a whole number",
+    "a valid number, unable to parse string as a number": "a number, such as 0.001",
 }
 # As a default: the value must be given, but the parser does not check it.
 REQUIRED = "required"

@@ -15,7 +15,8 @@ from safetensors.torch import save_file
 from pinxit.cli import main, opening
 from pinxit.concepts import lora_tools
 from pinxit.concepts.concept import Concept
-from pinxit.errors import ModelError
+from pinxit.errors import ModelError, RequestError
+from pinxit.evaluation.prompt_sets import prompt_set
 from pinxit.generation.request import GenerationRequest
 from pinxit.training.recipe import Recipe
 
@@ -170,6 +171,28 @@ CASES: list[Case] = [
         lambda _: ["generate-many", "runs", "a {}", "--init-image", "none.png"],
         "no image none.png",
         "image file",
+    ),
+    (
+        "strength to convert",
+        lambda _: ["convert", "settings.json:0.5", "x.safetensors"],
+        "settings.json:0.5 does not exist",
+        "give settings.json: a strength is for generating",
+    ),
+    ("misspelt base", lambda _: ["check", "pictures", "--base", "poket"], "poket", "mean pocket?"),
+    (
+        "recipe for a concept",
+        lambda p: p.generate("--concept", "runs/one/recipe.toml"),
+        "it is an empty file",
+        "give the folder of the run: runs/one",
+    ),
+    ("image for a concept", lambda p: p.generate("--concept", "wide.png"), "is an image", "show"),
+    ("size of zero", lambda p: p.generate("--size", "0"), "--size 0", "WIDTHxHEIGHT"),
+    ("steps in words", lambda p: p.recipe('steps = "many"'), "'many'", "number of training steps"),
+    (
+        "folder of prompts",
+        lambda _: ["evaluate", "runs/one", "--prompts", "empty"],
+        "",
+        ".txt file",
     ),
     ("text for a base", lambda p: p.train("--base", "file"), "file cannot be read", "download"),
     (
@@ -484,6 +507,47 @@ def test_a_finished_run_reports_that_no_step_is_left(
     assert "nothing left" not in capsys.readouterr().err
     assert main(["train", "--resume", "run"]) == 0
     assert "nothing left to do, step 1 is done" in capsys.readouterr().err
+
+
+# A regular file on Linux, of which no byte can be read: as on a disk or a drive that fails.
+FAILING = Path("/proc/self/mem")
+
+
+@pytest.mark.skipif(not FAILING.exists(), reason="a file of Linux")
+def test_files_that_the_system_cannot_read(
+    place: Place, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in ("m.txt", "m.toml", "faulty/journal.jsonl", "photos/a.txt", "other/metadata.csv"):
+        file = place.here / name
+        file.parent.mkdir(exist_ok=True)
+        file.symlink_to(FAILING)
+    (place.here / "faulty" / "recipe.toml").touch()
+    for folder in ("photos", "other"):
+        Image.new("RGB", (32, 32), "red").save(place.here / folder / "a.png")
+    failing = str(FAILING)
+    for typed in (
+        ["inspect", failing],
+        ["convert", failing, "x.safetensors"],
+        ["lora", "merge", failing, "--out", "x.safetensors"],
+        place.generate("--concept", failing),
+        ["generate", "a toy", "--base", failing],
+        place.generate("--vae", failing),
+        ["train", "--recipe", "m.toml"],
+        ["train-many", "lora", "m.toml"],
+        ["runs", "faulty"],
+        ["check", "photos"],
+    ):
+        assert main(typed) == 2, typed
+        message = capsys.readouterr().err
+        assert "cannot be read: Input/output error" in message, typed
+        assert "hint: " in message, typed
+    assert main(["check", "other"]) == 0
+    captured = capsys.readouterr()
+    assert "cannot be read: Input/output error" in captured.out + captured.err
+    with pytest.raises(RequestError, match="Input/output error"):
+        prompt_set("m.txt", "dog")
+    assert main(place.generate("--concept", "/dev/null")) == 2
+    assert "/dev/null is not a regular file" in capsys.readouterr().err
 
 
 def tree(folder: Path) -> dict[str, bytes]:

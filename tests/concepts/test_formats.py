@@ -183,7 +183,7 @@ def test_hidden_in_an_image(place: str, tmp_path: Path) -> None:
 def test_images_with_no_or_invalid_hidden_data(tmp_path: Path) -> None:
     file = tmp_path / "picture.png"
     Image.new("RGB", (64, 64), "black").save(file)
-    with pytest.raises(ConceptError, match=r"picture.png has an unknown format"):
+    with pytest.raises(ConceptError, match=r"picture.png is an image without an embedding"):
         read_concept(file)
     for text in ("!", base64.b64encode(b"[" * 100_000).decode()):
         info = PngInfo()

@@ -113,6 +113,14 @@ def test_a_lora_with_enough_rank_is_unchanged_to_the_bit(model: Model, tmp_path:
     assert all(torch.equal(same.tensors[name], part.tensors[name]) for name in part.tensors)
 
 
+def test_a_strength_of_0_leaves_no_change(model: Model, tmp_path: Path) -> None:
+    part = lora_part(model, 1)
+    one = written(tmp_path / "one.safetensors", model, part)
+    pinxit.merge_loras([f"{one}:0"], tmp_path / "none.safetensors")
+    merged = output(model, read_concept(tmp_path / "none.safetensors"))
+    assert torch.allclose(merged, output(model), atol=1e-6)
+
+
 def test_a_smaller_rank_keeps_the_largest_singular_values(model: Model, tmp_path: Path) -> None:
     part = lora_part(model, 1, rank=4)
     file = written(tmp_path / "one.safetensors", model, part)
@@ -178,7 +186,7 @@ def test_a_fused_checkpoint_has_the_weights_of_the_folder(
     assert {tensor.dtype for tensor in file.values()} == {torch.float16}
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", ["pocket", *FAMILIES])
 def test_a_base_that_no_file_can_store_is_refused_before_it_is_read(
     family: str,
     opened: Callable[[str], Model],
@@ -186,16 +194,19 @@ def test_a_base_that_no_file_can_store_is_refused_before_it_is_read(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    model = opened(family)
+    model = open_base("pocket") if family == "pocket" else opened(family)
     one = written(tmp_path / "one.safetensors", model, lora_part(model, 1))
     monkeypatch.setattr("pinxit.concepts.base_weights.trainable_weights", None)
     typed = ["lora", "fuse", str(one), "--out", str(tmp_path / "new.safetensors")]
-    if model.facts.single_file_prefixes:
+    problem = "which single files (SD 1, 2 and XL) cannot store"
+    if family == "pocket":
+        problem = "single-file checkpoints have no name for the weight"
+    elif model.facts.single_file_prefixes:
         with pytest.raises(TypeError):
             main(typed)
-    else:
-        assert main(typed) == 2
-        assert "which single files (SD 1, 2 and XL) cannot store" in capsys.readouterr().err
+        return
+    assert main(typed) == 2
+    assert problem in capsys.readouterr().err
     assert not (tmp_path / "new.safetensors").exists()
 
 
@@ -237,6 +248,11 @@ def test_what_the_command_cannot_do_is_an_error_message(
     tuned = FullWeightsPart("denoiser", dict(model.networks["denoiser"].state_dict()))
     same = written(tmp_path / "same.safetensors", model, tuned)
     (tmp_path / "there.safetensors").touch()
+    run = tmp_path / "run"
+    run.mkdir()
+    lora.rename(run / "concept.safetensors")
+    lora = run / "concept.safetensors"
+    (run / "recipe.toml").touch()
     new = str(tmp_path / "new.safetensors")
     for arguments, message in {
         ("merge", "--out", new): "no LoRA to merge",
@@ -250,7 +266,8 @@ def test_what_the_command_cannot_do_is_an_error_message(
         ("resize", str(lora), "--out", new): "no rank to reduce to",
         ("extract", str(lora), "--out", new): "no fine-tuned model",
         ("extract", str(same), "--base", str(nano), "--out", new): "differs from",
-        ("fuse", str(lora), "--base", "pocket", "--out", new): "pocket has",
+        ("fuse", str(lora), "--base", "pocket", "--out", str(tmp_path / "new")): "pocket has",
+        ("fuse", str(lora), "--base", str(run), "--out", str(tmp_path / "new")): "families",
     }.items():
         assert main(["lora", *arguments]) == 2, arguments
         assert message in capsys.readouterr().err, arguments

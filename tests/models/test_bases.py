@@ -70,7 +70,7 @@ def test_only_the_base_model_used_last_stays_loaded(nano: Path, tmp_path: Path) 
     assert bases.open("pocket") is second
     assert (generate(first, GenerationRequest(prompt="a toy", steps=2))[0].latents == before).all()
     assert bases.open(nano) is not first
-    with pytest.raises(ModelError, match="no base model"):
+    with pytest.raises(ModelError, match="there is no model"):
         bases.open(tmp_path / "nothing")
 
 

@@ -201,7 +201,7 @@ def test_models_named_by_files_need_consent_to_download(
         assert not hub_server.requests
     for consent in (["--base", "owner/evil"], ["--allow-download"]):
         assert main(["generate", "--from-png", "a.png", *consent]) == 2
-        assert "there is no base model `owner/evil`" in capsys.readouterr().err
+        assert "there is no model `owner/evil`" in capsys.readouterr().err
         assert hub_server.requests
         hub_server.requests.clear()
 
@@ -258,7 +258,7 @@ def test_error_messages(hub_server: Hub, monkeypatch: pytest.MonkeyPatch) -> Non
         return caught.value.message, caught.value.hint
 
     message, hint = error("runwayml/stable-diffusion-v1-5")
-    assert "there is no base model `runwayml/stable-diffusion-v1-5`" in message
+    assert "there is no model `runwayml/stable-diffusion-v1-5`" in message
     assert "stable-diffusion-v1-5/stable-diffusion-v1-5" in hint
     hub_server.gated.add("owner/nano")
     message, hint = error("owner/nano")

@@ -216,7 +216,7 @@ def test_configs_cannot_run_code(
 
 
 def test_unknown_base_model() -> None:
-    with pytest.raises(ModelError, match="there is no base model `nowhere/near/here`"):
+    with pytest.raises(ModelError, match="there is no model `nowhere/near/here`"):
         open_base("nowhere/near/here")
 
 

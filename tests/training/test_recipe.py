@@ -330,7 +330,7 @@ def test_captions_get_the_token(caption: str, kind: str, expected: str) -> None:
 @pytest.mark.parametrize(
     ("options", "message", "hint"),
     [
-        ({"base": "poket"}, "there is no base model `poket`", "did you mean pocket?"),
+        ({"base": "poket"}, "there is no model `poket`", "did you mean pocket?"),
         ({"base": "/"}, "is not a supported base model", "stable-diffusion"),
         ({"device": "gpu"}, "there is no device `gpu`", "known: auto, cpu"),
         ({"device": "cuda"}, "device `cuda` is not available: torch finds cpu", "--device auto"),

@@ -2,7 +2,9 @@
 
 import math
 import re
+from typing import get_args
 
+from pinxit.adapters.lora_part import LayerGroup
 from pinxit.errors import ConceptError, RequestError, did_you_mean
 from pinxit.models.model import Model
 
@@ -41,8 +43,9 @@ def check_groups(strength: Strength, model: Model) -> None:
     known = {*model.networks, *model.layer_groups, *model.text_layer_groups}
     for group, _ in strength if isinstance(strength, tuple) else ():
         if group not in known:
+            usual = [*get_args(LayerGroup), *model.networks]
             raise ConceptError(
-                f"{model.name} has no group of layers `{group}`", did_you_mean(group, sorted(known))
+                f"{model.name} has no group of layers `{group}`", did_you_mean(group, usual)
             )
 
 

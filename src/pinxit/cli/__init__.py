@@ -1,5 +1,6 @@
 """The command line: parse, call, print. A command is imported when it is typed."""
 
+import errno
 import os
 import re
 import signal
@@ -17,6 +18,8 @@ from pinxit.errors import FileError, PinxitError, RequestError
 
 BAD_INPUT = 2
 SIGNALLED = 128
+# Files of other users, and disks and connections that fail.
+_UNREADABLE = (errno.EACCES, errno.EPERM, errno.EIO)
 _SIGPIPE = 13  # Windows has no name for it
 _ADDRESS = re.compile(r"(--[\w-]+=)?https?://")
 # Flags and commands that take a prompt, which may be empty.
@@ -95,7 +98,9 @@ def _run(typed: Sequence[str]) -> int:
     except PinxitError as error:
         print_error(error)
         return BAD_INPUT
-    except PermissionError as error:  # a file of another user
+    except OSError as error:
+        if error.errno not in _UNREADABLE:
+            raise
         what = f"{error.filename or 'a file'} cannot be read or written: {error.strerror}"
         print_error(FileError(what, "check its owner and its permissions"))
         return BAD_INPUT

@@ -59,14 +59,20 @@ class CheckOptions(Options):
 
 def _check(given: Values) -> None:
     from pinxit.images.inspect import check_folder
-    from pinxit.models.open_base import local_resolution
+    from pinxit.models.hub import looks_like_id
+    from pinxit.models.open_base import find_base, local_resolution
 
     options = CheckOptions.model_validate(given)
     folder = options.images
     out = options.out or _free_path(f"{Path(os.path.abspath(folder))}-check")  # noqa: PTH100 (no link is followed)
     if out.resolve().parent == folder.resolve():
         raise ImageError(f"{out} is in the folder of the training images", "choose another --out")
-    resolution = options.resolution or local_resolution(options.base) or HUB_RESOLUTION
+    resolution = options.resolution or local_resolution(options.base)
+    if not resolution:
+        resolution = HUB_RESOLUTION
+        if not looks_like_id(options.base):
+            find_base(options.base)  # an error, which names what can be given
+        say(f"note: checked at {resolution} pixels; if {options.base} has others: --resolution")
     checks = check_folder(
         folder,
         max(resolution // 8, 1) * 8,

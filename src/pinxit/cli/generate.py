@@ -122,7 +122,7 @@ def check_downloads(
 
 def parse_size(text: str) -> tuple[int, int]:
     """Width and height from `64` or `64x48`."""
-    match = re.fullmatch(r"(\d{1,9})(?:x(\d{1,9}))?", text)
+    match = re.fullmatch(r"([1-9]\d{0,8})(?:x([1-9]\d{0,8}))?", text)
     if not match:
         raise RequestError(
             f"--size {text:.40} is not an image size",

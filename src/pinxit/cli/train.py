@@ -34,10 +34,8 @@ _MANY_FLAGS = (
     *("--resume", "--device", "--download"),
     *("--engine", "--workers", "--address", "--shard", "--store", "--json"),
 )
-_FLAGS = (
-    *("--recipe", "--resume", "--out", "--device", "--download"),
-    *("--gpus", "--compile", "--steps", "--images", "--base"),
-)
+_RESUME_FLAGS = ("--device", "--download", "--gpus", "--compile", "--steps", "--images", "--base")
+_FLAGS = ("--recipe", "--resume", "--out", *_RESUME_FLAGS)
 
 
 @train.default
@@ -162,7 +160,7 @@ def _refuse_words(
             raise RecipeError(
                 f"{words[0]} cannot be changed when {resume} is continued",
                 f"for a new run: pinxit train --recipe {resume / 'recipe.toml'} {words[0]} ...; "
-                f"with --resume: {', '.join(flags)}",
+                f"with --resume: {', '.join(_RESUME_FLAGS)}",
             )
         raise RecipeError(
             f"unknown option {words[0]} of `pinxit {command}` without a method",

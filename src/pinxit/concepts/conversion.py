@@ -11,6 +11,7 @@ from pinxit.concepts.read import ConceptReference
 from pinxit.concepts.same_change import check_same_change
 from pinxit.errors import ConceptError
 from pinxit.files.atomic_write import make_folder
+from pinxit.models.open_base import family_of
 from pinxit.models.source import Source
 
 
@@ -48,7 +49,11 @@ def write_in_format(concept: Concept, target: Target, format_name: str | None = 
 
 
 def check_base(source: Source, out: Path, format_name: str | None = None) -> None:
-    """Raise ConceptError if the format of a complete model cannot store those of this base."""
+    """Raise ConceptError if the format of a complete model cannot store those of this base.
+
+    ModelError if it is no base model.
+    """
+    family_of(source)
     concept = Concept((FullWeightsPart("denoiser", {}),), Provenance.from_metadata("", {}))
     _format_for(out, format_name or default_format(concept, out.suffix)).check_base(source)
 

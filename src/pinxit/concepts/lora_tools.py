@@ -195,7 +195,8 @@ def _sum(
 ) -> tuple[LayerTensors, float, float]:
     """The tensors of the sum of a layer's changes, its squared norm, and that of what was lost."""
     rank = sum(layer_rank(change.tensors) for change in changes)
-    if len(changes) == 1 and limit.keeps(rank):
+    # An alpha of 0 would be read as none.
+    if len(changes) == 1 and limit.keeps(rank) and changes[0].strength:
         tensors, strength = changes[0].tensors, changes[0].strength
         alpha = torch.tensor(float(tensors.get(ALPHA, float(rank))) * strength)
         return {**tensors, ALPHA: alpha}, product_energy(*changes[0].matrices), 0.0

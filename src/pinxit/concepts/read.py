@@ -89,6 +89,11 @@ def recognize_format(file: OpenedFile) -> Format:
     best = max(formats, key=lambda format_: format_.confidence(file))
     if best.confidence(file):
         return best
+    if file.container == "image":
+        raise ConceptError(
+            f"{file.path} is an image without an embedding",
+            f"to see how it was generated: pinxit show {typed(file.path)}",
+        )
     keys = [key[:80] for key in sorted(file.content)] or ["nothing"]
     more = f" and {len(keys) - 3} more" if len(keys) > 3 else ""
     if file.tensors and _is_of_base_model(file.path):
@@ -96,13 +101,11 @@ def recognize_format(file: OpenedFile) -> Format:
             f"{file.path} is a base model or a part of one, not a concept",
             "give it as --base, --vae or --text-encoder",
         )
-    if file.container != "image" and (kind := network_kind(file.content)):
+    if kind := network_kind(file.content):
         raise ConceptError(f"{file.path} is {kind[0]}, not a concept", kind[1])
-    known = f"pinxit reads the formats {', '.join(registry.names('formats'))}"
-    show = f"to see how an image was generated: pinxit show {typed(file.path)}"
     raise ConceptError(
         f"{file.path} has an unknown format: it contains {', '.join(keys[:3])}{more}",
-        show if file.container == "image" else known,
+        f"pinxit reads the formats {', '.join(registry.names('formats'))}",
     )
 
 

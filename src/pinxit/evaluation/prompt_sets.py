@@ -13,7 +13,6 @@ from pinxit.models.prompt import check_braces
 _FOLDER = Path(__file__).parent / "prompts"
 _LIVING = "living"
 _PROMPT_HINT = "write prompts such as: a photo of a {} on the beach"
-_STYLE_HINT = 'write manner = "{} in the style of {}", and prompts without {}'
 
 
 @dataclass(frozen=True)
@@ -59,7 +58,8 @@ def prompt_set(name: str, noun: str) -> tuple[Prompt, ...]:
     if Path(name).suffix in (".txt", ".toml"):
         return _prompts(_read_file(Path(name)), noun)
     if name not in prompt_set_names():
-        raise RequestError(f"unknown prompt set `{name}`", did_you_mean(name, prompt_set_names()))
+        hint = f"{did_you_mean(name, prompt_set_names())}; or give a .txt file with your prompts"
+        raise RequestError(f"unknown prompt set `{name}`", hint)
     return _prompts(_read_set(name), noun)
 
 
@@ -101,7 +101,7 @@ def _read_file(file: Path) -> dict[str, Any]:
         if (found := str(text).count("{}")) != count:
             raise RequestError(
                 f"the prompt `{text}` has {{}} {found} times instead of {count}",
-                _PROMPT_HINT if template is None else _STYLE_HINT,
+                _PROMPT_HINT,
             )
     return {**table, "prompts": [str(prompt) for prompt in prompts]}
 

@@ -1,6 +1,7 @@
 """Open a file of unknown format by its content, not its name, without running code in it."""
 
 import os
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -12,7 +13,7 @@ from pinxit.errors import ConceptError, typed
 from pinxit.files.other_kinds import START_BYTES, other_kind
 from pinxit.files.pickle.torch_file import is_pickle, read_torch_file
 from pinxit.files.safetensors_file import read_safetensors
-from pinxit.files.untrusted import RECIPE, read_untrusted_text, run_hint
+from pinxit.files.untrusted import RECIPE, exists, read_errors, read_untrusted_text, run_hint
 
 Container = Literal["safetensors", "pickle", "image", "folder"]
 
@@ -66,11 +67,7 @@ def open_any(path: Path) -> OpenedFile:
     if os.path.isdir(path):  # noqa: PTH112 (takes any text)
         return _result(path)
     if not os.path.isfile(path):  # noqa: PTH113
-        hint = "give a run folder, its concept.safetensors, or a file"
-        before, _, strength = str(path).rpartition(":")
-        if before and os.path.exists(before):  # noqa: PTH110
-            hint = f"`{strength}` is no strength: type a number, such as {before}:0.7"
-        raise ConceptError(f"concept {path} does not exist", hint)
+        raise _no_file(path)
     if _is_safetensors(path):
         tensors, metadata = read_safetensors(path)
         return OpenedFile(path, "safetensors", tensors, metadata | _peft_config(path))
@@ -81,9 +78,24 @@ def open_any(path: Path) -> OpenedFile:
     if start.startswith(_IMAGE_HEADERS):
         return OpenedFile(path, "image")
     raise ConceptError(
-        f"{path} is {other_kind(start)}, not a safetensors file, a PyTorch file or an image",
-        "give the file that is in the archive, or download it again",
+        f"{path} is not a safetensors file, a PyTorch file or an image: it is {other_kind(start)}",
+        f"give the folder of the run: {typed(path.parent)}"
+        if (path.parent / RECIPE).is_file()
+        else "give the file that is in the archive, or download it again",
     )
+
+
+def _no_file(path: Path) -> ConceptError:
+    """The error for what is neither a file nor a folder."""
+    hint, problem = "give a run folder, its concept.safetensors, or a file", "does not exist"
+    before, _, strength = str(path).rpartition(":")
+    if exists(path):
+        problem = "is not a regular file"
+    elif before and exists(before) and re.fullmatch(r"[\d.]+", strength):
+        hint = f"give {before}: a strength is for generating, transferring and merging"
+    elif before and exists(before):
+        hint = f"`{strength}` is no strength: type a number, such as {before}:0.7"
+    return ConceptError(f"concept {path} {problem}", hint)
 
 
 def _result(folder: Path) -> OpenedFile:
@@ -123,7 +135,7 @@ def _joined(files: Sequence[tuple[str, OpenedFile]]) -> OpenedFile:
 
 def _is_safetensors(path: Path) -> bool:
     """Whether a file begins like safetensors: 8 bytes of header length, then a JSON object."""
-    with path.open("rb") as file:
+    with read_errors(path), path.open("rb") as file:
         return file.read(9)[8:] == b"{"
 
 

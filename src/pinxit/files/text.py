@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from pinxit.errors import FileError, RecipeError
-from pinxit.files.untrusted import exists, open_untrusted
+from pinxit.files.untrusted import exists, open_untrusted, read_errors
 
 MAX_TABLE_BYTES = 2**24
 _DELIMITERS = ",;\t"
@@ -34,7 +34,7 @@ def read_any_text(path: Path, max_bytes: int) -> tuple[str, str]:
 
     Raises FileError if it is too large, or if it is not text.
     """
-    with open_untrusted(path) as file:
+    with open_untrusted(path) as file, read_errors(path):
         content = file.read(max_bytes + 1)
     if len(content) > max_bytes:
         raise FileError(f"{path.name} has over {max_bytes} bytes", "shorten it")

@@ -1,7 +1,10 @@
 """Opening files that somebody else may have made: only regular files, of limited size."""
 
+import errno
 import os
 import stat
+from collections.abc import Generator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
@@ -24,13 +27,8 @@ def open_untrusted(
     """
     if inside is not None:
         check_inside(path, inside)
-    try:
+    with read_errors(path):
         handle = os.open(path, _READ)
-    except (OSError, ValueError) as error:  # ValueError: a NUL in the path
-        reason = getattr(error, "strerror", None) or error
-        raise FileError(
-            f"{path} cannot be read: {reason}", "check its path and permissions"
-        ) from error
     state = os.fstat(handle)
     if not stat.S_ISREG(state.st_mode):
         os.close(handle)
@@ -44,11 +42,25 @@ def open_untrusted(
     return os.fdopen(handle, "rb")
 
 
+@contextmanager
+def read_errors(path: Path) -> Generator[None]:
+    """Raise an error of the system in the block, or of a path with a NUL, as a FileError."""
+    try:
+        yield
+    except OSError as error:
+        hint = "check its path and permissions"
+        if error.errno == errno.EIO:
+            hint = "the disk, or the connection to it, may be failing: copy the file from elsewhere"
+        raise FileError(f"{path} cannot be read: {error.strerror or error}", hint) from error
+    except ValueError as error:
+        raise FileError(f"{path} cannot be read: {error}", "check its path") from error
+
+
 def read_untrusted_text(
     path: Path, max_bytes: int = MAX_TEXT_BYTES, inside: Path | None = None, encoding: str = "utf-8"
 ) -> str:
     """The text of a file, with "\\n" line ends; FileError as `open_untrusted`, or if not UTF-8."""
-    with open_untrusted(path, max_bytes, inside) as file:
+    with open_untrusted(path, max_bytes, inside) as file, read_errors(path):
         data = file.read()
     try:
         return data.decode(encoding).replace("\r\n", "\n").replace("\r", "\n")

@@ -98,7 +98,7 @@ def size_notices(model: Model, width: int, height: int) -> Iterator[Notice]:
     if not _MIN_AREA <= ratio <= 1 / _MIN_AREA:
         yield Notice(
             f"{model.name} was trained at {model.default_size} pixels: at {width}x{height}, images "
-            f"are repeated or lose their structure. hint: --resolution {model.default_size}"
+            f"are repeated or lose their structure. hint: --size {model.default_size}"
         )
 
 

@@ -167,7 +167,7 @@ def fetch(base: str) -> Path:
         raise _no_access(repo) from error
     except (errors.RepositoryNotFoundError, errors.HFValidationError) as error:
         raise ModelError(
-            f"there is no base model `{base}`: not a local folder or file, and not a model on the "
+            f"there is no model `{base}`: not a local folder or file, and not a model on the "
             "hub that you can access",
             f"{did_you_mean(base, _KNOWN)}; a private model needs your token: hf auth login",
         ) from error

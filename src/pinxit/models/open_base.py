@@ -188,7 +188,7 @@ def find_base(base: str) -> Source:
         path, name = hub.fetch(base), base
     elif not is_local:
         raise ModelError(
-            f"there is no base model `{base[:200]}`: it is not a known name, a folder or a file",
+            f"there is no model `{base[:200]}`: it is not a known name, a folder or a file",
             f"{did_you_mean(base[:200], ['pocket'])}; or give a folder, a file or a hub id "
             "(owner/name)",
         )

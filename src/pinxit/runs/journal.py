@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from pinxit.files.atomic_write import append, disk_errors, flush, write_text
+from pinxit.files.untrusted import read_errors
 from pinxit.runs.events import Event, from_line, step_of, to_line
 
 
@@ -17,7 +18,8 @@ class TrainingLog:
         """All events; a line that is not valid is skipped, as is one that is incomplete."""
         if not self._file.is_file():
             return []
-        lines = self._file.read_text(encoding="utf-8", errors="replace").splitlines()
+        with read_errors(self._file):
+            lines = self._file.read_text(encoding="utf-8", errors="replace").splitlines()
         return [event for event in map(from_line, lines) if event is not None]
 
     def append(self, event: Event) -> None:

@@ -11,7 +11,7 @@ from pinxit import registry
 from pinxit.errors import RecipeError, did_you_mean
 from pinxit.files.untrusted import exists, expanded
 from pinxit.models.model import QUANTIZED, SMALL, Model, Precision
-from pinxit.models.prompt import TokenEmbedding, parse_prompt
+from pinxit.models.prompt import TokenEmbedding, file_name, parse_prompt
 from pinxit.pocket.words import BROAD_NOUNS
 from pinxit.pocket.world.attributes import CLASSES
 from pinxit.training.assistant import Assistant, resolved
@@ -182,7 +182,7 @@ def _check_token(model: Model, token: str) -> None:
     if any(len(encoder.ids(token)) == 1 for encoder in model.text_encoders.values()):
         raise RecipeError(
             f"the token `{token}` is already a word of {model.name}",
-            f"choose a new word, such as <my{token}>",
+            f"choose a new word, such as <my{file_name(token)}>",
         )
 
 

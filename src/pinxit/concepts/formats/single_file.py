@@ -52,7 +52,7 @@ class SingleFile(Format):
         return LIKELY if any(name.startswith(_DENOISER) for name in file.content) else 0
 
     def check_base(self, source: Source) -> None:
-        """Networks, noise schedule and prediction must be those that a single file can have."""
+        """Networks, layers, noise schedule and prediction must be what a single file can have."""
         prefixes, config = family_of(source).facts.single_file_prefixes, source.config("scheduler")
         problems = [
             f"has a `{folder}`, which single files (SD 1, 2 and XL) cannot store"
@@ -67,6 +67,7 @@ class SingleFile(Format):
                 )
         for problem in problems:
             raise ConceptError(f"{source.name} {problem}", _FOLDER_HINT)
+        original_names.original_unet(source.weights("unet"))  # a ConceptError names the first
 
     def read(self, file: OpenedFile) -> Concept:
         """Read the trained networks; without a description by pinxit, all networks."""

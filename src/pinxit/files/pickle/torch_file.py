@@ -27,6 +27,7 @@ from pinxit.files.pickle.machine import (
     RefusedError,
 )
 from pinxit.files.pickle.torch_zip import ByteRange, members, pickle_member
+from pinxit.files.untrusted import read_errors
 
 _MAGIC = 0x1950A86A20F9469CFC6C
 _PROTOCOL = 1001
@@ -57,22 +58,14 @@ _DTYPES = {
 }
 _KNOWN_NAMES = frozenset((*_STORAGE_DTYPES, *_DTYPES))
 # NumPy scalars, which Lightning's callbacks store, and their format in the `struct` module.
-_SCALAR_FORMATS = {
-    "f8": "<d",
-    "f4": "<f",
-    "f2": "<e",
-    "i8": "<q",
-    "i4": "<i",
-    "i2": "<h",
-    "b1": "<?",
-}
+_SCALAR_FORMATS = {"f8": "d", "f4": "f", "f2": "e", "i8": "q", "i4": "i", "i2": "h", "b1": "?"}
 
 
 def is_pickle(path: Path) -> bool:
     """Whether a file is a PyTorch file in either layout, judged by its content, not its name."""
     if not path.is_file():
         return False
-    with path.open("rb") as file:
+    with read_errors(path), path.open("rb") as file:
         head = file.read(4096)
         if head[:4] == b"PK\3\4":
             file.seek(max(0, path.stat().st_size - _DIRECTORY_BYTES))
@@ -298,7 +291,7 @@ def _latin1_bytes(text: str, _encoding: str) -> bytes:
 def _scalar(kind: GlobalName, raw: bytes) -> object:
     if len(raw) != struct.calcsize(_SCALAR_FORMATS.get(kind, "x")):
         raise RefusedError(f"it has a NumPy scalar of {len(raw)} bytes")
-    return struct.unpack(_SCALAR_FORMATS[kind], raw)[0]
+    return struct.unpack("<" + _SCALAR_FORMATS[kind], raw)[0]
 
 
 _PARAMETER = _checked(_parameter, Tensor, bool, dict, dict, least=3)
