@@ -324,6 +324,17 @@ def test_a_second_caption_file_is_named(folder: Path) -> None:
     assert entries[0].notes == ("a.caption is not read: a.txt is",)
 
 
+def test_a_line_of_a_table_that_is_not_json_is_named(folder: Path) -> None:
+    image_with_corner().save(folder / "a.png")
+    table = folder / "metadata.jsonl"
+    table.write_text('{"file_name": "a.png", "tags": ["red", null, 3]}\n')
+    assert read_images(folder)[0].caption == "red, 3"
+    with table.open("a") as file:
+        file.write("no JSON\n")
+    notes = [entry.notes for entry in check_images(folder) if entry.path == table]
+    assert [note[0].partition(" is not JSON")[0] for note in notes] == ["line 2 of metadata.jsonl"]
+
+
 def test_a_caption_extension_excludes_all_other_captions(folder: Path) -> None:
     for name in ("a.png", "b.png"):
         image_with_corner().save(folder / name)
@@ -331,8 +342,9 @@ def test_a_caption_extension_excludes_all_other_captions(folder: Path) -> None:
     (folder / "a.tags").write_text("toy, red")
     (folder / "b.png.TAGS").write_text("blue")
     (folder / "metadata.csv").write_text("file_name,text\na.png,other")
-    images = read_images(folder, "files", ".tags")
-    assert [image.caption for image in images] == ["toy, red", "blue"]
+    for extension in (".tags", "tags", "TAGS"):
+        images = read_images(folder, "files", extension)
+        assert [image.caption for image in images] == ["toy, red", "blue"]
     assert read_images(folder)[0].caption == "a long story"
     method = {"name": "textual-inversion"}
     options = {"images": folder, "token": "<x>", "class_noun": "toy", "method": method}

@@ -69,7 +69,7 @@ def test_blurred_small_and_uniform_images_are_reported(folder: Path) -> None:
 
 def test_warnings_about_the_folder(folder: Path) -> None:
     (folder / "0.txt").write_text("a toy")
-    other = check_folder(folder, 64, caption_extension=".tags").warnings()[""]
+    other = check_folder(folder, 64, caption_extension="Tags").warnings()[""]
     assert other == ["no image has a caption file .tags; there are .txt"]
     assert warnings(folder)[""] == ["no caption for 1.png, 2.png, 3.png, but for the other images"]
     for number in (1, 2, 3):

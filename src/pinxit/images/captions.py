@@ -24,6 +24,11 @@ _MAX_CAPTION_BYTES = 2**16
 _A1111_NAME = re.compile(r"\d+-\d+(?:-(?P<caption>.*))?", re.DOTALL)
 
 
+def with_dot(extension: str | None) -> str | None:
+    """The suffix of caption files as it is compared, also for one that is typed without a dot."""
+    return extension and f".{extension.lower().removeprefix('.')}"
+
+
 @dataclass
 class FolderCaptions:
     """The captions of a folder's images; `unread` are text files that are no caption, and why.
@@ -109,11 +114,11 @@ def _captions_of_rows(rows: Sequence[Mapping[str, object]]) -> Iterator[tuple[st
 
 def _json_lines(file: Path) -> list[Mapping[str, object]]:
     lines = [line for line in read_text(file).split("\n") if line.strip()]
-    return [_json_object(line, file) for line in lines]
+    return [_json_object(line, f"line {n} of {file.name}") for n, line in enumerate(lines, 1)]
 
 
 def _json_caption(text: str, file: Path) -> str:
-    row = _json_object(text, file)
+    row = _json_object(text, file.name)
     if row.keys().isdisjoint(_COLUMNS):
         raise FileError(
             f"{file.name} has none of {', '.join(_COLUMNS)}", "rename the key, or remove the file"
@@ -121,11 +126,11 @@ def _json_caption(text: str, file: Path) -> str:
     return _first_text(row)
 
 
-def _json_object(text: str, file: Path) -> Mapping[str, object]:
+def _json_object(text: str, where: str) -> Mapping[str, object]:
     try:
         value: object = json.loads(text)
     except (ValueError, RecursionError) as error:
-        raise FileError(f"{file.name} is not JSON: {error}", "repair or remove it") from error
+        raise FileError(f"{where} is not JSON: {error}", "repair or remove it") from error
     return cast("Mapping[str, object]", value) if isinstance(value, dict) else {}
 
 
@@ -134,7 +139,8 @@ def _first_text(row: Mapping[str, object]) -> str:
     for column in _COLUMNS:
         value = row.get(column)
         if isinstance(value, list):
-            value = ", ".join(map(str, cast("list[object]", value)))
+            items = cast("list[object]", value)
+            value = ", ".join(str(item) for item in items if item is not None)
         if isinstance(value, str) and value.strip():
             return value
     return ""

@@ -10,7 +10,7 @@ from pinxit.arguments import checked
 from pinxit.errors import FileError, ImageError
 from pinxit.files.atomic_write import sha256
 from pinxit.files.untrusted import exists
-from pinxit.images.captions import TEXT_SUFFIXES, FolderCaptions
+from pinxit.images.captions import TEXT_SUFFIXES, FolderCaptions, with_dot
 from pinxit.images.decode import Decoded, NotAnImageError, UnreadableError, decode
 
 if TYPE_CHECKING:
@@ -207,6 +207,7 @@ def check_images(
     """
     cache = PixelCache()
     paths = _files(folder)
+    caption_extension = with_dot(caption_extension)
     others = {*_OTHER_FILES, caption_extension}
     files = [path for path in paths if path.suffix.lower() not in others]
     captions = FolderCaptions.of(paths, files, caption_extension)

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pinxit.images import crop
-from pinxit.images.captions import TEXT_SUFFIXES
+from pinxit.images.captions import TEXT_SUFFIXES, with_dot
 from pinxit.images.folder import ImageEntry, MaskSource, TrainingImage, check_images
 
 if TYPE_CHECKING:
@@ -141,7 +141,8 @@ def check_folder(
             rejected.append(entry)
         else:
             ignored.append(entry)
-    return FolderCheck(folder, tuple(checks), tuple(rejected), tuple(ignored), caption_extension)
+    extension = with_dot(caption_extension)
+    return FolderCheck(folder, tuple(checks), tuple(rejected), tuple(ignored), extension)
 
 
 def _check(

@@ -9,6 +9,7 @@ from pydantic import BeforeValidator, PlainSerializer, field_validator
 from pinxit import registry
 from pinxit.errors import RecipeError
 from pinxit.files.text import read_toml
+from pinxit.images.captions import with_dot
 from pinxit.images.collected import image_folder
 from pinxit.images.crop import MAX_RESOLUTION
 from pinxit.images.folder import MaskSource, TrainingImage, read_images
@@ -193,7 +194,7 @@ class Recipe(Options):
     @field_validator("caption_extension")
     @classmethod
     def _has_dot(cls, extension: str | None) -> str | None:
-        return extension and f".{extension.lower().removeprefix('.')}"
+        return with_dot(extension)
 
     @field_validator("optimizer")
     @classmethod
