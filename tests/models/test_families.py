@@ -22,6 +22,8 @@ from pinxit.models.conditioning import Conditioning
 from pinxit.models.model import Model, Precision
 from pinxit.models.noise_schedule import Diffusion, Flow, Schedule
 from pinxit.models.open_base import local_resolution, open_base
+from pinxit.progress import Notice
+from pinxit.runs.run import Run
 from pinxit.training.plan import TrainingPlan
 from pinxit.training.recipe import Recipe
 
@@ -250,3 +252,38 @@ def test_the_resolution_is_known_without_weights(
 ) -> None:
     assert local_resolution(str(bases(family))) == opened(family).default_size
     assert local_resolution("nobody/has-this-base") is None
+
+
+def _recipe(pictures: Path, method: object) -> Recipe:
+    subject = {"images": pictures, "token": "<mytoy>", "class_noun": "toy", "method": method}
+    return Recipe.model_validate({**subject, "steps": 1, "preview_every": 0})
+
+
+@pytest.mark.parametrize(
+    "method",
+    ["textual-inversion", "custom-diffusion", {"name": "lora", "placeholder": "new-embedding"}],
+    ids=["textual-inversion", "custom-diffusion", "lora"],
+)
+def test_an_embedding_without_a_text_encoder_is_refused_before_a_run_is_written(
+    method: object, opened: Opened, pictures: Path, tmp_path: Path
+) -> None:
+    run = Run.create(tmp_path / "run", _recipe(pictures, method))
+    with pytest.raises(RecipeError, match="a language model reads its prompts"):
+        list(run.train(opened("z-image")))
+    assert not run.folder.exists()
+
+
+@pytest.mark.parametrize("trained", [True, False])
+def test_a_text_encoder_that_cannot_be_trained_is_noticed(
+    trained: bool, opened: Opened, pictures: Path, tmp_path: Path
+) -> None:
+    recipe = _recipe(pictures, {"name": "lora", "rank": 1, "train_text_encoder": trained})
+    events = list(Run.create(tmp_path / "run", recipe).train(opened("z-image")))
+    notices = [event.message for event in events if isinstance(event, Notice)]
+    assert any("--train-text-encoder has no effect" in text for text in notices) == trained
+
+
+def test_a_vae_of_another_family_is_named(bases: Callable[[str], Path]) -> None:
+    vae = bases("stable-diffusion-1")
+    with pytest.raises(ModelError, match=rf"but the VAE {vae} has 4\nhint: give a VAE"):
+        open_base(bases("z-image"), vae=vae)

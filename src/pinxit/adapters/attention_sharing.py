@@ -29,19 +29,8 @@ class AttentionSharing(ModelChange):
     @contextmanager
     def applied(self, model: Model) -> Generator[None]:
         """Add hooks to the layers of the groups; RequestError if the model has none of them."""
-        patterns = [model.layer_pattern("denoiser", group) for group in self._layer_groups]
-        layers = [
-            layer
-            for name, layer in model.networks["denoiser"].named_modules()
-            if any(pattern.search(name) for pattern in patterns)
-        ]
-        if not layers:
-            raise RequestError(
-                f"{model.name} has no attention layers that this control can share",
-                "use --control img2img, which works with every base model",
-            )
         with ExitStack() as stack:
-            for layer in layers:
+            for layer in shared_layers(model, self._layer_groups):
                 stack.callback(layer.register_forward_hook(self._copy_source).remove)
             yield
 
@@ -51,3 +40,19 @@ class AttentionSharing(ModelChange):
         branches = output.unflatten(0, self._shape).clone()
         branches[:, 0] = branches[:, self._source]
         return branches.flatten(0, 2)
+
+
+def shared_layers(model: Model, layer_groups: Sequence[str]) -> list[nn.Module]:
+    """The denoiser's layers of these groups; RequestError if there are none."""
+    patterns = [model.layer_pattern("denoiser", group) for group in layer_groups]
+    layers = [
+        layer
+        for name, layer in model.networks["denoiser"].named_modules()
+        if any(pattern.search(name) for pattern in patterns)
+    ]
+    if not layers:
+        raise RequestError(
+            f"{model.name} has no attention layers that this control can share",
+            "use --control img2img, which works with every base model",
+        )
+    return layers

@@ -3,16 +3,18 @@
 from abc import abstractmethod
 from collections.abc import Generator, Sequence
 from pathlib import Path
-from typing import Self
+from typing import ClassVar, Self
 
 import torch
 from torch import Tensor
 
 from pinxit.adapters.adapter import before_denoise
-from pinxit.adapters.attention_sharing import AttentionSharing
+from pinxit.adapters.attention_sharing import AttentionSharing, shared_layers
 from pinxit.generation.control import PRESERVE, Control, ControlHooks, SamplingContext
 from pinxit.generation.schedulers import Sampler
 from pinxit.options import Option
+
+_LAYOUT = ("queries-keys", "decoder-features")  # layer groups that hold the layout of an image
 
 
 def ddim_inversion(context: SamplingContext, path: Path) -> Generator[Tensor, None, list[Tensor]]:
@@ -75,8 +77,7 @@ class SourceBranch(ControlHooks):
         steps = len(context.timesteps)
         copied = round(max(0, 2 * preserve - 1) ** 2 * steps)
         last = round((copied + steps) / 2) if preserve > 0.5 else round(preserve * steps)
-        groups = ("queries-keys", "decoder-features")
-        return cls(context, groups, range(copied, last), trajectory, copied)
+        return cls(context, _LAYOUT, range(copied, last), trajectory, copied)
 
     def initial_latents(self, sampler: Sampler) -> Tensor | None:  # noqa: ARG002
         """The first latents of the trajectory, if the images follow it; None means noise."""
@@ -108,6 +109,8 @@ class SourceBranch(ControlHooks):
 class PairedControl(Control):
     """A control with a source branch, unless `preserve` is 0."""
 
+    shares: ClassVar[Sequence[str]] = _LAYOUT
+
     preserve: float = PRESERVE
     source_prompt: str | None = Option(
         None, aliases=("shows",), default_is="the prompt without placeholder tokens"
@@ -120,7 +123,10 @@ class PairedControl(Control):
 
     def prepare(self, context: SamplingContext) -> Generator[Tensor, None, ControlHooks]:
         """Prepare the source branch; nothing if nothing is preserved."""
-        return (yield from self._prepare(context)) if self.preserve else ControlHooks()
+        if not self.preserve:
+            return ControlHooks()
+        shared_layers(context.model, self.shares)  # fails before an extra pass
+        return (yield from self._prepare(context))
 
     @abstractmethod
     def _prepare(self, context: SamplingContext) -> Generator[Tensor, None, SourceBranch]:

@@ -122,10 +122,14 @@ class LatentModel(Model):
             and isinstance(latent_channels, int)
             and in_channels != latent_channels * cls.packing**2
         ):
+            counts = f"{source.name} expects {in_channels} input channels, but "
+            if source.vae:
+                counts += f"the VAE {source.vae} has {latent_channels}"
+                raise ModelError(counts, "give a VAE of the same model family to --vae")
             raise ModelError(
-                f"{source.name} expects {in_channels} input channels, but its VAE has "
-                f"{latent_channels}: it may be an inpainting model, which is not supported",
-                "use a text-to-image model; a separate VAE must be of the same model family",
+                f"{counts}its VAE has {latent_channels}: it may be an inpainting model, which is "
+                "not supported",
+                "use a text-to-image model",
             )
 
     @property

@@ -8,6 +8,7 @@ from pinxit.images.folder import TrainingImage
 from pinxit.progress import Notice
 from pinxit.runs.events import MemoryNotice
 from pinxit.training.concept_trainer import ConceptTrainer
+from pinxit.training.finetuning import Finetuning
 from pinxit.training.memory import MemoryPlan, two_digits
 from pinxit.training.method import insert_token
 from pinxit.training.step_result import StepResult
@@ -18,6 +19,16 @@ _TIMED_STEPS = 3
 def training_notices(trainer: ConceptTrainer, images: Sequence[TrainingImage]) -> Iterator[Notice]:
     """An unusual resolution, captions that are not used, and what is cut from long ones."""
     yield from size_notices(trainer.model, trainer.plan.resolution, trainer.plan.resolution)
+    method = trainer.plan.method
+    if (
+        isinstance(method, Finetuning)
+        and method.train_text_encoder
+        and not trainer.model.text_encoders
+    ):
+        yield Notice(
+            f"{trainer.model.name} has no text encoder that can be trained: --train-text-encoder "
+            "has no effect"
+        )
     warmup, steps = trainer.plan.recipe.warmup_steps, trainer.plan.steps
     if warmup > steps:
         yield Notice(

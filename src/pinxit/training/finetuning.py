@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import ClassVar, Literal, Self
 
 from pinxit.adapters.kinds.alias import AliasAdapter
+from pinxit.adapters.kinds.embedding import EmbeddingAdapter
 from pinxit.errors import RecipeError
 from pinxit.files.cache import cache_folder, make_in_cache
 from pinxit.images.folder import TrainingImage, read_images
@@ -122,7 +123,7 @@ class Finetuning(Method):
         """The method with the number of class images and the rare token chosen.
 
         Raises RecipeError if the rare token is not a single token of every text encoder that has
-        rare tokens.
+        rare tokens, or if the model has no text encoder for a new embedding.
         """
         required = self.required_class_images(model, subject)
         count = required.count
@@ -131,6 +132,7 @@ class Finetuning(Method):
             changes["preserve"] = "base-answer"  # no class images alone would mean none
         method = self.model_copy(update=changes)
         if not self.uses_rare_token(subject):
+            EmbeddingAdapter.check_trainable(model)
             return method
         rare = self.rare_token or _rare_token(model, subject)
         for text_encoder in model.text_encoders.values():

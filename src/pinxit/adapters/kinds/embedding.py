@@ -30,6 +30,16 @@ class EmbeddingAdapter(Adapter):
         self.tables = {name: nn.Parameter(table) for name, table in tables.items()}
         self.vectors: Mapping[str, Tensor] = self.tables
 
+    @staticmethod
+    def check_trainable(model: Model) -> None:
+        """Raise RecipeError if the model has no text encoder for embeddings."""
+        if not model.text_encoders:
+            raise RecipeError(
+                f"{model.name} has no text encoder in which the embedding of a token can be "
+                "trained: a language model reads its prompts",
+                "train a LoRA, whose token stands for a trigger word: pinxit train lora",
+            )
+
     @classmethod
     def of(cls, model: Model, token: str, noun: str, num_vectors: int) -> Self:
         """A trainable embedding of `num_vectors` vectors, initialized from the noun's embeddings.
@@ -38,12 +48,7 @@ class EmbeddingAdapter(Adapter):
         starts as the mean of a group of neighbouring tokens. Raises RecipeError if the model has
         no text encoder for embeddings.
         """
-        if not model.text_encoders:
-            raise RecipeError(
-                f"{model.name} has no text encoder in which the embedding of a token can be "
-                "trained: a language model reads its prompts",
-                "train a LoRA, whose token stands for a trigger word: pinxit train lora",
-            )
+        cls.check_trainable(model)
         tables: dict[str, Tensor] = {}
         for name, text_encoder in model.text_encoders.items():
             vectors = text_encoder.token_embeddings(noun)

@@ -1,6 +1,6 @@
 """masactrl: the subject of the source image in a new pose (MasaCtrl, arXiv:2304.08465)."""
 
-from collections.abc import Generator
+from collections.abc import Generator, Sequence
 from typing import ClassVar
 
 from torch import Tensor
@@ -14,6 +14,7 @@ class MasaCtrl(PairedControl, ImageControl):
     """A new layout, whose self-attention reads keys and values of the source image."""
 
     extra_passes: ClassVar[int] = 1
+    shares: ClassVar[Sequence[str]] = ("keys-values",)
 
     preserve: float = Option(0.9, ge=0, le=1, aliases=("keep",))
     """fraction of the steps, counted from the last, that read the source image"""
@@ -22,4 +23,4 @@ class MasaCtrl(PairedControl, ImageControl):
         trajectory = yield from ddim_inversion(context, self.image)
         steps = len(context.timesteps)
         shared = range(round((1 - self.preserve) * steps), steps)
-        return SourceBranch(context, ("keys-values",), shared, trajectory)
+        return SourceBranch(context, self.shares, shared, trajectory)

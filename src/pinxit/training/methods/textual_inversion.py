@@ -64,8 +64,9 @@ class TextualInversion(Method):
         """Default steps, batch size and learning rate, the same for any number of images."""
         return _ADVICE[model_size(model)]
 
-    def settle(self, model: Model, subject: Subject) -> Self:  # noqa: ARG002
-        """The method with the number of vectors chosen."""
+    def settle(self, model: Model, subject: Subject) -> Self:
+        """The method with the number of vectors chosen; RecipeError without a text encoder."""
+        EmbeddingAdapter.check_trainable(model)
         return self.model_copy(update={"num_vectors": self._num_vectors(subject)})
 
     def create_adapters(
