@@ -21,11 +21,12 @@ from typing import Any
 
 from lab.reliability.small_runs import Workshop, result_hash
 from lab.reliability.studio import Client, answers, forked, free_port, kill, server, wait_for
+from pinxit.studio.image_set import ImageSet
 from pinxit.studio.intake import check
 from pinxit.studio.jobs import Job
 from pinxit.studio.submit import generate_job, train_job
 from pinxit.studio.worker import Worker
-from pinxit.studio.workspace import ImageSet, Workspace
+from pinxit.studio.workspace import Workspace
 
 STEPS, MAX_ACTIVE = 24, 3
 PARTS = ("worker", "server")

@@ -34,7 +34,7 @@ from pinxit.runs.file_names import PREVIEWS
 from pinxit.runs.run import Run
 from pinxit.training.recipe import Recipe
 
-Precision = Literal["fp32", "fp16", "bf16"]  # of the weights in a file
+Precision = Literal["fp32", "fp16", "bf16"]  # of the weights in a converted file
 Files = Sequence[Run | Path | str] | Run | Path | str
 GenerationEvent = Notice | SamplingProgress | GeneratedImage
 # Recipe options that may be given for all concepts of an evaluation.

@@ -23,9 +23,10 @@ from pinxit.pocket import gallery
 from pinxit.pocket.world import held_out_subjects
 from pinxit.runs.events import Preview, to_line
 from pinxit.studio.app import create_app
+from pinxit.studio.image_set import ImageSet
 from pinxit.studio.intake import check
 from pinxit.studio.jobs import Job
-from pinxit.studio.workspace import ImageSet, Workspace
+from pinxit.studio.workspace import Workspace
 
 IS_FOCUSED = "element => element === document.activeElement"
 IS_TOO_WIDE = "document.documentElement.scrollWidth > innerWidth"

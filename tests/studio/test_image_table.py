@@ -10,9 +10,10 @@ import pytest
 from PIL import Image
 from starlette.testclient import TestClient
 
+from pinxit.studio.image_set import FULL, MASK, REPLACED, ImageSet
 from pinxit.studio.intake import take_in
 from pinxit.studio.unzip import unzip
-from pinxit.studio.workspace import FULL, MASK, REPLACED, ImageSet, Workspace
+from pinxit.studio.workspace import Workspace
 from tests.studio.conftest import add_images
 
 
@@ -83,7 +84,7 @@ def test_mask_is_drawn_cropped_and_removed_but_never_lost(
 
 def test_image_that_is_not_used_takes_its_mask_along(client: TestClient, images: ImageSet) -> None:
     client.post(f"/images/{images.id}/0/edit", files={"mask": ("m.png", half_mask())})
-    client.post(f"/images/{images.id}", data={"use": "1.png"})
+    client.post(f"/images/{images.id}", data={"use": "1.png", "caption:0.png": ""})
     assert images.unused == ["0.png"]
     assert images.checks["rejected"] == []
     client.post(f"/images/{images.id}", data={"use": "1.png", "back": "0.png"})

@@ -11,8 +11,9 @@ import pytest
 from PIL import Image, PngImagePlugin
 from playwright.sync_api import Browser, Page, expect
 
+from pinxit.studio.image_set import FULL, MASK
 from pinxit.studio.trash import Trash
-from pinxit.studio.workspace import FULL, MASK, Workspace
+from pinxit.studio.workspace import Workspace
 from tests.studio.conftest import (
     IS_FOCUSED,
     Keyboard,

@@ -123,7 +123,7 @@ def test_upload_is_decoded_elsewhere_and_stored_again(
 
 def test_set_is_edited_without_losing_anything(client: TestClient, workspace: Workspace) -> None:
     images = add_images(workspace)
-    form = {"use": "0.png", "caption:0.png": "red", "before": "a"}
+    form = {"use": "0.png", "caption:0.png": "red", "caption:1.png": "", "before": "a"}
     client.post(f"/images/{images.id}", data=form)
     assert [path.name for path in images.files] == ["0.png"]
     assert images.unused == ["1.png"]
@@ -254,7 +254,7 @@ def test_generated_image_is_removed_brought_back_and_transferred(
 
 def test_visitor_without_images_tries_ours(client: TestClient, workspace: Workspace) -> None:
     for path in ("library", "train", "transfer"):
-        assert "Try with ours" in client.get(f"/{path}").text
+        assert "Use sample images" in client.get(f"/{path}").text
     answer = client.post("/samples", data={"page": "train"})
     assert answer.url.path == "/train"
     values = dict(answer.url.params)

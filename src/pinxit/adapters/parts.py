@@ -176,7 +176,7 @@ class AliasPart(Part):
 
     @property
     def tensors(self) -> Mapping[str, Tensor]:
-        """An empty mapping."""
+        """An empty mapping: an alias has no tensors."""
         return {}
 
     @classmethod

@@ -27,7 +27,7 @@ DEVICE_HELP = "device to compute on, by its name in torch: cpu, cuda, cuda:1, mp
 DEVICE_DEFAULT = "the accelerator that torch finds, else cpu"
 DOWNLOAD_HELP = "download the networks that score images (DINO and CLIP, 692 MB) if needed"
 GPUS_HELP = "number of GPUs to use, with one process for each"
-COMPILE_HELP = "compile the denoiser's blocks first, by torch.compile; pays in long runs at most"
+COMPILE_HELP = "compile the denoiser's blocks first, with torch.compile; useful in long runs only"
 DEVICE = Parameter(help=DEVICE_HELP, show_default=lambda _: DEVICE_DEFAULT)
 _WORKERS = Parameter(help="as with a method: see pinxit train-many METHOD --help", negative="")
 _MANY_FLAGS = (

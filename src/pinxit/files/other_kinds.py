@@ -43,7 +43,7 @@ _NETWORKS = {
         "a ControlNet",
         "use it with: pinxit transfer --control controlnet --weights FILE",
     ),
-    r"motion_modules\.": ("a motion module", "it is for videos, which pinxit does not make"),
+    r"motion_modules\.": ("a motion module", "it is for videos, which pinxit does not generate"),
     r"(^|\.)(conv_first\.weight$|sub\.0\.RDB1\.)|^params(_ema)?$": (
         "an upscaler",
         "pinxit has none: enlarge generated images with the program that it is for",

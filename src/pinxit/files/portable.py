@@ -32,5 +32,5 @@ def last_name(text: str) -> str:
 
 
 def numbered(fingerprints: Mapping[str, str]) -> dict[str, str]:
-    """Fingerprints of files under numbers instead of the files' names."""
+    """Fingerprints of files, with numbers in place of the file names."""
     return {f"{n:03}": value for n, value in enumerate(sorted(fingerprints.values()), 1)}

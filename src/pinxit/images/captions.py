@@ -46,8 +46,8 @@ class FolderCaptions:
         cls, paths: Iterable[Path], images: Iterable[Path], extension: str | None = None
     ) -> "FolderCaptions":
         """The captions among the files of a folder."""
-        files = {_key(path.name): path for path in paths if path.is_file()}
-        files |= {path.name: path for path in files.values()}
+        present = [path for path in paths if path.is_file()]
+        files = {_key(path.name): path for path in present} | {path.name: path for path in present}
         captions = cls(files, {}, extension)
         texts = {path for path in files.values() if path.suffix.lower() in TEXT_SUFFIXES}
         read = {path for image in images for path in captions.files_of(image)[:1]}

@@ -82,7 +82,7 @@ class _Part:
 
 
 def _has(names: Mapping[str, Tensor], marker: str, prefix: str) -> bool:
-    """Whether all names of one of the marker's alternatives are there."""
+    """Whether `names` has every name of at least one alternative: "a,b|c" is a and b, or c."""
     alternatives = (alternative.split(",") for alternative in marker.split("|"))
     return any(all(f"{prefix}{name}" in names for name in one) for one in alternatives)
 

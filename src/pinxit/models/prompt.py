@@ -28,7 +28,7 @@ _MAX_NAME_BYTES = 200  # names on disks have 255, and endings are added to them
 _OPENING_BRACKETS = {")": "(", "]": "["}
 # Takes the place of a placeholder token while weights are parsed; no text contains this code point.
 _MARK = "\ufdd0"
-# Thai to Khmer, Chinese, Japanese and Korean: their words, or particles, follow without spaces.
+# Thai to Khmer, Chinese, Japanese and Korean: no spaces between words, or before particles.
 _NO_SPACES = (
     r"\u0e00-\u0eff\u1000-\u109f\u1100-\u11ff\u1780-\u17ff\u3005-\u3007\u3040-\u318f"
     r"\u31a0-\u31bf\u3400-\u4dbf\u4e00-\u9fff\uac00-\ud7af\uf900-\ufaff\uff66-\uff9d"

@@ -266,7 +266,7 @@ def is_rank() -> bool:
 
 
 def device_of_rank(name: str) -> torch.device:
-    """The device of that name; of several accelerators the one with this process's number.
+    """The device of that name; with several accelerators, the one with this process's number.
 
     ModelError if the machine has fewer, or if all processes would use the same one.
     """

@@ -65,7 +65,7 @@ class T5Encoder(PlaceholderEncoder):
         return True
 
     def rare_tokens(self) -> list[str]:
-        """None: rare words are several pieces."""
+        """An empty list: every rare word is split into several tokens."""
         return []
 
     def tokenize(

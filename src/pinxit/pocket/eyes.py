@@ -70,7 +70,7 @@ class Seen:
     style: Tensor | None = None
 
     def named(self, question: str) -> list[str]:
-        """The most likely answer to a question, a picture each."""
+        """The most likely answer to a question, for each image."""
         return [ANSWERS[question][i] for i in self.answers[question].argmax(1).tolist()]
 
 

@@ -49,7 +49,7 @@ class Pair(nn.Module):
 
 
 def hidden_error(guess: Tensor, hidden: Tensor, own_colour: Tensor) -> Tensor:
-    """Error of the hidden parameters; body colour counts only where the subject wears its own."""
+    """Error of the hidden parameters; the body colour counts only if it is the subject's own."""
     numbers = (guess[:, :NUMBERS] - hidden[:, :NUMBERS]).abs()
     numbers = torch.cat([numbers[:, :3] * own_colour[:, None], numbers[:, 3:]], 1)
     emblem = -(guess[:, NUMBERS:].clamp_min(1e-4).log() * hidden[:, NUMBERS:]).sum(1)

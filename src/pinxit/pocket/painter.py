@@ -29,8 +29,8 @@ RATE = 1e-3
 MIN_SNR = 5.0
 SUBJECT_WEIGHT = 1.0  # how much more an error counts on the subject
 UNSAID = 0.1  # share of pictures whose caption is dropped
-GROUND_FIRST = 700  # steps that show mostly plain ground
-STYLED_SHARE = 0.5  # share drawn from named styles of the space, where there are shards of it
+GROUND_FIRST = 700  # first steps, mostly with a plain background
+STYLED_SHARE = 0.5  # share of images in a named style of the style space, if there are shards of it
 FULLER = 0.5  # share drawn from fuller scenes alone, until the rate falls
 SCALE = "scale.txt"  # in the work folder: what brings the latents to a deviation of one
 SOFT_TIMES = (20, 300)  # timesteps from which the U-Net predicts latents for the decoder
@@ -74,7 +74,7 @@ class Encoded:
     std: Tensor
     subject: Tensor
     scenes: list[Scene]
-    plain: Tensor  # indices of pictures on plain ground
+    plain: Tensor  # indices of pictures with a plain background
     fuller: Tensor  # indices of those of two things, poses, things worn, known individuals
     styled: Tensor  # indices of those in the space of styles
     scale: float

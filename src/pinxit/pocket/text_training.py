@@ -26,7 +26,7 @@ from pinxit.pocket.world.style_parameters import NUMBERS_OF_A_STYLE
 
 BATCH = 64
 TEXT_STEPS = 1_500
-STYLED_CAPTIONS = BATCH // 2  # captions of a step that say a style of the space
+STYLED_CAPTIONS = BATCH // 2  # captions of a step that name a style of the style space
 ANCHOR = "text-before.safetensors"  # the text encoder to stay near to, in the work folder
 ANCHOR_WEIGHT = 50.0
 TEXT_WIDTH, TEXT_LAYERS, TEXT_HEADS = 192, 3, 4

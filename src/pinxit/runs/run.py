@@ -327,8 +327,13 @@ def train_run(model: Model, recipe: Recipe, folder: Path | str) -> Run:
 
 
 def _find_moved(path: Path, folder: Path) -> Path:
-    """The path, or if it is missing one of its name in the run's folder or in one above."""
-    candidates = [path, *(above / path.name for above in (folder, *folder.resolve().parents))]
+    """The path, or if it is missing one of its name in the run's folder or in one above.
+
+    One that agrees in more of the folders above its name comes first.
+    """
+    parents = (folder, *folder.resolve().parents)
+    names = (Path(*path.parts[-length:]) for length in range(len(path.parts) - 1, 0, -1))
+    candidates = (path, *(above / name for name in names for above in parents))
     return next((candidate for candidate in candidates if candidate.exists()), path)
 
 

@@ -32,7 +32,7 @@ _WRITTEN = {
 
 
 def check_own_files(folder: Path) -> None:
-    """RunError if a file or folder of the run is a link, or a concept in its way is not pinxit's.
+    """RunError if a file or folder of the run is a link, or its concept file is another program's.
 
     A link could lead out of the folder.
     """
@@ -42,7 +42,7 @@ def check_own_files(folder: Path) -> None:
 
 
 def check_next_files(folder: Path, step: int) -> None:
-    """RunError if a preview or a concept that will be saved after a step is not pinxit's."""
+    """RunError if later previews or concepts would replace files of another program."""
     previews, concepts = (
         [file for file in regular_files(folder / name, _WRITTEN[name]) if int(file.stem) > step]
         for name in (PREVIEWS, CONCEPTS)

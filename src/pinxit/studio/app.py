@@ -119,10 +119,13 @@ def create_app(workspace: Workspace, port: int) -> ASGIApp:
     async def failed(request: Request, error: Exception) -> Response:
         status = error.status_code if isinstance(error, HTTPException) else 400
         if isinstance(error, HTTPException):
+            detail = error.detail
             path = request.url.path
             is_api = path.startswith("/api/")
             hint = "see /api/openapi.json" if is_api else "use the links at the top"
             error = RequestError(f"there is no {request.method} {path[:80]}", hint)
+            if status not in (404, 405):  # the body is not a form, or has too many files
+                error = RequestError(detail, "send fewer files at once, or a zip file")
         if isinstance(error, OSError):  # perhaps no page can be made
             text = f"a file cannot be read or written: {error.strerror}\n{_DISK_HINT}\n"
             return PlainTextResponse(text, 500)

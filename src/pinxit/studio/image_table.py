@@ -13,10 +13,10 @@ from starlette.responses import RedirectResponse, Response
 
 from pinxit.errors import RequestError
 from pinxit.files.atomic_write import make_folder, remove, write_text
+from pinxit.studio.image_set import CROPS, INCOMING, MASK, UNUSED, ImageSet
 from pinxit.studio.jobs import read_json
 from pinxit.studio.pages import Pages, at_place
 from pinxit.studio.uploads import form_of, store, take_in, texts_of, uploads
-from pinxit.studio.workspace import CROPS, INCOMING, MASK, UNUSED, ImageSet
 
 _BEFORE = ".captions-before.json"
 _MAX_CAPTION = 2000
@@ -48,7 +48,8 @@ class ImageTable:
         captions = _captions(images)
         changed = {name: _edited(text, name, values) for name, text in captions.items()}
         _write_captions(images, captions, changed)
-        _set_used(images, set(form.getlist("use")), set(form.getlist("back")))
+        shown = {name for name in captions if f"caption:{name}" in values}  # others came later
+        _set_used(images, shown - set(form.getlist("use")), set(form.getlist("back")))
         return await self._checked(images)
 
     async def undo(self, request: Request) -> Response:
@@ -116,6 +117,8 @@ def _write_captions(images: ImageSet, old: Mapping[str, str], new: Mapping[str, 
 def _edited(old: str, name: str, values: Mapping[str, Any]) -> str:
     """A caption as typed, after the changes that apply to all captions."""
     caption = values.get(f"caption:{name}", old)
+    if caption.split() == values.get(f"shown:{name}", "").split():
+        caption = old  # not edited here; another page may have changed it
     if search := values.get("search", ""):
         caption = caption.replace(search, values.get("replace", ""))
     caption = f"{values.get('before', '')} {caption} {values.get('after', '')}"
@@ -134,13 +137,13 @@ def _box(text: str) -> list[int]:
     return [int(word) for word in words]
 
 
-def _set_used(images: ImageSet, used: set[Any], back: set[Any]) -> None:
-    """Move images that are not marked as used out of the set, and those marked back into it."""
+def _set_used(images: ImageSet, out: set[str], back: set[Any]) -> None:
+    """Move images out of the set, and those marked back into it."""
     unused = images.folder / UNUSED
     make_folder(unused)
     names = images.unused
     for path in images.files:
-        if path.name not in used:
+        if path.name in out:
             _move_with_mask(path, unused)
     for name in names:
         if name in back:

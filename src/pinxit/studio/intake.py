@@ -7,17 +7,25 @@ of an upload are never decoded in the server, and its bytes never leave this pro
 import json
 import shutil
 import sys
+import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from pinxit.files.atomic_write import atomic_write, make_folder, remove, write_text
+from pinxit.errors import DiskError
+from pinxit.files.atomic_write import (
+    atomic_write,
+    make_folder,
+    remove,
+    waiting_lock,
+    write_text,
+)
 from pinxit.images.decode import UnreadableError, decode
 from pinxit.images.inspect import FolderCheck, ImageCheck, check_folder
-from pinxit.studio.jobs import read_json, safe_stem
-from pinxit.studio.unzip import ZipFileError, unzip
-from pinxit.studio.workspace import (
+from pinxit.studio.image_set import (
     CHECK,
     CROPS,
+    DISK_ERROR,
     FULL,
     INCOMING,
     MASK,
@@ -25,38 +33,37 @@ from pinxit.studio.workspace import (
     UNUSED,
     ImageSet,
 )
+from pinxit.studio.jobs import read_json, safe_stem
+from pinxit.studio.unzip import unzip
 
-_REJECTED = ".rejected.json"
 _SHAPE_TOLERANCE = 0.02  # as for masks in `images.folder`
 _MEMORY, _SECONDS = 4 * 2**30, 300
 _MAX_PIXELS = 64_000_000
 _TEXT_BYTES = 2**16
 
 
-def take_in(folder: Path, resolution: int) -> None:
-    """Decode all new files of an image set, then check the set; a file is done or still there."""
-    incoming = folder / INCOMING
-    rejected: dict[str, str] = read_json(folder / _REJECTED) or {}
-    for file in [*incoming.glob("*.zip")] if incoming.is_dir() else []:
+def take_in(folder: Path, resolution: int, before_each: Callable[[], None] = lambda: None) -> None:
+    """Decode all new files of an image set, then check the set; a file is done or still there.
+
+    `before_each` is called before each file, and before the check.
+    """
+    images = ImageSet(folder)
+    while incoming := images.incoming:
+        file, name = incoming[0], incoming[0].name.partition("-")[2]
+        before_each()
         try:
-            unzip(file, incoming, file.name[:4])
-        except ZipFileError as error:
-            rejected[file.name.partition("-")[2]] = str(error)
-            write_text(folder / _REJECTED, json.dumps(rejected))
-        remove(file)
-    for file in sorted(incoming.iterdir()) if incoming.is_dir() else []:
-        name = file.name.partition("-")[2]
-        try:
-            if name.lower().endswith(MASK):
-                _take_mask(file, ImageSet(folder), safe_stem(name[: -len(MASK)] + ".png"))
+            if file.suffix == ".zip":
+                unzip(file, folder / INCOMING, file.name.partition("-")[0])
+            elif name.lower().endswith(MASK):
+                _take_mask(file, images, safe_stem(name[: -len(MASK)] + ".png"))
             elif name.lower().endswith(".txt"):
                 _take_caption(file, folder / f"{safe_stem(name)}.txt")
             else:
                 _take_image(file, folder / f"{safe_stem(name)}.png")
+            remove(file)
         except (UnreadableError, ValueError) as error:
-            rejected[name] = str(error)
-        write_text(folder / _REJECTED, json.dumps(rejected))
-        remove(file)
+            images.reject(file, str(error))
+    before_each()
     crop_images(folder)
     check(folder, resolution)
 
@@ -149,9 +156,8 @@ def _row(image: ImageCheck, warnings: list[str]) -> dict[str, Any]:
 
 
 def _rejected(folder: Path, found: FolderCheck) -> list[tuple[str, str]]:
-    rejected: dict[str, str] = read_json(folder / _REJECTED) or {}
     broken = {entry.path.name: "; ".join(entry.notes) for entry in found.rejected}
-    return list({**rejected, **broken}.items())
+    return list({**ImageSet(folder).rejected, **broken}.items())
 
 
 def _save(image: Any, path: Path) -> None:
@@ -160,15 +166,26 @@ def _save(image: Any, path: Path) -> None:
 
 
 def _limit_process() -> None:
-    """Limit memory and time, where the system can: no file may use up the machine."""
+    """Limit memory, and the time from now on, where the system can: no file uses up the machine."""
     try:
         import resource
     except ImportError:  # Windows
         return
     resource.setrlimit(resource.RLIMIT_AS, (_MEMORY, _MEMORY))
-    resource.setrlimit(resource.RLIMIT_CPU, (_SECONDS, _SECONDS))
+    end = int(time.process_time()) + _SECONDS
+    resource.setrlimit(resource.RLIMIT_CPU, (end, resource.getrlimit(resource.RLIMIT_CPU)[1]))
+
+
+def main() -> None:
+    """Take in a set; one process after the other if several are started."""
+    folder = Path(sys.argv[1])
+    try:
+        with waiting_lock(folder):
+            take_in(folder, int(sys.argv[2]), _limit_process)
+    except DiskError as error:
+        sys.stderr.write(error.message)
+        sys.exit(DISK_ERROR)
 
 
 if __name__ == "__main__":
-    _limit_process()
-    take_in(Path(sys.argv[1]), int(sys.argv[2]))
+    main()

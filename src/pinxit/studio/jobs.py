@@ -40,7 +40,7 @@ KIND_NAMES: Mapping[JobKind, str] = {
 MAX_ATTEMPTS = 5
 _OPTIONS, _LOG, _RESULT = "job.json", "journal.jsonl", "result.json"
 _STOP, _PREVIEW, _ATTEMPTS, _TITLE = "stop", "preview", "attempts", "title"
-_MAX_TITLE = 60
+_MAX_TITLE, _MAX_NUMBER = 60, 999_999
 
 
 @dataclass(frozen=True)
@@ -164,7 +164,7 @@ class Job:
         `progress` is whatever grows while the job makes progress, such as the saved step.
         """
         file = self.folder / _ATTEMPTS
-        attempts = file.read_text("utf-8").splitlines() if file.is_file() else []
+        attempts = file.read_text("utf-8", "replace").splitlines() if file.is_file() else []
         if attempts[-MAX_ATTEMPTS:] == [str(progress)] * MAX_ATTEMPTS:
             raise RunError(
                 f"the worker ended {MAX_ATTEMPTS} times while it did this job",
@@ -253,14 +253,15 @@ def numbered_folders(parent: Path) -> list[Path]:
 def new_numbered_folder(parent: Path, *others: Path) -> Path:
     """Make a folder with the next number that is free here and in other folders."""
     make_folder(parent)
-    folders = [path for place in (parent, *others) for path in numbered_folders(place)]
-    number = max((int(path.name) for path in folders), default=0)
+    taken = {int(path.name) for place in (parent, *others) for path in numbered_folders(place)}
+    number = max(taken, default=0)
     while True:
-        number += 1
+        number = number % _MAX_NUMBER + 1  # a folder of another program may have the last one
         with suppress(FileExistsError):  # another process has just taken the number
             folder = parent / f"{number:06}"
-            folder.mkdir()
-            return folder
+            if number not in taken:
+                folder.mkdir()
+                return folder
 
 
 def read_json(file: Path, damaged: object = None) -> Any:

@@ -16,10 +16,10 @@ from pinxit.errors import RequestError
 from pinxit.files.untrusted import open_untrusted
 from pinxit.runs.file_names import RECIPE
 from pinxit.studio.card import concept_card
+from pinxit.studio.image_set import THUMBNAILS
 from pinxit.studio.jobs import Job
 from pinxit.studio.pages import Pages, at_place
 from pinxit.studio.static_files import TYPES, static_content
-from pinxit.studio.workspace import THUMBNAILS
 
 _CHUNK = 2**20
 # A report of an evaluation has its style and images inside; it may do nothing else.

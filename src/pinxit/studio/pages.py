@@ -18,6 +18,7 @@ from starlette.responses import (
 
 from pinxit.errors import PinxitError, RequestError
 from pinxit.studio.guard import NEW_LINK
+from pinxit.studio.image_set import ImageSet
 from pinxit.studio.jobs import KIND_NAMES, Job, numbered_folders
 from pinxit.studio.static_files import static_address
 from pinxit.studio.streams import StatusWatch, job_events, log_end, studio_events
@@ -25,13 +26,14 @@ from pinxit.studio.submit import KINDS, MAX_NUM_IMAGES, MAX_TEXT
 from pinxit.studio.token_count import token_count
 from pinxit.studio.trash import Trash, space
 from pinxit.studio.views import TrainingView, duration, in_words
-from pinxit.studio.workspace import ImageSet, Workspace
+from pinxit.studio.workspace import Workspace
 
 if TYPE_CHECKING:
     from jinja2 import Environment
 
 _Item = TypeVar("_Item")
 _NEWEST = 100  # jobs on the page Queue
+_EARLIER = 4  # image sets on the page Train
 _CARDS = 48  # in the library: each has an image
 # The page to which that of a job belongs, by its kind.
 _SECTIONS = {
@@ -140,6 +142,7 @@ class Pages:
         images = self.workspace.images_of(number) if number else None
         choices = {"kinds": KINDS, "bases": self.workspace.bases}
         page = {"values": values, "images": images, "cost": self.workspace.cost, **choices}
+        page["earlier"] = [] if images else self.workspace.earlier_images(_EARLIER)
         return self.render("train.html", page, 400 if error else 200, error=error)
 
     async def generate(self, request: Request) -> Response:

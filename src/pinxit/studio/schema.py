@@ -22,6 +22,8 @@ from pinxit.training.recipe import Recipe
 # Texts that a form may set. Other texts are names of files or of things to download.
 _TEXTS = frozenset({"negative_prompt", "scheduler", "source_prompt", "rare_token"})
 _NOT_FOLDED = frozenset({"kind", "prompt"})
+# What parts of names stand for in labels.
+_WORDS = {"num": "number of", "lr": "learning rate", "ema": "EMA", "snr": "SNR", "clip": "CLIP"}
 _INPUTS: dict[type, str] = {bool: "bool", int: "int", float: "float"}
 
 
@@ -71,7 +73,7 @@ def option_fields(options: type[Options], leave_out: Collection[str] = ()) -> li
         fields.append(
             {
                 "name": name,
-                "label": name.replace("num_", "number of ").replace("_", " "),
+                "label": " ".join(_WORDS.get(word, word) for word in name.split("_")),
                 "input": "choice" if choices else input_kind,
                 "choices": choices,
                 "default": default_text(option),

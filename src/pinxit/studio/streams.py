@@ -20,7 +20,7 @@ from pinxit.studio.workspace import Workspace
 _POLL = 0.25  # seconds between looks at a log
 _BEAT = 15.0  # seconds after which a silent stream says that it is alive
 _MAX_LINE = 2**16  # bytes
-_STATUS_AGE = 0.4  # seconds that a status is used for all streams
+_STATUS_AGE = 0.4  # seconds for which all streams use the same status
 
 
 class LogTail:

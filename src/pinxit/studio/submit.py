@@ -8,9 +8,10 @@ from typing import Any, cast
 from starlette.datastructures import FormData
 
 from pinxit.errors import RequestError, did_you_mean
+from pinxit.studio.image_set import ImageSet
 from pinxit.studio.jobs import Job
 from pinxit.studio.uploads import snapshot
-from pinxit.studio.workspace import ImageSet, Workspace
+from pinxit.studio.workspace import Workspace
 
 KINDS = ("object", "style")
 MAX_NUM_IMAGES, MAX_SIDE = 64, 2048

@@ -65,11 +65,11 @@ class Tasks:
         return tasks[job.kind](job)
 
     def _train(self, job: Job) -> Task:
-        folder = self.workspace.folder / "runs" / job.id
+        folder, recipe = self.workspace.folder / "runs" / job.id, self._recipe(job)
         if Run.exists(folder):
-            run = Run.open(folder)
+            run = Run.open(folder, images=recipe.images)
         else:
-            run = Run.create(folder, Recipe.model_validate(job.options["recipe"]))
+            run = Run.create(folder, recipe)
         model = yield from self._opened(run.recipe)
         with closing(run.train(model)) as events:
             for event in events:  # the run has its own log
@@ -152,7 +152,7 @@ class Tasks:
         )
 
     def _texts(self, job: Job) -> Task:
-        recipe = Recipe.model_validate(job.options["recipe"])
+        recipe = self._recipe(job)
         model = yield from self._opened(recipe)
         yield Progress("tokenizing", 0, 1)
         texts = training_texts(model, recipe, recipe.read_images())
@@ -189,6 +189,13 @@ class Tasks:
         return self.bases.open(
             options.base, self.device, precision, options.vae, options.text_encoders
         )
+
+    def _recipe(self, job: Job) -> Recipe:
+        """The recipe of a job, with its images where they are if the studio was moved."""
+        recipe = dict(job.options["recipe"])
+        if number := job.options.get("snapshot") or job.options.get("images"):
+            recipe["images"] = self.workspace.images_of(number).folder.resolve()
+        return Recipe.model_validate(recipe)
 
     def _concept(self, number: str) -> Concept:
         return read_concept(self._concept_path(number))

@@ -43,8 +43,10 @@ class Trash:
 
     def empty(self) -> None:
         """Delete all removed jobs for good. The newest numbers stay taken: addresses name them."""
+        for job in self.jobs():
+            self.add(job)  # what is not here yet: the process may have been killed while it moved
         for kind in self.folder.iterdir():
-            folders = numbered_folders(kind)
+            folders = [path for path in numbered_folders(kind) if path.is_dir()]
             for folder in folders:
                 shutil.rmtree(folder)
             for folder in folders[-1:]:

@@ -39,7 +39,7 @@ def unzip(file: Path, folder: Path, prefix: str) -> None:
                 left -= len(content)
                 folders = " ".join(PurePosixPath(member.filename).parent.parts)
                 own = f"{folders} {name}" if stems[name.rpartition(".")[0].lower()] > 2 else name
-                write_bytes(folder / f"{prefix}{number:04}-{own[-60:]}", [content])
+                write_bytes(folder / f"{prefix}{number:04}-{own[-40:]}", [content])
     except _UNREADABLE as error:
         raise ZipFileError(f"it cannot be read: {error}") from error
 

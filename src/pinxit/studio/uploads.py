@@ -3,6 +3,7 @@
 import asyncio
 import os
 import re
+import secrets
 import shutil
 import sys
 from collections.abc import Iterable
@@ -13,9 +14,10 @@ from starlette.datastructures import FormData, UploadFile
 from starlette.requests import Request
 
 from pinxit.errors import RequestError
-from pinxit.files.atomic_write import make_folder, remove
+from pinxit.files.atomic_write import make_folder
+from pinxit.studio.image_set import DISK_ERROR, INCOMING, MASK, THUMBNAILS, ImageSet
 from pinxit.studio.jobs import Job, numbered_folders, safe_stem
-from pinxit.studio.workspace import INCOMING, THUMBNAILS, ImageSet, Workspace
+from pinxit.studio.workspace import Workspace
 
 MAX_FILE_BYTES, MAX_FILES = 32 * 2**20, 200
 MAX_ZIP_BYTES = 2**26
@@ -41,9 +43,16 @@ async def add_images(workspace: Workspace, form: FormData) -> ImageSet:
     make_folder(incoming)
     for index, file in enumerate(files):
         name = Path((file.filename or "").replace("\\", "/")).name
-        suffix = re.sub(r"[^.\w]", "", "".join(Path(name).suffixes[-2:])).lower()[-12:]
+        suffix = MASK if name.lower().endswith(MASK) else Path(name).suffix.lower()
+        stem = safe_stem(f"{name[: len(name) - len(suffix)]}.")[:40]
+        suffix = re.sub(r"[^.\w]", "", suffix)[-12:]
         limit = MAX_ZIP_BYTES if suffix.endswith(".zip") else MAX_FILE_BYTES
-        await store(file, incoming / f"{index:04}-{safe_stem(name)[:40]}{suffix}", limit)
+        own = f"{index:04}{secrets.token_hex(4)}"  # another upload to the set may come right now
+        target = incoming / f"{own}-{stem}{suffix}"
+        try:
+            await store(file, target, limit)
+        except RequestError as error:  # the other images are taken
+            images.reject(target, error.message)
     await take_in(images, workspace.resolution)
     return images
 
@@ -79,25 +88,30 @@ async def add_model_file(workspace: Workspace, file: UploadFile, max_bytes: int)
 
 
 async def take_in(images: ImageSet, resolution: int) -> None:
-    """Decode and check the uploaded images of a set in a process with limits."""
+    """Decode and check the uploaded images of a set in a process with limits.
+
+    A file that ends the process is rejected. RequestError if the disk is full, or for an error
+    that is not that of a file; what is left of the upload is done by the next call.
+    """
     command = [sys.executable, "-m", "pinxit.studio.intake", str(images.folder), str(resolution)]
-    process = await asyncio.create_subprocess_exec(
-        *command, stdin=asyncio.subprocess.DEVNULL, stderr=asyncio.subprocess.PIPE
-    )
-    _, errors = await process.communicate()
-    if process.returncode:
-        last = errors.decode(errors="replace").strip().rpartition("\n")[2]
-        incoming = sorted((images.folder / INCOMING).iterdir())
-        name = incoming[0].name.partition("-")[2] if incoming else "an image"
-        remove(*incoming[:1])  # the one that it died of
-        raise RequestError(f"{name} could not be decoded: {last[:200]}", "leave this file out")
+    while True:
+        process = await asyncio.create_subprocess_exec(
+            *command, stdin=asyncio.subprocess.DEVNULL, stderr=asyncio.subprocess.PIPE
+        )
+        _, errors = await process.communicate()
+        if not process.returncode:
+            return
+        last = errors.decode(errors="replace").strip().rpartition("\n")[2][:200]
+        incoming = images.incoming
+        if process.returncode == DISK_ERROR or not incoming:
+            raise RequestError(f"the images could not be stored: {last}", "try again")
+        images.reject(incoming[0], f"it cannot be decoded: {last}")
 
 
 def unfinished_sets(workspace: Workspace) -> list[ImageSet]:
     """The image sets whose uploads were interrupted by the end of the server."""
     folders = numbered_folders(workspace.folder / "images")
-    sets = [folder for folder in folders if (folder / INCOMING).is_dir()]
-    return [ImageSet(folder) for folder in sets if any((folder / INCOMING).iterdir())]
+    return [images for images in map(ImageSet, folders) if images.incoming]
 
 
 async def form_of(request: Request) -> FormData:
@@ -117,20 +131,20 @@ def uploads(form: FormData, name: str) -> list[UploadFile]:
 
 
 async def store(file: UploadFile, path: Path, max_bytes: int) -> None:
-    """Store an uploaded file under a new path; RequestError if it is too large."""
-    size = 0
-    handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-    with os.fdopen(handle, "wb") as target:
-        while chunk := await file.read(_CHUNK):
-            size += len(chunk)
-            target.write(chunk)
-            if size > max_bytes:
-                break
-    if size > max_bytes:
-        remove(path)
-        raise RequestError(
-            f"{path.name} has more than {max_bytes // 2**20} MiB", "make the file smaller"
-        )
+    """Store an uploaded file: all of it or nothing; RequestError if it is too large."""
+    size, draft = 0, path.with_name(f".{path.name[-200:]}")
+    handle = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    try:
+        with os.fdopen(handle, "wb") as target:
+            while chunk := await file.read(_CHUNK):
+                size += len(chunk)
+                target.write(chunk)
+                if size > max_bytes:
+                    limit = f"it has more than {max_bytes // 2**20} MiB"
+                    raise RequestError(limit, "make the file smaller")
+        draft.replace(path)
+    finally:
+        draft.unlink(missing_ok=True)
 
 
 def snapshot(workspace: Workspace, images: ImageSet) -> ImageSet:

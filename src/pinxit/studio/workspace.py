@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from importlib.resources import files
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -27,18 +28,22 @@ from pinxit.files.atomic_write import (
     write_text,
 )
 from pinxit.runs.file_names import JOURNAL, RECIPE, result_file
-from pinxit.studio.jobs import Job, JobQueue, is_number, new_numbered_folder, read_json, stamp_of
+from pinxit.studio.image_set import PNG, ImageSet
+from pinxit.studio.jobs import (
+    Job,
+    JobQueue,
+    is_number,
+    new_numbered_folder,
+    numbered_folders,
+    read_json,
+    stamp_of,
+)
 from pinxit.studio.stored import REPORTS, problem_of
 from pinxit.studio.terminal_runs import TerminalRun, terminal_runs
 
 if TYPE_CHECKING:
     from pinxit.runs.reader import RunState
 
-# In the folder of an image set.
-INCOMING, UNUSED, THUMBNAILS = ".incoming", ".unused", ".thumbnails"
-FULL, REPLACED = ".full", ".replaced"
-CHECK, CROPS = ".check.json", ".crops.json"
-MASK = ".mask.png"
 REMOVED = ".removed"  # in the folder of a job's images
 DEVICE = "device"  # in the folder of a worker: the device that its name stands for
 # In the folder of a base model: its name, a copy of its tokenizer, and how many tokens fit.
@@ -49,63 +54,9 @@ _FOLDERS = (
     *("queue", "runs", "images", "generated", "files", "workers", "keys", "trash", "votes"),
     "bases",
 )
-_PNG = re.compile(r"[\w][\w \-.]*\.png")
 _CONCEPT_FILE = re.compile(r"[\w][\w \-.]*\.(safetensors|pt|bin|ckpt|pth)")
 _POCKET_SIZE, _USUAL_SIZE = 64, 512
 _LAST_WORDS = 3000  # bytes of a worker's log
-
-
-@dataclass(frozen=True)
-class ImageSet:
-    """A folder of uploaded images that were decoded and stored again as PNG, and its checks."""
-
-    folder: Path
-
-    @property
-    def id(self) -> str:
-        """The number of the set, which is the name of its folder."""
-        return self.folder.name
-
-    @property
-    def checks(self) -> Mapping[str, Any]:
-        """What was found in each file: `images`, `rejected` and `warnings` about all of them."""
-        return read_json(self.folder / CHECK) or {"images": [], "rejected": [], "warnings": []}
-
-    @property
-    def crops(self) -> Mapping[str, Any]:
-        """The crop of each image that has one: left, top, right, bottom in pixels."""
-        return read_json(self.folder / CROPS) or {}
-
-    @property
-    def unused(self) -> list[str]:
-        """The names of images that are not used."""
-        return [path.name for path in _without_masks(self.folder / UNUSED)]
-
-    @property
-    def files(self) -> list[Path]:
-        """The images, without their masks."""
-        return _without_masks(self.folder)
-
-    def whole(self, image: Path) -> Path:
-        """An image before it was cropped."""
-        whole = self.folder / FULL / image.name
-        return whole if whole.is_file() else image
-
-    def mask_of(self, image: Path) -> Path | None:
-        """The mask of the image before cropping; None if the image has no mask."""
-        mask = image.with_name(f"{image.stem}{MASK}")
-        return self.whole(mask) if mask.is_file() else None
-
-    def drop_mask(self, image: Path) -> None:
-        """Take an image's mask out of the set; its file stays."""
-        mask = image.with_name(f"{image.stem}{MASK}")
-        replaced = self.folder / REPLACED
-        make_folder(replaced)
-        number = len(list(replaced.iterdir()))
-        for file in (self.whole(mask), mask):  # the whole one, then the cropped one
-            if file.is_file():
-                number += 1
-                file.replace(replaced / f"{number}-{mask.name}")
 
 
 @dataclass
@@ -170,6 +121,11 @@ class Workspace:
     def images_of(self, number: str) -> ImageSet:
         """An image set; RequestError if there is none."""
         return ImageSet(self.numbered("images", number))
+
+    def earlier_images(self, count: int) -> list[ImageSet]:
+        """The newest sets of several images, without the copies that trainings have."""
+        sets = map(ImageSet, reversed(numbered_folders(self.folder / "images")))
+        return list(islice((s for s in sets if len(s.checks["images"]) > 1 and s.files), count))
 
     def new_folder(self, kind: str) -> Path:
         """A new folder with a free number for images or files."""
@@ -243,7 +199,7 @@ class Workspace:
 
     def generated(self, job: Job) -> list[Path]:
         """The images that a job has generated so far."""
-        return regular_files(self.folder / "generated" / job.id, _PNG)
+        return regular_files(self.folder / "generated" / job.id, PNG)
 
     def generated_image(self, job: Job, place: int) -> Path:
         """The image with this place; it keeps its place when others are removed."""
@@ -259,7 +215,7 @@ class Workspace:
 
     def removed_images(self, job: Job) -> list[Path]:
         """The images that were taken out of a job."""
-        return regular_files(self.folder / "generated" / job.id / REMOVED, _PNG)
+        return regular_files(self.folder / "generated" / job.id / REMOVED, PNG)
 
     def restore_images(self, job: Job) -> None:
         """Bring back the images that were taken out of a job."""
@@ -305,10 +261,10 @@ class Workspace:
     def known_bases(self) -> list[str]:
         """The base models that this studio has ever offered."""
         names = (self.folder / "bases").glob(f"*/{_NAME}")
-        return [name.read_text("utf-8") for name in sorted(names) if name.is_file()]
+        return [name.read_text("utf-8", "replace") for name in sorted(names) if name.is_file()]
 
     def cost_file(self, base: str, method: str, device: str) -> Path:
-        """The file with what a training takes; see `costs`."""
+        """The file with time and memory of the last training; see `cost`."""
         return self.base_folder(base) / "costs" / method / device.replace(":", "-")
 
     def cost(self, base: str, method: str) -> str:
@@ -317,7 +273,7 @@ class Workspace:
         newest_first = sorted(
             filter(Path.is_file, files), key=lambda file: -file.stat().st_mtime_ns
         )
-        return next(filter(None, (file.read_text("utf-8") for file in newest_first)), "")
+        return next(filter(None, (file.read_text("utf-8", "replace") for file in newest_first)), "")
 
     def cost_stamps(self) -> list[int]:
         """Numbers that change when the cost of a training becomes known."""
@@ -336,7 +292,7 @@ class Workspace:
     def device_of(self, name: str) -> str:
         """The device that a worker found under a name; before it has looked, the name itself."""
         file = self.worker_folder(name) / DEVICE
-        return file.read_text("utf-8") if file.is_file() else name
+        return file.read_text("utf-8", "replace") if file.is_file() else name
 
     def last_words(self) -> dict[str, str]:
         """The end of the log of each worker that died, by the name it was started for."""
@@ -362,10 +318,6 @@ class Workspace:
             what = f"nothing with the number {number[:20]!r} among the {kind}"
             raise RequestError(f"there is {what}", "it may have been deleted: use another one")
         return folder
-
-
-def _without_masks(folder: Path) -> list[Path]:
-    return [path for path in regular_files(folder, _PNG) if not path.name.endswith(MASK)]
 
 
 def _hash(key: str) -> str:

@@ -1,5 +1,5 @@
 # pyright: standard, reportPrivateImportUsage=false
-"""What a computation needs, also without computing or allocating anything: memory, operations."""
+"""Measure memory and operations of a computation, also without running it."""
 
 import copy
 import weakref

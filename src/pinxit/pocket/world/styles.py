@@ -79,7 +79,7 @@ def pencil(c: Canvas, rng: Random) -> Picture:
 
 
 def pop_art(c: Canvas, rng: Random) -> Picture:
-    """Few loud colours, printed dots behind the subject, heavy contours."""
+    """A few saturated colours, printed dots behind the subject, thick contours."""
     loud = np.round(np.clip((c.albedo - 0.5) * 1.4 + 0.5, 0, 1) * 4) / 4 * 0.88 + 0.12
     cell = c.size / 10.667
     y, x = np.mgrid[0 : c.size, 0 : c.size].astype(np.float32)

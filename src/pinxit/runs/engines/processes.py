@@ -74,7 +74,7 @@ class Processes:
 
 def _work(connection: Any, setup: Setup) -> None:
     """Do tasks until the driver ends or stops this process."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C of a terminal: the driver stops us
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the driver reacts to Ctrl-C
     signal.signal(signal.SIGTERM, _stop)
     worker = Worker(setup)
     with suppress(EOFError, OSError, KeyboardInterrupt):

@@ -12,7 +12,10 @@ async function renderedPage(url, options) {
 }
 
 function problemIn(page) {  // what the server refuses before a page is made is plain text
-  return $(".error", page) || document.createTextNode(page.body.textContent);
+  const problem = $(".error", page) || document.createElement("p");
+  problem.textContent ||= page.body.textContent;
+  problem.className = "error";
+  return problem;
 }
 
 let rendered = $("#live")?.innerHTML;
@@ -100,14 +103,16 @@ function sentPage(url, body, progress) {  // like renderedPage; fetch does not s
     request.send(body);
   });
 }
-function upload(input) {
+function upload(input, files) {
   const target = document.getElementById(input.dataset.target);
   const form = new FormData();
-  for (const file of input.files) form.append("files", file);
+  for (const file of files) form.append("files", file);
   const set = $("input[name=images]", target);
   if (set) form.append("images", set.value);
   form.append("page", input.dataset.page || "");
-  const count = input.files.length;
+  const count = files.length;
+  all(".error", target).forEach((error) => error.remove());
+  const before = target.innerHTML;
   let tenth = -1;  // each is said once to screen readers
   const progress = (share) => {
     if (Math.floor(10 * share) === tenth) return;
@@ -115,19 +120,23 @@ function upload(input) {
     target.textContent = share < 1 ? `Sending the images: ${10 * tenth}%` : `Checking ${count} image${count === 1 ? "" : "s"} …`;
   };
   progress(0);
-  input.value = "";
   return sentPage(input.dataset.upload, form, progress).then((page) => {
     const fresh = $(`#${target.id}`, page);
-    if ($(".error", page) || !fresh) target.replaceChildren(problemIn(page)); else target.innerHTML = fresh.innerHTML;
+    const failed = $(".error", page) || !fresh;
+    target.innerHTML = failed ? before : fresh.innerHTML;
+    if (failed) target.prepend(problemIn(page));
     saveDraft(input.form);
-  }, () => { target.textContent = "The studio does not answer: choose the images again."; });
+  }, () => { target.innerHTML = `<p class="error">The studio does not answer: choose the images again.</p>${before}`; });
 }
 let uploading = Promise.resolve(), pending = 0;
 for (const input of all("input[data-upload]")) {
   input.addEventListener("change", () => {
-    if (!input.files.length) return;
+    const files = [...input.files];
+    if (!files.length) return;
+    input.value = "";
     pending += 1;
-    uploading = upload(input).finally(() => { pending -= 1; });
+    // One after the other: the next ones are added to the set that the first ones have made.
+    uploading = uploading.then(() => upload(input, files)).finally(() => { pending -= 1; });
   });
 }
 for (const drop of all(".drop")) {
