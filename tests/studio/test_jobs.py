@@ -120,11 +120,13 @@ def test_worker_trains_generates_and_pauses_for_short_jobs(
     assert re.fullmatch(r"last time: 12 steps in .+, .+ of memory", cost)
     assert json.loads((training.folder / TOKENS).read_text()) == {"<toy>": ["<toy>", 1]}
     assert [path.name for path in workspace.generated(generation)] == ["0000.png", "0001.png"]
-    conversion = workspace.queue.add("convert", {"concept": training.id, "format": "a1111"})
+    conversions = [
+        workspace.queue.add("convert", {"concept": training.id, "format": name})
+        for name in ("a1111", "")  # the usual one
+    ]
     Worker(workspace, "cpu", print).run(until_empty=True)
-    file = workspace.concept_file(conversion)
-    assert file
-    assert file.suffix == ".pt"
+    files = [workspace.concept_file(conversion) for conversion in conversions]
+    assert [file and file.suffix for file in files] == [".pt", ".safetensors"]
 
 
 @pytest.mark.long
@@ -165,7 +167,7 @@ def test_texts_and_tokens_are_those_of_the_training(
     (pictures / "0.txt").write_text("a toy on a table")
     recipe = train_recipe(nano, pictures)["recipe"]
     recipe["method"] = {"name": "textual-inversion", "captions": True, "num_vectors": 2}
-    job = workspace.queue.add("texts", {"recipe": recipe, "images": "000001"})
+    job = workspace.queue.add("texts", {"recipe": recipe, "images": ""})
     Worker(workspace, "cpu", print).run(until_empty=True)
     report = json.loads((job.folder / "report.json").read_text())
     image = report["images"]["0.png"]

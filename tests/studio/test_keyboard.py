@@ -431,3 +431,21 @@ def test_two_steps_are_flipped_and_voted_on(page: Page, studio: Studio) -> None:
         expect(page.get_by_text(f"Pair {number} of 8")).to_be_visible()
         keys.follow("button", ("A is better", "B is better", "No difference")[number % 3])
     expect(page.get_by_role("link", name="Look at both")).to_be_visible()
+
+
+def test_images_chosen_one_after_the_other_are_in_one_set(
+    page: Page, studio: Studio, eight_images: list[Path]
+) -> None:
+    page.goto(f"{studio.address}/train")
+    images, chooser = page.locator("#images"), page.get_by_label("3 to 12 images")
+    chooser.set_input_files(eight_images[:1])
+    chooser.set_input_files(eight_images[1:2])  # the first one is still being checked
+    expect(images).to_contain_text("2 images")
+    page.route("**/images?*", lambda route: route.fulfill(body='<p class="error">The disk</p>'))
+    chooser.set_input_files(eight_images[2:3])
+    expect(images.locator(".error")).to_have_text("The disk")
+    expect(images).to_contain_text("2 images")  # an upload that fails takes nothing away
+    page.unroute("**/images?*")
+    chooser.set_input_files(eight_images[2:3])
+    expect(images).to_contain_text("3 images")
+    expect(images.locator(".error")).to_have_count(0)

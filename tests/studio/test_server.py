@@ -24,7 +24,7 @@ from pinxit.runs.training_notices import step_notices
 from pinxit.studio.server import serve
 from pinxit.studio.streams import LogTail
 from pinxit.studio.trash import Trash
-from pinxit.studio.views import TrainingView
+from pinxit.studio.views import TrainingView, in_words
 from pinxit.studio.workspace import Workspace
 from pinxit.training.step_result import StepResult
 from tests.pages import must_be_well_formed
@@ -453,3 +453,11 @@ def test_used_port_and_foreign_host_are_refused(tmp_path: Path) -> None:
             serve(Workspace(tmp_path / "a"), port, "", print)
     with pytest.raises(RequestError, match="does not listen on"):
         serve(Workspace(tmp_path / "b"), 0, "", print, host="0.0.0.0")
+
+
+def test_advice_has_no_options_of_the_command_line() -> None:
+    assert in_words("write it with --format peft, pinxit or xlabs") == (
+        "write it with format peft, pinxit or xlabs"
+    )
+    command = "continue with: pinxit train --resume run"
+    assert in_words(command) == command

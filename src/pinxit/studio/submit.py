@@ -93,11 +93,11 @@ def generate_job(workspace: Workspace, values: Mapping[str, Any]) -> Job:
 
 
 def convert_job(workspace: Workspace, values: Mapping[str, Any]) -> Job:
-    """Queue a conversion of a concept to another file format."""
+    """Queue a conversion of a concept to another file format, by default the usual one for it."""
     concept = _concept(workspace, _text(values, "concept"))
     formats = workspace.options["formats"]
     name = _text(values, "format")
-    if name not in formats:
+    if name and name not in formats:
         raise RequestError(f"unknown format {name!r}", did_you_mean(name, formats))
     return workspace.queue.add("convert", {"concept": concept.id, "format": name})
 

@@ -132,12 +132,12 @@ class Tasks:
         yield Progress("converting", 0, 1)
         source, name = job.options["concept"], job.options["format"]
         concept = self._concept(source)
-        suffix = registry.load("formats", name).suffixes[0]
+        suffix = registry.load("formats", name).suffixes[0] if name else ".safetensors"
         folder = self.workspace.folder / "files" / job.id
         make_folder(folder)
         out = folder / f"{file_name(concept.token) or 'concept'}{suffix}"
         out.unlink(missing_ok=True)  # of an attempt that was killed before it was recorded
-        convert_concept(self._concept_path(source), out, name)
+        convert_concept(self._concept_path(source), out, name or None)
 
     def _compare(self, job: Job) -> Task:
         paths = [self._concept_path(number) for number in job.options["concepts"]]

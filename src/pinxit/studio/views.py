@@ -26,6 +26,7 @@ _PNG_HEADER = 24  # bytes, which end with width and height
 _PEAK = re.compile(r"predicted peak: ([\d.]+ [GM]B)")
 _TIME_NOTICE = "a step takes "  # how the notice of `step_notices` begins
 _OPTION = re.compile(r"--([a-z][a-z-]*)")
+_COMMAND = re.compile(r"pinxit [^.;,]*--")  # a command for a terminal, with its options
 
 
 @dataclass(frozen=True)
@@ -192,12 +193,11 @@ class TrainingView:
             return self.job.read_log()[1]
         # The page has its own finish time, which is right after the first steps too.
         texts = [text for text in self.run.notices if not text.startswith(_TIME_NOTICE)]
+        problems = list(self.run.scores[-1].problems if self.run.scores else ())
         if self._recipe_problem:
-            texts.insert(0, f"The stored recipe is damaged: {self._recipe_problem}.")
-        if self.run.memory_plan and self.run.memory_plan.text:
-            texts.append(self.run.memory_plan.text)
-        problems = self.run.scores[-1].problems if self.run.scores else ()
-        return list(dict.fromkeys([*texts, *self.run.decisions, *problems]))
+            problems.insert(0, f"The stored recipe is damaged: {self._recipe_problem}.")
+        plan = [self.run.memory_plan.text] if self.run.memory_plan else []
+        return list(filter(None, dict.fromkeys([*problems, *texts, *self.run.decisions, *plan])))
 
 
 def cost_text(steps: int, step_seconds: float, memory_plan: str) -> str:
@@ -209,7 +209,7 @@ def cost_text(steps: int, step_seconds: float, memory_plan: str) -> str:
 
 def in_words(text: str) -> str:
     """An advice without options of the command line: in the forms they have the same names."""
-    return text if "pinxit " in text else _OPTION.sub(lambda o: o[1].replace("-", " "), text)
+    return text if _COMMAND.search(text) else _OPTION.sub(lambda o: o[1].replace("-", " "), text)
 
 
 def duration(seconds: float) -> str:
