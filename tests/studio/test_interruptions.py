@@ -258,3 +258,20 @@ def test_a_refused_file_has_its_hint(tmp_path: Path) -> None:
     with pytest.raises(RequestError, match="more than 0 MiB"):
         asyncio.run(uploads.store(file, tmp_path / "a.png", 1))
     assert not list(tmp_path.iterdir())
+
+
+def test_an_error_of_the_disk_is_a_page_with_a_hint(
+    client: TestClient, workspace: Workspace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("pinxit.studio.submit.snapshot", full)
+    images = add_images(workspace)
+    values = {"images": images.id, "class_noun": "toy"}
+    answer = client.post("/train", data=values)
+    assert (answer.status_code, "<nav" in answer.text) == (500, True)
+    assert "No space left on device" in answer.text
+    answer = client.post("/api/train", json=values)
+    assert answer.status_code == 500
+    assert "disk is full" in answer.json()["hint"]

@@ -117,23 +117,15 @@ def create_app(workspace: Workspace, port: int) -> ASGIApp:
     programs = api_routes(pages)
 
     async def failed(request: Request, error: Exception) -> Response:
-        status = error.status_code if isinstance(error, HTTPException) else 400
-        if isinstance(error, HTTPException):
-            detail = error.detail
-            path = request.url.path
-            is_api = path.startswith("/api/")
-            hint = "see /api/openapi.json" if is_api else "use the links at the top"
-            error = RequestError(f"there is no {request.method} {path[:80]}", hint)
-            if status not in (404, 405):  # the body is not a form, or has too many files
-                error = RequestError(detail, "send fewer files at once, or a zip file")
-        if isinstance(error, OSError):  # perhaps no page can be made
-            text = f"a file cannot be read or written: {error.strerror}\n{_DISK_HINT}\n"
-            return PlainTextResponse(text, 500)
+        error, status = _in_words(request, error)
         if not isinstance(error, PinxitError):
             raise error
         if request.url.path.startswith("/api/"):
             return JSONResponse({"message": error.message, "hint": error.hint}, status)
-        return pages.error(error, status)
+        try:
+            return pages.error(error, status)
+        except OSError:  # no page can be made
+            return PlainTextResponse(f"{error.message}\n{error.hint}\n", 500)
 
     app = Starlette(
         routes=[
@@ -147,6 +139,20 @@ def create_app(workspace: Workspace, port: int) -> ASGIApp:
     app.state.api_routes = programs
     tokens = {purpose: workspace.token_for(purpose) for purpose in ("cookie", "form", "api")}
     return Guard(_limited(app), app.state.cookie, tokens)
+
+
+def _in_words(request: Request, error: Exception) -> tuple[Exception, int]:
+    """An error of the server or of the disk as one with a hint, and the status of its response."""
+    if isinstance(error, OSError):
+        text = f"a file cannot be read or written: {error.strerror}"
+        return RequestError(text, _DISK_HINT), 500
+    if not isinstance(error, HTTPException):
+        return error, 400
+    path, status = request.url.path, error.status_code
+    if status not in (404, 405):  # the body is not a form, or has too many files
+        return RequestError(error.detail, "send fewer files at once, or a zip file"), status
+    hint = "see /api/openapi.json" if path.startswith("/api/") else "use the links at the top"
+    return RequestError(f"there is no {request.method} {path[:80]}", hint), status
 
 
 def _limited(app: ASGIApp) -> ASGIApp:

@@ -140,9 +140,9 @@ class Pages:
         """The form of a training with values, and an error of what was sent."""
         number = str(values.get("images") or "")
         images = self.workspace.images_of(number) if number else None
-        choices = {"kinds": KINDS, "bases": self.workspace.bases}
-        page = {"values": values, "images": images, "cost": self.workspace.cost, **choices}
-        page["earlier"] = [] if images else self.workspace.earlier_images(_EARLIER)
+        choices = {"kinds": KINDS, "bases": self.workspace.bases, "cost": self.workspace.cost}
+        earlier = [] if images else self.workspace.earlier_images(_EARLIER)
+        page = {"values": values, "images": images, "earlier": earlier, **choices}
         return self.render("train.html", page, 400 if error else 200, error=error)
 
     async def generate(self, request: Request) -> Response:
