@@ -18,6 +18,7 @@ from PIL import Image
 from pinxit.errors import RequestError, RunError
 from pinxit.files.atomic_write import exclusive_lock
 from pinxit.generation.request import GenerationRequest
+from pinxit.progress import Progress
 from pinxit.studio.jobs import MAX_ATTEMPTS, JobQueue
 from pinxit.studio.schema import all_options
 from pinxit.studio.server import _Supervisor
@@ -303,3 +304,24 @@ def test_a_link_is_not_followed_by_the_log_of_a_worker(
     supervisor._start()
     assert (tmp_path / "mine").read_text() == "mine"
     assert (supervisor.folder / "worker.log").is_file()
+
+
+def test_a_comparison_stops_and_continues(
+    workspace: Workspace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls: list[str] = []
+
+    def evaluate(_runs: object, _out: object, _open: object, report: Any, _: object) -> None:
+        calls.append("begins")
+        if len(calls) == 1:
+            job.request_stop()
+        report(Progress("generating", 1, 2))
+        calls.append("ends")
+
+    monkeypatch.setattr("pinxit.studio.tasks.evaluate", evaluate)
+    job = workspace.queue.add("compare", {"concepts": []})
+    Worker(workspace, "cpu", print).run(until_empty=True)
+    assert (job.state, calls) == ("stopped", ["begins"])
+    job.requeue()
+    Worker(workspace, "cpu", print).run(until_empty=True)
+    assert (job.state, calls) == ("done", ["begins", "begins", "ends"])

@@ -40,6 +40,10 @@ from pinxit.training.texts import text_with_tokens, training_texts
 Task = Generator[Progress | Notice | None]
 
 
+class _StoppedError(Exception):
+    """A comparison is to stop; its images stay, and it continues with them later."""
+
+
 @dataclass
 class Tasks:
     """Runs jobs on one device; base models stay open between them.
@@ -143,13 +147,23 @@ class Tasks:
         paths = [self._concept_path(number) for number in job.options["concepts"]]
         runs = [path.parent if (path.parent / RECIPE).is_file() else path for path in paths]
         yield Progress("comparing", 0, 1)
-        evaluate(
-            runs,
-            self.workspace.folder / "generated" / job.id,
-            lambda recipe: self.bases.open(recipe.base, self.device),
-            lambda progress: job.log.append(progress),
-            EvaluationSettings(),
-        )
+
+        def report(progress: Progress) -> None:
+            job.log.append(progress)
+            if job.stop_requested:
+                raise _StoppedError
+
+        try:
+            evaluate(
+                runs,
+                self.workspace.folder / "generated" / job.id,
+                lambda recipe: self.bases.open(recipe.base, self.device),
+                report,
+                EvaluationSettings(),
+            )
+        except _StoppedError:
+            while job.stop_requested:  # until the worker sees it
+                yield None
 
     def _texts(self, job: Job) -> Task:
         recipe = self._recipe(job)
