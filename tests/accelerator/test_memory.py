@@ -124,7 +124,7 @@ def test_generation_halves_its_batches(model: Model) -> None:
     with standin.memory_limit(peak * 2 // 3):
         events = list(sample_images(model, request()))
     notices = [event.message for event in events if isinstance(event, Notice)]
-    assert any("out of memory: batch size 4 from now on" in message for message in notices)
+    assert any("memory ran out: 4 at a time from now on" in message for message in notices)
     images = [event for event in events if isinstance(event, GeneratedImage)]
     assert [image.request.seed for image in images] == [image.request.seed for image in expected]
     for ours, theirs in zip(images, expected, strict=True):

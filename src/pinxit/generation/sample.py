@@ -108,7 +108,7 @@ def sample_images(
                 number += 1
             except torch.OutOfMemoryError as error:
                 batches[number:] = memory.smaller_batches(batches[number:], error)
-                yield Notice(f"out of memory: batch size {len(batches[number])} from now on")
+                yield Notice(f"memory ran out: {len(batches[number])} at a time from now on")
 
 
 class _MemoryFallback:
