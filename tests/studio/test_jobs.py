@@ -212,7 +212,7 @@ def test_error_names_an_opened_file_without_its_path(workspace: Workspace) -> No
     job = workspace.queue.add("inspect", {"file": folder.name})
     Worker(workspace, "cpu", print).run(until_empty=True)
     assert job.result
-    assert job.result["message"].startswith("`my old-dog.safetensors` is damaged")
+    assert job.result["message"].startswith("`my old-dog.safetensors` is not a safetensors file")
     assert job.result["hint"]
 
 
