@@ -518,4 +518,5 @@ def test_convert(out: str, name: str, tmp_path: Path, capsys: pytest.CaptureFixt
     printed = capsys.readouterr().err
     assert f"written as {name or 'diffusers-lora'}" in printed
     assert "it fits pocket only" in printed
+    assert "ComfyUI" not in printed  # which cannot open pocket
     assert same(read_concept(tmp_path / out), read_concept(file))

@@ -1,6 +1,7 @@
 """Unusual images are decoded correctly, and one error names all files that cannot be read."""
 
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -312,6 +313,18 @@ def test_text_that_is_not_read_is_named(folder: Path, name: str, content: str, r
     entries = list(check_images(folder))
     assert [entry.path.name for entry in entries] == ["a.png", name]
     assert reason in entries[1].notes[0]
+
+
+@pytest.mark.parametrize(
+    "make", [os.mkfifo, Path.mkdir, lambda path: path.symlink_to(path.parent / "nowhere")]
+)
+def test_a_caption_that_is_no_file_is_named(folder: Path, make: Callable[[Path], None]) -> None:
+    Image.new("RGB", (8, 8)).save(folder / "a.png")
+    make(folder / "a.txt")
+    image, caption = check_images(folder)
+    assert image.image is not None
+    assert image.image.caption is None
+    assert (caption.path.name, caption.notes) == ("a.txt", ("not read: it is not a regular file",))
 
 
 def test_a_second_caption_file_is_named(folder: Path) -> None:

@@ -231,6 +231,10 @@ def test_convert_says_what_each_program_does(
     assert "--format full-difference" in text
     assert f"in LyCORIS: {usage('LyCORIS', concept, out)}" in text
     assert "in AUTOMATIC1111:" not in text  # it cannot use the file
+    assert main(["inspect", str(out)]) == 0
+    programs = capsys.readouterr().out.partition("opens in")[2].partition("suspicious")[0]
+    assert "ComfyUI" in programs
+    assert "AUTOMATIC1111" not in programs
 
 
 @pytest.mark.parametrize("widths", [(768, 4096), (4096,)], ids=["flux-1", "chroma"])

@@ -43,7 +43,7 @@ app = App(
     suppress_keyboard_interrupt=False,
 )
 for _name, _target, _help in (
-    ("train", "cli.train:train", "Train a concept from images."),
+    ("train", "cli.train:train", "Train a concept from images, by LoRA unless you name a method."),
     ("train-many", "cli.train:many", "Train concepts of many subjects, several at once."),
     ("check", "cli.check:check", "Check training images before training."),
     ("generate", "cli.generate:generate", "Generate images from a prompt."),

@@ -55,10 +55,11 @@ def written_lines(
     config = out.with_suffix(".yaml")
     if writer.writes_config and config.is_file():
         yield f"{config} tells AUTOMATIC1111 that the model predicts v: keep it beside {out.name}"
+    results = outcomes(name, out.suffix, concept, bundled=bundled)
     if concept.provenance.base == "pocket":
         yield "note: it fits pocket only, which diffusers can open and the other programs cannot"
-    results = outcomes(name, out.suffix, concept, bundled=bundled)
-    if not results and bundled and concept.content == "adapters":
+        results = {program: results[program] for program in results if program == "diffusers"}
+    elif not results and bundled and concept.content == "adapters":
         has_embedding = "with embedding" in content_kind(concept)
         other = "; --separate-embeddings writes the token beside it" if has_embedding else ""
         yield f"not tried in other programs{other}"

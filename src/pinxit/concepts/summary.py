@@ -7,6 +7,7 @@ from pathlib import Path
 from pinxit import registry
 from pinxit.adapters.parts import norm_range
 from pinxit.concepts.concept import Concept
+from pinxit.concepts.programs import outcomes
 from pinxit.concepts.read import open_concept, recognize_format
 from pinxit.errors import typed
 from pinxit.files.open_any import OpenedFile
@@ -35,7 +36,9 @@ def summarize(file: Path, base: str | None = None) -> Iterator[tuple[str, str]]:
         yield "base model", _vocabulary(base)
     yield "origin", _origin(concept)
     yield "to use", _usage(concept, file)
-    yield "opens in", layout.used_by
+    results = outcomes(name, file.suffix, concept)
+    programs = [program for program in results if results[program].startswith(("exact", "close"))]
+    yield "opens in", ", ".join(programs) or layout.used_by
     for problem in _problems(opened, concept) or ["nothing"]:
         yield "suspicious", problem
 

@@ -43,7 +43,7 @@ class FolderCaptions:
 
     @classmethod
     def of(
-        cls, paths: Iterable[Path], images: Iterable[Path], extension: str | None = None
+        cls, paths: Sequence[Path], images: Iterable[Path], extension: str | None = None
     ) -> "FolderCaptions":
         """The captions among the files of a folder."""
         present = [path for path in paths if path.is_file()]
@@ -52,6 +52,12 @@ class FolderCaptions:
         texts = {path for path in files.values() if path.suffix.lower() in TEXT_SUFFIXES}
         read = {path for image in images for path in captions.files_of(image)[:1]}
         captions.unread = dict.fromkeys(sorted(texts - read), "text that is no image's caption")
+        unusable = (path for path in paths if path not in present)  # a folder, pipe or broken link
+        captions.unread |= {
+            path: "not read: it is not a regular file"
+            for path in unusable
+            if path.suffix.lower() in TEXT_SUFFIXES
+        }
         tables = {} if extension else dict(captions._read_tables())
         captions.tables = {_key(name): caption for name, caption in tables.items()} | tables
         return captions
