@@ -4,17 +4,20 @@ import logging
 import os
 import re
 import socket
+import time
 from collections.abc import Generator, Iterator
 from dataclasses import replace
 from importlib import import_module
 from typing import Any
 
 from pinxit.errors import RequestError, RunError, first_line
-from pinxit.runs.fleet_worker import Done, Message, Setup, Task, Worker
+from pinxit.runs.fleet_worker import Done, Message, Setup, Task, Unusable, Worker
 
 # What a cluster says that is not for the user: usage statistics, and warnings about settings.
 _QUIET = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0"}
 
+# Seconds: a message costs Ray milliseconds, in which a worker that is done waits for its next task.
+_SEND_EVERY = 0.5
 # What Ray says of a token, after the names of its errors and before its advice.
 _TOKEN = re.compile(
     r"AuthenticationError: (?:RPC error: InvalidAuthToken: )?(.+?)\. (?:Note|Ensure)"
@@ -64,14 +67,15 @@ class Ray:
         ready, _ = self._ray.wait(list(self._streams.values()), timeout=1)
         for stream in ready:
             number = numbers[id(stream)]
+            messages: list[Message | None] = [None]
             try:
-                message = self._ray.get(next(stream))
+                messages = self._ray.get(next(stream))
             except (self._ray.exceptions.RayError, StopIteration):
                 self._ray.kill(self._actors.pop(number))
-                message = None
-            if message is None or isinstance(message, Done):
-                del self._streams[number]
-            yield number, message
+            for message in messages:
+                if message is None or isinstance(message, Done):
+                    del self._streams[number]
+                yield number, message
 
     def close(self) -> None:
         """End all workers; steps after the last checkpoint are trained again later."""
@@ -101,6 +105,12 @@ class _Actor:
     def __init__(self, setup: Setup) -> None:
         self._worker = Worker(setup)
 
-    def do(self, task: Task) -> Generator[Message]:
-        """Do a task; messages are sent while it is done."""
-        yield from self._worker.do(task)
+    def do(self, task: Task) -> Generator[list[Message]]:
+        """Do a task; messages are sent while it is done, those in quick succession together."""
+        messages: list[Message] = []
+        sent = time.monotonic()
+        for message in self._worker.do(task):
+            messages.append(message)
+            if isinstance(message, Done | Unusable) or time.monotonic() - sent > _SEND_EVERY:
+                yield messages
+                messages, sent = [], time.monotonic()
