@@ -1,5 +1,7 @@
 """Bad input: a message with the value, a hint, exit status 2, and nothing is written."""
 
+import errno
+import os
 import shutil
 import time
 from collections.abc import Callable
@@ -563,3 +565,22 @@ def test_a_base_model_that_opens_slowly_is_named(
     with pytest.raises(AttributeError):  # there is no model
         opening.Opening().open(GenerationRequest(prompt="a toy", base=str(nano)))
     assert f"opening {nano}" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("number", "hint"), [(errno.EIO, "may be failing"), (errno.EACCES, "its permissions")]
+)
+def test_an_error_of_the_system_is_told_by_what_it_is(
+    number: int,
+    hint: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    def failing(*_: object, **__: object) -> None:
+        raise OSError(number, os.strerror(number), "toy.png")
+
+    monkeypatch.setattr("pinxit.cli.app", failing)
+    assert main(["doctor"]) == 2
+    printed = capsys.readouterr().err
+    assert printed.startswith(f"error: toy.png cannot be read or written: {os.strerror(number)}")
+    assert hint in printed

@@ -18,8 +18,9 @@ from pinxit.errors import FileError, PinxitError, RequestError
 
 BAD_INPUT = 2
 SIGNALLED = 128
-# Files of other users, and disks and connections that fail.
-_UNREADABLE = (errno.EACCES, errno.EPERM, errno.EIO)
+# What to do about errors of the system that are not pinxit's.
+_UNREADABLE = dict.fromkeys((errno.EACCES, errno.EPERM), "check its owner and its permissions")
+_UNREADABLE[errno.EIO] = "the disk, or the connection to it, may be failing: use another one"
 _SIGPIPE = 13  # Windows has no name for it
 _ADDRESS = re.compile(r"(--[\w-]+=)?https?://")
 # Flags and commands that take a prompt, which may be empty.
@@ -102,7 +103,7 @@ def _run(typed: Sequence[str]) -> int:
         if error.errno not in _UNREADABLE:
             raise
         what = f"{error.filename or 'a file'} cannot be read or written: {error.strerror}"
-        print_error(FileError(what, "check its owner and its permissions"))
+        print_error(FileError(what, _UNREADABLE[error.errno]))
         return BAD_INPUT
     except CycloptsError as error:
         print_error(usage_error(error))

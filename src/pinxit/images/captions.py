@@ -52,11 +52,10 @@ class FolderCaptions:
         texts = {path for path in files.values() if path.suffix.lower() in TEXT_SUFFIXES}
         read = {path for image in images for path in captions.files_of(image)[:1]}
         captions.unread = dict.fromkeys(sorted(texts - read), "text that is no image's caption")
-        unusable = (path for path in paths if path not in present)  # a folder, pipe or broken link
-        captions.unread |= {
+        captions.unread |= {  # folders, pipes and broken links
             path: "not read: it is not a regular file"
-            for path in unusable
-            if path.suffix.lower() in TEXT_SUFFIXES
+            for path in paths
+            if path not in present and path.suffix.lower() in TEXT_SUFFIXES
         }
         tables = {} if extension else dict(captions._read_tables())
         captions.tables = {_key(name): caption for name, caption in tables.items()} | tables
