@@ -25,6 +25,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageCms, ImageFilter
 
+from pinxit.images.captions import TEXT_SUFFIXES
 from pinxit.images.folder import ImageEntry, check_images
 
 CHUNK = 250
@@ -404,11 +405,11 @@ KINDS = dict(_kinds())
 
 
 def check_single(folder: Path) -> tuple[str, str, ImageEntry | None]:
-    """The outcome for the only file of a folder, its notes and its entry."""
+    """The outcome for the only image of a folder, its notes and its entry."""
     entries = list(check_images(folder))
     if not entries:
         return "silent", "", None
-    (entry,) = entries
+    (entry,) = (one for one in entries if one.path.suffix not in TEXT_SUFFIXES)
     outcome = "used" if entry.image else "refused" if entry.rejected else "left out"
     return outcome, "; ".join(entry.notes), entry
 
