@@ -28,6 +28,12 @@ from tests.studio.test_jobs import train_recipe
 PAGES = ("library", "train", "generate", "transfer", "compare", "files", "queue")
 
 
+def store(file: UploadFile, path: Path, max_bytes: int) -> None:
+    """Store an upload, in a thread: the browser of other tests has an event loop in this one."""
+    with ThreadPoolExecutor(1) as pool:
+        pool.submit(asyncio.run, uploads.store(file, path, max_bytes)).result()
+
+
 def png(color: str = "teal") -> bytes:
     content = io.BytesIO()
     Image.new("RGB", (64, 64), color).save(content, "PNG")
@@ -65,7 +71,7 @@ def test_a_disk_that_is_full_leaves_no_part_of_an_upload(tmp_path: Path) -> None
 
     file = UploadFile(Full(b"x" * 2**21))
     with pytest.raises(OSError, match="No space"):
-        asyncio.run(uploads.store(file, tmp_path / "a.png", 2**30))
+        store(file, tmp_path / "a.png", 2**30)
     assert not list(tmp_path.iterdir())
 
 
@@ -256,7 +262,7 @@ def test_a_studio_is_moved_while_a_training_waits_or_is_stopped(
 def test_a_refused_file_has_its_hint(tmp_path: Path) -> None:
     file = UploadFile(io.BytesIO(b"xx"))
     with pytest.raises(RequestError, match="more than 0 MiB"):
-        asyncio.run(uploads.store(file, tmp_path / "a.png", 1))
+        store(file, tmp_path / "a.png", 1)
     assert not list(tmp_path.iterdir())
 
 
