@@ -104,8 +104,8 @@ def paths_of(command: str, place: Workplace) -> list[str]:
     return sorted((_OPENED.paths | parents | (after - before)) & (before | after) - {"."})
 
 
-def spread(pairs: Sequence[T], limit: int, kinds: int) -> Sequence[T]:
-    """At most so many of the pairs, evenly spread over the paths and over their kinds."""
+def choose_pairs(pairs: Sequence[T], limit: int, kinds: int) -> Sequence[T]:
+    """At most `limit` of the pairs, evenly spread over the paths and over their kinds."""
     every = -(-len(pairs) // limit)
     return pairs[:: every + (every % kinds == 0)]
 
@@ -156,7 +156,7 @@ def sweep(command: str, limit: int, place: Workplace, tmp_path: Path) -> int:
     """Try each path with each kind, or as many of these pairs as the limit; the number of tries."""
     paths = paths_of(command, place)
     assert paths, command
-    chosen = spread([(path, kind) for path in paths for kind in KINDS], limit, len(KINDS))
+    chosen = choose_pairs([(path, kind) for path in paths for kind in KINDS], limit, len(KINDS))
     for number, (path, kind) in enumerate(chosen):
         folder = tmp_path / str(number) / "work"
         shutil.copytree(place.folder, folder)

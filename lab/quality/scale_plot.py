@@ -1,4 +1,4 @@
-"""Draws the scale of all methods with 95% intervals, as SVG files.
+"""Plots the results of all methods, with 95% intervals, as SVG files.
 
 `python -m lab.quality.scale_plot` reads docs/figures/scale.json and writes docs/images/scale.svg,
 likeness over drift of the subjects, and docs/images/scale-styles.svg, the style over the prompt.

@@ -208,7 +208,7 @@ def test_foreign_files_do_not_disturb(client: TestClient, workspace: Workspace) 
     assert (workspace.folder / "trash/queue/000044").is_file()
 
 
-def test_numbers_go_on_behind_the_last_one(tmp_path: Path) -> None:
+def test_numbers_continue_after_the_last_one(tmp_path: Path) -> None:
     (tmp_path / "here/999999").mkdir(parents=True)
     (tmp_path / "here/000001").mkdir()
     (tmp_path / "trash/000002").mkdir(parents=True)

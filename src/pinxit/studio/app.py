@@ -117,7 +117,7 @@ def create_app(workspace: Workspace, port: int) -> ASGIApp:
     programs = api_routes(pages)
 
     async def failed(request: Request, error: Exception) -> Response:
-        error, status = _in_words(request, error)
+        error, status = _readable_error(request, error)
         if not isinstance(error, PinxitError):
             raise error
         if request.url.path.startswith("/api/"):
@@ -141,7 +141,7 @@ def create_app(workspace: Workspace, port: int) -> ASGIApp:
     return Guard(_limited(app), app.state.cookie, tokens)
 
 
-def _in_words(request: Request, error: Exception) -> tuple[Exception, int]:
+def _readable_error(request: Request, error: Exception) -> tuple[Exception, int]:
     """An error of the server or of the disk as one with a hint, and the status of its response."""
     if isinstance(error, OSError):
         text = f"a file cannot be read or written: {error.strerror}"

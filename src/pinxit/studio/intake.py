@@ -177,7 +177,7 @@ def _limit_process() -> None:
 
 
 def main() -> None:
-    """Take in a set; one process after the other if several are started."""
+    """Take in the uploaded files of a set; a second process waits until the first one has ended."""
     folder = Path(sys.argv[1])
     try:
         with waiting_lock(folder):
