@@ -272,6 +272,27 @@ def test_caption_files_under_all_usual_names_and_encodings(
 
 
 @pytest.mark.parametrize(
+    ("text", "encoding"),
+    [
+        (
+            "\u0441\u043e\u0431\u0430\u043a\u0430 \u043d\u0430 \u043f\u043b\u044f\u0436\u0435",
+            "cp1251",
+        ),
+        ("\u6d77\u8fb9\u7684\u72d7", "gb18030"),
+        ("\u72ac\u3001\u6d77", "shift_jis"),
+        ("\ubc14\ub2e4\uc758 \uac1c", "euc_kr"),
+    ],
+)
+def test_a_caption_in_another_script_must_be_utf_8(folder: Path, text: str, encoding: str) -> None:
+    Image.new("RGB", (8, 8)).save(folder / "a.png")
+    (folder / "a.txt").write_bytes(text.encode(encoding))
+    with pytest.raises(ImageError, match=r"a\.txt is not UTF-8 text"):
+        read_images(folder)
+    (folder / "a.txt").write_bytes(text.encode())
+    assert read_images(folder)[0].caption == text
+
+
+@pytest.mark.parametrize(
     ("name", "content"),
     [
         ("a.json", '{"caption": "a toy, red"}'),

@@ -13,6 +13,8 @@ from pinxit.files.untrusted import exists, open_untrusted, read_errors
 MAX_TABLE_BYTES = 2**24
 _DELIMITERS = ",;\t"
 _WINDOWS = "cp1252"
+# In every language that is written in cp1252, far fewer of the letters have accents.
+_MAX_ACCENTS = 1 / 3
 
 
 def read_text(path: Path, max_bytes: int = MAX_TABLE_BYTES) -> str:
@@ -48,7 +50,9 @@ def read_any_text(path: Path, max_bytes: int) -> tuple[str, str]:
             text = content.decode(encoding)
         except UnicodeDecodeError:
             continue
-        if "\0" not in text:
+        accents = sum(not character.isascii() for character in text)
+        other_script = encoding == _WINDOWS and accents > _MAX_ACCENTS * len(text)
+        if "\0" not in text and not other_script:
             return text, encoding
     raise FileError(f"{path.name} is not UTF-8 text", "save it as UTF-8 text")
 
