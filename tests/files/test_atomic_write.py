@@ -17,15 +17,13 @@ from pinxit.cli import main
 from pinxit.concepts.read import read_concept
 from pinxit.errors import DiskError, FileError, RunError
 from pinxit.files import atomic_write
-from pinxit.files.atomic_write import (
-    append,
-    check_claim,
-    claim_folder,
-    exclusive_lock,
+from pinxit.files.atomic_write import append, check_claim, claim_folder, exclusive_lock, write_text
+from pinxit.files.safetensors_file import (
+    checksum_matches,
+    file_chunks,
+    read_safetensors,
     write_tensors,
-    write_text,
 )
-from pinxit.files.safetensors_file import checksum_matches, file_chunks, read_safetensors
 from pinxit.generation.request import GeneratedImage
 from pinxit.models.model import Model
 from pinxit.progress import Notice

@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin
 from cyclopts import Parameter, Token
 from pydantic.fields import FieldInfo
 
-from pinxit.cli.train import COMPILE_HELP, DEVICE_DEFAULT, DEVICE_HELP, DOWNLOAD_HELP, GPUS_HELP
+from pinxit.cli import help_texts
 from pinxit.errors import RequestError
 from pinxit.options import REQUIRED, Options, default_text, limits_text, option_details
 
@@ -193,10 +193,10 @@ def _or_none(kind: Any) -> Any:
     return kind if optional else kind | None
 
 
-DEVICE = flag("device", str, DEVICE_HELP, DEVICE_DEFAULT)
-DOWNLOAD = flag("download", bool, DOWNLOAD_HELP, "False")
-GPUS = flag("gpus", int, GPUS_HELP, "1")
-COMPILE = flag("compile", bool, COMPILE_HELP, "False")
+DEVICE = flag("device", str, help_texts.DEVICE, help_texts.DEVICE_DEFAULT)
+DOWNLOAD = flag("download", bool, help_texts.DOWNLOAD, "False")
+GPUS = flag("gpus", int, help_texts.GPUS, "1")
+COMPILE = flag("compile", bool, help_texts.COMPILE, "False")
 CUDA_GRAPHS = flag(
     "cuda_graphs", bool, "compile the whole denoiser and replay it as CUDA graphs", "False"
 )

@@ -7,6 +7,7 @@ from typing import Annotated
 from cyclopts import App, Parameter
 
 from pinxit import registry
+from pinxit.cli import help_texts
 from pinxit.errors import RecipeError, closest, did_you_mean
 
 _METHODS = registry.names("methods")
@@ -22,13 +23,7 @@ for _name in _METHODS:
     train.command(f"pinxit.cli.train_run:{_name}", name=_name, help=_about)
     many.command(f"pinxit.cli.train_run:many {_name}", name=_name, help=_about)
 
-# Not in cli/flags.py: this file imports nothing that takes time.
-DEVICE_HELP = "device to compute on, by its name in torch: cpu, cuda, cuda:1, mps, xpu, ..."
-DEVICE_DEFAULT = "the accelerator that torch finds, else cpu"
-DOWNLOAD_HELP = "download the networks that score images (DINO and CLIP, 692 MB) if needed"
-GPUS_HELP = "number of GPUs to use, with one process for each"
-COMPILE_HELP = "compile the denoiser's blocks first, with torch.compile; useful in long runs only"
-DEVICE = Parameter(help=DEVICE_HELP, show_default=lambda _: DEVICE_DEFAULT)
+DEVICE = Parameter(help=help_texts.DEVICE, show_default=lambda _: help_texts.DEVICE_DEFAULT)
 _WORKERS = Parameter(help="as with a method: see pinxit train-many METHOD --help", negative="")
 _MANY_FLAGS = (
     *("--resume", "--device", "--download"),
@@ -45,9 +40,9 @@ def train_from_file(  # noqa: PLR0913 (one for each flag)
     resume: Path | None = None,
     out: Path | None = None,
     device: Annotated[str | None, DEVICE] = None,
-    download: Annotated[bool, Parameter(negative="", help=DOWNLOAD_HELP)] = False,
-    gpus: Annotated[int | None, Parameter(help=GPUS_HELP)] = None,
-    compile_: Annotated[bool, Parameter("--compile", negative="", help=COMPILE_HELP)] = False,
+    download: Annotated[bool, Parameter(negative="", help=help_texts.DOWNLOAD)] = False,
+    gpus: Annotated[int | None, Parameter(help=help_texts.GPUS)] = None,
+    compile_: Annotated[bool, Parameter("--compile", negative="", help=help_texts.COMPILE)] = False,
     steps: int | None = None,
     images: Path | None = None,
     base: str | None = None,
@@ -113,7 +108,7 @@ def resume_many(  # noqa: PLR0913 (one for each flag)
     *words: Annotated[str, Parameter(show=False, allow_leading_hyphen=True)],
     resume: Path | None = None,
     device: Annotated[str | None, DEVICE] = None,
-    download: Annotated[bool, Parameter(negative="", help=DOWNLOAD_HELP)] = False,
+    download: Annotated[bool, Parameter(negative="", help=help_texts.DOWNLOAD)] = False,
     engine: Annotated[str | None, _WORKERS] = None,
     workers: Annotated[int | None, _WORKERS] = None,
     address: Annotated[str | None, _WORKERS] = None,

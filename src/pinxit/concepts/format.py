@@ -15,8 +15,9 @@ from pinxit.adapters.parts import EmbeddingPart
 from pinxit.concepts.concept import Concept, from_description
 from pinxit.concepts.metadata import PROVENANCE_KEY, Provenance
 from pinxit.errors import ConceptError
-from pinxit.files.atomic_write import write_bytes, write_tensors
+from pinxit.files.atomic_write import write_bytes
 from pinxit.files.open_any import OpenedFile
+from pinxit.files.safetensors_file import write_tensors
 from pinxit.models.modelspec import modelspec_metadata
 from pinxit.models.source import Source
 

@@ -19,8 +19,7 @@ from pinxit.concepts.joined_lora import original_layers, original_table
 from pinxit.concepts.layer_names import SGM_NAMES, is_mmdit_layer, parse_layer
 from pinxit.concepts.lora_file import adapter_family, modelspec_metadata
 from pinxit.errors import ConceptError
-from pinxit.files.atomic_write import write_tensors
-from pinxit.files.safetensors_file import file_chunks
+from pinxit.files.safetensors_file import file_chunks, write_tensors
 from pinxit.models.family import KohyaNames, all_facts
 from pinxit.models.joined_layers import LayerTable
 from pinxit.models.original_names import renamed

@@ -14,9 +14,9 @@ from pinxit.concepts.format import Format
 from pinxit.concepts.metadata import DESCRIPTION_KEY
 from pinxit.concepts.png_embedding import read_hidden_embedding
 from pinxit.errors import ConceptError, PinxitError, typed
-from pinxit.files.atomic_write import write_tensors
 from pinxit.files.open_any import OpenedFile, open_any
 from pinxit.files.other_kinds import network_kind
+from pinxit.files.safetensors_file import write_tensors
 from pinxit.files.safetensors_header import check_replaceable
 from pinxit.files.untrusted import exists
 from pinxit.models.checkpoint_source import CheckpointSource

@@ -9,17 +9,13 @@ import re
 import signal
 import threading
 import time
-from collections.abc import Callable, Generator, Iterable, Mapping
+from collections.abc import Callable, Generator, Iterable
 from contextlib import ExitStack, contextmanager, suppress
 from hashlib import file_digest
 from pathlib import Path
 from tempfile import mkdtemp
-from typing import TYPE_CHECKING
 
 from pinxit.errors import DiskError, RunError
-
-if TYPE_CHECKING:
-    from torch import Tensor
 
 _NO_LINK = getattr(os, "O_NOFOLLOW", 0)
 # O_BINARY: otherwise Windows changes line ends.
@@ -47,38 +43,27 @@ def atomic_write(path: Path, write: Callable[[Path], None]) -> None:
         flush(draft)
 
 
-def write_bytes(path: Path, chunks: Iterable[bytes | memoryview]) -> None:
-    """Write a file atomically from chunks of bytes."""
+def write_bytes(
+    path: Path,
+    chunks: Iterable[bytes | memoryview],
+    verify: Callable[[Path], bool] | None = None,
+) -> None:
+    """Write a file atomically from chunks of bytes.
+
+    `verify` reads the file back from the disk before it replaces `path`; DiskError if it is wrong.
+    """
     with _draft(path) as draft:
         _write(draft, chunks, os.O_TRUNC, sync=True)
+        if verify and not verify(draft):
+            raise DiskError(
+                f"{path}: the disk returns other data than was written",
+                "check the disk; the previous version of the file was not replaced",
+            )
 
 
 def write_text(path: Path, text: str) -> None:
     """Write a text file atomically, as UTF-8."""
     write_bytes(path, [text.encode()])
-
-
-def write_tensors(
-    path: Path,
-    tensors: "Mapping[str, Tensor]",
-    metadata: Mapping[str, str],
-    *,
-    checksum: bool = False,
-) -> None:
-    """Write a safetensors file atomically.
-
-    With `checksum`, the file is read back from the disk and verified before it replaces `path`;
-    DiskError if it differs.
-    """
-    from pinxit.files.safetensors_file import checksum_matches, file_chunks
-
-    with _draft(path) as draft:
-        _write(draft, file_chunks(tensors, metadata, checksum=checksum), os.O_TRUNC, sync=True)
-        if checksum and not checksum_matches(draft):
-            raise DiskError(
-                f"{path}: the disk returns other data than was written",
-                "check the disk; the previous version of the file was not replaced",
-            )
 
 
 def append(path: Path, text: str) -> None:

@@ -12,6 +12,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from pinxit.errors import FileError
+from pinxit.files.atomic_write import write_bytes
 from pinxit.files.mapped import map_file
 from pinxit.files.safetensors_header import parse_header, unreadable_error
 
@@ -91,6 +92,22 @@ def damaged_error(path: Path) -> FileError:
         f"{path} is damaged: its checksum does not match",
         "restore it from a copy; pinxit train --resume RUN writes a run's concept again",
     )
+
+
+def write_tensors(
+    path: Path,
+    tensors: Mapping[str, Tensor],
+    metadata: Mapping[str, str],
+    *,
+    checksum: bool = False,
+) -> None:
+    """Write a safetensors file atomically.
+
+    With `checksum`, the file is read back from the disk and verified before it replaces `path`;
+    DiskError if it differs.
+    """
+    chunks = file_chunks(tensors, metadata, checksum=checksum)
+    write_bytes(path, chunks, checksum_matches if checksum else None)
 
 
 def checksum_matches(path: Path) -> bool:

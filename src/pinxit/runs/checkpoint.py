@@ -10,14 +10,8 @@ from typing import Self
 from torch import Tensor
 
 from pinxit.errors import FileError, RunError
-from pinxit.files.atomic_write import (
-    check_regular,
-    make_folder,
-    regular_files,
-    remove,
-    write_tensors,
-)
-from pinxit.files.safetensors_file import CHECKSUM, damaged_error, read_safetensors
+from pinxit.files.atomic_write import check_regular, make_folder, regular_files, remove
+from pinxit.files.safetensors_file import CHECKSUM, damaged_error, read_safetensors, write_tensors
 from pinxit.files.safetensors_header import check_replaceable, has_mark
 from pinxit.models.model import Model
 

@@ -15,9 +15,9 @@ from torch import Tensor
 from pinxit.adapters.batched_lora import BatchedLora
 from pinxit.adapters.kinds.alias import AliasAdapter
 from pinxit.errors import FileError, PinxitError
-from pinxit.files.atomic_write import make_folder, remove, write_tensors
+from pinxit.files.atomic_write import make_folder, remove
 from pinxit.files.cache import cache_folder
-from pinxit.files.safetensors_file import read_safetensors
+from pinxit.files.safetensors_file import read_safetensors, write_tensors
 from pinxit.models.conditioning import Conditioning
 from pinxit.models.device import device_name
 from pinxit.models.model import SMALL, LatentDistribution, Model

@@ -9,8 +9,8 @@ from pinxit.concepts.format import LIKELY, Target
 from pinxit.concepts.joined_lora import only_denoiser_lora, original_layers, original_table
 from pinxit.concepts.lora_file import AdapterFormat, modelspec_metadata
 from pinxit.errors import ConceptError
-from pinxit.files.atomic_write import write_tensors
 from pinxit.files.open_any import OpenedFile
+from pinxit.files.safetensors_file import write_tensors
 
 _PREFIX = "diffusion_model."
 

@@ -26,8 +26,9 @@ from pinxit.concepts.full_model_file import (
     read_full_model,
 )
 from pinxit.concepts.metadata import PROVENANCE_KEY
-from pinxit.files.atomic_write import make_folder, write_tensors, write_text
+from pinxit.files.atomic_write import make_folder, write_text
 from pinxit.files.open_any import OpenedFile, open_any
+from pinxit.files.safetensors_file import write_tensors
 from pinxit.models.family import trainable_networks
 from pinxit.models.source import Source, tokenizer_files
 

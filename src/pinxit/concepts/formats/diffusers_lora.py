@@ -12,8 +12,9 @@ from pinxit.concepts.layer_names import is_mmdit_layer
 from pinxit.concepts.lora_file import AdapterFormat, modelspec_metadata
 from pinxit.concepts.peft_settings import PEFT_METADATA_KEY, peft_settings
 from pinxit.errors import ConceptError
-from pinxit.files.atomic_write import make_folder, write_tensors
+from pinxit.files.atomic_write import make_folder
 from pinxit.files.open_any import OpenedFile, open_any
+from pinxit.files.safetensors_file import write_tensors
 
 _A = "lora_A.weight"
 _TARGETS = {"text_encoder": "text", "text_encoder_2": "text_2"}

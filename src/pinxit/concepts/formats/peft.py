@@ -7,8 +7,9 @@ from pinxit.concepts.format import CERTAIN, Target
 from pinxit.concepts.lora_file import AdapterFormat, modelspec_metadata
 from pinxit.concepts.peft_settings import peft_settings
 from pinxit.errors import ConceptError
-from pinxit.files.atomic_write import make_folder, write_bytes, write_tensors
+from pinxit.files.atomic_write import make_folder, write_bytes
 from pinxit.files.open_any import PEFT_CONFIG, OpenedFile
+from pinxit.files.safetensors_file import write_tensors
 
 _PREFIX = "base_model.model."
 

@@ -17,8 +17,9 @@ from pinxit.concepts.full_model_file import (
 )
 from pinxit.concepts.metadata import PROVENANCE_KEY
 from pinxit.errors import ConceptError
-from pinxit.files.atomic_write import write_tensors, write_text
+from pinxit.files.atomic_write import write_text
 from pinxit.files.open_any import OpenedFile
+from pinxit.files.safetensors_file import write_tensors
 from pinxit.models import original_names
 from pinxit.models.family import network_folders
 from pinxit.models.open_base import family_of

@@ -12,8 +12,8 @@ from pinxit.concepts.format import LIKELY, Target
 from pinxit.concepts.joined_lora import only_denoiser_lora, original_layers
 from pinxit.concepts.lora_file import AdapterFormat, modelspec_metadata
 from pinxit.errors import ConceptError
-from pinxit.files.atomic_write import write_tensors
 from pinxit.files.open_any import OpenedFile
+from pinxit.files.safetensors_file import write_tensors
 from pinxit.models.joined_layers import LayerTable
 from pinxit.models.packed_model import XLABS_LAYERS
 
