@@ -256,7 +256,7 @@ def test_arguments_of_wrong_types_are_one_sentence_with_a_hint(
         ("`callback` cannot be 3", pinxit.train, (model, run, tmp_path / "run", 3)),
         ("`model` .* or None\nhint: open a base", pinxit.resume, (tmp_path, "pocket")),
         ("`path` .* Path or str\nhint: .* are: path$", pinxit.read_concept, (3,)),
-        ("`concepts` .* Concept or a list of them\nhint: read", pinxit.to_pipeline, (model, "x")),
+        ("`concepts` .* Concept or a list of them\nhint: read", model.to_pipeline, ("x",)),
         ("`images` .* a list of Image", pinxit.contact_sheet, ([3],)),
         ("there is no image", pinxit.contact_sheet, ([],)),
         ("`folder` cannot be", pinxit.read_images, ([],)),

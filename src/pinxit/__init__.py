@@ -19,7 +19,7 @@ pinxit.contact_sheet([result.image for result in results]).show()
 - `evaluate`: compare concepts by measured images, in one report
 - `read_concept`, `write_concept`, `convert`, `inspect_file`: files of concepts, in all formats
 - `merge_loras`, `fuse_loras`, `extract_lora`: LoRAs into one, into a base model, and out of one
-- `to_pipeline`, `from_pipeline`: to and from pipelines of diffusers
+- `model.to_pipeline(concepts)`, `Model.from_pipeline(pipe)`: to and from pipelines of diffusers
 - `read_images`, `contact_sheet`: folders of training images, and sheets of several images
 
 Whatever a user can correct is a `PinxitError` with a hint.
@@ -43,11 +43,9 @@ if TYPE_CHECKING:
     from pinxit.concepts.concept import Concept
     from pinxit.concepts.read import read_concept, write_concept
     from pinxit.errors import PinxitError
-    from pinxit.generation.pipeline import to_pipeline
     from pinxit.generation.request import GeneratedImage, GenerationRequest
     from pinxit.images.folder import read_images
     from pinxit.images.tensors import contact_sheet
-    from pinxit.models.from_pipeline import from_pipeline
     from pinxit.models.model import Model
     from pinxit.models.open_base import Bases, open_base
     from pinxit.runs.reader import read_run
@@ -75,7 +73,6 @@ __all__ = [
     "convert",
     "evaluate",
     "extract_lora",
-    "from_pipeline",
     "fuse_loras",
     "generate",
     "inspect_file",
@@ -85,7 +82,6 @@ __all__ = [
     "read_images",
     "read_run",
     "resume",
-    "to_pipeline",
     "train",
     "write_concept",
 ]
@@ -105,7 +101,6 @@ _HOMES = {
     "convert": "api",
     "evaluate": "api",
     "extract_lora": "api",
-    "from_pipeline": "models.from_pipeline",
     "fuse_loras": "api",
     "generate": "api",
     "inspect_file": "api",
@@ -115,7 +110,6 @@ _HOMES = {
     "read_images": "images.folder",
     "read_run": "runs.reader",
     "resume": "api",
-    "to_pipeline": "generation.pipeline",
     "train": "api",
     "write_concept": "concepts.read",
 }

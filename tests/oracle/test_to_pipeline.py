@@ -12,9 +12,7 @@ import torch
 from pinxit.concepts.concept import Concept
 from pinxit.concepts.read import read_concept
 from pinxit.errors import ConceptError, ModelError
-from pinxit.generation.pipeline import to_pipeline
 from pinxit.generation.sample import generate_images, opened_request
-from pinxit.models.from_pipeline import from_pipeline
 from pinxit.models.model import Model
 from pinxit.models.open_base import open_base
 from pinxit.runs.run import train_run
@@ -81,11 +79,11 @@ def test_a_pipeline_generates_the_same_image(
 ) -> None:
     model, concept = opened(family), trained(family, method)
     result = latents(model, [concept])
-    assert error(pipeline_latents(to_pipeline(model, [concept])), result) <= TOLERANCE
+    assert error(pipeline_latents(model.to_pipeline([concept])), result) <= TOLERANCE
     # The comparison sees whether the concept has an effect, and the model is as before.
     other = latents(model, [], PROMPT.replace("<mine>", "dog"))
     assert error(other, result) > TOLERANCE
-    plain = pipeline_latents(to_pipeline(model), PROMPT.replace("<mine>", "dog"))
+    plain = pipeline_latents(model.to_pipeline(), PROMPT.replace("<mine>", "dog"))
     assert error(plain, other) <= TOLERANCE
 
 
@@ -99,7 +97,7 @@ def test_two_concepts_in_one_pipeline(model: Model, trained: Callable[[str, str]
     )
     prompt = "a photo of <other> and <mine>"
     concepts = [renamed, second.with_strength(0.5)]
-    pipeline = to_pipeline(model, concepts)
+    pipeline = model.to_pipeline(concepts)
     assert error(pipeline_latents(pipeline, prompt), latents(model, concepts, prompt)) <= TOLERANCE
 
 
@@ -116,7 +114,7 @@ def test_pipelines_of_transformers_generate_the_same_image(
     concepts = [] if family == "z-image" else [concept]
     prompt = PROMPT if concepts else PROMPT.replace("<mine>", "dog")
     options = {"width": 32, "height": 32, "guidance_scale": 4.0 if concepts else 3.0}
-    pipeline = to_pipeline(model, concepts)
+    pipeline = model.to_pipeline(concepts)
     if family == "chroma":
         with_masked_padding(pipeline)
     packed = pipeline_latents(pipeline, prompt, **options)
@@ -128,18 +126,18 @@ def test_pipelines_of_transformers_generate_the_same_image(
     assert error(theirs, other.latents) > TOLERANCE
     if not concepts:
         with pytest.raises(ConceptError, match="no placeholder tokens such as <mine>"):
-            to_pipeline(model, [concept])
+            model.to_pipeline([concept])
 
 
 def test_a_pipeline_without_placeholder_tokens_refuses_them(
     opened: Callable[[str], Model], trained: Callable[[str, str], Concept]
 ) -> None:
     model = opened("stable-diffusion-3")
-    pipeline = to_pipeline(model)
+    pipeline = model.to_pipeline()
     plain = PROMPT.replace("<mine>", "dog")
     assert error(pipeline_latents(pipeline, plain), latents(model, [], plain)) <= TOLERANCE
     with pytest.raises(ConceptError, match="no placeholder tokens such as <mine>"):
-        to_pipeline(model, [trained("stable-diffusion-3", "textual-inversion")])
+        model.to_pipeline([trained("stable-diffusion-3", "textual-inversion")])
 
 
 @pytest.mark.parametrize(
@@ -158,7 +156,7 @@ def test_a_model_of_a_pipeline_generates_the_same_image(
     opened: Callable[[str], Model], family: str
 ) -> None:
     model = opened(family)
-    copied = from_pipeline(to_pipeline(model))
+    copied = Model.from_pipeline(model.to_pipeline())
     plain = PROMPT.replace("<mine>", "dog")
     expected = latents(model, [], plain)
     assert error(latents(copied, [], plain), expected) <= TOLERANCE
@@ -168,15 +166,15 @@ def test_a_model_of_a_pipeline_generates_the_same_image(
 
 def test_an_unusable_pipeline_is_an_error(nano: Path, model: Model) -> None:
     with pytest.raises(ModelError, match="not a diffusers pipeline"):
-        from_pipeline(nano)
-    pipeline = to_pipeline(model)
+        Model.from_pipeline(nano)
+    pipeline = model.to_pipeline()
     from peft import LoraConfig
 
     pipeline.unet.add_adapter(LoraConfig(r=1, target_modules=["to_q"]))
     with pytest.raises(ModelError, match="LoRAs that are not fused"):
-        from_pipeline(pipeline)
+        Model.from_pipeline(pipeline)
     with pytest.raises(ModelError, match="int8"):
-        to_pipeline(open_int8(nano))
+        open_int8(nano).to_pipeline()
 
 
 def open_int8(nano: Path) -> Model:

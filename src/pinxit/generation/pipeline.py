@@ -22,14 +22,8 @@ from pinxit.models.tokenizers import clip_tokenizer, fast_tokenizer
 
 @checked
 @torch.no_grad()
-def to_pipeline(model: Model, concepts: Sequence[Concept] | Concept = ()) -> Any:
-    """A diffusers pipeline of a model with one or several concepts in its weights.
-
-    It has copies of the networks, and the scheduler that pinxit generates with, so the same
-    prompt, seed and number of steps give the same image. Write the tokens in its prompts, but no
-    attention weights, and at most 75 tokens. Raises ModelError or ConceptError if the model or a
-    concept cannot be in a pipeline.
-    """
+def to_pipeline(model: Model, concepts: Sequence[Concept] | Concept) -> Any:
+    """The pipeline of the model's family; see `Model.to_pipeline`."""
     import diffusers
 
     concepts = [concepts] if isinstance(concepts, Concept) else concepts

@@ -20,10 +20,7 @@ _PRECISIONS: dict[torch.dtype, Precision] = {torch.float16: "fp16", torch.bfloat
 
 
 def from_pipeline(pipeline: Any) -> Model:
-    """A model with copies of the networks of a diffusers pipeline, on its device.
-
-    Raises ModelError for pipelines of other families, and for one with LoRAs that are not fused.
-    """
+    """A model of a pipeline's networks; see `Model.from_pipeline`."""
     if not hasattr(pipeline, "components"):
         raise ModelError(
             f"{pipeline!r:.80} is not a diffusers pipeline", "give a text-to-image pipeline"

@@ -5,6 +5,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from importlib import import_module
 from typing import Any, ClassVar, Literal, Self
 
 import torch
@@ -253,6 +254,26 @@ class Model(ABC):
     def size_multiple(self) -> int:
         """Width and height of images must be multiples of this, in pixels."""
         return self.vae_scale_factor * self.patch_size
+
+    def to_pipeline(self, concepts: Any = ()) -> Any:
+        """A diffusers pipeline of this model with one or several `pinxit.Concept` in its weights.
+
+        It has copies of the networks, and the scheduler that pinxit generates with, so the same
+        prompt, seed and number of steps give the same image. Write the tokens in its prompts, but
+        no attention weights, and at most 75 tokens. Raises ModelError or ConceptError if the model
+        or a concept cannot be in a pipeline.
+        """
+        # By name: generation is a layer above this one.
+        return import_module("pinxit.generation.pipeline").to_pipeline(self, concepts)
+
+    @staticmethod
+    def from_pipeline(pipeline: Any) -> "Model":
+        """A model with copies of the networks of a diffusers pipeline, on its device.
+
+        Raises ModelError for pipelines of other families, and for one with LoRAs that are not
+        fused.
+        """
+        return import_module("pinxit.models.from_pipeline").from_pipeline(pipeline)
 
     @property
     def name(self) -> str:
