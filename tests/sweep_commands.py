@@ -83,7 +83,7 @@ class Workplace:
 
     def run(self, command: str) -> int:
         """The exit status of a command in the current folder."""
-        small = DemoSettings(str(self.base), 2, class_images=8, sampling_steps=1, num_images=1)
+        small = DemoSettings(str(self.base), 2, sampling_steps=1, num_images=1)
         with (
             patch("pinxit.reports.demo.DemoSettings", lambda **_: small),
             patch("pinxit.evaluation.judge.uses_pocket_vocabulary", lambda _: command == "demo"),

@@ -1,7 +1,7 @@
-"""The demo: a subject and a style, each trained in two ways from five images, and compared."""
+"""The demo: a subject and a style, each trained by two methods on five images, and compared."""
 
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -33,7 +33,8 @@ SUBJECT_TOKEN, STYLE_TOKEN = f"<my{NOUN}>", "<mystyle>"
 STYLE_NOUN = "painting"  # initializer token of the style's token
 _RUNS, _IMAGES, _REPORT = "runs", "pictures", "report.html"
 _KIND = "demo"
-_TITLES = {"dreambooth": "DreamBooth", "lora": "LoRA"}
+# Methods by what the report calls them: the smallest result, and the recommended one.
+_METHODS = {"textual inversion": "textual-inversion", "LoRA": "lora"}
 _SEED_STRIDE = 100  # distance between the first seeds of two prompts
 # Style and place: three places and three styles that are not in the subject's training images.
 _SUBJECT_PROMPTS = (
@@ -67,7 +68,6 @@ class DemoSettings:
 
     base: str = "pocket"
     steps: int | None = None
-    class_images: int | None = None
     sampling_steps: int = 25
     num_images: int = 2
     full: bool = False
@@ -77,20 +77,18 @@ class DemoSettings:
 class _Subject:
     """A subject or style of pocket's world: how it is trained, and real images to compare with.
 
-    `options` are those of all its recipes, and `methods` the method of each.
+    `options` are those of its recipes.
     """
 
     name: str
     options: Mapping[str, object]
-    methods: Sequence[Mapping[str, object]]
     prompts: Sequence[Prompt]
     anchors: Anchors
 
-    def recipes(self, settings: DemoSettings) -> Iterator[Recipe]:
-        """A recipe for each method."""
+    def recipe(self, method: str, settings: DemoSettings) -> Recipe:
+        """How it is trained by a method."""
         size = {"base": settings.base, "steps": settings.steps, "preview_every": 0}
-        for method in self.methods:
-            yield Recipe.model_validate({**size, **self.options, "method": method})
+        return Recipe.model_validate({**size, **self.options, "method": {"name": method}})
 
 
 def run_demo(
@@ -134,7 +132,7 @@ def evaluate_demo(
     results: dict[str, SubjectResults] = {}
     # Seeds are so far apart that no two images of a subject have the same one.
     stride = _SEED_STRIDE // settings.num_images
-    for subject in (_subject(settings.class_images), _style()):
+    for subject in (_subject(), _style()):
         entrants = _train(model, subject, settings, out / _RUNS, progress)
         seeded = (replace(prompt, seed=stride * at) for at, prompt in enumerate(subject.prompts))
         results[subject.name] = evaluator.evaluate_subject(entrants, subject.anchors, tuple(seeded))
@@ -180,33 +178,31 @@ def transfer_styles(
 def _train(
     model: Model, subject: _Subject, settings: DemoSettings, runs: Path, progress: ProgressCallback
 ) -> list[Entrant]:
-    """The entrants of a subject, one for each recipe; existing runs continue."""
+    """The entrants of a subject, one for each method; existing runs continue."""
     entrants: list[Entrant] = []
-    for recipe in subject.recipes(settings):
-        method = recipe.method.name
+    for name, method in _METHODS.items():
+        recipe = subject.recipe(method, settings)
         folder = runs / f"{subject.name}-{method}"
         run = Run.open(folder) if Run.exists(folder) else Run.create(folder, recipe)
         train_with_progress(run, model, f"{method} of {recipe.token}", progress)
-        title = f"{recipe.token}, {_TITLES.get(method, method.replace('-', ' '))}"
-        entrants.append(Entrant.from_path(folder, {}).with_title(title))
+        entrants.append(Entrant.from_path(folder, {}).with_title(f"{recipe.token}, {name}"))
     return entrants
 
 
-def _subject(class_images: int | None) -> _Subject:
-    """The held-out subject, by textual inversion and DreamBooth."""
+def _subject() -> _Subject:
+    """The held-out subject."""
     lookalikes, others = (
         tuple(e.image() for e in gallery.other_pictures(gallery.SUBJECT, distractor=distractor))
         for distractor in (True, False)
     )
     texts = [prompt(NOUN, None, place, style) for style, place in _SUBJECT_PROMPTS]
     prompts = [Prompt(text.replace(NOUN, "{}", 1), text, text) for text in texts]
-    methods = ({"name": "textual-inversion"}, {"name": "dreambooth", "class_images": class_images})
     options = {"images": gallery.folder() / "subject", "token": SUBJECT_TOKEN, "class_noun": NOUN}
-    return _Subject("subject", options, methods, prompts, Anchors(lookalikes, others))
+    return _Subject("subject", options, prompts, Anchors(lookalikes, others))
 
 
 def _style() -> _Subject:
-    """The held-out style, by textual inversion and LoRA."""
+    """The held-out style."""
     photos, others = (
         tuple(e.image() for e in gallery.style_pictures(style, 15, _STYLE_PROMPTS))
         for style in ("photo", gallery.STYLE)
@@ -218,5 +214,4 @@ def _style() -> _Subject:
     ]
     options = {"images": gallery.folder() / "style", "token": STYLE_TOKEN}
     options |= {"class_noun": STYLE_NOUN, "kind": "style"}
-    methods = ({"name": "textual-inversion"}, {"name": "lora"})
-    return _Subject("style", options, methods, prompts, Anchors(photos, others))
+    return _Subject("style", options, prompts, Anchors(photos, others))
