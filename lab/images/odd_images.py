@@ -392,7 +392,7 @@ def _places() -> dict[str, Kind]:
         ),
         "mask without an image": written("b.mask.png", raw("PNG"), "refused", "without an image"),
         "caption in Latin-1": in_folder(
-            "a.png", lambda p: make_captioned(p, "é".encode("latin-1")), "used", "not UTF-8"
+            "a.png", lambda p: make_captioned(p, "a café".encode("latin-1")), "used", "not UTF-8"
         ),
         "very long caption": in_folder(
             "a.png", lambda p: make_captioned(p, b"red " * 20_000), "refused", "over 65536 bytes"

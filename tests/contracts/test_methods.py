@@ -12,17 +12,14 @@ from pinxit.adapters.adapter import applied
 from pinxit.concepts.read import read_concept, write_concept
 from pinxit.generation.request import GenerationRequest
 from pinxit.generation.sample import generate_images
-from pinxit.images.folder import read_images
 from pinxit.models.model import Model, Precision
 from pinxit.models.open_base import open_base
 from pinxit.models.text_encoder import PromptParsing
-from pinxit.runs.class_images import read_class_images
 from pinxit.runs.events import Finished
 from pinxit.runs.run import Run, train_run
-from pinxit.training.concept_trainer import ConceptTrainer
-from pinxit.training.plan import TrainingPlan
 from pinxit.training.recipe import Recipe
 from pinxit.training.train import StepResult, TrainingSession, denoising_losses, train
+from tests.short_runs import concept_trainer
 
 METHODS = registry.names("methods")
 FAMILIES = registry.names("families")
@@ -66,10 +63,7 @@ def recipe_for(method: str, pictures: Path, **changed: object) -> Recipe:
 
 
 def session_for(model: Model, recipe: Recipe) -> TrainingSession:
-    images = read_images(recipe.images)
-    plan = TrainingPlan.of(recipe, model, len(images))
-    class_images = read_class_images(model, plan.class_images)
-    return TrainingSession(model, [ConceptTrainer(model, plan, images, class_images)])
+    return TrainingSession(model, [concept_trainer(model, recipe)])
 
 
 def weights_of(model: Model) -> dict[str, Tensor]:

@@ -17,13 +17,6 @@ from pinxit.training.recipe import Recipe
 RED, GREEN, WHITE = (255, 0, 0), (0, 255, 0), (255, 255, 255)
 
 
-@pytest.fixture
-def folder(tmp_path: Path) -> Path:
-    path = tmp_path / "toy"
-    path.mkdir()
-    return path
-
-
 def image_with_corner() -> Image.Image:
     """A white image, wider than high, with a red quarter at the top left."""
     image = Image.new("RGB", (24, 16), WHITE)

@@ -16,13 +16,6 @@ from pinxit.images.decode import decode
 from pinxit.images.folder import read_images
 
 
-@pytest.fixture
-def folder(tmp_path: Path) -> Path:
-    path = tmp_path / "toy"
-    path.mkdir()
-    return path
-
-
 @pytest.mark.parametrize("kind", odd.KINDS)
 def test_every_kind_is_treated_as_expected(kind: str, folder: Path) -> None:
     odd.KINDS[kind].make(folder)

@@ -12,11 +12,10 @@ from pinxit.adapters.lora_part import LoraPart
 from pinxit.generation.request import GenerationRequest
 from pinxit.generation.sample import generate_images
 from pinxit.models.model import Model
-from pinxit.runs.events import SavedCheckpoint
 from pinxit.runs.many import train_many
 from pinxit.runs.run import Run, train_run
-from pinxit.training.recipe import Recipe
 from pinxit.training.train import StepResult
+from tests.short_runs import lora_recipe, stopped_run
 
 FAMILIES = {
     "chroma": (diffusers.ChromaTransformer2DModel, {}, 8_899_983_424),
@@ -25,14 +24,6 @@ FAMILIES = {
 }
 every_family = pytest.mark.parametrize("family", FAMILIES)
 Opened = Callable[[str], Model]
-
-
-def recipe_for(pictures: Path, adapter: str = "lora", **changes: object) -> Recipe:
-    method = {"name": "lora", "adapter": adapter, "rank": 2, "class_images": 0}
-    method["placeholder"] = "rare-token"
-    subject = {"method": method, "images": pictures, "token": "<mytoy>", "class_noun": "toy"}
-    schedule = {"steps": 3, "batch_size": 2, "preview_every": 0, "checkpoint_every": 2}
-    return Recipe.model_validate({**subject, **schedule, **changes})
 
 
 def lora_of(run: Run) -> LoraPart:
@@ -46,13 +37,9 @@ def lora_of(run: Run) -> LoraPart:
 def test_a_run_resumes_exactly_and_its_concept_changes_images(
     family: str, adapter: str, opened: Opened, pictures: Path, tmp_path: Path
 ) -> None:
-    model, recipe = opened(family), recipe_for(pictures, adapter, learning_rate=0.1)
+    model, recipe = opened(family), lora_recipe(pictures, adapter, learning_rate=0.1)
     whole = train_run(model, recipe, tmp_path / "whole")
-    stopped = Run.create(tmp_path / "stopped", recipe)
-    for event in (events := stopped.train(model)):
-        if isinstance(event, SavedCheckpoint):
-            events.close()
-            break
+    stopped = stopped_run(model, recipe, tmp_path / "stopped")
     steps = [e for e in Run.open(stopped.folder).train(model) if isinstance(e, StepResult)]
     assert [step.number for step in steps] == [3]
     one, other = lora_of(whole), lora_of(Run.open(stopped.folder))
@@ -72,7 +59,7 @@ def test_many_concepts_in_one_batch_are_as_alone(
     family: str, opened: Opened, pictures: Path, tmp_path: Path
 ) -> None:
     model = opened(family)
-    recipes = {name: recipe_for(pictures, token=f"<my{name}>") for name in ("toy", "bear")}
+    recipes = {name: lora_recipe(pictures, token=f"<my{name}>") for name in ("toy", "bear")}
     alone = [lora_of(train_run(model, recipe, tmp_path / n)) for n, recipe in recipes.items()]
     together = [Run.create(tmp_path / f"{name}2", recipe) for name, recipe in recipes.items()]
     for _ in train_many(model, together):

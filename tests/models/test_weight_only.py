@@ -17,10 +17,10 @@ from pinxit.generation.sample import generate_images
 from pinxit.models.kernels.quantize import INT8, NF4, dequantized_weight, quantize
 from pinxit.models.model import Model, Precision
 from pinxit.models.open_base import open_base
-from pinxit.runs.events import SavedCheckpoint
 from pinxit.runs.run import Run, train_run
 from pinxit.training.plan import TrainingPlan, check_options
 from pinxit.training.recipe import Recipe
+from tests.short_runs import lora_recipe, stopped_run
 
 Bases = Callable[[str], Path]
 precisions = pytest.mark.parametrize("precision", ["int8", "nf4"])
@@ -51,13 +51,6 @@ def with_dequantized_weights(model: Model, plain: Model) -> Model:
         for name, layer in quantized_layers(model).items():
             network.get_submodule(name).get_parameter("weight").copy_(dequantized_weight(layer))
     return plain
-
-
-def recipe_for(pictures: Path, **changes: object) -> Recipe:
-    method = {"name": "lora", "rank": 2, "class_images": 0, "placeholder": "rare-token"}
-    subject = {"method": method, "images": pictures, "token": "<mytoy>", "class_noun": "toy"}
-    schedule = {"steps": 3, "batch_size": 2, "preview_every": 0, "checkpoint_every": 2}
-    return Recipe.model_validate({**subject, **schedule, "learning_rate": 0.1, **changes})
 
 
 def tensors_of(run: Run) -> dict[str, Tensor]:
@@ -92,10 +85,12 @@ def test_training_is_that_of_the_dequantized_base(
     assert quantized_layers(model)
     expected = with_dequantized_weights(model, open_base(bases(family)))
     runs = {
-        name: train_run(one, recipe_for(pictures), tmp_path / name)
+        name: train_run(one, lora_recipe(pictures, learning_rate=0.1), tmp_path / name)
         for name, one in (("quantized", model), ("expected", expected))
     }
-    plain = train_run(open_base(bases(family)), recipe_for(pictures), tmp_path / "plain")
+    plain = train_run(
+        open_base(bases(family)), lora_recipe(pictures, learning_rate=0.1), tmp_path / "plain"
+    )
     tensors = {name: tensors_of(run) for name, run in runs.items()}
     for name, tensor in tensors["expected"].items():
         assert torch.allclose(tensors["quantized"][name], tensor, rtol=1e-3, atol=1e-4), name
@@ -108,13 +103,12 @@ def test_training_is_that_of_the_dequantized_base(
 def test_a_run_resumes_exactly(
     precision: Precision, bases: Bases, pictures: Path, tmp_path: Path
 ) -> None:
-    model, recipe = open_base(bases("flux-1"), precision=precision), recipe_for(pictures)
+    model, recipe = (
+        open_base(bases("flux-1"), precision=precision),
+        lora_recipe(pictures, learning_rate=0.1),
+    )
     whole = train_run(model, recipe, tmp_path / "whole")
-    stopped = Run.create(tmp_path / "stopped", recipe)
-    for event in (events := stopped.train(model)):
-        if isinstance(event, SavedCheckpoint):
-            events.close()
-            break
+    stopped = stopped_run(model, recipe, tmp_path / "stopped")
     resumed = Run.open(stopped.folder)
     for _ in resumed.train(open_base(bases("flux-1"), precision=precision)):
         pass
@@ -129,7 +123,7 @@ def test_a_concept_changes_images_and_leaves_the_base(
     """A merged LoRA has the effect that it has on the dequantized base, up to 8 bits."""
     model = open_base(bases("chroma"), precision=precision)
     expected = with_dequantized_weights(model, open_base(bases("chroma")))
-    concept = train_run(model, recipe_for(pictures), tmp_path / "run").concept
+    concept = train_run(model, lora_recipe(pictures, learning_rate=0.1), tmp_path / "run").concept
     before = {name: layer.weight.clone() for name, layer in quantized_layers(model).items()}
     request = GenerationRequest(prompt="a photo of <mytoy>", steps=2)
     (ours,) = generate_images(model, request, [concept])

@@ -21,10 +21,9 @@ from pinxit.images.tensors import contact_sheet
 from pinxit.models.model import Model
 from pinxit.models.open_base import open_base
 from pinxit.runs import preview_base
-from pinxit.runs.events import SavedCheckpoint
 from pinxit.runs.run import Run, train_run
-from pinxit.training.recipe import Recipe
 from pinxit.training.train import StepResult
+from tests.short_runs import lora_recipe, stopped_run
 
 LAYER = "layers.0.attention.to_q"
 
@@ -49,13 +48,6 @@ def assistant(tmp_path: Path) -> Path:
     }
     save_file(tensors, tmp_path / "assistant.safetensors")
     return tmp_path / "assistant.safetensors"
-
-
-def recipe_for(pictures: Path, **changes: object) -> Recipe:
-    method = {"name": "lora", "rank": 2, "class_images": 0, "placeholder": "rare-token"}
-    subject = {"method": method, "images": pictures, "token": "<mytoy>", "class_noun": "toy"}
-    schedule = {"steps": 3, "batch_size": 2, "preview_every": 0, "checkpoint_every": 2}
-    return Recipe.model_validate({**subject, **schedule, **changes})
 
 
 def losses(model: Model, run: Run) -> list[float]:
@@ -87,7 +79,7 @@ def test_losses_are_with_the_assistant_and_the_result_is_without(
         ("merged", merged, tmp_path / "zero"),
         ("off", turbo, tmp_path / "zero"),
     ):
-        recipe = recipe_for(pictures, assistant=str(lora_file), learning_rate=0.1)
+        recipe = lora_recipe(pictures, assistant=str(lora_file), learning_rate=0.1)
         runs[name] = Run.create(tmp_path / f"run {name}", recipe)
         results[name] = losses(open_base(base), runs[name])
     assert results["on"] == pytest.approx(results["merged"], rel=1e-4)
@@ -104,7 +96,7 @@ def test_previews_are_without_the_assistant(
     turbo: Path, assistant: Path, pictures: Path, tmp_path: Path
 ) -> None:
     model = open_base(turbo)
-    recipe = recipe_for(
+    recipe = lora_recipe(
         pictures, assistant=str(assistant), steps=1, preview_every=1, score_previews=False
     )
     run = train_run(model, recipe, tmp_path / "run")
@@ -126,13 +118,9 @@ def difference(one: Image.Image, other: Image.Image) -> int:
 def test_a_run_with_an_assistant_resumes_and_checks_its_file(
     turbo: Path, assistant: Path, pictures: Path, tmp_path: Path
 ) -> None:
-    model, recipe = open_base(turbo), recipe_for(pictures, assistant=f"{assistant}:0.5")
+    model, recipe = open_base(turbo), lora_recipe(pictures, assistant=f"{assistant}:0.5")
     whole = train_run(model, recipe, tmp_path / "whole")
-    stopped = Run.create(tmp_path / "runs" / "stopped", recipe)
-    for event in (events := stopped.train(model)):
-        if isinstance(event, SavedCheckpoint):
-            events.close()
-            break
+    stopped = stopped_run(model, recipe, tmp_path / "runs" / "stopped")
     assistant.rename(tmp_path / "runs" / assistant.name)
     shutil.copytree(stopped.folder, tmp_path / "runs" / "copy")
     assert len(losses(model, Run.open(stopped.folder))) == 1
@@ -148,7 +136,7 @@ def test_a_run_with_an_assistant_resumes_and_checks_its_file(
 
 def test_an_assistant_must_be_a_lora(turbo: Path, pictures: Path, tmp_path: Path) -> None:
     save_file({"emb_params": torch.ones(1, 24)}, tmp_path / "word.safetensors")
-    recipe = recipe_for(pictures, assistant=str(tmp_path / "word.safetensors"))
+    recipe = lora_recipe(pictures, assistant=str(tmp_path / "word.safetensors"))
     with pytest.raises(RecipeError, match=r"must be a LoRA, but has embedding"):
         losses(open_base(turbo), Run.create(tmp_path / "run", recipe))
 
@@ -170,9 +158,9 @@ def test_previews_are_generated_on_a_distilled_partner(
 
     monkeypatch.setattr(preview_base, "_open_base", cache(opening))
     options = {"preview_base": str(turbo), "learning_rate": 0.1, "score_previews": False}
-    train_run(model, recipe_for(pictures, **options), tmp_path / "without")
+    train_run(model, lora_recipe(pictures, **options), tmp_path / "without")
     assert not bases
-    run = train_run(model, recipe_for(pictures, **options, preview_every=3), tmp_path / "run")
+    run = train_run(model, lora_recipe(pictures, **options, preview_every=3), tmp_path / "run")
     assert bases == [str(turbo)]
     request = GenerationRequest(
         prompt="a photo of a <mytoy>", num_images=4, steps=8, guidance_scale=1
@@ -197,11 +185,11 @@ def test_a_preview_base_that_does_not_fit_is_refused(
     tmp_path: Path,
 ) -> None:
     model, options = opened("z-image"), {"preview_every": 1, "score_previews": False}
-    other = recipe_for(pictures, preview_base=str(bases("flux-1")), **options)
+    other = lora_recipe(pictures, preview_base=str(bases("flux-1")), **options)
     with pytest.raises(RecipeError, match=r"it is FLUX\.1, but .* is Z-Image"):
         losses(model, Run.create(tmp_path / "other", other))
     method = {"name": "dreambooth", "class_images": 0}
-    full = recipe_for(pictures, preview_base=str(turbo), method=method, **options)
+    full = lora_recipe(pictures, preview_base=str(turbo), method=method, **options)
     with pytest.raises(RecipeError, match="full weights cannot be previewed"):
         losses(model, Run.create(tmp_path / "full", full))
 
@@ -214,7 +202,7 @@ def test_a_concept_works_on_all_members_of_its_family(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     base, run = str(bases("z-image")), tmp_path / "run"
-    train_run(open_base(base), recipe_for(pictures), run)
+    train_run(open_base(base), lora_recipe(pictures), run)
     typed = ["generate", "a photo of <mytoy>", "--concept", str(run), "--out", str(tmp_path)]
     assert main([*typed, "--base", str(turbo)]) == 0
     assert f"<mytoy> was trained on {base}, not on {turbo}" in capsys.readouterr().err

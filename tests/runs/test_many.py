@@ -21,11 +21,9 @@ from pinxit.generation import image_cache
 from pinxit.generation.image_cache import ImageCache
 from pinxit.generation.request import GenerationRequest
 from pinxit.generation.sample import generate_images, sample_images
-from pinxit.images.folder import read_images
 from pinxit.models.clip_encoder import ClipEncoder
 from pinxit.models.model import Model, Placement
 from pinxit.models.open_base import open_base
-from pinxit.runs.class_images import read_class_images
 from pinxit.runs.events import RunFailure, SavedCheckpoint
 from pinxit.runs.file_names import BASE_IMAGES
 from pinxit.runs.groups import BatchGroups
@@ -34,9 +32,9 @@ from pinxit.runs.many import RunGroup, read_subjects, train_many
 from pinxit.runs.run import Run, train_run
 from pinxit.training import train
 from pinxit.training.concept_trainer import ConceptLoss, ConceptTrainer
-from pinxit.training.plan import TrainingPlan
 from pinxit.training.recipe import Recipe
 from pinxit.training.train import StepResult, TrainingSession
+from tests.short_runs import concept_trainer
 
 NAMES = ("ape", "bee", "cow")
 SMALL = {"class_noun": "toy", "steps": 6, "batch_size": 2, "preview_every": 0}
@@ -93,14 +91,8 @@ def recipes(subjects: Path, **changed: object) -> list[Recipe]:
     return list(RunGroup.from_table(subjects, given, None).subjects.values())
 
 
-def trainers_of(model: Model, all_recipes: Sequence[Recipe]) -> list[ConceptTrainer]:
-    trainers: list[ConceptTrainer] = []
-    for recipe in all_recipes:
-        images = read_images(recipe.images)
-        plan = TrainingPlan.of(recipe, model, len(images))
-        class_images = read_class_images(model, plan.class_images)
-        trainers.append(ConceptTrainer(model, plan, images, class_images))
-    return trainers
+def trainers_of(model: Model, recipes: Sequence[Recipe]) -> list[ConceptTrainer]:
+    return [concept_trainer(model, recipe) for recipe in recipes]
 
 
 def trained_weights(model: Model, *together: ConceptTrainer) -> list[Tensor]:

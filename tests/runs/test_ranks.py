@@ -31,7 +31,6 @@ from pinxit.reports.comparison import evaluate
 from pinxit.reports.figures import EvaluationSettings
 from pinxit.runs import folder as run_folder
 from pinxit.runs import preview
-from pinxit.runs.class_images import read_class_images
 from pinxit.runs.follow import OpenBase, follow
 from pinxit.runs.run import Run
 from pinxit.training.batches import Batch
@@ -41,6 +40,7 @@ from pinxit.training.plan import TrainingPlan
 from pinxit.training.recipe import Recipe
 from pinxit.training.train import TrainingSession, train
 from tests.seeing import save_seeing
+from tests.short_runs import concept_trainer
 
 pytest_plugins = ["tests.runs.test_many"]  # the fixture `double`
 pytestmark = pytest.mark.long  # each test starts processes
@@ -110,10 +110,7 @@ def recipe_for(pictures: Path, method: dict[str, object], **changes: object) -> 
 
 def trained_weights(model: Model, recipe: Recipe, ranks: Ranks) -> tuple[Tensor, int]:
     """All weights after training, and the bytes of gradients that were summed in each step."""
-    images = read_images(recipe.images)
-    plan = TrainingPlan.of(recipe, model, len(images))
-    class_images = read_class_images(model, plan.class_images)
-    trainer = ConceptTrainer(model, plan, images, class_images, ranks)
+    trainer = concept_trainer(model, recipe, ranks)
     steps = [step.number for step in train(TrainingSession(model, [trainer], ranks))]
     weights = torch.cat([weight.detach().flatten() for weight in trainer.weights])
     return weights, ranks.summed_bytes // len(steps)

@@ -22,7 +22,6 @@ from pinxit.images.inspect import check_folder
 from pinxit.images.tensors import to_pixels
 from pinxit.models.conditioning import Conditioning
 from pinxit.models.model import Model
-from pinxit.runs.class_images import read_class_images
 from pinxit.runs.run import Run
 from pinxit.training.batches import collate
 from pinxit.training.concept_trainer import ConceptTrainer
@@ -31,6 +30,7 @@ from pinxit.training.memory import MemoryPlan
 from pinxit.training.plan import TrainingPlan
 from pinxit.training.recipe import Recipe
 from pinxit.training.train import StepResult, TrainingSession, train
+from tests.short_runs import concept_trainer
 
 RESOLUTION = 64
 SHAPES = {
@@ -62,10 +62,7 @@ def recipe(folder: Path, **changed: object) -> Recipe:
 
 
 def session_for(model: Model, folder: Path, **changed: object) -> TrainingSession:
-    images = recipe(folder, **changed).read_images()
-    plan = TrainingPlan.of(recipe(folder, **changed), model, len(images))
-    class_images = read_class_images(model, plan.class_images)
-    return TrainingSession(model, [ConceptTrainer(model, plan, images, class_images)])
+    return TrainingSession(model, [concept_trainer(model, recipe(folder, **changed))])
 
 
 def save_mask(folder: Path, name: str, box: tuple[int, int, int, int]) -> None:
