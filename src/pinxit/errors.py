@@ -11,7 +11,7 @@ PinxitError
 └── FileError      a file cannot be read, is damaged, or contains more than data
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from difflib import get_close_matches
 from pathlib import PurePath
 from shlex import quote
@@ -71,6 +71,12 @@ class FileError(PinxitError):
 def first_line(error: BaseException) -> str:
     """The first line of an error's message; the name of its class if the message is empty."""
     return (str(error).splitlines() or [type(error).__name__])[0]
+
+
+def listed(names: Sequence[str], shown: int = 3) -> str:
+    """The first names, and the number of the others."""
+    more = f" and {len(names) - shown} more" if len(names) > shown else ""
+    return ", ".join(names[:shown]) + more
 
 
 def typed(path: PurePath) -> str:

@@ -12,7 +12,7 @@ from pinxit.cli.flags import DEVICE, Values, command, flag, flags, positional
 from pinxit.cli.generate import parse_size
 from pinxit.cli.opening import Opening
 from pinxit.cli.screen import bars, data, say, stoppable
-from pinxit.errors import PinxitError, RequestError, RunError
+from pinxit.errors import PinxitError, RequestError, RunError, listed
 from pinxit.evaluation.networks import fetch_networks
 from pinxit.generation.request import GenerationRequest
 from pinxit.models.prompt import check_braces
@@ -124,7 +124,7 @@ def _show(events: Generator[FleetEvent], engine: Engine, display: "_Display", fo
         raise
     say(f"{display.verb} {display.done} subjects in {folder}")
     if names := sorted(display.left_out):
-        shown = ", ".join(names[:20]) + (f" and {len(names) - 20} more" if names[20:] else "")
+        shown = listed(names, 20)
         raise RunError(
             f"{len(names)} of {display.total} subjects were not {display.verb}: {shown}",
             f"correct the errors above, then {again}",

@@ -15,14 +15,13 @@ from pinxit.adapters.parts import Part
 from pinxit.adapters.peft_layers import merge_weights
 from pinxit.concepts.concept import Concept
 from pinxit.concepts.format import Target
-from pinxit.concepts.full_model_file import base_path, trainable_weights
+from pinxit.concepts.full_model_file import BASE_HINT, base_path, trainable_weights
 from pinxit.errors import ConceptError
 from pinxit.files.atomic_write import disk_errors
 from pinxit.files.mapped import forget_pages, map_scratch
 from pinxit.models.open_base import find_base
 
 _ALIGNMENT = 64
-_BASE_HINT = "give the base model that it was trained on with --base"
 Name = tuple[str, str]
 
 
@@ -46,7 +45,7 @@ class BaseWeights:
         if name not in self.networks.get(network, {}):
             raise ConceptError(
                 f"the concept changes the weight `{network}.{name}`, but {self.name} has none",
-                _BASE_HINT,
+                BASE_HINT,
             )
 
     def check_shape(self, network: str, name: str, tensor: Tensor) -> None:
@@ -56,7 +55,7 @@ class BaseWeights:
             raise ConceptError(
                 f"`{network}.{name}` has the shape {tuple(tensor.shape)}, but "
                 f"{tuple(weight.shape)} in {self.name}",
-                _BASE_HINT,
+                BASE_HINT,
             )
 
     def changed(self, weight: Tensor, part: Part, name: str, strength: float) -> Tensor:

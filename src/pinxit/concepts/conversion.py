@@ -5,7 +5,7 @@ from pathlib import Path
 from pinxit import registry
 from pinxit.adapters.parts import FullWeightsPart
 from pinxit.concepts.concept import Concept
-from pinxit.concepts.format import Format, Precision, Target, default_format
+from pinxit.concepts.format import Format, Precision, Target, all_formats, default_format
 from pinxit.concepts.metadata import Provenance
 from pinxit.concepts.read import ConceptReference
 from pinxit.concepts.same_change import check_same_change
@@ -72,18 +72,13 @@ def prepare_output(out: Path, format_name: str | None = None, content: str = "")
             f"the format {format_name} stores {' and '.join(writer.contents)}, not {content}",
             f"use --format {', '.join(_formats_of(content))}",
         )
-    if content and not any(out.suffix in _suffixes(name) for name in _formats_of(content)):
+    if content and not any(out.suffix in one.suffixes for one in _formats_of(content).values()):
         raise ConceptError(f"{out}: no format for {content} has this suffix", "use .safetensors")
     make_folder(out.parent, writable=True)
 
 
-def _suffixes(name: str) -> tuple[str, ...]:
-    return registry.load("formats", name).suffixes
-
-
-def _formats_of(content: str) -> list[str]:
-    names = registry.names("formats")
-    return [name for name in names if content in registry.load("formats", name).contents]
+def _formats_of(content: str) -> dict[str, Format]:
+    return {name: one for name, one in all_formats().items() if content in one.contents}
 
 
 def _format_for(out: Path, name: str) -> Format:

@@ -149,20 +149,21 @@ class EmbeddingFormat(Format):
         write_embedding(self.pack(single_embedding(concept)), concept, target.out)
 
 
+def all_formats() -> dict[str, Format]:
+    """All formats by name."""
+    return {name: registry.load("formats", name)() for name in registry.names("formats")}
+
+
 def formats_hint(concept: Concept) -> str:
     """A hint with the names of all formats that can store a concept."""
-    formats = registry.names("formats")
-    names = [name for name in formats if registry.load("formats", name)().stores(concept)]
-    *others, last = names
+    *others, last = (name for name, one in all_formats().items() if one.stores(concept))
     choices = f"{', '.join(others)} or {last}" if others else last
     return f"write it with --format {choices}"
 
 
 def default_format(concept: Concept, suffix: str) -> str:
     """The name of the preferred format for a concept in a file with this suffix."""
-    formats: dict[str, Format] = {
-        name: registry.load("formats", name)() for name in registry.names("formats")
-    }
+    formats = all_formats()
     preferred = [
         name
         for preferred_suffix in (suffix, ".safetensors", "")

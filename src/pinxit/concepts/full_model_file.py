@@ -19,7 +19,7 @@ from pinxit.models.original_names import without_prefix
 from pinxit.models.source import Source
 
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
-_BASE_HINT = "give the base model that it was trained on with --base"
+BASE_HINT = "give the base model that it was trained on with --base"
 
 
 def base_source(concept: Concept, target: Target) -> Source:
@@ -38,7 +38,7 @@ def base_path(concept: Concept, target: Target) -> str:
     base = target.base or concept.provenance.base
     if not base:
         raise ConceptError(
-            f"{concept.token} does not state the base model that it was trained on", _BASE_HINT
+            f"{concept.token} does not state the base model that it was trained on", BASE_HINT
         )
     if not target.base:
         check_consent([base], concept.token, "to download it, add --base {name}")
@@ -86,7 +86,7 @@ def completed_networks(
         yield folder, {name: in_dtype(weight, dtype, name) for name, weight in weights.items()}
     if parts:
         raise ConceptError(
-            f"{source.name} has no `{min(parts)}`, which the concept replaces", _BASE_HINT
+            f"{source.name} has no `{min(parts)}`, which the concept replaces", BASE_HINT
         )
 
 
@@ -115,7 +115,7 @@ def _with_new_weights(
     }
     if different:
         raise ConceptError(
-            f"{where} is not the network that was trained: `{min(different)}` differs", _BASE_HINT
+            f"{where} is not the network that was trained: `{min(different)}` differs", BASE_HINT
         )
     return {names[name]: tensor for name, tensor in tensors.items()}
 

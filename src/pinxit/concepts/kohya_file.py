@@ -167,10 +167,11 @@ def _layer_path(network: str, layer: str, names: KohyaNames) -> str:
 
 def _kohya_tensors(tensors: LayerTensors) -> LayerTensors:
     """A layer's tensors with kohya's names and shapes."""
-    return {
-        _KOHYA_NAMES.get(name, name): _dora_column(tensor, tensors) if name == MAGNITUDE else tensor
-        for name, tensor in tensors.items()
-    }
+    named = {_KOHYA_NAMES.get(name, name): tensor for name, tensor in tensors.items()}
+    if MAGNITUDE in tensors:  # a column is the shape of LyCORIS
+        ones = [1] * (tensors["lora_A.weight"].ndim - 1)
+        named["dora_scale"] = named["dora_scale"].reshape(-1, *ones)
+    return named
 
 
 def _difference_tensors(part: DifferencePart, names: KohyaNames) -> LayerTensors:
@@ -183,11 +184,6 @@ def _difference_tensors(part: DifferencePart, names: KohyaNames) -> LayerTensors
         key = {"weight": "w_norm" if is_norm else "diff", "bias": "b_norm" if is_norm else "diff_b"}
         tensors[f"{path}.{key[leaf]}"] = tensor
     return tensors
-
-
-def _dora_column(scale: Tensor, layer: LayerTensors) -> Tensor:
-    """DoRA's magnitudes as a column, the shape of LyCORIS."""
-    return scale.reshape(-1, *[1] * (layer["lora_A.weight"].ndim - 1))
 
 
 def _names_of_base(concept: Concept) -> KohyaNames:

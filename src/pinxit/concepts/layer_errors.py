@@ -26,7 +26,12 @@ class LayerError:
 
 def error_rows(errors: Sequence[LayerError]) -> list[tuple[str, str, str, str]]:
     """Rows by group: its name, the number of layers, their ranks, and the relative error."""
-    return [_row(name, of_group) for name, of_group in _by_group(errors).items()]
+    rows: list[tuple[str, str, str, str]] = []
+    for name, of_group in _by_group(errors).items():
+        ranks = sorted({error.rank for error in of_group})
+        shown = str(ranks[0]) if len(ranks) == 1 else f"{ranks[0]} to {ranks[-1]}"
+        rows.append((name, str(len(of_group)), shown, f"{relative_error(of_group):.2%}"))
+    return rows
 
 
 def group_errors(errors: Sequence[LayerError]) -> dict[str, float]:
@@ -39,12 +44,6 @@ def _by_group(errors: Sequence[LayerError]) -> dict[str, list[LayerError]]:
     for error in sorted(errors, key=lambda error: error.group):
         groups.setdefault(error.group, []).append(error)
     return {**groups, "all": list(errors)}
-
-
-def _row(name: str, errors: Sequence[LayerError]) -> tuple[str, str, str, str]:
-    ranks = sorted({error.rank for error in errors})
-    shown = str(ranks[0]) if len(ranks) == 1 else f"{ranks[0]} to {ranks[-1]}"
-    return name, str(len(errors)), shown, f"{relative_error(errors):.2%}"
 
 
 def relative_error(errors: Sequence[LayerError]) -> float:

@@ -49,8 +49,8 @@ def _merged_weights(
     concepts: Sequence[Concept],
     base: BaseWeights,
     scratch_folder: Path,
-    dtype: torch.dtype | None = None,
-    progress: ProgressCallback = lambda _: None,
+    dtype: torch.dtype | None,
+    progress: ProgressCallback,
 ) -> Concept:
     """The base model's networks with the changes of LoRAs merged into the weights, in order.
 

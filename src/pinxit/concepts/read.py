@@ -10,10 +10,10 @@ from pinxit import registry
 from pinxit.adapters.strength import PATH_WITH_STRENGTH, Strength, parse_strength, strength_text
 from pinxit.arguments import checked
 from pinxit.concepts.concept import Concept
-from pinxit.concepts.format import Format
+from pinxit.concepts.format import Format, all_formats
 from pinxit.concepts.metadata import DESCRIPTION_KEY
 from pinxit.concepts.png_embedding import read_hidden_embedding
-from pinxit.errors import ConceptError, PinxitError, typed
+from pinxit.errors import ConceptError, PinxitError, listed, typed
 from pinxit.files.open_any import OpenedFile, open_any
 from pinxit.files.other_kinds import network_kind
 from pinxit.files.safetensors_file import write_tensors
@@ -85,8 +85,7 @@ def open_concept(path: Path) -> OpenedFile:
 
 def recognize_format(file: OpenedFile) -> Format:
     """The format of a file, recognized by its content; ConceptError if no format matches."""
-    formats: list[Format] = [registry.load("formats", n)() for n in registry.names("formats")]
-    best = max(formats, key=lambda format_: format_.confidence(file))
+    best = max(all_formats().values(), key=lambda format_: format_.confidence(file))
     if best.confidence(file):
         return best
     if file.container == "image":
@@ -95,7 +94,6 @@ def recognize_format(file: OpenedFile) -> Format:
             f"to see how it was generated: pinxit show {typed(file.path)}",
         )
     keys = [key[:80] for key in sorted(file.content)] or ["nothing"]
-    more = f" and {len(keys) - 3} more" if len(keys) > 3 else ""
     if file.tensors and _is_of_base_model(file.path):
         raise ConceptError(
             f"{file.path} is a base model or a part of one, not a concept",
@@ -104,7 +102,7 @@ def recognize_format(file: OpenedFile) -> Format:
     if kind := network_kind(file.content):
         raise ConceptError(f"{file.path} is {kind[0]}, not a concept", kind[1])
     raise ConceptError(
-        f"{file.path} has an unknown format: it contains {', '.join(keys[:3])}{more}",
+        f"{file.path} has an unknown format: it contains {listed(keys)}",
         f"pinxit reads the formats {', '.join(registry.names('formats'))}",
     )
 

@@ -25,9 +25,14 @@ _WRITE = os.O_WRONLY | os.O_CREAT | getattr(os, "O_BINARY", 0) | _NO_WAIT | _NO_
 _WINDOWS = os.name == "nt"
 _WRITE_BYTES = 2**24
 
-_DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
-_NO_PERMISSION = (errno.EACCES, errno.EPERM, errno.EROFS)
-_NOT_A_FOLDER = (errno.ENOTDIR, errno.EEXIST)
+_NO_PERMISSION = "get write permission for its folder, or choose another folder"
+_NOT_A_FOLDER = "a part of the path is a file, not a folder: choose another path"
+_HINTS = {
+    errno.EIO: "the disk may be failing: copy your data to another one",
+    **dict.fromkeys((errno.ENOSPC, errno.EDQUOT), "free some space on that disk"),
+    **dict.fromkeys((errno.EACCES, errno.EPERM, errno.EROFS), _NO_PERMISSION),
+    **dict.fromkeys((errno.ENOTDIR, errno.EEXIST), _NOT_A_FOLDER),
+}
 _NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
 _LOCK_FILE, _PROBE_SECONDS = ".lock", 0.05
 _MARKER = ".pinxit"  # a file with the name of the command that made the folder
@@ -313,15 +318,7 @@ def disk_errors(path: Path) -> Generator[None]:
     try:
         yield
     except OSError as error:
-        hint = "choose another path"
-        if error.errno == errno.EIO:
-            hint = "the disk may be failing: copy your data to another one"
-        if error.errno in _DISK_FULL:
-            hint = "free some space on that disk"
-        if error.errno in _NO_PERMISSION:
-            hint = "get write permission for its folder, or choose another folder"
-        if error.errno in _NOT_A_FOLDER:
-            hint = "a part of the path is a file, not a folder: choose another path"
+        hint = _HINTS.get(error.errno or 0, "choose another path")
         raise DiskError(f"cannot write {path}: {error.strerror or error}", hint) from error
 
 

@@ -57,13 +57,13 @@ def read_errors(path: Path) -> Generator[None]:
 
 
 def read_untrusted_text(
-    path: Path, max_bytes: int = MAX_TEXT_BYTES, inside: Path | None = None, encoding: str = "utf-8"
+    path: Path, max_bytes: int = MAX_TEXT_BYTES, inside: Path | None = None
 ) -> str:
     """The text of a file, with "\\n" line ends; FileError as `open_untrusted`, or if not UTF-8."""
     with open_untrusted(path, max_bytes, inside) as file, read_errors(path):
         data = file.read()
     try:
-        return data.decode(encoding).replace("\r\n", "\n").replace("\r", "\n")
+        return data.decode().replace("\r\n", "\n").replace("\r", "\n")
     except UnicodeDecodeError as error:
         raise FileError(f"{path} cannot be read: {error}", "save it as UTF-8 text") from error
 

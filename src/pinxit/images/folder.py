@@ -163,11 +163,11 @@ def sort_by_content(images: Iterable[TrainingImage]) -> tuple[TrainingImage, ...
 
 def fingerprints(images: tuple[TrainingImage, ...]) -> dict[str, str]:
     """The SHA-256 of each image, with "+" and that of its mask if it has one, by file name."""
-    masks = (f"+{image.mask.sha256}" if image.mask else "" for image in images)
-    names = (image.path.name.encode(errors="backslashreplace").decode() for image in images)
-    return {
-        name: image.sha256 + mask for name, image, mask in zip(names, images, masks, strict=True)
-    }
+    found: dict[str, str] = {}
+    for image in images:
+        name = image.path.name.encode(errors="backslashreplace").decode()
+        found[name] = image.sha256 + (f"+{image.mask.sha256}" if image.mask else "")
+    return found
 
 
 def fingerprint(images: Iterable[TrainingImage]) -> str:

@@ -5,7 +5,6 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from tokenizers import Tokenizer
 from torch import Tensor
 
 from pinxit.errors import ModelError
@@ -18,7 +17,7 @@ from pinxit.models.text_encoder import (
     Token,
     TokenPlan,
 )
-from pinxit.models.text_window import split_windows, window_indices
+from pinxit.models.text_window import split_windows
 
 # A byte-level tokenizer of this size splits any word into few tokens; a small vocabulary cannot.
 _ROUNDING = 1e-5  # a mean below this share of the mean absolute value is 0
@@ -38,21 +37,16 @@ class ClipEncoder(PlaceholderEncoder):
         long_prompts: bool = True,
         rare_tokens: Sequence[str] = (),
     ) -> None:
-        super().__init__(name, network)
-        self.tokenizer = tokenizer
         self.max_length: int = network.config.max_position_embeddings
-        self._content_length = self.max_length - 2  # without the start and end tokens
+        room = self.max_length - 2  # without the start and end tokens
+        super().__init__(name, network, tokenizer.backend_tokenizer, room)
+        self.tokenizer = tokenizer
         self._penultimate = penultimate
         self._supports_long_prompts = long_prompts
         self._rare_tokens = tuple(rare_tokens)
 
     def _text_ids(self, text: str) -> list[int]:
         return self.tokenizer.encode(text, add_special_tokens=False)
-
-    @property
-    def backend(self) -> Tokenizer:
-        """The tokenizer without the rules for placeholder tokens."""
-        return self.tokenizer.backend_tokenizer
 
     def has_word(self, word: str) -> bool:
         """Whether the vocabulary has the word; a large one can split any word into few tokens."""
@@ -66,9 +60,10 @@ class ClipEncoder(PlaceholderEncoder):
         """
         if self._rare_tokens:
             return list(self._rare_tokens)
-        word_ids = self._whole_word_ids()
-        candidates = [word for word in word_ids if re.fullmatch(r"[b-df-hj-np-tv-xz]{3}", word)]
-        return sorted(candidates, key=lambda word: -word_ids[word])
+        vocabulary = self.tokenizer.get_vocab()
+        candidates = [t for t in vocabulary if re.fullmatch(r"[b-df-hj-np-tv-xz]{3}</w>", t)]
+        by_rarity = sorted(candidates, key=lambda token: -vocabulary[token])
+        return [token.removesuffix("</w>") for token in by_rarity]
 
     def truncated_text(
         self, prompt: str, placeholders: Placeholders, parsing: PromptParsing = DEFAULT_PARSING
@@ -145,21 +140,12 @@ class ClipEncoder(PlaceholderEncoder):
         known = (means[0].abs() > limit) & (means[1].abs() > limit)
         return torch.where(known, weighted * (means[0] / means[1]), weighted)
 
-    def _whole_word_ids(self) -> dict[str, int]:
-        """The tokens that are whole words, with their ids."""
-        vocabulary = self.tokenizer.get_vocab().items()
-        return {token[:-4]: index for token, index in vocabulary if token.endswith("</w>")}
-
     def _windows(self, tokens: Sequence[Token], *, is_long: bool) -> list[list[Token]]:
         """The tokens of each window of a prompt, only the first window unless it may be long."""
         windows = [self._window(tokens)]
         if is_long:
-            windows = split_windows([token.unit for token in tokens], self._content_length)
+            windows = split_windows([token.unit for token in tokens], self.room)
         return [[tokens[index] for index in window] for window in windows]
-
-    def _window(self, tokens: Sequence[Token]) -> list[int]:
-        """The indices of the tokens that stay in the first window."""
-        return window_indices([token.unit for token in tokens], self._content_length)
 
     def _decode(self, token_ids: list[int]) -> str:
         return self.tokenizer.decode(token_ids)
@@ -169,6 +155,7 @@ class ClipEncoder(PlaceholderEncoder):
         start = Token(self.tokenizer.bos_token_id)
         end = Token(self.tokenizer.eos_token_id)
         padding = Token(self.tokenizer.pad_token_id)
-        size = self._content_length
         contents = [*windows, *[[]] * (count - len(windows))]
-        return [[start, *content, end, *[padding] * (size - len(content))] for content in contents]
+        return [
+            [start, *content, end, *[padding] * (self.room - len(content))] for content in contents
+        ]

@@ -24,11 +24,9 @@ class Conditioning:
     @classmethod
     def stack(cls, batches: Sequence["Conditioning"]) -> "Conditioning":
         """Several batches as one, padded to the longest with a mask if their lengths differ."""
-        lengths = {batch.states.shape[1] for batch in batches}
-        if len(lengths) > 1:
-            batches = [batch._padded(max(lengths)) for batch in batches]
-        elif any(batch.mask is not None for batch in batches):
-            batches = [batch._padded(*lengths) for batch in batches]
+        length = max(batch.states.shape[1] for batch in batches)
+        if any(one.mask is not None or one.states.shape[1] < length for one in batches):
+            batches = [batch._padded(length) for batch in batches]
         pooled = [batch.pooled for batch in batches if batch.pooled is not None]
         masks = [batch.mask for batch in batches if batch.mask is not None]
         layers = zip(*(batch.more_states for batch in batches), strict=True)

@@ -3,7 +3,7 @@
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property
 
 import torch
 from torch import Tensor
@@ -27,8 +27,8 @@ class LayerTable:
 
         `separator` is a regular expression for what is between the parts of the original name.
         """
-        for pattern, templates in self._patterns(separator).items():
-            if match := pattern.fullmatch(original):
+        for name, templates in self.layers.items():
+            if match := _pattern(name, separator).fullmatch(original):
                 return [_part(template, match.groups()) for template in templates]
         return []
 
@@ -60,17 +60,6 @@ class LayerTable:
             else:
                 renamed[f"{parts[0][0]}.{leaf}" if parts else name] = tensor
         return renamed
-
-    def _patterns(self, separator: str) -> Mapping[re.Pattern[str], Sequence[str]]:
-        if separator not in self._compiled:
-            self._compiled[separator] = {
-                _pattern(name, separator): templates for name, templates in self.layers.items()
-            }
-        return self._compiled[separator]
-
-    @cached_property
-    def _compiled(self) -> dict[str, dict[re.Pattern[str], Sequence[str]]]:
-        return {}
 
     @cached_property
     def _origins(self) -> dict[re.Pattern[str], str]:
@@ -107,6 +96,7 @@ def _part(template: str, numbers: Sequence[str]) -> _Part:
     return name.format(*numbers), int(factor or 1)
 
 
+@cache
 def _pattern(template: str, separator: str) -> re.Pattern[str]:
     escaped = re.escape(template).replace(r"\{\}", r"(\d+)")
     return re.compile(escaped.replace(r"\.", separator))

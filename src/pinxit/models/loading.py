@@ -10,7 +10,7 @@ from typing import Any, TypeVar, cast
 import torch
 from torch import Tensor, nn
 
-from pinxit.errors import ModelError, PinxitError, first_line
+from pinxit.errors import ModelError, PinxitError, first_line, listed
 from pinxit.files.mapped import forget_pages
 from pinxit.models.config_limits import check_network_config
 from pinxit.models.device import multiplies_int8
@@ -191,9 +191,8 @@ def _check_names_and_shapes(
     }
     for difference, names in differences.items():
         if names:
-            others = f" and {len(names) - 1} more" if len(names) > 1 else ""
             raise ModelError(
-                f"{context}: its weights {difference} {names[0]}{others}",
+                f"{context}: its weights {difference} {listed(names, 1)}",
                 "config and weights must be of the same network",
             )
 

@@ -11,6 +11,7 @@ from typing import Any, ClassVar, Literal, Self
 import torch
 from torch import Tensor, nn
 
+from pinxit.errors import listed
 from pinxit.models.conditioning import Conditioning
 from pinxit.models.family import FamilyFacts
 from pinxit.models.noise_schedule import Schedule
@@ -28,7 +29,6 @@ Precision = Literal["fp32", "fp16", "bf16", "int8", "nf4"]
 # Denoisers with fewer parameters are small: on a CPU they run in fp32, which is fast enough.
 SMALL = 100_000_000
 
-_SHOWN = 3  # names in a message
 # Only layers of the denoiser are quantized.
 QUANTIZED = ("int8", "nf4")
 _DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16}
@@ -205,9 +205,7 @@ class Model(ABC):
             for encoder, table in meaning.vectors.items()
             if not table.isfinite().all()
         ]
-        more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
-        shown = ", ".join(names[:_SHOWN])
-        return f"weights are infinite or NaN: {shown}{more}" if names else ""
+        return f"weights are infinite or NaN: {listed(names)}" if names else ""
 
     @abstractmethod
     def network(self, name: str) -> Any:

@@ -114,10 +114,9 @@ class Ranks:
             described = {name: (one.shape, one.dtype) for name, one in tensors.items()}
             received: dict[str, Tensor] = {}
             for name, (shape, dtype) in self._exchange(described)[0].items():
-                own = tensors[name].detach().cpu() if self.rank == 0 else torch.empty(0)
-                received[name] = (
-                    own.contiguous() if self.rank == 0 else torch.empty(shape, dtype=dtype)
-                )
+                received[name] = torch.empty(shape, dtype=dtype)
+                if self.rank == 0:
+                    received[name] = tensors[name].detach().cpu().contiguous()
                 self._collective(partial(dist.broadcast, received[name], src=0))
         return received
 

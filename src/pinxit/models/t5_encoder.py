@@ -6,7 +6,6 @@ from dataclasses import replace
 from typing import Any
 
 import torch
-from tokenizers import Tokenizer
 
 from pinxit.models.loading import load_network
 from pinxit.models.model import Placement
@@ -20,7 +19,7 @@ from pinxit.models.text_encoder import (
     Token,
     TokenPlan,
 )
-from pinxit.models.text_window import Unit, window_indices
+from pinxit.models.text_window import Unit
 from pinxit.models.tokenizers import encoded, read_tokenizer
 
 
@@ -30,6 +29,8 @@ class T5Encoder(PlaceholderEncoder):
     Prompts are truncated or padded to `length` tokens, and attention weights are ignored. With
     `masked`, the padding is not read, and the mask is returned.
     """
+
+    has_weights = False
 
     def __init__(
         self,
@@ -45,20 +46,14 @@ class T5Encoder(PlaceholderEncoder):
         self._length = length
         self._masked = masked
         suffix = f"_{number}" if number > 1 else ""
-        self._tokenizer = read_tokenizer(source, f"tokenizer{suffix}")
+        tokenizer = read_tokenizer(source, f"tokenizer{suffix}")
         # The hidden states exceed the range of fp16.
         own = replace(placement, precision="bf16") if placement.precision == "fp16" else placement
         folder = f"text_encoder{suffix}"
         network: Any = load_network(T5EncoderModel, source, folder, own, lazy=True)
         # They are two layers with the same weights; as one layer, both are changed together.
         network.encoder.embed_tokens = network.shared
-        super().__init__(f"text{suffix}", network)
-        self._device = placement.device
-
-    @property
-    def backend(self) -> Tokenizer:
-        """The tokenizer without the rules for placeholder tokens."""
-        return self._tokenizer
+        super().__init__(f"text{suffix}", network, tokenizer, length - 1)  # and an end token
 
     def has_word(self, word: str) -> bool:  # noqa: ARG002
         """True: the vocabulary has pieces for every word."""
@@ -77,8 +72,8 @@ class T5Encoder(PlaceholderEncoder):
     ) -> TokenPlan:
         """Token ids of prompts in one chunk, (B, 1, L), whatever the number of `chunks`."""
         config, shape = self.network.config, (len(prompts), 1, self._length)
-        ids = torch.full(shape, config.pad_token_id, device=self._device)
-        rows, mask = torch.full_like(ids, -1), torch.zeros(shape, device=self._device)
+        ids = torch.full(shape, config.pad_token_id, device=self.device)
+        rows, mask = torch.full_like(ids, -1), torch.zeros(shape, device=self.device)
         vectors = self._placeholder_vectors(placeholders)
         for index, prompt in enumerate(prompts):
             all_tokens = self._prompt_tokens(prompt, placeholders, parsing, vectors)
@@ -98,27 +93,16 @@ class T5Encoder(PlaceholderEncoder):
             output = self.loaded(plan.ids[:, 0], attention_mask=mask)
         return EncodedPrompt(output.last_hidden_state.float(), None, mask)
 
-    def _window(self, tokens: Sequence[Token]) -> list[int]:
-        """The indices of the tokens that stay in the window, which ends with an end token."""
-        return window_indices([token.unit for token in tokens], self._length - 1)
-
     def _decode(self, token_ids: list[int]) -> str:
-        return self._tokenizer.decode(token_ids)
+        return self.backend.decode(token_ids)
 
     def _text_ids(self, text: str) -> list[int]:
-        return encoded(self._tokenizer, text).ids
-
-    def _pieces(
-        self, prompt: str, placeholders: Placeholders, parsing: PromptParsing
-    ) -> list[PromptPiece]:
-        """The pieces of a prompt, all with the same weight."""
-        pieces = super()._pieces(prompt, placeholders, parsing)
-        return [replace(piece, weight=1.0) for piece in pieces]
+        return encoded(self.backend, text).ids
 
     def _text_tokens(self, pieces: Sequence[tuple[int, PromptPiece]], weight: float) -> list[Token]:
         """The tokens of numbered pieces of text, each with the placeholder that it touches."""
         text = "".join(piece.text for _, piece in pieces)
-        encoding = encoded(self._tokenizer, text)
+        encoding = encoded(self.backend, text)
         owners: list[Unit] = [
             (piece.token, number) if piece.token else None
             for number, piece in pieces

@@ -3,10 +3,10 @@
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from itertools import groupby
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from tokenizers import Tokenizer
@@ -14,10 +14,9 @@ from torch import Tensor, nn
 
 from pinxit.errors import ModelError
 from pinxit.models.prompt import Placeholders, PromptPiece, parse_prompt
-from pinxit.models.text_window import Unit
+from pinxit.models.text_window import Unit, window_indices
 
 _CACHED_PROMPTS = 4096
-_LONGEST_WINDOW = 4096  # tokens; no text encoder reads more at once
 
 
 @dataclass(frozen=True)
@@ -127,11 +126,19 @@ class PlaceholderEncoder(TextEncoder):
     tokenized as a known filler token, and a hook that exists for one forward pass replaces the
     output of the embedding layer at these positions. A token without embeddings for this encoder is
     replaced by the text that it stands for.
+
+    `backend` is the tokenizer without the rules for placeholder tokens, and `room` the number of
+    tokens of a prompt that fit into one window. Without `has_weights`, attention weights of prompts
+    are ignored.
     """
 
-    def __init__(self, name: str, network: Any) -> None:
+    has_weights: ClassVar[bool] = True
+
+    def __init__(self, name: str, network: Any, backend: Tokenizer, room: int) -> None:
         self.name = name
         self.network = network
+        self.backend = backend
+        self.room = room
         self._ids = lru_cache(_CACHED_PROMPTS)(self._text_ids)
         self._tokenized: dict[_PromptKey, list[Token]] = {}
 
@@ -151,19 +158,9 @@ class PlaceholderEncoder(TextEncoder):
     def _decode(self, token_ids: list[int]) -> str:
         """The text of token ids."""
 
-    @property
-    @abstractmethod
-    def backend(self) -> Tokenizer:
-        """The tokenizer without the rules for placeholder tokens."""
-
-    @property
-    def room(self) -> int:
-        """How many tokens of a prompt fit into one window."""
-        return len(self._window([Token(0)] * _LONGEST_WINDOW))
-
-    @abstractmethod
     def _window(self, tokens: Sequence[Token]) -> list[int]:
         """The indices of the tokens that stay in one window."""
+        return window_indices([token.unit for token in tokens], self.room)
 
     def truncated_text(
         self, prompt: str, placeholders: Placeholders, parsing: PromptParsing = DEFAULT_PARSING
@@ -215,11 +212,11 @@ class PlaceholderEncoder(TextEncoder):
             yield
             return
 
-        def replace(_layer: nn.Module, _ids: object, output: Tensor) -> Tensor:
+        def with_rows(_layer: nn.Module, _ids: object, output: Tensor) -> Tensor:
             replacements = embeddings.to(output)[rows.clamp(min=0)]
             return torch.where(rows[..., None] >= 0, replacements, output)
 
-        handle = self.embedding.register_forward_hook(replace)
+        handle = self.embedding.register_forward_hook(with_rows)
         try:
             yield
         finally:
@@ -232,12 +229,6 @@ class PlaceholderEncoder(TextEncoder):
             for token, embedding in placeholders.items()
             if self.name in embedding.vectors
         }
-
-    def _pieces(
-        self, prompt: str, placeholders: Placeholders, parsing: PromptParsing
-    ) -> Sequence[PromptPiece]:
-        """The pieces of a prompt with their attention weights."""
-        return parse_prompt(prompt, placeholders, weights=parsing.weights)
 
     def _prompt_tokens(
         self,
@@ -258,7 +249,9 @@ class PlaceholderEncoder(TextEncoder):
         )
         key = (prompt, parsing.weights, meanings)
         if key not in self._tokenized:
-            pieces = self._pieces(prompt, placeholders, parsing)
+            pieces = parse_prompt(prompt, placeholders, weights=parsing.weights)
+            if not self.has_weights:
+                pieces = [replace(piece, weight=1.0) for piece in pieces]
             if len(self._tokenized) >= _CACHED_PROMPTS:
                 self._tokenized.clear()
             tokens = self._piece_tokens(pieces, vectors)

@@ -283,22 +283,16 @@ class TrainingSamples:
 
 def collate(samples: Sequence[_Sample], device: torch.device) -> tuple[Batch, ...]:
     """Samples of one or several concepts as one batch for each shape, on the device."""
-    groups = _by_shape(list(enumerate(samples)))
-    return tuple(_batch([sample for _, sample in group], device) for group in groups)
+    groups: dict[torch.Size, list[_Sample]] = {}
+    for sample in samples:
+        groups.setdefault(sample.latents.shape, []).append(sample)
+    return tuple(_batch(group, device) for group in groups.values())
 
 
 def split(batches: Sequence[Batch], size: int) -> Iterator[Batch]:
     """Batches with at most `size` samples."""
     for batch in batches:
         yield from (batch[start : start + size] for start in range(0, len(batch), size))
-
-
-def _by_shape(samples: Sequence[tuple[int, _Sample]]) -> list[list[tuple[int, _Sample]]]:
-    """Numbered samples, in groups of one shape."""
-    groups: dict[torch.Size, list[tuple[int, _Sample]]] = {}
-    for number, sample in samples:
-        groups.setdefault(sample.latents.shape, []).append((number, sample))
-    return list(groups.values())
 
 
 def _batch(samples: Sequence[_Sample], device: torch.device) -> Batch:

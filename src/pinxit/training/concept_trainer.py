@@ -98,13 +98,17 @@ class ConceptTrainer:
 
     def _add_weights(self, trainable: TrainableAdapter) -> ParameterGroup:
         """The parameter group of an adapter, whose weights are trained, and averaged if asked."""
-        recipe = self.plan.recipe
-        group = _parameter_group(trainable, recipe.weight_decay, self.plan.optimizer)
+        recipe, rate = self.plan.recipe, trainable.learning_rate
+        weights = list(trainable.adapter.weights().values())
+        origins = [weight.detach().clone() for weight in weights] if trainable.pull else ()
+        decay = trainable.weight_decay if recipe.weight_decay is None else recipe.weight_decay
+        if trainable.adamw_rate:
+            rate = self.plan.optimizer.default_rate(rate)
         if trainable.average or recipe.ema:
-            numbered = enumerate(group.weights, len(self.weights))
+            numbered = enumerate(weights, len(self.weights))
             self.averages |= {number: weight.detach().clone() for number, weight in numbered}
-        self.weights += group.weights
-        return group
+        self.weights += weights
+        return ParameterGroup(weights, rate, decay, trainable.pull, origins)
 
     def _weight_names(self) -> list[str]:
         """The names of the trained weights, each with that of its network."""
@@ -313,16 +317,6 @@ class ConceptTrainer:
         self.error = None
         self.loss_scale /= 2
         return True
-
-
-def _parameter_group(
-    one: TrainableAdapter, weight_decay: float | None, optimizer: type[Optimizer]
-) -> ParameterGroup:
-    weights = list(one.adapter.weights().values())
-    origins = [weight.detach().clone() for weight in weights] if one.pull else ()
-    decay = one.weight_decay if weight_decay is None else weight_decay
-    rate = optimizer.default_rate(one.learning_rate) if one.adamw_rate else one.learning_rate
-    return ParameterGroup(weights, rate, decay, one.pull, origins)
 
 
 def _with_layout_of(weight: Tensor, tensor: Tensor) -> Tensor:

@@ -7,7 +7,6 @@ and back, which takes several times as long (docs/results/performance.md).
 
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from functools import cache
 from importlib.util import find_spec
 from typing import Any
@@ -15,6 +14,8 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
+
+from pinxit.training.optimizer import ParameterGroup
 
 # Values that a thread computes at a time: enough to make starting it cheap.
 _THREAD_VALUES = 2**20
@@ -26,39 +27,34 @@ def is_available() -> bool:
     return find_spec("numba") is not None
 
 
-@dataclass(frozen=True)
-class Numbers:
-    """The numbers of an AdamW step: `scale` multiplies the gradient, `step` counts from 1."""
+def coefficients(
+    scale: float, group: ParameterGroup, betas: tuple[float, float], eps: float, step: int
+) -> list[Any]:
+    """The factors of the loop in fp32, computed in fp64 as torch does.
 
-    scale: float
-    learning_rate: float
-    weight_decay: float
-    betas: tuple[float, float]
-    eps: float
-    step: int
-
-    def coefficients(self) -> list[Any]:
-        """The factors of the loop in fp32, computed in fp64 as torch does."""
-        beta1, beta2 = self.betas
-        shrink = 1 - self.learning_rate * self.weight_decay
-        size = self.learning_rate / (1 - beta1**self.step)
-        root = (1 - beta2**self.step) ** -0.5
-        values = (self.scale, shrink, size, 1 - beta1, beta2, 1 - beta2, root, self.eps)
-        return [np.float32(value) for value in values]
+    `scale` multiplies the gradient, and `step` counts from 1.
+    """
+    beta1, beta2 = betas
+    shrink = 1 - group.learning_rate * group.weight_decay
+    size = group.learning_rate / (1 - beta1**step)
+    root = (1 - beta2**step) ** -0.5
+    values = (scale, shrink, size, 1 - beta1, beta2, 1 - beta2, root, eps)
+    return [np.float32(value) for value in values]
 
 
-def step(tensors: Sequence[Tensor], numbers: Numbers, dither: int) -> None:
+def step(tensors: Sequence[Tensor], factors: Sequence[Any], dither: int) -> None:
     """One AdamW step, in place.
 
     `tensors` are vectors of bf16: weight, gradient, both moments and the rounding error of the
-    weight. `dither` is added to the second moment's bits before they are cut.
+    weight. `factors` are the `coefficients`, and `dither` is added to the second moment's bits
+    before they are cut.
     """
-    kernel, coefficients = _kernel(), numbers.coefficients()
+    kernel = _kernel()
     arrays: list[Any] = [tensor.view(torch.uint16).numpy() for tensor in tensors]
 
     def update(start: int) -> None:
         parts = [array[start : start + _THREAD_VALUES] for array in arrays]
-        kernel(*parts, *coefficients, np.uint32(dither))
+        kernel(*parts, *factors, np.uint32(dither))
 
     if len(arrays[0]) <= _THREAD_VALUES:  # most tensors; starting a thread would take longer
         update(0)

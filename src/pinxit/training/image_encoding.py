@@ -48,16 +48,15 @@ def _encode_group(
     cache: EncodingCache, group: Mapping[int, tuple[Tensor, Tensor | None]]
 ) -> dict[int, tuple[EncodedImage, EncodedImage]]:
     pixels = torch.cat([pixels for pixels, _ in group.values()])
-    masks = [mask for _, mask in group.values()]
-    mirrored_masks = [None if mask is None else mask.flip(-1) for mask in masks]
     originals, mirrored = cache.encode(pixels), cache.encode(pixels.flip(-1))
-    return {
-        index: (
-            EncodedImage(originals.mean[row].cpu(), originals.std[row].cpu(), masks[row]),
-            EncodedImage(mirrored.mean[row].cpu(), mirrored.std[row].cpu(), mirrored_masks[row]),
+    encoded: dict[int, tuple[EncodedImage, EncodedImage]] = {}
+    for row, (index, (_, mask)) in enumerate(group.items()):
+        mirrored_mask = None if mask is None else mask.flip(-1)
+        encoded[index] = (
+            EncodedImage(originals.mean[row].cpu(), originals.std[row].cpu(), mask),
+            EncodedImage(mirrored.mean[row].cpu(), mirrored.std[row].cpu(), mirrored_mask),
         )
-        for row, index in enumerate(group)
-    }
+    return encoded
 
 
 def _crop(model: Model, image: TrainingImage, resolution: int) -> tuple[Tensor, Tensor | None]:

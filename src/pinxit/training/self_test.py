@@ -9,7 +9,7 @@ from torch import Tensor
 from pinxit.adapters.adapter import Adapter
 from pinxit.adapters.lora_part import ALPHA
 from pinxit.adapters.parts import Part
-from pinxit.errors import RunError
+from pinxit.errors import RunError, listed
 from pinxit.models.model import Model
 from pinxit.models.prompt import Placeholders, parse_prompt
 from pinxit.models.text_encoder import PromptParsing
@@ -17,7 +17,6 @@ from pinxit.models.text_encoder import PromptParsing
 # In the first step only one factor of a LoRA has a gradient, because it is multiplied by the other
 # one, which is zero. The second step has gradients for both.
 _STEPS = 2
-_SHOWN = 3
 _TOLERANCE = 1e-3
 _HINT = "this is an error of the program, please report it; the checkpoints of the run are intact"
 
@@ -131,7 +130,13 @@ def check_saved(
     own = answer()
     for weight, value in pairs:
         weight.copy_(value)
-    _check_answer(own, answer())
+    difference = float((answer() - own).norm() / own.norm().clamp(min=1e-12))
+    if not difference <= _TOLERANCE:
+        raise RunError(
+            "the saved concept was read back, and does not give what was trained: the answers of "
+            f"the denoiser differ by {difference:.2%}",
+            _HINT,
+        )
 
 
 def _is_part_of(part: Part, adapter: Adapter) -> bool:
@@ -149,18 +154,5 @@ def _is_part_of(part: Part, adapter: Adapter) -> bool:
     )
 
 
-def _check_answer(trained: Tensor, saved: Tensor) -> None:
-    """RunError if the concept that was read back answers differently from the trained one."""
-    difference = float((saved - trained).norm() / trained.norm().clamp(min=1e-12))
-    if not difference <= _TOLERANCE:
-        raise RunError(
-            "the saved concept was read back, and does not give what was trained: the answers of "
-            f"the denoiser differ by {difference:.2%}",
-            _HINT,
-        )
-
-
 def _listed(names: Sequence[str]) -> str:
-    """The first names, and the number of the others."""
-    shown = ", ".join(f"`{name[:80]}`" for name in names[:_SHOWN])
-    return f"{shown} and {len(names) - _SHOWN} more" if len(names) > _SHOWN else shown
+    return listed([f"`{name[:80]}`" for name in names])

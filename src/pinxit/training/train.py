@@ -104,7 +104,14 @@ class TrainingSession:
 
         Prompts are encoded once if training does not change their encoding, else in every step.
         """
-        self._conditioner = self._new_conditioner()
+        parsing = self.recipe.prompt_parsing
+        if self.changes_conditioning:
+            self._conditioner = partial(_condition_unique, self.model, parsing)
+        else:
+            cache = self.trainers[0].samples.cache
+            prompts = dict.fromkeys(p for one in self.trainers for p in one.samples.prompts)
+            conditioning = {prompt: cache.condition(prompt, parsing) for prompt in prompts}
+            self._conditioner = partial(_stacked, conditioning)
         return self._conditioner
 
     @torch.no_grad()
@@ -115,17 +122,6 @@ class TrainingSession:
         before_denoise(self.model, batch.timesteps, batch.concepts)
         noisy = self.model.schedule.add_noise(batch.latents, batch.noise, batch.timesteps)
         return self.model.denoise(noisy, batch.timesteps, conditioner(batch.prompts))
-
-    def _new_conditioner(self) -> Conditioner:
-        parsing = self.recipe.prompt_parsing
-        if self.changes_conditioning:
-            return partial(_condition_unique, self.model, parsing)
-        cache = self.trainers[0].samples.cache
-        prompts = [prompt for trainer in self.trainers for prompt in trainer.samples.prompts]
-        conditioning = {
-            prompt: cache.condition(prompt, parsing) for prompt in dict.fromkeys(prompts)
-        }
-        return partial(_stacked, conditioning)
 
     @property
     def finished(self) -> bool:

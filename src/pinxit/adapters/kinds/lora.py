@@ -143,18 +143,29 @@ class LoraAdapter(Adapter):
 
 
 def restored_layer(part: LoraPart, name: str, layer: Any, base_name: str) -> LayerWeights:
-    """The weights of a trained adapter for a layer, None if the base model has no such layer.
+    """The weights of a trained adapter for a layer, which is None if the model has no such layer.
 
     Raises ConceptError if they do not fit.
     """
-    is_known = layer is not None and supports(layer, part.variant)
+    where = f"`{part.network}.{name}`"
+    if layer is None or not supports(layer, part.variant):
+        raise ConceptError(
+            f"the concept changes the layer {where}, but {base_name} has no such layer", _BASE_HINT
+        )
     weights = {
         # peft's products of Kronecker factors need tensors in the order of their dimensions.
-        key: (fitted(key, tensor, layer) if is_known else tensor).contiguous()
+        key: fitted(key, tensor, layer).contiguous()
         for key, tensor in part.layers[name].items()
         if key != ALPHA
     }
-    _check_fits(f"`{part.network}.{name}`", layer, part.variant, weights, base_name)
+    with torch.random.fork_rng([]):
+        if not weights_fit(layer, part.variant, weights):
+            shapes = ", ".join(f"{key} {tuple(weight.shape)}" for key, weight in weights.items())
+            raise ConceptError(
+                f"{where} has the shape {tuple(weight_shape(layer))} in {base_name}, but the "
+                f"{part.variant} tensors of the concept for it are: {shapes or 'none'}",
+                _BASE_HINT,
+            )
     return {key: from_stored(key, tensor, layer) for key, tensor in weights.items()}
 
 
@@ -185,21 +196,3 @@ def _target_layers(model: Model, target: str, config: LoraConfig) -> dict[str, A
             "use --layers all, which selects more layers",
         )
     return layers
-
-
-def _check_fits(
-    where: str, layer: Any, variant: LoraVariant, weights: LayerTensors, base_name: str
-) -> None:
-    """Raise ConceptError if the model has no such layer or the weights do not fit it."""
-    if layer is None or not supports(layer, variant):
-        raise ConceptError(
-            f"the concept changes the layer {where}, but {base_name} has no such layer", _BASE_HINT
-        )
-    with torch.random.fork_rng([]):
-        if not weights_fit(layer, variant, weights):
-            shapes = ", ".join(f"{name} {tuple(weight.shape)}" for name, weight in weights.items())
-            raise ConceptError(
-                f"{where} has the shape {tuple(weight_shape(layer))} in {base_name}, but the "
-                f"{variant} tensors of the concept for it are: {shapes or 'none'}",
-                _BASE_HINT,
-            )

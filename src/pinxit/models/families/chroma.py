@@ -20,6 +20,7 @@ from pinxit.models.t5_encoder import T5Encoder
 from pinxit.models.text_encoder import EncodedPrompt
 
 _TEXT_LENGTH = 512
+_BETA = 0.6  # the exponent of the distribution of sampling steps
 
 
 @dataclass(frozen=True)
@@ -36,13 +37,13 @@ class _BetaFlow(Flow):
         return [1 / steps + float(quantile) * (1 - 1 / steps) for quantile in quantiles]
 
 
-def _beta_quantiles(fractions: Any, exponent: float = 0.6) -> Any:
+def _beta_quantiles(fractions: Any) -> Any:
     """Quantiles of the beta distribution with twice the same exponent, that of diffusers.
 
     The distribution function is a sum over angles, whose squared sines are the quantiles.
     """
     angles = np.linspace(0, np.pi / 2, 2**15 + 1)
-    density = np.sin(angles[:-1] + angles[1:]) ** (2 * exponent - 1)
+    density = np.sin(angles[:-1] + angles[1:]) ** (2 * _BETA - 1)
     total = np.append(0, density.cumsum())
     return np.sin(np.interp(fractions, total / total[-1], angles)) ** 2
 

@@ -92,8 +92,7 @@ def replace_weight(layer: nn.Module, weight: Tensor) -> Callable[[], None]:
     """
     original, scale = _stored_weight(layer)
     if scale is None:
-        replacement = torch.empty_like(original)
-        replacement.copy_(weight)
+        replacement = torch.empty_like(original).copy_(weight)
     else:
         integers, layer.scale = quantize_rows(weight)
         layout = original if original.dtype == INT8 else integers  # of convolutions

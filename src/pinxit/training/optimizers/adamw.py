@@ -74,9 +74,9 @@ def _step_half(
     weight = tensors[0]
     dither = (int(step) + 1) * _DITHER % 2**16
     if _fits_one_pass(tensors):
-        rates = (float(gradient_scale), group.learning_rate, group.weight_decay)
-        numbers = fused_adamw.Numbers(*rates, _BETAS, _EPS, int(step) + 1)
-        fused_adamw.step([in_memory(tensor) for tensor in tensors], numbers, dither)
+        scale, number = float(gradient_scale), int(step) + 1
+        factors = fused_adamw.coefficients(scale, group, _BETAS, _EPS, number)
+        fused_adamw.step([in_memory(tensor) for tensor in tensors], factors, dither)
         step += 1
         return
     size = _CPU_CHUNK if weight.device.type == "cpu" else _CHUNK
