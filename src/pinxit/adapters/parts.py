@@ -8,7 +8,7 @@ from typing import ClassVar, Self
 from torch import Tensor
 
 from pinxit.errors import ConceptError
-from pinxit.models.family import FamilyFacts, all_facts, families_by_text_widths, family_of_denoiser
+from pinxit.models.family import FamilyFacts, all_facts, family_of_denoiser
 
 # Embedding vectors have norms of about 0.5; training does not reach this norm.
 _HUGE_NORM = 1000.0
@@ -136,7 +136,7 @@ class EmbeddingPart(Part):
         If no family has exactly these, those in which the token stands for nothing in an encoder.
         """
         widths = self.widths
-        exact = families_by_text_widths(list(widths.values()))
+        exact = [f for f in all_facts() if f.text_widths == tuple(widths.values())]
         return exact or [f for f in all_facts() if widths.items() <= f.encoder_widths.items()]
 
     def describe(self) -> list[tuple[str, str]]:

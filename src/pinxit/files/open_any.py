@@ -68,13 +68,13 @@ def open_any(path: Path) -> OpenedFile:
         return _result(path)
     if not os.path.isfile(path):  # noqa: PTH113
         raise _no_file(path)
-    if _is_safetensors(path):
+    with read_errors(path), path.open("rb") as file:
+        start = file.read(START_BYTES)
+    if start[8:9] == b"{":  # 8 bytes of header length, then a JSON object
         tensors, metadata = read_safetensors(path)
         return OpenedFile(path, "safetensors", tensors, metadata | _peft_config(path))
     if is_pickle(path):
         return OpenedFile(path, "pickle", _top_level_table(path), _peft_config(path))
-    with path.open("rb") as file:
-        start = file.read(START_BYTES)
     if start.startswith(_IMAGE_HEADERS):
         return OpenedFile(path, "image")
     raise ConceptError(
@@ -131,12 +131,6 @@ def _joined(files: Sequence[tuple[str, OpenedFile]]) -> OpenedFile:
         f"{name}/{key}": text for name, file in files for key, text in file.metadata.items()
     }
     return replace(files[0][1], content=content, metadata=metadata)
-
-
-def _is_safetensors(path: Path) -> bool:
-    """Whether a file begins like safetensors: 8 bytes of header length, then a JSON object."""
-    with read_errors(path), path.open("rb") as file:
-        return file.read(9)[8:] == b"{"
 
 
 def _top_level_table(path: Path) -> Mapping[str, object]:

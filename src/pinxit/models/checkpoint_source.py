@@ -53,11 +53,6 @@ class _Part:
     variants: dict[str, dict[str, Any]] = field(default_factory=dict[str, dict[str, Any]])
     example: str = ""
 
-    @property
-    def looks(self) -> VelocityLooks | None:
-        """How models with v-prediction look, if only their values tell them apart."""
-        return VelocityLooks(**self.velocity) if self.velocity else None
-
     def in_file(self, names: Mapping[str, Tensor]) -> "_Part | None":
         """The part with its prefix in a file with tensors of these names; None if it is absent.
 
@@ -104,7 +99,7 @@ class CheckpointSource(Source):
         scheduler = self._parts.get("scheduler")
         self._config_changes = dict[str, dict[str, Any]]()
         if scheduler and "prediction_type" in scheduler.settings:  # else it is a rectified flow
-            looks = scheduler.looks
+            looks = VelocityLooks(**scheduler.velocity) if scheduler.velocity else None
             self._config_changes = prediction_config(path, self._tensors, metadata, looks)
         for part_name, part in self._parts.items():
             if changes := part.variant(path.name, self._tensors):

@@ -8,7 +8,10 @@ import torch
 from torch import Tensor
 
 from pinxit.errors import ModelError
+from pinxit.models.loading import load_network
+from pinxit.models.model import Placement
 from pinxit.models.prompt import Placeholders
+from pinxit.models.source import Source
 from pinxit.models.text_encoder import (
     DEFAULT_PARSING,
     EncodedPrompt,
@@ -18,6 +21,7 @@ from pinxit.models.text_encoder import (
     TokenPlan,
 )
 from pinxit.models.text_window import split_windows
+from pinxit.models.tokenizers import clip_tokenizer, read_rare_tokens
 
 # A byte-level tokenizer of this size splits any word into few tokens; a small vocabulary cannot.
 _ROUNDING = 1e-5  # a mean below this share of the mean absolute value is 0
@@ -25,25 +29,30 @@ _LARGE_VOCABULARY = 10_000
 
 
 class ClipEncoder(PlaceholderEncoder):
-    """A CLIP text model with its tokenizer, both of transformers, for prompts of several chunks."""
+    """A CLIP text model with its tokenizer, both of transformers, for prompts of several chunks.
+
+    `kind` is the class of the text model, and `number` is 1 for the first encoder of a base model.
+    """
 
     def __init__(
         self,
-        name: str,
-        tokenizer: Any,
-        network: Any,
+        kind: type[Any],
+        source: Source,
+        number: int,
+        placement: Placement,
         *,
         penultimate: bool = False,
         long_prompts: bool = True,
-        rare_tokens: Sequence[str] = (),
     ) -> None:
+        suffix = f"_{number}" if number > 1 else ""
+        network: Any = load_network(kind, source, f"text_encoder{suffix}", placement, lazy=True)
+        self.tokenizer: Any = clip_tokenizer(source, f"tokenizer{suffix}")
         self.max_length: int = network.config.max_position_embeddings
         room = self.max_length - 2  # without the start and end tokens
-        super().__init__(name, network, tokenizer.backend_tokenizer, room)
-        self.tokenizer = tokenizer
+        super().__init__(f"text{suffix}", network, self.tokenizer.backend_tokenizer, room)
         self._penultimate = penultimate
         self._supports_long_prompts = long_prompts
-        self._rare_tokens = tuple(rare_tokens)
+        self._rare_tokens = read_rare_tokens(source, f"tokenizer{suffix}")
 
     def _text_ids(self, text: str) -> list[int]:
         return self.tokenizer.encode(text, add_special_tokens=False)

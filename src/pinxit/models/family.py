@@ -112,11 +112,6 @@ def part_folders() -> tuple[str, ...]:
     return (*network_folders(), "scheduler", *tokenizers)
 
 
-def families_by_text_widths(widths: Sequence[int]) -> list[FamilyFacts]:
-    """The families whose text encoders have these embedding widths, oldest first."""
-    return [facts for facts in all_facts() if facts.text_widths == tuple(widths)]
-
-
 def family_of_denoiser(weights: Mapping[str, Tensor]) -> FamilyFacts | None:
     """The family of a denoiser's weights, by the width of its cross-attention input."""
     for facts in all_facts():

@@ -2,7 +2,8 @@
 """The base class of the families: a denoiser in a VAE's latent space with text encoders."""
 
 from abc import abstractmethod
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections import UserDict
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any, ClassVar
@@ -12,7 +13,6 @@ from torch import Tensor, nn
 from torch.utils import checkpoint
 
 from pinxit.errors import ModelError
-from pinxit.models.clip_encoder import ClipEncoder
 from pinxit.models.conditioning import Conditioning
 from pinxit.models.config_limits import check_latent_config
 from pinxit.models.device import multiplies_int8
@@ -29,7 +29,6 @@ from pinxit.models.text_encoder import (
     TextEncoder,
     encode_prompts,
 )
-from pinxit.models.tokenizers import clip_tokenizer, read_rare_tokens
 
 _VAE_WIDTHS = "block_out_channels"
 
@@ -246,43 +245,14 @@ class LatentModel(Model):
         return self._all[name]
 
 
-class _LoadedOnAccess(Mapping[str, nn.Module]):
+class _LoadedOnAccess(UserDict[str, nn.Module]):
     """Networks, each of which is loaded when it is accessed."""
 
     def __init__(self, items: Mapping[str, nn.Module], load: Callable[[str], nn.Module]) -> None:
-        self._items = items
+        super().__init__(items)
         self._load = load
 
     def __getitem__(self, name: str) -> nn.Module:
-        if name not in self._items:
+        if name not in self.data:
             raise KeyError(name)
         return self._load(name)
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._items)
-
-    def __len__(self) -> int:
-        return len(self._items)
-
-
-def clip_text_encoder(
-    kind: type[Any],
-    source: Source,
-    number: int,
-    placement: Placement,
-    *,
-    penultimate: bool = False,
-    long_prompts: bool = True,
-) -> ClipEncoder:
-    """A base model's text encoder with its tokenizer; `number` is 1 for the first."""
-    suffix = f"_{number}" if number > 1 else ""
-    network: Any = load_network(kind, source, f"text_encoder{suffix}", placement, lazy=True)
-    tokenizer: Any = clip_tokenizer(source, f"tokenizer{suffix}")
-    return ClipEncoder(
-        f"text{suffix}",
-        tokenizer,
-        network,
-        penultimate=penultimate,
-        long_prompts=long_prompts,
-        rare_tokens=read_rare_tokens(source, f"tokenizer{suffix}"),
-    )

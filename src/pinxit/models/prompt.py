@@ -2,7 +2,8 @@
 
 import re
 import unicodedata
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections import UserDict
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from math import isfinite
 from typing import TYPE_CHECKING
@@ -56,26 +57,20 @@ def cut_bytes(text: str, max_bytes: int) -> str:
     return text.encode(errors="replace")[:max_bytes].decode(errors="ignore")
 
 
-class FixedNormEmbeddings(Mapping[str, "Tensor"]):
+class FixedNormEmbeddings(UserDict[str, "Tensor"]):
     """Embeddings with a fixed norm for each text encoder: only their direction is trained.
 
     As in directional textual inversion (arXiv:2512.13672).
     """
 
     def __init__(self, embeddings: Mapping[str, "Tensor"], norms: Mapping[str, float]) -> None:
-        self._embeddings = embeddings
+        super().__init__(embeddings)
         self._norms = norms
 
     def __getitem__(self, text_encoder: str) -> "Tensor":
         from torch.nn.functional import normalize
 
-        return normalize(self._embeddings[text_encoder], dim=-1) * self._norms[text_encoder]
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._embeddings)
-
-    def __len__(self) -> int:
-        return len(self._embeddings)
+        return normalize(self.data[text_encoder], dim=-1) * self._norms[text_encoder]
 
 
 @dataclass(frozen=True)

@@ -5,9 +5,10 @@ from typing import Any, ClassVar, Self
 
 from torch import Tensor
 
+from pinxit.models.clip_encoder import ClipEncoder
 from pinxit.models.conditioning import Conditioning
 from pinxit.models.config_limits import check_diffusion_config
-from pinxit.models.latent_model import LatentModel, clip_text_encoder
+from pinxit.models.latent_model import LatentModel
 from pinxit.models.model import Placement
 from pinxit.models.noise_schedule import Diffusion
 from pinxit.models.source import Source
@@ -89,9 +90,7 @@ class SingleTextEncoder(UNetModel):
 
         # A U-Net that pools the text states was trained with prompts of one chunk.
         long_prompts = source.config("unet").get("addition_embed_type") != "text"
-        text_encoder = clip_text_encoder(
-            CLIPTextModel, source, 1, placement, long_prompts=long_prompts
-        )
+        text_encoder = ClipEncoder(CLIPTextModel, source, 1, placement, long_prompts=long_prompts)
         return cls(source, placement, [text_encoder])
 
     def _combine(self, prompts: Sequence[str], encodings: Sequence[EncodedPrompt]) -> Conditioning:  # noqa: ARG002

@@ -8,7 +8,7 @@ from functools import cache
 import torch
 from torch import nn
 
-from pinxit.training.live_bytes import LiveBytes
+from pinxit.training.live_bytes import LiveBytes, count
 
 _CALIBRATION_SECONDS = 0.005
 
@@ -20,7 +20,7 @@ def predicted_seconds(device: torch.device, counter: LiveBytes) -> float:
     next operations are called.
     """
     computed = counter.moved * _seconds_of_byte(device) + sum(
-        count * _seconds_of_product(device, dtype) for dtype, count in counter.products.items()
+        number * _seconds_of_product(device, dtype) for dtype, number in counter.products.items()
     )
     called = counter.calls * _seconds_of_call(device)
     return computed + called if device.type == "cpu" else max(computed, called)
@@ -59,9 +59,7 @@ def _seconds_of_call(device: torch.device) -> float:
         with torch.enable_grad():
             network(torch.ones(8, 8, device=device)).sum().backward()
 
-    with LiveBytes() as counter:
-        compute()
-    return _shortest_seconds(device, compute) / counter.calls
+    return _shortest_seconds(device, compute) / count(compute).calls
 
 
 def _shortest_seconds(device: torch.device, compute: Callable[[], object]) -> float:

@@ -7,9 +7,9 @@ from typing import Any, ClassVar, Self
 import torch
 from torch import Tensor
 
+from pinxit.models.clip_encoder import ClipEncoder
 from pinxit.models.conditioning import Conditioning
 from pinxit.models.family import FamilyFacts
-from pinxit.models.latent_model import clip_text_encoder
 from pinxit.models.model import Placement
 from pinxit.models.packed_model import ORIGINAL_LAYERS, PackedModel
 from pinxit.models.source import Source
@@ -83,7 +83,7 @@ class Flux1(PackedModel):
         """Load the base model with frozen weights; ModelError if a part is missing or wrong."""
         from transformers import CLIPTextModel
 
-        clip = clip_text_encoder(CLIPTextModel, source, 1, placement, long_prompts=False)
+        clip = ClipEncoder(CLIPTextModel, source, 1, placement, long_prompts=False)
         length = _SCHNELL_LENGTH if _is_schnell(source) else _DEV_LENGTH
         return cls(source, placement, [clip, T5Encoder(source, 2, placement, length)])
 

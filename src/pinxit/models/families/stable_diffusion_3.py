@@ -9,9 +9,10 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from pinxit.errors import RequestError
+from pinxit.models.clip_encoder import ClipEncoder
 from pinxit.models.conditioning import Conditioning
 from pinxit.models.family import FamilyFacts
-from pinxit.models.latent_model import LatentModel, clip_text_encoder
+from pinxit.models.latent_model import LatentModel
 from pinxit.models.model import Placement
 from pinxit.models.noise_schedule import Flow
 from pinxit.models.source import Source
@@ -95,9 +96,7 @@ class StableDiffusion3(LatentModel):
         from transformers import CLIPTextModelWithProjection
 
         text_encoders = [
-            clip_text_encoder(
-                CLIPTextModelWithProjection, source, number, placement, penultimate=True
-            )
+            ClipEncoder(CLIPTextModelWithProjection, source, number, placement, penultimate=True)
             for number in (1, 2)
         ]
         return cls(source, placement, text_encoders)

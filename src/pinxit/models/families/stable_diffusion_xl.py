@@ -7,9 +7,9 @@ from typing import Any, ClassVar, Self
 import torch
 from torch import Tensor
 
+from pinxit.models.clip_encoder import ClipEncoder
 from pinxit.models.conditioning import Conditioning
 from pinxit.models.family import COMPVIS_PREFIXES, FamilyFacts, KohyaNames
-from pinxit.models.latent_model import clip_text_encoder
 from pinxit.models.model import Placement
 from pinxit.models.source import Source
 from pinxit.models.text_encoder import EncodedPrompt
@@ -47,7 +47,7 @@ class StableDiffusionXl(UNetModel):
         from transformers import CLIPTextModel, CLIPTextModelWithProjection
 
         text_encoders = [
-            clip_text_encoder(kind, source, number, placement, penultimate=True)
+            ClipEncoder(kind, source, number, placement, penultimate=True)
             for number, kind in enumerate((CLIPTextModel, CLIPTextModelWithProjection), 1)
         ]
         return cls(source, placement, text_encoders)
