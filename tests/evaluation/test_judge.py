@@ -186,7 +186,7 @@ def test_no_likeness_if_the_judge_cannot_tell_images_apart(
     assert (score.likeness, score.overall) == (None, None)
     assert "cannot tell" in judge.no_likeness
     assert "--dino-model MODEL" in judge.no_likeness
-    metrics = compute_metrics(judge, judge.base_images)
+    metrics, _ = compute_metrics(judge, judge.base_images)
     assert not {"likeness", "best"} & metrics.keys()
     assert "prompt" in metrics
     concept = Concept((), Provenance.from_metadata("<my>", {}))

@@ -32,7 +32,7 @@ from pinxit.reports.pages import (
     TradeoffPlot,
     interval_ends,
     interval_value,
-    page_environment,
+    report_environment,
 )
 from pinxit.runs.many import RunGroup
 from pinxit.runs.run import Run, train_run
@@ -288,7 +288,7 @@ def test_pages_escape_all_values() -> None:
     plot = TradeoffPlot([PlotPoint(hostile, 1, interval, interval)])
     loss = LossPlot(hostile, 1, (0.5, 0.4))
     page = (
-        page_environment()
+        report_environment()
         .from_string(template)
         .render(value=hostile, columns=columns, loss=loss, plot=plot)
     )

@@ -19,8 +19,11 @@ MetricIntervals = dict[str, Interval]
 _T = TypeVar("_T")
 
 
-def compute_metrics(judge: Judge, images: Images) -> MetricIntervals:
-    """The metrics of images of the judge's prompts, with confidence intervals over prompts."""
+def compute_metrics(judge: Judge, images: Images) -> tuple[MetricIntervals, dict[str, Rows]]:
+    """The metrics of images of the judge's prompts, with confidence intervals over prompts.
+
+    Also prompt fidelity, and likeness if it is measured, as the mean of each prompt's images.
+    """
     count, prompts, scale = judge.prompt_run.images_per_prompt, judge.prompts, judge.fidelity_scale
 
     @cache
@@ -30,14 +33,15 @@ def compute_metrics(judge: Judge, images: Images) -> MetricIntervals:
     metrics = similarity_metrics(judge, cached_score, count)
     scores = judge.prompt_scores(images, prompts)
     positions = [relative_position(score, *judge.prompt_anchors) for score in scores]
-    prompt_scores = means_by_prompt(positions, count)
-    metrics["prompt"] = bootstrap(prompt_scores)
+    by_prompt = {"prompt": means_by_prompt(positions, count)}
+    metrics["prompt"] = bootstrap(by_prompt["prompt"])
     if judge.metrics.eyes is None:
         name = _raw_name(judge.metrics.prompt_following)
         metrics[name] = bootstrap(means_by_prompt(scores, count))
     if scale.separates:
-        fidelity = means_by_prompt(scale.relative(cached_score(scale.metric)), count)
-        metrics["best"] = bootstrap(np.stack([fidelity, prompt_scores], 1), _combined_score)
+        by_prompt["likeness"] = means_by_prompt(scale.relative(cached_score(scale.metric)), count)
+        both = np.stack([by_prompt["likeness"], by_prompt["prompt"]], 1)
+        metrics["best"] = bootstrap(both, _combined_score)
     if count > 1:
         groups = _by_prompt(images, count)
         metrics["variety"] = bootstrap(mean_distances(judge.metrics.similarity, groups))
@@ -47,19 +51,7 @@ def compute_metrics(judge: Judge, images: Images) -> MetricIntervals:
     ]
     if leaks:
         metrics["background"] = bootstrap(means_by_prompt(leaks, count))
-    return metrics
-
-
-def values_by_prompt(judge: Judge, images: Images) -> dict[str, list[float]]:
-    """Prompt fidelity, and likeness if it is measured, as the mean of each prompt's images."""
-    count, scale = judge.prompt_run.images_per_prompt, judge.fidelity_scale
-    scores = judge.prompt_scores(images, judge.prompts)
-    positions = [relative_position(score, *judge.prompt_anchors) for score in scores]
-    values = {"prompt": means_by_prompt(positions, count).tolist()}
-    if scale.separates:
-        shares = scale.relative(scale.metric.score(images, scale.references, ()))
-        values["likeness"] = means_by_prompt(shares, count).tolist()
-    return values
+    return metrics, by_prompt
 
 
 def similarity_metrics(

@@ -3,6 +3,7 @@
 import csv
 import json
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from io import StringIO
 from pathlib import Path
 from typing import Any
@@ -148,6 +149,6 @@ def _with_unique_titles(entrants: Sequence[Entrant]) -> list[Entrant]:
     return [
         entrant
         if titles.count(entrant.title) == 1
-        else entrant.with_title(f"{entrant.title} ({number})")
+        else replace(entrant, title=f"{entrant.title} ({number})")
         for number, entrant in enumerate(entrants, 1)
     ]

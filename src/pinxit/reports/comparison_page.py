@@ -64,16 +64,10 @@ class Section:
         anchors = self.group.anchors.items()
         means = [MetricsRow(f"mean of {t}", None, row) for t, row in self.group.seed_means]
         rows = [MetricsRow(name, 0 if name == BASE else None, row) for name, row in anchors]
-        return (
-            rows
-            + [
-                MetricsRow(
-                    result.entrant.title, column, result.metrics, result.findings.embedding_norm
-                )
-                for column, result in enumerate(self.group.results, 1)
-            ]
-            + means
-        )
+        for column, result in enumerate(self.group.results, 1):
+            norm = result.findings.embedding_norm
+            rows.append(MetricsRow(result.entrant.title, column, result.metrics, norm))
+        return rows + means
 
     @property
     def metric_names(self) -> list[str]:

@@ -185,7 +185,8 @@ def _train(
         folder = runs / f"{subject.name}-{method}"
         run = Run.open(folder) if Run.exists(folder) else Run.create(folder, recipe)
         train_with_progress(run, model, f"{method} of {recipe.token}", progress)
-        entrants.append(Entrant.from_path(folder, {}).with_title(f"{recipe.token}, {name}"))
+        title = f"{recipe.token}, {name}"
+        entrants.append(replace(Entrant.from_path(folder, {}), title=title))
     return entrants
 
 

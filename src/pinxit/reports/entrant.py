@@ -2,11 +2,9 @@
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Self
-
-from PIL.Image import Image
 
 from pinxit import registry
 from pinxit.concepts.concept import Concept
@@ -67,11 +65,6 @@ class Entrant:
                 "put the images of all prompts into it, named in the order of the prompts",
             )
 
-    def read_generated(self, count: int) -> tuple[Image, ...]:
-        """The images of another program, in the order of the prompts; RequestError for others."""
-        self.check_count(count)
-        return tuple(TrainingImage(file, None, "").open() for file in self.image_files)
-
     @classmethod
     def from_path(cls, path: Path, overrides: Mapping[str, Any]) -> Self:
         """Read a run's folder or a concept file; `overrides` are options that replace the recipe's.
@@ -100,10 +93,6 @@ class Entrant:
         method = concept.provenance.method or registry.names("methods")[0]
         recipe = Recipe.model_validate({"token": concept.token, "method": method, **options})
         return cls(path.stem, concept, recipe, recipe.read_images())
-
-    def with_title(self, title: str) -> Self:
-        """The same entrant under another title."""
-        return replace(self, title=title)
 
     @property
     def method(self) -> str:

@@ -11,7 +11,7 @@ from PIL.Image import Image
 from pydantic import field_validator
 
 from pinxit.errors import PinxitError, RequestError
-from pinxit.evaluation.confidence import Interval, bootstrap
+from pinxit.evaluation.confidence import Interval, Rows, bootstrap
 from pinxit.evaluation.findings import EmbeddingNorm, Findings, advice
 from pinxit.evaluation.judge import (
     CLIP,
@@ -31,9 +31,9 @@ from pinxit.evaluation.scoring import (
     compute_metrics,
     mean_distances,
     similarity_metrics,
-    values_by_prompt,
 )
 from pinxit.generation.image_cache import ImageCache
+from pinxit.images.folder import TrainingImage
 from pinxit.models.model import Model
 from pinxit.models.ranks import ALONE, Ranks
 from pinxit.options import Option, Options
@@ -89,7 +89,7 @@ class EntrantResult:
     metrics: MetricIntervals
     findings: Findings
     images: tuple[Image, ...] = field(repr=False)
-    by_prompt: Mapping[str, Sequence[float]] = field(default_factory=dict[str, Sequence[float]])
+    by_prompt: Mapping[str, Rows]
 
     @property
     def advice(self) -> list[str]:
@@ -104,7 +104,7 @@ class EntrantResult:
             "method": self.entrant.method,
             "steps": self.entrant.steps,
             "figures": _as_dicts(self.metrics),
-            "by_prompt": {name: list(values) for name, values in self.by_prompt.items()},
+            "by_prompt": {name: rows.tolist() for name, rows in self.by_prompt.items()},
             "word": asdict(norm) if norm else None,
             "said": self.advice,
         }
@@ -247,12 +247,11 @@ class Evaluator:
         self, judge: Judge, entrant: Entrant, others: Sequence[Image], base: MetricIntervals
     ) -> EntrantResult:
         if entrant.image_files:
-            images = entrant.read_generated(len(judge.prompts))
+            entrant.check_count(len(judge.prompts))
+            images = tuple(TrainingImage(file, None, "").open() for file in entrant.image_files)
         else:
             images = self._generate(judge.prompt_run, entrant.concept.token, (entrant,))
-        metrics = compute_metrics(judge, images)
-        if not entrant.image_files:
-            metrics["drift"] = Interval(0, 0, 0)
+        metrics, by_prompt = compute_metrics(judge, images)
         if not entrant.changes_only_token:
             class_images = self._generate(self._class_prompts(judge.prompt_run), None, (entrant,))
             # The floor is the base model with the same prompt, however similar its images are.
@@ -260,8 +259,8 @@ class Evaluator:
             scores = scale.metric.score(class_images, scale.references, ())
             if scale.separates:
                 metrics["drift"] = bootstrap(np.array(scale.relative(scores)))
-            else:
-                del metrics["drift"]
+        elif not entrant.image_files:
+            metrics["drift"] = Interval(0, 0, 0)
         findings = replace(
             Findings.of(judge, images, judge.prompts),
             variety=metrics["variety"].value if "variety" in metrics else None,
@@ -269,7 +268,6 @@ class Evaluator:
             drift=metrics["drift"].value if "drift" in metrics else None,
             embedding_norm=EmbeddingNorm.of(entrant.concept, self.model, entrant.recipe.class_noun),
         )
-        by_prompt = values_by_prompt(judge, images)
         return EntrantResult(entrant, metrics, findings, images, by_prompt)
 
     def _generate(
@@ -307,7 +305,7 @@ def _anchor_metrics(
     metrics = {
         REAL: similarity_metrics(judge, lambda metric: real_scores(metric, real, held_out), 1),
         OTHERS: similarity_metrics(judge, lambda metric: metric.score(similar, real, ()), 1),
-        BASE: compute_metrics(judge, judge.base_images),
+        BASE: compute_metrics(judge, judge.base_images)[0],
     }
     if len(judge.training_images) > 1:
         distances = mean_distances(judge.metrics.similarity, [judge.training_images])

@@ -10,10 +10,11 @@ from importlib.metadata import version
 from io import BytesIO
 from typing import Any
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
+from jinja2 import Environment
 from PIL.Image import Image
 
 from pinxit.evaluation.confidence import Interval
+from pinxit.reports.environment import page_environment
 
 # Titles of the metrics, in the order of the tables; raw values come after them.
 METRIC_TITLES = {
@@ -36,24 +37,17 @@ def render_page(template: str, **values: object) -> str:
         f"{os.cpu_count()} cores, {platform.system()}, Python {platform.python_version()}, "
         f"torch {version('torch')}, pinxit {version('pinxit')}"
     )
-    return page_environment().get_template(template).render(machine=machine, **values)
+    return report_environment().get_template(template).render(machine=machine, **values)
 
 
-def page_environment() -> Environment:
-    """The templates and their filters. All values are escaped."""
-    environment = Environment(
-        loader=PackageLoader("pinxit.reports"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
+def report_environment() -> Environment:
+    """The templates and their filters."""
+    environment = page_environment("pinxit.reports")
     filters: tuple[Any, ...] = (
         *(color_class, data_uri, format_duration, metric_title),
         *(interval_ends, interval_value, is_share),
     )
-    for function in filters:
-        environment.filters[function.__name__] = function
+    environment.filters.update({function.__name__: function for function in filters})
     environment.filters["coordinate"] = "{:.1f}".format
     return environment
 
