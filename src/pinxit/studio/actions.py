@@ -8,7 +8,7 @@ from starlette.responses import RedirectResponse, Response
 
 from pinxit.errors import PinxitError, RequestError, typed
 from pinxit.studio.jobs import Job
-from pinxit.studio.pages import Pages
+from pinxit.studio.pages import Handlers
 from pinxit.studio.submit import (
     compare_job,
     convert_job,
@@ -33,12 +33,8 @@ MAX_MODEL_BYTES = 2**30
 SAMPLE_NOUN = "dog"
 
 
-class Actions:
+class Actions(Handlers):
     """The handlers of all forms of a workspace."""
-
-    def __init__(self, pages: Pages) -> None:
-        self.pages = pages
-        self.workspace = pages.workspace
 
     async def train(self, request: Request) -> Response:
         """Take in the images that were sent along, if any, and queue a training."""
@@ -112,7 +108,7 @@ class Actions:
 
     async def image_action(self, request: Request) -> Response:
         """Remove a generated image, or transfer its structure."""
-        job, action = self.workspace.job(request.path_params["job"]), request.path_params["action"]
+        job, action = self.pages.job_of(request), request.path_params["action"]
         image = self.workspace.generated_image(job, request.path_params["place"])
         if action == "remove":
             _refuse_active(job)  # it would generate the image again

@@ -10,17 +10,13 @@ from starlette.responses import JSONResponse, Response
 from pinxit.errors import RequestError, did_you_mean
 from pinxit.studio.actions import change_job
 from pinxit.studio.jobs import Job
-from pinxit.studio.pages import Pages
+from pinxit.studio.pages import Handlers
 from pinxit.studio.submit import convert_job, generate_job, train_job
 from pinxit.studio.uploads import MAX_FILES, add_images
 
 
-class Api:
+class Api(Handlers):
     """The handlers of the API of a workspace."""
-
-    def __init__(self, pages: Pages) -> None:
-        self.pages = pages
-        self.workspace = pages.workspace
 
     async def jobs(self, _: Request) -> Response:
         """All jobs, oldest first."""
@@ -28,7 +24,7 @@ class Api:
 
     async def job(self, request: Request) -> Response:
         """A job: its state, progress, error, and how many images it has generated."""
-        return JSONResponse(self._described(self.workspace.job(request.path_params["job"])))
+        return JSONResponse(self._described(self.pages.job_of(request)))
 
     async def add_images(self, request: Request) -> Response:
         """Upload images (multipart, field `files`) as a set to train on; returns its checks."""
@@ -54,7 +50,7 @@ class Api:
 
     async def change(self, request: Request) -> Response:
         """Stop a job, let it continue, or make previews after the next step of a training."""
-        job = self.workspace.job(request.path_params["job"])
+        job = self.pages.job_of(request)
         change_job(job, request.path_params["action"])
         return JSONResponse(self._described(job))
 
@@ -141,6 +137,8 @@ _BODIES: dict[str, tuple[dict[str, Any], list[str]]] = {
     "convert": ({"concept": _TEXT, "format": _TEXT}, ["concept", "format"]),
 }
 _OTHERS = ("document", "jobs", "events", "image", "download", "add_images")
+# Which options each body has: some of its own, and those of plug-ins.
+_OPTIONS = {"train": ("recipe", "methods"), "generate": ("request", "controls")}
 _TYPES = {"int": "integer", "float": "number", "bool": "boolean"}
 
 
@@ -163,14 +161,10 @@ def openapi(routes: list[tuple[str, str, Any]], options: Mapping[str, Any]) -> d
         }
         names = [part[1:-1].partition(":")[0] for part in path.split("/") if part[:1] == "{"]
         if names:
+            schemas = {name: _ACTION if name == "action" else _TEXT for name in names}
             operation["parameters"] = [
-                {
-                    "name": name,
-                    "in": "path",
-                    "required": True,
-                    "schema": _ACTION if name == "action" else _TEXT,
-                }
-                for name in names
+                {"name": name, "in": "path", "required": True, "schema": schema}
+                for name, schema in schemas.items()
             ]
         if name in (*_BODIES, "add_images"):
             upload = {"multipart/form-data": {"schema": _UPLOAD}}
@@ -193,22 +187,16 @@ def _content(schema: Mapping[str, Any]) -> dict[str, Any]:
 def _schema(name: str, options: Mapping[str, Any]) -> dict[str, Any]:
     """The schema of a body; the options of the command line are properties too."""
     properties, required = _BODIES[name]
-    groups: dict[str, list[dict[str, Any]]] = {
-        "train": [
-            *options.get("recipe", []),
-            *(f for method in options.get("methods", {}).values() for f in method["fields"]),
-        ],
-        "generate": [
-            *options.get("request", []),
-            *(f for control in options.get("controls", {}).values() for f in control["fields"]),
-        ],
-    }
+    listed: list[dict[str, Any]] = []
+    if name in _OPTIONS:
+        own, plugins = _OPTIONS[name]
+        listed = [*options[own], *(f for one in options[plugins].values() for f in one["fields"])]
     fields = {
         field["name"]: {
             "type": _TYPES.get(field["input"], "string"),
             "description": f"{field['help']} (default: {field['default']})",
             **({"enum": field["choices"]} if field["choices"] else {}),
         }
-        for field in groups.get(name, [])
+        for field in listed
     }
     return {"type": "object", "required": required, "properties": {**fields, **properties}}

@@ -1,10 +1,9 @@
 """The application: every route, what an error becomes, and the guard around all of it."""
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
-from starlette.middleware.body_limit import RequestBodyLimitMiddleware
 from starlette.requests import Request
 from starlette.responses import JSONResponse, PlainTextResponse, Response
 from starlette.routing import Route
@@ -21,8 +20,10 @@ from pinxit.studio.side_by_side import SideBySide
 from pinxit.studio.workspace import Workspace
 
 MAX_BODY_BYTES = 2**26
-# Many images, or a concept file.
-_LARGE = frozenset({"/files", "/images", "/train", "/texts", "/generate", "/api/images"})
+# The limit where many images are sent, or a concept file.
+_LARGE: Mapping[str, int] = dict.fromkeys(
+    ("/files", "/images", "/train", "/texts", "/generate", "/api/images"), MAX_MODEL_BYTES + 2**20
+)
 _DISK_HINT = "look whether the disk is full, or the folder of the studio was moved or deleted"
 Handler = Callable[[Request], Awaitable[Response]]
 
@@ -118,8 +119,6 @@ def create_app(workspace: Workspace, port: int) -> ASGIApp:
 
     async def failed(request: Request, error: Exception) -> Response:
         error, status = _readable_error(request, error)
-        if not isinstance(error, PinxitError):
-            raise error
         if request.url.path.startswith("/api/"):
             return JSONResponse({"message": error.message, "hint": error.hint}, status)
         try:
@@ -129,39 +128,29 @@ def create_app(workspace: Workspace, port: int) -> ASGIApp:
 
     app = Starlette(
         routes=[
-            Route(path, handler, methods=[method])
+            Route(path, handler, methods=[method], max_body_size=_LARGE.get(path))
             for method, path, handler in (*routes(pages), *programs)
         ],
         exception_handlers={PinxitError: failed, HTTPException: failed, OSError: failed},
+        max_body_size=MAX_BODY_BYTES,
     )
     app.router.redirect_slashes = False
     app.state.cookie = f"pinxit_{port}"
     app.state.api_routes = programs
     tokens = {purpose: workspace.token_for(purpose) for purpose in ("cookie", "form", "api")}
-    return Guard(_limited(app), app.state.cookie, tokens)
+    return Guard(app, app.state.cookie, tokens)
 
 
-def _readable_error(request: Request, error: Exception) -> tuple[Exception, int]:
+def _readable_error(request: Request, error: Exception) -> tuple[PinxitError, int]:
     """An error of the server or of the disk as one with a hint, and the status of its response."""
+    if isinstance(error, PinxitError):
+        return error, 400
     if isinstance(error, OSError):
         text = f"a file cannot be read or written: {error.strerror}"
         return RequestError(text, _DISK_HINT), 500
-    if not isinstance(error, HTTPException):
-        return error, 400
+    assert isinstance(error, HTTPException)
     path, status = request.url.path, error.status_code
     if status not in (404, 405):  # the body is not a form, or has too many files
         return RequestError(error.detail, "send fewer files at once, or a zip file"), status
     hint = "see /api/openapi.json" if path.startswith("/api/") else "use the links at the top"
     return RequestError(f"there is no {request.method} {path[:80]}", hint), status
-
-
-def _limited(app: ASGIApp) -> ASGIApp:
-    """The application with a limit on the size of a request, larger where files are sent."""
-    small = RequestBodyLimitMiddleware(app, MAX_BODY_BYTES)
-    large = RequestBodyLimitMiddleware(app, MAX_MODEL_BYTES + 2**20)
-
-    async def limited(scope: dict[str, object], receive: object, send: object) -> None:
-        chosen = large if scope.get("path") in _LARGE else small
-        await chosen(scope, receive, send)  # pyright: ignore[reportArgumentType]
-
-    return limited  # pyright: ignore[reportReturnType]

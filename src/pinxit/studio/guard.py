@@ -7,10 +7,10 @@ another site, and for every change the page's own `Origin` and form token.
 
 from collections.abc import Mapping
 from hmac import compare_digest
-from http.cookies import CookieError, SimpleCookie
 from urllib.parse import parse_qs, urlsplit
 
-from starlette.datastructures import Headers
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.requests import HTTPConnection
 from starlette.responses import JSONResponse, PlainTextResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -54,12 +54,9 @@ class Guard:
 
         async def send_with_headers(message: Message) -> None:
             if message["type"] == "http.response.start":
-                present = {name for name, _ in message["headers"]}
-                message["headers"] = [*message["headers"]] + [
-                    (name.encode(), value.encode())
-                    for name, value in SECURITY_HEADERS.items()
-                    if name.encode() not in present
-                ]
+                headers = MutableHeaders(scope=message)
+                for name, value in SECURITY_HEADERS.items():
+                    headers.setdefault(name, value)
             await send(message)
 
         if scope["type"] != "http":  # no WebSockets
@@ -82,7 +79,8 @@ class Guard:
             foreign = fetch_site in _OTHER_SITES and headers.get("sec-fetch-mode") != "navigate"
             return (403, "refused: the request comes from another site") if foreign else (0, "")
         is_program = self._has_bearer(headers)
-        if not is_program and not self._has_cookie(headers):
+        cookie = HTTPConnection(scope).cookies.get(self.cookie, "")
+        if not is_program and not _equal(cookie, self.tokens["cookie"]):
             return 401, f"open the link that the studio printed, or get a new one: {NEW_LINK}"
         if fetch_site in _OTHER_SITES:
             return 403, "refused: the request comes from another site"
@@ -94,14 +92,6 @@ class Guard:
         if origin is None or not self._has_form_token(scope, headers):
             return 403, "refused: the form is not from this page, or is old: reload the page"
         return 0, ""
-
-    def _has_cookie(self, headers: Headers) -> bool:
-        try:
-            cookies = SimpleCookie("; ".join(headers.getlist("cookie")))
-        except CookieError:
-            return False
-        cookie = cookies.get(self.cookie)
-        return cookie is not None and _equal(cookie.value, self.tokens["cookie"])
 
     def _has_bearer(self, headers: Headers) -> bool:
         value = headers.get("authorization", "")

@@ -57,6 +57,11 @@ class ImageSet:
         names = [path for path in folder.glob("[!.]*") if path.is_file()]
         return sorted(names, key=lambda path: (path.suffix != ".zip", path.name))
 
+    def new_incoming(self, name: str) -> Path:
+        """Where an uploaded file is stored until it is taken in."""
+        make_folder(self.folder / INCOMING)
+        return self.folder / INCOMING / name
+
     @property
     def rejected(self) -> dict[str, str]:
         """The names of uploaded files that are refused, with the reason."""

@@ -13,9 +13,9 @@ from starlette.responses import RedirectResponse, Response
 
 from pinxit.errors import RequestError
 from pinxit.files.atomic_write import make_folder, remove, write_text
-from pinxit.studio.image_set import CROPS, INCOMING, MASK, UNUSED, ImageSet
+from pinxit.studio.image_set import CROPS, MASK, UNUSED, ImageSet
 from pinxit.studio.jobs import read_json
-from pinxit.studio.pages import Pages, at_place
+from pinxit.studio.pages import Handlers
 from pinxit.studio.uploads import form_of, store, take_in, texts_of, uploads
 
 _BEFORE = ".captions-before.json"
@@ -23,16 +23,12 @@ _MAX_CAPTION = 2000
 _MAX_MASK_BYTES = 2**23
 
 
-class ImageTable:
+class ImageTable(Handlers):
     """The handlers of image sets of a workspace."""
-
-    def __init__(self, pages: Pages) -> None:
-        self.pages = pages
-        self.workspace = pages.workspace
 
     async def show(self, request: Request) -> Response:
         """The table of an image set."""
-        images = self._images(request)
+        images = self.pages.images_of(request)
         values = {
             "images": images,
             "section": "train",
@@ -43,7 +39,7 @@ class ImageTable:
 
     async def save(self, request: Request) -> Response:
         """Change captions and which images are used."""
-        images, form = self._images(request), await form_of(request)
+        images, form = self.pages.images_of(request), await form_of(request)
         values = texts_of(form)
         captions = _captions(images)
         changed = {name: _edited(text, name, values) for name, text in captions.items()}
@@ -54,7 +50,7 @@ class ImageTable:
 
     async def undo(self, request: Request) -> Response:
         """Bring the captions back that were there before the last change."""
-        images = self._images(request)
+        images = self.pages.images_of(request)
         before = read_json(images.folder / _BEFORE) or {}
         captions = _captions(images)
         _write_captions(images, captions, {name: before.get(name, "") for name in captions})
@@ -62,22 +58,19 @@ class ImageTable:
 
     async def editor(self, request: Request) -> Response:
         """The editor of the image with this place in its set."""
-        images = self._images(request)
-        path = at_place(images.files, request)
+        images, path = self.pages.image_of(request)
         values = {"images": images, "name": path.name, "place": request.path_params["place"]}
-        values["section"] = "train"
-        return self.pages.render("editor.html", values, mask=images.mask_of(path) is not None)
+        values |= {"section": "train", "mask": images.mask_of(path) is not None}
+        return self.pages.render("editor.html", values)
 
     async def edit(self, request: Request) -> Response:
         """Crop an image, and store, replace or remove its mask."""
-        images, form = self._images(request), await form_of(request)
-        path = at_place(images.files, request)
+        (images, path), form = self.pages.image_of(request), await form_of(request)
         edges = [str(form.get(name, "")) for name in ("left", "top", "right", "bottom")]
         crops = {**images.crops, path.name: _box(" ".join(edges) if "crop" in form else "")}
         write_text(images.folder / CROPS, json.dumps(crops))
         if masks := uploads(form, "mask"):
-            make_folder(images.folder / INCOMING)
-            incoming = images.folder / INCOMING / f"0000-{path.stem}{MASK}"
+            incoming = images.new_incoming(f"0000-{path.stem}{MASK}")
             remove(incoming)  # of an earlier attempt
             await store(masks[0], incoming, _MAX_MASK_BYTES)
         elif form.get("mask") == "none":
@@ -87,9 +80,6 @@ class ImageTable:
     async def _checked(self, images: ImageSet) -> Response:
         await take_in(images, self.workspace.resolution)
         return RedirectResponse(f"/images/{images.id}", 303)
-
-    def _images(self, request: Request) -> ImageSet:
-        return self.workspace.images_of(request.path_params["images"])
 
 
 def _captions(images: ImageSet) -> dict[str, str]:

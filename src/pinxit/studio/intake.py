@@ -21,7 +21,7 @@ from pinxit.files.atomic_write import (
     write_text,
 )
 from pinxit.images.decode import UnreadableError, decode
-from pinxit.images.inspect import FolderCheck, ImageCheck, check_folder
+from pinxit.images.inspect import ImageCheck, check_folder
 from pinxit.studio.image_set import (
     CHECK,
     CROPS,
@@ -96,9 +96,10 @@ def check(folder: Path, resolution: int) -> None:
     warnings = folder_check.warnings()
     for image in folder_check.checks:
         _save(image.preview, folder / THUMBNAILS / image.name)
+    broken = {entry.path.name: "; ".join(entry.notes) for entry in folder_check.rejected}
     result = {
         "images": [_row(image, warnings.get(image.name, [])) for image in folder_check.checks],
-        "rejected": _rejected(folder, folder_check),
+        "rejected": [*{**ImageSet(folder).rejected, **broken}.items()],
         "warnings": warnings.get("", []),
     }
     write_text(folder / CHECK, json.dumps(result))
@@ -124,14 +125,11 @@ def _take_mask(file: Path, images: ImageSet, stem: str) -> None:
     if image.is_file():
         images.drop_mask(image)
         with Image.open(images.whole(image), formats=("PNG",)) as whole:
-            mask = mask.resize(whole.size) if _same_shape(mask.size, whole.size) else mask
+            ratio = mask.width * whole.height / (mask.height * whole.width)
+            mask = mask.resize(whole.size) if abs(ratio - 1) < _SHAPE_TOLERANCE else mask
     if images.whole(image) != image:
         _save(mask, images.folder / FULL / f"{stem}{MASK}")
     _save(mask, images.folder / f"{stem}{MASK}")  # cropped with its image later
-
-
-def _same_shape(one: tuple[int, int], other: tuple[int, int]) -> bool:
-    return abs(one[0] * other[1] / (one[1] * other[0]) - 1) < _SHAPE_TOLERANCE
 
 
 def _take_caption(file: Path, target: Path) -> None:
@@ -153,11 +151,6 @@ def _row(image: ImageCheck, warnings: list[str]) -> dict[str, Any]:
         "notes": image.notes,
         "mask_share": image.mask_share,
     }
-
-
-def _rejected(folder: Path, found: FolderCheck) -> list[tuple[str, str]]:
-    broken = {entry.path.name: "; ".join(entry.notes) for entry in found.rejected}
-    return list({**ImageSet(folder).rejected, **broken}.items())
 
 
 def _save(image: Any, path: Path) -> None:

@@ -7,7 +7,7 @@ from collections.abc import Generator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, cast
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, cast
 
 from pinxit.errors import FileError, PinxitError, RequestError, RunError
 from pinxit.files.atomic_write import (
@@ -47,8 +47,11 @@ _MAX_TITLE, _MAX_NUMBER = 60, 999_999
 class Job:
     """A job in its folder. `options` never change; the state is what is in the folder.
 
-    `problem` is what is wrong with the stored options of a damaged job.
+    `problem` is what is wrong with the stored options of a damaged job, and `is_own` is whether the
+    studio may change it.
     """
+
+    is_own: ClassVar = True
 
     folder: Path
     kind: JobKind
@@ -74,11 +77,6 @@ class Job:
     def rename(self, title: str) -> None:
         """Give it a name, or none."""
         write_text(self.folder / _TITLE, title.strip()[:_MAX_TITLE])
-
-    @property
-    def is_own(self) -> bool:
-        """Whether the studio may change the job."""
-        return True
 
     @property
     def created(self) -> float:

@@ -18,7 +18,7 @@ from pinxit.runs.file_names import RECIPE
 from pinxit.studio.card import concept_card
 from pinxit.studio.image_set import THUMBNAILS
 from pinxit.studio.jobs import Job
-from pinxit.studio.pages import Pages, at_place
+from pinxit.studio.pages import Handlers, at_place
 from pinxit.studio.static_files import TYPES, static_content
 
 _CHUNK = 2**20
@@ -26,45 +26,39 @@ _CHUNK = 2**20
 _REPORT_POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:; sandbox"
 
 
-class Media:
+class Media(Handlers):
     """The handlers of all files of a workspace; none of them changes it."""
-
-    def __init__(self, pages: Pages) -> None:
-        self.pages = pages
-        self.workspace = pages.workspace
 
     async def thumbnail(self, request: Request) -> Response:
         """A small version of the image with this place in its set."""
-        images = self.workspace.images_of(request.path_params["images"])
-        file = images.folder / THUMBNAILS / at_place(images.files, request).name
-        return send_file(file, media_type="image/png")
+        images, image = self.pages.image_of(request)
+        return send_file(images.folder / THUMBNAILS / image.name)
 
     async def full(self, request: Request) -> Response:
         """The image with this place in its set in full size, cropped as the set says."""
-        images = self.workspace.images_of(request.path_params["images"])
-        return send_file(at_place(images.files, request), media_type="image/png")
+        return send_file(self.pages.image_of(request)[1])
 
     async def whole(self, request: Request) -> Response:
         """The image with this place in its set as it was uploaded, without its crop."""
-        images = self.workspace.images_of(request.path_params["images"])
-        return send_file(images.whole(at_place(images.files, request)), media_type="image/png")
+        images, image = self.pages.image_of(request)
+        return send_file(images.whole(image))
 
     async def mask(self, request: Request) -> Response:
         """The mask of the whole image with this place in its set."""
-        images = self.workspace.images_of(request.path_params["images"])
-        mask = images.mask_of(at_place(images.files, request))
+        images, image = self.pages.image_of(request)
+        mask = images.mask_of(image)
         if mask is None:
             raise RequestError("the image has no mask", "draw one")
-        return send_file(mask, media_type="image/png")
+        return send_file(mask)
 
     async def image(self, request: Request) -> Response:
         """The image with this place among those that a job has generated."""
         place: int = request.path_params["place"]
-        return _lasting_png(self.workspace.generated_image(self._job(request), place))
+        return _lasting_png(self.workspace.generated_image(self.pages.job_of(request), place))
 
     async def preview(self, request: Request) -> Response:
         """The sheet of previews of a step."""
-        run = self.workspace.run(self._job(request))
+        run = self.workspace.run(self.pages.job_of(request))
         file = run.previews.get(request.path_params["step"]) if run else None
         if file is None or file.is_symlink() or not file.is_file():
             raise RequestError("there is no such preview", "reload the page")
@@ -72,11 +66,12 @@ class Media:
 
     async def untrained(self, request: Request) -> Response:
         """The image of the base model for the prompt with this place."""
-        return _lasting_png(at_place(self.pages.view(self._job(request)).untrained, request))
+        view = self.pages.view(self.pages.job_of(request))
+        return _lasting_png(at_place(view.untrained, request))
 
     async def report(self, request: Request) -> Response:
         """The report of a comparison."""
-        job = self._job(request)
+        job = self.pages.job_of(request)
         file = self.workspace.folder / "generated" / job.id / "report.html"
         if job.kind != "compare" or not file.is_file():
             raise RequestError("there is no report yet", "wait until the comparison is done")
@@ -90,7 +85,7 @@ class Media:
 
     async def archive(self, request: Request) -> Response:
         """A zip file with the concept of a job, a card that describes it, recipe and preview."""
-        job, file = self._job(request), self._concept(request)
+        job, file = self.pages.job_of(request), self._concept(request)
         content = await run_in_threadpool(self._zipped, job, file)
         chunks = iter(lambda: content.read(_CHUNK), b"")
         name = quote(f"{job.id}-{file.stem}.zip")
@@ -123,13 +118,10 @@ class Media:
             yield from [best] if best and best.is_file() else []
 
     def _concept(self, request: Request) -> Path:
-        file = self.workspace.concept_file(self._job(request))
+        file = self.workspace.concept_file(self.pages.job_of(request))
         if file is None:
             raise RequestError("there is no concept yet", "wait until the job is done")
         return file
-
-    def _job(self, request: Request) -> Job:
-        return self.workspace.job(request.path_params["job"])
 
 
 def send_file(file: Path, **options: Any) -> FileResponse:
@@ -141,4 +133,4 @@ def send_file(file: Path, **options: Any) -> FileResponse:
 def _lasting_png(file: Path) -> FileResponse:
     """An image that never changes under its address."""
     headers = {"cache-control": "private, max-age=3600"}
-    return send_file(file, media_type="image/png", headers=headers)
+    return send_file(file, headers=headers)

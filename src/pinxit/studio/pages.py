@@ -3,7 +3,8 @@
 import time
 from collections.abc import Mapping
 from contextlib import suppress
-from functools import cached_property, partial
+from functools import cached_property
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from starlette.concurrency import run_in_threadpool
@@ -21,7 +22,7 @@ from pinxit.studio.guard import NEW_LINK
 from pinxit.studio.image_set import ImageSet
 from pinxit.studio.jobs import KIND_NAMES, Job, numbered_folders
 from pinxit.studio.static_files import static_address
-from pinxit.studio.streams import StatusWatch, job_events, log_end, studio_events
+from pinxit.studio.streams import LogTail, StatusWatch, log_end, log_file, stream_events
 from pinxit.studio.submit import KINDS, MAX_NUM_IMAGES, MAX_TEXT
 from pinxit.studio.token_count import token_count
 from pinxit.studio.trash import Trash, space
@@ -65,45 +66,42 @@ class Pages:
 
     @cached_property
     def environment(self) -> "Environment":
-        """The templates; all values are escaped."""
-        from jinja2 import Environment, PackageLoader, StrictUndefined
+        """The templates and their filters."""
+        from pinxit.reports.environment import page_environment
 
-        environment = Environment(
-            loader=PackageLoader("pinxit.studio"),
-            autoescape=True,
-            undefined=StrictUndefined,
-            trim_blocks=True,
-            lstrip_blocks=True,
-        )
-        environment.filters["duration"] = duration
-        environment.filters["clock"] = _clock
-        environment.filters["in_words"] = in_words
+        environment = page_environment("pinxit.studio")
+        environment.filters.update(duration=duration, clock=_clock, in_words=in_words)
         return environment
 
     def render(
-        self, template: str, values: Mapping[str, Any], status: int = 200, **more: Any
+        self,
+        template: str,
+        values: Mapping[str, Any],
+        error: PinxitError | None = None,
+        status: int = 400,
     ) -> HTMLResponse:
-        """A page with the common values of all pages."""
+        """A page with the common values of all pages; `status` is that of an error."""
         workspace = self.workspace
         common = {
+            "workspace": workspace,
             "form_token": workspace.token_for("form"),
             "now": self.watch.now([job for job in workspace.jobs() if job.is_active]),
             "options": workspace.options,
             "workers": workspace.workers(),
             "free_gb": workspace.free_bytes / 1e9,
-            "error": None,
+            "error": error,
             "refresh": False,
             "section": "",
             "events": "/events",
             "kind_names": KIND_NAMES,
             "static": static_address,
         }
-        page = {**common, **values, **more, "workspace": workspace}
-        return HTMLResponse(self.environment.get_template(template).render(page), status)
+        text = self.environment.get_template(template).render({**common, **values})
+        return HTMLResponse(text, status if error else 200)
 
     def error(self, error: PinxitError, status: int = 400) -> Response:
         """A page with an error and its hint."""
-        return self.render("error.html", {}, status, error=error)
+        return self.render("error.html", {}, error, status)
 
     async def library(self, request: Request) -> Response:
         """All trainings and opened files, and the way back of a job that was just removed."""
@@ -138,12 +136,11 @@ class Pages:
         self, values: Mapping[str, Any], error: PinxitError | None = None
     ) -> HTMLResponse:
         """The form of a training with values, and an error of what was sent."""
-        number = str(values.get("images") or "")
-        images = self.workspace.images_of(number) if number else None
+        images = self.workspace.images_of(values["images"]) if values.get("images") else None
         choices = {"kinds": KINDS, "bases": self.workspace.bases, "cost": self.workspace.cost}
         earlier = [] if images else self.workspace.earlier_images(_EARLIER)
         page = {"values": values, "images": images, "earlier": earlier, **choices}
-        return self.render("train.html", page, 400 if error else 200, error=error)
+        return self.render("train.html", page, error)
 
     async def generate(self, request: Request) -> Response:
         """The form of a generation with concepts, or like an earlier one."""
@@ -185,18 +182,20 @@ class Pages:
             "max_num_images": MAX_NUM_IMAGES,
             "images": self.workspace.images_of(values["image"]) if values.get("image") else None,
         }
-        return self.render("generate.html", page, 400 if error else 200, error=error)
+        return self.render("generate.html", page, error)
 
     async def job(self, request: Request) -> Response:
         """The page of a job."""
-        job = self._job(request)
+        job = self.job_of(request)
         progress, notices = job.read_log()
+        is_transfer = "image" in job.options.get("request", {})
+        section = "transfer" if is_transfer else _SECTIONS[job.kind]
         values = {
             "job": job,
             "progress": progress,
             "notices": notices,
             "view": self.view(job),
-            "section": "transfer" if _is_transfer(job) else _SECTIONS[job.kind],
+            "section": section,
             "refresh": job.is_active,
             "events": f"/jobs/{job.id}/events?after={log_end(self.workspace, job)}",
             "report": self.workspace.report(job),
@@ -212,16 +211,16 @@ class Pages:
         concepts = [workspace.job(number) for number in query.getlist("concepts")]
         trained = [job.options["recipe"]["base"] for job in concepts if job.kind == "train"]
         base, text = query.get("base") or [*trained, *workspace.bases][0], query.get("text", "")
-        count = partial(token_count, weights=query.get("kind") == "prompt")
-        sentence = await run_in_threadpool(count, workspace, base, text[:MAX_TEXT], concepts)
-        return PlainTextResponse(sentence)
+        weights = query.get("kind") == "prompt"
+        arguments = (workspace, base, text[:MAX_TEXT], concepts)
+        return PlainTextResponse(await run_in_threadpool(token_count, *arguments, weights=weights))
 
     async def queue(self, _: Request) -> Response:
         """The newest jobs and all active ones, and the last words of workers that died."""
         jobs = list(reversed(self.workspace.queue.all()))
         shown = [job for place, job in enumerate(jobs) if place < _NEWEST or job.is_active]
         page = {"views": [self.view(job) for job in shown], "older": len(jobs) - len(shown)}
-        return self.render("queue.html", page, words=self.workspace.last_words())
+        return self.render("queue.html", {**page, "words": self.workspace.last_words()})
 
     async def files(self, _: Request) -> Response:
         """Concept files to inspect and convert."""
@@ -237,7 +236,7 @@ class Pages:
         concepts = [job for job in self.workspace.concepts() if job.kind == "train"]
         votes = [path.name for path in reversed(numbered_folders(self.workspace.folder / "votes"))]
         page = {"jobs": jobs, "concepts": concepts, "votes": votes}
-        return self.render("compare.html", page, 400 if error else 200, error=error)
+        return self.render("compare.html", page, error)
 
     async def job_stream(self, request: Request) -> Response:
         """The events of a job, as server-sent events."""
@@ -246,11 +245,14 @@ class Pages:
     def stream_of(self, request: Request, *, ends: bool) -> Response:
         """The events of a job since the last one that the client has seen."""
         last_id = request.headers.get("last-event-id", "") or request.query_params.get("after", "")
-        return _stream(job_events(self.watch, self._job(request), last_id, ends=ends))
+        job = self.job_of(request)
+        tail = LogTail(log_file(self.workspace, job), last_id)
+        events = stream_events(self.watch, tail, job if ends else None)
+        return StreamingResponse(events, media_type="text/event-stream")
 
     async def studio_stream(self, _: Request) -> Response:
         """The status of the studio, as server-sent events."""
-        return _stream(studio_events(self.watch))
+        return StreamingResponse(stream_events(self.watch), media_type="text/event-stream")
 
     async def enter(self, request: Request) -> Response:
         """Exchange a key, which works once, for the cookie.
@@ -260,15 +262,11 @@ class Pages:
         """
         if not self.workspace.use_key(request.query_params.get("key", "")):
             text = f"This link was used already. Get a new one with: {NEW_LINK}\n"
-            return Response(text, 403, media_type="text/plain")
+            return PlainTextResponse(text, 403)
         page = self.environment.get_template("enter.html").render(static=static_address)
         response = HTMLResponse(page)
-        response.set_cookie(
-            request.app.state.cookie,
-            self.workspace.token_for("cookie"),
-            httponly=True,
-            samesite="strict",
-        )
+        token = self.workspace.token_for("cookie")
+        response.set_cookie(request.app.state.cookie, token, httponly=True, samesite="strict")
         return response
 
     async def start(self, _: Request) -> Response:
@@ -279,14 +277,32 @@ class Pages:
         """What pages show of a job."""
         return TrainingView(job, self.workspace.run(job) if job.kind == "train" else None)
 
-    def _job(self, request: Request) -> Job:
+    def job_of(self, request: Request) -> Job:
+        """The job in the address of a request."""
         return self.workspace.job(request.path_params["job"])
+
+    def images_of(self, request: Request) -> ImageSet:
+        """The image set in the address of a request."""
+        return self.workspace.images_of(request.path_params["images"])
+
+    def image_of(self, request: Request) -> tuple[ImageSet, Path]:
+        """The image set and the image of it in the address of a request."""
+        images = self.images_of(request)
+        return images, at_place(images.files, request)
 
     def _snapshot(self, job: Job) -> ImageSet | None:
         number = job.options.get("snapshot") or job.options.get("request", {}).get("image")
         with suppress(RequestError):  # it was deleted
             return self.workspace.images_of(number) if number else None
         return None
+
+
+class Handlers:
+    """Handlers of requests that are no pages alone."""
+
+    def __init__(self, pages: Pages) -> None:
+        self.pages = pages
+        self.workspace = pages.workspace
 
 
 def at_place(items: list[_Item], request: Request) -> _Item:
@@ -303,14 +319,6 @@ def _form_values(field: str, table: Mapping[str, Any]) -> dict[str, Any]:
     return {**{f"{name}.{key}": value for key, value in table.items()}, field: name}
 
 
-def _is_transfer(job: Job) -> bool:
-    return "image" in job.options.get("request", {})
-
-
 def _clock(seconds: float) -> str:
     """A time in seconds since 1970 as day and hour."""
     return time.strftime("%d %b %H:%M", time.localtime(seconds))
-
-
-def _stream(events: Any) -> StreamingResponse:
-    return StreamingResponse(events, media_type="text/event-stream")

@@ -34,14 +34,14 @@ def all_options() -> dict[str, Any]:
         name: {
             "about": registry.summary("methods", name),
             "advice": defaults["advice"][name],
-            "fields": _fields("methods", name),
+            "fields": option_fields(registry.load("methods", name)),
         }
         for name in sorted(registry.names("methods"), key=lambda name: name != defaults["method"])
     }
     controls = {
-        name: {"about": registry.summary("controls", name), "fields": _fields("controls", name)}
+        name: {"about": registry.summary("controls", name), "fields": option_fields(control)}
         for name in registry.names("controls")
-        if _needs_only_an_image(registry.load("controls", name))
+        if _needs_only_an_image(control := registry.load("controls", name))
     }
     formats = {
         name: {"about": f"for {format_.used_by}", "suffix": format_.suffixes[0]}
@@ -59,37 +59,26 @@ def all_options() -> dict[str, Any]:
     }
 
 
-def _fields(kind: str, name: str) -> list[dict[str, Any]]:
-    return option_fields(registry.load(kind, name))
-
-
 def option_fields(options: type[Options], leave_out: Collection[str] = ()) -> list[dict[str, Any]]:
     """A field for each option that a form may set: no path, and no name of something to load."""
-    fields: list[dict[str, Any]] = []
-    for name, option in options.model_fields.items():
-        choices, input_kind = _choices(option), _input(name, option)
-        if name in leave_out or not (choices or input_kind):
-            continue
-        fields.append(
-            {
-                "name": name,
-                "label": " ".join(_WORDS.get(word, word) for word in name.split("_")),
-                "input": "choice" if choices else input_kind,
-                "choices": choices,
-                "default": default_text(option),
-                "help": (option.description or "") + limits_text(option),
-            }
-        )
-    return fields
+    return [
+        {
+            "name": name,
+            "label": " ".join(_WORDS.get(word, word) for word in name.split("_")),
+            "input": input_kind,
+            "choices": _choices(option),
+            "default": default_text(option),
+            "help": (option.description or "") + limits_text(option),
+        }
+        for name, option in options.model_fields.items()
+        if name not in leave_out and (input_kind := _input(name, option))
+    ]
 
 
 def _needs_only_an_image(control: type[Options]) -> bool:
     """Whether a control takes a source image, and nothing else that a form cannot give."""
-    fields = control.model_fields
-    others = {name: option for name, option in fields.items() if name != "image"}
-    return len(others) < len(fields) and all(
-        _choices(option) or _input(name, option) for name, option in others.items()
-    )
+    fields = control.model_fields.items()
+    return {name for name, option in fields if not _input(name, option)} == {"image"}
 
 
 def _kinds(option: FieldInfo) -> tuple[Any, ...]:
@@ -107,6 +96,8 @@ def _choices(option: FieldInfo) -> list[str]:
 def _input(name: str, option: FieldInfo) -> str:
     """The input of a form for the option; empty if the form must not have one."""
     kind = _kinds(option)[0]
+    if _choices(option):
+        return "choice"
     return _INPUTS.get(kind, "text" if kind is str and name in _TEXTS else "")
 
 

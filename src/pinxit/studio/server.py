@@ -8,7 +8,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Generator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 from pinxit.errors import RequestError, RunError
@@ -61,7 +61,7 @@ def serve(
     with (
         exclusive_lock(workspace.folder),
         _listening_socket(host, port) as listener,
-        _worker(workspace, device, say),
+        _worker(workspace, device, say) if device else nullcontext(),
     ):
         for images in unfinished_sets(workspace):
             asyncio.run(take_in(images, workspace.resolution))
@@ -100,11 +100,7 @@ def _listening_socket(host: str, port: int) -> socket.socket:
 @contextmanager
 def _worker(workspace: Workspace, device: str, say: Callable[[str], None]) -> Generator[None]:
     """Keep a worker running, unless another one uses the device; stop it at the end."""
-    ended = threading.Event()
-    if not device:
-        yield
-        return
-    supervisor = _Supervisor(workspace, device)
+    ended, supervisor = threading.Event(), _Supervisor(workspace, device)
     thread = threading.Thread(target=supervisor.run, args=(ended,), daemon=True)
     thread.start()
     try:

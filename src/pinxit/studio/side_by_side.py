@@ -21,7 +21,7 @@ from pinxit.errors import RequestError
 from pinxit.files.atomic_write import append, write_text
 from pinxit.studio.jobs import Job, read_json
 from pinxit.studio.media import send_file
-from pinxit.studio.pages import Pages
+from pinxit.studio.pages import Handlers
 from pinxit.studio.uploads import form_of, texts_of
 from pinxit.studio.views import PreviewRow
 
@@ -96,12 +96,8 @@ class Vote:
         }
 
 
-class SideBySide:
+class SideBySide(Handlers):
     """The handlers of comparisons of steps."""
-
-    def __init__(self, pages: Pages) -> None:
-        self.pages = pages
-        self.workspace = pages.workspace
 
     async def show(self, request: Request) -> Response:
         """Two to six steps side by side; of a training, the best one, and at first the newest."""
@@ -133,7 +129,8 @@ class SideBySide:
         if vote.is_over:
             sides = [self._side(key) for key in vote.keys]
             return self.pages.render("vote.html", {**page, "result": vote.result(), "sides": sides})
-        cells = [self._cell(vote, side) for side in "ab"]
+        image, _ = vote.rounds[len(vote.choices)]
+        cells = [self._side(_key(vote, side)).row.cells[image] for side in "ab"]
         return self.pages.render("vote.html", {**page, "result": None, "cells": cells})
 
     async def choose(self, request: Request) -> Response:
@@ -154,10 +151,7 @@ class SideBySide:
         name = request.path_params["side"]
         if vote.is_over or name not in ("a", "b"):
             raise RequestError("the vote is over", "see its result")
-        side = self._side(_key(vote, name))
-        run = self.workspace.run(side.job)
-        assert run  # it has previews
-        return send_file(run.previews[side.row.step], media_type="image/png")
+        return send_file(self._side(_key(vote, name)).row.sheet)
 
     def _sides(self) -> dict[str, Side]:
         """The steps of all trainings that have previews, newest first, by key."""
@@ -183,10 +177,6 @@ class SideBySide:
         if not values:
             raise RequestError("there is no such vote", "start one on the page Compare")
         return Vote(folder, tuple(values["keys"]), [tuple(pair) for pair in values["rounds"]])
-
-    def _cell(self, vote: Vote, name: str) -> Any:
-        image, _ = vote.rounds[len(vote.choices)]
-        return self._side(_key(vote, name)).row.cells[image]
 
 
 def _key(vote: Vote, name: str) -> str:

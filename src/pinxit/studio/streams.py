@@ -93,7 +93,8 @@ class StatusWatch:
         return f"{job.label}, {KIND_NAMES[job.kind]}: {job.state}{more}"
 
 
-def _log_file(workspace: Workspace, job: Job) -> Path:
+def log_file(workspace: Workspace, job: Job) -> Path:
+    """The file with the events of a job."""
     folder = workspace.run_folder(job) if job.kind == "train" else job.folder
     return folder / JOURNAL
 
@@ -101,7 +102,7 @@ def _log_file(workspace: Workspace, job: Job) -> Path:
 def log_end(workspace: Workspace, job: Job) -> str:
     """The id of the last event of a job; empty if it has none."""
     try:
-        with open_untrusted(_log_file(workspace, job), sys.maxsize) as file:
+        with open_untrusted(log_file(workspace, job), sys.maxsize) as file:
             status = os.fstat(file.fileno())
             file.seek(max(0, status.st_size - _MAX_LINE))
             unfinished = len(file.read().rpartition(b"\n")[2])  # a line that is being written
@@ -110,27 +111,13 @@ def log_end(workspace: Workspace, job: Job) -> str:
     return f"{status.st_ino}-{status.st_size - unfinished}"
 
 
-async def job_events(
-    watch: StatusWatch, job: Job, last_id: str, *, ends: bool
-) -> AsyncGenerator[str]:
-    """All lines of a job's log since an event, and `status` events, as text of a stream.
-
-    With `ends` the stream ends with the job; browsers would open it again.
-    """
-    tail = LogTail(_log_file(watch.workspace, job), last_id)
-    async for text in _stream(watch, tail, job if ends else None):
-        yield text
-
-
-async def studio_events(watch: StatusWatch) -> AsyncGenerator[str]:
-    """The `status` events of the whole studio."""
-    async for text in _stream(watch):
-        yield text
-
-
-async def _stream(
+async def stream_events(
     watch: StatusWatch, tail: LogTail | None = None, job: Job | None = None
 ) -> AsyncGenerator[str]:
+    """The `status` events of the whole studio, and all lines of a log, as text of a stream.
+
+    With a job the stream ends with it; browsers would open it again.
+    """
     status, last_time = "", time.monotonic()
     yield "retry: 1000\n\n"
     while True:

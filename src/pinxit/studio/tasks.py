@@ -5,14 +5,13 @@ from collections.abc import Generator
 from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from pinxit import registry
 from pinxit.concepts.concept import Concept
 from pinxit.concepts.conversion import convert_concept
 from pinxit.concepts.read import ConceptReference, read_concept
 from pinxit.concepts.summary import summarize
-from pinxit.errors import ConceptError, RequestError
+from pinxit.errors import ConceptError
 from pinxit.evaluation.judge import suitable_prompts
 from pinxit.evaluation.prompt_sets import evenly_spaced
 from pinxit.files.atomic_write import make_folder, sha256, write_text
@@ -96,14 +95,17 @@ class Tasks:
             self._reference(number, strengths.get(number, 1.0))
             for number in job.options["concepts"]
         ]
+        source = None
         if image := options.pop("image", None):
             source = self.workspace.images_of(image).files[0]
             options["controls"] = [{**options.pop("control"), "image": source}]
         request = GenerationRequest.model_validate(options)
         concepts = [reference.open() for reference in request.concepts]
         model = yield from self._opened(request)
-        if image:
-            request = _fitted(request, model)
+        if source and not request.width:  # the size of the image, as the base model can generate it
+            size = TrainingImage(source, None, "").open().size
+            width, height = bucket_for(size, model.default_size, model.size_multiple)
+            request = request.model_copy(update={"width": width, "height": height})
         folder = self.workspace.folder / "generated" / job.id
         make_folder(folder)
         for place, seed in enumerate(request.seeds):
@@ -244,15 +246,3 @@ def _sample(
                 yield event
             else:
                 yield Progress(f"generating image {int(out.stem) + 1}", event.done, event.total)
-
-
-def _fitted(request: GenerationRequest, model: Model) -> GenerationRequest:
-    """The request with the size of its source image, as the base model can generate it."""
-    if request.width:
-        return request
-    image: Any = request.controls[0].model_dump().get("image")
-    if image is None:
-        raise RequestError("the control has no image", "choose another control")
-    size = TrainingImage(image, None, "").open().size
-    width, height = bucket_for(size, model.default_size, model.size_multiple)
-    return request.model_copy(update={"width": width, "height": height})

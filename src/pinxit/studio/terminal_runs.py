@@ -22,7 +22,9 @@ _RECIPE = {"token": "", "class_noun": "", "kind": "object", "method": {"name": "
 
 @dataclass(frozen=True)
 class TerminalRun(Job):
-    """A run that another process trains, as a job that cannot be changed."""
+    """A run that another process trains, as a job that cannot be changed: it is only read."""
+
+    is_own = False
 
     number: str
     read: "Callable[[], RunState]"
@@ -55,11 +57,6 @@ class TerminalRun(Job):
         """What the run does now."""
         state = "failed" if self.problem else self.read().state
         return "stopped" if state == "waiting" else state
-
-    @property
-    def is_own(self) -> bool:
-        """False: it is only read."""
-        return False
 
 
 def terminal_runs(folder: Path, read: "Callable[[Path], RunState]") -> dict[str, TerminalRun]:

@@ -27,7 +27,7 @@ def token_count(
     file = workspace.base_folder(base) / TOKENIZER
     if not text or not file.is_file() or not file.stat().st_size:
         return ""
-    meanings = {token: meaning for job in concepts for token, meaning in _meanings(workspace, job)}
+    meanings = {token: one for job in concepts for token, one in _meanings(workspace, job)}
     pieces = parse_prompt(text, meanings, weights=weights)
     try:
         count = _num_tokens(pieces, meanings, _tokenizer(file, file.stat().st_mtime_ns))
@@ -43,7 +43,8 @@ def _num_tokens(
 ) -> int:
     """The number of tokens; texts that touch are tokenized as one text, as by a text encoder."""
     count = 0
-    keys = [(piece.weight, len(_vectors(piece, meanings))) for piece in pieces]
+    vectors_of = {token: len(one.vectors.get("", ())) for token, one in meanings.items()}
+    keys = [(piece.weight, vectors_of[piece.token] if piece.token else 0) for piece in pieces]
     for (_, vectors), group in groupby(zip(keys, pieces, strict=True), lambda item: item[0]):
         texts = [piece.text for _, piece in group]
         if vectors:
@@ -53,21 +54,17 @@ def _num_tokens(
     return count
 
 
-def _vectors(piece: PromptPiece, meanings: Mapping[str, TokenEmbedding]) -> Sequence[object]:
-    return [*meanings[piece.token].vectors.get("", ())] if piece.token else []
-
-
 def _meanings(workspace: Workspace, job: Job) -> list[tuple[str, TokenEmbedding]]:
     """What the tokens of a concept stand for: a text, or a number of vectors."""
     known: dict[str, tuple[str, int]] = read_json(job.folder / TOKENS) or {
         workspace.token(job): ("", 1)
     }
-    return [(token, _meaning(text, size)) for token, (text, size) in known.items() if token]
-
-
-def _meaning(text: str, num_vectors: int) -> TokenEmbedding:
-    vectors: Any = {"": range(num_vectors)} if num_vectors else {}
-    return TokenEmbedding(text, vectors)
+    vectors: dict[str, Any] = {
+        token: {"": range(size)} if size else {} for token, (_, size) in known.items()
+    }
+    return [
+        (name, TokenEmbedding(text, vectors[name])) for name, (text, _) in known.items() if name
+    ]
 
 
 @lru_cache(4)

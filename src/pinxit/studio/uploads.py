@@ -14,8 +14,7 @@ from starlette.datastructures import FormData, UploadFile
 from starlette.requests import Request
 
 from pinxit.errors import RequestError
-from pinxit.files.atomic_write import make_folder
-from pinxit.studio.image_set import DISK_ERROR, INCOMING, MASK, THUMBNAILS, ImageSet
+from pinxit.studio.image_set import DISK_ERROR, MASK, THUMBNAILS, ImageSet
 from pinxit.studio.jobs import Job, numbered_folders, safe_stem
 from pinxit.studio.workspace import Workspace
 
@@ -39,8 +38,6 @@ async def add_images(workspace: Workspace, form: FormData) -> ImageSet:
     files = uploads(form, "files")
     if not files and not images.files:
         raise RequestError("no image was chosen", "choose 3 to 12 images of the subject")
-    incoming = images.folder / INCOMING
-    make_folder(incoming)
     for index, file in enumerate(files):
         name = Path((file.filename or "").replace("\\", "/")).name
         suffix = MASK if name.lower().endswith(MASK) else Path(name).suffix.lower()
@@ -48,7 +45,7 @@ async def add_images(workspace: Workspace, form: FormData) -> ImageSet:
         suffix = re.sub(r"[^.\w]", "", suffix)[-12:]
         limit = MAX_ZIP_BYTES if suffix.endswith(".zip") else MAX_FILE_BYTES
         own = f"{index:04}{secrets.token_hex(4)}"  # another upload to the set may come right now
-        target = incoming / f"{own}-{stem}{suffix}"
+        target = images.new_incoming(f"{own}-{stem}{suffix}")
         try:
             await store(file, target, limit)
         except RequestError as error:  # the other images are taken
@@ -60,10 +57,8 @@ async def add_images(workspace: Workspace, form: FormData) -> ImageSet:
 async def add_copies(workspace: Workspace, sources: Iterable[Path]) -> ImageSet:
     """A new set with copies of images of the workspace, or of the package."""
     images = ImageSet(workspace.new_folder("images"))
-    incoming = images.folder / INCOMING
-    make_folder(incoming)
     for index, source in enumerate(sources):
-        shutil.copyfile(source, incoming / f"{index:04}-{source.name}")
+        shutil.copyfile(source, images.new_incoming(f"{index:04}-{source.name}"))
     await take_in(images, workspace.resolution)
     return images
 

@@ -49,6 +49,7 @@ class PreviewRow:
     """The previews after a step, and how they were scored."""
 
     step: int
+    sheet: Path
     cells: Sequence[Cell]
     scores: "PreviewScores | None"
     is_best: bool
@@ -66,11 +67,6 @@ class TrainingView:
 
     job: Job
     run: "RunState | None"
-
-    @property
-    def state(self) -> str:
-        """The state of the job; the run has ended before the job is marked as done."""
-        return self.job.state
 
     @property
     def step(self) -> int:
@@ -104,7 +100,7 @@ class TrainingView:
     @property
     def seconds_left(self) -> float | None:
         """The time that the other steps will take; None if it cannot be known yet."""
-        if self.step_seconds is None or self.state != "running":
+        if self.step_seconds is None or self.job.state != "running":
             return None
         return self.step_seconds * (self.total - self.step)
 
@@ -119,11 +115,12 @@ class TrainingView:
     @property
     def summary(self) -> str:
         """What the training does now, in one sentence."""
-        if self.state == "running" and not self.step:
+        state = self.job.state  # the run has ended before the job is marked as done
+        if state == "running" and not self.step:
             task = (self.run and self.run.progress) or self.job.read_log()[0]
             return f"{task.task} …" if task else "starting …"
-        if self.state != "running":
-            return f"{self.state} at step {self.step} of {self.total}" if self.step else self.state
+        if state != "running":
+            return f"{state} at step {self.step} of {self.total}" if self.step else state
         text = f"step {self.step} of {self.total}"
         if self.seconds_left is None:
             return text
@@ -173,7 +170,7 @@ class TrainingView:
         texts = texts or [f"seed {seed}" for seed in range(_UNSCORED)]
         best = self.run.best_step
         return [
-            PreviewRow(step, cells(path, step, texts), scores.get(step), step == best)
+            PreviewRow(step, path, cells(path, step, texts), scores.get(step), step == best)
             for step, path in reversed(self.run.previews.items())
             if path.is_file() and path.stat().st_size > _PNG_HEADER
         ]
@@ -234,17 +231,10 @@ def cells(sheet: Path, step: int, texts: Sequence[str]) -> list[Cell]:
     columns = round(len(texts) ** 0.5 + 0.499)
     rows = -(-len(texts) // columns)
     across, down = (width - _MARGIN) / columns, (height - _MARGIN) / rows
-    return [
-        Cell(
-            (
-                index % columns * across + _MARGIN,
-                index // columns * down + _MARGIN,
-                across - _MARGIN,
-                down - _MARGIN,
-            ),
-            (width, height),
-            step,
-            text,
-        )
-        for index, text in enumerate(texts)
+    boxes = [
+        (column * across + _MARGIN, row * down + _MARGIN, across - _MARGIN, down - _MARGIN)
+        for row in range(rows)
+        for column in range(columns)
     ]
+    size = (width, height)
+    return [Cell(box, size, step, text) for box, text in zip(boxes, texts, strict=False)]

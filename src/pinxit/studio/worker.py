@@ -62,7 +62,8 @@ class Worker:
         """Do a job, and record how it ended unless it is to continue later."""
         self.say(f"job {job.id}: {job.kind}")
         try:
-            job.count_attempt(self._progress_of(job))
+            run = self.workspace.run(job) if job.kind == "train" else None
+            job.count_attempt(run.saved_step if run else len(self.workspace.generated(job)))
             try:
                 is_finished = self._finished(job)
             finally:  # a process that is killed does not come here
@@ -104,10 +105,6 @@ class Worker:
         self._next_look = time.monotonic() + _LOG_EVERY
         short = job.kind == "train" and self.workspace.queue.next_waiting(short=True)
         return bool(short) or job.stop_requested
-
-    def _progress_of(self, job: Job) -> object:
-        run = self.workspace.run(job) if job.kind == "train" else None
-        return run.saved_step if run else len(self.workspace.generated(job))
 
 
 def _full_name(name: str) -> str:
