@@ -43,7 +43,7 @@ from PIL import Image
 
 from pinxit.evaluation.confidence import bootstrap
 from pinxit.runs.fleet import FleetOptions, prepare_folder, train_fleet
-from pinxit.runs.fleet_worker import Done, Ended, Member, Message, Task
+from pinxit.runs.fleet_worker import Done, Ended, Message, Task
 from pinxit.runs.groups import GroupMember
 from pinxit.runs.many import RunGroup
 
@@ -292,7 +292,7 @@ class _Dry:
             for name, recipe in task.subjects.items():
                 method = recipe.method.name
                 member = (self.folder / name, recipe.token, method, True, 1, name, (), False)
-                yield number, Member(GroupMember(*member)) if task.survey else Ended(name)
+                yield number, GroupMember(*member) if task.survey else Ended(name)
             yield number, Done()
 
     def close(self) -> None:

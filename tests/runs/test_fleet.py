@@ -24,7 +24,7 @@ from pinxit.runs import fleet_worker
 from pinxit.runs.engines.ray import check_reachable, connection_error
 from pinxit.runs.events import RunFailure
 from pinxit.runs.fleet import Engine, FleetEvent, FleetOptions, prepare_folder, train_fleet
-from pinxit.runs.fleet_worker import Done, Ended, Member, Message, Setup, Status, Task
+from pinxit.runs.fleet_worker import Done, Ended, Message, Setup, Status, Task
 from pinxit.runs.groups import GroupMember
 from pinxit.runs.many import RunGroup, train_many
 from pinxit.runs.reader import read_run
@@ -236,7 +236,7 @@ class Fake:
             self.trained.append(tuple(task.subjects))
         for name, recipe in task.subjects.items():
             member = GroupMember(self.folder / name, recipe.token, "x", True, 1, name, (), False)
-            yield Member(member) if task.survey else Ended(name)
+            yield member if task.survey else Ended(name)
         yield Done()
 
     def close(self) -> None: ...

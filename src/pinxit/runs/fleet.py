@@ -26,7 +26,6 @@ from pinxit.runs.fleet_worker import (
     ConceptWork,
     Done,
     Ended,
-    Member,
     Message,
     Setup,
     Status,
@@ -143,8 +142,8 @@ def train_fleet(
             members: list[GroupMember] = []
             surveys = (_task(group, part, survey=True) for part in parts)
             for number, message in _Tasks(engine, surveys, folder).messages():
-                if isinstance(message, Member):
-                    members.append(message.member)
+                if isinstance(message, GroupMember):
+                    members.append(message)
                 else:
                     yield number, message
             if members:
@@ -157,7 +156,7 @@ def train_fleet(
         yield sum(map(len, own))
         tasks = (_task(group, names) for names in own)
         for number, message in _Tasks(engine, tasks, folder).messages():
-            if not isinstance(message, Member):
+            if not isinstance(message, GroupMember):
                 yield number, message
 
 
@@ -170,7 +169,7 @@ def concept_fleet(
     tasks = (replace(_task(group, part), work=work) for part in own)
     with closing(engine):
         for number, message in _Tasks(engine, tasks, folder).messages():
-            if not isinstance(message, Member):
+            if not isinstance(message, GroupMember):
                 yield number, message
 
 
@@ -190,7 +189,7 @@ class _Tasks:
         self._deaths = Counter[tuple[str, ...]]()
         self._silent_deaths = 0
 
-    def messages(self) -> Generator[tuple[int, Ended | Member | Status | None]]:
+    def messages(self) -> Generator[tuple[int, Ended | GroupMember | Status | None]]:
         """Do all tasks; a PinxitError if no worker can do any."""
         while self._hand_out():
             for number, message in self.engine.receive():

@@ -104,13 +104,6 @@ class Task:
 
 
 @dataclass(frozen=True)
-class Member:
-    """A subject can be trained; how it can be grouped."""
-
-    member: GroupMember
-
-
-@dataclass(frozen=True)
 class Ended:
     """A subject is trained, or is left out because of an error."""
 
@@ -139,7 +132,8 @@ class Done:
     """The task is done."""
 
 
-Message = Member | Ended | Status | Unusable | Done
+# A `GroupMember` says that a subject can be trained, and how it can be grouped.
+Message = GroupMember | Ended | Status | Unusable | Done
 
 
 class Worker:
@@ -195,7 +189,7 @@ class Worker:
     def _survey(self, model: Model, task: Task) -> Generator[Message]:
         for name, recipe in task.subjects.items():
             try:
-                yield Member(group_member(model, self._run(name, recipe)))
+                yield group_member(model, self._run(name, recipe))
             except PinxitError as error:
                 yield Ended(name, error)
 
@@ -240,7 +234,9 @@ class Worker:
                     self._store.put(names[run])
                 if time.monotonic() >= next_status:
                     next_status = time.monotonic() + _STATUS_EVERY
-                    yield Status(sum(steps.values()), total, _shortened(names.values()))
+                    first, *others = names.values()
+                    note = f"{first} and {len(others)} more" if others else first
+                    yield Status(sum(steps.values()), total, note)
 
 
 def return_to_common_step(runs: Sequence[Run]) -> None:
@@ -271,11 +267,6 @@ def _wait_until_free(runs: Iterable[Run]) -> None:
     deadline = time.monotonic() + _LOCKED_SECONDS
     while any(is_locked(run.folder) for run in runs) and time.monotonic() < deadline:
         time.sleep(0.1)
-
-
-def _shortened(names: Iterable[str]) -> str:
-    first, *others = names
-    return f"{first} and {len(others)} more" if others else first
 
 
 def _bug(error: Exception) -> PinxitError:

@@ -176,16 +176,12 @@ class RunFolder:
             yield self.record(SavedCheckpoint(step.number, self.folder / CONCEPT))
         if last:
             try:
-                self._test_saved(trainer, answer)
+                with trainer.averaged_weights():
+                    check_saved(trainer.adapters, self.concept.parts, answer)
             except PinxitError as error:
                 yield self.record(RunFailure(error))
                 return
             yield self.record(Finished(step.number, result_file(self.folder)))
-
-    def _test_saved(self, trainer: ConceptTrainer, answer: Callable[[], Tensor]) -> None:
-        """RunError if the saved concept, read back, does not give the answer of the trained one."""
-        with trainer.averaged_weights():
-            check_saved(trainer.adapters, self.concept.parts, answer)
 
     def _preview(self, step: StepResult, trainer: ConceptTrainer) -> Generator[Event]:
         """Save previews and, if their scores are the best so far, the concept."""

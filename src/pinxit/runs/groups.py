@@ -1,12 +1,14 @@
 """Which concepts are trained in one batch: a pure function of their recipes and images."""
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 from math import ceil
 from pathlib import Path
 from typing import Self
+
+import numpy as np
 
 from pinxit.images.folder import TrainingImage, fingerprint
 from pinxit.models.prompt import normal_form, token_pattern
@@ -40,19 +42,16 @@ class GroupMember:
         cls,
         folder: Path,
         recipe: Recipe,
-        images: Iterable[TrainingImage],
+        images: tuple[TrainingImage, ...],
         batch_size: int,
         *,
         exists: bool,
     ) -> Self:
         """The member of a run with these images; `batch_size` is the chosen one."""
-        images = tuple(images)
-        method, captions = recipe.method, (image.caption for image in images)
+        token, method = recipe.token, recipe.method
         independent, content = method.independent_concepts, fingerprint(images)
-        texts = tuple(filter(None, captions))
-        return cls(
-            folder, recipe.token, method.name, independent, batch_size, content, texts, exists
-        )
+        captions = tuple(image.caption for image in images if image.caption)
+        return cls(folder, token, method.name, independent, batch_size, content, captions, exists)
 
 
 @dataclass(frozen=True)
@@ -83,7 +82,8 @@ def plan_groups(members: Sequence[GroupMember], max_concepts: int | None) -> Bat
         similar = [member for member in sharing if member.exists == exists]
         similar.sort(key=lambda member: (member.fingerprint, member.token))
         count = ceil(len(similar) / max_concepts)
-        groups += [_even_part(similar, count, index) for index in range(count)]
+        parts = np.array_split(np.arange(len(similar)), count) if similar else []
+        groups += [[similar[index] for index in part] for part in parts]
     reasons: list[str] = []
     if any(len(group) < len(sharing) for group in groups):
         reasons.append(f"at most {max_concepts} in one batch")
@@ -94,13 +94,6 @@ def plan_groups(members: Sequence[GroupMember], max_concepts: int | None) -> Bat
     groups += [[member] for member in alone]
     folders = tuple(tuple(member.folder for member in group) for group in groups)
     return BatchGroups(folders, "; ".join(reasons))
-
-
-def _even_part(members: list[GroupMember], count: int, index: int) -> list[GroupMember]:
-    """Part `index` of members split into `count` parts, whose sizes differ by at most one."""
-    size, remainder = divmod(len(members), count)
-    start = index * size + min(index, remainder)
-    return members[start : start + size + (1 if index < remainder else 0)]
 
 
 def _mentions_other_token(

@@ -178,12 +178,11 @@ def read_run(folder: Path | str) -> RunState:
     )
 
 
-def read_log(folder: Path | str) -> RunState:
+def read_log(folder: Path) -> RunState:
     """Like `read_run`, but from recipe and log alone: no concept file is opened.
 
     The saved steps are those in the log: they can be older than the files after a power failure.
     """
-    folder = Path(folder)
     events = tuple(TrainingLog(folder / JOURNAL).events())
     saved = [e.step for e in events if isinstance(e, SavedCheckpoint | Stopped | Finished)]
     best = [e.step for e in events if isinstance(e, PreviewScores) and e.is_best]

@@ -18,7 +18,7 @@ from pinxit.generation.image_cache import copy_images
 from pinxit.images.folder import TrainingImage
 from pinxit.models.device import device_name, memory_errors
 from pinxit.models.model import Model
-from pinxit.progress import Notice, Progress
+from pinxit.progress import Notice
 from pinxit.runs.class_images import generate_class_images, read_class_images
 from pinxit.runs.events import Event, Finished, RunFailure, Started, Stopped
 from pinxit.runs.file_names import BASE_IMAGES, CONCEPT, RECIPE
@@ -130,11 +130,6 @@ class Run(RunFolder):
             self.plan = TrainingPlan.of(self.recipe, model, len(self.images))
         self.recipe = self.plan.recipe
 
-    def prepare(self, model: Model) -> Iterator[Progress]:
-        """Generate the class images that the method requires and that are not in the cache."""
-        self.ranks.exchange(MakeClassImages(self.plan.class_images))
-        return generate_class_images(model, self.plan.class_images, self.ranks)
-
     def create_judge(self, model: Model, others: Iterable["Run"] = ()) -> Iterator[Notice]:
         """Create the judge that scores previews, if they are to be scored and the metrics exist.
 
@@ -242,16 +237,20 @@ def _start(
 ) -> Generator[Event]:
     """Prepare a run, add its trainer to `trainers`, and restore it from the last checkpoint."""
     run.write_recipe()
-    for event in chain(run.prepare(model), run.create_judge(model, trainers)):
+    required = run.plan.class_images
+    run.ranks.exchange(MakeClassImages(required))
+    preparation = generate_class_images(model, required, run.ranks)
+    for event in chain(preparation, run.create_judge(model, trainers)):
         yield run.record(event)
-    class_images = read_class_images(model, run.plan.class_images)
+    class_images = read_class_images(model, required)
     trainer = trainers[run] = ConceptTrainer(model, run.plan, run.images, class_images, run.ranks)
     for notice in training_notices(trainer, run.images):
         yield run.record(notice)
     for message in trainer.unused_inputs():
         yield run.record(Notice(message))
     yield from run.restore(trainer, last_error)
-    yield run.record(_started(trainer, model))
+    device, precision = device_name(model.device), model.placement.precision
+    yield run.record(Started(trainer.steps_done, trainer.total_steps, device, precision))
     if trainer.unfinished:
         for event in chain(trainer.samples.encode_images(), trainer.answer_with_base()):
             yield run.record(event)
@@ -259,11 +258,6 @@ def _start(
             yield run.record(Notice(message))
     else:
         yield run.record(Finished(trainer.steps_done, run.state.result_file))
-
-
-def _started(trainer: ConceptTrainer, model: Model) -> Started:
-    device, precision = device_name(model.device), model.placement.precision
-    return Started(trainer.steps_done, trainer.total_steps, device, precision)
 
 
 def _train_started(
