@@ -174,14 +174,14 @@ def test_a_concept_survives_offloading(
         run = train_run(model, recipe(model, method), tmp_path / str(len(method)))
         expected = generate_images(model, request(num_images=1), [run.folder])
         failures = iter([True])
-        original = sample._initial_latents
+        original = sample.prepare_controls
 
         def fails_once(*arguments: Any, failures: Any = failures, original: Any = original) -> Any:
             if next(failures, False):
                 raise torch.OutOfMemoryError
             return original(*arguments)
 
-        monkeypatch.setattr(sample, "_initial_latents", fails_once)
+        monkeypatch.setattr(sample, "prepare_controls", fails_once)
         images = generate_images(model, request(num_images=1), [run.folder])
         monkeypatch.undo()
         assert next(failures, None) is None

@@ -8,7 +8,6 @@ from inspect import signature
 from typing import Any
 
 import torch
-from torch import nn
 
 from pinxit.adapters.adapter import applied
 from pinxit.arguments import checked
@@ -105,11 +104,7 @@ def _add_tokens(model: Model, parts: Mapping[str, Any]) -> None:
         table = network.get_input_embeddings().weight
         for token, vector in vectors.items():
             table[tokenizer.convert_tokens_to_ids(token)] = vector.to(table)
-        _find_end_by_id(network, tokenizer.eos_token_id)
-
-
-def _find_end_by_id(network: nn.Module, end: int) -> None:
-    """Take the pooled state at the end token; the largest id may now be that of an added token."""
-    for module in network.modules():
-        if hasattr(module, "eos_token_id"):
-            module.eos_token_id = end  # pyright: ignore[reportArgumentType]
+        # The pooled state is that of the end token; the largest id may now be an added token's.
+        for module in network.modules():
+            if hasattr(module, "eos_token_id"):
+                module.eos_token_id = tokenizer.eos_token_id

@@ -92,11 +92,12 @@ def sample_images(
     enough_memory = memory_errors(RequestError, f"on {model.device} to generate", hint)
     with enough_memory, applied(model, combined_adapters(concepts, model)):
         yield from request_notices(model, request, concepts)
-        source_prompts = _source_prompts(request, concepts)
+        plain_prompt = without_tokens(request.prompt, concepts)
+        source_prompts = [one.source_branch_prompt(plain_prompt) for one in request.controls]
         prompts = _Prompts.encoded(model, request, source_prompts)
         batches = ranks.share(_seed_batches(model, request, size, len(prompts.branches)))
         changed = any(concept.has_strength or concept.has_full_weights for concept in concepts)
-        number, memory = 0, _MemoryFallback(model, size)
+        number, offloaded = 0, False
         while number < len(batches):
             try:
                 for event in _sample_batch(model, request, prompts, batches[number], changed):
@@ -107,38 +108,27 @@ def sample_images(
                         yield event
                 number += 1
             except torch.OutOfMemoryError as error:
-                batches[number:] = memory.smaller_batches(batches[number:], error)
+                if offloaded and len(batches[number]) == 1:
+                    raise RequestError(
+                        f"not enough memory on {model.device} for an image of {size[0]}x{size[1]} "
+                        f"pixels in {model.placement.precision}",
+                        "choose a smaller --size, --precision bf16, or --device cpu",
+                    ) from error
+                batches[number:] = _smaller_batches(model, batches[number:])
+                offloaded = True
                 yield Notice(f"memory ran out: {len(batches[number])} at a time from now on")
 
 
-class _MemoryFallback:
-    """What is done when memory runs out: unused networks are offloaded, batches are halved."""
-
-    def __init__(self, model: Model, size: tuple[int, int]) -> None:
-        self._model = model
-        self._size = size
-        self._offloaded = False
-
-    def smaller_batches(
-        self, batches: Sequence[tuple[int, ...]], error: torch.OutOfMemoryError
-    ) -> list[tuple[int, ...]]:
-        """The seeds of smaller batches; RequestError if the first is of one image already."""
-        if self._offloaded and len(batches[0]) == 1:
-            width, height = self._size
-            raise RequestError(
-                f"not enough memory on {self._model.device} for an image of {width}x{height} "
-                f"pixels in {self._model.placement.precision}",
-                "choose a smaller --size, --precision bf16, or --device cpu",
-            ) from error
-        # Networks that a concept has changed cannot be read again from the base model.
-        changed = any(getattr(one, "changes_conditioning", False) for one in self._model.changes)
-        encoders = () if changed else self._model.text_encoders
-        self._model.offload("vae", *self._model.frozen_text_encoders, *encoders)
-        self._offloaded = True
-        release_unused_memory()
-        middles = [(seeds, (len(seeds) + 1) // 2) for seeds in batches]
-        halves = [half for seeds, at in middles for half in (seeds[:at], seeds[at:])]
-        return list(filter(None, halves))
+def _smaller_batches(model: Model, batches: Sequence[tuple[int, ...]]) -> list[tuple[int, ...]]:
+    """Offload unused networks after memory ran out; returns the seeds of halved batches."""
+    # Networks that a concept has changed cannot be read again from the base model.
+    changed = any(getattr(one, "changes_conditioning", False) for one in model.changes)
+    encoders = () if changed else model.text_encoders
+    model.offload("vae", *model.frozen_text_encoders, *encoders)
+    release_unused_memory()
+    middles = [(seeds, (len(seeds) + 1) // 2) for seeds in batches]
+    halves = [half for seeds, at in middles for half in (seeds[:at], seeds[at:])]
+    return list(filter(None, halves))
 
 
 @dataclass(frozen=True)
@@ -169,12 +159,6 @@ class _Prompts:
     def branches(self) -> list[Conditioning]:
         """The conditioning of each branch of a batch."""
         return [self.prompt, *(source for source in self.sources if source is not None)]
-
-
-def _source_prompts(request: GenerationRequest, concepts: Sequence[Concept]) -> list[str | None]:
-    """The prompt of each control's source branch, or None for a control without one."""
-    plain_prompt = without_tokens(request.prompt, concepts)
-    return [control.source_branch_prompt(plain_prompt) for control in request.controls]
 
 
 def _seed_batches(
@@ -209,7 +193,10 @@ def _sample_batch(
     )
     hooks, steps_before = yield from prepare_controls(context, request.controls, prompts.sources)
     sampler = context.make_sampler()
-    images = _initial_latents(context, request, sampler, hooks)
+    starts = [start for hook in hooks if (start := hook.initial_latents(sampler)) is not None]
+    if request.init_image is not None:
+        starts.append(context.noise_image(sampler, request.init_image, request.denoising_strength))
+    images = starts[0] if starts else sampler.scale_initial_noise(context.noise())
     sources = [source for hook in hooks if (source := hook.source_latents(images)) is not None]
     steps = _denoise(
         context, sampler, torch.cat([images, *sources]), prompts, hooks, request.guidance_scale
@@ -220,19 +207,6 @@ def _sample_batch(
             images = latents[: len(seeds)]
             yield SamplingProgress("generating", done, total, latents=images)
     yield from _finished_images(context, request, images, hooks)
-
-
-def _initial_latents(
-    context: SamplingContext,
-    request: GenerationRequest,
-    sampler: Sampler,
-    hooks: Sequence[ControlHooks],
-) -> Tensor:
-    """The latents before the first step: noise, or from the initial image or a control."""
-    starts = [start for hook in hooks if (start := hook.initial_latents(sampler)) is not None]
-    if request.init_image is not None:
-        starts.append(context.noise_image(sampler, request.init_image, request.denoising_strength))
-    return starts[0] if starts else sampler.scale_initial_noise(context.noise())
 
 
 def _denoise(
