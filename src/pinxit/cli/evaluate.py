@@ -13,7 +13,6 @@ from pinxit.cli.flags import (
     DOWNLOAD,
     GPUS,
     Values,
-    aliased,
     command,
     flag,
     flags,
@@ -34,6 +33,7 @@ from pinxit.models.hub import looks_like_id
 from pinxit.models.model import Model
 from pinxit.models.open_base import local_resolution
 from pinxit.models.ranks import Ranks
+from pinxit.options import Option, Options
 from pinxit.reports.comparison import REPORT, TABLE
 from pinxit.reports.comparison import evaluate as evaluate_concepts
 from pinxit.reports.dreambench import open_or_create, write_comparison
@@ -45,13 +45,30 @@ from pinxit.training.recipe import Recipe
 _OUT = Path("evaluation")
 # Recipe options that may be given for all concepts.
 _RECIPE_OPTIONS = ("images", "class_noun", "base")
-_BENCHMARK, _METHOD = "Training a benchmark", "textual-inversion"
+_METHOD = "textual-inversion"
 # The metrics that are printed.
 _SHARES = ("likeness", "prompt", "best")
 # DreamBench's number of images for each prompt.
 _PROTOCOL, _PROTOCOL_IMAGES = "dreambench", 4
 # A base model of this size may have pocket's vocabulary, and needs no networks then.
 _POCKET_RESOLUTION = 64
+
+
+class BenchmarkOptions(Options):
+    """How the subjects of a benchmark are trained before they are evaluated."""
+
+    benchmark: Path | None = None
+    """folder of image folders to train first"""
+    protocol: str | None = None
+    """dreambench: 4 images per prompt, and a table with published values"""
+    method: str = _METHOD
+    """training method"""
+    recipe: Path | None = None
+    """recipe file with training options, without images, token and class noun"""
+    training_steps: int | None = Option(
+        None, aliases=("learning_steps",), default_is="chosen by method"
+    )
+    """training steps"""
 
 
 def _evaluate(given: Values) -> None:
@@ -80,7 +97,9 @@ def _evaluate_in(ranks: Ranks, opening: Opening, given: Values) -> None:
     if "benchmark" in given:
         common = {"preview_every": 0, **_training_options(given), **overrides}
         _require_judges(opening, str(common.get("base", "pocket")), settings)
-        runs = (*runs, *_train_benchmark(given["benchmark"], out, common, opening))
+        group, folder = open_or_create(given["benchmark"], out, common), out / "runs"
+        train_group(group, folder, opening)  # those that are not finished
+        runs = (*runs, *(run.folder for run in group.runs(folder).values()))
         overrides = {}
     if not runs:
         raise RequestError(
@@ -136,15 +155,6 @@ def _protocol(given: Values) -> str | None:
     return protocol
 
 
-def _train_benchmark(
-    subjects: Path, out: Path, common: Mapping[str, object], opening: Opening
-) -> tuple[Path, ...]:
-    """The run folders of a benchmark's subjects; those that are not finished are trained now."""
-    group, folder = open_or_create(subjects, out, common), out / "runs"
-    train_group(group, folder, opening)
-    return tuple(run.folder for run in group.runs(folder).values())
-
-
 evaluate = command(
     [
         positionals("runs", Path, "run folders, or concept files in any format"),
@@ -159,26 +169,7 @@ evaluate = command(
         COMPILE,
         DOWNLOAD,
         flag("json", bool, "also print the metrics as JSON", "False"),
-        flag("benchmark", Path, "folder of image folders to train first", "none", group=_BENCHMARK),
-        flag(
-            "protocol",
-            str,
-            "dreambench: 4 images per prompt, and a table with published values",
-            "none",
-            group=_BENCHMARK,
-        ),
-        flag("method", str, "training method", _METHOD, group=_BENCHMARK),
-        flag(
-            "recipe",
-            Path,
-            "recipe file with training options, without images, token and class noun",
-            "none",
-            group=_BENCHMARK,
-        ),
-        *aliased(
-            flag("training_steps", int, "training steps", "chosen by method", group=_BENCHMARK),
-            "learning_steps",
-        ),
+        *flags(BenchmarkOptions, group="Training a benchmark"),
     ],
     _evaluate,
 )

@@ -157,9 +157,14 @@ class _Display:
             case (_, Ended(name, None)):
                 self._show_done(name)
             case (_, Ended(name, error)) if error:
-                self._show_left_out(name, error)
+                self.left_out[name] = error
+                say(f"{name} is left out: {error.message}", f"hint: {error.hint}")
+                self._write("left_out", subject=name, message=error.message, hint=error.hint)
             case (number, _):
-                self._show_restart(number)
+                self.restarts += 1
+                self.workers[number] = Status(0, 0, "starts again")
+                say(f"note: worker {number + 1} has died and is started again")
+                self._write("restart", worker=number + 1)
         self._show_progress(progress)
 
     def _show_done(self, name: str) -> None:
@@ -169,17 +174,6 @@ class _Display:
             self._write(self.verb, subject=name, path=path)
         else:
             data(path)
-
-    def _show_left_out(self, name: str, error: PinxitError) -> None:
-        self.left_out[name] = error
-        say(f"{name} is left out: {error.message}", f"hint: {error.hint}")
-        self._write("left_out", subject=name, message=error.message, hint=error.hint)
-
-    def _show_restart(self, number: int) -> None:
-        self.restarts += 1
-        self.workers[number] = Status(0, 0, "starts again")
-        say(f"note: worker {number + 1} has died and is started again")
-        self._write("restart", worker=number + 1)
 
     def _show_progress(self, progress: ProgressCallback) -> None:
         done = self.done + len(self.left_out)

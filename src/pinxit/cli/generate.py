@@ -36,6 +36,7 @@ from pinxit.models.hub import check_consent
 from pinxit.models.model import Model
 from pinxit.models.prompt import cut_bytes
 from pinxit.models.ranks import Ranks
+from pinxit.options import Option, Options
 from pinxit.progress import Notice
 
 _OUT = Path("generated")
@@ -45,6 +46,22 @@ _MAX_SHEET = 100  # images on the contact sheet
 _MAX_PROMPT_BYTES = 150  # of the prompt in a file name, which may have 255
 # Options that have flags of their own here, or none.
 _OTHER_FLAGS = frozenset({"prompt", "concepts", "width", "height", "num_images", "controls"})
+
+
+class OutputOptions(Options):
+    """What a command that generates images may load, and where it writes them."""
+
+    allow_download: bool = False
+    """download models from the hub that a PNG or a concept names"""
+    out: Path = _OUT
+    """folder for the images, or a PNG file for one image"""
+
+
+class SourceOptions(Options):
+    """Where a request comes from that is not typed."""
+
+    from_png: Path | None = Option(None, aliases=("like",))
+    """a PNG that pinxit generated: use its request, except for options that are given"""
 
 
 def generate_request(
@@ -241,13 +258,7 @@ def request_flags(
         *aliased(flag("size", str, "image size in pixels: 64 or 96x64", size), "resolution"),
         *flags(GenerationRequest, leave_out=_OTHER_FLAGS | leave_out),
         DEVICE,
-        flag(
-            "allow_download",
-            bool,
-            "download models from the hub that a PNG or a concept names",
-            "False",
-        ),
-        flag("out", Path, "folder for the images, or a PNG file for one image", str(_OUT)),
+        *flags(OutputOptions),
     ]
 
 
@@ -263,15 +274,7 @@ generate = command(
         GPUS,
         COMPILE,
         CUDA_GRAPHS,
-        *aliased(
-            flag(
-                "from_png",
-                Path,
-                "a PNG that pinxit generated: use its request, except for options that are given",
-                "none",
-            ),
-            "like",
-        ),
+        *flags(SourceOptions),
     ],
     lambda given: generate_request(given, lambda request, _: request),
 )

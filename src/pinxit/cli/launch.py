@@ -8,11 +8,11 @@ import time
 from collections.abc import Sequence
 
 from pinxit.cli.screen import say
+from pinxit.files.atomic_write import STOP_SIGNALS
 
 # Seconds until the others are killed after one process has ended: rank 0 may save gigabytes.
 _GRACE = 600.0
 _POLL = 0.1
-_SIGNALS = ("SIGINT", "SIGTERM", "SIGHUP")
 
 
 class StartRanks(Exception):  # noqa: N818 (no error: the command starts again in `count` processes)
@@ -54,9 +54,8 @@ def start_ranks(arguments: Sequence[str], count: int) -> int:
         for process in processes:
             process.send_signal(number)
 
-    for name in _SIGNALS:
-        if hasattr(signal, name):
-            signal.signal(getattr(signal, name), forward)
+    for number in STOP_SIGNALS:
+        signal.signal(number, forward)
     return _wait(processes)
 
 

@@ -3,7 +3,7 @@
 import os
 from collections.abc import Generator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from threading import Timer
 from typing import Any, Self
 
@@ -41,20 +41,11 @@ class Opening:
     @classmethod
     def typed(cls, given: Mapping[str, Any]) -> Self:
         """The values of --device, --download, --gpus, --compile and --cuda-graphs."""
-        download, compiled = given.get("download", False), given.get("compile", False)
-        gpus, graphs = given.get("gpus"), given.get("cuda_graphs", False)
-        opening = cls.of(given.get("device"), download=download, gpus=gpus, compiled=compiled)
-        return replace(opening, graphs=graphs)
-
-    @classmethod
-    def of(
-        cls, device: str | None, *, download: bool, gpus: int | None = None, compiled: bool = False
-    ) -> Self:
-        """A device, or None, whether DINO and CLIP may be downloaded, and the number of GPUs."""
         from pinxit.evaluation.networks import CLIP, DINO
 
-        judges = (DINO, CLIP) if download else ()
-        return cls(device, judges, 1 if gpus is None else gpus, compiled)
+        judges, gpus = (DINO, CLIP) if given.get("download") else (), given.get("gpus")
+        compiled, graphs = given.get("compile", False), given.get("cuda_graphs", False)
+        return cls(given.get("device"), judges, 1 if gpus is None else gpus, compiled, graphs)
 
     @contextmanager
     def joined(self, own_device: str | None = None) -> Generator[Ranks]:
@@ -85,8 +76,11 @@ class Opening:
             with killable():
                 model = open_source(source, str(device_of_rank(device)), precision)
         if self.judges:
+            from pinxit.evaluation.judge import uses_pocket_vocabulary
+            from pinxit.evaluation.networks import fetch_networks
+
             with bars():
-                _fetch_judges(model, self.judges)
+                fetch_networks(() if uses_pocket_vocabulary(model) else self.judges)
         if self.compiled or self.graphs:
             compile_denoiser(model, graphs=self.graphs)
         if options.base != "pocket":
@@ -108,11 +102,3 @@ def _said_if_slow(text: str) -> Generator[None]:
         yield
     finally:
         timer.cancel()
-
-
-def _fetch_judges(model: Model, names: tuple[str, ...]) -> None:
-    from pinxit.evaluation.judge import uses_pocket_vocabulary
-    from pinxit.evaluation.networks import fetch_networks
-
-    if not uses_pocket_vocabulary(model):
-        fetch_networks(names)

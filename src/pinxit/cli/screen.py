@@ -7,11 +7,11 @@ import sys
 import textwrap
 import threading
 import time
-from collections.abc import Collection, Generator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Generator, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from contextvars import ContextVar
 from shutil import get_terminal_size
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import (
     CycloptsError,
@@ -30,8 +30,6 @@ from pinxit.progress import Progress, ProgressCallback
 if TYPE_CHECKING:
     from cyclopts.argument import Argument as CommandArgument
     from rich import progress as rich_progress
-
-    from pinxit.options import Options
 
 # A flag without a `--no-` form.
 Switch = Annotated[bool, Parameter(negative="")]
@@ -182,14 +180,10 @@ def _unknown_option(error: UnknownOptionError, command: str, see_help: str) -> P
     hint = f"did you mean {flags[similar]}? {see_help}" if similar else see_help
     if command.startswith("pinxit train"):
         name = typed.removeprefix("--").replace("-", "_")
-        others = [method for method in registry.names("methods") if name in _options_of(method)]
+        methods = {one: registry.load("methods", one) for one in registry.names("methods")}
+        others = [one for one, options in methods.items() if name in options.option_names()]
         hint = f"it is an option of {', '.join(others)}; {see_help}" if others else hint
     return RequestError(f"`{command}` has no option {typed}", hint)
-
-
-def _options_of(method: str) -> Collection[str]:
-    options: type[Options] = registry.load("methods", method)
-    return options.option_names()
 
 
 def _shown_flag(alias: "CommandArgument") -> str:
@@ -250,36 +244,31 @@ def _bars() -> Generator[ProgressCallback]:
         progress.stop()
 
 
-@contextmanager
-def stoppable() -> Generator[None]:
+def stoppable() -> AbstractContextManager[None]:
     """Raise KeyboardInterrupt for SIGTERM and SIGHUP too, unless they are ignored (nohup)."""
 
     def stop(number: int, _: object) -> None:
         raise KeyboardInterrupt(number)
 
-    in_main_thread = threading.current_thread() is threading.main_thread()
-    numbers = [number for number in STOP_SIGNALS if in_main_thread and number != signal.SIGINT]
-    numbers = [number for number in numbers if signal.getsignal(number) == signal.SIG_DFL]
-    for number in numbers:
-        signal.signal(number, stop)
-    try:
-        yield
-    finally:
-        for number in numbers:
-            signal.signal(number, signal.SIG_DFL)
+    return _handled(stop, lambda before: before == signal.SIG_DFL)  # Python handles SIGINT
 
 
-@contextmanager
-def killable() -> Generator[None]:
+def killable() -> AbstractContextManager[None]:
     """Let stop signals end the process at once: there is nothing to save.
 
     Python's own handlers wait until code of a library in C or Rust returns, which can take long.
     """
+    return _handled(signal.SIG_DFL, callable)
+
+
+@contextmanager
+def _handled(handler: Any, is_replaced: Callable[[object], bool]) -> Generator[None]:
+    """Handle stop signals by another handler, where the one before is to be replaced."""
     in_main_thread = threading.current_thread() is threading.main_thread()
-    numbers = [number for number in STOP_SIGNALS if in_main_thread]
-    handlers = {n: h for n in numbers if callable(h := signal.getsignal(n))}
+    before = {number: signal.getsignal(number) for number in STOP_SIGNALS if in_main_thread}
+    handlers = {number: one for number, one in before.items() if is_replaced(one)}
     for number in handlers:
-        signal.signal(number, signal.SIG_DFL)
+        signal.signal(number, handler)
     try:
         yield
     finally:

@@ -74,8 +74,9 @@ def train_from_file(  # noqa: PLR0913 (one for each flag)
         raise RecipeError(f"a recipe ({recipe}) and a run ({resume}) are both given", _usage())
     from pinxit.cli import train_run
 
-    opening = train_run.Opening.of(device, download=download, gpus=gpus, compiled=compile_)
-    train_run.train_run(train_run.Run.open(resume, steps, images, base), opening)
+    typed = {"device": device, "download": download, "gpus": gpus, "compile": compile_}
+    run = train_run.Run.open(resume, steps, images, base)
+    train_run.train_run(run, train_run.Opening.typed(typed))
 
 
 def _is_image_folder(words: tuple[str, ...]) -> bool:
@@ -133,7 +134,8 @@ def resume_many(  # noqa: PLR0913 (one for each flag)
     typed = {"engine": engine, "workers": workers, "address": address, "shard": shard}
     typed |= {"store": store}
     fleet = {name: value for name, value in typed.items() if value is not None}
-    resume_group(resume, Opening.of(device, download=download), fleet, as_json=json_)
+    opening = Opening.typed({"device": device, "download": download})
+    resume_group(resume, opening, fleet, as_json=json_)
 
 
 def _usage() -> str:

@@ -106,7 +106,9 @@ def _train_one(given: Values, recipe: dict[str, Any]) -> None:
                 f"type: pinxit train --recipe {given['recipe']}",
             )
         recipe = {**stored, **recipe, "method": {**stored["method"], **recipe["method"]}}
-    start(Recipe.model_validate(recipe), given.get("out"), Opening.typed(given))
+    run_recipe = Recipe.model_validate(recipe)
+    out = given.get("out") or Path("runs") / file_name(run_recipe.token)
+    train_run(Run.create(out, run_recipe), Opening.typed(given))
 
 
 def _train_many(given: Values, common: dict[str, object]) -> None:
@@ -125,29 +127,20 @@ def _train_many(given: Values, common: dict[str, object]) -> None:
     _train_group(group, out, opening, fleet, as_json=as_json)
 
 
-def start(recipe: Recipe, out: Path | None, opening: Opening) -> None:
-    """Start a run in a new folder."""
-    train_run(Run.create(out or Path("runs") / file_name(recipe.token), recipe), opening)
-
-
 def train_run(run: Run, opening: Opening) -> None:
     """Train with progress bars; print the path of the concept on stdout."""
     with opening.joined(run.recipe.device) as run.ranks:
         if run.ranks.rank:
             with stoppable():
                 follow(run.ranks, opening.open)
-        _train_and_show(run, opening)
-
-
-def _train_and_show(run: Run, opening: Opening) -> None:
-    # Problems of the images are shown before a large base model is opened.
-    images = read_and_check_images(run)
-    run.ranks.exchange(OpenBase(run.recipe))
-    model = opening.open(run.recipe)
-    with closing(run.train(model, images)) as events:
-        _show_events({run: ""}, ((run, event) for event in events), lambda: stop_message(run))
-    say(*best_step_lines(run.state))
-    data(str(run.state.result_file))
+        # Problems of the images are shown before a large base model is opened.
+        images = read_and_check_images(run)
+        run.ranks.exchange(OpenBase(run.recipe))
+        model = opening.open(run.recipe)
+        with closing(run.train(model, images)) as events:
+            _show_events({run: ""}, ((run, event) for event in events), lambda: stop_message(run))
+        say(*best_step_lines(run.state))
+        data(str(run.state.result_file))
 
 
 def read_and_check_images(run: Run) -> tuple[TrainingImage, ...]:
