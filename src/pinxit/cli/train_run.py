@@ -116,13 +116,12 @@ def _train_many(given: Values, common: dict[str, object]) -> None:
     group = RunGroup.from_table(given["subjects"], common, given.get("max_concepts_per_batch"))
     opening = Opening.typed(given)
     fleet, as_json = FleetOptions.chosen(given), given.get("json", False)
-    if "resume" in given:
-        fetch_list(given["resume"], given.get("store"))
-        group.check_in(given["resume"])
-        resume_group(given["resume"], opening, fleet, as_json=as_json)
-        return
     out = given.get("out") or Path("runs") / file_name(given["subjects"].stem)
-    if not fleet and not as_json:  # with workers, the same command also continues
+    if "resume" in given:
+        out = given["resume"]
+        fetch_list(out, given.get("store"))
+        group.check_in(out)
+    elif not fleet and not as_json:  # with workers, the same command also continues
         group.create(out)
     _train_group(group, out, opening, fleet, as_json=as_json)
 
