@@ -24,6 +24,7 @@ from pinxit.generation.finite import check_finite
 from pinxit.generation.notices import request_notices
 from pinxit.generation.request import GeneratedImage, GenerationRequest
 from pinxit.generation.schedulers import Sampler, scheduler_name
+from pinxit.generation.style_guidance import STYLE_SHARE, styled_negative_prompt
 from pinxit.images.tensors import to_image
 from pinxit.models.conditioning import Conditioning
 from pinxit.models.device import memory_errors, release_unused_memory
@@ -135,10 +136,12 @@ def _smaller_batches(model: Model, batches: Sequence[tuple[int, ...]]) -> list[t
 class _Prompts:
     """The conditioning of each prompt, (1, L, D); `sources` has one for each control, or None.
 
-    A batch has a branch of images for the prompt, then one for each source prompt.
+    A batch has a branch of images for the prompt, then one for each source prompt, whose negative
+    prompt has no style.
     """
 
     negative: Conditioning
+    source_negative: Conditioning
     prompt: Conditioning
     sources: tuple[Conditioning | None, ...]
 
@@ -149,16 +152,26 @@ class _Prompts:
         """The conditioning of the prompts of a request and of its controls."""
         texts = [request.negative_prompt, request.prompt]
         texts += [prompt for prompt in source_prompts if prompt is not None]
+        styled = styled_negative_prompt(model, request)
+        texts += [styled] if styled else []
         conditioning = model.condition(texts, request.prompt_parsing)
         rows = iter([conditioning[row : row + 1] for row in range(len(texts))])
-        negative, prompt = next(rows), next(rows)
+        plain, prompt = next(rows), next(rows)
         sources = tuple(None if source is None else next(rows) for source in source_prompts)
-        return cls(negative, prompt, sources)
+        negative = plain
+        if styled:
+            negative = Conditioning.stack([plain, next(rows)]).mixed(STYLE_SHARE)
+        return cls(negative, plain, prompt, sources)
 
     @property
     def branches(self) -> list[Conditioning]:
         """The conditioning of each branch of a batch."""
         return [self.prompt, *(source for source in self.sources if source is not None)]
+
+    @property
+    def negatives(self) -> list[Conditioning]:
+        """The conditioning of the negative prompt of each branch."""
+        return [self.negative, *[self.source_negative] * (len(self.branches) - 1)]
 
 
 def _seed_batches(
@@ -219,7 +232,7 @@ def _denoise(
 ) -> Iterator[Tensor]:
     """Denoise the latents of all branches, (branches * N, C, H, W); yields them after each step."""
     rows = [row for row in prompts.branches for _ in context.seeds]
-    negative = [prompts.negative] * len(latents) if scale > 1 else []
+    negative = [row for row in prompts.negatives for _ in context.seeds] if scale > 1 else []
     conditioning = Conditioning.stack([*negative, *rows])
     # Each branch draws the same random numbers.
     states = [rng.get_state() for _ in prompts.branches for rng in context.generators]

@@ -41,6 +41,10 @@ class Conditioning:
         """The same conditioning in another dtype."""
         return self._with_each(lambda tensor: tensor.to(dtype))
 
+    def mixed(self, share: float) -> "Conditioning":
+        """The first of two rows with a share of the second; both must have the same mask."""
+        return self._with_each(lambda rows: torch.lerp(rows[:1], rows[1:], share))
+
     def __getitem__(self, index: slice | Tensor) -> "Conditioning":
         return self._with_each(lambda tensor: tensor[index])
 
