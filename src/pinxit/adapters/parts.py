@@ -145,8 +145,7 @@ class EmbeddingPart(Part):
         for name, table in self.tables.items():
             size = " x ".join(map(str, table.shape))
             norms = f", norm {norm_range(table)}" if table.ndim == 2 else ""
-            text = f"{size} for `{name}`{norms}"
-            rows.append(("embedding", text))
+            rows.append(("embedding", f"{size} for `{name}`{norms}"))
         titles = " or ".join(family.title for family in self.families)
         if titles and self.widths.keys() < {*self.families[0].encoder_widths}:
             titles += "; the token stands for nothing in the other text encoder"

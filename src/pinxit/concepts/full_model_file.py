@@ -107,15 +107,12 @@ def _with_new_weights(
     """The new weights under the network's names; ConceptError if names or shapes differ."""
     names = {without_prefix(name): name for name in weights if _is_weight(name)}
     tensors = {without_prefix(name): tensor for name, tensor in new_weights.items()}
-    different = names.keys() ^ tensors.keys()
-    different |= {
-        name
-        for name in names.keys() & tensors.keys()
-        if weights[names[name]].shape != tensors[name].shape
-    }
+    shapes = {name: weights[own_name].shape for name, own_name in names.items()}
+    different = shapes.items() ^ {name: tensor.shape for name, tensor in tensors.items()}.items()
     if different:
+        name, _ = min(different)
         raise ConceptError(
-            f"{where} is not the network that was trained: `{min(different)}` differs", BASE_HINT
+            f"{where} is not the network that was trained: `{name}` differs", BASE_HINT
         )
     return {names[name]: tensor for name, tensor in tensors.items()}
 

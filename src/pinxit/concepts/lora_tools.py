@@ -1,7 +1,7 @@
 """Merge LoRAs, reduce their ranks, and extract them from fine-tuned models."""
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -286,7 +286,7 @@ def _provenance(references: Sequence[ConceptReference], concepts: Sequence[Conce
     first, *others = (concept.provenance for concept in concepts)
     if not others:
         return first
-    bases: Mapping[str, None] = dict.fromkeys(concept.provenance.base for concept in concepts)
+    bases = {concept.provenance.base for concept in concepts}
     names = ", ".join(last_name(str(reference)) for reference in references)
     base = first.base if len(bases) == 1 else ""
     return Provenance.from_metadata(first.token, {"merged from": names}, base)

@@ -32,11 +32,10 @@ def check_same_change(concept: Concept, file: Path) -> None:
 
 
 def _layers(concept: Concept) -> dict[tuple[str, str], LayerTensors]:
-    parts = (part for part in concept.parts if isinstance(part, LoraPart))
     return {
         (part.network, layer): tensors
-        for part in parts
-        if part.variant in ("lora", "dora")
+        for part in concept.parts
+        if isinstance(part, LoraPart) and part.variant in ("lora", "dora")
         for layer, tensors in part.layers.items()
     }
 

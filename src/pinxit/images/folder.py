@@ -188,13 +188,10 @@ def check_usable(folder: Path, count: int, rejected: Sequence[ImageEntry]) -> No
         )
     if not count:
         folders = sorted(path.name for path in folder.iterdir() if path.is_dir())
-        choice = (
-            f"it contains the folders {', '.join(folders)}: give one of them" if folders else ""
-        )
-        raise ImageError(
-            f"there is no image in {folder}",
-            choice or "put images into it: 3 to 12 of a subject or a style",
-        )
+        hint = "put images into it: 3 to 12 of a subject or a style"
+        if folders:
+            hint = f"it contains the folders {', '.join(folders)}: give one of them"
+        raise ImageError(f"there is no image in {folder}", hint)
 
 
 def check_images(
@@ -271,12 +268,11 @@ def _files(folder: Path) -> list[Path]:
         hint = "unpack it" if packed else f"give the folder it is in: {folder.parent}"
         raise ImageError(f"{folder} is not a folder", hint)
     try:
-        paths = sorted(path for path in folder.iterdir() if not path.name.startswith("."))
+        return sorted(path for path in folder.iterdir() if not path.name.startswith("."))
     except OSError as error:
         raise ImageError(
             f"the folder {folder} cannot be read: {error.strerror}", "change its permissions"
         ) from error
-    return paths
 
 
 def _mask_pixels(mask: Mask | None, path: Path, decoded: Decoded) -> "Image | None":

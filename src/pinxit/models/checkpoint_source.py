@@ -199,24 +199,23 @@ class CheckpointSource(Source):
 
     def _find_parts(self) -> tuple[dict[str, _Part], dict[str, _Part]]:
         """The single-file layout that fits best: all its parts by name, and those in the file."""
-        best: tuple[list[str], dict[str, _Part], dict[str, _Part]] | None = None
+        layouts: list[tuple[dict[str, _Part], dict[str, _Part]]] = []
         for path in sorted(_LAYOUTS.glob("*.json")):
             content = json.loads(path.read_text(encoding="utf-8"))
             layout = {name: _Part(**part) for name, part in content.items()}
             parts = {name: part.in_file(self._tensors) for name, part in layout.items()}
             present = {name: part for name, part in parts.items() if part}
             if any(part.marker for part in present.values()):
-                missing = [name for name in layout if name not in present]
-                if best is None or len(missing) < len(best[0]):
-                    best = (missing, layout, present)
-        if best is None:
+                layouts.append((layout, present))
+        if not layouts:
             raise ModelError(
                 f"{self.path} is not a supported base model: it has {len(self._tensors)} tensors, "
                 f"such as `{next(iter(self._tensors), '')}`",
                 "pinxit inspect shows what a file is; a base model is a complete checkpoint, or a "
                 "transformer with --vae and --text-encoder; LoRAs and embeddings are for --concept",
             )
-        missing, layout, present = best
+        layout, present = min(layouts, key=lambda one: len(one[0]) - len(one[1]))
+        missing = [name for name in layout if name not in present]
         is_incomplete = not any(part.family for part in present.values())
         if is_incomplete and set(missing) - {"vae"}:
             raise ModelError(

@@ -5,7 +5,7 @@ from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import lru_cache
-from itertools import groupby
+from itertools import accumulate, groupby
 from typing import Any, ClassVar
 
 import torch
@@ -274,11 +274,9 @@ class PlaceholderEncoder(TextEncoder):
         self, pieces: Sequence[PromptPiece], vectors: Mapping[str, Tensor]
     ) -> list[Token]:
         """The tokens of a prompt's pieces; texts that touch are tokenized as one text."""
-        rows: dict[str, range] = {}
-        first_row = 0
-        for token, embeddings in vectors.items():
-            rows[token] = range(first_row, first_row + len(embeddings))
-            first_row += len(embeddings)
+        ends = accumulate(map(len, vectors.values()))
+        sizes = zip(vectors.items(), ends, strict=True)
+        rows = {token: range(end - len(table), end) for (token, table), end in sizes}
         tokens: list[Token] = []
         numbered = enumerate(pieces)
         groups = groupby(numbered, lambda item: (item[1].weight, item[1].token in vectors))

@@ -36,14 +36,12 @@ class WeightDifference(Adapter):
     @classmethod
     def of(cls, model: Model, network: str, layers: Sequence[str]) -> Self:
         """Trainable differences, 0 at first, of the weights of linear layers."""
-        paths, module = module_paths(model.networks[network]), model.networks[network]
-        shapes = {
-            name: weight_shape(base_layer(module.get_submodule(paths[name]))) for name in layers
-        }
-        differences = {
-            f"{name}.weight": nn.Parameter(torch.zeros(shape, device=model.device))
-            for name, shape in shapes.items()
-        }
+        module, differences = model.networks[network], dict[str, Tensor]()
+        paths = module_paths(module)
+        for name in layers:
+            shape = weight_shape(base_layer(module.get_submodule(paths[name])))
+            zeros = torch.zeros(shape, device=model.device)
+            differences[f"{name}.weight"] = nn.Parameter(zeros)
         adapter = cls(network, differences, text=network in model.text_encoders)
         adapter.strength = None
         return adapter
