@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TypeVar
 
 from torch import Tensor
 
@@ -12,6 +13,8 @@ from pinxit.adapters.strength import Strength, check_groups, strength_text
 from pinxit.concepts.metadata import Description, PartDescription, Provenance
 from pinxit.errors import ConceptError
 from pinxit.models.model import Model
+
+_P = TypeVar("_P", bound=Part)
 
 
 @dataclass(frozen=True)
@@ -56,6 +59,10 @@ class Concept:
         if self.has_full_weights:
             return "full weights"
         return "adapters" if self.has_strength else "embeddings"
+
+    def parts_of(self, kind: type[_P]) -> list[_P]:
+        """The parts of one type."""
+        return [part for part in self.parts if isinstance(part, kind)]
 
     @property
     def tokens(self) -> list[str]:

@@ -94,7 +94,7 @@ def full_model_metadata(
     concept: Concept, source: Source, weights: Mapping[str, Tensor], title: str
 ) -> dict[str, str]:
     """The metadata of a complete model; `weights` must include those of the denoiser."""
-    texts = [part.text for part in concept.parts if isinstance(part, AliasPart)]
+    texts = [part.text for part in concept.parts_of(AliasPart)]
     velocity = source.config("scheduler").get("prediction_type") == "v_prediction"
     family = family_of_denoiser(weights)
     fields = modelspec_metadata(family, title, ", ".join(texts), velocity=velocity)

@@ -54,12 +54,11 @@ def write_kohya_file(concept: Concept, loras: Sequence[LoraPart], target: Target
             file_tensors |= _transformer_tensors(part, table)
         else:
             file_tensors |= _lora_tensors(part, names)
-    for part in concept.parts:
-        if isinstance(part, DifferencePart):
-            file_tensors |= _difference_tensors(part, names)
-        if isinstance(part, EmbeddingPart):
-            for name, table in tables_to_keys(part.tables, _EMBEDDING_KEY).items():
-                file_tensors[f"bundle_emb.{part.token}.{name}"] = table
+    for part in concept.parts_of(DifferencePart):
+        file_tensors |= _difference_tensors(part, names)
+    for part in concept.parts_of(EmbeddingPart):
+        for name, table in tables_to_keys(part.tables, _EMBEDDING_KEY).items():
+            file_tensors[f"bundle_emb.{part.token}.{name}"] = table
     kohya_fields = _kohya_metadata(concept, loras, target.out.stem, names)
     metadata = modelspec_metadata(concept, target.out) | kohya_fields
     metadata["sshs_model_hash"] = _tensor_hash(file_tensors)

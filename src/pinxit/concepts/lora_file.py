@@ -43,8 +43,8 @@ class AdapterFormat(Format):
 
     def stores(self, concept: Concept) -> bool:
         """Whether it has LoRAs of supported variants, and no full weights."""
-        parts = (part for part in concept.parts if isinstance(part, LoraPart))
-        return super().stores(concept) and all(part.variant in self.variants for part in parts)
+        variants = {part.variant for part in concept.parts_of(LoraPart)}
+        return super().stores(concept) and variants <= self.variants
 
     def unpack(self, file: OpenedFile) -> LayerChanges:
         """The layer tensors and embeddings in a file."""
@@ -86,9 +86,8 @@ class AdapterFormat(Format):
 
         Raises ConceptError if this format cannot store the concept.
         """
-        parts = [part for part in concept.parts if isinstance(part, LoraPart)]
-        has_adapter = parts or any(isinstance(part, DifferencePart) for part in concept.parts)
-        if concept.has_full_weights or not has_adapter:
+        parts = concept.parts_of(LoraPart)
+        if concept.has_full_weights or not concept.has_strength:
             kind = "has full weights" if concept.has_full_weights else "is an embedding"
             raise ConceptError(
                 f"{concept.token} {kind}, but this format stores LoRAs", formats_hint(concept)
@@ -124,7 +123,7 @@ def adapter_family(parts: Sequence[Part]) -> FamilyFacts | None:
 
 def alias_texts(concept: Concept) -> list[str]:
     """The texts that stand for the concept's tokens in prompts."""
-    return [part.text for part in concept.parts if isinstance(part, AliasPart)]
+    return [part.text for part in concept.parts_of(AliasPart)]
 
 
 def _complete(part: LoraPart, token: str) -> LoraPart:

@@ -171,9 +171,7 @@ def _all_changes(
             "extract a LoRA from it first: pinxit lora extract",
         )
     for concept, strength in zip(concepts, strengths, strict=True):
-        for part in concept.parts:
-            if not isinstance(part, LoraPart):
-                continue
+        for part in concept.parts_of(LoraPart):
             if part.variant != "lora":
                 weights = weights or BaseWeights(base or concept.provenance.base, concept)
             for layer in part.layers:
@@ -227,7 +225,7 @@ def _weight_changes(
     concept: Concept, base: BaseWeights, progress: ProgressCallback
 ) -> Iterator[tuple[str, str, Tensor]]:
     """The difference in fp32 of each weight that differs from the base model's."""
-    parts = [part for part in concept.parts if isinstance(part, FullWeightsPart)]
+    parts = concept.parts_of(FullWeightsPart)
     total, done = sum(len(part.weights) for part in parts), 0
     for part in parts:
         for name, tensor in part.weights.items():
@@ -247,9 +245,7 @@ def _differences(concepts: Sequence[Concept]) -> Iterator[DifferencePart]:
     """The sums of the concepts' differences of weights, each scaled by the strength."""
     sums: dict[str, dict[str, Tensor]] = {}
     for concept in concepts:
-        for part in concept.parts:
-            if not isinstance(part, DifferencePart):
-                continue
+        for part in concept.parts_of(DifferencePart):
             weights = sums.setdefault(part.network, {})
             for name, tensor in part.weights.items():
                 scaled = one_strength(concept) * tensor.float()

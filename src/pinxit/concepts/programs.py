@@ -30,10 +30,10 @@ def content_kind(concept: Concept, *, bundled: bool = True) -> str:
     """
     if concept.has_full_weights:
         return "full weights"
-    variants = {part.variant for part in concept.parts if isinstance(part, LoraPart)}
-    embeddings = [part for part in concept.parts if isinstance(part, EmbeddingPart)]
+    variants = {part.variant for part in concept.parts_of(LoraPart)}
+    embeddings = concept.parts_of(EmbeddingPart)
     kind = next((kind for kind in _KINDS if kind in variants), "")
-    if not kind and any(isinstance(part, DifferencePart) for part in concept.parts):
+    if not kind and concept.parts_of(DifferencePart):
         kind = "difference"
     if kind:
         with_embedding = kind in ("lora", "difference") and embeddings and bundled
@@ -68,7 +68,7 @@ def usage(program: str, concept: Concept, out: Path) -> str:
     group = "embedding" if concept.content == "embeddings" else "adapter"
     group = "full weights" if concept.has_full_weights else group
     text: str = programs_table()["usage"][group].get(program, "")
-    embeddings = [part.token for part in concept.parts if isinstance(part, EmbeddingPart)]
+    embeddings = [part.token for part in concept.parts_of(EmbeddingPart)]
     token = ", ".join([*alias_texts(concept), *embeddings] or concept.tokens) or "nothing more"
     if program == "diffusers" and not out.suffix:
         text = 'from_pretrained("{path}")' if concept.has_full_weights else text

@@ -48,7 +48,7 @@ class DiffusersLora(AdapterFormat):
         """Write a file (in a folder if OUT has no suffix) with the alphas in its metadata."""
         loras, out = self.lora_parts(concept), target.out
         target.check_no_conversion()
-        embeddings = [part for part in concept.parts if isinstance(part, EmbeddingPart)]
+        embeddings = concept.parts_of(EmbeddingPart)
         if len(embeddings) > 1 or len({part.network for part in loras}) < len(loras):
             raise ConceptError(
                 f"{concept.token} has {len(embeddings)} embeddings and {len(loras)} adapters; "

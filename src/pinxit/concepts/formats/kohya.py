@@ -24,9 +24,8 @@ class Kohya(AdapterFormat):
 
     def stores(self, concept: Concept) -> bool:
         """Whether it has names for all layers of the LoRAs: not for those of transformers."""
-        parts = (part for part in concept.parts if isinstance(part, LoraPart))
-        has_names = not any(is_mmdit_layer(layer) for part in parts for layer in part.layers)
-        return has_names and super().stores(concept)
+        layers = (layer for part in concept.parts_of(LoraPart) for layer in part.layers)
+        return not any(map(is_mmdit_layer, layers)) and super().stores(concept)
 
     def write(self, concept: Concept, target: Target) -> None:
         """Write the adapters, with the embeddings bundled or in files next to it."""
