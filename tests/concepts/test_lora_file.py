@@ -29,6 +29,7 @@ from pinxit.concepts.read import read_concept
 from pinxit.errors import ConceptError
 from pinxit.files.safetensors_file import read_safetensors
 from pinxit.models.model import Model
+from tests.same_parts import same_parts
 
 DRAW = torch.Generator().manual_seed(1)
 A, B = torch.randn(4, 768, generator=DRAW), torch.randn(320, 4, generator=DRAW)
@@ -74,16 +75,6 @@ def pivotal(token: str = "<toy>", xl: bool = False) -> Concept:
     return Concept(tuple(parts), known)
 
 
-def same(one: Concept, other: Concept) -> bool:
-    assert [(p.kind, dict(p.settings)) for p in one.parts] == [
-        (p.kind, dict(p.settings)) for p in other.parts
-    ]
-    pairs = list(zip(one.parts, other.parts, strict=True))
-    assert all(a.tensors.keys() == b.tensors.keys() for a, b in pairs)
-    tensors = [(a.tensors[name], b.tensors[name]) for a, b in pairs for name in a.tensors]
-    return all(x.dtype == y.dtype and torch.equal(x, y) for x, y in tensors)
-
-
 WRITTEN = [(Kohya, ".safetensors"), (DiffusersLora, ".safetensors"), (DiffusersLora, "")]
 
 
@@ -105,14 +96,16 @@ def test_written_files_can_be_read(
     out = tmp_path / f"toy{ending}"
     layout().write(concept, Target(out))
     again = read_concept(out)
-    assert same(again, concept)
+    assert same_parts(again, concept)
     assert again.provenance == concept.provenance
-    assert not same(again, pivotal(xl=xl))  # the control: other numbers
+    assert not same_parts(again, pivotal(xl=xl))  # the control: other numbers
     # Then through the other format, with an alias as DreamBooth has it.
     parts = (AliasAdapter("<my toy>", "sks toy").part(), *again.parts[1:])
     other = Kohya() if layout is DiffusersLora else DiffusersLora()
     other.write(Concept(parts, again.provenance), Target(tmp_path / "there.safetensors"))
-    assert same(read_concept(tmp_path / "there.safetensors"), Concept(parts, again.provenance))
+    assert same_parts(
+        read_concept(tmp_path / "there.safetensors"), Concept(parts, again.provenance)
+    )
 
 
 @pytest.mark.parametrize("kind", ["loha", "lokr"])
@@ -133,7 +126,7 @@ def test_only_kohya_stores_loha_and_lokr(kind: str, tmp_path: Path) -> None:
         assert torch.equal(again[f"{TO_K}.lokr_w2"], low)
         assert torch.equal(again[f"{TO_K}.lokr_w1"], tensors[f"{TO_K}.lokr_w1"])
     else:
-        assert same(read_concept(out), concept)
+        assert same_parts(read_concept(out), concept)
     metadata = read_safetensors(out)[1]
     assert metadata["modelspec.architecture"] == "stable-diffusion-v1/lora"  # by 24 x 32 or 768
     assert metadata["ss_network_module"] == "lycoris.kohya"
@@ -459,7 +452,7 @@ def test_unsuitable_formats_refuse_it(tmp_path: Path) -> None:
         DiffusersLora().write(Concept(words, concept.provenance), Target(tmp_path / "x"))
     assert not list(tmp_path.iterdir())
     Pinxit().write(concept, Target(tmp_path / "x.safetensors"))
-    assert same(read_concept(tmp_path / "x.safetensors"), concept)
+    assert same_parts(read_concept(tmp_path / "x.safetensors"), concept)
 
 
 def test_sd3_in_diffusers_layout(tmp_path: Path) -> None:
@@ -467,7 +460,7 @@ def test_sd3_in_diffusers_layout(tmp_path: Path) -> None:
     concept = Concept((third,), Provenance.from_metadata("toy", {}))
     DiffusersLora().write(concept, Target(out := tmp_path / "toy.safetensors"))
     assert {name.split(".")[0] for name in read_safetensors(out)[0]} == {"transformer"}
-    assert same(read_concept(out), concept)
+    assert same_parts(read_concept(out), concept)
 
 
 def test_a_lora_of_another_kind_of_base(opened: Callable[[str], Model], tmp_path: Path) -> None:
@@ -519,4 +512,4 @@ def test_convert(out: str, name: str, tmp_path: Path, capsys: pytest.CaptureFixt
     assert f"written as {name or 'diffusers-lora'}" in printed
     assert "it fits pocket only" in printed
     assert "ComfyUI" not in printed  # which cannot open pocket
-    assert same(read_concept(tmp_path / out), read_concept(file))
+    assert same_parts(read_concept(tmp_path / out), read_concept(file))

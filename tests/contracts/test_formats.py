@@ -5,7 +5,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from torch import Tensor
 
 from pinxit import registry
 from pinxit.adapters.parts import EmbeddingPart, FullWeightsPart
@@ -15,6 +14,7 @@ from pinxit.concepts.metadata import Provenance
 from pinxit.concepts.read import read_concept, recognize_format
 from pinxit.errors import ConceptError, FileError
 from pinxit.files.open_any import open_any
+from tests.same_parts import same_parts
 
 FORMATS: dict[str, Format] = {
     name: registry.load("formats", name)() for name in registry.names("formats")
@@ -41,21 +41,6 @@ def cases() -> list[tuple[str, str, int]]:
         for towers in (1, 2)
         if "embeddings" in layout.contents and (towers == 1 or name not in LONE)
     ]
-
-
-def same_parts(one: Concept, other: Concept) -> bool:
-    assert [(part.kind, dict(part.settings)) for part in one.parts] == [
-        (part.kind, dict(part.settings)) for part in other.parts
-    ]
-    pairs = list(zip(one.parts, other.parts, strict=True))
-    assert all(a.tensors.keys() == b.tensors.keys() for a, b in pairs)
-    return all(identical(a.tensors[name], b.tensors[name]) for a, b in pairs for name in a.tensors)
-
-
-def identical(one: Tensor, other: Tensor) -> bool:
-    """Whether two tensors are equal to the bit, also for NaN."""
-    bits = one.contiguous().view(torch.uint8), other.contiguous().view(torch.uint8)
-    return one.dtype == other.dtype and one.shape == other.shape and torch.equal(*bits)
 
 
 @pytest.mark.parametrize(("name", "ending", "towers"), cases())

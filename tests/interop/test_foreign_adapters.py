@@ -81,13 +81,16 @@ def save(path: Path, tensors: dict[str, Tensor]) -> Path:
     return path
 
 
-def change(model: Model, file: Path, network: str, layer: str, leaf: str = "weight") -> Tensor:
+def change(
+    model: Model, file: Path, network: str, layer: str, leaf: str = "weight", strength: float = 1
+) -> Tensor:
     """What a file changes in a layer, in fp32."""
-    module = model.networks[network].get_submodule(module_paths(model.networks[network])[layer])
-    before = module.get_parameter(leaf).detach().clone()
-    with applied(model, read_concept(file).adapters(model)):
-        module = model.networks[network].get_submodule(module_paths(model.networks[network])[layer])
-        return module.get_parameter(leaf).detach().float() - before.float()
+    modules = model.networks[network]
+    path = module_paths(modules)[layer]
+    before = modules.get_submodule(path).get_parameter(leaf).detach().clone()
+    with applied(model, read_concept(file).with_strength(strength).adapters(model)):
+        after = modules.get_submodule(path).get_parameter(leaf).detach()
+        return after.float() - before.float()
 
 
 def shape(model: Model, network: str, layer: str) -> torch.Size:
@@ -319,7 +322,7 @@ def test_norms_and_biases(
     for path in (file, tmp_path / "again.safetensors"):
         assert close(change(model, path, network, layer, leaf), difference)
         assert close(change(model, path, "denoiser", LINEAR), product(down, up))
-        half = change_at(model, path, 0.5, network, layer, leaf)
+        half = change(model, path, network, layer, leaf, strength=0.5)
         assert close(half, difference / 2)
         if path is file:
             assert (
@@ -328,18 +331,6 @@ def test_norms_and_biases(
                 )
                 == 0
             )
-
-
-def change_at(
-    model: Model, file: Path, strength: float, network: str, layer: str, leaf: str
-) -> Tensor:
-    modules = model.networks[network]
-    before = (
-        modules.get_submodule(module_paths(modules)[layer]).get_parameter(leaf).detach().clone()
-    )
-    with applied(model, read_concept(file).with_strength(strength).adapters(model)):
-        module = modules.get_submodule(module_paths(modules)[layer])
-        return module.get_parameter(leaf).detach() - before
 
 
 PEFT_SETTINGS: list[tuple[dict[str, Any], float]] = [

@@ -78,7 +78,8 @@ def test_saved_variants_open_with_the_same_weights(
 
 def with_config(part: str, **changes: object) -> Callable[[Path], None]:
     def edit(base: Path) -> None:
-        file = base / part / "config.json"
+        name = "scheduler_config.json" if part == "scheduler" else "config.json"
+        file = base / part / name
         file.write_text(json.dumps(json.loads(file.read_text()) | changes))
 
     return edit
@@ -86,14 +87,6 @@ def with_config(part: str, **changes: object) -> Callable[[Path], None]:
 
 def with_text(name: str, text: str) -> Callable[[Path], object]:
     return lambda base: (base / name).write_text(text)
-
-
-def with_scheduler(values: dict[str, object]) -> Callable[[Path], object]:
-    def change(base: Path) -> None:
-        file = base / "scheduler" / "scheduler_config.json"
-        file.write_text(json.dumps({**json.loads(file.read_text()), **values}))
-
-    return change
 
 
 def with_link(name: str) -> Callable[[Path], object]:
@@ -153,7 +146,7 @@ def with_invalid_weights(base: Path) -> None:
         ),
         (with_text("scheduler/scheduler_config.json", "{"), "cannot read"),
         *(
-            (with_scheduler({key: value}), f"{key} cannot be")
+            (with_config("scheduler", **{key: value}), f"{key} cannot be")
             for key, value in (
                 ("num_train_timesteps", 300_000_000),
                 ("num_train_timesteps", "x"),
@@ -164,8 +157,8 @@ def with_invalid_weights(base: Path) -> None:
                 ("prediction_type", "flow"),
             )
         ),
-        (with_scheduler({"beta_start": "x"}), "cannot be opened"),
-        (with_scheduler({"trained_betas": {"a": 1}}), "cannot be opened"),
+        (with_config("scheduler", beta_start="x"), "cannot be opened"),
+        (with_config("scheduler", trained_betas={"a": 1}), "cannot be opened"),
         (with_config("unet", sample_size=None), "sample_size cannot be `None`"),
         (with_config("unet", sample_size=100_000), "sample_size cannot be `100000`"),
         (with_config("vae", scaling_factor="x"), "scaling_factor cannot be `x`"),

@@ -29,6 +29,7 @@ from pinxit.runs.groups import GroupMember
 from pinxit.runs.many import RunGroup, train_many
 from pinxit.runs.reader import read_run
 from pinxit.runs.store import Store
+from tests.noisy_subjects import noisy_subjects
 from tests.seeing import save_seeing
 
 NAMES = ("ape", "bee", "cow", "dog", "eel")
@@ -36,12 +37,7 @@ NAMES = ("ape", "bee", "cow", "dog", "eel")
 
 @pytest.fixture
 def subjects(tmp_path: Path) -> Path:
-    draw = np.random.default_rng(5)
-    for name in NAMES:
-        (tmp_path / "subjects" / name).mkdir(parents=True)
-        pixels = draw.integers(0, 256, (32, 32, 3), dtype=np.uint8)
-        Image.fromarray(pixels).save(tmp_path / "subjects" / name / "0.png")
-    return tmp_path / "subjects"
+    return noisy_subjects(tmp_path / "subjects", NAMES, 1)
 
 
 @pytest.fixture

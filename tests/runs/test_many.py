@@ -34,6 +34,7 @@ from pinxit.training import train
 from pinxit.training.concept_trainer import ConceptLoss, ConceptTrainer
 from pinxit.training.recipe import Recipe
 from pinxit.training.train import StepResult, TrainingSession
+from tests.noisy_subjects import noisy_subjects
 from tests.short_runs import concept_trainer
 
 NAMES = ("ape", "bee", "cow")
@@ -60,13 +61,7 @@ METHODS = pytest.mark.parametrize("method", [pytest.param(WORD, id="word"), *_LA
 @pytest.fixture
 def subjects(tmp_path: Path) -> Path:
     """A folder of three folders with two noisy images each."""
-    draw = np.random.default_rng(5)
-    for name in NAMES:
-        (tmp_path / "subjects" / name).mkdir(parents=True)
-        for number in range(2):
-            pixels = draw.integers(0, 256, (32, 32, 3), dtype=np.uint8)
-            Image.fromarray(pixels).save(tmp_path / "subjects" / name / f"{number}.png")
-    return tmp_path / "subjects"
+    return noisy_subjects(tmp_path / "subjects", NAMES, 2)
 
 
 @pytest.fixture
