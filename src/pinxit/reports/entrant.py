@@ -111,11 +111,6 @@ class Entrant:
         return self.concept.provenance.steps
 
     @property
-    def changes_only_token(self) -> bool:
-        """Whether the concept has no effect on prompts without its token."""
-        return all(part.tokens for part in self.concept.parts)
-
-    @property
     def subject_key(self) -> tuple[object, ...]:
         """Equal for entrants with the same images and base model; the base model comes first."""
         recipe = self.recipe

@@ -252,7 +252,7 @@ class Evaluator:
         else:
             images = self._generate(judge.prompt_run, entrant.concept.token, (entrant,))
         metrics, by_prompt = compute_metrics(judge, images)
-        if not entrant.changes_only_token:
+        if not all(part.tokens for part in entrant.concept.parts):  # other prompts change too
             class_images = self._generate(self._class_prompts(judge.prompt_run), None, (entrant,))
             # The floor is the base model with the same prompt, however similar its images are.
             scale = Scale.of(judge.metrics.fidelity, judge.fidelity_scale.references, others)

@@ -58,7 +58,8 @@ class Store:
             files = [local] if local.is_file() else [f for f in local.rglob("[!.]*") if f.is_file()]
             for file in sorted(files, key=lambda file: file.parent.name != CHECKPOINTS):
                 if self._copied.get(file) != _version(file):
-                    self._files.put_file(str(file), self._key(file))
+                    key = f"{self.root}/{file.relative_to(self.folder).as_posix()}"
+                    self._files.put_file(str(file), key)
                     self._copied[file] = _version(file)
             for key in self._files.find(f"{self.root}/{name}"):
                 if self._local(key) not in files:
@@ -85,9 +86,6 @@ class Store:
                 f"{self.url} cannot be {verb}: {first_line(error)}",
                 "check the address and your rights, then continue with the same command",
             ) from error
-
-    def _key(self, file: Path) -> str:
-        return f"{self.root}/{file.relative_to(self.folder).as_posix()}"
 
     def _local(self, key: str) -> Path:
         parts = PurePosixPath(key).relative_to(self.root).parts

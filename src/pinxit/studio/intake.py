@@ -13,13 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from pinxit.errors import DiskError
-from pinxit.files.atomic_write import (
-    atomic_write,
-    make_folder,
-    remove,
-    waiting_lock,
-    write_text,
-)
+from pinxit.files.atomic_write import atomic_write, make_folder, remove, waiting_lock, write_text
 from pinxit.images.decode import UnreadableError, decode
 from pinxit.images.inspect import ImageCheck, check_folder
 from pinxit.studio.image_set import (

@@ -120,6 +120,7 @@ class _Supervisor:
         self.device = device
         self.process: subprocess.Popen[bytes] | None = None
         self.folder = workspace.worker_folder(device)
+        self._pid_file, self._log_file = self.folder / "pid", self.folder / "worker.log"
 
     def run(self, ended: threading.Event) -> None:
         """Look after the worker until the event is set. The first page comes before its start."""
@@ -158,14 +159,6 @@ class _Supervisor:
                 worker.wait()
         except (ValueError, psutil.Error):
             return
-
-    @property
-    def _pid_file(self) -> Path:
-        return self.folder / "pid"
-
-    @property
-    def _log_file(self) -> Path:
-        return self.folder / "worker.log"
 
     def _start(self) -> None:
         make_folder(self.folder)

@@ -98,13 +98,6 @@ class TrainingView:
         return last[len(last) // 2] if len(last) > 2 else None
 
     @property
-    def seconds_left(self) -> float | None:
-        """The time that the other steps will take; None if it cannot be known yet."""
-        if self.step_seconds is None or self.job.state != "running":
-            return None
-        return self.step_seconds * (self.total - self.step)
-
-    @property
     def cost(self) -> str:
         """The time of the steps and the predicted memory; empty if they are not known."""
         if self.step_seconds is None:
@@ -122,10 +115,11 @@ class TrainingView:
         if state != "running":
             return f"{state} at step {self.step} of {self.total}" if self.step else state
         text = f"step {self.step} of {self.total}"
-        if self.seconds_left is None:
+        if self.step_seconds is None:
             return text
-        clock = time.strftime("%H:%M", time.localtime(time.time() + self.seconds_left))
-        return f"{text}, {duration(self.seconds_left)} left, done at {clock}"
+        left = self.step_seconds * (self.total - self.step)
+        clock = time.strftime("%H:%M", time.localtime(time.time() + left))
+        return f"{text}, {duration(left)} left, done at {clock}"
 
     @cached_property
     def smoothed(self) -> list[float]:
