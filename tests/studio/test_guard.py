@@ -93,6 +93,16 @@ def test_every_route_refuses_every_attack(client: TestClient, workspace: Workspa
             assert SECURITY_HEADERS.items() <= dict(answer.headers).items()
 
 
+@pytest.mark.parametrize("other", ['settings={"a": 1}', "[b]=c", "a=b c", 'u="2|1:0|10"'])
+def test_cookies_of_other_programs_change_nothing(
+    other: str, client: TestClient, workspace: Workspace
+) -> None:
+    """A browser sends the cookies of all ports of a machine."""
+    own = f"pinxit_{PORT}={workspace.token_for('cookie')}"
+    assert client.get("/queue", headers={"cookie": other}).status_code == 401
+    assert client.get("/queue", headers={"cookie": f"{other}; {own}"}).status_code == 200
+
+
 def test_changes_need_origin_and_form_token(client: TestClient, workspace: Workspace) -> None:
     cookie = {"cookie": f"pinxit_{PORT}={workspace.token_for('cookie')}"}
     origin, token = f"http://{HOST}", workspace.token_for("form")

@@ -298,7 +298,7 @@ class Pages:
 
 
 class Handlers:
-    """Handlers of requests that are no pages alone."""
+    """What the other handlers of requests have in common: the pages and the workspace."""
 
     def __init__(self, pages: Pages) -> None:
         self.pages = pages
