@@ -140,9 +140,9 @@ class Actions(Handlers):
 
     async def compare(self, request: Request) -> Response:
         """Queue a comparison."""
-        form = await form_of(request)
+        values = {"concepts": (await form_of(request)).getlist("concepts")}
         try:
-            return _see(f"/jobs/{compare_job(self.workspace, form).id}")
+            return _see(f"/jobs/{compare_job(self.workspace, values).id}")
         except PinxitError as error:
             return await self.pages.compare(request, error)
 

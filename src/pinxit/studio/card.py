@@ -19,11 +19,8 @@ def concept_card(workspace: Workspace, job: Job, file_name: str) -> str:
         lines.append(f"- trained steps: {run.saved_step or 0}")
         lines += [f"- best step: {run.best_step}"] if run.best_step else []
         lines += [f"- {run.best.text}"] if run.best else []
-    prompt = (
-        f"a photo of {token}"
-        if recipe.get("kind") != "style"
-        else f"a house in the style of {token}"
-    )
+    is_style = recipe.get("kind") == "style"
+    prompt = f"a house in the style of {token}" if is_style else f"a photo of {token}"
     lines += [
         "",
         "## Use",

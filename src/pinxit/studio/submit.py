@@ -5,8 +5,6 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, cast
 
-from starlette.datastructures import FormData
-
 from pinxit.errors import RequestError, did_you_mean
 from pinxit.studio.image_set import ImageSet
 from pinxit.studio.jobs import Job
@@ -72,7 +70,7 @@ def generate_job(workspace: Workspace, values: Mapping[str, Any]) -> Job:
         raise RequestError(f"more than {MAX_NUM_IMAGES} images", "generate them in several jobs")
     if max(request.get("width", 0), request.get("height", 0)) > MAX_SIDE:
         raise RequestError(f"more than {MAX_SIDE} pixels", "choose a smaller size")
-    typed = [text.partition(":") for text in _list(values, "concepts")]  # NUMBER or NUMBER:0.8
+    typed = [text.partition(":") for text in _numbers(values)]  # NUMBER or NUMBER:0.8
     concepts = [_concept(workspace, number) for number, _, _ in typed]
     strengths = {
         number: _converted(_STRENGTH, text)
@@ -104,7 +102,7 @@ def convert_job(workspace: Workspace, values: Mapping[str, Any]) -> Job:
 
 def compare_job(workspace: Workspace, values: Mapping[str, Any]) -> Job:
     """Queue a comparison of trained concepts."""
-    concepts = [_concept(workspace, number) for number in _list(values, "concepts")]
+    concepts = [_concept(workspace, number) for number in _numbers(values)]
     if not concepts:
         raise RequestError("nothing to compare", "choose at least one concept")
     return workspace.queue.add("compare", {"concepts": [job.id for job in concepts]})
@@ -162,10 +160,9 @@ def _text(values: Mapping[str, Any], name: str) -> str:
     return str(value).strip()[:MAX_TEXT] if isinstance(value, str | int | float) else ""
 
 
-def _list(values: Mapping[str, Any], name: str) -> list[str]:
-    if isinstance(values, FormData):
-        return [value for value in values.getlist(name) if isinstance(value, str) and value]
-    value = values.get(name, [])
+def _numbers(values: Mapping[str, Any]) -> list[str]:
+    """The numbers of the chosen concepts."""
+    value = values.get("concepts", [])
     return [str(item) for item in cast("list[object]", value)] if isinstance(value, list) else []
 
 

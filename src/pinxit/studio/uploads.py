@@ -29,12 +29,8 @@ async def add_images(workspace: Workspace, form: FormData) -> ImageSet:
 
     The server only stores bytes under names of its own; a separate process decodes them.
     """
-    number = form.get("images")
-    images = (
-        workspace.images_of(number)
-        if isinstance(number, str) and number
-        else ImageSet(workspace.new_folder("images"))
-    )
+    number = texts_of(form).get("images")
+    images = workspace.images_of(number) if number else ImageSet(workspace.new_folder("images"))
     files = uploads(form, "files")
     if not files and not images.files:
         raise RequestError("no image was chosen", "choose 3 to 12 images of the subject")
