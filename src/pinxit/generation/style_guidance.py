@@ -1,4 +1,4 @@
-"""Guidance for styles by textual inversion: the negative prompt has most of the style."""
+"""Guidance for styles by textual inversion: the negative prompt has half of the style."""
 
 import re
 
@@ -8,7 +8,7 @@ from pinxit.models.model import Model
 from pinxit.models.prompt import normal_form, token_pattern
 
 # How much of the conditioning of the negative prompt comes from that with the style.
-STYLE_SHARE = 0.7
+STYLE_SHARE = 0.5
 
 
 def styled_negative_prompt(model: Model, request: GenerationRequest) -> str:
