@@ -51,6 +51,12 @@ def test_not_with_an_adapter_that_changes_weights(model: Model) -> None:
         assert styled_negative_prompt(model, GenerationRequest(prompt=STYLED)) == ""
 
 
+def test_not_on_a_large_base_model(model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pinxit.generation.style_guidance.SMALL", model.num_parameters)
+    with applied(model, [ink(model)]):
+        assert styled_negative_prompt(model, GenerationRequest(prompt=STYLED)) == ""
+
+
 def test_guidance_goes_from_both_negative_prompts(
     model: Model, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -4,7 +4,7 @@ import re
 
 from pinxit.adapters.adapter import Adapter
 from pinxit.generation.request import GenerationRequest
-from pinxit.models.model import Model
+from pinxit.models.model import SMALL, Model
 from pinxit.models.prompt import normal_form, token_pattern
 
 # How much of the conditioning of the negative prompt comes from that with the style.
@@ -17,8 +17,11 @@ def styled_negative_prompt(model: Model, request: GenerationRequest) -> str:
     Guidance amplifies what the prompt adds to the negative prompt: the objects, and no longer the
     style that covers them. A style is the token of an embedding after the words "in the style of",
     unless the negative prompt has the token already. With an adapter that changes weights there is
-    none: a style by LoRA is trained with empty prompts instead.
+    none: a style by LoRA is trained with empty prompts instead. Nor is there one on a large base
+    model, which generates what other programs generate with the same embedding.
     """
+    if model.num_parameters >= SMALL:  # measured on pocket only
+        return ""
     if not all(isinstance(one, Adapter) and one.placeholders() for one in model.changes):
         return ""
     names = [normal_form(name) for name, one in model.placeholders.items() if one.vectors]
