@@ -7,9 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from pinxit.images.folder import read_images
+from pinxit.models.joining import is_rank, joined
 from pinxit.models.model import Model
 from pinxit.models.open_base import open_base
-from pinxit.models.ranks import Ranks, is_rank, joined
+from pinxit.models.ranks import Ranks
 from pinxit.pocket import gallery
 from pinxit.training.concept_trainer import ConceptTrainer
 from pinxit.training.plan import TrainingPlan

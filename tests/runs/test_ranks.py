@@ -24,9 +24,10 @@ from pinxit.generation.finite import NotFiniteError
 from pinxit.generation.request import GeneratedImage, GenerationRequest
 from pinxit.images.folder import read_images
 from pinxit.models import ranks as ranks_module
+from pinxit.models.joining import joined
 from pinxit.models.model import Model
 from pinxit.models.open_base import open_base
-from pinxit.models.ranks import ALONE, LeaderEndedError, Ranks, joined
+from pinxit.models.ranks import ALONE, LeaderEndedError, Ranks
 from pinxit.reports.comparison import evaluate
 from pinxit.reports.figures import EvaluationSettings
 from pinxit.runs import folder as run_folder
@@ -63,7 +64,9 @@ def _kill(children: list[int]) -> None:
             os.kill(child, signal.SIGKILL)
 
 
-def in_ranks(size: int, work: Callable[[Ranks], Any], folder: Path) -> list[Any]:
+def in_ranks(
+    size: int, work: Callable[[Ranks], Any], folder: Path, *, shard_weights: bool = False
+) -> list[Any]:
     """What a function returns in each of several forked processes; -N for signal N."""
     # The store is in the first child: a fork beside the thread of a store can hang the new process.
     with socket.socket() as free:
@@ -82,7 +85,7 @@ def in_ranks(size: int, work: Callable[[Ranks], Any], folder: Path) -> list[Any]
             # A shell starts processes in the background with SIGINT ignored.
             signal.signal(signal.SIGINT, signal.default_int_handler)
             os.environ |= {**common, "RANK": str(rank)}
-            with joined("cpu") as ranks:
+            with joined("cpu", shard_weights=shard_weights) as ranks:
                 torch.save(work(ranks), file)
             # Python can abort if it ends before the threads of gloo.
             threads = [comm.read_text() for comm in Path("/proc/self/task").glob("*/comm")]

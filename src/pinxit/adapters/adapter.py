@@ -13,6 +13,7 @@ from pinxit.adapters.strength import Strength
 from pinxit.errors import ConceptError
 from pinxit.models.model import Model
 from pinxit.models.prompt import Placeholders, TokenEmbedding, same_token
+from pinxit.models.sharding import ShardedNetwork
 
 
 class ModelChange(ABC):
@@ -51,11 +52,14 @@ class Adapter(ModelChange):
     `part_type` is the type of its data. `changes_conditioning` is True if training it changes the
     conditioning of prompts, so that prompts must be encoded again in every step. `strength` scales
     the change of a trained adapter whose part has `has_strength`; it is None during training.
+    `whole` are the weights by name, on the CPU, if those of `weights` are parts of them that this
+    process has.
     """
 
     part_type: type[Part]
     changes_conditioning: bool = False
     strength: Strength | None = None
+    whole: Mapping[str, Tensor] | None = None
 
     def weights(self) -> Mapping[str, nn.Parameter]:
         """The trainable weights by name; empty if the adapter is not trainable."""
@@ -64,6 +68,10 @@ class Adapter(ModelChange):
     def placeholders(self) -> Placeholders:
         """The placeholder tokens that it defines."""
         return {}
+
+    def shard(self, model: Model) -> ShardedNetwork | None:  # noqa: ARG002
+        """Divide all weights of a network among processes; None if it has only some weights."""
+        return None
 
     @abstractmethod
     def part(self) -> Part:

@@ -196,6 +196,7 @@ def _or_none(kind: Any) -> Any:
 DEVICE = flag("device", str, help_texts.DEVICE, help_texts.DEVICE_DEFAULT)
 DOWNLOAD = flag("download", bool, help_texts.DOWNLOAD, "False")
 GPUS = flag("gpus", int, help_texts.GPUS, "1")
+SHARD_WEIGHTS = flag("shard_weights", bool, help_texts.SHARD, "False")
 COMPILE = flag("compile", bool, help_texts.COMPILE, "False")
 CUDA_GRAPHS = flag(
     "cuda_graphs", bool, "compile the whole denoiser and replay it as CUDA graphs", "False"

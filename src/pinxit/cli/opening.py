@@ -15,9 +15,10 @@ from pinxit.cli.screen import bars, killable, say
 from pinxit.errors import RequestError
 from pinxit.generation.request import GenerationRequest
 from pinxit.models.device import AUTO, find_device, placement_notices
+from pinxit.models.joining import device_of_rank, is_rank, joined
 from pinxit.models.model import Model
 from pinxit.models.open_base import compile_denoiser, find_source, open_source
-from pinxit.models.ranks import Ranks, device_of_rank, is_rank, joined
+from pinxit.models.ranks import Ranks
 from pinxit.training.recipe import Recipe
 
 _PATIENCE = 2.0  # seconds
@@ -29,7 +30,7 @@ class Opening:
 
     `judges` are the networks to download if the images of the base model are scored by them, and
     `gpus` is the number of processes. With `compiled` the denoiser is compiled, with `graphs` to be
-    replayed as CUDA graphs.
+    replayed as CUDA graphs. With `shard_weights` the processes divide trained weights.
     """
 
     device: str | None = None
@@ -37,15 +38,18 @@ class Opening:
     gpus: int = 1
     compiled: bool = False
     graphs: bool = False
+    shard_weights: bool = False
 
     @classmethod
     def typed(cls, given: Mapping[str, Any]) -> Self:
-        """The values of --device, --download, --gpus, --compile and --cuda-graphs."""
+        """The values of the typed options, such as --device and --gpus."""
         from pinxit.evaluation.networks import CLIP, DINO
 
         judges, gpus = (DINO, CLIP) if given.get("download") else (), given.get("gpus")
         compiled, graphs = given.get("compile", False), given.get("cuda_graphs", False)
-        return cls(given.get("device"), judges, 1 if gpus is None else gpus, compiled, graphs)
+        shards = given.get("shard_weights", False)
+        count = 1 if gpus is None else gpus
+        return cls(given.get("device"), judges, count, compiled, graphs, shards)
 
     @contextmanager
     def joined(self, own_device: str | None = None) -> Generator[Ranks]:
@@ -63,7 +67,7 @@ class Opening:
                     "give the number of GPUs to use, or try it with --device cpu",
                 )
             raise StartRanks(self.gpus)
-        with joined(name) as ranks:
+        with joined(name, shard_weights=self.shard_weights) as ranks:
             yield ranks
 
     def open(self, options: Recipe | GenerationRequest) -> Model:

@@ -29,7 +29,10 @@ _MANY_FLAGS = (
     *("--resume", "--device", "--download"),
     *("--engine", "--workers", "--address", "--shard", "--store", "--json"),
 )
-_RESUME_FLAGS = ("--device", "--download", "--gpus", "--compile", "--steps", "--images", "--base")
+_RESUME_FLAGS = (
+    *("--device", "--download", "--gpus", "--shard-weights", "--compile"),
+    *("--steps", "--images", "--base"),
+)
 _FLAGS = ("--recipe", "--resume", "--out", *_RESUME_FLAGS)
 
 
@@ -42,6 +45,7 @@ def train_from_file(  # noqa: PLR0913 (one for each flag)
     device: Annotated[str | None, DEVICE] = None,
     download: Annotated[bool, Parameter(negative="", help=help_texts.DOWNLOAD)] = False,
     gpus: Annotated[int | None, Parameter(help=help_texts.GPUS)] = None,
+    shard_weights: Annotated[bool, Parameter(negative="", help=help_texts.SHARD)] = False,
     compile_: Annotated[bool, Parameter("--compile", negative="", help=help_texts.COMPILE)] = False,
     steps: int | None = None,
     images: Path | None = None,
@@ -64,7 +68,8 @@ def train_from_file(  # noqa: PLR0913 (one for each flag)
     if resume is None and (recipe is not None or images or _is_image_folder(words)):
         typed = {"recipe": recipe, "out": out, "device": device, "steps": steps, "base": base}
         typed |= {"images": images, "gpus": gpus}
-        switches = {"--download": download, "--compile": compile_}
+        switches = {"--download": download, "--shard-weights": shard_weights}
+        switches |= {"--compile": compile_}
         _train(recipe, (*words, *(name for name, is_on in switches.items() if is_on)), typed)
         return
     _refuse_words("train", words, _FLAGS, resume)
@@ -75,6 +80,7 @@ def train_from_file(  # noqa: PLR0913 (one for each flag)
     from pinxit.cli import train_run
 
     typed = {"device": device, "download": download, "gpus": gpus, "compile": compile_}
+    typed |= {"shard_weights": shard_weights}
     run = train_run.Run.open(resume, steps, images, base)
     train_run.train_run(run, train_run.Opening.typed(typed))
 

@@ -14,6 +14,7 @@ from pinxit.cli.flags import (
     DEVICE,
     DOWNLOAD,
     GPUS,
+    SHARD_WEIGHTS,
     Values,
     aliased,
     command,
@@ -28,9 +29,9 @@ from pinxit.cli.screen import bars, data, say, stoppable
 from pinxit.errors import RecipeError, RunError, typed
 from pinxit.images.folder import TrainingImage
 from pinxit.images.inspect import check_folder
+from pinxit.models.joining import is_rank
 from pinxit.models.open_base import local_resolution
 from pinxit.models.prompt import file_name
-from pinxit.models.ranks import is_rank
 from pinxit.progress import Notice, Progress, ProgressCallback
 from pinxit.runs.events import EarlyStop, Event, Finished, MemoryNotice, PreviewScores, RunFailure
 from pinxit.runs.fleet import FleetOptions, fetch_list
@@ -39,6 +40,7 @@ from pinxit.runs.groups import BatchGroups
 from pinxit.runs.many import RunGroup, train_many
 from pinxit.runs.reader import RunState
 from pinxit.runs.run import Run
+from pinxit.training.division import check_shards
 from pinxit.training.method import Method
 from pinxit.training.plan import check_options, check_words
 from pinxit.training.recipe import Recipe
@@ -69,7 +71,7 @@ def __getattr__(name: str) -> Callable[..., None]:
         options = {name: value for name, value in given.items() if name != "device"}
         run(given, {**Recipe.chosen(options), "method": method_options})
 
-    common = _many_flags() if is_many else [*_train_flags(), GPUS, COMPILE]
+    common = _many_flags() if is_many else [*_train_flags(), GPUS, SHARD_WEIGHTS, COMPILE]
     own = flags(method, group=f"Options of {method_name}")
     return command([*common, DEVICE, DOWNLOAD, *own], run_command)
 
@@ -128,6 +130,8 @@ def _train_many(given: Values, common: dict[str, object]) -> None:
 
 def train_run(run: Run, opening: Opening) -> None:
     """Train with progress bars; print the path of the concept on stdout."""
+    if opening.shard_weights:
+        check_shards(run.recipe, several=opening.gpus > 1 or is_rank())
     with opening.joined(run.recipe.device) as run.ranks:
         if run.ranks.rank:
             with stoppable():

@@ -109,7 +109,9 @@ def sample_images(
                         yield event
                 number += 1
             except torch.OutOfMemoryError as error:
-                if offloaded and len(batches[number]) == 1:
+                # Processes that divide the weights must all do the same.
+                sharded = any(getattr(one, "sharded", None) for one in model.changes)
+                if sharded or (offloaded and len(batches[number]) == 1):
                     raise RequestError(
                         f"not enough memory on {model.device} for an image of {size[0]}x{size[1]} "
                         f"pixels in {model.placement.precision}",

@@ -3,7 +3,8 @@
 
 from abc import abstractmethod
 from collections import UserDict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 from typing import Any, ClassVar
@@ -174,6 +175,23 @@ class LatentModel(Model):
             release_weights(self._all[name])
         self._offloaded.discard(name)
         return self._all[name]
+
+    @contextmanager
+    def replaced(self, name: str, network: nn.Module) -> Generator[None]:
+        """Compute with another network of the same class inside the block."""
+        original, offloaded = self._all[name], self._offloaded & {name}
+        self._put(name, network)
+        self._offloaded -= offloaded
+        try:
+            yield
+        finally:
+            self._put(name, original)
+            self._offloaded |= offloaded
+
+    def _put(self, name: str, network: nn.Module) -> None:
+        self._all[name] = network
+        if name in self.text_encoders:
+            self.text_encoders[name].network = network
 
     @torch.no_grad()
     def encode(self, pixels: Tensor) -> LatentDistribution:

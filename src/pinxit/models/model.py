@@ -3,6 +3,7 @@
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import cached_property
 from importlib import import_module
@@ -16,6 +17,7 @@ from pinxit.models.conditioning import Conditioning
 from pinxit.models.family import FamilyFacts
 from pinxit.models.noise_schedule import Schedule
 from pinxit.models.prompt import Placeholders, TokenEmbedding
+from pinxit.models.sharding import own_tensor
 from pinxit.models.source import Source
 from pinxit.models.text_encoder import (
     DEFAULT_PARSING,
@@ -187,6 +189,10 @@ class Model(ABC):
     def emptied(self, name: str) -> nn.Module:
         """A network without weights, to be given other ones; `offload` brings back its own."""
 
+    @abstractmethod
+    def replaced(self, name: str, network: nn.Module) -> AbstractContextManager[None]:
+        """Compute with another network of the same class inside the block."""
+
     @property
     @abstractmethod
     def all_networks(self) -> Mapping[str, nn.Module]:
@@ -198,7 +204,7 @@ class Model(ABC):
             f"`{weight_name}` of the {name} of {self.name}"
             for name, network in self.all_networks.items()
             for weight_name, weight in network.state_dict().items()
-            if weight.is_floating_point() and not weight.isfinite().all()
+            if weight.is_floating_point() and not own_tensor(weight).isfinite().all()
         ] + [
             f"the embedding of {token} for `{encoder}`"
             for token, meaning in self.placeholders.items()

@@ -1,15 +1,13 @@
 """Several processes that work on one task, one for each device; a process alone is one of one.
 
-torchrun and `pinxit ... --gpus N` start them. Each has a number, its rank; the one with rank 0
-writes all files.
+Each has a number, its rank; the one with rank 0 writes all files.
 """
 
 import os
 from collections import Counter
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from datetime import timedelta
 from functools import partial
 from signal import SIGINT, SIGTERM
 from typing import TypeVar, cast
@@ -18,16 +16,13 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from pinxit.errors import ModelError, PinxitError, RunError, first_line
+from pinxit.errors import PinxitError, RunError, first_line
 from pinxit.files.atomic_write import defer_signals
-from pinxit.models.device import find_device
 
 T = TypeVar("T")
 
-# Rank 0 may take this long for previews while the others wait; a lost connection is noticed at
-# once.
-_TIMEOUT = timedelta(days=30)
-_BAD_INPUT = 2
+_RESUME = "a run goes on with: pinxit train --resume RUN"
+_NO_MEMORY = "not enough memory for a step, which cannot be repeated in smaller parts here"
 # Gradients are summed in a buffer of this size: those of adapters in one piece.
 BUCKET_BYTES = 2**28
 # Weights, and the rank that gets the sum of their gradients; None for all.
@@ -61,12 +56,13 @@ class Ranks:
     All processes must call `exchange`, `sum_gradients` and `broadcast` in the same order. If one
     of them fails, is stopped by a signal or is killed, the others raise an error there.
     `summed_bytes` counts the bytes of all gradients that were summed; `lost` is whether the
-    connection to a process was lost.
+    connection to a process was lost. `shard_weights`: divide weights that are trained as a whole.
     """
 
-    def __init__(self, rank: int = 0, size: int = 1) -> None:
+    def __init__(self, rank: int = 0, size: int = 1, *, shard_weights: bool = False) -> None:
         self.rank = rank
         self.size = size
+        self.shard_weights = shard_weights
         self.summed_bytes = 0
         self._connected = size > 1
         self.lost = False
@@ -106,18 +102,21 @@ class Ranks:
                     "start all processes with the same versions and files",
                 )
 
-    def broadcast(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """The tensors of rank 0, on the CPU, on every process; those of others are ignored."""
+    def broadcast(
+        self, tensors: Mapping[str, Tensor], part: Callable[[str, Tensor], Tensor]
+    ) -> dict[str, Tensor]:
+        """The tensors of rank 0, on the CPU, of which each process keeps a `part`, by name."""
         if self.size == 1:
             return dict(tensors)
         with defer_signals():
             described = {name: (one.shape, one.dtype) for name, one in tensors.items()}
             received: dict[str, Tensor] = {}
             for name, (shape, dtype) in self._exchange(described)[0].items():
-                received[name] = torch.empty(shape, dtype=dtype)
+                whole = torch.empty(shape, dtype=dtype)
                 if self.rank == 0:
-                    received[name] = tensors[name].detach().cpu().contiguous()
-                self._collective(partial(dist.broadcast, received[name], src=0))
+                    whole = tensors[name].detach().cpu().contiguous()
+                self._collective(partial(dist.broadcast, whole, src=0))
+                received[name] = part(name, whole)
         return received
 
     def sum_gradients(
@@ -182,6 +181,25 @@ class Ranks:
             else:
                 weight.grad = None
 
+    @contextmanager
+    def in_step(self, value: T) -> Generator[list[T]]:
+        """A block in which torch sends tensors, the same in all processes; yields all values.
+
+        Others cannot be told of an error in it: they end because the connection is lost.
+        """
+        with defer_signals():
+            values = self._exchange(value)
+            try:
+                yield values
+            except torch.OutOfMemoryError as error:
+                self._connected, self.lost = False, True
+                raise RunError(_NO_MEMORY, _RESUME) from error
+            except BaseException as error:
+                self._connected, self.lost = False, True
+                if isinstance(error, dist.DistError) or "gloo" in str(error):
+                    raise self._lost() from error
+                raise
+
     def share_weights(self, weights: Sequence[tuple[Tensor, int]]) -> None:
         """Replace each contiguous tensor by that of the process whose rank is with it."""
         with defer_signals():
@@ -245,72 +263,22 @@ class Ranks:
         return [one for one in values if not isinstance(one, _Leaving)]
 
     def _collective(self, operation: partial[object]) -> None:
+        if self.lost:
+            raise self._lost()
         try:
             operation()
         except RuntimeError as error:
             self._connected, self.lost = False, True
-            raise RunError(
-                f"one of the {self.size} processes has ended, so the others cannot go on",
-                "if it printed nothing it was killed, perhaps for its memory; "
-                "a run goes on with: pinxit train --resume RUN",
-            ) from error
+            raise self._lost() from error
+
+    def _lost(self) -> RunError:
+        return RunError(
+            f"one of the {self.size} processes has ended, so the others cannot go on",
+            f"if it printed nothing it was killed, perhaps for its memory; {_RESUME}",
+        )
 
 
 ALONE = Ranks()
-
-
-def is_rank() -> bool:
-    """Whether this process was started as one of several."""
-    return "RANK" in os.environ and int(os.environ.get("WORLD_SIZE", "1")) > 1
-
-
-def device_of_rank(name: str) -> torch.device:
-    """The device of that name; with several accelerators, the one with this process's number.
-
-    ModelError if the machine has fewer, or if all processes would use the same one.
-    """
-    device = find_device(name)
-    if not is_rank() or device.type == "cpu":
-        return device
-    if ":" in str(device):
-        raise ModelError(
-            f"all processes would use the device {device}", f"give --device {device.type}"
-        )
-    return find_device(f"{device.type}:{os.environ['LOCAL_RANK']}")
-
-
-@contextmanager
-def joined(device_name: str) -> Generator[Ranks]:
-    """Join the processes that were started together; all leave if one leaves the block.
-
-    Errors of the block are shown by rank 0: another process ends with SystemExit.
-    """
-    if not is_rank():
-        yield ALONE
-        return
-    device = device_of_rank(device_name)
-    backend = "gloo"
-    if device.type != "cpu":
-        torch.accelerator.set_device_index(device)
-        backend = f"cpu:gloo,{device.type}:{dist.get_default_backend_for_device(device)}"
-    dist.init_process_group(backend, timeout=_TIMEOUT)
-    ranks = Ranks(dist.get_rank(), dist.get_world_size())
-    try:
-        yield ranks
-    except LeaderEndedError:
-        pass
-    except BaseException as error:
-        ranks.leave(error)
-        if ranks.rank and isinstance(error, PinxitError):
-            raise SystemExit(_BAD_INPUT) from error
-        raise
-    else:
-        ranks.leave()
-    finally:
-        # The threads of gloo hold results that must be freed before Python ends. NCCL would wait
-        # for a process that was killed.
-        if device.type == "cpu" or not ranks.lost:
-            dist.destroy_process_group()
 
 
 def _buckets(weights: Sequence[nn.Parameter], owners: Sequence[int]) -> list[_Bucket]:

@@ -49,6 +49,7 @@ from pinxit.training.concept_trainer import ConceptTrainer, DivergedError
 from pinxit.training.plan import TrainingPlan
 from pinxit.training.recipe import Recipe
 from pinxit.training.self_test import check_saved
+from pinxit.training.shared_state import gather_state, gather_weights
 from pinxit.training.step_result import StepResult
 
 # Multiplier of the learning rate after training has diverged.
@@ -168,6 +169,7 @@ class RunFolder:
         if step.is_due(self.recipe.save_every, last=False):
             with self.resume_hint():
                 make_folder(self.folder / CONCEPTS)
+                gather_weights(trainer)
                 name = f"{CONCEPTS}/{step.number:07}.safetensors"
                 self._save_concept(trainer, name)
             yield self.record(SavedConcept(step.number, self.folder / name))
@@ -232,10 +234,8 @@ class RunFolder:
         Nothing is saved after divergence or on a full disk. DivergedError if a tensor has values
         that are not finite.
         """
-        if trainer.steps_done <= self.saved_step or trainer.error or self._disk_full:
-            return
-        state = trainer.gather_state()
-        if not state:
+        unsaved = trainer.steps_done > self.saved_step and not trainer.error
+        if self._disk_full or not unsaved or not (state := gather_state(trainer)):
             return
         num_broken = sum(not tensor.isfinite().all() for tensor in state.values())
         if num_broken:

@@ -9,7 +9,6 @@ import torch
 from pinxit.adapters.adapter import before_denoise
 from pinxit.errors import RunError
 from pinxit.generation.finite import NotFiniteError
-from pinxit.images.folder import TrainingImage, fingerprints
 from pinxit.models.model import Model
 from pinxit.models.ranks import Ranks
 from pinxit.runs.class_images import generate_class_images, read_class_images
@@ -20,6 +19,7 @@ from pinxit.training.memory import MemoryPlan
 from pinxit.training.method import ClassImages
 from pinxit.training.plan import TrainingPlan
 from pinxit.training.recipe import Recipe
+from pinxit.training.shared_state import gather_state, gather_weights, share_state
 from pinxit.training.train import TrainingSession, train
 
 
@@ -69,27 +69,19 @@ def _train(ranks: Ranks, model: Model, task: Train) -> None:
     session.memory_plan = task.memory_plan
     try:
         for step in train(session):
+            if trainer.error:
+                continue
             last = not trainer.unfinished
             if step.is_due(trainer.plan.recipe.preview_every, last=last):
                 before_denoise(model, torch.zeros(1), torch.zeros(1, dtype=torch.long))
                 with suppress(NotFiniteError), previewed(trainer) as shown:  # rank 0 tells the user
                     preview_images(shown, (), ranks)
+            if step.is_due(trainer.plan.recipe.save_every, last=False):
+                gather_weights(trainer)
             if step.is_due(trainer.plan.recipe.checkpoint_every, last=last):
-                trainer.gather_state()
+                gather_state(trainer)
     except BaseException as error:
         if trainer.division.divided:  # rank 0 may save the last step
             with suppress(RunError), ranks.ending(error):
-                trainer.gather_state()
+                gather_state(trainer)
         raise
-
-
-def share_state(ranks: Ranks, trainer: ConceptTrainer, images: tuple[TrainingImage, ...]) -> None:
-    """Give the state of rank 0 to all; RunError if they have other images or another base model."""
-    if ranks.size == 1:
-        return
-    inputs = {"base model": trainer.model.hash, "prompts and class images": trainer.inputs()}
-    ranks.check_same({**inputs, "images": fingerprints(images)})
-    state = ranks.broadcast(trainer.state())
-    if ranks.rank:
-        trainer.restore(state)
-    trainer.drop_state_of_others()

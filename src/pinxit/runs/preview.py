@@ -2,6 +2,7 @@
 
 import textwrap
 from collections.abc import Iterable, Sequence
+from contextlib import nullcontext
 from io import BytesIO
 from pathlib import Path
 from typing import cast
@@ -80,18 +81,23 @@ def preview_images(
 ) -> list[Image]:
     """The images of requests; of several processes, each generates some batches of those of rank 0.
 
+    If they divide the weights, each generates all batches.
+
     NotFiniteError in every process if it is raised in one.
     """
     requests = ranks.exchange(requests)[0]
     batches = [batch for request in requests for batch in batch_requests(model, request)]
+    numbers = range(len(batches))
     images: dict[int, list[Image]] = {}
     failure: NotFiniteError | None = None
-    try:
-        for number in ranks.share(range(len(batches))):
-            images[number] = [one.image for one in generate_images(model, batches[number])]
-    except NotFiniteError as error:
-        failure = error
-    parts = ranks.exchange((images, failure))
+    for number in numbers if ranks.shard_weights else ranks.share(numbers):
+        with ranks.in_step(None) if ranks.shard_weights else nullcontext():
+            try:
+                images[number] = [one.image for one in generate_images(model, batches[number])]
+            except NotFiniteError as error:
+                failure = error
+                break
+    parts = ranks.exchange(({} if ranks.shard_weights and ranks.rank else images, failure))
     for failure in filter(None, (failure for _, failure in parts)):
         raise failure
     images = {number: batch for part, _ in parts for number, batch in part.items()}

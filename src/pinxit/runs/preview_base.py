@@ -12,6 +12,7 @@ from pinxit.models.model import Model
 from pinxit.models.open_base import family_of, find_source, open_base
 from pinxit.training.concept_trainer import ConceptTrainer
 from pinxit.training.recipe import Recipe
+from pinxit.training.shared_state import gather_weights
 
 # Opened once for all runs that train together; its weights are offloaded between previews.
 _open_base = lru_cache(maxsize=1)(open_base)
@@ -51,6 +52,8 @@ def previewed(trainer: ConceptTrainer) -> Generator[Model]:
         if model is trainer.model:
             with trainer.assistant.off():
                 yield model
+                if trainer.plan.recipe.score_previews:  # the best are saved
+                    gather_weights(trainer)
             return
         parts = tuple(adapter.part() for adapter in trainer.adapters)
         concept = Concept(parts, Provenance.from_metadata(trainer.plan.recipe.token, {}))

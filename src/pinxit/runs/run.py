@@ -23,7 +23,7 @@ from pinxit.runs.class_images import generate_class_images, read_class_images
 from pinxit.runs.events import Event, Finished, RunFailure, Started, Stopped
 from pinxit.runs.file_names import BASE_IMAGES, CONCEPT, RECIPE
 from pinxit.runs.folder import RunFolder
-from pinxit.runs.follow import MakeClassImages, Train, share_state
+from pinxit.runs.follow import MakeClassImages, Train
 from pinxit.runs.judging import subject_judge
 from pinxit.runs.preview_base import check_preview_base, preview_model
 from pinxit.runs.reader import recipe_file, saved_step
@@ -33,6 +33,7 @@ from pinxit.training.concept_trainer import ConceptTrainer
 from pinxit.training.memory import MemoryPlan
 from pinxit.training.plan import TrainingPlan
 from pinxit.training.recipe import Recipe
+from pinxit.training.shared_state import share_state
 from pinxit.training.train import TrainingSession, train_with_plans
 
 

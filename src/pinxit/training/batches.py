@@ -187,6 +187,10 @@ class TrainingSamples:
                 samples += self._pool_samples(pool, step, concept)
         return samples
 
+    def weightless_sample(self, concept: int) -> _Sample:
+        """A sample that adds nothing to the loss, for a process that lacks one."""
+        return replace(self._sample(self._pools[0], 0, concept, "weightless"), weight=0.0)
+
     def _answered(self, pool: ImagePool, answer: tuple[str, BaseAnswer], concept: int) -> _Sample:
         """The sample with an answer of the base model as its target."""
         prompt, way = answer

@@ -193,36 +193,17 @@ class ConceptTrainer:
         state = {name: torch.tensor(value, dtype=torch.float64) for name, value in numbers.items()}
         for number, weight in enumerate(self.weights):
             state[f"weight.{number}"] = weight.detach()
-            state |= self._optimizer_state(number)
+            state |= self.optimizer_state(number)
         state |= {f"mean.{number}": average for number, average in self.averages.items()}
         if self.validation_losses:
             losses = list(self.validation_losses.items())
             state["looks"] = torch.tensor(losses, dtype=torch.float64)
         return state
 
-    def _optimizer_state(self, number: int) -> dict[str, Tensor]:
+    def optimizer_state(self, number: int) -> dict[str, Tensor]:
+        """The state of a weight, by its number, as a checkpoint has it."""
         state = self.optimizer.state.get(self.weights[number], {})
         return {f"{name}.{number}": tensor for name, tensor in state.items()}
-
-    def gather_state(self) -> dict[str, Tensor]:
-        """The whole state on rank 0; {} if it cannot be had, because a process ended in a step.
-
-        If the optimizer is divided, all processes must call it together.
-        """
-        if not self.division.divided:
-            return self.state()
-        own: dict[str, Tensor] = {}
-        for number in range(len(self.weights)):
-            own |= self._optimizer_state(number)
-        version = (self.steps_done, self.division.complete)
-        gathered = self.division.ranks.gather(version, own)
-        return self.state() | gathered if gathered is not None and self.division.complete else {}
-
-    def drop_state_of_others(self) -> None:
-        """Free the optimizer state of weights that other processes update."""
-        own = self.division.own_weights
-        states = self.optimizer.state
-        self.optimizer.state = {weight: states[weight] for weight in own if weight in states}
 
     def restore(self, state: Mapping[str, Tensor]) -> None:
         """Load the state of a checkpoint."""
@@ -231,6 +212,7 @@ class ConceptTrainer:
         losses = state["looks"].tolist() if "looks" in state else []
         self.validation_losses = {int(step): loss for step, loss in losses}
         self._stop_if_converged()
+        waits = self.division.shards and not self.division.networks
         for number, weight in enumerate(self.weights):
             with torch.no_grad():
                 weight.copy_(state[f"weight.{number}"])
@@ -241,8 +223,10 @@ class ConceptTrainer:
             names = self.optimizer.state_names
             names = [name for name in names if f"{name}.{number}" in state]
             if names:
+                # Of weights that are still to be divided, it stays in main memory.
+                place = torch.empty(0) if waits else weight
                 self.optimizer.state[weight] = {
-                    name: _with_layout_of(weight, state[f"{name}.{number}"]) for name in names
+                    name: _with_layout_of(place, state[f"{name}.{number}"]) for name in names
                 }
 
     def _stop_if_converged(self) -> None:
@@ -275,13 +259,16 @@ class ConceptTrainer:
             "what was saved before this step is valid",
         )
         # Trained weights that are NaN come from training, all others from the base model.
-        trained = all(weight.isfinite().all() for weight in self.weights)
+        finite = all(bool(weight.isfinite().all()) for weight in self.weights)
+        trained = all(self.division.ranks.exchange(finite)) if self.division.networks else finite
         if trained and (damage := self.model.damage()):
             self.error = DivergedError(damage, "the base model is damaged: get it again")
 
     def step(self) -> None:
         """Update the weights with the clipped gradients, and their averages."""
         with self.division.sharing():
+            for adapter in self.adapters:
+                adapter.whole = None
             self.optimizer.step(self._gradient_scale, self.lr_multiplier_of(self.steps_done))
         self.steps_done += 1
         fraction = (_AVERAGING_POWER + 1) / (self.steps_done + _AVERAGING_POWER)
@@ -306,6 +293,8 @@ class ConceptTrainer:
         with torch.no_grad():
             for number, value in values.items():
                 self.weights[number].copy_(value)
+        for network in self.division.networks:
+            network.reshard()
 
     def lower_loss_scale(self) -> bool:
         """Halve the loss scale and clear `error` if an fp16 overflow may have caused it.

@@ -1,13 +1,17 @@
-"""Gradients and optimizer state, divided among processes that train all weights of a network."""
+"""Training all weights of a network in several processes, which divide what each weight needs."""
 
-from collections.abc import Generator, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
 
+from pinxit import registry
+from pinxit.errors import RecipeError
 from pinxit.models.ranks import Ranks
-from pinxit.training.optimizer import chunk_norms, in_memory, norms_without_gradient
+from pinxit.models.sharding import ShardedNetwork, own_rows
+from pinxit.training.optimizer import Optimizer, chunk_norms, in_memory, norms_without_gradient
+from pinxit.training.recipe import Recipe
 
 
 class Division:
@@ -15,15 +19,21 @@ class Division:
 
     If nothing is divided, `owners` is empty, and every process updates all. `complete` is False
     while a step has changed only the weights of this process: then there is nothing to save.
+
+    With `shards`, each process has a part of every weight instead. They are divided when the
+    `networks` are there, which compute with them; until then every process has whole weights.
     """
 
     def __init__(self, ranks: Ranks, weights: Sequence[nn.Parameter], *, divided: bool) -> None:
         self.ranks, self._weights = ranks, weights
         self.divided = divided and ranks.size > 1
+        self.shards = self.divided and ranks.shard_weights
+        self.networks: tuple[ShardedNetwork, ...] = ()
+        self._shapes = [weight.shape for weight in weights]
         self.complete = True
         self.owners: list[int] = []
         num_bytes = [0] * ranks.size
-        for weight in weights if self.divided else ():
+        for weight in weights if self.divided and not self.shards else ():
             owner = num_bytes.index(min(num_bytes))
             self.owners.append(owner)
             num_bytes[owner] += weight.nbytes
@@ -32,7 +42,7 @@ class Division:
     @property
     def own_weights(self) -> list[nn.Parameter]:
         """The weights that this process updates."""
-        if not self.divided:
+        if not self.owners:
             return list(self._weights)
         pairs = zip(self._weights, self.owners, strict=True)
         return [weight for weight, owner in pairs if owner == self.ranks.rank]
@@ -48,9 +58,14 @@ class Division:
         ]
         if not self.divided:
             return norms
+        lengths = list(map(len, self._no_norms))
         own = torch.cat(norms)
+        if self.networks:
+            lengths = [1] * len(norms)
+            own = torch.stack([torch.linalg.vector_norm(one) ** 2 for one in norms])
         parts = self.ranks.exchange(own.tolist())  # zero but in one process, so the sum is exact
-        return own.new_tensor(parts).sum(dim=0).split(list(map(len, norms)))
+        total = own.new_tensor(parts).sum(dim=0)
+        return (total.sqrt() if self.networks else total).split(lengths)
 
     @contextmanager
     def sharing(self) -> Generator[None]:
@@ -62,8 +77,73 @@ class Division:
             yield
             return
         self.ranks.exchange(None)
+        if self.networks:
+            yield
+            return
         self.complete = False
         yield
         pairs = zip(self._weights, self.owners, strict=True)
         self.ranks.share_weights([(in_memory(weight.detach()), owner) for weight, owner in pairs])
         self.complete = True
+
+    @contextmanager
+    def equal_passes(self, count: int) -> Generator[int]:
+        """A block of passes, `count` in this process; yields how many more it must compute.
+
+        All processes gather weights in each pass.
+        """
+        if not self.networks:
+            yield 0
+            return
+        with self.ranks.in_step(count) as counts:
+            yield max(counts) - count
+
+    def take_gradients(self) -> None:
+        """Move the gradients of this process's parts to its weights."""
+        for network in self.networks:
+            network.take_gradients()
+
+    def own_part(self, name: str, tensor: Tensor) -> Tensor:
+        """The part of a tensor of the trainer's state that this process has, by name."""
+        number = name.rpartition(".")[2]
+        if not (self.shards and number.isdecimal() and tensor.shape == self._shapes[int(number)]):
+            return tensor
+        return own_rows(tensor, self.ranks.rank, self.ranks.size)
+
+    def gather(self, version: object, state: Mapping[str, Tensor]) -> dict[str, Tensor] | None:
+        """The whole tensors of a state, on the CPU, on rank 0; None if the versions differ."""
+        ranks = self.ranks
+        parts = {f"{n}@{ranks.rank}": one for n, one in state.items() if "." in n and one.ndim}
+        gathered = ranks.gather(version, parts)
+        if gathered is None or ranks.rank:
+            return None if gathered is None else {}
+        whole = dict(state)
+        for name in [name for name in state if f"{name}@0" in gathered]:
+            pieces = [gathered.pop(f"{name}@{rank}").cpu() for rank in range(ranks.size)]
+            whole[name] = torch.cat(pieces)
+        return whole
+
+
+def check_shards(recipe: Recipe, *, several: bool) -> None:
+    """RecipeError unless there are several processes that can divide the weights of this recipe."""
+    optimizer: type[Optimizer] = registry.load("optimizers", recipe.optimizer)
+    if not several:
+        raise RecipeError(
+            "one process has nobody to divide the weights with",
+            "give --gpus N with it, or leave out --shard-weights",
+        )
+    if not recipe.method.trains_all_weights:
+        raise RecipeError(
+            f"{recipe.method.name} trains few weights, which are not worth dividing",
+            "leave out --shard-weights, or train dreambooth",
+        )
+    if not optimizer.elementwise:
+        raise RecipeError(
+            f"the state of {recipe.optimizer} cannot be divided with the weights",
+            "choose --optimizer adamw or lion, or leave out --shard-weights",
+        )
+    if recipe.assistant:
+        raise RecipeError(
+            "an assistant does not work with divided weights",
+            "leave out --shard-weights, or train a LoRA",
+        )

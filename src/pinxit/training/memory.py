@@ -33,7 +33,7 @@ class MemoryPlan:
         """A plan that needs less memory; None if there is none."""
         if self.micro_batch > 1:
             return MemoryPlan(self.micro_batch // 2, self.gradient_checkpointing)
-        return None if self.gradient_checkpointing else MemoryPlan(1, gradient_checkpointing=True)
+        return None if self.gradient_checkpointing else SMALLEST
 
     def description(self, precision: str) -> str:
         """The plan and its prediction as a message."""
@@ -49,6 +49,9 @@ class MemoryPlan:
             "free for a step)"
         )
         return f"{text}; about {two_digits(self.seconds)} s a step" if self.seconds else text
+
+
+SMALLEST = MemoryPlan(1, gradient_checkpointing=True)
 
 
 def smallest(plans: Iterable[MemoryPlan]) -> MemoryPlan:

@@ -38,11 +38,13 @@ class ParameterGroup:
 class Optimizer(ABC):
     """Updates weights from their gradients. `state_names` are the tensors for each weight.
 
-    If it is `separable`, the update of a weight does not depend on other weights.
+    If it is `separable`, the update of a weight does not depend on other weights; if also
+    `elementwise`, that of a number not on other numbers, and the state has one for each.
     """
 
     state_names: ClassVar[tuple[str, ...]]
     separable: ClassVar[bool] = True
+    elementwise: ClassVar[bool] = True
 
     def __init__(self, groups: Sequence[ParameterGroup]) -> None:
         self.groups = tuple(groups)

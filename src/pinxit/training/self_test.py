@@ -123,10 +123,12 @@ def check_saved(
     pairs = [
         (weight, part.tensors[name].to(weight).reshape(weight.shape))
         for adapter, part in zip(trained, saved, strict=True)
-        for name, weight in adapter.weights().items()
+        for name, weight in (adapter.whole or adapter.weights()).items()
     ]
     if all(weight.equal(value) for weight, value in pairs):
         return  # the same values give the same answer
+    if any(adapter.whole for adapter in trained):
+        raise RunError("the saved concept was read back, and has other weights", _HINT)
     own = answer()
     for weight, value in pairs:
         weight.copy_(value)

@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, closing, suppress
+from contextlib import ExitStack, closing, contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 
@@ -21,7 +21,7 @@ from pinxit.training.batches import Batch, collate, split
 from pinxit.training.concept_trainer import ConceptLoss, ConceptTrainer
 from pinxit.training.early_stopping import VALIDATION_SAMPLES
 from pinxit.training.losses import denoising_losses, padded_losses
-from pinxit.training.memory import MemoryPlan, gradient_checkpointing, smallest
+from pinxit.training.memory import SMALLEST, MemoryPlan, gradient_checkpointing, smallest
 from pinxit.training.memory_trial import Conditioner, Trial
 from pinxit.training.step_result import StepResult
 
@@ -147,6 +147,8 @@ class TrainingSession:
 
     def plan_memory(self, batch: StepBatch, conditioner: Conditioner) -> MemoryPlan:
         """How steps are computed: chosen for the first, smaller after memory has run out."""
+        if self.trainers[0].division.networks:
+            self.memory_plan = SMALLEST
         self.memory_plan = self.memory_plan or _plan_memory(self, batch, conditioner)
         return self.memory_plan
 
@@ -156,16 +158,15 @@ class TrainingSession:
         If memory runs out, in any process, tries again with a smaller micro-batch or gradient
         checkpointing. Raises RunError if a single image does not fit.
         """
-        weights = [weight for trainer in self.trainers for weight in trainer.weights]
-        owners = [owner for trainer in self.trainers for owner in trainer.division.owners]
         while True:
             plan = self.plan_memory(batch, conditioner)
             losses = None
             checkpointing = gradient_checkpointing(self.model, plan.gradient_checkpointing)
-            with suppress(torch.OutOfMemoryError), checkpointing:
-                micro_batches = split(batch.batches, plan.micro_batch)
+            passes = self._passes(batch.batches, plan)
+            with suppress(torch.OutOfMemoryError), checkpointing, passes as (micro_batches, more):
                 losses = self._add_gradients(micro_batches, conditioner)
-            parts = [part for part in self.ranks.sum_gradients(weights, losses, owners) if part]
+                self._add_gradients(more, conditioner)
+            parts = [part for part in self._sum_gradients(losses) if part]
             if len(parts) == self.ranks.size:
                 return [ConceptLoss.added(of_concept) for of_concept in zip(*parts, strict=True)]
             for trainer in self.trainers:
@@ -223,13 +224,32 @@ class TrainingSession:
             trainer = self.trainers[n]
             samples = trainer.samples.validation_samples(VALIDATION_SAMPLES, n)
             batches = collate(samples, self.model.device)
-            with trainer.averaged_weights():
+            with trainer.averaged_weights(), self._passes(batches, plan) as (micro_batches, more):
                 losses = [
                     float(self.losses(micro_batch, conditioner).sum())
-                    for micro_batch in split(batches, plan.micro_batch)
+                    for micro_batch in (*micro_batches, *more)
                 ]
             parts = self.ranks.exchange(losses)
             trainer.add_validation_loss(sum(loss for part in parts for loss in part))
+
+    @contextmanager
+    def _passes(
+        self, batches: Sequence[Batch], plan: MemoryPlan
+    ) -> Generator[tuple[Sequence[Batch], Sequence[Batch]]]:
+        """Micro-batches, and those without weight that this process must compute too."""
+        micro_batches, first = list(split(batches, plan.micro_batch)), self.trainers[0]
+        with first.division.equal_passes(len(micro_batches)) as missing:
+            sample = [first.samples.weightless_sample(0)] if missing else []
+            yield micro_batches, collate(sample, self.model.device) * missing
+
+    def _sum_gradients(self, losses: list[ConceptLoss] | None) -> list[list[ConceptLoss] | None]:
+        """Sum the gradients of all processes; returns the losses of each."""
+        if self.trainers[0].division.networks:  # the passes have summed them
+            self.trainers[0].division.take_gradients()
+            return self.ranks.exchange(losses)
+        weights = [weight for trainer in self.trainers for weight in trainer.weights]
+        owners = [owner for trainer in self.trainers for owner in trainer.division.owners]
+        return self.ranks.sum_gradients(weights, losses, owners)
 
     def _add_gradients(
         self, batches: Iterable[Batch], conditioner: Conditioner

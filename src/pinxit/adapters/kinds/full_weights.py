@@ -11,6 +11,7 @@ from pinxit.adapters.adapter import Adapter, on_cpu
 from pinxit.adapters.parts import FullWeightsPart
 from pinxit.errors import ConceptError
 from pinxit.models.model import Model
+from pinxit.models.sharding import ShardedNetwork
 
 
 class FullWeightsAdapter(Adapter):
@@ -22,6 +23,7 @@ class FullWeightsAdapter(Adapter):
         self.network = network
         self.parameters = {name: nn.Parameter(tensor) for name, tensor in tensors.items()}
         self.changes_conditioning = text
+        self.sharded: ShardedNetwork | None = None
 
     @classmethod
     def of(cls, model: Model, network: str) -> Self:
@@ -37,6 +39,11 @@ class FullWeightsAdapter(Adapter):
     @contextmanager
     def applied(self, model: Model) -> Generator[None]:
         """Put the weights into the network, which afterwards reads its own from the file again."""
+        if self.sharded:
+            model.offload(self.network)
+            with model.replaced(self.network, self.sharded.module):
+                yield
+            return
         module = model.emptied(self.network)
         originals: dict[str, nn.Parameter] = {}
         try:
@@ -52,9 +59,15 @@ class FullWeightsAdapter(Adapter):
         """All weights by their names in the network."""
         return self.parameters
 
+    def shard(self, model: Model) -> ShardedNetwork:
+        """Divide the weights among processes."""
+        self.sharded = ShardedNetwork(model.all_networks[self.network], self.parameters)
+        return self.sharded
+
     def part(self) -> FullWeightsPart:
         """The weights and the name of their network as data."""
-        return FullWeightsPart(self.network, on_cpu(self.parameters))
+        assert self.whole or not self.sharded
+        return FullWeightsPart(self.network, on_cpu(self.whole or self.parameters))
 
     @classmethod
     def restore(cls, part: FullWeightsPart, model: Model) -> Self:

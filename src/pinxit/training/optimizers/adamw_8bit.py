@@ -19,6 +19,7 @@ class Adamw8bit(PlainOptimizer):
     """The steps of AdamW; moments are stored as codes of 8 bits, with a scale for 256 numbers."""
 
     state_names = ("step", "exp_avg", "exp_avg_scale", "exp_avg_sq", "exp_avg_sq_scale", REST)
+    elementwise = False
 
     def fp32_state(self, weight: Tensor) -> State:
         """The number of steps, and codes and scales of the moments, as vectors."""

@@ -31,7 +31,7 @@ class Prodigy(PlainOptimizer):
         REST,
     )
 
-    separable = False
+    separable = elementwise = False
     rest_dtype = torch.float32  # the first steps are of size 1e-6
 
     @classmethod
