@@ -127,23 +127,19 @@ class Division:
 def check_shards(recipe: Recipe, *, several: bool) -> None:
     """RecipeError unless there are several processes that can divide the weights of this recipe."""
     optimizer: type[Optimizer] = registry.load("optimizers", recipe.optimizer)
-    if not several:
-        raise RecipeError(
-            "one process has nobody to divide the weights with",
-            "give --gpus N with it, or leave out --shard-weights",
-        )
-    if not recipe.method.trains_all_weights:
-        raise RecipeError(
-            f"{recipe.method.name} trains few weights, which are not worth dividing",
-            "leave out --shard-weights, or train dreambooth",
-        )
-    if not optimizer.elementwise:
-        raise RecipeError(
-            f"the state of {recipe.optimizer} cannot be divided with the weights",
-            "choose --optimizer adamw or lion, or leave out --shard-weights",
-        )
-    if recipe.assistant:
-        raise RecipeError(
-            "an assistant does not work with divided weights",
-            "leave out --shard-weights, or train a LoRA",
-        )
+    method, without = recipe.method, "leave out --shard-weights"
+    reasons = {
+        "one process has nobody to divide the weights with": ("give --gpus N with it", several),
+        f"{method.name} trains few weights, which are not worth dividing": (
+            "train dreambooth",
+            method.trains_all_weights,
+        ),
+        f"the state of {recipe.optimizer} cannot be divided with the weights": (
+            "choose --optimizer adamw or lion",
+            optimizer.elementwise,
+        ),
+        "an assistant does not work with divided weights": ("train a LoRA", not recipe.assistant),
+    }
+    for message, (hint, is_possible) in reasons.items():
+        if not is_possible:
+            raise RecipeError(message, f"{hint}, or {without}")
