@@ -1,8 +1,10 @@
 """All methods on one scale: fidelity, prompt following, drift, diversity, leaks, bytes and time.
 
-Every piece is one subject or style, trained by one method for one length, in a JSON file in the
-work folder; pieces that exist are not measured again. The last line on stdout is JSON: means over
-all subjects and all styles that have been measured, with 95% intervals.
+Every piece is one subject or style, trained by one method for one length. Its results are a JSON
+file in docs/figures/scale, in a folder for the base model; its run and images lie in the work
+folder. A piece with results is not measured again. The last line on stdout is JSON: means over all
+subjects and all styles that have been measured, with 95% intervals. Stored means over more subjects
+than have results here are kept: they are from the time before results were stored one by one.
 """
 
 import argparse
@@ -18,6 +20,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from lab.figures import FOLDER
 from lab.quality import styles, subjects, truths
 from lab.quality.harness import (
     Lab,
@@ -43,6 +46,7 @@ from pinxit.training.plan import TrainingPlan
 from pinxit.training.recipe import Recipe
 
 Options = Mapping[str, Any]
+Means = dict[str, Row]
 Measured = tuple[Similarity, Row, list[LabImage]]
 # In the order in which they are measured. Those with a way to preserve the class are for subjects.
 METHODS: dict[str, Options] = {
@@ -62,6 +66,8 @@ METHODS: dict[str, Options] = {
     "lora, rank 1": {"name": "lora", "rank": 1},
     "lora, rank 16": {"name": "lora", "rank": 16},
 }
+SCALE = FOLDER / "scale.json"
+RESULTS = FOLDER / "scale"
 LENGTHS = (1.0, 0.5, 2.0)  # relative to the default steps
 _BLOCK = 4  # subjects or styles that all methods are measured on before the next ones
 SUBJECTS = 10
@@ -183,30 +189,29 @@ class Piece:
     method: str
     length: float
 
-    def result(self, lab: Lab, eyes: Eyes, work: Path, *, new: bool = True) -> Row | None:
-        """The results from the work folder, or else measured now if `new`, else None."""
-        folder = work / self.case.name
-        recipe = self.case.recipe(folder, METHODS[self.method], lab.model.name)
-        plan = TrainingPlan.of(recipe, lab.model, len(recipe.read_images()))
-        file = folder / f"{self.title}-{lab.tag(plan.recipe.to_toml())}.json"
+    def result(
+        self, lab: Lab, eyes: Eyes, work: Path, results: Path, *, new: bool = True
+    ) -> Row | None:
+        """The results from their file, or else measured now if `new`, else None."""
+        recipe = self.case.recipe(work / self.case.name, METHODS[self.method], lab.model.name)
+        file = results / lab.model.hash[:8] / self.case.name / f"{self.title}.json"
         if not new and not file.is_file():
             return None
-        return cached(file, lambda: self._measure(lab, eyes, recipe, file, work))
+        return cached(file, lambda: self._measure(lab, eyes, recipe, work))
 
     @property
     def title(self) -> str:
         """The method and the length, for file names."""
         return f"{self.method.replace(', ', '-').replace(' ', '-')}-{self.length:g}"
 
-    def _measure(self, lab: Lab, eyes: Eyes, recipe: Recipe, file: Path, work: Path) -> Row:
+    def _measure(self, lab: Lab, eyes: Eyes, recipe: Recipe, work: Path) -> Row:
         task = f"{self.case.name}, {self.method}"
         prepared = _class_images_seconds(lab, recipe, work)
-        trained = lab.train(recipe, file.parent / self.title, task, self.length)
+        trained = lab.train(recipe, work / self.case.name / self.title, task, self.length)
         similarity, row, images = self.case.measure(lab, trained.concept, eyes)
         change = truths.class_change(lab, trained.concept, similarity, self.case.noun, eyes)
-        contact_sheet([i.image.resize((128, 128)) for i in images], 7).save(
-            file.with_suffix(".png")
-        )
+        sheet = contact_sheet([image.image.resize((128, 128)) for image in images], 7)
+        sheet.save(trained.folder.with_suffix(".png"))
         state = Run.open(trained.folder).state
         steps = len(state.steps)
         return {
@@ -256,9 +261,9 @@ def pieces() -> list[Piece]:
     ]
 
 
-def summary(rows: Mapping[Piece, Row]) -> dict[str, object]:
+def summary(rows: Mapping[Piece, Row]) -> dict[str, Means]:
     """Means by kind of case, method and length, with 95% intervals over the cases."""
-    figures: dict[str, dict[str, object]] = {"subjects": {}, "styles": {}}
+    figures: dict[str, Means] = {"subjects": {}, "styles": {}}
     groups: dict[tuple[str, str, float], list[Row]] = {}
     for piece, row in rows.items():
         kind = "subjects" if isinstance(piece.case, SubjectCase) else "styles"
@@ -277,10 +282,26 @@ def summary(rows: Mapping[Piece, Row]) -> dict[str, object]:
     return {kind: rows for kind, rows in figures.items() if rows}
 
 
+def with_earlier_means(figures: dict[str, Means]) -> dict[str, Means]:
+    """The means, and the stored ones that are over more subjects or styles."""
+    stored: dict[str, Means] = json.loads(SCALE.read_text(encoding="utf-8"))["figures"]
+    for kind, earlier in stored.items():
+        measured = figures.setdefault(kind, {})
+        for name, row in earlier.items():
+            if name not in measured or row["cases"] > measured[name]["cases"]:
+                measured[name] = row
+    return figures
+
+
 def main() -> None:
     """Measure pieces until none is left or the time is over; progress goes to stderr."""
     parser = argument_parser(__doc__, "build/scale")
     parser.add_argument("--pieces", type=int, help="number of new pieces; default: all")
+    parser.add_argument("--methods", nargs="+", choices=METHODS, default=[*METHODS])
+    parser.add_argument("--lengths", nargs="+", type=float, choices=LENGTHS, default=LENGTHS)
+    parser.add_argument(
+        "--cases", nargs="+", metavar="NAME", help="such as subject-03, style-sepia"
+    )
     parser.add_argument("--minutes", type=float, help="start no new piece after this time")
     args = parser.parse_args()
     os.environ["PINXIT_CACHE"] = str((args.work / "cache").resolve())
@@ -289,12 +310,14 @@ def main() -> None:
     left = args.pieces if args.pieces is not None else 10**9
     rows: dict[Piece, Row] = {}
     for piece in pieces():
-        row = piece.result(lab, eyes, args.work, new=False)
-        if row is None and left > 0 and time.monotonic() < end:
-            row, left = piece.result(lab, eyes, args.work), left - 1
+        row = piece.result(lab, eyes, args.work, RESULTS, new=False)
+        asked = piece.method in args.methods and piece.length in args.lengths
+        asked = asked and piece.case.name in (args.cases or [piece.case.name])
+        if row is None and asked and left > 0 and time.monotonic() < end:
+            row, left = piece.result(lab, eyes, args.work, RESULTS), left - 1
         if row is not None:
             rows[piece] = row
-    print(json.dumps(summary(rows)))
+    print(json.dumps(with_earlier_means(summary(rows))))
 
 
 if __name__ == "__main__":

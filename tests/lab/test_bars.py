@@ -30,7 +30,7 @@ def measure(method: str, work: Path, count: int = SUBJECTS) -> list[Row]:
     """The results of some subjects by one method."""
     lab, eyes = Lab(open_base("pocket"), print_progress, num_images=1), Eyes.load()
     pieces = [Piece(SubjectCase(n), method, 1.0) for n in subjects.sample_subjects(count)]
-    rows = [piece.result(lab, eyes, work) for piece in pieces]
+    rows = [piece.result(lab, eyes, work, work) for piece in pieces]
     return [row for row in rows if row]
 
 

@@ -80,13 +80,26 @@ def test_a_piece_is_measured_once_and_again_with_another_base(
     def lab(base: str) -> Lab:
         return Lab(cast("Model", SimpleNamespace(hash=base, name="pocket")), lambda _: None)
 
-    assert piece.result(lab("a"), eyes, tmp_path, new=False) is None
-    assert piece.result(lab("a"), eyes, tmp_path) == row(0.3)
-    assert piece.result(lab("a"), eyes, tmp_path, new=False) == row(0.3)
-    assert piece.result(lab("b"), eyes, tmp_path, new=False) is None
+    assert piece.result(lab("a"), eyes, tmp_path, tmp_path, new=False) is None
+    assert piece.result(lab("a"), eyes, tmp_path, tmp_path) == row(0.3)
+    assert piece.result(lab("a"), eyes, tmp_path, tmp_path, new=False) == row(0.3)
+    assert piece.result(lab("b"), eyes, tmp_path, tmp_path, new=False) is None
     assert measured == ["lora-rank-16-0.5"]
     (file,) = tmp_path.rglob("*.json")
     assert json.loads(file.read_text()) == row(0.3)
+
+
+def test_stored_means_over_more_subjects_are_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stored = {"subjects": {"lora, 1": {"cases": 10}, "dora, 1": {"cases": 4}}, "styles": {}}
+    monkeypatch.setattr(scale, "SCALE", tmp_path / "scale.json")
+    scale.SCALE.write_text(json.dumps({"figures": stored}))
+    measured = {"subjects": {"lora, 1": {"cases": 9}, "dora, 1": {"cases": 4, "new": 1}}}
+    assert scale.with_earlier_means(measured) == {
+        "subjects": {"lora, 1": {"cases": 10}, "dora, 1": {"cases": 4, "new": 1}},
+        "styles": {},
+    }
 
 
 def test_the_plot_shows_likeness_over_drift() -> None:
