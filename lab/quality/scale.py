@@ -64,6 +64,7 @@ METHODS: dict[str, Options] = {
     "dora": {"name": "lora", "adapter": "dora"},
     "lokr": {"name": "lora", "adapter": "lokr"},
     "lora, rank 1": {"name": "lora", "rank": 1},
+    "lora, rank 4": {"name": "lora", "rank": 4},
     "lora, rank 16": {"name": "lora", "rank": 16},
 }
 SCALE = FOLDER / "scale.json"
@@ -204,6 +205,13 @@ class Piece:
         """The method and the length, for file names."""
         return f"{self.method.replace(', ', '-').replace(' ', '-')}-{self.length:g}"
 
+    @property
+    def is_apart(self) -> bool:
+        """Whether the method is for this kind of case, and not its default under another name."""
+        if isinstance(self.case, SubjectCase):
+            return self.method != "lora, rank 16"
+        return self.method != "lora, rank 4" and "preserve" not in METHODS[self.method]
+
     def _measure(self, lab: Lab, eyes: Eyes, recipe: Recipe, work: Path) -> Row:
         task = f"{self.case.name}, {self.method}"
         prepared = _class_images_seconds(lab, recipe, work)
@@ -251,14 +259,14 @@ def pieces() -> list[Piece]:
     blocks: list[Sequence[Case]] = []
     for start in range(0, SUBJECTS, _BLOCK):
         blocks += [all_subjects[start : start + _BLOCK], all_styles[start : start + _BLOCK]]
-    return [
+    ordered = (
         Piece(case, method, length)
         for length in LENGTHS
         for block in blocks
         for method in METHODS
         for case in block
-        if isinstance(case, SubjectCase) or "preserve" not in METHODS[method]
-    ]
+    )
+    return [piece for piece in ordered if piece.is_apart]
 
 
 def summary(rows: Mapping[Piece, Row]) -> dict[str, Means]:

@@ -20,6 +20,10 @@ _PLACEHOLDERS: dict[SubjectKind, tuple[str, int]] = {
 }
 
 
+# 16 preserves the class of a subject better, and gains nothing for a style (docs/results/scale.md).
+_RANKS: dict[SubjectKind, int] = {"object": 16, "style": 4}
+
+
 class Lora(Finetuning):
     """Train small weights that are added to the layers; the file has a few megabytes."""
 
@@ -31,7 +35,13 @@ class Lora(Finetuning):
 
     adapter: LoraVariant = "lora"
     """kind of adapter: how the trained weights change a layer"""
-    rank: int = Option(4, ge=1, le=1024, aliases=("network_dim", "dim"))
+    rank: int | None = Option(
+        None,
+        ge=1,
+        le=1024,
+        aliases=("network_dim", "dim"),
+        default_is="objects: 16, styles and other kinds of adapters: 4",
+    )
     """LoRA rank (for OFT: block size); a higher rank learns more detail and makes a larger file"""
     alpha: float | None = Option(None, gt=0, aliases=("network_alpha",), default_is="the rank")
     """LoRA alpha; the trained weights are multiplied by alpha / rank"""
@@ -83,6 +93,7 @@ class Lora(Finetuning):
         if not (self.placeholder or model.text_encoders):
             placeholder = "rare-token"
         chosen = {
+            "rank": self._rank(subject),
             "layers": self.layers or _LAYERS[model_size(model)],
             "placeholder": placeholder,
             "num_vectors": num_vectors,
@@ -94,8 +105,8 @@ class Lora(Finetuning):
     ) -> tuple[TrainableAdapter, ...]:
         """Adapters of the token, the denoiser and, with `train_text_encoder`, text encoders."""
         size = model_size(model)
-        alpha, layers = self.alpha or self.rank, self.layers or _LAYERS[size]
-        config = LoraConfig(self.adapter, self.rank, alpha, layers)
+        rank, layers = self._rank(subject), self.layers or _LAYERS[size]
+        config = LoraConfig(self.adapter, rank, self.alpha or rank, layers)
         pull, seed = self.pull(model, subject), subject.seed
         loras: list[TrainableAdapter] = []
         for network, rate in self.learning_rates(model, learning_rate).items():
@@ -108,6 +119,9 @@ class Lora(Finetuning):
         embedding_rate = self.embedding_learning_rate or EMBEDDING_LEARNING_RATES[size]
         is_default = self.embedding_learning_rate is None
         return (TrainableAdapter(embedding, embedding_rate, adamw_rate=is_default), *loras)
+
+    def _rank(self, subject: Subject) -> int:
+        return self.rank or (_RANKS[subject.kind] if self.adapter == "lora" else 4)
 
     def _placeholder(self, subject: Subject) -> tuple[str, int]:
         """What the placeholder token is, and the number of vectors of a new embedding."""
