@@ -291,14 +291,17 @@ def summary(rows: Mapping[Piece, Row]) -> dict[str, Means]:
 
 
 def with_earlier_means(figures: dict[str, Means]) -> dict[str, Means]:
-    """The means, and the stored ones that are over more subjects or styles."""
+    """The means, and the stored ones that are over more subjects or styles, in one order."""
     stored: dict[str, Means] = json.loads(SCALE.read_text(encoding="utf-8"))["figures"]
     for kind, earlier in stored.items():
         measured = figures.setdefault(kind, {})
         for name, row in earlier.items():
             if name not in measured or row["cases"] > measured[name]["cases"]:
                 measured[name] = row
-    return figures
+    return {
+        kind: dict(sorted(rows.items(), key=lambda row: (row[1]["length"], row[0])))
+        for kind, rows in figures.items()
+    }
 
 
 def main() -> None:

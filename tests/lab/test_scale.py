@@ -93,14 +93,17 @@ def test_a_piece_is_measured_once_and_again_with_another_base(
 def test_stored_means_over_more_subjects_are_kept(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    stored = {"subjects": {"lora, 1": {"cases": 10}, "dora, 1": {"cases": 4}}, "styles": {}}
+    row = {"length": 1, "cases": 4}
+    stored = {"subjects": {"lora, 1": row | {"cases": 10}, "dora, 1": row}, "styles": {}}
     monkeypatch.setattr(scale, "SCALE", tmp_path / "scale.json")
     scale.SCALE.write_text(json.dumps({"figures": stored}))
-    measured = {"subjects": {"lora, 1": {"cases": 9}, "dora, 1": {"cases": 4, "new": 1}}}
-    assert scale.with_earlier_means(measured) == {
-        "subjects": {"lora, 1": {"cases": 10}, "dora, 1": {"cases": 4, "new": 1}},
+    measured = {"subjects": {"lora, 1": row | {"cases": 9}, "dora, 1": row | {"new": 1}}}
+    means = scale.with_earlier_means(measured)
+    assert means == {
+        "subjects": {"lora, 1": row | {"cases": 10}, "dora, 1": row | {"new": 1}},
         "styles": {},
     }
+    assert list(means["subjects"]) == ["dora, 1", "lora, 1"]
 
 
 def test_the_plot_shows_likeness_over_drift() -> None:
