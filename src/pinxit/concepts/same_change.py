@@ -41,7 +41,7 @@ def _layers(concept: Concept) -> dict[tuple[str, str], LayerTensors]:
 
 
 def _is_same(one: LayerTensors, other: LayerTensors) -> bool:
-    """Whether two layers make the same of one input, and have the same magnitudes."""
+    """Whether two layers change an input in the same way, and have the same magnitudes."""
     first, second = _effect(one), _effect(other)
     same = first.shape == second.shape and torch.allclose(
         first, second, rtol=0, atol=float(first.abs().max()) * _TOLERANCE

@@ -115,7 +115,7 @@ def _looks_like_velocity(
 
 
 def _marks(values: Mapping[str, str]) -> _Marks:
-    """Values by their names without the prefixes of programs."""
+    """The marks of the prediction type in a file, by name without the prefix of a program."""
     return {_PREFIXES.sub("", name.lower()): value for name, value in values.items()}
 
 

@@ -71,7 +71,10 @@ class TextWithHeads(nn.Module):
 
 
 def text_loss(network: TextWithHeads, pooled: Tensor, truths: Truths) -> Tensor:
-    """What captions say must be readable from the text encoder; names must mean someone."""
+    """How badly the attributes in captions are predicted from the text encoder's states (N, D).
+
+    So are the hidden parameters of the individuals, and of the styles, that captions name.
+    """
     right, hidden, style = truths
     each = [cross_entropy(network.told[q](pooled), right[q]) for q in ANSWERS]
     known = F.l1_loss(network.known(pooled), hidden) + F.l1_loss(network.style(pooled), style)

@@ -57,7 +57,7 @@ class ImageTable(Handlers):
         return await self._checked(images)
 
     async def editor(self, request: Request) -> Response:
-        """The editor of the image with this place in its set."""
+        """The page that edits the image at this position of its set."""
         images, path = self.pages.image_of(request)
         values = {"images": images, "name": path.name, "place": request.path_params["place"]}
         values |= {"section": "train", "mask": images.mask_of(path) is not None}

@@ -48,7 +48,7 @@ class Side:
 
     @property
     def address(self) -> str:
-        """Where its sheet of previews is."""
+        """The address of its sheet of previews."""
         return f"/jobs/{self.job.id}/previews/{self.row.step}"
 
     @property

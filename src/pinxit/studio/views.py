@@ -40,7 +40,7 @@ class Cell:
 
     @property
     def text(self) -> str:
-        """What it shows, for people who do not see it."""
+        """The text that screen readers read aloud: its step and its prompt."""
         return f"step {self.step}: {self.prompt}"
 
 

@@ -90,7 +90,7 @@ class _SwitchedLora(BatchedLora):
         return cls(lora.network, layers)
 
     def before_denoise(self, timesteps: Tensor, concepts: Tensor | None) -> None:
-        """Nothing: it is the same for all concepts."""
+        """Do nothing: the assistant is the same for all concepts."""
 
     def add_lora(
         self, factors: LoraFactors, layer: nn.Module, inputs: tuple[Tensor, ...], output: Tensor
