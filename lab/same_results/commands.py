@@ -1,4 +1,8 @@
-"""The commands whose results are compared, as the first version spells them."""
+"""The commands whose results are compared, as the first version spells them.
+
+Where a default or a meaning has changed on purpose, they say what both versions do in the same way:
+the rank of a LoRA, and a style without "in the style of".
+"""
 
 from dataclasses import dataclass
 
@@ -20,7 +24,7 @@ _TOY = "{inputs}/toy --token <mytoy> --class-noun toy --seed 3"
 _WORD = f"train textual-inversion {_TOY} --batch-size 2"
 _QUIET = "--preview-every 0 --checkpoint-every 10"
 _GENERATE = "generate 'a photo of a <mytoy>' --steps 6 --count 2"
-_TRANSFER = "transfer {inputs}/toy/2.png 'a photo in the style of <mystyle>' --concept run"
+_TRANSFER = "transfer {inputs}/toy/2.png 'a photo, <mystyle>' --concept run"
 
 
 def _lora_kind(kind: str) -> Command:
@@ -68,7 +72,8 @@ CHAINS: dict[str, tuple[Command, ...]] = {
     "lora": (
         Command(
             "lora",
-            f"train lora {_TOY} --prior-pictures 2 --batch-size 2 --steps 20 {_QUIET} --out run",
+            f"train lora {_TOY} --prior-pictures 2 --rank 4 --batch-size 2 --steps 20 {_QUIET} "
+            "--out run",
         ),
         Command(
             "img2img", f"{_GENERATE} --concept run:0.7 --init {{inputs}}/toy/1.png --out images"
@@ -92,7 +97,7 @@ CHAINS: dict[str, tuple[Command, ...]] = {
         ),
         Command(
             "xl lora",
-            f"train lora {_TOY} --base {{inputs}}/xl --prior-pictures 0 --word new "
+            f"train lora {_TOY} --base {{inputs}}/xl --prior-pictures 0 --rank 4 --word new "
             f"--train-text-encoder --batch-size 1 --steps 20 {_QUIET} --out lora",
         ),
         Command("xl generate", f"{_GENERATE} --concept lora --out images"),
