@@ -95,6 +95,9 @@ def test_workers_give_the_result_of_one_process_after_a_kill(
     if engine == "ray":
         pytest.importorskip("ray")
     (subjects / "bee" / "0.png").write_bytes(b"no image")
+    # So many that no worker ends before the first message of one has arrived.
+    recipes = {n: one.model_copy(update={"steps": 120}) for n, one in group.subjects.items()}
+    group = group.model_copy(update={"subjects": recipes})
     here, folder = trained_here(model, group, tmp_path / "here"), tmp_path / "out"
     prepare_folder(folder, group)
     options = FleetOptions(engine=engine, workers=2)
