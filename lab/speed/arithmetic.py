@@ -64,7 +64,7 @@ class Need:
     activations: int
 
     def gigabytes(self, frozen: int = 2, stored: int = 2) -> float:
-        """The necessary memory; `frozen` and `kept` are bytes per frozen weight and activation.
+        """The necessary memory; `frozen` and `stored` are bytes per frozen weight and activation.
 
         A trained weight is in fp32 with its gradient and both moments.
         """

@@ -33,7 +33,7 @@ PULLED: dict[str, object] = {"name": "dreambooth", "preserve": "weights"}
 
 
 def session_of(model: Model, recipe: Recipe, ranks: Ranks) -> TrainingSession:
-    """What trains a recipe, with divided weights if `ranks` divide them."""
+    """The training session of a recipe; the weights are divided if `ranks` says so."""
     images = read_images(recipe.images)
     plan = TrainingPlan.of(recipe, model, len(images))
     class_images = read_class_images(model, plan.class_images)

@@ -18,7 +18,7 @@ from pinxit.errors import FileError, PinxitError, RequestError
 
 BAD_INPUT = 2
 SIGNALLED = 128
-# What to do about errors of the system that are not pinxit's.
+# What a user can do about errors of the operating system.
 _UNREADABLE = dict.fromkeys((errno.EACCES, errno.EPERM), "check its owner and its permissions")
 _UNREADABLE[errno.EIO] = "the disk, or the connection to it, may be failing: use another one"
 _SIGPIPE = 13  # Windows has no name for it

@@ -250,7 +250,7 @@ def stoppable() -> AbstractContextManager[None]:
     def stop(number: int, _: object) -> None:
         raise KeyboardInterrupt(number)
 
-    return _handled(stop, lambda before: before == signal.SIG_DFL)  # Python handles SIGINT
+    return _stop_handler(stop, lambda before: before == signal.SIG_DFL)  # Python handles SIGINT
 
 
 def killable() -> AbstractContextManager[None]:
@@ -258,12 +258,12 @@ def killable() -> AbstractContextManager[None]:
 
     Python's own handlers wait until code of a library in C or Rust returns, which can take long.
     """
-    return _handled(signal.SIG_DFL, callable)
+    return _stop_handler(signal.SIG_DFL, callable)
 
 
 @contextmanager
-def _handled(handler: Any, is_replaced: Callable[[object], bool]) -> Generator[None]:
-    """Handle stop signals by another handler, where the one before is to be replaced."""
+def _stop_handler(handler: Any, is_replaced: Callable[[object], bool]) -> Generator[None]:
+    """Let `handler` handle the stop signals whose present handler `is_replaced` in the block."""
     in_main_thread = threading.current_thread() is threading.main_thread()
     before = {number: signal.getsignal(number) for number in STOP_SIGNALS if in_main_thread}
     handlers = {number: one for number, one in before.items() if is_replaced(one)}

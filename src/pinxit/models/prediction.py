@@ -115,7 +115,7 @@ def _looks_like_velocity(
 
 
 def _marks(values: Mapping[str, str]) -> _Marks:
-    """The marks of the prediction type in a file, by name without the prefix of a program."""
+    """Entries of a file's metadata, by name in lower case without the prefix of a program."""
     return {_PREFIXES.sub("", name.lower()): value for name, value in values.items()}
 
 

@@ -144,7 +144,7 @@ class Worker:
         self._store = Store(setup.store, setup.folder) if setup.store else None
         self._model: Model | None = None
 
-    def do(self, task: Task) -> Generator[Message]:
+    def run_task(self, task: Task) -> Generator[Message]:
         """Do a task; the last message is `Done` or `Unusable`. A bug ends only the task."""
         try:
             model = self._open(next(iter(task.subjects.values())))
@@ -153,9 +153,9 @@ class Worker:
             return
         ended: set[str] = set()
         try:
-            do = self._kind(task)
+            work = self._kind(task)
             stored = self._store.copied(task.subjects) if self._store else nullcontext()
-            with stored, closing(do(model, task)) as messages:
+            with stored, closing(work(model, task)) as messages:
                 for message in messages:
                     if isinstance(message, Ended):
                         ended.add(message.name)

@@ -22,7 +22,7 @@ _RECIPE = {"token": "", "class_noun": "", "kind": "object", "method": {"name": "
 
 @dataclass(frozen=True)
 class TerminalRun(Job):
-    """A run that another process trains, as a job that cannot be changed: it is only read."""
+    """A run that another process trains, shown as a job that can only be looked at."""
 
     is_own = False
 

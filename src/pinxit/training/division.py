@@ -88,9 +88,10 @@ class Division:
 
     @contextmanager
     def equal_passes(self, count: int) -> Generator[int]:
-        """A block of passes, `count` in this process; yields how many more it must compute.
+        """A block in which all processes compute the same number of passes.
 
-        All processes gather weights in each pass.
+        `count` is the number that this process needs; yields how many more it must compute, because
+        all processes gather weights in each pass.
         """
         if not self.networks:
             yield 0

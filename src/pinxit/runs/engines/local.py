@@ -21,7 +21,7 @@ class Local:
 
     def send(self, number: int, task: Task) -> None:
         """Give the task to the worker."""
-        self._tasks[number] = self._worker.do(task)
+        self._tasks[number] = self._worker.run_task(task)
 
     def receive(self) -> Iterator[tuple[int, Message]]:
         """The messages of the task."""

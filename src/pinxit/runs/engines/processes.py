@@ -79,7 +79,7 @@ def _work(connection: Any, setup: Setup) -> None:
     worker = Worker(setup)
     with suppress(EOFError, OSError, KeyboardInterrupt):
         while True:
-            with closing(worker.do(connection.recv())) as messages:
+            with closing(worker.run_task(connection.recv())) as messages:
                 for message in messages:
                     connection.send(message)
 

@@ -16,7 +16,8 @@ from pinxit.runs.fleet_worker import Done, Message, Setup, Task, Unusable, Worke
 # What a cluster says that is not for the user: usage statistics, and warnings about settings.
 _QUIET = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0"}
 
-# Seconds: a message costs Ray milliseconds, in which a worker that is done waits for its next task.
+# In seconds. Ray needs some milliseconds for each message, and a worker gets its next task only
+# after all its messages have arrived.
 _SEND_EVERY = 0.5
 # What Ray says of a token, after the names of its errors and before its advice.
 _TOKEN = re.compile(
@@ -58,8 +59,8 @@ class Ray:
         if number not in self._actors:
             actor = self._ray.remote(_Actor).options(**self._resources)
             self._actors[number] = actor.remote(self._setup)
-        do = self._actors[number].do.options(num_returns="streaming")
-        self._streams[number] = do.remote(task)
+        run_task = self._actors[number].run_task.options(num_returns="streaming")
+        self._streams[number] = run_task.remote(task)
 
     def receive(self) -> Iterator[tuple[int, Message | None]]:
         """Messages of the workers, or None from one that has died; waits for one second."""
@@ -105,11 +106,11 @@ class _Actor:
     def __init__(self, setup: Setup) -> None:
         self._worker = Worker(setup)
 
-    def do(self, task: Task) -> Generator[list[Message]]:
+    def run_task(self, task: Task) -> Generator[list[Message]]:
         """Do a task; messages are sent while it is done, those in quick succession together."""
         messages: list[Message] = []
         sent = time.monotonic()
-        for message in self._worker.do(task):
+        for message in self._worker.run_task(task):
             messages.append(message)
             if isinstance(message, Done | Unusable) or time.monotonic() - sent > _SEND_EVERY:
                 yield messages
