@@ -181,6 +181,15 @@ def test_a_page_that_is_old_changes_only_what_was_edited_in_it(
     assert captions == ["red", "green", ""]
 
 
+@pytest.mark.parametrize("address", ["/train", "/texts", "/images"])
+def test_a_form_without_images_leaves_no_image_set(
+    client: TestClient, workspace: Workspace, address: str
+) -> None:
+    answer = client.post(address, data={"class_noun": "toy"})
+    assert "no image was chosen" in answer.text
+    assert not list((workspace.folder / "images").iterdir())
+
+
 def test_image_sets_are_found_again(client: TestClient, workspace: Workspace) -> None:
     images = add_images(workspace)
     values = {"images": images.id, "class_noun": "toy"}

@@ -30,10 +30,11 @@ async def add_images(workspace: Workspace, form: FormData) -> ImageSet:
     The server only stores bytes under names of its own; a separate process decodes them.
     """
     number = texts_of(form).get("images")
-    images = workspace.images_of(number) if number else ImageSet(workspace.new_folder("images"))
+    images = workspace.images_of(number) if number else None
     files = uploads(form, "files")
-    if not files and not images.files:
+    if not files and not (images and images.files):
         raise RequestError("no image was chosen", "choose 3 to 12 images of the subject")
+    images = images or ImageSet(workspace.new_folder("images"))
     for index, file in enumerate(files):
         name = Path((file.filename or "").replace("\\", "/")).name
         suffix = MASK if name.lower().endswith(MASK) else Path(name).suffix.lower()
