@@ -401,7 +401,8 @@ def _curves(style: str) -> Iterator[Row]:
 
 def _ahead() -> Iterator[Row]:
     """The mask IoU of the default control compared with img2img, at the same style score."""
-    for name, style in (("in words", "words"), ("trained", "learned")):
+    names = {"words": "in words", "lora": "LoRA", "textual-inversion": "textual inversion"}
+    for style, name in names.items():
         yield from ({"name": name, **one} for one in read_figures("transfer")[style]["ahead"])
 
 
@@ -458,7 +459,8 @@ ROWS: dict[str, Callable[[], Iterable[Row]]] = {
     "words": partial(_truths, "words"),
     "stopping": _stops,
     "transfer": partial(_curves, "words"),
-    "learned": partial(_curves, "learned"),
+    "transfer-lora": partial(_curves, "lora"),
+    "transfer-word": partial(_curves, "textual-inversion"),
     "ahead": _ahead,
     "seeds": _seeds,
     "families": _families,

@@ -42,9 +42,10 @@ from pinxit.pocket.world import (
 )
 from pinxit.training.recipe import Recipe
 
-# Styles that pocket has words for, and the one that must be trained.
+# Styles that pocket has words for, and the one that must be trained, and by what.
 STYLES = ("watercolour", "pencil", "chalk", "cartoon", "pop art")
 LEARNED, TOKEN = gallery.STYLE, "<mystyle>"
+METHODS = ("lora", "textual-inversion")
 # Values of `preserve` by control and guidance scale. img2img also with a low guidance scale, since
 # the default control uses one.
 PRESERVE_VALUES: dict[tuple[str, float], tuple[float, ...]] = {
@@ -59,17 +60,22 @@ _FEW = 8  # images for the measurements without curves
 
 @dataclass(frozen=True)
 class Item:
-    """An image to transfer: its scene, the target style, and its token if the style is trained."""
+    """An image to transfer: its scene, the target style, and the method if that is trained."""
 
     number: int
     scene: Scene
     style: str
-    token: str = ""
+    method: str = ""
+
+    @property
+    def label(self) -> str:
+        """The beginning of the names of its files."""
+        return f"{self.method or 'words'}-{self.number:02}"
 
     @property
     def source_prompt(self) -> str:
         """The source prompt; for a trained style in the words of its captions."""
-        if self.token:
+        if self.method:
             place = PLACE_PHRASES[self.scene.background][0]
             return f"a picture of a {self.scene.subject.class_noun} {place}"
         return prompt(self.scene.subject.class_noun, None, self.scene.background, "photo")
@@ -77,8 +83,8 @@ class Item:
     @property
     def target_prompt(self) -> str:
         """The target prompt."""
-        if self.token:
-            return f"{self.source_prompt} in the style of {self.token}"
+        if self.method:
+            return f"{self.source_prompt} in the style of {TOKEN}"
         return prompt(self.scene.subject.class_noun, None, self.scene.background, self.style)
 
 
@@ -88,10 +94,10 @@ def items(count: int) -> list[Item]:
     return [Item(n, photo(rng), STYLES[n % len(STYLES)]) for n in range(count)]
 
 
-def trained_style_items(count: int) -> list[Item]:
-    """Other photos, all for the trained style."""
+def trained_style_items(count: int, method: str) -> list[Item]:
+    """Other photos, all for the style that is trained by this method."""
     rng = np.random.default_rng(_SEED + 1)
-    return [Item(n, photo(rng), LEARNED, TOKEN) for n in range(count)]
+    return [Item(n, photo(rng), LEARNED, method) for n in range(count)]
 
 
 def photo(rng: np.random.Generator) -> Scene:
@@ -187,7 +193,7 @@ class TransferLab:
 
     def curve(self, item: Item, control: str, guidance: float) -> Row:
         """The scores of an item at all values of a control's `preserve`."""
-        label = f"{'learned' if item.token else 'words'}-{item.number:02}"
+        label = item.label
 
         def measure(preserve: float) -> Row:
             args: Row = {"name": control, "image": self.save_image(judge.photo, label)}
@@ -342,22 +348,21 @@ def opposite(scene: Scene) -> str:
     return "left" if scene.facing == "right" else "right"
 
 
-def train_style(model: Model, folder: Path) -> TrainedConcept:
-    """The held-out style, trained as in the demo."""
+def train_style(model: Model, method: str, folder: Path) -> TrainedConcept:
+    """The held-out style, trained on the images of the demo."""
     style = {"images": gallery.folder() / "style", "token": TOKEN, "class_noun": "painting"}
-    options = {"method": "lora", "kind": "style", "base": model.name, "preview_every": 0}
+    options = {"method": method, "kind": "style", "base": model.name, "preview_every": 0}
     recipe = Recipe.model_validate({**style, **options})
-    return Lab(model, print_progress).train(recipe, folder / "runs" / "style", "training the style")
+    return Lab(model, print_progress).train(recipe, folder / "runs" / method, f"{method}: training")
 
 
 def save_sheet(lab: TransferLab, chosen: Sequence[Item], path: Path) -> None:
     """Save a sheet with photo, img2img at two strengths, default control at three, and truth."""
 
     def row(item: Item) -> Iterator[Path]:
-        label = f"{'learned' if item.token else 'words'}-{item.number:02}"
         shared = [f"-inversion-2-{preserve}" for preserve in (0.8, 0.5, 0.2)]
         for ending in ("", "-img2img-5-0.6", "-img2img-5-0.4", *shared, "-true"):
-            yield lab.folder / "pictures" / f"{label}{ending}.png"
+            yield lab.folder / "pictures" / f"{item.label}{ending}.png"
 
     images = [Image.open(file).resize((96, 96)) for item in chosen for file in row(item)]
     contact_sheet(images, 7).save(path)
@@ -367,7 +372,7 @@ def main() -> int:
     """Run all measurements and print them."""
     parser = argument_parser(__doc__, "build/transfer")
     parser.add_argument("--count", type=int, default=12, help="images for styles with words")
-    parser.add_argument("--learned", type=int, default=4, help="images for the trained style")
+    parser.add_argument("--trained", type=int, default=8, help="images for the trained style")
     args = parser.parse_args()
     lab = TransferLab(open_base("pocket"), args.work)
     chosen = items(args.count)
@@ -378,11 +383,11 @@ def main() -> int:
         "poses": poses(lab, _FEW),
     }
     save_sheet(lab, chosen, args.work / "words.png")
-    if args.learned:
-        schooled = replace(lab, trained=train_style(lab.model, args.work))
-        others = trained_style_items(args.learned)
-        figures["learned"] = curves(schooled, others)
-        save_sheet(schooled, others, args.work / "learned.png")
+    for method in METHODS if args.trained else ():
+        trained = replace(lab, trained=train_style(lab.model, method, args.work))
+        others = trained_style_items(args.trained, method)
+        figures[method] = curves(trained, others)
+        save_sheet(trained, others, args.work / f"{method}.png")
     print(json.dumps(figures))
     return 0
 

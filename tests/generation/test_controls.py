@@ -1,7 +1,8 @@
 """Each control: what its results must equal, and what they must differ from."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Generator
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 import pytest
@@ -9,12 +10,20 @@ import torch
 from PIL import Image, ImageDraw
 
 from pinxit.adapters.kinds.embedding import EmbeddingAdapter
+from pinxit.adapters.lora_part import LoraPart
 from pinxit.cli import main
 from pinxit.concepts.concept import Concept
 from pinxit.concepts.metadata import Provenance
 from pinxit.errors import ModelError, RequestError
 from pinxit.generation.canny import canny_edges
-from pinxit.generation.control import SamplingContext, SamplingProgress, without_tokens
+from pinxit.generation.control import (
+    ChangedWeights,
+    SamplingContext,
+    SamplingProgress,
+    changed_weights,
+    without_tokens,
+)
+from pinxit.generation.controls.inversion import Inversion
 from pinxit.generation.paired import ddim_inversion
 from pinxit.generation.request import GeneratedImage, GenerationRequest
 from pinxit.generation.sample import generate_images, sample_images
@@ -31,6 +40,7 @@ from pinxit.training.recipe import Recipe
 
 ALPHAS_CUMPROD = torch.linspace(0.999, 0.01, 1000)
 PROMPT = "a red dog on the beach"
+T = TypeVar("T")
 
 
 @pytest.fixture
@@ -100,6 +110,56 @@ def test_inversion_keeps_the_source_image(
     assert distance(other, halfway) > 0.003
 
 
+@pytest.mark.parametrize(
+    ("changed", "expected"), [("none", "inverted"), ("style", "normalized"), ("object", "random")]
+)
+def test_the_noise_to_start_from(
+    model: Model, picture: Path, changed: ChangedWeights, expected: str
+) -> None:
+    generator = torch.Generator().manual_seed(5)
+    context = SamplingContext(
+        model, "ddim", 4, (32, 32), (5,), [generator], model.condition([PROMPT]), 1, 2, changed
+    )
+
+    def first(preserve: float, noise: str | None = None) -> torch.Tensor:
+        generator.manual_seed(5)
+        control = {"image": picture, "preserve": preserve, "initial_noise": noise}
+        hooks = returned(Inversion.model_validate(control).prepare(context))
+        latents = hooks.initial_latents(context.make_sampler())
+        assert latents is not None
+        return latents
+
+    assert torch.equal(first(0.5), first(0.5, expected))
+    noise = {"random", "inverted", "normalized"} - {expected}
+    assert all(not torch.equal(first(0.5), first(0.5, other)) for other in noise)
+    # The mean of a channel is what the noise has of the colours of the image.
+    std, mean = torch.std_mean(first(0.5, "normalized"), (2, 3))
+    assert mean.abs().max() < 1e-5
+    assert (std - 1).abs().max() < 1e-5
+    assert torch.std_mean(first(0.5, "inverted"), (2, 3))[1].abs().max() > 0.01
+
+
+def test_normalized_noise_preserves_the_whole_image_as_well(model: Model, picture: Path) -> None:
+    def end(noise: str, preserve: float) -> torch.Tensor:
+        source = {"image": picture, "source_prompt": PROMPT}
+        control: dict[str, object] = {"name": "inversion", "initial_noise": noise, **source}
+        return latents(model, {**control, "preserve": preserve}, prompt="a blue cat")
+
+    source = model.encode(to_pixels(Image.open(picture), 32, 32)).mean[0]
+    assert distance(end("normalized", 1), source) < 1e-5
+    # The first steps copy the source image under the same noise, not under its own.
+    assert distance(end("normalized", 0.8), end("inverted", 0.8)) > 1e-3
+
+
+def returned(generator: Generator[object, None, T]) -> T:
+    """What a generator returns at its end."""
+    while True:
+        try:
+            next(generator)
+        except StopIteration as end:
+            return end.value
+
+
 def timesteps(model: Model, scheduler: str) -> list[float]:
     return Sampler(
         model.schedule, scheduler, model.scheduler_config, 8, (4, 8, 8)
@@ -128,13 +188,7 @@ def test_inverted_noise_leads_back_to_the_image(
         return rows
 
     clean = model.encode(context.pixels(picture)).mean
-    inversion = ddim_inversion(context, picture)
-    while True:
-        try:
-            next(inversion)
-        except StopIteration as end:
-            trajectory = end.value
-            break
+    trajectory = context.trajectory(*returned(ddim_inversion(context, picture)))
     assert len(trajectory) == 21
     assert torch.equal(trajectory[-1], clean)
     error = distance(denoise(PROMPT, trajectory[0]), clean)
@@ -187,6 +241,24 @@ def test_prompts_without_tokens() -> None:
         without_tokens("A <HUE> of a dog, in the style of <hue>", [style]) == "A painting of a dog"
     )
     assert without_tokens("a mine of toys", []) == "a mine of toys"
+
+
+def test_what_a_prompt_calls_concepts_that_change_weights() -> None:
+    def trained(token: str, *, lora: bool) -> Concept:
+        provenance = Provenance(token, "dog", "", "", "", 1, {}, "")
+        word = EmbeddingAdapter(token, "dog", {"text": torch.ones(1, 2)}).part()
+        weights = LoraPart("denoiser", "lora", {})
+        return Concept((word, weights) if lora else (word,), provenance)
+
+    toy, hue = trained("<toy>", lora=True), trained("<hue>", lora=True)
+    word = trained("<word>", lora=False)
+    assert changed_weights("a <word> in the snow", [word]) == "none"
+    assert changed_weights("a dog in the style of <hue>", [hue]) == "style"
+    assert changed_weights("a <word>, in the style of <HUE>", [hue, word]) == "style"
+    assert changed_weights("a dog", [hue]) == "style"
+    assert changed_weights("a photo of <toy>", [toy]) == "object"
+    assert changed_weights("a <toy> in the style of <hue>", [toy, hue]) == "object"
+    assert changed_weights("a <toy> in the style of <toy>", [toy]) == "object"
 
 
 def test_edges_are_thin_and_in_the_right_place() -> None:

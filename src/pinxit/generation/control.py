@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from itertools import count
 from pathlib import Path
-from typing import Annotated, ClassVar
+from typing import Annotated, ClassVar, Literal
 
 import torch
 from PIL.Image import Image
@@ -28,6 +28,8 @@ from pinxit.models.prompt import normal_form, token_pattern
 from pinxit.options import Option, Options
 from pinxit.progress import Progress
 
+ChangedWeights = Literal["none", "style", "object"]
+
 
 @dataclass(frozen=True)
 class SamplingProgress(Progress):
@@ -43,7 +45,8 @@ class SamplingContext:
     The rows of the latents are those of `num_branches` branches: the generated images (branch 0),
     then as many rows for each source branch. `branch` is the number of the control's own source
     branch, or 0 without one, and `conditioning` is that of the branch's prompt, (1, L, D).
-    `has_weight_changes` is whether concepts have changed weights of the base model.
+    `changed_weights` is what the prompt calls the concepts that have changed weights of the base
+    model, if there are any.
     """
 
     model: Model
@@ -55,7 +58,7 @@ class SamplingContext:
     conditioning: Conditioning
     branch: int = 0
     num_branches: int = 1
-    has_weight_changes: bool = False
+    changed_weights: ChangedWeights = "none"
 
     def make_sampler(self) -> Sampler:
         """A new sampler; each one serves for one run from noise to image."""
@@ -215,14 +218,38 @@ def prepare_controls(
 
 def without_tokens(prompt: str, concepts: Sequence[Concept]) -> str:
     """The prompt with tokens of subjects replaced by class nouns, and styles left out."""
+    prompt = _without_styles(prompt, concepts)
+    for concept in concepts:
+        noun = concept.provenance.class_noun.replace("\\", "")
+        for expression in _token_expressions(concept):
+            prompt = re.sub(expression, noun, prompt, flags=re.IGNORECASE)
+    return " ".join(prompt.split())
+
+
+def changed_weights(prompt: str, concepts: Sequence[Concept]) -> ChangedWeights:
+    """What the prompt calls the concepts that change weights: a style, unless it names an object.
+
+    "none" if none of them changes weights of the base model.
+    """
+    changing = [one for one in concepts if one.has_strength or one.has_full_weights]
+    rest = _without_styles(prompt, changing)
+    expressions = [expression for one in changing for expression in _token_expressions(one)]
+    if any(re.search(expression, rest, re.IGNORECASE) for expression in expressions):
+        return "object"
+    return "style" if changing else "none"
+
+
+def _without_styles(prompt: str, concepts: Sequence[Concept]) -> str:
     prompt = normal_form(prompt)
     for concept in concepts:
-        noun = concept.provenance.class_noun
-        for token in filter(None, (*concept.tokens, concept.nickname)):
-            expression = token_pattern((normal_form(token),)).pattern
+        for expression in _token_expressions(concept):
             prompt = re.sub(rf",?\s*in the style of {expression}", "", prompt, flags=re.IGNORECASE)
-            prompt = re.sub(expression, noun.replace("\\", ""), prompt, flags=re.IGNORECASE)
-    return " ".join(prompt.split())
+    return prompt
+
+
+def _token_expressions(concept: Concept) -> list[str]:
+    tokens = filter(None, (*concept.tokens, concept.nickname))
+    return [token_pattern((normal_form(token),)).pattern for token in tokens]
 
 
 def read_image(path: Path) -> Image:

@@ -17,11 +17,13 @@ from pinxit.options import Option
 _LAYOUT = ("queries-keys", "decoder-features")  # layer groups that hold the layout of an image
 
 
-def ddim_inversion(context: SamplingContext, path: Path) -> Generator[Tensor, None, list[Tensor]]:
-    """The trajectory of an image under its own noise: DDIM inversion (arXiv:2105.05233, F).
+def ddim_inversion(
+    context: SamplingContext, path: Path
+) -> Generator[Tensor, None, tuple[Tensor, list[Tensor]]]:
+    """The latents of an image, and its own noise: DDIM inversion (arXiv:2105.05233, F).
 
-    Yields the latents after each step into the noise. Returns the latents (N, C, H, W) of every
-    timestep, then the clean ones.
+    Yields the latents after each step into the noise. Returns the clean latents, (1, C, H, W), and
+    the noise at every timestep.
     """
     model, clean = context.model, context.model.encode(context.pixels(path)).mean
     schedule, latents = model.schedule, clean
@@ -37,16 +39,16 @@ def ddim_inversion(context: SamplingContext, path: Path) -> Generator[Tensor, No
         noise_part = latents - schedule.add_noise(clean, zeros, previous)
         noises[float(timestep)] = noise_part / schedule.add_noise(zeros, zeros + 1, previous)
         yield latents
-    return context.trajectory(clean, [noises[float(timestep)] for timestep in context.timesteps])
+    return clean, [noises[float(timestep)] for timestep in context.timesteps]
 
 
 class SourceBranch(ControlHooks):
     """A source image that is denoised alongside each image, freely or along a trajectory.
 
-    In the first `copied` steps the images are copies of it. In the steps of `shared`, attention of
-    the source replaces that of the image in `layer_groups`; where a trajectory is followed, the
-    deviations of the source from it are also added to the image (direct inversion,
-    arXiv:2310.01506; edit-friendly inversion, 2304.06140).
+    In the first `copied` steps the images are copies of it, or of `copies`, its latents under other
+    noise. In the steps of `shared`, attention of the source replaces that of the image in
+    `layer_groups`; where a trajectory is followed, the deviations of the source from it are also
+    added to the image (direct inversion, arXiv:2310.01506; edit-friendly inversion, 2304.06140).
     """
 
     def __init__(
@@ -56,6 +58,7 @@ class SourceBranch(ControlHooks):
         shared: range,
         trajectory: Sequence[Tensor] | None = None,
         copied: int | None = None,
+        copies: Sequence[Tensor] | None = None,
     ) -> None:
         branches, num_samples = context.num_branches, len(context.seeds)
         self._sharing = AttentionSharing(layer_groups, context.branch, branches, num_samples)
@@ -63,11 +66,16 @@ class SourceBranch(ControlHooks):
         self._shared = shared
         self._trajectory = trajectory
         self._copied = copied
+        self._copies = copies or trajectory
         self._context = context
 
     @classmethod
     def for_preserve(
-        cls, context: SamplingContext, preserve: float, trajectory: Sequence[Tensor] | None = None
+        cls,
+        context: SamplingContext,
+        preserve: float,
+        trajectory: Sequence[Tensor] | None = None,
+        copies: Sequence[Tensor] | None = None,
     ) -> Self:
         """Queries, keys and features shared as long as `preserve` (0 to 1) asks for.
 
@@ -77,11 +85,11 @@ class SourceBranch(ControlHooks):
         steps = len(context.timesteps)
         copied = round(max(0, 2 * preserve - 1) ** 2 * steps)
         last = round((copied + steps) / 2) if preserve > 0.5 else round(preserve * steps)
-        return cls(context, _LAYOUT, range(copied, last), trajectory, copied)
+        return cls(context, _LAYOUT, range(copied, last), trajectory, copied, copies)
 
     def initial_latents(self, sampler: Sampler) -> Tensor | None:  # noqa: ARG002
-        """The first latents of the trajectory, if the images follow it; None means noise."""
-        return None if self._trajectory is None or self._copied is None else self._trajectory[0]
+        """The first latents that the images copy, if they copy any; None means noise."""
+        return None if self._copies is None or self._copied is None else self._copies[0]
 
     def source_latents(self, latents: Tensor) -> Tensor:
         """The first latents of the trajectory, or those of the images without one."""
@@ -102,7 +110,7 @@ class SourceBranch(ControlHooks):
             if self._copied is not None and step in self._shared:
                 image += deviation
         if self._copied is not None and step < self._copied:
-            image.copy_(source)
+            image.copy_(source if self._copies is None else self._copies[step + 1])
         return branches.flatten(0, 1)
 
 

@@ -14,9 +14,11 @@ from pinxit.concepts.concept import Concept, combined_adapters
 from pinxit.concepts.read import ConceptReference
 from pinxit.errors import RequestError
 from pinxit.generation.control import (
+    ChangedWeights,
     ControlHooks,
     SamplingContext,
     SamplingProgress,
+    changed_weights,
     prepare_controls,
     without_tokens,
 )
@@ -97,7 +99,7 @@ def sample_images(
         source_prompts = [one.source_branch_prompt(plain_prompt) for one in request.controls]
         prompts = _Prompts.encoded(model, request, source_prompts)
         batches = ranks.share(_seed_batches(model, request, size, len(prompts.branches)))
-        changed = any(concept.has_strength or concept.has_full_weights for concept in concepts)
+        changed = changed_weights(request.prompt, concepts)
         number, offloaded = 0, False
         while number < len(batches):
             try:
@@ -192,7 +194,7 @@ def _sample_batch(
     request: GenerationRequest,
     prompts: _Prompts,
     seeds: Sequence[int],
-    has_weight_changes: bool,
+    changed: ChangedWeights,
 ) -> Iterator[SamplingProgress | GeneratedImage]:
     """Generate one batch of images; each image has its own random generator."""
     context = SamplingContext(
@@ -204,7 +206,7 @@ def _sample_batch(
         generators=[torch.Generator().manual_seed(seed) for seed in seeds],
         conditioning=prompts.prompt,
         num_branches=len(prompts.branches),
-        has_weight_changes=has_weight_changes,
+        changed_weights=changed,
     )
     hooks, steps_before = yield from prepare_controls(context, request.controls, prompts.sources)
     sampler = context.make_sampler()

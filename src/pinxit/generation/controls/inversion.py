@@ -3,11 +3,22 @@
 from collections.abc import Generator
 from typing import ClassVar, Literal
 
+import torch
 from torch import Tensor
 
-from pinxit.generation.control import ImageControl, SamplingContext
+from pinxit.generation.control import ChangedWeights, ImageControl, SamplingContext
 from pinxit.generation.paired import PairedControl, SourceBranch, ddim_inversion
 from pinxit.options import Option
+
+InitialNoise = Literal["inverted", "normalized", "random"]
+# Weights trained on a style do not predict the colours of a photo: the error goes into the noise
+# that inversion finds, and would bring those colours back. Weights trained on an object do not
+# predict another one: it would keep its own colours (docs/log.md).
+_INITIAL_NOISE: dict[ChangedWeights, InitialNoise] = {
+    "none": "inverted",
+    "style": "normalized",
+    "object": "random",
+}
 
 
 class Inversion(PairedControl, ImageControl):
@@ -20,14 +31,17 @@ class Inversion(PairedControl, ImageControl):
     recommended_guidance: ClassVar[tuple[float, float] | None] = (2.0, 7.5)
     extra_passes: ClassVar[int] = 1
 
-    initial_noise: Literal["inverted", "random"] | None = Option(
+    initial_noise: InitialNoise | None = Option(
         None,
         aliases=("path",),
         values={"noised": "random"},
-        default_is="inverted; random if a concept changes weights of the base model",
+        default_is=(
+            "inverted; with a concept that changes weights of the base model, normalized for a "
+            "style, random for an object"
+        ),
     )
-    """noise of the source image: found by DDIM inversion, or random from the seed (faster, more
-    variety)"""
+    """noise of the source image: found by DDIM inversion, the same without the colours of the image
+    (normalized), or random from the seed (faster, more variety)"""
 
     @property
     def sets_initial_latents(self) -> bool:
@@ -35,12 +49,22 @@ class Inversion(PairedControl, ImageControl):
         return self.preserve > 0
 
     def _prepare(self, context: SamplingContext) -> Generator[Tensor, None, SourceBranch]:
-        # Weights trained on a style do not predict the colours of a photo: the error goes into the
-        # noise that inversion finds, and would bring those colours back.
-        default = "random" if context.has_weight_changes else "inverted"
-        if (self.initial_noise or default) == "random":
+        noise, copies = self.initial_noise or _INITIAL_NOISE[context.changed_weights], None
+        if noise == "random":
             clean = context.model.encode(context.pixels(self.image)).mean
-            trajectory = context.trajectory(clean, [context.noise()] * len(context.timesteps))
+            noises = [context.noise()] * len(context.timesteps)
         else:
-            trajectory = yield from ddim_inversion(context, self.image)
-        return SourceBranch.for_preserve(context, self.preserve, trajectory)
+            clean, noises = yield from ddim_inversion(context, self.image)
+        if noise == "normalized":
+            free = [_normalized(one) for one in noises]
+            start = context.make_sampler().scale_initial_noise(free[0])
+            copies = [start.expand(len(context.seeds), -1, -1, -1)]
+            copies += context.trajectory(clean, free)[1:]
+        trajectory = context.trajectory(clean, noises)
+        return SourceBranch.for_preserve(context, self.preserve, trajectory, copies)
+
+
+def _normalized(noise: Tensor) -> Tensor:
+    """The noise (N, C, H, W) with mean 0 and standard deviation 1 in each channel."""
+    std, mean = torch.std_mean(noise, (2, 3), keepdim=True)
+    return (noise - mean) / std

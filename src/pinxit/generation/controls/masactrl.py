@@ -20,7 +20,7 @@ class MasaCtrl(PairedControl, ImageControl):
     """fraction of the steps, counted from the last, that read the source image"""
 
     def _prepare(self, context: SamplingContext) -> Generator[Tensor, None, SourceBranch]:
-        trajectory = yield from ddim_inversion(context, self.image)
+        trajectory = context.trajectory(*(yield from ddim_inversion(context, self.image)))
         steps = len(context.timesteps)
         shared = range(round((1 - self.preserve) * steps), steps)
         return SourceBranch(context, self.shares, shared, trajectory)
