@@ -193,6 +193,24 @@ def _scale(kind: str, length: float | None = None) -> Iterator[Row]:
             yield {**row, "shares": shares}
 
 
+def _lengths(kind: str) -> Iterator[Row]:
+    """Each method with half of, all and twice its default steps, on the same subjects or styles."""
+    methods: dict[str, list[Row]] = {}
+    for row in nested(f"scale/{kind}/{{name}}"):
+        methods.setdefault(row["method"], []).append(row)
+    for method, rows in methods.items():
+        if len(rows) == _NUM_LENGTHS:
+            rows.sort(key=lambda row: row["length"])
+            names = [name for name in _SHARES if name in rows[0]]
+            values = {name: [row[name]["value"] for row in rows] for name in names}
+            shares = {
+                name: ", ".join(f"{share:z.0%}" for share in row) for name, row in values.items()
+            }
+            seconds = ", ".join(f"{row['seconds']['value']:.0f}" for row in rows)
+            yield {"method": method, "shares": shares, "seconds": seconds}
+
+
+_NUM_LENGTHS = 3
 _SHARES = ("fidelity", "among ten", "prompt following", "drift", "diversity", "leaks")
 
 
@@ -453,6 +471,8 @@ ROWS: dict[str, Callable[[], Iterable[Row]]] = {
     "styles": _styles,
     "scale": partial(_scale, "subjects"),
     "scale-styles": partial(_scale, "styles"),
+    "lengths": partial(_lengths, "first subjects"),
+    "lengths-styles": partial(_lengths, "styles"),
     "which": partial(_scale, "subjects", 1),
     "which-style": partial(_scale, "styles", 1),
     "nouns": partial(_truths, "nouns"),

@@ -71,6 +71,7 @@ SCALE = FOLDER / "scale.json"
 RESULTS = FOLDER / "scale"
 LENGTHS = (1.0, 0.5, 2.0)  # relative to the default steps
 _BLOCK = 4  # subjects or styles that all methods are measured on before the next ones
+FIRST = "first subjects"  # those of the first block, on which all methods have all lengths
 SUBJECTS = 10
 STYLES = styles.STYLES
 FIGURES = ("fidelity", "prompt following", "drift", "diversity", "leaks", "megabytes", "seconds")
@@ -271,15 +272,17 @@ def pieces() -> list[Piece]:
 
 def summary(rows: Mapping[Piece, Row]) -> dict[str, Means]:
     """Means by kind of case, method and length, with 95% intervals over the cases."""
-    figures: dict[str, Means] = {"subjects": {}, "styles": {}}
+    figures: dict[str, Means] = {"subjects": {}, FIRST: {}, "styles": {}}
     groups: dict[tuple[str, str, float], list[Row]] = {}
+    first = [SubjectCase(number) for number in subjects.sample_subjects(_BLOCK)]
     for piece, row in rows.items():
-        kind = "subjects" if isinstance(piece.case, SubjectCase) else "styles"
-        groups.setdefault((kind, piece.method, piece.length), []).append(row)
+        kinds = ["subjects"] if isinstance(piece.case, SubjectCase) else ["styles"]
+        for kind in [*kinds, FIRST] if piece.case in first else kinds:
+            groups.setdefault((kind, piece.method, piece.length), []).append(row)
     for (kind, method, length), rows_of_group in groups.items():
         intervals = {
             name: vars(bootstrap(np.array([row[name] for row in rows_of_group])))
-            for name in (FIGURES if kind == "subjects" else STYLE_FIGURES)
+            for name in (STYLE_FIGURES if kind == "styles" else FIGURES)
         }
         figures[kind][f"{method}, {length:g}"] = {
             "method": method,
@@ -298,6 +301,9 @@ def with_earlier_means(figures: dict[str, Means]) -> dict[str, Means]:
         for name, row in earlier.items():
             if name not in measured or row["cases"] > measured[name]["cases"]:
                 measured[name] = row
+    for name, row in figures["subjects"].items():
+        if row["cases"] == _BLOCK:
+            figures.setdefault(FIRST, {}).setdefault(name, row)
     return {
         kind: dict(sorted(rows.items(), key=lambda row: (row[1]["length"], row[0])))
         for kind, rows in figures.items()

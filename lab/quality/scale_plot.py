@@ -1,10 +1,12 @@
-"""Plots the results of all methods, with 95% intervals, as SVG files.
+"""Plots the results of all methods as SVG files.
 
-`python -m lab.quality.scale_plot` reads docs/figures/scale.json and writes docs/images/scale.svg,
-likeness over drift of the subjects, and docs/images/scale-styles.svg, the style over the prompt.
+`python -m lab.quality.scale_plot` reads docs/figures/scale.json and writes files in docs/images:
+scale.svg, likeness over drift of the subjects with default steps and 95% intervals,
+scale-styles.svg, the style over the prompt, and both with half of, all and twice the steps.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 from lab.doc_tables import ROOT, read_figures
@@ -12,41 +14,99 @@ from lab.doc_tables import ROOT, read_figures
 _WIDTH, _HEIGHT, _MARGIN = 760, 460, 60
 _COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00", "#000000")
 Row = Mapping[str, Any]
+Axes = Mapping[str, str]
 
 
-def svg(rows: Mapping[str, Row], axes: Mapping[str, str]) -> str:
-    """A point for each row, the default length filled; `axes` are two figures and their titles."""
-    xs, ys = ([row[axis][end] for row in rows.values() for end in ("low", "high")] for axis in axes)
-    title_x, title_y = axes.values()
-    methods = list(dict.fromkeys(row["method"] for row in rows.values()))
-    parts = [
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {_WIDTH} {_HEIGHT}" '
-        'font-family="sans-serif" font-size="12">',
-        f'<rect width="{_WIDTH}" height="{_HEIGHT}" fill="white"/>',
-        f'<text x="{_WIDTH / 2}" y="{_HEIGHT - 12}">{title_x}</text>',
-        f'<text x="12" y="24">{title_y}</text>',
-        *_ticks(min(xs), max(xs), min(ys), max(ys)),
-    ]
-    titles: list[tuple[float, float, str]] = []
-    for row in rows.values():
-        x, y = (
-            [_scaled(row[axis][end], min(all_), max(all_)) for end in ("value", "low", "high")]
-            for axis, all_ in zip(axes, (xs, ys), strict=True)
+def svg(rows: Mapping[str, Row], axes: Axes) -> str:
+    """A point for each row with default steps; `axes` are two figures and their titles."""
+    points = [row for row in rows.values() if row["length"] == 1]
+    plot = _Plot(axes, points, ("value", "low", "high"))
+    for row in points:
+        (x, y), (left, low), (right, high) = (plot.place(row, end) for end in plot.ends)
+        plot.parts.append(
+            f'<path d="M{left:.1f} {y:.1f}H{right:.1f}M{x:.1f} {low:.1f}V{high:.1f}" '
+            f'stroke="{plot.colour(row)}" opacity=".5"/>'
         )
-        across, up = [_MARGIN + v * _PLOT for v in x], [_HEIGHT - _MARGIN - v * _TALL for v in y]
-        number = methods.index(row["method"])
-        colour = _COLOURS[number % len(_COLOURS)]
-        fill = colour if row["length"] == 1 else "white"
-        title = row["method"] + (f", {row['length']:g}" if row["length"] != 1 else "")
-        at, height = across[0] + 7, _free_height(titles, across[0] + 7, up[0] - 6, title)
-        titles.append((at, height, title))
-        parts.append(
-            f'<g stroke="{colour}"><path d="M{across[1]:.1f} {up[0]:.1f}H{across[2]:.1f}'
-            f'M{across[0]:.1f} {up[1]:.1f}V{up[2]:.1f}" opacity=".5"/>'
-            f'<circle cx="{across[0]:.1f}" cy="{up[0]:.1f}" r="5" fill="{fill}"/></g>'
-            f'<text x="{at:.1f}" y="{height:.1f}" fill="{colour}">{title}</text>'
+        plot.draw_point(row, 5)
+        plot.draw_title(row)
+    return plot.text
+
+
+def paths(rows: Mapping[str, Row], axes: Axes) -> str:
+    """A line for each method through the results of all lengths; longer ones are larger points."""
+    methods = dict.fromkeys(row["method"] for row in rows.values())
+    lines = [[row for row in rows.values() if row["method"] == method] for method in methods]
+    most = max(map(len, lines))
+    lines = [line for line in lines if len(line) == most]
+    plot = _Plot(axes, [row for line in lines for row in line], ("value",))
+    for line in lines:
+        line.sort(key=lambda row: row["length"])
+        places = " ".join("{:.1f},{:.1f}".format(*plot.place(row, "value")) for row in line)
+        plot.parts.append(
+            f'<polyline points="{places}" fill="none" stroke="{plot.colour(line[0])}" '
+            'opacity=".5"/>'
         )
-    return "\n".join([*parts, "</svg>", ""])
+        for radius, row in enumerate(line, 3):
+            plot.draw_point(row, radius)
+        plot.draw_title(line[-1])
+    return plot.text
+
+
+@dataclass
+class _Plot:
+    """A plot whose axes fit the figures of the rows, and its parts so far."""
+
+    axes: Axes
+    rows: Sequence[Row]
+    ends: Sequence[str]
+    parts: list[str] = field(default_factory=list[str])
+    titles: list[tuple[float, float, str]] = field(default_factory=list[tuple[float, float, str]])
+
+    def range(self, axis: str) -> tuple[float, float]:
+        """The smallest and the largest figure of an axis."""
+        values = [row[axis][end] for row in self.rows for end in self.ends]
+        return min(values), max(values)
+
+    def place(self, row: Row, end: str) -> tuple[float, float]:
+        """The pixel of a row: its value, or an end of its interval."""
+        x, y = (_scaled(row[axis][end], *self.range(axis)) for axis in self.axes)
+        return _MARGIN + x * _PLOT, _HEIGHT - _MARGIN - y * _TALL
+
+    def colour(self, row: Row) -> str:
+        """The colour of the method."""
+        methods = list(dict.fromkeys(row["method"] for row in self.rows))
+        return _COLOURS[methods.index(row["method"]) % len(_COLOURS)]
+
+    def draw_point(self, row: Row, radius: int) -> None:
+        """A point for the value of a row."""
+        x, y = self.place(row, "value")
+        self.parts.append(
+            f'<circle cx="{x:.1f}" cy="{y:.1f}" r="{radius}" fill="{self.colour(row)}"/>'
+        )
+
+    def draw_title(self, row: Row) -> None:
+        """The method, right of its point, where there is no other title."""
+        x, y = self.place(row, "value")
+        height = _free_height(self.titles, x + 7, y - 6, row["method"])
+        self.titles.append((x + 7, height, row["method"]))
+        self.parts.append(
+            f'<text x="{x + 7:.1f}" y="{height:.1f}" fill="{self.colour(row)}">'
+            f"{row['method']}</text>"
+        )
+
+    @property
+    def text(self) -> str:
+        """The SVG file."""
+        title_x, title_y = self.axes.values()
+        ranges = [end for axis in self.axes for end in self.range(axis)]
+        head = (
+            f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {_WIDTH} {_HEIGHT}" '
+            'font-family="sans-serif" font-size="12">',
+            f'<rect width="{_WIDTH}" height="{_HEIGHT}" fill="white"/>',
+            f'<text x="{_WIDTH / 2}" y="{_HEIGHT - 12}">{title_x}</text>',
+            f'<text x="12" y="24">{title_y}</text>',
+        )
+        return "\n".join([*head, *_ticks(*ranges), *self.parts, "</svg>", ""])
 
 
 def _free_height(titles: list[tuple[float, float, str]], x: float, y: float, title: str) -> float:
@@ -87,9 +147,16 @@ def _ticks(left: float, right: float, low: float, high: float) -> Iterator[str]:
 
 def main() -> None:
     """Write the plots of subjects and of styles."""
-    for kind, name in (("subjects", "scale.svg"), ("styles", "scale-styles.svg")):
-        file = ROOT / "docs" / "images" / name
-        file.write_text(svg(read_figures("scale")[kind], AXES[kind]), encoding="utf-8")
+    figures = read_figures("scale")
+    plots = {
+        "scale": svg(figures["subjects"], AXES["subjects"]),
+        "scale-lengths": paths(figures["first subjects"], AXES["subjects"]),
+        "scale-styles": svg(figures["styles"], AXES["styles"]),
+        "scale-styles-lengths": paths(figures["styles"], AXES["styles"]),
+    }
+    for name, text in plots.items():
+        file = ROOT / "docs" / "images" / f"{name}.svg"
+        file.write_text(text, encoding="utf-8")
         print(file)
 
 

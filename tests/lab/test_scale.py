@@ -13,7 +13,7 @@ import pytest
 from lab.doc_tables import read_figures
 from lab.quality import scale
 from lab.quality.harness import Lab
-from lab.quality.scale_plot import AXES, svg
+from lab.quality.scale_plot import AXES, paths, svg
 from pinxit import registry
 from pinxit.cli.train import RECOMMENDED
 from pinxit.models.model import Model
@@ -95,12 +95,14 @@ def test_stored_means_over_more_subjects_are_kept(
 ) -> None:
     row = {"length": 1, "cases": 4}
     stored = {"subjects": {"lora, 1": row | {"cases": 10}, "dora, 1": row}, "styles": {}}
+    stored[scale.FIRST] = {"lora, 0.5": row | {"length": 0.5}}
     monkeypatch.setattr(scale, "SCALE", tmp_path / "scale.json")
     scale.SCALE.write_text(json.dumps({"figures": stored}))
     measured = {"subjects": {"lora, 1": row | {"cases": 9}, "dora, 1": row | {"new": 1}}}
     means = scale.with_earlier_means(measured)
     assert means == {
         "subjects": {"lora, 1": row | {"cases": 10}, "dora, 1": row | {"new": 1}},
+        scale.FIRST: {"lora, 0.5": row | {"length": 0.5}, "dora, 1": row | {"new": 1}},
         "styles": {},
     }
     assert list(means["subjects"]) == ["dora, 1", "lora, 1"]
@@ -109,15 +111,38 @@ def test_stored_means_over_more_subjects_are_kept(
 def test_the_plot_shows_likeness_over_drift() -> None:
     cases = (scale.SubjectCase(3), scale.SubjectCase(4))
     rows = {scale.Piece(case, "lora", 1.0): row(0.2 + 0.1 * n) for n, case in enumerate(cases)}
-    rows |= {scale.Piece(case, "dora", 0.5): row(0.8 + 0.1 * n) for n, case in enumerate(cases)}
+    rows |= {scale.Piece(case, "dora", 1.0): row(0.8 + 0.1 * n) for n, case in enumerate(cases)}
+    rows[scale.Piece(cases[0], "lokr", 0.5)] = row(0.3)  # not with default steps
     figures: Any = scale.summary(rows)
     tree = ElementTree.fromstring(svg(figures["subjects"], AXES["subjects"]))
     points = list(tree.iter("{http://www.w3.org/2000/svg}circle"))
     x, y = ([float(point.attrib[key]) for point in points] for key in ("cx", "cy"))
     assert (x[0] < x[1], y[0] > y[1]) == (True, True)
-    assert [point.attrib["fill"] == "white" for point in points] == [False, True]
     titles = [text.text for text in tree.iter("{http://www.w3.org/2000/svg}text")]
-    assert {"lora", "dora, 0.5", "drift of the class", "likeness"} <= set(titles)
+    assert {"lora", "dora", "drift of the class", "likeness"} <= set(titles)
+    assert "lokr" not in titles
+
+
+def test_lines_go_through_all_lengths_of_the_first_subjects() -> None:
+    first, other = scale.subjects.sample_subjects(5)[0], scale.subjects.sample_subjects(5)[4]
+    rows = {
+        scale.Piece(scale.SubjectCase(first), "lora", length): row(value) | {"drift": 1 - value}
+        for length, value in ((2.0, 0.9), (0.5, 0.1), (1.0, 0.5))
+    }
+    rows[scale.Piece(scale.SubjectCase(first), "dora", 1.0)] = row(0.7)  # without other lengths
+    rows[scale.Piece(scale.SubjectCase(other), "lora", 1.0)] = row(0.0)
+    figures: Any = scale.summary(rows)
+    assert figures["subjects"]["lora, 1"]["fidelity"]["value"] == pytest.approx(0.25)
+    assert figures[scale.FIRST]["lora, 1"]["fidelity"]["value"] == pytest.approx(0.5)
+    tree = ElementTree.fromstring(paths(figures[scale.FIRST], AXES["subjects"]))
+    points = list(tree.iter("{http://www.w3.org/2000/svg}circle"))
+    x, y = ([float(point.attrib[key]) for point in points] for key in ("cx", "cy"))
+    assert [point.attrib["r"] for point in points] == ["3", "4", "5"]
+    assert x == sorted(x, reverse=True)
+    assert y == sorted(y, reverse=True)
+    (line,) = tree.iter("{http://www.w3.org/2000/svg}polyline")
+    corners = [f"{across:.1f},{up:.1f}" for across, up in zip(x, y, strict=True)]
+    assert line.attrib["points"].split() == corners
 
 
 def test_the_plot_of_styles_shows_the_style_over_the_prompt() -> None:
