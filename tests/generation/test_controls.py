@@ -32,7 +32,7 @@ from pinxit.images.tensors import to_pixels
 from pinxit.models.model import Model
 from pinxit.models.noise_schedule import Diffusion, Flow, Schedule
 from pinxit.models.open_base import open_base
-from pinxit.progress import Progress
+from pinxit.progress import Notice, Progress
 from pinxit.reports.demo import transfer_styles
 from pinxit.reports.entrant import Entrant
 from pinxit.runs.run import train_run
@@ -149,6 +149,22 @@ def test_normalized_noise_preserves_the_whole_image_as_well(model: Model, pictur
     assert distance(end("normalized", 1), source) < 1e-5
     # The first steps copy the source image under the same noise, not under its own.
     assert distance(end("normalized", 0.8), end("inverted", 0.8)) > 1e-3
+
+
+@pytest.mark.parametrize(
+    ("noise", "count", "expected"),
+    [("inverted", 2, True), ("normalized", 2, True), ("random", 2, False), ("inverted", 1, False)],
+)
+def test_images_that_will_be_alike_are_announced(
+    model: Model, picture: Path, noise: str, count: int, expected: bool
+) -> None:
+    control = {"name": "inversion", "image": picture, "initial_noise": noise}
+    options = {"prompt": "a blue cat", "steps": 2, "controls": [control], "num_images": count}
+    events = [*sample_images(model, GenerationRequest.model_validate(options))]
+    images = [event.image.tobytes() for event in events if isinstance(event, GeneratedImage)]
+    assert (len(set(images)) < len(images)) == expected
+    texts = [event.message for event in events if isinstance(event, Notice)]
+    assert any("the 2 images will be alike" in text for text in texts) == expected
 
 
 def returned(generator: Generator[object, None, T]) -> T:

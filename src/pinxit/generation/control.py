@@ -156,6 +156,10 @@ class Control(registry.Plugin, Options, ABC):
         """Whether the images start from the source image instead of noise."""
         return False
 
+    def ignores_seeds(self, changed: ChangedWeights) -> bool:  # noqa: ARG002
+        """Whether images start alike whatever their seeds are."""
+        return False
+
     def source_branch_prompt(self, plain_prompt: str) -> str | None:  # noqa: ARG002
         """The prompt of the source branch, or None for a control without one.
 

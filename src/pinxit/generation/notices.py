@@ -5,7 +5,7 @@ from collections.abc import Iterator, Sequence
 
 from pinxit.adapters.parts import EmbeddingPart
 from pinxit.concepts.concept import Concept
-from pinxit.generation.control import without_tokens
+from pinxit.generation.control import changed_weights, without_tokens
 from pinxit.generation.request import GenerationRequest
 from pinxit.models.model import Model
 from pinxit.models.prompt import parse_prompt
@@ -38,6 +38,12 @@ def request_notices(
         yield Notice(
             "the prompt and the source prompt are the same, so there is nothing to change. "
             "hint: describe the source image with --source-prompt"
+        )
+    changed = changed_weights(request.prompt, concepts)
+    if request.num_images > 1 and any(one.ignores_seeds(changed) for one in request.controls):
+        yield Notice(
+            f"the {request.num_images} images will be alike: all start from the noise of the "
+            "source image. hint: --initial-noise random"
         )
     known = {token.lower() for token in model.placeholders}
     for token in re.findall(r"<[\w-]+>", f"{request.prompt} {request.negative_prompt}"):

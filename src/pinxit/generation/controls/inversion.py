@@ -48,8 +48,15 @@ class Inversion(PairedControl, ImageControl):
         """Unless nothing is preserved."""
         return self.preserve > 0
 
+    def _noise(self, changed: ChangedWeights) -> InitialNoise:
+        return self.initial_noise or _INITIAL_NOISE[changed]
+
+    def ignores_seeds(self, changed: ChangedWeights) -> bool:
+        """If the noise is found by inversion."""
+        return self.sets_initial_latents and self._noise(changed) != "random"
+
     def _prepare(self, context: SamplingContext) -> Generator[Tensor, None, SourceBranch]:
-        noise, copies = self.initial_noise or _INITIAL_NOISE[context.changed_weights], None
+        noise, copies = self._noise(context.changed_weights), None
         if noise == "random":
             clean = context.model.encode(context.pixels(self.image)).mean
             noises = [context.noise()] * len(context.timesteps)
