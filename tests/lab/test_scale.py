@@ -94,8 +94,8 @@ def test_stored_means_over_more_subjects_are_kept(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     row = {"length": 1, "cases": 4}
-    stored = {"subjects": {"lora, 1": row | {"cases": 10}, "dora, 1": row}, "styles": {}}
-    stored[scale.FIRST] = {"lora, 0.5": row | {"length": 0.5}}
+    stored: dict[str, Any] = {"subjects": {"lora, 1": row | {"cases": 10}, "dora, 1": row}}
+    stored |= {scale.FIRST: {"lora, 0.5": row | {"length": 0.5}}, "styles": {}}
     monkeypatch.setattr(scale, "SCALE", tmp_path / "scale.json")
     scale.SCALE.write_text(json.dumps({"figures": stored}))
     measured = {"subjects": {"lora, 1": row | {"cases": 9}, "dora, 1": row | {"new": 1}}}
