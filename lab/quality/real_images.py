@@ -23,7 +23,11 @@ from pinxit.pocket.captions import PLACE_PHRASES
 from pinxit.training.recipe import Recipe
 
 # One vector cannot describe photographs to a base model that was not trained on any.
-METHODS: dict[str, dict[str, int]] = {"textual-inversion": {"num_vectors": 8}, "dreambooth": {}}
+METHODS: dict[str, dict[str, int]] = {
+    "textual-inversion": {"num_vectors": 8},
+    "dreambooth": {},
+    "lora": {},
+}
 FOLDERS = ("pegasus", "shifu")  # the other folders are only distractors
 NOUN = "animal"
 _PLACES = ("beach", "snow", "city", "night")
