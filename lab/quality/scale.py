@@ -14,6 +14,7 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from itertools import takewhile
 from pathlib import Path
 from statistics import fmean
 from typing import Any, Protocol
@@ -26,6 +27,7 @@ from lab.quality.harness import (
     Lab,
     LabImage,
     Row,
+    TrainedConcept,
     argument_parser,
     cached,
     print_progress,
@@ -228,10 +230,17 @@ class Piece:
             "drift": change["drift"] - change["drift of the base"],
             "diversity": change["diversity"] / change["diversity of the base"],
             "megabytes": _megabytes(state.result_file),
-            "seconds": prepared + steps * trained.processor_seconds / max(trained.new_steps, 1),
+            "seconds": prepared + _training_seconds(trained, steps),
             "class images": prepared,
             "steps": steps,
         }
+
+
+def _training_seconds(trained: TrainedConcept, steps: int) -> float:
+    """Processor seconds, or seconds by the clock if too few steps were trained by this process."""
+    if trained.new_steps < steps / 2:
+        return trained.seconds
+    return steps * trained.processor_seconds / trained.new_steps
 
 
 def _megabytes(path: Path) -> float:
@@ -255,8 +264,7 @@ def _class_images_seconds(lab: Lab, recipe: Recipe, work: Path) -> float:
 
 def pieces() -> list[Piece]:
     """All pieces; blocks of subjects and of styles take turns, so that tables fill up in rows."""
-    all_subjects = [SubjectCase(number) for number in subjects.sample_subjects(SUBJECTS)]
-    all_styles = [StyleCase(style) for style in STYLES]
+    all_subjects, all_styles = _cases()
     blocks: list[Sequence[Case]] = []
     for start in range(0, SUBJECTS, _BLOCK):
         blocks += [all_subjects[start : start + _BLOCK], all_styles[start : start + _BLOCK]]
@@ -270,27 +278,37 @@ def pieces() -> list[Piece]:
     return [piece for piece in ordered if piece.is_apart]
 
 
+def _cases() -> tuple[list[SubjectCase], list[StyleCase]]:
+    """All subjects and all styles, in the order in which they are measured."""
+    numbers = subjects.sample_subjects(SUBJECTS)
+    return [SubjectCase(number) for number in numbers], [StyleCase(style) for style in STYLES]
+
+
 def summary(rows: Mapping[Piece, Row]) -> dict[str, Means]:
-    """Means by kind of case, method and length, with 95% intervals over the cases."""
-    figures: dict[str, Means] = {"subjects": {}, FIRST: {}, "styles": {}}
-    groups: dict[tuple[str, str, float], list[Row]] = {}
-    first = [SubjectCase(number) for number in subjects.sample_subjects(_BLOCK)]
+    """Means by kind of case, method and length, with 95% intervals over the cases.
+
+    A mean is over the first cases, up to the first without results, so that means over equally many
+    are over the same ones.
+    """
+    groups: dict[tuple[str, float], dict[Case, Row]] = {}
     for piece, row in rows.items():
-        kinds = ["subjects"] if isinstance(piece.case, SubjectCase) else ["styles"]
-        for kind in [*kinds, FIRST] if piece.case in first else kinds:
-            groups.setdefault((kind, piece.method, piece.length), []).append(row)
-    for (kind, method, length), rows_of_group in groups.items():
-        intervals = {
-            name: vars(bootstrap(np.array([row[name] for row in rows_of_group])))
-            for name in (STYLE_FIGURES if kind == "styles" else FIGURES)
-        }
-        figures[kind][f"{method}, {length:g}"] = {
-            "method": method,
-            "length": length,
-            "cases": len(rows_of_group),
-            **intervals,
-        }
-    return {kind: rows for kind, rows in figures.items() if rows}
+        groups.setdefault((piece.method, piece.length), {})[piece.case] = row
+    all_subjects, all_styles = _cases()
+    kinds = {"subjects": all_subjects, FIRST: all_subjects[:_BLOCK], "styles": all_styles}
+    figures: dict[str, Means] = {kind: {} for kind in kinds}
+    for kind, cases in kinds.items():
+        for (method, length), measured in groups.items():
+            first = [measured[case] for case in takewhile(measured.__contains__, cases)]
+            if first:
+                names = STYLE_FIGURES if kind == "styles" else FIGURES
+                values = {name: np.array([row[name] for row in first]) for name in names}
+                figures[kind][f"{method}, {length:g}"] = {
+                    "method": method,
+                    "length": length,
+                    "cases": len(first),
+                    **{name: vars(bootstrap(value)) for name, value in values.items()},
+                }
+    return {kind: means for kind, means in figures.items() if means}
 
 
 def with_earlier_means(figures: dict[str, Means]) -> dict[str, Means]:

@@ -47,9 +47,11 @@ def test_the_first_pieces_have_all_methods_for_four_subjects() -> None:
 
 
 def test_summary_has_means_over_subjects_and_the_number_of_them() -> None:
-    cases = (scale.SubjectCase(3), scale.SubjectCase(4), scale.SubjectCase(5))
+    *cases, other = map(scale.SubjectCase, scale.subjects.sample_subjects(5))
+    cases = cases[:3]  # and the last one, which does not count without the one before it
     values = (0.2, 0.5, 0.8)
     rows = {scale.Piece(c, "lora", 1.0): row(v) for c, v in zip(cases, values, strict=True)}
+    rows[scale.Piece(other, "lora", 1.0)] = row(0.9)
     rows[scale.Piece(scale.StyleCase("sepia"), "lora", 1.0)] = row(0.4)
     figures: Any = scale.summary(rows)
     lora = figures["subjects"]["lora, 1"]
@@ -109,7 +111,7 @@ def test_stored_means_over_more_subjects_are_kept(
 
 
 def test_the_plot_shows_likeness_over_drift() -> None:
-    cases = (scale.SubjectCase(3), scale.SubjectCase(4))
+    cases = [*map(scale.SubjectCase, scale.subjects.sample_subjects(2))]
     rows = {scale.Piece(case, "lora", 1.0): row(0.2 + 0.1 * n) for n, case in enumerate(cases)}
     rows |= {scale.Piece(case, "dora", 1.0): row(0.8 + 0.1 * n) for n, case in enumerate(cases)}
     rows[scale.Piece(cases[0], "lokr", 0.5)] = row(0.3)  # not with default steps
@@ -124,15 +126,16 @@ def test_the_plot_shows_likeness_over_drift() -> None:
 
 
 def test_lines_go_through_all_lengths_of_the_first_subjects() -> None:
-    first, other = scale.subjects.sample_subjects(5)[0], scale.subjects.sample_subjects(5)[4]
+    first, *others = scale.subjects.sample_subjects(5)
     rows = {
         scale.Piece(scale.SubjectCase(first), "lora", length): row(value) | {"drift": 1 - value}
         for length, value in ((2.0, 0.9), (0.5, 0.1), (1.0, 0.5))
     }
     rows[scale.Piece(scale.SubjectCase(first), "dora", 1.0)] = row(0.7)  # without other lengths
-    rows[scale.Piece(scale.SubjectCase(other), "lora", 1.0)] = row(0.0)
+    rows |= {scale.Piece(scale.SubjectCase(other), "lora", 1.0): row(0.5) for other in others[:3]}
+    rows[scale.Piece(scale.SubjectCase(others[3]), "lora", 1.0)] = row(0.0)
     figures: Any = scale.summary(rows)
-    assert figures["subjects"]["lora, 1"]["fidelity"]["value"] == pytest.approx(0.25)
+    assert figures["subjects"]["lora, 1"]["fidelity"]["value"] == pytest.approx(0.4)
     assert figures[scale.FIRST]["lora, 1"]["fidelity"]["value"] == pytest.approx(0.5)
     tree = ElementTree.fromstring(paths(figures[scale.FIRST], AXES["subjects"]))
     points = list(tree.iter("{http://www.w3.org/2000/svg}circle"))
