@@ -17,7 +17,7 @@ BRANCHES = 8
 # The limit for the whole package except pocket, which is a model together with its training. The
 # first aim was 9,300 lines; the web page, two model families, the checks of untrusted files and the
 # readers of other programs' files were added after it was set.
-TOTAL_LINES = 25_455
+TOTAL_LINES = 25_512
 EXCLUDED_FROM_TOTAL = "pocket"
 FORBIDDEN_NAMES = {"util", "utils", "common", "misc", "helper", "helpers", "manager", "base"}
 
