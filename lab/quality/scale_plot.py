@@ -12,7 +12,7 @@ from typing import Any
 from lab.doc_tables import ROOT, read_figures
 
 _WIDTH, _HEIGHT, _MARGIN = 760, 460, 60
-_COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00", "#000000")
+_COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00", "#000000", "#8c6d3f")
 Row = Mapping[str, Any]
 Axes = Mapping[str, str]
 
