@@ -62,14 +62,14 @@ class _Plot:
     parts: list[str] = field(default_factory=list[str])
     titles: list[tuple[float, float, str]] = field(default_factory=list[tuple[float, float, str]])
 
-    def range(self, axis: str) -> tuple[float, float]:
+    def limits(self, axis: str) -> tuple[float, float]:
         """The smallest and the largest figure of an axis."""
         values = [row[axis][end] for row in self.rows for end in self.ends]
         return min(values), max(values)
 
     def place(self, row: Row, end: str) -> tuple[float, float]:
         """The pixel of a row: its value, or an end of its interval."""
-        x, y = (_scaled(row[axis][end], *self.range(axis)) for axis in self.axes)
+        x, y = (_scaled(row[axis][end], *self.limits(axis)) for axis in self.axes)
         return _MARGIN + x * _PLOT, _HEIGHT - _MARGIN - y * _TALL
 
     def colour(self, row: Row) -> str:
@@ -98,7 +98,7 @@ class _Plot:
     def text(self) -> str:
         """The SVG file."""
         title_x, title_y = self.axes.values()
-        ranges = [end for axis in self.axes for end in self.range(axis)]
+        ranges = [end for axis in self.axes for end in self.limits(axis)]
         head = (
             f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {_WIDTH} {_HEIGHT}" '
             'font-family="sans-serif" font-size="12">',

@@ -42,7 +42,7 @@ from pinxit.pocket.world import (
 )
 from pinxit.training.recipe import Recipe
 
-# Styles that pocket has words for, and the one that must be trained, and by what.
+# Styles that pocket knows by name; the style that is trained, its token, and the methods.
 STYLES = ("watercolour", "pencil", "chalk", "cartoon", "pop art")
 LEARNED, TOKEN = gallery.STYLE, "<mystyle>"
 METHODS = ("lora", "textual-inversion")
@@ -69,7 +69,7 @@ class Item:
 
     @property
     def label(self) -> str:
-        """The beginning of the names of its files."""
+        """The prefix of its file names."""
         return f"{self.method or 'words'}-{self.number:02}"
 
     @property

@@ -1,4 +1,4 @@
-"""The commands whose results are compared, as the first version spells them.
+"""The commands whose results are compared, in the syntax of the first version.
 
 Where a default or a meaning has changed on purpose, they say what both versions do in the same way:
 the rank of a LoRA, and a style without "in the style of".

@@ -168,7 +168,7 @@ def test_images_that_will_be_alike_are_announced(
 
 
 def returned(generator: Generator[object, None, T]) -> T:
-    """What a generator returns at its end."""
+    """Run a generator to its end; returns its return value."""
     while True:
         try:
             next(generator)

@@ -42,8 +42,8 @@ def request_notices(
     changed = changed_weights(request.prompt, concepts)
     if request.num_images > 1 and any(one.ignores_seeds(changed) for one in request.controls):
         yield Notice(
-            f"the {request.num_images} images will be alike: all start from the noise of the "
-            "source image. hint: --initial-noise random"
+            f"the {request.num_images} images will be alike, whatever their seeds: all "
+            "start from the noise of the source image. hint: --initial-noise random"
         )
     known = {token.lower() for token in model.placeholders}
     for token in re.findall(r"<[\w-]+>", f"{request.prompt} {request.negative_prompt}"):

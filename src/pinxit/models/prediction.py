@@ -115,7 +115,7 @@ def _looks_like_velocity(
 
 
 def _marks(values: Mapping[str, str]) -> _Marks:
-    """Entries of a file's metadata, by name in lower case without the prefix of a program."""
+    """A file's metadata: values by key, in lower case and without the prefix of a program."""
     return {_PREFIXES.sub("", name.lower()): value for name, value in values.items()}
 
 

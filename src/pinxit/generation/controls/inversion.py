@@ -36,8 +36,8 @@ class Inversion(PairedControl, ImageControl):
         aliases=("path",),
         values={"noised": "random"},
         default_is=(
-            "inverted; with a concept that changes weights of the base model, normalized for a "
-            "style, random for an object"
+            "inverted; if a concept changes weights of the base model: normalized for a style, "
+            "random for an object"
         ),
     )
     """noise of the source image: found by DDIM inversion, the same without the colours of the image
